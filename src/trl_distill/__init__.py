@@ -1,0 +1,1 @@
+"""trl-distill: prompt distillation and knowledge distillation for TRL."""

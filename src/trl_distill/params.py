@@ -1,0 +1,191 @@
+"""`LLMTrainingParams`: everything a run can be told, as flat data of the standard library.
+
+One field is one flag of `aitraining llm`; `config.from_params` turns the whole into TRL's configuration.
+A value is checked when it is set, in the constructor and afterwards; `validate` checks what several fields
+must agree on.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+from .arguments import DTYPES, QUANTIZATIONS, DistillationArguments, check_value, option
+from .errors import ParamsError, nearest
+
+STRATEGIES = ("no", "steps", "epoch")
+MIXED_PRECISIONS = ("no", "bf16", "fp16")
+
+# what users of AutoTrain and TRL type for the same thing; flags of the command line as well
+ALIASES = {
+    "max_seq_length": "block_size",
+    "model_max_length": "block_size",
+    "max_length": "block_size",
+    "learning_rate": "lr",
+    "gradient_accumulation_steps": "gradient_accumulation",
+    "per_device_train_batch_size": "batch_size",
+    "num_train_epochs": "epochs",
+}
+
+
+@dataclass
+class LLMTrainingParams(DistillationArguments):
+    """Parameters of one training run; the defaults are those of the guide.
+
+    Example:
+        >>> config = LLMTrainingParams(model="gpt2", teacher_model="gpt2-large", data_path="queries.json")
+        >>> config.distill_temperature
+        3.0
+
+    Raises:
+        ParamsError: An unknown name (with the nearest known ones) or a value outside what is accepted, when
+            the object is made and when a field is set later.
+    """
+
+    model: Any = option(
+        None, "Student: a folder, a Hub name, 'embedded', or (in Python) a loaded model.", group="Basic"
+    )
+    trainer: str = option(
+        "distillation",
+        "Registered trainer: 'distillation', or 'sft' (with --use-distillation).",
+        group="Basic",
+    )
+    project_name: str = option("project-name", "Folder to write to; any path, made when missing.", group="Basic")
+    data_path: Any = option(
+        "data",
+        "A file (json, jsonl, csv, tsv, parquet, arrow, txt), a folder of them, or a Hub dataset.",
+        group="Basic",
+    )
+    train: bool = option(True, "Accepted for AutoTrain's sake; a run trains without it.", group="Basic")
+    overwrite: bool = option(False, "Replace a finished run in the project folder.", group="Basic")
+    resume: bool = option(False, "Go on from the project folder's last checkpoint.", group="Basic")
+    dry_run: bool = option(False, "Show the pre-flight and stop before training.", group="Basic")
+
+    train_split: str = option("train", "Split to train on.", group="Data")
+    valid_split: str | None = option(None, "Split to evaluate on (default: a folder's validation files).", group="Data")
+    data_config: str | None = option(None, "Configuration name of a Hub dataset.", group="Data")
+    text_column: str = option("text", "Column with the input.", group="Data")
+    chat_template: str | None = option(
+        None, "Jinja file, or model whose chat template the student takes.", group="Data"
+    )
+    block_size: int = option(1024, "Tokens at most in a student's sequence.", low=2, group="Data")
+
+    epochs: float = option(3, "Training epochs.", above=0.0, group="Training")
+    max_steps: int = option(-1, "Optimizer steps at most; -1 leaves it to --epochs.", low=-1, group="Training")
+    batch_size: int = option(4, "Rows per device and step.", low=1, group="Training")
+    eval_batch_size: int | None = option(
+        None, "Rows per device in evaluation (default: batch size).", low=1, group="Training"
+    )
+    gradient_accumulation: int = option(4, "Batches per optimizer step.", low=1, group="Training")
+    lr: float = option(5e-5, "Learning rate.", above=0.0, group="Training")
+    warmup_ratio: float = option(
+        0.1, "Share of the steps in which the learning rate rises.", low=0.0, high=1.0, group="Training"
+    )
+    scheduler: str = option("linear", "Learning rate schedule, by transformers' name.", group="Training")
+    optimizer: str = option("adamw_torch", "Optimizer, by transformers' name.", group="Training")
+    weight_decay: float = option(0.0, "Weight decay.", low=0.0, group="Training")
+    max_grad_norm: float = option(1.0, "Gradient norm at most; 0 does not clip.", low=0.0, group="Training")
+    seed: int = option(42, "Seed of everything random.", low=0, group="Training")
+    mixed_precision: str | None = option(
+        None, "Mixed precision of training.", choices=MIXED_PRECISIONS, group="Training"
+    )
+    gradient_checkpointing: bool = option(False, "Recompute activations to save memory.", group="Training")
+
+    dtype: str = option("float32", "Precision the student is loaded in.", choices=DTYPES, group="Model")
+    attn_implementation: str | None = option(None, "Attention implementation, by transformers' name.", group="Model")
+    quantization: str | None = option(
+        None,
+        "Load the student quantized by bitsandbytes (needs --peft).",
+        choices=QUANTIZATIONS,
+        group="Model",
+    )
+    peft: bool = option(False, "Train a LoRA adapter instead of all weights.", group="Model")
+    lora_r: int = option(16, "Rank of the adapter.", low=1, group="Model")
+    lora_alpha: int = option(32, "Scale of the adapter.", low=1, group="Model")
+    lora_dropout: float = option(0.05, "Dropout of the adapter.", low=0.0, high=1.0, group="Model")
+    target_modules: str = option("all-linear", "Modules that get an adapter, separated by commas.", group="Model")
+    merge_adapter: bool = option(False, "Save the adapter merged into the model.", group="Model")
+    trust_remote_code: bool = option(False, "Allow models that bring their own code.", group="Model")
+
+    log: str = option(
+        "none",
+        "Where to log besides the terminal: none, tensorboard, wandb, trackio, ...",
+        group="Logging and saving",
+    )
+    logging_steps: int = option(10, "Steps between two log lines.", low=1, group="Logging and saving")
+    eval_strategy: str = option(
+        "epoch",
+        "When to evaluate, where there is a validation split.",
+        choices=STRATEGIES,
+        group="Logging and saving",
+    )
+    eval_steps: int | None = option(None, "Steps between evaluations.", low=1, group="Logging and saving")
+    save_strategy: str = option("epoch", "When to write a checkpoint.", choices=STRATEGIES, group="Logging and saving")
+    save_steps: int = option(500, "Steps between checkpoints.", low=1, group="Logging and saving")
+    save_total_limit: int = option(1, "Checkpoints to keep.", low=1, group="Logging and saving")
+    push_to_hub: bool = option(False, "Upload the result; the token is read from HF_TOKEN.", group="Logging and saving")
+    username: str | None = option(None, "Hub account to upload to (default: the token's).", group="Logging and saving")
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> LLMTrainingParams:
+        """Refuse an unknown keyword with the nearest known names, before the dataclass would."""
+        for name in kwargs:
+            if name not in FIELDS:
+                raise ParamsError(_unknown(name))
+        return super().__new__(cls)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set a field to a checked value."""
+        if name not in FIELDS:
+            raise ParamsError(_unknown(name))
+        object.__setattr__(self, name, check_value(name, value, FIELDS[name]))
+
+    def validate(self) -> None:
+        """Check what several fields must agree on; needs no model, no data and no network.
+
+        Raises:
+            ParamsError: A missing model or teacher, or two settings that contradict each other.
+        """
+        if self.model is None:
+            raise ParamsError("model is missing; give --model a folder, a Hub name or 'embedded'.")
+        if self.distills and self.teacher_model is None:
+            raise ParamsError(
+                "teacher_model is missing; distillation needs a teacher: give --teacher-model a folder, a Hub name "
+                "or 'embedded'."
+            )
+        if not self.distills and self.teacher_model is not None:
+            raise ParamsError(
+                f"teacher_model is {self.teacher_model!r} but trainer {self.trainer!r} does not distil; "
+                "add --use-distillation or drop --teacher-model."
+            )
+        if self.quantization is not None and not self.peft:
+            raise ParamsError(f"quantization {self.quantization!r} trains an adapter; add --peft.")
+        if self.merge_adapter and not self.peft:
+            raise ParamsError("merge_adapter has no adapter to merge; add --peft.")
+        if self.merge_adapter and self.quantization is not None:
+            raise ParamsError("merge_adapter cannot merge into a quantized model; drop one of the two.")
+        if self.overwrite and self.resume:
+            raise ParamsError("overwrite and resume contradict each other; give one of them.")
+
+    @property
+    def distills(self) -> bool:
+        """Whether this run has a teacher: any trainer but plain SFT."""
+        return self.trainer != "sft" or self.use_distillation
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return all fields as plain data; a loaded model or dataset is named by its class."""
+        plain = (str, int, float, bool, list, dict, type(None))
+        live = {name for name in ("model", "data_path", "teacher_model") if not isinstance(getattr(self, name), plain)}
+        values = {name: getattr(self, name) for name in FIELDS}
+        return {k: f"<{type(v).__name__}>" if k in live else v for k, v in values.items()}
+
+
+FIELDS = {spec.name: spec for spec in fields(LLMTrainingParams)}
+
+
+def _unknown(name: str) -> str:
+    """Say that a field is not known."""
+    if name in ("token", "hub_token"):
+        return f"{name} is not taken, so that it is written nowhere; set the environment variable HF_TOKEN."
+    if name in ALIASES:
+        return f"unknown parameter {name!r}; it is called {ALIASES[name]!r} here."
+    return f"unknown parameter {name!r}.{nearest(name, FIELDS)} `aitraining llm --help` lists all."
