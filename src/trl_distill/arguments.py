@@ -6,7 +6,9 @@ inherit them. Standard library only, so that a command line can show its help wi
 
 from __future__ import annotations
 
-from dataclasses import MISSING, dataclass, field, fields
+import os
+import re
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from .errors import ParamsError
@@ -144,16 +146,19 @@ class DistillationArguments:
 def check_value(name: str, value: Any, spec: Any) -> Any:
     """Return `value` as the type of the dataclass field `spec`, or say what is accepted.
 
-    Numbers given as text are converted (a YAML file writes `5e-5` as text), an int is taken for a float.
+    Numbers given as text are converted (a YAML file writes `5e-5` as text), an int is taken for a float, and a path
+    becomes text (a template's one that names a file).
 
     Raises:
         ParamsError: Wrong type, not among the choices, or outside the range.
     """
-    text, kind = spec.metadata["help"], str(spec.type)
+    text, kind = spec.metadata["help"], _types(spec)
     if value is None:
         if "None" in kind or spec.default is None:
             return value
         raise ParamsError(f"{name} is empty; give {_accepted(spec)}.")
+    if isinstance(value, os.PathLike):
+        value = ("@" if name.endswith("_template") else "") + os.fspath(value)
     value = _converted(name, value, kind, spec)
     choices = spec.metadata.get("choices")
     if choices is not None and value not in choices:
@@ -165,9 +170,14 @@ def check_value(name: str, value: Any, spec: Any) -> Any:
     return value
 
 
-def _converted(name: str, value: Any, kind: str, spec: Any) -> Any:
+def _types(spec: Any) -> set[str]:
+    """Return the names of a field's types; HfArgumentParser turns the annotation's text into types."""
+    return set(re.findall(r"\w+", str(spec.type)))
+
+
+def _converted(name: str, value: Any, kind: set[str], spec: Any) -> Any:
     """Return `value` as a bool, int or float where the annotation asks for one."""
-    wanted = next((k for k in ("bool", "int", "float") if k in kind.replace("|", " ").split()), None)
+    wanted = next((k for k in ("bool", "int", "float") if k in kind), None)
     if wanted is None or (wanted != "bool" and "str" in kind and isinstance(value, str)):
         return value
     try:
@@ -187,11 +197,11 @@ def _converted(name: str, value: Any, kind: str, spec: Any) -> Any:
 
 def _accepted(spec: Any) -> str:
     """Say in words what a field accepts."""
-    text, kind = spec.metadata["help"], str(spec.type)
+    text, kind = spec.metadata["help"], _types(spec)
     if spec.metadata.get("choices"):
         return "one of " + ", ".join(map(repr, spec.metadata["choices"]))
     noun = {"bool": "true or false", "int": "a whole number", "float": "a number"}
-    word = next((word for key, word in noun.items() if key in kind.replace("|", " ").split()), "text")
+    word = next((word for key, word in noun.items() if key in kind), "text")
     low, high, above = text.low, text.high, text.above
     if low is not None and high is not None:
         return f"{word} from {low:g} to {high:g}"
@@ -208,8 +218,3 @@ def check_arguments(arguments: Any) -> None:
     """
     for spec in fields(DistillationArguments):
         setattr(arguments, spec.name, check_value(spec.name, getattr(arguments, spec.name), spec))
-
-
-def default_of(spec: Any) -> Any:
-    """Return the default of a dataclass field, whichever way it is given."""
-    return spec.default if spec.default is not MISSING else spec.default_factory()

@@ -1,0 +1,94 @@
+"""What every test shares: no network, quiet libraries, and tiny models with random weights.
+
+Models are made once a session by `make_model`, offline, with a tokenizer that splits "a b c" into three tokens.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+# set before torch and transformers are imported; child processes inherit it
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # for tiny models more threads only wait for each other
+
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+SPECIAL = ["<|pad|>", "<|end|>", "<|im_start|>", "<|im_end|>"]
+
+
+def make_tokenizer(*, chat: bool = False):
+    """Return a byte-level tokenizer that loses no text; the letters a to z are one token each, with a space too."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    merges = [("Ġ", letter) for letter in "abcdefghijklmnopqrstuvwxyz"]
+    tokens = [*SPECIAL, *alphabet, *("".join(pair) for pair in merges)]
+    backend = Tokenizer(models.BPE({token: i for i, token in enumerate(tokens)}, merges))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend, pad_token=SPECIAL[0], eos_token=SPECIAL[1], extra_special_tokens=SPECIAL[2:]
+    )
+    if chat:
+        tokenizer.chat_template = CHAT_TEMPLATE
+    return tokenizer
+
+
+def make_model(folder: Path, *, hidden: int = 32, layers: int = 2, extra_rows: int = 0, chat: bool = False) -> Path:
+    """Save a random Llama and its tokenizer to a folder and return it.
+
+    Args:
+        folder: Where to; made when missing.
+        hidden: Width; also the seed of the weights, so that two widths are two models.
+        layers: Decoder layers.
+        extra_rows: Vocabulary rows beyond the tokenizer's, as padded embeddings have.
+        chat: Whether the tokenizer has a chat template.
+    """
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    tokenizer = make_tokenizer(chat=chat)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer) + extra_rows,
+        hidden_size=hidden,
+        intermediate_size=2 * hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        initializer_range=0.1,  # large enough for distributions that differ from the uniform one
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(hidden)
+        model = LlamaForCausalLM(config)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_model_dir(tmp_path_factory) -> Path:
+    """A student: two layers of width 32, no chat template."""
+    return make_model(tmp_path_factory.mktemp("models") / "student")
+
+
+@pytest.fixture(scope="session")
+def tiny_teacher_dir(tmp_path_factory) -> Path:
+    """A teacher of the same tokenizer, wider, with 64 more rows in its vocabulary than tokens."""
+    return make_model(tmp_path_factory.mktemp("models") / "teacher", hidden=48, extra_rows=64)
+
+
+@pytest.fixture(scope="session")
+def chat_model_dir(tmp_path_factory) -> Path:
+    """The student with a chat template."""
+    return make_model(tmp_path_factory.mktemp("models") / "chat", chat=True)

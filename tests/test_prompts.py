@@ -1,0 +1,170 @@
+"""Templates: what is a field, what is a literal, and where the text may come from."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from trl_distill.errors import TemplateError
+from trl_distill.prompts import parse_template
+
+CHAT = [{"role": "system", "content": "You are {role}."}, {"role": "user", "content": "{input}"}]
+
+
+def parse(source):
+    return parse_template(source, name="teacher_prompt_template")
+
+
+def render(source, **values):
+    return parse(source).render(values)
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("{input}", "q"),
+        ("Q: {input}\nA:", "Q: q\nA:"),
+        ("{role}: {input} {input}", "cook: q q"),
+        ("{input} {two words}", "q w"),
+        ("{input} {n}", "q 3"),
+        ('{{"q": "{input}"}}', '{"q": "q"}'),
+        ("{{{input}}}", "{q}"),
+        ("{{input}} {input}", "{input} q"),
+        (r"A:\n{input}\t.", "A:\nq\t."),
+        (r"C:\\new {input}", "C:\\new q"),
+        (r"\d+ {input}", r"\d+ q"),
+        ("élan 🙂 {input}", "élan 🙂 q"),
+    ],
+)
+def test_fields_and_literals(source, expected):
+    assert render(source, input="q", role="cook", n=3, **{"two words": "w"}) == expected
+
+
+def test_a_value_is_put_in_as_it_is():
+    value = r"{role} {{x}} {0} %s \n"
+    assert render("<{input}>", input=value, role="cook") == f"<{value}>"
+
+
+@pytest.mark.parametrize("field", ["input.x", "input[0]", "input!r", "input:>9", "input.__class__", "0"])
+def test_a_field_is_a_plain_name(field):
+    template = parse(f"{{input}} {{{field}}}")
+    with pytest.raises(TemplateError, match="has the field"):
+        template.check_columns(["role"])
+    assert template.render({"input": "q", field: "v"}) == "q v"
+    with pytest.raises(TemplateError, match=r"has no \{input\}"):
+        parse(f"{{{field}}}")
+
+
+def test_an_unknown_field_names_the_columns_and_the_nearest():
+    with pytest.raises(TemplateError) as caught:
+        parse("{input} {contxt}").check_columns(["context", "role"])
+    message = str(caught.value)
+    assert message.startswith("teacher_prompt_template has the field {contxt}")
+    assert "there are 'input', 'context', 'role'. Did you mean 'context'?" in message
+    assert "Write {{ and }} for literal braces" in message
+
+
+def test_input_is_always_a_field():
+    parse("{input} {role}").check_columns(["role"])
+    parse("{input}").check_columns([])
+
+
+@pytest.mark.parametrize(
+    ("source", "sign", "place"),
+    [
+        ("{input} {", "{", 9),
+        ("{input} }", "}", 9),
+        ("{ {input}", "{", 1),
+        ("{input} {}", "{}", 9),
+        ("{input}}", "}", 8),
+    ],
+)
+def test_a_lone_brace_is_an_error_that_says_where(source, sign, place):
+    with pytest.raises(TemplateError) as caught:
+        parse(source)
+    assert f"has a lone {sign!r} at character {place}; write {{{{ and }}}}" in str(caught.value)
+
+
+@pytest.mark.parametrize("source", ["", "no field", "{role}", "{{input}}", [{"role": "user", "content": "hi"}]])
+def test_a_template_without_input_is_an_error(source):
+    with pytest.raises(TemplateError, match=r"teacher_prompt_template has no \{input\}"):
+        parse(source)
+
+
+def test_a_file_by_at_sign_by_path_and_by_name(tmp_path, monkeypatch):
+    file = tmp_path / "prompt.txt"
+    file.write_text("One \\n line\n{input}\n\n", encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    expected = "One \\n line\nq\n"  # a file is taken as it is, but for the newline at its end
+    for source in (f"@{file}", "@prompt.txt", "@~/prompt.txt", file, "prompt.txt"):
+        assert render(source, input="q") == expected
+
+
+def test_text_with_a_field_is_never_a_file(tmp_path, monkeypatch):
+    (tmp_path / "{input}").write_text("from a file {input}")
+    monkeypatch.chdir(tmp_path)
+    assert render("{input}", input="q") == "q"
+
+
+def test_a_file_that_cannot_be_read(tmp_path):
+    with pytest.raises(
+        TemplateError, match=r"teacher_prompt_template names the file '.*none\.txt', which cannot be read"
+    ):
+        parse(f"@{tmp_path}/none.txt")
+    binary = tmp_path / "binary"
+    binary.write_bytes(b"\xff\xfe{input}")
+    with pytest.raises(TemplateError, match="cannot be read"):
+        parse(binary)
+
+
+@pytest.mark.parametrize("form", ["list", "json", "file"])
+def test_chat_messages_as_a_list_as_json_and_in_a_file(form, tmp_path):
+    source = CHAT
+    if form == "json":
+        source = json.dumps(CHAT)
+    elif form == "file":
+        source = tmp_path / "chat.json"
+        source.write_text(json.dumps(CHAT, indent=2))
+    template = parse(source)
+    assert template.is_chat
+    assert template.fields == ("role", "input")
+    assert template.render({"role": "a cook", "input": "q"}) == [
+        {"role": "system", "content": "You are a cook."},
+        {"role": "user", "content": "q"},
+    ]
+
+
+def test_text_that_begins_with_a_bracket_is_text():
+    for source in ("[INST] {input} [/INST]", "[{input}]", "[1] {input}"):
+        assert render(source, input="q") == source.replace("{input}", "q")
+
+
+@pytest.mark.parametrize(
+    ("messages", "message"),
+    [
+        ([{"role": "user"}], "message 1 is not of the form"),
+        ([{"role": "user", "content": ["{input}"]}], "message 1 is not of the form"),
+        (["{input}"], "message 1 is not of the form"),
+        ([CHAT[0], {"role": "poet", "content": "{input}"}], "message 2 has the role 'poet'; accepted are system, user"),
+        ([], "is an empty list"),
+        ([{"role": "user", "content": "{input} {"}], "has a lone '{'"),
+    ],
+)
+def test_messages_of_another_shape(messages, message):
+    with pytest.raises(TemplateError, match=message):
+        parse(messages)
+
+
+@pytest.mark.parametrize("source", [3, None, {"role": "user"}])
+def test_what_is_no_template(source):
+    with pytest.raises(TemplateError, match="give text, a path or a list of messages"):
+        parse(source)
+
+
+def test_identity_and_prefix():
+    assert parse("{input}").is_identity
+    assert not parse("{input} ").is_identity
+    assert not parse([{"role": "user", "content": "{input}"}]).is_identity
+    assert parse("Before {{x}}: {role} {input}").messages[0][1].prefix == "Before {x}: "
