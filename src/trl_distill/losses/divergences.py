@@ -1,0 +1,124 @@
+"""The three divergences, written for one block of a tile whose softmax is not complete yet.
+
+Per token, s = (z_S - max z_S) / T and t = (z_T - max z_T) / T are the shifted log-odds, Z_s and Z_t the sums of
+their exponentials, q = e^s / Z_s and p = e^t / Z_t. Every tensor here is [block, rows] or [rows].
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+
+Tensor = torch.Tensor
+
+
+class Sums(Protocol):
+    """What a pass over the vocabulary has summed up per token, each [rows]."""
+
+    total_s: Tensor  # Z_s
+    total_t: Tensor  # Z_t
+    cross: Tensor  # the divergence's own sum
+
+
+class ForwardKL:
+    """KL(p || q) = sum p (t - s) - log Z_t + log Z_s; its gradient in s is q - p."""
+
+    passes = 1
+
+    def add(self, sums: Sums, gap: Tensor, es: Tensor, et: Tensor) -> None:
+        """Add a block's sum of e^t (t - s); `gap` is t - s and is used up."""
+        sums.cross += gap.mul_(et).sum(0)
+
+    def rescale(self, sums: Sums, factor_s: Tensor, factor_t: Tensor, shift: Tensor) -> None:
+        """Follow both maxima: e^s and e^t shrink by the factors, t - s moves by the shift. Before the totals."""
+        sums.cross.add_(shift * sums.total_t).mul_(factor_t)
+
+    def value(self, sums: Sums) -> Tensor:
+        """Return the divergence once all blocks are in."""
+        return sums.cross / sums.total_t - (sums.total_t.log() - sums.total_s.log())
+
+    def gradient(self, sums: Sums, weight: Tensor, s: Tensor, t: Tensor, es: Tensor, out: Tensor) -> None:
+        """Write weight * d KL / d s into `out`; `t` is used up."""
+        torch.mul(es, weight / sums.total_s, out=out)
+        out.sub_(t.exp_().mul_(weight / sums.total_t))
+
+
+class ReverseKL:
+    """KL(q || p) = sum q (s - t) - log Z_s + log Z_t; its gradient in s is q (log q - log p - KL)."""
+
+    passes = 1
+
+    def add(self, sums: Sums, gap: Tensor, es: Tensor, et: Tensor) -> None:
+        """Add a block's sum of e^s (s - t); `gap` is t - s and is used up."""
+        sums.cross -= gap.mul_(es).sum(0)
+
+    def rescale(self, sums: Sums, factor_s: Tensor, factor_t: Tensor, shift: Tensor) -> None:
+        """As for the forward divergence."""
+        sums.cross.sub_(shift * sums.total_s).mul_(factor_s)
+
+    def value(self, sums: Sums) -> Tensor:
+        """Return the divergence once all blocks are in."""
+        return sums.cross / sums.total_s - (sums.total_s.log() - sums.total_t.log())
+
+    def gradient(self, sums: Sums, weight: Tensor, s: Tensor, t: Tensor, es: Tensor, out: Tensor) -> None:
+        """Write weight * d KL / d s into `out`: log q - log p - KL is s - t less the mean of s - t under q."""
+        torch.sub(s, t, out=out)
+        out.sub_(sums.cross / sums.total_s).mul_(es).mul_(weight / sums.total_s)
+
+
+class JensenShannon:
+    """beta KL(p || m) + (1 - beta) KL(q || m), m = beta p + (1 - beta) q; arXiv:2306.13649, equation 1.
+
+    With d = log p - log q and L = log(m / q) = log1p(beta (e^d - 1)), it is the sum of beta p (d - L) - (1 - beta) q L;
+    its gradient in s is (1 - beta) q (-L - KL(q || m)). Both need complete softmaxes, hence a pass more.
+    """
+
+    passes = 2
+
+    def __init__(self, beta: float) -> None:
+        self.beta = beta
+        self._value = self._to_mixture = torch.empty(0)
+
+    def add(self, sums: Sums, gap: Tensor, es: Tensor, et: Tensor) -> None:
+        """Nothing can be summed before the softmaxes are complete."""
+
+    def rescale(self, sums: Sums, factor_s: Tensor, factor_t: Tensor, shift: Tensor) -> None:
+        """Nothing to follow."""
+
+    def start(self, sums: Sums) -> None:
+        """Open the second pass over a tile."""
+        self._value, self._to_mixture = torch.zeros_like(sums.total_s), torch.zeros_like(sums.total_s)
+
+    def add_complete(self, sums: Sums, s: Tensor, t: Tensor) -> None:
+        """Add a block to the value and to KL(q || m); `s` and `t` are used up."""
+        gap, log_ratio = self._log_ratio(sums, s, t)
+        q = s.exp_().div_(sums.total_s)
+        p = t.exp_().div_(sums.total_t)
+        to_mixture = -q.mul_(log_ratio).sum(0)
+        self._to_mixture += to_mixture
+        self._value += self.beta * p.mul_(gap.sub_(log_ratio)).sum(0) + (1 - self.beta) * to_mixture
+
+    def value(self, sums: Sums) -> Tensor:
+        """Return the divergence after the second pass."""
+        return self._value
+
+    def gradient(self, sums: Sums, weight: Tensor, s: Tensor, t: Tensor, es: Tensor, out: Tensor) -> None:
+        """Write weight * d JSD / d s into `out`."""
+        _, log_ratio = self._log_ratio(sums, s, t)
+        out.copy_(log_ratio.add_(self._to_mixture)).mul_(es).mul_(weight * (self.beta - 1) / sums.total_s)
+
+    def _log_ratio(self, sums: Sums, s: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Return d and L; d is cut at 80, where q has long vanished beside p and e^d would overflow."""
+        gap = (t - s).sub_(sums.total_t.log() - sums.total_s.log()).clamp_(max=80.0)
+        return gap, torch.expm1(gap).mul_(self.beta).log1p_()
+
+
+Divergence = ForwardKL | ReverseKL | JensenShannon
+
+
+def divergence_of(kind: str, jsd_beta: float) -> Divergence:
+    """Return the divergence of that name."""
+    if kind == "jsd":
+        return JensenShannon(jsd_beta)
+    return ForwardKL() if kind == "forward_kl" else ReverseKL()

@@ -1,0 +1,98 @@
+"""One model's LM head, applied to tiles: a block of vocabulary rows times a tile of hidden states.
+
+Tiles of logits lie as [block, rows], vocabulary first: the products run twice as fast so on a CPU, and what is one
+number per token is contiguous. They are wide (float32, or float64 for float64 inputs) whatever the inputs are.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+
+def product_dtype(hidden: torch.Tensor) -> torch.dtype:
+    """Return the precision `nn.Linear` would multiply in: autocast's where it is on, else that of the hidden states."""
+    device = hidden.device.type
+    if hidden.dtype != torch.float64 and torch.is_autocast_enabled(device):
+        return torch.get_autocast_dtype(device)
+    return hidden.dtype
+
+
+def wide_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Return the precision of logits, sums and accumulators."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+@dataclass(frozen=True)
+class Projection:
+    """logits = softcap * tanh(scale * (hidden @ weight.T + bias) / softcap).
+
+    Attributes:
+        hidden: [N, H].
+        weight: [V, H].
+        bias: [V] or None.
+        softcap: Bound of the logits, or None.
+        scale: Factor of the logits before the softcap.
+        dtype: Precision of the factors of every product.
+        wide: Precision of logits and sums.
+    """
+
+    hidden: torch.Tensor
+    weight: torch.Tensor
+    bias: torch.Tensor | None
+    softcap: float | None
+    scale: float
+    dtype: torch.dtype
+    wide: torch.dtype
+
+    def tensors(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        """Return hidden states, weight and bias."""
+        return self.hidden, self.weight, self.bias
+
+    def with_tensors(self, hidden: Any, weight: Any, bias: Any) -> Projection:
+        """Return the same head with other tensors."""
+        return replace(self, hidden=hidden, weight=weight, bias=bias)
+
+    def rows(self, index: slice | torch.Tensor) -> torch.Tensor:
+        """Hidden states of a tile of tokens, [R, H], as a factor of products."""
+        return self._factor(self.hidden[index])
+
+    def block(self, vocabulary: slice) -> torch.Tensor:
+        """A block of the weight's rows, [B, H], as a factor of products."""
+        return self._factor(self.weight[vocabulary])
+
+    def logits(self, rows: torch.Tensor, vocabulary: slice, out: torch.Tensor) -> torch.Tensor:
+        """Write the logits of `rows` [R, H] over a block of the vocabulary into `out` [B, R]."""
+        if rows.dtype == out.dtype:
+            torch.mm(self.block(vocabulary), rows.t(), out=out)
+        else:
+            out.copy_(self.block(vocabulary) @ rows.t())
+        if self.bias is not None:
+            out.add_(self.bias[vocabulary].to(out.dtype)[:, None])
+        if self.scale != 1.0:
+            out.mul_(self.scale)
+        if self.softcap is not None:
+            out.div_(self.softcap).tanh_().mul_(self.softcap)
+        return out
+
+    def slope(self, logits: torch.Tensor, out: torch.Tensor) -> torch.Tensor | None:
+        """Write d logits / d (hidden @ weight.T + bias) into `out`, or return None where it is the scale alone."""
+        if self.softcap is None:
+            return None
+        torch.div(logits, self.softcap, out=out)
+        return out.square_().neg_().add_(1.0).mul_(self.scale)
+
+    def _factor(self, matrix: torch.Tensor) -> torch.Tensor:
+        """Round to the product's precision; on a CPU half precision is then widened, which loses nothing."""
+        matrix = matrix.to(self.dtype)
+        return matrix.to(self.wide) if matrix.device.type == "cpu" else matrix
+
+
+def add_product(out: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> None:
+    """Add left @ right to `out`, `left` being rounded to the precision of `right`."""
+    if right.dtype == out.dtype:
+        out.addmm_(left, right)
+    else:
+        out.add_(left.to(right.dtype) @ right)

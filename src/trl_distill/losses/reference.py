@@ -1,0 +1,143 @@
+"""The distillation loss written plainly, from full logits: what the fused version is checked against.
+
+Every value is one line of the formula; autograd finds the gradient. Float64 logits give a float64 result, every
+other precision is computed in float32.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+
+from .outcome import DistillationLoss, check_divergence, check_settings, check_targets, shared_vocabulary
+
+
+def divergence(
+    student_logits: torch.Tensor,
+    teacher_logits: torch.Tensor,
+    *,
+    temperature: float,
+    kind: str = "forward_kl",
+    jsd_beta: float = 0.5,
+) -> torch.Tensor:
+    """Divergence per token between the teacher's p = softmax(z_T / T) and the student's q = softmax(z_S / T).
+
+    Args:
+        student_logits: [..., V], any float precision.
+        teacher_logits: [..., V], the same vocabulary rows.
+        temperature: T > 0.
+        kind: "forward_kl" is KL(p || q), "reverse_kl" is KL(q || p), "jsd" is the generalised Jensen-Shannon
+            divergence beta KL(p || m) + (1 - beta) KL(q || m) with m = beta p + (1 - beta) q, as in GKD
+            (arXiv:2306.13649, eq. 1).
+        jsd_beta: beta of "jsd", strictly between 0 and 1.
+
+    Returns:
+        [...] in nats, without the factor T^2; float64 for float64 logits, else float32.
+
+    Raises:
+        ValueError: Logits of unequal shape, T <= 0, an unknown kind, a beta outside (0, 1).
+    """
+    check_divergence(kind, temperature, jsd_beta)
+    if student_logits.shape != teacher_logits.shape:
+        raise ValueError(
+            f"student_logits {tuple(student_logits.shape)} and teacher_logits {tuple(teacher_logits.shape)} differ in "
+            "shape; pass the same tokens, and of both only the vocabulary rows that they share."
+        )
+    log_p = F.log_softmax(_wide(teacher_logits) / temperature, -1)
+    log_q = F.log_softmax(_wide(student_logits) / temperature, -1)
+    if kind == "forward_kl":
+        return _kl(log_p, log_q)
+    if kind == "reverse_kl":
+        return _kl(log_q, log_p)
+    log_m = torch.logaddexp(log_p + math.log(jsd_beta), log_q + math.log1p(-jsd_beta))
+    return jsd_beta * _kl(log_p, log_m) + (1 - jsd_beta) * _kl(log_q, log_m)
+
+
+def distillation_loss_from_logits(
+    student_logits: torch.Tensor,
+    teacher_logits: torch.Tensor | None,
+    targets: torch.Tensor,
+    *,
+    alpha: float,
+    temperature: float,
+    divergence: str = "forward_kl",
+    jsd_beta: float = 0.5,
+    vocabulary: int | None = None,
+    ignore_index: int = -100,
+) -> DistillationLoss:
+    """Sum of alpha T^2 KL(teacher_T, student_T) + (1 - alpha) CE(student, targets) over N tokens, from logits.
+
+    Args:
+        student_logits: [N, V_s].
+        teacher_logits: [N, V_t]; may be None when alpha is 0.
+        targets: [N] int64; rows of `ignore_index` contribute nothing.
+        alpha: Weight of the divergence, between 0 and 1.
+        temperature: T > 0 of the divergence.
+        divergence: "forward_kl", "reverse_kl" or "jsd"; see `divergence()`.
+        jsd_beta: Mixing weight of "jsd".
+        vocabulary: Rows [0, vocabulary) that both models share, over which the divergence is taken; min(V_s, V_t).
+        ignore_index: Target that marks a row to leave out.
+
+    Returns:
+        A `DistillationLoss`; every field that depends on the student's logits can be differentiated but the
+        entropy and the two counts.
+
+    Raises:
+        ValueError: Arguments that do not fit together; the sentence names them.
+    """
+    check_settings(alpha, temperature, divergence, jsd_beta)
+    check_targets(targets, student_logits, teacher_logits, alpha)
+    valid = targets != ignore_index
+    student, labels = _wide(student_logits)[valid], targets[valid]
+    log_q = F.log_softmax(student, -1)
+    ce = -log_q.gather(1, labels[:, None])[:, 0]
+    kl, agreement = torch.zeros_like(ce), ce.new_zeros(())
+    if alpha > 0 and teacher_logits is not None:
+        shared = shared_vocabulary(vocabulary, student_logits.shape[1], teacher_logits.shape[1])
+        ours, theirs = student[:, :shared], teacher_logits[valid][:, :shared]
+        kl = _divergence(ours, theirs, temperature=temperature, kind=divergence, jsd_beta=jsd_beta)
+        agreement = (ours.argmax(1) == theirs.argmax(1)).sum().to(ce.dtype)
+    with torch.no_grad():
+        entropy = -(log_q.exp() * log_q).sum()
+        correct = (student.argmax(1) == labels).sum().to(ce.dtype)
+    loss = (alpha * temperature**2 * kl + (1 - alpha) * ce).sum()
+    full = ce.new_zeros(len(targets))
+    return DistillationLoss(
+        full.masked_scatter(valid, ce), full.masked_scatter(valid, kl), entropy, agreement, correct, loss
+    )
+
+
+_divergence = divergence  # the name is a keyword argument above
+
+
+def head_logits(
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    *,
+    softcap: float | None = None,
+    scale: float = 1.0,
+) -> torch.Tensor:
+    """Project hidden states [..., H] by a head [V, H] to logits [..., V], as a model's own forward does.
+
+    Args:
+        hidden: [..., H].
+        weight: [V, H].
+        bias: [V] or None.
+        softcap: Bound of the logits (Gemma 2's, arXiv:2408.00118), or None.
+        scale: Factor of the logits before the softcap.
+    """
+    logits = F.linear(hidden, weight, bias)
+    if scale != 1.0:
+        logits = logits * scale
+    return logits if softcap is None else softcap * torch.tanh(logits / softcap)
+
+
+def _kl(log_a: torch.Tensor, log_b: torch.Tensor) -> torch.Tensor:
+    return (log_a.exp() * (log_a - log_b)).sum(-1)
+
+
+def _wide(logits: torch.Tensor) -> torch.Tensor:
+    return logits if logits.dtype == torch.float64 else logits.float()

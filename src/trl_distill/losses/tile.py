@@ -1,0 +1,317 @@
+"""The passes over one tile of tokens: sums for the values, then the gradient, a block of the vocabulary at a time.
+
+The elementwise steps of a block run in place on a few small buffers, so they stay in the processor's cache.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from .divergences import Divergence, JensenShannon
+from .plan import Plan
+from .projection import Projection, add_product
+
+Tensor = torch.Tensor
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What one call computes.
+
+    Attributes:
+        student: The student's head over N tokens.
+        teacher: The teacher's, or None where the divergence has no weight.
+        targets: [N] token ids.
+        vocabulary: Rows [0, vocabulary) that both share.
+        temperature: T of the divergence.
+        divergence: Which one.
+    """
+
+    student: Projection
+    teacher: Projection | None
+    targets: Tensor
+    vocabulary: int
+    temperature: float
+    divergence: Divergence
+
+    def tensors(self) -> tuple[Tensor | None, ...]:
+        """Return the seven tensors that `with_tensors` takes: hidden states, weight and bias of both, targets."""
+        teacher = self.teacher.tensors() if self.teacher else (None, None, None)
+        return (*self.student.tensors(), *teacher, self.targets)
+
+    def with_tensors(self, tensors: Sequence[Any]) -> Problem:
+        """Return the same problem on other tensors."""
+        teacher = self.teacher.with_tensors(*tensors[3:6]) if self.teacher else None
+        return Problem(
+            self.student.with_tensors(*tensors[:3]),
+            teacher,
+            tensors[6],
+            self.vocabulary,
+            self.temperature,
+            self.divergence,
+        )
+
+
+@dataclass(frozen=True)
+class Gradients:
+    """Where a tile adds its part of the gradients; None where nobody asks for it.
+
+    Attributes:
+        hidden: [N, H_s].
+        weight: [V_s, H_s], without content before the first tile.
+        bias: [V_s], zeros before the first tile.
+    """
+
+    hidden: Tensor | None
+    weight: Tensor | None
+    bias: Tensor | None
+
+
+class Buffers:
+    """Memory that all tiles of a call share: both models' logits, and four blocks of scratch."""
+
+    def __init__(self, plan: Plan, problem: Problem) -> None:
+        options: dict[str, Any] = {"dtype": problem.student.wide, "device": problem.targets.device}
+        wide = len(problem.student.weight) if plan.keep else plan.block
+        shared = problem.vocabulary if plan.keep else min(plan.block, problem.vocabulary)
+        self._keep, self._shared = plan.keep, problem.vocabulary
+        self._student = torch.empty(wide * plan.rows, **options)
+        self._teacher = torch.empty(shared * plan.rows if problem.teacher else 0, **options)
+        self._scratch = [torch.empty(plan.block * plan.rows, **options) for _ in range(4)]
+
+    def logits(self, block: slice, rows: int) -> tuple[Tensor, Tensor]:
+        """Return the places [B, R] of both models' logits of a block; the teacher's is empty where it is not shared."""
+        shared = block.stop <= self._shared
+        start, stop = (block.start, block.stop) if self._keep else (0, block.stop - block.start)
+        theirs = self._teacher[start * rows : stop * rows] if shared else self._teacher[:0]
+        return self._student[start * rows : stop * rows].view(-1, rows), theirs.view(-1, rows)
+
+    def scratch(self, block: slice, rows: int) -> list[Tensor]:
+        """Return four places [B, R] without content."""
+        size = block.stop - block.start
+        return [buffer[: size * rows].view(size, rows) for buffer in self._scratch]
+
+
+class Tile:
+    """R tokens of a problem. `measure()` first, then `add_gradients()` if they are wanted."""
+
+    def __init__(self, problem: Problem, plan: Plan, buffers: Buffers, index: slice | Tensor) -> None:
+        self.problem, self.buffers, self.index, self.keep = problem, buffers, index, plan.keep
+        self.student_rows = problem.student.rows(index)
+        self.teacher_rows = problem.teacher.rows(index) if problem.teacher else None
+        self.targets = problem.targets[index]
+        shared, whole = problem.vocabulary if problem.teacher else 0, len(problem.student.weight)
+        self.shared = _blocks(0, shared, plan.block)
+        self.rest = _blocks(shared, whole, plan.block)
+        self._sort_targets()
+        zeros = self.student_rows.new_zeros(len(self.targets), dtype=problem.student.wide)
+        low = zeros - 1e30  # below every logit, and far from overflow where two of them are subtracted
+        self.peak_s, self.peak_t, self.peak_all = low, low.clone(), low
+        self.total_s, self.total_t, self.cross = zeros, zeros.clone(), zeros.clone()  # at T, shared vocabulary
+        self.total, self.moment = zeros.clone(), zeros.clone()  # at T = 1, whole vocabulary
+        self.label = zeros.clone()
+        self.top_s, self.top_t, self.top_all = (torch.zeros_like(self.targets) for _ in range(3))
+
+    def measure(self) -> None:
+        """Sum up everything the values need, in one pass over the vocabulary."""
+        for block in self.shared:
+            self._measure_shared(block)
+        self.peak_all, self.top_all = self.peak_s.clone(), self.top_s.clone()
+        for block in self.rest:
+            self._measure_rest(block)
+        if isinstance(self.problem.divergence, JensenShannon) and self.shared:
+            self._measure_completely(self.problem.divergence)
+
+    def values(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Return per token, [R] each: cross-entropy, divergence, entropy, agreement and correctness (0 or 1)."""
+        log_total = self.total.log()
+        ce = log_total - (self.label - self.peak_all)
+        kl = self.problem.divergence.value(self) if self.shared else torch.zeros_like(ce)
+        agreement = (self.top_s == self.top_t).to(ce.dtype) * bool(self.shared)
+        correct = (self.top_all == self.targets).to(ce.dtype)
+        return ce, kl, log_total - self.moment / self.total, agreement, correct
+
+    def add_gradients(
+        self, weight_ce: Tensor | None, weight_kl: Tensor | None, into: Gradients, *, first: bool
+    ) -> None:
+        """Add the gradient of sum(weight_ce * ce + weight_kl * kl), one more pass; weights are [R], None is zero."""
+        hidden = None
+        if into.hidden is not None:
+            hidden = torch.zeros_like(self.student_rows, dtype=into.hidden.dtype)
+        for block in (*self.shared, *self.rest):
+            gradient = self._logit_gradient(block, weight_ce, weight_kl)
+            if hidden is not None:
+                add_product(hidden, gradient.t(), self.problem.student.block(block))
+            if into.weight is not None:
+                _put_product(into.weight[block], gradient, self.student_rows, first)
+            if into.bias is not None:
+                into.bias[block] += gradient.sum(1)
+        if hidden is not None and into.hidden is not None:
+            into.hidden[self.index] = hidden
+
+    # -- first pass
+
+    def _measure_shared(self, block: slice) -> None:
+        """Both models' logits of a block that both have."""
+        z_s, z_t = self._project(block)
+        s, es, t, gap = self.buffers.scratch(block, len(self.targets))
+        peak_s, self.top_s = _follow_peak(z_s, self.peak_s, self.top_s, block.start)
+        peak_t, self.top_t = _follow_peak(z_t, self.peak_t, self.top_t, block.start)
+        self._rescale(self.peak_s - peak_s, self.peak_t - peak_t)
+        self.peak_s, self.peak_t = peak_s, peak_t
+        temperature = self.problem.temperature
+        torch.exp(_shifted(z_s, peak_s, temperature, out=s), out=es)
+        self.total_s += es.sum(0)
+        torch.sub(_shifted(z_t, peak_t, temperature, out=t), s, out=gap)
+        self.total_t += t.exp_().sum(0)
+        self.problem.divergence.add(self, gap, es, t)
+        self._add_at_one(z_s, s, _power(es, s, temperature), temperature, block)
+
+    def _measure_rest(self, block: slice) -> None:
+        """The student's logits of a block that is not compared with the teacher's."""
+        z, _ = self._project(block)
+        u, e, _, _ = self.buffers.scratch(block, len(self.targets))
+        peak, self.top_all = _follow_peak(z, self.peak_all, self.top_all, block.start)
+        self._rescale_at_one(self.peak_all - peak)
+        self.peak_all = peak
+        torch.exp(torch.sub(z, peak, out=u), out=e)
+        self._add_at_one(z, u, e, 1.0, block)
+
+    def _add_at_one(self, z: Tensor, s: Tensor, e: Tensor, temperature: float, block: slice) -> None:
+        """Add a block to the student's softmax at T = 1: its sum, its mean logit, the targets' logits."""
+        self.total += e.sum(0)
+        self.moment += e.mul_(s).sum(0) * temperature
+        rows, places = self._targets_in(block)
+        if len(rows):
+            self.label[rows] = z[places, rows]
+
+    def _rescale(self, fall_s: Tensor, fall_t: Tensor) -> None:
+        """Move all sums to higher maxima; the arguments are old less new, [R]."""
+        temperature = self.problem.temperature
+        factor_s, factor_t = (fall_s / temperature).exp(), (fall_t / temperature).exp()
+        self.problem.divergence.rescale(self, factor_s, factor_t, (fall_t - fall_s) / temperature)
+        self.total_s *= factor_s
+        self.total_t *= factor_t
+        self._rescale_at_one(fall_s)
+
+    def _rescale_at_one(self, fall: Tensor) -> None:
+        factor = fall.exp()
+        self.moment.add_(fall * self.total).mul_(factor)
+        self.total *= factor
+
+    # -- later passes
+
+    def _measure_completely(self, divergence: JensenShannon) -> None:
+        """The sums that need both softmaxes complete."""
+        divergence.start(self)
+        for block in self.shared:
+            z_s, z_t = self._project(block, again=True)
+            s, t, _, _ = self.buffers.scratch(block, len(self.targets))
+            _shifted(z_s, self.peak_s, self.problem.temperature, out=s)
+            _shifted(z_t, self.peak_t, self.problem.temperature, out=t)
+            divergence.add_complete(self, s, t)
+
+    def _logit_gradient(self, block: slice, weight_ce: Tensor | None, weight_kl: Tensor | None) -> Tensor:
+        """Return d sum(weight_ce ce + weight_kl kl) / d (hidden @ weight.T + bias) of a block, [B, R]."""
+        student = self.problem.student
+        z_s, z_t = self._project(block, again=True)
+        s, es, t, place = self.buffers.scratch(block, len(self.targets))
+        slope = student.slope(z_s, out=place)
+        if block.start < self.problem.vocabulary and self.shared and weight_kl is not None:
+            gradient = self._shared_gradient(z_s, z_t, weight_ce, weight_kl, (s, es, t))
+        elif weight_ce is not None:
+            gradient = z_s.sub_(self.peak_all).exp_().mul_(weight_ce / self.total)
+        else:
+            gradient = z_s.zero_()
+        rows, places = self._targets_in(block)
+        if weight_ce is not None and len(rows):
+            gradient[places, rows] -= weight_ce[rows]
+        if slope is not None:
+            return gradient.mul_(slope)
+        return gradient if student.scale == 1.0 else gradient.mul_(student.scale)
+
+    def _shared_gradient(
+        self, z_s: Tensor, z_t: Tensor, weight_ce: Tensor | None, weight_kl: Tensor, scratch: tuple[Tensor, ...]
+    ) -> Tensor:
+        """The same for a block that both models have, but for the targets' entries; takes the place of `z_s`."""
+        s, es, t = scratch
+        temperature = self.problem.temperature
+        torch.exp(_shifted(z_s, self.peak_s, temperature, out=s), out=es)
+        _shifted(z_t, self.peak_t, temperature, out=t)
+        self.problem.divergence.gradient(self, weight_kl / temperature, s, t, es, out=z_s)
+        if weight_ce is not None:
+            at_one = weight_ce / self.total * (self.peak_s - self.peak_all).exp()
+            z_s.add_(_power(es, s, temperature).mul_(at_one))
+        return z_s
+
+    # -- both
+
+    def _project(self, block: slice, *, again: bool = False) -> tuple[Tensor, Tensor]:
+        """Return both models' logits of a block, [B, R]; the teacher's only where they are shared."""
+        z_s, z_t = self.buffers.logits(block, len(self.targets))
+        if again and self.keep:
+            return z_s, z_t
+        self.problem.student.logits(self.student_rows, block, out=z_s)
+        if self.problem.teacher and self.teacher_rows is not None and block.start < self.problem.vocabulary:
+            self.problem.teacher.logits(self.teacher_rows, block, out=z_t)
+        return z_s, z_t
+
+    def _sort_targets(self) -> None:
+        """Order the tokens by target, so that a block finds its own at once."""
+        order = self.targets.argsort()
+        starts = [block.start for block in (*self.shared, *self.rest)]
+        edges = torch.searchsorted(self.targets[order], torch.tensor(starts, device=order.device)).tolist()
+        spans = zip(edges, [*edges[1:], len(order)], strict=True)
+        self._in_block = {start: order[a:b] for start, (a, b) in zip(starts, spans, strict=True)}
+
+    def _targets_in(self, block: slice) -> tuple[Tensor, Tensor]:
+        """Return the tokens whose target lies in a block, and the targets' places in it."""
+        rows = self._in_block[block.start]
+        return rows, self.targets[rows] - block.start
+
+
+def _blocks(start: int, stop: int, size: int) -> list[slice]:
+    return [slice(a, min(a + size, stop)) for a in range(start, stop, size)]
+
+
+def _shifted(z: Tensor, peak: Tensor, temperature: float, out: Tensor) -> Tensor:
+    """Write (z - peak) / temperature into `out`."""
+    return torch.sub(z, peak, out=out).mul_(1 / temperature)
+
+
+def _power(e: Tensor, s: Tensor, temperature: float) -> Tensor:
+    """Turn e = exp(s) into exp(temperature * s), in place; a product costs an eighth of an exponential."""
+    if temperature == 1:
+        return e
+    if temperature in (2, 3):
+        return e.pow_(int(temperature))
+    if temperature == 4:
+        return e.square_().square_()
+    return torch.mul(s, temperature, out=e).exp_()
+
+
+def _follow_peak(z: Tensor, peak: Tensor, top: Tensor, start: int) -> tuple[Tensor, Tensor]:
+    """Return the maximum [R] including a block's, and the first vocabulary row that has it."""
+    highest = z.amax(0)
+    higher = highest > peak
+    if z.device.type == "cpu":
+        rows = higher.nonzero()[:, 0]  # few after the first blocks; argmax is a slow pass
+        if len(rows):
+            top = top.index_copy(0, rows, z[:, rows].argmax(0) + start)
+    else:
+        top = torch.where(higher, z.argmax(0) + start, top)
+    return torch.maximum(highest, peak), top
+
+
+def _put_product(out: Tensor, left: Tensor, right: Tensor, first: bool) -> None:
+    """Write left @ right into `out` for the first tile, and add it for the others."""
+    if not first:
+        add_product(out, left, right)
+    elif right.dtype == out.dtype:
+        torch.mm(left, right, out=out)
+    else:
+        out.copy_(left.to(right.dtype) @ right)

@@ -1,0 +1,77 @@
+"""Problems for the loss: two heads over the same tokens, and their values and gradients by either implementation."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+
+from trl_distill.losses import DistillationLoss, fused_distillation_loss
+
+STUDENT = ("student_hidden", "student_weight", "student_bias")
+TENSORS = (*STUDENT, "teacher_hidden", "teacher_weight", "teacher_bias")
+
+
+@dataclass
+class Case:
+    """Inputs of `fused_distillation_loss` by name, and its settings."""
+
+    tensors: dict[str, torch.Tensor | None]
+    targets: torch.Tensor
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    def to(self, dtype: torch.dtype) -> Case:
+        """Return the same numbers in another precision."""
+        return replace(self, tensors={k: None if t is None else t.to(dtype) for k, t in self.tensors.items()})
+
+    def with_settings(self, **settings: Any) -> Case:
+        """Return the same tensors under other settings."""
+        return replace(self, settings={**self.settings, **settings})
+
+    def run(self, **settings: Any) -> tuple[DistillationLoss, dict[str, torch.Tensor | None]]:
+        """Return the loss, and its gradients by name after `loss.backward()`."""
+        own = {k: None if t is None else t.clone().requires_grad_() for k, t in self.tensors.items()}
+        out = fused_distillation_loss(**own, targets=self.targets, **{**self.settings, **settings})
+        out.loss.backward()
+        assert all(own[k] is None or own[k].grad is None for k in TENSORS if k not in STUDENT), "the teacher learnt"
+        return out, {k: None if own[k] is None else own[k].grad for k in STUDENT}
+
+
+def make_case(
+    *,
+    tokens: int = 23,
+    student: tuple[int, int] = (31, 8),
+    teacher: tuple[int, int] = (31, 12),
+    bias: bool = False,
+    masked: float = 0.0,
+    spread: float = 3.0,
+    seed: int = 0,
+    **settings: Any,
+) -> Case:
+    """Return a random problem in float64.
+
+    Args:
+        tokens: N.
+        student: (V, H) of its head.
+        teacher: (V, H) of its head.
+        bias: Whether both heads have one.
+        masked: Share of the tokens to leave out.
+        spread: Standard deviation of the logits.
+        seed: Of the numbers.
+        **settings: Of the loss.
+    """
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+    tensors: dict[str, torch.Tensor | None] = {}
+    for side, (rows, width) in (("student", student), ("teacher", teacher)):
+        tensors[f"{side}_hidden"] = normal(tokens, width)
+        tensors[f"{side}_weight"] = normal(rows, width) * spread / math.sqrt(width)
+        tensors[f"{side}_bias"] = normal(rows) * spread if bias else None
+    targets = torch.randint(student[0], (tokens,), generator=generator)
+    targets[torch.rand(tokens, generator=generator) < masked] = -100
+    return Case(tensors, targets, {"alpha": 0.7, "temperature": 3.0, **settings})
