@@ -1,0 +1,314 @@
+"""Rows of any accepted form to one form: the input, what came before it, the completion and the other columns.
+
+A row that cannot be used is counted and named; nothing is dropped silently.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from .errors import DataError, nearest
+from .readers import CONVERSATIONS, PLACE, scratch_file
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+SHOWN = 10
+COMPLETIONS = ("completion", "response")
+ROLES = {  # ShareGPT's names beside the usual ones
+    **{role: role for role in ("system", "user", "assistant", "developer", "tool")},
+    **{"human": "user", "gpt": "assistant", "chatgpt": "assistant", "bot": "assistant", "model": "assistant"},
+    **{"function": "tool", "observation": "tool"},
+}
+MESSAGE_KEYS = ("role", "from", "content", "value")
+KINDS = {bool: "true or false", int: "a number", float: "a number", dict: "an object", list: "a list", bytes: "bytes"}
+
+
+@dataclass(frozen=True)
+class RowReport:
+    """What became of the rows of a dataset.
+
+    Attributes:
+        total: Rows read.
+        used: Rows that can be learnt from.
+        set_aside: (place, reason) of each other row, for example ("line 7", "'text' is empty").
+    """
+
+    total: int
+    used: int
+    set_aside: tuple[tuple[str, str], ...]
+
+    def summary(self) -> str:
+        """Return one line: rows used and, for each reason, how many were set aside and where the first stand."""
+        if not self.set_aside:
+            return f"{self.used:,} of {self.total:,} used"
+        reasons: dict[str, list[str]] = {}
+        for place, reason in self.set_aside:
+            reasons.setdefault(reason, []).append(place)
+        parts = [
+            f"{len(places):,} because {reason} ({', '.join(places[:3])}{', ...' if len(places) > 3 else ''})"
+            for reason, places in reasons.items()
+        ]
+        return f"{self.used:,} of {self.total:,} used; {len(self.set_aside):,} set aside: {'; '.join(parts)}"
+
+
+class _Unusable(Exception):
+    """A row that cannot be used: `bad` counts against the limit, an empty one does not."""
+
+    def __init__(self, reason: str, *, bad: bool = True) -> None:
+        super().__init__(reason)
+        self.bad = bad
+
+
+def read_rows(
+    dataset: Dataset,
+    *,
+    text_column: str = "text",
+    prompt_text_column: str | None = None,
+    completion_column: str | None = None,
+    max_bad_rows: int = 0,
+    source: str = "data",
+) -> tuple[Dataset, RowReport]:
+    """Bring rows of any accepted form into one.
+
+    The input is `prompt_text_column` where it is given, else `text_column`, else `prompt`, `messages` or
+    `conversations`; with `text_column` at its default, a dataset of `prompt` and `completion` is read as such. The
+    completion is `completion_column`, else `completion` or `response`, else the last assistant message of the
+    conversation; with `prompt_text_column`, `text_column` is the completion where there is no other.
+
+    Args:
+        dataset: Text rows (str columns) or conversations (lists of messages, `role`/`content` or `from`/`value`).
+        text_column: Column with the input.
+        prompt_text_column: Column with the input, where it is not `text_column`.
+        completion_column: Column with the completion (default: `completion` or `response` where there is one).
+        max_bad_rows: Rows with a missing or non-text value to set aside before it is an error.
+        source: What to call the dataset in messages.
+
+    Returns:
+        A dataset with the columns `row` (int, the line of a single line-based file, else the row's number from 1),
+        `input` (str), `history` (str or None: the prompt's messages as JSON, the last one being the user's),
+        `completion` (str or None) and `values` (str: the other columns as a JSON object of texts and numbers); and
+        the report. A row whose input or completion is empty is set aside and not counted against `max_bad_rows`.
+
+    Raises:
+        DataError: A column that is not there, more bad rows than allowed, or no row left to use.
+    """
+    if not hasattr(dataset, "__len__"):
+        raise DataError(f"{source} is a {type(dataset).__name__}; give a datasets.Dataset, whose rows can be counted.")
+    columns = _Columns.choose(dataset.column_names, text_column, prompt_text_column, completion_column, source)
+    if len(dataset) == 0:
+        raise DataError(f"{source} has no rows; give data with at least one.")
+    read = _map(dataset, columns, source)
+    problems = _problems(read)
+    _check(problems, len(dataset), max_bad_rows, source)
+    if problems:
+        unusable = {index for index, *_ in problems}
+        read = read.select([i for i in range(len(read)) if i not in unusable])
+    report = RowReport(len(dataset), len(read), tuple((place, reason) for _, place, reason, _ in problems))
+    return read.select_columns(["row", "input", "history", "completion", "values"]), report
+
+
+def _map(dataset: Dataset, columns: _Columns, source: str) -> Dataset:
+    """Read every row; `problem` says why a row cannot be used, `bad` whether that counts against the limit."""
+    from datasets import Features, Value
+
+    text, number, flag = Value("string"), Value("int64"), Value("bool")
+    features = {"row": number, "input": text, "history": text, "completion": text, "values": text}
+    features |= {"place": text, "problem": text, "bad": flag}
+
+    def read(batch: dict[str, list[Any]], indices: list[int]) -> dict[str, list[Any]]:
+        rows = [_read(dict(zip(batch, cells, strict=True)), columns) for cells in zip(*batch.values(), strict=True)]
+        places = batch.get(PLACE, [None] * len(rows))
+        out: dict[str, list[Any]] = {name: [row.get(name) for row in rows] for name in features}
+        out["place"] = [place or f"row {i + 1}" for place, i in zip(places, indices, strict=True)]
+        lines = [p[5:] if p.startswith("line ") else "" for p in out["place"]]
+        out["row"] = [int(line) if line else i + 1 for line, i in zip(lines, indices, strict=True)]
+        return out
+
+    return dataset.with_format(None).map(
+        read,
+        batched=True,
+        with_indices=True,
+        remove_columns=dataset.column_names,
+        features=Features(features),
+        # the default is beside the data, which may be the user's folder
+        cache_file_name=scratch_file() if dataset.cache_files else None,
+        load_from_cache_file=False,
+        desc=f"Reading {source}",
+    )
+
+
+def _problems(read: Dataset) -> list[tuple[int, str, str, bool]]:
+    """Return (index, place, reason, bad) of each row that cannot be used."""
+    import pyarrow.compute as pc
+
+    table = read.with_format("arrow").select_columns(["place", "problem", "bad"])[:]
+    where = pc.indices_nonzero(pc.is_valid(table["problem"]))
+    found = table.take(where).to_pydict()
+    return list(zip(where.to_pylist(), found["place"], found["problem"], found["bad"], strict=True))
+
+
+def _check(problems: list[tuple[int, str, str, bool]], total: int, max_bad_rows: int, source: str) -> None:
+    """Refuse more bad rows than allowed, and data without a usable row."""
+    bad = [problem for problem in problems if problem[3]]
+    if len(bad) > max_bad_rows:
+        have = "row has" if len(bad) == 1 else "rows have"
+        raise DataError(
+            f"{source}: {len(bad):,} {have} a missing or non-text value, more than --max-bad-rows {max_bad_rows}: "
+            f"{_list(bad)}; repair them, or raise --max-bad-rows to set them aside."
+        )
+    if len(problems) == total:
+        raise DataError(f"{source}: none of {total:,} rows can be used: {_list(problems)}; repair the data.")
+
+
+def _list(problems: list[tuple[int, str, str, bool]]) -> str:
+    """Name the first rows and what is wrong with them."""
+    more = f", and {len(problems) - SHOWN:,} more" if len(problems) > SHOWN else ""
+    return ", ".join(f"{place} ({reason})" for _, place, reason, _ in problems[:SHOWN]) + more
+
+
+@dataclass(frozen=True)
+class _Columns:
+    """The columns of the input and of the completion (None: there is none), and whether the user named the latter."""
+
+    input: str
+    completion: str | None
+    named: bool
+
+    @classmethod
+    def choose(cls, names: list[str], text: str, prompt: str | None, completion: str | None, source: str) -> _Columns:
+        """Choose them as `read_rows` says.
+
+        Raises:
+            DataError: A column that is not there.
+        """
+        there = [name for name in names if name != PLACE]
+        for flag, name in (("--prompt-text-column", prompt), ("--completion-column", completion)):
+            if name is not None and name not in there:
+                raise DataError(_missing(name, there, flag, source))
+        pair = text == "text" and "prompt" in there and any(name in there for name in COMPLETIONS)
+        known = ["prompt" if pair else text]
+        if text == "text":  # a column that the user named is not replaced by another
+            known += ["prompt", *CONVERSATIONS]
+        column = prompt or next((name for name in known if name in there), None)
+        if column is None:
+            raise DataError(_missing(text, there, "--text-column", source))
+        found = completion or next((name for name in COMPLETIONS if name in there and name != column), None)
+        if found is None and prompt is not None and text in there and text != prompt:
+            found, completion = text, text
+        return cls(column, found, completion is not None)
+
+
+def _missing(name: str, there: list[str], flag: str, source: str) -> str:
+    """Say that a column is not there."""
+    columns = ", ".join(map(repr, there)) or "none"
+    return f"{source} has no column {name!r}; there are {columns}.{nearest(name, there)} Name it with {flag}."
+
+
+def _read(row: dict[str, Any], columns: _Columns) -> dict[str, Any]:
+    """Return a row's input, history, completion and values, or its problem."""
+    try:
+        given = _decoded(row.get(columns.input), columns.input)
+        whole = columns.input in CONVERSATIONS and not columns.named
+        completion = _completion(row.get(columns.completion or ""), columns.completion or "")
+        if isinstance(given, list):
+            messages, own = _split(_messages(given, columns.input), columns.input, completion is None or whole)
+            completion = own if own is not None else completion
+            text, history = messages[-1]["content"], json.dumps(messages, ensure_ascii=False)
+        else:
+            text, history = _text(given, columns.input), None
+        if not text.strip():
+            raise _Unusable(f"{columns.input!r} is empty", bad=False)
+        if completion == "":
+            raise _Unusable(f"{columns.completion or columns.input!r}: the completion is empty", bad=False)
+    except _Unusable as problem:
+        return {"problem": str(problem), "bad": problem.bad}
+    used = (columns.input, columns.completion, PLACE)
+    values = {name: _value(value) for name, value in row.items() if name not in used}
+    values_text = json.dumps(values, ensure_ascii=False)
+    return {"input": text, "history": history, "completion": completion, "values": values_text}
+
+
+def _text(value: Any, column: str) -> str:
+    """Return a text, or say what stands there instead."""
+    if isinstance(value, str):
+        return value
+    if value is None:
+        raise _Unusable(f"{column!r} is missing")
+    kind = next((word for kind, word in KINDS.items() if isinstance(value, kind)), f"a {type(value).__name__}")
+    raise _Unusable(f"{column!r} is {kind}, not text")
+
+
+def _decoded(value: Any, column: str) -> Any:
+    """Return the messages that a conversation's column writes as JSON text, as csv files have them."""
+    if isinstance(value, str) and column in CONVERSATIONS:
+        try:
+            return json.loads(value)
+        except ValueError:
+            raise _Unusable(f"{column!r} is text, not a list of messages") from None
+    return value
+
+
+def _completion(value: Any, column: str) -> str | None:
+    """Return the completion of a row that has one: text, or a list with one assistant message."""
+    if value is None:
+        return None
+    if isinstance(value, list) and value:
+        messages = _messages(value, column)
+        if len(messages) != 1 or messages[0]["role"] != "assistant":
+            raise _Unusable(f"{column!r} is not one assistant message")
+        return str(messages[0]["content"])
+    return _text(value, column)
+
+
+def _messages(value: list[Any], column: str) -> list[dict[str, Any]]:
+    """Return messages as `role` and `content`, with what else they say; ShareGPT's names are translated."""
+    messages = []
+    for number, message in enumerate(value, 1):
+        if not isinstance(message, dict):
+            raise _Unusable(f"{column!r} is a list, not text and not messages")
+        rest = {k: _pruned(v) for k, v in message.items() if v is not None and k not in MESSAGE_KEYS}
+        role = message.get("role") or message.get("from")
+        content = message["content"] if message.get("content") is not None else message.get("value")
+        if role not in ROLES:
+            raise _Unusable(f"{column!r}: message {number} has the role {role!r}")
+        messages.append({"role": ROLES[role], "content": _content(content, f"{column}, message {number}"), **rest})
+    return messages
+
+
+def _content(value: Any, where: str) -> str:
+    """Return a message's text, joined where it is written as parts of text."""
+    if isinstance(value, list) and value and all(isinstance(p, dict) and p.get("type") == "text" for p in value):
+        value = "".join(_text(part.get("text"), where) for part in value)
+    return _text(value, where)
+
+
+def _split(messages: list[dict[str, Any]], column: str, own: bool) -> tuple[list[dict[str, Any]], str | None]:
+    """Return a conversation's prompt, which ends in a user message, and its own completion where it has one."""
+    if not messages:
+        raise _Unusable(f"{column!r} is empty", bad=False)
+    completion = None
+    if own and messages[-1]["role"] == "assistant":
+        messages, completion = messages[:-1], str(messages[-1]["content"])
+    if not messages or messages[-1]["role"] != "user":
+        last = f"the {messages[-1]['role']}'s" if messages else "no"
+        raise _Unusable(f"{column!r}: {last} message stands where the user's last one should")
+    return messages, completion
+
+
+def _value(value: Any) -> str | int | float:
+    """Return a column's value for a template: text and numbers as they are, nothing as "", all else as JSON."""
+    if value is None:
+        return ""
+    if isinstance(value, (str, int, float)) and not isinstance(value, bool):
+        return value
+    return json.dumps(_pruned(value), ensure_ascii=False, default=str)
+
+
+def _pruned(value: Any) -> Any:
+    """Drop the empty keys that Arrow adds so that all objects of a column look alike."""
+    if isinstance(value, dict):
+        return {k: _pruned(v) for k, v in value.items() if v is not None}
+    return [_pruned(v) for v in value] if isinstance(value, list) else value

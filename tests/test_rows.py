@@ -1,0 +1,199 @@
+"""Rows of every accepted form, and what is said of those that cannot be used."""
+
+from __future__ import annotations
+
+import json
+import time
+
+import pytest
+from datasets import Dataset
+
+from trl_distill.data import RowReport, read_rows
+from trl_distill.errors import DataError
+
+COLUMNS = ["row", "input", "history", "completion", "values"]
+SYSTEM = {"role": "system", "content": "s"}
+USER = {"role": "user", "content": "q"}
+ASSISTANT = {"role": "assistant", "content": "a"}
+SHARE = [{"from": "system", "value": "s"}, {"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]
+
+
+def read(*rows, **settings):
+    return read_rows(Dataset.from_list(list(rows)), **settings)
+
+
+def only(row, **settings):
+    return read(row, **settings)[0][0]
+
+
+@pytest.mark.parametrize(
+    ("row", "settings", "expected"),
+    [
+        ({"text": "q"}, {}, ("q", None)),
+        ({"question": "q"}, {"text_column": "question"}, ("q", None)),
+        ({"prompt": "q", "completion": "a"}, {}, ("q", "a")),
+        ({"prompt": "q", "response": "a"}, {}, ("q", "a")),
+        ({"prompt": "q"}, {}, ("q", None)),
+        ({"text": "q", "completion": "a"}, {}, ("q", "a")),
+        ({"text": "q", "response": "a"}, {}, ("q", "a")),
+        ({"text": "q", "out": "a"}, {"completion_column": "out"}, ("q", "a")),
+        ({"text": "q", "completion": "b", "out": "a"}, {"completion_column": "out"}, ("q", "a")),
+        ({"text": "a", "ask": "q"}, {"prompt_text_column": "ask"}, ("q", "a")),
+        ({"text": "b", "ask": "q", "completion": "a"}, {"prompt_text_column": "ask"}, ("q", "a")),
+        ({"text": "q"}, {"prompt_text_column": "text"}, ("q", None)),
+        ({"text": "q a", "prompt": "q", "completion": "a"}, {}, ("q", "a")),
+        ({"mine": "q", "prompt": "x", "completion": "a"}, {"text_column": "mine"}, ("q", "a")),
+        ({"text": "q", "prompt": "x"}, {}, ("q", None)),
+    ],
+)
+def test_text_rows_and_the_choice_of_columns(row, settings, expected):
+    read = only(row, **settings)
+    assert (read["input"], read["completion"]) == expected
+    assert read["history"] is None
+    assert list(read) == COLUMNS
+
+
+@pytest.mark.parametrize(
+    ("row", "settings", "history", "completion"),
+    [
+        ({"messages": [SYSTEM, USER, ASSISTANT]}, {}, [SYSTEM, USER], "a"),
+        ({"messages": [USER, ASSISTANT, USER]}, {}, [USER, ASSISTANT, USER], None),
+        ({"conversations": SHARE}, {}, [SYSTEM, USER], "a"),
+        ({"conversations": json.dumps(SHARE)}, {}, [SYSTEM, USER], "a"),
+        ({"prompt": [USER], "completion": [ASSISTANT]}, {}, [USER], "a"),
+        ({"prompt": [SYSTEM, USER], "completion": "a"}, {}, [SYSTEM, USER], "a"),
+        ({"prompt": [USER, ASSISTANT]}, {}, [USER], "a"),
+        ({"chat": [USER, ASSISTANT]}, {"text_column": "chat"}, [USER], "a"),
+        ({"messages": [USER, ASSISTANT], "response": "b"}, {}, [USER], "a"),
+        ({"messages": [USER], "response": "b"}, {}, [USER], "b"),
+        ({"messages": [USER], "gold": "b"}, {"completion_column": "gold"}, [USER], "b"),
+        ({"messages": [{"role": "user", "content": [{"type": "text", "text": "q"}]}]}, {}, [USER], None),
+    ],
+)
+def test_conversations(row, settings, history, completion):
+    read = only(row, **settings)
+    assert json.loads(read["history"]) == history
+    assert read["input"] == "q"
+    assert read["completion"] == completion
+
+
+def test_what_else_a_message_says_is_kept_and_what_arrow_adds_is_not():
+    named = {"role": "user", "content": "q", "name": "Ann"}
+    read = only({"messages": [SYSTEM, named, ASSISTANT]})
+    assert json.loads(read["history"]) == [SYSTEM, named]
+
+
+def test_other_columns_are_the_fields_of_templates():
+    row = {"text": "q", "completion": "a", "role": "cook", "n": 3, "x": 0.5, "yes": True, "tags": ["u"], "none": None}
+    values = json.loads(only(row)["values"])
+    assert values == {"role": "cook", "n": 3, "x": 0.5, "yes": "true", "tags": '["u"]', "none": ""}
+
+
+def test_a_row_without_a_completion_of_its_own_is_a_row():
+    rows, report = read({"text": "q", "completion": "a"}, {"text": "r", "completion": None})
+    assert rows["completion"] == ["a", None]
+    assert report.set_aside == ()
+    assert report.summary() == "2 of 2 used"
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"text_column": "quest"}, "data has no column 'quest'; there are 'question', 'n'. Did you mean 'question'"),
+        ({}, r"no column 'text'; .*Name it with --text-column"),
+        ({"prompt_text_column": "p"}, r"no column 'p'; .*--prompt-text-column"),
+        ({"text_column": "question", "completion_column": "c"}, r"no column 'c'; .*--completion-column"),
+    ],
+)
+def test_a_column_that_is_not_there(settings, message):
+    with pytest.raises(DataError, match=message):
+        read({"question": "q", "n": 1}, **settings)
+
+
+def test_a_column_that_was_named_is_not_replaced_by_another():
+    with pytest.raises(DataError, match="no column 'question'"):
+        read({"prompt": "q", "completion": "a"}, text_column="question")
+
+
+def test_missing_and_non_text_values_are_an_error_that_lists_the_first_ten():
+    rows = [{"text": "q"}, *[{"text": None}] * 12]
+    with pytest.raises(DataError) as caught:
+        read(*rows, source="train")
+    message = str(caught.value)
+    assert message.startswith("train: 12 rows have a missing or non-text value, more than --max-bad-rows 0: row 2 (")
+    assert "row 11 ('text' is missing), and 2 more; " in message
+    assert "row 12" not in message
+
+
+def test_max_bad_rows_sets_them_aside_and_says_so():
+    rows, report = read({"text": "q"}, {"text": None}, {"text": "r"}, max_bad_rows=1)
+    assert rows["row"] == [1, 3]
+    assert report == RowReport(3, 2, (("row 2", "'text' is missing"),))
+    assert report.summary() == "2 of 3 used; 1 set aside: 1 because 'text' is missing (row 2)"
+
+
+def test_empty_rows_are_set_aside_counted_and_not_limited():
+    given = [{"text": "q", "completion": "a"}, {"text": " \n", "completion": "a"}, {"text": "r", "completion": ""}]
+    rows, report = read(*given)
+    assert rows["input"] == ["q"]
+    assert [place for place, _ in report.set_aside] == ["row 2", "row 3"]
+    assert "'text' is empty" in report.summary()
+    assert "the completion is empty" in report.summary()
+
+
+def test_the_summary_names_the_first_three_of_each_reason():
+    _, report = read({"text": "q"}, *[{"text": ""}] * 5)
+    assert report.summary() == "1 of 6 used; 5 set aside: 5 because 'text' is empty (row 2, row 3, row 4, ...)"
+    assert "\n" not in report.summary()
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ({"text": 3}, "'text' is a number, not text"),
+        ({"text": True}, "'text' is true or false, not text"),
+        ({"text": {"k": 1}}, "'text' is an object, not text"),
+        ({"text": ["q"]}, "'text' is a list, not text and not messages"),
+        ({"text": "q", "completion": 3}, "'completion' is a number, not text"),
+        ({"text": "q", "completion": [USER]}, "'completion' is not one assistant message"),
+        ({"messages": None}, "'messages' is missing"),
+        ({"messages": "q"}, "'messages' is text, not a list of messages"),
+        ({"messages": [ASSISTANT]}, "no message stands where the user's last one should"),
+        ({"messages": [USER, ASSISTANT, ASSISTANT]}, "the assistant's message stands where"),
+        ({"messages": [{"role": "poet", "content": "q"}]}, "message 1 has the role 'poet'"),
+        ({"messages": [{"role": "user", "content": None}]}, "'messages, message 1' is missing"),
+        ({"prompt": [USER, ASSISTANT], "completion": [ASSISTANT]}, "the assistant's message stands where"),
+    ],
+)
+def test_rows_that_cannot_be_used_say_why(row, reason):
+    with pytest.raises(DataError) as caught:
+        read(row)
+    assert reason in str(caught.value)
+    assert "row 1 (" in str(caught.value)
+
+
+def test_data_without_a_usable_row_is_an_error():
+    with pytest.raises(DataError, match=r"none of 2 rows can be used: row 1 \('text' is empty\)"):
+        read({"text": ""}, {"text": " "})
+    with pytest.raises(DataError, match="none of 1 rows"):
+        read({"text": None}, max_bad_rows=5)
+    with pytest.raises(DataError, match="train has no rows"):
+        read_rows(Dataset.from_dict({"text": []}), source="train")
+    with pytest.raises(DataError, match=r"is a IterableDataset; give a datasets\.Dataset"):
+        read_rows(Dataset.from_dict({"text": ["q"]}).to_iterable_dataset())
+
+
+def test_the_dataset_given_is_left_as_it_is():
+    data = Dataset.from_list([{"text": "q", "completion": "a"}]).with_format("numpy")
+    rows, _ = read_rows(data)
+    assert rows[0] == {"row": 1, "input": "q", "history": None, "completion": "a", "values": "{}"}
+    assert data.column_names == ["text", "completion"]
+    assert data.format["type"] == "numpy"
+
+
+def test_a_hundred_thousand_rows_take_seconds():
+    data = Dataset.from_dict({"text": ["a question " * 10] * 100_000, "n": list(range(100_000))})
+    start = time.process_time()
+    rows, report = read_rows(data)
+    assert report.used == len(rows) == 100_000
+    assert time.process_time() - start < 20
