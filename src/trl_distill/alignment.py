@@ -1,0 +1,178 @@
+"""One completion under two prompts: token ids, lengths, and the vocabulary both models share.
+
+A completion is tokenized once and appended to each prompt's tokens, so that both sequences end in the same
+ids and position k of one is position k of the other, whatever the prompts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from .errors import DataError, TeacherError, TemplateError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+# text that tells apart tokenizers with equal vocabularies but other merges or normalisation
+PROBE = "The quick brown fox, 1234 + 5 = 1239!\n\tdéjà vu — naïve 東京 def f(x): return x  # ok"
+
+
+def tokenize_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str | Sequence[dict[str, Any]]) -> list[int]:
+    """Return the ids of a prompt, ready for a completion to be appended.
+
+    Args:
+        tokenizer: The tokenizer of the model that reads the prompt.
+        prompt: Text, tokenized with the special tokens the tokenizer adds in front (a closing end-of-sequence
+            is taken off again); or chat messages, rendered by the chat template with the generation prompt.
+
+    Raises:
+        TemplateError: Chat messages, but the tokenizer has no chat template.
+    """
+    if isinstance(prompt, str):
+        ids = list(tokenizer(prompt)["input_ids"])
+        while ids and ids[-1] == tokenizer.eos_token_id and not prompt.endswith(str(tokenizer.eos_token)):
+            if ids[-1] == tokenizer.bos_token_id and len(ids) == 1:
+                break  # GPT-2's bos is its eos; as the only token it opens the sequence
+            ids.pop()
+        return ids
+    if tokenizer.chat_template is None:
+        raise TemplateError(
+            f"the tokenizer of {tokenizer.name_or_path or 'the model'} has no chat template for a prompt of chat "
+            "messages; give --chat-template or a text template."
+        )
+    return list(tokenizer.apply_chat_template(list(prompt), add_generation_prompt=True, return_dict=False))
+
+
+def tokenize_completion(tokenizer: PreTrainedTokenizerBase, completion: str, *, chat: bool = False) -> list[int]:
+    """Return the ids of a completion, the token that ends it included.
+
+    Args:
+        tokenizer: The student's tokenizer (the teacher's agrees, see `shared_vocabulary`).
+        completion: The text.
+        chat: Whether it is an assistant's turn: it then ends in the token that the chat template puts after
+            a turn, which need not be the end-of-sequence token.
+    """
+    ids = list(tokenizer(completion, add_special_tokens=False)["input_ids"])
+    end = turn_end(tokenizer) if chat else tokenizer.eos_token_id
+    if end is not None and (not ids or ids[-1] != end):
+        ids.append(end)
+    return ids
+
+
+def turn_end(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """Return the special token the chat template puts after an assistant's turn, else end-of-sequence."""
+    if tokenizer.chat_template is None:
+        return tokenizer.eos_token_id
+    said = "COMPLETION"
+    turn = [{"role": "user", "content": "a"}, {"role": "assistant", "content": said}]
+    text = str(tokenizer.apply_chat_template(turn, tokenize=False))
+    after = tokenizer(text[text.rindex(said) + len(said) :], add_special_tokens=False)["input_ids"]
+    special = set(tokenizer.all_special_ids) | set(tokenizer.get_added_vocab().values())
+    return next((token for token in after if token in special), tokenizer.eos_token_id)
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """The three pieces of a row as they fit both models.
+
+    Attributes:
+        student_prompt: Ids the student reads before the completion.
+        teacher_prompt: Ids the teacher reads before it.
+        completion: The shared ids.
+        prompt_cut: Tokens cut from the start of a prompt, both sides together.
+        completion_cut: Tokens cut from the end of the completion.
+    """
+
+    student_prompt: list[int]
+    teacher_prompt: list[int]
+    completion: list[int]
+    prompt_cut: int = 0
+    completion_cut: int = 0
+
+
+def fit(
+    student_prompt: list[int],
+    teacher_prompt: list[int],
+    completion: list[int],
+    *,
+    student_limit: int | None,
+    teacher_limit: int | None,
+    overflow: str = "error",
+    where: str = "a row",
+) -> Fitted:
+    """Fit prompts and completion into both models' limits, each prompt by its own model's.
+
+    Args:
+        student_prompt: Token ids.
+        teacher_prompt: Token ids.
+        completion: Token ids, at least one.
+        student_limit: Tokens the student's sequence may have; None is no limit.
+        teacher_limit: Tokens the teacher's sequence may have; None is no limit.
+        overflow: "error", or "left" to cut a prompt's start so that the completion fits.
+        where: The row's name in messages.
+
+    Raises:
+        DataError: A prompt that leaves no room for a completion token, under `overflow="error"`.
+    """
+    room, cut, prompts = len(completion), 0, []
+    sides = (("student", student_prompt, student_limit), ("teacher", teacher_prompt, teacher_limit))
+    for side, prompt, limit in sides:
+        if limit is None:
+            prompts.append(prompt)
+            continue
+        keep = len(prompt)
+        if overflow == "left":
+            keep = min(keep, max(limit - len(completion), 1))
+        elif keep >= limit:
+            raise DataError(
+                f"{where}: the {side}'s prompt has {keep} tokens and its limit is {limit}; shorten the template or "
+                "the input, raise --block-size, or cut the prompt's start with --prompt-overflow left."
+            )
+        prompts.append(prompt[len(prompt) - keep :])
+        cut += len(prompt) - keep
+        room = min(room, limit - keep)
+    return Fitted(prompts[0], prompts[1], completion[:room], cut, len(completion) - room)
+
+
+def skipped_tokens(student_prompt: Sequence[int], teacher_prompt: Sequence[int]) -> int:
+    """Return how many completion tokens have no token before them to be predicted from: 1 under an empty prompt."""
+    return int(not student_prompt or not teacher_prompt)
+
+
+def shared_vocabulary(
+    student: PreTrainedTokenizerBase,
+    teacher: PreTrainedTokenizerBase,
+    *,
+    student_rows: int,
+    teacher_rows: int,
+    teacher_name: str = "the teacher",
+) -> int:
+    """Check that two tokenizers agree and return how many vocabulary rows both models share.
+
+    Models of one family pad their embeddings differently (Qwen2.5 has 151,936 rows and 152,064); the rows
+    `[0, min(student_rows, teacher_rows))` mean the same token in both.
+
+    Raises:
+        TeacherError: A token with two ids, or a text that the two split differently.
+    """
+    shared = min(student_rows, teacher_rows)
+    mine, theirs = student.get_vocab(), teacher.get_vocab()
+    by_id = {index: token for token, index in theirs.items() if index < shared}
+    for token, index in mine.items():
+        other = theirs.get(token, index)
+        if other != index or (index in by_id and by_id[index] != token):
+            raise TeacherError(
+                f"teacher_model {teacher_name!r} has another tokenizer than the student: token {token!r} is {index} "
+                f"for the student, and {index} is {by_id.get(index)!r} for the teacher; choose a teacher of the "
+                "student's family."
+            )
+    text = PROBE + str(student.decode(list(range(min(len(student), 512))), skip_special_tokens=True))
+    mine_split, their_split = (list(t(text, add_special_tokens=False)["input_ids"]) for t in (student, teacher))
+    if mine_split != their_split or max(mine_split) >= shared:
+        raise TeacherError(
+            f"teacher_model {teacher_name!r} has the student's tokens but splits text differently; choose a teacher "
+            "with the student's tokenizer."
+        )
+    return shared

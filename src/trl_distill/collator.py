@@ -1,0 +1,78 @@
+"""Rows to a batch: the student's sequences and the teacher's, padded apart, ending in the same completions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from .alignment import skipped_tokens
+
+IGNORE = -100
+
+
+@dataclass
+class DistillationCollator:
+    """Make a batch from rows with `student_prompt`, `teacher_prompt` and `completion` (lists of token ids).
+
+    The batch holds `input_ids`, `attention_mask`, `labels` ([B, S_s], the student's) and the same three with
+    the prefix `teacher_` ([B, S_t]). Labels are -100 but on completion tokens; both sides label the same tokens
+    in the same order, so their counts are equal row by row.
+
+    Args:
+        pad_token_id: Padding id of the student.
+        teacher_pad_token_id: Padding id of the teacher (default: the student's).
+        pad_to_multiple_of: Pad both lengths to a multiple of this.
+    """
+
+    pad_token_id: int
+    teacher_pad_token_id: int | None = None
+    pad_to_multiple_of: int | None = None
+
+    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
+        """Return the batch of `rows`."""
+        teacher_pad = self.pad_token_id if self.teacher_pad_token_id is None else self.teacher_pad_token_id
+        skipped = [skipped_tokens(row["student_prompt"], row["teacher_prompt"]) for row in rows]
+        completions = [list(row["completion"]) for row in rows]
+        batch = {}
+        for prefix, side, pad in (
+            ("", "student_prompt", self.pad_token_id),
+            ("teacher_", "teacher_prompt", teacher_pad),
+        ):
+            prompts = [list(row[side]) for row in rows]
+            for name, tensor in self._side(prompts, completions, skipped, pad).items():
+                batch[prefix + name] = tensor
+        return batch
+
+    def _side(
+        self, prompts: list[list[int]], completions: list[list[int]], skipped: list[int], pad: int
+    ) -> dict[str, torch.Tensor]:
+        """Return one model's sequences, padded on the right."""
+        width = max(len(p) + len(c) for p, c in zip(prompts, completions, strict=True))
+        multiple = self.pad_to_multiple_of or 1
+        shape = (len(prompts), -(-width // multiple) * multiple)
+        ids = torch.full(shape, pad, dtype=torch.long)
+        mask = torch.zeros(shape, dtype=torch.long)
+        labels = torch.full(shape, IGNORE, dtype=torch.long)
+        for b, (prompt, completion, skip) in enumerate(zip(prompts, completions, skipped, strict=True)):
+            end = len(prompt) + len(completion)
+            ids[b, :end] = torch.tensor(prompt + completion)
+            mask[b, :end] = 1
+            labels[b, len(prompt) + skip : end] = torch.tensor(completion[skip:])
+        return {"input_ids": ids, "attention_mask": mask, "labels": labels}
+
+
+def prompts_of(batch: Mapping[str, torch.Tensor], prefix: str = "teacher_") -> list[list[int]]:
+    """Return the prompts that a batch was made from: the ids before the first completion token.
+
+    Args:
+        batch: A batch of `DistillationCollator`.
+        prefix: "teacher_" for the teacher's prompts, "" for the student's.
+    """
+    prompts = []
+    for ids, labels in zip(batch[f"{prefix}input_ids"], batch[f"{prefix}labels"], strict=True):
+        labelled = (labels != IGNORE).nonzero()
+        prompts.append(ids[: int(labelled[0])].tolist() if len(labelled) else [])
+    return prompts

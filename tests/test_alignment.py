@@ -1,0 +1,110 @@
+"""One completion under two prompts: what is appended, what is cut, and which vocabularies go together."""
+
+from __future__ import annotations
+
+import pytest
+from transformers import AutoTokenizer
+
+from trl_distill.alignment import fit, shared_vocabulary, skipped_tokens, tokenize_completion, tokenize_prompt, turn_end
+from trl_distill.errors import DataError, TeacherError, TemplateError
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tiny_model_dir):
+    return AutoTokenizer.from_pretrained(tiny_model_dir)
+
+
+@pytest.fixture(scope="module")
+def chat_tokenizer(chat_model_dir):
+    return AutoTokenizer.from_pretrained(chat_model_dir)
+
+
+def test_completion_ends_in_one_eos(tokenizer):
+    ids = tokenize_completion(tokenizer, "a b")
+    assert ids[-1] == tokenizer.eos_token_id
+    assert ids.count(tokenizer.eos_token_id) == 1
+    assert tokenize_completion(tokenizer, "a b" + tokenizer.eos_token) == ids
+
+
+def test_prompt_has_no_closing_eos(tokenizer):
+    from tokenizers.processors import TemplateProcessing
+
+    closing = AutoTokenizer.from_pretrained(tokenizer.name_or_path)
+    eos = closing.eos_token
+    closing.backend_tokenizer.post_processor = TemplateProcessing(
+        single=f"$A {eos}", special_tokens=[(eos, closing.eos_token_id)]
+    )
+    assert closing("a b")["input_ids"][-1] == closing.eos_token_id
+    assert tokenize_prompt(closing, "a b") == tokenizer("a b", add_special_tokens=False)["input_ids"]
+
+
+def test_chat_prompt_needs_a_chat_template(tokenizer):
+    with pytest.raises(TemplateError, match="chat template"):
+        tokenize_prompt(tokenizer, [{"role": "user", "content": "a"}])
+
+
+def test_chat_prompt_and_completion_are_the_rendered_conversation(chat_tokenizer):
+    turn = [{"role": "user", "content": "a b"}]
+    whole = chat_tokenizer.apply_chat_template([*turn, {"role": "assistant", "content": "c"}], tokenize=False)
+    ids = tokenize_prompt(chat_tokenizer, turn) + tokenize_completion(chat_tokenizer, "c", chat=True)
+    assert whole.strip().startswith(chat_tokenizer.decode(ids).strip())
+    assert ids[-1] == turn_end(chat_tokenizer)
+
+
+def test_each_prompt_is_fitted_by_its_own_limit():
+    fitted = fit([1] * 3, [2] * 50, [3] * 4, student_limit=8, teacher_limit=60)
+    assert (len(fitted.student_prompt), len(fitted.teacher_prompt), len(fitted.completion)) == (3, 50, 4)
+    assert fitted.prompt_cut == fitted.completion_cut == 0
+
+
+def test_a_completion_that_does_not_fit_is_cut_and_counted():
+    fitted = fit([1] * 5, [2] * 5, [3] * 10, student_limit=8, teacher_limit=None)
+    assert len(fitted.completion) == 3
+    assert fitted.completion_cut == 7
+
+
+def test_a_prompt_without_room_is_an_error_that_names_the_row():
+    with pytest.raises(DataError, match=r"train, row 7: the teacher's prompt has 9 tokens and its limit is 9"):
+        fit([1], [2] * 9, [3], student_limit=8, teacher_limit=9, where="train, row 7")
+
+
+def test_a_prompt_is_cut_from_the_left_on_request():
+    fitted = fit(list(range(10)), [2], [3] * 4, student_limit=8, teacher_limit=None, overflow="left")
+    assert fitted.student_prompt == [6, 7, 8, 9]
+    assert fitted.completion == [3] * 4
+    assert fitted.prompt_cut == 6
+
+
+@pytest.mark.parametrize(("student", "teacher", "skipped"), [([1], [1], 0), ([], [1], 1), ([1], [], 1), ([], [], 1)])
+def test_the_first_token_under_an_empty_prompt_is_not_predicted(student, teacher, skipped):
+    assert skipped_tokens(student, teacher) == skipped
+
+
+def test_unequal_padding_shares_the_smaller_number_of_rows(tokenizer):
+    assert shared_vocabulary(tokenizer, tokenizer, student_rows=151_936, teacher_rows=152_064) == 151_936
+
+
+def test_another_tokenizer_is_refused(tokenizer, tmp_path):
+    other = AutoTokenizer.from_pretrained(tokenizer.name_or_path)
+    swapped = other.backend_tokenizer.to_str()
+    vocab = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
+    (a, i), (b, j) = [item for item in vocab if item[0].isalpha()][:2]
+    import json
+
+    model = json.loads(swapped)
+    model["model"]["vocab"][a], model["model"]["vocab"][b] = j, i
+    from tokenizers import Tokenizer
+
+    other = type(other)(tokenizer_object=Tokenizer.from_str(json.dumps(model)), eos_token=tokenizer.eos_token)
+    with pytest.raises(TeacherError, match="another tokenizer"):
+        shared_vocabulary(tokenizer, other, student_rows=len(vocab), teacher_rows=len(vocab), teacher_name="other")
+
+
+def test_the_same_tokens_split_differently_are_refused(tokenizer):
+    from tokenizers import normalizers
+
+    other = AutoTokenizer.from_pretrained(tokenizer.name_or_path)
+    other.backend_tokenizer.normalizer = normalizers.Replace("b", "a")
+    rows = len(tokenizer)
+    with pytest.raises(TeacherError, match="splits text differently"):
+        shared_vocabulary(tokenizer, other, student_rows=rows, teacher_rows=rows)
