@@ -1,0 +1,16 @@
+"""Every name of TRL that is not part of its public API, read in TRL 1.16.0.
+
+`tests/test_trl.py` fails when one of them moves.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from typing import Any
+
+
+def gathered(*parameters: Any) -> AbstractContextManager[Any]:
+    """Gather head parameters that DeepSpeed ZeRO-3 has sharded; nothing to do elsewhere."""
+    from trl.trainer.utils import maybe_gather_lm_head_ctx
+
+    return maybe_gather_lm_head_ctx(*(p for p in parameters if p is not None))

@@ -1,0 +1,152 @@
+"""The model's own forward, taught to end at the completion instead of at the logits.
+
+The head runs inside the wrapped model's forward, so that the hooks of DDP, FSDP2 and DeepSpeed fire and sharded
+weights are there. Called without the new keyword, the forward is the model's own.
+"""
+
+from __future__ import annotations
+
+import functools
+import types
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.distributed.tensor import DTensor
+from transformers import PreTrainedModel
+from transformers.utils import ModelOutput
+
+from ._trl import gathered
+from .lm_head import LMHead
+from .losses import fused_distillation_loss
+
+
+@dataclass
+class TeacherTargets:
+    """What the loss needs of a teacher: its hidden states at N completion positions, and its head.
+
+    Attributes:
+        hidden: [N, H_t], without gradient.
+        head: The teacher's LM head.
+        vocabulary: Rows shared with the student; None is the smaller of the two.
+    """
+
+    hidden: torch.Tensor
+    head: LMHead
+    vocabulary: int | None = None
+
+
+@dataclass
+class LossSettings:
+    """How the loss weighs its two terms; units as in `losses.fused_distillation_loss`."""
+
+    alpha: float
+    temperature: float
+    divergence: str = "forward_kl"
+    jsd_beta: float = 0.5
+    impl: str = "fused"
+
+
+@dataclass
+class CompletionOutput(ModelOutput):
+    """What the taught forward returns.
+
+    Attributes:
+        hidden: [N, H], the hidden states that predict the N completion tokens (without `settings`).
+        loss: Sum over the N tokens (with `settings`), as the fields below.
+        ce: Sum of the cross-entropy.
+        kl: Sum of the divergence, without T^2.
+        entropy: Sum of the student's entropy.
+        top1_agreement: Tokens on which teacher and student rank the same token first.
+        top1_correct: Tokens that the student ranks first.
+    """
+
+    hidden: torch.Tensor | None = None
+    loss: torch.Tensor | None = None
+    ce: torch.Tensor | None = None
+    kl: torch.Tensor | None = None
+    entropy: torch.Tensor | None = None
+    top1_agreement: torch.Tensor | None = None
+    top1_correct: torch.Tensor | None = None
+
+
+def add_completion_forward(model: PreTrainedModel) -> None:
+    """Teach `model.forward` the keywords `completion_labels`, `teacher_targets` and `loss_settings`.
+
+    `model(input_ids=..., attention_mask=..., completion_labels=labels)` with labels [B, S] (-100 but on
+    completion tokens) returns the hidden states that predict them; with `loss_settings` (and `teacher_targets`
+    unless alpha is 0) it returns the distillation loss, summed. Call before the model is wrapped by accelerate.
+    """
+    original = model.forward
+
+    @functools.wraps(type(model).forward)  # generate() validates its arguments against this signature
+    def forward(
+        self: PreTrainedModel,
+        *args: Any,
+        completion_labels: torch.Tensor | None = None,
+        teacher_targets: TeacherTargets | None = None,
+        loss_settings: LossSettings | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        if completion_labels is None:
+            return original(*args, **kwargs)
+        kwargs.pop("labels", None)  # PEFT passes labels=None on; the backbone takes none
+        states = self.base_model(*args, **{**kwargs, "use_cache": False}).last_hidden_state
+        targets = completion_labels[:, 1:].to(states.device)
+        mask = targets != -100
+        hidden = states[:, :-1][mask]
+        if loss_settings is None:
+            return CompletionOutput(hidden=hidden)
+        return _loss(LMHead.of(self), hidden, targets[mask], teacher_targets, loss_settings)
+
+    model.forward = types.MethodType(forward, model)
+
+
+def _loss(
+    head: LMHead,
+    hidden: torch.Tensor,
+    targets: torch.Tensor,
+    teacher: TeacherTargets | None,
+    settings: LossSettings,
+) -> CompletionOutput:
+    """Return the loss of the student's hidden states [N, H_s] against the targets [N]."""
+    theirs = teacher.head if teacher else None
+    if teacher is not None and len(teacher.hidden) != len(hidden):
+        raise RuntimeError(
+            f"the teacher scored {len(teacher.hidden)} completion tokens and the student {len(hidden)}; "
+            "both labels of a batch must mark the same tokens."
+        )
+    with gathered(head.weight, head.bias, theirs.weight if theirs else None, theirs.bias if theirs else None):
+        weight = _full(head.weight)
+        out = fused_distillation_loss(
+            hidden.to(weight.device),
+            weight,
+            teacher.hidden.to(weight.device) if teacher else None,
+            _full(theirs.weight).to(weight.device) if theirs else None,
+            targets.to(weight.device),
+            student_bias=_full(head.bias),
+            teacher_bias=_full(theirs.bias) if theirs else None,
+            student_softcap=head.softcap,
+            teacher_softcap=theirs.softcap if theirs else None,
+            student_scale=head.scale,
+            teacher_scale=theirs.scale if theirs else 1.0,
+            vocabulary=teacher.vocabulary if teacher else None,
+            alpha=settings.alpha,
+            temperature=settings.temperature,
+            divergence=settings.divergence,
+            jsd_beta=settings.jsd_beta,
+            impl=settings.impl,
+        )
+    return CompletionOutput(
+        loss=out.loss,
+        ce=out.ce.detach().sum(),
+        kl=out.kl.detach().sum(),
+        entropy=out.entropy,
+        top1_agreement=out.top1_agreement,
+        top1_correct=out.top1_correct,
+    )
+
+
+def _full(parameter: Any) -> Any:
+    """Gather a parameter that FSDP2 has sharded, once a step."""
+    return parameter.full_tensor() if isinstance(parameter, DTensor) else parameter

@@ -1,0 +1,34 @@
+"""The names of TRL and transformers that are not public API; a test fails here when one moves."""
+
+from __future__ import annotations
+
+import inspect
+
+import torch
+import trl
+from transformers import Trainer
+
+from trl_distill._trl import gathered
+
+
+def test_gathering_is_nothing_without_zero_3():
+    weight = torch.nn.Parameter(torch.ones(2))
+    with gathered(weight, None):
+        assert weight.sum() == 2
+
+
+def test_trl_still_gathers_heads():
+    from trl.trainer.utils import maybe_gather_lm_head_ctx
+
+    assert inspect.signature(maybe_gather_lm_head_ctx).parameters["params"].kind is inspect.Parameter.VAR_POSITIONAL
+
+
+def test_trl_still_lets_preparation_be_skipped():
+    assert "skip_prepare_dataset" in inspect.getsource(trl.SFTTrainer.__init__)
+
+
+def test_trainer_still_counts_labels_and_leaves_the_division_to_us():
+    source = inspect.getsource(Trainer)
+    assert "model_accepts_loss_kwargs" in source
+    assert 'batch["labels"]' in source
+    assert "current_gradient_accumulation_steps" in source
