@@ -1,0 +1,144 @@
+"""From the name a user gives to a configuration, a tokenizer and a model, with a sentence when there is none."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .embedded import embedded_path
+from .errors import ModelError, TeacherError, UsageError, nearest
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+EMBEDDED = "embedded"
+
+
+def resolve(name: str, *, role: str) -> str:
+    """Return the folder that a name means, or the name itself for the Hub.
+
+    Args:
+        name: "embedded", a folder, or a Hub name.
+        role: The setting it was given in, "model" or "teacher_model", for messages.
+
+    Raises:
+        ModelError, TeacherError: It looks like a folder (a path separator in front, `~`, or more than one `/`)
+            and there is none, or the folder has no config.json.
+    """
+    if name == EMBEDDED:
+        return embedded_path()
+    path = Path(name).expanduser()
+    if path.is_dir():
+        if not (path / "config.json").is_file() and not (path / "adapter_config.json").is_file():
+            raise _error(role)(f"{role} {name!r} is a folder without config.json; give a folder with a saved model.")
+        return str(path)
+    if name.startswith(("/", "./", "../", "~")) or name.count("/") > 1 or path.is_file():
+        there = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+        raise _error(role)(
+            f"{role} {name!r} is no folder.{nearest(path.name, there)} Give a folder, a Hub name or 'embedded'."
+        )
+    return name
+
+
+def load_config(
+    path: str, *, role: str, revision: str | None = None, trust_remote_code: bool = False
+) -> PretrainedConfig:
+    """Return a model's configuration.
+
+    Raises:
+        ModelError, TeacherError: It cannot be found or read.
+    """
+    from transformers import AutoConfig
+
+    return _load(AutoConfig, path, role, "configuration", revision=revision, trust_remote_code=trust_remote_code)
+
+
+def load_tokenizer(
+    path: str, *, role: str, revision: str | None = None, trust_remote_code: bool = False
+) -> PreTrainedTokenizerBase:
+    """Return a model's tokenizer, with a padding token.
+
+    Raises:
+        ModelError, TeacherError: It cannot be found or read, or has no token that ends a sequence.
+    """
+    from transformers import AutoTokenizer
+
+    tokenizer = _load(AutoTokenizer, path, role, "tokenizer", revision=revision, trust_remote_code=trust_remote_code)
+    if tokenizer.eos_token_id is None:
+        raise _error(role)(f"{role} {path!r}: its tokenizer has no end-of-sequence token; set eos_token in its files.")
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_model(
+    path: str,
+    *,
+    role: str,
+    revision: str | None = None,
+    dtype: str = "float32",
+    quantization: str | None = None,
+    device_map: str | None = None,
+    attn_implementation: str | None = None,
+    trust_remote_code: bool = False,
+) -> PreTrainedModel:
+    """Load a causal language model.
+
+    Args:
+        path: What `resolve` returned.
+        role: "model" or "teacher_model", for messages.
+        revision: Revision of a Hub model.
+        dtype: "auto", "float32", "bfloat16" or "float16".
+        quantization: "int4" (nf4) or "int8" by bitsandbytes.
+        device_map: As in transformers.
+        attn_implementation: As in transformers.
+        trust_remote_code: Allow code that the model brings.
+
+    Raises:
+        ModelError, TeacherError: It cannot be found or read.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    options: dict[str, Any] = {
+        "revision": revision,
+        "trust_remote_code": trust_remote_code,
+        "device_map": device_map,
+        "attn_implementation": attn_implementation,
+        "dtype": dtype if dtype == "auto" else getattr(torch, dtype),
+    }
+    if quantization is not None:
+        options["quantization_config"] = quantization_config(quantization)
+    return _load(AutoModelForCausalLM, path, role, "weights", **options)
+
+
+def quantization_config(kind: str) -> Any:
+    """Return the bitsandbytes configuration of "int4" (nf4, computed in bfloat16) or "int8"."""
+    import torch
+    from transformers import BitsAndBytesConfig
+
+    if kind == "int8":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_compute_dtype=torch.bfloat16,
+        bnb_4bit_use_double_quant=True,
+    )
+
+
+def _load(kind: Any, path: str, role: str, what: str, **options: Any) -> Any:
+    """Call `from_pretrained` and turn its many errors into one sentence."""
+    try:
+        return kind.from_pretrained(path, **{k: v for k, v in options.items() if v is not None})
+    except (OSError, ValueError, KeyError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise _error(role)(
+            f"{role} {path!r}: no {what} could be loaded ({reason.rstrip('.')}); give a folder with a saved model, a "
+            "Hub name that this machine can reach, or 'embedded'."
+        ) from error
+
+
+def _error(role: str) -> type[UsageError]:
+    """Return the error class of the student or of the teacher."""
+    return TeacherError if role == "teacher_model" else ModelError

@@ -1,0 +1,91 @@
+"""Teachers: where they come from. `load_teacher` turns what the user named into one."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from ..errors import TeacherError
+from ..sources import load_config, load_model, load_tokenizer, resolve
+from .base import Completion, GenerationSettings, Teacher
+from .generate import complete
+from .local import LocalTeacher, check_can_teach
+from .store import CompletionStore
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+__all__ = [
+    "Completion",
+    "CompletionStore",
+    "GenerationSettings",
+    "LocalTeacher",
+    "Teacher",
+    "complete",
+    "load_teacher",
+]
+
+
+def load_teacher(
+    spec: str | PreTrainedModel | Teacher,
+    *,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    revision: str | None = None,
+    dtype: str = "auto",
+    quantization: str | None = None,
+    device_map: str | None = None,
+    attn_implementation: str | None = None,
+    trust_remote_code: bool = False,
+    device: Any = None,
+) -> Teacher:
+    """Return the teacher that `spec` names; its weights are loaded when it is first asked.
+
+    Args:
+        spec: A folder, a Hub name, "embedded", a loaded causal language model, or a teacher.
+        tokenizer: The student's, taken for a loaded model that brings none of its own.
+        revision: Revision of a Hub model.
+        dtype: "auto" (as saved), "float32", "bfloat16" or "float16".
+        quantization: "int4" or "int8" by bitsandbytes, else None.
+        device_map: As in transformers; None puts the model on `device`.
+        attn_implementation: As in transformers.
+        trust_remote_code: Allow a model that brings its own code.
+        device: Where the model goes without a device map.
+
+    Raises:
+        TeacherError: Not found, or no causal language model.
+    """
+    if isinstance(spec, Teacher):
+        return spec
+    if not isinstance(spec, str):
+        if tokenizer is None:
+            raise TeacherError("teacher_model is a loaded model without a tokenizer; pass tokenizer=.")
+        return LocalTeacher(
+            spec.config._name_or_path or type(spec).__name__,
+            config=spec.config,
+            tokenizer=tokenizer,
+            load=lambda: spec if device is None else spec.to(device),
+        )
+    path = resolve(spec, role="teacher_model")
+    config = load_config(path, role="teacher_model", revision=revision, trust_remote_code=trust_remote_code)
+
+    def load() -> PreTrainedModel:
+        model = load_model(
+            path,
+            role="teacher_model",
+            revision=revision,
+            dtype=dtype,
+            quantization=quantization,
+            device_map=device_map,
+            attn_implementation=attn_implementation,
+            trust_remote_code=trust_remote_code,
+        )
+        placed = device_map is not None or quantization is not None or device is None
+        return model if placed else model.to(device)
+
+    check_can_teach(spec, config)  # before its tokenizer is looked for: an encoder's would load
+    return LocalTeacher(
+        path,
+        config=config,
+        load=load,
+        revision=revision,
+        tokenizer=load_tokenizer(path, role="teacher_model", revision=revision, trust_remote_code=trust_remote_code),
+    )

@@ -1,0 +1,86 @@
+"""What every teacher can do: the small protocol that the trainer knows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedTokenizerBase
+
+    from ..forward import TeacherTargets
+
+
+@dataclass(frozen=True)
+class Completion:
+    """A completion that a teacher wrote.
+
+    Attributes:
+        ids: Token ids, the stop token included where there was one.
+        finished: Whether it ended in a stop token; if not it was cut at the length limit and is taught no end.
+    """
+
+    ids: tuple[int, ...]
+    finished: bool
+
+
+@dataclass(frozen=True)
+class GenerationSettings:
+    """How a teacher writes; everything here is part of what a stored completion is found by.
+
+    Attributes:
+        max_new_tokens: Tokens at most.
+        do_sample: Draw instead of taking the likeliest token.
+        temperature: Of the drawing, not of the distillation.
+        top_p: Nucleus of the drawing.
+        seed: Of the drawing.
+        batch_size: Prompts at a time; changes no greedy completion beyond rounding.
+    """
+
+    max_new_tokens: int = 512
+    do_sample: bool = False
+    temperature: float = 1.0
+    top_p: float = 1.0
+    seed: int = 42
+    batch_size: int = 16
+
+
+@runtime_checkable
+class Teacher(Protocol):
+    """A frozen model that writes completions and scores given ones."""
+
+    name: str
+    vocabulary: int | None
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The tokenizer of the prompts it reads."""
+        ...
+
+    @property
+    def vocabulary_rows(self) -> int:
+        """Rows of its LM head, known without loading the model."""
+        ...
+
+    @property
+    def length_limit(self) -> int | None:
+        """Tokens a sequence may have; None where the model sets no limit."""
+        ...
+
+    def share(self, vocabulary: int) -> None:
+        """Restrict what is written and scored to the rows [0, vocabulary) that the student has too."""
+        ...
+
+    def identity(self) -> dict[str, Any]:
+        """What tells this teacher from another one; part of the key of everything stored."""
+        ...
+
+    def generate(self, prompts: Sequence[Sequence[int]], settings: GenerationSettings) -> list[Completion]:
+        """Write one completion for each prompt (token ids), as one batch, in the order given."""
+        ...
+
+    def score(self, batch: Mapping[str, torch.Tensor]) -> TeacherTargets:
+        """Return hidden states [N, H_t] at the completion positions of a `DistillationCollator` batch."""
+        ...

@@ -1,0 +1,66 @@
+"""Completions for many prompts: each distinct one once, in batches of like length, kept as they are made."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from tqdm.auto import tqdm
+
+from .base import Completion, GenerationSettings, Teacher
+from .store import CompletionStore, key_of
+
+
+def complete(
+    teacher: Teacher,
+    prompts: Sequence[Sequence[int]],
+    settings: GenerationSettings,
+    *,
+    store: CompletionStore | None = None,
+    progress: bool = True,
+) -> list[Completion]:
+    """Return one completion for each prompt, in the order given.
+
+    Prompts that are equal are written once (unless drawn), prompts already in the store not again. Batches are
+    made of prompts of like length, the longest first, so that a batch too large for the memory fails at once.
+
+    Args:
+        teacher: Who writes.
+        prompts: Token ids.
+        settings: How it writes.
+        store: Where completions are kept from one run to the next; None keeps them in memory.
+        progress: Whether to show a progress bar.
+    """
+    store = CompletionStore(None) if store is None else store
+    identity = _identity(teacher, settings)
+    keys = _keys(identity, prompts, distinct=settings.do_sample)
+    missing = {key: prompt for key, prompt in zip(keys, prompts, strict=True) if key not in store}
+    order = sorted(missing, key=lambda key: (-len(missing[key]), key))
+    with tqdm(total=len(order), desc="Teacher writes completions", unit="row", disable=not (progress and order)) as bar:
+        for start in range(0, len(order), settings.batch_size):
+            batch = order[start : start + settings.batch_size]
+            written = teacher.generate([missing[key] for key in batch], settings)
+            store.add(dict(zip(batch, written, strict=True)))
+            bar.update(len(batch))
+    return [store[key] for key in keys]
+
+
+def _identity(teacher: Teacher, settings: GenerationSettings) -> dict[str, Any]:
+    """Return all that a completion depends on besides its prompt."""
+    how = asdict(settings)
+    how.pop("batch_size")
+    if not settings.do_sample:
+        how = {"max_new_tokens": settings.max_new_tokens}  # nothing else changes a greedy completion
+    return {**teacher.identity(), "settings": how}
+
+
+def _keys(identity: dict[str, Any], prompts: Sequence[Sequence[int]], *, distinct: bool) -> list[str]:
+    """Return a key for each prompt; with `distinct`, equal prompts get one each, so that each is drawn anew."""
+    seen: dict[tuple[int, ...], int] = {}
+    keys = []
+    for prompt in prompts:
+        copy = seen.get(tuple(prompt), 0)
+        seen[tuple(prompt)] = copy + 1
+        keys.append(key_of({**identity, "copy": copy if distinct else 0}, prompt))
+    return keys

@@ -1,0 +1,75 @@
+"""Completions already paid for: one line of JSON each, found by content, safe to kill.
+
+A key is made from the teacher, the prompt's token ids and the generation settings, never from a row number. A
+line is appended and flushed as soon as its batch is written; a line torn by a kill is ignored and made again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from .base import Completion
+
+
+class CompletionStore:
+    """Completions by key, kept in memory and appended to a file.
+
+    Args:
+        path: JSON-lines file, made when the first completion is added; None keeps nothing on disk.
+    """
+
+    def __init__(self, path: str | os.PathLike[str] | None) -> None:
+        self.path = None if path is None else Path(path)
+        self._known: dict[str, Completion] = {}
+        self._torn = False
+        if self.path is not None and self.path.is_file():
+            text = self.path.read_text(encoding="utf-8")
+            self._torn = bool(text) and not text.endswith("\n")
+            for line in text.splitlines():
+                try:
+                    entry = json.loads(line)
+                    self._known[entry["key"]] = Completion(tuple(entry["ids"]), bool(entry["finished"]))
+                except (ValueError, KeyError, TypeError):
+                    continue  # torn by a kill: it is made again
+
+    def __len__(self) -> int:
+        return len(self._known)
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._known
+
+    def __getitem__(self, key: str) -> Completion:
+        return self._known[key]
+
+    def add(self, entries: Mapping[str, Completion]) -> None:
+        """Keep completions and write them to the file before returning."""
+        self._known.update(entries)
+        if self.path is None:
+            return
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        lines = [json.dumps({"key": k, "ids": c.ids, "finished": c.finished}) for k, c in entries.items()]
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(("\n" if self._torn else "") + "\n".join(lines) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        self._torn = False
+
+
+def key_of(identity: Mapping[str, Any], prompt: Sequence[int]) -> str:
+    """Return the key of one prompt's completion under a teacher and its settings."""
+    text = json.dumps([identity, list(prompt)], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def fingerprint_of(folder: str) -> list[tuple[str, int, int]]:
+    """Return name, size and time of the weight files of a local model; empty for a Hub name."""
+    root = Path(folder)
+    if not root.is_dir():
+        return []
+    files = sorted(p for pattern in ("*.safetensors", "*.bin") for p in root.glob(pattern))
+    return [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in files]

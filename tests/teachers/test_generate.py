@@ -1,0 +1,74 @@
+"""Completions for many prompts: once each, sorted by length, and never paid for twice."""
+
+from __future__ import annotations
+
+import pytest
+
+from trl_distill.teachers import CompletionStore, GenerationSettings, complete, load_teacher
+
+PROMPTS = [[5, 6], [7], [8, 9, 10], [5, 6], [11, 12, 13, 14]]
+SETTINGS = GenerationSettings(max_new_tokens=4, batch_size=2)
+
+
+class Counting:
+    """A real teacher that counts what it is asked."""
+
+    def __init__(self, teacher):
+        self._teacher = teacher
+        self.asked = []
+
+    def __getattr__(self, name):
+        return getattr(self._teacher, name)
+
+    def generate(self, prompts, settings):
+        self.asked.append([list(p) for p in prompts])
+        return self._teacher.generate(prompts, settings)
+
+
+@pytest.fixture
+def teacher(tiny_teacher_dir):
+    return Counting(load_teacher(str(tiny_teacher_dir)))
+
+
+def test_each_distinct_prompt_is_written_once_the_longest_first(teacher):
+    done = complete(teacher, PROMPTS, SETTINGS, progress=False)
+    assert len(done) == len(PROMPTS)
+    assert done[0] == done[3]
+    lengths = [len(p) for batch in teacher.asked for p in batch]
+    assert lengths == sorted(lengths, reverse=True)
+    assert sum(map(len, teacher.asked)) == 4
+
+
+def test_batch_size_changes_no_completion(teacher):
+    one = complete(teacher, PROMPTS, GenerationSettings(max_new_tokens=4, batch_size=1), progress=False)
+    assert one == complete(teacher, PROMPTS, SETTINGS, progress=False)
+
+
+def test_a_run_that_was_stopped_asks_only_for_the_rest(teacher, tmp_path):
+    path = tmp_path / "store.jsonl"
+    complete(teacher, PROMPTS[:2], SETTINGS, store=CompletionStore(path), progress=False)
+    teacher.asked.clear()
+    done = complete(teacher, PROMPTS, SETTINGS, store=CompletionStore(path), progress=False)
+    assert sorted(p for batch in teacher.asked for p in batch) == [[8, 9, 10], [11, 12, 13, 14]]
+    assert done == complete(teacher, PROMPTS, SETTINGS, progress=False)
+
+
+def test_other_settings_are_other_completions(teacher, tmp_path):
+    path = tmp_path / "store.jsonl"
+    complete(teacher, PROMPTS, SETTINGS, store=CompletionStore(path), progress=False)
+    teacher.asked.clear()
+    longer = GenerationSettings(max_new_tokens=6, batch_size=2)
+    complete(teacher, PROMPTS, longer, store=CompletionStore(path), progress=False)
+    assert sum(map(len, teacher.asked)) == 4
+
+
+def test_drawn_completions_of_equal_prompts_are_drawn_apart(teacher):
+    drawn = GenerationSettings(max_new_tokens=8, do_sample=True, batch_size=8)
+    done = complete(teacher, [[5, 6]] * 6, drawn, progress=False)
+    assert len({c.ids for c in done}) > 1
+    assert done == complete(teacher, [[5, 6]] * 6, drawn, progress=False)
+
+
+def test_progress_is_shown_while_it_writes(teacher, capsys):
+    complete(teacher, PROMPTS, SETTINGS)
+    assert "Teacher writes completions" in capsys.readouterr().err

@@ -1,0 +1,64 @@
+"""Completions already paid for: kept by content, whatever happens to the process."""
+
+from __future__ import annotations
+
+import json
+
+from trl_distill.teachers import Completion, CompletionStore
+from trl_distill.teachers.store import key_of
+
+
+def test_what_was_added_is_there_for_the_next_run(tmp_path):
+    path = tmp_path / "new" / "store.jsonl"
+    CompletionStore(path).add({"a": Completion((1, 2), True), "b": Completion((3,), False)})
+    again = CompletionStore(path)
+    assert len(again) == 2
+    assert again["a"] == Completion((1, 2), True)
+    assert again["b"] == Completion((3,), False)
+
+
+def test_a_line_torn_by_a_kill_loses_that_line_only(tmp_path):
+    path = tmp_path / "store.jsonl"
+    store = CompletionStore(path)
+    store.add({"a": Completion((1,), True)})
+    store.add({"b": Completion((2,), True)})
+    path.write_text(path.read_text()[:-9])
+    torn = CompletionStore(path)
+    assert "a" in torn
+    assert "b" not in torn
+    torn.add({"c": Completion((3,), True)})
+    after = CompletionStore(path)
+    assert "a" in after
+    assert "c" in after
+
+
+def test_every_cut_of_the_file_keeps_all_whole_lines(tmp_path):
+    path = tmp_path / "store.jsonl"
+    store = CompletionStore(path)
+    for i in range(5):
+        store.add({str(i): Completion((i, i + 1), True)})
+    text = path.read_text()
+    for end in range(len(text)):
+        path.write_text(text[:end])
+        whole = sum(1 for line in text[:end].splitlines() if _parses(line))
+        assert len(CompletionStore(path)) == whole
+
+
+def _parses(line):
+    try:
+        return "finished" in json.loads(line)
+    except ValueError:
+        return False
+
+
+def test_keys_tell_apart_teachers_settings_and_prompts():
+    one = {"teacher": "a", "settings": {"max_new_tokens": 8}}
+    keys = {
+        key_of(one, [1, 2]),
+        key_of(one, [1, 3]),
+        key_of(one, [12]),
+        key_of({**one, "teacher": "b"}, [1, 2]),
+        key_of({**one, "settings": {"max_new_tokens": 9}}, [1, 2]),
+    }
+    assert len(keys) == 5
+    assert key_of(one, (1, 2)) == key_of(dict(reversed(one.items())), [1, 2])
