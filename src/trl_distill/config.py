@@ -1,0 +1,109 @@
+"""`DistillationSFTConfig`: TRL's SFTConfig with the settings of distillation, each a flag under TrlParser too."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from trl import SFTConfig
+
+from .arguments import DistillationArguments, check_arguments
+from .errors import ParamsError
+from .params import LLMTrainingParams
+
+
+@dataclass
+class DistillationSFTConfig(DistillationArguments, SFTConfig):
+    """SFTConfig with a teacher; with `use_distillation=False` (the default) it is SFTConfig.
+
+    Args:
+        distill_plain_text: Under `completions="auto"`, a row of text alone and two templates `{input}` is learnt
+            as SFT would, the divergence running over the same tokens (default), instead of being the prompt of a
+            completion that the teacher writes. `trainer="distillation"` sets it to False.
+
+    All other fields are `arguments.DistillationArguments`' and SFTConfig's.
+
+    Raises:
+        ParamsError: A value outside what is accepted.
+    """
+
+    distill_plain_text: bool = field(
+        default=True,
+        metadata={"help": "With completions=auto, learn a row of text alone as SFT does, not as a prompt."},
+    )
+
+    def __post_init__(self) -> None:
+        """Check the settings of distillation, then let TRL check its own."""
+        check_arguments(self)
+        super().__post_init__()
+
+
+def from_params(params: LLMTrainingParams) -> DistillationSFTConfig:
+    """Turn a run's parameters into TRL's configuration; the one place where names are translated.
+
+    Raises:
+        ParamsError: A name that transformers does not know (optimizer, scheduler, log), or a precision that this
+            machine cannot train in.
+    """
+    shared = {name: getattr(params, name) for name in DistillationArguments.__dataclass_fields__}
+    shared["use_distillation"] = params.distills
+    try:
+        return DistillationSFTConfig(
+            **shared,
+            **_training(params),
+            **_saving(params),
+            distill_plain_text=params.trainer == "sft",
+            dataset_text_field=params.text_column,
+            max_length=params.block_size,
+            trust_remote_code=params.trust_remote_code,
+        )
+    except ValueError as error:
+        if isinstance(error, ParamsError):
+            raise
+        raise ParamsError(str(error).strip().splitlines()[0]) from error
+
+
+def _training(params: LLMTrainingParams) -> dict[str, Any]:
+    """Return optimizer, schedule, precision and batch."""
+    accelerated = torch.cuda.is_available() or torch.backends.mps.is_available() or _has_xpu()
+    return {
+        "num_train_epochs": params.epochs,
+        "max_steps": params.max_steps,
+        "per_device_train_batch_size": params.batch_size,
+        "per_device_eval_batch_size": params.eval_batch_size or params.batch_size,
+        "gradient_accumulation_steps": params.gradient_accumulation,
+        "learning_rate": params.lr,
+        "warmup_steps": params.warmup_ratio,  # below 1 it is a share of the steps
+        "lr_scheduler_type": params.scheduler,
+        "optim": params.optimizer,
+        "weight_decay": params.weight_decay,
+        "max_grad_norm": params.max_grad_norm,
+        "seed": params.seed,
+        "bf16": params.mixed_precision == "bf16",
+        "fp16": params.mixed_precision == "fp16",
+        "gradient_checkpointing": params.gradient_checkpointing,
+        "use_cpu": not accelerated,
+        "dataloader_pin_memory": accelerated,
+    }
+
+
+def _saving(params: LLMTrainingParams) -> dict[str, Any]:
+    """Return what is logged, evaluated and written where; the result itself is saved by `training`."""
+    return {
+        "output_dir": str(Path(params.project_name).expanduser()),
+        "report_to": params.log,
+        "logging_steps": params.logging_steps,
+        "eval_strategy": params.eval_strategy,
+        "eval_steps": params.eval_steps,
+        "save_strategy": params.save_strategy,
+        "save_steps": params.save_steps,
+        "save_total_limit": params.save_total_limit,
+        "push_to_hub": False,  # the trainer would upload every checkpoint
+    }
+
+
+def _has_xpu() -> bool:
+    """Whether torch sees an Intel GPU."""
+    return hasattr(torch, "xpu") and torch.xpu.is_available()

@@ -1,0 +1,257 @@
+"""What a distilling SFTTrainer does differently: its data, its teacher, its loss and its metrics.
+
+With `use_distillation=False` every method passes on to SFTTrainer untouched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import is_peft_model
+from datasets import Dataset
+
+from .collator import DistillationCollator
+from .config import DistillationSFTConfig
+from .errors import ParamsError
+from .forward import CompletionOutput, LossSettings, TeacherTargets, add_completion_forward
+from .metrics import DistillationMetrics
+from .preparation import is_prepared, prepare
+from .recipes import recipe_of, teacher_of
+from .teachers import LocalTeacher, Teacher
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+    from trl import SFTTrainer as _Base
+else:
+    _Base = object  # so that it can stand in front of any subclass of SFTTrainer
+
+
+class DistillationMixin(_Base):
+    """Put in front of `trl.SFTTrainer`: `class MyTrainer(DistillationMixin, SFTTrainer)`.
+
+    Args:
+        model: Student, as in SFTTrainer.
+        args: DistillationSFTConfig; any other configuration, or `use_distillation=False`, trains plain SFT.
+        data_collator: As in SFTTrainer; not accepted when distilling.
+        train_dataset: Rows of any form that `data.read_rows` takes, or what `preparation.prepare` returned.
+        eval_dataset: The same, or a dict of them.
+        processing_class: The student's tokenizer.
+        teacher_model: A loaded model, a `Teacher` or a name; takes the place of `args.teacher_model`.
+        formatting_func: As in SFTTrainer.
+        **kwargs: Everything else of SFTTrainer.
+
+    Raises:
+        ParamsError: A setting that does not go together with distillation.
+        DataError, TemplateError, TeacherError: See `preparation.prepare` and `load_teacher`.
+    """
+
+    args: DistillationSFTConfig
+    model: Any
+
+    def __init__(
+        self,
+        model: Any,
+        args: Any = None,
+        data_collator: Any = None,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
+        processing_class: Any = None,
+        *positional: Any,
+        teacher_model: str | PreTrainedModel | Teacher | None = None,
+        **kwargs: Any,
+    ) -> None:
+        self.distilling = isinstance(args, DistillationSFTConfig) and args.use_distillation
+        if not self.distilling:
+            if teacher_model is not None:
+                raise ParamsError("teacher_model is given but use_distillation is False; set it in the configuration.")
+            super().__init__(
+                model,
+                args,
+                data_collator,
+                train_dataset,
+                eval_dataset,
+                processing_class,
+                *positional,
+                **kwargs,
+            )
+            return
+        _check(args, data_collator, train_dataset, kwargs)
+        args.remove_unused_columns = False  # the collator takes columns that are no arguments of the model
+        args.dataset_kwargs = {**(args.dataset_kwargs or {}), "skip_prepare_dataset": True}
+        self._formatting = kwargs.pop("formatting_func", None)
+        collator = DistillationCollator(pad_token_id=0, pad_to_multiple_of=args.pad_to_multiple_of)
+        super().__init__(
+            model,
+            args,
+            collator,
+            train_dataset,
+            eval_dataset,
+            processing_class,
+            *positional,
+            **kwargs,
+        )
+        self.model_accepts_loss_kwargs = True  # our loss divides by num_items_in_batch itself
+        self.metrics_of = {"train": DistillationMetrics(), "eval": DistillationMetrics()}
+        self._set_up_teacher(teacher_model)
+        self._set_up_data(collator)
+        add_completion_forward(self.base_student)
+
+    @property
+    def base_student(self) -> Any:
+        """The student without PEFT's wrapper."""
+        return self.model.get_base_model() if is_peft_model(self.model) else self.model
+
+    @property
+    def tokenizer(self) -> Any:
+        """The student's tokenizer."""
+        return getattr(self.processing_class, "tokenizer", self.processing_class)
+
+    def _set_up_teacher(self, given: Any) -> None:
+        """Find the teacher, check that its vocabulary is the student's, and prepare it for scoring."""
+        args = self.args
+        config = self.base_student.config
+        self.teacher = teacher_of(args, given, tokenizer=self.tokenizer, student=config, device=self.accelerator.device)
+        self.vocabulary = self.teacher.vocabulary
+        self.loss_settings = LossSettings(
+            args.distill_alpha,
+            args.distill_temperature,
+            args.distill_divergence,
+            args.distill_jsd_beta,
+            args.distill_loss_impl,
+        )
+
+    def _set_up_data(self, collator: DistillationCollator) -> None:
+        """Bring the datasets into the form that the collator takes."""
+        if self.tokenizer.pad_token_id is None:
+            self.tokenizer.pad_token = self.tokenizer.eos_token
+        collator.pad_token_id = self.tokenizer.pad_token_id
+        collator.teacher_pad_token_id = self.teacher.tokenizer.pad_token_id
+        self.base_student.config.get_text_config().pad_token_id = self.tokenizer.pad_token_id
+        self.base_student.generation_config.pad_token_id = self.tokenizer.pad_token_id
+        self.recipe = recipe_of(self.args, self.teacher, tokenizer=self.tokenizer, student=self.base_student.config)
+        self.train_dataset = self.prepare_dataset(self.train_dataset, "train")
+        self.eval_dataset = self._prepare_all(self.eval_dataset)
+        if isinstance(self.teacher, LocalTeacher):
+            self.teacher.prepare(self._wrap_teacher)
+
+    def _wrap_teacher(self, model: Any) -> Any:
+        """Prepare the teacher as TRL prepares one: sharded where the student is, never trained."""
+        if self.is_deepspeed_enabled:
+            from trl.models import prepare_deepspeed
+
+            return prepare_deepspeed(model, self.accelerator)
+        return self.accelerator.prepare_model(model, evaluation_mode=True)
+
+    def prepare_dataset(self, dataset: Any, name: str) -> Any:
+        """Return a dataset as the collator takes it, and print its pre-flight.
+
+        Args:
+            dataset: Rows of any accepted form; one that is prepared already is returned as it is.
+            name: What to call it in messages.
+        """
+        if is_prepared(dataset):
+            return dataset
+        if self._formatting is not None:
+            func = self._formatting
+            dataset = dataset.map(lambda row: {self.args.dataset_text_field: func(row)})
+        with PartialState().main_process_first():  # the others find the completions in the store
+            prepared, preflight = prepare(dataset, self.recipe, name=name)
+        self.accelerator.print(preflight.text())
+        return prepared
+
+    def _prepare_all(self, dataset: Any) -> Any:
+        """Prepare a dataset, a dict of them, or nothing."""
+        if dataset is None or isinstance(dataset, str):
+            return dataset
+        if isinstance(dataset, dict):
+            return {key: self.prepare_dataset(part, key) for key, part in dataset.items()}
+        return self.prepare_dataset(dataset, "eval")
+
+    def evaluate(self, eval_dataset: Any = None, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Evaluate as SFTTrainer does, on a dataset of any accepted form."""
+        return super().evaluate(
+            self._prepare_all(eval_dataset) if self.distilling else eval_dataset,
+            *args,
+            **kwargs,
+        )
+
+    def teacher_targets(self, inputs: Mapping[str, torch.Tensor]) -> TeacherTargets | None:
+        """Return what the teacher says of a batch's completions; None where alpha is 0 and nothing is asked."""
+        return None if self.loss_settings.alpha == 0 else self.teacher.score(inputs)
+
+    def compute_loss(
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """Return alpha * T^2 * divergence + (1 - alpha) * cross-entropy per completion token.
+
+        The sum over the batch is divided by `num_items_in_batch`, the completion tokens of the whole optimizer
+        step over all ranks (by the batch's own where it is None).
+        """
+        if not self.distilling:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        output = model(
+            input_ids=inputs["input_ids"],
+            attention_mask=inputs["attention_mask"],
+            completion_labels=inputs["labels"],
+            teacher_targets=self.teacher_targets(inputs),
+            loss_settings=self.loss_settings,
+        )
+        tokens = (inputs["labels"] != -100).sum()
+        self._count(output, tokens, inputs)
+        items = tokens if num_items_in_batch is None else torch.as_tensor(num_items_in_batch, device=output.loss.device)
+        loss = output.loss / items.clamp(min=1)
+        if self.args.average_tokens_across_devices and num_items_in_batch is not None:
+            loss = loss * self.accelerator.num_processes  # DDP averages gradients over ranks
+        return (loss, output) if return_outputs else loss
+
+    def _count(self, output: CompletionOutput, tokens: torch.Tensor, inputs: Mapping[str, torch.Tensor]) -> None:
+        """Add a batch to the metrics."""
+        mode = "train" if self.model.training else "eval"
+        self.metrics_of[mode].add(output, tokens, inputs["attention_mask"].sum())
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add the metrics of distillation to a log line; evaluation's carry its prefix."""
+        if self.distilling:
+            mode = "train" if self.model.training else "eval"
+            means = self.metrics_of[mode].take(
+                lambda sums: self.accelerator.reduce(sums, "sum"),
+                self.accelerator.device,
+                training=mode == "train",
+            )
+            loss = next((key for key in logs if mode == "eval" and key.endswith("_loss")), "loss")
+            logs.update({loss.removesuffix("loss") + name: value for name, value in means.items()})
+        super().log(logs, start_time)
+
+
+def _check(args: DistillationSFTConfig, collator: Any, dataset: Any, kwargs: Mapping[str, Any]) -> None:
+    """Refuse what does not go together with distillation.
+
+    Raises:
+        ParamsError: Naming the setting and what to do.
+    """
+    refused = {
+        "data_collator": (collator is not None, "distillation makes its own batches; drop it"),
+        "packing": (
+            args.packing,
+            "it does not keep a completion aligned under two prompts; set packing=False",
+        ),
+        "padding_free": (args.padding_free, "it is not supported with distillation; set it to False"),
+        "assistant_only_loss": (args.assistant_only_loss, "the loss is on the completion already; drop it"),
+        "loss_type": (args.loss_type != "nll", "distillation has its own loss; leave it at 'nll'"),
+        "label_smoothing_factor": (
+            args.label_smoothing_factor > 0,
+            "the teacher's distribution smooths; set it to 0",
+        ),
+        "compute_loss_func": (kwargs.get("compute_loss_func") is not None, "override compute_loss instead"),
+        "compute_metrics": (kwargs.get("compute_metrics") is not None, "no logits are built; use a callback"),
+        "train_dataset": (
+            dataset is not None and not isinstance(dataset, Dataset),
+            "distillation takes a datasets.Dataset; materialise a streaming one first",
+        ),
+    }
+    for name, (given, why) in refused.items():
+        if given:
+            raise ParamsError(f"{name} cannot be used with use_distillation=True: {why}.")

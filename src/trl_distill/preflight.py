@@ -1,0 +1,137 @@
+"""What a run is about to learn, in a few lines: shown before the first forward, and all that a dry run shows."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from statistics import mean
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from .data import RowReport
+    from .preparation import Recipe
+
+SOURCES = {
+    "data": "the data",
+    "text": "the text itself, as SFT would train on it",
+    "teacher": "the teacher, under its prompt",
+}
+SHOWN_TOKENS = 400
+
+
+@dataclass(frozen=True)
+class Preflight:
+    """Figures of a prepared dataset; lengths are in tokens.
+
+    Attributes:
+        name: The dataset.
+        rows: How many rows are used and set aside.
+        sources: Rows by where their completion comes from.
+        student_prompt: Mean length of the student's prompts.
+        teacher_prompt: Mean length of the teacher's prompts.
+        completion: Smallest, mean and largest length of the completions.
+        completions_cut: Completions cut at a length limit or unfinished by the teacher: they are taught no end.
+        prompts_cut: Rows whose prompt lost its start.
+        vocabulary: Rows of the vocabulary that both models share.
+        first: The first row as the student and the teacher see it, and the completion.
+        example: The fields of the first row, `input` among them.
+        chat: Whether the rows are conversations.
+    """
+
+    name: str
+    rows: RowReport
+    sources: dict[str, int]
+    student_prompt: float
+    teacher_prompt: float
+    completion: tuple[int, float, int]
+    completions_cut: int
+    prompts_cut: int
+    vocabulary: int | None
+    first: tuple[str, str, str]
+    example: dict[str, Any]
+    chat: bool
+
+    @classmethod
+    def of(
+        cls,
+        rows: Dataset,
+        report: RowReport,
+        recipe: Recipe,
+        name: str,
+        *,
+        example: dict[str, Any],
+        chat: bool,
+    ) -> Preflight:
+        """Measure a prepared dataset."""
+        lengths = [len(c) for c in rows["completion"]]
+        cut = sum(c > 0 or not f for c, f in zip(rows["completion_cut"], rows["finished"], strict=True))
+        row = rows[0]
+        return cls(
+            name=name,
+            rows=report,
+            sources=dict(Counter(rows["source"])),
+            student_prompt=mean(len(p) for p in rows["student_prompt"]),
+            teacher_prompt=mean(len(p) for p in rows["teacher_prompt"]),
+            completion=(min(lengths), mean(lengths), max(lengths)),
+            completions_cut=cut,
+            prompts_cut=sum(c > 0 for c in rows["prompt_cut"]),
+            vocabulary=recipe.vocabulary,
+            first=(
+                _text(recipe.student.tokenizer, row["student_prompt"]),
+                _text(recipe.teacher.tokenizer, row["teacher_prompt"]),
+                _text(recipe.student.tokenizer, row["completion"]),
+            ),
+            example=example,
+            chat=chat,
+        )
+
+    @property
+    def saved(self) -> float:
+        """Prompt tokens saved per query once the student needs no teacher's prompt."""
+        return self.teacher_prompt - self.student_prompt
+
+    def text(self) -> str:
+        """Return the lines for the terminal."""
+        low, middle, high = self.completion
+        sources = "; ".join(f"{n:,} from {SOURCES[s]}" for s, n in sorted(self.sources.items()))
+        lines = [
+            f"Pre-flight ({self.name})",
+            f"  rows          {self.rows.summary()}",
+            f"  completions   {sources}",
+            f"  prompt        student {self.student_prompt:,.1f} tokens, teacher {self.teacher_prompt:,.1f}; "
+            f"{self.saved:,.1f} saved per query",
+            f"  completion    {low:,} to {high:,} tokens, mean {middle:,.1f}; {self.completions_cut:,} cut"
+            + (" (taught no end of sequence)" if self.completions_cut else ""),
+        ]
+        if self.prompts_cut:
+            lines.append(f"  cut prompts   {self.prompts_cut:,} rows lost the start of a prompt")
+        if self.vocabulary is not None:
+            lines.append(f"  vocabulary    {self.vocabulary:,} rows shared")
+        for label, text in zip(("student", "teacher", "completion"), self.first, strict=True):
+            lines += [f"  first row, {label}:", *(f"    | {line}" for line in text.split("\n"))]
+        return "\n".join(lines)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the figures as plain data, for the run's report and the model card."""
+        return {
+            "rows": self.rows.used,
+            "rows_set_aside": self.rows.total - self.rows.used,
+            "completions_from": self.sources,
+            "student_prompt_tokens": round(self.student_prompt, 1),
+            "teacher_prompt_tokens": round(self.teacher_prompt, 1),
+            "prompt_tokens_saved": round(self.saved, 1),
+            "completion_tokens": round(self.completion[1], 1),
+            "completions_cut": self.completions_cut,
+            "vocabulary_rows_shared": self.vocabulary,
+        }
+
+
+def _text(tokenizer: Any, ids: list[int]) -> str:
+    """Return the text of token ids, its middle left out where it is long."""
+    if len(ids) <= SHOWN_TOKENS:
+        return str(tokenizer.decode(ids))
+    half = SHOWN_TOKENS // 2
+    gap = f" [... {len(ids) - SHOWN_TOKENS:,} tokens ...] "
+    return f"{tokenizer.decode(ids[:half])}{gap}{tokenizer.decode(ids[-half:])}"

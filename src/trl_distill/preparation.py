@@ -1,0 +1,263 @@
+"""Rows to aligned token ids: render both prompts, find or write the completion, fit it into both models.
+
+The outcome is a Dataset with `row`, `student_prompt`, `teacher_prompt` and `completion` (token ids), which
+`DistillationCollator` takes, and a `Preflight` that says what was done.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from .alignment import fit, tokenize_completion, tokenize_prompt
+from .data import RowReport, read_rows
+from .errors import DataError
+from .preflight import Preflight
+from .prompts import Template
+from .teachers.base import Completion
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import PreTrainedTokenizerBase
+
+COLUMNS = ("row", "student_prompt", "teacher_prompt", "completion")
+Write = Callable[[list[list[int]]], list[Completion]]
+
+
+@dataclass(frozen=True)
+class Reading:
+    """One model's side: what it reads and how much of it.
+
+    Attributes:
+        tokenizer: Of the prompts.
+        template: Renders a row's prompt.
+        limit: Tokens a sequence may have; None is no limit.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    template: Template
+    limit: int | None
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Which columns hold what; see `data.read_rows`."""
+
+    text: str = "text"
+    prompt: str | None = None
+    completion: str | None = None
+    max_bad_rows: int = 0
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How rows become token ids.
+
+    Attributes:
+        student: The student's side.
+        teacher: The teacher's side.
+        columns: Where to look in the data.
+        completions: "auto", "data" or "teacher", see DESIGN and `sources_of`.
+        plain_text: Under "auto", a row of text alone and two templates `{input}` is learnt as SFT would.
+        overflow: "error" or "left", see `alignment.fit`.
+        write: Has the teacher write completions for its prompts.
+        vocabulary: Rows that both models share, for the pre-flight.
+    """
+
+    student: Reading
+    teacher: Reading
+    columns: Columns
+    write: Write
+    completions: str = "auto"
+    plain_text: bool = True
+    overflow: str = "error"
+    vocabulary: int | None = None
+
+
+def is_prepared(dataset: Any) -> bool:
+    """Whether a dataset came out of `prepare`."""
+    return set(COLUMNS) <= set(getattr(dataset, "column_names", None) or ())
+
+
+def read(dataset: Dataset, recipe: Recipe, *, name: str = "train") -> tuple[Dataset, RowReport]:
+    """Read a dataset's rows and check the templates against its columns; needs no model.
+
+    Raises:
+        DataError: See `data.read_rows`.
+        TemplateError: A template field that is no column.
+    """
+    columns = recipe.columns
+    rows, report = read_rows(
+        dataset,
+        text_column=columns.text,
+        prompt_text_column=columns.prompt,
+        completion_column=columns.completion,
+        max_bad_rows=columns.max_bad_rows,
+        source=name,
+    )
+    for side in (recipe.student, recipe.teacher):
+        side.template.check_columns(json.loads(rows[0]["values"]))
+    return rows, report
+
+
+def prepare(
+    dataset: Dataset, recipe: Recipe, *, name: str = "train", rows_at_most: int | None = None
+) -> tuple[Dataset, Preflight]:
+    """Turn a dataset of any accepted form into aligned token ids.
+
+    Args:
+        dataset: The rows.
+        recipe: How.
+        name: What to call the dataset in messages.
+        rows_at_most: Rows to go on with after all have been read and checked (a dry run's sample).
+
+    Raises:
+        DataError: Bad rows, a prompt that is too long, or completions asked of data that has none.
+        TemplateError: A template field that is no column.
+    """
+    rows, report = read(dataset, recipe, name=name)
+    if rows_at_most is not None and len(rows) > rows_at_most:
+        rows = rows.select(range(rows_at_most))
+    _check_sources(rows, recipe, name)
+    quiet = {"remove_columns": rows.column_names, "load_from_cache_file": False}
+    tokens = rows.map(lambda row: _tokenize(row, recipe), desc=f"Tokenizing {name}", **quiet)
+    tokens = _write_missing(tokens, recipe)
+    fitted = tokens.map(lambda row: _fit(row, recipe, name), desc=f"Aligning {name}", load_from_cache_file=False)
+    usable = fitted.filter(lambda row: row["kept"] > 0, desc=f"Checking {name}", load_from_cache_file=False)
+    empty = tuple(
+        (f"row {n}", "no completion token") for n, kept in zip(fitted["row"], fitted["kept"], strict=True) if kept == 0
+    )
+    report = replace(report, used=report.used - len(empty), set_aside=(*report.set_aside, *empty))
+    if len(usable) == 0:
+        raise DataError(
+            f"{name}: no row has a completion token to learn; add completions, or let the teacher write "
+            "them with --completions teacher."
+        )
+    first = next(row for row in rows if row["row"] == usable[0]["row"])
+    example = {**json.loads(first["values"]), "input": first["input"]}
+    preflight = Preflight.of(usable, report, recipe, name, example=example, chat=first["history"] is not None)
+    return usable.select_columns(list(COLUMNS)), preflight
+
+
+def source_of(row: dict[str, Any], recipe: Recipe) -> str:
+    """Say where a row's completion comes from: "data", "text" (the input itself) or "teacher"."""
+    if recipe.completions == "teacher":
+        return "teacher"
+    if row["completion"] is not None:
+        return "data"
+    alike = recipe.student.template.is_identity and recipe.teacher.template.is_identity
+    if alike and row["history"] is None and (recipe.plain_text or recipe.completions == "data"):
+        return "text"
+    return "teacher"
+
+
+def _check_sources(rows: Dataset, recipe: Recipe, name: str) -> None:
+    """Refuse `completions="data"` where the data has none."""
+    if recipe.completions != "data":
+        return
+    lacking = [row["row"] for row in rows if source_of(row, recipe) == "teacher"]
+    if lacking:
+        raise DataError(
+            f"{name}: {len(lacking)} rows have no completion (row {', '.join(map(str, lacking[:10]))}) and completions "
+            "is 'data'; name the column with --completion-column, or let the teacher write with --completions teacher."
+        )
+
+
+def _tokenize(row: dict[str, Any], recipe: Recipe) -> dict[str, Any]:
+    """Return both prompts' ids, and the completion's where there is one."""
+    source = source_of(row, recipe)
+    out: dict[str, Any] = {"row": row["row"], "source": source, "completion": [], "finished": True}
+    if source == "text":
+        tokenizer = recipe.student.tokenizer
+        opening = tokenize_prompt(tokenizer, "")  # what the tokenizer puts in front of any text, if anything
+        return {
+            **out,
+            "student_prompt": opening,
+            "teacher_prompt": tokenize_prompt(recipe.teacher.tokenizer, ""),
+            "completion": tokenize_completion(tokenizer, row["input"]),
+        }
+    student, teacher = render(recipe.student.template, row), render(recipe.teacher.template, row)
+    out["student_prompt"] = tokenize_prompt(recipe.student.tokenizer, student)
+    out["teacher_prompt"] = tokenize_prompt(recipe.teacher.tokenizer, teacher)
+    if source == "data":
+        chat = not isinstance(student, str)
+        out["completion"] = tokenize_completion(recipe.student.tokenizer, row["completion"], chat=chat)
+    return out
+
+
+def render(template: Template, row: dict[str, Any]) -> str | list[dict[str, Any]]:
+    """Return a row's prompt under a template: text, or chat messages where template or row are a chat.
+
+    In a conversation the template renders the last user message; earlier turns stay, and the template's own
+    system message takes the place of the conversation's.
+    """
+    values = {**json.loads(row["values"]), "input": row["input"]}
+    rendered = template.render(values)
+    if row["history"] is None:
+        return rendered
+    history = json.loads(row["history"])
+    if isinstance(rendered, str):
+        return [*history[:-1], {**history[-1], "content": rendered}]
+    leads = rendered and rendered[0]["role"] in ("system", "developer")
+    earlier = [m for m in history[:-1] if not (leads and m["role"] in ("system", "developer"))]
+    return [*rendered[:1], *earlier, *rendered[1:]] if leads else [*earlier, *rendered]
+
+
+def _write_missing(tokens: Dataset, recipe: Recipe) -> Dataset:
+    """Have the teacher write the completions that are missing."""
+    places = [i for i, source in enumerate(tokens["source"]) if source == "teacher"]
+    if not places:
+        return tokens
+    for i in places:
+        limit = recipe.teacher.limit
+        if limit is not None and recipe.overflow == "error" and len(tokens[i]["teacher_prompt"]) >= limit:
+            fit(
+                [],
+                tokens[i]["teacher_prompt"],
+                [0],
+                student_limit=None,
+                teacher_limit=limit,
+                where=f"row {tokens[i]['row']}",
+            )
+    prompts = [tokens[i]["teacher_prompt"] for i in places]
+    written = dict(zip(places, recipe.write([_cut(p, recipe) for p in prompts]), strict=True))
+
+    def put(row: dict[str, Any], i: int) -> dict[str, Any]:
+        if i not in written:
+            return row
+        return {**row, "completion": list(written[i].ids), "finished": written[i].finished}
+
+    return tokens.map(put, with_indices=True, desc="Taking completions", load_from_cache_file=False)
+
+
+def _cut(prompt: list[int], recipe: Recipe) -> list[int]:
+    """Cut the start of a teacher's prompt that would leave it no room to write."""
+    limit = recipe.teacher.limit
+    return prompt if limit is None or len(prompt) < limit else prompt[-(limit // 2) :]
+
+
+def _fit(row: dict[str, Any], recipe: Recipe, name: str) -> dict[str, Any]:
+    """Fit a row into both models."""
+    if not row["completion"]:
+        return {**row, "prompt_cut": 0, "completion_cut": 0, "kept": 0}
+    fitted = fit(
+        row["student_prompt"],
+        row["teacher_prompt"],
+        row["completion"],
+        student_limit=recipe.student.limit,
+        teacher_limit=recipe.teacher.limit,
+        overflow=recipe.overflow,
+        where=f"{name}, row {row['row']}",
+    )
+    unpredictable = not fitted.student_prompt or not fitted.teacher_prompt
+    return {
+        **row,
+        "student_prompt": fitted.student_prompt,
+        "teacher_prompt": fitted.teacher_prompt,
+        "completion": fitted.completion,
+        "prompt_cut": fitted.prompt_cut,
+        "completion_cut": fitted.completion_cut,
+        "kept": len(fitted.completion) - unpredictable,
+    }

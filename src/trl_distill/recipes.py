@@ -1,0 +1,120 @@
+"""From a configuration to a teacher and a recipe: the part of the set-up that needs no student's weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .alignment import shared_vocabulary
+from .config import DistillationSFTConfig
+from .errors import ParamsError
+from .preparation import Columns, Reading, Recipe
+from .prompts import parse_template
+from .teachers import Completion, CompletionStore, GenerationSettings, Teacher, complete, load_teacher
+from .teachers.local import length_limit
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedTokenizerBase
+
+STORE = "teacher_completions.jsonl"
+
+
+def teacher_of(
+    args: DistillationSFTConfig,
+    given: Any = None,
+    *,
+    tokenizer: PreTrainedTokenizerBase,
+    student: PretrainedConfig,
+    device: Any = None,
+) -> Teacher:
+    """Return the teacher that a configuration names, or the one given in its place, its vocabulary checked.
+
+    Args:
+        args: The configuration.
+        given: A loaded model, a teacher or a name; None takes the configuration's.
+        tokenizer: The student's.
+        student: The student's configuration.
+        device: Where a local model goes.
+
+    Raises:
+        ParamsError: There is none.
+        TeacherError: See `load_teacher` and `shared_vocabulary`.
+    """
+    spec = given if given is not None else args.teacher_model
+    if spec is None:
+        raise ParamsError(
+            "teacher_model is missing; use_distillation needs a teacher: a folder, a Hub name or 'embedded'."
+        )
+    teacher = load_teacher(
+        spec,
+        tokenizer=tokenizer,
+        revision=args.teacher_revision,
+        dtype=args.teacher_dtype,
+        quantization=args.teacher_quantization,
+        device_map=args.teacher_device_map,
+        trust_remote_code=args.trust_remote_code,
+        device=device,
+    )
+    rows = student.get_text_config().vocab_size
+    teacher.share(
+        shared_vocabulary(
+            tokenizer,
+            teacher.tokenizer,
+            student_rows=rows,
+            teacher_rows=teacher.vocabulary_rows,
+            teacher_name=teacher.name,
+        )
+    )
+    return teacher
+
+
+def recipe_of(
+    args: DistillationSFTConfig,
+    teacher: Teacher,
+    *,
+    tokenizer: PreTrainedTokenizerBase,
+    student: PretrainedConfig,
+) -> Recipe:
+    """Return how rows become token ids under a configuration.
+
+    Args:
+        args: The configuration.
+        teacher: Who writes and scores.
+        tokenizer: The student's.
+        student: The student's configuration, for its length limit.
+
+    Raises:
+        TemplateError: A template that does not parse.
+    """
+    limits = [limit for limit in (args.max_length, length_limit(student)) if limit is not None]
+    settings = GenerationSettings(
+        max_new_tokens=args.distill_max_teacher_length,
+        do_sample=args.teacher_do_sample,
+        temperature=args.teacher_sampling_temperature,
+        top_p=args.teacher_top_p,
+        seed=args.seed,
+        batch_size=args.teacher_batch_size,
+    )
+
+    def write(prompts: list[list[int]]) -> list[Completion]:
+        store = CompletionStore(Path(str(args.output_dir)) / STORE)
+        return complete(teacher, prompts, settings, store=store, progress=not args.disable_tqdm)
+
+    return Recipe(
+        student=Reading(
+            tokenizer,
+            parse_template(args.student_prompt_template, name="student_prompt_template"),
+            min(limits) if limits else None,
+        ),
+        teacher=Reading(
+            teacher.tokenizer,
+            parse_template(args.teacher_prompt_template, name="teacher_prompt_template"),
+            teacher.length_limit,
+        ),
+        columns=Columns(args.dataset_text_field, args.prompt_text_column, args.completion_column, args.max_bad_rows),
+        write=write,
+        completions=args.completions,
+        plain_text=args.distill_plain_text,
+        overflow=args.prompt_overflow,
+        vocabulary=teacher.vocabulary,
+    )

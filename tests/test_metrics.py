@@ -1,0 +1,51 @@
+"""Figures between two log lines are means over tokens, not over batches."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from trl_distill.forward import CompletionOutput
+from trl_distill.metrics import DistillationMetrics
+
+
+def output(kl, tokens):
+    sums = {name: torch.tensor(float(tokens)) for name in ("ce", "entropy", "top1_agreement", "top1_correct")}
+    return CompletionOutput(kl=torch.tensor(kl * tokens), **sums)
+
+
+def take(metrics, training=True):
+    return metrics.take(lambda sums: sums, torch.device("cpu"), training=training)
+
+
+def test_means_weigh_tokens():
+    metrics = DistillationMetrics()
+    metrics.add(output(1.0, 1), torch.tensor(1), torch.tensor(5))
+    metrics.add(output(4.0, 9), torch.tensor(9), torch.tensor(15))
+    means = take(metrics)
+    assert means["kl"] == pytest.approx((1 * 1 + 4 * 9) / 10)
+    assert means["ce"] == pytest.approx(1)
+    assert means["num_tokens"] == 20
+
+
+def test_each_line_starts_anew_but_tokens_add_up():
+    metrics = DistillationMetrics()
+    metrics.add(output(1.0, 2), torch.tensor(2), torch.tensor(4))
+    take(metrics)
+    metrics.add(output(3.0, 2), torch.tensor(2), torch.tensor(4))
+    means = take(metrics)
+    assert means["kl"] == pytest.approx(3)
+    assert means["num_tokens"] == 8
+    assert means["tokens_per_second"] > 0
+
+
+def test_nothing_seen_is_nothing_logged():
+    assert take(DistillationMetrics()) == {}
+
+
+def test_ranks_are_summed():
+    metrics = DistillationMetrics()
+    metrics.add(output(2.0, 4), torch.tensor(4), torch.tensor(4))
+    means = metrics.take(lambda sums: sums * 2, torch.device("cpu"), training=False)
+    assert means["kl"] == pytest.approx(2)
+    assert "num_tokens" not in means
