@@ -1,0 +1,147 @@
+"""The model card: what a user of the student must know, with the figures of the run and a snippet that was run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from .params import LLMTrainingParams
+from .project import write_text
+from .prompts import Template
+from .usage import loading, run_snippet, snippet
+
+if TYPE_CHECKING:
+    from .preflight import Preflight
+
+SHOWN = (
+    "train_loss",
+    "eval_loss",
+    "eval_kl",
+    "eval_ce",
+    "eval_top1_agreement",
+    "eval_mean_token_accuracy",
+    "train_runtime",
+)
+
+
+def write_card(
+    folder: Path,
+    params: LLMTrainingParams,
+    templates: list[Template],
+    metrics: dict[str, Any],
+    model: Any,
+    tokenizer: Any,
+    preflight: Preflight | None,
+) -> Path:
+    """Write README.md, the model card, into a project folder that holds the saved model.
+
+    Args:
+        folder: The project folder.
+        params: The run's parameters.
+        templates: The student's and the teacher's.
+        metrics: Figures by name.
+        model: The trained model.
+        tokenizer: Its tokenizer.
+        preflight: Figures of the training data; None where nothing was distilled.
+    """
+    head = {"library_name": "transformers", "pipeline_tag": "text-generation", "tags": _tags(params)}
+    parts = [
+        f"---\n{yaml.safe_dump(head, sort_keys=False)}---",
+        f"# {folder.resolve().name}",
+        _what(params, preflight),
+    ]
+    if preflight is not None:
+        parts += ["## Use", _use(folder, templates[0], model, tokenizer, preflight)]
+        parts += ["## Teacher and prompts", _prompts(params, templates)]
+    parts += ["## Training", _training(params, preflight), "## Figures", _figures(metrics)]
+    return write_text(folder / "README.md", "\n\n".join(parts) + "\n")
+
+
+def _tags(params: LLMTrainingParams) -> list[str]:
+    """Return the card's tags."""
+    return ["trl", "trl-distill", "prompt-distillation" if params.distills else "sft"]
+
+
+def _what(params: LLMTrainingParams, preflight: Preflight | None) -> str:
+    """Return the first paragraph."""
+    student = params.to_dict()["model"]
+    if preflight is None:
+        return f"`{student}`, fine-tuned with TRL."
+    return (
+        f"`{student}`, trained to give what `{params.to_dict()['teacher_model']}` gives under a longer prompt. "
+        f"It saves {preflight.saved:,.1f} prompt tokens per query."
+    )
+
+
+def _use(folder: Path, template: Template, model: Any, tokenizer: Any, preflight: Preflight) -> str:
+    """Return how to put an input into the student, with a snippet and what it printed."""
+    code = snippet(template, preflight.example, chat=preflight.chat)
+    try:
+        printed = run_snippet(code, folder, model, tokenizer).rstrip("\n")
+        ran = f"When this card was written it printed:\n\n{_fenced(printed, 'text')}"
+    except Exception as error:  # a card without its snippet's outcome is better than a lost run
+        ran = f"It could not be run when this card was written: {type(error).__name__}: {error}"
+    return f"Put your input into the student's template:\n\n{_fenced(loading(folder.name) + code, 'python')}\n\n{ran}"
+
+
+def _prompts(params: LLMTrainingParams, templates: list[Template]) -> str:
+    """Return both templates."""
+    student, teacher = (_shown(template) for template in templates)
+    return (
+        f"Teacher: `{params.to_dict()['teacher_model']}`. Its template:\n\n{_fenced(teacher, 'text')}\n\n"
+        f"The student's template:\n\n{_fenced(student, 'text')}"
+    )
+
+
+def _shown(template: Template) -> str:
+    """Return a template as text, its fields in braces."""
+    text = [(role, t.render({f: f"{{{f}}}" for f in t.fields})) for role, t in template.messages]
+    return "\n".join(f"{role}: {t}" if role else t for role, t in text)
+
+
+def _training(params: LLMTrainingParams, preflight: Preflight | None) -> str:
+    """Return a table of the settings that matter."""
+    names = [
+        "epochs",
+        "batch_size",
+        "gradient_accumulation",
+        "lr",
+        "scheduler",
+        "seed",
+        "peft",
+        "quantization",
+    ]
+    if preflight is not None:
+        names = [
+            "distill_temperature",
+            "distill_alpha",
+            "distill_divergence",
+            "distill_max_teacher_length",
+            *names,
+        ]
+    values = params.to_dict()
+    rows = {"data": values["data_path"], **{name: values[name] for name in names}}
+    if preflight is not None:
+        rows |= {"rows": preflight.rows.used, "completions from": ", ".join(preflight.sources)}
+    return _table(("setting", "value"), rows)
+
+
+def _figures(metrics: dict[str, Any]) -> str:
+    """Return a table of the figures."""
+    return _table(("figure", "value"), {k: f"{metrics[k]:.4g}" for k in SHOWN if k in metrics})
+
+
+def _table(head: tuple[str, str], rows: dict[str, Any]) -> str:
+    """Return a Markdown table of two columns."""
+    lines = [f"| {head[0]} | {head[1]} |", "|---|---|"]
+    return "\n".join([*lines, *(f"| {key} | {value} |" for key, value in rows.items())])
+
+
+def _fenced(text: str, language: str) -> str:
+    """Return a code block whose fence the text does not contain."""
+    fence = "```"
+    while fence in text:
+        fence += "`"
+    return f"{fence}{language}\n{text}\n{fence}"

@@ -1,0 +1,46 @@
+"""Ctrl-C leaves a checkpoint, and the run goes on from it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+COMMAND = [sys.executable, "-m", "trl_distill.cli", "llm"]
+
+
+def test_ctrl_c_leaves_a_resumable_checkpoint(tiny_model_dir, tiny_teacher_dir, tmp_path):
+    data, project = tmp_path / "queries.jsonl", tmp_path / "run"
+    data.write_text("\n".join(json.dumps({"text": w, "completion": "a b"}) for w in "abcdefg" * 200))
+    flags = [
+        "--model", str(tiny_model_dir), "--teacher-model", str(tiny_teacher_dir), "--data-path", str(data),
+        "--teacher-prompt-template", "e {input}", "--project-name", str(project), "--epochs", "1",
+        "--gradient-accumulation", "1", "--batch-size", "1", "--logging-steps", "1",
+    ]  # fmt: skip
+    env = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
+    log = (tmp_path / "log").open("w")
+    process = subprocess.Popen([*COMMAND, *flags], stdout=log, stderr=subprocess.STDOUT, env=env)
+    try:
+        deadline = time.monotonic() + 120
+        while "'loss'" not in (tmp_path / "log").read_text() and time.monotonic() < deadline:
+            assert process.poll() is None, (tmp_path / "log").read_text()
+            time.sleep(0.1)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=60) == 130
+    finally:
+        process.kill()
+        log.close()
+    said = (tmp_path / "log").read_text()
+    assert "--resume" in said
+    assert "Traceback" not in said
+    checkpoints = list((project / "checkpoints").glob("checkpoint-*"))
+    assert checkpoints
+    stopped_at = max(int(p.name.split("-")[1]) for p in checkpoints)
+    assert 0 < stopped_at < 1400
+    rest = [*COMMAND, *flags, "--resume", "--max-steps", str(stopped_at + 2)]
+    done = subprocess.run(rest, capture_output=True, text=True, env=env, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert (project / "run.json").is_file()
