@@ -1,0 +1,1 @@
+"""`autotrain.trainers` of trl-distill: re-exports."""

@@ -1,0 +1,20 @@
+"""The command line: click only - parse, call, print. One file a command; none loads torch before it runs."""
+
+from __future__ import annotations
+
+import click
+
+from .llm import llm
+
+__all__ = ["main"]
+
+EPILOG = "Exit codes: 0 done, 1 failed while running, 2 the command cannot be carried out as typed, 130 interrupted."
+
+
+@click.group(epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="trl-distill", message="trl-distill %(version)s")
+def main() -> None:
+    """Prompt distillation and knowledge distillation for language models, on TRL."""
+
+
+main.add_command(llm)

@@ -1,0 +1,71 @@
+"""`--config run.yaml`: parameters by their names, as a run writes them into its project folder."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from ..errors import ParamsError
+from ..params import ALIASES, LLMTrainingParams
+
+# what `LLMTrainingParams.to_dict` writes for a model or dataset that was handed over in Python
+_LIVE = re.compile(r"<(\w+)>")
+
+
+def read_config(path: str) -> dict[str, Any]:
+    """Return the parameters of a YAML file, checked, by field name.
+
+    Args:
+        path: A mapping of field names, with dashes or underscores; other names of fields are taken too.
+
+    Raises:
+        ParamsError: A file that cannot be read, an unknown name (with the nearest), one that is given twice, or a
+            value outside what is accepted.
+    """
+    checked, values = LLMTrainingParams(), {}
+    for key, value in _mapping(path).items():
+        name = str(key).replace("-", "_")
+        name = ALIASES.get(name, name)
+        if name in values:
+            raise ParamsError(f"--config {path}: {name} is given twice.")
+        try:
+            setattr(checked, name, value)
+        except ParamsError as error:
+            raise ParamsError(f"--config {path}: {error}") from None
+        values[name] = getattr(checked, name)
+    return values
+
+
+def refuse_live(path: str, values: dict[str, Any]) -> None:
+    """Refuse a model or dataset that lived in the memory of the run which wrote the file.
+
+    Raises:
+        ParamsError: Naming the flag to give instead.
+    """
+    for name in ("model", "teacher_model", "data_path"):
+        found = _LIVE.fullmatch(str(values.get(name)))
+        if found:
+            flag = "--" + name.replace("_", "-")
+            raise ParamsError(f"--config {path}: {name} was a {found[1]} in memory, not a file; give {flag}.")
+
+
+def _mapping(path: str) -> dict[Any, Any]:
+    """Return the file's top level."""
+    import yaml
+
+    try:
+        read = yaml.safe_load(Path(path).expanduser().read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
+        raise ParamsError(f"--config {path} cannot be read: {reason}.") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" in line {mark.line + 1}" if mark is not None else ""
+        problem = getattr(error, "problem", None) or "error"
+        raise ParamsError(f"--config {path} is not YAML: {problem}{where}.") from None
+    if read is None:
+        return {}
+    if not isinstance(read, dict):
+        raise ParamsError(f"--config {path} holds a {type(read).__name__}; give 'name: value' lines.")
+    return read

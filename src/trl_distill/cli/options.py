@@ -1,0 +1,115 @@
+"""Flags made of the fields of a dataclass, and help that shows them under headings.
+
+A value stays the text that was typed: converting and checking it is the field's own business.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import Field
+from typing import Any
+
+import click
+
+# width of a help line's first column; a longer flag has its description on the next line
+FIRST_COLUMN = 33
+
+
+class Setting(click.Option):
+    """A flag with the heading and the shape that it has in `--help`.
+
+    Args:
+        decls: Flags, the one that is shown first.
+        heading: Heading in `--help`.
+        shown: The flag with its value, as `--help` shows it.
+        **more: As in click.
+    """
+
+    def __init__(self, decls: Sequence[str], *, heading: str, shown: str, **more: Any) -> None:
+        super().__init__(decls, **more)
+        self.heading, self.shown = heading, shown
+
+    def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
+        """Return the two columns of the help line."""
+        return None if self.hidden else (self.shown, self.help or "")
+
+
+class GroupedCommand(click.Command):
+    """A command whose help lists its flags under headings, those of the first heading first."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the flags; the first column is as wide under every heading."""
+        headings: dict[str, list[tuple[str, str]]] = {"Basic": []}
+        for param in self.get_params(ctx):
+            record = param.get_help_record(ctx)
+            if record is not None:
+                headings.setdefault(getattr(param, "heading", "Basic"), []).append(record)
+        for heading, records in headings.items():
+            with formatter.section(heading):
+                for shown, text in records:
+                    _write_option(formatter, shown, text)
+
+
+def _write_option(formatter: click.HelpFormatter, shown: str, text: str) -> None:
+    """Write one help line; click would break flags in the text at their dashes."""
+    indent = " " * formatter.current_indent
+    column = " " * (len(indent) + FIRST_COLUMN)
+    lines = textwrap.wrap(text, max(formatter.width - len(column), 20), break_on_hyphens=False)
+    if len(shown) + 2 <= FIRST_COLUMN and lines:
+        formatter.write(f"{indent}{shown:{FIRST_COLUMN}}{lines.pop(0)}\n")
+    else:
+        formatter.write(f"{indent}{shown}\n")
+    for line in lines:
+        formatter.write(f"{column}{line}\n")
+
+
+def options_of(specs: Iterable[Field[Any]], aliases: Mapping[str, str]) -> list[click.Parameter]:
+    """Return one flag for each field.
+
+    Args:
+        specs: Fields made by `arguments.option`.
+        aliases: Other names of fields; each is a flag too.
+    """
+    return [_option(spec, [other for other, name in aliases.items() if name == spec.name]) for spec in specs]
+
+
+def flag_of(name: str) -> str:
+    """Return the flag of a field: `teacher_model` is `--teacher-model`."""
+    return "--" + name.replace("_", "-")
+
+
+def dashed(token: str) -> str:
+    """Take underscores in a flag for dashes, as AutoTrain and TRL write them."""
+    return token.replace("_", "-")
+
+
+def _option(spec: Field[Any], others: Sequence[str]) -> Setting:
+    """Return the flag of one field."""
+    flags = [flag_of(name) for name in (spec.name, *others)]
+    help, heading = _help(spec, flags[1:]), spec.metadata["help"].group
+    if "bool" not in str(spec.type):
+        shown = f"{flags[0]} {_metavar(spec)}"
+        return Setting([spec.name, *flags], type=str, help=help, heading=heading, shown=shown)
+    shown = flags[0]
+    if not spec.default:  # the opposite of a switch that is on by default would be a run without purpose
+        shown = f"--[no-]{flags[0][2:]}"
+        flags = [f"{flag}/--no-{flag[2:]}" for flag in flags]
+    return Setting([spec.name, *flags], is_flag=True, default=None, help=help, heading=heading, shown=shown)
+
+
+def _help(spec: Field[Any], others: Sequence[str]) -> str:
+    """Return the help text with choices, default and other flags in brackets."""
+    more = []
+    if spec.metadata.get("choices"):
+        more.append("one of " + ", ".join(spec.metadata["choices"]))
+    if spec.default is not None and not isinstance(spec.default, bool):
+        more.append(f"default: {spec.default:g}" if isinstance(spec.default, float) else f"default: {spec.default}")
+    if others:
+        more.append("also " + ", ".join(others))
+    return str(spec.metadata["help"]) + (f"  [{'; '.join(more)}]" if more else "")
+
+
+def _metavar(spec: Field[Any]) -> str:
+    """Return the word that stands for the value."""
+    return next((word for kind, word in (("int", "INT"), ("float", "NUMBER")) if kind in str(spec.type)), "TEXT")

@@ -1,0 +1,205 @@
+"""From what is typed to parameters: each flag, the guide's commands, and what overrides what."""
+
+from __future__ import annotations
+
+import re
+import shlex
+
+import click
+import pytest
+
+from trl_distill.cli.llm import HELP, llm, params_from_command
+from trl_distill.cli.options import flag_of
+from trl_distill.errors import ParamsError
+from trl_distill.params import ALIASES, FIELDS, LLMTrainingParams
+
+# the three commands of the user's guide, with the values they must lead to
+GUIDE = [
+    (
+        r"""
+        aitraining llm \
+          --model gpt2 \
+          --trainer distillation \
+          --teacher-model gpt2-large \
+          --teacher-prompt-template "You are an expert. Think step-by-step.\n\nQuestion: {input}\n\nAnswer:" \
+          --student-prompt-template "{input}" \
+          --data-path ./queries.json \
+          --text-column text \
+          --project-name distilled-model \
+          --distill-temperature 3.0 \
+          --distill-alpha 0.7
+        """,
+        {
+            "model": "gpt2",
+            "trainer": "distillation",
+            "teacher_model": "gpt2-large",
+            "teacher_prompt_template": r"You are an expert. Think step-by-step.\n\nQuestion: {input}\n\nAnswer:",
+            "student_prompt_template": "{input}",
+            "data_path": "./queries.json",
+            "text_column": "text",
+            "project_name": "distilled-model",
+            "distill_temperature": 3.0,
+            "distill_alpha": 0.7,
+        },
+    ),
+    (
+        r"""
+        aitraining llm \
+          --model gpt2 \
+          --trainer sft \
+          --use-distillation \
+          --teacher-model gpt-3.5-turbo \
+          --distill-temperature 3.5 \
+          --distill-alpha 0.75 \
+          --data-path ./data \
+          --project-name efficient-model
+        """,
+        {
+            "model": "gpt2",
+            "trainer": "sft",
+            "use_distillation": True,
+            "teacher_model": "gpt-3.5-turbo",
+            "distill_temperature": 3.5,
+            "distill_alpha": 0.75,
+            "data_path": "./data",
+            "project_name": "efficient-model",
+        },
+    ),
+    (
+        r"""
+        aitraining llm \
+          --model meta-llama/Llama-2-7b-hf \
+          --trainer distillation \
+          --teacher-model meta-llama/Llama-2-70b-hf \
+          --teacher-prompt-template "### System: You are a helpful, respectful assistant.\n### Human: {input}\n### Assistant:" \
+          --student-prompt-template "Q: {input}\nA:" \
+          --peft \
+          --lora-r 32 \
+          --quantization int4 \
+          --data-path ./instructions.json
+        """,  # noqa: E501 - as the guide has it
+        {
+            "model": "meta-llama/Llama-2-7b-hf",
+            "trainer": "distillation",
+            "teacher_model": "meta-llama/Llama-2-70b-hf",
+            "teacher_prompt_template": (
+                r"### System: You are a helpful, respectful assistant.\n### Human: {input}\n### Assistant:"
+            ),
+            "student_prompt_template": r"Q: {input}\nA:",
+            "peft": True,
+            "lora_r": 32,
+            "quantization": "int4",
+            "data_path": "./instructions.json",
+        },
+    ),
+]
+
+
+def typed(command: str) -> list[str]:
+    """Return what follows `aitraining llm` in a command of a shell."""
+    words = shlex.split(command.replace("\\\n", " "))
+    assert words[:2] == ["aitraining", "llm"]
+    return words[2:]
+
+
+@pytest.mark.parametrize(("command", "expected"), GUIDE, ids=["basic", "sft", "lora"])
+def test_the_guides_commands(command, expected):
+    params = params_from_command(typed(command))
+    params.validate()
+    assert params == LLMTrainingParams(**expected)
+
+
+def test_the_commands_of_the_help_are_taken():
+    commands = re.findall(r"aitraining llm(?:[^\n]*\\\n)+[^\n]*", HELP)
+    assert len(commands) == 2
+    for command in commands:
+        params_from_command(typed(command)).validate()
+
+
+@pytest.mark.parametrize("spec", FIELDS.values(), ids=list(FIELDS))
+def test_each_field_is_a_flag(spec):
+    if isinstance(spec.default, bool):
+        value, arguments = True, [flag_of(spec.name)]
+    else:
+        value = spec.metadata["choices"][-1] if "choices" in spec.metadata else None
+        value = value or {"int": 7, "float": 0.5}.get(str(spec.type).partition(" ")[0], "some text")
+        arguments = [flag_of(spec.name), str(value)]
+    expected = LLMTrainingParams(**{spec.name: value})
+    assert params_from_command(arguments) == expected
+    assert params_from_command([arguments[0].replace("-", "_").replace("__", "--", 1), *arguments[1:]]) == expected
+    if len(arguments) == 2:
+        assert params_from_command(["=".join(arguments)]) == expected
+
+
+@pytest.mark.parametrize(("alias", "name"), ALIASES.items())
+def test_other_names_are_flags_too(alias, name):
+    assert getattr(params_from_command([flag_of(alias), "3"]), name) == 3
+    assert getattr(params_from_command([f"--{alias}", "3"]), name) == 3
+
+
+def test_nothing_typed_is_the_defaults():
+    assert params_from_command([]) == LLMTrainingParams()
+
+
+def test_a_switch_has_an_opposite_and_the_last_one_counts():
+    assert params_from_command(["--peft"]).peft
+    assert not params_from_command(["--peft", "--no-peft"]).peft
+    assert not params_from_command(["--no_peft"]).peft
+    assert params_from_command(["--train"]) == LLMTrainingParams()
+
+
+def test_a_value_may_look_like_a_flag_or_be_negative():
+    assert params_from_command(["--max-steps", "-1"]).max_steps == -1
+    assert params_from_command(["--student-prompt-template=--{input}"]).student_prompt_template == "--{input}"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--distill-alpha", "1.5"], "--distill-alpha is 1.5; accepted is a number from 0 to 1."),
+        (["--distill_alpha", "x"], "--distill_alpha is 'x'; accepted is a number from 0 to 1."),
+        (["--learning-rate", "0"], "--learning-rate is 0.0; accepted is a number above 0."),
+        (["--lr=-1"], "--lr is -1.0; accepted is a number above 0."),
+        (["--quantization", "int3"], "--quantization is 'int3'; accepted are 'int4', 'int8'."),
+        (["--lora-r", "2.5"], "--lora-r is '2.5'; accepted is a whole number of at least 1."),
+    ],
+)
+def test_a_refused_value_is_told_with_the_flag_as_typed(arguments, said):
+    with pytest.raises(ParamsError) as error:
+        params_from_command(arguments)
+    assert str(error.value) == said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--teacher-modle", "x"], "--teacher-model"),
+        (["--distil_alpha", "1"], "--distill-alpha"),
+        (["--model"], "requires an argument"),
+        (["--peft", "true"], "unexpected argument 'true'.*--no-peft"),
+        (["--teacher-prompt-template", "You", "are"], "unexpected argument 'are'.*in quotes"),
+    ],
+)
+def test_a_command_that_cannot_be_read_is_a_usage_error(arguments, said):
+    with pytest.raises(click.UsageError) as error:
+        params_from_command(arguments)
+    assert re.search(said, error.value.format_message())
+    assert error.value.exit_code == 2
+
+
+def test_help_shows_each_flag_once_under_its_heading_with_its_default():
+    text = llm.get_help(llm.make_context("llm", [], resilient_parsing=True))
+    for spec in FIELDS.values():
+        flag = flag_of(spec.name)
+        shown = f"--[no-]{flag[2:]}" if spec.default is False else flag
+        assert len(re.findall(rf"^  {re.escape(shown)}(?= |$)", text, re.MULTILINE)) == 1, spec.name
+        assert f"\n{spec.metadata['help'].group}:\n" in text
+    assert text.index("\nBasic:") < text.index("\nDistillation:") < text.index("\nTraining:")
+    assert "[default: 5e-05; also --learning-rate]" in " ".join(text.split())
+    assert "--token" not in text
+
+
+@pytest.mark.parametrize("columns", [80, 100, 200])
+def test_help_fits_the_terminal(columns):
+    context = llm.make_context("llm", [], resilient_parsing=True, terminal_width=min(columns, 100))
+    assert max(map(len, llm.get_help(context).splitlines())) <= min(columns, 100)
