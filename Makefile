@@ -1,0 +1,39 @@
+# Each target makes its own environment in .venv when it is missing or older than what it is made from.
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+
+.PHONY: demo test lint typecheck bench docs clean
+
+demo: $(READY)
+	$(BIN)/python examples/demo.py
+
+test: $(READY)
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+
+lint: $(READY)
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/lint-imports
+	$(BIN)/codespell
+
+typecheck: $(READY)
+	$(BIN)/mypy
+
+bench: $(READY)
+	@set -e; for script in $(filter-out benchmarks/_%,$(wildcard benchmarks/*.py)); do \
+		echo "== $$script"; $(BIN)/python $$script; \
+	done
+
+docs: $(READY)
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests/test_docs.py
+
+clean:
+	rm -rf .venv build demo-run runs .pytest_cache .ruff_cache .mypy_cache .hypothesis .import_linter_cache
+
+# torch first and pinned: an unpinned one may bring gigabytes of CUDA to a machine without a GPU
+$(READY): pyproject.toml constraints.txt
+	test -x $(BIN)/pip || $(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet -c constraints.txt torch==2.13.0
+	$(BIN)/pip install --quiet -c constraints.txt -e ".[dev]"
+	touch $@

@@ -1,0 +1,60 @@
+"""Writes the tables of flags in README.md and docs/cli.md from the fields they describe: `python docs/flags.py`.
+
+A table stands between `<!-- flags: Heading, Heading -->` and `<!-- end of flags -->`; tests/test_docs.py fails
+where a page differs from what this writes.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from trl_distill.params import FIELDS
+
+ROOT = Path(__file__).parents[1]
+PAGES = ("README.md", "docs/cli.md")
+TABLE = re.compile(r"(<!-- flags: (.+?) -->\n).*?(<!-- end of flags -->)", re.DOTALL)
+
+
+def table(headings: list[str]) -> str:
+    """Return one table of the flags under these headings, in their order."""
+    lines = ["| flag | default | meaning |", "|---|---|---|"]
+    under = {heading: [f for f in FIELDS.values() if f.metadata["help"].group == heading] for heading in headings}
+    for spec in (spec for heading in headings for spec in under[heading]):
+        choices = spec.metadata.get("choices")
+        meaning = str(spec.metadata["help"]) + (f" One of `{'`, `'.join(choices)}`." if choices else "")
+        lines.append(f"| `--{spec.name.replace('_', '-')}` | {_default(spec.default)} | {meaning} |")
+    return "\n".join(lines) + "\n"
+
+
+def _default(value: Any) -> str:
+    """Return a default as a table shows it."""
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return f"`{value:g}`" if isinstance(value, float) else f"`{value}`"
+
+
+def filled(page: str) -> str:
+    """Return a page with its tables as the fields have them.
+
+    Raises:
+        ValueError: A table of a heading that no field has.
+    """
+
+    def fill(found: re.Match[str]) -> str:
+        headings = found[2].split(", ")
+        unknown = set(headings) - {spec.metadata["help"].group for spec in FIELDS.values()}
+        if unknown:
+            raise ValueError(f"no field has the heading {', '.join(sorted(unknown))}")
+        return found[1] + table(headings) + found[3]
+
+    return TABLE.sub(fill, page)
+
+
+if __name__ == "__main__":
+    for name in PAGES:
+        path = ROOT / name
+        path.write_text(filled(path.read_text(encoding="utf-8")), encoding="utf-8")

@@ -1,0 +1,120 @@
+"""The documentation is checked as code is: links, flags, commands, examples, and the tests that it names."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from trl_distill.cli.llm import llm, params_from_command
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+pages = pytest.mark.parametrize("page", PAGES, ids=[str(page.relative_to(ROOT)) for page in PAGES])
+
+
+def blocks(page: Path, *languages: str) -> list[str]:
+    """Return the code blocks of a page in these languages."""
+    return [code for language, code in BLOCK.findall(page.read_text(encoding="utf-8")) if language in languages]
+
+
+def slugs(page: Path) -> set[str]:
+    """Return the anchors of a page's headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.+)$", BLOCK.sub("", page.read_text(encoding="utf-8")), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pages
+def test_links_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8")):
+        if re.match(r"\w+:", target):
+            continue
+        name, _, anchor = target.partition("#")
+        found = (page.parent / name).resolve() if name else page
+        assert found.exists(), target
+        assert not anchor or anchor in slugs(found), target
+
+
+def test_the_index_names_every_page():
+    index = (ROOT / "docs" / "README.md").read_text(encoding="utf-8")
+    for page in (ROOT / "docs").glob("*.md"):
+        assert page.name == "README.md" or f"]({page.name})" in index, page.name
+
+
+@pages
+def test_every_test_that_is_named_exists(page):
+    for file, name in re.findall(r"(tests/[\w/]+\.py)(?:::(\w+))?", page.read_text(encoding="utf-8")):
+        tree = ast.parse((ROOT / file).read_text(encoding="utf-8"))
+        functions = {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
+        assert not name or name in functions, f"{file}::{name}"
+
+
+@pages
+def test_flags_are_flags(page):
+    known = {"--help", "--version"} | {flag for option in llm.params for flag in (*option.opts, *option.secondary_opts)}
+    for span in re.findall(r"`([^`\n]+)`", BLOCK.sub("", page.read_text(encoding="utf-8"))):
+        flag = re.match(r"--[\w-]+", span)
+        assert flag is None or flag[0].replace("_", "-") in known, span
+
+
+@pages
+def test_commands_are_taken(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run.yaml").write_text("lr: 1e-4\n")
+    for code in blocks(page, "bash", "sh", "console"):
+        for line in code.replace("\\\n", " ").splitlines():
+            words = shlex.split(line.removeprefix("$ "), comments=True)
+            if words[:2] == ["aitraining", "llm"]:
+                params_from_command(words[2:]).validate()
+
+
+@pages
+def test_python_compiles(page):
+    for code in blocks(page, "python"):
+        compile(code, str(page), "exec")
+
+
+def test_the_tables_of_flags_are_those_of_the_fields():
+    spec = importlib.util.spec_from_file_location("flags", ROOT / "docs" / "flags.py")
+    assert spec is not None
+    assert spec.loader is not None
+    flags = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(flags)
+    for name in flags.PAGES:
+        text = (ROOT / name).read_text(encoding="utf-8")
+        assert flags.TABLE.search(text), name
+        assert flags.filled(text) == text, f"run `python docs/flags.py`: {name} differs"
+    complete = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
+    missing = [field for field in flags.FIELDS if f"| `--{field.replace('_', '-')}` |" not in complete]
+    assert missing == []
+
+
+def test_make_has_the_targets_that_are_named():
+    targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    for page in PAGES:
+        named = set(re.findall(r"^ *make ([a-z-]+)|`make ([a-z-]+)`", page.read_text(encoding="utf-8"), re.MULTILINE))
+        assert {first or second for first, second in named} <= targets, page.name
+
+
+def test_the_readme_runs_as_it_stands(tmp_path):
+    """Its shell blocks but for `make`, then its Python blocks, in one empty folder."""
+    readme = ROOT / "README.md"
+    shell = [code for code in blocks(readme, "bash") if "make " not in code]
+    code = "\n".join(blocks(readme, "python"))
+    assert len(shell) == 2
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    commands = [["bash", "-ec", "\n".join(shell)], [sys.executable, "-c", code]]
+    for command in commands:
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr
+    for name in ("command", "library"):
+        assert (tmp_path / "runs" / name / "model.safetensors").is_file()
+        assert (tmp_path / "runs" / name / "README.md").is_file()
