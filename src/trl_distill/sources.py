@@ -31,7 +31,7 @@ def resolve(name: str, *, role: str) -> str:
     if path.is_dir():
         if not (path / "config.json").is_file() and not (path / "adapter_config.json").is_file():
             raise _error(role)(f"{role} {name!r} is a folder without config.json; give a folder with a saved model.")
-        return str(path)
+        return str(path.absolute())  # an adapter names its base by this, wherever it is loaded from
     if name.startswith(("/", "./", "../", "~")) or name.count("/") > 1 or path.is_file():
         there = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
         raise _error(role)(

@@ -1,0 +1,115 @@
+"""Time and memory of the distillation loss with its gradients: ours, the plain version, and the bare matrix products.
+
+The bare products are what no loss over a whole vocabulary can do without: both models' projections and the gradients
+of the student's hidden states and weight. Memory is what a run takes above its inputs and the gradients it returns.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import statistics
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from _measure import MIB, alternating, machine, median_ratio, peak_bytes, print_json, table
+
+from trl_distill import fused_distillation_loss
+
+STUDENT, TEACHER = 256, 512
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def inputs(tokens: int, vocabulary: int, dtype: torch.dtype = torch.float32) -> dict[str, Any]:
+    """Return random hidden states, heads and targets."""
+    generator = torch.Generator().manual_seed(0)
+
+    def normal(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=generator).to(dtype)
+
+    return {
+        "student_hidden": normal(tokens, STUDENT).requires_grad_(),
+        "student_weight": (normal(vocabulary, STUDENT) / STUDENT**0.5).requires_grad_(),
+        "teacher_hidden": normal(tokens, TEACHER),
+        "teacher_weight": normal(vocabulary, TEACHER) / TEACHER**0.5,
+        "targets": torch.randint(vocabulary, (tokens,), generator=generator),
+    }
+
+
+def loss_and_gradients(given: dict[str, Any], impl: str, divergence: str = "forward_kl") -> list[torch.Tensor]:
+    """Compute the loss and its gradients as a training step does; returns what a step keeps."""
+    given["student_hidden"].grad = given["student_weight"].grad = None
+    out = fused_distillation_loss(**given, alpha=0.7, temperature=3.0, divergence=divergence, impl=impl)
+    out.loss.backward()
+    return [given["student_hidden"].grad, given["student_weight"].grad]
+
+
+def bare_products(given: dict[str, Any]) -> Callable[[], None]:
+    """Return the four products, in the faster of both layouts and into memory that is there already."""
+    h_s, w_s, h_t, w_t = (given[k].detach() for k in list(given)[:4])
+    student, teacher = torch.empty(len(w_s), len(h_s)), torch.empty(len(w_s), len(h_s))
+    of_hidden, of_weight = torch.empty_like(h_s), torch.empty_like(w_s)
+
+    def run() -> None:
+        torch.mm(w_s, h_s.t(), out=student)
+        torch.mm(w_t, h_t.t(), out=teacher)
+        torch.mm(student.t(), w_s, out=of_hidden)
+        torch.mm(student, h_s, out=of_weight)
+
+    return run
+
+
+def memory_of(tokens: int, vocabulary: int, impl: str, divergence: str) -> Callable[[], Any]:
+    """Return what a child process measures; the first, small call loads what torch loads lazily."""
+    loss_and_gradients(inputs(8, 64), impl, divergence)
+    return functools.partial(loss_and_gradients, inputs(tokens, vocabulary), impl, divergence)
+
+
+def peak(tokens: int, vocabulary: int, impl: str, divergence: str = "forward_kl") -> float:
+    """Return the MiB that a run takes above inputs and gradients."""
+    gradients = 4 * STUDENT * (tokens + vocabulary)
+    return (peak_bytes(functools.partial(memory_of, tokens, vocabulary, impl, divergence)) - gradients) / MIB
+
+
+def main() -> None:
+    """Print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--tokens", type=int, default=512)
+    parser.add_argument("--vocabularies", type=int, nargs="+", default=[50_257, 262_144])
+    parser.add_argument("--divergences", nargs="+", default=["forward_kl", "reverse_kl", "jsd"])
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--json", action="store_true", help="print the figures as one last line too")
+    options = parser.parse_args()
+    torch.set_num_threads(2)
+    print(machine("torch"))
+    print(f"N={options.tokens}, H={STUDENT}/{TEACHER}, fp32; medians of {options.rounds} alternating runs\n")
+    rows, figures = [], {}
+    for vocabulary in options.vocabularies:
+        for divergence in options.divergences:
+            given = inputs(options.tokens, vocabulary)
+            sides = {
+                impl: functools.partial(loss_and_gradients, given, impl, divergence) for impl in ("fused", "plain")
+            }
+            seconds = alternating({"bare": bare_products(given), **sides}, rounds=options.rounds)
+            memory = {impl: peak(options.tokens, vocabulary, impl, divergence) for impl in sides}
+            bare, ours, plain = (statistics.median(seconds[name]) for name in ("bare", "fused", "plain"))
+            to_bare = median_ratio(seconds["fused"], seconds["bare"])
+            to_plain = median_ratio(seconds["fused"], seconds["plain"])
+            row = (bare, ours, plain, to_bare, to_plain, memory["fused"], memory["plain"])
+            rows.append((f"{vocabulary:,}", divergence, *(f"{x:.3f}" for x in row[:3]), *(f"{x:.2f}" for x in row[3:5]),
+                         *(f"{x:,.0f}" for x in row[5:])))  # fmt: skip
+            key = f"{vocabulary}_{divergence}"
+            figures |= {f"time_vs_bare_{key}": to_bare, f"mib_{key}": memory["fused"]}
+    print(table(["V", "divergence", "bare s", "ours s", "plain s", "ours/bare", "ours/plain", "ours MiB", "plain MiB"],
+                rows))  # fmt: skip
+    print("\nPeak against the number of tokens, forward_kl, V=50,257:\n")
+    counts = [256, 512, 1024, 2048, 4096]
+    peaks = [peak(count, 50_257, "fused") for count in counts]
+    print(table(["N", *(f"{count:,}" for count in counts)], [["MiB", *(f"{x:,.0f}" for x in peaks)]]))
+    if options.json:
+        print_json({**figures, "mib_growth_256_to_4096": peaks[-1] - peaks[0]})
+
+
+if __name__ == "__main__":
+    main()
