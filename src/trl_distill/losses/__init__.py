@@ -122,8 +122,8 @@ def fused_distillation_loss(
         )
     wide = wide_dtype(student_hidden.dtype)
     problem = Problem(
-        student.projection(wide),
-        teacher.projection(wide) if teacher else None,
+        student.projection(temperature, wide),
+        teacher.projection(temperature, wide) if teacher else None,
         targets,
         shared,
         temperature,
@@ -144,5 +144,5 @@ class _Side(NamedTuple):
     def logits(self) -> torch.Tensor:
         return head_logits(self.hidden, self.weight, self.bias, softcap=self.softcap, scale=self.scale)
 
-    def projection(self, wide: torch.dtype) -> Projection:
-        return Projection(*self, dtype=product_dtype(self.hidden), wide=wide)
+    def projection(self, temperature: float, wide: torch.dtype) -> Projection:
+        return Projection(*self, temperature, dtype=product_dtype(self.hidden), wide=wide)

@@ -55,4 +55,14 @@ def plan_tiles(
     kept = (elements - SCRATCH_BUFFERS * scratch) // (vocabulary * models)
     keep = passes > 2 or (passes > 1 and kept >= min(most, 96))
     rows = max(1, min(most, kept)) if keep else most
+    if not keep and not accelerator:  # nothing else needs the memory, and larger products are faster
+        scratch = max(scratch, min(elements // (2 * SCRATCH_BUFFERS), 2**20))
+    rows = _even(tokens, rows)
     return Plan(rows, max(1, min(vocabulary, scratch // rows, 2**16 if accelerator else 4096)), keep)
+
+
+def _even(tokens: int, rows: int) -> int:
+    """Return the rows of tiles that are as many and of like size: the last one is not left with few."""
+    even = -(-tokens // max(1, -(-tokens // rows)))
+    rounded = -(-even // 16) * 16  # what processors multiply at a time
+    return max(1, rounded if rounded <= rows else even)

@@ -27,7 +27,7 @@ def wide_dtype(dtype: torch.dtype) -> torch.dtype:
 
 @dataclass(frozen=True)
 class Projection:
-    """logits = softcap * tanh(scale * (hidden @ weight.T + bias) / softcap).
+    """Softened logits z = softcap * tanh(scale * (hidden @ weight.T + bias) / softcap) / temperature.
 
     Attributes:
         hidden: [N, H].
@@ -35,6 +35,7 @@ class Projection:
         bias: [V] or None.
         softcap: Bound of the logits, or None.
         scale: Factor of the logits before the softcap.
+        temperature: T, by which they are divided in the same go.
         dtype: Precision of the factors of every product.
         wide: Precision of logits and sums.
     """
@@ -44,6 +45,7 @@ class Projection:
     bias: torch.Tensor | None
     softcap: float | None
     scale: float
+    temperature: float
     dtype: torch.dtype
     wide: torch.dtype
 
@@ -64,24 +66,23 @@ class Projection:
         return self._factor(self.weight[vocabulary])
 
     def logits(self, rows: torch.Tensor, vocabulary: slice, out: torch.Tensor) -> torch.Tensor:
-        """Write the logits of `rows` [R, H] over a block of the vocabulary into `out` [B, R]."""
+        """Write z of `rows` [R, H] over a block of the vocabulary into `out` [B, R]."""
+        factor = self.scale / (self.temperature if self.softcap is None else self.softcap)
         if rows.dtype == out.dtype:
-            torch.mm(self.block(vocabulary), rows.t(), out=out)
+            torch.addmm(out, self.block(vocabulary), rows.t(), beta=0, alpha=factor, out=out)
         else:
-            out.copy_(self.block(vocabulary) @ rows.t())
+            out.copy_(self.block(vocabulary) @ rows.t()).mul_(factor)
         if self.bias is not None:
-            out.add_(self.bias[vocabulary].to(out.dtype)[:, None])
-        if self.scale != 1.0:
-            out.mul_(self.scale)
+            out.add_(self.bias[vocabulary].to(out.dtype)[:, None], alpha=factor)
         if self.softcap is not None:
-            out.div_(self.softcap).tanh_().mul_(self.softcap)
+            out.tanh_().mul_(self.softcap / self.temperature)
         return out
 
-    def slope(self, logits: torch.Tensor, out: torch.Tensor) -> torch.Tensor | None:
-        """Write d logits / d (hidden @ weight.T + bias) into `out`, or return None where it is the scale alone."""
+    def slope(self, z: torch.Tensor, out: torch.Tensor) -> torch.Tensor | None:
+        """Write T dz / d (hidden @ weight.T + bias) into `out`, or return None where it is the scale alone."""
         if self.softcap is None:
             return None
-        torch.div(logits, self.softcap, out=out)
+        torch.mul(z, self.temperature / self.softcap, out=out)
         return out.square_().neg_().add_(1.0).mul_(self.scale)
 
     def _factor(self, matrix: torch.Tensor) -> torch.Tensor:

@@ -97,7 +97,10 @@ class Buffers:
 
 
 class Tile:
-    """R tokens of a problem. `measure()` first, then `add_gradients()` if they are wanted."""
+    """R tokens of a problem. `measure()` first, then `add_gradients()` if they are wanted.
+
+    z are logits divided by T. The sums at T = 1 use them too: exp(T z) is a power of exp(z).
+    """
 
     def __init__(self, problem: Problem, plan: Plan, buffers: Buffers, index: slice | Tensor) -> None:
         self.problem, self.buffers, self.index, self.keep = problem, buffers, index, plan.keep
@@ -113,14 +116,14 @@ class Tile:
         self.peak_s, self.peak_t, self.peak_all = low, low.clone(), low
         self.total_s, self.total_t, self.cross = zeros, zeros.clone(), zeros.clone()  # at T, shared vocabulary
         self.total, self.moment = zeros.clone(), zeros.clone()  # at T = 1, whole vocabulary
-        self.label = zeros.clone()
-        self.top_s, self.top_t, self.top_all = (torch.zeros_like(self.targets) for _ in range(3))
+        self.label = zeros.clone()  # z of the target
+        self.at_top = zeros.clone()  # the student's z of the token that the teacher ranks first
 
     def measure(self) -> None:
         """Sum up everything the values need, in one pass over the vocabulary."""
         for block in self.shared:
             self._measure_shared(block)
-        self.peak_all, self.top_all = self.peak_s.clone(), self.top_s.clone()
+        self.peak_all = self.peak_s
         for block in self.rest:
             self._measure_rest(block)
         if isinstance(self.problem.divergence, JensenShannon) and self.shared:
@@ -129,10 +132,10 @@ class Tile:
     def values(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """Return per token, [R] each: cross-entropy, divergence, entropy, agreement and correctness (0 or 1)."""
         log_total = self.total.log()
-        ce = log_total - (self.label - self.peak_all)
+        ce = log_total - (self.label - self.peak_all) * self.problem.temperature
         kl = self.problem.divergence.value(self) if self.shared else torch.zeros_like(ce)
-        agreement = (self.top_s == self.top_t).to(ce.dtype) * bool(self.shared)
-        correct = (self.top_all == self.targets).to(ce.dtype)
+        agreement = (self.at_top == self.peak_s).to(ce.dtype) * bool(self.shared)
+        correct = (self.label == self.peak_all).to(ce.dtype)
         return ce, kl, log_total - self.moment / self.total, agreement, correct
 
     def add_gradients(
@@ -159,30 +162,32 @@ class Tile:
         """Both models' logits of a block that both have."""
         z_s, z_t = self._project(block)
         s, es, t, gap = self.buffers.scratch(block, len(self.targets))
-        peak_s, self.top_s = _follow_peak(z_s, self.peak_s, self.top_s, block.start)
-        peak_t, self.top_t = _follow_peak(z_t, self.peak_t, self.top_t, block.start)
+        peak_s, highest_t = torch.maximum(self.peak_s, z_s.amax(0)), z_t.amax(0)
+        _follow_top(z_t, z_s, highest_t > self.peak_t, self.at_top)
+        peak_t = torch.maximum(self.peak_t, highest_t)
         self._rescale(self.peak_s - peak_s, self.peak_t - peak_t)
         self.peak_s, self.peak_t = peak_s, peak_t
-        temperature = self.problem.temperature
-        torch.exp(_shifted(z_s, peak_s, temperature, out=s), out=es)
+        torch.exp(torch.sub(z_s, peak_s, out=s), out=es)
         self.total_s += es.sum(0)
-        torch.sub(_shifted(z_t, peak_t, temperature, out=t), s, out=gap)
+        torch.sub(torch.sub(z_t, peak_t, out=t), s, out=gap)
         self.total_t += t.exp_().sum(0)
         self.problem.divergence.add(self, gap, es, t)
-        self._add_at_one(z_s, s, _power(es, s, temperature), temperature, block)
+        self._add_at_one(z_s, s, es, block)
 
     def _measure_rest(self, block: slice) -> None:
         """The student's logits of a block that is not compared with the teacher's."""
         z, _ = self._project(block)
         u, e, _, _ = self.buffers.scratch(block, len(self.targets))
-        peak, self.top_all = _follow_peak(z, self.peak_all, self.top_all, block.start)
+        peak = torch.maximum(self.peak_all, z.amax(0))
         self._rescale_at_one(self.peak_all - peak)
         self.peak_all = peak
         torch.exp(torch.sub(z, peak, out=u), out=e)
-        self._add_at_one(z, u, e, 1.0, block)
+        self._add_at_one(z, u, e, block)
 
-    def _add_at_one(self, z: Tensor, s: Tensor, e: Tensor, temperature: float, block: slice) -> None:
-        """Add a block to the student's softmax at T = 1: its sum, its mean logit, the targets' logits."""
+    def _add_at_one(self, z: Tensor, s: Tensor, es: Tensor, block: slice) -> None:
+        """Add a block to the student's softmax at T = 1: its sum, its mean logit, the targets' z; `es` is used up."""
+        temperature = self.problem.temperature
+        e = _power(es, s, temperature)
         self.total += e.sum(0)
         self.moment += e.mul_(s).sum(0) * temperature
         rows, places = self._targets_in(block)
@@ -191,14 +196,14 @@ class Tile:
 
     def _rescale(self, fall_s: Tensor, fall_t: Tensor) -> None:
         """Move all sums to higher maxima; the arguments are old less new, [R]."""
-        temperature = self.problem.temperature
-        factor_s, factor_t = (fall_s / temperature).exp(), (fall_t / temperature).exp()
-        self.problem.divergence.rescale(self, factor_s, factor_t, (fall_t - fall_s) / temperature)
+        factor_s, factor_t = fall_s.exp(), fall_t.exp()
+        self.problem.divergence.rescale(self, factor_s, factor_t, fall_t - fall_s)
         self.total_s *= factor_s
         self.total_t *= factor_t
         self._rescale_at_one(fall_s)
 
     def _rescale_at_one(self, fall: Tensor) -> None:
+        fall = fall * self.problem.temperature
         factor = fall.exp()
         self.moment.add_(fall * self.total).mul_(factor)
         self.total *= factor
@@ -211,9 +216,7 @@ class Tile:
         for block in self.shared:
             z_s, z_t = self._project(block, again=True)
             s, t, _, _ = self.buffers.scratch(block, len(self.targets))
-            _shifted(z_s, self.peak_s, self.problem.temperature, out=s)
-            _shifted(z_t, self.peak_t, self.problem.temperature, out=t)
-            divergence.add_complete(self, s, t)
+            divergence.add_complete(self, torch.sub(z_s, self.peak_s, out=s), torch.sub(z_t, self.peak_t, out=t))
 
     def _logit_gradient(self, block: slice, weight_ce: Tensor | None, weight_kl: Tensor | None) -> Tensor:
         """Return d sum(weight_ce ce + weight_kl kl) / d (hidden @ weight.T + bias) of a block, [B, R]."""
@@ -224,7 +227,8 @@ class Tile:
         if block.start < self.problem.vocabulary and self.shared and weight_kl is not None:
             gradient = self._shared_gradient(z_s, z_t, weight_ce, weight_kl, (s, es, t))
         elif weight_ce is not None:
-            gradient = z_s.sub_(self.peak_all).exp_().mul_(weight_ce / self.total)
+            torch.exp(torch.sub(z_s, self.peak_all, out=s), out=z_s)
+            gradient = _power(z_s, s, self.problem.temperature).mul_(weight_ce / self.total)
         else:
             gradient = z_s.zero_()
         rows, places = self._targets_in(block)
@@ -240,11 +244,11 @@ class Tile:
         """The same for a block that both models have, but for the targets' entries; takes the place of `z_s`."""
         s, es, t = scratch
         temperature = self.problem.temperature
-        torch.exp(_shifted(z_s, self.peak_s, temperature, out=s), out=es)
-        _shifted(z_t, self.peak_t, temperature, out=t)
+        torch.exp(torch.sub(z_s, self.peak_s, out=s), out=es)
+        torch.sub(z_t, self.peak_t, out=t)
         self.problem.divergence.gradient(self, weight_kl / temperature, s, t, es, out=z_s)
         if weight_ce is not None:
-            at_one = weight_ce / self.total * (self.peak_s - self.peak_all).exp()
+            at_one = weight_ce / self.total * ((self.peak_s - self.peak_all) * temperature).exp()
             z_s.add_(_power(es, s, temperature).mul_(at_one))
         return z_s
 
@@ -278,11 +282,6 @@ def _blocks(start: int, stop: int, size: int) -> list[slice]:
     return [slice(a, min(a + size, stop)) for a in range(start, stop, size)]
 
 
-def _shifted(z: Tensor, peak: Tensor, temperature: float, out: Tensor) -> Tensor:
-    """Write (z - peak) / temperature into `out`."""
-    return torch.sub(z, peak, out=out).mul_(1 / temperature)
-
-
 def _power(e: Tensor, s: Tensor, temperature: float) -> Tensor:
     """Turn e = exp(s) into exp(temperature * s), in place; a product costs an eighth of an exponential."""
     if temperature == 1:
@@ -294,17 +293,14 @@ def _power(e: Tensor, s: Tensor, temperature: float) -> Tensor:
     return torch.mul(s, temperature, out=e).exp_()
 
 
-def _follow_peak(z: Tensor, peak: Tensor, top: Tensor, start: int) -> tuple[Tensor, Tensor]:
-    """Return the maximum [R] including a block's, and the first vocabulary row that has it."""
-    highest = z.amax(0)
-    higher = highest > peak
-    if z.device.type == "cpu":
+def _follow_top(teacher: Tensor, student: Tensor, higher: Tensor, at_top: Tensor) -> None:
+    """Where `higher` [R] says that a block [B, R] has the teacher's new maximum, note the student's z there."""
+    if teacher.device.type == "cpu":
         rows = higher.nonzero()[:, 0]  # few after the first blocks; argmax is a slow pass
         if len(rows):
-            top = top.index_copy(0, rows, z[:, rows].argmax(0) + start)
+            at_top[rows] = student[teacher[:, rows].argmax(0), rows]
     else:
-        top = torch.where(higher, z.argmax(0) + start, top)
-    return torch.maximum(highest, peak), top
+        torch.where(higher, student.gather(0, teacher.argmax(0)[None])[0], at_top, out=at_top)
 
 
 def _put_product(out: Tensor, left: Tensor, right: Tensor, first: bool) -> None:
