@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from datasets import Dataset
 from transformers import AutoTokenizer
@@ -188,3 +190,21 @@ def test_a_chat_template_makes_a_chat_of_plain_rows(chat_model_dir):
     shown = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
     assert rows[0]["teacher_prompt"] == shown
     assert tokenizer.decode(rows[0]["student_prompt"]) == "a b"
+
+
+def test_the_teacher_is_not_pickled_for_the_sake_of_a_cache(tokenizer):
+    """`datasets` pickles a mapped function with all it holds to name its cache; a teacher has gigabytes."""
+
+    class Write:
+        pickled = 0
+
+        def __reduce__(self):
+            Write.pickled += 1
+            return (Write, ())
+
+        def __call__(self, prompts):
+            return [WROTE] * len(prompts)
+
+    rows, _ = prepare(TEXT, replace(recipe(tokenizer, teacher="e {input}"), write=Write()))
+    assert len(rows) == 2
+    assert Write.pickled == 0

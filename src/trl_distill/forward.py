@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import types
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -75,13 +76,37 @@ def add_completion_forward(model: PreTrainedModel) -> None:
 
     `model(input_ids=..., attention_mask=..., completion_labels=labels)` with labels [B, S] (-100 but on
     completion tokens) returns the hidden states that predict them; with `loss_settings` (and `teacher_targets`
-    unless alpha is 0) it returns the distillation loss, summed. Call before the model is wrapped by accelerate.
+    unless alpha is 0) it returns the distillation loss, summed. Call before the model is wrapped by accelerate. A
+    model that is taught already stays as it is.
     """
-    original = model.forward
+    if hasattr(model, TAUGHT):
+        return
+    hooked = model.__dict__.get("forward")  # as a device map leaves it
+    setattr(model, TAUGHT, hooked)
+    kind: Any = type(model)
+    model.forward = types.MethodType(_forward_of(kind), model)
 
-    @functools.wraps(type(model).forward)  # generate() validates its arguments against this signature
+
+def remove_completion_forward(model: PreTrainedModel) -> None:
+    """Give a model its own forward back, so that it can be copied and pickled as before."""
+    if not hasattr(model, TAUGHT):
+        return
+    hooked = model.__dict__.pop(TAUGHT)
+    model.__dict__.pop("forward", None)
+    if hooked is not None:
+        model.forward = hooked
+
+
+TAUGHT = "_forward_before_distillation"
+
+
+@functools.cache
+def _forward_of(kind: Any) -> Callable[..., Any]:
+    """Return the taught forward of a class of models; it holds no model, so that a copy's is the copy's own."""
+
+    @functools.wraps(kind.forward)  # generate() looks at this signature
     def forward(
-        self: PreTrainedModel,
+        self: Any,
         *args: Any,
         completion_labels: torch.Tensor | None = None,
         teacher_targets: TeacherTargets | None = None,
@@ -89,7 +114,8 @@ def add_completion_forward(model: PreTrainedModel) -> None:
         **kwargs: Any,
     ) -> Any:
         if completion_labels is None:
-            return original(*args, **kwargs)
+            hooked = getattr(self, TAUGHT)
+            return hooked(*args, **kwargs) if hooked is not None else kind.forward(self, *args, **kwargs)
         kwargs.pop("labels", None)  # PEFT passes labels=None on; the backbone takes none
         states = self.base_model(*args, **{**kwargs, "use_cache": False}).last_hidden_state
         targets = completion_labels[:, 1:].to(states.device)
@@ -99,7 +125,7 @@ def add_completion_forward(model: PreTrainedModel) -> None:
             return CompletionOutput(hidden=hidden)
         return _loss(LMHead.of(self), hidden, targets[mask], teacher_targets, loss_settings)
 
-    model.forward = types.MethodType(forward, model)
+    return forward
 
 
 def _loss(

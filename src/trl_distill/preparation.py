@@ -7,6 +7,7 @@ The outcome is a Dataset with `row`, `student_prompt`, `teacher_prompt` and `com
 from __future__ import annotations
 
 import json
+import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -121,10 +122,9 @@ def prepare(
     if rows_at_most is not None and len(rows) > rows_at_most:
         rows = rows.select(range(rows_at_most))
     _check_sources(rows, recipe, name)
-    quiet = {"remove_columns": rows.column_names, "load_from_cache_file": False}
-    tokens = rows.map(lambda row: _tokenize(row, recipe), desc=f"Tokenizing {name}", **quiet)
+    tokens = _mapped(rows, lambda row: _tokenize(row, recipe), f"Tokenizing {name}", remove_columns=rows.column_names)
     tokens = _write_missing(tokens, recipe)
-    fitted = tokens.map(lambda row: _fit(row, recipe, name), desc=f"Aligning {name}", load_from_cache_file=False)
+    fitted = _mapped(tokens, lambda row: _fit(row, recipe, name), f"Aligning {name}")
     usable = fitted.filter(lambda row: row["kept"] > 0, desc=f"Checking {name}", load_from_cache_file=False)
     empty = tuple(
         (f"row {n}", "no completion token") for n, kept in zip(fitted["row"], fitted["kept"], strict=True) if kept == 0
@@ -139,6 +139,11 @@ def prepare(
     example = {**json.loads(first["values"]), "input": first["input"]}
     preflight = Preflight.of(usable, report, recipe, name, example=example, chat=first["history"] is not None)
     return usable.select_columns(list(COLUMNS)), preflight
+
+
+def _mapped(dataset: Dataset, function: Callable[..., Any], what: str, **more: Any) -> Dataset:
+    """Map a dataset; the fingerprint is made up, since the usual one would pickle the teacher that a recipe holds."""
+    return dataset.map(function, desc=what, load_from_cache_file=False, new_fingerprint=uuid.uuid4().hex, **more)
 
 
 def source_of(row: dict[str, Any], recipe: Recipe) -> str:
@@ -229,7 +234,7 @@ def _write_missing(tokens: Dataset, recipe: Recipe) -> Dataset:
             return row
         return {**row, "completion": list(written[i].ids), "finished": written[i].finished}
 
-    return tokens.map(put, with_indices=True, desc="Taking completions", load_from_cache_file=False)
+    return _mapped(tokens, put, "Taking completions", with_indices=True)
 
 
 def _cut(prompt: list[int], recipe: Recipe) -> list[int]:

@@ -1,0 +1,67 @@
+"""A model that was taught to end at the completion is its own model still: called, copied and given back as before."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+
+import torch
+from transformers import AutoModelForCausalLM
+
+from trl_distill.forward import add_completion_forward, remove_completion_forward
+
+IDS = torch.tensor([[5, 6, 7, 8]])
+LABELS = torch.tensor([[-100, -100, 7, 8]])
+
+
+def test_without_the_keyword_it_is_the_models_own(tiny_model_dir):
+    model = AutoModelForCausalLM.from_pretrained(tiny_model_dir)
+    before = model(IDS, labels=IDS)
+    written = model.generate(IDS, max_new_tokens=3, do_sample=False)
+    add_completion_forward(model)
+    after = model(IDS, labels=IDS)
+    assert torch.equal(after.logits, before.logits)
+    assert torch.equal(after.loss, before.loss)
+    assert torch.equal(model.generate(IDS, max_new_tokens=3, do_sample=False), written)
+
+
+def test_a_copy_computes_with_its_own_weights(tiny_model_dir):
+    model = AutoModelForCausalLM.from_pretrained(tiny_model_dir)
+    add_completion_forward(model)
+    twin = copy.deepcopy(model)
+    for parameter in twin.parameters():
+        torch.nn.init.zeros_(parameter)
+    assert twin(IDS).logits.abs().max() == 0
+    assert twin(input_ids=IDS, completion_labels=LABELS).hidden.abs().max() == 0
+    assert model(IDS).logits.abs().max() > 0
+
+
+def test_it_is_taught_once_and_can_be_given_back(tiny_model_dir):
+    model = AutoModelForCausalLM.from_pretrained(tiny_model_dir)
+    plain = model(IDS).logits
+    for _ in range(2):
+        add_completion_forward(model)
+    assert model(input_ids=IDS, completion_labels=LABELS).hidden.shape == (2, 32)
+    remove_completion_forward(model)
+    remove_completion_forward(model)
+    assert "forward" not in vars(model)
+    assert torch.equal(pickle.loads(pickle.dumps(model))(IDS).logits, plain)
+
+
+def test_a_forward_that_was_hooked_before_stays_hooked(tiny_model_dir):
+    from accelerate.hooks import ModelHook, add_hook_to_module
+
+    class Counting(ModelHook):
+        calls = 0
+
+        def pre_forward(self, module, *args, **kwargs):
+            Counting.calls += 1
+            return args, kwargs
+
+    model = AutoModelForCausalLM.from_pretrained(tiny_model_dir)
+    add_hook_to_module(model, Counting())
+    add_completion_forward(model)
+    model(IDS)
+    remove_completion_forward(model)
+    model(IDS)
+    assert Counting.calls == 2
