@@ -8,7 +8,7 @@ import pickle
 import torch
 from transformers import AutoModelForCausalLM
 
-from trl_distill.forward import add_completion_forward, remove_completion_forward
+from trl_distill.forward import add_completion_forward, restore_forward
 
 IDS = torch.tensor([[5, 6, 7, 8]])
 LABELS = torch.tensor([[-100, -100, 7, 8]])
@@ -42,8 +42,8 @@ def test_it_is_taught_once_and_can_be_given_back(tiny_model_dir):
     for _ in range(2):
         add_completion_forward(model)
     assert model(input_ids=IDS, completion_labels=LABELS).hidden.shape == (2, 32)
-    remove_completion_forward(model)
-    remove_completion_forward(model)
+    restore_forward(model)
+    restore_forward(model)
     assert "forward" not in vars(model)
     assert torch.equal(pickle.loads(pickle.dumps(model))(IDS).logits, plain)
 
@@ -62,6 +62,6 @@ def test_a_forward_that_was_hooked_before_stays_hooked(tiny_model_dir):
     add_hook_to_module(model, Counting())
     add_completion_forward(model)
     model(IDS)
-    remove_completion_forward(model)
+    restore_forward(model)
     model(IDS)
     assert Counting.calls == 2

@@ -165,8 +165,8 @@ def test_every_figure_is_logged_in_training_and_evaluation(tiny_model_dir, tiny_
     assert {"loss", "num_tokens", "tokens_per_second", *names} <= set(line)
     expected = 0.7 * 9 * line["kl"] + 0.3 * line["ce"]
     assert line["loss"] == pytest.approx(expected, rel=1e-4)
-    assert {f"eval_{name}" for name in ("loss", *names)} <= set(trainer.evaluate())
-    assert "num_tokens" not in trainer.evaluate()
+    evaluated = {f"eval_{name}" for name in ("loss", "num_tokens", "tokens_per_second", *names)}
+    assert evaluated <= set(trainer.evaluate())
 
 
 def test_evaluation_takes_another_dataset_of_any_form(tiny_model_dir, tiny_teacher_dir, tmp_path):
@@ -175,6 +175,44 @@ def test_evaluation_takes_another_dataset_of_any_form(tiny_model_dir, tiny_teach
     figures = trainer.evaluate(other, metric_key_prefix="test")
     assert figures["test_kl"] > 0
     assert figures["test_ce"] > 0
+
+
+@pytest.mark.parametrize("batch", [1, 2, 3, 8])
+def test_the_loss_of_an_evaluation_is_that_of_its_tokens(batch, tiny_model_dir, tiny_teacher_dir, tmp_path):
+    trainer = distilling(tiny_model_dir, tiny_teacher_dir, tmp_path, per_device_eval_batch_size=batch, **TEMPLATES)
+    figures = trainer.evaluate()
+    assert figures["eval_loss"] == pytest.approx(0.7 * 9 * figures["eval_kl"] + 0.3 * figures["eval_ce"], rel=1e-5)
+    assert figures["eval_num_tokens"] == sum(
+        len(r["student_prompt"]) + len(r["completion"]) for r in trainer.eval_dataset
+    )
+    assert trainer.predict(trainer.eval_dataset).metrics["test_loss"] == pytest.approx(figures["eval_loss"], rel=1e-5)
+
+
+def test_a_resumed_run_goes_on_counting_tokens(tiny_model_dir, tiny_teacher_dir, tmp_path):
+    settings = {**TEMPLATES, "save_strategy": "steps", "save_steps": 1}
+    whole = distilling(tiny_model_dir, tiny_teacher_dir, tmp_path, **settings)
+    whole.train()
+    resumed = distilling(tiny_model_dir, tiny_teacher_dir, tmp_path, **settings)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
+    counts = [[line["num_tokens"] for line in t.state.log_history if "num_tokens" in line] for t in (whole, resumed)]
+    assert counts[0] == counts[1]
+
+
+def test_a_formatting_function_makes_the_text(tiny_model_dir, tiny_teacher_dir, tmp_path):
+    config = DistillationSFTConfig(
+        **quick(tmp_path, max_steps=1), use_distillation=True, teacher_model=str(tiny_teacher_dir)
+    )
+    trainer = DistillationSFTTrainer(
+        str(tiny_model_dir), config, train_dataset=Dataset.from_dict(PAIRS),
+        formatting_func=lambda row: f"g{row['completion']}",
+    )  # fmt: skip
+    assert trainer.tokenizer.decode(trainer.train_dataset[0]["completion"]).startswith("g c d")
+
+
+def test_the_embedded_model_is_named_in_a_script_too(tmp_path):
+    config = DistillationSFTConfig(**quick(tmp_path, max_steps=1), use_distillation=True, teacher_model="embedded")
+    data = Dataset.from_dict({"prompt": ["red blue"], "completion": ["blue"]})
+    assert DistillationSFTTrainer("embedded", config, train_dataset=data).train().training_loss > 0
 
 
 def test_with_lora_only_the_adapter_learns(tiny_model_dir, tiny_teacher_dir, tmp_path):
@@ -215,6 +253,8 @@ def test_a_teacher_in_the_wrong_place_is_refused(tiny_model_dir, tmp_path):
         ({"padding_free": True}, "padding_free"),
         ({"loss_type": "dft"}, "loss_type"),
         ({"label_smoothing_factor": 0.1}, "label_smoothing_factor"),
+        ({"eval_packing": True}, "eval_packing"),
+        ({"completion_only_loss": False}, "completion_only_loss"),
     ],
 )
 def test_what_does_not_go_together_is_said(setting, name, tiny_model_dir, tiny_teacher_dir, tmp_path):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import pickle
 
 import pytest
 import torch
@@ -11,7 +13,16 @@ from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from trl_distill import LLMTrainingParams, run, train
-from trl_distill.errors import DataError, ModelError, ParamsError, ProjectError, TeacherError, TemplateError
+from trl_distill.errors import (
+    DataError,
+    DistillError,
+    ModelError,
+    ParamsError,
+    ProjectError,
+    TeacherError,
+    TemplateError,
+    UsageError,
+)
 
 QUERIES = ["a b", "c", "d e f", "g", "b a", "c d", "e", "f g"]
 
@@ -179,6 +190,156 @@ def test_the_card_says_how_to_use_the_model(settings, tmp_path):
     assert names["prompt"] == "c " + QUERIES[0] + " d"
 
 
+def test_bad_validation_rows_are_found_before_the_teacher_writes(settings, tmp_path):
+    folder = tmp_path / "data"
+    folder.mkdir()
+    (folder / "train.jsonl").write_text("\n".join(json.dumps({"text": q}) for q in QUERIES))
+    (folder / "valid.jsonl").write_text('{"text": 5}\n')
+    with pytest.raises(DataError, match=r"validation: 1 row has .*line 1"):
+        run(LLMTrainingParams(**{**settings, "data_path": str(folder)}))
+    assert not (tmp_path / "run_2.5-x" / "teacher_completions.jsonl").exists()
+
+
+def test_the_returned_model_is_ready_to_answer_to_be_copied_and_pickled(settings):
+    model = train(LLMTrainingParams(**settings, mixed_precision="bf16"))
+    ids = torch.tensor([[5, 6, 7]])
+    assert not model.training
+    assert "forward" not in vars(model)
+    twin = copy.deepcopy(model)
+    assert torch.equal(twin(ids).logits, model(ids).logits)
+    for parameter in twin.parameters():
+        torch.nn.init.zeros_(parameter)
+    assert twin(ids).logits.abs().max() == 0
+    assert torch.equal(pickle.loads(pickle.dumps(model))(ids).logits, model(ids).logits)
+
+
+STAGES = {
+    "adapter to adapter": ({"peft": True}, {"peft": True}),
+    "merged to whole": ({"peft": True, "merge_adapter": True}, {}),
+    "whole to adapter": ({}, {"peft": True}),
+    "chat template": ({"chat_template": "TEMPLATE", "student_prompt_template": "CHAT"},
+                      {"student_prompt_template": "CHAT"}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_a_stage_goes_on_from_the_model_of_the_one_before(name, settings, tmp_path, chat_model_dir):
+    (tmp_path / "chat.jinja").write_text(AutoTokenizer.from_pretrained(chat_model_dir).chat_template)
+    stand_for = {"TEMPLATE": str(tmp_path / "chat.jinja"), "CHAT": [{"role": "user", "content": "{input}"}]}
+    model, logits = settings["model"], []
+    for number, own in enumerate(STAGES[name]):
+        stage = {**settings, **{k: stand_for.get(v, v) if isinstance(v, str) else v for k, v in own.items()}}
+        model = train(LLMTrainingParams(**{**stage, "model": model, "project_name": str(tmp_path / f"stage_{number}")}))
+        logits.append(model(torch.tensor([[5, 6, 7]])).logits)
+    assert not torch.equal(logits[0], logits[1])
+
+
+def test_the_card_of_a_stage_names_the_one_before(settings, tmp_path):
+    first = train(LLMTrainingParams(**settings))
+    run(LLMTrainingParams(**{**settings, "model": first, "project_name": str(tmp_path / "second")}))
+    assert f"`{settings['project_name']}`, trained to" in (tmp_path / "second" / "README.md").read_text()
+
+
+def test_overwriting_an_adapter_by_a_whole_model_leaves_no_adapter(settings, tmp_path):
+    run(LLMTrainingParams(**settings, peft=True))
+    run(LLMTrainingParams(**settings, overwrite=True))
+    folder = tmp_path / "run_2.5-x"
+    assert not list(folder.glob("adapter*"))
+    assert not any("lora" in name for name, _ in AutoModelForCausalLM.from_pretrained(folder).named_parameters())
+
+
+def test_every_step_is_in_the_figures(settings, tmp_path):
+    """Of 12 steps with a line every 5, the last two are told too, and means are those of all."""
+    result = run(LLMTrainingParams(**{**settings, "epochs": 6, "logging_steps": 5, "save_strategy": "no"}))
+    written = json.loads((tmp_path / "run_2.5-x" / "metrics.json").read_text())
+    assert [line["step"] for line in written["history"]] == [5, 10, 12]
+    for name in ("loss", "kl", "ce"):
+        values = [line[name] for line in written["history"]]
+        expected = (5 * values[0] + 5 * values[1] + 2 * values[2]) / 12
+        assert result.metrics[f"train_{name}"] == pytest.approx(expected)
+
+
+def test_a_run_resumed_after_its_last_step_tells_what_it_was(settings, tmp_path):
+    whole = run(LLMTrainingParams(**settings))
+    (tmp_path / "run_2.5-x" / "run.json").unlink()  # as a kill before the end leaves it
+    resumed = run(LLMTrainingParams(**settings, resume=True))
+    assert resumed.metrics["train_loss"] == pytest.approx(whole.metrics["train_loss"])
+    assert resumed.metrics["train_kl"] == pytest.approx(whole.metrics["train_kl"])
+
+
+def test_the_last_evaluation_is_not_made_twice(settings, tmp_path):
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for name in ("train", "validation"):
+        (folder / f"{name}.jsonl").write_text("\n".join(json.dumps({"text": q}) for q in QUERIES))
+    result = run(LLMTrainingParams(**{**settings, "data_path": str(folder)}))
+    evaluations = [line["step"] for line in result.trainer.state.log_history if "eval_loss" in line]
+    assert evaluations == [2, 4]
+    none = {**settings, "data_path": str(folder), "eval_strategy": "no", "project_name": str(tmp_path / "none")}
+    assert "eval_loss" not in run(LLMTrainingParams(**none)).metrics
+
+
+def test_a_run_that_diverges_fails_and_saves_no_broken_weights(settings, tmp_path):
+    with pytest.raises(DistillError, match=r"training diverged: .* is no number at step .*lower --lr") as raised:
+        run(LLMTrainingParams(**{**settings, "lr": 1e30, "epochs": 4, "logging_steps": 1, "max_grad_norm": 0}))
+    assert raised.value.exit_code == 1
+    assert not (tmp_path / "run_2.5-x" / "model.safetensors").exists()
+    for checkpoint in (tmp_path / "run_2.5-x").rglob("model.safetensors"):
+        weights = AutoModelForCausalLM.from_pretrained(checkpoint.parent)
+        assert all(torch.isfinite(p).all() for p in weights.parameters())
+
+
+def test_merging_keeps_the_training_arguments(settings, tmp_path):
+    run(LLMTrainingParams(**settings, peft=True, merge_adapter=True))
+    assert (tmp_path / "run_2.5-x" / "training_args.bin").is_file()
+
+
+PLAIN = [
+    (
+        [{"question": "a b", "answer": "c d"}],
+        {"prompt_text_column": "question", "completion_column": "answer"},
+        "pairs",
+    ),
+    ([{"question": "a b c"}], {"text_column": "question"}, "text"),
+    ([{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b c"}]}], {}, "chat"),
+]
+
+
+@pytest.mark.parametrize(("rows", "columns", "kind"), PLAIN, ids=[p[2] for p in PLAIN])
+def test_plain_sft_learns_the_columns_that_were_named(rows, columns, kind, settings, tmp_path, chat_model_dir):
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows * 4)))
+    plain = {"trainer": "sft", "model": str(chat_model_dir), "data_path": str(path), "epochs": 1,
+             "project_name": str(tmp_path / "sft")}  # fmt: skip
+    result = run(LLMTrainingParams(**plain, **columns))
+    batch = next(iter(result.trainer.get_train_dataloader()))
+    learnt = result.tokenizer.decode(batch["labels"][0][batch["labels"][0] != -100])
+    read = result.tokenizer.decode(batch["input_ids"][0])
+    if kind == "pairs":
+        assert learnt.startswith("c d")
+        assert read.startswith("a bc d")
+    else:
+        assert ("a b c" if kind == "text" else "b c") in learnt
+
+
+@pytest.mark.parametrize(
+    ("rows", "more", "said"),
+    [
+        ([{"text": "a"}, {"text": None}], {}, "1 row has a missing or non-text value"),
+        ([{"txet": "a"}], {}, "has no column 'text'"),
+        ([{"text": "a", "completion": "b"}, {"text": "a", "completion": None}], {}, "1 rows have no completion"),
+        ([{"text": "a"}], {"distill_alpha": 0.5}, "add --use-distillation or drop --distill-alpha"),
+        ([{"text": "a"}], {"teacher_prompt_template": "b {input}"}, "drop --teacher-prompt-template"),
+    ],
+)
+def test_plain_sft_says_what_it_cannot_use(rows, more, said, settings, tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    plain = {"trainer": "sft", "model": settings["model"], "data_path": str(path), "project_name": str(tmp_path / "s")}
+    with pytest.raises(UsageError, match=said):
+        run(LLMTrainingParams(**plain, **more))
+
+
 WRONG = [
     ({"model": None}, ParamsError, "model is missing"),
     ({"teacher_model": None}, ParamsError, "teacher_model is missing"),
@@ -192,6 +353,10 @@ WRONG = [
     ({"quantization": "int4"}, ParamsError, "--peft"),
     ({"optimizer": "adamm"}, ParamsError, "adamm"),
     ({"push_to_hub": True}, ParamsError, "HF_TOKEN"),
+    ({"project_name": " "}, ParamsError, "project_name is empty"),
+    ({"log": "tensorbord"}, ParamsError, "Did you mean 'tensorboard'"),
+    ({"log": "wandb"}, ParamsError, "not installed"),
+    ({"peft": True, "target_modules": "q_prog"}, ParamsError, "Did you mean 'q_proj'"),
 ]
 
 

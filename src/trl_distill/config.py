@@ -95,6 +95,7 @@ def _saving(params: LLMTrainingParams) -> dict[str, Any]:
         "output_dir": str(Path(params.project_name).expanduser()),
         "report_to": params.log,
         "logging_steps": params.logging_steps,
+        "logging_nan_inf_filter": False,  # it would write another number in the place of one that is none
         "eval_strategy": params.eval_strategy,
         "eval_steps": params.eval_steps,
         "save_strategy": params.save_strategy,

@@ -81,20 +81,20 @@ def add_completion_forward(model: PreTrainedModel) -> None:
     """
     if hasattr(model, TAUGHT):
         return
-    hooked = model.__dict__.get("forward")  # as a device map leaves it
-    setattr(model, TAUGHT, hooked)
+    setattr(model, TAUGHT, model.__dict__.get("forward"))  # what a device map or TRL has put there
     kind: Any = type(model)
     model.forward = types.MethodType(_forward_of(kind), model)
 
 
-def remove_completion_forward(model: PreTrainedModel) -> None:
-    """Give a model its own forward back, so that it can be copied and pickled as before."""
-    if not hasattr(model, TAUGHT):
-        return
-    hooked = model.__dict__.pop(TAUGHT)
+def restore_forward(model: PreTrainedModel) -> None:
+    """Give a model its own forward back, so that it can be copied and pickled as before it was trained.
+
+    What TRL has put in the place of its forward goes too; what a device map has put there stays.
+    """
+    before = model.__dict__.pop(TAUGHT, model.__dict__.get("forward"))
     model.__dict__.pop("forward", None)
-    if hooked is not None:
-        model.forward = hooked
+    if before is not None and hasattr(model, "_hf_hook"):
+        model.forward = before
 
 
 TAUGHT = "_forward_before_distillation"
@@ -114,8 +114,8 @@ def _forward_of(kind: Any) -> Callable[..., Any]:
         **kwargs: Any,
     ) -> Any:
         if completion_labels is None:
-            hooked = getattr(self, TAUGHT)
-            return hooked(*args, **kwargs) if hooked is not None else kind.forward(self, *args, **kwargs)
+            before = getattr(self, TAUGHT)
+            return before(*args, **kwargs) if before is not None else kind.forward(self, *args, **kwargs)
         kwargs.pop("labels", None)  # PEFT passes labels=None on; the backbone takes none
         states = self.base_model(*args, **{**kwargs, "use_cache": False}).last_hidden_state
         targets = completion_labels[:, 1:].to(states.device)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
@@ -11,7 +11,7 @@ import torch
 if TYPE_CHECKING:
     from .forward import CompletionOutput
 
-SUMS = ("kl", "ce", "entropy", "top1_agreement", "top1_correct")
+SUMS = ("loss", "kl", "ce", "entropy", "top1_agreement", "top1_correct")
 
 
 class DistillationMetrics:
@@ -23,8 +23,12 @@ class DistillationMetrics:
 
     def __init__(self) -> None:
         self._sums: torch.Tensor | None = None
-        self._since = time.perf_counter()
-        self._seen = 0.0
+        self.tokens_seen = 0.0
+        self.restart()
+
+    def restart(self) -> None:
+        """Forget what was added, and measure time from now."""
+        self._sums, self._since = None, time.perf_counter()
 
     def add(self, output: CompletionOutput, tokens: torch.Tensor, sequence_tokens: torch.Tensor) -> None:
         """Add a batch.
@@ -39,41 +43,24 @@ class DistillationMetrics:
         row = torch.stack(
             [torch.as_tensor(x).detach().to(device, torch.float64) for x in (*sums, tokens, sequence_tokens)]
         )
-        if self._sums is None:
-            self._since = self._since if self._seen else time.perf_counter()
-            self._sums = row
-        else:
-            self._sums = self._sums + row
+        self._sums = row if self._sums is None else self._sums + row
 
-    def take(
-        self, reduce: Callable[[torch.Tensor], torch.Tensor], device: torch.device, *, training: bool
-    ) -> Mapping[str, float]:
-        """Return the means since the last call and start anew.
+    def take(self, reduce: Callable[[torch.Tensor], torch.Tensor], device: torch.device) -> dict[str, float]:
+        """Return the means since the last call and start anew; nothing where no batch was added.
+
+        `tokens_seen` is what the means' `num_tokens` goes on from.
 
         Args:
             reduce: Sums a tensor over the ranks.
             device: Where a rank without a batch puts its zeros.
-            training: Whether to count tokens seen and their rate, which evaluation does not have.
         """
         sums = self._sums if self._sums is not None else torch.zeros(len(SUMS) + 2, dtype=torch.float64, device=device)
-        self._sums = None
         *values, tokens, sequence_tokens = reduce(sums).tolist()
-        now, before = time.perf_counter(), self._since
-        self._since = now
+        seconds = max(time.perf_counter() - self._since, 1e-9)
+        self.restart()
         if tokens == 0:
             return {}
-        kl, ce, entropy, agreement, correct = (value / tokens for value in values)
-        means = {
-            "kl": kl,
-            "ce": ce,
-            "entropy": entropy,
-            "top1_agreement": agreement,
-            "mean_token_accuracy": correct,
-        }
-        if training:
-            self._seen += sequence_tokens
-            means |= {
-                "num_tokens": self._seen,
-                "tokens_per_second": sequence_tokens / max(now - before, 1e-9),
-            }
-        return means
+        self.tokens_seen += sequence_tokens
+        means = {name: value / tokens for name, value in zip(SUMS, values, strict=True)}
+        means["mean_token_accuracy"] = means.pop("top1_correct")
+        return {**means, "num_tokens": self.tokens_seen, "tokens_per_second": sequence_tokens / seconds}

@@ -8,10 +8,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from accelerate import PartialState
 from accelerate.utils import is_peft_model
 from datasets import Dataset
+from transformers.trainer_utils import PredictionOutput
 
 from .collator import DistillationCollator
 from .config import DistillationSFTConfig
@@ -19,7 +21,11 @@ from .errors import ParamsError
 from .forward import CompletionOutput, LossSettings, TeacherTargets, add_completion_forward
 from .metrics import DistillationMetrics
 from .preparation import is_prepared, prepare
+from .prompts import parse_template
+from .readers import CONVERSATIONS
 from .recipes import recipe_of, teacher_of
+from .rows import COMPLETIONS
+from .sources import resolve
 from .teachers import LocalTeacher, Teacher
 
 if TYPE_CHECKING:
@@ -79,6 +85,7 @@ class DistillationMixin(_Base):
             )
             return
         _check(args, data_collator, train_dataset, kwargs)
+        model = resolve(model, role="model") if isinstance(model, str) else model
         args.remove_unused_columns = False  # the collator takes columns that are no arguments of the model
         args.dataset_kwargs = {**(args.dataset_kwargs or {}), "skip_prepare_dataset": True}
         self._formatting = kwargs.pop("formatting_func", None)
@@ -156,7 +163,10 @@ class DistillationMixin(_Base):
             return dataset
         if self._formatting is not None:
             func = self._formatting
-            dataset = dataset.map(lambda row: {self.args.dataset_text_field: func(row)})
+            read_instead = set(dataset.column_names) & {*CONVERSATIONS, *COMPLETIONS, "prompt"}
+            dataset = dataset.map(
+                lambda row: {self.args.dataset_text_field: func(row)}, remove_columns=sorted(read_instead)
+            )
         with PartialState().main_process_first():  # the others find the completions in the store
             prepared, preflight = prepare(dataset, self.recipe, name=name)
         self.accelerator.print(preflight.text())
@@ -172,11 +182,17 @@ class DistillationMixin(_Base):
 
     def evaluate(self, eval_dataset: Any = None, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Evaluate as SFTTrainer does, on a dataset of any accepted form."""
-        return super().evaluate(
-            self._prepare_all(eval_dataset) if self.distilling else eval_dataset,
-            *args,
-            **kwargs,
-        )
+        if self.distilling:
+            eval_dataset = self._prepare_all(eval_dataset)
+            self.metrics_of["eval"].restart()
+        return super().evaluate(eval_dataset, *args, **kwargs)
+
+    def predict(self, test_dataset: Any, *args: Any, **kwargs: Any) -> Any:
+        """Return the figures of a dataset of any accepted form; there are no predictions, since no logits are built."""
+        if not self.distilling:
+            return super().predict(test_dataset, *args, **kwargs)
+        figures = self.evaluate(test_dataset, metric_key_prefix=kwargs.get("metric_key_prefix", "test"))
+        return PredictionOutput(predictions=np.empty(0), label_ids=None, metrics=figures)
 
     def teacher_targets(self, inputs: Mapping[str, torch.Tensor]) -> TeacherTargets | None:
         """Return what the teacher says of a batch's completions; None where alpha is 0 and nothing is asked."""
@@ -213,16 +229,23 @@ class DistillationMixin(_Base):
         self.metrics_of[mode].add(output, tokens, inputs["attention_mask"].sum())
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add the metrics of distillation to a log line; evaluation's carry its prefix."""
-        if self.distilling:
-            mode = "train" if self.model.training else "eval"
-            means = self.metrics_of[mode].take(
-                lambda sums: self.accelerator.reduce(sums, "sum"),
-                self.accelerator.device,
-                training=mode == "train",
-            )
-            loss = next((key for key in logs if mode == "eval" and key.endswith("_loss")), "loss")
-            logs.update({loss.removesuffix("loss") + name: value for name, value in means.items()})
+        """Add the metrics of distillation to a log line; evaluation's carry its prefix.
+
+        Evaluation's loss is replaced by the mean over its tokens: Trainer's is a mean over batches.
+        """
+        if self.distilling and "train_loss" not in logs:  # that is the summary of a run, not of its last steps
+            training = self.model.training
+            metrics = self.metrics_of["train" if training else "eval"]
+            if training and not metrics.tokens_seen:  # a resumed run goes on counting
+                seen = (line["num_tokens"] for line in reversed(self.state.log_history) if "num_tokens" in line)
+                metrics.tokens_seen = next(seen, 0.0)
+            means = metrics.take(lambda sums: self.accelerator.reduce(sums, "sum"), self.accelerator.device)
+            prefix = "" if training else next((k for k in logs if k.endswith("_loss")), "loss").removesuffix("loss")
+            if training:
+                means.pop("loss", None)
+            else:
+                metrics.tokens_seen = 0.0
+            logs.update({prefix + name: value for name, value in means.items()})
         super().log(logs, start_time)
 
 
@@ -231,12 +254,18 @@ def _check(args: DistillationSFTConfig, collator: Any, dataset: Any, kwargs: Map
 
     Raises:
         ParamsError: Naming the setting and what to do.
+        TemplateError: A template that does not parse.
     """
     refused = {
         "data_collator": (collator is not None, "distillation makes its own batches; drop it"),
         "packing": (
             args.packing,
             "it does not keep a completion aligned under two prompts; set packing=False",
+        ),
+        "eval_packing": (bool(args.eval_packing), "leave it out"),
+        "completion_only_loss": (
+            args.completion_only_loss is False,
+            "prompts are not learnt; leave it out",
         ),
         "padding_free": (args.padding_free, "it is not supported with distillation; set it to False"),
         "assistant_only_loss": (args.assistant_only_loss, "the loss is on the completion already; drop it"),
@@ -255,3 +284,5 @@ def _check(args: DistillationSFTConfig, collator: Any, dataset: Any, kwargs: Map
     for name, (given, why) in refused.items():
         if given:
             raise ParamsError(f"{name} cannot be used with use_distillation=True: {why}.")
+    for name in ("student_prompt_template", "teacher_prompt_template"):
+        parse_template(getattr(args, name), name=name)  # before the model loads

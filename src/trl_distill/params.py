@@ -147,16 +147,15 @@ class LLMTrainingParams(DistillationArguments):
         """
         if self.model is None:
             raise ParamsError("model is missing; give --model a folder, a Hub name or 'embedded'.")
+        if not self.project_name.strip():
+            raise ParamsError("project_name is empty; give --project-name a folder.")
         if self.distills and self.teacher_model is None:
             raise ParamsError(
                 "teacher_model is missing; distillation needs a teacher: give --teacher-model a folder, a Hub name "
                 "or 'embedded'."
             )
-        if not self.distills and self.teacher_model is not None:
-            raise ParamsError(
-                f"teacher_model is {self.teacher_model!r} but trainer {self.trainer!r} does not distil; "
-                "add --use-distillation or drop --teacher-model."
-            )
+        if not self.distills:
+            self._refuse_distillation()
         if self.quantization is not None and not self.peft:
             raise ParamsError(f"quantization {self.quantization!r} trains an adapter; add --peft.")
         if self.merge_adapter and not self.peft:
@@ -165,6 +164,16 @@ class LLMTrainingParams(DistillationArguments):
             raise ParamsError("merge_adapter cannot merge into a quantized model; drop one of the two.")
         if self.overwrite and self.resume:
             raise ParamsError("overwrite and resume contradict each other; give one of them.")
+
+    def _refuse_distillation(self) -> None:
+        """Refuse settings of distillation that plain SFT would not look at."""
+        for spec in fields(DistillationArguments):
+            value = getattr(self, spec.name)
+            if value != spec.default and spec.name not in ("completion_column", "prompt_text_column", "max_bad_rows"):
+                raise ParamsError(
+                    f"{spec.name} is {value!r} but trainer {self.trainer!r} does not distil; add --use-distillation "
+                    f"or drop --{spec.name.replace('_', '-')}."
+                )
 
     @property
     def distills(self) -> bool:

@@ -104,12 +104,16 @@ def read(dataset: Dataset, recipe: Recipe, *, name: str = "train") -> tuple[Data
 
 
 def prepare(
-    dataset: Dataset, recipe: Recipe, *, name: str = "train", rows_at_most: int | None = None
+    dataset: Dataset | tuple[Dataset, RowReport],
+    recipe: Recipe,
+    *,
+    name: str = "train",
+    rows_at_most: int | None = None,
 ) -> tuple[Dataset, Preflight]:
     """Turn a dataset of any accepted form into aligned token ids.
 
     Args:
-        dataset: The rows.
+        dataset: The rows, or what `read` made of them.
         recipe: How.
         name: What to call the dataset in messages.
         rows_at_most: Rows to go on with after all have been read and checked (a dry run's sample).
@@ -118,7 +122,7 @@ def prepare(
         DataError: Bad rows, a prompt that is too long, or completions asked of data that has none.
         TemplateError: A template field that is no column.
     """
-    rows, report = read(dataset, recipe, name=name)
+    rows, report = dataset if isinstance(dataset, tuple) else read(dataset, recipe, name=name)
     if rows_at_most is not None and len(rows) > rows_at_most:
         rows = rows.select(range(rows_at_most))
     _check_sources(rows, recipe, name)

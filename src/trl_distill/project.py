@@ -7,6 +7,7 @@ project/
   metrics.json                        figures
   teacher_completions.jsonl           completions already paid for
   checkpoints/                        to resume from
+  .unfinished                         a run has begun here and not ended
   run.json                            the manifest, written last: the run is finished
 """
 
@@ -18,14 +19,35 @@ import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import yaml
 
 from .errors import ProjectError
 from .params import LLMTrainingParams
 
-MANIFEST = "run.json"
+MANIFEST, MARKER = "run.json", ".unfinished"
+WEIGHTS = ("*.safetensors", "*.bin", "*.index.json", "adapter_config.json", "config.json", "generation_config.json")
+OURS = ("README.md", "config.yaml", "metrics.json")
+
+# what a run may change when it goes on: how long it trains, what it tells and keeps, but not what it learns
+FREE_ON_RESUME = frozenset(
+    (
+        *("epochs", "max_steps", "log", "logging_steps", "eval_strategy", "eval_steps", "eval_batch_size"),
+        *("save_strategy", "save_steps", "save_total_limit", "push_to_hub", "username", "merge_adapter"),
+        *("project_name", "teacher_batch_size"),
+    )
+)
+NOT_KEPT = frozenset(("overwrite", "resume", "dry_run", "train"))
+
+
+class Ranks(Protocol):
+    """What writing needs to know of the other processes; accelerate's PartialState is one."""
+
+    is_main_process: bool
+
+    def wait_for_everyone(self) -> None:
+        """Return once all processes have called it."""
 
 
 class Project:
@@ -38,47 +60,96 @@ class Project:
     def __init__(self, name: str) -> None:
         self.folder = Path(name).expanduser()
         self.checkpoints = self.folder / "checkpoints"
+        self._written: set[str] = set()
 
-    def check(self, *, overwrite: bool, resume: bool) -> None:
-        """Refuse to write over work that is there.
+    def check(self, params: LLMTrainingParams) -> None:
+        """Refuse to write over work that is there; `overwrite` allows it, `resume` goes on with an unfinished run.
 
         Raises:
-            ProjectError: A finished run without `overwrite`, an unfinished one without `resume` or `overwrite`, a
-                model that is no run of ours, or a file in the folder's place.
+            ProjectError: The folder cannot be made, is that of the model, the teacher or the data, holds a finished
+                run, an unfinished one without `resume`, one that learns something else, or files that are not ours.
         """
-        if self.folder.exists() and not self.folder.is_dir():
-            raise ProjectError(f"project_name {str(self.folder)!r} is a file; give --project-name a folder.")
-        if overwrite:
+        name = f"project_name {str(self.folder)!r}"
+        self._check_place(name, params)
+        if params.overwrite:
             return
         if (self.folder / MANIFEST).is_file():
             raise ProjectError(
-                f"project_name {str(self.folder)!r} holds a finished run; give --overwrite to replace it, or another "
-                "--project-name."
+                f"{name} holds a finished run; give --overwrite to replace it, or another --project-name."
             )
-        checkpoint = self.last_checkpoint()
-        if checkpoint is not None and not resume:
+        checkpoint, begun = self.last_checkpoint(), (self.folder / MARKER).is_file()
+        if checkpoint is not None and not params.resume:
             raise ProjectError(
-                f"project_name {str(self.folder)!r} holds an unfinished run ({checkpoint.name}); go on with --resume, "
-                "or start anew with --overwrite."
+                f"{name} holds an unfinished run ({checkpoint.name}); go on with --resume, or start anew with "
+                "--overwrite."
             )
-        if checkpoint is None and (self.folder / "config.json").is_file() and not resume:
-            raise ProjectError(
-                f"project_name {str(self.folder)!r} holds a model that is no run of this command; give another "
-                "--project-name, or --overwrite to replace it."
-            )
+        if checkpoint is not None:
+            self._check_same(name, params)
+        elif not begun:
+            foreign = next((p.name for pattern in (*WEIGHTS, *OURS) for p in sorted(self.folder.glob(pattern))), None)
+            if foreign is not None:
+                raise ProjectError(
+                    f"{name} holds {foreign!r}, which is from no run of this command; give another --project-name, or "
+                    "--overwrite to replace it."
+                )
 
-    def begin(self, params: LLMTrainingParams, *, overwrite: bool) -> Path:
+    def _check_place(self, name: str, params: LLMTrainingParams) -> None:
+        """Refuse a place that no folder can be made in, and one that the run reads from."""
+        if self.folder.exists() and not self.folder.is_dir():
+            raise ProjectError(f"{name} is a file; give --project-name a folder.")
+        for setting in ("model", "teacher_model", "data_path"):
+            value = getattr(params, setting)
+            path = Path(value).expanduser() if isinstance(value, (str, os.PathLike)) else None
+            if path is not None and path.is_dir() and path.resolve() == self.folder.resolve():
+                raise ProjectError(f"{name} is also the folder of {setting}; give another --project-name.")
+        above = next(p for p in (self.folder, *self.folder.absolute().parents) if p.exists())
+        if not above.is_dir() or not os.access(above, os.W_OK):
+            raise ProjectError(f"{name} cannot be made: {str(above)!r} is no folder that can be written to.")
+
+    def _check_same(self, name: str, params: LLMTrainingParams) -> None:
+        """Refuse to go on with a run under settings that learn something else."""
+        try:
+            before = yaml.safe_load((self.folder / "config.yaml").read_text(encoding="utf-8")) or {}
+        except (OSError, yaml.YAMLError):
+            return  # there is nothing to compare with
+        for key, value in _kept(params).items():
+            if key not in FREE_ON_RESUME and before.get(key, value) != value:
+                raise ProjectError(
+                    f"{name} holds an unfinished run with {key} {before[key]!r}, and this one has {value!r}; give the "
+                    "same with --resume, or start anew with --overwrite."
+                )
+
+    def begin(self, params: LLMTrainingParams) -> Path:
         """Make the folder and write the effective parameters.
 
-        With `overwrite` the manifest and the checkpoints of an earlier run go; completions paid for stay.
+        With `overwrite` the manifest and the checkpoints of an earlier run go; its model stays until the new one is
+        there, and completions paid for stay.
+
+        Raises:
+            ProjectError: The folder cannot be made.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
-        if overwrite:
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            reason = f"project_name {str(self.folder)!r} cannot be made ({error.strerror})"
+            raise ProjectError(f"{reason}; give another --project-name.") from error
+        write_text(self.folder / MARKER, json.dumps({"replaces": sorted(self._replaced(params.overwrite))}) + "\n")
+        if params.overwrite:
             (self.folder / MANIFEST).unlink(missing_ok=True)
             shutil.rmtree(self.checkpoints, ignore_errors=True)
-        values = {k: v for k, v in params.to_dict().items() if k not in ("overwrite", "resume", "dry_run", "train")}
-        text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
-        return write_text(self.folder / "config.yaml", "# aitraining llm --config config.yaml\n" + text)
+        text = yaml.safe_dump(_kept(params), sort_keys=False, allow_unicode=True)
+        return self._write("config.yaml", "# aitraining llm --config config.yaml\n" + text)
+
+    def _replaced(self, overwrite: bool) -> set[str]:
+        """Return the files of an earlier result that must not stay beside the new one."""
+        names: set[str] = set()
+        if (self.folder / MARKER).is_file():
+            names |= set(json.loads((self.folder / MARKER).read_text(encoding="utf-8"))["replaces"])
+        if (self.folder / MANIFEST).is_file():
+            names |= set(json.loads((self.folder / MANIFEST).read_text(encoding="utf-8")).get("files", ()))
+        elif overwrite:
+            names |= {p.name for pattern in WEIGHTS for p in self.folder.glob(pattern)}
+        return names - {*OURS, MANIFEST}
 
     def last_checkpoint(self) -> Path | None:
         """Return the newest complete checkpoint; one whose state was not written any more is passed over."""
@@ -86,34 +157,60 @@ class Project:
         return max(found, key=lambda p: int(p.name.rpartition("-")[2]), default=None)
 
     @contextmanager
-    def writing(self) -> Iterator[Path]:
-        """Give a temporary folder whose files are moved into the project when all are written."""
+    def writing(self, ranks: Ranks) -> Iterator[Path]:
+        """Give all processes one temporary folder; the main one moves its files into the project when all are written.
+
+        What an earlier result had and the new one has not goes then.
+        """
         temporary = self.folder / ".writing"
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
+        if ranks.is_main_process:
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir(parents=True)
+        ranks.wait_for_everyone()
         yield temporary
+        ranks.wait_for_everyone()
+        if ranks.is_main_process:
+            self._publish(temporary)
+        ranks.wait_for_everyone()
+
+    def _publish(self, temporary: Path) -> None:
+        """Move files into the project, and remove those they replace."""
+        old = self._replaced(overwrite=False)
         for path in sorted(temporary.iterdir()):
             target = self.folder / path.name
             if target.is_dir():
                 shutil.rmtree(target)
             os.replace(path, target)
+            self._written.add(path.name)
         temporary.rmdir()
+        for name in old - self._written:
+            (self.folder / name).unlink(missing_ok=True)
 
     def write_metrics(self, metrics: dict[str, Any], history: Sequence[dict[str, Any]]) -> dict[str, Path]:
         """Write the figures and the log lines."""
         text = json.dumps({"metrics": metrics, "history": list(history)}, indent=2, default=float)
-        return {
-            "metrics": write_text(self.folder / "metrics.json", text + "\n"),
-            "config": self.folder / "config.yaml",
-        }
+        return {"metrics": self._write("metrics.json", text + "\n"), "config": self.folder / "config.yaml"}
 
     def finish(self) -> dict[str, Path]:
         """Write the manifest: from here on the run is finished."""
         from importlib.metadata import version
 
-        files = {p.name: p.stat().st_size for p in sorted(self.folder.iterdir()) if p.is_file() and p.name != MANIFEST}
+        names = sorted({*self._written, "README.md"})
+        files = {name: (self.folder / name).stat().st_size for name in names if (self.folder / name).is_file()}
         text = json.dumps({"trl_distill": version("trl-distill"), "files": files}, indent=2)
-        return {"manifest": write_text(self.folder / MANIFEST, text + "\n")}
+        path = write_text(self.folder / MANIFEST, text + "\n")
+        (self.folder / MARKER).unlink(missing_ok=True)
+        return {"manifest": path}
+
+    def _write(self, name: str, text: str) -> Path:
+        """Write one of the run's own files."""
+        self._written.add(name)
+        return write_text(self.folder / name, text)
+
+
+def _kept(params: LLMTrainingParams) -> dict[str, Any]:
+    """Return the parameters as config.yaml has them."""
+    return {k: v for k, v in params.to_dict().items() if k not in NOT_KEPT}
 
 
 def write_text(path: Path, text: str) -> Path:

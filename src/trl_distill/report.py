@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 SHOWN = (
     "train_loss",
+    "train_kl",
+    "train_ce",
     "eval_loss",
     "eval_kl",
     "eval_ce",
@@ -66,11 +68,11 @@ def _tags(params: LLMTrainingParams) -> list[str]:
 
 def _what(params: LLMTrainingParams, preflight: Preflight | None) -> str:
     """Return the first paragraph."""
-    student = params.to_dict()["model"]
+    student = _named(params.model)
     if preflight is None:
         return f"`{student}`, fine-tuned with TRL."
     return (
-        f"`{student}`, trained to give what `{params.to_dict()['teacher_model']}` gives under a longer prompt. "
+        f"`{student}`, trained to give what `{_named(params.teacher_model)}` gives under a longer prompt. "
         f"It saves {preflight.saved:,.1f} prompt tokens per query."
     )
 
@@ -86,11 +88,18 @@ def _use(folder: Path, template: Template, model: Any, tokenizer: Any, preflight
     return f"Put your input into the student's template:\n\n{_fenced(loading(folder.name) + code, 'python')}\n\n{ran}"
 
 
+def _named(model: Any) -> str:
+    """Return the name of a model: what was given, or for a loaded one where it comes from."""
+    if isinstance(model, str):
+        return model
+    return getattr(getattr(model, "config", None), "_name_or_path", "") or type(model).__name__
+
+
 def _prompts(params: LLMTrainingParams, templates: list[Template]) -> str:
     """Return both templates."""
     student, teacher = (_shown(template) for template in templates)
     return (
-        f"Teacher: `{params.to_dict()['teacher_model']}`. Its template:\n\n{_fenced(teacher, 'text')}\n\n"
+        f"Teacher: `{_named(params.teacher_model)}`. Its template:\n\n{_fenced(teacher, 'text')}\n\n"
         f"The student's template:\n\n{_fenced(student, 'text')}"
     )
 

@@ -9,11 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .errors import ModelError, RunInterrupted, TemplateError
+from .errors import DistillError, ModelError, RunInterrupted, TemplateError
+from .figures import last_evaluation, training_means
 from .hub import check_token
 from .params import LLMTrainingParams
 from .project import Project
 from .prompts import parse_template
+from .readiness import check_ready
 from .registry import get_trainer
 
 if TYPE_CHECKING:
@@ -74,7 +76,7 @@ def run(params: LLMTrainingParams) -> RunResult:
     trainer_class = _trainer_class(params)
     project = Project(params.project_name)
     if not params.dry_run:
-        project.check(overwrite=params.overwrite, resume=params.resume)
+        project.check(params)
     from .data import load_data
 
     data = load_data(
@@ -124,16 +126,16 @@ class _Run:
         set_seed(params.seed)
         self.state = PartialState(cpu=self.args.use_cpu)
         self.load_tokenizer()
-        if params.distills:
-            self.prepare_data()
+        check_ready(params, self.model_config)
+        if not params.dry_run and self.state.is_main_process:
+            self.project.begin(params)
+        self.state.wait_for_everyone()
+        self.prepare_data()
         if params.dry_run:
             return RunResult(None, self.tokenizer, self.figures(), {"project": self.project.folder})
         trainer = self.make_trainer()
-        if self.state.is_main_process:
-            self.project.begin(params, overwrite=params.overwrite)
-        self.state.wait_for_everyone()
-        outcome = self.fit(trainer)
-        return self.save(trainer, outcome)
+        self.fit(trainer)
+        return self.save(trainer)
 
     def load_tokenizer(self) -> None:
         """Load the student's configuration and tokenizer, with the chat template asked for."""
@@ -146,18 +148,31 @@ class _Run:
         else:
             self.model_path, self.model_config = None, model.config
         source = self.model_path or model.config._name_or_path
-        if not source:
+        carried = getattr(model, TOKENIZER, None)
+        if not source and carried is None:
             raise ModelError(
                 "model is a loaded model that does not say where its tokenizer is; save it to a folder "
                 "with its tokenizer and give that."
             )
-        self.tokenizer = load_tokenizer(source, role="model", trust_remote_code=trust)
+        self.tokenizer = carried or load_tokenizer(source, role="model", trust_remote_code=trust)
         if self.params.chat_template is not None:
             self.tokenizer.chat_template = _chat_template(self.params.chat_template, trust)
 
     def prepare_data(self) -> None:
         """Check everything against everything, have completions written, and show the pre-flight."""
-        from .preparation import prepare
+        if self.params.distills:
+            self._prepare_for_teacher()
+            return
+        from .plain import plain_rows
+
+        for name, data in self._datasets().items():
+            rows, report = plain_rows(data, self.params, name=name)
+            self.state.print(f"Pre-flight ({name})\n  rows          {report.summary()}")
+            self._put(name, rows)
+
+    def _prepare_for_teacher(self) -> None:
+        """Prepare rows for a teacher; all are read before the teacher writes for any."""
+        from .preparation import prepare, read
         from .recipes import recipe_of, teacher_of
 
         given = None if isinstance(self.params.teacher_model, str) else self.params.teacher_model
@@ -166,35 +181,35 @@ class _Run:
         self.teacher = teacher_of(self.args, given, tokenizer=self.tokenizer, student=config, device=device)
         recipe = recipe_of(self.args, self.teacher, tokenizer=self.tokenizer, student=config)
         sample = DRY_RUN_ROWS if self.params.dry_run else None
-        for name, data in (("train", self.train_data), ("validation", self.valid_data)):
-            if data is None:
-                continue
-            with self.state.main_process_first():
-                prepared, self.preflights[name] = prepare(data, recipe, name=name, rows_at_most=sample)
+        readings = {name: read(data, recipe, name=name) for name, data in self._datasets().items()}
+        for name, reading in readings.items():
+            with self.state.main_process_first():  # the others find the completions in the store
+                prepared, self.preflights[name] = prepare(reading, recipe, name=name, rows_at_most=sample)
             self.state.print(self.preflights[name].text())
-            if name == "train":
-                self.train_data = prepared
-            else:
-                self.valid_data = prepared
+            self._put(name, prepared)
         if sample is not None:
             self.state.print(f"Dry run: figures are of the first {sample} rows at most; nothing was trained.")
+
+    def _datasets(self) -> dict[str, Dataset]:
+        """Return the datasets there are, by name."""
+        both = {"train": self.train_data, "validation": self.valid_data}
+        return {name: data for name, data in both.items() if data is not None}
+
+    def _put(self, name: str, data: Dataset) -> None:
+        """Put a prepared dataset in the place of what it was made from."""
+        if name == "train":
+            self.train_data = data
+        else:
+            self.valid_data = data
 
     def make_trainer(self) -> Any:
         """Load the student and make the trainer."""
         from .interrupt import StopCallback
-        from .sources import load_model
+        from .watch import WatchCallback
 
         params = self.params
-        model = params.model
-        if self.model_path is not None:
-            model = load_model(
-                self.model_path,
-                role="model",
-                dtype=params.dtype,
-                quantization=params.quantization,
-                attn_implementation=params.attn_implementation,
-                trust_remote_code=params.trust_remote_code,
-            )
+        self.stop, self.watch = StopCallback(), WatchCallback()
+        model = self._student()
         extra: dict[str, Any] = {"teacher_model": self.teacher} if params.distills else {}
         return self.trainer_class(
             model,
@@ -202,73 +217,122 @@ class _Run:
             train_dataset=self.train_data,
             eval_dataset=self.valid_data,
             processing_class=self.tokenizer,
-            peft_config=_lora(params) if params.peft else None,
-            callbacks=[StopCallback()],
+            # a model that comes with an adapter, as an earlier stage returns it, goes on with that one
+            peft_config=_lora(params) if params.peft and not hasattr(model, "peft_config") else None,
+            callbacks=[self.stop, self.watch],
             **extra,
         )
+
+    def _student(self) -> Any:
+        """Return the student: loaded, or as it was handed over, ready to learn."""
+        from .sources import load_model
+
+        params = self.params
+        if self.model_path is not None:
+            return load_model(
+                self.model_path,
+                role="model",
+                dtype=params.dtype,
+                quantization=params.quantization,
+                attn_implementation=params.attn_implementation,
+                trust_remote_code=params.trust_remote_code,
+            )
+        if not any(p.requires_grad for p in params.model.parameters()):
+            params.model.requires_grad_(True)  # one that was a teacher, or whose adapter was merged, is frozen
+        return params.model
 
     def _trainer_args(self) -> DistillationSFTConfig:
         """Return the configuration with the folder of checkpoints."""
         self.args.output_dir = str(self.project.checkpoints)
         return self.args
 
-    def fit(self, trainer: Any) -> Any:
-        """Train; Ctrl-C ends at the next step with a checkpoint."""
-        from .interrupt import StopCallback, asking_to_stop
+    def fit(self, trainer: Any) -> None:
+        """Train; Ctrl-C ends at the next step with a checkpoint, a loss that is no number without one.
 
-        callback = next(c for c in trainer.callback_handler.callbacks if isinstance(c, StopCallback))
+        Raises:
+            RunInterrupted: Ctrl-C.
+            DistillError: The loss is no number any more.
+        """
+        from .interrupt import asking_to_stop
+
         last = self.project.last_checkpoint() if self.params.resume else None
-        with asking_to_stop(callback):
-            outcome = trainer.train(resume_from_checkpoint=str(last) if last else None)
-        if callback.asked:
+        with asking_to_stop(self.stop):
+            self.outcome = trainer.train(resume_from_checkpoint=str(last) if last else None)
+        if self.watch.diverged is not None:
+            step, name = self.watch.diverged
+            raise DistillError(
+                f"training diverged: {name} is no number at step {step}, and nothing was saved since "
+                f"{self.project.last_checkpoint() or 'the beginning'}; lower --lr (it is {self.params.lr:g}), or look "
+                "at the precision."
+            )
+        if self.stop.asked:
             raise RunInterrupted(
                 f"stopped on request at step {trainer.state.global_step}; a checkpoint is in "
                 f"{self.project.last_checkpoint()}; go on with the same command and --resume."
             )
-        return outcome
 
-    def save(self, trainer: Any, outcome: Any) -> RunResult:
+    def save(self, trainer: Any) -> RunResult:
         """Write the project folder, the manifest last, and tell where it is."""
         from .report import write_card
 
-        metrics = {**self.figures(), **outcome.metrics}
-        if self.valid_data is not None:
-            metrics |= trainer.evaluate()
-        model = trainer.model
-        if self.params.merge_adapter:
-            model = model.merge_and_unload()
-        if self.state.is_main_process or trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
-            self._save_model(trainer, model)
+        evaluated = self._evaluate(trainer) if self.params.merge_adapter else None  # merging takes the adapter apart
+        model = self._finished(trainer)
+        with self.project.writing(self.state) as folder:
+            self._save_model(trainer, model, folder)
+        evaluated = self._evaluate(trainer) if evaluated is None else evaluated
+        history = trainer.state.log_history
+        metrics = {**self.figures(), **self.outcome.metrics, **training_means(history), **evaluated}
         paths: dict[str, Path] = {"project": self.project.folder}
         if self.state.is_main_process:
-            history = [entry for entry in trainer.state.log_history if "loss" in entry or "eval_loss" in entry]
-            paths |= self.project.write_metrics(metrics, history)
-            paths["card"] = write_card(
-                self.project.folder,
-                self.params,
-                self.templates,
-                metrics,
-                model,
-                self.tokenizer,
-                self.preflights.get("train"),
-            )
+            lines = [entry for entry in history if "loss" in entry or "eval_loss" in entry]
+            paths |= self.project.write_metrics(metrics, lines)
+            folder, preflight = self.project.folder, self.preflights.get("train")
+            paths["card"] = write_card(folder, self.params, self.templates, metrics, model, self.tokenizer, preflight)
             paths |= self.project.finish()
-            print(_closing(self.project.folder, metrics))
+            print(_closing(folder, metrics))
             if self.params.push_to_hub:
                 from .hub import push
 
-                push(self.project.folder, self.params)
+                push(folder, self.params)
         self.state.wait_for_everyone()
-        return RunResult(model, self.tokenizer, metrics, paths, trainer)
+        return RunResult(self._handed_over(trainer, model), self.tokenizer, metrics, paths, trainer)
 
-    def _save_model(self, trainer: Any, model: Any) -> None:
-        """Write model and tokenizer to a temporary folder and move them into the project."""
-        with self.project.writing() as folder:
-            if model is trainer.model:
+    def _evaluate(self, trainer: Any) -> dict[str, Any]:
+        """Return the figures at the end, measured now unless the last step's were."""
+        if self.valid_data is None or self.args.eval_strategy == "no":
+            return {}
+        known = last_evaluation(trainer.state.log_history, trainer.state.global_step)
+        return known or dict(trainer.evaluate())
+
+    def _finished(self, trainer: Any) -> Any:
+        """Return the trained model, its adapter merged where that was asked for."""
+        model = trainer.model
+        return model.merge_and_unload() if self.params.merge_adapter else model
+
+    def _save_model(self, trainer: Any, model: Any, folder: Path) -> None:
+        """Write model, tokenizer and training arguments into a folder; every rank that holds a part calls this."""
+        import torch
+
+        if model is trainer.model:
+            if self.state.is_main_process or trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
                 trainer.save_model(str(folder))
-            else:
-                model.save_pretrained(folder)
+        elif self.state.is_main_process:
+            model.save_pretrained(folder)
+            torch.save(trainer.args, folder / "training_args.bin")
+        if self.state.is_main_process:
             self.tokenizer.save_pretrained(folder)
+
+    def _handed_over(self, trainer: Any, model: Any) -> Any:
+        """Return the model as its user wants it: its own forward, ready to answer or to be a next stage's student."""
+        from .forward import restore_forward
+
+        model = trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
+        base = model.get_base_model() if hasattr(model, "peft_config") else model
+        restore_forward(base)
+        if base is model:
+            model.config._name_or_path = str(self.project.folder)
+        setattr(model, TOKENIZER, self.tokenizer)
+        return model.eval()
 
     def figures(self) -> dict[str, Any]:
         """Return the pre-flight's figures by name."""
@@ -276,6 +340,7 @@ class _Run:
 
 
 DRY_RUN_ROWS = 16
+TOKENIZER = "_trl_distill_tokenizer"  # a model that was trained here carries its tokenizer to the next stage
 
 
 def _chat_template(source: str, trust_remote_code: bool) -> str:

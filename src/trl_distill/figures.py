@@ -1,0 +1,42 @@
+"""A run's figures from its log lines, which a resumed run has from its beginning."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+MEANS = ("loss", "kl", "ce", "entropy", "top1_agreement", "mean_token_accuracy")
+
+
+def training_means(history: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Return the means over a run's steps, as `train_loss`, `train_kl`, ...; the lines must cover all steps.
+
+    Args:
+        history: `trainer.state.log_history`; a line stands for the steps since the one before.
+    """
+    sums: dict[str, float] = {}
+    before = 0
+    for line in history:
+        if "loss" not in line:
+            continue
+        steps, before = line["step"] - before, line["step"]
+        for name in MEANS:
+            if name in line:
+                sums[name] = sums.get(name, 0.0) + steps * line[name]
+    return {f"train_{name}": value / before for name, value in sums.items()} if before else {}
+
+
+def last_evaluation(history: Sequence[Mapping[str, Any]], step: int) -> dict[str, Any]:
+    """Return what was evaluated at a step; empty where nothing was."""
+    found = [line for line in history if line.get("step") == step and any(k.startswith("eval_") for k in line)]
+    merged: dict[str, Any] = {}
+    for line in found:  # a dict of evaluation sets has a line for each
+        merged |= {k: v for k, v in line.items() if k.startswith("eval_")}
+    return merged
+
+
+def not_finite(line: Mapping[str, Any]) -> str | None:
+    """Return the name of a loss in a log line that is not a finite number."""
+    names = ("loss", "kl", "ce", "eval_loss")
+    return next((name for name in names if name in line and not math.isfinite(line[name])), None)

@@ -1,0 +1,51 @@
+"""Rows for plain SFT: read and checked as for distillation, then in the forms that TRL's SFTTrainer takes."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from .errors import DataError
+from .params import LLMTrainingParams
+from .rows import RowReport, read_rows
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+
+def plain_rows(dataset: Dataset, params: LLMTrainingParams, *, name: str) -> tuple[Dataset, RowReport]:
+    """Return rows as TRL's SFTTrainer takes them: text, prompt and completion, or messages.
+
+    Args:
+        dataset: Rows of any form that `read_rows` takes.
+        params: Which columns hold what, and how many bad rows are allowed.
+        name: What to call the dataset in messages.
+
+    Raises:
+        DataError: See `read_rows`; or only some rows have a completion.
+    """
+    rows, report = read_rows(
+        dataset,
+        text_column=params.text_column,
+        prompt_text_column=params.prompt_text_column,
+        completion_column=params.completion_column,
+        max_bad_rows=params.max_bad_rows,
+        source=name,
+    )
+    lacking = [n for n, completion in zip(rows["row"], rows["completion"], strict=True) if completion is None]
+    pairs, chat = len(lacking) < len(rows), any(history is not None for history in rows["history"])
+    if pairs and lacking and not chat:
+        raise DataError(
+            f"{name}: {len(lacking)} rows have no completion (row {', '.join(map(str, lacking[:10]))}) where others "
+            "have one; complete them, or take them out."
+        )
+    text_column = params.text_column  # the closure must not hold the parameters: they may hold a model
+
+    def shaped(row: dict[str, Any]) -> dict[str, Any]:
+        said = row["completion"]
+        if chat:
+            messages = json.loads(row["history"] or json.dumps([{"role": "user", "content": row["input"]}]))
+            return {"messages": messages + ([{"role": "assistant", "content": said}] if said is not None else [])}
+        return {"prompt": row["input"], "completion": said} if pairs else {text_column: row["input"]}
+
+    return rows.map(shaped, remove_columns=rows.column_names, load_from_cache_file=False), report

@@ -1,0 +1,57 @@
+"""What can be wrong with a run and be known before any model's weights are read."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .errors import ParamsError, nearest
+from .params import LLMTrainingParams
+
+
+def check_ready(params: LLMTrainingParams, config: Any) -> None:
+    """Check a run's parameters against the libraries that are installed and the student's architecture.
+
+    Args:
+        params: The run's parameters.
+        config: The student's configuration.
+
+    Raises:
+        ParamsError: A logger that is unknown or not installed, or target modules that the student does not have.
+    """
+    _check_logger(params.log)
+    if params.peft:
+        _check_target_modules(params.target_modules, config)
+
+
+def _check_logger(name: str) -> None:
+    """Refuse a logger that transformers does not know or that is not installed."""
+    from transformers.integrations import get_available_reporting_integrations as available
+    from transformers.integrations import get_reporting_integration_callbacks as callbacks
+
+    if name in ("none", "all"):
+        return
+    try:
+        callbacks([name])
+    except ValueError as error:
+        known = str(error).partition("only ")[2].partition(" are supported")[0]
+        raise ParamsError(f"log is {name!r};{nearest(name, known.split(', '))} accepted are none, {known}.") from None
+    if name not in available():
+        raise ParamsError(f"log is {name!r}, which is not installed; `pip install {name}`, or give --log none.")
+
+
+def _check_target_modules(given: str, config: Any) -> None:
+    """Refuse names of modules that a model of this configuration does not have; it is built without weights."""
+    if given == "all-linear":
+        return
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    there = sorted({path.rpartition(".")[2] for path, _ in model.named_modules()} - {""})
+    for name in (part.strip() for part in given.split(",")):
+        if not any(path == name or path.endswith(f".{name}") for path, _ in model.named_modules()):
+            raise ParamsError(
+                f"target_modules has {name!r}, which is no module of the student.{nearest(name, there)} Give names "
+                "such as q_proj,v_proj, or all-linear."
+            )
