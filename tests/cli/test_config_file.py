@@ -38,7 +38,7 @@ def test_what_a_run_writes_is_taken_back(tmp_path):
         model="gpt2", teacher_model="gpt2-large", project_name=str(tmp_path / "a"), lr=1e-3, peft=True,
         teacher_prompt_template="Über {input}\n", quantization="int4", target_modules="q_proj,v_proj",
     )  # fmt: skip
-    path = Project(params.project_name).begin(params, overwrite=False)
+    path = Project(params.project_name).begin(params)
     assert params_from_command(["--config", str(path)]) == params
 
 
