@@ -25,6 +25,7 @@ class ForwardKL:
     """KL(p || q) = sum p (t - s) - log Z_t + log Z_s; its gradient in s is q - p."""
 
     passes = 1
+    of_exponentials = True  # the gradient is made of e^s and e^t alone
 
     def add(self, sums: Sums, gap: Tensor, es: Tensor, et: Tensor) -> None:
         """Add a block's sum of e^t (t - s); `gap` is t - s and is used up."""
@@ -48,6 +49,7 @@ class ReverseKL:
     """KL(q || p) = sum q (s - t) - log Z_s + log Z_t; its gradient in s is q (log q - log p - KL)."""
 
     passes = 1
+    of_exponentials = False
 
     def add(self, sums: Sums, gap: Tensor, es: Tensor, et: Tensor) -> None:
         """Add a block's sum of e^s (s - t); `gap` is t - s and is used up."""
@@ -75,6 +77,7 @@ class JensenShannon:
     """
 
     passes = 2
+    of_exponentials = False
 
     def __init__(self, beta: float) -> None:
         self.beta = beta

@@ -16,6 +16,7 @@ from .plan import Plan
 from .projection import Projection, add_product
 
 Tensor = torch.Tensor
+WHOLE = (1, 2, 3, 4)  # temperatures whose powers are cheap products
 
 
 @dataclass(frozen=True)
@@ -118,6 +119,10 @@ class Tile:
         self.total, self.moment = zeros.clone(), zeros.clone()  # at T = 1, whole vocabulary
         self.label = zeros.clone()  # z of the target
         self.at_top = zeros.clone()  # the student's z of the token that the teacher ranks first
+        # what is kept of a shared block: exponentials where they are all that the gradient needs, else z
+        simple = problem.divergence.of_exponentials and problem.student.softcap is None
+        self._exponentials = plan.keep and simple and problem.temperature in WHOLE
+        self._peaks: dict[int, tuple[Tensor, Tensor]] = {}  # the maxima that a block's exponentials are taken from
 
     def measure(self) -> None:
         """Sum up everything the values need, in one pass over the vocabulary."""
@@ -167,29 +172,37 @@ class Tile:
         peak_t = torch.maximum(self.peak_t, highest_t)
         self._rescale(self.peak_s - peak_s, self.peak_t - peak_t)
         self.peak_s, self.peak_t = peak_s, peak_t
-        torch.exp(torch.sub(z_s, peak_s, out=s), out=es)
-        self.total_s += es.sum(0)
+        self._note_labels(z_s, block)
+        torch.sub(z_s, peak_s, out=s)
         torch.sub(torch.sub(z_t, peak_t, out=t), s, out=gap)
-        self.total_t += t.exp_().sum(0)
-        self.problem.divergence.add(self, gap, es, t)
-        self._add_at_one(z_s, s, es, block)
+        if self._exponentials:
+            self._peaks[block.start] = peak_s, peak_t
+            exp_s, exp_t = torch.exp(s, out=z_s), torch.exp(t, out=z_t)
+        else:
+            exp_s, exp_t = torch.exp(s, out=es), t.exp_()
+        self.total_s += exp_s.sum(0)
+        self.total_t += exp_t.sum(0)
+        self.problem.divergence.add(self, gap, exp_s, exp_t)
+        self._add_at_one(s, _power(exp_s, s, self.problem.temperature, out=es), gap)
 
     def _measure_rest(self, block: slice) -> None:
         """The student's logits of a block that is not compared with the teacher's."""
         z, _ = self._project(block)
-        u, e, _, _ = self.buffers.scratch(block, len(self.targets))
+        u, e, product, _ = self.buffers.scratch(block, len(self.targets))
         peak = torch.maximum(self.peak_all, z.amax(0))
         self._rescale_at_one(self.peak_all - peak)
         self.peak_all = peak
+        self._note_labels(z, block)
         torch.exp(torch.sub(z, peak, out=u), out=e)
-        self._add_at_one(z, u, e, block)
+        self._add_at_one(u, _power(e, u, self.problem.temperature, out=e), product)
 
-    def _add_at_one(self, z: Tensor, s: Tensor, es: Tensor, block: slice) -> None:
-        """Add a block to the student's softmax at T = 1: its sum, its mean logit, the targets' z; `es` is used up."""
-        temperature = self.problem.temperature
-        e = _power(es, s, temperature)
+    def _add_at_one(self, s: Tensor, e: Tensor, product: Tensor) -> None:
+        """Add a block to the student's softmax at T = 1, e = exp(T s): its sum and its mean logit."""
         self.total += e.sum(0)
-        self.moment += e.mul_(s).sum(0) * temperature
+        self.moment += torch.mul(e, s, out=product).sum(0) * self.problem.temperature
+
+    def _note_labels(self, z: Tensor, block: slice) -> None:
+        """Note the z of the targets that lie in a block."""
         rows, places = self._targets_in(block)
         if len(rows):
             self.label[rows] = z[places, rows]
@@ -225,10 +238,11 @@ class Tile:
         s, es, t, place = self.buffers.scratch(block, len(self.targets))
         slope = student.slope(z_s, out=place)
         if block.start < self.problem.vocabulary and self.shared and weight_kl is not None:
-            gradient = self._shared_gradient(z_s, z_t, weight_ce, weight_kl, (s, es, t))
+            shared = self._gradient_of_exponentials if self._exponentials else self._shared_gradient
+            gradient = shared(z_s, z_t, weight_ce, weight_kl / self.problem.temperature, (s, es, t), block)
         elif weight_ce is not None:
-            torch.exp(torch.sub(z_s, self.peak_all, out=s), out=z_s)
-            gradient = _power(z_s, s, self.problem.temperature).mul_(weight_ce / self.total)
+            torch.exp(torch.sub(z_s, self.peak_all, out=s), out=es)
+            gradient = _power(es, s, self.problem.temperature, out=z_s).mul_(weight_ce / self.total)
         else:
             gradient = z_s.zero_()
         rows, places = self._targets_in(block)
@@ -239,18 +253,47 @@ class Tile:
         return gradient if student.scale == 1.0 else gradient.mul_(student.scale)
 
     def _shared_gradient(
-        self, z_s: Tensor, z_t: Tensor, weight_ce: Tensor | None, weight_kl: Tensor, scratch: tuple[Tensor, ...]
+        self,
+        z_s: Tensor,
+        z_t: Tensor,
+        weight_ce: Tensor | None,
+        weight_kl: Tensor,
+        scratch: tuple[Tensor, ...],
+        block: slice,
     ) -> Tensor:
-        """The same for a block that both models have, but for the targets' entries; takes the place of `z_s`."""
+        """The same for a block that both models have, but for the targets' entries; takes the place of `z_s`.
+
+        `weight_kl` is that of the divergence's gradient in z.
+        """
         s, es, t = scratch
-        temperature = self.problem.temperature
         torch.exp(torch.sub(z_s, self.peak_s, out=s), out=es)
         torch.sub(z_t, self.peak_t, out=t)
-        self.problem.divergence.gradient(self, weight_kl / temperature, s, t, es, out=z_s)
+        self.problem.divergence.gradient(self, weight_kl, s, t, es, out=z_s)
         if weight_ce is not None:
-            at_one = weight_ce / self.total * ((self.peak_s - self.peak_all) * temperature).exp()
-            z_s.add_(_power(es, s, temperature).mul_(at_one))
+            z_s.add_(_power(es, s, self.problem.temperature, out=s).mul_(self._at_one(weight_ce, self.peak_s)))
         return z_s
+
+    def _gradient_of_exponentials(
+        self,
+        exp_s: Tensor,
+        exp_t: Tensor,
+        weight_ce: Tensor | None,
+        weight_kl: Tensor,
+        scratch: tuple[Tensor, ...],
+        block: slice,
+    ) -> Tensor:
+        """The same from kept exponentials; what the maxima have risen since goes into the weights, [R]."""
+        peak_s, peak_t = self._peaks[block.start]
+        e = None if weight_ce is None else _power(exp_s, None, self.problem.temperature, out=scratch[0])
+        exp_s.mul_(weight_kl / self.total_s * (peak_s - self.peak_s).exp())
+        exp_s.sub_(exp_t.mul_(weight_kl / self.total_t * (peak_t - self.peak_t).exp()))
+        if e is not None and weight_ce is not None:
+            exp_s.add_(e.mul_(self._at_one(weight_ce, peak_s)))
+        return exp_s
+
+    def _at_one(self, weight_ce: Tensor, peak: Tensor) -> Tensor:
+        """Return what turns exp(T (z - peak)) into the weighted softmax at T = 1, [R]."""
+        return weight_ce / self.total * ((peak - self.peak_all) * self.problem.temperature).exp()
 
     # -- both
 
@@ -282,15 +325,19 @@ def _blocks(start: int, stop: int, size: int) -> list[slice]:
     return [slice(a, min(a + size, stop)) for a in range(start, stop, size)]
 
 
-def _power(e: Tensor, s: Tensor, temperature: float) -> Tensor:
-    """Turn e = exp(s) into exp(temperature * s), in place; a product costs an eighth of an exponential."""
+def _power(e: Tensor, s: Tensor | None, temperature: float, out: Tensor) -> Tensor:
+    """Write exp(temperature * s) into `out`, given e = exp(s); whole powers cost an eighth of an exponential.
+
+    `s` may be None for a temperature of `WHOLE`; `out` may be `s`, or `e` where that is not needed any more.
+    """
     if temperature == 1:
-        return e
-    if temperature in (2, 3):
-        return e.pow_(int(temperature))
+        return e if out is e else out.copy_(e)
     if temperature == 4:
-        return e.square_().square_()
-    return torch.mul(s, temperature, out=e).exp_()
+        return torch.square(e, out=out).square_()
+    if temperature in WHOLE:
+        return torch.pow(e, int(temperature), out=out)
+    assert s is not None
+    return torch.mul(s, temperature, out=out).exp_()
 
 
 def _follow_top(teacher: Tensor, student: Tensor, higher: Tensor, at_top: Tensor) -> None:
