@@ -204,6 +204,8 @@ class _Run:
 
     def make_trainer(self) -> Any:
         """Load the student and make the trainer."""
+        from accelerate.utils import is_peft_model
+
         from .interrupt import StopCallback
         from .watch import WatchCallback
 
@@ -218,7 +220,7 @@ class _Run:
             eval_dataset=self.valid_data,
             processing_class=self.tokenizer,
             # a model that comes with an adapter, as an earlier stage returns it, goes on with that one
-            peft_config=_lora(params) if params.peft and not hasattr(model, "peft_config") else None,
+            peft_config=_lora(params) if params.peft and not is_peft_model(model) else None,
             callbacks=[self.stop, self.watch],
             **extra,
         )
@@ -324,10 +326,12 @@ class _Run:
 
     def _handed_over(self, trainer: Any, model: Any) -> Any:
         """Return the model as its user wants it: its own forward, ready to answer or to be a next stage's student."""
+        from accelerate.utils import is_peft_model
+
         from .forward import restore_forward
 
         model = trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
-        base = model.get_base_model() if hasattr(model, "peft_config") else model
+        base = model.get_base_model() if is_peft_model(model) else model
         restore_forward(base)
         if base is model:
             model.config._name_or_path = str(self.project.folder)
