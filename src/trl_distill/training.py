@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from .errors import ModelError, RunInterrupted, TemplateError
 from .hub import check_token
-from .params import LLMTrainingParams
+from .params import LLMTrainingParams, check_params
 from .project import Project
 from .prompts import parse_template
 from .registry import get_trainer
@@ -65,7 +65,7 @@ def run(params: LLMTrainingParams) -> RunResult:
         UsageError: Something that was asked for cannot be done; raised before a model loads.
         RunInterrupted: Ctrl-C; a checkpoint is written.
     """
-    params.validate()
+    check_params(params)
     check_token(params)
     templates = [
         parse_template(getattr(params, f"{side}_prompt_template"), name=f"{side}_prompt_template")
