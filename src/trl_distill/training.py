@@ -137,11 +137,18 @@ class _Run:
 
     def load_tokenizer(self) -> None:
         """Load the student's configuration and tokenizer, with the chat template asked for."""
-        from .sources import load_config, load_tokenizer, resolve
+        from .sources import check_can_merge, load_config, load_tokenizer, resolve
 
         model, trust = self.params.model, self.params.trust_remote_code
         if isinstance(model, str):
             self.model_path: str | None = resolve(model, role="model")
+            check_can_merge(
+                self.model_path,
+                role="model",
+                quantization=self.params.quantization,
+                new_adapter=self.params.peft and not self.params.merge_adapter,
+                trust_remote_code=trust,
+            )
             self.model_config = load_config(self.model_path, role="model", trust_remote_code=trust)
         else:
             self.model_path, self.model_config = None, model.config
