@@ -66,7 +66,10 @@ class LLMTrainingParams(DistillationArguments):
     data_config: str | None = option(None, "Configuration name of a Hub dataset.", group="Data")
     text_column: str = option("text", "Column with the input.", group="Data")
     chat_template: str | None = option(
-        None, "Jinja file, or model whose chat template the student takes.", group="Data"
+        None,
+        "Chat template of the student: 'chatml', 'zephyr', a Jinja file, or a model that has one "
+        "(default: 'tokenizer', its own).",
+        group="Data",
     )
     block_size: int = option(1024, "Tokens at most in a student's sequence.", low=2, group="Data")
 

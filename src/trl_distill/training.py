@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .errors import ModelError, RunInterrupted, TemplateError
+from .errors import ModelError, RunInterrupted
 from .hub import check_token
 from .params import LLMTrainingParams, check_params
 from .project import Project
@@ -137,6 +137,7 @@ class _Run:
 
     def load_tokenizer(self) -> None:
         """Load the student's configuration and tokenizer, with the chat template asked for."""
+        from .chat_templates import take_chat_template
         from .sources import check_can_merge, load_config, load_tokenizer, resolve
 
         model, trust = self.params.model, self.params.trust_remote_code
@@ -159,8 +160,7 @@ class _Run:
                 "with its tokenizer and give that."
             )
         self.tokenizer = load_tokenizer(source, role="model", trust_remote_code=trust)
-        if self.params.chat_template is not None:
-            self.tokenizer.chat_template = _chat_template(self.params.chat_template, trust)
+        take_chat_template(self.tokenizer, self.params.chat_template, trust_remote_code=trust)
 
     def prepare_data(self) -> None:
         """Check everything against everything, have completions written, and show the pre-flight."""
@@ -283,25 +283,6 @@ class _Run:
 
 
 DRY_RUN_ROWS = 16
-
-
-def _chat_template(source: str, trust_remote_code: bool) -> str:
-    """Return the chat template of a Jinja file or of another model's tokenizer.
-
-    Raises:
-        TemplateError: Neither.
-    """
-    path = Path(source).expanduser()
-    if path.is_file():
-        return path.read_text(encoding="utf-8")
-    from .sources import load_tokenizer, resolve
-
-    tokenizer = load_tokenizer(
-        resolve(source, role="chat_template"), role="chat_template", trust_remote_code=trust_remote_code
-    )
-    if tokenizer.chat_template is None:
-        raise TemplateError(f"chat_template {source!r}: its tokenizer has none; give a Jinja file.")
-    return str(tokenizer.chat_template)
 
 
 def _lora(params: LLMTrainingParams) -> Any:
