@@ -66,6 +66,12 @@ def test_completions_of_the_data_are_asked_for_by_name(tokenizer):
         prepare(TEXT, recipe(tokenizer, completions="data", teacher="e {input}"))
 
 
+@pytest.mark.parametrize("column", ["prompt", "completion"])
+def test_a_column_that_was_read_is_no_field(column, tokenizer):
+    with pytest.raises(TemplateError, match=rf"\{{{column}\}}, but that column is read as the input or the completion"):
+        prepare(OWN, recipe(tokenizer, teacher=f"{{input}} {{{column}}}"))
+
+
 def test_each_side_reads_its_own_prompt_and_the_same_completion(tokenizer):
     rows, _ = prepare(OWN, recipe(tokenizer, teacher="e f {input} g"))
     assert tokenizer.decode(rows[0]["student_prompt"]) == "a b"
