@@ -194,3 +194,11 @@ def test_a_chat_template_makes_a_chat_of_plain_rows(chat_model_dir):
     shown = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
     assert rows[0]["teacher_prompt"] == shown
     assert tokenizer.decode(rows[0]["student_prompt"]) == "a b"
+
+
+def test_a_long_first_row_is_shown_by_its_start_and_its_end(tokenizer):
+    text = "a " * 150 + "b " * 150
+    _, preflight = prepare(Dataset.from_dict({"prompt": [text], "completion": ["c"]}), recipe(tokenizer, limit=None))
+    (shown,) = [line for line in preflight.text().splitlines() if "| a a" in line][:1]
+    assert " tokens ...] b b" in shown.replace("  ", " ")
+    assert 200 < len(shown) < 300
