@@ -26,7 +26,7 @@ def test_ctrl_c_leaves_a_resumable_checkpoint(tiny_model_dir, tiny_teacher_dir, 
     process = subprocess.Popen([*COMMAND, *flags], stdout=log, stderr=subprocess.STDOUT, env=env)
     try:
         deadline = time.monotonic() + 120
-        while "'loss'" not in (tmp_path / "log").read_text() and time.monotonic() < deadline:
+        while " loss " not in (tmp_path / "log").read_text() and time.monotonic() < deadline:
             assert process.poll() is None, (tmp_path / "log").read_text()
             time.sleep(0.1)
         process.send_signal(signal.SIGINT)

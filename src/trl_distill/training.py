@@ -116,6 +116,7 @@ class _Run:
         from transformers import set_seed
 
         from .config import from_params
+        from .progress import show_lines
 
         params = self.params
         self.args = from_params(params)
@@ -128,7 +129,7 @@ class _Run:
             self.prepare_data()
         if params.dry_run:
             return RunResult(None, self.tokenizer, self.figures(), {"project": self.project.folder})
-        trainer = self.make_trainer()
+        trainer = show_lines(self.make_trainer())
         if self.state.is_main_process:
             self.project.begin(params, overwrite=params.overwrite)
         self.state.wait_for_everyone()
