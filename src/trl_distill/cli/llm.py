@@ -15,6 +15,7 @@ from ..params import ALIASES, FIELDS, LLMTrainingParams
 from .config_file import read_config, refuse_live
 from .failures import told_in_a_sentence, without_secrets
 from .options import GroupedCommand, Setting, dashed, options_of
+from .quiet import quiet
 
 HELP = """Train a language model to answer without the prompt that its teacher reads.
 
@@ -47,7 +48,13 @@ def refuse_token(ctx: click.Context, param: click.Parameter, value: str | None) 
 
 COMMAND_OPTIONS = [
     Setting(["--config"], heading="Basic", shown="--config FILE", help="YAML file of settings; flags override it."),
-    Setting(["--debug"], is_flag=True, heading="Basic", shown="--debug", help="Show the traceback of an error."),
+    Setting(
+        ["--debug"],
+        is_flag=True,
+        heading="Basic",
+        shown="--debug",
+        help="Show the traceback of an error, and all that the libraries say.",
+    ),
     Setting(
         ["--token", "--hub-token", "--hf-token"],
         hidden=True,
@@ -121,7 +128,11 @@ def run_command(ctx: click.Context, **_: Any) -> None:
         params = params_of(ctx)
         from ..training import run
 
-        run(params)
+        if ctx.params["debug"]:
+            run(params)
+            return
+        with quiet(four_bits="int4" in (params.quantization, params.teacher_quantization)):
+            run(params)
 
 
 llm = LLMCommand(
