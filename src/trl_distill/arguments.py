@@ -82,9 +82,11 @@ class DistillationArguments:
         ParamsError: From `check_arguments`, for a value outside what is accepted.
     """
 
-    use_distillation: bool = option(False, "Learn from a teacher's distribution besides the completion itself.")
+    use_distillation: bool = option(
+        False, "Learn from a teacher where the trainer is sft; the trainer distillation always does."
+    )
     teacher_model: str | None = option(
-        None, "Teacher: a folder, a Hub name, or 'embedded'. Required to distil.", objects=True
+        None, "Teacher, required to distil: a folder, a Hub name, or 'embedded'.", objects=True
     )
     teacher_prompt_template: str = option(
         "{input}",
@@ -92,27 +94,30 @@ class DistillationArguments:
         objects=True,
     )
     student_prompt_template: str = option(
-        "{input}", "Prompt the student reads; takes what the teacher's takes.", objects=True
+        "{input}", "Prompt the student reads; written like the teacher's.", objects=True
     )
     distill_temperature: float = option(
         3.0, "Temperature T that softens both distributions in the divergence (2 to 4 is usual).", above=0.0
     )
     distill_alpha: float = option(
-        0.7, "Weight of the divergence: 0 is cross-entropy only, 1 is divergence only.", low=0.0, high=1.0
+        0.7,
+        "Weight of the divergence: 0 learns from the completions only, 1 from the teacher's distribution only.",
+        low=0.0,
+        high=1.0,
     )
     distill_max_teacher_length: int = option(512, "New tokens at most in a completion that the teacher writes.", low=1)
-    distill_divergence: str = option("forward_kl", "Divergence between teacher and student.", choices=DIVERGENCES)
+    distill_divergence: str = option("forward_kl", "Divergence of the student from the teacher.", choices=DIVERGENCES)
     distill_jsd_beta: float = option(
-        0.5, "Weight of the teacher in the mixture of the jsd divergence.", above=0.0, high=0.999999
+        0.5, "With the divergence jsd: weight of the teacher in the mixture.", above=0.0, high=0.999999
     )
     distill_loss_impl: str = option(
         "fused",
-        "Loss implementation: 'fused' in tiles, 'plain' with full logits.",
+        "Loss implementation, of equal results: 'fused' in tiles of little memory, 'plain' with full logits.",
         choices=LOSS_IMPLEMENTATIONS,
     )
     completions: str = option(
         "auto",
-        "Where completions come from: 'data', 'teacher', or 'auto' (the row's own where there is one).",
+        "Where completions come from: 'data', 'teacher', or 'auto' (the row's own, else the teacher's).",
         choices=COMPLETIONS,
     )
     completion_column: str | None = option(
@@ -147,13 +152,13 @@ class DistillationArguments:
     )
     teacher_sampling_temperature: float = option(
         1.0,
-        "Temperature of that drawing; the distillation temperature is another setting.",
+        "Temperature of --teacher-do-sample; --distill-temperature is another setting.",
         above=0.0,
         group="Teacher",
     )
     teacher_top_p: float = option(
         1.0,
-        "Nucleus of that drawing: smallest set of tokens with this probability.",
+        "Nucleus of --teacher-do-sample: the smallest set of tokens with this probability.",
         above=0.0,
         high=1.0,
         group="Teacher",

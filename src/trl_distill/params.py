@@ -43,11 +43,11 @@ class LLMTrainingParams(DistillationArguments):
     """
 
     model: Any = option(
-        None, "Student: a folder, a Hub name, 'embedded', or (in Python) a loaded model.", group="Basic"
+        None, "Student, required: a folder, a Hub name, 'embedded', or (in Python) a loaded model.", group="Basic"
     )
     trainer: str = option(
         "distillation",
-        "Registered trainer: 'distillation', or 'sft' (with --use-distillation).",
+        "What trains: 'distillation', 'sft' (with or without a teacher), or another registered name.",
         group="Basic",
     )
     project_name: str = option("project-name", "Folder to write to; any path, made when missing.", group="Basic")
@@ -59,19 +59,23 @@ class LLMTrainingParams(DistillationArguments):
     train: bool = option(True, "Accepted for AutoTrain's sake; a run trains without it.", group="Basic")
     overwrite: bool = option(False, "Replace a finished run in the project folder.", group="Basic")
     resume: bool = option(False, "Go on from the project folder's last checkpoint.", group="Basic")
-    dry_run: bool = option(False, "Show the pre-flight and stop before training.", group="Basic")
+    dry_run: bool = option(
+        False, "Show figures and the first row of what would be trained on, and stop.", group="Basic"
+    )
 
     train_split: str = option("train", "Split to train on.", group="Data")
     valid_split: str | None = option(None, "Split to evaluate on (default: a folder's validation files).", group="Data")
     data_config: str | None = option(None, "Configuration name of a Hub dataset.", group="Data")
-    text_column: str = option("text", "Column with the input.", group="Data")
+    text_column: str = option("text", "Column with the input, which is {input} in a template.", group="Data")
     chat_template: str | None = option(
         None,
         "Chat template of the student: 'chatml', 'zephyr', a Jinja file, or a model that has one "
         "(default: 'tokenizer', its own).",
         group="Data",
     )
-    block_size: int = option(1024, "Tokens at most in a student's sequence.", low=2, group="Data")
+    block_size: int = option(
+        1024, "Tokens at most in a student's sequence, prompt and completion.", low=2, group="Data"
+    )
 
     epochs: float = option(3, "Training epochs.", above=0.0, group="Training")
     max_steps: int = option(-1, "Optimizer steps at most; -1 leaves it to --epochs.", low=1, off=-1, group="Training")
@@ -84,8 +88,12 @@ class LLMTrainingParams(DistillationArguments):
     warmup_ratio: float = option(
         0.1, "Share of the steps in which the learning rate rises.", low=0.0, high=1.0, group="Training"
     )
-    scheduler: str = option("linear", "Learning rate schedule, by transformers' name.", group="Training")
-    optimizer: str = option("adamw_torch", "Optimizer, by transformers' name.", group="Training")
+    scheduler: str = option(
+        "linear", "Learning rate schedule, by transformers' name (linear, cosine, constant, ...).", group="Training"
+    )
+    optimizer: str = option(
+        "adamw_torch", "Optimizer, by transformers' name (adamw_torch, adafactor, ...).", group="Training"
+    )
     weight_decay: float = option(0.0, "Weight decay.", low=0.0, group="Training")
     max_grad_norm: float = option(1.0, "Gradient norm at most; 0 does not clip.", low=0.0, group="Training")
     seed: int = option(42, "Seed of everything random.", low=0, high=2**32 - 1, group="Training")  # numpy's range
@@ -95,7 +103,9 @@ class LLMTrainingParams(DistillationArguments):
     gradient_checkpointing: bool = option(False, "Recompute activations to save memory.", group="Training")
 
     dtype: str = option("float32", "Precision the student is loaded in.", choices=DTYPES, group="Model")
-    attn_implementation: str | None = option(None, "Attention implementation, by transformers' name.", group="Model")
+    attn_implementation: str | None = option(
+        None, "Attention implementation, by transformers' name (sdpa, eager, ...).", group="Model"
+    )
     quantization: str | None = option(
         None,
         "Load the student quantized by bitsandbytes (needs --peft).",

@@ -20,7 +20,8 @@ from .quiet import quiet
 HELP = """Train a language model to answer without the prompt that its teacher reads.
 
 \b
-A first run, on the model that comes with the package:
+A first run, on the model that comes with the package. Each line of
+queries.jsonl is a row, as {"text": "red cat"}; the teacher writes the rest:
   aitraining llm --model embedded --teacher-model embedded \\
     --teacher-prompt-template "Write the words in reverse order.\\n{input}\\n" \\
     --data-path queries.jsonl --project-name runs/first
@@ -31,8 +32,8 @@ A larger teacher, and an adapter instead of all weights:
     --teacher-prompt-template @prompt.txt --data-path ./data \\
     --project-name runs/lora
 
-A file of settings (--config) takes the same names; a flag overrides it. --dry-run shows what a run would
-train on. Underscores in flags are taken for dashes.
+A run needs --model and --teacher-model; all else has a default. A file of settings (--config) takes the same
+names; a flag overrides it. Underscores in flags are taken for dashes.
 """
 
 
