@@ -51,6 +51,27 @@ def test_chat_prompt_and_completion_are_the_rendered_conversation(chat_tokenizer
     assert ids[-1] == turn_end(chat_tokenizer)
 
 
+@pytest.mark.parametrize(
+    ("template", "said"),
+    [
+        ("no message at all", "leaves out what the assistant says; give another with --chat-template"),
+        ("{% if", r"is not Jinja: line 1"),
+        (
+            "{{ raise_exception('Roles must\n alternate.') }}",
+            "does not take messages of user, .*: Roles must alternate;",
+        ),
+    ],
+)
+def test_a_chat_template_that_cannot_be_used_is_a_sentence(template, said, chat_model_dir):
+    broken = AutoTokenizer.from_pretrained(chat_model_dir)
+    broken.chat_template = template
+    with pytest.raises(TemplateError, match=said):
+        turn_end(broken)
+    if "no message" not in template:
+        with pytest.raises(TemplateError, match=said.replace("user, .*", "user")):
+            tokenize_prompt(broken, [{"role": "user", "content": "a"}])
+
+
 def test_each_prompt_is_fitted_by_its_own_limit():
     fitted = fit([1] * 3, [2] * 50, [3] * 4, student_limit=8, teacher_limit=60)
     assert (len(fitted.student_prompt), len(fitted.teacher_prompt), len(fitted.completion)) == (3, 50, 4)

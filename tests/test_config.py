@@ -68,6 +68,12 @@ def test_parameters_become_trls_configuration(tmp_path):
     assert config.output_dir == str(tmp_path / "a_2.5-x")
 
 
+@pytest.mark.parametrize(("ratio", "warm"), [(0.0, 0), (0.001, 1), (0.5, 112), (0.999, 223), (1.0, 223)])
+def test_the_warm_up_is_a_share_of_the_steps_all_of_them_included(ratio, warm, tmp_path):
+    config = from_params(LLMTrainingParams(model="m", project_name=str(tmp_path), warmup_ratio=ratio))
+    assert config.get_warmup_steps(223) == warm
+
+
 def test_only_sft_learns_plain_text_whole(tmp_path):
     common = {"model": "m", "teacher_model": "t", "project_name": str(tmp_path)}
     assert not from_params(LLMTrainingParams(**common)).distill_plain_text

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -25,7 +26,7 @@ def test_ctrl_c_leaves_a_resumable_checkpoint(tiny_model_dir, tiny_teacher_dir, 
     process = subprocess.Popen([*COMMAND, *flags], stdout=log, stderr=subprocess.STDOUT, env=env)
     try:
         deadline = time.monotonic() + 120
-        while "'loss'" not in (tmp_path / "log").read_text() and time.monotonic() < deadline:
+        while " loss " not in (tmp_path / "log").read_text() and time.monotonic() < deadline:
             assert process.poll() is None, (tmp_path / "log").read_text()
             time.sleep(0.1)
         process.send_signal(signal.SIGINT)
@@ -44,3 +45,29 @@ def test_ctrl_c_leaves_a_resumable_checkpoint(tiny_model_dir, tiny_teacher_dir, 
     done = subprocess.run(rest, capture_output=True, text=True, env=env, timeout=120)
     assert done.returncode == 0, done.stderr
     assert (project / "run.json").is_file()
+
+
+def test_ctrl_c_while_the_teacher_writes_says_that_the_same_command_goes_on(tiny_model_dir, tiny_teacher_dir, tmp_path):
+    data, project = tmp_path / "queries.jsonl", tmp_path / "run"
+    data.write_text("\n".join(json.dumps({"text": f"{a} {b}"}) for a in "abcdefghijkl" for b in "abcdefghijklmnop"))
+    flags = [
+        "--model", str(tiny_model_dir), "--teacher-model", str(tiny_teacher_dir), "--data-path", str(data),
+        "--project-name", str(project), "--teacher-batch-size", "1", "--distill-max-teacher-length", "60",
+    ]  # fmt: skip
+    env = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    store = project / "teacher_completions.jsonl"
+    process = subprocess.Popen([*COMMAND, *flags], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env)
+    try:
+        deadline = time.monotonic() + 120
+        while not (store.is_file() and store.read_text().count("\n") > 2) and time.monotonic() < deadline:
+            assert process.poll() is None, process.stderr.read()
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 130
+    assert store.read_text().count("\n") < 192
+    kept = rf"interrupted while the teacher wrote completions: \d+ of 192 are kept in {re.escape(str(store))}, and the "
+    assert re.fullmatch(rf"aitraining: error: {kept}same command goes on from them\.", said.splitlines()[-1])
+    assert "Traceback" not in said

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import fields
+from pathlib import Path
 
 import pytest
 
+from trl_distill import run, train
 from trl_distill.errors import ParamsError, UsageError
 from trl_distill.params import ALIASES, FIELDS, LLMTrainingParams
 
@@ -169,14 +171,27 @@ def test_numbers_given_as_text_become_numbers(name, given, expected):
         ("lr", float("nan"), "a number above 0"),
         ("epochs", 0, "a number above 0"),
         ("epochs", -1, "a number above 0"),
-        ("max_steps", -2, "a whole number of at least -1"),
+        ("lr", float("inf"), "a finite number above 0"),
+        ("epochs", "inf", "a finite number above 0"),
+        ("weight_decay", 10**400, "a number of at least 0"),
+        ("max_steps", -2, "a whole number of at least 1, or -1"),
+        ("max_steps", 0, "a whole number of at least 1, or -1"),
         ("batch_size", 0, "a whole number of at least 1"),
         ("batch_size", 1.5, "a whole number of at least 1"),
         ("gradient_accumulation", 0, "a whole number of at least 1"),
         ("warmup_ratio", 1.5, "a number from 0 to 1"),
         ("weight_decay", float("nan"), "a number of at least 0"),
         ("block_size", 1, "a whole number of at least 2"),
-        ("seed", -1, "a whole number of at least 0"),
+        ("seed", -1, "a whole number from 0 to 4294967295"),
+        ("seed", 2**40, "a whole number from 0 to 4294967295"),
+        ("seed", 10**400, "a whole number from 0 to 4294967295"),
+        ("project_name", 5, "accepted is text"),
+        ("text_column", 5, "accepted is text"),
+        ("train_split", ["train"], "accepted is text"),
+        ("trainer", 3, "accepted is text"),
+        ("valid_split", False, "accepted is text"),
+        ("target_modules", ["q_proj", 3], "accepted is text"),
+        ("target_modules", [], "accepted is text"),
         ("quantization", "int3", "'int4', 'int8'"),
         ("mixed_precision", "fp8", "'no', 'bf16', 'fp16'"),
         ("eval_strategy", "never", "'no', 'steps', 'epoch'"),
@@ -196,9 +211,35 @@ def test_a_value_outside_its_range_is_refused_when_it_is_set(name, value, accept
     assert getattr(config, name) == before
 
 
+@pytest.mark.parametrize("modules", [["q_proj", "v_proj"], ("q_proj", "v_proj"), "q_proj,v_proj"])
+def test_modules_may_be_a_list(modules):
+    assert good(target_modules=modules).target_modules == "q_proj,v_proj"
+
+
+@pytest.mark.parametrize("name", ["mixed_precision", "eval_strategy", "save_strategy"])
+def test_false_means_no_where_that_is_a_choice(name):
+    assert getattr(good(**{name: False}), name) == "no"
+    with pytest.raises(ParamsError, match=f"{name} is True"):
+        good(**{name: True})
+
+
+def test_a_chat_templates_path_is_text():
+    assert good(chat_template=Path("chat.jinja")).chat_template == "chat.jinja"
+
+
+@pytest.mark.parametrize("start", [train, run])
+@pytest.mark.parametrize("given", ["x", {"model": "gpt2"}, None, LLMTrainingParams])
+def test_a_run_takes_parameters_only(start, given):
+    with pytest.raises(ParamsError, match=r"a run takes LLMTrainingParams, not \w+; make one with LLMTrainingParams"):
+        start(given)
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
+        ({"model": 5}, "model is of type int; give a name, a folder or a loaded model"),
+        ({"teacher_model": ["t"]}, "teacher_model is of type list; give"),
+        ({"teacher_model": dict}, "teacher_model is of type type; give"),
         ({"model": None}, "model is missing; give --model"),
         ({"teacher_model": None}, "teacher_model is missing; distillation needs a teacher"),
         ({"teacher_model": None, "trainer": "sft", "use_distillation": True}, "teacher_model is missing"),

@@ -68,6 +68,12 @@ def test_completions_of_the_data_are_asked_for_by_name(tokenizer):
         prepare(TEXT, recipe(tokenizer, completions="data", teacher="e {input}"))
 
 
+@pytest.mark.parametrize("column", ["prompt", "completion"])
+def test_a_column_that_was_read_is_no_field(column, tokenizer):
+    with pytest.raises(TemplateError, match=rf"\{{{column}\}}, but that column is read as the input or the completion"):
+        prepare(OWN, recipe(tokenizer, teacher=f"{{input}} {{{column}}}"))
+
+
 def test_each_side_reads_its_own_prompt_and_the_same_completion(tokenizer):
     rows, _ = prepare(OWN, recipe(tokenizer, teacher="e f {input} g"))
     assert tokenizer.decode(rows[0]["student_prompt"]) == "a b"
@@ -208,3 +214,11 @@ def test_the_teacher_is_not_pickled_for_the_sake_of_a_cache(tokenizer):
     rows, _ = prepare(TEXT, replace(recipe(tokenizer, teacher="e {input}"), write=Write()))
     assert len(rows) == 2
     assert Write.pickled == 0
+
+
+def test_a_long_first_row_is_shown_by_its_start_and_its_end(tokenizer):
+    text = "a " * 150 + "b " * 150
+    _, preflight = prepare(Dataset.from_dict({"prompt": [text], "completion": ["c"]}), recipe(tokenizer, limit=None))
+    (shown,) = [line for line in preflight.text().splitlines() if "| a a" in line][:1]
+    assert " tokens ...] b b" in shown.replace("  ", " ")
+    assert 200 < len(shown) < 300

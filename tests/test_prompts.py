@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 
@@ -46,14 +47,32 @@ def test_a_value_is_put_in_as_it_is():
     assert render("<{input}>", input=value, role="cook") == f"<{value}>"
 
 
-@pytest.mark.parametrize("field", ["input.x", "input[0]", "input!r", "input:>9", "input.__class__", "0"])
+@pytest.mark.parametrize("field", ["input.x", "input[0]", "input!r", "input:>9", "input.__class__", " input "])
 def test_a_field_is_a_plain_name(field):
     template = parse(f"{{input}} {{{field}}}")
-    with pytest.raises(TemplateError, match="has the field"):
+    said = rf"has the field {re.escape('{' + field + '}')}; a field is a column's plain name, without attribute, index,"
+    with pytest.raises(TemplateError, match=said):
         template.check_columns(["role"])
-    assert template.render({"input": "q", field: "v"}) == "q v"
-    with pytest.raises(TemplateError, match=r"has no \{input\}"):
+    assert template.render({"input": "q", field: "v"}) == "q v"  # a column may be called like that
+    template.check_columns([field])
+    with pytest.raises(TemplateError, match=rf"has no \{{input\}} but {re.escape('{' + field + '}')}; .* format code"):
         parse(f"{{{field}}}")
+
+
+@pytest.mark.parametrize(
+    ("source", "found"), [("{question}", "{question}"), ("{a} {b} {a}", "{a}, {b}"), ("{0}", "{0}")]
+)
+def test_fields_in_the_place_of_the_input_are_named(source, found):
+    with pytest.raises(
+        TemplateError, match=rf"has no \{{input\}}, only {re.escape(found)}; the text column is \{{input"
+    ):
+        parse(source)
+
+
+def test_the_text_columns_own_name_is_told_to_be_input():
+    said = r"\{question\}, but that column is read as the input or the completion; the text column is \{input\}"
+    with pytest.raises(TemplateError, match=said):
+        parse("{input} {question}").check_columns(["role"], read=["question", "role"])
 
 
 def test_an_unknown_field_names_the_columns_and_the_nearest():

@@ -28,7 +28,7 @@ def tokenize_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str | Sequence[d
             is taken off again); or chat messages, rendered by the chat template with the generation prompt.
 
     Raises:
-        TemplateError: Chat messages, but the tokenizer has no chat template.
+        TemplateError: Chat messages, but the tokenizer has no chat template, or one that does not take them.
     """
     if isinstance(prompt, str):
         ids = list(tokenizer(prompt)["input_ids"])
@@ -42,7 +42,38 @@ def tokenize_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str | Sequence[d
             f"the tokenizer of {tokenizer.name_or_path or 'the model'} has no chat template for a prompt of chat "
             "messages; give --chat-template or a text template."
         )
-    return list(tokenizer.apply_chat_template(list(prompt), add_generation_prompt=True, return_dict=False))
+    text = rendered(tokenizer, prompt, opening=True)
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"])  # the template writes those it wants
+
+
+def rendered(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[dict[str, Any]], *, opening: bool = False, name: str = ""
+) -> str:
+    """Return a conversation as the tokenizer's chat template writes it.
+
+    Args:
+        tokenizer: One with a chat template.
+        messages: The conversation.
+        opening: Whether to add what opens an assistant's turn.
+        name: What to call the template in messages (default: by its tokenizer).
+
+    Raises:
+        TemplateError: It is not Jinja (with its line), or does not take these messages.
+    """
+    from jinja2 import TemplateError as JinjaError
+    from jinja2 import TemplateSyntaxError
+
+    name = name or f"the chat template of {tokenizer.name_or_path or 'the model'}"
+    try:
+        return str(tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=opening))
+    except TemplateSyntaxError as error:
+        raise TemplateError(f"{name} is not Jinja: line {error.lineno}: {error.message}.") from error
+    except (JinjaError, TypeError, KeyError, ValueError) as error:
+        roles = ", ".join(str(message.get("role")) for message in messages)
+        raise TemplateError(
+            f"{name} does not take messages of {roles}: {' '.join(str(error).split()).rstrip('.')}; change the "
+            "messages, or give another with --chat-template."
+        ) from error
 
 
 def tokenize_completion(tokenizer: PreTrainedTokenizerBase, completion: str, *, chat: bool = False) -> list[int]:
@@ -62,12 +93,21 @@ def tokenize_completion(tokenizer: PreTrainedTokenizerBase, completion: str, *, 
 
 
 def turn_end(tokenizer: PreTrainedTokenizerBase) -> int | None:
-    """Return the special token the chat template puts after an assistant's turn, else end-of-sequence."""
+    """Return the special token the chat template puts after an assistant's turn, else end-of-sequence.
+
+    Raises:
+        TemplateError: The template leaves out what the assistant says.
+    """
     if tokenizer.chat_template is None:
         return tokenizer.eos_token_id
     said = "COMPLETION"
     turn = [{"role": "user", "content": "a"}, {"role": "assistant", "content": said}]
-    text = str(tokenizer.apply_chat_template(turn, tokenize=False))
+    text = rendered(tokenizer, turn)
+    if said not in text:
+        raise TemplateError(
+            f"the chat template of {tokenizer.name_or_path or 'the model'} leaves out what the assistant says; give "
+            "another with --chat-template."
+        )
     after = tokenizer(text[text.rindex(said) + len(said) :], add_special_tokens=False)["input_ids"]
     special = set(tokenizer.all_special_ids) | set(tokenizer.get_added_vocab().values())
     return next((token for token in after if token in special), tokenizer.eos_token_id)

@@ -6,6 +6,7 @@ inherit them. Standard library only, so that a command line can show its help wi
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from dataclasses import dataclass, field, fields
@@ -22,7 +23,7 @@ LOSS_IMPLEMENTATIONS = ("fused", "plain")
 
 
 class Help(str):
-    """A help text that also carries its heading and the accepted range.
+    """A help text that also carries its heading and what is accepted.
 
     HfArgumentParser hands every metadata key of a field to argparse, so nothing but help and choices may
     stand there.
@@ -32,6 +33,9 @@ class Help(str):
     low: float | None
     high: float | None
     above: float | None
+    off: float | None
+    listed: bool
+    objects: bool
 
 
 def option(
@@ -43,6 +47,9 @@ def option(
     low: float | None = None,
     high: float | None = None,
     above: float | None = None,
+    off: float | None = None,
+    listed: bool = False,
+    objects: bool = False,
 ) -> Any:
     """Make a dataclass field that knows its help text, its group in `--help` and the values it accepts.
 
@@ -54,9 +61,13 @@ def option(
         low: Smallest accepted number (inclusive).
         high: Largest accepted number (inclusive).
         above: Accepted numbers are greater than this.
+        off: A number outside the range that is accepted too.
+        listed: Whether a list of texts is taken, to be joined by commas.
+        objects: Whether Python may give another object than text; who takes it says what it must be.
     """
     text = Help(help)
     text.group, text.low, text.high, text.above = group, low, high, above
+    text.off, text.listed, text.objects = off, listed, objects
     metadata: dict[str, Any] = {"help": text}
     if choices is not None:
         metadata["choices"] = list(choices)
@@ -71,32 +82,42 @@ class DistillationArguments:
         ParamsError: From `check_arguments`, for a value outside what is accepted.
     """
 
-    use_distillation: bool = option(False, "Learn from a teacher's distribution besides the completion itself.")
-    teacher_model: str | None = option(None, "Teacher: a folder, a Hub name, or 'embedded'. Required to distil.")
+    use_distillation: bool = option(
+        False, "Learn from a teacher where the trainer is sft; the trainer distillation always does."
+    )
+    teacher_model: str | None = option(
+        None, "Teacher, required to distil: a folder, a Hub name, or 'embedded'.", objects=True
+    )
     teacher_prompt_template: str = option(
         "{input}",
         "Prompt the teacher reads: text with {input} (and other columns), @file, or a JSON list of chat messages.",
+        objects=True,
     )
-    student_prompt_template: str = option("{input}", "Prompt the student reads; takes what the teacher's takes.")
+    student_prompt_template: str = option(
+        "{input}", "Prompt the student reads; written like the teacher's.", objects=True
+    )
     distill_temperature: float = option(
         3.0, "Temperature T that softens both distributions in the divergence (2 to 4 is usual).", above=0.0
     )
     distill_alpha: float = option(
-        0.7, "Weight of the divergence: 0 is cross-entropy only, 1 is divergence only.", low=0.0, high=1.0
+        0.7,
+        "Weight of the divergence: 0 learns from the completions only, 1 from the teacher's distribution only.",
+        low=0.0,
+        high=1.0,
     )
     distill_max_teacher_length: int = option(512, "New tokens at most in a completion that the teacher writes.", low=1)
-    distill_divergence: str = option("forward_kl", "Divergence between teacher and student.", choices=DIVERGENCES)
+    distill_divergence: str = option("forward_kl", "Divergence of the student from the teacher.", choices=DIVERGENCES)
     distill_jsd_beta: float = option(
-        0.5, "Weight of the teacher in the mixture of the jsd divergence.", above=0.0, high=0.999999
+        0.5, "With the divergence jsd: weight of the teacher in the mixture.", above=0.0, high=0.999999
     )
     distill_loss_impl: str = option(
         "fused",
-        "Loss implementation: 'fused' in tiles, 'plain' with full logits.",
+        "Loss implementation, of equal results: 'fused' in tiles of little memory, 'plain' with full logits.",
         choices=LOSS_IMPLEMENTATIONS,
     )
     completions: str = option(
         "auto",
-        "Where completions come from: 'data', 'teacher', or 'auto' (the row's own where there is one).",
+        "Where completions come from: 'data', 'teacher', or 'auto' (the row's own, else the teacher's).",
         choices=COMPLETIONS,
     )
     completion_column: str | None = option(
@@ -123,6 +144,7 @@ class DistillationArguments:
         None,
         "device_map for the teacher, for example 'auto' (default: the student's device).",
         group="Teacher",
+        objects=True,
     )
     teacher_batch_size: int = option(16, "Prompts per batch while the teacher writes.", low=1, group="Teacher")
     teacher_do_sample: bool = option(
@@ -130,13 +152,13 @@ class DistillationArguments:
     )
     teacher_sampling_temperature: float = option(
         1.0,
-        "Temperature of that drawing; the distillation temperature is another setting.",
+        "Temperature of --teacher-do-sample; --distill-temperature is another setting.",
         above=0.0,
         group="Teacher",
     )
     teacher_top_p: float = option(
         1.0,
-        "Nucleus of that drawing: smallest set of tokens with this probability.",
+        "Nucleus of --teacher-do-sample: the smallest set of tokens with this probability.",
         above=0.0,
         high=1.0,
         group="Teacher",
@@ -146,28 +168,42 @@ class DistillationArguments:
 def check_value(name: str, value: Any, spec: Any) -> Any:
     """Return `value` as the type of the dataclass field `spec`, or say what is accepted.
 
-    Numbers given as text are converted (a YAML file writes `5e-5` as text), an int is taken for a float, and a path
-    becomes text (a template's one that names a file).
+    Numbers given as text are converted (a YAML file writes `5e-5` as text), an int is taken for a float, a path
+    becomes text (a template's one that names a file), and so does a list where commas separate. YAML reads the word
+    `no` as false: where "no" is a choice, false means it.
 
     Raises:
-        ParamsError: Wrong type, not among the choices, or outside the range.
+        ParamsError: Wrong type, not among the choices, not finite, or outside the range.
     """
     text, kind = spec.metadata["help"], _types(spec)
+    choices = spec.metadata.get("choices")
     if value is None:
         if "None" in kind or spec.default is None:
             return value
         raise ParamsError(f"{name} is empty; give {_accepted(spec)}.")
+    if value is False and "no" in (choices or ()):
+        value = "no"
     if isinstance(value, os.PathLike):
-        value = ("@" if name.endswith("_template") else "") + os.fspath(value)
+        value = ("@" if name.endswith("_prompt_template") else "") + os.fspath(value)
+    if text.listed and isinstance(value, (list, tuple)) and value and all(isinstance(v, str) for v in value):
+        value = ",".join(value)
     value = _converted(name, value, kind, spec)
-    choices = spec.metadata.get("choices")
     if choices is not None and value not in choices:
         raise ParamsError(f"{name} is {value!r}; accepted are {', '.join(map(repr, choices))}.")
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
-        inside = (text.low is None or value >= text.low) and (text.high is None or value <= text.high)
-        if not (inside and (text.above is None or value > text.above)):  # also refuses NaN
-            raise ParamsError(f"{name} is {value!r}; accepted is {_accepted(spec)}.")
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and not _inside(value, text):
+        accepted = _accepted(spec)
+        if isinstance(value, float) and math.isinf(value):
+            accepted = accepted.replace("a number", "a finite number")
+        raise ParamsError(f"{name} is {value!r}; accepted is {accepted}.")
     return value
+
+
+def _inside(value: float, text: Help) -> bool:
+    """Whether a number is finite and in the range."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return False
+    inside = (text.low is None or value >= text.low) and (text.high is None or value <= text.high)
+    return (inside and (text.above is None or value > text.above)) or value == text.off
 
 
 def _types(spec: Any) -> set[str]:
@@ -176,9 +212,13 @@ def _types(spec: Any) -> set[str]:
 
 
 def _converted(name: str, value: Any, kind: set[str], spec: Any) -> Any:
-    """Return `value` as a bool, int or float where the annotation asks for one."""
+    """Return `value` as a bool, int or float where the annotation asks for one, and as it is where it is text."""
     wanted = next((k for k in ("bool", "int", "float") if k in kind), None)
-    if wanted is None or (wanted != "bool" and "str" in kind and isinstance(value, str)):
+    if wanted is None:
+        if "str" not in kind or isinstance(value, str) or spec.metadata["help"].objects:
+            return value
+        raise ParamsError(f"{name} is {value!r}; accepted is {_accepted(spec)}.")
+    if wanted != "bool" and "str" in kind and isinstance(value, str):
         return value
     try:
         if wanted == "bool":
@@ -186,11 +226,11 @@ def _converted(name: str, value: Any, kind: set[str], spec: Any) -> Any:
             return value if isinstance(value, bool) else words[str(value).lower()]
         if isinstance(value, bool):
             raise ValueError
-        if wanted == "int":
+        if wanted == "int" and not isinstance(value, int):  # an int may be too long for a float
             if float(value) != int(float(value)):
                 raise ValueError
             return int(float(value))
-        return float(value)
+        return int(value) if wanted == "int" else float(value)
     except (ValueError, TypeError, KeyError, OverflowError):
         raise ParamsError(f"{name} is {value!r}; accepted is {_accepted(spec)}.") from None
 
@@ -202,12 +242,18 @@ def _accepted(spec: Any) -> str:
         return "one of " + ", ".join(map(repr, spec.metadata["choices"]))
     noun = {"bool": "true or false", "int": "a whole number", "float": "a number"}
     word = next((word for key, word in noun.items() if key in kind), "text")
-    low, high, above = text.low, text.high, text.above
+    low, high, above = (None if x is None else _figure(x) for x in (text.low, text.high, text.above))
+    other = "" if text.off is None else f", or {_figure(text.off)}"
     if low is not None and high is not None:
-        return f"{word} from {low:g} to {high:g}"
+        return f"{word} from {low} to {high}{other}"
     if above is not None:
-        return f"{word} above {above:g}" + (f" and at most {high:g}" if high is not None else "")
-    return f"{word} of at least {low:g}" if low is not None else word
+        return f"{word} above {above}" + (f" and at most {high}" if high is not None else "") + other
+    return f"{word} of at least {low}{other}" if low is not None else word
+
+
+def _figure(number: float) -> str:
+    """Return a bound as a sentence shows it, a whole one with all its digits."""
+    return str(int(number)) if number == int(number) else f"{number:g}"
 
 
 def check_arguments(arguments: Any) -> None:

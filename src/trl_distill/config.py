@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,9 @@ from trl import SFTConfig
 from .arguments import DistillationArguments, check_arguments
 from .errors import ParamsError
 from .params import LLMTrainingParams
+
+# transformers takes warmup_steps below 1 for a share of the steps, rounded up, and 1 for one step
+ALL_STEPS = math.nextafter(1.0, 0.0)
 
 
 @dataclass
@@ -75,7 +79,7 @@ def _training(params: LLMTrainingParams) -> dict[str, Any]:
         "per_device_eval_batch_size": params.eval_batch_size or params.batch_size,
         "gradient_accumulation_steps": params.gradient_accumulation,
         "learning_rate": params.lr,
-        "warmup_steps": params.warmup_ratio,  # below 1 it is a share of the steps
+        "warmup_steps": min(params.warmup_ratio, ALL_STEPS),
         "lr_scheduler_type": params.scheduler,
         "optim": params.optimizer,
         "weight_decay": params.weight_decay,

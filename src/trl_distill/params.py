@@ -43,11 +43,11 @@ class LLMTrainingParams(DistillationArguments):
     """
 
     model: Any = option(
-        None, "Student: a folder, a Hub name, 'embedded', or (in Python) a loaded model.", group="Basic"
+        None, "Student, required: a folder, a Hub name, 'embedded', or (in Python) a loaded model.", group="Basic"
     )
     trainer: str = option(
         "distillation",
-        "Registered trainer: 'distillation', or 'sft' (with --use-distillation).",
+        "What trains: 'distillation', 'sft' (with or without a teacher), or another registered name.",
         group="Basic",
     )
     project_name: str = option("project-name", "Folder to write to; any path, made when missing.", group="Basic")
@@ -59,19 +59,26 @@ class LLMTrainingParams(DistillationArguments):
     train: bool = option(True, "Accepted for AutoTrain's sake; a run trains without it.", group="Basic")
     overwrite: bool = option(False, "Replace a finished run in the project folder.", group="Basic")
     resume: bool = option(False, "Go on from the project folder's last checkpoint.", group="Basic")
-    dry_run: bool = option(False, "Show the pre-flight and stop before training.", group="Basic")
+    dry_run: bool = option(
+        False, "Show figures and the first row of what would be trained on, and stop.", group="Basic"
+    )
 
     train_split: str = option("train", "Split to train on.", group="Data")
     valid_split: str | None = option(None, "Split to evaluate on (default: a folder's validation files).", group="Data")
     data_config: str | None = option(None, "Configuration name of a Hub dataset.", group="Data")
-    text_column: str = option("text", "Column with the input.", group="Data")
+    text_column: str = option("text", "Column with the input, which is {input} in a template.", group="Data")
     chat_template: str | None = option(
-        None, "Jinja file, or model whose chat template the student takes.", group="Data"
+        None,
+        "Chat template of the student: 'chatml', 'zephyr', a Jinja file, or a model that has one "
+        "(default: 'tokenizer', its own).",
+        group="Data",
     )
-    block_size: int = option(1024, "Tokens at most in a student's sequence.", low=2, group="Data")
+    block_size: int = option(
+        1024, "Tokens at most in a student's sequence, prompt and completion.", low=2, group="Data"
+    )
 
     epochs: float = option(3, "Training epochs.", above=0.0, group="Training")
-    max_steps: int = option(-1, "Optimizer steps at most; -1 leaves it to --epochs.", low=-1, group="Training")
+    max_steps: int = option(-1, "Optimizer steps at most; -1 leaves it to --epochs.", low=1, off=-1, group="Training")
     batch_size: int = option(4, "Rows per device and step.", low=1, group="Training")
     eval_batch_size: int | None = option(
         None, "Rows per device in evaluation (default: batch size).", low=1, group="Training"
@@ -81,18 +88,24 @@ class LLMTrainingParams(DistillationArguments):
     warmup_ratio: float = option(
         0.1, "Share of the steps in which the learning rate rises.", low=0.0, high=1.0, group="Training"
     )
-    scheduler: str = option("linear", "Learning rate schedule, by transformers' name.", group="Training")
-    optimizer: str = option("adamw_torch", "Optimizer, by transformers' name.", group="Training")
+    scheduler: str = option(
+        "linear", "Learning rate schedule, by transformers' name (linear, cosine, constant, ...).", group="Training"
+    )
+    optimizer: str = option(
+        "adamw_torch", "Optimizer, by transformers' name (adamw_torch, adafactor, ...).", group="Training"
+    )
     weight_decay: float = option(0.0, "Weight decay.", low=0.0, group="Training")
     max_grad_norm: float = option(1.0, "Gradient norm at most; 0 does not clip.", low=0.0, group="Training")
-    seed: int = option(42, "Seed of everything random.", low=0, group="Training")
+    seed: int = option(42, "Seed of everything random.", low=0, high=2**32 - 1, group="Training")  # numpy's range
     mixed_precision: str | None = option(
         None, "Mixed precision of training.", choices=MIXED_PRECISIONS, group="Training"
     )
     gradient_checkpointing: bool = option(False, "Recompute activations to save memory.", group="Training")
 
     dtype: str = option("float32", "Precision the student is loaded in.", choices=DTYPES, group="Model")
-    attn_implementation: str | None = option(None, "Attention implementation, by transformers' name.", group="Model")
+    attn_implementation: str | None = option(
+        None, "Attention implementation, by transformers' name (sdpa, eager, ...).", group="Model"
+    )
     quantization: str | None = option(
         None,
         "Load the student quantized by bitsandbytes (needs --peft).",
@@ -103,7 +116,9 @@ class LLMTrainingParams(DistillationArguments):
     lora_r: int = option(16, "Rank of the adapter.", low=1, group="Model")
     lora_alpha: int = option(32, "Scale of the adapter.", low=1, group="Model")
     lora_dropout: float = option(0.05, "Dropout of the adapter.", low=0.0, high=1.0, group="Model")
-    target_modules: str = option("all-linear", "Modules that get an adapter, separated by commas.", group="Model")
+    target_modules: str = option(
+        "all-linear", "Modules that get an adapter, separated by commas.", listed=True, group="Model"
+    )
     merge_adapter: bool = option(False, "Save the adapter merged into the model.", group="Model")
     trust_remote_code: bool = option(False, "Allow models that bring their own code.", group="Model")
 
@@ -143,12 +158,17 @@ class LLMTrainingParams(DistillationArguments):
         """Check what several fields must agree on; needs no model, no data and no network.
 
         Raises:
-            ParamsError: A missing model or teacher, or two settings that contradict each other.
+            ParamsError: A missing model or teacher, one that is neither a name nor a model, or two settings that
+                contradict each other.
         """
         if self.model is None:
             raise ParamsError("model is missing; give --model a folder, a Hub name or 'embedded'.")
         if not self.project_name.strip():
             raise ParamsError("project_name is empty; give --project-name a folder.")
+        for name in ("model", "teacher_model"):
+            given = getattr(self, name)
+            if not (given is None or isinstance(given, str) or _is_model(given)):
+                raise ParamsError(f"{name} is of type {type(given).__name__}; give a name, a folder or a loaded model.")
         if self.distills and self.teacher_model is None:
             raise ParamsError(
                 "teacher_model is missing; distillation needs a teacher: give --teacher-model a folder, a Hub name "
@@ -189,6 +209,23 @@ class LLMTrainingParams(DistillationArguments):
 
 
 FIELDS = {spec.name: spec for spec in fields(LLMTrainingParams)}
+
+
+def check_params(params: Any) -> None:
+    """Check that these are parameters of a run and that they agree, see `LLMTrainingParams.validate`.
+
+    Raises:
+        ParamsError: Something else was given, or see `validate`.
+    """
+    if not isinstance(params, LLMTrainingParams):
+        hint = "LLMTrainingParams(**settings)" if isinstance(params, dict) else "LLMTrainingParams(model=..., ...)"
+        raise ParamsError(f"a run takes LLMTrainingParams, not {type(params).__name__}; make one with {hint}.")
+    params.validate()
+
+
+def _is_model(given: Any) -> bool:
+    """Whether an object may be a loaded model or a teacher; what it is asked for is looked at where it is used."""
+    return not isinstance(given, type) and (hasattr(given, "config") or hasattr(given, "score"))
 
 
 def _unknown(name: str) -> str:

@@ -18,7 +18,7 @@ SOURCES = {
     "text": "the text itself, as SFT would train on it",
     "teacher": "the teacher, under its prompt",
 }
-SHOWN_TOKENS = 400
+SHOWN_TOKENS = 120  # of a prompt in the first row: a screen holds both sides
 
 
 @dataclass(frozen=True)

@@ -99,7 +99,7 @@ def read(dataset: Dataset, recipe: Recipe, *, name: str = "train") -> tuple[Data
         source=name,
     )
     for side in (recipe.student, recipe.teacher):
-        side.template.check_columns(json.loads(rows[0]["values"]))
+        side.template.check_columns(json.loads(rows[0]["values"]), read=dataset.column_names)
     return rows, report
 
 

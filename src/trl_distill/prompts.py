@@ -16,6 +16,7 @@ from typing import Any
 from .errors import TemplateError, nearest
 
 IDENTITY = "{input}"
+PLAIN = "a field is a column's plain name, without attribute, index, format code or spaces around it"
 _TOKEN = re.compile(r"\{\{|\}\}|\{([^{}]*)\}|[{}]")
 _ESCAPE = re.compile(r"\\(\\|n|t)")
 _ROLES = ("system", "user", "assistant", "developer", "tool")
@@ -75,14 +76,25 @@ class Template:
         """Names of all fields, in order."""
         return tuple(f for _, text in self.messages for f in text.fields)
 
-    def check_columns(self, columns: Iterable[str]) -> None:
+    def check_columns(self, columns: Iterable[str], *, read: Iterable[str] = ()) -> None:
         """Refuse a field that is no column.
+
+        Args:
+            columns: Columns that a template may name.
+            read: All columns of the data; those that are not in `columns` were read as the input or the completion.
 
         Raises:
             TemplateError: Naming the field, the columns there are and the nearest of them.
         """
-        known = ["input", *columns]
+        known, taken = ["input", *columns], set(read)
         for name in self.fields:
+            if name not in known and name in taken:
+                raise TemplateError(
+                    f"{self.name} has the field {{{name}}}, but that column is read as the input or the completion; "
+                    "the text column is {input} in a template."
+                )
+            if name not in known and _attribute(name, known):
+                raise TemplateError(f"{self.name} has the field {{{name}}}; {PLAIN}, such as {{{_head(name)}}}.")
             if name not in known:
                 raise TemplateError(
                     f"{self.name} has the field {{{name}}}, but the data has no such column; there are "
@@ -116,8 +128,29 @@ def parse_template(source: Any, *, name: str) -> Template:
         messages = _chat(listed, name) if listed is not None else (("", _parse_text(text, name)),)
     template = Template(messages, name)
     if "input" not in template.fields:
-        raise TemplateError(f"{name} has no {{input}}; put it where the row's input belongs.")
+        raise TemplateError(f"{name} has no {{input}}{_instead(template.fields)}")
     return template
+
+
+def _instead(fields: tuple[str, ...]) -> str:
+    """Return the end of the sentence that {input} is missing: what was found in its place, and what to do."""
+    put = "put it where the row's input belongs."
+    attribute = next((f for f in fields if _attribute(f, ["input"])), None)
+    if attribute is not None:
+        return f" but {{{attribute}}}; {PLAIN}: {put}"
+    if fields:
+        return f", only {{{'}, {'.join(dict.fromkeys(fields))}}}; the text column is {{input}} in a template: {put}"
+    return f"; {put}"
+
+
+def _head(field: str) -> str:
+    """Return a field's name without what Python's own format would take after it."""
+    return re.split(r"[.!:\[]", field, maxsplit=1)[0].strip()
+
+
+def _attribute(field: str, known: Iterable[str]) -> bool:
+    """Whether a field is a known name with an attribute, an index or a format code, or with spaces around it."""
+    return field not in known and _head(field) in known
 
 
 def _read(source: Any, name: str) -> str:

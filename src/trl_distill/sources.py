@@ -1,10 +1,15 @@
-"""From the name a user gives to a configuration, a tokenizer and a model, with a sentence when there is none."""
+"""From the name a user gives to a configuration, a tokenizer and a model, with a sentence when there is none.
+
+A folder that holds an adapter alone is its base with the adapter merged into it.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .adapters import CONFIG, Adapter
 from .embedded import embedded_path
 from .errors import ModelError, TeacherError, UsageError, nearest
 
@@ -43,26 +48,32 @@ def resolve(name: str, *, role: str) -> str:
 def load_config(
     path: str, *, role: str, revision: str | None = None, trust_remote_code: bool = False
 ) -> PretrainedConfig:
-    """Return a model's configuration.
+    """Return a model's configuration, an adapter's base's.
 
     Raises:
         ModelError, TeacherError: It cannot be found or read.
     """
     from transformers import AutoConfig
 
+    adapter = adapter_of(path, role=role)
+    if adapter is not None:
+        return load_config(adapter.base, role=role, revision=adapter.revision, trust_remote_code=trust_remote_code)
     return _load(AutoConfig, path, role, "configuration", revision=revision, trust_remote_code=trust_remote_code)
 
 
 def load_tokenizer(
     path: str, *, role: str, revision: str | None = None, trust_remote_code: bool = False
 ) -> PreTrainedTokenizerBase:
-    """Return a model's tokenizer, with a padding token.
+    """Return a model's tokenizer, with a padding token; an adapter's own, else its base's.
 
     Raises:
         ModelError, TeacherError: It cannot be found or read, or has no token that ends a sequence.
     """
     from transformers import AutoTokenizer
 
+    adapter = adapter_of(path, role=role)
+    if adapter is not None and not adapter.has_tokenizer:
+        return load_tokenizer(adapter.base, role=role, revision=adapter.revision, trust_remote_code=trust_remote_code)
     tokenizer = _load(AutoTokenizer, path, role, "tokenizer", revision=revision, trust_remote_code=trust_remote_code)
     if tokenizer.eos_token_id is None:
         raise _error(role)(f"{role} {path!r}: its tokenizer has no end-of-sequence token; set eos_token in its files.")
@@ -82,7 +93,7 @@ def load_model(
     attn_implementation: str | None = None,
     trust_remote_code: bool = False,
 ) -> PreTrainedModel:
-    """Load a causal language model.
+    """Load a causal language model; an adapter is merged into its base.
 
     Args:
         path: What `resolve` returned.
@@ -95,11 +106,24 @@ def load_model(
         trust_remote_code: Allow code that the model brings.
 
     Raises:
-        ModelError, TeacherError: It cannot be found or read.
+        ModelError, TeacherError: It cannot be found or read, or is an adapter of a quantized base.
     """
     import torch
     from transformers import AutoModelForCausalLM
 
+    adapter = adapter_of(path, role=role)
+    if adapter is not None:
+        check_can_merge(path, role=role, quantization=quantization, trust_remote_code=trust_remote_code)
+        base = load_model(
+            adapter.base,
+            role=role,
+            revision=adapter.revision,
+            dtype=dtype,
+            device_map=device_map,
+            attn_implementation=attn_implementation,
+            trust_remote_code=trust_remote_code,
+        )
+        return _told(lambda: adapter.merged_into(base), path, role, "adapter")
     options: dict[str, Any] = {
         "revision": revision,
         "trust_remote_code": trust_remote_code,
@@ -127,10 +151,78 @@ def quantization_config(kind: str) -> Any:
     )
 
 
+def adapter_of(path: str, *, role: str) -> Adapter | None:
+    """Return the adapter that a folder holds, its base found; None where it holds a whole model.
+
+    Args:
+        path: What `resolve` returned.
+        role: "model" or "teacher_model", for messages.
+
+    Raises:
+        ModelError, TeacherError: Its configuration cannot be read, or its base is no longer where it says.
+    """
+    adapter: Adapter | None = _told(lambda: Adapter.of(path), path, role, CONFIG)
+    if adapter is None:
+        return None
+    try:
+        base = resolve(adapter.base, role=role) if adapter.base else path
+    except UsageError:
+        base = path
+    if base == path:
+        raise _error(role)(
+            f"{role} {path!r} is an adapter of {adapter.base!r}, which is no folder with a model; set "
+            f"base_model_name_or_path in its {CONFIG} to where that model is."
+        ) from None
+    return Adapter(adapter.folder, base, adapter.revision)
+
+
+def check_can_merge(
+    path: str,
+    *,
+    role: str,
+    quantization: str | None = None,
+    new_adapter: bool = False,
+    trust_remote_code: bool = False,
+) -> None:
+    """Refuse an adapter that cannot become a plain model, or must not; a whole model passes.
+
+    Args:
+        path: What `resolve` returned.
+        role: "model" or "teacher_model", for messages.
+        quantization: What its base would be quantized to; nothing can be added to such weights.
+        new_adapter: Whether another adapter will be saved that belongs to the merged model, which is in no folder.
+        trust_remote_code: Allow code that the base brings.
+
+    Raises:
+        ModelError, TeacherError: Saying what to do.
+    """
+    if adapter_of(path, role=role) is None:
+        return
+    saved = load_config(path, role=role, trust_remote_code=trust_remote_code)
+    flag = "--teacher-quantization" if role == "teacher_model" else "--quantization"
+    if quantization is not None or getattr(saved, "quantization_config", None) is not None:
+        do = f"drop {flag}" if quantization is not None else "set its base to the unquantized model"
+        raise _error(role)(
+            f"{role} {path!r} is an adapter, which cannot be merged into a quantized base; {do}, or merge the two and "
+            "save a whole model first (--merge-adapter)."
+        )
+    if new_adapter:
+        raise _error(role)(
+            f"{role} {path!r} is an adapter, and a new one would belong to a model that is in no folder; add "
+            "--merge-adapter to save a whole model, or drop --peft."
+        )
+
+
 def _load(kind: Any, path: str, role: str, what: str, **options: Any) -> Any:
     """Call `from_pretrained` and turn its many errors into one sentence."""
+    given = {k: v for k, v in options.items() if v is not None}
+    return _told(lambda: kind.from_pretrained(path, **given), path, role, what)
+
+
+def _told(load: Callable[[], Any], path: str, role: str, what: str) -> Any:
+    """Return what `load` returns, its errors as one sentence."""
     try:
-        return kind.from_pretrained(path, **{k: v for k, v in options.items() if v is not None})
+        return load()
     except (OSError, ValueError, KeyError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise _error(role)(

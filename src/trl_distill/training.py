@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .errors import DistillError, ModelError, RunInterrupted, TemplateError
+from .errors import DistillError, ModelError, RunInterrupted
 from .figures import last_evaluation, training_means
 from .hub import check_token
-from .params import LLMTrainingParams
+from .params import LLMTrainingParams, check_params
 from .project import Project
 from .prompts import parse_template
 from .readiness import check_ready
@@ -67,7 +67,7 @@ def run(params: LLMTrainingParams) -> RunResult:
         UsageError: Something that was asked for cannot be done; raised before a model loads.
         RunInterrupted: Ctrl-C; a checkpoint is written.
     """
-    params.validate()
+    check_params(params)
     check_token(params)
     templates = [
         parse_template(getattr(params, f"{side}_prompt_template"), name=f"{side}_prompt_template")
@@ -118,6 +118,7 @@ class _Run:
         from transformers import set_seed
 
         from .config import from_params
+        from .progress import show_lines
 
         params = self.params
         self.args = from_params(params)
@@ -133,17 +134,25 @@ class _Run:
         self.prepare_data()
         if params.dry_run:
             return RunResult(None, self.tokenizer, self.figures(), {"project": self.project.folder})
-        trainer = self.make_trainer()
+        trainer = show_lines(self.make_trainer())
         self.fit(trainer)
         return self.save(trainer)
 
     def load_tokenizer(self) -> None:
         """Load the student's configuration and tokenizer, with the chat template asked for."""
-        from .sources import load_config, load_tokenizer, resolve
+        from .chat_templates import take_chat_template
+        from .sources import check_can_merge, load_config, load_tokenizer, resolve
 
         model, trust = self.params.model, self.params.trust_remote_code
         if isinstance(model, str):
             self.model_path: str | None = resolve(model, role="model")
+            check_can_merge(
+                self.model_path,
+                role="model",
+                quantization=self.params.quantization,
+                new_adapter=self.params.peft and not self.params.merge_adapter,
+                trust_remote_code=trust,
+            )
             self.model_config = load_config(self.model_path, role="model", trust_remote_code=trust)
         else:
             self.model_path, self.model_config = None, model.config
@@ -155,8 +164,7 @@ class _Run:
                 "with its tokenizer and give that."
             )
         self.tokenizer = carried or load_tokenizer(source, role="model", trust_remote_code=trust)
-        if self.params.chat_template is not None:
-            self.tokenizer.chat_template = _chat_template(self.params.chat_template, trust)
+        take_chat_template(self.tokenizer, self.params.chat_template, trust_remote_code=trust)
 
     def prepare_data(self) -> None:
         """Check everything against everything, have completions written, and show the pre-flight."""
@@ -345,25 +353,6 @@ class _Run:
 
 DRY_RUN_ROWS = 16
 TOKENIZER = "_trl_distill_tokenizer"  # a model that was trained here carries its tokenizer to the next stage
-
-
-def _chat_template(source: str, trust_remote_code: bool) -> str:
-    """Return the chat template of a Jinja file or of another model's tokenizer.
-
-    Raises:
-        TemplateError: Neither.
-    """
-    path = Path(source).expanduser()
-    if path.is_file():
-        return path.read_text(encoding="utf-8")
-    from .sources import load_tokenizer, resolve
-
-    tokenizer = load_tokenizer(
-        resolve(source, role="chat_template"), role="chat_template", trust_remote_code=trust_remote_code
-    )
-    if tokenizer.chat_template is None:
-        raise TemplateError(f"chat_template {source!r}: its tokenizer has none; give a Jinja file.")
-    return str(tokenizer.chat_template)
 
 
 def _lora(params: LLMTrainingParams) -> Any:

@@ -49,6 +49,13 @@ def test_a_chat_template_may_be_a_list(written):
     assert params.teacher_prompt_template[1] == {"role": "user", "content": "{input}"}
 
 
+def test_the_word_no_is_a_choice_and_a_list_of_modules_is_taken(written):
+    path = written("mixed_precision: no\neval_strategy: no\nsave-strategy: no\ntarget_modules: [q_proj, v_proj]\n")
+    params = params_from_command(["--config", path])
+    assert (params.mixed_precision, params.eval_strategy, params.save_strategy) == ("no", "no", "no")
+    assert params.target_modules == "q_proj,v_proj"
+
+
 def test_a_model_that_lived_in_memory_must_be_named(written):
     path = written("model: <LlamaForCausalLM>\nteacher_model: t\n")
     with pytest.raises(ParamsError, match=r"model was a LlamaForCausalLM in memory.*give --model"):
@@ -61,6 +68,7 @@ def test_a_model_that_lived_in_memory_must_be_named(written):
     [
         ("teacher_modle: x", "unknown parameter 'teacher_modle'. Did you mean 'teacher_model'"),
         ("distill_alpha: 7", "distill_alpha is 7.0; accepted is a number from 0 to 1."),
+        ("project_name: 2026", "project_name is 2026; accepted is text."),
         ("distill_alpha:", "distill_alpha is empty; give a number from 0 to 1."),
         ("lr: 1e-4\nlearning-rate: 1e-4", "lr is given twice"),
         ("hub_token: hf_secret_secret", "set the environment variable HF_TOKEN"),

@@ -30,8 +30,8 @@ def told_in_a_sentence(*, debug: bool) -> Iterator[None]:
         raise  # click tells it, with the usage
     except DistillError as error:
         _end(str(error), error.exit_code, debug=debug)
-    except KeyboardInterrupt:
-        _end("interrupted.", 130, debug=debug)
+    except KeyboardInterrupt as stop:
+        _end(str(stop) or "interrupted.", 130, debug=debug)  # Python's own has no text
     except Exception as error:
         hint = "" if debug else " Run again with --debug for the traceback."
         text = _line(str(error))[:LONGEST].rstrip(".")

@@ -15,11 +15,13 @@ from ..params import ALIASES, FIELDS, LLMTrainingParams
 from .config_file import read_config, refuse_live
 from .failures import told_in_a_sentence, without_secrets
 from .options import GroupedCommand, Setting, dashed, options_of
+from .quiet import quiet
 
 HELP = """Train a language model to answer without the prompt that its teacher reads.
 
 \b
-A first run, on the model that comes with the package:
+A first run, on the model that comes with the package. Each line of
+queries.jsonl is a row, as {"text": "red cat"}; the teacher writes the rest:
   aitraining llm --model embedded --teacher-model embedded \\
     --teacher-prompt-template "Write the words in reverse order.\\n{input}\\n" \\
     --data-path queries.jsonl --project-name runs/first
@@ -30,8 +32,8 @@ A larger teacher, and an adapter instead of all weights:
     --teacher-prompt-template @prompt.txt --data-path ./data \\
     --project-name runs/lora
 
-A file of settings (--config) takes the same names; a flag overrides it. --dry-run shows what a run would
-train on. Underscores in flags are taken for dashes.
+A run needs --model and --teacher-model; all else has a default. A file of settings (--config) takes the same
+names; a flag overrides it. Underscores in flags are taken for dashes.
 """
 
 
@@ -47,7 +49,13 @@ def refuse_token(ctx: click.Context, param: click.Parameter, value: str | None) 
 
 COMMAND_OPTIONS = [
     Setting(["--config"], heading="Basic", shown="--config FILE", help="YAML file of settings; flags override it."),
-    Setting(["--debug"], is_flag=True, heading="Basic", shown="--debug", help="Show the traceback of an error."),
+    Setting(
+        ["--debug"],
+        is_flag=True,
+        heading="Basic",
+        shown="--debug",
+        help="Show the traceback of an error, and all that the libraries say.",
+    ),
     Setting(
         ["--token", "--hub-token", "--hf-token"],
         hidden=True,
@@ -121,7 +129,11 @@ def run_command(ctx: click.Context, **_: Any) -> None:
         params = params_of(ctx)
         from ..training import run
 
-        run(params)
+        if ctx.params["debug"]:
+            run(params)
+            return
+        with quiet(four_bits="int4" in (params.quantization, params.teacher_quantization)):
+            run(params)
 
 
 llm = LLMCommand(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from ..errors import TeacherError
-from ..sources import load_config, load_model, load_tokenizer, resolve
+from ..sources import check_can_merge, load_config, load_model, load_tokenizer, resolve
 from .base import Completion, GenerationSettings, Teacher
 from .generate import complete
 from .local import LocalTeacher, check_can_teach
@@ -65,6 +65,7 @@ def load_teacher(
             load=lambda: spec if device is None else spec.to(device),
         )
     path = resolve(spec, role="teacher_model")
+    check_can_merge(path, role="teacher_model", quantization=quantization, trust_remote_code=trust_remote_code)
     config = load_config(path, role="teacher_model", revision=revision, trust_remote_code=trust_remote_code)
 
     def load() -> PreTrainedModel:

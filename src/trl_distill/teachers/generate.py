@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
 
@@ -31,19 +32,41 @@ def complete(
         settings: How it writes.
         store: Where completions are kept from one run to the next; None keeps them in memory.
         progress: Whether to show a progress bar.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C; its text says where the completions written so far are kept.
     """
     store = CompletionStore(None) if store is None else store
     identity = _identity(teacher, settings)
     keys = _keys(identity, prompts, distinct=settings.do_sample)
     missing = {key: prompt for key, prompt in zip(keys, prompts, strict=True) if key not in store}
     order = sorted(missing, key=lambda key: (-len(missing[key]), key))
-    with tqdm(total=len(order), desc="Teacher writes completions", unit="row", disable=not (progress and order)) as bar:
+    shown = progress and bool(order)
+    with (
+        _saying_what_is_kept(store, keys),
+        tqdm(total=len(order), desc="Teacher writes completions", unit="row", disable=not shown) as bar,
+    ):
         for start in range(0, len(order), settings.batch_size):
             batch = order[start : start + settings.batch_size]
             written = teacher.generate([missing[key] for key in batch], settings)
             store.add(dict(zip(batch, written, strict=True)))
             bar.update(len(batch))
     return [store[key] for key in keys]
+
+
+@contextmanager
+def _saying_what_is_kept(store: CompletionStore, keys: Sequence[str]) -> Iterator[None]:
+    """Give a Ctrl-C that comes in between a text, where what was written is on disk."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if store.path is None:
+            raise
+        there = sum(key in store for key in keys)
+        raise KeyboardInterrupt(
+            f"interrupted while the teacher wrote completions: {there:,} of {len(keys):,} are kept in {store.path}, "
+            "and the same command goes on from them."
+        ) from None
 
 
 def _identity(teacher: Teacher, settings: GenerationSettings) -> dict[str, Any]:

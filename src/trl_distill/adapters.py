@@ -1,0 +1,65 @@
+"""A folder that holds an adapter alone: what it is an adapter of, and how the two become one plain model."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+CONFIG = "adapter_config.json"
+TOKENIZER_FILES = ("tokenizer_config.json", "tokenizer.json", "tokenizer.model", "vocab.json")
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """What an adapter's configuration says.
+
+    Attributes:
+        folder: Where it is.
+        base: Folder or Hub name of the model that it belongs to; empty where it does not say.
+        revision: Of a base on the Hub.
+    """
+
+    folder: str
+    base: str
+    revision: str | None
+
+    @classmethod
+    def of(cls, path: str) -> Adapter | None:
+        """Return the adapter in a folder; None where there is a whole model, or no folder.
+
+        Raises:
+            ValueError: Its configuration is no JSON object.
+        """
+        folder = Path(path)
+        if (folder / "config.json").is_file() or not (folder / CONFIG).is_file():
+            return None
+        written = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        if not isinstance(written, dict):
+            raise ValueError(f"{CONFIG} holds no object")
+        return cls(path, str(written.get("base_model_name_or_path") or ""), written.get("revision"))
+
+    @property
+    def has_tokenizer(self) -> bool:
+        """Whether a tokenizer was saved beside the adapter."""
+        return any((Path(self.folder) / name).is_file() for name in TOKENIZER_FILES)
+
+    def merged_into(self, base: PreTrainedModel) -> PreTrainedModel:
+        """Return the base with the adapter's weights added to its own: a plain model, all of which can be trained.
+
+        Raises:
+            ValueError: A kind of adapter that cannot be merged, such as a learnt prompt, or one of another model.
+        """
+        from peft import PeftModel
+
+        try:
+            model: Any = PeftModel.from_pretrained(base, self.folder)
+            merged: PreTrainedModel = model.merge_and_unload()
+        except (AttributeError, RuntimeError) as error:
+            raise ValueError(f"it cannot be merged into {self.base}: {error}") from error
+        merged.requires_grad_(True)  # PEFT has frozen the base
+        return merged

@@ -1,0 +1,115 @@
+"""A run's log lines for people: one short aligned line each, and a bar on a terminal.
+
+The figures in full are in the project's metrics.json and in the trackers of `--log`.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from tqdm.auto import tqdm
+from transformers import PrinterCallback, ProgressCallback, TrainerCallback
+
+Trainer = TypeVar("Trainer")
+# name in the logs, label, width of the value
+FIGURES = (("loss", "loss", 7), ("kl", "kl", 7), ("ce", "ce", 7))
+SHARES = (("top1_agreement", "agree", 4), ("mean_token_accuracy", "right", 4))
+# left out of a line, or in it already
+HIDDEN = ("grad_norm", "entropy", "num_tokens", "num_input_tokens_seen", "total_flos", "epoch", "learning_rate")
+TIMES = ("runtime", "_per_second")
+
+
+def show_lines(trainer: Trainer) -> Trainer:
+    """Put `ProgressLines` in the place of transformers' own progress, except in a notebook, which has a table.
+
+    Args:
+        trainer: A transformers Trainer.
+
+    Returns:
+        The same trainer.
+    """
+    handler: Any = trainer
+    own = [c for c in handler.callback_handler.callbacks if type(c) in (ProgressCallback, PrinterCallback)]
+    for callback in own:
+        handler.remove_callback(callback)
+    if own:
+        handler.add_callback(ProgressLines())
+    return trainer
+
+
+class ProgressLines(TrainerCallback):
+    """Prints a line for each log to stdout and shows the training's bar on stderr where that is a terminal."""
+
+    def __init__(self) -> None:
+        self.bar: Any = None
+        self.last = ""
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Show the bar, from where a resumed run goes on."""
+        if state.is_world_process_zero and sys.stderr.isatty() and not args.disable_tqdm:
+            self.bar = tqdm(
+                total=state.max_steps,
+                initial=state.global_step,
+                desc="Training",
+                unit="step",
+                dynamic_ncols=True,
+                leave=False,
+                disable=False,
+            )
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Move the bar."""
+        if self.bar is not None:
+            self.bar.update(state.global_step - self.bar.n)
+
+    def on_prediction_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Say why the bar stands still."""
+        if self.bar is not None:
+            self.bar.set_postfix_str("evaluating")
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Go on."""
+        if self.bar is not None:
+            self.bar.set_postfix_str("")
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Mapping[str, Any] | None = None, **kwargs: Any) -> None:
+        """Print the line; the summary at the end has a place of its own in the run's last words."""
+        if state.is_world_process_zero and logs and "train_runtime" not in logs:
+            text = line(logs, step=state.global_step, steps=state.max_steps)
+            if text != self.last:  # the end of the last epoch and the end of the run evaluate the same model
+                tqdm.write(text, file=sys.stdout)  # beside the bar, if there is one
+                sys.stdout.flush()
+            self.last = text
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Take the bar away."""
+        if self.bar is not None:
+            self.bar.close()
+            self.bar = None
+
+
+def line(logs: Mapping[str, Any], *, step: int, steps: int) -> str:
+    """Return one log as one line, the same columns in the same places each time.
+
+    Args:
+        logs: Figures by name, as a Trainer logs them; evaluation's begin with `eval_`.
+        step: The optimizer step.
+        steps: All of them.
+    """
+    prefix = next((key[:-4] for key in logs if key.startswith("eval_") and key.endswith("_loss")), "")
+    values = {key.removeprefix(prefix): value for key, value in logs.items() if isinstance(value, (int, float))}
+    kind = prefix.rstrip("_").replace("_", " ") or "step"
+    cells = [f"{kind} {step:{len(str(steps))}}/{steps}"]
+    if "epoch" in values:
+        cells.append(f"epoch {values['epoch']:<5.2f}")
+    cells += [f"{label} {values[key]:<{width}.4g}" for key, label, width in FIGURES if key in values]
+    cells += [f"{label} {values[key]:<{width}.0%}" for key, label, width in SHARES if key in values]
+    if "learning_rate" in values:
+        cells.append(f"lr {values['learning_rate']:<7.2g}")
+    if "tokens_per_second" in values:
+        cells.append(f"{values['tokens_per_second']:,.0f} tok/s")
+    known = {key for key, *_ in (*FIGURES, *SHARES)} | set(HIDDEN)
+    own = {key: value for key, value in values.items() if key not in known and not key.endswith(TIMES)}
+    return "  ".join([*cells, *(f"{key} {value:.4g}" for key, value in own.items())]).rstrip()

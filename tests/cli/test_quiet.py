@@ -1,0 +1,100 @@
+"""What the command shows: the run, and none of the libraries' asides unless `--debug` asks for them."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import logging
+import os
+import pty
+import struct
+import subprocess
+import sys
+import termios
+import warnings
+
+import pytest
+
+from trl_distill.cli.quiet import KERNEL, MESSAGES, WARNINGS, quiet
+
+COMMAND = [sys.executable, "-m", "trl_distill.cli", "llm"]
+ASIDES = ("Loading weights", "Writing model shards", "Tokenizing", "FutureWarning", "mtime", "gemm_4bit", "MatMul8bit")
+
+
+@pytest.fixture
+def flags(tiny_model_dir, tiny_teacher_dir, tmp_path):
+    data = tmp_path / "queries.jsonl"
+    data.write_text("\n".join(json.dumps({"text": w}) for w in "abcdefghijkl"))
+    return [
+        "--model", str(tiny_model_dir), "--teacher-model", str(tiny_teacher_dir), "--data-path", str(data),
+        "--teacher-prompt-template", "e {input}", "--project-name", str(tmp_path / "run"), "--epochs", "2",
+        "--distill-max-teacher-length", "4", "--logging-steps", "1", "--gradient-checkpointing",
+    ]  # fmt: skip
+
+
+def test_a_run_shows_its_own_lines_and_one_bar(flags):
+    done = subprocess.run([*COMMAND, *flags], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    shown = [text for text in done.stderr.replace("\r", "\n").splitlines() if text.strip()]
+    assert shown
+    assert all(text.startswith("Teacher writes completions") for text in shown), done.stderr
+    assert done.stdout.startswith("Pre-flight (train)")
+    assert "{'" not in done.stdout
+    assert len([text for text in done.stdout.splitlines() if text.startswith("step ")]) == 2
+
+
+def test_debug_shows_everything(flags):
+    done = subprocess.run([*COMMAND, *flags, "--debug"], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    for aside in ("Loading weights", "Writing model shards", "Tokenizing", "FutureWarning"):
+        assert aside in done.stderr
+
+
+def test_a_terminal_has_the_bar_of_the_training(flags):
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(ours, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 120, 0, 0))
+    with subprocess.Popen([*COMMAND, *flags], stdout=theirs, stderr=theirs) as process:
+        os.close(theirs)
+        seen = b""
+        while True:
+            try:
+                read = os.read(ours, 65536)
+            except OSError:  # how Linux says that the other end is closed
+                break
+            if not read:
+                break
+            seen += read
+    os.close(ours)
+    assert process.returncode == 0, seen.decode()
+    assert "Training: " in seen.decode()
+    assert "step 2/2" in seen.decode()
+    assert not [aside for aside in ASIDES if aside in seen.decode()]
+
+
+def test_nothing_stays_quiet_afterwards(monkeypatch):
+    monkeypatch.delenv("TQDM_DISABLE", raising=False)
+    loggers = [logging.getLogger(name) for name, _ in (KERNEL, *MESSAGES)]
+    before = [list(logger.filters) for logger in loggers], list(warnings.filters)
+    with quiet():
+        assert os.environ["TQDM_DISABLE"] == "1"
+        assert all(logger.filters for logger in loggers)
+    assert ([list(logger.filters) for logger in loggers], list(warnings.filters)) == before
+    assert "TQDM_DISABLE" not in os.environ
+
+
+@pytest.mark.parametrize("four_bits", [True, False])
+def test_only_the_known_messages_are_dropped(four_bits, caplog):
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        with quiet(four_bits=four_bits):
+            for name, start in (KERNEL, *MESSAGES):
+                logging.getLogger(name).warning(start + " and so on %s", 1)
+                logging.getLogger(name).warning("another")
+            for category, _ in WARNINGS:
+                warnings.warn("`gradient_checkpointing` is deprecated and will be removed", category, stacklevel=1)
+                warnings.warn("another", category, stacklevel=1)
+    said = [record.getMessage() for record in caplog.records]
+    kept = [text for text in said if text != "another"]
+    assert "another" in said
+    assert kept == ([KERNEL[1] + " and so on 1"] if four_bits else [])
+    assert [str(w.message) for w in warned] == ["another"]
