@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import SFTConfig, SFTTrainer
 
 from trl_distill import DistillationSFTConfig, DistillationSFTTrainer
-from trl_distill.errors import ParamsError, TeacherError
+from trl_distill.errors import DataError, ParamsError, TeacherError
 from trl_distill.losses import distillation_loss_from_logits
 
 PLAIN = {"text": ["a b c d", "b c", "c d e f g", "e f", "g a b", "f e d c"]}
@@ -300,3 +300,20 @@ def test_a_teacher_with_another_tokenizer_is_refused(tiny_model_dir, tiny_teache
     PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>", unk_token="<unk>").save_pretrained(other)
     with pytest.raises(TeacherError, match="choose a teacher"):
         distilling(tiny_model_dir, other, tmp_path / "out")
+
+
+def test_a_token_added_for_the_student_is_told_where_it_is_met(tiny_model_dir, tmp_path):
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model_dir)
+    rows = len(tokenizer)
+    tokenizer.add_tokens(["<x>"])
+    model = AutoModelForCausalLM.from_pretrained(tiny_model_dir)
+    model.resize_token_embeddings(len(tokenizer))
+    student = tmp_path / "student"
+    model.save_pretrained(student)
+    tokenizer.save_pretrained(student)
+    trainer = distilling(student, tiny_model_dir, tmp_path / "run")
+    assert trainer.vocabulary == rows
+    trainer.train()
+    data = {"prompt": ["a <x>", "b"], "completion": ["b", "c <x>"]}
+    with pytest.raises(DataError, match=f"train, row 2: the completion holds token {rows}, and teacher and student"):
+        distilling(student, tiny_model_dir, tmp_path / "more", data=data)

@@ -105,11 +105,13 @@ def recipe_of(
             tokenizer,
             parse_template(args.student_prompt_template, name="student_prompt_template"),
             min(limits) if limits else None,
+            student.get_text_config().vocab_size,
         ),
         teacher=Reading(
             teacher.tokenizer,
             parse_template(args.teacher_prompt_template, name="teacher_prompt_template"),
             teacher.length_limit,
+            teacher.vocabulary_rows,
         ),
         columns=Columns(args.dataset_text_field, args.prompt_text_column, args.completion_column, args.max_bad_rows),
         write=write,
