@@ -69,6 +69,28 @@ def test_drawn_completions_of_equal_prompts_are_drawn_apart(teacher):
     assert done == complete(teacher, [[5, 6]] * 6, drawn, progress=False)
 
 
+@pytest.mark.parametrize("batch_size", [1, 2])
+def test_equal_prompts_are_drawn_apart_in_other_batches_too(batch_size, teacher):
+    drawn = GenerationSettings(max_new_tokens=8, do_sample=True, batch_size=batch_size)
+    done = complete(teacher, [[5, 6]] * 6, drawn, progress=False)
+    assert len({c.ids for c in done}) == 6
+
+
+def test_draws_that_were_stopped_go_on_as_they_would_have(teacher, tmp_path):
+    path, drawn = tmp_path / "store.jsonl", GenerationSettings(max_new_tokens=8, do_sample=True, batch_size=2)
+    whole = complete(teacher, PROMPTS, drawn, store=CompletionStore(path), progress=False)
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(lines[:2]))
+    teacher.asked.clear()
+    assert complete(teacher, PROMPTS, drawn, store=CompletionStore(path), progress=False) == whole
+    assert sum(map(len, teacher.asked)) == 3
+
+
+def test_another_seed_draws_otherwise(teacher):
+    one, two = (GenerationSettings(max_new_tokens=8, do_sample=True, seed=seed) for seed in (1, 2))
+    assert complete(teacher, PROMPTS, one, progress=False) != complete(teacher, PROMPTS, two, progress=False)
+
+
 def test_progress_is_shown_while_it_writes(teacher, capsys):
     complete(teacher, PROMPTS, SETTINGS)
     assert "Teacher writes completions" in capsys.readouterr().err

@@ -36,7 +36,7 @@ class GenerationSettings:
         temperature: Of the drawing, not of the distillation.
         top_p: Nucleus of the drawing.
         seed: Of the drawing.
-        batch_size: Prompts at a time; changes no greedy completion beyond rounding.
+        batch_size: Prompts at a time; changes no greedy completion beyond rounding, and every drawn one.
     """
 
     max_new_tokens: int = 512
