@@ -7,7 +7,7 @@ import copy
 import pytest
 import torch
 from datasets import Dataset
-from peft import LoraConfig
+from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import SFTConfig, SFTTrainer
 
@@ -300,6 +300,41 @@ def test_a_teacher_with_another_tokenizer_is_refused(tiny_model_dir, tiny_teache
     PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>", unk_token="<unk>").save_pretrained(other)
     with pytest.raises(TeacherError, match="choose a teacher"):
         distilling(tiny_model_dir, other, tmp_path / "out")
+
+
+def taught_by(teacher, folder, student=None, **settings):
+    """Return a trainer whose teacher is a loaded model."""
+    config = DistillationSFTConfig(**quick(folder, max_steps=2, **settings), use_distillation=True, **TEMPLATES)
+    source = str(teacher.config._name_or_path)
+    return DistillationSFTTrainer(
+        AutoModelForCausalLM.from_pretrained(source) if student is None else student, config,
+        train_dataset=Dataset.from_dict(PAIRS), teacher_model=teacher,
+        processing_class=AutoTokenizer.from_pretrained(source),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+def test_a_loaded_teacher_is_left_as_it_was_and_can_be_the_next_student(bf16, tiny_model_dir, tmp_path):
+    teacher = AutoModelForCausalLM.from_pretrained(tiny_model_dir).train()
+    before = {name: tensor.clone() for name, tensor in teacher.state_dict().items()}
+    attributes = set(vars(teacher))
+    first = taught_by(teacher, tmp_path / "first", bf16=bf16)
+    first.train()
+    assert set(vars(teacher)) == attributes
+    assert all(p.requires_grad and p.grad is None for p in teacher.parameters())
+    assert all(module.training for module in teacher.modules())
+    assert teacher.generation_config.suppress_tokens is None
+    assert all(torch.equal(tensor, before[name]) for name, tensor in teacher.state_dict().items())
+    second = taught_by(first.model, tmp_path / "second", student=teacher)
+    second.train()
+    assert not all(torch.equal(tensor, before[name]) for name, tensor in teacher.state_dict().items())
+
+
+def test_a_teacher_with_an_adapter_teaches(tiny_model_dir, tmp_path):
+    teacher = get_peft_model(AutoModelForCausalLM.from_pretrained(tiny_model_dir), copy.deepcopy(LORA))
+    trainer = taught_by(teacher, tmp_path)
+    trainer.train()
+    assert len(losses(trainer)) == 2
 
 
 def test_a_token_added_for_the_student_is_told_where_it_is_met(tiny_model_dir, tmp_path):

@@ -9,7 +9,7 @@ from .embedded import embedded_path
 from .errors import ModelError, TeacherError, UsageError, nearest
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 EMBEDDED = "embedded"
 
@@ -51,6 +51,22 @@ def load_config(
     from transformers import AutoConfig
 
     return _load(AutoConfig, path, role, "configuration", revision=revision, trust_remote_code=trust_remote_code)
+
+
+def load_generation_config(path: str, *, config: PretrainedConfig, revision: str | None = None) -> GenerationConfig:
+    """Return how a model generates, from its files or, where they do not say, from its configuration.
+
+    Args:
+        path: What `resolve` returned.
+        config: The model's configuration.
+        revision: Revision of a Hub model.
+    """
+    from transformers import GenerationConfig
+
+    try:
+        return GenerationConfig.from_pretrained(path, revision=revision or "main")
+    except OSError:
+        return GenerationConfig.from_model_config(config)
 
 
 def load_tokenizer(
