@@ -96,6 +96,12 @@ def test_overriding_generation_writes_every_batch_anew(tiny_model_dir, tiny_teac
     assert all(entry["ce"] > 0 for entry in trainer.state.log_history if "ce" in entry)
 
 
+def test_a_student_of_fresh_completions_stops_where_its_teacher_may(tiny_model_dir, chat_model_dir, tmp_path):
+    trainer = trainer_of(Online, tiny_model_dir, chat_model_dir, tmp_path)
+    assert trainer.model.generation_config.eos_token_id == trainer.teacher.stop_ids
+    assert len(trainer.teacher.stop_ids) == 2
+
+
 class OnlineBeyond(PromptDistillationTrainer):
     """Writes a token that the student does not have."""
 

@@ -6,9 +6,10 @@ import copy
 
 import pytest
 import torch
+from conftest import make_model_that_writes
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from trl import SFTConfig, SFTTrainer
 
 from trl_distill import DistillationSFTConfig, DistillationSFTTrainer
@@ -300,6 +301,44 @@ def test_a_teacher_with_another_tokenizer_is_refused(tiny_model_dir, tiny_teache
     PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>", unk_token="<unk>").save_pretrained(other)
     with pytest.raises(TeacherError, match="choose a teacher"):
         distilling(tiny_model_dir, other, tmp_path / "out")
+
+
+def saved_stops(trainer, folder):
+    """Return what a student that was trained and saved stops at."""
+    trainer.train()
+    trainer.save_model(str(folder))
+    stops = GenerationConfig.from_pretrained(folder).eos_token_id
+    return stops if isinstance(stops, list) else [stops]
+
+
+def test_a_saved_student_stops_at_the_turns_end_it_was_taught(chat_model_dir, tmp_path):
+    trainer = distilling(chat_model_dir, chat_model_dir, tmp_path / "run", data=CHAT)
+    tokenizer = trainer.processing_class
+    end = tokenizer.convert_tokens_to_ids("<|im_end|>")
+    assert {row["completion"][-1] for row in trainer.train_dataset} == {end}
+    assert saved_stops(trainer, tmp_path / "saved") == [tokenizer.eos_token_id, end]
+
+
+def test_a_saved_student_stops_where_its_teacher_stopped(tiny_model_dir, tmp_path):
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model_dir)
+    own, end = tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids("<|im_end|>")
+    teacher = make_model_that_writes(tmp_path / "teacher", end)
+    model = AutoModelForCausalLM.from_pretrained(teacher)
+    model.generation_config.eos_token_id = end
+    model.save_pretrained(teacher)
+    settings = {"completions": "teacher", "distill_max_teacher_length": 4}
+    trainer = distilling(tiny_model_dir, teacher, tmp_path / "run", **settings, **TEMPLATES)
+    assert saved_stops(trainer, tmp_path / "saved") == [own, end]
+
+
+def test_a_student_taught_its_own_end_or_none_stops_where_it_did(tiny_model_dir, tmp_path):
+    trainer = distilling(tiny_model_dir, tiny_model_dir, tmp_path / "run")
+    own = [trainer.processing_class.eos_token_id]
+    assert saved_stops(trainer, tmp_path / "saved") == own
+    endless = make_model_that_writes(tmp_path / "teacher", 20)
+    settings = {"completions": "teacher", "distill_max_teacher_length": 4}
+    trainer = distilling(tiny_model_dir, endless, tmp_path / "endless", **settings)
+    assert saved_stops(trainer, tmp_path / "saved") == own
 
 
 def taught_by(teacher, folder, student=None, **settings):

@@ -23,7 +23,7 @@ from .metrics import DistillationMetrics
 from .preparation import is_prepared, prepare
 from .prompts import parse_template
 from .readers import CONVERSATIONS
-from .recipes import recipe_of, teacher_of
+from .recipes import add_taught_ends, recipe_of, teacher_of
 from .rows import COMPLETIONS
 from .sources import resolve
 from .teachers import LocalTeacher, Teacher
@@ -141,6 +141,8 @@ class DistillationMixin(_Base):
         self.recipe = recipe_of(self.args, self.teacher, tokenizer=self.tokenizer, student=self.base_student.config)
         self.train_dataset = self.prepare_dataset(self.train_dataset, "train")
         self.eval_dataset = self._prepare_all(self.eval_dataset)
+        taught, generation = self.train_dataset["completion"], self.base_student.generation_config
+        add_taught_ends(generation, taught, teacher=self.teacher, tokenizer=self.tokenizer)
         if isinstance(self.teacher, LocalTeacher):
             self.teacher.prepare(self._wrap_teacher)
 

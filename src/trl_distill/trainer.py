@@ -13,6 +13,7 @@ from .collator import DistillationCollator, prompts_of
 from .errors import ParamsError, TeacherError
 from .losses import divergence
 from .mixin import DistillationMixin
+from .recipes import add_taught_ends
 from .teachers import Completion, GenerationSettings, LocalTeacher
 from .teachers.local import cut_at_stop
 
@@ -46,6 +47,10 @@ class PromptDistillationTrainer(DistillationSFTTrainer):
         super().__init__(*args, **kwargs)
         if not self.distilling:
             raise ParamsError("PromptDistillationTrainer only distils; set use_distillation=True in its configuration.")
+        if self.online:  # what will be written may end in any of the teacher's stop tokens
+            ends = [[stop] for stop in self.teacher.stop_ids]
+            generation = self.base_student.generation_config
+            add_taught_ends(generation, ends, teacher=self.teacher, tokenizer=self.tokenizer)
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Let an overridden compute_loss take `model, inputs` alone: its loss is then a batch's mean."""
