@@ -376,6 +376,15 @@ def test_a_teacher_with_an_adapter_teaches(tiny_model_dir, tmp_path):
     assert len(losses(trainer)) == 2
 
 
+@pytest.mark.parametrize("peft", [False, True])
+def test_a_model_is_not_its_own_teacher(peft, tiny_model_dir, tmp_path):
+    model = AutoModelForCausalLM.from_pretrained(tiny_model_dir)
+    student = get_peft_model(model, copy.deepcopy(LORA)) if peft else model
+    with pytest.raises(TeacherError, match=r"teacher_model is the model that is trained.*give a copy .*or the folder"):
+        taught_by(model, tmp_path, student=student)
+    assert taught_by(copy.deepcopy(model), tmp_path, student=student)
+
+
 def test_a_token_added_for_the_student_is_told_where_it_is_met(tiny_model_dir, tmp_path):
     tokenizer = AutoTokenizer.from_pretrained(tiny_model_dir)
     rows = len(tokenizer)

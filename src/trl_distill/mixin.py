@@ -26,7 +26,7 @@ from .readers import CONVERSATIONS
 from .recipes import add_taught_ends, recipe_of, teacher_of
 from .rows import COMPLETIONS
 from .sources import resolve
-from .teachers import LocalTeacher, Teacher
+from .teachers import LocalTeacher, Teacher, check_apart
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -51,7 +51,7 @@ class DistillationMixin(_Base):
 
     Raises:
         ParamsError: A setting that does not go together with distillation.
-        DataError, TemplateError, TeacherError: See `preparation.prepare` and `load_teacher`.
+        DataError, TemplateError, TeacherError: See `preparation.prepare`, `load_teacher` and `check_apart`.
     """
 
     args: DistillationSFTConfig
@@ -85,6 +85,7 @@ class DistillationMixin(_Base):
             )
             return
         _check(args, data_collator, train_dataset, kwargs)
+        check_apart(student=model, teacher=teacher_model)
         model = resolve(model, role="model") if isinstance(model, str) else model
         args.remove_unused_columns = False  # the collator takes columns that are no arguments of the model
         args.dataset_kwargs = {**(args.dataset_kwargs or {}), "skip_prepare_dataset": True}
