@@ -76,6 +76,21 @@ def make_model(folder: Path, *, hidden: int = 32, layers: int = 2, extra_rows: i
     return folder
 
 
+def make_model_that_writes(folder: Path, token: int, *, chat: bool = False) -> Path:
+    """Save a model whose likeliest next token is always `token`, with the other weights out of the way."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    make_model(folder, chat=chat)
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.fill_(float("embed" in name or "norm" in name))
+        model.lm_head.weight[token] = 1
+    model.save_pretrained(folder)
+    return folder
+
+
 @pytest.fixture(scope="session")
 def tiny_model_dir(tmp_path_factory) -> Path:
     """A student: two layers of width 32, no chat template."""

@@ -5,7 +5,15 @@ from __future__ import annotations
 import pytest
 from transformers import AutoTokenizer
 
-from trl_distill.alignment import fit, shared_vocabulary, skipped_tokens, tokenize_completion, tokenize_prompt, turn_end
+from trl_distill.alignment import (
+    fit,
+    shared_vocabulary,
+    skipped_tokens,
+    stop_of_turn,
+    tokenize_completion,
+    tokenize_prompt,
+    turn_end,
+)
 from trl_distill.errors import DataError, TeacherError, TemplateError
 
 
@@ -103,6 +111,22 @@ def test_the_first_token_under_an_empty_prompt_is_not_predicted(student, teacher
 
 def test_unequal_padding_shares_the_smaller_number_of_rows(tokenizer):
     assert shared_vocabulary(tokenizer, tokenizer, student_rows=151_936, teacher_rows=152_064) == 151_936
+
+
+@pytest.mark.parametrize("padding", [0, 64])
+def test_a_token_added_for_the_student_alone_is_not_shared(padding, tokenizer):
+    more = AutoTokenizer.from_pretrained(tokenizer.name_or_path)
+    more.add_tokens(["<x>"])
+    rows = len(tokenizer)
+    assert shared_vocabulary(more, tokenizer, student_rows=rows + 1, teacher_rows=rows + padding) == rows
+    assert shared_vocabulary(tokenizer, more, student_rows=rows, teacher_rows=rows + 1) == rows
+
+
+@pytest.mark.parametrize("template", ["{{ raise_exception('system first') }}", "{% for m in messages %}x{% endfor %}"])
+def test_a_template_for_other_conversations_ends_in_end_of_sequence(template, tokenizer):
+    other = AutoTokenizer.from_pretrained(tokenizer.name_or_path)
+    other.chat_template = template
+    assert stop_of_turn(other) == tokenizer.eos_token_id
 
 
 def test_another_tokenizer_is_refused(tokenizer, tmp_path):

@@ -115,10 +115,10 @@ def test_an_unknown_field_is_refused_before_anything_is_written(tokenizer):
 
 
 def test_the_preflight_says_what_is_saved_and_shows_the_first_row(tokenizer):
-    _, preflight = prepare(OWN, recipe(tokenizer, teacher="e f g {input}", vocabulary=40))
+    _, preflight = prepare(OWN, recipe(tokenizer, teacher="e f g {input}", vocabulary=400))
     assert preflight.saved == 3
     text = preflight.text()
-    for part in ("2", "3.0 saved per query", "2 from the data", "40 rows shared", "| e f g a b", "first row, student"):
+    for part in ("2", "3.0 saved per query", "2 from the data", "400 rows shared", "| e f g a b", "first row, student"):
         assert part in text
 
 
@@ -222,3 +222,22 @@ def test_a_long_first_row_is_shown_by_its_start_and_its_end(tokenizer):
     (shown,) = [line for line in preflight.text().splitlines() if "| a a" in line][:1]
     assert " tokens ...] b b" in shown.replace("  ", " ")
     assert 200 < len(shown) < 300
+
+
+def test_a_completion_with_a_token_that_only_the_student_has_names_its_row(tokenizer):
+    data = Dataset.from_dict({"prompt": ["a", "b"], "completion": ["c", "d <x>"]})
+    student = AutoTokenizer.from_pretrained(tokenizer.name_or_path)
+    student.add_tokens(["<x>"])
+    rows = len(tokenizer)
+    with pytest.raises(DataError, match=f"train, row 2: the completion holds token {rows}.*share the tokens 0 to"):
+        prepare(data, recipe(student, vocabulary=rows))
+
+
+@pytest.mark.parametrize("side", ["student", "teacher"])
+def test_a_prompt_with_a_token_that_its_model_does_not_have_is_refused_before_it_is_read(side, tokenizer):
+    asked = []
+    short = recipe(tokenizer, asked=asked, completions="teacher")
+    short = replace(short, **{side: replace(getattr(short, side), rows=tokenizer("c")["input_ids"][0])})
+    with pytest.raises(DataError, match=f"row 2: the {side}'s prompt holds token .*the {side} has the tokens"):
+        prepare(Dataset.from_dict({"text": ["a", "c"]}), short)
+    assert not asked

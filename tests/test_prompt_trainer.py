@@ -8,7 +8,7 @@ from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from trl_distill import DistillationSFTConfig, PromptDistillationTrainer
-from trl_distill.errors import ParamsError
+from trl_distill.errors import ParamsError, TeacherError
 
 PAIRS = {"prompt": ["a b", "c", "d e f", "g"], "completion": [" c d", " e f g a", " b", " d c b"]}
 
@@ -94,6 +94,26 @@ def test_overriding_generation_writes_every_batch_anew(tiny_model_dir, tiny_teac
     assert Online.written == 8
     assert trainer.online
     assert all(entry["ce"] > 0 for entry in trainer.state.log_history if "ce" in entry)
+
+
+def test_a_student_of_fresh_completions_stops_where_its_teacher_may(tiny_model_dir, chat_model_dir, tmp_path):
+    trainer = trainer_of(Online, tiny_model_dir, chat_model_dir, tmp_path)
+    assert trainer.model.generation_config.eos_token_id == trainer.teacher.stop_ids
+    assert len(trainer.teacher.stop_ids) == 2
+
+
+class OnlineBeyond(PromptDistillationTrainer):
+    """Writes a token that the student does not have."""
+
+    def generate_teacher_outputs(self, batch):
+        prompts = self.prepare_teacher_inputs(batch)["input_ids"]
+        return torch.cat([prompts, torch.full_like(prompts[:, :1], self.vocabulary)], dim=1)
+
+
+def test_fresh_tokens_that_the_student_does_not_have_are_refused(tiny_model_dir, tiny_teacher_dir, tmp_path):
+    trainer = trainer_of(OnlineBeyond, tiny_model_dir, tiny_teacher_dir, tmp_path)
+    with pytest.raises(TeacherError, match="wrote token 286, but teacher and student share"):
+        trainer.train()
 
 
 def test_it_only_distils(tiny_model_dir, tiny_teacher_dir, tmp_path):

@@ -6,13 +6,14 @@ import copy
 
 import pytest
 import torch
+from conftest import make_model_that_writes
 from datasets import Dataset
-from peft import LoraConfig
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from trl import SFTConfig, SFTTrainer
 
 from trl_distill import DistillationSFTConfig, DistillationSFTTrainer
-from trl_distill.errors import ParamsError, TeacherError
+from trl_distill.errors import DataError, ParamsError, TeacherError
 from trl_distill.losses import distillation_loss_from_logits
 
 PLAIN = {"text": ["a b c d", "b c", "c d e f g", "e f", "g a b", "f e d c"]}
@@ -300,3 +301,102 @@ def test_a_teacher_with_another_tokenizer_is_refused(tiny_model_dir, tiny_teache
     PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>", unk_token="<unk>").save_pretrained(other)
     with pytest.raises(TeacherError, match="choose a teacher"):
         distilling(tiny_model_dir, other, tmp_path / "out")
+
+
+def saved_stops(trainer, folder):
+    """Return what a student that was trained and saved stops at."""
+    trainer.train()
+    trainer.save_model(str(folder))
+    stops = GenerationConfig.from_pretrained(folder).eos_token_id
+    return stops if isinstance(stops, list) else [stops]
+
+
+def test_a_saved_student_stops_at_the_turns_end_it_was_taught(chat_model_dir, tmp_path):
+    trainer = distilling(chat_model_dir, chat_model_dir, tmp_path / "run", data=CHAT)
+    tokenizer = trainer.processing_class
+    end = tokenizer.convert_tokens_to_ids("<|im_end|>")
+    assert {row["completion"][-1] for row in trainer.train_dataset} == {end}
+    assert saved_stops(trainer, tmp_path / "saved") == [tokenizer.eos_token_id, end]
+
+
+def test_a_saved_student_stops_where_its_teacher_stopped(tiny_model_dir, tmp_path):
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model_dir)
+    own, end = tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids("<|im_end|>")
+    teacher = make_model_that_writes(tmp_path / "teacher", end)
+    model = AutoModelForCausalLM.from_pretrained(teacher)
+    model.generation_config.eos_token_id = end
+    model.save_pretrained(teacher)
+    settings = {"completions": "teacher", "distill_max_teacher_length": 4}
+    trainer = distilling(tiny_model_dir, teacher, tmp_path / "run", **settings, **TEMPLATES)
+    assert saved_stops(trainer, tmp_path / "saved") == [own, end]
+
+
+def test_a_student_taught_its_own_end_or_none_stops_where_it_did(tiny_model_dir, tmp_path):
+    trainer = distilling(tiny_model_dir, tiny_model_dir, tmp_path / "run")
+    own = [trainer.processing_class.eos_token_id]
+    assert saved_stops(trainer, tmp_path / "saved") == own
+    endless = make_model_that_writes(tmp_path / "teacher", 20)
+    settings = {"completions": "teacher", "distill_max_teacher_length": 4}
+    trainer = distilling(tiny_model_dir, endless, tmp_path / "endless", **settings)
+    assert saved_stops(trainer, tmp_path / "saved") == own
+
+
+def taught_by(teacher, folder, student=None, **settings):
+    """Return a trainer whose teacher is a loaded model."""
+    config = DistillationSFTConfig(**quick(folder, max_steps=2, **settings), use_distillation=True, **TEMPLATES)
+    source = str(teacher.config._name_or_path)
+    return DistillationSFTTrainer(
+        AutoModelForCausalLM.from_pretrained(source) if student is None else student, config,
+        train_dataset=Dataset.from_dict(PAIRS), teacher_model=teacher,
+        processing_class=AutoTokenizer.from_pretrained(source),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+def test_a_loaded_teacher_is_left_as_it_was_and_can_be_the_next_student(bf16, tiny_model_dir, tmp_path):
+    teacher = AutoModelForCausalLM.from_pretrained(tiny_model_dir).train()
+    before = {name: tensor.clone() for name, tensor in teacher.state_dict().items()}
+    attributes = set(vars(teacher))
+    first = taught_by(teacher, tmp_path / "first", bf16=bf16)
+    first.train()
+    assert set(vars(teacher)) == attributes
+    assert all(p.requires_grad and p.grad is None for p in teacher.parameters())
+    assert all(module.training for module in teacher.modules())
+    assert teacher.generation_config.suppress_tokens is None
+    assert all(torch.equal(tensor, before[name]) for name, tensor in teacher.state_dict().items())
+    second = taught_by(first.model, tmp_path / "second", student=teacher)
+    second.train()
+    assert not all(torch.equal(tensor, before[name]) for name, tensor in teacher.state_dict().items())
+
+
+def test_a_teacher_with_an_adapter_teaches(tiny_model_dir, tmp_path):
+    teacher = get_peft_model(AutoModelForCausalLM.from_pretrained(tiny_model_dir), copy.deepcopy(LORA))
+    trainer = taught_by(teacher, tmp_path)
+    trainer.train()
+    assert len(losses(trainer)) == 2
+
+
+@pytest.mark.parametrize("peft", [False, True])
+def test_a_model_is_not_its_own_teacher(peft, tiny_model_dir, tmp_path):
+    model = AutoModelForCausalLM.from_pretrained(tiny_model_dir)
+    student = get_peft_model(model, copy.deepcopy(LORA)) if peft else model
+    with pytest.raises(TeacherError, match=r"teacher_model is the model that is trained.*give a copy .*or the folder"):
+        taught_by(model, tmp_path, student=student)
+    assert taught_by(copy.deepcopy(model), tmp_path, student=student)
+
+
+def test_a_token_added_for_the_student_is_told_where_it_is_met(tiny_model_dir, tmp_path):
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model_dir)
+    rows = len(tokenizer)
+    tokenizer.add_tokens(["<x>"])
+    model = AutoModelForCausalLM.from_pretrained(tiny_model_dir)
+    model.resize_token_embeddings(len(tokenizer))
+    student = tmp_path / "student"
+    model.save_pretrained(student)
+    tokenizer.save_pretrained(student)
+    trainer = distilling(student, tiny_model_dir, tmp_path / "run")
+    assert trainer.vocabulary == rows
+    trainer.train()
+    data = {"prompt": ["a <x>", "b"], "completion": ["b", "c <x>"]}
+    with pytest.raises(DataError, match=f"train, row 2: the completion holds token {rows}, and teacher and student"):
+        distilling(student, tiny_model_dir, tmp_path / "more", data=data)

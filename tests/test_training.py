@@ -375,3 +375,10 @@ def test_bad_input_is_one_sentence_before_a_model_loads(change, error, said, set
     assert said in str(raised.value)
     assert "\n" not in str(raised.value)
     assert raised.value.exit_code == 2
+
+
+def test_a_loaded_model_is_not_its_own_teacher(settings, tiny_model_dir, tmp_path):
+    model = AutoModelForCausalLM.from_pretrained(tiny_model_dir)
+    with pytest.raises(TeacherError, match="teacher_model is the model that is trained"):
+        run(LLMTrainingParams(**{**settings, "model": model, "teacher_model": model}))
+    assert not list(tmp_path.rglob("teacher_completions.jsonl"))

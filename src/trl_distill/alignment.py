@@ -113,6 +113,14 @@ def turn_end(tokenizer: PreTrainedTokenizerBase) -> int | None:
     return next((token for token in after if token in special), tokenizer.eos_token_id)
 
 
+def stop_of_turn(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """Return `turn_end`, or end-of-sequence where the chat template is one for other conversations."""
+    try:
+        return turn_end(tokenizer)
+    except TemplateError:  # say one that wants a system message, or tools
+        return tokenizer.eos_token_id
+
+
 @dataclass(frozen=True)
 class Fitted:
     """The three pieces of a row as they fit both models.
@@ -176,6 +184,27 @@ def fit(
     return Fitted(prompts[0], prompts[1], completion[:room], cut, len(completion) - room)
 
 
+def check_ids(ids: Sequence[int], rows: int | None, *, what: str, whose: str, where: str) -> None:
+    """Refuse token ids that a vocabulary does not have: a model would fail on them, or read a row that means nothing.
+
+    Args:
+        ids: Token ids.
+        rows: Rows of the vocabulary; None is not known.
+        what: What the ids are, in messages.
+        whose: Who has the vocabulary, with a verb, in messages.
+        where: The row's name in messages.
+
+    Raises:
+        DataError: An id outside of it.
+    """
+    highest = max(ids, default=-1)
+    if rows is not None and highest >= rows:
+        raise DataError(
+            f"{where}: {what} holds token {highest}, and {whose} the tokens 0 to {rows - 1}; leave it out of the data, "
+            "or choose models that have it."
+        )
+
+
 def skipped_tokens(student_prompt: Sequence[int], teacher_prompt: Sequence[int]) -> int:
     """Return how many completion tokens have no token before them to be predicted from: 1 under an empty prompt."""
     return int(not student_prompt or not teacher_prompt)
@@ -192,7 +221,8 @@ def shared_vocabulary(
     """Check that two tokenizers agree and return how many vocabulary rows both models share.
 
     Models of one family pad their embeddings differently (Qwen2.5 has 151,936 rows and 152,064); the rows
-    `[0, min(student_rows, teacher_rows))` mean the same token in both.
+    `[0, min(student_rows, teacher_rows))` mean the same token in both. Tokens that were added for the student alone
+    are not shared.
 
     Raises:
         TeacherError: A token with two ids, or a text that the two split differently.
@@ -208,7 +238,10 @@ def shared_vocabulary(
                 f"for the student, and {index} is {by_id.get(index)!r} for the teacher; choose a teacher of the "
                 "student's family."
             )
-    text = PROBE + str(student.decode(list(range(min(len(student), 512))), skip_special_tokens=True))
+    known = max(theirs.values())
+    shared = min([shared, *(index for index in mine.values() if index > known)])
+    both = sorted(set(mine.values()) & set(by_id))
+    text = PROBE + str(student.decode(both[:512], skip_special_tokens=True))
     mine_split, their_split = (list(t(text, add_special_tokens=False)["input_ids"]) for t in (student, teacher))
     if mine_split != their_split or max(mine_split) >= shared:
         raise TeacherError(

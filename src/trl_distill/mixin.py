@@ -23,10 +23,10 @@ from .metrics import DistillationMetrics
 from .preparation import is_prepared, prepare
 from .prompts import parse_template
 from .readers import CONVERSATIONS
-from .recipes import recipe_of, teacher_of
+from .recipes import add_taught_ends, recipe_of, teacher_of
 from .rows import COMPLETIONS
 from .sources import resolve
-from .teachers import LocalTeacher, Teacher
+from .teachers import LocalTeacher, Teacher, check_apart
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -51,7 +51,7 @@ class DistillationMixin(_Base):
 
     Raises:
         ParamsError: A setting that does not go together with distillation.
-        DataError, TemplateError, TeacherError: See `preparation.prepare` and `load_teacher`.
+        DataError, TemplateError, TeacherError: See `preparation.prepare`, `load_teacher` and `check_apart`.
     """
 
     args: DistillationSFTConfig
@@ -85,6 +85,7 @@ class DistillationMixin(_Base):
             )
             return
         _check(args, data_collator, train_dataset, kwargs)
+        check_apart(student=model, teacher=teacher_model)
         model = resolve(model, role="model") if isinstance(model, str) else model
         args.remove_unused_columns = False  # the collator takes columns that are no arguments of the model
         args.dataset_kwargs = {**(args.dataset_kwargs or {}), "skip_prepare_dataset": True}
@@ -141,6 +142,8 @@ class DistillationMixin(_Base):
         self.recipe = recipe_of(self.args, self.teacher, tokenizer=self.tokenizer, student=self.base_student.config)
         self.train_dataset = self.prepare_dataset(self.train_dataset, "train")
         self.eval_dataset = self._prepare_all(self.eval_dataset)
+        taught, generation = self.train_dataset["completion"], self.base_student.generation_config
+        add_taught_ends(generation, taught, teacher=self.teacher, tokenizer=self.tokenizer)
         if isinstance(self.teacher, LocalTeacher):
             self.teacher.prepare(self._wrap_teacher)
 

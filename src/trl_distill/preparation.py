@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from .alignment import fit, tokenize_completion, tokenize_prompt
+from .alignment import check_ids, fit, tokenize_completion, tokenize_prompt
 from .data import RowReport, read_rows
 from .errors import DataError
 from .preflight import Preflight
@@ -35,11 +35,13 @@ class Reading:
         tokenizer: Of the prompts.
         template: Renders a row's prompt.
         limit: Tokens a sequence may have; None is no limit.
+        rows: Rows of the model's vocabulary, for a check of the ids it reads; None is no check.
     """
 
     tokenizer: PreTrainedTokenizerBase
     template: Template
     limit: int | None
+    rows: int | None = None
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,7 @@ class Recipe:
         plain_text: Under "auto", a row of text alone and two templates `{input}` is learnt as SFT would.
         overflow: "error" or "left", see `alignment.fit`.
         write: Has the teacher write completions for its prompts.
-        vocabulary: Rows that both models share, for the pre-flight.
+        vocabulary: Rows that both models share: a completion's ids are among them.
     """
 
     student: Reading
@@ -127,6 +129,7 @@ def prepare(
         rows = rows.select(range(rows_at_most))
     _check_sources(rows, recipe, name)
     tokens = _mapped(rows, lambda row: _tokenize(row, recipe), f"Tokenizing {name}", remove_columns=rows.column_names)
+    _check_ids(tokens, recipe, name)
     tokens = _write_missing(tokens, recipe)
     fitted = _mapped(tokens, lambda row: _fit(row, recipe, name), f"Aligning {name}")
     usable = fitted.filter(lambda row: row["kept"] > 0, desc=f"Checking {name}", load_from_cache_file=False)
@@ -212,6 +215,18 @@ def render(template: Template, row: dict[str, Any]) -> str | list[dict[str, Any]
     leads = rendered and rendered[0]["role"] in ("system", "developer")
     earlier = [m for m in history[:-1] if not (leads and m["role"] in ("system", "developer"))]
     return [*rendered[:1], *earlier, *rendered[1:]] if leads else [*earlier, *rendered]
+
+
+def _check_ids(tokens: Dataset, recipe: Recipe, name: str) -> None:
+    """Refuse ids that a model which reads them does not have."""
+    checks = (
+        ("student_prompt", recipe.student.rows, "the student's prompt", "the student has"),
+        ("teacher_prompt", recipe.teacher.rows, "the teacher's prompt", "the teacher has"),
+        ("completion", recipe.vocabulary, "the completion", "teacher and student share"),
+    )
+    for column, rows, what, whose in checks:
+        for number, ids in zip(tokens["row"], tokens[column], strict=True):
+            check_ids(ids, rows, what=what, whose=whose, where=f"{name}, row {number}")
 
 
 def _write_missing(tokens: Dataset, recipe: Recipe) -> Dataset:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .alignment import shared_vocabulary
+from .alignment import shared_vocabulary, stop_of_turn
 from .config import DistillationSFTConfig
 from .errors import ParamsError
 from .preparation import Columns, Reading, Recipe
@@ -14,7 +14,9 @@ from .teachers import Completion, CompletionStore, GenerationSettings, Teacher, 
 from .teachers.local import length_limit
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig, PreTrainedTokenizerBase
+    from collections.abc import Iterable, Sequence
+
+    from transformers import GenerationConfig, PretrainedConfig, PreTrainedTokenizerBase
 
 STORE = "teacher_completions.jsonl"
 
@@ -105,11 +107,13 @@ def recipe_of(
             tokenizer,
             parse_template(args.student_prompt_template, name="student_prompt_template"),
             min(limits) if limits else None,
+            student.get_text_config().vocab_size,
         ),
         teacher=Reading(
             teacher.tokenizer,
             parse_template(args.teacher_prompt_template, name="teacher_prompt_template"),
             teacher.length_limit,
+            teacher.vocabulary_rows,
         ),
         columns=Columns(args.dataset_text_field, args.prompt_text_column, args.completion_column, args.max_bad_rows),
         write=write,
@@ -118,3 +122,26 @@ def recipe_of(
         overflow=args.prompt_overflow,
         vocabulary=teacher.vocabulary,
     )
+
+
+def add_taught_ends(
+    generation: GenerationConfig,
+    completions: Iterable[Sequence[int]],
+    *,
+    teacher: Teacher,
+    tokenizer: PreTrainedTokenizerBase,
+) -> None:
+    """Have a student stop at the tokens that end the completions it learns: a turn's end, the teacher's own stop.
+
+    Args:
+        generation: The student's generation configuration, whose own stop tokens stay in front.
+        completions: Token ids; one that was cut ends in no stop token and adds none.
+        teacher: Who scored them.
+        tokenizer: The student's.
+    """
+    ends = {tokenizer.eos_token_id, stop_of_turn(tokenizer), *teacher.stop_ids}
+    own = generation.eos_token_id
+    stops = [*own] if isinstance(own, (list, tuple)) else [own]
+    taught = sorted({ids[-1] for ids in completions if ids} & ends)
+    stops = [stop for stop in dict.fromkeys([*stops, *taught]) if stop is not None]
+    generation.eos_token_id = stops if len(stops) > 1 else stops[0] if stops else None

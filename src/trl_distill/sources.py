@@ -14,7 +14,7 @@ from .embedded import embedded_path
 from .errors import ModelError, TeacherError, UsageError, nearest
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 EMBEDDED = "embedded"
 
@@ -59,6 +59,25 @@ def load_config(
     if adapter is not None:
         return load_config(adapter.base, role=role, revision=adapter.revision, trust_remote_code=trust_remote_code)
     return _load(AutoConfig, path, role, "configuration", revision=revision, trust_remote_code=trust_remote_code)
+
+
+def load_generation_config(path: str, *, config: PretrainedConfig, revision: str | None = None) -> GenerationConfig:
+    """Return how a model generates, from its files (an adapter's base's) or, where they are silent, its configuration.
+
+    Args:
+        path: What `resolve` returned.
+        config: The model's configuration.
+        revision: Revision of a Hub model.
+    """
+    from transformers import GenerationConfig
+
+    adapter = adapter_of(path, role="teacher_model")
+    if adapter is not None:
+        return load_generation_config(adapter.base, config=config, revision=adapter.revision)
+    try:
+        return GenerationConfig.from_pretrained(path, revision=revision or "main")
+    except OSError:
+        return GenerationConfig.from_model_config(config)
 
 
 def load_tokenizer(

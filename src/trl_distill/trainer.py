@@ -10,11 +10,12 @@ import torch
 from trl import SFTTrainer
 
 from .collator import DistillationCollator, prompts_of
-from .errors import ParamsError
+from .errors import ParamsError, TeacherError
 from .losses import divergence
 from .mixin import DistillationMixin
+from .recipes import add_taught_ends
 from .teachers import Completion, GenerationSettings, LocalTeacher
-from .teachers.local import cut_at_stop, stop_ids
+from .teachers.local import cut_at_stop
 
 
 class DistillationSFTTrainer(DistillationMixin, SFTTrainer):
@@ -46,6 +47,10 @@ class PromptDistillationTrainer(DistillationSFTTrainer):
         super().__init__(*args, **kwargs)
         if not self.distilling:
             raise ParamsError("PromptDistillationTrainer only distils; set use_distillation=True in its configuration.")
+        if self.online:  # what will be written may end in any of the teacher's stop tokens
+            ends = [[stop] for stop in self.teacher.stop_ids]
+            generation = self.base_student.generation_config
+            add_taught_ends(generation, ends, teacher=self.teacher, tokenizer=self.tokenizer)
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Let an overridden compute_loss take `model, inputs` alone: its loss is then a batch's mean."""
@@ -61,10 +66,17 @@ class PromptDistillationTrainer(DistillationSFTTrainer):
 
     @property
     def teacher_model(self) -> Any:
-        """The teacher's model, frozen and in evaluation mode."""
+        """The teacher's model in evaluation mode; call it without gradients, it is not trained.
+
+        One read for this run writes no token that the student does not have; of a loaded one that was passed in,
+        the generation configuration is left alone.
+        """
         if not isinstance(self.teacher, LocalTeacher):
             raise ParamsError(f"teacher {self.teacher.name!r} has no local model.")
-        return self.teacher.model
+        model = self.teacher.model.eval()
+        if not self.teacher.lent:
+            model.generation_config.suppress_tokens = self.teacher.suppressed or None
+        return model
 
     @property
     def online(self) -> bool:
@@ -154,8 +166,14 @@ class PromptDistillationTrainer(DistillationSFTTrainer):
         width = self.prepare_teacher_inputs(batch)["input_ids"].shape[1]
         with torch.no_grad():
             written = self.generate_teacher_outputs(batch)
-        stops = stop_ids(self.teacher_model, self.teacher.tokenizer)
+        stops = self.teacher.stop_ids
         fresh: list[Completion] = [cut_at_stop(row, stops) for row in written[:, width:].tolist()]
+        unknown = sorted({i for c in fresh for i in c.ids if self.vocabulary is not None and i >= self.vocabulary})
+        if unknown:
+            raise TeacherError(
+                f"generate_teacher_outputs wrote token {unknown[0]}, but teacher and student share the tokens below "
+                f"{self.vocabulary}; pass suppress_tokens=self.teacher.suppressed to the teacher's generate()."
+            )
         rows = [
             {"student_prompt": mine, "teacher_prompt": theirs, "completion": completion.ids}
             for mine, theirs, completion in zip(prompts_of(batch, ""), prompts, fresh, strict=True)

@@ -119,6 +119,7 @@ class _Run:
 
         from .config import from_params
         from .progress import show_lines
+        from .teachers import check_apart
 
         params = self.params
         self.args = from_params(params)
@@ -128,6 +129,7 @@ class _Run:
         self.state = PartialState(cpu=self.args.use_cpu)
         self.load_tokenizer()
         check_ready(params, self.model_config)
+        check_apart(student=params.model, teacher=params.teacher_model)
         if not params.dry_run and self.state.is_main_process:
             self.project.begin(params)
         self.state.wait_for_everyone()

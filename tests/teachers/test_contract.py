@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -39,7 +41,31 @@ def teacher(request, tiny_teacher_dir):
 def test_it_is_a_teacher(teacher):
     assert isinstance(teacher, Teacher)
     assert teacher.vocabulary_rows >= len(teacher.tokenizer)
-    assert teacher.identity() == teacher.identity()
+    assert teacher.tokenizer.eos_token_id in teacher.stop_ids
+
+
+def test_its_identity_is_its_content(request, teacher, tiny_teacher_dir, tmp_path):
+    again = request.node.callspec.params["teacher"](shutil.copytree(tiny_teacher_dir, tmp_path / "copy"))
+    assert again.identity() == teacher.identity()
+    model = AutoModelForCausalLM.from_pretrained(tiny_teacher_dir)
+    with torch.no_grad():
+        model.model.norm.weight[3] += 0.01
+    model.save_pretrained(tmp_path / "copy")
+    other = request.node.callspec.params["teacher"](tmp_path / "copy")
+    assert other.identity() != teacher.identity()
+
+
+def test_its_identity_tells_the_shared_vocabulary(teacher):
+    before = teacher.identity()
+    teacher.share(20)
+    assert teacher.identity() != before
+
+
+def test_nothing_is_written_that_is_not_shared(teacher):
+    teacher.share(20)
+    for settings in (GREEDY, DRAWN):
+        assert all(i < 20 for c in teacher.generate(PROMPTS, settings) for i in c.ids)
+    assert teacher.score(DistillationCollator(pad_token_id=0)(ROWS)).vocabulary == 20
 
 
 def test_scores_are_the_hidden_states_that_predict_the_completions(teacher, tiny_teacher_dir):
@@ -47,6 +73,7 @@ def test_scores_are_the_hidden_states_that_predict_the_completions(teacher, tiny
     targets = teacher.score(batch)
     assert targets.hidden.shape[0] == 4
     assert not targets.hidden.requires_grad
+    assert targets.hidden.grad_fn is None
     model = AutoModelForCausalLM.from_pretrained(tiny_teacher_dir).eval()
     ids = torch.tensor([[5, 6, 7, 8, 10, 11, 12]])
     expected = model(ids).logits[0, 3:6]
@@ -76,7 +103,7 @@ def test_drawing_is_repeatable_and_leaves_the_random_state_alone(teacher):
 
 
 def test_only_a_finished_completion_ends_in_a_stop_token(teacher):
-    stop = teacher.tokenizer.eos_token_id
+    stops = teacher.stop_ids
     for completion in teacher.generate(PROMPTS, DRAWN):
-        assert completion.finished == (completion.ids[-1] == stop)
-        assert stop not in completion.ids[:-1]
+        assert completion.finished == (completion.ids[-1] in stops)
+        assert not {*stops} & {*completion.ids[:-1]}

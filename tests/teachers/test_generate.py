@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import copy
+import shutil
+
 import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from trl_distill.teachers import CompletionStore, GenerationSettings, complete, load_teacher
 
@@ -67,6 +72,50 @@ def test_drawn_completions_of_equal_prompts_are_drawn_apart(teacher):
     done = complete(teacher, [[5, 6]] * 6, drawn, progress=False)
     assert len({c.ids for c in done}) > 1
     assert done == complete(teacher, [[5, 6]] * 6, drawn, progress=False)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2])
+def test_equal_prompts_are_drawn_apart_in_other_batches_too(batch_size, teacher):
+    drawn = GenerationSettings(max_new_tokens=8, do_sample=True, batch_size=batch_size)
+    done = complete(teacher, [[5, 6]] * 6, drawn, progress=False)
+    assert len({c.ids for c in done}) == 6
+
+
+def test_draws_that_were_stopped_go_on_as_they_would_have(teacher, tmp_path):
+    path, drawn = tmp_path / "store.jsonl", GenerationSettings(max_new_tokens=8, do_sample=True, batch_size=2)
+    whole = complete(teacher, PROMPTS, drawn, store=CompletionStore(path), progress=False)
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(lines[:2]))
+    teacher.asked.clear()
+    assert complete(teacher, PROMPTS, drawn, store=CompletionStore(path), progress=False) == whole
+    assert sum(map(len, teacher.asked)) == 3
+
+
+def test_another_seed_draws_otherwise(teacher):
+    one, two = (GenerationSettings(max_new_tokens=8, do_sample=True, seed=seed) for seed in (1, 2))
+    assert complete(teacher, PROMPTS, one, progress=False) != complete(teacher, PROMPTS, two, progress=False)
+
+
+def test_two_loaded_models_share_no_completion(tiny_teacher_dir, tmp_path):
+    tokenizer, store = AutoTokenizer.from_pretrained(tiny_teacher_dir), CompletionStore(tmp_path / "store.jsonl")
+    one = AutoModelForCausalLM.from_pretrained(tiny_teacher_dir)
+    other = copy.deepcopy(one)
+    with torch.no_grad():
+        other.lm_head.weight.copy_(one.lm_head.weight.flip(0))
+    for model in (one, other):
+        fresh = complete(load_teacher(model, tokenizer=tokenizer), PROMPTS, SETTINGS, progress=False)
+        assert (
+            complete(load_teacher(model, tokenizer=tokenizer), PROMPTS, SETTINGS, store=store, progress=False) == fresh
+        )
+    assert len(store) == 8
+
+
+def test_a_teacher_that_was_moved_is_asked_nothing_again(tiny_teacher_dir, tmp_path):
+    path, moved = tmp_path / "store.jsonl", tmp_path / "moved"
+    done = complete(load_teacher(str(tiny_teacher_dir)), PROMPTS, SETTINGS, store=CompletionStore(path), progress=False)
+    teacher = Counting(load_teacher(str(shutil.copytree(tiny_teacher_dir, moved))))
+    assert complete(teacher, PROMPTS, SETTINGS, store=CompletionStore(path), progress=False) == done
+    assert not teacher.asked
 
 
 def test_progress_is_shown_while_it_writes(teacher, capsys):

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import copy
+import logging
+import shutil
+
 import pytest
 import torch
+from conftest import make_model_that_writes
+from peft import LoraConfig, PromptTuningConfig, get_peft_model
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -13,9 +19,15 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
+from trl_distill.collator import DistillationCollator
 from trl_distill.errors import TeacherError
+from trl_distill.losses import head_logits
 from trl_distill.teachers import GenerationSettings, LocalTeacher, load_teacher
 from trl_distill.teachers.local import cut_at_stop, stop_ids
+
+BATCH = DistillationCollator(pad_token_id=0)(
+    [{"student_prompt": [5], "teacher_prompt": [5, 6], "completion": [7, 8]}],
+)
 
 
 def test_no_weight_is_read_before_it_is_needed(tiny_teacher_dir):
@@ -68,7 +80,7 @@ def test_several_stop_tokens_end_a_completion(tiny_teacher_dir):
     model = AutoModelForCausalLM.from_pretrained(tiny_teacher_dir)
     tokenizer = AutoTokenizer.from_pretrained(tiny_teacher_dir)
     model.generation_config.eos_token_id = [7, tokenizer.eos_token_id]
-    stops = stop_ids(model, tokenizer)
+    stops = stop_ids(model.generation_config, tokenizer)
     assert set(stops) == {7, tokenizer.eos_token_id}
     assert cut_at_stop([4, 7, 5], stops).ids == (4, 7)
     assert not cut_at_stop([4, 5], stops).finished
@@ -82,11 +94,123 @@ def test_generation_stays_within_the_models_length(tiny_teacher_dir):
 
 
 def test_scoring_keeps_no_graph(tiny_teacher_dir):
-    from trl_distill.collator import DistillationCollator
-
     teacher = load_teacher(str(tiny_teacher_dir))
-    row = {"student_prompt": [5], "teacher_prompt": [5, 6], "completion": [7, 8]}
-    targets = teacher.score(DistillationCollator(pad_token_id=0)([row]))
+    targets = teacher.score(BATCH)
     assert isinstance(teacher, LocalTeacher)
     assert targets.hidden.grad_fn is None
     assert targets.hidden.dtype == torch.float32
+
+
+def loaded(folder, model=None):
+    """Return a model and the teacher that it is lent to."""
+    model = AutoModelForCausalLM.from_pretrained(folder) if model is None else model
+    return model, load_teacher(model, tokenizer=AutoTokenizer.from_pretrained(folder))
+
+
+def test_a_chat_teacher_stops_at_the_end_of_its_turn(tmp_path):
+    end = 3
+    teacher = load_teacher(str(make_model_that_writes(tmp_path, end, chat=True)))
+    assert teacher.tokenizer.convert_ids_to_tokens(end) == "<|im_end|>"
+    assert teacher.tokenizer.eos_token_id != end
+    (written,) = teacher.generate([[5, 6]], GenerationSettings(max_new_tokens=6))
+    assert written.ids == (end,)
+    assert written.finished
+
+
+def test_a_lent_model_is_given_back_as_it_was(tiny_teacher_dir):
+    model, teacher = loaded(tiny_teacher_dir)
+    model.train()
+    model.model.layers[0].eval()
+    model.model.norm.weight.requires_grad_(False)
+    before = ([m.training for m in model.modules()], [p.requires_grad for p in model.parameters()])
+    config = copy.deepcopy(model.generation_config.to_dict())
+    teacher.share(100)
+    teacher.generate([[5, 6]], GenerationSettings(max_new_tokens=3, do_sample=True))
+    teacher.score(BATCH)
+    assert ([m.training for m in model.modules()], [p.requires_grad for p in model.parameters()]) == before
+    assert model.generation_config.to_dict() == config
+
+
+def test_a_lent_model_scores_and_writes_in_evaluation_mode(tiny_teacher_dir):
+    model, teacher = loaded(tiny_teacher_dir)
+    calm, settings = teacher.score(BATCH).hidden, GenerationSettings(max_new_tokens=8)
+    written = teacher.generate([[5, 6]], settings)
+    for layer in model.model.layers:
+        layer.self_attn.attention_dropout = 0.9
+    model.train()
+    assert torch.equal(teacher.score(BATCH).hidden, calm)
+    assert teacher.generate([[5, 6]], settings) == written
+
+
+def test_a_model_with_an_adapter_teaches_with_it(tiny_teacher_dir):
+    _, plain = loaded(tiny_teacher_dir)
+    without = plain.score(BATCH).hidden
+    lora = LoraConfig(target_modules=["q_proj", "lm_head"], init_lora_weights=False, lora_dropout=0.5)
+    adapted = get_peft_model(AutoModelForCausalLM.from_pretrained(tiny_teacher_dir), lora)
+    _, teacher = loaded(tiny_teacher_dir, adapted)
+    teacher.generate([[5, 6]], GenerationSettings(max_new_tokens=2))
+    targets = teacher.score(BATCH)
+    assert not torch.equal(targets.hidden, without)
+    expected = adapted.eval()(torch.tensor([[5, 6, 7, 8]])).logits[0, 1:3]
+    found = head_logits(targets.hidden, targets.head.weight, targets.head.bias)
+    assert (found - expected).norm() <= 1e-5 * expected.norm()
+
+
+def test_an_adapter_that_is_a_prompt_is_refused(tiny_teacher_dir):
+    model = AutoModelForCausalLM.from_pretrained(tiny_teacher_dir)
+    tuned = get_peft_model(model, PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2))
+    with pytest.raises(TeacherError, match=r"PROMPT_TUNING.*give a model with a LoRA adapter"):
+        loaded(tiny_teacher_dir, tuned)
+
+
+def test_sharing_a_vocabulary_keeps_the_loaded_model(tiny_teacher_dir):
+    teacher = load_teacher(str(tiny_teacher_dir))
+    model = teacher.model
+    for rows in (100, 100, 90):
+        teacher.share(rows)
+        assert teacher.model is model
+
+
+OWN_WAYS = {
+    "repetition_penalty": 9.0, "no_repeat_ngram_size": 1, "max_length": 3, "min_new_tokens": 6, "bad_words_ids": [[9]],
+    "begin_suppress_tokens": [5], "forced_eos_token_id": 1, "exponential_decay_length_penalty": (1, 9.0),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("load", [lambda folder: loaded(folder)[1], lambda folder: load_teacher(str(folder))])
+def test_the_models_own_penalties_and_limits_change_nothing_that_is_written(load, tiny_teacher_dir, tmp_path, caplog):
+    settings, prompts = GenerationSettings(max_new_tokens=12), [[5, 6], [7], [8, 9, 10]]
+    plain = load_teacher(str(tiny_teacher_dir)).generate(prompts, settings)
+    folder = shutil.copytree(tiny_teacher_dir, tmp_path / "own")
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    for name, value in OWN_WAYS.items():
+        setattr(model.generation_config, name, value)
+    model.save_pretrained(folder)
+    logger = logging.getLogger("transformers")
+    logger.addHandler(caplog.handler)
+    try:
+        assert load(folder).generate(prompts, settings) == plain
+    finally:
+        logger.removeHandler(caplog.handler)
+    assert not caplog.records
+
+
+def test_what_changes_a_completion_is_another_identity(tiny_teacher_dir, tmp_path):
+    settings = [{}, {"quantization": "int8"}, {"quantization": "int4"}, {"dtype": "bfloat16"}]
+    identities = [load_teacher(str(tiny_teacher_dir), **more).identity() for more in settings]
+    folder = shutil.copytree(tiny_teacher_dir, tmp_path / "stops")
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    model.generation_config.eos_token_id = [1, 9]
+    model.generation_config.save_pretrained(folder)
+    stops = load_teacher(str(folder))
+    assert 9 in stops.stop_ids
+    identities.append(stops.identity())
+    assert all(one != other for i, one in enumerate(identities) for other in identities[:i])
+    assert load_teacher(str(tiny_teacher_dir)).identity() == identities[0]
+
+
+def test_loading_changes_no_identity(tiny_teacher_dir):
+    teacher = load_teacher(str(tiny_teacher_dir))
+    before = teacher.identity()
+    teacher.generate([[5]], GenerationSettings(max_new_tokens=1))
+    assert teacher.identity() == before

@@ -5,10 +5,18 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from ..errors import TeacherError
-from ..sources import check_can_merge, load_config, load_model, load_tokenizer, resolve
+from ..sources import (
+    check_can_merge,
+    load_config,
+    load_generation_config,
+    load_model,
+    load_tokenizer,
+    resolve,
+)
+from . import fingerprint
 from .base import Completion, GenerationSettings, Teacher
 from .generate import complete
-from .local import LocalTeacher, check_can_teach
+from .local import LocalTeacher, check_apart, check_can_teach, without_peft
 from .store import CompletionStore
 
 if TYPE_CHECKING:
@@ -20,6 +28,7 @@ __all__ = [
     "GenerationSettings",
     "LocalTeacher",
     "Teacher",
+    "check_apart",
     "complete",
     "load_teacher",
 ]
@@ -51,18 +60,20 @@ def load_teacher(
         device: Where the model goes without a device map.
 
     Raises:
-        TeacherError: Not found, or no causal language model.
+        TeacherError: Not found, no causal language model, or one with an adapter that is not in its layers.
     """
     if isinstance(spec, Teacher):
         return spec
     if not isinstance(spec, str):
         if tokenizer is None:
             raise TeacherError("teacher_model is a loaded model without a tokenizer; pass tokenizer=.")
+        loaded = without_peft(spec)
         return LocalTeacher(
-            spec.config._name_or_path or type(spec).__name__,
-            config=spec.config,
+            loaded.config._name_or_path or type(loaded).__name__,
+            config=loaded.config,
             tokenizer=tokenizer,
-            load=lambda: spec if device is None else spec.to(device),
+            load=lambda: loaded if device is None else loaded.to(device),
+            generation_config=loaded.generation_config,
         )
     path = resolve(spec, role="teacher_model")
     check_can_merge(path, role="teacher_model", quantization=quantization, trust_remote_code=trust_remote_code)
@@ -82,11 +93,16 @@ def load_teacher(
         placed = device_map is not None or quantization is not None or device is None
         return model if placed else model.to(device)
 
+    def content() -> list[Any]:
+        hub = [path, revision, getattr(config, "_commit_hash", None)]
+        return [fingerprint.of_folder(path) or hub, dtype, quantization]
+
     check_can_teach(spec, config)  # before its tokenizer is looked for: an encoder's would load
     return LocalTeacher(
         path,
         config=config,
         load=load,
-        revision=revision,
         tokenizer=load_tokenizer(path, role="teacher_model", revision=revision, trust_remote_code=trust_remote_code),
+        generation_config=load_generation_config(path, config=config, revision=revision),
+        content=content,
     )

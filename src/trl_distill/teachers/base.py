@@ -36,7 +36,7 @@ class GenerationSettings:
         temperature: Of the drawing, not of the distillation.
         top_p: Nucleus of the drawing.
         seed: Of the drawing.
-        batch_size: Prompts at a time; changes no greedy completion beyond rounding.
+        batch_size: Prompts at a time; changes no greedy completion beyond rounding, and every drawn one.
     """
 
     max_new_tokens: int = 512
@@ -69,12 +69,17 @@ class Teacher(Protocol):
         """Tokens a sequence may have; None where the model sets no limit."""
         ...
 
+    @property
+    def stop_ids(self) -> list[int]:
+        """The ids that end what it writes; a finished completion's last one is among them."""
+        ...
+
     def share(self, vocabulary: int) -> None:
         """Restrict what is written and scored to the rows [0, vocabulary) that the student has too."""
         ...
 
     def identity(self) -> dict[str, Any]:
-        """What tells this teacher from another one; part of the key of everything stored."""
+        """All that its completions depend on but prompt and settings; part of the key of everything stored."""
         ...
 
     def generate(self, prompts: Sequence[Sequence[int]], settings: GenerationSettings) -> list[Completion]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from tqdm.auto import tqdm
@@ -25,6 +26,9 @@ def complete(
 
     Prompts that are equal are written once (unless drawn), prompts already in the store not again. Batches are
     made of prompts of like length, the longest first, so that a batch too large for the memory fails at once.
+
+    Drawn completions depend on which prompts are drawn in one batch, and so on `settings.batch_size`: a batch has
+    one seed, made from the settings' and its prompts, whatever was written before it.
 
     Args:
         teacher: Who writes.
@@ -48,7 +52,7 @@ def complete(
     ):
         for start in range(0, len(order), settings.batch_size):
             batch = order[start : start + settings.batch_size]
-            written = teacher.generate([missing[key] for key in batch], settings)
+            written = teacher.generate([missing[key] for key in batch], replace(settings, seed=_seed(batch)))
             store.add(dict(zip(batch, written, strict=True)))
             bar.update(len(batch))
     return [store[key] for key in keys]
@@ -76,6 +80,11 @@ def _identity(teacher: Teacher, settings: GenerationSettings) -> dict[str, Any]:
     if not settings.do_sample:
         how = {"max_new_tokens": settings.max_new_tokens}  # nothing else changes a greedy completion
     return {**teacher.identity(), "settings": how}
+
+
+def _seed(keys: Sequence[str]) -> int:
+    """Return the seed of a batch; the keys hold the settings' seed, and tell apart the copies of one prompt."""
+    return int(hashlib.sha256(" ".join(keys).encode()).hexdigest()[:15], 16)
 
 
 def _keys(identity: dict[str, Any], prompts: Sequence[Sequence[int]], *, distinct: bool) -> list[str]:

@@ -1,26 +1,29 @@
 """A teacher that is a local model: any precision, int4 or int8, any device map; loaded when first needed.
 
-It is never in the optimizer, in a checkpoint or in the student's parameters, runs in evaluation mode and
-without gradients.
+It is never in the optimizer, in a checkpoint or in the student's parameters, writes and scores in evaluation mode
+and without gradients. A model that is the caller's own gets back the modes it came with.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
+from accelerate.utils import is_peft_model
 
+from ..alignment import stop_of_turn
 from ..errors import TeacherError
-from ..forward import TeacherTargets, add_completion_forward
+from ..forward import TAUGHT, TeacherTargets, add_completion_forward
 from ..lm_head import LMHead
+from . import fingerprint
 from .base import Completion, GenerationSettings
-from .store import fingerprint_of
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 
 class LocalTeacher:
@@ -31,7 +34,9 @@ class LocalTeacher:
         config: The model's configuration, enough to refuse a model that cannot teach.
         tokenizer: Its tokenizer.
         load: Returns the model; called once, when a completion or a score is first asked for.
-        revision: Revision of a Hub model.
+        generation_config: The model's, for the tokens it stops at.
+        content: Returns what tells its weights from others'; None for a model that is the caller's own: its weights
+            are looked at, and it is neither frozen nor left in another mode or with another forward.
 
     Raises:
         TeacherError: The model is no causal language model.
@@ -44,33 +49,37 @@ class LocalTeacher:
         config: PretrainedConfig,
         tokenizer: PreTrainedTokenizerBase,
         load: Callable[[], PreTrainedModel],
-        revision: str | None = None,
+        generation_config: GenerationConfig | None = None,
+        content: Callable[[], Any] | None = None,
     ) -> None:
         check_can_teach(name, config)
         self.name = name
         self.config = config
         self.tokenizer = tokenizer
-        self.revision = revision
         self.vocabulary: int | None = None
         self._load = load
+        self._generation_config = generation_config
+        self._content = content
         self._scoring: torch.nn.Module | None = None
+        self._wrapped: dict[str, Any] = {}
 
     @cached_property
     def model(self) -> PreTrainedModel:
-        """The model, frozen and in evaluation mode."""
+        """The model; frozen and in evaluation mode unless it is the caller's own."""
         model = self._load()
-        model.requires_grad_(False)
-        model.eval()
-        add_completion_forward(model)
-        written = min(len(self.tokenizer), self.vocabulary_rows if self.vocabulary is None else self.vocabulary)
-        # rows that only pad the embedding, or that the student does not have, must not be written
-        model.generation_config.suppress_tokens = list(range(written, self.vocabulary_rows)) or None
+        if not self.lent:
+            model.requires_grad_(False)
+            model.eval()
         return model
+
+    @property
+    def lent(self) -> bool:
+        """Whether the model is the caller's own."""
+        return self._content is None
 
     def share(self, vocabulary: int) -> None:
         """Restrict what is written and scored to the rows [0, vocabulary) that the student has too."""
         self.vocabulary = vocabulary
-        self.__dict__.pop("model", None)
 
     @property
     def vocabulary_rows(self) -> int:
@@ -78,34 +87,65 @@ class LocalTeacher:
         return int(self.config.get_text_config().vocab_size)
 
     @property
+    def suppressed(self) -> list[int]:
+        """The ids it must not write: rows that only pad the embedding, or that the student does not have."""
+        rows = self.vocabulary_rows
+        return list(range(min(len(self.tokenizer), rows if self.vocabulary is None else self.vocabulary), rows))
+
+    @property
     def length_limit(self) -> int | None:
         """`max_position_embeddings`, where the configuration has one."""
         return length_limit(self.config)
 
+    @property
+    def stop_ids(self) -> list[int]:
+        """The ids that end what it writes: its generation configuration's, its tokenizer's, its chat's turn end."""
+        loaded = self.__dict__.get("model")
+        return stop_ids(self._generation_config if loaded is None else loaded.generation_config, self.tokenizer)
+
     def identity(self) -> dict[str, Any]:
-        """Name, revision and configuration; weights of a folder are told apart by their files' sizes and times."""
+        """What its completions depend on: weights, precision, configuration, stop tokens and the rows it may write.
+
+        Names and paths are no part of it, so that a folder that was moved is found again.
+        """
         config = {k: v for k, v in self.config.to_diff_dict().items() if k != "transformers_version"}
         return {
-            "teacher": self.name,
-            "revision": self.revision,
-            "files": fingerprint_of(self.name),
+            "weights": fingerprint.of_model(self.model) if self._content is None else self._content(),
             "config": json.dumps(config, sort_keys=True, default=str),
+            "stops": sorted(self.stop_ids),
+            "rows": self.vocabulary_rows - len(self.suppressed),
         }
 
     def prepare(self, wrap: Callable[[Any], Any]) -> None:
         """Let accelerate or DeepSpeed wrap the model for scoring; generation keeps the bare one."""
-        self._scoring = wrap(self.model)
+        self._wrapped = {}  # another run's wrapping may have another precision
+        with self._teaching():
+            self._scoring = wrap(self.model)
+
+    @contextmanager
+    def _teaching(self) -> Iterator[None]:
+        """Have the model's forward end at the completion, as accelerate has wrapped it; then give it its own back."""
+        attributes = self.model.__dict__
+        own = {name: attributes.pop(name) for name in FORWARD if name in attributes}
+        attributes.update(self._wrapped or own)
+        add_completion_forward(self.model)
+        try:
+            yield
+        finally:
+            self._wrapped = {name: attributes.pop(name) for name in FORWARD if name in attributes}
+            attributes.update(own)
 
     @torch.no_grad()
     def score(self, batch: Mapping[str, torch.Tensor]) -> TeacherTargets:
         """Return the hidden states [N, H_t] that predict the batch's completion tokens, and the head."""
         model = self._scoring if self._scoring is not None else self.model
         device = self.model.device
-        output = model(
-            input_ids=batch["teacher_input_ids"].to(device),
-            attention_mask=batch["teacher_attention_mask"].to(device),
-            completion_labels=batch["teacher_labels"].to(device),
-        )
+        with evaluating(self.model), self._teaching():
+            output = model(
+                input_ids=batch["teacher_input_ids"].to(device),
+                attention_mask=batch["teacher_attention_mask"].to(device),
+                completion_labels=batch["teacher_labels"].to(device),
+            )
         return TeacherTargets(output.hidden, LMHead.of(self.model), self.vocabulary)
 
     @torch.no_grad()
@@ -113,44 +153,119 @@ class LocalTeacher:
         """Write one completion per prompt, as one batch padded on the left.
 
         The same prompts and settings give the same completions: drawing has a generator of its own, seeded by
-        the settings and the prompts, and leaves the program's random state alone.
+        the settings and the prompts, and leaves the program's random state alone. Nothing but the settings and
+        `stop_ids` decides what is written: penalties and limits of the model's own generation configuration do not.
         """
-        stops = stop_ids(self.model, self.tokenizer)
-        pad = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else stops[0]
-        width = max(len(p) for p in prompts)
-        ids = torch.full((len(prompts), width), pad)
-        mask = torch.zeros_like(ids)
-        for b, prompt in enumerate(prompts):
-            ids[b, width - len(prompt) :] = torch.tensor(list(prompt))
-            mask[b, width - len(prompt) :] = 1
         device = self.model.device
-        drawing = {"temperature": settings.temperature, "top_p": settings.top_p, "top_k": 0}
+        config = self._writing(max(len(p) for p in prompts), settings)
+        ids, mask = padded_left(prompts, config.pad_token_id)
         devices = [device] if device.type == "cuda" else []
-        with torch.random.fork_rng(devices=devices):
+        with torch.random.fork_rng(devices=devices), evaluating(self.model), configured(self.model, config):
             torch.manual_seed(hash((settings.seed, *map(tuple, prompts))) % 2**63)
             model: Any = self.model
-            written = model.generate(
-                input_ids=ids.to(device),
-                attention_mask=mask.to(device),
-                max_new_tokens=self._new_tokens(width, settings),
-                do_sample=settings.do_sample,
-                eos_token_id=stops,
-                pad_token_id=pad,
-                **(drawing if settings.do_sample else {}),
-            )
-        return [cut_at_stop(row, stops) for row in written[:, width:].tolist()]
+            written = model.generate(input_ids=ids.to(device), attention_mask=mask.to(device), generation_config=config)
+        stops = self.stop_ids
+        return [cut_at_stop(row, stops) for row in written[:, ids.shape[1] :].tolist()]
 
-    def _new_tokens(self, width: int, settings: GenerationSettings) -> int:
-        """Return how many tokens fit after prompts of `width` tokens."""
+    def _writing(self, width: int, settings: GenerationSettings) -> Any:
+        """Return the generation configuration for prompts of `width` tokens."""
+        from transformers import GenerationConfig
+
         room = settings.max_new_tokens if self.length_limit is None else self.length_limit - width
-        return max(1, min(settings.max_new_tokens, room))
+        drawing = {"temperature": settings.temperature, "top_p": settings.top_p, "top_k": 0}
+        stops, pad = self.stop_ids, self.tokenizer.pad_token_id
+        return GenerationConfig(
+            max_new_tokens=max(1, min(settings.max_new_tokens, room)),
+            do_sample=settings.do_sample,
+            bos_token_id=self.tokenizer.bos_token_id,
+            eos_token_id=stops,
+            pad_token_id=stops[0] if pad is None else pad,
+            suppress_tokens=self.suppressed or None,
+            **(drawing if settings.do_sample else {}),
+        )
 
 
-def stop_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Return every id that ends a completion: the generation configuration's and the tokenizer's."""
-    configured = getattr(model.generation_config, "eos_token_id", None)
+# what a taught forward and accelerate's wrapping of it leave on a model
+FORWARD = (TAUGHT, "forward", "_original_forward", "_is_accelerate_prepared")
+
+
+def without_peft(model: Any) -> Any:
+    """Return a model without PEFT's wrapper; its adapters stay in its layers.
+
+    Raises:
+        TeacherError: An adapter that lives in the wrapper alone (prompt tuning and its kin).
+    """
+    if not is_peft_model(model):
+        return model
+    if model.active_peft_config.is_prompt_learning:
+        raise TeacherError(
+            f"teacher_model has an adapter of the kind {model.active_peft_config.peft_type.value}, which is not in its "
+            "layers; give a model with a LoRA adapter or without one."
+        )
+    return model.get_base_model()
+
+
+def check_apart(*, student: Any, teacher: Any) -> None:
+    """Refuse a model as its own teacher: training would move what it learns from.
+
+    Args:
+        student: A loaded model; a name is loaded anew and passes.
+        teacher: A loaded model or a teacher that holds one; anything else passes.
+
+    Raises:
+        TeacherError: Both have a parameter in common.
+    """
+    theirs = teacher.model if isinstance(teacher, LocalTeacher) and teacher.lent else teacher
+    if not isinstance(student, torch.nn.Module) or not isinstance(theirs, torch.nn.Module):
+        return
+    if {id(p) for p in student.parameters()} & {id(p) for p in theirs.parameters()}:
+        raise TeacherError(
+            "teacher_model is the model that is trained, so it would move with it; give a copy "
+            "(copy.deepcopy(model)) or the folder it was saved to."
+        )
+
+
+@contextmanager
+def evaluating(model: torch.nn.Module) -> Iterator[None]:
+    """Put a model into evaluation mode and give each module its own mode back."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+@contextmanager
+def configured(model: PreTrainedModel, config: GenerationConfig) -> Iterator[None]:
+    """Have a model generate by `config` alone: an argument of generate() is filled up from the model's own."""
+    own = model.generation_config
+    model.generation_config = config
+    try:
+        yield
+    finally:
+        model.generation_config = own
+
+
+def padded_left(prompts: Sequence[Sequence[int]], pad: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the ids [B, S] of prompts, padded on the left, and their attention mask."""
+    width = max(len(p) for p in prompts)
+    ids = torch.tensor([[pad] * (width - len(p)) + list(p) for p in prompts])
+    mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts])
+    return ids, mask
+
+
+def stop_ids(config: GenerationConfig | None, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Return every id that ends a completion.
+
+    Args:
+        config: A model's generation configuration.
+        tokenizer: Its tokenizer; with a chat template, the token after a turn ends a completion too.
+    """
+    configured = getattr(config, "eos_token_id", None)
     ids = list(configured) if isinstance(configured, (list, tuple)) else [configured]
-    return list(dict.fromkeys(i for i in (*ids, tokenizer.eos_token_id) if i is not None))
+    return list(dict.fromkeys(i for i in (*ids, tokenizer.eos_token_id, stop_of_turn(tokenizer)) if i is not None))
 
 
 def cut_at_stop(ids: Sequence[int], stops: Sequence[int]) -> Completion:

@@ -64,12 +64,3 @@ def key_of(identity: Mapping[str, Any], prompt: Sequence[int]) -> str:
     """Return the key of one prompt's completion under a teacher and its settings."""
     text = json.dumps([identity, list(prompt)], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def fingerprint_of(folder: str) -> list[tuple[str, int, int]]:
-    """Return name, size and time of the weight files of a local model; empty for a Hub name."""
-    root = Path(folder)
-    if not root.is_dir():
-        return []
-    files = sorted(p for pattern in ("*.safetensors", "*.bin") for p in root.glob(pattern))
-    return [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in files]

@@ -1,0 +1,106 @@
+"""What tells one model's weights from another's, wherever they lie: the content of its files, or its tensors.
+
+A folder may be copied or moved and a model trained on: the first stays the same teacher, the second does not.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch.distributed.tensor import DTensor
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+WEIGHTS = ("*.safetensors", "*.bin")
+BLOCK, BLOCKS = 16 * 2**10, 1024  # a file up to 16 MiB is read whole; of 5 GB, a block in every 5 MB
+CHUNK = 2**22  # values that are summed at a time: the sum needs them as 64-bit integers
+SAMPLE = 256  # values of a tensor that are hashed in their places
+
+
+def of_folder(folder: str) -> list[list[Any]] | None:
+    """Return name, size and hash of a saved model's weight files; None where there is no such folder.
+
+    Large files are hashed in blocks spread over them, so that a merged adapter or an edited layer shows. A folder
+    with an adapter is told apart by its base too.
+
+    Args:
+        folder: A local folder; a Hub name is none.
+    """
+    root = Path(folder)
+    if not root.is_dir():
+        return None
+    files = sorted(path for pattern in WEIGHTS for path in root.glob(pattern) if path.name != "training_args.bin")
+    found: list[list[Any]] = [[path.name, path.stat().st_size, _hash_of_file(path)] for path in files]
+    adapter = root / "adapter_config.json"
+    if adapter.is_file():
+        text = adapter.read_text(encoding="utf-8")
+        base = str(json.loads(text).get("base_model_name_or_path"))
+        found.append([adapter.name, hashlib.sha256(text.encode()).hexdigest(), of_folder(base) or base])
+    return found
+
+
+def of_model(model: PreTrainedModel) -> str:
+    """Return a hash of a loaded model's weights and of the adapters that are switched on.
+
+    Each tensor adds its name, shape, type, a sample of its values and the sum of all its bits, which no order of
+    summation changes: the same weights have the same hash on every device.
+
+    Args:
+        model: The model; nothing of it is changed.
+    """
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        if isinstance(tensor, torch.Tensor):
+            digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype} ".encode())
+            digest.update(_digest_of_tensor(tensor))
+    for name, module in model.named_modules():
+        if isinstance(module, BaseTunerLayer):
+            digest.update(json.dumps([name, *_state_of_adapter(module)], sort_keys=True, default=str).encode())
+    return digest.hexdigest()
+
+
+def _hash_of_file(path: Path) -> str:
+    """Return the hash of a file's blocks, of all of them where it is small."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        for start in _starts(path.stat().st_size):
+            file.seek(start)
+            digest.update(file.read(BLOCK))
+    return digest.hexdigest()
+
+
+def _starts(size: int) -> Iterator[int]:
+    """Yield where the blocks of a file of `size` bytes begin: one after another, or spread from first to last."""
+    if size <= BLOCK * BLOCKS:
+        yield from range(0, size, BLOCK)
+    else:
+        yield from ((size - BLOCK) * k // (BLOCKS - 1) for k in range(BLOCKS))
+
+
+def _digest_of_tensor(tensor: torch.Tensor) -> bytes:
+    """Return a sample of a tensor's values and the sum of all, both of its bits as integers."""
+    local = tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    if local.is_meta or local.numel() == 0:
+        return b""
+    flat = local.detach().reshape(-1)
+    bits = (
+        flat.view(torch.uint8) if flat.dtype == torch.bool or flat.is_complex() else flat.view(_INTEGERS[flat.itemsize])
+    )
+    total = sum(int(part.sum(dtype=torch.int64)) for part in bits.split(CHUNK))
+    places = torch.linspace(0, len(bits) - 1, min(SAMPLE, len(bits)), dtype=torch.float64).long()
+    return json.dumps([total, bits[places.to(bits.device)].tolist()]).encode()
+
+
+_INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+def _state_of_adapter(layer: BaseTunerLayer) -> list[Any]:
+    """Return what decides, besides its weights, what an adapted layer computes."""
+    return [layer.active_adapters, layer.disable_adapters, layer.merged_adapters, getattr(layer, "scaling", None)]
