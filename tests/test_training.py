@@ -127,6 +127,16 @@ def test_a_finished_run_is_not_overwritten(settings):
     run(LLMTrainingParams(**settings, overwrite=True))
 
 
+def test_a_run_that_is_refused_leaves_the_finished_one_as_it_was(settings, tmp_path):
+    run(LLMTrainingParams(**settings))
+    folder = tmp_path / "run_2.5-x"
+    before = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+    for wrong in ({"text_column": "txet"}, {"block_size": 2}, {"model": "./nowhere"}):
+        with pytest.raises(UsageError):
+            run(LLMTrainingParams(**{**settings, **wrong, "overwrite": True}))
+    assert before == {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+
 def test_completions_are_paid_for_once(settings, tmp_path):
     run(LLMTrainingParams(**settings))
     store = tmp_path / "run_2.5-x" / "teacher_completions.jsonl"
@@ -358,6 +368,30 @@ WRONG = [
     ({"log": "wandb"}, ParamsError, "not installed"),
     ({"peft": True, "target_modules": "q_prog"}, ParamsError, "Did you mean 'q_proj'"),
 ]
+
+
+def test_a_student_without_a_next_token_distribution_is_refused(settings, tmp_path, tiny_model_dir):
+    from transformers import BertConfig, BertModel, T5Config, T5ForConditionalGeneration
+
+    small = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
+    BertModel(BertConfig(**small)).save_pretrained(tmp_path / "bert")
+    sizes = {"d_model": 8, "d_kv": 4, "d_ff": 8, "num_layers": 1, "num_heads": 2}
+    T5ForConditionalGeneration(T5Config(**sizes)).save_pretrained(tmp_path / "t5")
+    for name, said in (("bert", "is no causal language model"), ("t5", "is an encoder-decoder")):
+        AutoTokenizer.from_pretrained(tiny_model_dir).save_pretrained(tmp_path / name)
+        with pytest.raises(ModelError, match=rf"model .*{name}.* {said}|{said}"):
+            run(LLMTrainingParams(**{**settings, "model": str(tmp_path / name)}))
+    assert not (tmp_path / "run_2.5-x").exists()
+
+
+def test_a_teacher_without_a_chat_template_reads_chats_as_its_student(settings, tmp_path, chat_model_dir):
+    path = tmp_path / "chat.jsonl"
+    chat = [{"role": "user", "content": "a b"}, {"role": "assistant", "content": "c"}]
+    path.write_text(json.dumps({"messages": chat}))
+    given = {**settings, "model": str(chat_model_dir), "data_path": str(path), "teacher_prompt_template": "e {input}"}
+    result = run(LLMTrainingParams(**given))
+    teacher_prompt = result.trainer.train_dataset[0]["teacher_prompt"]
+    assert result.tokenizer.decode(teacher_prompt).startswith("<|im_start|>user")
 
 
 @pytest.mark.parametrize(

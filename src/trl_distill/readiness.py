@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from .architectures import check_causal
 from .errors import ParamsError, nearest
 from .params import LLMTrainingParams
 
@@ -16,8 +17,12 @@ def check_ready(params: LLMTrainingParams, config: Any) -> None:
         config: The student's configuration.
 
     Raises:
+        ModelError: A student without a next-token distribution.
         ParamsError: A logger that is unknown or not installed, or target modules that the student does not have.
     """
+    given = params.model
+    name = given if isinstance(given, str) else config._name_or_path or type(given).__name__
+    check_causal(name, config, role="model")
     _check_logger(params.log)
     if params.peft:
         _check_target_modules(params.target_modules, config)

@@ -57,6 +57,8 @@ def teacher_of(
         trust_remote_code=args.trust_remote_code,
         device=device,
     )
+    if teacher.tokenizer.chat_template is None:
+        teacher.tokenizer.chat_template = tokenizer.chat_template  # a base model reads chats as its student does
     rows = student.get_text_config().vocab_size
     teacher.share(
         shared_vocabulary(

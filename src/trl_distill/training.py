@@ -130,13 +130,13 @@ class _Run:
         self.load_tokenizer()
         check_ready(params, self.model_config)
         check_apart(student=params.model, teacher=params.teacher_model)
-        if not params.dry_run and self.state.is_main_process:
-            self.project.begin(params)
-        self.state.wait_for_everyone()
         self.prepare_data()
         if params.dry_run:
             return RunResult(None, self.tokenizer, self.figures(), {"project": self.project.folder})
         trainer = show_lines(self.make_trainer())
+        if self.state.is_main_process:
+            self.project.begin(params)  # not before all that can be refused has been
+        self.state.wait_for_everyone()
         self.fit(trainer)
         return self.save(trainer)
 

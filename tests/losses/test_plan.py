@@ -17,7 +17,7 @@ def working_bytes(plan: Plan, vocabulary: int, models: int, itemsize: int) -> in
 
 @given(
     tokens=st.integers(0, 5000), vocabulary=st.integers(1, 300_000), models=st.sampled_from([1, 2]),
-    passes=st.integers(1, 2), itemsize=st.sampled_from([4, 8]), accelerator=st.booleans(),
+    passes=st.integers(1, 3), itemsize=st.sampled_from([4, 8]), accelerator=st.booleans(),
     mebibytes=st.sampled_from([None, 8, 64, 512]),
 )  # fmt: skip
 def test_a_tile_takes_no_more_than_it_is_given(tokens, vocabulary, models, passes, itemsize, accelerator, mebibytes):

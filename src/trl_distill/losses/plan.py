@@ -42,7 +42,7 @@ def plan_tiles(
         tokens: Number of tokens.
         vocabulary: Rows of the larger LM head.
         models: 2 with a teacher, 1 without.
-        passes: How often the logits are looked at. With 3 they are always kept: each head is projected twice at most.
+        passes: How often the logits are looked at.
         itemsize: Bytes of a logit.
         accelerator: Whether memory is plenty and launches are dear.
         tile_bytes: Bound in bytes; 56 MiB on a CPU, 2 GiB on an accelerator.
@@ -53,7 +53,7 @@ def plan_tiles(
     scratch = max(1, min(elements // (2 * SCRATCH_BUFFERS), 2**25 if accelerator else 2**18))
     most = max(1, min(tokens, 4096 if accelerator else 512, scratch))
     kept = (elements - SCRATCH_BUFFERS * scratch) // (vocabulary * models)
-    keep = passes > 2 or (passes > 1 and kept >= min(most, 96))
+    keep = passes > 1 and kept >= min(most, 96)
     rows = max(1, min(most, kept)) if keep else most
     if not keep and not accelerator:  # nothing else needs the memory, and larger products are faster
         scratch = max(scratch, min(elements // (2 * SCRATCH_BUFFERS), 2**20))

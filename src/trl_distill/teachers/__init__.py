@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from ..architectures import check_causal
 from ..errors import TeacherError
 from ..sources import (
     check_can_merge,
@@ -16,7 +17,7 @@ from ..sources import (
 from . import fingerprint
 from .base import Completion, GenerationSettings, Teacher
 from .generate import complete
-from .local import LocalTeacher, check_apart, check_can_teach, without_peft
+from .local import LocalTeacher, check_apart, without_peft
 from .store import CompletionStore
 
 if TYPE_CHECKING:
@@ -97,7 +98,7 @@ def load_teacher(
         hub = [path, revision, getattr(config, "_commit_hash", None)]
         return [fingerprint.of_folder(path) or hub, dtype, quantization]
 
-    check_can_teach(spec, config)  # before its tokenizer is looked for: an encoder's would load
+    check_causal(spec, config, role="teacher_model")  # before its tokenizer is looked for: an encoder's would load
     return LocalTeacher(
         path,
         config=config,

@@ -16,6 +16,7 @@ import torch
 from accelerate.utils import is_peft_model
 
 from ..alignment import stop_of_turn
+from ..architectures import check_causal
 from ..errors import TeacherError
 from ..forward import TAUGHT, TeacherTargets, add_completion_forward
 from ..lm_head import LMHead
@@ -52,7 +53,7 @@ class LocalTeacher:
         generation_config: GenerationConfig | None = None,
         content: Callable[[], Any] | None = None,
     ) -> None:
-        check_can_teach(name, config)
+        check_causal(name, config, role="teacher_model")
         self.name = name
         self.config = config
         self.tokenizer = tokenizer
@@ -281,49 +282,3 @@ def length_limit(config: PretrainedConfig) -> int | None:
     text = config.get_text_config()
     limit = getattr(text, "max_position_embeddings", None) or getattr(text, "n_positions", None)
     return int(limit) if limit else None
-
-
-def check_can_teach(name: str, config: PretrainedConfig) -> None:
-    """Refuse a model that gives no next-token distribution over the student's kind of sequence.
-
-    Raises:
-        TeacherError: Encoder-decoder or encoder-only.
-    """
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-
-    if config.is_encoder_decoder:
-        raise TeacherError(
-            f"teacher_model {name!r} is an encoder-decoder ({config.model_type}); choose a decoder-only model."
-        )
-    bidirectional = config.model_type in ENCODERS and not getattr(config, "is_decoder", False)
-    known = config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or bool(getattr(config, "auto_map", None))
-    if bidirectional or not known:
-        raise TeacherError(
-            f"teacher_model {name!r} ({config.model_type}) is no causal language model and has no next-token "
-            "distribution; choose a decoder-only model."
-        )
-
-
-# encoders that transformers can also build as decoders, which their released weights are not
-ENCODERS = frozenset(
-    [
-        "bert",
-        "bert-generation",
-        "big_bird",
-        "camembert",
-        "data2vec-text",
-        "electra",
-        "ernie",
-        "megatron-bert",
-        "rembert",
-        "roberta",
-        "roberta-prelayernorm",
-        "roc_bert",
-        "roformer",
-        "xlm",
-        "xlm-roberta",
-        "xlm-roberta-xl",
-        "xmod",
-        "modernbert",
-    ]
-)

@@ -1,0 +1,44 @@
+"""Which architectures give a next-token distribution, and which do not."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from .errors import ModelError, TeacherError
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+# encoders that transformers can also build as decoders, which their released weights are not
+ENCODERS = frozenset(
+    (
+        *("bert", "bert-generation", "big_bird", "camembert", "data2vec-text", "electra", "ernie", "megatron-bert"),
+        *("modernbert", "rembert", "roberta", "roberta-prelayernorm", "roc_bert", "roformer", "xlm", "xlm-roberta"),
+        *("xlm-roberta-xl", "xmod"),
+    )
+)
+
+
+def check_causal(name: str, config: PretrainedConfig, *, role: str) -> None:
+    """Refuse a model that has no next-token distribution.
+
+    Args:
+        name: What the user calls it.
+        config: Its configuration.
+        role: "model" or "teacher_model", for the message.
+
+    Raises:
+        ModelError, TeacherError: Encoder-decoder or encoder-only.
+    """
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    kind = TeacherError if role == "teacher_model" else ModelError
+    if config.is_encoder_decoder:
+        raise kind(f"{role} {name!r} is an encoder-decoder ({config.model_type}); choose a decoder-only model.")
+    bidirectional = config.model_type in ENCODERS and not getattr(config, "is_decoder", False)
+    known = config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or bool(getattr(config, "auto_map", None))
+    if bidirectional or not known:
+        raise kind(
+            f"{role} {name!r} ({config.model_type}) is no causal language model and has no next-token "
+            "distribution; choose a decoder-only model."
+        )
