@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate.utils import is_peft_model
+from torch.distributed.tensor import DTensor
 
 from ..alignment import stop_of_turn
 from ..architectures import check_causal
@@ -22,6 +23,7 @@ from ..forward import TAUGHT, TeacherTargets, add_completion_forward
 from ..lm_head import LMHead
 from . import fingerprint
 from .base import Completion, GenerationSettings
+from .prefix import Prefix
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -63,6 +65,7 @@ class LocalTeacher:
         self._content = content
         self._scoring: torch.nn.Module | None = None
         self._wrapped: dict[str, Any] = {}
+        self.prefix = Prefix(config)
 
     @cached_property
     def model(self) -> PreTrainedModel:
@@ -120,8 +123,11 @@ class LocalTeacher:
     def prepare(self, wrap: Callable[[Any], Any]) -> None:
         """Let accelerate or DeepSpeed wrap the model for scoring; generation keeps the bare one."""
         self._wrapped = {}  # another run's wrapping may have another precision
+        self.prefix.forget()
         with self._teaching():
             self._scoring = wrap(self.model)
+        if self._scoring is not self.model or any(isinstance(p, DTensor) for p in self.model.parameters()):
+            self.prefix.off = "its weights are sharded, and ranks need not find the same prefix"
 
     @contextmanager
     def _teaching(self) -> Iterator[None]:
@@ -140,14 +146,26 @@ class LocalTeacher:
     def score(self, batch: Mapping[str, torch.Tensor]) -> TeacherTargets:
         """Return the hidden states [N, H_t] that predict the batch's completion tokens, and the head."""
         model = self._scoring if self._scoring is not None else self.model
-        device = self.model.device
+        ids, mask, labels = (
+            batch[f"teacher_{name}"].to(self.model.device) for name in ("input_ids", "attention_mask", "labels")
+        )
         with evaluating(self.model), self._teaching():
+            # the state that predicts the first completion token has to be computed, not taken from the cache
+            start = self.prefix.of(ids, _first_label(labels) - 1, self._fill)
             output = model(
-                input_ids=batch["teacher_input_ids"].to(device),
-                attention_mask=batch["teacher_attention_mask"].to(device),
-                completion_labels=batch["teacher_labels"].to(device),
+                input_ids=ids[:, start:],
+                attention_mask=mask,
+                completion_labels=labels[:, start:],
+                **({"past_key_values": self.prefix.for_scoring()} if start else {}),
             )
-        return TeacherTargets(output.hidden, LMHead.of(self.model), self.vocabulary)
+            head = LMHead.of(self.model)
+        return TeacherTargets(output.hidden, head, self.vocabulary)
+
+    def _fill(self, ids: torch.Tensor, cache: Any) -> None:
+        """Run the model over a prefix [1, P] into a cache; no logits are made."""
+        model: Any = self.model
+        nothing = torch.full_like(ids, -100)
+        model(input_ids=ids, attention_mask=torch.ones_like(ids), completion_labels=nothing, past_key_values=cache)
 
     @torch.no_grad()
     def generate(self, prompts: Sequence[Sequence[int]], settings: GenerationSettings) -> list[Completion]:
@@ -159,14 +177,34 @@ class LocalTeacher:
         """
         device = self.model.device
         config = self._writing(max(len(p) for p in prompts), settings)
-        ids, mask = padded_left(prompts, config.pad_token_id)
+        ids, mask, past = self._prompts(prompts, config.pad_token_id)
         devices = [device] if device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices), evaluating(self.model), configured(self.model, config):
             torch.manual_seed(hash((settings.seed, *map(tuple, prompts))) % 2**63)
             model: Any = self.model
-            written = model.generate(input_ids=ids.to(device), attention_mask=mask.to(device), generation_config=config)
+            written = model.generate(input_ids=ids, attention_mask=mask, generation_config=config, **past)
         stops = self.stop_ids
         return [cut_at_stop(row, stops) for row in written[:, ids.shape[1] :].tolist()]
+
+    def _prompts(self, prompts: Sequence[Sequence[int]], pad: int) -> tuple[torch.Tensor, torch.Tensor, dict[str, Any]]:
+        """Return prompts' ids [B, S] and mask for generation, and the cache of their prefix where it can be used.
+
+        Padding stands on the left, or between the prefix and what follows it.
+        """
+        device = self.model.device
+        least = min(len(p) for p in prompts)
+        heads = torch.tensor([list(p[:least]) for p in prompts], device=device)
+        with evaluating(self.model), self._teaching():
+            start = self.prefix.of(heads, least - 1, self._fill)
+        if self.prefix.slides and least < max(len(p) for p in prompts):
+            start = 0  # a window would count the padding that stands in the middle
+        ids, mask = padded_left([p[start:] for p in prompts], pad)
+        ids, mask = ids.to(device), mask.to(device)
+        if not start:
+            return ids, mask, {}
+        front = heads[:, :start]
+        past = {"past_key_values": self.prefix.for_writing(len(prompts))}
+        return torch.cat([front, ids], 1), torch.cat([torch.ones_like(front), mask], 1), past
 
     def _writing(self, width: int, settings: GenerationSettings) -> Any:
         """Return the generation configuration for prompts of `width` tokens."""
@@ -255,6 +293,12 @@ def padded_left(prompts: Sequence[Sequence[int]], pad: int) -> tuple[torch.Tenso
     ids = torch.tensor([[pad] * (width - len(p)) + list(p) for p in prompts])
     mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts])
     return ids, mask
+
+
+def _first_label(labels: torch.Tensor) -> int:
+    """Return the first place of a batch's labels [B, S] that holds a completion token in any row."""
+    labelled = (labels != -100).any(0).nonzero()
+    return int(labelled[0]) if len(labelled) else labels.shape[1]
 
 
 def stop_ids(config: GenerationConfig | None, tokenizer: PreTrainedTokenizerBase) -> list[int]:

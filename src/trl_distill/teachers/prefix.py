@@ -1,0 +1,138 @@
+"""What all prompts of a teacher begin with is read once: its key/value cache serves every batch, scored or written.
+
+The prefix is found in the token ids themselves: what a batch's rows have in common, cut shorter when a later batch
+has less. A prefix that is shared is exact however the tokenizer joins a template's text with the input.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+
+LEAST = 16  # tokens; a shorter prefix saves less than its bookkeeping costs
+logger = logging.getLogger(__name__)
+
+
+class ReadOnlyLayer(DynamicLayer):
+    """A layer's cache that is read by batches of any size and kept as it is."""
+
+    def update(self, key_states: Any, value_states: Any, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
+        """Return the kept states followed by the new ones."""
+        return _joined(self.keys, key_states), _joined(self.values, value_states)
+
+
+class ReadOnlySlidingLayer(DynamicSlidingWindowLayer):
+    """The same for a layer that keeps a window's width of states."""
+
+    def update(self, key_states: Any, value_states: Any, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
+        """Return the kept states followed by the new ones."""
+        return _joined(self.keys, key_states), _joined(self.values, value_states)
+
+
+READ_ONLY: dict[Any, Any] = {DynamicLayer: ReadOnlyLayer, DynamicSlidingWindowLayer: ReadOnlySlidingLayer}
+
+
+class Prefix:
+    """The longest beginning that the batches so far have in common, and its cache.
+
+    Args:
+        config: The model's configuration, which tells the kind of each layer's cache.
+
+    Attributes:
+        ids: [P] token ids; empty before the first batch.
+        off: Why nothing is reused; None while it is.
+    """
+
+    def __init__(self, config: Any) -> None:
+        self.config = config
+        self.off: str | None = None
+        self.forget()
+
+    def forget(self) -> None:
+        """Start anew, as after the weights have changed."""
+        self.ids = torch.empty(0, dtype=torch.long)
+        self._cache: DynamicCache | None = None
+        self._misses = 0
+
+    def of(self, ids: torch.Tensor, most: int, fill: Callable[[torch.Tensor, DynamicCache], Any]) -> int:
+        """Return how many tokens of a batch's beginning the cache has after this call; 0 where it is of no use.
+
+        Args:
+            ids: [B, S], rows that begin at the same place.
+            most: Tokens that may be taken from the cache at most.
+            fill: Runs the model over ids [1, P] into an empty cache.
+        """
+        if self.off is not None:
+            return 0
+        most = max(most, 0)
+        common = _leading((ids[:, :most] == ids[:1, :most]).all(0))
+        known = len(self.ids)
+        agree = min(_leading(ids[0, : min(known, most)] == self.ids[:most].to(ids.device)), common)
+        if known and agree == known:
+            self._misses = 0
+            return known
+        length = agree if known and agree >= LEAST else common
+        self._misses += 1
+        if length < LEAST or (known and agree < LEAST and self._misses < 3):
+            return 0  # a batch of another kind; the prefix of the others stays
+        return self._read(ids[0, :length], fill)
+
+    def _read(self, ids: torch.Tensor, fill: Callable[[torch.Tensor, DynamicCache], Any]) -> int:
+        """Compute the cache of a prefix; say so where this model has none that can be reused."""
+        try:
+            cache = DynamicCache(config=self.config)
+            fill(ids[None], cache)
+            if any(type(layer) not in READ_ONLY for layer in cache.layers):
+                raise TypeError("a layer keeps a state that is no list of keys and values")
+            if cache.get_seq_length() != len(ids):
+                raise TypeError("it does not fill the cache it is given")
+        except (TypeError, ValueError, KeyError, AttributeError, NotImplementedError) as error:
+            self.off = str(error).splitlines()[0] if str(error) else type(error).__name__
+            logger.warning("The teacher reads its whole prompt for every row: %s.", self.off.rstrip("."))
+            return 0
+        self.ids, self._cache, self._misses = ids.clone(), cache, 0
+        return len(ids)
+
+    @property
+    def slides(self) -> bool:
+        """Whether a layer looks back over a window, which counts padding too."""
+        layers = [] if self._cache is None else self._cache.layers
+        return any(isinstance(layer, DynamicSlidingWindowLayer) for layer in layers)
+
+    def for_scoring(self) -> DynamicCache:
+        """Return the cache for one forward over what follows the prefix, for a batch of any size; nothing is copied."""
+        assert self._cache is not None
+        cache = copy.copy(self._cache)
+        cache.layers = [_as(READ_ONLY[type(layer)], layer) for layer in self._cache.layers]
+        return cache
+
+    def for_writing(self, rows: int) -> DynamicCache:
+        """Return a cache for that many rows, which generation may write to."""
+        assert self._cache is not None
+        cache = copy.copy(self._cache)
+        cache.layers = [_as(type(layer), layer) for layer in self._cache.layers]
+        cache.batch_repeat_interleave(rows)
+        return cache
+
+
+def _as(kind: Any, layer: Any) -> Any:
+    """Return a layer of another kind with the same states."""
+    made = kind.__new__(kind)
+    made.__dict__.update(layer.__dict__)
+    return made
+
+
+def _joined(kept: Any, new: torch.Tensor) -> torch.Tensor:
+    """Return kept states [1, heads, P, D] and new ones [B, heads, S, D] as [B, heads, P + S, D]."""
+    return torch.cat([kept.expand(len(new), *kept.shape[1:]), new], dim=-2)
+
+
+def _leading(true: torch.Tensor) -> int:
+    """Return how many entries of a vector are true before the first that is not."""
+    return int(true.long().cumprod(0).sum())
