@@ -86,7 +86,9 @@ class DistillationArguments:
         False, "Learn from a teacher where the trainer is sft; the trainer distillation always does."
     )
     teacher_model: str | None = option(
-        None, "Teacher, required to distil: a folder, a Hub name, or 'embedded'.", objects=True
+        None,
+        "Teacher, required to distil: a folder, a Hub name, 'embedded', or 'self' (the student under its adapter).",
+        objects=True,
     )
     teacher_prompt_template: str = option(
         "{input}",

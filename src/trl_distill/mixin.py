@@ -22,11 +22,12 @@ from .forward import CompletionOutput, LossSettings, TeacherTargets, add_complet
 from .metrics import DistillationMetrics
 from .preparation import is_prepared, prepare
 from .prompts import parse_template
+from .quantization import keep_differentiable
 from .readers import CONVERSATIONS
 from .recipes import add_taught_ends, recipe_of, teacher_of
 from .rows import COMPLETIONS
 from .sources import resolve
-from .teachers import LocalTeacher, Teacher, check_apart
+from .teachers import LocalTeacher, SelfTeacher, Teacher, check_apart
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -101,6 +102,7 @@ class DistillationMixin(_Base):
             *positional,
             **kwargs,
         )
+        keep_differentiable(self.model)
         self.model_accepts_loss_kwargs = True  # our loss divides by num_items_in_batch itself
         self.metrics_of = {"train": DistillationMetrics(), "eval": DistillationMetrics()}
         self._set_up_teacher(teacher_model)
@@ -121,7 +123,17 @@ class DistillationMixin(_Base):
         """Find the teacher, check that its vocabulary is the student's, and prepare it for scoring."""
         args = self.args
         config = self.base_student.config
-        self.teacher = teacher_of(args, given, tokenizer=self.tokenizer, student=config, device=self.accelerator.device)
+        self.teacher = teacher_of(
+            args,
+            given,
+            tokenizer=self.tokenizer,
+            student=config,
+            device=self.accelerator.device,
+            own=lambda: self.model,
+            generation_config=self.base_student.generation_config,
+        )
+        if isinstance(self.teacher, SelfTeacher):
+            self.teacher.take(self.model)
         self.vocabulary = self.teacher.vocabulary
         self.loss_settings = LossSettings(
             args.distill_alpha,
@@ -199,7 +211,10 @@ class DistillationMixin(_Base):
 
     def teacher_targets(self, inputs: Mapping[str, torch.Tensor]) -> TeacherTargets | None:
         """Return what the teacher says of a batch's completions; None where alpha is 0 and nothing is asked."""
-        return None if self.loss_settings.alpha == 0 else self.teacher.score(inputs)
+        if self.loss_settings.alpha == 0:
+            return None
+        with self.accelerator.autocast():
+            return self.teacher.score(inputs)
 
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None

@@ -176,6 +176,8 @@ class LLMTrainingParams(DistillationArguments):
             )
         if not self.distills:
             self._refuse_distillation()
+        elif self.teacher_model == "self":
+            self._check_own_teacher()
         if self.quantization is not None and not self.peft:
             raise ParamsError(f"quantization {self.quantization!r} trains an adapter; add --peft.")
         if self.merge_adapter and not self.peft:
@@ -184,6 +186,20 @@ class LLMTrainingParams(DistillationArguments):
             raise ParamsError("merge_adapter cannot merge into a quantized model; drop one of the two.")
         if self.overwrite and self.resume:
             raise ParamsError("overwrite and resume contradict each other; give one of them.")
+
+    def _check_own_teacher(self) -> None:
+        """Check that a student which is its own teacher has an adapter to switch off."""
+        if not self.peft and isinstance(self.model, str):
+            raise ParamsError(
+                "teacher_model is 'self', the student with its adapter switched off, but there is no adapter; add "
+                "--peft, or give --teacher-model the model's own name for a teacher that is a copy."
+            )
+        for name in ("teacher_revision", "teacher_dtype", "teacher_quantization", "teacher_device_map"):
+            if getattr(self, name) != FIELDS[name].default:
+                raise ParamsError(
+                    f"{name} is {getattr(self, name)!r}, but teacher_model is 'self': the student's own weights teach "
+                    f"as they are; drop --{name.replace('_', '-')}."
+                )
 
     def _refuse_distillation(self) -> None:
         """Refuse settings of distillation that plain SFT would not look at."""

@@ -10,11 +10,20 @@ from .config import DistillationSFTConfig
 from .errors import ParamsError
 from .preparation import Columns, Reading, Recipe
 from .prompts import parse_template
-from .teachers import Completion, CompletionStore, GenerationSettings, Teacher, complete, load_teacher
+from .teachers import (
+    SELF,
+    Completion,
+    CompletionStore,
+    GenerationSettings,
+    SelfTeacher,
+    Teacher,
+    complete,
+    load_teacher,
+)
 from .teachers.local import length_limit
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from transformers import GenerationConfig, PretrainedConfig, PreTrainedTokenizerBase
 
@@ -28,6 +37,8 @@ def teacher_of(
     tokenizer: PreTrainedTokenizerBase,
     student: PretrainedConfig,
     device: Any = None,
+    own: Callable[[], Any] | None = None,
+    generation_config: GenerationConfig | None = None,
 ) -> Teacher:
     """Return the teacher that a configuration names, or the one given in its place, its vocabulary checked.
 
@@ -37,6 +48,8 @@ def teacher_of(
         tokenizer: The student's.
         student: The student's configuration.
         device: Where a local model goes.
+        own: Returns the student, for a teacher that is the student itself.
+        generation_config: The student's, likewise.
 
     Raises:
         ParamsError: There is none.
@@ -47,6 +60,8 @@ def teacher_of(
         raise ParamsError(
             "teacher_model is missing; use_distillation needs a teacher: a folder, a Hub name or 'embedded'."
         )
+    if spec == SELF and own is not None:
+        spec = SelfTeacher(own, config=student, tokenizer=tokenizer, generation_config=generation_config)
     teacher = load_teacher(
         spec,
         tokenizer=tokenizer,

@@ -6,6 +6,7 @@ Everything that can be wrong in what the user typed is found before a model load
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -188,7 +189,15 @@ class _Run:
         given = None if isinstance(self.params.teacher_model, str) else self.params.teacher_model
         device = "cpu" if self.args.use_cpu else self.state.device
         config = self.model_config
-        self.teacher = teacher_of(self.args, given, tokenizer=self.tokenizer, student=config, device=device)
+        self.teacher = teacher_of(
+            self.args,
+            given,
+            tokenizer=self.tokenizer,
+            student=config,
+            device=device,
+            own=lambda: self.student,
+            generation_config=self._generation_config(),
+        )
         recipe = recipe_of(self.args, self.teacher, tokenizer=self.tokenizer, student=config)
         sample = DRY_RUN_ROWS if self.params.dry_run else None
         readings = {name: read(data, recipe, name=name) for name, data in self._datasets().items()}
@@ -217,11 +226,13 @@ class _Run:
         from accelerate.utils import is_peft_model
 
         from .interrupt import StopCallback
+        from .quantization import keep_differentiable
         from .watch import WatchCallback
 
         params = self.params
         self.stop, self.watch = StopCallback(), WatchCallback()
-        model = self._student()
+        model = self.student
+        keep_differentiable(model)
         extra: dict[str, Any] = {"teacher_model": self.teacher} if params.distills else {}
         return self.trainer_class(
             model,
@@ -235,8 +246,17 @@ class _Run:
             **extra,
         )
 
-    def _student(self) -> Any:
-        """Return the student: loaded, or as it was handed over, ready to learn."""
+    def _generation_config(self) -> Any:
+        """Return the student's generation configuration, without its weights."""
+        from .sources import load_generation_config
+
+        if self.model_path is None:
+            return self.params.model.generation_config
+        return load_generation_config(self.model_path, config=self.model_config)
+
+    @cached_property
+    def student(self) -> Any:
+        """The student: loaded, or as it was handed over, ready to learn."""
         from .sources import load_model
 
         params = self.params

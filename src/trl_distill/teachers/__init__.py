@@ -18,16 +18,19 @@ from . import fingerprint
 from .base import Completion, GenerationSettings, Teacher
 from .generate import complete
 from .local import LocalTeacher, check_apart, without_peft
+from .self_teacher import SELF, SelfTeacher
 from .store import CompletionStore
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 __all__ = [
+    "SELF",
     "Completion",
     "CompletionStore",
     "GenerationSettings",
     "LocalTeacher",
+    "SelfTeacher",
     "Teacher",
     "check_apart",
     "complete",

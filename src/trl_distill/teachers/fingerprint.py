@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.other import AuxiliaryTrainingWrapper
 from torch.distributed.tensor import DTensor
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ def of_folder(folder: str) -> list[list[Any]] | None:
     return found
 
 
-def of_model(model: PreTrainedModel) -> str:
+def of_model(model: PreTrainedModel, *, adapters: bool = True) -> str:
     """Return a hash of a loaded model's weights and of the adapters that are switched on.
 
     Each tensor adds its name, shape, type, a sample of its values and the sum of all its bits, which no order of
@@ -54,16 +55,30 @@ def of_model(model: PreTrainedModel) -> str:
 
     Args:
         model: The model; nothing of it is changed.
+        adapters: Whether they count; without them the hash is that of the model before it had any.
     """
     digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
+    state = model.state_dict() if adapters else _without_adapters(model)
+    for name, tensor in sorted(state.items()):
         if isinstance(tensor, torch.Tensor):
             digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype} ".encode())
             digest.update(_digest_of_tensor(tensor))
     for name, module in model.named_modules():
-        if isinstance(module, BaseTunerLayer):
+        if adapters and isinstance(module, BaseTunerLayer):
             digest.update(json.dumps([name, *_state_of_adapter(module)], sort_keys=True, default=str).encode())
     return digest.hexdigest()
+
+
+def _without_adapters(model: PreTrainedModel) -> dict[str, Any]:
+    """Return the state of the model that adapters were put into, by the names it had."""
+    own = set()
+    for name, module in model.named_modules():
+        if isinstance(module, BaseTunerLayer):
+            own |= {f"{name}.{part}" for part in (*module.adapter_layer_names, *module.other_param_names)}
+        elif isinstance(module, AuxiliaryTrainingWrapper):
+            own |= {f"{name}.{part}" for part in module.adapter_layer_names}
+    kept = {name: t for name, t in model.state_dict().items() if not any(name.startswith(part) for part in own)}
+    return {name.replace(".base_layer.", ".").replace(".original_module.", "."): t for name, t in kept.items()}
 
 
 def _hash_of_file(path: Path) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -114,11 +114,19 @@ class LocalTeacher:
         """
         config = {k: v for k, v in self.config.to_diff_dict().items() if k != "transformers_version"}
         return {
-            "weights": fingerprint.of_model(self.model) if self._content is None else self._content(),
+            "weights": self.weights(),
             "config": json.dumps(config, sort_keys=True, default=str),
             "stops": sorted(self.stop_ids),
             "rows": self.vocabulary_rows - len(self.suppressed),
         }
+
+    def weights(self) -> Any:
+        """Return what tells its weights from others'."""
+        return fingerprint.of_model(self.model) if self._content is None else self._content()
+
+    def acting(self) -> AbstractContextManager[None]:
+        """Return a context in which the model's weights are the teacher's; a subclass may share them."""
+        return nullcontext()
 
     def prepare(self, wrap: Callable[[Any], Any]) -> None:
         """Let accelerate or DeepSpeed wrap the model for scoring; generation keeps the bare one."""
@@ -149,7 +157,7 @@ class LocalTeacher:
         ids, mask, labels = (
             batch[f"teacher_{name}"].to(self.model.device) for name in ("input_ids", "attention_mask", "labels")
         )
-        with evaluating(self.model), self._teaching():
+        with self.acting(), evaluating(self.model), self._teaching():
             # the state that predicts the first completion token has to be computed, not taken from the cache
             start = self.prefix.of(ids, _first_label(labels) - 1, self._fill)
             output = model(
@@ -179,7 +187,12 @@ class LocalTeacher:
         config = self._writing(max(len(p) for p in prompts), settings)
         ids, mask, past = self._prompts(prompts, config.pad_token_id)
         devices = [device] if device.type == "cuda" else []
-        with torch.random.fork_rng(devices=devices), evaluating(self.model), configured(self.model, config):
+        with (
+            self.acting(),
+            evaluating(self.model),
+            configured(self.model, config),
+            torch.random.fork_rng(devices=devices),
+        ):
             torch.manual_seed(hash((settings.seed, *map(tuple, prompts))) % 2**63)
             model: Any = self.model
             written = model.generate(input_ids=ids, attention_mask=mask, generation_config=config, **past)
@@ -194,7 +207,7 @@ class LocalTeacher:
         device = self.model.device
         least = min(len(p) for p in prompts)
         heads = torch.tensor([list(p[:least]) for p in prompts], device=device)
-        with evaluating(self.model), self._teaching():
+        with self.acting(), evaluating(self.model), self._teaching():
             start = self.prefix.of(heads, least - 1, self._fill)
         if self.prefix.slides and least < max(len(p) for p in prompts):
             start = 0  # a window would count the padding that stands in the middle
@@ -254,7 +267,7 @@ def check_apart(*, student: Any, teacher: Any) -> None:
     Raises:
         TeacherError: Both have a parameter in common.
     """
-    theirs = teacher.model if isinstance(teacher, LocalTeacher) and teacher.lent else teacher
+    theirs = teacher.model if type(teacher) is LocalTeacher and teacher.lent else teacher
     if not isinstance(student, torch.nn.Module) or not isinstance(theirs, torch.nn.Module):
         return
     if {id(p) for p in student.parameters()} & {id(p) for p in theirs.parameters()}:

@@ -1,0 +1,86 @@
+"""The student as its own teacher: the same weights with the adapter switched off, and no second copy in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from typing import TYPE_CHECKING, Any
+
+from accelerate.utils import is_peft_model
+from torch.distributed.tensor import DTensor
+
+from ..errors import TeacherError
+from . import fingerprint
+from .local import LocalTeacher, without_peft
+
+if TYPE_CHECKING:
+    from transformers import GenerationConfig, PretrainedConfig, PreTrainedTokenizerBase
+
+SELF = "self"
+
+
+class SelfTeacher(LocalTeacher):
+    """The model under an adapter, which training leaves as it is.
+
+    Args:
+        student: Returns the student; called when a completion or a score is first asked for. It may be the bare
+            model, as long as there is no adapter yet.
+        config: The student's configuration.
+        tokenizer: Its tokenizer.
+        generation_config: The student's, for the tokens it stops at.
+    """
+
+    def __init__(
+        self,
+        student: Callable[[], Any],
+        *,
+        config: PretrainedConfig,
+        tokenizer: PreTrainedTokenizerBase,
+        generation_config: GenerationConfig | None = None,
+    ) -> None:
+        super().__init__(
+            SELF,
+            config=config,
+            tokenizer=tokenizer,
+            load=lambda: without_peft(self._student()),
+            generation_config=generation_config,
+        )
+        self._student = student
+
+    def take(self, student: Any) -> None:
+        """Go on with the student as its trainer has wrapped it.
+
+        Raises:
+            TeacherError: It has no adapter to switch off.
+        """
+        if not is_peft_model(student):
+            raise TeacherError(
+                "teacher_model 'self' is the student with its adapter switched off, but the student has none; train a "
+                "LoRA adapter (--peft, or peft_config=), or give the model's own name for a teacher that is a copy."
+            )
+        self.__dict__.pop("model", None)
+        self._student = lambda: student
+
+    @contextmanager
+    def acting(self) -> Iterator[None]:
+        """Switch the adapter off."""
+        student = self._student()
+        with student.disable_adapter() if is_peft_model(student) else nullcontext():
+            yield
+
+    def weights(self) -> Any:
+        """Return a hash of the weights under the adapter."""
+        return fingerprint.of_model(self.model, adapters=False)
+
+    def prepare(self, wrap: Callable[[Any], Any]) -> None:
+        """Nothing is wrapped: the student's trainer has done so.
+
+        Raises:
+            TeacherError: The weights are sharded, and only the student's own forward may gather them.
+        """
+        if any(isinstance(p, DTensor) or hasattr(p, "ds_id") for p in self.model.parameters()):
+            raise TeacherError(
+                "teacher_model 'self' cannot be used where weights are sharded (FSDP, ZeRO-3); give the model's own "
+                "name for a teacher that is a copy, which is sharded too."
+            )
+        self.prefix.forget()
