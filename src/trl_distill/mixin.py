@@ -23,10 +23,10 @@ from .metrics import DistillationMetrics
 from .preparation import is_prepared, prepare
 from .prompts import parse_template
 from .readers import CONVERSATIONS
-from .recipes import add_taught_ends, recipe_of, teacher_of
+from .recipes import add_taught_ends, from_store, recipe_of, teacher_of
 from .rows import COMPLETIONS
 from .sources import resolve
-from .teachers import LocalTeacher, Teacher, check_apart
+from .teachers import LocalTeacher, StoredTeacher, Teacher, check_apart
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -142,10 +142,18 @@ class DistillationMixin(_Base):
         self.recipe = recipe_of(self.args, self.teacher, tokenizer=self.tokenizer, student=self.base_student.config)
         self.train_dataset = self.prepare_dataset(self.train_dataset, "train")
         self.eval_dataset = self._prepare_all(self.eval_dataset)
+        self._take_stored_targets()
         taught, generation = self.train_dataset["completion"], self.base_student.generation_config
         add_taught_ends(generation, taught, teacher=self.teacher, tokenizer=self.tokenizer)
         if isinstance(self.teacher, LocalTeacher):
             self.teacher.prepare(self._wrap_teacher)
+
+    def _take_stored_targets(self) -> None:
+        """Put the store in the teacher's place where one is asked for, so that the teacher is not held any more."""
+        if self.args.teacher_store is None and not isinstance(self.teacher, StoredTeacher):
+            return
+        both = {"train": self.train_dataset, **_by_name(self.eval_dataset)}
+        self.teacher = from_store(self.args, self.teacher, both)
 
     def _wrap_teacher(self, model: Any) -> Any:
         """Prepare the teacher as TRL prepares one: sharded where the student is, never trained."""
@@ -250,6 +258,13 @@ class DistillationMixin(_Base):
                 metrics.tokens_seen = 0.0
             logs.update({prefix + name: value for name, value in means.items()})
         super().log(logs, start_time)
+
+
+def _by_name(dataset: Any) -> dict[str, Any]:
+    """Return evaluation's datasets by name: there may be one, a dict of them, or none."""
+    if dataset is None or isinstance(dataset, str):
+        return {}
+    return dict(dataset) if isinstance(dataset, dict) else {"eval": dataset}
 
 
 def _check(args: DistillationSFTConfig, collator: Any, dataset: Any, kwargs: Mapping[str, Any]) -> None:

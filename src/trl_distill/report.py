@@ -72,7 +72,7 @@ def _what(params: LLMTrainingParams, preflight: Preflight | None) -> str:
     if preflight is None:
         return f"`{student}`, fine-tuned with TRL."
     return (
-        f"`{student}`, trained to give what `{_named(params.teacher_model)}` gives under a longer prompt. "
+        f"`{student}`, trained to give what `{_teacher(params)}` gives under a longer prompt. "
         f"It saves {preflight.saved:,.1f} prompt tokens per query."
     )
 
@@ -95,11 +95,16 @@ def _named(model: Any) -> str:
     return getattr(getattr(model, "config", None), "_name_or_path", "") or type(model).__name__
 
 
+def _teacher(params: LLMTrainingParams) -> str:
+    """Return the name of the teacher, or of the store that was trained from without one."""
+    return _named(params.teacher_store if params.teacher_model is None else params.teacher_model)
+
+
 def _prompts(params: LLMTrainingParams, templates: list[Template]) -> str:
     """Return both templates."""
     student, teacher = (_shown(template) for template in templates)
     return (
-        f"Teacher: `{_named(params.teacher_model)}`. Its template:\n\n{_fenced(teacher, 'text')}\n\n"
+        f"Teacher: `{_teacher(params)}`. Its template:\n\n{_fenced(teacher, 'text')}\n\n"
         f"The student's template:\n\n{_fenced(student, 'text')}"
     )
 

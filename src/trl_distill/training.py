@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .errors import DistillError, ModelError, RunInterrupted
+from .errors import DistillError, ModelError, ParamsError, RunInterrupted
 from .figures import last_evaluation, training_means
 from .hub import check_token
 from .params import LLMTrainingParams, check_params
@@ -67,6 +67,37 @@ def run(params: LLMTrainingParams) -> RunResult:
         UsageError: Something that was asked for cannot be done; raised before a model loads.
         RunInterrupted: Ctrl-C; a checkpoint is written.
     """
+    return _checked(params).go()
+
+
+def teach(params: LLMTrainingParams, *, repair: bool = False) -> int:
+    """Write the targets of a run into its `teacher_store`, and return how many shards were made.
+
+    What is there already is kept: the same call goes on after a kill. `run` with the same parameters then trains
+    from the store and loads no teacher.
+
+    Args:
+        params: The run's parameters; those of training are not looked at.
+        repair: Make damaged files of the store again instead of refusing them.
+
+    Raises:
+        ParamsError: No store or no teacher is named.
+        UsageError: Something that was asked for cannot be done; raised before a model loads.
+    """
+    check_params(params)
+    for name in ("teacher_store", "teacher_model"):
+        if getattr(params, name) is None:
+            raise ParamsError(f"{name} is missing; name the {name.replace('_', ' ')} that targets are to be made by.")
+    steps = _checked(params, trains=False)
+    if repair:
+        from .teachers import TargetFolder
+
+        TargetFolder(str(params.teacher_store)).discard_damaged()
+    return steps.teach()
+
+
+def _checked(params: LLMTrainingParams, *, trains: bool = True) -> _Run:
+    """Check what needs no library and load the data."""
     check_params(params)
     check_token(params)
     templates = [
@@ -75,7 +106,7 @@ def run(params: LLMTrainingParams) -> RunResult:
     ]
     trainer_class = _trainer_class(params)
     project = Project(params.project_name)
-    if not params.dry_run:
+    if trains and not params.dry_run:
         project.check(params)
     from .data import load_data
 
@@ -85,7 +116,7 @@ def run(params: LLMTrainingParams) -> RunResult:
         valid_split=params.valid_split,
         config_name=params.data_config,
     )
-    return _Run(params, project, trainer_class, data, templates).go()
+    return _Run(params, project, trainer_class, data, templates)
 
 
 def _trainer_class(params: LLMTrainingParams) -> type:
@@ -114,11 +145,34 @@ class _Run:
 
     def go(self) -> RunResult:
         """Do all steps."""
+        from .progress import show_lines
+
+        params = self.params
+        self.set_up()
+        self.prepare_data()
+        if params.dry_run:
+            return RunResult(None, self.tokenizer, self.figures(), {"project": self.project.folder})
+        trainer = show_lines(self.make_trainer())
+        if self.state.is_main_process:
+            self.project.begin(params)  # not before all that can be refused has been
+        self.state.wait_for_everyone()
+        self.fit(trainer)
+        return self.save(trainer)
+
+    def teach(self) -> int:
+        """Write the store of targets instead of training, and return how many shards were made."""
+        from .recipes import write_store
+
+        self.set_up()
+        self._prepare_for_teacher(writing=True)
+        return write_store(self.args, self.teacher, self._datasets()) if self.state.is_main_process else 0
+
+    def set_up(self) -> None:
+        """Make the configuration, load the tokenizer and refuse what can be refused before a model loads."""
         from accelerate import PartialState
         from transformers import set_seed
 
         from .config import from_params
-        from .progress import show_lines
         from .teachers import check_apart
 
         params = self.params
@@ -130,15 +184,6 @@ class _Run:
         self.load_tokenizer()
         check_ready(params, self.model_config)
         check_apart(student=params.model, teacher=params.teacher_model)
-        self.prepare_data()
-        if params.dry_run:
-            return RunResult(None, self.tokenizer, self.figures(), {"project": self.project.folder})
-        trainer = show_lines(self.make_trainer())
-        if self.state.is_main_process:
-            self.project.begin(params)  # not before all that can be refused has been
-        self.state.wait_for_everyone()
-        self.fit(trainer)
-        return self.save(trainer)
 
     def load_tokenizer(self) -> None:
         """Load the student's configuration and tokenizer, with the chat template asked for."""
@@ -180,15 +225,17 @@ class _Run:
             self.state.print(f"Pre-flight ({name})\n  rows          {report.summary()}")
             self._put(name, rows)
 
-    def _prepare_for_teacher(self) -> None:
+    def _prepare_for_teacher(self, *, writing: bool = False) -> None:
         """Prepare rows for a teacher; all are read before the teacher writes for any."""
         from .preparation import prepare, read
-        from .recipes import recipe_of, teacher_of
+        from .recipes import from_store, recipe_of, teacher_of
 
         given = None if isinstance(self.params.teacher_model, str) else self.params.teacher_model
         device = "cpu" if self.args.use_cpu else self.state.device
         config = self.model_config
-        self.teacher = teacher_of(self.args, given, tokenizer=self.tokenizer, student=config, device=device)
+        self.teacher = teacher_of(
+            self.args, given, tokenizer=self.tokenizer, student=config, device=device, writing=writing
+        )
         recipe = recipe_of(self.args, self.teacher, tokenizer=self.tokenizer, student=config)
         sample = DRY_RUN_ROWS if self.params.dry_run else None
         readings = {name: read(data, recipe, name=name) for name, data in self._datasets().items()}
@@ -199,6 +246,8 @@ class _Run:
             self._put(name, prepared)
         if sample is not None:
             self.state.print(f"Dry run: figures are of the first {sample} rows at most; nothing was trained.")
+        elif not writing:
+            self.teacher = from_store(self.args, self.teacher, self._datasets())
 
     def _datasets(self) -> dict[str, Dataset]:
         """Return the datasets there are, by name."""
