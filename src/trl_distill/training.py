@@ -89,10 +89,13 @@ def teach(params: LLMTrainingParams, *, repair: bool = False) -> int:
         if getattr(params, name) is None:
             raise ParamsError(f"{name} is missing; name the {name.replace('_', ' ')} that targets are to be made by.")
     steps = _checked(params, trains=False)
-    if repair:
-        from .teachers import TargetFolder
+    from .teachers import TargetFolder
 
-        TargetFolder(str(params.teacher_store)).discard_damaged()
+    folder = TargetFolder(str(params.teacher_store))
+    if repair:
+        folder.discard_damaged()
+    elif folder.begun:
+        folder.check(folder.manifest())
     return steps.teach()
 
 
