@@ -195,3 +195,18 @@ def test_a_store_serves_a_loaded_teacher_too(tiny_model_dir, tiny_teacher_dir, t
     results = [run(LLMTrainingParams(**params, project_name=str(tmp_path / name))) for name in ("one", "two")]
     for mine, theirs in zip(*(result.model.parameters() for result in results), strict=True):
         assert torch.equal(mine, theirs)
+
+
+def test_a_dry_run_writes_no_targets(command, tmp_path):
+    store = tmp_path / "store"
+    done = command("llm", "--dry-run", "--teacher-store", str(store), "--project-name", str(tmp_path / "run"))
+    assert done.exit_code == 0, done.output
+    assert not TargetFolder(store).begun
+
+
+def test_evaluation_on_rows_that_are_not_stored_is_refused(tiny_model_dir, tiny_teacher_dir, tmp_path):
+    trainer = make_trainer(
+        tiny_model_dir, tmp_path, teacher_model=str(tiny_teacher_dir), teacher_store=str(tmp_path / "store")
+    )  # fmt: skip
+    with pytest.raises(TeacherError, match="no targets for the sequence"):
+        trainer.evaluate(Dataset.from_dict({"prompt": ["a"], "completion": [" g g"]}))

@@ -154,6 +154,8 @@ class DistillationMixin(_Base):
             return
         both = {"train": self.train_dataset, **_by_name(self.eval_dataset)}
         self.teacher = from_store(self.args, self.teacher, both)
+        # the recipe that made the rows would keep the teacher in memory
+        self.recipe = recipe_of(self.args, self.teacher, tokenizer=self.tokenizer, student=self.base_student.config)
 
     def _wrap_teacher(self, model: Any) -> Any:
         """Prepare the teacher as TRL prepares one: sharded where the student is, never trained."""

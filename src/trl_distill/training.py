@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import DistillError, ModelError, ParamsError, RunInterrupted
-from .figures import last_evaluation, training_means
+from .figures import closing, last_evaluation, training_means
 from .hub import check_token
 from .params import LLMTrainingParams, check_params
 from .project import Project
@@ -85,13 +85,14 @@ def teach(params: LLMTrainingParams, *, repair: bool = False) -> int:
         UsageError: Something that was asked for cannot be done; raised before a model loads.
     """
     check_params(params)
-    for name in ("teacher_store", "teacher_model"):
-        if getattr(params, name) is None:
-            raise ParamsError(f"{name} is missing; name the {name.replace('_', ' ')} that targets are to be made by.")
+    if params.teacher_store is None:
+        raise ParamsError("teacher_store is missing; give --output the folder that targets are to be written into.")
+    if params.teacher_model is None:
+        raise ParamsError("teacher_model is missing; give --teacher-model the model whose targets are to be written.")
     steps = _checked(params, trains=False)
     from .teachers import TargetFolder
 
-    folder = TargetFolder(str(params.teacher_store))
+    folder = TargetFolder(params.teacher_store)
     if repair:
         folder.discard_damaged()
     elif folder.begun:
@@ -240,7 +241,7 @@ class _Run:
             self.args, given, tokenizer=self.tokenizer, student=config, device=device, writing=writing
         )
         recipe = recipe_of(self.args, self.teacher, tokenizer=self.tokenizer, student=config)
-        sample = DRY_RUN_ROWS if self.params.dry_run else None
+        sample = DRY_RUN_ROWS if self.params.dry_run and not writing else None
         readings = {name: read(data, recipe, name=name) for name, data in self._datasets().items()}
         for name, reading in readings.items():
             with self.state.main_process_first():  # the others find the completions in the store
@@ -268,6 +269,7 @@ class _Run:
         """Load the student and make the trainer."""
         from accelerate.utils import is_peft_model
 
+        from .adapters import lora_config
         from .interrupt import StopCallback
         from .watch import WatchCallback
 
@@ -282,7 +284,7 @@ class _Run:
             eval_dataset=self.valid_data,
             processing_class=self.tokenizer,
             # a model that comes with an adapter, as an earlier stage returns it, goes on with that one
-            peft_config=_lora(params) if params.peft and not is_peft_model(model) else None,
+            peft_config=lora_config(params) if params.peft and not is_peft_model(model) else None,
             callbacks=[self.stop, self.watch],
             **extra,
         )
@@ -353,7 +355,7 @@ class _Run:
             folder, preflight = self.project.folder, self.preflights.get("train")
             paths["card"] = write_card(folder, self.params, self.templates, metrics, model, self.tokenizer, preflight)
             paths |= self.project.finish()
-            print(_closing(folder, metrics))
+            print(closing(folder, metrics))
             if self.params.push_to_hub:
                 from .hub import push
 
@@ -407,25 +409,3 @@ class _Run:
 
 DRY_RUN_ROWS = 16
 TOKENIZER = "_trl_distill_tokenizer"  # a model that was trained here carries its tokenizer to the next stage
-
-
-def _lora(params: LLMTrainingParams) -> Any:
-    """Return the adapter's configuration."""
-    from peft import LoraConfig
-
-    modules: Any = [name.strip() for name in params.target_modules.split(",")]
-    return LoraConfig(
-        r=params.lora_r,
-        lora_alpha=params.lora_alpha,
-        lora_dropout=params.lora_dropout,
-        bias="none",
-        task_type="CAUSAL_LM",
-        target_modules=modules[0] if modules == ["all-linear"] else modules,
-    )
-
-
-def _closing(folder: Path, metrics: dict[str, Any]) -> str:
-    """Return the last lines of a run."""
-    shown = {k: metrics[k] for k in ("train_loss", "eval_loss", "eval_kl", "eval_ce") if k in metrics}
-    figures = ", ".join(f"{name} {value:.4g}" for name, value in shown.items())
-    return f"Done in {metrics['train_runtime']:.0f} s: {figures}.\nModel, card and metrics are in {folder}."
