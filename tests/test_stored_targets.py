@@ -86,6 +86,7 @@ def test_a_store_that_is_there_is_held_against_the_run(tiny_model_dir, tiny_teac
     for change, error, sentence in (
         ({"teacher_model": str(tiny_model_dir)}, TeacherError, "another teacher's config"),
         ({"teacher_prompt_template": "f {input}"}, TeacherError, "another teacher_prompt_template"),
+        ({"teacher_prompt_template": "{input}", "teacher_model": None}, TeacherError, "another teacher_prompt_templ"),
         ({"distill_temperature": 2.0}, TeacherError, "log-normalisers at the temperatures 3, and distill_temperature"),
         ({"distill_divergence": "jsd"}, ParamsError, "distill_divergence 'jsd' needs the teacher's probability"),
         ({"data": {"prompt": ["a b"], "completion": [" g"]}}, TeacherError, "no targets for train, row 1"),

@@ -92,8 +92,15 @@ def teacher_of(
     if stored is None:
         return teacher
     if stored is not teacher:
-        _check_store(stored, teacher, args)
+        _check_teacher(stored, teacher)
         _share(stored, tokenizer, student)
+    wrote = COMPLETIONS in stored.manifest["files"]
+    stored.check_matches(
+        {
+            "teacher_prompt_template": _canonical(args.teacher_prompt_template),
+            "generation": what_matters(generation_of(args)) if wrote else None,
+        }
+    )
     stored.check_temperature(args.distill_temperature)
     try:
         check_topk_divergence(args.distill_divergence)
@@ -116,19 +123,11 @@ def _share(teacher: Teacher, tokenizer: PreTrainedTokenizerBase, student: Pretra
     )
 
 
-def _check_store(stored: StoredTeacher, teacher: Teacher, args: DistillationSFTConfig) -> None:
-    """Refuse a store that was made by another teacher or with other settings."""
+def _check_teacher(stored: StoredTeacher, teacher: Teacher) -> None:
+    """Refuse a store that was made by another teacher."""
     if stored.vocabulary is not None:
         teacher.share(stored.vocabulary)
-    wrote = COMPLETIONS in stored.manifest["files"]
-    stored.check_matches(
-        {
-            "teacher": teacher.identity(),
-            "tokenizer": tokenizer_hash(teacher.tokenizer),
-            "teacher_prompt_template": _canonical(args.teacher_prompt_template),
-            "generation": what_matters(generation_of(args)) if wrote else None,
-        }
-    )
+    stored.check_matches({"teacher": teacher.identity(), "tokenizer": tokenizer_hash(teacher.tokenizer)})
 
 
 def _canonical(template: Any) -> str:
