@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from trl_distill.cli.llm import llm, params_from_command
+from trl_distill.cli.llm import llm, params_from_command, params_of
+from trl_distill.cli.teach import teach
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -59,7 +60,9 @@ def test_every_test_that_is_named_exists(page):
 
 @pages
 def test_flags_are_flags(page):
-    known = {"--help", "--version"} | {flag for option in llm.params for flag in (*option.opts, *option.secondary_opts)}
+    known = {"--help", "--version"} | {
+        flag for option in (*llm.params, *teach.params) for flag in (*option.opts, *option.secondary_opts)
+    }
     for span in re.findall(r"`([^`\n]+)`", BLOCK.sub("", page.read_text(encoding="utf-8"))):
         flag = re.match(r"--[\w-]+", span)
         assert flag is None or flag[0].replace("_", "-") in known, span
@@ -74,6 +77,8 @@ def test_commands_are_taken(page, tmp_path, monkeypatch):
             words = shlex.split(line.removeprefix("$ "), comments=True)
             if words[:2] == ["aitraining", "llm"]:
                 params_from_command(words[2:]).validate()
+            if words[:2] == ["aitraining", "teach"]:
+                params_of(teach.make_context("teach", words[2:])).validate()
 
 
 @pages

@@ -5,10 +5,12 @@ from __future__ import annotations
 import copy
 import pickle
 
+import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from trl_distill.forward import add_completion_forward, restore_forward
+from trl_distill.forward import LossSettings, TeacherTargets, TopKTargets, add_completion_forward, restore_forward
+from trl_distill.lm_head import LMHead
 
 IDS = torch.tensor([[5, 6, 7, 8]])
 LABELS = torch.tensor([[-100, -100, 7, 8]])
@@ -65,3 +67,39 @@ def test_a_forward_that_was_hooked_before_stays_hooked(tiny_model_dir):
     restore_forward(model)
     model(IDS)
     assert Counting.calls == 2
+
+
+def topk_of_all(model, *, k, temperature):
+    """Return a model's targets for the two labelled tokens, its hidden states and both as the loss takes them."""
+    add_completion_forward(model)
+    hidden = model(input_ids=IDS, completion_labels=LABELS).hidden.detach()
+    head = LMHead.of(model)
+    log_p = (hidden @ head.weight.detach().T).log_softmax(-1)
+    top = log_p.topk(k)
+    normalizers = {temperature: torch.logsumexp(log_p / temperature, -1)}
+    return TeacherTargets(hidden, head), TopKTargets(top.indices, top.values, normalizers, log_p.shape[1])
+
+
+def test_stored_targets_of_every_token_give_the_teachers_own_loss(tiny_model_dir, tiny_teacher_dir):
+    teacher = AutoModelForCausalLM.from_pretrained(tiny_teacher_dir)
+    teacher.resize_token_embeddings(286)
+    full, stored = topk_of_all(teacher, k=286, temperature=2.0)
+    student = AutoModelForCausalLM.from_pretrained(tiny_model_dir)
+    student.resize_token_embeddings(286)
+    add_completion_forward(student)
+    settings = LossSettings(alpha=0.6, temperature=2.0)
+    for field in ("loss", "kl", "ce", "top1_agreement"):
+        outs = [
+            student(input_ids=IDS, completion_labels=LABELS, teacher_targets=targets, loss_settings=settings)[field]
+            for targets in (full, stored)
+        ]
+        torch.testing.assert_close(*outs)
+
+
+def test_stored_targets_at_another_temperature_are_refused(tiny_model_dir):
+    student = AutoModelForCausalLM.from_pretrained(tiny_model_dir)
+    _, stored = topk_of_all(student, k=4, temperature=2.0)
+    with pytest.raises(ValueError, match=r"temperature 3 is not among those of the stored targets \(2\)"):
+        student(
+            input_ids=IDS, completion_labels=LABELS, teacher_targets=stored, loss_settings=LossSettings(0.5, 3.0)
+        )  # fmt: skip

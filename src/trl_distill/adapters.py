@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from .params import LLMTrainingParams
+
 CONFIG = "adapter_config.json"
 TOKENIZER_FILES = ("tokenizer_config.json", "tokenizer.json", "tokenizer.model", "vocab.json")
 
@@ -63,3 +65,18 @@ class Adapter:
             raise ValueError(f"it cannot be merged into {self.base}: {error}") from error
         merged.requires_grad_(True)  # PEFT has frozen the base
         return merged
+
+
+def lora_config(params: LLMTrainingParams) -> Any:
+    """Return the configuration of the adapter that a run asks for."""
+    from peft import LoraConfig
+
+    modules: Any = [name.strip() for name in params.target_modules.split(",")]
+    return LoraConfig(
+        r=params.lora_r,
+        lora_alpha=params.lora_alpha,
+        lora_dropout=params.lora_dropout,
+        bias="none",
+        task_type="CAUSAL_LM",
+        target_modules=modules[0] if modules == ["all-linear"] else modules,
+    )

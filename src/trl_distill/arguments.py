@@ -87,7 +87,7 @@ class DistillationArguments:
     )
     teacher_model: str | None = option(
         None,
-        "Teacher, required to distil: a folder, a Hub name, 'embedded', or 'self' (the student under its adapter).",
+        "Teacher, required without a --teacher-store: a folder, a Hub name, 'embedded', or 'self' (with --peft).",
         objects=True,
     )
     teacher_prompt_template: str = option(
@@ -165,6 +165,38 @@ class DistillationArguments:
         high=1.0,
         group="Teacher",
     )
+    teacher_store: str | None = option(
+        None,
+        "Folder of stored targets: trained from where it is complete, without loading the teacher; else written first.",
+        group="Teacher",
+    )
+    teacher_top_k: int = option(64, "Tokens of each distribution that a store is written with.", low=1, group="Teacher")
+    teacher_temperatures: str | None = option(
+        None,
+        "Temperatures that a store is written for, separated by commas (default: --distill-temperature).",
+        listed=True,
+        group="Teacher",
+    )
+
+
+def temperatures_of(arguments: Any) -> tuple[float, ...]:
+    """Return the temperatures that a store is written for.
+
+    Raises:
+        ParamsError: A text that is no number above 0.
+    """
+    given = arguments.teacher_temperatures
+    if given is None:
+        return (float(arguments.distill_temperature),)
+    try:
+        numbers = sorted({float(part) for part in given.split(",")})
+    except ValueError:
+        numbers = []
+    if not numbers or not all(0 < number < math.inf for number in numbers):
+        raise ParamsError(
+            f"teacher_temperatures is {given!r}; accepted are numbers above 0, separated by commas, such as 2,3."
+        )
+    return tuple(numbers)
 
 
 def check_value(name: str, value: Any, spec: Any) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 MEANS = ("loss", "kl", "ce", "entropy", "top1_agreement", "mean_token_accuracy")
@@ -40,3 +41,10 @@ def not_finite(line: Mapping[str, Any]) -> str | None:
     """Return the name of a loss in a log line that is not a finite number."""
     names = ("loss", "kl", "ce", "eval_loss")
     return next((name for name in names if name in line and not math.isfinite(line[name])), None)
+
+
+def closing(folder: Path, metrics: dict[str, Any]) -> str:
+    """Return the last lines of a run."""
+    shown = {k: metrics[k] for k in ("train_loss", "eval_loss", "eval_kl", "eval_ce") if k in metrics}
+    figures = ", ".join(f"{name} {value:.4g}" for name, value in shown.items())
+    return f"Done in {metrics['train_runtime']:.0f} s: {figures}.\nModel, card and metrics are in {folder}."

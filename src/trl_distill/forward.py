@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,7 @@ from transformers.utils import ModelOutput
 
 from ._trl import gathered
 from .lm_head import LMHead
-from .losses import fused_distillation_loss
+from .losses import DistillationLoss, fused_distillation_loss, topk_distillation_loss
 
 
 @dataclass
@@ -35,6 +35,33 @@ class TeacherTargets:
     hidden: torch.Tensor
     head: LMHead
     vocabulary: int | None = None
+
+    @property
+    def tokens(self) -> int:
+        """N."""
+        return len(self.hidden)
+
+
+@dataclass
+class TopKTargets:
+    """What the loss needs of a teacher that is not there: its k likeliest tokens at N completion positions.
+
+    Attributes:
+        token_ids: [N, k] int64, the likeliest first.
+        log_probs: [N, k], their log-probabilities in nats at T = 1 over `vocabulary`.
+        log_normalizers: [N] of log sum_v exp(log p_v / T) by temperature T.
+        vocabulary: Rows over which the teacher was normalised.
+    """
+
+    token_ids: torch.Tensor
+    log_probs: torch.Tensor
+    log_normalizers: Mapping[float, torch.Tensor]
+    vocabulary: int
+
+    @property
+    def tokens(self) -> int:
+        """N."""
+        return len(self.token_ids)
 
 
 @dataclass
@@ -109,7 +136,7 @@ def _forward_of(kind: Any) -> Callable[..., Any]:
         self: Any,
         *args: Any,
         completion_labels: torch.Tensor | None = None,
-        teacher_targets: TeacherTargets | None = None,
+        teacher_targets: TeacherTargets | TopKTargets | None = None,
         loss_settings: LossSettings | None = None,
         **kwargs: Any,
     ) -> Any:
@@ -132,19 +159,41 @@ def _loss(
     head: LMHead,
     hidden: torch.Tensor,
     targets: torch.Tensor,
-    teacher: TeacherTargets | None,
+    teacher: TeacherTargets | TopKTargets | None,
     settings: LossSettings,
 ) -> CompletionOutput:
     """Return the loss of the student's hidden states [N, H_s] against the targets [N]."""
-    theirs = teacher.head if teacher else None
-    if teacher is not None and len(teacher.hidden) != len(hidden):
+    if teacher is not None and teacher.tokens != len(hidden):
         raise RuntimeError(
-            f"the teacher scored {len(teacher.hidden)} completion tokens and the student {len(hidden)}; "
+            f"the teacher scored {teacher.tokens} completion tokens and the student {len(hidden)}; "
             "both labels of a batch must mark the same tokens."
         )
+    if isinstance(teacher, TopKTargets) and settings.alpha > 0:
+        out = _stored_loss(head, hidden, targets, teacher, settings)
+    else:
+        out = _full_loss(head, hidden, targets, teacher if isinstance(teacher, TeacherTargets) else None, settings)
+    return CompletionOutput(
+        loss=out.loss,
+        ce=out.ce.detach().sum(),
+        kl=out.kl.detach().sum(),
+        entropy=out.entropy,
+        top1_agreement=out.top1_agreement,
+        top1_correct=out.top1_correct,
+    )
+
+
+def _full_loss(
+    head: LMHead,
+    hidden: torch.Tensor,
+    targets: torch.Tensor,
+    teacher: TeacherTargets | None,
+    settings: LossSettings,
+) -> DistillationLoss:
+    """Return the loss against a teacher's hidden states and head."""
+    theirs = teacher.head if teacher else None
     with gathered(head.weight, head.bias, theirs.weight if theirs else None, theirs.bias if theirs else None):
         weight = _full(head.weight)
-        out = fused_distillation_loss(
+        return fused_distillation_loss(
             hidden.to(weight.device),
             weight,
             teacher.hidden.to(weight.device) if teacher else None,
@@ -163,14 +212,36 @@ def _loss(
             jsd_beta=settings.jsd_beta,
             impl=settings.impl,
         )
-    return CompletionOutput(
-        loss=out.loss,
-        ce=out.ce.detach().sum(),
-        kl=out.kl.detach().sum(),
-        entropy=out.entropy,
-        top1_agreement=out.top1_agreement,
-        top1_correct=out.top1_correct,
-    )
+
+
+def _stored_loss(
+    head: LMHead, hidden: torch.Tensor, targets: torch.Tensor, teacher: TopKTargets, settings: LossSettings
+) -> DistillationLoss:
+    """Return the loss against stored targets."""
+    if settings.temperature not in teacher.log_normalizers:
+        known = ", ".join(f"{t:g}" for t in sorted(teacher.log_normalizers))
+        raise ValueError(
+            f"temperature {settings.temperature:g} is not among those of the stored targets ({known}); train at one of "
+            "them, or store the targets at it too."
+        )
+    with gathered(head.weight, head.bias):
+        weight = _full(head.weight)
+        return topk_distillation_loss(
+            hidden.to(weight.device),
+            weight,
+            targets.to(weight.device),
+            token_ids=teacher.token_ids.to(weight.device),
+            log_probs=teacher.log_probs.to(weight.device),
+            log_normalizer=teacher.log_normalizers[settings.temperature].to(weight.device),
+            vocabulary=teacher.vocabulary,
+            alpha=settings.alpha,
+            temperature=settings.temperature,
+            divergence=settings.divergence,
+            student_bias=_full(head.bias),
+            student_softcap=head.softcap,
+            student_scale=head.scale,
+            impl=settings.impl,
+        )
 
 
 def _full(parameter: Any) -> Any:

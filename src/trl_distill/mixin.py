@@ -18,16 +18,16 @@ from transformers.trainer_utils import PredictionOutput
 from .collator import DistillationCollator
 from .config import DistillationSFTConfig
 from .errors import ParamsError
-from .forward import CompletionOutput, LossSettings, TeacherTargets, add_completion_forward
+from .forward import CompletionOutput, LossSettings, TeacherTargets, TopKTargets, add_completion_forward
 from .metrics import DistillationMetrics
 from .preparation import is_prepared, prepare
 from .prompts import parse_template
 from .quantization import keep_differentiable
 from .readers import CONVERSATIONS
-from .recipes import add_taught_ends, recipe_of, teacher_of
+from .recipes import add_taught_ends, from_store, recipe_of, teacher_of
 from .rows import COMPLETIONS
 from .sources import resolve
-from .teachers import LocalTeacher, SelfTeacher, Teacher, check_apart
+from .teachers import LocalTeacher, SelfTeacher, StoredTeacher, Teacher, check_apart
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -154,10 +154,20 @@ class DistillationMixin(_Base):
         self.recipe = recipe_of(self.args, self.teacher, tokenizer=self.tokenizer, student=self.base_student.config)
         self.train_dataset = self.prepare_dataset(self.train_dataset, "train")
         self.eval_dataset = self._prepare_all(self.eval_dataset)
+        self._take_stored_targets()
         taught, generation = self.train_dataset["completion"], self.base_student.generation_config
         add_taught_ends(generation, taught, teacher=self.teacher, tokenizer=self.tokenizer)
         if isinstance(self.teacher, LocalTeacher):
             self.teacher.prepare(self._wrap_teacher)
+
+    def _take_stored_targets(self) -> None:
+        """Put the store in the teacher's place where one is asked for, so that the teacher is not held any more."""
+        if self.args.teacher_store is None and not isinstance(self.teacher, StoredTeacher):
+            return
+        both = {"train": self.train_dataset, **_by_name(self.eval_dataset)}
+        self.teacher = from_store(self.args, self.teacher, both)
+        # the recipe that made the rows would keep the teacher in memory
+        self.recipe = recipe_of(self.args, self.teacher, tokenizer=self.tokenizer, student=self.base_student.config)
 
     def _wrap_teacher(self, model: Any) -> Any:
         """Prepare the teacher as TRL prepares one: sharded where the student is, never trained."""
@@ -209,7 +219,7 @@ class DistillationMixin(_Base):
         figures = self.evaluate(test_dataset, metric_key_prefix=kwargs.get("metric_key_prefix", "test"))
         return PredictionOutput(predictions=np.empty(0), label_ids=None, metrics=figures)
 
-    def teacher_targets(self, inputs: Mapping[str, torch.Tensor]) -> TeacherTargets | None:
+    def teacher_targets(self, inputs: Mapping[str, torch.Tensor]) -> TeacherTargets | TopKTargets | None:
         """Return what the teacher says of a batch's completions; None where alpha is 0 and nothing is asked."""
         if self.loss_settings.alpha == 0:
             return None
@@ -265,6 +275,13 @@ class DistillationMixin(_Base):
                 metrics.tokens_seen = 0.0
             logs.update({prefix + name: value for name, value in means.items()})
         super().log(logs, start_time)
+
+
+def _by_name(dataset: Any) -> dict[str, Any]:
+    """Return evaluation's datasets by name: there may be one, a dict of them, or none."""
+    if dataset is None or isinstance(dataset, str):
+        return {}
+    return dict(dataset) if isinstance(dataset, dict) else {"eval": dataset}
 
 
 def _check(args: DistillationSFTConfig, collator: Any, dataset: Any, kwargs: Mapping[str, Any]) -> None:

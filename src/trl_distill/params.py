@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Any
 
-from .arguments import DTYPES, QUANTIZATIONS, DistillationArguments, check_value, option
+from .arguments import DTYPES, QUANTIZATIONS, DistillationArguments, check_value, option, temperatures_of
 from .errors import ParamsError, nearest
 
 STRATEGIES = ("no", "steps", "epoch")
@@ -169,7 +169,8 @@ class LLMTrainingParams(DistillationArguments):
             given = getattr(self, name)
             if not (given is None or isinstance(given, str) or _is_model(given)):
                 raise ParamsError(f"{name} is of type {type(given).__name__}; give a name, a folder or a loaded model.")
-        if self.distills and self.teacher_model is None:
+        temperatures_of(self)
+        if self.distills and self.teacher_model is None and self.teacher_store is None:
             raise ParamsError(
                 "teacher_model is missing; distillation needs a teacher: give --teacher-model a folder, a Hub name "
                 "or 'embedded'."

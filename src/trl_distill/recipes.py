@@ -2,29 +2,42 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from accelerate import PartialState
+
 from .alignment import shared_vocabulary, stop_of_turn
+from .arguments import temperatures_of
 from .config import DistillationSFTConfig
 from .errors import ParamsError
+from .losses import check_topk_divergence
 from .preparation import Columns, Reading, Recipe
 from .prompts import parse_template
 from .teachers import (
+    COMPLETIONS,
     SELF,
     Completion,
     CompletionStore,
     GenerationSettings,
     SelfTeacher,
+    StoredTeacher,
+    TargetFolder,
+    TargetSettings,
     Teacher,
     complete,
     load_teacher,
+    tokenizer_hash,
+    what_matters,
+    write_targets,
 )
 from .teachers.local import length_limit
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
+    from datasets import Dataset
     from transformers import GenerationConfig, PretrainedConfig, PreTrainedTokenizerBase
 
 STORE = "teacher_completions.jsonl"
@@ -39,8 +52,11 @@ def teacher_of(
     device: Any = None,
     own: Callable[[], Any] | None = None,
     generation_config: GenerationConfig | None = None,
+    writing: bool = False,
 ) -> Teacher:
     """Return the teacher that a configuration names, or the one given in its place, its vocabulary checked.
+
+    With a complete `teacher_store` it is the store, held against the teacher where one is named.
 
     Args:
         args: The configuration.
@@ -50,20 +66,25 @@ def teacher_of(
         device: Where a local model goes.
         own: Returns the student, for a teacher that is the student itself.
         generation_config: The student's, likewise.
+        writing: Whether the store is to be written, so that the teacher itself is needed.
 
     Raises:
-        ParamsError: There is none.
-        TeacherError: See `load_teacher` and `shared_vocabulary`.
+        ParamsError: There is none, or the store cannot be used with these settings.
+        TeacherError: See `load_teacher` and `shared_vocabulary`; a store that is damaged or of something else.
     """
     spec = given if given is not None else args.teacher_model
-    if spec is None:
+    stored = None
+    if args.teacher_store is not None and not writing and TargetFolder(args.teacher_store).complete:
+        stored = StoredTeacher(args.teacher_store)
+    if spec is None and stored is None:
         raise ParamsError(
-            "teacher_model is missing; use_distillation needs a teacher: a folder, a Hub name or 'embedded'."
+            "teacher_model is missing; use_distillation needs a teacher: a folder, a Hub name, 'embedded', or a "
+            "teacher_store that is complete."
         )
     if spec == SELF and own is not None:
         spec = SelfTeacher(own, config=student, tokenizer=tokenizer, generation_config=generation_config)
     teacher = load_teacher(
-        spec,
+        stored if stored is not None and spec is None else spec,  # type: ignore[arg-type]
         tokenizer=tokenizer,
         revision=args.teacher_revision,
         dtype=args.teacher_dtype,
@@ -74,6 +95,30 @@ def teacher_of(
     )
     if teacher.tokenizer.chat_template is None:
         teacher.tokenizer.chat_template = tokenizer.chat_template  # a base model reads chats as its student does
+    _share(teacher, tokenizer, student)
+    stored = teacher if isinstance(teacher, StoredTeacher) else stored
+    if stored is None:
+        return teacher
+    if stored is not teacher:
+        _check_teacher(stored, teacher)
+        _share(stored, tokenizer, student)
+    wrote = COMPLETIONS in stored.manifest["files"]
+    stored.check_matches(
+        {
+            "teacher_prompt_template": _canonical(args.teacher_prompt_template),
+            "generation": what_matters(generation_of(args)) if wrote else None,
+        }
+    )
+    stored.check_temperature(args.distill_temperature)
+    try:
+        check_topk_divergence(args.distill_divergence)
+    except ValueError as error:
+        raise ParamsError(f"distill_{error}") from None
+    return stored
+
+
+def _share(teacher: Teacher, tokenizer: PreTrainedTokenizerBase, student: PretrainedConfig) -> None:
+    """Check a teacher's vocabulary against the student's and restrict it to what both have."""
     rows = student.get_text_config().vocab_size
     teacher.share(
         shared_vocabulary(
@@ -84,7 +129,79 @@ def teacher_of(
             teacher_name=teacher.name,
         )
     )
+
+
+def _check_teacher(stored: StoredTeacher, teacher: Teacher) -> None:
+    """Refuse a store that was made by another teacher."""
+    if stored.vocabulary is not None:
+        teacher.share(stored.vocabulary)
+    stored.check_matches({"teacher": teacher.identity(), "tokenizer": tokenizer_hash(teacher.tokenizer)})
+
+
+def _canonical(template: Any) -> str:
+    """Return a template's content as text, whether it came from a file or a list of messages."""
+    parsed = parse_template(template, name="teacher_prompt_template")
+    return json.dumps([[role, list(text.pieces)] for role, text in parsed.messages])
+
+
+def generation_of(args: DistillationSFTConfig) -> GenerationSettings:
+    """Return how the teacher of a configuration writes."""
+    return GenerationSettings(
+        max_new_tokens=args.distill_max_teacher_length,
+        do_sample=args.teacher_do_sample,
+        temperature=args.teacher_sampling_temperature,
+        top_p=args.teacher_top_p,
+        seed=args.seed,
+        batch_size=args.teacher_batch_size,
+    )
+
+
+def from_store(args: DistillationSFTConfig, teacher: Teacher, datasets: Mapping[str, Dataset]) -> Teacher:
+    """Return the store of a configuration as its teacher, written by `teacher` where it is not there.
+
+    Args:
+        args: The configuration; without a `teacher_store` the teacher is returned as it is.
+        teacher: Who scores, or the store itself.
+        datasets: Prepared rows by name.
+
+    Raises:
+        TeacherError: See `write_targets` and `StoredTeacher`; a row that the store has no targets for.
+    """
+    if not isinstance(teacher, StoredTeacher):
+        if args.teacher_store is None:
+            return teacher
+        state = PartialState()
+        if state.is_main_process:
+            write_store(args, teacher, datasets)
+        state.wait_for_everyone()
+        name, teacher = teacher.name, StoredTeacher(args.teacher_store)
+        teacher.check_temperature(args.distill_temperature)
+        teacher.name = name
+    for name, rows in datasets.items():
+        teacher.check_rows(rows, name=name)
     return teacher
+
+
+def write_store(args: DistillationSFTConfig, teacher: Teacher, datasets: Mapping[str, Dataset]) -> int:
+    """Write what is missing of a configuration's store and return how many shards were made.
+
+    Args:
+        args: The configuration.
+        teacher: Who scores.
+        datasets: Prepared rows by name.
+
+    Raises:
+        TeacherError: See `write_targets`.
+    """
+    settings = TargetSettings(
+        k=args.teacher_top_k,
+        temperatures=temperatures_of(args),
+        teacher_prompt_template=_canonical(args.teacher_prompt_template),
+        generation=what_matters(generation_of(args)),
+        batch_size=args.teacher_batch_size,
+    )
+    rows = (row for dataset in datasets.values() for row in dataset)
+    return write_targets(teacher, rows, TargetFolder(str(args.teacher_store)), settings, progress=not args.disable_tqdm)
 
 
 def recipe_of(
@@ -106,17 +223,11 @@ def recipe_of(
         TemplateError: A template that does not parse.
     """
     limits = [limit for limit in (args.max_length, length_limit(student)) if limit is not None]
-    settings = GenerationSettings(
-        max_new_tokens=args.distill_max_teacher_length,
-        do_sample=args.teacher_do_sample,
-        temperature=args.teacher_sampling_temperature,
-        top_p=args.teacher_top_p,
-        seed=args.seed,
-        batch_size=args.teacher_batch_size,
-    )
+    settings = generation_of(args)
 
     def write(prompts: list[list[int]]) -> list[Completion]:
-        store = CompletionStore(Path(str(args.output_dir)) / STORE)
+        targets = None if args.teacher_store is None else TargetFolder(args.teacher_store).folder
+        store = CompletionStore(Path(str(args.output_dir)) / STORE if targets is None else targets / COMPLETIONS)
         return complete(teacher, prompts, settings, store=store, progress=not args.disable_tqdm)
 
     return Recipe(

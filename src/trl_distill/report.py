@@ -96,9 +96,10 @@ def _named(model: Any) -> str:
 
 
 def _teacher(params: LLMTrainingParams) -> str:
-    """Return what the teacher was."""
-    own = params.teacher_model == "self"
-    return f"`{_named(params.model)}` itself, its adapter switched off," if own else f"`{_named(params.teacher_model)}`"
+    """Return what the teacher was, or the store that was trained from without one."""
+    if params.teacher_model == "self":
+        return f"`{_named(params.model)}` itself, its adapter switched off,"
+    return f"`{_named(params.teacher_store if params.teacher_model is None else params.teacher_model)}`"
 
 
 def _prompts(params: LLMTrainingParams, templates: list[Template]) -> str:

@@ -10,8 +10,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .errors import DistillError, ModelError, RunInterrupted
-from .figures import last_evaluation, training_means
+from .errors import DistillError, ModelError, ParamsError, RunInterrupted
+from .figures import closing, last_evaluation, training_means
 from .hub import check_token
 from .params import LLMTrainingParams, check_params
 from .project import Project
@@ -68,6 +68,41 @@ def run(params: LLMTrainingParams) -> RunResult:
         UsageError: Something that was asked for cannot be done; raised before a model loads.
         RunInterrupted: Ctrl-C; a checkpoint is written.
     """
+    return _checked(params).go()
+
+
+def teach(params: LLMTrainingParams, *, repair: bool = False) -> int:
+    """Write the targets of a run into its `teacher_store`, and return how many shards were made.
+
+    What is there already is kept: the same call goes on after a kill. `run` with the same parameters then trains
+    from the store and loads no teacher.
+
+    Args:
+        params: The run's parameters; those of training are not looked at.
+        repair: Make damaged files of the store again instead of refusing them.
+
+    Raises:
+        ParamsError: No store or no teacher is named.
+        UsageError: Something that was asked for cannot be done; raised before a model loads.
+    """
+    check_params(params)
+    if params.teacher_store is None:
+        raise ParamsError("teacher_store is missing; give --output the folder that targets are to be written into.")
+    if params.teacher_model is None:
+        raise ParamsError("teacher_model is missing; give --teacher-model the model whose targets are to be written.")
+    steps = _checked(params, trains=False)
+    from .teachers import TargetFolder
+
+    folder = TargetFolder(params.teacher_store)
+    if repair:
+        folder.discard_damaged()
+    elif folder.begun:
+        folder.check(folder.manifest())
+    return steps.teach()
+
+
+def _checked(params: LLMTrainingParams, *, trains: bool = True) -> _Run:
+    """Check what needs no library and load the data."""
     check_params(params)
     check_token(params)
     templates = [
@@ -76,7 +111,7 @@ def run(params: LLMTrainingParams) -> RunResult:
     ]
     trainer_class = _trainer_class(params)
     project = Project(params.project_name)
-    if not params.dry_run:
+    if trains and not params.dry_run:
         project.check(params)
     from .data import load_data
 
@@ -86,7 +121,7 @@ def run(params: LLMTrainingParams) -> RunResult:
         valid_split=params.valid_split,
         config_name=params.data_config,
     )
-    return _Run(params, project, trainer_class, data, templates).go()
+    return _Run(params, project, trainer_class, data, templates)
 
 
 def _trainer_class(params: LLMTrainingParams) -> type:
@@ -115,11 +150,34 @@ class _Run:
 
     def go(self) -> RunResult:
         """Do all steps."""
+        from .progress import show_lines
+
+        params = self.params
+        self.set_up()
+        self.prepare_data()
+        if params.dry_run:
+            return RunResult(None, self.tokenizer, self.figures(), {"project": self.project.folder})
+        trainer = show_lines(self.make_trainer())
+        if self.state.is_main_process:
+            self.project.begin(params)  # not before all that can be refused has been
+        self.state.wait_for_everyone()
+        self.fit(trainer)
+        return self.save(trainer)
+
+    def teach(self) -> int:
+        """Write the store of targets instead of training, and return how many shards were made."""
+        from .recipes import write_store
+
+        self.set_up()
+        self._prepare_for_teacher(writing=True)
+        return write_store(self.args, self.teacher, self._datasets()) if self.state.is_main_process else 0
+
+    def set_up(self) -> None:
+        """Make the configuration, load the tokenizer and refuse what can be refused before a model loads."""
         from accelerate import PartialState
         from transformers import set_seed
 
         from .config import from_params
-        from .progress import show_lines
         from .teachers import check_apart
 
         params = self.params
@@ -131,15 +189,6 @@ class _Run:
         self.load_tokenizer()
         check_ready(params, self.model_config)
         check_apart(student=params.model, teacher=params.teacher_model)
-        self.prepare_data()
-        if params.dry_run:
-            return RunResult(None, self.tokenizer, self.figures(), {"project": self.project.folder})
-        trainer = show_lines(self.make_trainer())
-        if self.state.is_main_process:
-            self.project.begin(params)  # not before all that can be refused has been
-        self.state.wait_for_everyone()
-        self.fit(trainer)
-        return self.save(trainer)
 
     def load_tokenizer(self) -> None:
         """Load the student's configuration and tokenizer, with the chat template asked for."""
@@ -181,10 +230,10 @@ class _Run:
             self.state.print(f"Pre-flight ({name})\n  rows          {report.summary()}")
             self._put(name, rows)
 
-    def _prepare_for_teacher(self) -> None:
+    def _prepare_for_teacher(self, *, writing: bool = False) -> None:
         """Prepare rows for a teacher; all are read before the teacher writes for any."""
         from .preparation import prepare, read
-        from .recipes import recipe_of, teacher_of
+        from .recipes import from_store, recipe_of, teacher_of
 
         given = None if isinstance(self.params.teacher_model, str) else self.params.teacher_model
         device = "cpu" if self.args.use_cpu else self.state.device
@@ -197,9 +246,10 @@ class _Run:
             device=device,
             own=lambda: self.student,
             generation_config=self._generation_config(),
+            writing=writing,
         )
         recipe = recipe_of(self.args, self.teacher, tokenizer=self.tokenizer, student=config)
-        sample = DRY_RUN_ROWS if self.params.dry_run else None
+        sample = DRY_RUN_ROWS if self.params.dry_run and not writing else None
         readings = {name: read(data, recipe, name=name) for name, data in self._datasets().items()}
         for name, reading in readings.items():
             with self.state.main_process_first():  # the others find the completions in the store
@@ -208,6 +258,8 @@ class _Run:
             self._put(name, prepared)
         if sample is not None:
             self.state.print(f"Dry run: figures are of the first {sample} rows at most; nothing was trained.")
+        elif not writing:
+            self.teacher = from_store(self.args, self.teacher, self._datasets())
 
     def _datasets(self) -> dict[str, Dataset]:
         """Return the datasets there are, by name."""
@@ -225,6 +277,7 @@ class _Run:
         """Load the student and make the trainer."""
         from accelerate.utils import is_peft_model
 
+        from .adapters import lora_config
         from .interrupt import StopCallback
         from .quantization import keep_differentiable
         from .watch import WatchCallback
@@ -241,7 +294,7 @@ class _Run:
             eval_dataset=self.valid_data,
             processing_class=self.tokenizer,
             # a model that comes with an adapter, as an earlier stage returns it, goes on with that one
-            peft_config=_lora(params) if params.peft and not is_peft_model(model) else None,
+            peft_config=lora_config(params) if params.peft and not is_peft_model(model) else None,
             callbacks=[self.stop, self.watch],
             **extra,
         )
@@ -321,7 +374,7 @@ class _Run:
             folder, preflight = self.project.folder, self.preflights.get("train")
             paths["card"] = write_card(folder, self.params, self.templates, metrics, model, self.tokenizer, preflight)
             paths |= self.project.finish()
-            print(_closing(folder, metrics))
+            print(closing(folder, metrics))
             if self.params.push_to_hub:
                 from .hub import push
 
@@ -375,25 +428,3 @@ class _Run:
 
 DRY_RUN_ROWS = 16
 TOKENIZER = "_trl_distill_tokenizer"  # a model that was trained here carries its tokenizer to the next stage
-
-
-def _lora(params: LLMTrainingParams) -> Any:
-    """Return the adapter's configuration."""
-    from peft import LoraConfig
-
-    modules: Any = [name.strip() for name in params.target_modules.split(",")]
-    return LoraConfig(
-        r=params.lora_r,
-        lora_alpha=params.lora_alpha,
-        lora_dropout=params.lora_dropout,
-        bias="none",
-        task_type="CAUSAL_LM",
-        target_modules=modules[0] if modules == ["all-linear"] else modules,
-    )
-
-
-def _closing(folder: Path, metrics: dict[str, Any]) -> str:
-    """Return the last lines of a run."""
-    shown = {k: metrics[k] for k in ("train_loss", "eval_loss", "eval_kl", "eval_ce") if k in metrics}
-    figures = ", ".join(f"{name} {value:.4g}" for name, value in shown.items())
-    return f"Done in {metrics['train_runtime']:.0f} s: {figures}.\nModel, card and metrics are in {folder}."

@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from .llm import llm
+from .teach import teach
 
 __all__ = ["main"]
 
@@ -18,3 +19,4 @@ def main() -> None:
 
 
 main.add_command(llm)
+main.add_command(teach)

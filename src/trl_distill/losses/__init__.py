@@ -21,15 +21,19 @@ from .outcome import (
     valid_rows,
 )
 from .projection import Projection, product_dtype, wide_dtype
-from .reference import distillation_loss_from_logits, divergence, head_logits
+from .reference import distillation_loss_from_logits, divergence, head_logits, topk_loss_from_logits
 from .tile import Problem
+from .topk import check_topk_divergence, topk_distillation_loss
 
 __all__ = [
     "DistillationLoss",
+    "check_topk_divergence",
     "distillation_loss_from_logits",
     "divergence",
     "fused_distillation_loss",
     "head_logits",
+    "topk_distillation_loss",
+    "topk_loss_from_logits",
 ]
 
 

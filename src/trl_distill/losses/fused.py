@@ -15,7 +15,7 @@ from torch.autograd.function import once_differentiable
 
 from .outcome import DistillationLoss
 from .plan import Plan, plan_tiles
-from .tile import Buffers, Gradients, Problem, Tile
+from .tile import Buffers, Gradients, Problem
 
 Tensor = torch.Tensor
 
@@ -116,7 +116,7 @@ def _compute(
         for start in range(0, tokens, plan.rows):
             span = slice(start, min(start + plan.rows, tokens))
             index = span if valid is None else valid[span]
-            tile = Tile(problem, plan, buffers, index)
+            tile = problem.tile(plan, buffers, index)
             tile.measure()
             ce[index], kl[index], *counts = tile.values()
             own = weights.of(index, ce)

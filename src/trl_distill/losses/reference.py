@@ -109,6 +109,59 @@ def distillation_loss_from_logits(
     )
 
 
+def topk_loss_from_logits(
+    student_logits: torch.Tensor,
+    targets: torch.Tensor,
+    *,
+    token_ids: torch.Tensor,
+    log_probs: torch.Tensor,
+    log_normalizer: torch.Tensor,
+    vocabulary: int,
+    alpha: float,
+    temperature: float,
+    ignore_index: int = -100,
+) -> DistillationLoss:
+    """The loss against stored top-k targets from full logits: both distributions as k tokens and one tail.
+
+    Args:
+        student_logits: [N, V_s].
+        targets: [N] int64; rows of `ignore_index` contribute nothing.
+        token_ids: [N, k], the teacher's likeliest first.
+        log_probs: [N, k], their log-probabilities at T = 1.
+        log_normalizer: [N], log sum_v exp(log p_v / T) over `vocabulary`.
+        vocabulary: Rows [0, vocabulary) over which the divergence is taken.
+        alpha: Weight of the divergence, between 0 and 1.
+        temperature: T > 0 of the divergence.
+        ignore_index: Target that marks a row to leave out.
+
+    Returns:
+        As `distillation_loss_from_logits`.
+    """
+    valid = targets != ignore_index
+    student, labels, ids = _wide(student_logits)[valid], targets[valid], token_ids[valid]
+    log_q1 = F.log_softmax(student, -1)
+    ce = -log_q1.gather(1, labels[:, None])[:, 0]
+    log_q = F.log_softmax(student[:, :vocabulary] / temperature, -1)
+    p = (log_probs[valid].to(log_q.dtype) / temperature - log_normalizer[valid].to(log_q.dtype)[:, None]).exp()
+    mass = p.sum(1, keepdim=True)
+    p = p / (mass if ids.shape[1] == vocabulary else mass.clamp(min=1))  # rounded ones may add up to more
+    kl = (torch.xlogy(p, p) - p * log_q.gather(1, ids)).sum(1)
+    if ids.shape[1] < vocabulary:
+        stored = torch.zeros_like(log_q, dtype=torch.bool).scatter(1, ids, True)
+        log_tail = torch.logsumexp(log_q.masked_fill(stored, -torch.inf), 1)
+        tail = (1 - p.sum(1)).clamp(min=0)
+        kl = kl + torch.xlogy(tail, tail) - tail * log_tail
+    with torch.no_grad():
+        entropy = -(log_q1.exp() * log_q1).sum()
+        agreement = (student[:, :vocabulary].argmax(1) == ids[:, 0]).sum().to(ce.dtype)
+        correct = (student.argmax(1) == labels).sum().to(ce.dtype)
+    loss = (alpha * temperature**2 * kl + (1 - alpha) * ce).sum()
+    full = ce.new_zeros(len(targets))
+    return DistillationLoss(
+        full.masked_scatter(valid, ce), full.masked_scatter(valid, kl), entropy, agreement, correct, loss
+    )
+
+
 _divergence = divergence  # the name is a keyword argument above
 
 

@@ -39,6 +39,15 @@ class Problem:
     temperature: float
     divergence: Divergence
 
+    @property
+    def shared(self) -> int:
+        """Rows [0, shared) over which a divergence is taken; 0 without a teacher."""
+        return self.vocabulary if self.teacher else 0
+
+    def tile(self, plan: Plan, buffers: Buffers, index: slice | Tensor) -> Tile:
+        """Return a tile of its tokens."""
+        return Tile(self, plan, buffers, index)
+
     def tensors(self) -> tuple[Tensor | None, ...]:
         """Return the seven tensors that `with_tensors` takes: hidden states, weight and bias of both, targets."""
         teacher = self.teacher.tensors() if self.teacher else (None, None, None)
@@ -108,7 +117,7 @@ class Tile:
         self.student_rows = problem.student.rows(index)
         self.teacher_rows = problem.teacher.rows(index) if problem.teacher else None
         self.targets = problem.targets[index]
-        shared, whole = problem.vocabulary if problem.teacher else 0, len(problem.student.weight)
+        shared, whole = problem.shared, len(problem.student.weight)
         self.shared = _blocks(0, shared, plan.block)
         self.rest = _blocks(shared, whole, plan.block)
         self._sort_targets()
@@ -138,7 +147,7 @@ class Tile:
         """Return per token, [R] each: cross-entropy, divergence, entropy, agreement and correctness (0 or 1)."""
         log_total = self.total.log()
         ce = log_total - (self.label - self.peak_all) * self.problem.temperature
-        kl = self.problem.divergence.value(self) if self.shared else torch.zeros_like(ce)
+        kl = self._divergence() if self.shared else torch.zeros_like(ce)
         agreement = (self.at_top == self.peak_s).to(ce.dtype) * bool(self.shared)
         correct = (self.label == self.peak_all).to(ce.dtype)
         return ce, kl, log_total - self.moment / self.total, agreement, correct
@@ -163,6 +172,10 @@ class Tile:
 
     # -- first pass
 
+    def _divergence(self) -> Tensor:
+        """Return the divergence per token once all blocks are in."""
+        return self.problem.divergence.value(self)
+
     def _measure_shared(self, block: slice) -> None:
         """Both models' logits of a block that both have."""
         z_s, z_t = self._project(block)
@@ -183,7 +196,7 @@ class Tile:
         self.total_s += exp_s.sum(0)
         self.total_t += exp_t.sum(0)
         self.problem.divergence.add(self, gap, exp_s, exp_t)
-        self._add_at_one(s, _power(exp_s, s, self.problem.temperature, out=es), gap)
+        self._add_at_one(s, power(exp_s, s, self.problem.temperature, out=es), gap)
 
     def _measure_rest(self, block: slice) -> None:
         """The student's logits of a block that is not compared with the teacher's."""
@@ -194,7 +207,7 @@ class Tile:
         self.peak_all = peak
         self._note_labels(z, block)
         torch.exp(torch.sub(z, peak, out=u), out=e)
-        self._add_at_one(u, _power(e, u, self.problem.temperature, out=e), product)
+        self._add_at_one(u, power(e, u, self.problem.temperature, out=e), product)
 
     def _add_at_one(self, s: Tensor, e: Tensor, product: Tensor) -> None:
         """Add a block to the student's softmax at T = 1, e = exp(T s): its sum and its mean logit."""
@@ -242,7 +255,7 @@ class Tile:
             gradient = shared(z_s, z_t, weight_ce, weight_kl / self.problem.temperature, (s, es, t), block)
         elif weight_ce is not None:
             torch.exp(torch.sub(z_s, self.peak_all, out=s), out=es)
-            gradient = _power(es, s, self.problem.temperature, out=z_s).mul_(weight_ce / self.total)
+            gradient = power(es, s, self.problem.temperature, out=z_s).mul_(weight_ce / self.total)
         else:
             gradient = z_s.zero_()
         rows, places = self._targets_in(block)
@@ -270,7 +283,7 @@ class Tile:
         torch.sub(z_t, self.peak_t, out=t)
         self.problem.divergence.gradient(self, weight_kl, s, t, es, out=z_s)
         if weight_ce is not None:
-            z_s.add_(_power(es, s, self.problem.temperature, out=s).mul_(self._at_one(weight_ce, self.peak_s)))
+            z_s.add_(power(es, s, self.problem.temperature, out=s).mul_(self._at_one(weight_ce, self.peak_s)))
         return z_s
 
     def _gradient_of_exponentials(
@@ -284,7 +297,7 @@ class Tile:
     ) -> Tensor:
         """The same from kept exponentials; what the maxima have risen since goes into the weights, [R]."""
         peak_s, peak_t = self._peaks[block.start]
-        e = None if weight_ce is None else _power(exp_s, None, self.problem.temperature, out=scratch[0])
+        e = None if weight_ce is None else power(exp_s, None, self.problem.temperature, out=scratch[0])
         exp_s.mul_(weight_kl / self.total_s * (peak_s - self.peak_s).exp())
         exp_s.sub_(exp_t.mul_(weight_kl / self.total_t * (peak_t - self.peak_t).exp()))
         if e is not None and weight_ce is not None:
@@ -325,7 +338,7 @@ def _blocks(start: int, stop: int, size: int) -> list[slice]:
     return [slice(a, min(a + size, stop)) for a in range(start, stop, size)]
 
 
-def _power(e: Tensor, s: Tensor | None, temperature: float, out: Tensor) -> Tensor:
+def power(e: Tensor, s: Tensor | None, temperature: float, out: Tensor) -> Tensor:
     """Write exp(temperature * s) into `out`, given e = exp(s); whole powers cost an eighth of an exponential.
 
     `s` may be None for a temperature of `WHOLE`; `out` may be `s`, or `e` where that is not needed any more.

@@ -16,25 +16,35 @@ from ..sources import (
 )
 from . import fingerprint
 from .base import Completion, GenerationSettings, Teacher
-from .generate import complete
+from .generate import complete, what_matters
 from .local import LocalTeacher, check_apart, without_peft
 from .self_teacher import SELF, SelfTeacher
+from .shards import COMPLETIONS, TargetFolder
 from .store import CompletionStore
+from .stored import StoredTeacher, tokenizer_hash
+from .teaching import TargetSettings, write_targets
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 __all__ = [
+    "COMPLETIONS",
     "SELF",
     "Completion",
     "CompletionStore",
     "GenerationSettings",
     "LocalTeacher",
     "SelfTeacher",
+    "StoredTeacher",
+    "TargetFolder",
+    "TargetSettings",
     "Teacher",
     "check_apart",
     "complete",
     "load_teacher",
+    "tokenizer_hash",
+    "what_matters",
+    "write_targets",
 ]
 
 

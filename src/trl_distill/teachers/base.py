@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedTokenizerBase
 
-    from ..forward import TeacherTargets
+    from ..forward import TeacherTargets, TopKTargets
 
 
 @dataclass(frozen=True)
@@ -86,6 +86,6 @@ class Teacher(Protocol):
         """Write one completion for each prompt (token ids), as one batch, in the order given."""
         ...
 
-    def score(self, batch: Mapping[str, torch.Tensor]) -> TeacherTargets:
-        """Return hidden states [N, H_t] at the completion positions of a `DistillationCollator` batch."""
+    def score(self, batch: Mapping[str, torch.Tensor]) -> TeacherTargets | TopKTargets:
+        """Return what the loss takes at the N completion positions of a `DistillationCollator` batch."""
         ...

@@ -75,11 +75,16 @@ def _saying_what_is_kept(store: CompletionStore, keys: Sequence[str]) -> Iterato
 
 def _identity(teacher: Teacher, settings: GenerationSettings) -> dict[str, Any]:
     """Return all that a completion depends on besides its prompt."""
+    return {**teacher.identity(), "settings": what_matters(settings)}
+
+
+def what_matters(settings: GenerationSettings) -> dict[str, Any]:
+    """Return the settings that a completion depends on."""
+    if not settings.do_sample:
+        return {"max_new_tokens": settings.max_new_tokens}  # nothing else changes a greedy completion
     how = asdict(settings)
     how.pop("batch_size")
-    if not settings.do_sample:
-        how = {"max_new_tokens": settings.max_new_tokens}  # nothing else changes a greedy completion
-    return {**teacher.identity(), "settings": how}
+    return how
 
 
 def _seed(keys: Sequence[str]) -> int:

@@ -59,6 +59,19 @@ class CompletionStore:
             os.fsync(file.fileno())
         self._torn = False
 
+    def settle(self) -> None:
+        """Rewrite the file in the order of its keys, without torn lines: what it holds then tells nothing of kills."""
+        if self.path is None:
+            return
+        lines = [json.dumps({"key": k, "ids": c.ids, "finished": c.finished}) for k, c in sorted(self._known.items())]
+        temporary = self.path.with_name(f".{self.path.name}.writing")
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write("".join(f"{line}\n" for line in lines))
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, self.path)
+        self._torn = False
+
 
 def key_of(identity: Mapping[str, Any], prompt: Sequence[int]) -> str:
     """Return the key of one prompt's completion under a teacher and its settings."""

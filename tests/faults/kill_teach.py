@@ -1,0 +1,113 @@
+"""Kills `aitraining teach` at random moments and compares what is left with an uninterrupted store.
+
+    python tests/faults/kill_teach.py --kills 20 --folder /tmp/faults
+
+Each attempt is a process of its own that ends by SIGKILL, forked from one that has the libraries loaded, so that the
+moments fall into the work and not into imports. A store that gets complete is compared byte by byte, and the next
+begins. Ends with exit code 1 at the first difference.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import shutil
+import signal
+import sys
+import time
+from pathlib import Path
+
+os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", OMP_NUM_THREADS="1")
+
+import torch
+from transformers import AutoModelForCausalLM  # noqa: F401 - loaded before the forks
+
+import trl_distill.training  # noqa: F401
+from trl_distill.cli import main
+from trl_distill.teachers import teaching
+
+WORDS = ["red", "blue", "green", "cat", "dog", "bird", "sun", "moon", "tree", "fish"]
+ROWS = 40
+
+
+def command(folder: Path, store: Path) -> list[str]:
+    """Return the arguments of `aitraining`."""
+    return [
+        *("teach", "--model", "embedded", "--teacher-model", "embedded", "--data-path", str(folder / "data.jsonl")),
+        *("--teacher-prompt-template", "Write the words in reverse order.\\n{input}\\n", "--output", str(store)),
+        *("--top-k", "16", "--teacher-batch-size", "4", "--distill-max-teacher-length", "12"),
+    ]
+
+
+def start(arguments: list[str]) -> int:
+    """Start the command in a forked process and return its id."""
+    child = os.fork()
+    if child:
+        return child
+    silent = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(silent, 1)
+    try:
+        main(arguments)
+    except SystemExit as end:
+        os._exit(int(end.code or 0))
+    except BaseException:
+        os._exit(9)
+    os._exit(0)
+
+
+def contents(store: Path) -> dict[str, bytes]:
+    """Return the files of a store; what begins with a dot is a file that was being written."""
+    files = (p for p in store.rglob("*") if p.is_file())
+    return {str(p.relative_to(store)): p.read_bytes() for p in files if not p.name.startswith(".")}
+
+
+def finished(child: int) -> bool:
+    """Wait for a process and say whether it ended well; one that failed by itself ends the script."""
+    status = os.waitpid(child, 0)[1]
+    if os.WIFSIGNALED(status):
+        return False
+    if os.WEXITSTATUS(status):
+        sys.exit(f"the command failed with exit code {os.WEXITSTATUS(status)}")
+    return True
+
+
+def kill_loop(folder: Path, kills: int, seed: int) -> dict[str, int]:
+    """Return how many kills were made and how many stores were compared."""
+    moments = random.Random(seed)
+    whole, broken = folder / "whole", folder / "broken"
+    began = time.monotonic()
+    if not finished(start(command(folder, whole))):
+        sys.exit("the uninterrupted run was killed")
+    takes, expected = time.monotonic() - began, contents(whole)
+    done = {"kills": 0, "stores": 0}
+    while done["kills"] < kills or broken.exists():
+        child = start(command(folder, broken))
+        if done["kills"] < kills:
+            time.sleep(moments.uniform(0, takes))
+            os.kill(child, signal.SIGKILL)
+        if not finished(child):
+            done["kills"] += 1
+            continue
+        found = contents(broken)
+        for name in sorted({*expected, *found}):
+            if expected.get(name) != found.get(name):
+                sys.exit(f"{name} differs after {done['kills']} kills (seed {seed})")
+        done["stores"] += 1
+        shutil.rmtree(broken)
+    return done
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--folder", type=Path, required=True)
+    parser.add_argument("--seed", type=int, default=0)
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    teaching.ROWS = 4  # shards small enough for many of them
+    given.folder.mkdir(parents=True, exist_ok=True)
+    rows = ({"text": f"{WORDS[i % 10]} {WORDS[i * 3 % 10]} {WORDS[i // 10]}"} for i in range(ROWS))
+    (given.folder / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    print(json.dumps(kill_loop(given.folder, given.kills, given.seed)))
