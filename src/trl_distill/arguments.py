@@ -12,6 +12,7 @@ import re
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from .endpoints import parse_endpoint
 from .errors import ParamsError
 
 DIVERGENCES = ("forward_kl", "reverse_kl", "jsd")
@@ -20,6 +21,7 @@ OVERFLOWS = ("error", "left")
 QUANTIZATIONS = ("int4", "int8")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 LOSS_IMPLEMENTATIONS = ("fused", "plain")
+ENDPOINTS = ("chat", "completions")
 
 
 class Help(str):
@@ -86,7 +88,9 @@ class DistillationArguments:
         False, "Learn from a teacher where the trainer is sft; the trainer distillation always does."
     )
     teacher_model: str | None = option(
-        None, "Teacher, required to distil: a folder, a Hub name, or 'embedded'.", objects=True
+        None,
+        "Teacher, required to distil: a folder, a Hub name, 'embedded', openai:MODEL, or http://host:port/v1#MODEL.",
+        objects=True,
     )
     teacher_prompt_template: str = option(
         "{input}",
@@ -162,6 +166,23 @@ class DistillationArguments:
         above=0.0,
         high=1.0,
         group="Teacher",
+    )
+    teacher_endpoint: str = option(
+        "chat", "What of a server is asked; 'completions' takes text prompts only.", choices=ENDPOINTS, group="Teacher"
+    )
+    teacher_concurrency: int = option(8, "Requests to a server under way at a time.", low=1, group="Teacher")
+    teacher_timeout: float = option(300.0, "Seconds to wait for a server's answer.", above=0.0, group="Teacher")
+    teacher_max_requests: int | None = option(
+        None, "Requests a run may send to a server, repeated ones included.", low=1, group="Teacher"
+    )
+    teacher_max_tokens: int | None = option(
+        None,
+        "Tokens, of prompts and completions, after which a run asks a server nothing more.",
+        low=1,
+        group="Teacher",
+    )
+    allow_text_only_teacher: bool = option(
+        False, "With a teacher that gives text only, learn from its completions alone, whatever alpha.", group="Teacher"
     )
 
 
@@ -261,6 +282,9 @@ def check_arguments(arguments: Any) -> None:
 
     Raises:
         ParamsError: Naming the first setting outside what is accepted.
+        TeacherError: A teacher's URL that cannot be used.
     """
     for spec in fields(DistillationArguments):
         setattr(arguments, spec.name, check_value(spec.name, getattr(arguments, spec.name), spec))
+    if isinstance(arguments.teacher_model, str):
+        parse_endpoint(arguments.teacher_model)  # a URL with a password goes no further

@@ -23,7 +23,7 @@ from .metrics import DistillationMetrics
 from .preparation import is_prepared, prepare
 from .prompts import parse_template
 from .readers import CONVERSATIONS
-from .recipes import add_taught_ends, recipe_of, teacher_of
+from .recipes import add_taught_ends, alpha_of, recipe_of, teacher_of, told
 from .rows import COMPLETIONS
 from .sources import resolve
 from .teachers import LocalTeacher, Teacher, check_apart
@@ -122,9 +122,12 @@ class DistillationMixin(_Base):
         args = self.args
         config = self.base_student.config
         self.teacher = teacher_of(args, given, tokenizer=self.tokenizer, student=config, device=self.accelerator.device)
+        said = "" if isinstance(given, Teacher) else told(args.teacher_model if given is None else given, self.teacher)
+        if said:
+            self.accelerator.print(said)
         self.vocabulary = self.teacher.vocabulary
         self.loss_settings = LossSettings(
-            args.distill_alpha,
+            alpha_of(args, self.teacher),
             args.distill_temperature,
             args.distill_divergence,
             args.distill_jsd_beta,

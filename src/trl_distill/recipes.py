@@ -7,10 +7,20 @@ from typing import TYPE_CHECKING, Any
 
 from .alignment import shared_vocabulary, stop_of_turn
 from .config import DistillationSFTConfig
-from .errors import ParamsError
+from .endpoints import is_openai_name
+from .errors import ParamsError, TeacherError
 from .preparation import Columns, Reading, Recipe
 from .prompts import parse_template
-from .teachers import Completion, CompletionStore, GenerationSettings, Teacher, complete, load_teacher
+from .teachers import (
+    Completion,
+    CompletionStore,
+    GenerationSettings,
+    RemoteSettings,
+    Teacher,
+    TextTeacher,
+    complete,
+    load_teacher,
+)
 from .teachers.local import length_limit
 
 if TYPE_CHECKING:
@@ -40,7 +50,7 @@ def teacher_of(
 
     Raises:
         ParamsError: There is none.
-        TeacherError: See `load_teacher` and `shared_vocabulary`.
+        TeacherError: See `load_teacher`, `shared_vocabulary` and `alpha_of`.
     """
     spec = given if given is not None else args.teacher_model
     if spec is None:
@@ -56,10 +66,21 @@ def teacher_of(
         device_map=args.teacher_device_map,
         trust_remote_code=args.trust_remote_code,
         device=device,
+        remote=RemoteSettings(
+            args.teacher_endpoint,
+            args.teacher_concurrency,
+            args.teacher_timeout,
+            args.teacher_max_requests,
+            args.teacher_max_tokens,
+        ),
     )
+    rows = student.get_text_config().vocab_size
+    if isinstance(teacher, TextTeacher):
+        alpha_of(args, teacher)  # before anything is asked
+        teacher.share(rows)
+        return teacher
     if teacher.tokenizer.chat_template is None:
         teacher.tokenizer.chat_template = tokenizer.chat_template  # a base model reads chats as its student does
-    rows = student.get_text_config().vocab_size
     teacher.share(
         shared_vocabulary(
             tokenizer,
@@ -70,6 +91,37 @@ def teacher_of(
         )
     )
     return teacher
+
+
+def alpha_of(args: DistillationSFTConfig, teacher: Teacher) -> float:
+    """Return the weight of the divergence: none where the teacher gives text only and that is allowed.
+
+    Raises:
+        TeacherError: A divergence is asked for, and the teacher gives nothing for it.
+    """
+    if args.distill_alpha == 0 or not isinstance(teacher, TextTeacher):
+        return args.distill_alpha
+    if args.allow_text_only_teacher:
+        return 0.0
+    raise TeacherError(
+        f"teacher_model {teacher.name!r} gives text only, which has nothing for the divergence that --distill-alpha "
+        f"{args.distill_alpha:g} weighs; give --distill-alpha 0, or --allow-text-only-teacher to learn from its "
+        "completions alone."
+    )
+
+
+def told(given: Any, teacher: Teacher) -> str:
+    """Return a line on what a teacher's name was taken for, empty where it can mean but one thing.
+
+    Args:
+        given: What was given for teacher_model.
+        teacher: What it became.
+    """
+    if isinstance(teacher, TextTeacher):
+        return f"Teacher: {teacher.describe()}"
+    if isinstance(given, str) and is_openai_name(given):
+        return f"Teacher: the folder {given} (openai:{given} is the model of this name at OpenAI)"
+    return ""
 
 
 def recipe_of(
@@ -100,8 +152,10 @@ def recipe_of(
         batch_size=args.teacher_batch_size,
     )
 
-    def write(prompts: list[list[int]]) -> list[Completion]:
+    def write(prompts: list[Any]) -> list[Completion]:
         store = CompletionStore(Path(str(args.output_dir)) / STORE)
+        if isinstance(teacher, TextTeacher):
+            return teacher.write(prompts, settings, store=store, progress=not args.disable_tqdm)
         return complete(teacher, prompts, settings, store=store, progress=not args.disable_tqdm)
 
     return Recipe(
@@ -120,9 +174,10 @@ def recipe_of(
         columns=Columns(args.dataset_text_field, args.prompt_text_column, args.completion_column, args.max_bad_rows),
         write=write,
         completions=args.completions,
-        plain_text=args.distill_plain_text,
+        plain_text=args.distill_plain_text and not isinstance(teacher, TextTeacher),  # it can only be asked
         overflow=args.prompt_overflow,
         vocabulary=teacher.vocabulary,
+        reads_text=isinstance(teacher, TextTeacher),
     )
 
 
