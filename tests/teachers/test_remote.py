@@ -107,6 +107,8 @@ def test_drawn_copies_of_a_prompt_have_seeds_of_their_own(ask, server):
         {"kind": "500"},
         {"kind": "502"},
         {"kind": "503", "headers": {"Retry-After": "Wed, 21 Oct 2015 07:28:00 GMT"}},
+        {"kind": "503", "headers": {"Retry-After": "nan"}},
+        {"kind": "503", "headers": {"Retry-After": "soon"}},
         {"kind": "cut"},
         {"kind": "malformed"},
         {"kind": "body", "body": {"choices": []}},
@@ -114,7 +116,7 @@ def test_drawn_copies_of_a_prompt_have_seeds_of_their_own(ask, server):
         {"kind": "body", "body": ["no", "object"]},
         {"kind": "hang", "seconds": 1.2},
     ],
-    ids=lambda fault: fault["kind"] + str(fault.get("body", "")),
+    ids=lambda fault: fault["kind"] + str(fault.get("body", fault.get("headers", ""))),
 )
 def test_what_may_pass_is_tried_again(fault, ask, server):
     remote = replace(ONE, timeout=0.6) if fault["kind"] == "hang" else ONE

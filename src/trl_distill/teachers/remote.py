@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import email.utils
 import json
+import math
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -305,7 +306,7 @@ def _retry_after(headers: Mapping[str, str]) -> float | None:
     if given is None:
         return None
     try:
-        return max(float(given), 0.0)
+        return None if math.isnan(float(given)) else max(float(given), 0.0)
     except ValueError:
         pass
     try:
