@@ -19,6 +19,7 @@ CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n"
     "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+KEY = "k3y-of-the-tests-0123456789"  # of no known form, so that nothing finds it by its looks
 SPECIAL = ["<|pad|>", "<|end|>", "<|im_start|>", "<|im_end|>"]
 
 
@@ -101,6 +102,26 @@ def tiny_model_dir(tmp_path_factory) -> Path:
 def tiny_teacher_dir(tmp_path_factory) -> Path:
     """A teacher of the same tokenizer, wider, with 64 more rows in its vocabulary than tokens."""
     return make_model(tmp_path_factory.mktemp("models") / "teacher", hidden=48, extra_rows=64)
+
+
+@pytest.fixture(scope="session")
+def running_server(tmp_path_factory):
+    """A process that serves the embedded model over the OpenAI protocol."""
+    from teachers.server import Served
+
+    server = Served(tmp_path_factory.mktemp("server"))
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def server(running_server, monkeypatch):
+    """The server with no fault asked for, and a key in the environment."""
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
+    running_server.revive()
+    running_server.fail()
+    return running_server
 
 
 @pytest.fixture(scope="session")

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-HEAVY = ("accelerate", "datasets", "numpy", "peft", "torch", "transformers", "trl")
+HEAVY = ("accelerate", "datasets", "numpy", "openai", "peft", "torch", "transformers", "trl")
 SOURCE = Path(__file__).parents[1] / "src" / "trl_distill"
-FOUNDATION = ("arguments", "errors", "params", "prompts", "registry")
+FOUNDATION = ("arguments", "endpoints", "errors", "params", "prompts", "registry")
 
 
 def heavy_after(code: str) -> list[str]:

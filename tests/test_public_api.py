@@ -45,7 +45,8 @@ SIGNATURES = {
     "register_trainer": "name target * use_distillation=",
     "parse_template": "source * name",
     "load_teacher": (
-        "spec * tokenizer= revision= dtype= quantization= device_map= attn_implementation= trust_remote_code= device="
+        "spec * tokenizer= revision= dtype= quantization= device_map= attn_implementation= trust_remote_code= device= "
+        "remote="
     ),
     "fused_distillation_loss": (
         "student_hidden student_weight teacher_hidden teacher_weight targets * alpha temperature divergence= jsd_beta= "

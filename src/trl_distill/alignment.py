@@ -76,7 +76,9 @@ def rendered(
         ) from error
 
 
-def tokenize_completion(tokenizer: PreTrainedTokenizerBase, completion: str, *, chat: bool = False) -> list[int]:
+def tokenize_completion(
+    tokenizer: PreTrainedTokenizerBase, completion: str, *, chat: bool = False, finished: bool = True
+) -> list[int]:
     """Return the ids of a completion, the token that ends it included.
 
     Args:
@@ -84,10 +86,11 @@ def tokenize_completion(tokenizer: PreTrainedTokenizerBase, completion: str, *, 
         completion: The text.
         chat: Whether it is an assistant's turn: it then ends in the token that the chat template puts after
             a turn, which need not be the end-of-sequence token.
+        finished: Whether it ends there; one that was cut gets no token that ends it.
     """
     ids = list(tokenizer(completion, add_special_tokens=False)["input_ids"])
     end = turn_end(tokenizer) if chat else tokenizer.eos_token_id
-    if end is not None and (not ids or ids[-1] != end):
+    if finished and end is not None and (not ids or ids[-1] != end):
         ids.append(end)
     return ids
 

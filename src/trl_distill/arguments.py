@@ -12,6 +12,7 @@ import re
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from .endpoints import parse_endpoint
 from .errors import ParamsError
 
 DIVERGENCES = ("forward_kl", "reverse_kl", "jsd")
@@ -20,6 +21,7 @@ OVERFLOWS = ("error", "left")
 QUANTIZATIONS = ("int4", "int8")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 LOSS_IMPLEMENTATIONS = ("fused", "plain")
+ENDPOINTS = ("chat", "completions")
 
 
 class Help(str):
@@ -87,7 +89,8 @@ class DistillationArguments:
     )
     teacher_model: str | None = option(
         None,
-        "Teacher, required without a --teacher-store: a folder, a Hub name, 'embedded', or 'self' (with --peft).",
+        "Teacher, required without a --teacher-store: a folder, a Hub name, 'embedded', 'self' (with --peft), "
+        "openai:MODEL or http://host:port/v1#MODEL.",
         objects=True,
     )
     teacher_prompt_template: str = option(
@@ -176,6 +179,23 @@ class DistillationArguments:
         "Temperatures that a store is written for, separated by commas (default: --distill-temperature).",
         listed=True,
         group="Teacher",
+    )
+    teacher_endpoint: str = option(
+        "chat", "What of a server is asked; 'completions' takes text prompts only.", choices=ENDPOINTS, group="Teacher"
+    )
+    teacher_concurrency: int = option(8, "Requests to a server under way at a time.", low=1, group="Teacher")
+    teacher_timeout: float = option(300.0, "Seconds to wait for a server's answer.", above=0.0, group="Teacher")
+    teacher_max_requests: int | None = option(
+        None, "Requests a run may send to a server, repeated ones included.", low=1, group="Teacher"
+    )
+    teacher_max_tokens: int | None = option(
+        None,
+        "Tokens, of prompts and completions, after which a run asks a server nothing more.",
+        low=1,
+        group="Teacher",
+    )
+    allow_text_only_teacher: bool = option(
+        False, "With a teacher that gives text only, learn from its completions alone, whatever alpha.", group="Teacher"
     )
 
 
@@ -295,6 +315,9 @@ def check_arguments(arguments: Any) -> None:
 
     Raises:
         ParamsError: Naming the first setting outside what is accepted.
+        TeacherError: A teacher's URL that cannot be used.
     """
     for spec in fields(DistillationArguments):
         setattr(arguments, spec.name, check_value(spec.name, getattr(arguments, spec.name), spec))
+    if isinstance(arguments.teacher_model, str):
+        parse_endpoint(arguments.teacher_model)  # a URL with a password goes no further

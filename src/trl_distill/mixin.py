@@ -24,7 +24,7 @@ from .preparation import is_prepared, prepare
 from .prompts import parse_template
 from .quantization import keep_differentiable
 from .readers import CONVERSATIONS
-from .recipes import add_taught_ends, from_store, recipe_of, teacher_of
+from .recipes import add_taught_ends, alpha_of, from_store, recipe_of, teacher_of, told
 from .rows import COMPLETIONS
 from .sources import resolve
 from .teachers import LocalTeacher, SelfTeacher, StoredTeacher, Teacher, check_apart
@@ -134,9 +134,12 @@ class DistillationMixin(_Base):
         )
         if isinstance(self.teacher, SelfTeacher):
             self.teacher.take(self.model)
+        said = "" if isinstance(given, Teacher) else told(args.teacher_model if given is None else given, self.teacher)
+        if said:
+            self.accelerator.print(said)
         self.vocabulary = self.teacher.vocabulary
         self.loss_settings = LossSettings(
-            args.distill_alpha,
+            alpha_of(args, self.teacher),
             args.distill_temperature,
             args.distill_divergence,
             args.distill_jsd_beta,

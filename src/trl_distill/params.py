@@ -11,6 +11,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from .arguments import DTYPES, QUANTIZATIONS, DistillationArguments, check_value, option, temperatures_of
+from .endpoints import parse_endpoint
 from .errors import ParamsError, nearest
 
 STRATEGIES = ("no", "steps", "epoch")
@@ -160,6 +161,7 @@ class LLMTrainingParams(DistillationArguments):
         Raises:
             ParamsError: A missing model or teacher, one that is neither a name nor a model, or two settings that
                 contradict each other.
+            TeacherError: A teacher's URL that cannot be used.
         """
         if self.model is None:
             raise ParamsError("model is missing; give --model a folder, a Hub name or 'embedded'.")
@@ -175,6 +177,8 @@ class LLMTrainingParams(DistillationArguments):
                 "teacher_model is missing; distillation needs a teacher: give --teacher-model a folder, a Hub name "
                 "or 'embedded'."
             )
+        if isinstance(self.teacher_model, str):
+            parse_endpoint(self.teacher_model)  # a URL with a password goes no further
         if not self.distills:
             self._refuse_distillation()
         elif self.teacher_model == "self":

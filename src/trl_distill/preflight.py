@@ -38,6 +38,7 @@ class Preflight:
         first: The first row as the student and the teacher see it, and the completion.
         example: The fields of the first row, `input` among them.
         chat: Whether the rows are conversations.
+        text_only: The teacher gives text alone, and its prompts are counted with the student's tokenizer.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Preflight:
     first: tuple[str, str, str]
     example: dict[str, Any]
     chat: bool
+    text_only: bool = False
 
     @classmethod
     def of(
@@ -85,6 +87,7 @@ class Preflight:
             ),
             example=example,
             chat=chat,
+            text_only=recipe.reads_text,
         )
 
     @property
@@ -101,13 +104,16 @@ class Preflight:
             f"  rows          {self.rows.summary()}",
             f"  completions   {sources}",
             f"  prompt        student {self.student_prompt:,.1f} tokens, teacher {self.teacher_prompt:,.1f}; "
-            f"{self.saved:,.1f} saved per query",
+            f"{self.saved:,.1f} saved per query"
+            + (" (estimated with the student's tokenizer)" if self.text_only else ""),
             f"  completion    {low:,} to {high:,} tokens, mean {middle:,.1f}; {self.completions_cut:,} cut"
             + (" (taught no end of sequence)" if self.completions_cut else ""),
         ]
         if self.prompts_cut:
             lines.append(f"  cut prompts   {self.prompts_cut:,} rows lost the start of a prompt")
-        if self.vocabulary is not None:
+        if self.text_only:
+            lines.append("  loss          cross-entropy alone: the teacher gives text, no probabilities")
+        elif self.vocabulary is not None:
             lines.append(f"  vocabulary    {self.vocabulary:,} rows shared")
         for label, text in zip(("student", "teacher", "completion"), self.first, strict=True):
             lines += [f"  first row, {label}:", *(f"    | {line}" for line in text.split("\n"))]

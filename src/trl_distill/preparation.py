@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 COLUMNS = ("row", "student_prompt", "teacher_prompt", "completion")
-Write = Callable[[list[list[int]]], list[Completion]]
+Write = Callable[[list[Any]], list[Completion]]
 
 
 @dataclass(frozen=True)
@@ -65,8 +65,9 @@ class Recipe:
         completions: "auto", "data" or "teacher", see DESIGN and `sources_of`.
         plain_text: Under "auto", a row of text alone and two templates `{input}` is learnt as SFT would.
         overflow: "error" or "left", see `alignment.fit`.
-        write: Has the teacher write completions for its prompts.
+        write: Has the teacher write completions for its prompts: token ids, or text and messages (`reads_text`).
         vocabulary: Rows that both models share: a completion's ids are among them.
+        reads_text: The teacher is handed prompts as text or chat messages, and its ids are an estimate of their length.
     """
 
     student: Reading
@@ -77,6 +78,7 @@ class Recipe:
     plain_text: bool = True
     overflow: str = "error"
     vocabulary: int | None = None
+    reads_text: bool = False
 
 
 def is_prepared(dataset: Any) -> bool:
@@ -181,6 +183,7 @@ def _tokenize(row: dict[str, Any], recipe: Recipe) -> dict[str, Any]:
     """Return both prompts' ids, and the completion's where there is one."""
     source = source_of(row, recipe)
     out: dict[str, Any] = {"row": row["row"], "source": source, "completion": [], "finished": True}
+    out |= {"read": "", "chat": False}  # what a teacher without token ids reads, and whether it answers a chat
     if source == "text":
         tokenizer = recipe.student.tokenizer
         opening = tokenize_prompt(tokenizer, "")  # what the tokenizer puts in front of any text, if anything
@@ -192,10 +195,13 @@ def _tokenize(row: dict[str, Any], recipe: Recipe) -> dict[str, Any]:
         }
     student, teacher = render(recipe.student.template, row), render(recipe.teacher.template, row)
     out["student_prompt"] = tokenize_prompt(recipe.student.tokenizer, student)
+    out["chat"] = not isinstance(student, str)
+    if recipe.reads_text:
+        out["read"] = json.dumps(teacher)
+        teacher = teacher if isinstance(teacher, str) else "\n".join(str(message["content"]) for message in teacher)
     out["teacher_prompt"] = tokenize_prompt(recipe.teacher.tokenizer, teacher)
     if source == "data":
-        chat = not isinstance(student, str)
-        out["completion"] = tokenize_completion(recipe.student.tokenizer, row["completion"], chat=chat)
+        out["completion"] = tokenize_completion(recipe.student.tokenizer, row["completion"], chat=out["chat"])
     return out
 
 
@@ -245,13 +251,18 @@ def _write_missing(tokens: Dataset, recipe: Recipe) -> Dataset:
                 teacher_limit=limit,
                 where=f"row {tokens[i]['row']}",
             )
-    prompts = [tokens[i]["teacher_prompt"] for i in places]
-    written = dict(zip(places, recipe.write([_cut(p, recipe) for p in prompts]), strict=True))
+    prompts: list[Any] = [_cut(tokens[i]["teacher_prompt"], recipe) for i in places]
+    if recipe.reads_text:
+        prompts = [json.loads(tokens[i]["read"]) for i in places]
+    written = dict(zip(places, recipe.write(prompts), strict=True))
 
     def put(row: dict[str, Any], i: int) -> dict[str, Any]:
         if i not in written:
             return row
-        return {**row, "completion": list(written[i].ids), "finished": written[i].finished}
+        ids, finished, text = list(written[i].ids), written[i].finished, written[i].text
+        if text is not None:
+            ids = tokenize_completion(recipe.student.tokenizer, text, chat=row["chat"], finished=finished)
+        return {**row, "completion": ids, "finished": finished}
 
     return _mapped(tokens, put, "Taking completions", with_indices=True)
 

@@ -11,7 +11,8 @@ from accelerate import PartialState
 from .alignment import shared_vocabulary, stop_of_turn
 from .arguments import temperatures_of
 from .config import DistillationSFTConfig
-from .errors import ParamsError
+from .endpoints import is_openai_name
+from .errors import ParamsError, TeacherError
 from .losses import check_topk_divergence
 from .preparation import Columns, Reading, Recipe
 from .prompts import parse_template
@@ -21,11 +22,13 @@ from .teachers import (
     Completion,
     CompletionStore,
     GenerationSettings,
+    RemoteSettings,
     SelfTeacher,
     StoredTeacher,
     TargetFolder,
     TargetSettings,
     Teacher,
+    TextTeacher,
     complete,
     load_teacher,
     tokenizer_hash,
@@ -70,7 +73,8 @@ def teacher_of(
 
     Raises:
         ParamsError: There is none, or the store cannot be used with these settings.
-        TeacherError: See `load_teacher` and `shared_vocabulary`; a store that is damaged or of something else.
+        TeacherError: See `load_teacher`, `shared_vocabulary` and `alpha_of`; a store that is damaged or of something
+            else.
     """
     spec = given if given is not None else args.teacher_model
     stored = None
@@ -92,7 +96,23 @@ def teacher_of(
         device_map=args.teacher_device_map,
         trust_remote_code=args.trust_remote_code,
         device=device,
+        remote=RemoteSettings(
+            args.teacher_endpoint,
+            args.teacher_concurrency,
+            args.teacher_timeout,
+            args.teacher_max_requests,
+            args.teacher_max_tokens,
+        ),
     )
+    if isinstance(teacher, TextTeacher):
+        if args.teacher_store is not None:
+            raise ParamsError(
+                f"teacher_store keeps a teacher's probabilities, and {teacher.name!r} gives text only; drop "
+                "--teacher-store."
+            )
+        alpha_of(args, teacher)  # before anything is asked
+        teacher.share(student.get_text_config().vocab_size)
+        return teacher
     if teacher.tokenizer.chat_template is None:
         teacher.tokenizer.chat_template = tokenizer.chat_template  # a base model reads chats as its student does
     _share(teacher, tokenizer, student)
@@ -204,6 +224,37 @@ def write_store(args: DistillationSFTConfig, teacher: Teacher, datasets: Mapping
     return write_targets(teacher, rows, TargetFolder(str(args.teacher_store)), settings, progress=not args.disable_tqdm)
 
 
+def alpha_of(args: DistillationSFTConfig, teacher: Teacher) -> float:
+    """Return the weight of the divergence: none where the teacher gives text only and that is allowed.
+
+    Raises:
+        TeacherError: A divergence is asked for, and the teacher gives nothing for it.
+    """
+    if args.distill_alpha == 0 or not isinstance(teacher, TextTeacher):
+        return args.distill_alpha
+    if args.allow_text_only_teacher:
+        return 0.0
+    raise TeacherError(
+        f"teacher_model {teacher.name!r} gives text only, which has nothing for the divergence that --distill-alpha "
+        f"{args.distill_alpha:g} weighs; give --distill-alpha 0, or --allow-text-only-teacher to learn from its "
+        "completions alone."
+    )
+
+
+def told(given: Any, teacher: Teacher) -> str:
+    """Return a line on what a teacher's name was taken for, empty where it can mean but one thing.
+
+    Args:
+        given: What was given for teacher_model.
+        teacher: What it became.
+    """
+    if isinstance(teacher, TextTeacher):
+        return f"Teacher: {teacher.describe()}"
+    if isinstance(given, str) and is_openai_name(given):
+        return f"Teacher: the folder {given} (openai:{given} is the model of this name at OpenAI)"
+    return ""
+
+
 def recipe_of(
     args: DistillationSFTConfig,
     teacher: Teacher,
@@ -225,9 +276,11 @@ def recipe_of(
     limits = [limit for limit in (args.max_length, length_limit(student)) if limit is not None]
     settings = generation_of(args)
 
-    def write(prompts: list[list[int]]) -> list[Completion]:
+    def write(prompts: list[Any]) -> list[Completion]:
         targets = None if args.teacher_store is None else TargetFolder(args.teacher_store).folder
         store = CompletionStore(Path(str(args.output_dir)) / STORE if targets is None else targets / COMPLETIONS)
+        if isinstance(teacher, TextTeacher):
+            return teacher.write(prompts, settings, store=store, progress=not args.disable_tqdm)
         return complete(teacher, prompts, settings, store=store, progress=not args.disable_tqdm)
 
     return Recipe(
@@ -246,9 +299,10 @@ def recipe_of(
         columns=Columns(args.dataset_text_field, args.prompt_text_column, args.completion_column, args.max_bad_rows),
         write=write,
         completions=args.completions,
-        plain_text=args.distill_plain_text,
+        plain_text=args.distill_plain_text and not isinstance(teacher, TextTeacher),  # it can only be asked
         overflow=args.prompt_overflow,
         vocabulary=teacher.vocabulary,
+        reads_text=isinstance(teacher, TextTeacher),
     )
 
 

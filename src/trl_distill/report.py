@@ -140,6 +140,8 @@ def _training(params: LLMTrainingParams, preflight: Preflight | None) -> str:
     values = params.to_dict()
     rows = {"data": values["data_path"], **{name: values[name] for name in names}}
     if preflight is not None:
+        if preflight.text_only:
+            rows["distill_alpha"] = "0 (the teacher gives text only)"
         rows |= {"rows": preflight.rows.used, "completions from": ", ".join(preflight.sources)}
     return _table(("setting", "value"), rows)
 

@@ -233,7 +233,7 @@ class _Run:
     def _prepare_for_teacher(self, *, writing: bool = False) -> None:
         """Prepare rows for a teacher; all are read before the teacher writes for any."""
         from .preparation import prepare, read
-        from .recipes import from_store, recipe_of, teacher_of
+        from .recipes import from_store, recipe_of, teacher_of, told
 
         given = None if isinstance(self.params.teacher_model, str) else self.params.teacher_model
         device = "cpu" if self.args.use_cpu else self.state.device
@@ -248,6 +248,9 @@ class _Run:
             generation_config=self._generation_config(),
             writing=writing,
         )
+        said = told(self.params.teacher_model, self.teacher)
+        if said:
+            self.state.print(said)
         recipe = recipe_of(self.args, self.teacher, tokenizer=self.tokenizer, student=config)
         sample = DRY_RUN_ROWS if self.params.dry_run and not writing else None
         readings = {name: read(data, recipe, name=name) for name, data in self._datasets().items()}

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..architectures import check_causal
+from ..endpoints import Endpoint, is_openai_name, parse_endpoint
 from ..errors import TeacherError
 from ..sources import (
     check_can_merge,
@@ -15,9 +17,11 @@ from ..sources import (
     resolve,
 )
 from . import fingerprint
-from .base import Completion, GenerationSettings, Teacher
+from .asking import RemoteSettings
+from .base import Completion, GenerationSettings, Teacher, TextTeacher
 from .generate import complete, what_matters
 from .local import LocalTeacher, check_apart, without_peft
+from .remote import RemoteTeacher
 from .self_teacher import SELF, SelfTeacher
 from .shards import COMPLETIONS, TargetFolder
 from .store import CompletionStore
@@ -34,11 +38,14 @@ __all__ = [
     "CompletionStore",
     "GenerationSettings",
     "LocalTeacher",
+    "RemoteSettings",
+    "RemoteTeacher",
     "SelfTeacher",
     "StoredTeacher",
     "TargetFolder",
     "TargetSettings",
     "Teacher",
+    "TextTeacher",
     "check_apart",
     "complete",
     "load_teacher",
@@ -59,12 +66,14 @@ def load_teacher(
     attn_implementation: str | None = None,
     trust_remote_code: bool = False,
     device: Any = None,
+    remote: RemoteSettings | None = None,
 ) -> Teacher:
     """Return the teacher that `spec` names; its weights are loaded when it is first asked.
 
     Args:
-        spec: A folder, a Hub name, "embedded", a loaded causal language model, or a teacher.
-        tokenizer: The student's, taken for a loaded model that brings none of its own.
+        spec: A folder, a Hub name, "embedded", `openai:MODEL`, a server's URL with `#MODEL`, a bare name of OpenAI's, a
+            loaded causal language model, or a teacher.
+        tokenizer: The student's, taken for a loaded model that brings none of its own, and for a server.
         revision: Revision of a Hub model.
         dtype: "auto" (as saved), "float32", "bfloat16" or "float16".
         quantization: "int4" or "int8" by bitsandbytes, else None.
@@ -72,6 +81,7 @@ def load_teacher(
         attn_implementation: As in transformers.
         trust_remote_code: Allow a model that brings its own code.
         device: Where the model goes without a device map.
+        remote: How a server is asked.
 
     Raises:
         TeacherError: Not found, no causal language model, or one with an adapter that is not in its layers.
@@ -89,6 +99,11 @@ def load_teacher(
             load=lambda: loaded if device is None else loaded.to(device),
             generation_config=loaded.generation_config,
         )
+    endpoint = endpoint_of(spec)
+    if endpoint is not None:
+        if tokenizer is None:
+            raise TeacherError(f"teacher_model {spec!r} has no tokenizer of its own; pass the student's as tokenizer=.")
+        return RemoteTeacher(endpoint, tokenizer=tokenizer, settings=remote)
     path = resolve(spec, role="teacher_model")
     check_can_merge(path, role="teacher_model", quantization=quantization, trust_remote_code=trust_remote_code)
     config = load_config(path, role="teacher_model", revision=revision, trust_remote_code=trust_remote_code)
@@ -120,3 +135,17 @@ def load_teacher(
         generation_config=load_generation_config(path, config=config, revision=revision),
         content=content,
     )
+
+
+def endpoint_of(name: str) -> Endpoint | None:
+    """Return the server that a teacher's name means; None for a folder or a model of the Hub.
+
+    A bare name is a local folder first, then one of OpenAI's models where it reads like one.
+
+    Raises:
+        TeacherError: See `parse_endpoint`.
+    """
+    endpoint = parse_endpoint(name)
+    if endpoint is None and is_openai_name(name) and not Path(name).is_dir():
+        return Endpoint(name)
+    return endpoint

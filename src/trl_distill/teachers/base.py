@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from ..forward import TeacherTargets, TopKTargets
+    from .store import CompletionStore
 
 
 @dataclass(frozen=True)
@@ -20,10 +21,12 @@ class Completion:
     Attributes:
         ids: Token ids, the stop token included where there was one.
         finished: Whether it ended in a stop token; if not it was cut at the length limit and is taught no end.
+        text: What a teacher wrote that has no token ids of its own; `ids` is then empty.
     """
 
     ids: tuple[int, ...]
     finished: bool
+    text: str | None = None
 
 
 @dataclass(frozen=True)
@@ -88,4 +91,27 @@ class Teacher(Protocol):
 
     def score(self, batch: Mapping[str, torch.Tensor]) -> TeacherTargets | TopKTargets:
         """Return what the loss takes at the N completion positions of a `DistillationCollator` batch."""
+        ...
+
+
+@runtime_checkable
+class TextTeacher(Protocol):
+    """A teacher that is handed prompts as text or chat messages and answers with text: a server somewhere.
+
+    It is a `Teacher` too, with the student's tokenizer in the place of its own.
+    """
+
+    def write(
+        self,
+        prompts: Sequence[str | list[dict[str, Any]]],
+        settings: GenerationSettings,
+        *,
+        store: CompletionStore | None = None,
+        progress: bool = True,
+    ) -> list[Completion]:
+        """Write one completion (its `text`) for each prompt, in the order given; each is kept as it comes."""
+        ...
+
+    def describe(self) -> str:
+        """Say which model it is and where it is asked, without anything secret."""
         ...

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
@@ -41,13 +42,13 @@ def complete(
         KeyboardInterrupt: Ctrl-C; its text says where the completions written so far are kept.
     """
     store = CompletionStore(None) if store is None else store
-    identity = _identity(teacher, settings)
-    keys = _keys(identity, prompts, distinct=settings.do_sample)
+    identity = identity_of(teacher, settings)
+    keys = keys_of(identity, prompts, distinct=settings.do_sample)
     missing = {key: prompt for key, prompt in zip(keys, prompts, strict=True) if key not in store}
     order = sorted(missing, key=lambda key: (-len(missing[key]), key))
     shown = progress and bool(order)
     with (
-        _saying_what_is_kept(store, keys),
+        saying_what_is_kept(store, keys),
         tqdm(total=len(order), desc="Teacher writes completions", unit="row", disable=not shown) as bar,
     ):
         for start in range(0, len(order), settings.batch_size):
@@ -59,7 +60,7 @@ def complete(
 
 
 @contextmanager
-def _saying_what_is_kept(store: CompletionStore, keys: Sequence[str]) -> Iterator[None]:
+def saying_what_is_kept(store: CompletionStore, keys: Sequence[str]) -> Iterator[None]:
     """Give a Ctrl-C that comes in between a text, where what was written is on disk."""
     try:
         yield
@@ -73,7 +74,7 @@ def _saying_what_is_kept(store: CompletionStore, keys: Sequence[str]) -> Iterato
         ) from None
 
 
-def _identity(teacher: Teacher, settings: GenerationSettings) -> dict[str, Any]:
+def identity_of(teacher: Teacher, settings: GenerationSettings) -> dict[str, Any]:
     """Return all that a completion depends on besides its prompt."""
     return {**teacher.identity(), "settings": what_matters(settings)}
 
@@ -92,12 +93,13 @@ def _seed(keys: Sequence[str]) -> int:
     return int(hashlib.sha256(" ".join(keys).encode()).hexdigest()[:15], 16)
 
 
-def _keys(identity: dict[str, Any], prompts: Sequence[Sequence[int]], *, distinct: bool) -> list[str]:
+def keys_of(identity: dict[str, Any], prompts: Sequence[Sequence[Any]], *, distinct: bool) -> list[str]:
     """Return a key for each prompt; with `distinct`, equal prompts get one each, so that each is drawn anew."""
-    seen: dict[tuple[int, ...], int] = {}
+    seen: dict[str, int] = {}
     keys = []
     for prompt in prompts:
-        copy = seen.get(tuple(prompt), 0)
-        seen[tuple(prompt)] = copy + 1
+        text = json.dumps(list(prompt), sort_keys=True)
+        copy = seen.get(text, 0)
+        seen[text] = copy + 1
         keys.append(key_of({**identity, "copy": copy if distinct else 0}, prompt))
     return keys

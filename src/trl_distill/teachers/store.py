@@ -1,7 +1,7 @@
 """Completions already paid for: one line of JSON each, found by content, safe to kill.
 
-A key is made from the teacher, the prompt's token ids and the generation settings, never from a row number. A
-line is appended and flushed as soon as its batch is written; a line torn by a kill is ignored and made again.
+A key is made from the teacher, the prompt (token ids, or messages) and the generation settings, never from a row
+number. A line is appended and flushed as soon as its batch is written; a line torn by a kill is ignored and made again.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ class CompletionStore:
             for line in text.splitlines():
                 try:
                     entry = json.loads(line)
-                    self._known[entry["key"]] = Completion(tuple(entry["ids"]), bool(entry["finished"]))
+                    ids, finished = tuple(entry["ids"]), bool(entry["finished"])
+                    self._known[entry["key"]] = Completion(ids, finished, entry.get("text"))
                 except (ValueError, KeyError, TypeError):
                     continue  # torn by a kill: it is made again
 
@@ -52,7 +53,7 @@ class CompletionStore:
         if self.path is None:
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        lines = [json.dumps({"key": k, "ids": c.ids, "finished": c.finished}) for k, c in entries.items()]
+        lines = [json.dumps({"key": key, **_plain(completion)}) for key, completion in entries.items()]
         with self.path.open("a", encoding="utf-8") as file:
             file.write(("\n" if self._torn else "") + "\n".join(lines) + "\n")
             file.flush()
@@ -73,7 +74,13 @@ class CompletionStore:
         self._torn = False
 
 
-def key_of(identity: Mapping[str, Any], prompt: Sequence[int]) -> str:
-    """Return the key of one prompt's completion under a teacher and its settings."""
+def _plain(completion: Completion) -> dict[str, Any]:
+    """Return a completion as a line has it; only a teacher without token ids has a text."""
+    text = {} if completion.text is None else {"text": completion.text}
+    return {"ids": completion.ids, "finished": completion.finished, **text}
+
+
+def key_of(identity: Mapping[str, Any], prompt: Sequence[Any]) -> str:
+    """Return the key of one prompt's completion (token ids or chat messages) under a teacher and its settings."""
     text = json.dumps([identity, list(prompt)], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()

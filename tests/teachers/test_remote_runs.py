@@ -1,0 +1,165 @@
+"""Runs with a teacher behind a server, through the command, the library and a TRL script; and where the key is not."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from conftest import KEY
+from datasets import Dataset
+from transformers import AutoTokenizer
+
+from trl_distill import DistillationSFTConfig, DistillationSFTTrainer, LLMTrainingParams, TeacherError, run
+from trl_distill.alignment import turn_end
+from trl_distill.cli import main
+from trl_distill.teachers import asking
+
+WORDS = ["red cat", "blue dog", "tall tree", "old house"]
+TEMPLATE = "Write the words in reverse order.\n{input}\n"
+
+
+@pytest.fixture
+def settings(server, tiny_model_dir, tmp_path):
+    (tmp_path / "data.json").write_text(json.dumps([{"text": words} for words in WORDS]))
+    return {
+        "model": str(tiny_model_dir), "teacher_model": server.teacher, "data_path": str(tmp_path / "data.json"),
+        "teacher_prompt_template": TEMPLATE, "distill_alpha": 0, "distill_max_teacher_length": 12,
+        "project_name": str(tmp_path / "run"), "epochs": 1, "gradient_accumulation": 1,
+    }  # fmt: skip
+
+
+@pytest.fixture
+def command(settings, monkeypatch):
+    """Return a function that runs the command with the settings and others."""
+    monkeypatch.setattr(asking, "BACKOFF", 0.02)
+
+    def go(*more, **changed):
+        flags = [word for k, v in {**settings, **changed}.items() for word in (f"--{k.replace('_', '-')}", str(v))]
+        return CliRunner().invoke(main, ["llm", *flags, *more])
+
+    return go
+
+
+def files_with(text: str, folder: Path) -> list[Path]:
+    """Return the files below a folder that hold a text."""
+    return [path for path in folder.rglob("*") if path.is_file() and text.encode() in path.read_bytes()]
+
+
+def test_the_command_learns_from_a_server(command, server, tmp_path, tiny_model_dir):
+    result = command()
+    assert result.exit_code == 0, result.output
+    assert f"Teacher: embedded at {server.url}" in result.stdout
+    assert "(estimated with the student's tokenizer)" in result.stdout
+    assert "cross-entropy alone" in result.stdout
+    assert sorted(server.answered()) == sorted(TEMPLATE.replace("\\n", "\n").format(input=w) for w in WORDS)
+    lines = [json.loads(line) for line in (tmp_path / "run" / "teacher_completions.jsonl").read_text().splitlines()]
+    assert len(lines) == len(WORDS)
+    assert all(line["text"] and line["finished"] and not line["ids"] for line in lines)
+    assert server.teacher in (tmp_path / "run" / "README.md").read_text()
+    again = command("--overwrite")
+    assert again.exit_code == 0, again.output
+    assert len(server.requests()) == len(WORDS)  # nothing is asked twice
+
+
+def test_the_key_is_in_no_output_and_no_file(command, server, tmp_path):
+    server.fail({"kind": "500", "said": "broken for KEY"})
+    result = command("--debug")
+    assert result.exit_code == 0, result.output
+    assert KEY not in result.output
+    said = {"401": "no KEY here", "400": "bad: KEY", "500": "KEY"}
+    for status, text in said.items():
+        server.fail(*[{"kind": status, "said": text}] * 100)
+        result = command("--debug", "--overwrite", distill_max_teacher_length=5)
+        assert result.exit_code == (1 if status == "500" else 2)
+        assert "Traceback" in result.output
+        assert "***" in result.output
+        assert KEY not in result.output
+    assert any(files_with("embedded", tmp_path))
+    assert files_with(KEY, tmp_path) == []
+
+
+def test_a_url_with_a_password_is_refused_before_anything_is_written(command, tmp_path):
+    result = command("--debug", teacher_model="http://me:s3cret@127.0.0.1:9/v1#m")
+    assert result.exit_code == 2
+    assert "credentials" in result.output
+    assert "s3cret" not in result.output
+    assert files_with("s3cret", tmp_path) == []
+
+
+def test_a_divergence_from_text_is_refused_before_anything_is_asked(command, server):
+    result = command(distill_alpha=0.7)
+    assert result.exit_code == 2
+    assert result.stderr.startswith("aitraining: error: teacher_model 'embedded' gives text only")
+    assert "--distill-alpha 0, or --allow-text-only-teacher" in result.stderr
+    assert server.requests() == []
+
+
+def test_a_teacher_of_text_is_learnt_from_by_cross_entropy_alone(settings, server, tmp_path):
+    zero = run(LLMTrainingParams(**settings))
+    allowed = {**settings, "distill_alpha": 0.7, "allow_text_only_teacher": True, "overwrite": True}
+    result = run(LLMTrainingParams(**allowed))
+    assert result.metrics["train_loss"] == pytest.approx(zero.metrics["train_loss"])
+    assert result.metrics["train_loss"] == pytest.approx(result.metrics["train_ce"])
+    assert "| distill_alpha | 0 (the teacher gives text only) |" in (tmp_path / "run" / "README.md").read_text()
+    assert len(server.requests()) == len(WORDS)
+
+
+def test_a_run_out_of_budget_goes_on_from_what_is_kept(command, server):
+    result = command("--teacher-max-requests", "3", "--teacher-concurrency", "1")
+    assert result.exit_code == 1
+    assert "3 of 4 completions are kept in" in result.stderr
+    result = command("--teacher-max-requests", "3")
+    assert result.exit_code == 0, result.output
+    assert len(server.answered()) == len(WORDS)
+
+
+def test_a_bare_name_is_openais_and_the_run_says_so(command, server, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("OPENAI_BASE_URL", server.url)
+    result = command(teacher_model="gpt-4o-mini")
+    assert result.exit_code == 0, result.output
+    assert f"Teacher: gpt-4o-mini at {server.url}\n" in result.stdout
+    assert {r["request"]["model"] for r in server.requests()} == {"gpt-4o-mini"}
+
+
+def test_a_folder_of_openais_name_is_the_teacher_and_the_run_says_so(command, server, monkeypatch, tmp_path):
+    import shutil
+
+    from trl_distill.embedded import embedded_path
+
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(embedded_path(), tmp_path / "gpt-4o-mini", ignore=shutil.ignore_patterns("*.py*", "__pycache__"))
+    result = command("--dry-run", teacher_model="gpt-4o-mini", model="embedded")
+    assert result.exit_code == 0, result.output
+    assert "Teacher: the folder gpt-4o-mini (openai:gpt-4o-mini is" in result.stdout
+    assert server.requests() == []
+
+
+def test_data_with_completions_asks_nothing(settings, server, tmp_path):
+    (tmp_path / "data.json").write_text(json.dumps([{"text": w, "completion": w} for w in WORDS]))
+    run(LLMTrainingParams(**settings))
+    assert server.requests() == []
+
+
+def test_a_script_learns_from_a_server_and_ends_as_its_student_does(server, chat_model_dir, tmp_path):
+    tokenizer = AutoTokenizer.from_pretrained(chat_model_dir)
+    turns = [{"role": "system", "content": "Be short."}, {"role": "user", "content": "{input}"}]
+    args = DistillationSFTConfig(
+        output_dir=str(tmp_path), use_distillation=True, teacher_model=server.teacher, distill_alpha=0.0,
+        teacher_prompt_template=json.dumps(turns), student_prompt_template=json.dumps(turns[1:]),
+        distill_max_teacher_length=12, completions="teacher", use_cpu=True, report_to="none", max_steps=1,
+    )  # fmt: skip
+    bodies = [{"message": {"content": "a b"}, "finish_reason": end} for end in ("stop", "length")]
+    server.fail(*[{"kind": "body", "body": {"choices": [body]}} for body in bodies])
+    args.teacher_concurrency = 1
+    data = Dataset.from_list([{"text": w} for w in WORDS[:2]])
+    trainer = DistillationSFTTrainer(str(chat_model_dir), args, train_dataset=data)
+    ids = list(tokenizer("a b")["input_ids"])
+    assert trainer.train_dataset["completion"][:] == [[*ids, turn_end(tokenizer)], ids]
+    assert server.requests()[0]["request"]["messages"] == [turns[0], {"role": "user", "content": WORDS[0]}]
+    trainer.train()
+    args.distill_alpha = 0.5
+    with pytest.raises(TeacherError, match="--allow-text-only-teacher"):
+        DistillationSFTTrainer(str(chat_model_dir), args, train_dataset=data)
