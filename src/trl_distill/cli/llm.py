@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import fields
 from typing import Any
 
@@ -69,6 +70,14 @@ COMMAND_OPTIONS = [
 ]
 
 
+CONTEXT = {
+    "token_normalize_func": dashed,
+    "allow_extra_args": True,  # refused in parse_args, with a better sentence
+    "help_option_names": ["-h", "--help"],
+    "max_content_width": 100,
+}
+
+
 class LLMCommand(GroupedCommand):
     """Keeps the arguments as typed, so that a message can name the flag that was used."""
 
@@ -122,6 +131,13 @@ def params_from_command(argv: Sequence[str]) -> LLMTrainingParams:
     return params_of(llm.make_context("llm", list(argv)))
 
 
+def quiet_unless_debug(ctx: click.Context, params: LLMTrainingParams) -> AbstractContextManager[None]:
+    """Return a context that keeps the libraries' asides off the terminal, or all of them on it under --debug."""
+    if ctx.params["debug"]:
+        return nullcontext()
+    return quiet(four_bits="int4" in (params.quantization, params.teacher_quantization))
+
+
 @click.pass_context
 def run_command(ctx: click.Context, **_: Any) -> None:
     """Run what was asked for."""
@@ -129,10 +145,7 @@ def run_command(ctx: click.Context, **_: Any) -> None:
         params = params_of(ctx)
         from ..training import run
 
-        if ctx.params["debug"]:
-            run(params)
-            return
-        with quiet(four_bits="int4" in (params.quantization, params.teacher_quantization)):
+        with quiet_unless_debug(ctx, params):
             run(params)
 
 
@@ -142,10 +155,5 @@ llm = LLMCommand(
     params=[*options_of(fields(LLMTrainingParams), ALIASES), *COMMAND_OPTIONS],
     help=HELP,
     short_help="Train a language model by distillation, or by plain SFT.",
-    context_settings={
-        "token_normalize_func": dashed,
-        "allow_extra_args": True,  # refused in parse_args, with a better sentence
-        "help_option_names": ["-h", "--help"],
-        "max_content_width": 100,
-    },
+    context_settings=CONTEXT,
 )

@@ -9,9 +9,8 @@ import click
 
 from ..params import ALIASES, LLMTrainingParams
 from .failures import told_in_a_sentence
-from .llm import COMMAND_OPTIONS, LLMCommand, params_of
-from .options import Setting, dashed, options_of
-from .quiet import quiet
+from .llm import COMMAND_OPTIONS, CONTEXT, LLMCommand, params_of, quiet_unless_debug
+from .options import Setting, options_of
 
 HELP = """Have a teacher say what it thinks of every completion, once, and keep that: its likeliest tokens.
 
@@ -78,11 +77,8 @@ def run_command(ctx: click.Context, **_: Any) -> None:
         params = params_of(ctx)
         from ..training import teach as write
 
-        if ctx.params["debug"]:
+        with quiet_unless_debug(ctx, params):
             made = write(params, repair=ctx.params["repair"])
-        else:
-            with quiet(four_bits="int4" in (params.quantization, params.teacher_quantization)):
-                made = write(params, repair=ctx.params["repair"])
         click.echo(f"Done: {made} shards written; targets are in {params.teacher_store}.")
 
 
@@ -92,10 +88,5 @@ teach = LLMCommand(
     params=[*OWN, *options_of(fields_of_teaching(), ALIASES), *COMMAND_OPTIONS],
     help=HELP,
     short_help="Write a teacher's targets into a store, to train from without the teacher.",
-    context_settings={
-        "token_normalize_func": dashed,
-        "allow_extra_args": True,  # refused in parse_args, with a better sentence
-        "help_option_names": ["-h", "--help"],
-        "max_content_width": 100,
-    },
+    context_settings=CONTEXT,
 )
