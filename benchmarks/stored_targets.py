@@ -25,9 +25,10 @@ from trl_distill.collator import DistillationCollator
 from trl_distill.embedded import embedded_path
 from trl_distill.embedded.measure import held_out_examples
 from trl_distill.embedded.tasks import KINDS
-from trl_distill.forward import TeacherTargets, add_completion_forward
+from trl_distill.forward import add_completion_forward
 from trl_distill.lm_head import LMHead
 from trl_distill.losses import fused_distillation_loss, topk_distillation_loss
+from trl_distill.targets import HiddenTargets
 from trl_distill.teachers.shards import TargetFolder, TargetRow, sequence_key
 from trl_distill.teachers.teaching import topk_arrays
 
@@ -115,7 +116,7 @@ class Side:
     def line(self, k: int, vocabulary: int, spread: np.ndarray) -> list[str]:
         """Return the figures of one k."""
         head = LMHead(self.heads[1])
-        arrays = topk_arrays(TeacherTargets(self.theirs, head), k=k, temperatures=TEMPERATURES)
+        arrays = topk_arrays(HiddenTargets(self.theirs, head), k=k, temperatures=TEMPERATURES)
         cells = [f"{bytes_per_token(arrays, self.rows, vocabulary, spread):.0f}"]
         for column, temperature in enumerate(TEMPERATURES):
             (loss, gradient), (expected, right) = self.stored(arrays, column), self.full(temperature)

@@ -9,8 +9,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from trl_distill.forward import LossSettings, TeacherTargets, TopKTargets, add_completion_forward, restore_forward
+from trl_distill.forward import add_completion_forward, restore_forward
 from trl_distill.lm_head import LMHead
+from trl_distill.targets import HiddenTargets, LossSettings, TopKTargets
 
 IDS = torch.tensor([[5, 6, 7, 8]])
 LABELS = torch.tensor([[-100, -100, 7, 8]])
@@ -77,7 +78,7 @@ def topk_of_all(model, *, k, temperature):
     log_p = (hidden @ head.weight.detach().T).log_softmax(-1)
     top = log_p.topk(k)
     normalizers = {temperature: torch.logsumexp(log_p / temperature, -1)}
-    return TeacherTargets(hidden, head), TopKTargets(top.indices, top.values, normalizers, log_p.shape[1])
+    return HiddenTargets(hidden, head), TopKTargets(top.indices, top.values, normalizers, log_p.shape[1])
 
 
 def test_stored_targets_of_every_token_give_the_teachers_own_loss(tiny_model_dir, tiny_teacher_dir):

@@ -10,9 +10,10 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig
 
 from trl_distill.errors import ModelError
-from trl_distill.forward import LossSettings, TeacherTargets, add_completion_forward
+from trl_distill.forward import add_completion_forward
 from trl_distill.lm_head import LMHead
 from trl_distill.losses import distillation_loss_from_logits, head_logits
+from trl_distill.targets import HiddenTargets, LossSettings
 
 SIZE = {"vocab_size": 50, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
 GROUPED = {**SIZE, "num_key_value_heads": 1}
@@ -59,7 +60,7 @@ def test_the_logits_and_the_loss_are_the_models_own(family):
     model = make(family)
     logits = predicting(model(input_ids=IDS, attention_mask=MASK).logits)
     targets = LABELS[LABELS != -100]
-    teacher = TeacherTargets(torch.randn(len(targets), 24), LMHead(torch.randn(50, 24)))
+    teacher = HiddenTargets(torch.randn(len(targets), 24), LMHead(torch.randn(50, 24)))
     settings = LossSettings(alpha=0.6, temperature=2.0)
     theirs = teacher.hidden @ teacher.head.weight.T
     expected = distillation_loss_from_logits(logits, theirs, targets, alpha=0.6, temperature=2.0)

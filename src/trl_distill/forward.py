@@ -8,71 +8,16 @@ from __future__ import annotations
 
 import functools
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
-from ._trl import gathered
 from .lm_head import LMHead
-from .losses import DistillationLoss, fused_distillation_loss, topk_distillation_loss
-
-
-@dataclass
-class TeacherTargets:
-    """What the loss needs of a teacher: its hidden states at N completion positions, and its head.
-
-    Attributes:
-        hidden: [N, H_t], without gradient.
-        head: The teacher's LM head.
-        vocabulary: Rows shared with the student; None is the smaller of the two.
-    """
-
-    hidden: torch.Tensor
-    head: LMHead
-    vocabulary: int | None = None
-
-    @property
-    def tokens(self) -> int:
-        """N."""
-        return len(self.hidden)
-
-
-@dataclass
-class TopKTargets:
-    """What the loss needs of a teacher that is not there: its k likeliest tokens at N completion positions.
-
-    Attributes:
-        token_ids: [N, k] int64, the likeliest first.
-        log_probs: [N, k], their log-probabilities in nats at T = 1 over `vocabulary`.
-        log_normalizers: [N] of log sum_v exp(log p_v / T) by temperature T.
-        vocabulary: Rows over which the teacher was normalised.
-    """
-
-    token_ids: torch.Tensor
-    log_probs: torch.Tensor
-    log_normalizers: Mapping[float, torch.Tensor]
-    vocabulary: int
-
-    @property
-    def tokens(self) -> int:
-        """N."""
-        return len(self.token_ids)
-
-
-@dataclass
-class LossSettings:
-    """How the loss weighs its two terms; units as in `losses.fused_distillation_loss`."""
-
-    alpha: float
-    temperature: float
-    divergence: str = "forward_kl"
-    jsd_beta: float = 0.5
-    impl: str = "fused"
+from .targets import LossSettings, Targets, cross_entropy
 
 
 @dataclass
@@ -136,7 +81,7 @@ def _forward_of(kind: Any) -> Callable[..., Any]:
         self: Any,
         *args: Any,
         completion_labels: torch.Tensor | None = None,
-        teacher_targets: TeacherTargets | TopKTargets | None = None,
+        teacher_targets: Targets | None = None,
         loss_settings: LossSettings | None = None,
         **kwargs: Any,
     ) -> Any:
@@ -156,22 +101,20 @@ def _forward_of(kind: Any) -> Callable[..., Any]:
 
 
 def _loss(
-    head: LMHead,
-    hidden: torch.Tensor,
-    targets: torch.Tensor,
-    teacher: TeacherTargets | TopKTargets | None,
-    settings: LossSettings,
+    head: LMHead, hidden: torch.Tensor, labels: torch.Tensor, teacher: Targets | None, settings: LossSettings
 ) -> CompletionOutput:
-    """Return the loss of the student's hidden states [N, H_s] against the targets [N]."""
+    """Return the loss of the student's hidden states [N, H_s] against the completion tokens [N]."""
     if teacher is not None and teacher.tokens != len(hidden):
         raise RuntimeError(
             f"the teacher scored {teacher.tokens} completion tokens and the student {len(hidden)}; "
             "both labels of a batch must mark the same tokens."
         )
-    if isinstance(teacher, TopKTargets) and settings.alpha > 0:
-        out = _stored_loss(head, hidden, targets, teacher, settings)
+    if settings.alpha == 0:
+        out = cross_entropy(head, hidden, labels, settings)
+    elif teacher is None:
+        raise ValueError(f"alpha {settings.alpha} weighs a divergence, but no targets were given; set alpha to 0.")
     else:
-        out = _full_loss(head, hidden, targets, teacher if isinstance(teacher, TeacherTargets) else None, settings)
+        out = teacher.loss(head, hidden, labels, settings)
     return CompletionOutput(
         loss=out.loss,
         ce=out.ce.detach().sum(),
@@ -180,70 +123,3 @@ def _loss(
         top1_agreement=out.top1_agreement,
         top1_correct=out.top1_correct,
     )
-
-
-def _full_loss(
-    head: LMHead,
-    hidden: torch.Tensor,
-    targets: torch.Tensor,
-    teacher: TeacherTargets | None,
-    settings: LossSettings,
-) -> DistillationLoss:
-    """Return the loss against a teacher's hidden states and head."""
-    theirs = teacher.head if teacher else None
-    with gathered(head.weight, head.bias, theirs.weight if theirs else None, theirs.bias if theirs else None):
-        weight = _full(head.weight)
-        return fused_distillation_loss(
-            hidden.to(weight.device),
-            weight,
-            teacher.hidden.to(weight.device) if teacher else None,
-            _full(theirs.weight).to(weight.device) if theirs else None,
-            targets.to(weight.device),
-            student_bias=_full(head.bias),
-            teacher_bias=_full(theirs.bias) if theirs else None,
-            student_softcap=head.softcap,
-            teacher_softcap=theirs.softcap if theirs else None,
-            student_scale=head.scale,
-            teacher_scale=theirs.scale if theirs else 1.0,
-            vocabulary=teacher.vocabulary if teacher else None,
-            alpha=settings.alpha,
-            temperature=settings.temperature,
-            divergence=settings.divergence,
-            jsd_beta=settings.jsd_beta,
-            impl=settings.impl,
-        )
-
-
-def _stored_loss(
-    head: LMHead, hidden: torch.Tensor, targets: torch.Tensor, teacher: TopKTargets, settings: LossSettings
-) -> DistillationLoss:
-    """Return the loss against stored targets."""
-    if settings.temperature not in teacher.log_normalizers:
-        known = ", ".join(f"{t:g}" for t in sorted(teacher.log_normalizers))
-        raise ValueError(
-            f"temperature {settings.temperature:g} is not among those of the stored targets ({known}); train at one of "
-            "them, or store the targets at it too."
-        )
-    with gathered(head.weight, head.bias):
-        weight = _full(head.weight)
-        return topk_distillation_loss(
-            hidden.to(weight.device),
-            weight,
-            targets.to(weight.device),
-            token_ids=teacher.token_ids.to(weight.device),
-            log_probs=teacher.log_probs.to(weight.device),
-            log_normalizer=teacher.log_normalizers[settings.temperature].to(weight.device),
-            vocabulary=teacher.vocabulary,
-            alpha=settings.alpha,
-            temperature=settings.temperature,
-            divergence=settings.divergence,
-            student_bias=_full(head.bias),
-            student_softcap=head.softcap,
-            student_scale=head.scale,
-            impl=settings.impl,
-        )
-
-
-def _full(parameter: Any) -> Any:
-    """Gather a parameter that FSDP2 has sharded, once a step."""
-    return parameter.full_tensor() if isinstance(parameter, DTensor) else parameter

@@ -18,7 +18,7 @@ from transformers.trainer_utils import PredictionOutput
 from .collator import DistillationCollator
 from .config import DistillationSFTConfig
 from .errors import ParamsError
-from .forward import CompletionOutput, LossSettings, TeacherTargets, TopKTargets, add_completion_forward
+from .forward import CompletionOutput, add_completion_forward
 from .metrics import DistillationMetrics
 from .preparation import is_prepared, prepare
 from .prompts import parse_template
@@ -27,6 +27,7 @@ from .readers import CONVERSATIONS
 from .recipes import add_taught_ends, alpha_of, from_store, recipe_of, teacher_of, told
 from .rows import COMPLETIONS
 from .sources import resolve
+from .targets import LossSettings, Targets
 from .teachers import LocalTeacher, SelfTeacher, StoredTeacher, Teacher, check_apart
 
 if TYPE_CHECKING:
@@ -222,7 +223,7 @@ class DistillationMixin(_Base):
         figures = self.evaluate(test_dataset, metric_key_prefix=kwargs.get("metric_key_prefix", "test"))
         return PredictionOutput(predictions=np.empty(0), label_ids=None, metrics=figures)
 
-    def teacher_targets(self, inputs: Mapping[str, torch.Tensor]) -> TeacherTargets | TopKTargets | None:
+    def teacher_targets(self, inputs: Mapping[str, torch.Tensor]) -> Targets | None:
         """Return what the teacher says of a batch's completions; None where alpha is 0 and nothing is asked."""
         if self.loss_settings.alpha == 0:
             return None

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedTokenizerBase
 
-    from ..forward import TeacherTargets, TopKTargets
+    from ..targets import Targets
     from .store import CompletionStore
 
 
@@ -89,7 +89,7 @@ class Teacher(Protocol):
         """Write one completion for each prompt (token ids), as one batch, in the order given."""
         ...
 
-    def score(self, batch: Mapping[str, torch.Tensor]) -> TeacherTargets | TopKTargets:
+    def score(self, batch: Mapping[str, torch.Tensor]) -> Targets:
         """Return what the loss takes at the N completion positions of a `DistillationCollator` batch."""
         ...
 

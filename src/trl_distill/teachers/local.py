@@ -19,8 +19,9 @@ from torch.distributed.tensor import DTensor
 from ..alignment import stop_of_turn
 from ..architectures import check_causal
 from ..errors import TeacherError
-from ..forward import TAUGHT, TeacherTargets, add_completion_forward
+from ..forward import TAUGHT, add_completion_forward
 from ..lm_head import LMHead
+from ..targets import HiddenTargets
 from . import fingerprint
 from .base import Completion, GenerationSettings
 from .prefix import Prefix
@@ -151,7 +152,7 @@ class LocalTeacher:
             attributes.update(own)
 
     @torch.no_grad()
-    def score(self, batch: Mapping[str, torch.Tensor]) -> TeacherTargets:
+    def score(self, batch: Mapping[str, torch.Tensor]) -> HiddenTargets:
         """Return the hidden states [N, H_t] that predict the batch's completion tokens, and the head."""
         model = self._scoring if self._scoring is not None else self.model
         ids, mask, labels = (
@@ -167,7 +168,7 @@ class LocalTeacher:
                 **({"past_key_values": self.prefix.for_scoring()} if start else {}),
             )
             head = LMHead.of(self.model)
-        return TeacherTargets(output.hidden, head, self.vocabulary)
+        return HiddenTargets(output.hidden, head, self.vocabulary)
 
     def _fill(self, ids: torch.Tensor, cache: Any) -> None:
         """Run the model over a prefix [1, P] into a cache; no logits are made."""

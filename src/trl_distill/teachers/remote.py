@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedTokenizerBase
 
-    from ..forward import TeacherTargets
+    from ..targets import HiddenTargets
 
 OPENAI_URL = "https://api.openai.com/v1"
 KEY, URL = "OPENAI_API_KEY", "OPENAI_BASE_URL"
@@ -89,7 +89,7 @@ class RemoteTeacher:
         """Say which model it is and where it is asked."""
         return f"{self.endpoint.model} at {self.url}"
 
-    def score(self, batch: Mapping[str, torch.Tensor]) -> TeacherTargets:
+    def score(self, batch: Mapping[str, torch.Tensor]) -> HiddenTargets:
         """Refuse: a server that answers with text gives no probabilities.
 
         Raises:

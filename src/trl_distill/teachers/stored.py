@@ -13,7 +13,7 @@ import torch
 
 from ..alignment import PROBE
 from ..errors import TeacherError
-from ..forward import TopKTargets
+from ..targets import TopKTargets
 from .base import Completion, GenerationSettings
 from .shards import TOKENIZER, TargetFolder, TargetRow, sequence_key
 

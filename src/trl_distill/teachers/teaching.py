@@ -19,8 +19,8 @@ from tqdm.auto import tqdm
 
 from ..collator import DistillationCollator
 from ..errors import TeacherError
-from ..forward import TeacherTargets
 from ..losses import head_logits
+from ..targets import HiddenTargets
 from .base import Teacher
 from .shards import COMPLETIONS, FORMAT, TOKENIZER, TargetFolder, TargetRow, sequence_key
 from .store import CompletionStore
@@ -165,7 +165,7 @@ def _score(
         batch = part[start : start + settings.batch_size]
         sides = [{**row, "student_prompt": row["teacher_prompt"]} for _, row in batch]  # the teacher's alone counts
         scored = teacher.score(collate(sides))
-        if not isinstance(scored, TeacherTargets):
+        if not isinstance(scored, HiddenTargets):
             raise TeacherError(f"{teacher.name} gives no full distribution; store the targets of a local model.")
         arrays = topk_arrays(scored, k=settings.k, temperatures=settings.temperatures)
         end = 0
@@ -177,7 +177,7 @@ def _score(
 
 @torch.no_grad()
 def topk_arrays(
-    scored: TeacherTargets, *, k: int, temperatures: Sequence[float]
+    scored: HiddenTargets, *, k: int, temperatures: Sequence[float]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return token ids [N, k], float16 log-probabilities [N, k] and float32 log-normalisers [N, m].
 

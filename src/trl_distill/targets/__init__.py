@@ -1,0 +1,9 @@
+"""What teachers say of a batch's completion tokens, each kind with the loss that takes it."""
+
+from __future__ import annotations
+
+from .base import LossSettings, Targets, cross_entropy
+from .hidden import HiddenTargets
+from .topk import TopKTargets
+
+__all__ = ["HiddenTargets", "LossSettings", "Targets", "TopKTargets", "cross_entropy"]

@@ -1,0 +1,88 @@
+"""What all kinds of targets have in common: the protocol, the loss's settings, and how the student's head is passed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+from torch.distributed.tensor import DTensor
+
+from .._trl import gathered
+from ..losses import DistillationLoss, fused_distillation_loss
+
+if TYPE_CHECKING:
+    import torch
+
+    from ..lm_head import LMHead
+
+
+@dataclass
+class LossSettings:
+    """How the loss weighs its two terms; units as in `losses.fused_distillation_loss`."""
+
+    alpha: float
+    temperature: float
+    divergence: str = "forward_kl"
+    jsd_beta: float = 0.5
+    impl: str = "fused"
+
+
+class Targets(Protocol):
+    """What a teacher says of N completion tokens."""
+
+    @property
+    def tokens(self) -> int:
+        """N."""
+        ...
+
+    def loss(
+        self, head: LMHead, hidden: torch.Tensor, labels: torch.Tensor, settings: LossSettings
+    ) -> DistillationLoss:
+        """Return the loss of the student's hidden states [N, H_s] under its head, with alpha above 0.
+
+        Args:
+            head: The student's.
+            hidden: [N, H_s], the states that predict the completion tokens.
+            labels: [N] int64, the completion tokens.
+            settings: How the two terms are weighed.
+
+        Raises:
+            ValueError: Settings that these targets do not allow.
+        """
+        ...
+
+
+def cross_entropy(head: LMHead, hidden: torch.Tensor, labels: torch.Tensor, settings: LossSettings) -> DistillationLoss:
+    """Return the loss of a batch that no teacher is asked about: the cross-entropy's share of it."""
+    with whole(head) as student:
+        device = student["student_weight"].device
+        hidden, labels = hidden.to(device), labels.to(device)
+        return fused_distillation_loss(
+            hidden,
+            targets=labels,
+            teacher_hidden=None,
+            teacher_weight=None,
+            alpha=0.0,
+            temperature=settings.temperature,
+            impl=settings.impl,
+            **student,
+        )
+
+
+@contextmanager
+def whole(head: LMHead, side: str = "student") -> Iterator[dict[str, Any]]:
+    """Yield a head as the arguments of a loss, weights gathered that ZeRO-3 or FSDP2 has sharded, once a step."""
+    with gathered(head.weight, head.bias):
+        yield {
+            f"{side}_weight": _full(head.weight),
+            f"{side}_bias": _full(head.bias),
+            f"{side}_softcap": head.softcap,
+            f"{side}_scale": head.scale,
+        }
+
+
+def _full(parameter: Any) -> Any:
+    """Gather a parameter that FSDP2 has sharded."""
+    return parameter.full_tensor() if isinstance(parameter, DTensor) else parameter

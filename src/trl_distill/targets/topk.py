@@ -1,0 +1,67 @@
+"""A teacher's likeliest tokens, the rest of its distribution as one bucket."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ..losses import DistillationLoss, topk_distillation_loss
+from .base import LossSettings, whole
+
+if TYPE_CHECKING:
+    import torch
+
+    from ..lm_head import LMHead
+
+
+@dataclass
+class TopKTargets:
+    """The k likeliest tokens at N completion positions, of a teacher that is not there.
+
+    Attributes:
+        token_ids: [N, k] int64, the likeliest first.
+        log_probs: [N, k], their log-probabilities in nats at T = 1 over `vocabulary`.
+        log_normalizers: [N] of log sum_v exp(log p_v / T) by temperature T.
+        vocabulary: Rows over which the teacher was normalised.
+    """
+
+    token_ids: torch.Tensor
+    log_probs: torch.Tensor
+    log_normalizers: Mapping[float, torch.Tensor]
+    vocabulary: int
+
+    @property
+    def tokens(self) -> int:
+        """N."""
+        return len(self.token_ids)
+
+    def loss(
+        self, head: LMHead, hidden: torch.Tensor, labels: torch.Tensor, settings: LossSettings
+    ) -> DistillationLoss:
+        """Return the loss of the student's hidden states [N, H_s]; see `Targets.loss`.
+
+        Raises:
+            ValueError: A temperature that has no log-normalisers, or a divergence that needs the whole distribution.
+        """
+        if settings.temperature not in self.log_normalizers:
+            known = ", ".join(f"{t:g}" for t in sorted(self.log_normalizers))
+            raise ValueError(
+                f"temperature {settings.temperature:g} is not among those of the stored targets ({known}); train at "
+                "one of them, or store the targets at it too."
+            )
+        with whole(head) as student:
+            device = student["student_weight"].device
+            return topk_distillation_loss(
+                hidden.to(device),
+                targets=labels.to(device),
+                token_ids=self.token_ids.to(device),
+                log_probs=self.log_probs.to(device),
+                log_normalizer=self.log_normalizers[settings.temperature].to(device),
+                vocabulary=self.vocabulary,
+                alpha=settings.alpha,
+                temperature=settings.temperature,
+                divergence=settings.divergence,
+                impl=settings.impl,
+                **student,
+            )
