@@ -51,6 +51,34 @@ def no_teacher_loads(monkeypatch):
     return forbid
 
 
+@pytest.mark.parametrize(("temperature", "divergence"), [(1.0, "forward_kl"), (3.0, "reverse_kl"), (2.0, "jsd")])
+def test_from_hidden_states_it_trains_as_from_the_local_teacher(
+    temperature, divergence, tiny_model_dir, tiny_teacher_dir, tmp_path, no_teacher_loads
+):
+    loss = {"distill_temperature": temperature, "distill_divergence": divergence}
+    expected = figures(make_trainer(tiny_model_dir, tmp_path, teacher_model=str(tiny_teacher_dir), **loss))
+    store = str(tmp_path / "store")
+    writing = {"teacher_model": str(tiny_teacher_dir), "teacher_store": store, "teacher_store_kind": "hidden"}
+    make_trainer(tiny_model_dir, tmp_path, **writing)
+    no_teacher_loads()
+    assert figures(make_trainer(tiny_model_dir, tmp_path, teacher_store=store, **loss)) == pytest.approx(
+        expected, rel=1e-5
+    )
+
+
+def test_from_many_draws_it_trains_nearly_as_from_the_local_teacher(
+    tiny_model_dir, tiny_teacher_dir, tmp_path, no_teacher_loads
+):
+    expected = figures(make_trainer(tiny_model_dir, tmp_path, teacher_model=str(tiny_teacher_dir)), "kl")
+    store = str(tmp_path / "store")
+    writing = {"teacher_model": str(tiny_teacher_dir), "teacher_store": store, "teacher_store_kind": "sample"}
+    make_trainer(tiny_model_dir, tmp_path, teacher_top_k=20_000, **writing)
+    no_teacher_loads()
+    assert figures(make_trainer(tiny_model_dir, tmp_path, teacher_store=store), "kl") == pytest.approx(
+        expected, rel=0.1
+    )
+
+
 @pytest.mark.parametrize("temperature", [1.0, 3.0])
 def test_with_the_whole_vocabulary_it_trains_as_from_the_local_teacher(
     temperature, tiny_model_dir, tiny_teacher_dir, tmp_path, no_teacher_loads
@@ -87,8 +115,9 @@ def test_a_store_that_is_there_is_held_against_the_run(tiny_model_dir, tiny_teac
         ({"teacher_model": str(tiny_model_dir)}, TeacherError, "another teacher's config"),
         ({"teacher_prompt_template": "f {input}"}, TeacherError, "another teacher_prompt_template"),
         ({"teacher_prompt_template": "{input}", "teacher_model": None}, TeacherError, "another teacher_prompt_templ"),
-        ({"distill_temperature": 2.0}, TeacherError, "log-normalisers at the temperatures 3, and distill_temperature"),
-        ({"distill_divergence": "jsd"}, ParamsError, "distill_divergence 'jsd' needs the teacher's probability"),
+        ({"distill_temperature": 2.0}, TeacherError, "was written for the temperatures 3, and distill_temperature"),
+        ({"teacher_store_kind": "hidden"}, TeacherError, "another kind: 'topk', and this run has 'hidden'"),
+        ({"distill_divergence": "jsd"}, TeacherError, "distill_divergence 'jsd' needs the teacher's probability"),
         ({"data": {"prompt": ["a b"], "completion": [" g"]}}, TeacherError, "no targets for train, row 1"),
     ):
         with pytest.raises(error, match=sentence):
