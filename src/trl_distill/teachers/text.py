@@ -80,9 +80,17 @@ class LocalTextTeacher(TextOnly):
     Args:
         writer: An encoder-decoder, or a teacher that is a causal model.
         tokenizer: The student's; None takes the writer's own.
+
+    Raises:
+        TeacherError: The writer's tokenizer has no words, as one that transformers makes up for a folder without any.
     """
 
     def __init__(self, writer: EncoderDecoder | Teacher, *, tokenizer: PreTrainedTokenizerBase | None = None) -> None:
+        own = writer.tokenizer
+        if len({*own.get_vocab()} - {*own.all_special_tokens} - {*own.get_added_vocab()}) < 2:
+            raise TeacherError(
+                f"teacher_model {writer.name!r} has a tokenizer without words; save the model's own beside it."
+            )
         super().__init__(writer.name, tokenizer=writer.tokenizer if tokenizer is None else tokenizer)
         self.writer = writer
 
