@@ -28,7 +28,7 @@ from .recipes import add_taught_ends, alpha_of, from_store, recipe_of, teacher_o
 from .rows import COMPLETIONS
 from .sources import resolve
 from .targets import LossSettings, Targets
-from .teachers import LocalTeacher, SelfTeacher, StoredTeacher, Teacher, check_apart
+from .teachers import LocalTeacher, LocalTextTeacher, SelfTeacher, StoredTeacher, Teacher, check_apart
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -165,6 +165,8 @@ class DistillationMixin(_Base):
         add_taught_ends(generation, taught, teacher=self.teacher, tokenizer=self.tokenizer)
         if isinstance(self.teacher, LocalTeacher):
             self.teacher.prepare(self._wrap_teacher)
+        elif isinstance(self.teacher, LocalTextTeacher):
+            self.teacher.rest()  # it has written all that is learnt
 
     def _take_stored_targets(self) -> None:
         """Put the store in the teacher's place where one is asked for, so that the teacher is not held any more."""

@@ -137,12 +137,16 @@ def test_other_weights_are_another_teacher(tmp_path):
     assert one.identity() == load_teacher(str(tmp_path / "1")).identity()
 
 
-def test_rows_that_pad_the_vocabulary_are_never_written(t5_dir):
+def test_padding_and_rows_that_pad_the_vocabulary_are_never_written(t5_dir):
     teacher = load_teacher(str(t5_dir))
     with torch.no_grad():
         teacher.writer.model.lm_head.weight[len(teacher.tokenizer) :] = 50.0
     ids = [i for c in teacher.writer.generate([[5, 1], [6, 7, 1]], DRAWN) for i in c.ids]
     assert max(ids) < len(teacher.tokenizer)
+    with torch.no_grad():
+        teacher.writer.model.lm_head.weight[teacher.tokenizer.pad_token_id] = 50.0
+    pads = [c.ids.count(0) for c in teacher.writer.generate([[5, 1], [6, 7, 1]], DRAWN)]
+    assert pads == [0, 0]
 
 
 def test_precision_and_quantization_are_those_asked_for(t5_dir):
@@ -285,6 +289,7 @@ def test_a_script_learns_from_an_encoder_decoder(t5_dir, tiny_model_dir, tmp_pat
     data = Dataset.from_list([{"text": text} for text in PROMPTS])
     trainer = DistillationSFTTrainer(str(tiny_model_dir), args, train_dataset=data)
     assert "an encoder-decoder (t5)" in capsys.readouterr().out
+    assert "model" not in vars(trainer.teacher.writer)  # its memory is the student's now
     ids, tokenizer = by_itself(t5_dir, PROMPTS[1])
     text = tokenizer.decode(ids, skip_special_tokens=True)
     assert trainer.processing_class.decode(trainer.train_dataset["completion"][1]) == text

@@ -73,8 +73,10 @@ class EncoderDecoder:
 
     @property
     def suppressed(self) -> list[int]:
-        """The ids it must not write: rows that only pad the embedding."""
-        return list(range(len(self.tokenizer), int(self.config.get_text_config(decoder=True).vocab_size)))
+        """The ids it must not write: padding, which opens a decoder and means nothing in a text, and rows of no token."""
+        rows = int(self.config.get_text_config(decoder=True).vocab_size)
+        pad = {self.tokenizer.pad_token_id} - {None, *self.stop_ids}
+        return [*pad, *range(len(self.tokenizer), rows)]
 
     def identity(self) -> dict[str, Any]:
         """What its completions depend on besides prompt and settings; see `LocalTeacher.identity`."""

@@ -12,6 +12,7 @@ from ..alignment import rendered, stop_of_turn, tokenize_prompt
 from ..errors import DataError, TeacherError
 from .base import Completion, GenerationSettings, Teacher
 from .generate import complete
+from .local import LocalTeacher
 from .seq2seq import EncoderDecoder
 from .store import CompletionStore
 
@@ -131,6 +132,12 @@ class LocalTextTeacher(TextOnly):
             Completion((), completion.finished, self._text(ids, completion))
             for ids, completion in zip(read, written, strict=True)
         ]
+
+    def rest(self) -> None:
+        """Give the model's memory back; it is loaded again should it be asked for more."""
+        vars(self.writer).pop("model", None)
+        if isinstance(self.writer, LocalTeacher):
+            self.writer.prefix.forget()
 
     def _read(self, prompt: str | list[dict[str, Any]]) -> list[int]:
         """Return the model's own ids of a prompt."""
