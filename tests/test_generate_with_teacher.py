@@ -63,9 +63,9 @@ def test_the_guides_example_of_several_teachers(place, capsys):
     for model, prompt in teachers:
         if model == "bert-large":
             with pytest.raises(TeacherError, match=r"bert-large' \(bert\) is no causal language model but an encoder"):
-                short(model, prompt, QUERIES)
+                generate_with_teacher(model, prompt, QUERIES)
         else:
-            combined.extend(short(model, prompt, QUERIES))
+            combined.extend(generate_with_teacher(model, prompt, QUERIES))
     assert [row["teacher"] for row in combined] == ["gpt2-xl"] * 3 + ["t5-large"] * 3
     assert [row["text"] for row in combined] == QUERIES * 2
     (place / "combined_teacher_outputs.json").write_text(json.dumps(combined))

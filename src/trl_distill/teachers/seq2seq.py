@@ -73,7 +73,7 @@ class EncoderDecoder:
 
     @property
     def suppressed(self) -> list[int]:
-        """The ids it must not write: padding, which opens a decoder and means nothing in a text, and rows of no token."""
+        """The ids it must not write: padding, which opens a decoder and is no text, and rows of no token."""
         rows = int(self.config.get_text_config(decoder=True).vocab_size)
         pad = {self.tokenizer.pad_token_id} - {None, *self.stop_ids}
         return [*pad, *range(len(self.tokenizer), rows)]
