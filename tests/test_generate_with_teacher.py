@@ -27,7 +27,7 @@ from trl_distill import (
 )
 from trl_distill.alignment import turn_end
 from trl_distill.cli import main
-from trl_distill.teachers import LocalTeacher
+from trl_distill.teachers import LocalTeacher, StoredTeacher
 
 QUERIES = ["why is the sky blue", "a red cat", "2+2"]
 
@@ -201,6 +201,16 @@ def test_rows_of_teachers_need_no_teacher_and_what_was_cut_is_taught_no_end(more
     assert whole == [*tokenizer(" b c")["input_ids"], tokenizer.eos_token_id]
     assert cut == list(tokenizer(" c d")["input_ids"])
     assert result.metrics["train_loss"] == pytest.approx(result.metrics["train_ce"])
+
+
+def test_a_trained_model_writes_and_a_store_of_targets_does_not(tiny_model_dir, tiny_teacher_dir, tmp_path):
+    store = tmp_path / "store"
+    more = {"teacher_model": str(tiny_teacher_dir), "teacher_store": str(store), "teacher_top_k": 4}
+    result = run(settings(tiny_model_dir, ROWS, tmp_path, **more))
+    by_name = short(str(tmp_path / "run"), "{input}", QUERIES)
+    assert [r["completion"] for r in short(result.model, "{input}", QUERIES)] == [r["completion"] for r in by_name]
+    with pytest.raises(TeacherError, match="is a store of targets, which writes nothing"):
+        short(StoredTeacher(store), "{input}", QUERIES)
 
 
 def test_a_users_own_column_finished_is_not_looked_at(tiny_model_dir, tiny_teacher_dir, tmp_path):
