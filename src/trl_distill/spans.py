@@ -6,7 +6,7 @@ At the start of a span both models have read the same text, so that what they sa
 from __future__ import annotations
 
 from collections.abc import Mapping, MutableMapping, Sequence
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def align(student: Sequence[bytes | None], teacher: Sequence[bytes | None]) -> t
     starts = _starts(mine), _starts(theirs)
     bounds = sorted(bound for bound in starts[0].keys() & starts[1].keys() if bound <= alike)
     places = [(starts[0][bound], starts[1][bound]) for bound in bounds]
-    spans = [Span((a, b), (c, d)) for (a, c), (b, d) in zip(places, places[1:], strict=False)]
+    spans = [Span((a, b), (c, d)) for (a, c), (b, d) in pairwise(places)]
     if spans and spans[0].student[0] == spans[0].teacher[0] == 0:  # else the space is a token of its own
         spans[0] = spans[0]._replace(kind=kind)
     whole = texts[0] == texts[1] and (len(mine), len(theirs)) == (len(student), len(teacher))
@@ -89,12 +89,12 @@ def _known(tokens: Sequence[bytes | None]) -> list[bytes]:
 
 def _space_in_front(mine: bytes, theirs: bytes) -> int:
     """Say which side has a space in front that makes the texts agree further when it is left out, or ALIKE."""
-    agree = {ALIKE: _common(mine, theirs)}
-    if mine.startswith(b" ") and not theirs.startswith(b" "):
-        agree[STUDENT_SPACE] = _common(mine[1:], theirs)
-    if theirs.startswith(b" ") and not mine.startswith(b" "):
-        agree[TEACHER_SPACE] = _common(mine, theirs[1:])
-    return max(agree, key=lambda kind: (agree[kind], kind))
+    texts = {ALIKE: (mine, theirs)}
+    if mine.startswith(b" "):
+        texts[STUDENT_SPACE] = (mine[1:], theirs)
+    if theirs.startswith(b" "):
+        texts[TEACHER_SPACE] = (mine, theirs[1:])
+    return max(texts, key=lambda kind: (texts[kind][0] == texts[kind][1], _common(*texts[kind]), -kind))
 
 
 def _common(mine: bytes, theirs: bytes) -> int:
