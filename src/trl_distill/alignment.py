@@ -239,7 +239,7 @@ def shared_vocabulary(
             raise TeacherError(
                 f"teacher_model {teacher_name!r} has another tokenizer than the student: token {token!r} is {index} "
                 f"for the student, and {index} is {by_id.get(index)!r} for the teacher; choose a teacher of the "
-                "student's family."
+                "student's family, or compare the two by their text with --cross-tokenizer."
             )
     known = max(theirs.values())
     shared = min([shared, *(index for index in mine.values() if index > known)])
@@ -249,6 +249,6 @@ def shared_vocabulary(
     if mine_split != their_split or max(mine_split) >= shared:
         raise TeacherError(
             f"teacher_model {teacher_name!r} has the student's tokens but splits text differently; choose a teacher "
-            "with the student's tokenizer."
+            "with the student's tokenizer, or compare the two by their text with --cross-tokenizer."
         )
     return shared

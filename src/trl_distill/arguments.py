@@ -168,6 +168,11 @@ class DistillationArguments:
         high=1.0,
         group="Teacher",
     )
+    cross_tokenizer: bool = option(
+        False,
+        "With a local teacher of another tokenizer: compare both where they have read the same text.",
+        group="Teacher",
+    )
     teacher_store: str | None = option(
         None,
         "Folder of stored targets: trained from where it is complete, without loading the teacher; else written first.",
@@ -217,6 +222,26 @@ def temperatures_of(arguments: Any) -> tuple[float, ...]:
             f"teacher_temperatures is {given!r}; accepted are numbers above 0, separated by commas, such as 2,3."
         )
     return tuple(numbers)
+
+
+def check_cross_tokenizer(arguments: Any) -> None:
+    """Check that `cross_tokenizer` has a teacher it can be used with.
+
+    Raises:
+        ParamsError: It is on with a store, a server, or the student as its own teacher.
+    """
+    teacher = arguments.teacher_model
+    refused = {
+        "teacher_store": (arguments.teacher_store is not None, "a store has the student's tokens; drop one of the two"),
+        "teacher_model 'self'": (teacher == "self", "the student's tokenizer is its own; drop --cross-tokenizer"),
+        f"teacher_model {teacher!r}": (
+            isinstance(teacher, str) and parse_endpoint(teacher) is not None,
+            "a server gives no probabilities for it; drop --cross-tokenizer",
+        ),
+    }
+    for name, (given, why) in refused.items():
+        if arguments.cross_tokenizer and given:
+            raise ParamsError(f"cross_tokenizer cannot be used with {name}: {why}.")
 
 
 def check_value(name: str, value: Any, spec: Any) -> Any:
@@ -321,3 +346,4 @@ def check_arguments(arguments: Any) -> None:
         setattr(arguments, spec.name, check_value(spec.name, getattr(arguments, spec.name), spec))
     if isinstance(arguments.teacher_model, str):
         parse_endpoint(arguments.teacher_model)  # a URL with a password goes no further
+    check_cross_tokenizer(arguments)

@@ -21,6 +21,7 @@ from .teachers import (
     SELF,
     Completion,
     CompletionStore,
+    CrossTeacher,
     GenerationSettings,
     RemoteSettings,
     SelfTeacher,
@@ -29,7 +30,9 @@ from .teachers import (
     TargetSettings,
     Teacher,
     TextTeacher,
+    check_brings_tokenizer,
     complete,
+    crossed,
     load_teacher,
     tokenizer_hash,
     what_matters,
@@ -87,6 +90,8 @@ def teacher_of(
         )
     if spec == SELF and own is not None:
         spec = SelfTeacher(own, config=student, tokenizer=tokenizer, generation_config=generation_config)
+    if args.cross_tokenizer:
+        check_brings_tokenizer(spec)
     teacher = load_teacher(
         stored if stored is not None and spec is None else spec,  # type: ignore[arg-type]
         tokenizer=tokenizer,
@@ -104,7 +109,7 @@ def teacher_of(
             args.teacher_max_tokens,
         ),
     )
-    if isinstance(teacher, TextTeacher):
+    if isinstance(teacher, TextTeacher) and not args.cross_tokenizer:
         if args.teacher_store is not None:
             raise ParamsError(
                 f"teacher_store keeps a teacher's probabilities, and {teacher.name!r} gives text only; drop "
@@ -115,6 +120,8 @@ def teacher_of(
         return teacher
     if teacher.tokenizer.chat_template is None:
         teacher.tokenizer.chat_template = tokenizer.chat_template  # a base model reads chats as its student does
+    if args.cross_tokenizer:
+        return crossed(teacher, tokenizer=tokenizer, student_rows=student.get_text_config().vocab_size)
     _share(teacher, tokenizer, student)
     stored = teacher if isinstance(teacher, StoredTeacher) else stored
     if stored is None:
@@ -303,6 +310,7 @@ def recipe_of(
         overflow=args.prompt_overflow,
         vocabulary=teacher.vocabulary,
         reads_text=isinstance(teacher, TextTeacher),
+        crossing=teacher.crossing if isinstance(teacher, CrossTeacher) else None,
     )
 
 
@@ -321,7 +329,8 @@ def add_taught_ends(
         teacher: Who scored them.
         tokenizer: The student's.
     """
-    ends = {tokenizer.eos_token_id, stop_of_turn(tokenizer), *teacher.stop_ids}
+    others = [] if isinstance(teacher, CrossTeacher) else teacher.stop_ids  # those are ids of another vocabulary
+    ends = {tokenizer.eos_token_id, stop_of_turn(tokenizer), *others}
     own = generation.eos_token_id
     stops = [*own] if isinstance(own, (list, tuple)) else [own]
     taught = sorted({ids[-1] for ids in completions if ids} & ends)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from .base import LossSettings, Targets, cross_entropy
+from .cross import CrossTargets
 from .hidden import HiddenTargets
 from .topk import TopKTargets
 
-__all__ = ["HiddenTargets", "LossSettings", "Targets", "TopKTargets", "cross_entropy"]
+__all__ = ["CrossTargets", "HiddenTargets", "LossSettings", "Targets", "TopKTargets", "cross_entropy"]

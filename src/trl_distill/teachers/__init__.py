@@ -19,6 +19,7 @@ from ..sources import (
 from . import fingerprint
 from .asking import RemoteSettings
 from .base import Completion, GenerationSettings, Teacher, TextTeacher
+from .cross import CrossTeacher, check_brings_tokenizer, crossed
 from .generate import complete, what_matters
 from .local import LocalTeacher, check_apart, without_peft
 from .remote import RemoteTeacher
@@ -36,6 +37,7 @@ __all__ = [
     "SELF",
     "Completion",
     "CompletionStore",
+    "CrossTeacher",
     "GenerationSettings",
     "LocalTeacher",
     "RemoteSettings",
@@ -47,7 +49,9 @@ __all__ = [
     "Teacher",
     "TextTeacher",
     "check_apart",
+    "check_brings_tokenizer",
     "complete",
+    "crossed",
     "load_teacher",
     "tokenizer_hash",
     "what_matters",
