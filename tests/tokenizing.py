@@ -30,7 +30,7 @@ def pieces(*, scheme="never"):
     """Return a sentencepiece kind of Unigram tokenizer with byte pieces."""
     backend = Tokenizer(models.Unigram())
     backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=scheme)
-    backend.decoder = decoders.Metaspace(prepend_scheme=scheme)
+    backend.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Metaspace(prepend_scheme=scheme)])
     trainer = trainers.UnigramTrainer(
         vocab_size=160, special_tokens=["<unk>", "</s>"], unk_token="<unk>", show_progress=False
     )

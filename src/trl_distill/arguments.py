@@ -231,17 +231,17 @@ def check_cross_tokenizer(arguments: Any) -> None:
         ParamsError: It is on with a store, a server, or the student as its own teacher.
     """
     teacher = arguments.teacher_model
-    refused = {
-        "teacher_store": (arguments.teacher_store is not None, "a store has the student's tokens; drop one of the two"),
-        "teacher_model 'self'": (teacher == "self", "the student's tokenizer is its own; drop --cross-tokenizer"),
-        f"teacher_model {teacher!r}": (
-            isinstance(teacher, str) and parse_endpoint(teacher) is not None,
-            "a server gives no probabilities for it; drop --cross-tokenizer",
-        ),
-    }
-    for name, (given, why) in refused.items():
-        if arguments.cross_tokenizer and given:
-            raise ParamsError(f"cross_tokenizer cannot be used with {name}: {why}.")
+    if not arguments.cross_tokenizer:
+        return
+    if arguments.teacher_store is not None:
+        raise ParamsError("cross_tokenizer cannot be used with teacher_store, whose targets are of one vocabulary.")
+    if teacher == "self":
+        raise ParamsError("cross_tokenizer cannot be used with teacher_model 'self', whose tokenizer is the student's.")
+    if isinstance(teacher, str) and parse_endpoint(teacher) is not None:
+        raise ParamsError(
+            f"cross_tokenizer cannot be used with teacher_model {teacher!r}, a server; give a local model, or drop "
+            "--cross-tokenizer."
+        )
 
 
 def check_value(name: str, value: Any, spec: Any) -> Any:

@@ -63,6 +63,11 @@ class Crossing:
         named = self._named()
         self.matched = {kind: self._matched(kind, named) for kind in KINDS}
 
+    @property
+    def shared(self) -> int:
+        """How many tokens are the same."""
+        return len(self.matched[ALIKE].student)
+
     def teacher_completion(self, text: str, completion: Sequence[int]) -> list[int]:
         """Return the teacher's ids of a text; they end as the student's `completion` does."""
         return self._ended(tokenize_completion(self.teacher, text, finished=False), completion)
