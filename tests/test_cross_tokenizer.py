@@ -11,7 +11,7 @@ from click.testing import CliRunner
 from conftest import CHAT_TEMPLATE
 from datasets import Dataset
 from test_trainer import distilling, losses
-from tokenizers import AddedToken
+from tokenizers import AddedToken, normalizers
 from tokenizing import byte_level, llama, pieces
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
@@ -337,3 +337,26 @@ def test_chats_are_compared_turn_by_turn(tmp_path, chat_model_dir):
     assert teacher.convert_ids_to_tokens(row["teacher_completion"][-1]) == "<|im_end|>"
     assert row["student_starts"][-1] == len(row["completion"]) - 1
     trainer.train()
+
+
+def test_a_batch_in_which_nothing_can_be_compared_learns_nothing_from_the_teacher(tiny_model_dir, tmp_path):
+    tokenizer = byte_level()
+    tokenizer.backend_tokenizer.normalizer = normalizers.NFC()
+    folder = make_other(tmp_path / "teacher", tokenizer)
+    data = {"prompt": ["a", "b"], "completion": ["e\u0301 a b", "e\u0301"]}  # composed by the teacher's tokenizer
+    trainer = distilling(tiny_model_dir, folder, tmp_path, data, cross_tokenizer=True, distill_alpha=1.0, max_steps=1)
+    before = [p.detach().clone() for p in trainer.model.parameters()]
+    trainer.train()
+    line = trainer.state.log_history[0]
+    assert (line["loss"], line["kl"], line["teacher_coverage"], line["grad_norm"]) == (0, 0, 0, 0)
+    assert all(torch.equal(a, b) for a, b in zip(before, trainer.model.parameters(), strict=True))
+
+
+def test_an_adapter_learns_from_another_tokenizer_too(small, tmp_path):
+    result = run(LLMTrainingParams(
+        model=str(small), teacher_model="embedded", data_path=Dataset.from_dict(PAIRS), cross_tokenizer=True, peft=True,
+        epochs=8, batch_size=8, gradient_accumulation=1, lr=2e-2, logging_steps=1, distill_alpha=1.0,
+        project_name=str(tmp_path / "run"), mixed_precision="bf16",
+    ))  # fmt: skip
+    kl = [line["kl"] for line in result.trainer.state.log_history if "kl" in line]
+    assert kl[-1] < kl[0]

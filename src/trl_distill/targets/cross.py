@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..losses import DistillationLoss
+from ..losses import DistillationLoss, fused_distillation_loss
 from ..losses.cross import Compared, Head, Settings, add_cross_divergence
-from .base import LossSettings, cross_entropy, whole
+from .base import LossSettings, whole
 
 if TYPE_CHECKING:
     from ..lm_head import LMHead
@@ -48,11 +48,21 @@ class CrossTargets:
         self, head: LMHead, hidden: torch.Tensor, labels: torch.Tensor, settings: LossSettings
     ) -> DistillationLoss:
         """Return the loss of the student's hidden states [N, H_s]; see `Targets.loss`."""
-        with torch.set_grad_enabled(torch.is_grad_enabled() and settings.alpha < 1):
-            ce = cross_entropy(head, hidden, labels, settings)
+        learnt = settings.alpha < 1 or self.covered == 0  # where nothing is compared the loss has to depend on it
         how = Settings(settings.temperature, settings.divergence, settings.jsd_beta, settings.impl)
         with whole(head) as student, whole(self.head, "teacher") as teacher:
             device = student["student_weight"].device
+            with torch.set_grad_enabled(torch.is_grad_enabled() and learnt):
+                ce = fused_distillation_loss(
+                    hidden.to(device),
+                    targets=labels.to(device),
+                    teacher_hidden=None,
+                    teacher_weight=None,
+                    alpha=0.0,
+                    temperature=settings.temperature,
+                    impl=settings.impl,
+                    **student,
+                )
             return add_cross_divergence(
                 ce,
                 Head(hidden.to(device), *student.values()),
