@@ -15,7 +15,14 @@ from tokenizers import AddedToken, normalizers
 from tokenizing import byte_level, llama, pieces
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from trl_distill import DistillationSFTConfig, DistillationSFTTrainer, LLMTrainingParams, load_teacher, run
+from trl_distill import (
+    DistillationSFTConfig,
+    DistillationSFTTrainer,
+    LLMTrainingParams,
+    PromptDistillationTrainer,
+    load_teacher,
+    run,
+)
 from trl_distill.cli import main
 from trl_distill.crossing import Crossing
 from trl_distill.embedded import embedded_path
@@ -360,3 +367,26 @@ def test_an_adapter_learns_from_another_tokenizer_too(small, tmp_path):
     ))  # fmt: skip
     kl = [line["kl"] for line in result.trainer.state.log_history if "kl" in line]
     assert kl[-1] < kl[0]
+
+
+def test_a_subclass_reaches_the_model_but_cannot_write_for_every_batch(other, tiny_model_dir, tmp_path):
+    class Online(PromptDistillationTrainer):
+        def generate_teacher_outputs(self, batch):
+            return super().generate_teacher_outputs(batch)
+
+    def make(trainer_class):
+        config = DistillationSFTConfig(
+            output_dir=str(tmp_path), use_distillation=True, teacher_model=str(other), cross_tokenizer=True,
+            use_cpu=True, bf16=False, report_to="none",
+        )  # fmt: skip
+        return trainer_class(
+            AutoModelForCausalLM.from_pretrained(tiny_model_dir), config, train_dataset=Dataset.from_dict(PAIRS),
+            processing_class=AutoTokenizer.from_pretrained(tiny_model_dir),
+        )  # fmt: skip
+
+    trainer = make(PromptDistillationTrainer)
+    batch = next(iter(trainer.get_train_dataloader()))
+    logits = trainer.teacher_model(**trainer.prepare_sequences(batch, teacher=True)).logits
+    assert len(trainer.completion_logits(logits, batch, teacher=True)) == (batch["teacher_labels"] != -100).sum()
+    with pytest.raises(ParamsError, match="cross_tokenizer cannot be used with a generate_teacher_outputs"):
+        make(Online)

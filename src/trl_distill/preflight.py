@@ -122,7 +122,7 @@ class Preflight:
             lines.append("  loss          cross-entropy alone: the teacher gives text, no probabilities")
         elif self.matched is not None:
             lines.append(
-                f"  tokenizers    differ: {self.matched:,} tokens matched, compared at {self.compared:.1%} of the "
+                f"  tokenizers    {self.matched:,} tokens matched, compared at {self.compared:.1%} of the "
                 "completion tokens"
             )
         elif self.vocabulary is not None:
