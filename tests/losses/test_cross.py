@@ -80,8 +80,13 @@ def test_it_is_0_where_both_say_the_same_and_positive_elsewhere(kind):
     for impl in ("plain", "fused"):
         eye = [Head(z.clamp(min=-900), torch.eye(z.shape[1]).double()) for z in (same, teacher)]
         how = Settings(temperature=1.5, divergence=kind, impl=impl)
-        assert cross_divergence(*eye, matched, how=how)[0].abs().max() < 1e-14
-        assert (cross_divergence(eye[0]._replace(hidden=eye[0].hidden.flip(1)), eye[1], matched, how=how)[0] > 0).all()
+        assert cross_divergence(student=eye[0], teacher=eye[1], matched=matched, how=how)[0].abs().max() < 1e-14
+        assert (
+            cross_divergence(
+                student=eye[0]._replace(hidden=eye[0].hidden.flip(1)), teacher=eye[1], matched=matched, how=how
+            )[0]
+            > 0
+        ).all()
 
 
 CASES = {
@@ -123,7 +128,7 @@ def test_values_and_gradients_are_the_plain_versions(name, kind):
     for tile_bytes in (None, 1, 6 * 8 * 54 * 3):
         found = own(student)
         how = Settings(2.5, kind, 0.3, tile_bytes=tile_bytes)
-        kl, _, total = cross_divergence(found, own(teacher), matched, how=how)
+        kl, _, total = cross_divergence(student=found, teacher=own(teacher), matched=matched, how=how)
         (0.5 * total).backward()
         check_close({"kl": kl, "total": 2 * total}, {"kl": values, "total": 2 * values.sum()}, 1e-12)
         half = {k: None if g is None else g / 2 for k, g in gradients(expected).items()}
@@ -135,7 +140,7 @@ def test_gradcheck():
     student = own(student)
 
     def total(*tensors):
-        return cross_divergence(Head(*tensors, 4.0), teacher, matched, how=Settings(2.0))[2]
+        return cross_divergence(student=Head(*tensors, 4.0), teacher=teacher, matched=matched, how=Settings(2.0))[2]
 
     assert torch.autograd.gradcheck(total, student[:3])
 
@@ -149,7 +154,7 @@ def test_in_lower_precision_it_is_as_near_as_the_plain_version(dtype):
     def error(impl):
         low = own(Head(student.hidden.to(dtype), student.weight.to(dtype)))
         other = Head(teacher.hidden.to(dtype), teacher.weight.to(dtype))
-        cross_divergence(low, other, matched, how=Settings(2.0, impl=impl))[2].backward()
+        cross_divergence(student=low, teacher=other, matched=matched, how=Settings(2.0, impl=impl))[2].backward()
         return max(
             relative_error(low.hidden.grad, exact.hidden.grad), relative_error(low.weight.grad, exact.weight.grad)
         )
@@ -160,10 +165,12 @@ def test_in_lower_precision_it_is_as_near_as_the_plain_version(dtype):
 def test_a_head_without_gradient_gets_none():
     student, teacher, matched = make_case()
     hidden = student.hidden.clone().requires_grad_()
-    cross_divergence(student._replace(hidden=hidden), teacher, matched, how=Settings(2.0))[2].backward()
+    cross_divergence(student=student._replace(hidden=hidden), teacher=teacher, matched=matched, how=Settings(2.0))[
+        2
+    ].backward()
     assert hidden.grad.norm() > 0
     assert student.weight.grad is None
-    assert not cross_divergence(student, teacher, matched, how=Settings(2.0))[2].requires_grad
+    assert not cross_divergence(student=student, teacher=teacher, matched=matched, how=Settings(2.0))[2].requires_grad
 
 
 @pytest.mark.parametrize("impl", ["plain", "fused"])
@@ -184,11 +191,21 @@ def test_of_one_vocabulary_the_whole_loss_is_the_ordinary_one(impl, kind):
         Compared(torch.arange(1, 11, 2), torch.arange(6, 11), Matched(order.flip(0), order.flip(0), nothing, nothing)),
     ]
     other = teacher._replace(hidden=torch.cat([teacher.hidden[0::2], teacher.hidden[1::2]]))
-    found = add_cross_divergence(ce, crossed, other, parts, alpha=0.7, how=Settings(3.0, kind, impl=impl))
+    found = add_cross_divergence(
+        ce, student=crossed, teacher=other, compared=parts, alpha=0.7, how=Settings(3.0, kind, impl=impl)
+    )
     check_close(found._asdict(), expected._asdict(), 1e-12)
     expected.loss.backward()
     found.loss.backward()
     check_close(gradients(crossed), gradients(ordinary), 1e-12)
+
+
+def test_sides_of_different_length_are_refused():
+    student, teacher, matched = make_case()
+    with pytest.raises(ValueError, match="the student has 11 positions and the teacher 3"):
+        cross_divergence(student=student, teacher=teacher.at(torch.arange(3)), matched=matched, how=Settings(2.0))
+    with pytest.raises(ValueError, match="divergence 'l2' is unknown"):
+        cross_divergence(student=student, teacher=teacher, matched=matched, how=Settings(2.0, "l2"))
 
 
 def test_the_logits_of_all_positions_are_never_held():
@@ -206,6 +223,8 @@ def test_the_logits_of_all_positions_are_never_held():
 
     tile_bytes = 2 * 2**20
     with Watch():
-        total = cross_divergence(own(student), teacher, matched, how=Settings(2.0, tile_bytes=tile_bytes))[2]
+        total = cross_divergence(
+            student=own(student), teacher=teacher, matched=matched, how=Settings(2.0, tile_bytes=tile_bytes)
+        )[2]
         total.backward()
     assert largest * 8 <= tile_bytes / 4 < 256 * 997 * 8 / 3

@@ -10,6 +10,8 @@ from typing import NamedTuple
 import torch
 
 from ..arguments import LOSS_IMPLEMENTATIONS
+from .cross import add_cross_divergence
+from .cross_reference import Matched, cross_divergence_from_logits
 from .divergences import divergence_of
 from .fused import Weights, fused_loss
 from .outcome import (
@@ -27,7 +29,10 @@ from .topk import check_topk_divergence, topk_distillation_loss
 
 __all__ = [
     "DistillationLoss",
+    "Matched",
+    "add_cross_divergence",
     "check_topk_divergence",
+    "cross_divergence_from_logits",
     "distillation_loss_from_logits",
     "divergence",
     "fused_distillation_loss",

@@ -70,7 +70,7 @@ class Settings:
 
 
 def add_cross_divergence(
-    ce: DistillationLoss, student: Head, teacher: Head, compared: Sequence[Compared], *, alpha: float, how: Settings
+    ce: DistillationLoss, *, student: Head, teacher: Head, compared: Sequence[Compared], alpha: float, how: Settings
 ) -> DistillationLoss:
     """Return sum alpha T^2 kl + (1 - alpha) ce over N tokens, kl being 0 where nothing is compared.
 
@@ -89,25 +89,37 @@ def add_cross_divergence(
     Raises:
         ValueError: Settings outside what is accepted.
     """
-    check_divergence(how.divergence, how.temperature, how.jsd_beta)
     kl, agreement, total = torch.zeros_like(ce.ce), torch.zeros_like(ce.top1_agreement), ce.loss.new_zeros(())
     for part in compared:
         values, agree, summed = cross_divergence(
-            student.at(part.positions), teacher.at(part.rows), part.matched, how=how
-        )  # fmt: skip
+            student=student.at(part.positions), teacher=teacher.at(part.rows), matched=part.matched, how=how
+        )
         kl[part.positions] = values.detach().to(kl.dtype)
         agreement, total = agreement + agree, total + summed
     loss = alpha * how.temperature**2 * total + (1 - alpha) * ce.loss
     return ce._replace(ce=ce.ce.detach(), kl=kl, top1_agreement=agreement, loss=loss)
 
 
-def cross_divergence(
-    student: Head, teacher: Head, matched: Matched, *, how: Settings
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+def cross_divergence(*, student: Head, teacher: Head, matched: Matched, how: Settings) -> tuple[Tensor, Tensor, Tensor]:
     """Return the divergence [n] of every position, how often both models' likeliest tokens agree, and the sum.
 
     The sum is differentiable in the student's hidden states, weight and bias.
+
+    Args:
+        student: Its n hidden states and head.
+        teacher: The teacher's.
+        matched: Which tokens are the same.
+        how: Of the divergence.
+
+    Raises:
+        ValueError: Settings outside what is accepted, or sides of different length.
     """
+    check_divergence(how.divergence, how.temperature, how.jsd_beta)
+    if len(student.hidden) != len(teacher.hidden):
+        raise ValueError(
+            f"the student has {len(student.hidden)} positions and the teacher {len(teacher.hidden)}; pass those at "
+            "which both have read the same text."
+        )
     if how.impl == "plain":
         logits = student.logits(), teacher.logits().detach()
         values = cross_divergence_from_logits(
@@ -158,10 +170,7 @@ class _CrossDivergence(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, total: Tensor, _1: Any, _2: Any) -> tuple[Tensor | None, ...]:
-        own = (
-            None if g is None else (g * total).to(dtype)
-            for g, dtype in zip(ctx.grads, ctx.dtypes, strict=True)
-        )  # fmt: skip
+        own = (None if g is None else (g * total).to(dtype) for g, dtype in zip(ctx.grads, ctx.dtypes, strict=True))
         return (*[None] * 4, *own)
 
 

@@ -51,8 +51,8 @@ def cross_divergence_from_logits(
     probabilities among the tokens that only one side has, the shorter list filled up with 0.
 
     The split into a matched part by divergence and an unmatched one by sorted probabilities is that of GOLD (Patiño
-    et al., "Unlocking On-Policy Distillation for Any Model Family", 2025; `ULDLoss` of TRL 1.16), the second part ULD's
-    (arXiv:2402.12030, equation 4 at p = 1). Ours differs in that D is between distributions, so that it is never
+    et al., "Unlocking On-Policy Distillation for Any Model Family", 2025; `ULDLoss` of TRL 1.16), the second part the
+    distance of ULD (arXiv:2402.12030). Ours differs in that D is between distributions, so that it is never
     negative, and weighed by the teacher's mass instead of a share of the vocabulary: with all tokens matched it is D
     itself, with none it is ULD's.
 

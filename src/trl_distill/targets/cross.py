@@ -65,9 +65,9 @@ class CrossTargets:
                 )
             return add_cross_divergence(
                 ce,
-                Head(hidden.to(device), *student.values()),
-                Head(self.hidden.to(device), *(_on(device, value) for value in teacher.values())),
-                self._compared(device),
+                student=Head(hidden.to(device), *student.values()),
+                teacher=Head(self.hidden.to(device), *(_on(device, value) for value in teacher.values())),
+                compared=self._compared(device),
                 alpha=settings.alpha,
                 how=how,
             )
