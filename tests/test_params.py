@@ -267,7 +267,8 @@ def test_plain_sft_needs_no_teacher():
 def test_the_dictionary_makes_the_same_configuration_again():
     config = good(lr="1e-4", peft=True)
     assert LLMTrainingParams(**config.to_dict()) == config
-    assert not any("token" in name and "max" not in name for name in config.to_dict())
+    secret = [name for name in config.to_dict() if "token" in name and "max" not in name]
+    assert secret == ["cross_tokenizer"]  # which is none
 
 
 def test_each_field_has_a_group_a_help_text_and_a_default_that_passes():

@@ -169,6 +169,11 @@ class DistillationArguments:
         high=1.0,
         group="Teacher",
     )
+    cross_tokenizer: bool = option(
+        False,
+        "With a local teacher of another tokenizer: compare both where they have read the same text.",
+        group="Teacher",
+    )
     teacher_store: str | None = option(
         None,
         "Folder of stored targets: trained from where it is complete, without loading the teacher; else written first.",
@@ -227,6 +232,26 @@ def temperatures_of(arguments: Any) -> tuple[float, ...]:
             f"teacher_temperatures is {given!r}; accepted are numbers above 0, separated by commas, such as 2,3."
         )
     return tuple(numbers)
+
+
+def check_cross_tokenizer(arguments: Any) -> None:
+    """Check that `cross_tokenizer` has a teacher it can be used with.
+
+    Raises:
+        ParamsError: It is on with a store, a server, or the student as its own teacher.
+    """
+    teacher = arguments.teacher_model
+    if not arguments.cross_tokenizer:
+        return
+    if arguments.teacher_store is not None:
+        raise ParamsError("cross_tokenizer cannot be used with teacher_store, whose targets are of one vocabulary.")
+    if teacher == "self":
+        raise ParamsError("cross_tokenizer cannot be used with teacher_model 'self', whose tokenizer is the student's.")
+    if isinstance(teacher, str) and parse_endpoint(teacher) is not None:
+        raise ParamsError(
+            f"cross_tokenizer cannot be used with teacher_model {teacher!r}, a server; give a local model, or drop "
+            "--cross-tokenizer."
+        )
 
 
 def check_value(name: str, value: Any, spec: Any) -> Any:
@@ -331,3 +356,4 @@ def check_arguments(arguments: Any) -> None:
         setattr(arguments, spec.name, check_value(spec.name, getattr(arguments, spec.name), spec))
     if isinstance(arguments.teacher_model, str):
         parse_endpoint(arguments.teacher_model)  # a URL with a password goes no further
+    check_cross_tokenizer(arguments)

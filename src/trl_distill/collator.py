@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from .alignment import skipped_tokens
+from .spans import mark_spans
 
 IGNORE = -100
 
@@ -20,6 +21,9 @@ class DistillationCollator:
     The batch holds `input_ids`, `attention_mask`, `labels` ([B, S_s], the student's) and the same three with
     the prefix `teacher_` ([B, S_t]). Labels are -100 but on completion tokens; both sides label the same tokens
     in the same order, so their counts are equal row by row.
+
+    With a teacher of another tokenizer rows also have `teacher_completion` and the spans of both, see
+    `Crossing.fit`; the batch then also holds `student_spans` and `teacher_spans`, see `mark_spans`.
 
     Args:
         pad_token_id: Padding id of the student.
@@ -35,15 +39,17 @@ class DistillationCollator:
         """Return the batch of `rows`."""
         teacher_pad = self.pad_token_id if self.teacher_pad_token_id is None else self.teacher_pad_token_id
         skipped = [skipped_tokens(row["student_prompt"], row["teacher_prompt"]) for row in rows]
-        completions = [list(row["completion"]) for row in rows]
         batch = {}
         for prefix, side, pad in (
             ("", "student_prompt", self.pad_token_id),
             ("teacher_", "teacher_prompt", teacher_pad),
         ):
             prompts = [list(row[side]) for row in rows]
+            completions = [list(row.get(f"{prefix}completion", row["completion"])) for row in rows]
             for name, tensor in self._side(prompts, completions, skipped, pad).items():
                 batch[prefix + name] = tensor
+        if "span_kinds" in rows[0]:
+            mark_spans(batch, rows, skipped)
         return batch
 
     def _side(

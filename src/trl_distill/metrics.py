@@ -11,7 +11,7 @@ import torch
 if TYPE_CHECKING:
     from .forward import CompletionOutput
 
-SUMS = ("loss", "kl", "ce", "entropy", "top1_agreement", "top1_correct")
+SUMS = ("loss", "kl", "ce", "entropy", "top1_agreement", "top1_correct", "teacher_coverage")
 
 
 class DistillationMetrics:
@@ -29,6 +29,7 @@ class DistillationMetrics:
     def restart(self) -> None:
         """Forget what was added, and measure time from now."""
         self._sums, self._since = None, time.perf_counter()
+        self._covered = False
 
     def add(self, output: CompletionOutput, tokens: torch.Tensor, sequence_tokens: torch.Tensor) -> None:
         """Add a batch.
@@ -38,7 +39,8 @@ class DistillationMetrics:
             tokens: Scalar, completion tokens of the batch.
             sequence_tokens: Scalar, tokens of the student's sequences, prompts included.
         """
-        sums = [getattr(output, name) for name in SUMS]
+        self._covered = self._covered or output.teacher_coverage is not None
+        sums = [0.0 if getattr(output, name) is None else getattr(output, name) for name in SUMS]
         device = tokens.device
         row = torch.stack(
             [torch.as_tensor(x).detach().to(device, torch.float64) for x in (*sums, tokens, sequence_tokens)]
@@ -56,6 +58,7 @@ class DistillationMetrics:
         """
         sums = self._sums if self._sums is not None else torch.zeros(len(SUMS) + 2, dtype=torch.float64, device=device)
         *values, tokens, sequence_tokens = reduce(sums).tolist()
+        covered = self._covered
         seconds = max(time.perf_counter() - self._since, 1e-9)
         self.restart()
         if tokens == 0:
@@ -63,4 +66,6 @@ class DistillationMetrics:
         self.tokens_seen += sequence_tokens
         means = {name: value / tokens for name, value in zip(SUMS, values, strict=True)}
         means["mean_token_accuracy"] = means.pop("top1_correct")
+        if not covered:  # this teacher speaks of every token
+            means.pop("teacher_coverage")
         return {**means, "num_tokens": self.tokens_seen, "tokens_per_second": sequence_tokens / seconds}

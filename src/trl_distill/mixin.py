@@ -28,7 +28,15 @@ from .recipes import add_taught_ends, alpha_of, from_store, recipe_of, teacher_o
 from .rows import COMPLETIONS
 from .sources import resolve
 from .targets import LossSettings, Targets
-from .teachers import LocalTeacher, LocalTextTeacher, SelfTeacher, StoredTeacher, Teacher, check_apart
+from .teachers import (
+    CrossTeacher,
+    LocalTeacher,
+    LocalTextTeacher,
+    SelfTeacher,
+    StoredTeacher,
+    Teacher,
+    check_apart,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -163,7 +171,7 @@ class DistillationMixin(_Base):
         self._take_stored_targets()
         taught, generation = self.train_dataset["completion"], self.base_student.generation_config
         add_taught_ends(generation, taught, teacher=self.teacher, tokenizer=self.tokenizer)
-        if isinstance(self.teacher, LocalTeacher):
+        if isinstance(self.teacher, (LocalTeacher, CrossTeacher)):
             self.teacher.prepare(self._wrap_teacher)
         elif isinstance(self.teacher, LocalTextTeacher):
             self.teacher.rest()  # it has written all that is learnt

@@ -12,7 +12,15 @@ import re
 from dataclasses import dataclass, fields
 from typing import Any
 
-from .arguments import DTYPES, QUANTIZATIONS, DistillationArguments, check_value, option, temperatures_of
+from .arguments import (
+    DTYPES,
+    QUANTIZATIONS,
+    DistillationArguments,
+    check_cross_tokenizer,
+    check_value,
+    option,
+    temperatures_of,
+)
 from .endpoints import parse_endpoint
 from .errors import ParamsError, nearest
 
@@ -182,6 +190,7 @@ class LLMTrainingParams(DistillationArguments):
             )
         if isinstance(self.teacher_model, str):
             parse_endpoint(self.teacher_model)  # a URL with a password goes no further
+        check_cross_tokenizer(self)
         if not self.distills:
             self._refuse_distillation()
         elif self.teacher_model == "self":

@@ -39,6 +39,8 @@ class Preflight:
         example: The fields of the first row, `input` among them.
         chat: Whether the rows are conversations.
         text_only: The teacher gives text alone, and its prompts are counted with the student's tokenizer.
+        matched: Tokens that a teacher with another tokenizer has too; None where the tokenizer is the student's.
+        compared: Share of the completion tokens at which such a teacher is compared with the student.
     """
 
     name: str
@@ -54,6 +56,8 @@ class Preflight:
     example: dict[str, Any]
     chat: bool
     text_only: bool = False
+    matched: int | None = None
+    compared: float = 1.0
 
     @classmethod
     def of(
@@ -70,6 +74,7 @@ class Preflight:
         lengths = [len(c) for c in rows["completion"]]
         cut = sum(c > 0 or not f for c, f in zip(rows["completion_cut"], rows["finished"], strict=True))
         row = rows[0]
+        crossed = recipe.crossing is not None
         return cls(
             name=name,
             rows=report,
@@ -88,6 +93,8 @@ class Preflight:
             example=example,
             chat=chat,
             text_only=recipe.reads_text,
+            matched=None if recipe.crossing is None else recipe.crossing.shared,
+            compared=sum(map(len, rows["student_starts"])) / sum(lengths) if crossed else 1.0,
         )
 
     @property
@@ -113,6 +120,11 @@ class Preflight:
             lines.append(f"  cut prompts   {self.prompts_cut:,} rows lost the start of a prompt")
         if self.text_only:
             lines.append("  loss          cross-entropy alone: the teacher gives text, no probabilities")
+        elif self.matched is not None:
+            lines.append(
+                f"  tokenizers    {self.matched:,} tokens matched, compared at {self.compared:.1%} of the "
+                "completion tokens"
+            )
         elif self.vocabulary is not None:
             lines.append(f"  vocabulary    {self.vocabulary:,} rows shared")
         for label, text in zip(("student", "teacher", "completion"), self.first, strict=True):
@@ -131,6 +143,7 @@ class Preflight:
             "completion_tokens": round(self.completion[1], 1),
             "completions_cut": self.completions_cut,
             "vocabulary_rows_shared": self.vocabulary,
+            **({} if self.matched is None else {"tokens_matched": self.matched, "compared": round(self.compared, 4)}),
         }
 
 

@@ -10,12 +10,15 @@ import json
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from .alignment import check_ids, fit, tokenize_completion, tokenize_prompt
+from .crossing import COLUMNS as CROSSING_COLUMNS
 from .data import RowReport, read_rows
 from .errors import DataError
 from .preflight import Preflight
+from .prompt_tokens import PromptTokens
 from .prompts import Template
 from .teachers.base import Completion
 from .teachers.written import was_cut
@@ -23,6 +26,8 @@ from .teachers.written import was_cut
 if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
+
+    from .crossing import Crossing
 
 COLUMNS = ("row", "student_prompt", "teacher_prompt", "completion")
 Write = Callable[[list[Any]], list[Completion]]
@@ -43,6 +48,11 @@ class Reading:
     template: Template
     limit: int | None
     rows: int | None = None
+
+    @cached_property
+    def prompt_tokens(self) -> PromptTokens:
+        """Turns rendered prompts into token ids, what they begin with once."""
+        return PromptTokens(self.tokenizer)
 
 
 @dataclass(frozen=True)
@@ -69,6 +79,7 @@ class Recipe:
         write: Has the teacher write completions for its prompts: token ids, or text and messages (`reads_text`).
         vocabulary: Rows that both models share: a completion's ids are among them.
         reads_text: The teacher is handed prompts as text or chat messages, and its ids are an estimate of their length.
+        crossing: How the completion becomes tokens of a teacher with another tokenizer; None where it is the student's.
     """
 
     student: Reading
@@ -80,6 +91,7 @@ class Recipe:
     overflow: str = "error"
     vocabulary: int | None = None
     reads_text: bool = False
+    crossing: Crossing | None = None
 
 
 def is_prepared(dataset: Any) -> bool:
@@ -148,7 +160,8 @@ def prepare(
     first = next(row for row in rows if row["row"] == usable[0]["row"])
     example = {**json.loads(first["values"]), "input": first["input"]}
     preflight = Preflight.of(usable, report, recipe, name, example=example, chat=first["history"] is not None)
-    return usable.select_columns(list(COLUMNS)), preflight
+    columns = COLUMNS if recipe.crossing is None else (*COLUMNS, *CROSSING_COLUMNS)
+    return usable.select_columns(list(columns)), preflight
 
 
 def _mapped(dataset: Dataset, function: Callable[..., Any], what: str, **more: Any) -> Dataset:
@@ -188,25 +201,32 @@ def _tokenize(row: dict[str, Any], recipe: Recipe) -> dict[str, Any]:
     if source == "text":
         tokenizer = recipe.student.tokenizer
         opening = tokenize_prompt(tokenizer, "")  # what the tokenizer puts in front of any text, if anything
-        return {
-            **out,
+        out |= {
             "student_prompt": opening,
             "teacher_prompt": tokenize_prompt(recipe.teacher.tokenizer, ""),
             "completion": tokenize_completion(tokenizer, row["input"]),
         }
+        return out | _crossed(row["input"], out["completion"], recipe)
     student, teacher = render(recipe.student.template, row), render(recipe.teacher.template, row)
-    out["student_prompt"] = tokenize_prompt(recipe.student.tokenizer, student)
+    out["student_prompt"] = recipe.student.prompt_tokens(student)
     out["chat"] = not isinstance(student, str)
     if recipe.reads_text:
         out["read"] = json.dumps(teacher)
         teacher = teacher if isinstance(teacher, str) else "\n".join(str(message["content"]) for message in teacher)
-    out["teacher_prompt"] = tokenize_prompt(recipe.teacher.tokenizer, teacher)
+    out["teacher_prompt"] = recipe.teacher.prompt_tokens(teacher)
     if source == "data":
         out["finished"] = not was_cut(json.loads(row["values"]))
         out["completion"] = tokenize_completion(
             recipe.student.tokenizer, row["completion"], chat=out["chat"], finished=out["finished"]
         )
-    return out
+    return out | _crossed(row["completion"] if source == "data" else "", out["completion"], recipe)
+
+
+def _crossed(text: str, completion: list[int], recipe: Recipe) -> dict[str, list[int]]:
+    """Return the completion in the teacher's own tokens, where they are not the student's."""
+    return (
+        {} if recipe.crossing is None else {"teacher_completion": recipe.crossing.teacher_completion(text, completion)}
+    )
 
 
 def render(template: Template, row: dict[str, Any]) -> str | list[dict[str, Any]]:
@@ -232,7 +252,9 @@ def _check_ids(tokens: Dataset, recipe: Recipe, name: str) -> None:
     checks = (
         ("student_prompt", recipe.student.rows, "the student's prompt", "the student has"),
         ("teacher_prompt", recipe.teacher.rows, "the teacher's prompt", "the teacher has"),
-        ("completion", recipe.vocabulary, "the completion", "teacher and student share"),
+        ("completion", recipe.vocabulary, "the completion", "teacher and student share")
+        if recipe.crossing is None
+        else ("completion", recipe.student.rows, "the completion", "the student has"),
     )
     for column, rows, what, whose in checks:
         for number, ids in zip(tokens["row"], tokens[column], strict=True):
@@ -264,6 +286,8 @@ def _write_missing(tokens: Dataset, recipe: Recipe) -> Dataset:
         if i not in written:
             return row
         ids, finished, text = list(written[i].ids), written[i].finished, written[i].text
+        if recipe.crossing is not None:
+            return {**row, **recipe.crossing.taken(ids, finished=finished, chat=row["chat"]), "finished": finished}
         if text is not None:
             ids = tokenize_completion(recipe.student.tokenizer, text, chat=row["chat"], finished=finished)
         return {**row, "completion": ids, "finished": finished}
@@ -280,15 +304,19 @@ def _cut(prompt: list[int], recipe: Recipe) -> list[int]:
 def _fit(row: dict[str, Any], recipe: Recipe, name: str) -> dict[str, Any]:
     """Fit a row into both models."""
     if not row["completion"]:
-        return {**row, "prompt_cut": 0, "completion_cut": 0, "kept": 0}
+        empty: dict[str, Any] = {key: [] for key in CROSSING_COLUMNS if recipe.crossing is not None}
+        return {**row, **empty, "prompt_cut": 0, "completion_cut": 0, "kept": 0}
+    limits = {"student_limit": recipe.student.limit, "teacher_limit": recipe.teacher.limit}
+    how: Any = {**limits, "overflow": recipe.overflow, "where": f"{name}, row {row['row']}"}
+    if recipe.crossing is not None:
+        pieces = recipe.crossing.fit(row, **how)
+        unpredictable = not pieces["student_prompt"] or not pieces["teacher_prompt"]
+        return {**row, **pieces, "kept": len(pieces["completion"]) - unpredictable}
     fitted = fit(
         row["student_prompt"],
         row["teacher_prompt"],
         row["completion"],
-        student_limit=recipe.student.limit,
-        teacher_limit=recipe.teacher.limit,
-        overflow=recipe.overflow,
-        where=f"{name}, row {row['row']}",
+        **how,
     )
     unpredictable = not fitted.student_prompt or not fitted.teacher_prompt
     return {

@@ -20,6 +20,7 @@ from .teachers import (
     SELF,
     Completion,
     CompletionStore,
+    CrossTeacher,
     GenerationSettings,
     LocalTeacher,
     LocalTextTeacher,
@@ -31,7 +32,9 @@ from .teachers import (
     Teacher,
     TextTeacher,
     WrittenTeacher,
+    check_brings_tokenizer,
     complete,
+    crossed,
     load_teacher,
     tokenizer_hash,
     what_matters,
@@ -95,6 +98,8 @@ def teacher_of(
         raise ParamsError(MISSING)
     if spec == SELF and own is not None:
         spec = SelfTeacher(own, config=student, tokenizer=tokenizer, generation_config=generation_config)
+    if args.cross_tokenizer:
+        check_brings_tokenizer(spec)
     teacher = load_teacher(
         stored if stored is not None and spec is None else spec,  # type: ignore[arg-type]
         tokenizer=tokenizer,
@@ -113,7 +118,7 @@ def teacher_of(
         ),
     )
     teacher = _in_text(args, teacher, tokenizer=tokenizer, student=student)
-    if isinstance(teacher, TextTeacher):
+    if isinstance(teacher, TextTeacher) and not args.cross_tokenizer:
         if args.teacher_store is not None:
             raise ParamsError(
                 f"teacher_store keeps a teacher's probabilities, and {teacher.name!r} gives text only; drop "
@@ -124,6 +129,8 @@ def teacher_of(
         return teacher
     if teacher.tokenizer.chat_template is None:
         teacher.tokenizer.chat_template = tokenizer.chat_template  # a base model reads chats as its student does
+    if args.cross_tokenizer:
+        return crossed(teacher, tokenizer=tokenizer, student_rows=student.get_text_config().vocab_size)
     _share(teacher, tokenizer, student)
     stored = teacher if isinstance(teacher, StoredTeacher) else stored
     if stored is None:
@@ -148,7 +155,7 @@ def _in_text(
 ) -> Teacher:
     """Return a local teacher of another tokenizer as one that gives text, where nothing else is asked of it."""
     text_alone = args.distill_alpha == 0 or args.allow_text_only_teacher
-    if type(teacher) is not LocalTeacher or not text_alone or args.teacher_store is not None:
+    if type(teacher) is not LocalTeacher or not text_alone or args.teacher_store is not None or args.cross_tokenizer:
         return teacher
     try:
         _share(teacher, tokenizer, student)
@@ -343,6 +350,7 @@ def recipe_of(
         overflow=args.prompt_overflow,
         vocabulary=teacher.vocabulary,
         reads_text=isinstance(teacher, TextTeacher),
+        crossing=teacher.crossing if isinstance(teacher, CrossTeacher) else None,
     )
 
 
@@ -361,7 +369,8 @@ def add_taught_ends(
         teacher: Who scored them.
         tokenizer: The student's.
     """
-    ends = {tokenizer.eos_token_id, stop_of_turn(tokenizer), *teacher.stop_ids}
+    others = [] if isinstance(teacher, CrossTeacher) else teacher.stop_ids  # those are ids of another vocabulary
+    ends = {tokenizer.eos_token_id, stop_of_turn(tokenizer), *others}
     own = generation.eos_token_id
     stops = [*own] if isinstance(own, (list, tuple)) else [own]
     taught = sorted({ids[-1] for ids in completions if ids} & ends)

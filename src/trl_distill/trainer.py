@@ -14,7 +14,7 @@ from .errors import ParamsError, TeacherError
 from .losses import divergence
 from .mixin import DistillationMixin
 from .recipes import add_taught_ends
-from .teachers import Completion, GenerationSettings, LocalTeacher
+from .teachers import Completion, CrossTeacher, GenerationSettings, LocalTeacher
 from .teachers.local import cut_at_stop
 
 
@@ -47,6 +47,11 @@ class PromptDistillationTrainer(DistillationSFTTrainer):
         super().__init__(*args, **kwargs)
         if not self.distilling:
             raise ParamsError("PromptDistillationTrainer only distils; set use_distillation=True in its configuration.")
+        if self.online and isinstance(self.teacher, CrossTeacher):
+            raise ParamsError(
+                "cross_tokenizer cannot be used with a generate_teacher_outputs of your own: what it writes are the "
+                "teacher's tokens; leave the method out, and the teacher writes before training."
+            )
         if self.online:  # what will be written may end in any of the teacher's stop tokens
             ends = [[stop] for stop in self.teacher.stop_ids]
             generation = self.base_student.generation_config
@@ -71,11 +76,12 @@ class PromptDistillationTrainer(DistillationSFTTrainer):
         One read for this run writes no token that the student does not have; of a loaded one that was passed in,
         the generation configuration is left alone.
         """
-        if not isinstance(self.teacher, LocalTeacher):
-            raise ParamsError(f"teacher {self.teacher.name!r} has no local model.")
-        model = self.teacher.model.eval()
-        if not self.teacher.lent:
-            model.generation_config.suppress_tokens = self.teacher.suppressed or None
+        teacher = self.teacher.local if isinstance(self.teacher, CrossTeacher) else self.teacher
+        if not isinstance(teacher, LocalTeacher):
+            raise ParamsError(f"teacher {teacher.name!r} has no local model.")
+        model = teacher.model.eval()
+        if not teacher.lent:
+            model.generation_config.suppress_tokens = teacher.suppressed or None
         return model
 
     @property

@@ -333,6 +333,8 @@ class _Run:
     def _trainer_args(self) -> DistillationSFTConfig:
         """Return the configuration with the folder of checkpoints."""
         self.args.output_dir = str(self.project.checkpoints)
+        if self.teacher is not None and not isinstance(self.args.teacher_model, (str, type(None))):
+            self.args.teacher_model = self.teacher.name  # checkpoints hold the configuration, which must not hold it
         return self.args
 
     def fit(self, trainer: Any) -> None:

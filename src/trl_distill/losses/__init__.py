@@ -10,6 +10,8 @@ from typing import NamedTuple
 import torch
 
 from ..arguments import LOSS_IMPLEMENTATIONS
+from .cross import add_cross_divergence
+from .cross_reference import Matched, cross_divergence_from_logits
 from .divergences import divergence_of
 from .fused import Weights, fused_loss
 from .outcome import (
@@ -35,7 +37,10 @@ from .topk import topk_distillation_loss
 
 __all__ = [
     "DistillationLoss",
+    "Matched",
+    "add_cross_divergence",
     "check_sparse_divergence",
+    "cross_divergence_from_logits",
     "distillation_loss_from_logits",
     "divergence",
     "fused_distillation_loss",

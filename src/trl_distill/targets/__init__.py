@@ -3,8 +3,18 @@
 from __future__ import annotations
 
 from .base import LossSettings, Targets, cross_entropy
+from .cross import CrossTargets
 from .hidden import HiddenTargets
 from .sampled import Draws, SampledTargets
 from .topk import TopKTargets
 
-__all__ = ["Draws", "HiddenTargets", "LossSettings", "SampledTargets", "Targets", "TopKTargets", "cross_entropy"]
+__all__ = [
+    "CrossTargets",
+    "Draws",
+    "HiddenTargets",
+    "LossSettings",
+    "SampledTargets",
+    "Targets",
+    "TopKTargets",
+    "cross_entropy",
+]

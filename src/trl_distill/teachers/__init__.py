@@ -19,6 +19,7 @@ from ..sources import (
 from . import fingerprint
 from .asking import RemoteSettings
 from .base import Completion, GenerationSettings, Teacher, TextTeacher
+from .cross import CrossTeacher, check_brings_tokenizer, crossed
 from .generate import complete, what_matters
 from .local import LocalTeacher, check_apart, without_peft
 from .remote import RemoteTeacher
@@ -39,6 +40,7 @@ __all__ = [
     "SELF",
     "Completion",
     "CompletionStore",
+    "CrossTeacher",
     "GenerationSettings",
     "LocalTeacher",
     "LocalTextTeacher",
@@ -52,7 +54,9 @@ __all__ = [
     "TextTeacher",
     "WrittenTeacher",
     "check_apart",
+    "check_brings_tokenizer",
     "complete",
+    "crossed",
     "endpoint_of",
     "load_teacher",
     "loaded_encoder_decoder",

@@ -1,0 +1,108 @@
+"""One completion in two tokenizers: the smallest stretches of its bytes that both delimit.
+
+At the start of a span both models have read the same text, so that what they say of the next token can be compared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, MutableMapping, Sequence
+from itertools import accumulate, pairwise
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    import torch
+
+# which tokens write the same at the start of a span: equal bytes, or equal but for a space in front of one side's,
+# where a tokenizer puts one in front of any text and the other does not
+ALIKE, STUDENT_SPACE, TEACHER_SPACE = 1, 2, 3
+
+
+class Span(NamedTuple):
+    """Tokens `student[0]` to `student[1]` (exclusive) of one side and `teacher` of the other, and how tokens match."""
+
+    student: tuple[int, int]
+    teacher: tuple[int, int]
+    kind: int = ALIKE
+
+
+def align(student: Sequence[bytes | None], teacher: Sequence[bytes | None]) -> tuple[list[Span], bool]:
+    """Return the spans of a completion, in order and one after the other, and whether both sides write the same text.
+
+    A space that one side alone has in front is left out of account. Where the sides write different text (one
+    normalises it, or has a token without bytes), the spans end.
+
+    Args:
+        student: The bytes of its completion tokens; None is a token without text.
+        teacher: The same of the teacher's.
+    """
+    mine, theirs = (list(_known(side)) for side in (student, teacher))
+    kind = _space_in_front(b"".join(mine), b"".join(theirs))
+    if kind == STUDENT_SPACE:
+        mine[0] = mine[0][1:]
+    if kind == TEACHER_SPACE:
+        theirs[0] = theirs[0][1:]
+    texts = b"".join(mine), b"".join(theirs)
+    alike = _common(*texts)
+    starts = _starts(mine), _starts(theirs)
+    bounds = sorted(bound for bound in starts[0].keys() & starts[1].keys() if bound <= alike)
+    places = [(starts[0][bound], starts[1][bound]) for bound in bounds]
+    spans = [Span((a, b), (c, d)) for (a, c), (b, d) in pairwise(places)]
+    if spans and spans[0].student[0] == spans[0].teacher[0] == 0:  # else the space is a token of its own
+        spans[0] = spans[0]._replace(kind=kind)
+    whole = texts[0] == texts[1] and (len(mine), len(theirs)) == (len(student), len(teacher))
+    return spans, whole
+
+
+def mark_spans(
+    batch: MutableMapping[str, torch.Tensor], rows: Sequence[Mapping[str, Any]], skipped: Sequence[int]
+) -> None:
+    """Add to a batch `student_spans` [B, S_s], the kind of the span that starts at a token, and `teacher_spans`.
+
+    `teacher_spans` [B, S_t] is `teacher_labels` at the teacher's tokens that start a span, and -100 elsewhere; both
+    mark the same spans in the same order.
+
+    Args:
+        batch: What `DistillationCollator` made of `rows`.
+        rows: With `student_starts`, `teacher_starts` and `span_kinds`.
+        skipped: Tokens at the start of each row's completion that nothing predicts.
+    """
+    mine, labels = batch["labels"].new_zeros(batch["labels"].shape), batch["teacher_labels"]
+    theirs = labels.new_full(labels.shape, -100)
+    for b, (row, skip) in enumerate(zip(rows, skipped, strict=True)):
+        first, second = len(row["student_prompt"]), len(row["teacher_prompt"])
+        for s, t, kind in zip(row["student_starts"], row["teacher_starts"], row["span_kinds"], strict=True):
+            if min(s, t) >= skip:
+                mine[b, first + s] = kind
+                theirs[b, second + t] = labels[b, second + t]
+    batch["student_spans"], batch["teacher_spans"] = mine, theirs
+
+
+def _known(tokens: Sequence[bytes | None]) -> list[bytes]:
+    """Return the tokens before the first without text."""
+    known = []
+    for token in tokens:
+        if token is None:
+            break
+        known.append(token)
+    return known
+
+
+def _space_in_front(mine: bytes, theirs: bytes) -> int:
+    """Say which side has a space in front that makes the texts agree further when it is left out, or ALIKE."""
+    texts = {ALIKE: (mine, theirs)}
+    if mine.startswith(b" "):
+        texts[STUDENT_SPACE] = (mine[1:], theirs)
+    if theirs.startswith(b" "):
+        texts[TEACHER_SPACE] = (mine, theirs[1:])
+    return max(texts, key=lambda kind: (texts[kind][0] == texts[kind][1], _common(*texts[kind]), -kind))
+
+
+def _common(mine: bytes, theirs: bytes) -> int:
+    """Return how many bytes two texts begin with in common."""
+    most = min(len(mine), len(theirs))
+    return most if mine[:most] == theirs[:most] else next(k for k in range(most) if mine[k] != theirs[k])
+
+
+def _starts(tokens: Sequence[bytes]) -> dict[int, int]:
+    """Return by byte the token that starts there; of several the last, which alone has bytes. The end is one too."""
+    return {byte: k for k, byte in enumerate(accumulate(map(len, tokens), initial=0))}
