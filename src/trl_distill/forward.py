@@ -28,7 +28,7 @@ class CompletionOutput(ModelOutput):
         hidden: [N, H], the hidden states that predict the N completion tokens (without `settings`).
         loss: Sum over the N tokens (with `settings`), as the fields below.
         ce: Sum of the cross-entropy.
-        kl: Sum of the divergence, without T^2.
+        kl: Sum of the divergence, without T^2; None where alpha is 0, as is the agreement.
         entropy: Sum of the student's entropy.
         top1_agreement: Tokens on which teacher and student rank the same token first.
         top1_correct: Tokens that the student ranks first.
@@ -117,13 +117,11 @@ def _loss(
         raise ValueError(f"alpha {settings.alpha} weighs a divergence, but no targets were given; set alpha to 0.")
     else:
         out = teacher.loss(head, hidden, labels, settings)
-    covered = getattr(teacher, "covered", None)
-    return CompletionOutput(
-        loss=out.loss,
-        ce=out.ce.detach().sum(),
-        kl=out.kl.detach().sum(),
-        entropy=out.entropy,
-        top1_agreement=out.top1_agreement,
-        top1_correct=out.top1_correct,
-        teacher_coverage=None if covered is None else out.entropy.new_tensor(covered),
+    output = CompletionOutput(
+        loss=out.loss, ce=out.ce.detach().sum(), entropy=out.entropy, top1_correct=out.top1_correct
     )
+    if settings.alpha > 0:
+        covered = getattr(teacher, "covered", None)
+        output.kl, output.top1_agreement = out.kl.detach().sum(), out.top1_agreement
+        output.teacher_coverage = None if covered is None else out.entropy.new_tensor(covered)
+    return output

@@ -18,7 +18,7 @@ class DistillationMetrics:
     """Token-weighted means since the last log line, over all ranks.
 
     Each mean is the sum over completion tokens divided by their number, so that batch size, accumulation and the
-    number of ranks do not change it.
+    number of ranks do not change it. What no batch reported has no mean: the divergence where no teacher is asked.
     """
 
     def __init__(self) -> None:
@@ -29,7 +29,7 @@ class DistillationMetrics:
     def restart(self) -> None:
         """Forget what was added, and measure time from now."""
         self._sums, self._since = None, time.perf_counter()
-        self._covered = False
+        self._reported: set[str] = set()
 
     def add(self, output: CompletionOutput, tokens: torch.Tensor, sequence_tokens: torch.Tensor) -> None:
         """Add a batch.
@@ -39,8 +39,9 @@ class DistillationMetrics:
             tokens: Scalar, completion tokens of the batch.
             sequence_tokens: Scalar, tokens of the student's sequences, prompts included.
         """
-        self._covered = self._covered or output.teacher_coverage is not None
-        sums = [0.0 if getattr(output, name) is None else getattr(output, name) for name in SUMS]
+        given = {name: getattr(output, name) for name in SUMS if getattr(output, name) is not None}
+        self._reported |= given.keys()
+        sums = [given.get(name, 0.0) for name in SUMS]
         device = tokens.device
         row = torch.stack(
             [torch.as_tensor(x).detach().to(device, torch.float64) for x in (*sums, tokens, sequence_tokens)]
@@ -58,14 +59,13 @@ class DistillationMetrics:
         """
         sums = self._sums if self._sums is not None else torch.zeros(len(SUMS) + 2, dtype=torch.float64, device=device)
         *values, tokens, sequence_tokens = reduce(sums).tolist()
-        covered = self._covered
+        reported = self._reported
         seconds = max(time.perf_counter() - self._since, 1e-9)
         self.restart()
         if tokens == 0:
             return {}
         self.tokens_seen += sequence_tokens
-        means = {name: value / tokens for name, value in zip(SUMS, values, strict=True)}
-        means["mean_token_accuracy"] = means.pop("top1_correct")
-        if not covered:  # this teacher speaks of every token
-            means.pop("teacher_coverage")
+        means = {name: value / tokens for name, value in zip(SUMS, values, strict=True) if name in reported}
+        if "top1_correct" in means:
+            means["mean_token_accuracy"] = means.pop("top1_correct")
         return {**means, "num_tokens": self.tokens_seen, "tokens_per_second": sequence_tokens / seconds}
