@@ -12,6 +12,7 @@ import torch
 from ..arguments import LOSS_IMPLEMENTATIONS
 from .divergences import divergence_of
 from .fused import Weights, fused_loss
+from .mixture import TeacherSide, mixture_distillation_loss
 from .outcome import (
     DistillationLoss,
     check_head,
@@ -21,17 +22,20 @@ from .outcome import (
     valid_rows,
 )
 from .projection import Projection, product_dtype, wide_dtype
-from .reference import distillation_loss_from_logits, divergence, head_logits, topk_loss_from_logits
+from .reference import distillation_loss_from_logits, divergence, head_logits, mixture_logits, topk_loss_from_logits
 from .tile import Problem
 from .topk import check_topk_divergence, topk_distillation_loss
 
 __all__ = [
     "DistillationLoss",
+    "TeacherSide",
     "check_topk_divergence",
     "distillation_loss_from_logits",
     "divergence",
     "fused_distillation_loss",
     "head_logits",
+    "mixture_distillation_loss",
+    "mixture_logits",
     "topk_distillation_loss",
     "topk_loss_from_logits",
 ]
