@@ -89,8 +89,8 @@ class DistillationArguments:
     )
     teacher_model: str | None = option(
         None,
-        "Teacher, required without a --teacher-store: a folder, a Hub name, 'embedded', 'self' (with --peft), "
-        "openai:MODEL or http://host:port/v1#MODEL.",
+        "Teacher, required without --teacher-store or --teacher-config: a folder, a Hub name, 'embedded', 'self' (with "
+        "--peft), openai:MODEL or http://host:port/v1#MODEL.",
         objects=True,
     )
     teacher_prompt_template: str = option(
@@ -139,6 +139,12 @@ class DistillationArguments:
     )
     max_bad_rows: int = option(
         0, "Rows with a missing or non-text value to set aside before it is an error.", low=0, group="Data"
+    )
+    teacher_config: str | None = option(
+        None,
+        "Several teachers instead of --teacher-model: a YAML file with a list of model, template, weight and rows.",
+        group="Teacher",
+        objects=True,
     )
     teacher_revision: str | None = option(None, "Revision of a Hub teacher.", group="Teacher")
     teacher_dtype: str = option("auto", "Precision the teacher is loaded in.", choices=DTYPES, group="Teacher")
@@ -197,6 +203,33 @@ class DistillationArguments:
     allow_text_only_teacher: bool = option(
         False, "With a teacher that gives text only, learn from its completions alone, whatever alpha.", group="Teacher"
     )
+
+
+def check_several(arguments: Any) -> None:
+    """Refuse settings of a single teacher beside `teacher_config`.
+
+    Args:
+        arguments: Anything with the fields of `DistillationArguments`.
+
+    Raises:
+        ParamsError: Naming the setting and what to do.
+    """
+    if arguments.teacher_config is None:
+        return
+    reasons = {
+        "teacher_model": "the teachers are listed there",
+        "teacher_revision": "each teacher has a 'revision' of its own there",
+        "teacher_prompt_template": "each teacher has a 'template' of its own there",
+        "teacher_store": "a store keeps the targets of one teacher",
+    }
+    for name, reason in reasons.items():
+        value, default = getattr(arguments, name), DistillationArguments.__dataclass_fields__[name].default
+        if value != default:
+            shown = repr(value) if isinstance(value, str) else f"a {type(value).__name__}"
+            raise ParamsError(
+                f"{name} is {shown}, which does not go together with teacher_config: {reason}; drop "
+                f"--{name.replace('_', '-')}."
+            )
 
 
 def temperatures_of(arguments: Any) -> tuple[float, ...]:
@@ -319,5 +352,6 @@ def check_arguments(arguments: Any) -> None:
     """
     for spec in fields(DistillationArguments):
         setattr(arguments, spec.name, check_value(spec.name, getattr(arguments, spec.name), spec))
+    check_several(arguments)
     if isinstance(arguments.teacher_model, str):
         parse_endpoint(arguments.teacher_model)  # a URL with a password goes no further

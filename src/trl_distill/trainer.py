@@ -14,7 +14,7 @@ from .errors import ParamsError, TeacherError
 from .losses import divergence
 from .mixin import DistillationMixin
 from .recipes import add_taught_ends
-from .teachers import Completion, GenerationSettings, LocalTeacher
+from .teachers import Completion, GenerationSettings, LocalTeacher, SeveralTeachers
 from .teachers.local import cut_at_stop
 
 
@@ -47,6 +47,8 @@ class PromptDistillationTrainer(DistillationSFTTrainer):
         super().__init__(*args, **kwargs)
         if not self.distilling:
             raise ParamsError("PromptDistillationTrainer only distils; set use_distillation=True in its configuration.")
+        if self.online and isinstance(self.teacher, SeveralTeachers):
+            raise ParamsError("teacher_config lists several teachers, but generate_teacher_outputs writes with one.")
         if self.online:  # what will be written may end in any of the teacher's stop tokens
             ends = [[stop] for stop in self.teacher.stop_ids]
             generation = self.base_student.generation_config

@@ -1,8 +1,8 @@
 """The loss against a weighted mixture of several teachers' distributions, exact for every divergence.
 
 A tile takes a teacher's softened logits; a mixture's are its log-probabilities,
-log p(v) = logsumexp_i (log w_i + z_i(v) - lse_i), with z_i teacher i's logits over T and lse_i their log-normaliser, which
-one earlier pass over that teacher's vocabulary gives. The mixture is of the softened distributions.
+log p(v) = logsumexp_i (log w_i + z_i(v) - lse_i), with z_i teacher i's logits over T and lse_i their log-normaliser,
+which one earlier pass over that teacher's vocabulary gives. The mixture is of the softened distributions.
 """
 
 from __future__ import annotations
@@ -124,7 +124,7 @@ def mixture_distillation_loss(
 
 
 class MixtureRows(NamedTuple):
-    """A tile of R tokens: each teacher's hidden states [R, H_i] and log w_i - lse_i, [R], -inf where it has no weight."""
+    """A tile of R tokens: each teacher's states [R, H_i] and log w_i - lse_i, [R], -inf where it has no weight."""
 
     hidden: tuple[Tensor, ...]
     shifts: tuple[Tensor, ...]
@@ -200,7 +200,8 @@ def _check(
         check_head("teacher", teacher.hidden, teacher.weight, teacher.bias)
     if weights.shape != (len(targets), len(teachers)):
         raise ValueError(
-            f"weights {tuple(weights.shape)} do not fit {len(targets)} tokens and {len(teachers)} teachers; pass [N, M]."
+            f"weights {tuple(weights.shape)} do not fit {len(targets)} tokens and {len(teachers)} teachers; pass "
+            "[N, M] of them."
         )
     if not bool(((weights >= 0) & weights.isfinite()).all() and (weights.sum(1) > 0).all()):
         raise ValueError("weights must be finite and at least 0, with one above 0 at every token.")

@@ -3,7 +3,17 @@
 from __future__ import annotations
 
 from .base import LossSettings, Targets, cross_entropy
+from .groups import GroupedTargets
 from .hidden import HiddenTargets
+from .mixture import MixtureTargets
 from .topk import TopKTargets
 
-__all__ = ["HiddenTargets", "LossSettings", "Targets", "TopKTargets", "cross_entropy"]
+__all__ = [
+    "GroupedTargets",
+    "HiddenTargets",
+    "LossSettings",
+    "MixtureTargets",
+    "Targets",
+    "TopKTargets",
+    "cross_entropy",
+]

@@ -23,6 +23,7 @@ from .generate import complete, what_matters
 from .local import LocalTeacher, check_apart, without_peft
 from .remote import RemoteTeacher
 from .self_teacher import SELF, SelfTeacher
+from .several import SeveralTeachers, each
 from .shards import COMPLETIONS, TargetFolder
 from .store import CompletionStore
 from .stored import StoredTeacher, tokenizer_hash
@@ -41,6 +42,7 @@ __all__ = [
     "RemoteSettings",
     "RemoteTeacher",
     "SelfTeacher",
+    "SeveralTeachers",
     "StoredTeacher",
     "TargetFolder",
     "TargetSettings",
@@ -48,6 +50,7 @@ __all__ = [
     "TextTeacher",
     "check_apart",
     "complete",
+    "each",
     "load_teacher",
     "tokenizer_hash",
     "what_matters",
