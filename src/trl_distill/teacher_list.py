@@ -111,13 +111,16 @@ def read_teachers(given: Any) -> TeacherList:
     """Return the checked list of teachers; needs no model and no data.
 
     Args:
-        given: Path of a YAML file, or what stands in one: a mapping, or the list of teachers alone.
+        given: Path of a YAML file, or what stands in one: a mapping, or the list of teachers alone. A list that was
+            read is returned as it is.
 
     Raises:
         ParamsError: A file that cannot be read, an unknown key or a wrong value, with its place.
         TemplateError: A template that does not parse, with its place.
         TeacherError: A server's URL that cannot be used.
     """
+    if isinstance(given, TeacherList):
+        return given
     where = SETTING
     if isinstance(given, (str, os.PathLike)):
         where, given = Path(given).name, _loaded(given)

@@ -5,6 +5,7 @@ Everything that can be wrong in what the user typed is found before a model load
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -110,8 +111,9 @@ def _checked(params: LLMTrainingParams, *, trains: bool = True) -> _Run:
         parse_template(getattr(params, f"{side}_prompt_template"), name=f"{side}_prompt_template")
         for side in ("student", "teacher")
     ]
-    if params.teacher_config is not None:
-        read_teachers(params.teacher_config)
+    if params.teacher_config is not None:  # read once: the file may change while a run goes on
+        params = copy.copy(params)
+        params.teacher_config = read_teachers(params.teacher_config)  # type: ignore[assignment]
     trainer_class = _trainer_class(params)
     project = Project(params.project_name)
     if trains and not params.dry_run:

@@ -368,6 +368,22 @@ def test_the_command_learns_from_several(combine, files, chat_model_dir, tiny_te
     assert yaml.safe_load((folder / "config.yaml").read_text())["teacher_config"] == kept
 
 
+def test_a_file_that_goes_while_a_run_goes_on_changes_nothing(files, tmp_path, monkeypatch):
+    teachers = read_teachers(files()["teacher_config"]).plain()["teachers"][:1]
+    settings = files(teachers=teachers)
+    trained = DistillationSFTTrainer.train
+
+    def train(self, **more):
+        (tmp_path / "teachers.yaml").unlink()
+        return trained(self, **more)
+
+    monkeypatch.setattr(DistillationSFTTrainer, "train", train)
+    run(LLMTrainingParams(**settings))
+    assert not (tmp_path / "teachers.yaml").exists()
+    assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["teacher_config"]["teachers"] == teachers
+    assert (tmp_path / "run" / "run.json").is_file()
+
+
 def test_a_dry_run_shows_them_and_trains_nothing(files, chat_model_dir, tmp_path):
     result = command({**files(), "model": str(chat_model_dir)}, "--dry-run")
     assert result.exit_code == 0, result.output
