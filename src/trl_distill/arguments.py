@@ -21,6 +21,7 @@ OVERFLOWS = ("error", "left")
 QUANTIZATIONS = ("int4", "int8")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 LOSS_IMPLEMENTATIONS = ("fused", "plain")
+STORE_KINDS = ("topk", "sample", "hidden")
 ENDPOINTS = ("chat", "completions")
 
 
@@ -89,8 +90,8 @@ class DistillationArguments:
     )
     teacher_model: str | None = option(
         None,
-        "Teacher, required without --teacher-store or --teacher-config: a folder, a Hub name, 'embedded', 'self' (with "
-        "--peft), openai:MODEL or http://host:port/v1#MODEL.",
+        "Teacher, required without a --teacher-store, a --teacher-config or a column 'teacher' in the data: a folder, "
+        "a Hub name, 'embedded', 'self' (with --peft), openai:MODEL or http://host:port/v1#MODEL.",
         objects=True,
     )
     teacher_prompt_template: str = option(
@@ -179,7 +180,16 @@ class DistillationArguments:
         "Folder of stored targets: trained from where it is complete, without loading the teacher; else written first.",
         group="Teacher",
     )
-    teacher_top_k: int = option(64, "Tokens of each distribution that a store is written with.", low=1, group="Teacher")
+    teacher_store_kind: str | None = option(
+        None,
+        "What a store is written with: 'topk' (default; the likeliest tokens), 'sample' (drawn ones, few bytes) or "
+        "'hidden' (hidden states and LM head: everything).",
+        choices=STORE_KINDS,
+        group="Teacher",
+    )
+    teacher_top_k: int = option(
+        64, "Tokens of each distribution that a store is written with, or draws.", low=1, group="Teacher"
+    )
     teacher_temperatures: str | None = option(
         None,
         "Temperatures that a store is written for, separated by commas (default: --distill-temperature).",

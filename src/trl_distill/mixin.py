@@ -25,13 +25,22 @@ from .preparation import is_prepared
 from .prompts import parse_template
 from .quantization import keep_differentiable
 from .readers import CONVERSATIONS
-from .recipes import add_taught_ends, alpha_of, from_store
+from .recipes import add_taught_ends, alpha_of, from_store, writers_of_data
 from .rows import COMPLETIONS
 from .several import check_list, put_names, recipe_of, teacher_of, told
 from .several_collator import SeveralCollator
 from .sources import resolve
 from .targets import LossSettings, Targets
-from .teachers import LocalTeacher, SelfTeacher, SeveralTeachers, StoredTeacher, Teacher, check_apart, each
+from .teachers import (
+    LocalTeacher,
+    LocalTextTeacher,
+    SelfTeacher,
+    SeveralTeachers,
+    StoredTeacher,
+    Teacher,
+    check_apart,
+    each,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -92,6 +101,7 @@ class DistillationMixin(_Base):
         _check(args, data_collator, train_dataset, kwargs)
         check_list(args, student=model)
         check_apart(student=model, teacher=teacher_model)
+        self._written_by = writers_of_data(args, teacher_model, train_dataset)
         model = resolve(model, role="model") if isinstance(model, str) else model
         args.remove_unused_columns = False  # the collator takes columns that are no arguments of the model
         args.dataset_kwargs = {**(args.dataset_kwargs or {}), "skip_prepare_dataset": True}
@@ -136,6 +146,7 @@ class DistillationMixin(_Base):
             device=self.accelerator.device,
             own=lambda: self.model,
             generation_config=self.base_student.generation_config,
+            written_by=self._written_by,
         )
         for teacher in each(self.teacher):
             if isinstance(teacher, SelfTeacher):
@@ -173,6 +184,8 @@ class DistillationMixin(_Base):
         for teacher in each(self.teacher):
             if isinstance(teacher, LocalTeacher):
                 teacher.prepare(self._wrap_teacher)
+            elif isinstance(teacher, LocalTextTeacher):
+                teacher.rest()  # it has written all that is learnt
 
     def _take_stored_targets(self) -> None:
         """Put the store in the teacher's place where one is asked for, so that the teacher is not held any more."""

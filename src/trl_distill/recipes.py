@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING, Any
 from accelerate import PartialState
 
 from .alignment import shared_vocabulary, stop_of_turn
-from .arguments import temperatures_of
+from .arguments import STORE_KINDS, temperatures_of
 from .config import DistillationSFTConfig
 from .endpoints import is_openai_name
 from .errors import ParamsError, TeacherError
-from .losses import check_topk_divergence
 from .preparation import Columns, Reading, Recipe
 from .prompts import parse_template
 from .teachers import (
@@ -22,6 +21,8 @@ from .teachers import (
     Completion,
     CompletionStore,
     GenerationSettings,
+    LocalTeacher,
+    LocalTextTeacher,
     RemoteSettings,
     SelfTeacher,
     StoredTeacher,
@@ -29,11 +30,13 @@ from .teachers import (
     TargetSettings,
     Teacher,
     TextTeacher,
+    WrittenTeacher,
     complete,
     load_teacher,
     tokenizer_hash,
     what_matters,
     write_targets,
+    writers_of,
 )
 from .teachers.local import length_limit
 
@@ -44,6 +47,10 @@ if TYPE_CHECKING:
     from transformers import GenerationConfig, PretrainedConfig, PreTrainedTokenizerBase
 
 STORE = "teacher_completions.jsonl"
+MISSING = (
+    "teacher_model is missing; use_distillation needs a teacher: a folder, a Hub name, 'embedded', a teacher_store "
+    "that is complete, or data whose column 'teacher' says of every row who wrote its completion."
+)
 
 
 def teacher_of(
@@ -56,6 +63,7 @@ def teacher_of(
     own: Callable[[], Any] | None = None,
     generation_config: GenerationConfig | None = None,
     writing: bool = False,
+    written_by: Sequence[str] = (),
 ) -> Teacher:
     """Return the teacher that a configuration names, or the one given in its place, its vocabulary checked.
 
@@ -70,6 +78,7 @@ def teacher_of(
         own: Returns the student, for a teacher that is the student itself.
         generation_config: The student's, likewise.
         writing: Whether the store is to be written, so that the teacher itself is needed.
+        written_by: Who wrote the data's completions, where no teacher is named; see `writers_of_data`.
 
     Raises:
         ParamsError: There is none, or the store cannot be used with these settings.
@@ -80,11 +89,10 @@ def teacher_of(
     stored = None
     if args.teacher_store is not None and not writing and TargetFolder(args.teacher_store).complete:
         stored = StoredTeacher(args.teacher_store)
+    if spec is None and written_by:
+        spec = WrittenTeacher(written_by, tokenizer=tokenizer)
     if spec is None and stored is None:
-        raise ParamsError(
-            "teacher_model is missing; use_distillation needs a teacher: a folder, a Hub name, 'embedded', or a "
-            "teacher_store that is complete."
-        )
+        raise ParamsError(MISSING)
     if spec == SELF and own is not None:
         spec = SelfTeacher(own, config=student, tokenizer=tokenizer, generation_config=generation_config)
     teacher = load_teacher(
@@ -104,6 +112,7 @@ def teacher_of(
             args.teacher_max_tokens,
         ),
     )
+    teacher = _in_text(args, teacher, tokenizer=tokenizer, student=student)
     if isinstance(teacher, TextTeacher):
         if args.teacher_store is not None:
             raise ParamsError(
@@ -127,14 +136,44 @@ def teacher_of(
         {
             "teacher_prompt_template": _canonical(args.teacher_prompt_template),
             "generation": what_matters(generation_of(args)) if wrote else None,
+            "kind": args.teacher_store_kind,
         }
     )
-    stored.check_temperature(args.distill_temperature)
-    try:
-        check_topk_divergence(args.distill_divergence)
-    except ValueError as error:
-        raise ParamsError(f"distill_{error}") from None
+    stored.check_loss(args.distill_temperature, args.distill_divergence)
     return stored
+
+
+def _in_text(
+    args: DistillationSFTConfig, teacher: Teacher, *, tokenizer: PreTrainedTokenizerBase, student: PretrainedConfig
+) -> Teacher:
+    """Return a local teacher of another tokenizer as one that gives text, where nothing else is asked of it."""
+    text_alone = args.distill_alpha == 0 or args.allow_text_only_teacher
+    if type(teacher) is not LocalTeacher or not text_alone or args.teacher_store is not None:
+        return teacher
+    try:
+        _share(teacher, tokenizer, student)
+    except TeacherError:
+        return LocalTextTeacher(teacher, tokenizer=tokenizer)
+    return teacher
+
+
+def writers_of_data(args: DistillationSFTConfig, given: Any, dataset: Dataset | None) -> tuple[str, ...]:
+    """Return who wrote the data's completions, where no teacher is named; nothing where one is.
+
+    Args:
+        args: The configuration.
+        given: A teacher in the place of the configuration's, or None.
+        dataset: The rows to train on.
+
+    Raises:
+        ParamsError: No teacher is named, and the data does not say of every row who wrote its completion.
+    """
+    if not (given is args.teacher_model is args.teacher_store is args.teacher_config is None):
+        return ()
+    names = () if args.completions == "teacher" else writers_of(dataset)
+    if not names:
+        raise ParamsError(MISSING)
+    return names
 
 
 def _share(teacher: Teacher, tokenizer: PreTrainedTokenizerBase, student: PretrainedConfig) -> None:
@@ -195,7 +234,7 @@ def from_store(args: DistillationSFTConfig, teacher: Teacher, datasets: Mapping[
             write_store(args, teacher, datasets)
         state.wait_for_everyone()
         name, teacher = teacher.name, StoredTeacher(args.teacher_store)
-        teacher.check_temperature(args.distill_temperature)
+        teacher.check_loss(args.distill_temperature, args.distill_divergence)
         teacher.name = name
     for name, rows in datasets.items():
         teacher.check_rows(rows, name=name)
@@ -219,6 +258,7 @@ def write_store(args: DistillationSFTConfig, teacher: Teacher, datasets: Mapping
         teacher_prompt_template=_canonical(args.teacher_prompt_template),
         generation=what_matters(generation_of(args)),
         batch_size=args.teacher_batch_size,
+        kind=args.teacher_store_kind or STORE_KINDS[0],
     )
     rows = (row for dataset in datasets.values() for row in dataset)
     return write_targets(teacher, rows, TargetFolder(str(args.teacher_store)), settings, progress=not args.disable_tqdm)
@@ -232,7 +272,7 @@ def alpha_of(args: DistillationSFTConfig, teacher: Teacher) -> float:
     """
     if args.distill_alpha == 0 or not isinstance(teacher, TextTeacher):
         return args.distill_alpha
-    if args.allow_text_only_teacher:
+    if args.allow_text_only_teacher or isinstance(teacher, WrittenTeacher):
         return 0.0
     raise TeacherError(
         f"teacher_model {teacher.name!r} gives text only, which has nothing for the divergence that --distill-alpha "

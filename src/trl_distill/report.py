@@ -72,6 +72,8 @@ def _what(params: LLMTrainingParams, preflight: Preflight | None) -> str:
     student = _named(params.model)
     if preflight is None:
         return f"`{student}`, fine-tuned with TRL."
+    if _written(params):
+        return f"`{student}`, trained on the completions of teachers that its data names."
     return (
         f"`{student}`, trained to give what {_teacher(params)} gives under a longer prompt. "
         f"It saves {preflight.saved:,.1f} prompt tokens per query."
@@ -106,6 +108,11 @@ def _teacher(params: LLMTrainingParams) -> str:
     return f"`{_named(params.teacher_store if params.teacher_model is None else params.teacher_model)}`"
 
 
+def _written(params: LLMTrainingParams) -> bool:
+    """Whether the run had no teacher but those that wrote its data."""
+    return params.teacher_model is params.teacher_store is params.teacher_config is None
+
+
 def _prompts(params: LLMTrainingParams, templates: list[Template]) -> str:
     """Return both templates, or all."""
     student, teacher = (_shown(template) for template in templates)
@@ -115,6 +122,8 @@ def _prompts(params: LLMTrainingParams, templates: list[Template]) -> str:
             for n, entry in enumerate(_listed(params), 1)
         ]
         return "\n\n".join([*each, f"The student's template:\n\n{_fenced(student, 'text')}"])
+    if _written(params):
+        return f"The data's column `teacher` says who wrote. The student's template:\n\n{_fenced(student, 'text')}"
     return (
         f"Teacher: {_teacher(params).rstrip(',')}. Its template:\n\n{_fenced(teacher, 'text')}\n\n"
         f"The student's template:\n\n{_fenced(student, 'text')}"

@@ -240,7 +240,7 @@ class _Run:
     def _prepare_for_teacher(self, *, writing: bool = False) -> None:
         """Prepare rows for a teacher; all are read before the teacher writes for any."""
         from .combining import prepare, read
-        from .recipes import from_store
+        from .recipes import from_store, writers_of_data
         from .several import recipe_of, teacher_of, told
 
         given = None if isinstance(self.params.teacher_model, str) else self.params.teacher_model
@@ -255,6 +255,7 @@ class _Run:
             own=lambda: self.student,
             generation_config=self._generation_config(),
             writing=writing,
+            written_by=writers_of_data(self.args, given, self.train_data),
         )
         said = told(self.params.teacher_model, self.teacher)
         if said:

@@ -156,6 +156,8 @@ class Tile:
         self, weight_ce: Tensor | None, weight_kl: Tensor | None, into: Gradients, *, first: bool
     ) -> None:
         """Add the gradient of sum(weight_ce * ce + weight_kl * kl), one more pass; weights are [R], None is zero."""
+        if weight_kl is None and self._exponentials:
+            weight_kl = torch.zeros_like(self.label)  # what is kept serves both terms
         hidden = None
         if into.hidden is not None:
             hidden = torch.zeros_like(self.student_rows, dtype=into.hidden.dtype)
@@ -250,8 +252,6 @@ class Tile:
         z_s, z_t = self._project(block, again=True)
         s, es, t, place = self.buffers.scratch(block, len(self.targets))
         slope = student.slope(z_s, out=place)
-        if weight_kl is None and self._exponentials:
-            weight_kl = torch.zeros_like(self.peak_s)  # what is kept of a shared block is no z
         if block.start < self.problem.vocabulary and self.shared and weight_kl is not None:
             shared = self._gradient_of_exponentials if self._exponentials else self._shared_gradient
             gradient = shared(z_s, z_t, weight_ce, weight_kl / self.problem.temperature, (s, es, t), block)

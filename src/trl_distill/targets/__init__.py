@@ -6,13 +6,16 @@ from .base import LossSettings, Targets, cross_entropy
 from .groups import GroupedTargets
 from .hidden import HiddenTargets
 from .mixture import MixtureTargets
+from .sampled import Draws, SampledTargets
 from .topk import TopKTargets
 
 __all__ = [
+    "Draws",
     "GroupedTargets",
     "HiddenTargets",
     "LossSettings",
     "MixtureTargets",
+    "SampledTargets",
     "Targets",
     "TopKTargets",
     "cross_entropy",
