@@ -17,6 +17,7 @@ from accelerate import PartialState
 state = PartialState()
 if state.is_main_process:
     print("RESULT", json.dumps([state.num_processes, result]))
+state.wait_for_everyone()  # gloo aborts a process whose peer has gone
 if dist.is_initialized():
     dist.destroy_process_group()
 """

@@ -329,6 +329,11 @@ def test_a_space_that_one_tokenizer_puts_in_front_hides_nothing():
         ({"teacher_store": "store"}, ParamsError, "cross_tokenizer cannot be used with teacher_store"),
         ({"teacher_model": "self", "peft": True}, ParamsError, "cannot be used with teacher_model 'self'"),
         (
+            {"teacher_model": None, "teacher_config": [{"model": "embedded"}]},
+            ParamsError,
+            "cross_tokenizer cannot be used with teacher_config",
+        ),
+        (
             {"teacher_model": "openai:gpt-4o-mini"},
             ParamsError,
             "cannot be used with teacher_model 'openai:gpt-4o-mini'",

@@ -90,8 +90,8 @@ class DistillationArguments:
     )
     teacher_model: str | None = option(
         None,
-        "Teacher, required without a --teacher-store or a column 'teacher' in the data: a folder, a Hub name, "
-        "'embedded', 'self' (with --peft), openai:MODEL or http://host:port/v1#MODEL.",
+        "Teacher, required without a --teacher-store, a --teacher-config or a column 'teacher' in the data: a folder, "
+        "a Hub name, 'embedded', 'self' (with --peft), openai:MODEL or http://host:port/v1#MODEL.",
         objects=True,
     )
     teacher_prompt_template: str = option(
@@ -140,6 +140,12 @@ class DistillationArguments:
     )
     max_bad_rows: int = option(
         0, "Rows with a missing or non-text value to set aside before it is an error.", low=0, group="Data"
+    )
+    teacher_config: str | None = option(
+        None,
+        "Several teachers instead of --teacher-model: a YAML file with a list of model, template, weight and rows.",
+        group="Teacher",
+        objects=True,
     )
     teacher_revision: str | None = option(None, "Revision of a Hub teacher.", group="Teacher")
     teacher_dtype: str = option("auto", "Precision the teacher is loaded in.", choices=DTYPES, group="Teacher")
@@ -214,6 +220,33 @@ class DistillationArguments:
     )
 
 
+def check_several(arguments: Any) -> None:
+    """Refuse settings of a single teacher beside `teacher_config`.
+
+    Args:
+        arguments: Anything with the fields of `DistillationArguments`.
+
+    Raises:
+        ParamsError: Naming the setting and what to do.
+    """
+    if arguments.teacher_config is None:
+        return
+    reasons = {
+        "teacher_model": "the teachers are listed there",
+        "teacher_revision": "each teacher has a 'revision' of its own there",
+        "teacher_prompt_template": "each teacher has a 'template' of its own there",
+        "teacher_store": "a store keeps the targets of one teacher",
+    }
+    for name, reason in reasons.items():
+        value, default = getattr(arguments, name), DistillationArguments.__dataclass_fields__[name].default
+        if value != default:
+            shown = repr(value) if isinstance(value, str) else f"a {type(value).__name__}"
+            raise ParamsError(
+                f"{name} is {shown}, which does not go together with teacher_config: {reason}; drop "
+                f"--{name.replace('_', '-')}."
+            )
+
+
 def temperatures_of(arguments: Any) -> tuple[float, ...]:
     """Return the temperatures that a store is written for.
 
@@ -238,11 +271,16 @@ def check_cross_tokenizer(arguments: Any) -> None:
     """Check that `cross_tokenizer` has a teacher it can be used with.
 
     Raises:
-        ParamsError: It is on with a store, a server, or the student as its own teacher.
+        ParamsError: It is on with a store, a server, several teachers, or the student as its own teacher.
     """
     teacher = arguments.teacher_model
     if not arguments.cross_tokenizer:
         return
+    if arguments.teacher_config is not None:
+        raise ParamsError(
+            "cross_tokenizer cannot be used with teacher_config, whose teachers have the student's tokenizer; give one "
+            "--teacher-model."
+        )
     if arguments.teacher_store is not None:
         raise ParamsError("cross_tokenizer cannot be used with teacher_store, whose targets are of one vocabulary.")
     if teacher == "self":
@@ -354,6 +392,7 @@ def check_arguments(arguments: Any) -> None:
     """
     for spec in fields(DistillationArguments):
         setattr(arguments, spec.name, check_value(spec.name, getattr(arguments, spec.name), spec))
+    check_several(arguments)
     if isinstance(arguments.teacher_model, str):
         parse_endpoint(arguments.teacher_model)  # a URL with a password goes no further
     check_cross_tokenizer(arguments)

@@ -16,16 +16,19 @@ from datasets import Dataset
 from transformers.trainer_utils import PredictionOutput
 
 from .collator import DistillationCollator
+from .combining import prepare
 from .config import DistillationSFTConfig
 from .errors import ParamsError
 from .forward import CompletionOutput, add_completion_forward
 from .metrics import DistillationMetrics
-from .preparation import is_prepared, prepare
+from .preparation import is_prepared
 from .prompts import parse_template
 from .quantization import keep_differentiable
 from .readers import CONVERSATIONS
-from .recipes import add_taught_ends, alpha_of, from_store, recipe_of, teacher_of, told, writers_of_data
+from .recipes import add_taught_ends, alpha_of, from_store, writers_of_data
 from .rows import COMPLETIONS
+from .several import check_list, put_names, recipe_of, teacher_of, told
+from .several_collator import SeveralCollator
 from .sources import resolve
 from .targets import LossSettings, Targets
 from .teachers import (
@@ -33,9 +36,11 @@ from .teachers import (
     LocalTeacher,
     LocalTextTeacher,
     SelfTeacher,
+    SeveralTeachers,
     StoredTeacher,
     Teacher,
     check_apart,
+    each,
 )
 
 if TYPE_CHECKING:
@@ -95,6 +100,7 @@ class DistillationMixin(_Base):
             )
             return
         _check(args, data_collator, train_dataset, kwargs)
+        check_list(args, student=model)
         check_apart(student=model, teacher=teacher_model)
         self._written_by = writers_of_data(args, teacher_model, train_dataset)
         model = resolve(model, role="model") if isinstance(model, str) else model
@@ -143,8 +149,10 @@ class DistillationMixin(_Base):
             generation_config=self.base_student.generation_config,
             written_by=self._written_by,
         )
-        if isinstance(self.teacher, SelfTeacher):
-            self.teacher.take(self.model)
+        for teacher in each(self.teacher):
+            if isinstance(teacher, SelfTeacher):
+                teacher.take(self.model)
+        put_names(args, self.teacher)
         said = "" if isinstance(given, Teacher) else told(args.teacher_model if given is None else given, self.teacher)
         if said:
             self.accelerator.print(said)
@@ -163,6 +171,9 @@ class DistillationMixin(_Base):
             self.tokenizer.pad_token = self.tokenizer.eos_token
         collator.pad_token_id = self.tokenizer.pad_token_id
         collator.teacher_pad_token_id = self.teacher.tokenizer.pad_token_id
+        if isinstance(self.teacher, SeveralTeachers):
+            pads = [teacher.tokenizer.pad_token_id for teacher in self.teacher.teachers]
+            self.data_collator = SeveralCollator(**vars(collator), teacher_pad_token_ids=pads)
         self.base_student.config.get_text_config().pad_token_id = self.tokenizer.pad_token_id
         self.base_student.generation_config.pad_token_id = self.tokenizer.pad_token_id
         self.recipe = recipe_of(self.args, self.teacher, tokenizer=self.tokenizer, student=self.base_student.config)
@@ -171,10 +182,11 @@ class DistillationMixin(_Base):
         self._take_stored_targets()
         taught, generation = self.train_dataset["completion"], self.base_student.generation_config
         add_taught_ends(generation, taught, teacher=self.teacher, tokenizer=self.tokenizer)
-        if isinstance(self.teacher, (LocalTeacher, CrossTeacher)):
-            self.teacher.prepare(self._wrap_teacher)
-        elif isinstance(self.teacher, LocalTextTeacher):
-            self.teacher.rest()  # it has written all that is learnt
+        for teacher in each(self.teacher):
+            if isinstance(teacher, (LocalTeacher, CrossTeacher)):
+                teacher.prepare(self._wrap_teacher)
+            elif isinstance(teacher, LocalTextTeacher):
+                teacher.rest()  # it has written all that is learnt
 
     def _take_stored_targets(self) -> None:
         """Put the store in the teacher's place where one is asked for, so that the teacher is not held any more."""

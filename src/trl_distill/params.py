@@ -17,6 +17,7 @@ from .arguments import (
     QUANTIZATIONS,
     DistillationArguments,
     check_cross_tokenizer,
+    check_several,
     check_value,
     option,
     temperatures_of,
@@ -183,7 +184,9 @@ class LLMTrainingParams(DistillationArguments):
             if not (given is None or isinstance(given, str) or _is_model(given)):
                 raise ParamsError(f"{name} is of type {type(given).__name__}; give a name, a folder or a loaded model.")
         temperatures_of(self)
-        if self.distills and self.teacher_model is None and self.teacher_store is None and not self._may_be_written():
+        check_several(self)
+        none = self.teacher_model is self.teacher_store is self.teacher_config is None
+        if self.distills and none and not self._may_be_written():
             raise ParamsError(
                 "teacher_model is missing; distillation needs a teacher: give --teacher-model a folder, a Hub name "
                 "or 'embedded'."
@@ -244,10 +247,16 @@ class LLMTrainingParams(DistillationArguments):
 
     def to_dict(self) -> dict[str, Any]:
         """Return all fields as plain data; a loaded model or dataset is named by its class."""
-        plain = (str, int, float, bool, list, dict, type(None))
-        live = {name for name in ("model", "data_path", "teacher_model") if not isinstance(getattr(self, name), plain)}
-        values = {name: getattr(self, name) for name in FIELDS}
-        return {k: f"<{type(v).__name__}>" if k in live else v for k, v in values.items()}
+        return {name: _plain(getattr(self, name)) for name in FIELDS}
+
+
+def _plain(value: Any) -> Any:
+    """Return plain data as it is, and `<its class>` for what else stands in it."""
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items()}
+    return value if isinstance(value, (str, int, float, bool, type(None))) else f"<{type(value).__name__}>"
 
 
 FIELDS = {spec.name: spec for spec in fields(LLMTrainingParams)}

@@ -41,6 +41,7 @@ class Preflight:
         text_only: The teacher gives text alone, and its prompts are counted with the student's tokenizer.
         matched: Tokens that a teacher with another tokenizer has too; None where the tokenizer is the student's.
         compared: Share of the completion tokens at which such a teacher is compared with the student.
+        teachers: Of several teachers each one's name, how many rows it takes, and its first prompt.
     """
 
     name: str
@@ -58,6 +59,7 @@ class Preflight:
     text_only: bool = False
     matched: int | None = None
     compared: float = 1.0
+    teachers: tuple[tuple[str, int, str], ...] = ()
 
     @classmethod
     def of(
@@ -86,9 +88,9 @@ class Preflight:
             prompts_cut=sum(c > 0 for c in rows["prompt_cut"]),
             vocabulary=recipe.vocabulary,
             first=(
-                _text(recipe.student.tokenizer, row["student_prompt"]),
-                _text(recipe.teacher.tokenizer, row["teacher_prompt"]),
-                _text(recipe.student.tokenizer, row["completion"]),
+                text_of(recipe.student.tokenizer, row["student_prompt"]),
+                text_of(recipe.teacher.tokenizer, row["teacher_prompt"]),
+                text_of(recipe.student.tokenizer, row["completion"]),
             ),
             example=example,
             chat=chat,
@@ -127,9 +129,18 @@ class Preflight:
             )
         elif self.vocabulary is not None:
             lines.append(f"  vocabulary    {self.vocabulary:,} rows shared")
-        for label, text in zip(("student", "teacher", "completion"), self.first, strict=True):
-            lines += [f"  first row, {label}:", *(f"    | {line}" for line in text.split("\n"))]
+        lines += [f"  teacher {n}     {who}: {rows:,} rows" for n, (who, rows, _) in enumerate(self.teachers, 1)]
+        for label, text in self._shown():
+            lines += [f"  {label}:", *(f"    | {line}" for line in text.split("\n"))]
         return "\n".join(lines)
+
+    def _shown(self) -> list[tuple[str, str]]:
+        """Return the texts to show, with what they are: of several teachers each one's first prompt."""
+        student, teacher, completion = self.first
+        theirs = [("first row, teacher", teacher)]
+        if self.teachers:
+            theirs = [(f"first row of teacher {n}", text) for n, (_, rows, text) in enumerate(self.teachers, 1) if rows]
+        return [("first row, student", student), *theirs, ("first row, completion", completion)]
 
     def to_dict(self) -> dict[str, Any]:
         """Return the figures as plain data, for the run's report and the model card."""
@@ -144,10 +155,11 @@ class Preflight:
             "completions_cut": self.completions_cut,
             "vocabulary_rows_shared": self.vocabulary,
             **({} if self.matched is None else {"tokens_matched": self.matched, "compared": round(self.compared, 4)}),
+            **({"rows_of_teachers": [rows for _, rows, _ in self.teachers]} if self.teachers else {}),
         }
 
 
-def _text(tokenizer: Any, ids: list[int]) -> str:
+def text_of(tokenizer: Any, ids: list[int]) -> str:
     """Return the text of token ids, its middle left out where it is long."""
     if len(ids) <= SHOWN_TOKENS:
         return str(tokenizer.decode(ids))

@@ -142,15 +142,48 @@ def prepare(
     rows, report = dataset if isinstance(dataset, tuple) else read(dataset, recipe, name=name)
     if rows_at_most is not None and len(rows) > rows_at_most:
         rows = rows.select(range(rows_at_most))
+    columns = COLUMNS if recipe.crossing is None else (*COLUMNS, *CROSSING_COLUMNS)
+    return conclude(align(rows, recipe, name=name), rows, report, recipe, name=name, columns=columns)
+
+
+def align(rows: Dataset, recipe: Recipe, *, name: str) -> Dataset:
+    """Return rows that were read with their ids, completions and figures; `kept` counts the tokens to learn.
+
+    Raises:
+        DataError: See `prepare`.
+    """
     _check_sources(rows, recipe, name)
-    tokens = _mapped(rows, lambda row: _tokenize(row, recipe), f"Tokenizing {name}", remove_columns=rows.column_names)
+    tokens = mapped(rows, lambda row: tokenize_row(row, recipe), f"Tokenizing {name}", remove_columns=rows.column_names)
     _check_ids(tokens, recipe, name)
     tokens = _write_missing(tokens, recipe)
-    fitted = _mapped(tokens, lambda row: _fit(row, recipe, name), f"Aligning {name}")
+    return mapped(tokens, lambda row: _fit(row, recipe, name), f"Aligning {name}")
+
+
+def conclude(
+    fitted: Dataset,
+    rows: Dataset,
+    report: RowReport,
+    recipe: Recipe,
+    *,
+    name: str,
+    columns: tuple[str, ...] = COLUMNS,
+) -> tuple[Dataset, Preflight]:
+    """Return what can be learnt of aligned rows, and the pre-flight.
+
+    Args:
+        fitted: What `align` returned.
+        rows: What it was given.
+        report: On the rows read.
+        recipe: How.
+        name: What to call the dataset in messages.
+        columns: Those to return.
+
+    Raises:
+        DataError: No row has a completion token.
+    """
     usable = fitted.filter(lambda row: row["kept"] > 0, desc=f"Checking {name}", load_from_cache_file=False)
-    empty = tuple(
-        (f"row {n}", "no completion token") for n, kept in zip(fitted["row"], fitted["kept"], strict=True) if kept == 0
-    )
+    learnt = set(usable["row"])
+    empty = tuple((f"row {n}", "no completion token") for n in dict.fromkeys(fitted["row"]) if n not in learnt)
     report = replace(report, used=report.used - len(empty), set_aside=(*report.set_aside, *empty))
     if len(usable) == 0:
         raise DataError(
@@ -160,11 +193,10 @@ def prepare(
     first = next(row for row in rows if row["row"] == usable[0]["row"])
     example = {**json.loads(first["values"]), "input": first["input"]}
     preflight = Preflight.of(usable, report, recipe, name, example=example, chat=first["history"] is not None)
-    columns = COLUMNS if recipe.crossing is None else (*COLUMNS, *CROSSING_COLUMNS)
     return usable.select_columns(list(columns)), preflight
 
 
-def _mapped(dataset: Dataset, function: Callable[..., Any], what: str, **more: Any) -> Dataset:
+def mapped(dataset: Dataset, function: Callable[..., Any], what: str, **more: Any) -> Dataset:
     """Map a dataset; the fingerprint is made up, since the usual one would pickle the teacher that a recipe holds."""
     return dataset.map(function, desc=what, load_from_cache_file=False, new_fingerprint=uuid.uuid4().hex, **more)
 
@@ -193,7 +225,7 @@ def _check_sources(rows: Dataset, recipe: Recipe, name: str) -> None:
         )
 
 
-def _tokenize(row: dict[str, Any], recipe: Recipe) -> dict[str, Any]:
+def tokenize_row(row: dict[str, Any], recipe: Recipe) -> dict[str, Any]:
     """Return both prompts' ids, and the completion's where there is one."""
     source = source_of(row, recipe)
     out: dict[str, Any] = {"row": row["row"], "source": source, "completion": [], "finished": True}
@@ -292,7 +324,7 @@ def _write_missing(tokens: Dataset, recipe: Recipe) -> Dataset:
             ids = tokenize_completion(recipe.student.tokenizer, text, chat=row["chat"], finished=finished)
         return {**row, "completion": ids, "finished": finished}
 
-    return _mapped(tokens, put, "Taking completions", with_indices=True)
+    return mapped(tokens, put, "Taking completions", with_indices=True)
 
 
 def _cut(prompt: list[int], recipe: Recipe) -> list[int]:

@@ -25,6 +25,7 @@ import yaml
 
 from .errors import ProjectError
 from .params import LLMTrainingParams
+from .teacher_list import read_teachers
 
 MANIFEST, MARKER = "run.json", ".unfinished"
 WEIGHTS = ("*.safetensors", "*.bin", "*.index.json", "adapter_config.json", "config.json", "generation_config.json")
@@ -98,8 +99,10 @@ class Project:
         """Refuse a place that no folder can be made in, and one that the run reads from."""
         if self.folder.exists() and not self.folder.is_dir():
             raise ProjectError(f"{name} is a file; give --project-name a folder.")
-        for setting in ("model", "teacher_model", "data_path"):
-            value = getattr(params, setting)
+        places = [(setting, getattr(params, setting)) for setting in ("model", "teacher_model", "data_path")]
+        if params.teacher_config is not None:
+            places += [(entry.place, entry.model) for entry in read_teachers(params.teacher_config).teachers]
+        for setting, value in places:
             path = Path(value).expanduser() if isinstance(value, (str, os.PathLike)) else None
             if path is not None and path.is_dir() and path.resolve() == self.folder.resolve():
                 raise ProjectError(f"{name} is also the folder of {setting}; give another --project-name.")
@@ -210,8 +213,10 @@ class Project:
 
 
 def _kept(params: LLMTrainingParams) -> dict[str, Any]:
-    """Return the parameters as config.yaml has them."""
-    return {k: v for k, v in params.to_dict().items() if k not in NOT_KEPT}
+    """Return the parameters as config.yaml has them, a list of teachers with what its file says now."""
+    values = {k: v for k, v in params.to_dict().items() if k not in NOT_KEPT}
+    listed = params.teacher_config
+    return values if listed is None else {**values, "teacher_config": read_teachers(listed).plain()}
 
 
 def write_text(path: Path, text: str) -> Path:

@@ -175,7 +175,7 @@ def writers_of_data(args: DistillationSFTConfig, given: Any, dataset: Dataset | 
     Raises:
         ParamsError: No teacher is named, and the data does not say of every row who wrote its completion.
     """
-    if not (given is None and args.teacher_model is None and args.teacher_store is None):
+    if not (given is args.teacher_model is args.teacher_store is args.teacher_config is None):
         return ()
     names = () if args.completions == "teacher" else writers_of(dataset)
     if not names:

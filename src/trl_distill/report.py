@@ -10,6 +10,7 @@ import yaml
 from .params import LLMTrainingParams
 from .project import write_text
 from .prompts import Template
+from .teacher_list import TeacherEntry, read_teachers
 from .usage import loading, run_snippet, snippet
 
 if TYPE_CHECKING:
@@ -99,6 +100,9 @@ def _named(model: Any) -> str:
 
 def _teacher(params: LLMTrainingParams) -> str:
     """Return what the teacher was, or the store that was trained from without one."""
+    if params.teacher_config is not None:
+        names = dict.fromkeys(f"`{entry.name}`" for entry in _listed(params))
+        return "; ".join(names) + (" (mixed)" if read_teachers(params.teacher_config).mixed else "")
     if params.teacher_model == "self":
         return f"`{_named(params.model)}` itself, its adapter switched off,"
     return f"`{_named(params.teacher_store if params.teacher_model is None else params.teacher_model)}`"
@@ -106,18 +110,29 @@ def _teacher(params: LLMTrainingParams) -> str:
 
 def _written(params: LLMTrainingParams) -> bool:
     """Whether the run had no teacher but those that wrote its data."""
-    return params.teacher_model is None and params.teacher_store is None
+    return params.teacher_model is params.teacher_store is params.teacher_config is None
 
 
 def _prompts(params: LLMTrainingParams, templates: list[Template]) -> str:
-    """Return both templates."""
+    """Return both templates, or all."""
     student, teacher = (_shown(template) for template in templates)
+    if params.teacher_config is not None:
+        each = [
+            f"Teacher {n}: `{entry.name}`, {entry.takes}. Its template:\n\n{_fenced(_shown(entry.template), 'text')}"
+            for n, entry in enumerate(_listed(params), 1)
+        ]
+        return "\n\n".join([*each, f"The student's template:\n\n{_fenced(student, 'text')}"])
     if _written(params):
         return f"The data's column `teacher` says who wrote. The student's template:\n\n{_fenced(student, 'text')}"
     return (
         f"Teacher: {_teacher(params).rstrip(',')}. Its template:\n\n{_fenced(teacher, 'text')}\n\n"
         f"The student's template:\n\n{_fenced(student, 'text')}"
     )
+
+
+def _listed(params: LLMTrainingParams) -> tuple[TeacherEntry, ...]:
+    """Return the teachers of a list."""
+    return read_teachers(params.teacher_config).teachers
 
 
 def _shown(template: Template) -> str:

@@ -14,7 +14,7 @@ from .errors import ParamsError, TeacherError
 from .losses import divergence
 from .mixin import DistillationMixin
 from .recipes import add_taught_ends
-from .teachers import Completion, CrossTeacher, GenerationSettings, LocalTeacher
+from .teachers import Completion, CrossTeacher, GenerationSettings, LocalTeacher, SeveralTeachers
 from .teachers.local import cut_at_stop
 
 
@@ -52,6 +52,8 @@ class PromptDistillationTrainer(DistillationSFTTrainer):
                 "cross_tokenizer cannot be used with a generate_teacher_outputs of your own: what it writes are the "
                 "teacher's tokens; leave the method out, and the teacher writes before training."
             )
+        if self.online and isinstance(self.teacher, SeveralTeachers):
+            raise ParamsError("teacher_config lists several teachers, but generate_teacher_outputs writes with one.")
         if self.online:  # what will be written may end in any of the teacher's stop tokens
             ends = [[stop] for stop in self.teacher.stop_ids]
             generation = self.base_student.generation_config

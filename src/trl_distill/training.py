@@ -5,6 +5,7 @@ Everything that can be wrong in what the user typed is found before a model load
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,6 +19,7 @@ from .project import Project
 from .prompts import parse_template
 from .readiness import check_ready
 from .registry import get_trainer
+from .teacher_list import read_teachers
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -109,6 +111,9 @@ def _checked(params: LLMTrainingParams, *, trains: bool = True) -> _Run:
         parse_template(getattr(params, f"{side}_prompt_template"), name=f"{side}_prompt_template")
         for side in ("student", "teacher")
     ]
+    if params.teacher_config is not None:  # read once: the file may change while a run goes on
+        params = copy.copy(params)
+        params.teacher_config = read_teachers(params.teacher_config)  # type: ignore[assignment]
     trainer_class = _trainer_class(params)
     project = Project(params.project_name)
     if trains and not params.dry_run:
@@ -178,6 +183,7 @@ class _Run:
         from transformers import set_seed
 
         from .config import from_params
+        from .several import check_list
         from .teachers import check_apart
 
         params = self.params
@@ -189,6 +195,7 @@ class _Run:
         self.load_tokenizer()
         check_ready(params, self.model_config)
         check_apart(student=params.model, teacher=params.teacher_model)
+        check_list(params, student=params.model)
 
     def load_tokenizer(self) -> None:
         """Load the student's configuration and tokenizer, with the chat template asked for."""
@@ -232,8 +239,9 @@ class _Run:
 
     def _prepare_for_teacher(self, *, writing: bool = False) -> None:
         """Prepare rows for a teacher; all are read before the teacher writes for any."""
-        from .preparation import prepare, read
-        from .recipes import from_store, recipe_of, teacher_of, told, writers_of_data
+        from .combining import prepare, read
+        from .recipes import from_store, writers_of_data
+        from .several import recipe_of, teacher_of, told
 
         given = None if isinstance(self.params.teacher_model, str) else self.params.teacher_model
         device = "cpu" if self.args.use_cpu else self.state.device

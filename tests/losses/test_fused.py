@@ -108,6 +108,20 @@ def test_under_autocast_products_are_rounded_as_those_of_a_linear_layer(dtype):
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("term", ["ce", "kl"])
+@pytest.mark.parametrize("temperature", [2.5, 3.0])
+def test_a_term_alone_has_the_plain_versions_gradient(term, kind, temperature):
+    case = make_case(divergence=kind, bias=True, temperature=temperature, teacher=(28, 12))
+    found = []
+    for impl in ("plain", "fused"):
+        own = {k: None if t is None else t.clone().requires_grad_() for k, t in case.tensors.items()}
+        out = fused_distillation_loss(**own, targets=case.targets, impl=impl, **case.settings)
+        getattr(out, term).sum().backward()
+        found.append({k: t.grad for k, t in own.items() if k.startswith("student")})
+    check_close(found[1], found[0], 1e-12)
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_gradcheck(kind):
     case = make_case(tokens=5, student=(9, 4), teacher=(7, 3), bias=True, divergence=kind, student_softcap=9.0)
     teacher = {k: v for k, v in case.tensors.items() if k.startswith("teacher")}

@@ -14,6 +14,7 @@ from .cross import add_cross_divergence
 from .cross_reference import Matched, cross_divergence_from_logits
 from .divergences import divergence_of
 from .fused import Weights, fused_loss
+from .mixture import TeacherSide, mixture_distillation_loss
 from .outcome import (
     DistillationLoss,
     check_head,
@@ -27,6 +28,7 @@ from .reference import (
     distillation_loss_from_logits,
     divergence,
     head_logits,
+    mixture_logits,
     sampled_loss_from_logits,
     topk_loss_from_logits,
 )
@@ -38,6 +40,7 @@ from .topk import topk_distillation_loss
 __all__ = [
     "DistillationLoss",
     "Matched",
+    "TeacherSide",
     "add_cross_divergence",
     "check_sparse_divergence",
     "cross_divergence_from_logits",
@@ -45,6 +48,8 @@ __all__ = [
     "divergence",
     "fused_distillation_loss",
     "head_logits",
+    "mixture_distillation_loss",
+    "mixture_logits",
     "sampled_distillation_loss",
     "sampled_loss_from_logits",
     "topk_distillation_loss",

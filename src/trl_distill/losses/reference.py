@@ -7,6 +7,7 @@ other precision is computed in float32.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -107,6 +108,22 @@ def distillation_loss_from_logits(
     return DistillationLoss(
         full.masked_scatter(valid, ce), full.masked_scatter(valid, kl), entropy, agreement, correct, loss
     )
+
+
+def mixture_logits(
+    logits: Sequence[torch.Tensor], weights: torch.Tensor, *, temperature: float, vocabulary: int
+) -> torch.Tensor:
+    """Return logits [N, vocabulary] whose softmax at T is sum_i w_i softmax(z_i / T), the teachers' mixture.
+
+    Args:
+        logits: Of the M teachers, [N, V_i] each.
+        weights: [N, M], at least 0; rows are normalised.
+        temperature: T > 0.
+        vocabulary: Rows [0, vocabulary) that are mixed, each teacher renormalised to them.
+    """
+    log_p = torch.stack([F.log_softmax(_wide(z)[:, :vocabulary] / temperature, -1) for z in logits])
+    shares = (weights / weights.sum(1, keepdim=True)).to(log_p.dtype)
+    return temperature * torch.logsumexp(log_p + shares.t()[:, :, None].log(), 0)
 
 
 def topk_loss_from_logits(

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from .base import LossSettings, Targets, cross_entropy
 from .cross import CrossTargets
+from .groups import GroupedTargets
 from .hidden import HiddenTargets
+from .mixture import MixtureTargets
 from .sampled import Draws, SampledTargets
 from .topk import TopKTargets
 
 __all__ = [
     "CrossTargets",
     "Draws",
+    "GroupedTargets",
     "HiddenTargets",
     "LossSettings",
+    "MixtureTargets",
     "SampledTargets",
     "Targets",
     "TopKTargets",

@@ -25,6 +25,7 @@ from .local import LocalTeacher, check_apart, without_peft
 from .remote import RemoteTeacher
 from .self_teacher import SELF, SelfTeacher
 from .seq2seq import EncoderDecoder
+from .several import SeveralTeachers, each
 from .shards import COMPLETIONS, TargetFolder
 from .store import CompletionStore
 from .stored import StoredTeacher, tokenizer_hash
@@ -47,6 +48,7 @@ __all__ = [
     "RemoteSettings",
     "RemoteTeacher",
     "SelfTeacher",
+    "SeveralTeachers",
     "StoredTeacher",
     "TargetFolder",
     "TargetSettings",
@@ -57,6 +59,7 @@ __all__ = [
     "check_brings_tokenizer",
     "complete",
     "crossed",
+    "each",
     "endpoint_of",
     "load_teacher",
     "loaded_encoder_decoder",

@@ -1,0 +1,204 @@
+"""Rows for several teachers: which of them take a row, under which prompts, and who writes its completion.
+
+The outcome has the columns of `preparation.prepare`, `teachers` (places in the list) and `teacher_prompts` (the token
+ids of each), as `SeveralCollator` takes them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from datasets import Features, List, Value, concatenate_datasets
+
+from . import preparation
+from .alignment import check_ids, fit, tokenize_prompt
+from .data import RowReport
+from .errors import DataError
+from .preflight import Preflight, text_of
+from .preparation import COLUMNS, Recipe, align, conclude, mapped, tokenize_row
+from .teacher_list import TeacherList, check_rows, takers
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+UNTAKEN = "no teacher takes it"
+IDS = List(Value("int64"))
+FEATURES = Features(
+    {
+        **{"row": Value("int64"), "source": Value("string"), "finished": Value("bool"), "kept": Value("int64")},
+        **{"student_prompt": IDS, "teacher_prompt": IDS, "completion": IDS},
+        **{"prompt_cut": Value("int64"), "completion_cut": Value("int64")},
+        **{"teachers": IDS, "teacher_prompts": List(IDS)},
+    }
+)
+
+
+@dataclass(frozen=True)
+class SeveralRecipes:
+    """How rows become token ids for several teachers.
+
+    Attributes:
+        recipes: One for each teacher, each as if it were the only one.
+        teachers: The list.
+        seed: Of the shares.
+    """
+
+    recipes: tuple[Recipe, ...]
+    teachers: TeacherList
+    seed: int
+
+
+def read(dataset: Dataset, recipe: Recipe | SeveralRecipes, *, name: str = "train") -> tuple[Dataset, RowReport]:
+    """Read a dataset's rows and check the templates, and which rows teachers take, against its columns.
+
+    Raises:
+        DataError: See `data.read_rows`.
+        TemplateError: A template field that is no column.
+        ParamsError: A column of `rows` that is not in the data.
+    """
+    if isinstance(recipe, Recipe):
+        return preparation.read(dataset, recipe, name=name)
+    rows, report = preparation.read(dataset, recipe.recipes[0], name=name)
+    columns = json.loads(rows[0]["values"])
+    for other in recipe.recipes[1:]:
+        other.teacher.template.check_columns(columns, read=dataset.column_names)
+    check_rows(recipe.teachers, list(columns))
+    return rows, report
+
+
+def prepare(
+    dataset: Dataset | tuple[Dataset, RowReport],
+    recipe: Recipe | SeveralRecipes,
+    *,
+    name: str = "train",
+    rows_at_most: int | None = None,
+) -> tuple[Dataset, Preflight]:
+    """Turn a dataset of any accepted form into aligned token ids, for one teacher or several.
+
+    Args:
+        dataset: The rows, or what `read` made of them.
+        recipe: How.
+        name: What to call the dataset in messages.
+        rows_at_most: Rows to go on with after all have been read and checked (a dry run's sample).
+
+    Raises:
+        DataError: See `preparation.prepare`; a teacher that takes no row, or no row that a teacher takes.
+        TemplateError: A template field that is no column.
+    """
+    if isinstance(recipe, Recipe):
+        return preparation.prepare(dataset, recipe, name=name, rows_at_most=rows_at_most)
+    rows, report = dataset if isinstance(dataset, tuple) else read(dataset, recipe, name=name)
+    values = [json.loads(text) for text in rows["values"]]
+    taking = takers(recipe.teachers, values, seed=recipe.seed, name=name)
+    taken = [n for n, teachers in enumerate(taking) if teachers]
+    if not taken:
+        raise DataError(f"{name}: no teacher takes any of {len(rows):,} rows; change 'rows' in teacher_config.")
+    left = tuple((f"row {rows[n]['row']}", UNTAKEN) for n, teachers in enumerate(taking) if not teachers)
+    report = replace(report, used=len(taken), set_aside=(*report.set_aside, *left))
+    taken = taken[:rows_at_most]
+    rows, taking = rows.select(taken), [taking[n] for n in taken]
+    put_together = _mixtures if recipe.teachers.mixed else _completions
+    fitted = _in_order(put_together(rows, taking, recipe, name), rows)
+    # lengths and examples are of each row's first teacher, the vocabulary is what all have
+    vocabularies = [r.vocabulary for r in recipe.recipes if r.vocabulary is not None]
+    shown = replace(
+        recipe.recipes[0],
+        vocabulary=min(vocabularies, default=None),
+        reads_text=all(r.reads_text for r in recipe.recipes),
+    )
+    columns = (*COLUMNS, "teachers", "teacher_prompts")
+    prepared, preflight = conclude(fitted, rows, report, shown, name=name, columns=columns)
+    return prepared, replace(preflight, teachers=_shown(prepared, recipe))
+
+
+def _completions(rows: Dataset, taking: list[list[int]], recipe: SeveralRecipes, name: str) -> list[Dataset]:
+    """Return each row once for each teacher that takes it, its completion from the data or that teacher's own."""
+    parts = []
+    for i, one in enumerate(recipe.recipes):
+        own = [n for n, teachers in enumerate(taking) if i in teachers]
+        if own:
+            part = align(rows.select(own), one, name=name)
+            parts.append(mapped(part, lambda row, i=i: _alone(row, i), f"Aligning {name}"))
+    return parts
+
+
+def _alone(row: dict[str, Any], i: int) -> dict[str, Any]:
+    """Return what a row of one teacher says of teachers."""
+    return {"teachers": [i], "teacher_prompts": [row["teacher_prompt"]]}
+
+
+def _mixtures(rows: Dataset, taking: list[list[int]], recipe: SeveralRecipes, name: str) -> list[Dataset]:
+    """Return each row once, with the prompts of all teachers that take it; the first of them writes what is missing."""
+    parts = []
+    for i, one in enumerate(recipe.recipes):
+        own = [n for n, teachers in enumerate(taking) if teachers[0] == i]
+        if own:
+            part = align(rows.select(own), one, name=name)
+            given = {rows[n]["row"]: (rows[n], taking[n]) for n in own}
+
+            def mix(row: dict[str, Any], given: dict[int, Any] = given) -> dict[str, Any]:
+                return _mixed(row, *given[row["row"]], recipe=recipe, name=name)
+
+            parts.append(mapped(part, mix, f"Mixing {name}"))
+    return parts
+
+
+def _mixed(
+    row: dict[str, Any], given: dict[str, Any], teachers: Sequence[int], *, recipe: SeveralRecipes, name: str
+) -> dict[str, Any]:
+    """Return an aligned row with the prompts of all its teachers, fitted into all of them."""
+    out = {**row, **_alone(row, teachers[0]), "teachers": list(teachers)}
+    for i in teachers[1:]:
+        one, where = recipe.recipes[i], f"{name}, row {row['row']}"
+        if row["source"] == "text":
+            if not one.teacher.template.is_identity:
+                raise DataError(
+                    f"{where}: there is no completion, and {recipe.teachers.teachers[i].place} has a template of its "
+                    "own; name the column with --completion-column, or let a teacher write with --completions teacher."
+                )
+            prompt = tokenize_prompt(one.teacher.tokenizer, "")
+        else:
+            prompt = tokenize_row(given, one)["teacher_prompt"]
+        check_ids(prompt, one.teacher.rows, what="the teacher's prompt", whose="the teacher has", where=where)
+        if not out["completion"]:
+            out["teacher_prompts"].append(prompt)
+            continue
+        fitted = fit(
+            out["student_prompt"],
+            prompt,
+            out["completion"],
+            student_limit=one.student.limit,
+            teacher_limit=one.teacher.limit,
+            overflow=one.overflow,
+            where=where,
+        )
+        out["student_prompt"], out["completion"] = fitted.student_prompt, fitted.completion
+        out["teacher_prompts"].append(fitted.teacher_prompt)
+        out["prompt_cut"] += fitted.prompt_cut
+        out["completion_cut"] += fitted.completion_cut
+    unpredictable = not out["student_prompt"] or not all(out["teacher_prompts"])
+    return {**out, "kept": max(len(out["completion"]) - unpredictable, 0)}
+
+
+def _in_order(parts: list[Dataset], rows: Dataset) -> Dataset:
+    """Return the parts as one dataset, in the order of the rows."""
+    whole = concatenate_datasets([part.select_columns(list(FEATURES)).cast(FEATURES) for part in parts])
+    place = {row: n for n, row in enumerate(rows["row"])}
+    return whole.select(sorted(range(len(whole)), key=[place[row] for row in whole["row"]].__getitem__))
+
+
+def _shown(prepared: Dataset, recipe: SeveralRecipes) -> tuple[tuple[str, int, str], ...]:
+    """Return each teacher's name, how many rows it takes, and its first prompt."""
+    found: dict[int, tuple[int, list[int]]] = {}
+    for teachers, prompts in zip(prepared["teachers"], prepared["teacher_prompts"], strict=True):
+        for i, prompt in zip(teachers, prompts, strict=True):
+            count, first = found.get(i, (0, prompt))
+            found[i] = count + 1, first
+    shown = []
+    for i, entry in enumerate(recipe.teachers.teachers):
+        count, first = found.get(i, (0, []))
+        shown.append((entry.name, count, text_of(recipe.recipes[i].teacher.tokenizer, first)))
+    return tuple(shown)
