@@ -13,7 +13,7 @@ from .arguments import temperatures_of
 from .config import DistillationSFTConfig
 from .endpoints import is_openai_name
 from .errors import ParamsError, TeacherError
-from .losses import check_topk_divergence
+from .losses import check_sparse_divergence
 from .preparation import Columns, Reading, Recipe
 from .prompts import parse_template
 from .teachers import (
@@ -131,7 +131,7 @@ def teacher_of(
     )
     stored.check_temperature(args.distill_temperature)
     try:
-        check_topk_divergence(args.distill_divergence)
+        check_sparse_divergence(args.distill_divergence, "topk")
     except ValueError as error:
         raise ParamsError(f"distill_{error}") from None
     return stored

@@ -33,9 +33,14 @@ def make_topk_case(
     masked: float = 0.0,
     spread: float = 3.0,
     temperature: float = 3.0,
+    fewer: float = 0.0,
+    unknown: float = 0.0,
     **settings: Any,
 ) -> tuple[dict[str, torch.Tensor | None], torch.Tensor, dict[str, Any], torch.Tensor]:
-    """Return the student's tensors, the teacher's logits, the other arguments and the targets, in float64."""
+    """Return the student's tensors, the teacher's logits, the other arguments and the targets, in float64.
+
+    A share `fewer` of the stored tokens but the first is not there, nor is any of a share `unknown` of the rows.
+    """
     generator = torch.Generator().manual_seed(0)
 
     def normal(*shape: int) -> torch.Tensor:
@@ -50,6 +55,10 @@ def make_topk_case(
     targets = torch.randint(rows, (tokens,), generator=generator)
     targets[torch.rand(tokens, generator=generator) < masked] = -100
     stored = make_stored(teacher, k=k, temperature=temperature)
+    gone = torch.rand(tokens, k, generator=generator) < fewer
+    gone[:, :1] = False
+    gone |= torch.rand(tokens, 1, generator=generator) < unknown
+    stored["token_ids"] = stored["token_ids"].masked_fill(gone, -1)
     settings = {"alpha": 0.7, "vocabulary": vocabulary, "temperature": temperature, **settings}
     return student, teacher, {**stored, **settings}, targets
 
@@ -82,6 +91,11 @@ CASES = {
     "wide logits": {"spread": 60.0},
     "every token stored": {"k": 31},
     "all tokens but one": {"k": 30},
+    "fewer tokens than k": {"fewer": 0.4},
+    "fewer tokens than the whole vocabulary": {"fewer": 0.1, "k": 31},
+    "unknown tokens": {"unknown": 0.5, "masked": 0.2},
+    "nothing but unknown tokens": {"unknown": 1.1},
+    "unknown tokens, divergence only": {"unknown": 0.5, "alpha": 1.0, "temperature": 2.5},
 }
 
 
@@ -156,6 +170,30 @@ def test_the_gradient_is_q_less_p_and_the_tails_share():
     expected = torch.where(stored, q - p, q * (1 - tails[0] / tails[1])) * 2  # T^2 / T
     check_close({"bias": gradients["student_bias"]}, {"bias": expected.sum(0)}, 1e-12)
     assert out.top1_agreement == (q.argmax(1) == p.argmax(1)).sum()
+
+
+def test_a_token_of_which_nothing_is_known_trains_on_the_cross_entropy_alone():
+    student, _, settings, targets = make_topk_case(tokens=8)
+    ids = settings["token_ids"].clone()
+    ids[3:] = -1
+    out, gradients = run_topk(student, targets, **{**settings, "token_ids": ids})
+    assert out.kl[3:].tolist() == [0] * 5
+    unknown = torch.arange(8) >= 3
+    known_alone, first = run_topk(student, targets.masked_fill(unknown, -100), **settings)
+    ce_alone, second = run_topk(student, targets.masked_fill(~unknown, -100), **{**settings, "alpha": 0.0})
+    check_close({"loss": out.loss}, {"loss": known_alone.loss + ce_alone.loss}, 1e-12)
+    check_close(gradients, {n: None if g is None else g + second[n] for n, g in first.items()}, 1e-12)
+
+
+def test_what_is_differentiated_besides_the_loss_is_right_where_tokens_are_unknown():
+    student, _, settings, targets = make_topk_case(unknown=0.5, bias=True, tokens=4, rows=9, vocabulary=8, k=3)
+    own = [student[name].requires_grad_() for name in STUDENT]
+
+    def values(hidden, weight, bias):
+        out = topk_distillation_loss(hidden, weight, targets, student_bias=bias, **settings)
+        return out.loss, out.kl, out.ce
+
+    assert torch.autograd.gradcheck(values, own, check_undefined_grad=False)
 
 
 def test_a_tail_far_below_keeps_its_gradient_in_float32():

@@ -21,17 +21,27 @@ from .outcome import (
     valid_rows,
 )
 from .projection import Projection, product_dtype, wide_dtype
-from .reference import distillation_loss_from_logits, divergence, head_logits, topk_loss_from_logits
+from .reference import (
+    distillation_loss_from_logits,
+    divergence,
+    head_logits,
+    sampled_loss_from_logits,
+    topk_loss_from_logits,
+)
+from .sampled import sampled_distillation_loss
+from .sparse import check_sparse_divergence
 from .tile import Problem
-from .topk import check_topk_divergence, topk_distillation_loss
+from .topk import topk_distillation_loss
 
 __all__ = [
     "DistillationLoss",
-    "check_topk_divergence",
+    "check_sparse_divergence",
     "distillation_loss_from_logits",
     "divergence",
     "fused_distillation_loss",
     "head_logits",
+    "sampled_distillation_loss",
+    "sampled_loss_from_logits",
     "topk_distillation_loss",
     "topk_loss_from_logits",
 ]

@@ -74,7 +74,12 @@ class _FusedLoss(torch.autograd.Function):
     ) -> tuple[Tensor, ...]:
         ctx.save_for_backward(valid, *tensors)
         ctx.set_materialize_grads(False)
-        ctx.settings = (problem.with_tensors([None] * 7), weights, plan, wanted)  # autograd keeps the tensors
+        ctx.settings = (
+            problem.with_tensors([None] * len(tensors)),
+            weights,
+            plan,
+            wanted,
+        )  # autograd keeps the tensors
         ctx.dtypes = [t.dtype if t is not None else None for t in tensors[:3]]
         outcome, ctx.stored = _compute(problem, valid, weights, plan, wanted)
         ctx.mark_non_differentiable(outcome.entropy, outcome.top1_agreement, outcome.top1_correct)
@@ -99,7 +104,7 @@ class _FusedLoss(torch.autograd.Function):
                 if gradient is not None:
                     gradient.mul_(factor)  # in place: there is no room for a second [V, H]
         own = (None if g is None else g.to(dtype) for g, dtype in zip(stored, ctx.dtypes, strict=True))
-        return (*[None] * 5, *own, *[None] * 4)
+        return (*[None] * 5, *own, *[None] * (len(ctx.needs_input_grad) - 8))
 
 
 def _compute(
@@ -154,6 +159,8 @@ def _upstream(weights: Weights, ce: Tensor | None, kl: Tensor | None, loss: Tens
 
 def _common_factor(upstream: Weights, weights: Weights) -> Tensor | None:
     """Return c where the upstream weights are c times those of the stored gradient, to rounding; else None."""
+    if isinstance(weights.ce, torch.Tensor) or isinstance(weights.kl, torch.Tensor):
+        return None
     pairs = [(torch.as_tensor(u), w) for u, w in ((upstream.ce, weights.ce), (upstream.kl, weights.kl))]
     largest = max(pairs, key=lambda pair: pair[1])
     factor = largest[0].flatten()[:1] / largest[1]

@@ -139,24 +139,76 @@ def topk_loss_from_logits(
     """
     valid = targets != ignore_index
     student, labels, ids = _wide(student_logits)[valid], targets[valid], token_ids[valid]
-    log_q1 = F.log_softmax(student, -1)
-    ce = -log_q1.gather(1, labels[:, None])[:, 0]
     log_q = F.log_softmax(student[:, :vocabulary] / temperature, -1)
+    there = ids >= 0
     p = (log_probs[valid].to(log_q.dtype) / temperature - log_normalizer[valid].to(log_q.dtype)[:, None]).exp()
-    mass = p.sum(1, keepdim=True)
-    p = p / (mass if ids.shape[1] == vocabulary else mass.clamp(min=1))  # rounded ones may add up to more
-    kl = (torch.xlogy(p, p) - p * log_q.gather(1, ids)).sum(1)
-    if ids.shape[1] < vocabulary:
-        stored = torch.zeros_like(log_q, dtype=torch.bool).scatter(1, ids, True)
-        log_tail = torch.logsumexp(log_q.masked_fill(stored, -torch.inf), 1)
-        tail = (1 - p.sum(1)).clamp(min=0)
-        kl = kl + torch.xlogy(tail, tail) - tail * log_tail
+    p = torch.where(there, p, 0.0)
+    mass, whole = p.sum(1, keepdim=True), there.sum(1) == vocabulary
+    p = p / torch.where(whole[:, None], mass, mass.clamp(min=1))  # rounded ones may add up to more
+    kl = (torch.xlogy(p, p) - p * log_q.gather(1, ids.clamp(min=0))).sum(1)
+    stored = torch.zeros_like(log_q).scatter_add(1, ids.clamp(min=0), there.to(log_q.dtype)) > 0
+    log_tail = torch.logsumexp(log_q.masked_fill(stored & ~whole[:, None], -torch.inf), 1)
+    tail = (1 - p.sum(1)).clamp(min=0).masked_fill(whole, 0.0)
+    kl = kl + (torch.xlogy(tail, tail) - tail * log_tail).masked_fill(~there.any(1), 0.0)
+    return _outcome(student, labels, kl, ids, vocabulary, alpha, temperature, valid)
+
+
+def sampled_loss_from_logits(
+    student_logits: torch.Tensor,
+    targets: torch.Tensor,
+    *,
+    token_ids: torch.Tensor,
+    probs: torch.Tensor,
+    negentropy: torch.Tensor,
+    vocabulary: int,
+    alpha: float,
+    temperature: float,
+    ignore_index: int = -100,
+) -> DistillationLoss:
+    """The loss against drawn tokens from full logits: sum_v p log p - sum_drawn share log q.
+
+    Args:
+        student_logits: [N, V_s].
+        targets: [N] int64; rows of `ignore_index` contribute nothing.
+        token_ids: [N, k], the teacher's likeliest first, drawn or not; -1 where there is none.
+        probs: [N, k], each token's share of the draws at T.
+        negentropy: [N], sum_v p log p of the teacher at T.
+        vocabulary: Rows over which the divergence is taken.
+        alpha: Weight of the divergence, between 0 and 1.
+        temperature: T > 0 of the divergence.
+        ignore_index: Target that marks a row to leave out.
+
+    Returns:
+        As `distillation_loss_from_logits`.
+    """
+    valid = targets != ignore_index
+    student, labels, ids = _wide(student_logits)[valid], targets[valid], token_ids[valid]
+    log_q = F.log_softmax(student[:, :vocabulary] / temperature, -1)
+    drawn = probs[valid].to(log_q.dtype).masked_fill(ids < 0, 0.0)
+    kl = negentropy[valid].to(log_q.dtype) - (drawn * log_q.gather(1, ids.clamp(min=0))).sum(1)
+    return _outcome(student, labels, kl, ids, vocabulary, alpha, temperature, valid)
+
+
+def _outcome(
+    student: torch.Tensor,
+    labels: torch.Tensor,
+    kl: torch.Tensor,
+    ids: torch.Tensor,
+    vocabulary: int,
+    alpha: float,
+    temperature: float,
+    valid: torch.Tensor,
+) -> DistillationLoss:
+    """Return the outcome of n tokens that count, [n, V_s] logits, of which the teacher's first token is ids[:, 0]."""
+    log_q = F.log_softmax(student, -1)
+    ce = -log_q.gather(1, labels[:, None])[:, 0]
     with torch.no_grad():
-        entropy = -(log_q1.exp() * log_q1).sum()
+        entropy = -(log_q.exp() * log_q).sum()
         agreement = (student[:, :vocabulary].argmax(1) == ids[:, 0]).sum().to(ce.dtype)
         correct = (student.argmax(1) == labels).sum().to(ce.dtype)
-    loss = (alpha * temperature**2 * kl + (1 - alpha) * ce).sum()
-    full = ce.new_zeros(len(targets))
+    weight = torch.full_like(ce, 1 - alpha).masked_fill((ids < 0).all(1), 1.0)
+    loss = (alpha * temperature**2 * kl + weight * ce).sum()
+    full = ce.new_zeros(len(valid))
     return DistillationLoss(
         full.masked_scatter(valid, ce), full.masked_scatter(valid, kl), entropy, agreement, correct, loss
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from .base import LossSettings, Targets, cross_entropy
 from .hidden import HiddenTargets
+from .sampled import Draws, SampledTargets
 from .topk import TopKTargets
 
-__all__ = ["HiddenTargets", "LossSettings", "Targets", "TopKTargets", "cross_entropy"]
+__all__ = ["Draws", "HiddenTargets", "LossSettings", "SampledTargets", "Targets", "TopKTargets", "cross_entropy"]

@@ -20,7 +20,8 @@ class TopKTargets:
     """The k likeliest tokens at N completion positions, of a teacher that is not there.
 
     Attributes:
-        token_ids: [N, k] int64, the likeliest first.
+        token_ids: [N, k] int64, the likeliest first; -1 where fewer are known. A position with none trains on the
+            cross-entropy alone.
         log_probs: [N, k], their log-probabilities in nats at T = 1 over `vocabulary`.
         log_normalizers: [N] of log sum_v exp(log p_v / T) by temperature T.
         vocabulary: Rows over which the teacher was normalised.
@@ -35,6 +36,11 @@ class TopKTargets:
     def tokens(self) -> int:
         """N."""
         return len(self.token_ids)
+
+    @property
+    def known(self) -> torch.Tensor:
+        """[N] bool: the positions of which anything is known."""
+        return (self.token_ids >= 0).any(1)
 
     def loss(
         self, head: LMHead, hidden: torch.Tensor, labels: torch.Tensor, settings: LossSettings
