@@ -22,6 +22,7 @@ QUANTIZATIONS = ("int4", "int8")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 LOSS_IMPLEMENTATIONS = ("fused", "plain")
 ENDPOINTS = ("chat", "completions")
+LOGPROBS = ("auto", "prompt", "top", "none")
 
 
 class Help(str):
@@ -194,6 +195,25 @@ class DistillationArguments:
         low=1,
         group="Teacher",
     )
+    teacher_max_cost: float | None = option(
+        None,
+        "Money, in the unit of the two prices, after which a run asks a server nothing more.",
+        above=0.0,
+        group="Teacher",
+    )
+    teacher_price_input: float | None = option(
+        None, "Price of a million tokens of prompts, as your server bills them.", low=0.0, group="Teacher"
+    )
+    teacher_price_output: float | None = option(
+        None, "Price of a million tokens of completions, as your server bills them.", low=0.0, group="Teacher"
+    )
+    teacher_logprobs: str = option(
+        "auto",
+        "Log-probabilities of a server to learn from where alpha is above 0: of given completions ('prompt'), of what "
+        "it writes ('top'), 'none', or what it is found to give.",
+        choices=LOGPROBS,
+        group="Teacher",
+    )
     allow_text_only_teacher: bool = option(
         False, "With a teacher that gives text only, learn from its completions alone, whatever alpha.", group="Teacher"
     )
@@ -217,6 +237,23 @@ def temperatures_of(arguments: Any) -> tuple[float, ...]:
             f"teacher_temperatures is {given!r}; accepted are numbers above 0, separated by commas, such as 2,3."
         )
     return tuple(numbers)
+
+
+def check_prices(arguments: Any) -> None:
+    """Check that a budget in money has both prices: there is no list of prices here that would be right tomorrow.
+
+    Raises:
+        ParamsError: Naming the price that is missing.
+    """
+    prices = {name: getattr(arguments, name) for name in ("teacher_price_input", "teacher_price_output")}
+    given = [name for name, price in prices.items() if price is not None]
+    missing = [f"--{name.replace('_', '-')}" for name in prices if name not in given]
+    if missing and (given or arguments.teacher_max_cost is not None):
+        what = "teacher_max_cost" if arguments.teacher_max_cost is not None else given[0]
+        raise ParamsError(
+            f"{what} is {getattr(arguments, what):g}, but what tokens cost is not known; give "
+            f"{' and '.join(missing)}, money for a million tokens of prompts and of completions."
+        )
 
 
 def check_value(name: str, value: Any, spec: Any) -> Any:
@@ -319,5 +356,6 @@ def check_arguments(arguments: Any) -> None:
     """
     for spec in fields(DistillationArguments):
         setattr(arguments, spec.name, check_value(spec.name, getattr(arguments, spec.name), spec))
+    check_prices(arguments)
     if isinstance(arguments.teacher_model, str):
         parse_endpoint(arguments.teacher_model)  # a URL with a password goes no further

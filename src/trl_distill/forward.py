@@ -32,6 +32,7 @@ class CompletionOutput(ModelOutput):
         entropy: Sum of the student's entropy.
         top1_agreement: Tokens on which teacher and student rank the same token first.
         top1_correct: Tokens that the student ranks first.
+        covered: Tokens of which the teacher is known to say anything.
     """
 
     hidden: torch.Tensor | None = None
@@ -41,6 +42,7 @@ class CompletionOutput(ModelOutput):
     entropy: torch.Tensor | None = None
     top1_agreement: torch.Tensor | None = None
     top1_correct: torch.Tensor | None = None
+    covered: torch.Tensor | None = None
 
 
 def add_completion_forward(model: PreTrainedModel) -> None:
@@ -115,6 +117,7 @@ def _loss(
         raise ValueError(f"alpha {settings.alpha} weighs a divergence, but no targets were given; set alpha to 0.")
     else:
         out = teacher.loss(head, hidden, labels, settings)
+    known = getattr(teacher, "known", None)
     return CompletionOutput(
         loss=out.loss,
         ce=out.ce.detach().sum(),
@@ -122,4 +125,5 @@ def _loss(
         entropy=out.entropy,
         top1_agreement=out.top1_agreement,
         top1_correct=out.top1_correct,
+        covered=torch.as_tensor(len(hidden)) if known is None else known.sum(),
     )

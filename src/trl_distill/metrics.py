@@ -11,7 +11,7 @@ import torch
 if TYPE_CHECKING:
     from .forward import CompletionOutput
 
-SUMS = ("loss", "kl", "ce", "entropy", "top1_agreement", "top1_correct")
+SUMS = ("loss", "kl", "ce", "entropy", "top1_agreement", "top1_correct", "covered")
 
 
 class DistillationMetrics:
@@ -24,6 +24,7 @@ class DistillationMetrics:
     def __init__(self) -> None:
         self._sums: torch.Tensor | None = None
         self.tokens_seen = 0.0
+        self.partial = False  # whether the teacher is known at some tokens only
         self.restart()
 
     def restart(self) -> None:
@@ -63,4 +64,7 @@ class DistillationMetrics:
         self.tokens_seen += sequence_tokens
         means = {name: value / tokens for name, value in zip(SUMS, values, strict=True)}
         means["mean_token_accuracy"] = means.pop("top1_correct")
+        covered = means.pop("covered")
+        if self.partial:
+            means["teacher_coverage"] = covered
         return {**means, "num_tokens": self.tokens_seen, "tokens_per_second": sequence_tokens / seconds}

@@ -24,8 +24,9 @@ from .preparation import is_prepared, prepare
 from .prompts import parse_template
 from .quantization import keep_differentiable
 from .readers import CONVERSATIONS
-from .recipes import add_taught_ends, alpha_of, from_store, recipe_of, teacher_of, told
+from .recipes import add_taught_ends, from_store, recipe_of, teacher_of, told
 from .rows import COMPLETIONS
+from .server_targets import alpha_of, has_targets
 from .sources import resolve
 from .targets import LossSettings, Targets
 from .teachers import LocalTeacher, SelfTeacher, StoredTeacher, Teacher, check_apart
@@ -138,6 +139,8 @@ class DistillationMixin(_Base):
         said = "" if isinstance(given, Teacher) else told(args.teacher_model if given is None else given, self.teacher)
         if said:
             self.accelerator.print(said)
+        for metrics in self.metrics_of.values():
+            metrics.partial = has_targets(self.teacher)
         self.vocabulary = self.teacher.vocabulary
         self.loss_settings = LossSettings(
             alpha_of(args, self.teacher),

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Any
 
-from .arguments import DTYPES, QUANTIZATIONS, DistillationArguments, check_value, option, temperatures_of
+from .arguments import DTYPES, QUANTIZATIONS, DistillationArguments, check_prices, check_value, option, temperatures_of
 from .endpoints import parse_endpoint
 from .errors import ParamsError, nearest
 
@@ -172,6 +172,7 @@ class LLMTrainingParams(DistillationArguments):
             if not (given is None or isinstance(given, str) or _is_model(given)):
                 raise ParamsError(f"{name} is of type {type(given).__name__}; give a name, a folder or a loaded model.")
         temperatures_of(self)
+        check_prices(self)
         if self.distills and self.teacher_model is None and self.teacher_store is None:
             raise ParamsError(
                 "teacher_model is missing; distillation needs a teacher: give --teacher-model a folder, a Hub name "

@@ -38,7 +38,9 @@ class Preflight:
         first: The first row as the student and the teacher see it, and the completion.
         example: The fields of the first row, `input` among them.
         chat: Whether the rows are conversations.
-        text_only: The teacher gives text alone, and its prompts are counted with the student's tokenizer.
+        text_only: The teacher gives text alone.
+        estimated: Whether its prompts are counted with the student's tokenizer, which is another.
+        coverage: Share of the completion tokens for which a server gave log-probabilities; None where none was asked.
     """
 
     name: str
@@ -54,6 +56,8 @@ class Preflight:
     example: dict[str, Any]
     chat: bool
     text_only: bool = False
+    estimated: bool = False
+    coverage: float | None = None
 
     @classmethod
     def of(
@@ -87,7 +91,8 @@ class Preflight:
             ),
             example=example,
             chat=chat,
-            text_only=recipe.reads_text,
+            text_only=recipe.reads_text and recipe.take is None,
+            estimated=recipe.estimates,
         )
 
     @property
@@ -105,7 +110,7 @@ class Preflight:
             f"  completions   {sources}",
             f"  prompt        student {self.student_prompt:,.1f} tokens, teacher {self.teacher_prompt:,.1f}; "
             f"{self.saved:,.1f} saved per query"
-            + (" (estimated with the student's tokenizer)" if self.text_only else ""),
+            + (" (estimated with the student's tokenizer)" if self.estimated else ""),
             f"  completion    {low:,} to {high:,} tokens, mean {middle:,.1f}; {self.completions_cut:,} cut"
             + (" (taught no end of sequence)" if self.completions_cut else ""),
         ]
@@ -113,6 +118,11 @@ class Preflight:
             lines.append(f"  cut prompts   {self.prompts_cut:,} rows lost the start of a prompt")
         if self.text_only:
             lines.append("  loss          cross-entropy alone: the teacher gives text, no probabilities")
+        elif self.coverage is not None:
+            lines.append(
+                f"  loss          {self.coverage:.1%} of completion tokens have the teacher's log-probabilities; "
+                "cross-entropy alone at the others"
+            )
         elif self.vocabulary is not None:
             lines.append(f"  vocabulary    {self.vocabulary:,} rows shared")
         for label, text in zip(("student", "teacher", "completion"), self.first, strict=True):
@@ -131,6 +141,7 @@ class Preflight:
             "completion_tokens": round(self.completion[1], 1),
             "completions_cut": self.completions_cut,
             "vocabulary_rows_shared": self.vocabulary,
+            **({} if self.coverage is None else {"teacher_coverage": round(self.coverage, 4)}),
         }
 
 

@@ -67,7 +67,10 @@ class Recipe:
         overflow: "error" or "left", see `alignment.fit`.
         write: Has the teacher write completions for its prompts: token ids, or text and messages (`reads_text`).
         vocabulary: Rows that both models share: a completion's ids are among them.
-        reads_text: The teacher is handed prompts as text or chat messages, and its ids are an estimate of their length.
+        reads_text: The teacher is handed prompts as text or chat messages.
+        as_read: What of such a prompt its ids are made from; None takes its text alone.
+        estimates: Whether these ids are but an estimate of the prompt's length.
+        take: Fetches what a server says of prepared rows, and returns the share of completion tokens with targets.
     """
 
     student: Reading
@@ -79,6 +82,9 @@ class Recipe:
     overflow: str = "error"
     vocabulary: int | None = None
     reads_text: bool = False
+    as_read: Callable[[Any], Any] | None = None
+    estimates: bool = False
+    take: Callable[[Dataset, str], float] | None = None
 
 
 def is_prepared(dataset: Any) -> bool:
@@ -146,7 +152,9 @@ def prepare(
         )
     first = next(row for row in rows if row["row"] == usable[0]["row"])
     example = {**json.loads(first["values"]), "input": first["input"]}
+    coverage = None if recipe.take is None else recipe.take(usable, name)
     preflight = Preflight.of(usable, report, recipe, name, example=example, chat=first["history"] is not None)
+    preflight = replace(preflight, coverage=coverage)
     return usable.select_columns(list(COLUMNS)), preflight
 
 
@@ -198,7 +206,8 @@ def _tokenize(row: dict[str, Any], recipe: Recipe) -> dict[str, Any]:
     out["chat"] = not isinstance(student, str)
     if recipe.reads_text:
         out["read"] = json.dumps(teacher)
-        teacher = teacher if isinstance(teacher, str) else "\n".join(str(message["content"]) for message in teacher)
+        as_read = recipe.as_read or _text_of
+        teacher = as_read(teacher)
     out["teacher_prompt"] = tokenize_prompt(recipe.teacher.tokenizer, teacher)
     if source == "data":
         out["completion"] = tokenize_completion(recipe.student.tokenizer, row["completion"], chat=out["chat"])
@@ -221,6 +230,11 @@ def render(template: Template, row: dict[str, Any]) -> str | list[dict[str, Any]
     leads = rendered and rendered[0]["role"] in ("system", "developer")
     earlier = [m for m in history[:-1] if not (leads and m["role"] in ("system", "developer"))]
     return [*rendered[:1], *earlier, *rendered[1:]] if leads else [*earlier, *rendered]
+
+
+def _text_of(prompt: str | list[dict[str, Any]]) -> str:
+    """Return a prompt's text, without what tells the messages of a chat apart."""
+    return prompt if isinstance(prompt, str) else "\n".join(str(message["content"]) for message in prompt)
 
 
 def _check_ids(tokens: Dataset, recipe: Recipe, name: str) -> None:

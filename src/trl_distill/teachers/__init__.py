@@ -20,6 +20,7 @@ from . import fingerprint
 from .asking import RemoteSettings
 from .base import Completion, GenerationSettings, Teacher, TextTeacher
 from .generate import complete, what_matters
+from .lines import LineStore
 from .local import LocalTeacher, check_apart, without_peft
 from .remote import RemoteTeacher
 from .self_teacher import SELF, SelfTeacher
@@ -37,6 +38,7 @@ __all__ = [
     "Completion",
     "CompletionStore",
     "GenerationSettings",
+    "LineStore",
     "LocalTeacher",
     "RemoteSettings",
     "RemoteTeacher",

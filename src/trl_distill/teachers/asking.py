@@ -133,9 +133,7 @@ class Asking:
         spent: What was asked before, to be counted on; the budget is over all of it.
     """
 
-    def __init__(
-        self, ask: Callable[[str, Any], Answer], settings: RemoteSettings, spent: Spent | None = None
-    ) -> None:
+    def __init__(self, ask: Callable[[str, Any], Answer], settings: RemoteSettings, spent: Spent | None = None) -> None:
         self.settings = settings
         self.spent = Spent() if spent is None else spent
         self._ask = ask

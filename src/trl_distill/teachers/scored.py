@@ -27,12 +27,15 @@ class ScoredRow:
     Attributes:
         token_ids: [n, k] int32, the likeliest first, -1 where there are fewer.
         log_probs: [n, k] float32 at T = 1, over the teacher's whole vocabulary.
-        known: [n], whether anything is known of the position.
     """
 
     token_ids: np.ndarray
     log_probs: np.ndarray
-    known: np.ndarray
+
+    @property
+    def known(self) -> np.ndarray:
+        """[n] bool: the positions of which anything is known."""
+        return self.token_ids[:, 0] != NO_TOKEN
 
 
 class Coverage(NamedTuple):
@@ -61,7 +64,7 @@ def pack(ids: Sequence[Sequence[int]], log_probs: Sequence[Sequence[float]], *, 
     for n, pairs in enumerate(kept):
         for rank, (token, log_prob) in enumerate(pairs):
             tokens[n, rank], values[n, rank] = token, max(log_prob, LOWEST)
-    return ScoredRow(tokens, values, tokens[:, 0] != NO_TOKEN)
+    return ScoredRow(tokens, values)
 
 
 def nothing(tokens: int) -> ScoredRow:
@@ -90,16 +93,14 @@ def targets_of(
         for ids, mask, labels in zip(*sides, strict=True)
     ]
     width = max((row.token_ids.shape[1] for row, _ in found), default=1)
-    tokens, values, known = (
-        torch.from_numpy(np.concatenate([_wide(array(row), width, fill)[len(row.known) - n :] for row, n in found]))
-        for array, fill in (
-            (lambda row: row.token_ids.astype(np.int64), NO_TOKEN),
-            (lambda row: row.log_probs, LOWEST),
-            (lambda row: row.known[:, None], False),
+    tokens, values = (
+        torch.from_numpy(
+            np.concatenate([_wide(getattr(row, name), width, fill)[len(row.known) - n :] for row, n in found])
         )
+        for name, fill in (("token_ids", NO_TOKEN), ("log_probs", LOWEST))
     )
     # at T = 1 the probabilities of the whole vocabulary add up to 1, whose logarithm is 0
-    return TopKTargets(tokens, values, {1.0: torch.zeros(len(tokens))}, vocabulary, known=known[:, 0])
+    return TopKTargets(tokens.long(), values, {1.0: torch.zeros(len(tokens))}, vocabulary)
 
 
 def _find(
@@ -115,9 +116,7 @@ def _find(
 
 
 def _wide(array: np.ndarray, width: int, fill: float) -> np.ndarray:
-    """Return [n, k] as [n, width]; a column of one stays one."""
-    if array.dtype == bool or array.shape[1] == width:
-        return array
+    """Return [n, k] as [n, width]."""
     return np.pad(array, ((0, 0), (0, width - array.shape[1])), constant_values=fill)
 
 
