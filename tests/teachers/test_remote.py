@@ -227,7 +227,7 @@ def test_ctrl_c_keeps_what_came(ask, server):
 
 
 def test_what_is_missing_is_told_before_anything_is_asked(ask, server, monkeypatch):
-    import trl_distill.teachers.remote as module
+    import trl_distill.teachers.connection as module
 
     monkeypatch.setenv("OPENAI_API_KEY", "two words")
     with pytest.raises(TeacherError, match="no key has") as error:

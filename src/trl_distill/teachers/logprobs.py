@@ -141,8 +141,6 @@ def _check(log_probs: Sequence[float]) -> None:
     Raises:
         Again: One that is no number, or probabilities of more than 1.
     """
-    if (
-        any(math.isnan(p) or p == math.inf for p in log_probs)
-        or sum(math.exp(min(p, 1.0)) for p in log_probs) > 1 + ROUNDING
-    ):
+    total = sum(math.exp(min(p, 1.0)) for p in log_probs)
+    if not total <= 1 + ROUNDING:  # a log-probability that is no number makes it none
         raise Again("log-probabilities that add up to more than 1")

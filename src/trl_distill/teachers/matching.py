@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from .scored import ScoredRow, merged, nothing, pack
+from .scored import ScoredRow, merged, pack
 
 Span = tuple[int, int]
 
@@ -49,11 +49,11 @@ class Matcher:
             if span in at:
                 same = {tokens[at[span]]: completion[place]}
                 put(place, self._alternatives(entry["alternatives"][at[span]], same))
-        if self._ends(entry, theirs, tokens, text) and mine and len(completion) == len(mine) + 1:
-            if mine[-1][1] == len(text):
-                same = {tokens[-1]: completion[-1]}  # both end here, whatever either calls it
-                put(len(mine), self._alternatives(entry["alternatives"][-1], same))
-        return pack(ids, log_probs, vocabulary=self.vocabulary) if completion else nothing(0)
+        ended = bool(mine) and mine[-1][1] == len(text) and len(completion) == len(mine) + 1
+        if ended and self._ends(entry, theirs, tokens, text):
+            same = {tokens[-1]: completion[-1]}  # both end here, whatever either calls it
+            put(len(mine), self._alternatives(entry["alternatives"][-1], same))
+        return pack(ids, log_probs, vocabulary=self.vocabulary)
 
     def _piece(self, index: int) -> bytes | None:
         """Return the bytes of one of the student's tokens."""

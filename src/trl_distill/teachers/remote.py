@@ -101,10 +101,9 @@ class RemoteTeacher:
         return self.targets.is_kind(PROMPT)
 
     def as_read(self, prompt: str | list[dict[str, Any]]) -> str | list[dict[str, Any]]:
-        """Return a prompt as its ids are made from where completions are scored after them: text is what a user says."""
-        return (
-            self._messages(prompt)[0]["content"] if self.settings.endpoint == "completions" else self._messages(prompt)
-        )
+        """Return a prompt as its ids are made from where completions are scored after them."""
+        messages = self._messages(prompt)
+        return messages[0]["content"] if self.settings.endpoint == "completions" else messages
 
     def take(self, rows: Iterable[Mapping[str, Any]], *, progress: bool = True) -> Coverage:
         """Fetch what the server says of prepared rows, so that `score` finds it; see `ServerTargets.take`."""
