@@ -32,7 +32,7 @@ class CompletionOutput(ModelOutput):
         entropy: Sum of the student's entropy.
         top1_agreement: Tokens on which teacher and student rank the same token first.
         top1_correct: Tokens that the student ranks first.
-        covered: Tokens of which the teacher is known to say anything.
+        covered: Tokens of which anything is known of the teacher; None is all.
     """
 
     hidden: torch.Tensor | None = None
@@ -125,5 +125,5 @@ def _loss(
         entropy=out.entropy,
         top1_agreement=out.top1_agreement,
         top1_correct=out.top1_correct,
-        covered=torch.as_tensor(len(hidden)) if known is None else known.sum(),
+        covered=None if known is None else known.sum(),
     )

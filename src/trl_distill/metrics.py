@@ -40,6 +40,7 @@ class DistillationMetrics:
             sequence_tokens: Scalar, tokens of the student's sequences, prompts included.
         """
         sums = [getattr(output, name) for name in SUMS]
+        sums[-1] = tokens if output.covered is None else output.covered
         device = tokens.device
         row = torch.stack(
             [torch.as_tensor(x).detach().to(device, torch.float64) for x in (*sums, tokens, sequence_tokens)]

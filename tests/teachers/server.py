@@ -3,8 +3,8 @@
 `python server.py FOLDER` serves on a port of 127.0.0.1 that it writes to FOLDER/port, logs each request as a line of
 FOLDER/requests.jsonl, and takes faults from FOLDER/faults.json: a list, one for each request (null is none). Of what
 FOLDER/gives.json names it tells log-probabilities: "prompt" as vLLM does, "top" as OpenAI does; "most" bounds how many.
-`python server.py FOLDER MODEL` serves another model than the embedded one. The serving
-process is a child; when it dies (fault "die"), another is started once FOLDER/again exists.
+`python server.py FOLDER MODEL` serves another model than the embedded one. The
+serving process is a child; when it dies (fault "die"), another is started once FOLDER/again exists.
 """
 
 from __future__ import annotations
@@ -53,10 +53,6 @@ class Served:
         """Have it tell log-probabilities of these kinds, at most so many, and refuse more."""
         gives = {kind: kind in kinds for kind in ("prompt", "top")}
         (self.folder / "gives.json").write_text(json.dumps({**gives, "most": most}))
-
-    def fail_on(self, *faults: dict | None) -> None:
-        """Have the next requests fail without forgetting anything."""
-        (self.folder / "faults.json").write_text(json.dumps(faults))
 
     def requests(self) -> list[dict]:
         """Return the requests since `fail`."""
