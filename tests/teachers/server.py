@@ -117,9 +117,10 @@ class Handler(BaseHTTPRequestHandler):
                 self.send(400, json.dumps({"error": {"message": refused}}))
             elif fault["kind"] in (None, "slow", "change"):
                 answer = self.answer(request)
+                if fault["kind"] != "change":  # before it is sent: who has the answer may look here at once
+                    with (self.folder / "answered.jsonl").open("a") as file:
+                        file.write(json.dumps(prompt) + "\n")
                 self.send(200, json.dumps(changed(answer, fault) if fault["kind"] == "change" else answer))
-                with (self.folder / "answered.jsonl").open("a") as file:
-                    file.write(json.dumps(prompt) + "\n")
             else:
                 self.fail(fault)
 
@@ -218,7 +219,7 @@ class Model:
         from trl_distill.token_bytes import token_bytes
 
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
-        self.model = AutoModelForCausalLM.from_pretrained(folder).eval()
+        self.model = AutoModelForCausalLM.from_pretrained(folder, dtype="float32").eval()
         self.stops = stop_ids(self.model.generation_config, self.tokenizer)
         self.bytes = token_bytes(self.tokenizer)
 

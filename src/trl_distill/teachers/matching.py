@@ -87,13 +87,17 @@ def spans(pieces: Sequence[bytes | None], text: bytes) -> list[Span]:
         pieces: The tokens' bytes.
         text: The text.
     """
-    opened = bool(pieces) and (pieces[0] or b"").startswith(b" ") and not text.startswith(b" ")
-    whole = b" " + text if opened else text
+    plain, opened = _walk(pieces, text), _walk(pieces, b" " + text)
+    return [(begin - 1, end - 1) for begin, end in opened] if len(opened) > len(plain) else plain
+
+
+def _walk(pieces: Sequence[bytes | None], whole: bytes) -> list[Span]:
+    """Return begin and end of the tokens that follow each other from the beginning."""
     found: list[Span] = []
     place = 0
     for piece in pieces:
         if not piece or not whole.startswith(piece, place):
             break
-        found.append((place - opened, place - opened + len(piece)))
+        found.append((place, place + len(piece)))
         place += len(piece)
     return found
