@@ -1,4 +1,4 @@
-"""A server's log-probabilities as targets: what they are, how they match, what is asked, kept, tried again and refused."""
+"""A server's log-probabilities as targets: what they are, how they match, and what is asked, kept and refused."""
 
 from __future__ import annotations
 
