@@ -8,6 +8,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from datasets import Dataset
+from ranks import run_in
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from trl_distill import DistillationSFTConfig, DistillationSFTTrainer, LLMTrainingParams, run
@@ -24,10 +25,10 @@ TEMPLATE = "g f e {input} d"
 
 def make_trainer(student, folder, data=PAIRS, **settings):
     config = DistillationSFTConfig(
-        output_dir=str(folder / "out"), per_device_train_batch_size=4, max_steps=4, learning_rate=1e-3, bf16=False,
+        output_dir=str(folder / "out"), max_steps=4, learning_rate=1e-3, bf16=False,
         use_cpu=True, report_to="none", logging_steps=1, save_strategy="no", disable_tqdm=True, max_length=64,
         gradient_checkpointing=False, dataloader_pin_memory=False, use_distillation=True,
-        **{"teacher_prompt_template": TEMPLATE, **settings},
+        **{"teacher_prompt_template": TEMPLATE, "per_device_train_batch_size": 4, **settings},
     )  # fmt: skip
     return DistillationSFTTrainer(
         AutoModelForCausalLM.from_pretrained(student), config, train_dataset=Dataset.from_dict(data),
@@ -49,6 +50,34 @@ def no_teacher_loads(monkeypatch):
         monkeypatch.setattr(LocalTeacher, "model", property(refuse))
 
     return forbid
+
+
+@pytest.mark.parametrize(("temperature", "divergence"), [(1.0, "forward_kl"), (3.0, "reverse_kl"), (2.0, "jsd")])
+def test_from_hidden_states_it_trains_as_from_the_local_teacher(
+    temperature, divergence, tiny_model_dir, tiny_teacher_dir, tmp_path, no_teacher_loads
+):
+    loss = {"distill_temperature": temperature, "distill_divergence": divergence}
+    expected = figures(make_trainer(tiny_model_dir, tmp_path, teacher_model=str(tiny_teacher_dir), **loss))
+    store = str(tmp_path / "store")
+    writing = {"teacher_model": str(tiny_teacher_dir), "teacher_store": store, "teacher_store_kind": "hidden"}
+    make_trainer(tiny_model_dir, tmp_path, **writing)
+    no_teacher_loads()
+    assert figures(make_trainer(tiny_model_dir, tmp_path, teacher_store=store, **loss)) == pytest.approx(
+        expected, rel=1e-5
+    )
+
+
+def test_from_many_draws_it_trains_nearly_as_from_the_local_teacher(
+    tiny_model_dir, tiny_teacher_dir, tmp_path, no_teacher_loads
+):
+    expected = figures(make_trainer(tiny_model_dir, tmp_path, teacher_model=str(tiny_teacher_dir)), "kl")
+    store = str(tmp_path / "store")
+    writing = {"teacher_model": str(tiny_teacher_dir), "teacher_store": store, "teacher_store_kind": "sample"}
+    make_trainer(tiny_model_dir, tmp_path, teacher_top_k=20_000, **writing)
+    no_teacher_loads()
+    assert figures(make_trainer(tiny_model_dir, tmp_path, teacher_store=store), "kl") == pytest.approx(
+        expected, rel=0.1
+    )
 
 
 @pytest.mark.parametrize("temperature", [1.0, 3.0])
@@ -87,8 +116,9 @@ def test_a_store_that_is_there_is_held_against_the_run(tiny_model_dir, tiny_teac
         ({"teacher_model": str(tiny_model_dir)}, TeacherError, "another teacher's config"),
         ({"teacher_prompt_template": "f {input}"}, TeacherError, "another teacher_prompt_template"),
         ({"teacher_prompt_template": "{input}", "teacher_model": None}, TeacherError, "another teacher_prompt_templ"),
-        ({"distill_temperature": 2.0}, TeacherError, "log-normalisers at the temperatures 3, and distill_temperature"),
-        ({"distill_divergence": "jsd"}, ParamsError, "distill_divergence 'jsd' needs the teacher's probability"),
+        ({"distill_temperature": 2.0}, TeacherError, "was written for the temperatures 3, and distill_temperature"),
+        ({"teacher_store_kind": "hidden"}, TeacherError, "another kind: 'topk', and this run has 'hidden'"),
+        ({"distill_divergence": "jsd"}, TeacherError, "distill_divergence 'jsd' needs the teacher's probability"),
         ({"data": {"prompt": ["a b"], "completion": [" g"]}}, TeacherError, "no targets for train, row 1"),
     ):
         with pytest.raises(error, match=sentence):
@@ -211,3 +241,24 @@ def test_evaluation_on_rows_that_are_not_stored_is_refused(tiny_model_dir, tiny_
     )  # fmt: skip
     with pytest.raises(TeacherError, match="no targets for the sequence"):
         trainer.evaluate(Dataset.from_dict({"prompt": ["a"], "completion": [" g g"]}))
+
+
+RANK = """
+from pathlib import Path
+from test_stored_targets import figures, make_trainer
+trainer = make_trainer({student!r}, Path({folder!r}), per_device_train_batch_size={batch}, teacher_model={teacher!r},
+                       teacher_store={store!r}, teacher_store_kind={kind!r})
+result = figures(trainer)
+"""
+
+
+@pytest.mark.parametrize("kind", ["topk", "hidden"])
+def test_two_processes_write_one_store_and_lose_what_one_process_does(kind, tiny_model_dir, tiny_teacher_dir, tmp_path):
+    found = []
+    for ranks in (1, 2):
+        code = RANK.format(student=str(tiny_model_dir), teacher=str(tiny_teacher_dir), kind=kind, batch=4 // ranks,
+                           folder=str(tmp_path), store=str(tmp_path / f"store-{ranks}"))  # fmt: skip
+        found.append(run_in(ranks, code, tmp_path))
+    assert found[1] == pytest.approx(found[0], rel=1e-5)
+    one, two = ({p.name: p.read_bytes() for p in (tmp_path / f"store-{n}").iterdir() if p.is_file()} for n in (1, 2))
+    assert one == two

@@ -21,6 +21,7 @@ OVERFLOWS = ("error", "left")
 QUANTIZATIONS = ("int4", "int8")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 LOSS_IMPLEMENTATIONS = ("fused", "plain")
+STORE_KINDS = ("topk", "sample", "hidden")
 ENDPOINTS = ("chat", "completions")
 LOGPROBS = ("auto", "prompt", "top", "none")
 
@@ -174,7 +175,16 @@ class DistillationArguments:
         "Folder of stored targets: trained from where it is complete, without loading the teacher; else written first.",
         group="Teacher",
     )
-    teacher_top_k: int = option(64, "Tokens of each distribution that a store is written with.", low=1, group="Teacher")
+    teacher_store_kind: str | None = option(
+        None,
+        "What a store is written with: 'topk' (default; the likeliest tokens), 'sample' (drawn ones, few bytes) or "
+        "'hidden' (hidden states and LM head: everything).",
+        choices=STORE_KINDS,
+        group="Teacher",
+    )
+    teacher_top_k: int = option(
+        64, "Tokens of each distribution that a store is written with, or draws.", low=1, group="Teacher"
+    )
     teacher_temperatures: str | None = option(
         None,
         "Temperatures that a store is written for, separated by commas (default: --distill-temperature).",

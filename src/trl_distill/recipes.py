@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING, Any
 from accelerate import PartialState
 
 from .alignment import shared_vocabulary, stop_of_turn
-from .arguments import temperatures_of
+from .arguments import STORE_KINDS, temperatures_of
 from .config import DistillationSFTConfig
 from .endpoints import is_openai_name
 from .errors import ParamsError
-from .losses import check_sparse_divergence
 from .preparation import Columns, Reading, Recipe
 from .prompts import parse_template
 from .server_targets import find_targets, reading, taking
@@ -132,13 +131,10 @@ def teacher_of(
         {
             "teacher_prompt_template": _canonical(args.teacher_prompt_template),
             "generation": what_matters(generation_of(args)) if wrote else None,
+            "kind": args.teacher_store_kind,
         }
     )
-    stored.check_temperature(args.distill_temperature)
-    try:
-        check_sparse_divergence(args.distill_divergence, "topk")
-    except ValueError as error:
-        raise ParamsError(f"distill_{error}") from None
+    stored.check_loss(args.distill_temperature, args.distill_divergence)
     return stored
 
 
@@ -200,7 +196,7 @@ def from_store(args: DistillationSFTConfig, teacher: Teacher, datasets: Mapping[
             write_store(args, teacher, datasets)
         state.wait_for_everyone()
         name, teacher = teacher.name, StoredTeacher(args.teacher_store)
-        teacher.check_temperature(args.distill_temperature)
+        teacher.check_loss(args.distill_temperature, args.distill_divergence)
         teacher.name = name
     for name, rows in datasets.items():
         teacher.check_rows(rows, name=name)
@@ -224,6 +220,7 @@ def write_store(args: DistillationSFTConfig, teacher: Teacher, datasets: Mapping
         teacher_prompt_template=_canonical(args.teacher_prompt_template),
         generation=what_matters(generation_of(args)),
         batch_size=args.teacher_batch_size,
+        kind=args.teacher_store_kind or STORE_KINDS[0],
     )
     rows = (row for dataset in datasets.values() for row in dataset)
     return write_targets(teacher, rows, TargetFolder(str(args.teacher_store)), settings, progress=not args.disable_tqdm)

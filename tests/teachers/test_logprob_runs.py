@@ -46,7 +46,8 @@ def settings(server, student_dir, tmp_path, monkeypatch):
         "model": str(student_dir), "teacher_model": server.teacher, "data_path": str(tmp_path / "data.json"),
         "teacher_prompt_template": TEMPLATE, "distill_alpha": 0.7, "distill_temperature": 1, "teacher_top_k": K,
         "distill_max_teacher_length": 12, "teacher_endpoint": "completions", "teacher_concurrency": 1,
-        "project_name": str(tmp_path / "run"), "epochs": 2, "gradient_accumulation": 1, "logging_steps": 1, "lr": 1e-3, "warmup_ratio": 0,
+        "project_name": str(tmp_path / "run"), "epochs": 2, "gradient_accumulation": 1, "logging_steps": 1, "lr": 1e-3,
+        "warmup_ratio": 0,
     }  # fmt: skip
 
 
@@ -87,7 +88,7 @@ def test_a_chat_is_scored_as_the_chat_template_writes_it(settings, server, tmp_p
     server.give("prompt")
     chat = [{"role": "user", "content": TEMPLATE}]
     one = {**settings, "teacher_endpoint": "chat", "project_name": str(tmp_path / "text")}
-    two = {**one, "teacher_prompt_template": json.dumps(chat), "project_name": str(tmp_path / "chat")}
+    two = {**one, "teacher_prompt_template": chat, "project_name": str(tmp_path / "chat")}
     run(LLMTrainingParams(**one))
     tokenizer = AutoTokenizer.from_pretrained(embedded_path())
     said = tokenizer.decode(server.requests()[-1]["prompt"])

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 from datasets import Dataset
 from peft import LoraConfig
+from ranks import run_in
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 from trl_distill import DistillationSFTConfig, DistillationSFTTrainer, LLMTrainingParams, run
@@ -141,33 +138,14 @@ def test_without_an_adapter_it_says_what_to_do(tiny_model_dir, tmp_path):
 
 
 RANK = """
-import json, sys
-sys.path.insert(0, {tests!r})
 from teachers.test_self_teacher import make, losses
-import torch.distributed as dist
-trainer = make({student!r}, {folder!r}, per_device_train_batch_size={batch})
-found = losses(trainer)
-if trainer.accelerator.is_main_process:
-    print("LOSSES", json.dumps(found), trainer.accelerator.num_processes)
-if dist.is_initialized():
-    dist.destroy_process_group()
+result = losses(make({student!r}, {folder!r}, per_device_train_batch_size={batch}))
 """
 
 
 def test_two_processes_lose_what_one_does_with_the_same_global_batch(tiny_model_dir, tmp_path):
-    found = []
-    for ranks in (1, 2):
-        script = tmp_path / f"rank_{ranks}.py"
-        code = RANK.format(tests=str(Path(__file__).parents[1]), student=str(tiny_model_dir),
-                           folder=str(tmp_path / "out"), batch=4 // ranks)  # fmt: skip
-        script.write_text(code)
-        launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"] if ranks == 2 else []
-        environment = {**os.environ, "ACCELERATE_USE_CPU": "1", "GLOO_SOCKET_IFNAME": "lo"}
-        done = subprocess.run(
-            [sys.executable, *launch, str(script)], capture_output=True, text=True, timeout=120, env=environment
-        )
-        assert done.returncode == 0, done.stderr[-3000:]
-        line = next(line for line in done.stdout.splitlines() if line.startswith("LOSSES"))
-        assert line.endswith(f" {ranks}")
-        found.append(json.loads(line[7:-2]))
-    assert found[1] == pytest.approx(found[0], rel=1e-5)
+    one, two = (
+        run_in(n, RANK.format(student=str(tiny_model_dir), folder=str(tmp_path / "out"), batch=4 // n), tmp_path)
+        for n in (1, 2)
+    )
+    assert two == pytest.approx(one, rel=1e-5)

@@ -10,6 +10,7 @@ import torch
 
 from trl_distill.collator import DistillationCollator
 from trl_distill.errors import TeacherError
+from trl_distill.lm_head import LMHead
 from trl_distill.losses import head_logits
 from trl_distill.teachers import (
     GenerationSettings,
@@ -21,6 +22,7 @@ from trl_distill.teachers import (
     teaching,
     write_targets,
 )
+from trl_distill.teachers.head import load_head, save_head
 from trl_distill.teachers.shards import TargetRow, sequence_key
 
 ROWS = [
@@ -31,6 +33,7 @@ ROWS = [
     {"row": 4, "student_prompt": [8], "teacher_prompt": [6], "completion": [16, 17, 18, 19]},
 ]
 SETTINGS = TargetSettings(k=12, temperatures=(1.0, 3.0), teacher_prompt_template="t", generation={}, batch_size=2)
+KINDS = ("topk", "sample", "hidden")
 COLLATE = DistillationCollator(pad_token_id=0)
 
 
@@ -51,6 +54,10 @@ def write(teacher, folder, rows=ROWS, settings=SETTINGS):
     return write_targets(teacher, rows, folder, settings, progress=False)
 
 
+def of_kind(kind, **changes):
+    return TargetSettings(**{**vars(SETTINGS), "kind": kind, **changes})
+
+
 def contents(folder):
     return {str(p.relative_to(folder.folder)): p.read_bytes() for p in folder.folder.rglob("*") if p.is_file()}
 
@@ -60,8 +67,9 @@ def full_logits(teacher, rows=ROWS):
     return head_logits(targets.hidden, targets.head.weight, targets.head.bias)[:, : targets.vocabulary].double()
 
 
-def test_it_is_a_teacher(teacher, folder):
-    write(teacher, folder)
+@pytest.mark.parametrize("kind", KINDS)
+def test_it_is_a_teacher(kind, teacher, folder):
+    write(teacher, folder, settings=of_kind(kind))
     stored = StoredTeacher(folder.folder)
     assert isinstance(stored, Teacher)
     for name in ("name", "vocabulary", "vocabulary_rows", "length_limit", "stop_ids"):
@@ -123,28 +131,58 @@ class Killed(BaseException):
     """Stands for a kill."""
 
 
-@pytest.mark.parametrize("batches", [0, 1])
-def test_what_was_stopped_ends_as_the_uninterrupted_store(batches, teacher, folder, tmp_path, monkeypatch):
-    whole = TargetFolder(tmp_path / "whole")
-    write(teacher, whole)
-    score, calls = teacher.score, []
+def dying_after(teacher, batches, monkeypatch):
+    """Have a teacher die when it is asked for more than `batches`; returns those it was asked for."""
+    score, asked = teacher.score, []
 
     def dying(batch):
-        calls.append(batch)
-        if len(calls) > batches:
+        if len(asked) == batches:
             raise Killed
+        asked.append(batch)
         return score(batch)
 
     monkeypatch.setattr(teacher, "score", dying)
-    with pytest.raises(Killed):
-        write(teacher, folder)
+    return asked
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("batches", [0, 1, 2])
+def test_what_was_stopped_ends_as_the_uninterrupted_store_and_scores_no_batch_twice(
+    batches, kind, teacher, folder, tmp_path, monkeypatch
+):
+    settings, whole = of_kind(kind, batch_size=1), TargetFolder(tmp_path / "whole")
+    write(teacher, whole, settings=settings)
+    with monkeypatch.context() as patch:
+        dying_after(teacher, batches, patch)
+        with pytest.raises(Killed):
+            write(teacher, folder, settings=settings)
     assert not folder.complete
     with pytest.raises(TeacherError, match="is unfinished"):
         StoredTeacher(folder.folder)
-    monkeypatch.setattr(teacher, "score", score)
-    assert write(teacher, folder) == 2 - batches  # a shard has one batch here
+    with monkeypatch.context() as patch:
+        asked = dying_after(teacher, 99, patch)
+        write(teacher, folder, settings=settings)
+    assert len(asked) == 4 - batches
     assert contents(folder) == contents(whole)
-    assert write(teacher, folder) == 0
+    assert write(teacher, folder, settings=settings) == 0
+    assert contents(folder) == contents(whole)
+
+
+@pytest.mark.parametrize("place", [0.1, 0.5, 0.9])
+def test_a_damaged_batch_of_a_shard_that_is_not_there_yet_is_scored_again(
+    place, teacher, folder, tmp_path, monkeypatch
+):
+    settings, whole = of_kind("topk", batch_size=1), TargetFolder(tmp_path / "whole")
+    write(teacher, whole, settings=settings)
+    with monkeypatch.context() as patch:
+        dying_after(teacher, 1, patch)
+        with pytest.raises(Killed):
+            write(teacher, folder, settings=settings)
+    (part,) = (folder.folder / ".parts").iterdir()
+    damaged = bytearray(part.read_bytes())
+    damaged[int(len(damaged) * place)] ^= 1
+    part.write_bytes(damaged)
+    write(teacher, folder, settings=settings)
     assert contents(folder) == contents(whole)
 
 
@@ -153,10 +191,13 @@ def flip(content: bytes) -> bytes:
     return content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
 
 
-@pytest.mark.parametrize("name", ["shard-00001.parquet", "manifest.json", "tokenizer/tokenizer.json"])
+@pytest.mark.parametrize(
+    "name", ["shard-00001.parquet", "manifest.json", "tokenizer/tokenizer.json", "head.safetensors"]
+)
 @pytest.mark.parametrize("damage", [flip, lambda content: content[:-7], None], ids=["flipped", "cut", "missing"])
 def test_damage_is_named_and_repaired(name, damage, teacher, folder):
-    write(teacher, folder)
+    settings = of_kind("hidden")
+    write(teacher, folder, settings=settings)
     before, path = contents(folder), folder.folder / name
     if damage is None:
         path.unlink()
@@ -165,7 +206,7 @@ def test_damage_is_named_and_repaired(name, damage, teacher, folder):
     with pytest.raises(TeacherError, match=f"{name}"):
         StoredTeacher(folder.folder)
     folder.discard_damaged()
-    assert write(teacher, folder) == {"m": 2, "s": 1, "t": 0}[name[0]]
+    assert write(teacher, folder, settings=settings) == {"m": 2, "s": 1, "t": 0, "h": 0}[name[0]]
     assert contents(folder) == before
 
 
@@ -182,6 +223,7 @@ def test_every_flipped_bit_of_a_shard_is_found(teacher, folder):
 def test_a_store_is_gone_on_with_by_the_same_settings_only(teacher, folder):
     write(teacher, folder)
     for change, sentence in (
+        ({"kind": "sample"}, "another kind: 'topk', and this run has 'sample'"),
         ({"k": 9}, "another k: 12, and this run has 9"),
         ({"temperatures": (1.0,)}, "another temperatures"),
         ({"teacher_prompt_template": "u"}, "another teacher_prompt_template: 't', and this run has 'u'"),
@@ -223,13 +265,101 @@ def test_more_tokens_than_there_are_is_all_of_them(teacher, folder):
 def test_ids_take_the_smallest_type_and_come_back(vocabulary, kind, folder):
     import pyarrow.parquet as pq
 
-    ids = np.array([[vocabulary - 1, 3], [2, 1], [0, 4]])
-    log_probs, normalizers = np.linspace(-9, 0, 6, dtype=np.float16).reshape(3, 2), np.ones((3, 1), np.float32)
-    row = TargetRow(sequence_key([1], [2, 3, 4]), np.array([2, 3, vocabulary - 1]), ids, log_probs, normalizers)
-    folder.write_manifest({"format": 1, "complete": False})
-    folder.write_shard("shard-00000.parquet", [row, row], vocabulary=vocabulary)
-    assert str(pq.read_schema(folder.folder / "shard-00000.parquet").field("token_ids").type.value_type) == kind
-    for found in folder.read_shard("shard-00000.parquet", k=2, temperatures=1):
-        assert found.key == row.key
-        for name in ("completion", "token_ids", "log_probs", "log_normalizers"):
-            assert np.array_equal(getattr(found, name), getattr(row, name)), name
+    arrays = {
+        "token_ids": np.array([[vocabulary - 1, 3], [2, 1], [0, 4]]),
+        "counts": np.array([[1, 2], [3, 4], [5, 6]], np.uint8),
+        "log_probs": np.linspace(-9, 0, 6, dtype=np.float16).reshape(3, 2),
+        "log_normalizers": np.ones((3, 1), np.float32),
+    }
+    row = TargetRow(sequence_key([1], [2, 3, 4]), np.array([2, 3, vocabulary - 1]), arrays)
+    folder.write_manifest({"complete": False})
+    name = "shard-00000.parquet"
+    folder.write_shard(name, [row, row], vocabulary=vocabulary)
+    assert str(pq.read_schema(folder.folder / name).field("token_ids").type.value_type) == kind
+    found = folder.rows({"shards": [{"name": name}]}).get(row.key)
+    assert np.array_equal(found.completion, row.completion)
+    assert found.arrays.keys() == arrays.keys()
+    for column, array in arrays.items():
+        assert np.array_equal(found.arrays[column], array), column
+
+
+# -- the kind hidden
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_hidden_states_and_head_are_the_teachers_to_the_bit(dtype, tiny_teacher_dir, folder):
+    teacher = load_teacher(str(tiny_teacher_dir), dtype=dtype)
+    teacher.share(280)
+    write(teacher, folder, settings=of_kind("hidden", batch_size=5))
+    rows = [ROWS[i] for i in (0, 1, 2, 4)]  # one batch, as it was stored
+    expected, found = teacher.score(COLLATE(rows)), StoredTeacher(folder.folder).score(COLLATE(rows))
+    assert found.hidden.dtype == expected.hidden.dtype
+    assert torch.equal(found.hidden, expected.hidden)
+    assert torch.equal(found.head.weight, expected.head.weight[:280])
+    assert found.vocabulary == 280
+
+
+def test_what_a_head_has_besides_its_weight_is_kept(tmp_path):
+    head = LMHead(torch.randn(7, 3), torch.randn(7), softcap=30.0, scale=0.5)
+    save_head(head, tmp_path / "head.safetensors", rows=5)
+    found = load_head(tmp_path / "head.safetensors", torch.device("cpu"))
+    assert (found.softcap, found.scale) == (30.0, 0.5)
+    assert torch.equal(found.weight, head.weight[:5])
+    assert torch.equal(found.bias, head.bias[:5])
+
+
+def test_hidden_targets_take_every_temperature_and_divergence_and_the_others_what_they_were_written_for(
+    teacher, folder, tmp_path
+):
+    write(teacher, folder, settings=of_kind("hidden"))
+    StoredTeacher(folder.folder).check_loss(7.5, "jsd")
+    for kind in ("topk", "sample"):
+        other = TargetFolder(tmp_path / kind)
+        write(teacher, other, settings=of_kind(kind))
+        stored = StoredTeacher(other.folder)
+        stored.check_loss(3.0, "forward_kl")
+        with pytest.raises(TeacherError, match=r"written for the temperatures 1, 3, and distill_temperature is 7\.5"):
+            stored.check_loss(7.5, "forward_kl")
+        with pytest.raises(TeacherError, match=f"distill_divergence 'jsd' .* of the kind {kind}"):
+            stored.check_loss(3.0, "jsd")
+
+
+# -- the kind sample
+
+
+@pytest.mark.parametrize("draws", [12, 300])
+def test_drawn_tokens_are_the_likeliest_first_and_as_many_as_were_drawn(draws, teacher, folder):
+    write(teacher, folder, settings=of_kind("sample", k=draws))
+    found = StoredTeacher(folder.folder).score(COLLATE(ROWS))
+    for temperature, drawn in found.draws.items():
+        log_p = (full_logits(teacher) / temperature).log_softmax(-1)
+        assert torch.equal(drawn.token_ids[:, 0], log_p.argmax(1))
+        torch.testing.assert_close(drawn.shares.sum(1), torch.ones(len(log_p)))
+        torch.testing.assert_close(drawn.negentropy.double(), (log_p.exp() * log_p).sum(1), rtol=1e-6, atol=1e-6)
+        for ids, shares in zip(drawn.token_ids, drawn.shares, strict=True):
+            there = ids[ids >= 0].tolist()
+            assert len(set(there)) == len(there)
+            assert not shares[ids < 0].any()
+            assert (shares[1 : len(there)] > 0).all()
+
+
+def test_shares_are_the_teachers_probabilities_on_average(teacher, folder):
+    """With n draws a share is off by sqrt(p (1 - p) / n) in standard deviation; five of them are never seen."""
+    draws = 20_000
+    write(teacher, folder, settings=of_kind("sample", k=draws))
+    found = StoredTeacher(folder.folder).score(COLLATE(ROWS))
+    for temperature, drawn in found.draws.items():
+        p = (full_logits(teacher) / temperature).softmax(-1)
+        ids = drawn.token_ids.clamp(min=0)
+        shares = torch.zeros_like(p).scatter_add(1, ids, drawn.shares.double())
+        assert ((shares - p).abs() <= 5 * (p * (1 - p) / draws).sqrt() + 1 / draws).all()
+
+
+def test_what_is_drawn_does_not_depend_on_the_batch(teacher, folder, tmp_path):
+    other = TargetFolder(tmp_path / "other")
+    write(teacher, folder, settings=of_kind("sample", batch_size=1))
+    write(teacher, other, ROWS[::-1], settings=of_kind("sample", batch_size=4))
+    one, two = (StoredTeacher(f.folder).score(COLLATE(ROWS)).draws[3.0] for f in (folder, other))
+    width = min(one.token_ids.shape[1], two.token_ids.shape[1])
+    assert torch.equal(one.token_ids[:, :width], two.token_ids[:, :width])
+    assert torch.equal(one.shares[:, :width], two.shares[:, :width])

@@ -12,7 +12,7 @@ from .failures import told_in_a_sentence
 from .llm import COMMAND_OPTIONS, CONTEXT, LLMCommand, params_of, quiet_unless_debug
 from .options import Setting, options_of
 
-HELP = """Have a teacher say what it thinks of every completion, once, and keep that: its likeliest tokens.
+HELP = """Have a teacher say what it thinks of every completion, once, and keep that: a store.
 
 \b
   aitraining teach --model ./small --teacher-model ./large \\
@@ -39,10 +39,16 @@ OWN = [
         help="Store to write, required: a folder, made when missing.",
     ),
     Setting(
+        ["teacher_store_kind", "--kind", "--teacher-store-kind"],
+        heading="Teacher",
+        shown="--kind TEXT",
+        help="Likeliest tokens ('topk', default), drawn ones ('sample'), or hidden states and LM head ('hidden').",
+    ),
+    Setting(
         ["teacher_top_k", "--top-k", "--teacher-top-k"],
         heading="Teacher",
         shown="--top-k INT",
-        help="Tokens of each distribution to keep.  [default: 64]",
+        help="Tokens of each distribution to keep, or draws.  [default: 64]",
     ),
     Setting(
         ["teacher_temperatures", "--temperatures", "--teacher-temperatures"],

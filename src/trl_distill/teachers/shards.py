@@ -3,11 +3,13 @@
 store/
   manifest.json              what the targets were made with, and the checksum of each file; rewritten after each shard
   shard-00000.parquet ...    a row for each sequence: its key, its completion and the teacher's targets
+  head.safetensors           the teacher's LM head; only where the targets are its hidden states
   completions.jsonl          what the teacher wrote, see `store.CompletionStore`; only where it wrote anything
   tokenizer/                 the teacher's
 
 A file is written under a temporary name, flushed and renamed: it is complete or not there. A shard that the manifest
-does not name, because a kill came in between, is made again. Numpy and Arrow alone; nothing here knows a model.
+does not name, because a kill came in between, is made again, from the batches of it that are in `.parts/`. Nothing here
+knows a model.
 """
 
 from __future__ import annotations
@@ -27,28 +29,30 @@ import pyarrow.parquet as pq
 
 from ..errors import TeacherError
 
-FORMAT = 1
-MANIFEST, COMPLETIONS, TOKENIZER = "manifest.json", "completions.jsonl", "tokenizer"
+FORMAT = 2
+MANIFEST, COMPLETIONS, TOKENIZER, HEAD = "manifest.json", "completions.jsonl", "tokenizer", "head.safetensors"
+PARTS = ".parts"
 REPAIR = "re-make it with the same `aitraining teach` command and --repair"
 
 
 @dataclass(frozen=True)
 class TargetRow:
-    """One sequence's targets: n tokens of a completion, k stored tokens each, at m temperatures.
+    """One sequence's targets, at n tokens of a completion.
 
     Attributes:
         key: See `sequence_key`.
         completion: All of the completion's token ids; the first has no target where the prompt is empty.
-        token_ids: [n, k], the likeliest first.
-        log_probs: [n, k] float16 in nats at T = 1.
-        log_normalizers: [n, m] float32.
+        arrays: What its kind stores, by name: [n, width] each.
     """
 
     key: bytes
     completion: np.ndarray
-    token_ids: np.ndarray
-    log_probs: np.ndarray
-    log_normalizers: np.ndarray
+    arrays: Mapping[str, np.ndarray]
+
+    @property
+    def tokens(self) -> int:
+        """N."""
+        return len(next(iter(self.arrays.values())))
 
 
 def sequence_key(prompt: Sequence[int], completion: Sequence[int]) -> bytes:
@@ -113,22 +117,31 @@ class TargetFolder:
             rows: In order.
             vocabulary: Token ids are below this; 65,536 and less are stored in two bytes.
         """
-        table = _table(rows, np.dtype(np.uint16 if vocabulary <= 2**16 else np.uint32))
-        sink = pa.BufferOutputStream()
-        pq.write_table(
-            table,
-            sink,
-            compression="zstd",
-            compression_level=9,
-            use_dictionary=["token_ids.list.element", "completion.list.element"],
-            column_encoding={
-                "log_probs.list.element": "BYTE_STREAM_SPLIT",
-                "log_normalizers.list.element": "BYTE_STREAM_SPLIT",
-            },
-            write_statistics=False,
-        )
-        _write(self.folder / name, sink.getvalue())
+        _write(self.folder / name, _parquet(_table(rows, vocabulary)))
         return self.checksum(name)
+
+    def write_part(self, shard: str, number: int, rows: Sequence[TargetRow], *, vocabulary: int) -> None:
+        """Keep a batch of a shard that is not complete yet."""
+        path = self._part(shard, number)
+        path.parent.mkdir(exist_ok=True)
+        _write(path, _parquet(_table(rows, vocabulary)))
+
+    def read_part(self, shard: str, number: int) -> list[TargetRow]:
+        """Return a batch that was kept; nothing where there is none, or it is damaged."""
+        try:
+            return rows_of(pq.read_table(self._part(shard, number), page_checksum_verification=True))
+        except (OSError, pa.ArrowException):
+            return []
+
+    def discard_parts(self, shard: str = "") -> None:
+        """Delete the batches of a shard, or of all."""
+        for path in (self.folder / PARTS).glob(f"{shard}*"):
+            path.unlink()
+        if not shard and (self.folder / PARTS).is_dir():
+            (self.folder / PARTS).rmdir()
+
+    def _part(self, shard: str, number: int) -> Path:
+        return self.folder / PARTS / f"{shard}.{number:03d}"
 
     def checksum(self, name: str) -> str:
         """Return the sha256 of a file; an empty text where it cannot be read."""
@@ -164,20 +177,56 @@ class TargetFolder:
             what = "differs from its checksum" if (self.folder / name).is_file() else "is missing"
             raise TeacherError(f"{self}: {name} is damaged: it {what}; {REPAIR}.")
 
-    def read_shard(self, name: str, *, k: int, temperatures: int) -> list[TargetRow]:
-        """Return a shard's rows; the arrays are views of one piece of memory."""
-        table = pq.read_table(self.folder / name, memory_map=False)
-        keys = table["key"].to_pylist()
-        completion, ids, log_probs, normalizers = (
-            _lists(table[column].combine_chunks())
-            for column in ("completion", "token_ids", "log_probs", "log_normalizers")
-        )
-        return [
-            TargetRow(
-                key, completion[i], _by_token(ids[i], k), _by_token(log_probs[i], k), _by_token(norms, temperatures)
-            )
-            for i, (key, norms) in enumerate(zip(keys, normalizers, strict=True))
-        ]
+    def rows(self, manifest: Mapping[str, Any]) -> TargetTable:
+        """Return a store's rows by key, read from disk as they are asked for."""
+        return TargetTable([str(self.folder / shard["name"]) for shard in manifest["shards"]])
+
+
+class TargetTable:
+    """Rows of shards by key, memory-mapped: datasets unpacks the shards into its cache once.
+
+    Args:
+        paths: The shards.
+    """
+
+    def __init__(self, paths: Sequence[str]) -> None:
+        import datasets
+
+        if not paths:
+            self._table, self._places = None, {}
+            return
+        shown = datasets.is_progress_bar_enabled()
+        datasets.disable_progress_bars()
+        try:
+            self._table = datasets.Dataset.from_parquet(list(paths)).data
+        finally:
+            if shown:
+                datasets.enable_progress_bars()
+        self._places = {key: i for i, key in enumerate(self._table.column("key").to_pylist())}
+
+    def __contains__(self, key: bytes) -> bool:
+        return key in self._places
+
+    def get(self, key: bytes) -> TargetRow | None:
+        """Return a row; None where there is none. Its arrays are views of the file."""
+        place = self._places.get(key)
+        if place is None or self._table is None:
+            return None
+        columns = {name: self._table.column(name)[place] for name in self._table.column_names if name != "key"}
+        tokens = columns.pop("tokens").as_py()
+        flat = {name: cell.values.to_numpy(zero_copy_only=False) for name, cell in columns.items()}
+        return TargetRow(key, flat.pop("completion"), {name: _by_token(own, tokens) for name, own in flat.items()})
+
+
+def rows_of(table: pa.Table) -> list[TargetRow]:
+    """Return a table's rows; the arrays are views of one piece of memory."""
+    keys, tokens = table["key"].to_pylist(), table["tokens"].to_pylist()
+    flat = {n: _lists(table[n].combine_chunks()) for n in table.column_names if n not in ("key", "tokens")}
+    completions = flat.pop("completion")
+    return [
+        TargetRow(key, completions[i], {name: _by_token(own[i], tokens[i]) for name, own in flat.items()})
+        for i, key in enumerate(keys)
+    ]
 
 
 def files_of(manifest: Mapping[str, Any]) -> dict[str, str]:
@@ -192,17 +241,36 @@ def _checksum_of(content: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _table(rows: Sequence[TargetRow], ids: np.dtype[Any]) -> pa.Table:
+def _table(rows: Sequence[TargetRow], vocabulary: int) -> pa.Table:
     """Return rows as a table; what is two-dimensional lies rank by rank, so that like stands beside like."""
-    return pa.table(
-        {
-            "key": pa.array([row.key for row in rows], pa.binary(16)),
-            "completion": _column([row.completion.astype(ids) for row in rows]),
-            "token_ids": _column([row.token_ids.astype(ids).T.ravel() for row in rows]),
-            "log_probs": _column([row.log_probs.astype(np.float16).T.ravel() for row in rows]),
-            "log_normalizers": _column([row.log_normalizers.astype(np.float32).T.ravel() for row in rows]),
-        }
+    ids = np.dtype(np.uint16 if vocabulary <= 2**16 else np.uint32)
+    columns: dict[str, Any] = {
+        "key": pa.array([row.key for row in rows], pa.binary(16)),
+        "tokens": pa.array([row.tokens for row in rows], pa.int32()),
+        "completion": _column([row.completion.astype(ids) for row in rows]),
+    }
+    for name in rows[0].arrays:
+        parts = [row.arrays[name].T.ravel() for row in rows]
+        columns[name] = _column([part.astype(ids) if part.dtype == np.int64 else part for part in parts])
+    return pa.table(columns)
+
+
+def _parquet(table: pa.Table) -> pa.Buffer:
+    """Return a table as a file: numbers as a dictionary, floats byte by byte, both packed."""
+    lists = [field for field in table.schema if pa.types.is_list(field.type)]
+    floats = [f"{f.name}.list.element" for f in lists if pa.types.is_floating(f.type.value_type)]
+    sink = pa.BufferOutputStream()
+    pq.write_table(
+        table,
+        sink,
+        compression="zstd",
+        compression_level=9,
+        use_dictionary=[f"{f.name}.list.element" for f in lists if not pa.types.is_floating(f.type.value_type)],
+        column_encoding=dict.fromkeys(floats, "BYTE_STREAM_SPLIT"),
+        write_statistics=False,
+        write_page_checksum=True,
     )
+    return sink.getvalue()
 
 
 def _column(parts: Sequence[np.ndarray]) -> pa.ListArray:
@@ -218,9 +286,9 @@ def _lists(column: pa.ListArray) -> list[np.ndarray]:
     return [values[a:b] for a, b in itertools.pairwise(offsets)]
 
 
-def _by_token(flat: np.ndarray, width: int) -> np.ndarray:
+def _by_token(flat: np.ndarray, tokens: int) -> np.ndarray:
     """Return [n, width] of what lies rank by rank."""
-    return flat.reshape(width, -1).T
+    return flat.reshape(-1, tokens).T if tokens else flat.reshape(0, 1)
 
 
 def _write(path: Path, content: Any) -> None:

@@ -13,23 +13,29 @@ import torch
 
 from ..alignment import PROBE
 from ..errors import TeacherError
-from ..targets import TopKTargets
+from ..losses import check_sparse_divergence
 from .base import Completion, GenerationSettings
-from .shards import TOKENIZER, TargetFolder, TargetRow, sequence_key
+from .head import load_head
+from .kinds import kind_from
+from .shards import HEAD, TOKENIZER, TargetFolder, TargetRow, TargetTable, sequence_key
 
 if TYPE_CHECKING:
     import os
 
     from transformers import PreTrainedTokenizerBase
 
+    from ..lm_head import LMHead
+    from ..targets import Targets
+
 # what a run must agree with a store on, in the order in which the first difference is named
-COMPARED = ("teacher", "tokenizer", "teacher_prompt_template", "generation")
+COMPARED = ("kind", "teacher", "tokenizer", "teacher_prompt_template", "generation")
 
 
 class StoredTeacher:
     """The reader of a store of targets; it loads no model.
 
-    The whole store is in memory, 6 bytes (8 for vocabularies above 65,536 tokens) times k for each completion token.
+    Rows are read from disk as a batch asks for them; the index of their keys and, of the kind hidden, the teacher's LM
+    head are in memory.
 
     Args:
         folder: The store, complete.
@@ -46,14 +52,13 @@ class StoredTeacher:
         self.folder.check(self.manifest)
         self.name = str(self.manifest["name"])
         self.vocabulary: int | None = int(self.manifest["vocabulary"])
-        self.temperatures = tuple(float(t) for t in self.manifest["temperatures"])
+        self.kind = kind_from(self.manifest)
+        self._head: LMHead | None = None
 
     @cached_property
-    def rows(self) -> dict[bytes, TargetRow]:
+    def rows(self) -> TargetTable:
         """The store's rows by key."""
-        size = {"k": self.manifest["k"], "temperatures": len(self.temperatures)}
-        shards = (self.folder.read_shard(shard["name"], **size) for shard in self.manifest["shards"])
-        return {row.key: row for rows in shards for row in rows}
+        return self.folder.rows(self.manifest)
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -104,18 +109,25 @@ class StoredTeacher:
         """
         check_same(self.folder, self.manifest, run, COMPARED)
 
-    def check_temperature(self, temperature: float) -> None:
-        """Refuse a temperature at which there is no log-normaliser.
+    def check_loss(self, temperature: float, divergence: str) -> None:
+        """Refuse a loss that the targets do not have everything for.
 
         Raises:
-            TeacherError: Naming those there are.
+            TeacherError: A temperature they were not written for, or a divergence that needs the whole distribution.
         """
-        if temperature not in self.temperatures:
-            known = ", ".join(f"{t:g}" for t in self.temperatures)
+        there = self.kind.temperatures
+        if there is None:
+            return
+        if temperature not in there:
+            known = ", ".join(f"{t:g}" for t in there)
             raise TeacherError(
-                f"{self.folder} has log-normalisers at the temperatures {known}, and distill_temperature is "
+                f"{self.folder} was written for the temperatures {known}, and distill_temperature is "
                 f"{temperature:g}; train at one of them, or make a store with --temperatures {temperature:g}."
             )
+        try:
+            check_sparse_divergence(divergence, self.kind.name)
+        except ValueError as error:
+            raise TeacherError(f"distill_{error}") from None
 
     def check_rows(self, rows: Iterable[Mapping[str, Any]], *, name: str) -> None:
         """Refuse prepared rows that the store has no targets for.
@@ -145,7 +157,7 @@ class StoredTeacher:
             "store of this data and these settings with `aitraining teach`."
         )
 
-    def score(self, batch: Mapping[str, torch.Tensor]) -> TopKTargets:
+    def score(self, batch: Mapping[str, torch.Tensor]) -> Targets:
         """Return the stored targets at the batch's completion tokens.
 
         Raises:
@@ -157,14 +169,16 @@ class StoredTeacher:
                 *(batch[f"teacher_{name}"].cpu() for name in ("input_ids", "attention_mask", "labels")), strict=True
             )
         ]
-        token_ids, log_probs, normalizers = (
-            torch.from_numpy(
-                np.concatenate([getattr(row, name)[len(row.token_ids) - n :].astype(kind) for row, n in found])
-            )
-            for name, kind in (("token_ids", np.int64), ("log_probs", np.float32), ("log_normalizers", np.float32))
-        )
-        by_temperature = {t: normalizers[:, i] for i, t in enumerate(self.temperatures)}
-        return TopKTargets(token_ids, log_probs, by_temperature, int(self.manifest["vocabulary"]))
+        arrays = {
+            name: _stacked([row.arrays[name][row.tokens - n :] for row, n in found]) for name in found[0][0].arrays
+        }
+        return self.kind.targets(arrays, self._head_on(batch["teacher_input_ids"].device))
+
+    def _head_on(self, device: torch.device) -> LMHead | None:
+        """Return the teacher's head on a device; None where the targets do without."""
+        if self.kind.has_head and (self._head is None or self._head.weight.device != device):
+            self._head = load_head(self.folder.folder / HEAD, device)
+        return self._head
 
     def _find(self, ids: list[int], labels: torch.Tensor) -> tuple[TargetRow, int]:
         """Return a sequence's row and how many of its last tokens are asked for."""
@@ -173,12 +187,23 @@ class StoredTeacher:
         # under an empty prompt of the student's the completion's first token is no target
         for prompt in (len(ids) - count, len(ids) - count - 1):
             row = self.rows.get(sequence_key(ids[:prompt], ids[prompt:])) if prompt >= 0 else None
-            if row is not None and count <= len(row.token_ids):
+            if row is not None and count <= row.tokens:
                 return row, count
         raise TeacherError(
             f"{self.folder} has no targets for the sequence {self.tokenizer.decode(ids)!r:.120}; make a store of this "
             "data with `aitraining teach`."
         )
+
+
+def _stacked(parts: Sequence[np.ndarray]) -> torch.Tensor:
+    """Return [n, width] arrays as one tensor, narrower ones filled up with zeros; token ids and counts as int64."""
+    width = max(part.shape[1] for part in parts)
+    whole = np.zeros((sum(map(len, parts)), width), np.int64 if parts[0].dtype.kind == "u" else parts[0].dtype)
+    end = 0
+    for part in parts:
+        begin, end = end, end + len(part)
+        whole[begin:end, : part.shape[1]] = part
+    return torch.from_numpy(whole)
 
 
 def check_same(folder: TargetFolder, manifest: Mapping[str, Any], run: Mapping[str, Any], names: Sequence[str]) -> None:

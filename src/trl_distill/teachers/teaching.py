@@ -1,7 +1,8 @@
-"""Writes a store of targets: each distinct sequence once, a shard at a time, to be gone on with after a kill.
+"""Writes a store of targets: each distinct sequence once, a batch at a time, to be gone on with after a kill.
 
 Shard i has the sequences i * ROWS to (i + 1) * ROWS of the data in its order, scored in batches of a fixed make-up, so
-that a store that was gone on with is byte by byte the one that an uninterrupted run writes.
+that a store that was gone on with is byte by byte the one that an uninterrupted run writes. A batch is kept as it is
+scored; when all of a shard are there, they become the shard.
 """
 
 from __future__ import annotations
@@ -14,21 +15,20 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from tqdm.auto import tqdm
 
 from ..collator import DistillationCollator
 from ..errors import TeacherError
-from ..losses import head_logits
 from ..targets import HiddenTargets
 from .base import Teacher
-from .shards import COMPLETIONS, FORMAT, TOKENIZER, TargetFolder, TargetRow, sequence_key
+from .head import save_head
+from .kinds import Kind, Span, kind_of
+from .shards import COMPLETIONS, FORMAT, HEAD, TOKENIZER, TargetFolder, TargetRow, sequence_key
 from .store import CompletionStore
 from .stored import check_same, tokenizer_hash
 
-ROWS = 256  # sequences of a shard: what a kill costs at most
-CHUNK = 512  # tokens whose full logits are in memory at a time
-FIXED = ("teacher", "tokenizer", "teacher_prompt_template", "generation", "k", "temperatures", "sequences")
+ROWS = 256  # sequences of a shard
+FIXED = ("kind", "teacher", "tokenizer", "teacher_prompt_template", "generation", "k", "temperatures", "sequences")
 
 
 @dataclass(frozen=True)
@@ -36,11 +36,12 @@ class TargetSettings:
     """What to store.
 
     Attributes:
-        k: Tokens of each distribution, at most the shared vocabulary.
-        temperatures: Those the targets can be used at.
+        k: Tokens of each distribution, at most the shared vocabulary; draws with the kind "sample".
+        temperatures: Those the targets can be used at; "hidden" has all.
         teacher_prompt_template: The teacher's template as it was given, to tell a store from another.
         generation: How completions were written, for the same.
-        batch_size: Sequences scored at a time.
+        batch_size: Sequences scored at a time: what a kill costs.
+        kind: "topk", "sample" or "hidden", see `kinds`.
     """
 
     k: int
@@ -48,6 +49,7 @@ class TargetSettings:
     teacher_prompt_template: str
     generation: Mapping[str, Any]
     batch_size: int = 16
+    kind: str = "topk"
 
 
 def write_targets(
@@ -71,29 +73,36 @@ def write_targets(
         TeacherError: A folder of something else, a store made with other settings, or a damaged shard.
     """
     sequences = {sequence_key(row["teacher_prompt"], row["completion"]): row for row in rows}
-    header = _header(teacher, list(sequences), settings)
+    vocabulary = teacher.vocabulary_rows if teacher.vocabulary is None else teacher.vocabulary
+    kind = kind_of(settings.kind, k=settings.k, temperatures=settings.temperatures, vocabulary=vocabulary)
+    header = _header(teacher, list(sequences), settings, kind, vocabulary)
     manifest = _begin(folder, header)
     _keep_tokenizer(folder, teacher)
     done = {shard["name"]: shard for shard in manifest["shards"]}
     todo = list(sequences.items())
-    starts = range(0, len(todo), ROWS)
     made = 0
     with tqdm(total=len(todo), desc="Teacher scores", unit="row", disable=not progress) as bar:
-        for i, start in enumerate(starts):
+        scorer = _Scorer(teacher, kind, folder, vocabulary, settings.batch_size, bar)
+        for i, start in enumerate(range(0, len(todo), ROWS)):
             name, part = f"shard-{i:05d}.parquet", todo[start : start + ROWS]
-            if name not in done:
-                content = list(_score(teacher, part, settings, bar))
-                checksum = folder.write_shard(name, content, vocabulary=header["vocabulary"])
-                tokens = sum(len(row.token_ids) for row in content)
-                done[name] = {"name": name, "rows": len(part), "tokens": tokens, "sha256": checksum}
-                folder.write_manifest({**header, "shards": _in_order(done), "files": {}, "complete": False})
-                made += 1
-            else:
+            if name in done:
                 bar.update(len(part))
+                continue
+            content = list(scorer.rows(name, part))
+            checksum = folder.write_shard(name, content, vocabulary=vocabulary)
+            tokens = sum(row.tokens for row in content)
+            done[name] = {"name": name, "rows": len(part), "tokens": tokens, "sha256": checksum}
+            folder.write_manifest({**header, "shards": _in_order(done), "files": {}, "complete": False})
+            folder.discard_parts(name)
+            made += 1
+        if todo and kind.has_head and not (folder.folder / HEAD).is_file():
+            scorer.keep_head(todo[: settings.batch_size])
     if (folder.folder / COMPLETIONS).is_file():
         CompletionStore(folder.folder / COMPLETIONS).settle()
-    beside = [COMPLETIONS, *(f"{TOKENIZER}/{path.name}" for path in sorted((folder.folder / TOKENIZER).iterdir()))]
+    tokenizer = sorted((folder.folder / TOKENIZER).iterdir())
+    beside = [COMPLETIONS, HEAD, *(f"{TOKENIZER}/{path.name}" for path in tokenizer)]
     files = {name: folder.checksum(name) for name in beside if (folder.folder / name).is_file()}
+    folder.discard_parts()
     folder.write_manifest({**header, "shards": _in_order(done), "files": files, "complete": True})
     return made
 
@@ -102,13 +111,15 @@ def _in_order(shards: Mapping[str, Any]) -> list[Any]:
     return [shards[name] for name in sorted(shards)]
 
 
-def _header(teacher: Teacher, keys: Sequence[bytes], settings: TargetSettings) -> dict[str, Any]:
+def _header(
+    teacher: Teacher, keys: Sequence[bytes], settings: TargetSettings, kind: Kind, vocabulary: int
+) -> dict[str, Any]:
     """Return all of the manifest that is known before anything is scored."""
-    vocabulary = teacher.vocabulary_rows if teacher.vocabulary is None else teacher.vocabulary
     return {
+        **kind.header(),
         "format": FORMAT,
-        "kind": "topk",
         "name": teacher.name,
+        "revision": getattr(getattr(teacher, "config", None), "_commit_hash", None),
         "teacher": teacher.identity(),
         "vocabulary": vocabulary,
         "vocabulary_rows": teacher.vocabulary_rows,
@@ -117,8 +128,6 @@ def _header(teacher: Teacher, keys: Sequence[bytes], settings: TargetSettings) -
         "tokenizer": tokenizer_hash(teacher.tokenizer),
         "teacher_prompt_template": settings.teacher_prompt_template,
         "generation": dict(settings.generation),
-        "k": min(settings.k, vocabulary),
-        "temperatures": list(settings.temperatures),
         "sequences": {"count": len(keys), "sha256": hashlib.sha256(b"".join(keys)).hexdigest()},
     }
 
@@ -133,10 +142,12 @@ def _begin(folder: TargetFolder, header: Mapping[str, Any]) -> dict[str, Any]:
         manifest = {**manifest, "shards": there, "files": {}}
         folder.check(manifest)
         return manifest
-    known = ("shard-", COMPLETIONS, TOKENIZER, ".")
+    known = ("shard-", COMPLETIONS, TOKENIZER, HEAD, ".")
     foreign = sorted(p.name for p in folder.folder.glob("*") if not p.name.startswith(known))
     if foreign:
         raise TeacherError(f"{folder} holds {foreign[0]!r}, which is of no store; give another folder.")
+    folder.discard_parts()  # of what settings is not known
+    (folder.folder / HEAD).unlink(missing_ok=True)
     folder.write_manifest(empty)
     return empty
 
@@ -155,53 +166,51 @@ def _keep_tokenizer(folder: TargetFolder, teacher: Teacher) -> None:
     temporary.rename(target)
 
 
-def _score(
-    teacher: Teacher, part: Sequence[tuple[bytes, Mapping[str, Any]]], settings: TargetSettings, bar: Any
-) -> Iterator[TargetRow]:
-    """Yield the targets of a shard's sequences."""
-    pad = teacher.tokenizer.pad_token_id
-    collate = DistillationCollator(pad_token_id=0 if pad is None else pad)
-    for start in range(0, len(part), settings.batch_size):
-        batch = part[start : start + settings.batch_size]
+class _Scorer:
+    """Has a teacher score the sequences of shards, and keeps each batch until its shard is written."""
+
+    def __init__(
+        self, teacher: Teacher, kind: Kind, folder: TargetFolder, vocabulary: int, batch_size: int, bar: Any
+    ) -> None:
+        self.teacher, self.kind, self.folder = teacher, kind, folder
+        self.vocabulary, self.batch_size, self.bar = vocabulary, batch_size, bar
+        pad = teacher.tokenizer.pad_token_id
+        self._collate = DistillationCollator(pad_token_id=0 if pad is None else pad)
+
+    def rows(self, shard: str, sequences: Sequence[tuple[bytes, Mapping[str, Any]]]) -> Iterator[TargetRow]:
+        """Yield the targets of a shard's sequences, those of batches that were kept unasked."""
+        for number, start in enumerate(range(0, len(sequences), self.batch_size)):
+            batch = sequences[start : start + self.batch_size]
+            rows = self.folder.read_part(shard, number)
+            if [row.key for row in rows] != [key for key, _ in batch]:
+                rows = self._score(batch)
+                self.folder.write_part(shard, number, rows, vocabulary=self.vocabulary)
+            self.bar.update(len(batch))
+            yield from rows
+
+    def _score(self, batch: Sequence[tuple[bytes, Mapping[str, Any]]]) -> list[TargetRow]:
+        """Return the targets of a batch."""
+        scored = self._ask(batch)
+        spans = [Span(key, len(row["completion"]) - (not row["teacher_prompt"])) for key, row in batch]
+        arrays = self.kind.arrays(scored, spans)
+        rows, end = [], 0
+        for span, (key, row) in zip(spans, batch, strict=True):
+            begin, end = end, end + span.tokens
+            own = {name: array[begin:end] for name, array in arrays.items()}
+            rows.append(TargetRow(key, np.asarray(row["completion"]), own))
+        return rows
+
+    def _ask(self, batch: Sequence[tuple[bytes, Mapping[str, Any]]]) -> HiddenTargets:
+        """Have the teacher score a batch; its head is kept at the first one, where it belongs to the targets."""
         sides = [{**row, "student_prompt": row["teacher_prompt"]} for _, row in batch]  # the teacher's alone counts
-        scored = teacher.score(collate(sides))
+        scored = self.teacher.score(self._collate(sides))
         if not isinstance(scored, HiddenTargets):
-            raise TeacherError(f"{teacher.name} gives no full distribution; store the targets of a local model.")
-        arrays = topk_arrays(scored, k=settings.k, temperatures=settings.temperatures)
-        end = 0
-        for key, row in batch:
-            begin, end = end, end + len(row["completion"]) - (not row["teacher_prompt"])
-            yield TargetRow(key, np.asarray(row["completion"]), *(array[begin:end] for array in arrays))
-        bar.update(len(batch))
+            raise TeacherError(f"{self.teacher.name} gives no full distribution; store the targets of a local model.")
+        path = self.folder.folder / HEAD
+        if self.kind.has_head and not path.is_file():
+            save_head(scored.head, path, rows=self.vocabulary)
+        return scored
 
-
-@torch.no_grad()
-def topk_arrays(
-    scored: HiddenTargets, *, k: int, temperatures: Sequence[float]
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return token ids [N, k], float16 log-probabilities [N, k] and float32 log-normalisers [N, m].
-
-    A normaliser is that of the rounded log-probabilities: with it their mass at T, and so the tail's, is the exact
-    one, and rounding moves mass among the stored tokens alone.
-
-    Args:
-        scored: The teacher's hidden states and head.
-        k: Tokens to keep; all of the vocabulary where that is smaller.
-        temperatures: The m temperatures T.
-    """
-    head, parts = scored.head, []
-    rows = len(head.weight) if scored.vocabulary is None else scored.vocabulary
-    bias = None if head.bias is None else head.bias[:rows]
-    for hidden in scored.hidden.split(CHUNK):
-        hidden = hidden.to(head.weight.dtype)
-        logits = head_logits(hidden, head.weight[:rows], bias, softcap=head.softcap, scale=head.scale).float()
-        values, ids = logits.log_softmax(-1).topk(min(k, rows))
-        rounded = values.half().double()
-        normalizers = []
-        for temperature in temperatures:
-            softened = (logits / temperature).double()
-            mass = torch.logsumexp(softened.gather(1, ids), 1) - torch.logsumexp(softened, 1)  # log of the stored mass
-            normalizers.append(torch.logsumexp(rounded / temperature, 1) - mass)
-        parts.append((ids, values.half(), torch.stack(normalizers, 1).float()))
-    first, second, third = (torch.cat(tensors).cpu().numpy() for tensors in zip(*parts, strict=True))
-    return first, second, third
+    def keep_head(self, batch: Sequence[tuple[bytes, Mapping[str, Any]]]) -> None:
+        """Write the teacher's head where it went missing while all shards stayed."""
+        self._ask(batch)

@@ -1,0 +1,69 @@
+"""A teacher's likeliest tokens, and the log-normalisers at the temperatures they are to be used at."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+
+from ...losses import head_logits
+from ...targets import TopKTargets
+from .base import Arrays, Span, tokens_at_a_time
+
+if TYPE_CHECKING:
+    from ...lm_head import LMHead
+    from ...targets import HiddenTargets
+
+
+class TopK:
+    """The k likeliest tokens of each distribution, the first the likeliest.
+
+    A normaliser is that of the rounded log-probabilities: with it their mass at T, and so the tail's, is the exact
+    one, and rounding moves mass among the stored tokens alone.
+
+    Args:
+        k: Tokens to keep; all of the vocabulary where that is smaller.
+        temperatures: The m temperatures T of the normalisers.
+        vocabulary: Rows over which the teacher is normalised.
+    """
+
+    name: ClassVar[str] = "topk"
+    has_head: ClassVar[bool] = False
+
+    def __init__(self, k: int, temperatures: tuple[float, ...], vocabulary: int) -> None:
+        self.k, self.temperatures, self.vocabulary = min(k, vocabulary), temperatures, vocabulary
+
+    @classmethod
+    def of(cls, *, k: int, temperatures: tuple[float, ...], vocabulary: int) -> TopK:
+        """Return the kind under a store's settings."""
+        return cls(k, temperatures, vocabulary)
+
+    def header(self) -> dict[str, Any]:
+        """Return what the manifest says of it."""
+        return {"kind": self.name, "k": self.k, "temperatures": list(self.temperatures)}
+
+    @torch.no_grad()
+    def arrays(self, scored: HiddenTargets, spans: Sequence[Span]) -> Arrays:
+        """Return token ids [N, k], float16 log-probabilities [N, k] and float32 log-normalisers [N, m]."""
+        head, rows, parts = scored.head, self.vocabulary, []
+        bias = None if head.bias is None else head.bias[:rows]
+        for hidden in scored.hidden.split(tokens_at_a_time(rows)):
+            hidden = hidden.to(head.weight.dtype)
+            logits = head_logits(hidden, head.weight[:rows], bias, softcap=head.softcap, scale=head.scale).float()
+            values, ids = logits.log_softmax(-1).topk(self.k)
+            rounded = values.half().double()
+            normalizers = []
+            for temperature in self.temperatures:
+                softened = (logits / temperature).double()
+                # log of the mass of the stored tokens
+                mass = torch.logsumexp(softened.gather(1, ids), 1) - torch.logsumexp(softened, 1)
+                normalizers.append(torch.logsumexp(rounded / temperature, 1) - mass)
+            parts.append((ids, values.half(), torch.stack(normalizers, 1).float()))
+        names = ("token_ids", "log_probs", "log_normalizers")
+        return {name: torch.cat(own).cpu().numpy() for name, own in zip(names, zip(*parts, strict=True), strict=True)}
+
+    def targets(self, arrays: Mapping[str, torch.Tensor], head: LMHead | None) -> TopKTargets:
+        """Return the tokens, their log-probabilities and the normalisers by temperature."""
+        normalizers = {t: arrays["log_normalizers"][:, i] for i, t in enumerate(self.temperatures)}
+        return TopKTargets(arrays["token_ids"].long(), arrays["log_probs"].float(), normalizers, self.vocabulary)
