@@ -29,6 +29,7 @@ NAMES = {
     "UsageError": "errors",
     "distillation_loss_from_logits": "losses",
     "fused_distillation_loss": "losses",
+    "generate_with_teacher": "writing",
     "get_trainer": "registry",
     "load_teacher": "teachers",
     "parse_template": "prompts",
@@ -47,6 +48,10 @@ SIGNATURES = {
     "load_teacher": (
         "spec * tokenizer= revision= dtype= quantization= device_map= attn_implementation= trust_remote_code= device= "
         "remote="
+    ),
+    "generate_with_teacher": (
+        "model template queries * text_column= max_new_tokens= do_sample= temperature= top_p= seed= batch_size= store= "
+        "progress= tokenizer= revision= dtype= quantization= device_map= trust_remote_code= device= remote="
     ),
     "fused_distillation_loss": (
         "student_hidden student_weight teacher_hidden teacher_weight targets * alpha temperature divergence= jsd_beta= "

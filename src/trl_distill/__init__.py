@@ -19,6 +19,7 @@ _HOME = {
     "RunResult": "training",
     "distillation_loss_from_logits": "losses",
     "fused_distillation_loss": "losses",
+    "generate_with_teacher": "writing",
     "get_trainer": "registry",
     "load_teacher": "teachers",
     "parse_template": "prompts",
@@ -67,6 +68,7 @@ if TYPE_CHECKING:  # "as" tells type checkers that the name is public
     from .training import RunResult as RunResult
     from .training import run as run
     from .training import train as train
+    from .writing import generate_with_teacher as generate_with_teacher
 
     __version__: str
 

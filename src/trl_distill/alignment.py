@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 # text that tells apart tokenizers with equal vocabularies but other merges or normalisation
 PROBE = "The quick brown fox, 1234 + 5 = 1239!\n\tdéjà vu — naïve 東京 def f(x): return x  # ok"
 
+OTHERWISE = "add --cross-tokenizer, or learn from its completions alone with --distill-alpha 0"  # for other tokenizers
+
 
 def tokenize_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str | Sequence[dict[str, Any]]) -> list[int]:
     """Return the ids of a prompt, ready for a completion to be appended.
@@ -239,7 +241,7 @@ def shared_vocabulary(
             raise TeacherError(
                 f"teacher_model {teacher_name!r} has another tokenizer than the student: token {token!r} is {index} "
                 f"for the student, and {index} is {by_id.get(index)!r} for the teacher; choose a teacher of the "
-                "student's family."
+                f"student's family, {OTHERWISE}."
             )
     known = max(theirs.values())
     shared = min([shared, *(index for index in mine.values() if index > known)])
@@ -249,6 +251,6 @@ def shared_vocabulary(
     if mine_split != their_split or max(mine_split) >= shared:
         raise TeacherError(
             f"teacher_model {teacher_name!r} has the student's tokens but splits text differently; choose a teacher "
-            "with the student's tokenizer."
+            f"with the student's tokenizer, {OTHERWISE}."
         )
     return shared

@@ -38,7 +38,30 @@ def check_causal(name: str, config: PretrainedConfig, *, role: str) -> None:
     bidirectional = config.model_type in ENCODERS and not getattr(config, "is_decoder", False)
     known = config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or bool(getattr(config, "auto_map", None))
     if bidirectional or not known:
+        what = " but an encoder," if bidirectional else ""
         raise kind(
-            f"{role} {name!r} ({config.model_type}) is no causal language model and has no next-token "
+            f"{role} {name!r} ({config.model_type}) is no causal language model{what} and has no next-token "
             "distribution; choose a decoder-only model."
+        )
+
+
+def check_encoder_decoder(name: str, config: PretrainedConfig, *, role: str) -> None:
+    """Refuse a model that is no encoder-decoder from text to text.
+
+    Args:
+        name: What the user calls it.
+        config: Its configuration.
+        role: "model" or "teacher_model", for the message.
+
+    Raises:
+        ModelError, TeacherError: Another kind of model, or one that reads sounds or images.
+    """
+    from transformers.models.auto.modeling_auto import MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES as KNOWN
+
+    kind = TeacherError if role == "teacher_model" else ModelError
+    known = config.model_type in KNOWN or bool(getattr(config, "auto_map", None))
+    if not (config.is_encoder_decoder and known):
+        raise kind(
+            f"{role} {name!r} ({config.model_type}) is no encoder-decoder that reads and writes text; choose one that "
+            "does, or a decoder-only model."
         )

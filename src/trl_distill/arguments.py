@@ -91,8 +91,8 @@ class DistillationArguments:
     )
     teacher_model: str | None = option(
         None,
-        "Teacher, required without a --teacher-store: a folder, a Hub name, 'embedded', 'self' (with --peft), "
-        "openai:MODEL or http://host:port/v1#MODEL.",
+        "Teacher, required without a --teacher-store or a column 'teacher' in the data: a folder, a Hub name, "
+        "'embedded', 'self' (with --peft), openai:MODEL or http://host:port/v1#MODEL.",
         objects=True,
     )
     teacher_prompt_template: str = option(

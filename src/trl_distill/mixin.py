@@ -24,12 +24,12 @@ from .preparation import is_prepared, prepare
 from .prompts import parse_template
 from .quantization import keep_differentiable
 from .readers import CONVERSATIONS
-from .recipes import add_taught_ends, from_store, recipe_of, teacher_of, told
+from .recipes import add_taught_ends, from_store, recipe_of, teacher_of, told, writers_of_data
 from .rows import COMPLETIONS
 from .server_targets import alpha_of, has_targets
 from .sources import resolve
 from .targets import LossSettings, Targets
-from .teachers import LocalTeacher, SelfTeacher, StoredTeacher, Teacher, check_apart
+from .teachers import LocalTeacher, LocalTextTeacher, SelfTeacher, StoredTeacher, Teacher, check_apart
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -89,6 +89,7 @@ class DistillationMixin(_Base):
             return
         _check(args, data_collator, train_dataset, kwargs)
         check_apart(student=model, teacher=teacher_model)
+        self._written_by = writers_of_data(args, teacher_model, train_dataset)
         model = resolve(model, role="model") if isinstance(model, str) else model
         args.remove_unused_columns = False  # the collator takes columns that are no arguments of the model
         args.dataset_kwargs = {**(args.dataset_kwargs or {}), "skip_prepare_dataset": True}
@@ -133,6 +134,7 @@ class DistillationMixin(_Base):
             device=self.accelerator.device,
             own=lambda: self.model,
             generation_config=self.base_student.generation_config,
+            written_by=self._written_by,
         )
         if isinstance(self.teacher, SelfTeacher):
             self.teacher.take(self.model)
@@ -166,6 +168,8 @@ class DistillationMixin(_Base):
         add_taught_ends(generation, taught, teacher=self.teacher, tokenizer=self.tokenizer)
         if isinstance(self.teacher, LocalTeacher):
             self.teacher.prepare(self._wrap_teacher)
+        elif isinstance(self.teacher, LocalTextTeacher):
+            self.teacher.rest()  # it has written all that is learnt
 
     def _take_stored_targets(self) -> None:
         """Put the store in the teacher's place where one is asked for, so that the teacher is not held any more."""

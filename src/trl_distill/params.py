@@ -7,6 +7,8 @@ must agree on.
 
 from __future__ import annotations
 
+import os
+import re
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -14,6 +16,7 @@ from .arguments import DTYPES, QUANTIZATIONS, DistillationArguments, check_price
 from .endpoints import parse_endpoint
 from .errors import ParamsError, nearest
 
+HUB_DATA = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")  # a dataset of an account
 STRATEGIES = ("no", "steps", "epoch")
 MIXED_PRECISIONS = ("no", "bf16", "fp16")
 
@@ -173,7 +176,7 @@ class LLMTrainingParams(DistillationArguments):
                 raise ParamsError(f"{name} is of type {type(given).__name__}; give a name, a folder or a loaded model.")
         temperatures_of(self)
         check_prices(self)
-        if self.distills and self.teacher_model is None and self.teacher_store is None:
+        if self.distills and self.teacher_model is None and self.teacher_store is None and not self._may_be_written():
             raise ParamsError(
                 "teacher_model is missing; distillation needs a teacher: give --teacher-model a folder, a Hub name "
                 "or 'embedded'."
@@ -192,6 +195,15 @@ class LLMTrainingParams(DistillationArguments):
             raise ParamsError("merge_adapter cannot merge into a quantized model; drop one of the two.")
         if self.overwrite and self.resume:
             raise ParamsError("overwrite and resume contradict each other; give one of them.")
+
+    def _may_be_written(self) -> bool:
+        """Whether the data, which may name the teachers that wrote its completions, can be looked at for that."""
+        path = self.data_path
+        return (
+            not isinstance(path, str)
+            or os.path.exists(os.path.expanduser(path))
+            or HUB_DATA.fullmatch(path) is not None
+        )
 
     def _check_own_teacher(self) -> None:
         """Check that a student which is its own teacher has an adapter to switch off."""

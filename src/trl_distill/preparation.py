@@ -18,6 +18,7 @@ from .errors import DataError
 from .preflight import Preflight
 from .prompts import Template
 from .teachers.base import Completion
+from .teachers.written import was_cut
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -210,7 +211,10 @@ def _tokenize(row: dict[str, Any], recipe: Recipe) -> dict[str, Any]:
         teacher = as_read(teacher)
     out["teacher_prompt"] = tokenize_prompt(recipe.teacher.tokenizer, teacher)
     if source == "data":
-        out["completion"] = tokenize_completion(recipe.student.tokenizer, row["completion"], chat=out["chat"])
+        out["finished"] = not was_cut(json.loads(row["values"]))
+        out["completion"] = tokenize_completion(
+            recipe.student.tokenizer, row["completion"], chat=out["chat"], finished=out["finished"]
+        )
     return out
 
 

@@ -12,7 +12,7 @@ from .alignment import shared_vocabulary, stop_of_turn
 from .arguments import STORE_KINDS, temperatures_of
 from .config import DistillationSFTConfig
 from .endpoints import is_openai_name
-from .errors import ParamsError
+from .errors import ParamsError, TeacherError
 from .preparation import Columns, Reading, Recipe
 from .prompts import parse_template
 from .server_targets import find_targets, reading, taking
@@ -22,6 +22,8 @@ from .teachers import (
     Completion,
     CompletionStore,
     GenerationSettings,
+    LocalTeacher,
+    LocalTextTeacher,
     RemoteSettings,
     SelfTeacher,
     StoredTeacher,
@@ -29,11 +31,13 @@ from .teachers import (
     TargetSettings,
     Teacher,
     TextTeacher,
+    WrittenTeacher,
     complete,
     load_teacher,
     tokenizer_hash,
     what_matters,
     write_targets,
+    writers_of,
 )
 from .teachers.local import length_limit
 
@@ -44,6 +48,10 @@ if TYPE_CHECKING:
     from transformers import GenerationConfig, PretrainedConfig, PreTrainedTokenizerBase
 
 STORE = "teacher_completions.jsonl"
+MISSING = (
+    "teacher_model is missing; use_distillation needs a teacher: a folder, a Hub name, 'embedded', a teacher_store "
+    "that is complete, or data whose column 'teacher' says of every row who wrote its completion."
+)
 
 
 def teacher_of(
@@ -56,6 +64,7 @@ def teacher_of(
     own: Callable[[], Any] | None = None,
     generation_config: GenerationConfig | None = None,
     writing: bool = False,
+    written_by: Sequence[str] = (),
 ) -> Teacher:
     """Return the teacher that a configuration names, or the one given in its place, its vocabulary checked.
 
@@ -70,6 +79,7 @@ def teacher_of(
         own: Returns the student, for a teacher that is the student itself.
         generation_config: The student's, likewise.
         writing: Whether the store is to be written, so that the teacher itself is needed.
+        written_by: Who wrote the data's completions, where no teacher is named; see `writers_of_data`.
 
     Raises:
         ParamsError: There is none, or the store cannot be used with these settings.
@@ -80,11 +90,10 @@ def teacher_of(
     stored = None
     if args.teacher_store is not None and not writing and TargetFolder(args.teacher_store).complete:
         stored = StoredTeacher(args.teacher_store)
+    if spec is None and written_by:
+        spec = WrittenTeacher(written_by, tokenizer=tokenizer)
     if spec is None and stored is None:
-        raise ParamsError(
-            "teacher_model is missing; use_distillation needs a teacher: a folder, a Hub name, 'embedded', or a "
-            "teacher_store that is complete."
-        )
+        raise ParamsError(MISSING)
     if spec == SELF and own is not None:
         spec = SelfTeacher(own, config=student, tokenizer=tokenizer, generation_config=generation_config)
     teacher = load_teacher(
@@ -108,6 +117,7 @@ def teacher_of(
             args.teacher_top_k,
         ),
     )
+    teacher = _in_text(args, teacher, tokenizer=tokenizer, student=student)
     if isinstance(teacher, TextTeacher):
         if args.teacher_store is not None:
             raise ParamsError(
@@ -136,6 +146,39 @@ def teacher_of(
     )
     stored.check_loss(args.distill_temperature, args.distill_divergence)
     return stored
+
+
+def _in_text(
+    args: DistillationSFTConfig, teacher: Teacher, *, tokenizer: PreTrainedTokenizerBase, student: PretrainedConfig
+) -> Teacher:
+    """Return a local teacher of another tokenizer as one that gives text, where nothing else is asked of it."""
+    text_alone = args.distill_alpha == 0 or args.allow_text_only_teacher
+    if type(teacher) is not LocalTeacher or not text_alone or args.teacher_store is not None:
+        return teacher
+    try:
+        _share(teacher, tokenizer, student)
+    except TeacherError:
+        return LocalTextTeacher(teacher, tokenizer=tokenizer)
+    return teacher
+
+
+def writers_of_data(args: DistillationSFTConfig, given: Any, dataset: Dataset | None) -> tuple[str, ...]:
+    """Return who wrote the data's completions, where no teacher is named; nothing where one is.
+
+    Args:
+        args: The configuration.
+        given: A teacher in the place of the configuration's, or None.
+        dataset: The rows to train on.
+
+    Raises:
+        ParamsError: No teacher is named, and the data does not say of every row who wrote its completion.
+    """
+    if not (given is None and args.teacher_model is None and args.teacher_store is None):
+        return ()
+    names = () if args.completions == "teacher" else writers_of(dataset)
+    if not names:
+        raise ParamsError(MISSING)
+    return names
 
 
 def _share(teacher: Teacher, tokenizer: PreTrainedTokenizerBase, student: PretrainedConfig) -> None:

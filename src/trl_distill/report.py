@@ -71,6 +71,8 @@ def _what(params: LLMTrainingParams, preflight: Preflight | None) -> str:
     student = _named(params.model)
     if preflight is None:
         return f"`{student}`, fine-tuned with TRL."
+    if _written(params):
+        return f"`{student}`, trained on the completions of teachers that its data names."
     return (
         f"`{student}`, trained to give what {_teacher(params)} gives under a longer prompt. "
         f"It saves {preflight.saved:,.1f} prompt tokens per query."
@@ -102,9 +104,16 @@ def _teacher(params: LLMTrainingParams) -> str:
     return f"`{_named(params.teacher_store if params.teacher_model is None else params.teacher_model)}`"
 
 
+def _written(params: LLMTrainingParams) -> bool:
+    """Whether the run had no teacher but those that wrote its data."""
+    return params.teacher_model is None and params.teacher_store is None
+
+
 def _prompts(params: LLMTrainingParams, templates: list[Template]) -> str:
     """Return both templates."""
     student, teacher = (_shown(template) for template in templates)
+    if _written(params):
+        return f"The data's column `teacher` says who wrote. The student's template:\n\n{_fenced(student, 'text')}"
     return (
         f"Teacher: {_teacher(params).rstrip(',')}. Its template:\n\n{_fenced(teacher, 'text')}\n\n"
         f"The student's template:\n\n{_fenced(student, 'text')}"

@@ -11,7 +11,7 @@ from accelerate import PartialState
 from .config import DistillationSFTConfig
 from .errors import ParamsError, TeacherError
 from .losses import check_sparse_divergence
-from .teachers import LineStore, RemoteTeacher, Teacher, TextTeacher
+from .teachers import LineStore, RemoteTeacher, Teacher, TextTeacher, WrittenTeacher
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -74,7 +74,7 @@ def alpha_of(args: DistillationSFTConfig, teacher: Teacher, reasons: list[str] |
     """
     if args.distill_alpha == 0 or not isinstance(teacher, TextTeacher) or has_targets(teacher):
         return args.distill_alpha
-    if args.allow_text_only_teacher:
+    if args.allow_text_only_teacher or isinstance(teacher, WrittenTeacher):
         return 0.0
     why = f" ({'; '.join(reasons)})" if reasons else ""
     raise TeacherError(

@@ -111,8 +111,9 @@ def load_model(
     device_map: str | None = None,
     attn_implementation: str | None = None,
     trust_remote_code: bool = False,
+    encoder_decoder: bool = False,
 ) -> PreTrainedModel:
-    """Load a causal language model; an adapter is merged into its base.
+    """Load a causal language model, or an encoder-decoder; an adapter is merged into its base.
 
     Args:
         path: What `resolve` returned.
@@ -123,12 +124,13 @@ def load_model(
         device_map: As in transformers.
         attn_implementation: As in transformers.
         trust_remote_code: Allow code that the model brings.
+        encoder_decoder: Whether it is one; such a model only teaches.
 
     Raises:
         ModelError, TeacherError: It cannot be found or read, or is an adapter of a quantized base.
     """
     import torch
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
     adapter = adapter_of(path, role=role)
     if adapter is not None:
@@ -141,6 +143,7 @@ def load_model(
             device_map=device_map,
             attn_implementation=attn_implementation,
             trust_remote_code=trust_remote_code,
+            encoder_decoder=encoder_decoder,
         )
         return _told(lambda: adapter.merged_into(base), path, role, "adapter")
     options: dict[str, Any] = {
@@ -152,7 +155,8 @@ def load_model(
     }
     if quantization is not None:
         options["quantization_config"] = quantization_config(quantization)
-    return _load(AutoModelForCausalLM, path, role, "weights", **options)
+    kind = AutoModelForSeq2SeqLM if encoder_decoder else AutoModelForCausalLM
+    return _load(kind, path, role, "weights", **options)
 
 
 def quantization_config(kind: str) -> Any:

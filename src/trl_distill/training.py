@@ -233,7 +233,7 @@ class _Run:
     def _prepare_for_teacher(self, *, writing: bool = False) -> None:
         """Prepare rows for a teacher; all are read before the teacher writes for any."""
         from .preparation import prepare, read
-        from .recipes import from_store, recipe_of, teacher_of, told
+        from .recipes import from_store, recipe_of, teacher_of, told, writers_of_data
 
         given = None if isinstance(self.params.teacher_model, str) else self.params.teacher_model
         device = "cpu" if self.args.use_cpu else self.state.device
@@ -247,6 +247,7 @@ class _Run:
             own=lambda: self.student,
             generation_config=self._generation_config(),
             writing=writing,
+            written_by=writers_of_data(self.args, given, self.train_data),
         )
         said = told(self.params.teacher_model, self.teacher)
         if said:

@@ -183,7 +183,7 @@ class SparseTile(Tile):
 
     def __init__(self, problem: SparseProblem, plan: Plan, buffers: Buffers, index: slice | Tensor) -> None:
         super().__init__(problem, plan, buffers, index)
-        self._exponentials = False
+        self._block_peaks: dict[int, Tensor] = {}  # the maxima that a block's exponentials are taken from
         known, wide = problem.known, problem.student.wide
         self.ids = known.token_ids[index].t()
         self._sort_ids()
@@ -215,10 +215,15 @@ class SparseTile(Tile):
         self.tail *= fall.exp()
         self._rescale_at_one(fall)
         self.tail_peak = peak
-        torch.exp(torch.sub(z, peak, out=u), out=e)
-        self.tail += e.sum(0)
-        self._add_at_one(u, power(e, u, self.problem.temperature, out=e), product)
-        z[places, rows] = kept
+        torch.sub(z, peak, out=u)
+        exponentials = torch.exp(u, out=z if self._exponentials else e)
+        self.tail += exponentials.sum(0)
+        T = self.problem.temperature
+        self._add_at_one(u, exponentials if T == 1 else power(exponentials, u, T, out=e), product)
+        if self._exponentials:
+            self._block_peaks[block.start] = peak
+        else:
+            z[places, rows] = kept
 
     def _add_top(self) -> None:
         """Complete the sums over the shared vocabulary."""
@@ -254,20 +259,50 @@ class SparseTile(Tile):
     ) -> Tensor:
         """The gradient of a block but for the targets' entries; takes the place of `z_s`."""
         s, e, _ = scratch
-        T = self.problem.temperature
         torch.exp(torch.sub(z_s, self.tail_peak, out=s).clamp_(max=0), out=e)  # known tokens are set below
-        factor = (self.tail_peak - self.peak_s).exp() / self.total_s
-        if self.tail_p is not None:
-            factor = factor - torch.where(self.tail_p > 0, self.tail_p / self.tail, 0.0)
-        torch.mul(e, weight_kl * factor, out=z_s)
+        torch.mul(e, weight_kl * self._tail_factor(self.tail_peak), out=z_s)
+        if weight_ce is not None:
+            at_one = power(e, s, self.problem.temperature, out=s)
+            z_s.add_(at_one.mul_(self._at_one(weight_ce, self.tail_peak)))
+        return self._put_known(z_s, weight_ce, weight_kl, block)
+
+    def _gradient_of_exponentials(
+        self,
+        exp_s: Tensor,
+        exp_t: Tensor,
+        weight_ce: Tensor | None,
+        weight_kl: Tensor,
+        scratch: tuple[Tensor, ...],
+        block: slice,
+    ) -> Tensor:
+        """The same from kept exponentials."""
+        peak, T = self._block_peaks[block.start], self.problem.temperature
+        factor = weight_kl * self._tail_factor(peak)
+        if weight_ce is None:
+            exp_s.mul_(factor)
+        elif T == 1:
+            exp_s.mul_(factor + self._at_one(weight_ce, peak))
+        else:
+            at_one = power(exp_s, None, T, out=scratch[0]).mul_(self._at_one(weight_ce, peak))
+            torch.addcmul(at_one, exp_s, factor, out=exp_s)
+        return self._put_known(exp_s, weight_ce, weight_kl, block)
+
+    def _tail_factor(self, peak: Tensor) -> Tensor:
+        """Return what turns exp(z - peak) of a tail's token into its gradient, [R]."""
+        factor = (peak - self.peak_s).exp() / self.total_s
+        if self.tail_p is None:
+            return factor
+        return factor - torch.where(self.tail_p > 0, self.tail_p / self.tail * (peak - self.tail_peak).exp(), 0.0)
+
+    def _put_known(self, gradient: Tensor, weight_ce: Tensor | None, weight_kl: Tensor, block: slice) -> Tensor:
+        """Set the known tokens' entries of a block's gradient."""
         own = self.top - self.peak_s
         patch = weight_kl * (own.exp() / self.total_s - self.p)
         if weight_ce is not None:
-            z_s.add_(power(e, s, T, out=s).mul_(self._at_one(weight_ce, self.tail_peak)))
-            patch += (own * T).exp() * self._at_one(weight_ce, self.peak_s)
+            patch += (own * self.problem.temperature).exp() * self._at_one(weight_ce, self.peak_s)
         ranks, rows, places = self._known_in(block)
-        z_s[places, rows] = patch[ranks, rows]
-        return z_s
+        gradient[places, rows] = patch[ranks, rows]
+        return gradient
 
     def _sort_ids(self) -> None:
         """Order the known tokens by id, so that a block finds its own at once; those that are none lie before all."""

@@ -156,6 +156,8 @@ class Tile:
         self, weight_ce: Tensor | None, weight_kl: Tensor | None, into: Gradients, *, first: bool
     ) -> None:
         """Add the gradient of sum(weight_ce * ce + weight_kl * kl), one more pass; weights are [R], None is zero."""
+        if weight_kl is None and self._exponentials:
+            weight_kl = torch.zeros_like(self.label)  # what is kept serves both terms
         hidden = None
         if into.hidden is not None:
             hidden = torch.zeros_like(self.student_rows, dtype=into.hidden.dtype)

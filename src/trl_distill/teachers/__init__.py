@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..architectures import check_causal
+from ..architectures import check_causal, check_encoder_decoder
 from ..endpoints import Endpoint, is_openai_name, parse_endpoint
 from ..errors import TeacherError
 from ..sources import (
@@ -24,10 +24,13 @@ from .lines import LineStore
 from .local import LocalTeacher, check_apart, without_peft
 from .remote import RemoteTeacher
 from .self_teacher import SELF, SelfTeacher
+from .seq2seq import EncoderDecoder
 from .shards import COMPLETIONS, TargetFolder
 from .store import CompletionStore
 from .stored import StoredTeacher, tokenizer_hash
 from .teaching import TargetSettings, write_targets
+from .text import LocalTextTeacher
+from .written import WrittenTeacher, was_cut, writers_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -40,6 +43,7 @@ __all__ = [
     "GenerationSettings",
     "LineStore",
     "LocalTeacher",
+    "LocalTextTeacher",
     "RemoteSettings",
     "RemoteTeacher",
     "SelfTeacher",
@@ -48,12 +52,17 @@ __all__ = [
     "TargetSettings",
     "Teacher",
     "TextTeacher",
+    "WrittenTeacher",
     "check_apart",
     "complete",
+    "endpoint_of",
     "load_teacher",
+    "loaded_encoder_decoder",
     "tokenizer_hash",
+    "was_cut",
     "what_matters",
     "write_targets",
+    "writers_of",
 ]
 
 
@@ -74,8 +83,9 @@ def load_teacher(
 
     Args:
         spec: A folder, a Hub name, "embedded", `openai:MODEL`, a server's URL with `#MODEL`, a bare name of OpenAI's, a
-            loaded causal language model, or a teacher.
-        tokenizer: The student's, taken for a loaded model that brings none of its own, and for a server.
+            loaded model, or a teacher. Encoder-decoders write completions and score nothing.
+        tokenizer: The student's, taken for a loaded causal model, which brings none of its own, and for teachers that
+            give text.
         revision: Revision of a Hub model.
         dtype: "auto" (as saved), "float32", "bfloat16" or "float16".
         quantization: "int4" or "int8" by bitsandbytes, else None.
@@ -86,14 +96,16 @@ def load_teacher(
         remote: How a server is asked.
 
     Raises:
-        TeacherError: Not found, no causal language model, or one with an adapter that is not in its layers.
+        TeacherError: Not found, an encoder, or a model with an adapter that is not in its layers.
     """
     if isinstance(spec, Teacher):
         return spec
     if not isinstance(spec, str):
+        loaded = without_peft(spec)
+        if loaded.config.is_encoder_decoder:
+            return LocalTextTeacher(loaded_encoder_decoder(loaded, device=device), tokenizer=tokenizer)
         if tokenizer is None:
             raise TeacherError("teacher_model is a loaded model without a tokenizer; pass tokenizer=.")
-        loaded = without_peft(spec)
         return LocalTeacher(
             loaded.config._name_or_path or type(loaded).__name__,
             config=loaded.config,
@@ -120,6 +132,7 @@ def load_teacher(
             device_map=device_map,
             attn_implementation=attn_implementation,
             trust_remote_code=trust_remote_code,
+            encoder_decoder=config.is_encoder_decoder,
         )
         placed = device_map is not None or quantization is not None or device is None
         return model if placed else model.to(device)
@@ -128,14 +141,41 @@ def load_teacher(
         hub = [path, revision, getattr(config, "_commit_hash", None)]
         return [fingerprint.of_folder(path) or hub, dtype, quantization]
 
-    check_causal(spec, config, role="teacher_model")  # before its tokenizer is looked for: an encoder's would load
-    return LocalTeacher(
-        path,
-        config=config,
-        load=load,
-        tokenizer=load_tokenizer(path, role="teacher_model", revision=revision, trust_remote_code=trust_remote_code),
-        generation_config=load_generation_config(path, config=config, revision=revision),
-        content=content,
+    # before its tokenizer is looked for: an encoder's would load
+    check = check_encoder_decoder if config.is_encoder_decoder else check_causal
+    check(spec, config, role="teacher_model")
+    own = load_tokenizer(path, role="teacher_model", revision=revision, trust_remote_code=trust_remote_code)
+    generation_config = load_generation_config(path, config=config, revision=revision)
+    kind: Any = EncoderDecoder if config.is_encoder_decoder else LocalTeacher
+    teacher = kind(path, config=config, load=load, tokenizer=own, generation_config=generation_config, content=content)
+    return LocalTextTeacher(teacher, tokenizer=tokenizer) if config.is_encoder_decoder else teacher
+
+
+def loaded_encoder_decoder(
+    loaded: Any, *, tokenizer: PreTrainedTokenizerBase | None = None, device: Any = None
+) -> EncoderDecoder:
+    """Return what writes with a loaded encoder-decoder.
+
+    Args:
+        loaded: The model.
+        tokenizer: Its own, which no causal student has; None takes that of the folder the model came from.
+        device: Where the model goes; None leaves it where it is.
+
+    Raises:
+        TeacherError: It does not say where its tokenizer is.
+    """
+    name = loaded.config._name_or_path or type(loaded).__name__
+    if tokenizer is None and not loaded.config._name_or_path:
+        raise TeacherError(
+            "teacher_model is a loaded encoder-decoder that does not say where its tokenizer is; save both to a folder "
+            "and give that."
+        )
+    return EncoderDecoder(
+        name,
+        config=loaded.config,
+        tokenizer=load_tokenizer(name, role="teacher_model") if tokenizer is None else tokenizer,
+        load=lambda: loaded if device is None else loaded.to(device),
+        generation_config=loaded.generation_config,
     )
 
 

@@ -50,6 +50,18 @@ class GenerationSettings:
     batch_size: int = 16
 
 
+class Writer(Protocol):
+    """What writes completions as token ids of its own: every teacher but those that give text."""
+
+    def identity(self) -> dict[str, Any]:
+        """All that its completions depend on but prompt and settings; part of the key of everything stored."""
+        ...
+
+    def generate(self, prompts: Sequence[Sequence[int]], settings: GenerationSettings) -> list[Completion]:
+        """Write one completion for each prompt (token ids), as one batch, in the order given."""
+        ...
+
+
 @runtime_checkable
 class Teacher(Protocol):
     """A frozen model that writes completions and scores given ones."""

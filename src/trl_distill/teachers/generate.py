@@ -11,13 +11,13 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from .base import Completion, GenerationSettings, Teacher
+from .base import Completion, GenerationSettings, Writer
 from .lines import LineStore
 from .store import CompletionStore, key_of
 
 
 def complete(
-    teacher: Teacher,
+    teacher: Writer,
     prompts: Sequence[Sequence[int]],
     settings: GenerationSettings,
     *,
@@ -77,7 +77,7 @@ def saying_what_is_kept(
         ) from None
 
 
-def identity_of(teacher: Teacher, settings: GenerationSettings) -> dict[str, Any]:
+def identity_of(teacher: Writer, settings: GenerationSettings) -> dict[str, Any]:
     """Return all that a completion depends on besides its prompt."""
     return {**teacher.identity(), "settings": what_matters(settings)}
 

@@ -187,14 +187,12 @@ class LocalTeacher:
         device = self.model.device
         config = self._writing(max(len(p) for p in prompts), settings)
         ids, mask, past = self._prompts(prompts, config.pad_token_id)
-        devices = [device] if device.type == "cuda" else []
         with (
             self.acting(),
             evaluating(self.model),
             configured(self.model, config),
-            torch.random.fork_rng(devices=devices),
+            drawing(settings.seed, prompts, device),
         ):
-            torch.manual_seed(hash((settings.seed, *map(tuple, prompts))) % 2**63)
             model: Any = self.model
             written = model.generate(input_ids=ids, attention_mask=mask, generation_config=config, **past)
         stops = self.stop_ids
@@ -225,7 +223,7 @@ class LocalTeacher:
         from transformers import GenerationConfig
 
         room = settings.max_new_tokens if self.length_limit is None else self.length_limit - width
-        drawing = {"temperature": settings.temperature, "top_p": settings.top_p, "top_k": 0}
+        draw = {"temperature": settings.temperature, "top_p": settings.top_p, "top_k": 0}
         stops, pad = self.stop_ids, self.tokenizer.pad_token_id
         return GenerationConfig(
             max_new_tokens=max(1, min(settings.max_new_tokens, room)),
@@ -234,7 +232,7 @@ class LocalTeacher:
             eos_token_id=stops,
             pad_token_id=stops[0] if pad is None else pad,
             suppress_tokens=self.suppressed or None,
-            **(drawing if settings.do_sample else {}),
+            **(draw if settings.do_sample else {}),
         )
 
 
@@ -299,6 +297,14 @@ def configured(model: PreTrainedModel, config: GenerationConfig) -> Iterator[Non
         yield
     finally:
         model.generation_config = own
+
+
+@contextmanager
+def drawing(seed: int, prompts: Sequence[Sequence[int]], device: torch.device) -> Iterator[None]:
+    """Draw by a seed and the prompts (token ids), and give the program its random state back."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(hash((seed, *map(tuple, prompts))) % 2**63)
+        yield
 
 
 def padded_left(prompts: Sequence[Sequence[int]], pad: int) -> tuple[torch.Tensor, torch.Tensor]:
