@@ -183,7 +183,10 @@ class DistillationArguments:
         group="Teacher",
     )
     teacher_top_k: int = option(
-        64, "Tokens of each distribution that a store is written with, or draws.", low=1, group="Teacher"
+        64,
+        "Tokens of each distribution that a store is written with or a server is asked for, or draws.",
+        low=1,
+        group="Teacher",
     )
     teacher_temperatures: str | None = option(
         None,

@@ -142,7 +142,7 @@ class DistillationMixin(_Base):
         if said:
             self.accelerator.print(said)
         for metrics in self.metrics_of.values():
-            metrics.partial = has_targets(self.teacher)
+            metrics.partial = has_targets(self.teacher, args)
         self.vocabulary = self.teacher.vocabulary
         self.loss_settings = LossSettings(
             alpha_of(args, self.teacher),

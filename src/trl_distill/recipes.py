@@ -331,8 +331,8 @@ def recipe_of(
         overflow=args.prompt_overflow,
         vocabulary=teacher.vocabulary,
         reads_text=isinstance(teacher, TextTeacher),
-        as_read=reading(teacher),
-        estimates=isinstance(teacher, TextTeacher) and reading(teacher) is None,
+        as_read=reading(args, teacher),
+        estimates=isinstance(teacher, TextTeacher) and reading(args, teacher) is None,
         take=taking(args, teacher),
     )
 

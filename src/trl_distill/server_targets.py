@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 from accelerate import PartialState
 
@@ -72,7 +72,7 @@ def alpha_of(args: DistillationSFTConfig, teacher: Teacher, reasons: list[str] |
     Raises:
         TeacherError: A divergence is asked for, and the teacher gives nothing for it.
     """
-    if args.distill_alpha == 0 or not isinstance(teacher, TextTeacher) or has_targets(teacher):
+    if args.distill_alpha == 0 or not isinstance(teacher, TextTeacher) or has_targets(teacher, args):
         return args.distill_alpha
     if args.allow_text_only_teacher or isinstance(teacher, WrittenTeacher):
         return 0.0
@@ -84,14 +84,15 @@ def alpha_of(args: DistillationSFTConfig, teacher: Teacher, reasons: list[str] |
     )
 
 
-def has_targets(teacher: Any) -> bool:
-    """Whether a teacher is a server whose log-probabilities are used."""
-    return isinstance(teacher, RemoteTeacher) and teacher.scores
+def has_targets(teacher: Any, args: DistillationSFTConfig) -> TypeGuard[RemoteTeacher]:
+    """Whether a teacher is a server whose log-probabilities a run uses."""
+    wanted = args.distill_alpha > 0 and args.teacher_logprobs != "none" and _unfit(args) is None
+    return wanted and isinstance(teacher, RemoteTeacher) and teacher.scores
 
 
-def reading(teacher: Teacher) -> Callable[[Any], Any] | None:
+def reading(args: DistillationSFTConfig, teacher: Teacher) -> Callable[[Any], Any] | None:
     """Return how a server reads a prompt whose ids it is sent; None for any other teacher."""
-    return teacher.as_read if isinstance(teacher, RemoteTeacher) and teacher.reads_ids else None
+    return teacher.as_read if has_targets(teacher, args) and teacher.reads_ids else None
 
 
 def taking(args: DistillationSFTConfig, teacher: Teacher) -> Callable[[Dataset, str], float] | None:
@@ -100,7 +101,7 @@ def taking(args: DistillationSFTConfig, teacher: Teacher) -> Callable[[Dataset, 
     None for any other teacher. The function takes rows and the dataset's name, and raises TeacherError where not one
     token of a dataset to train on has any.
     """
-    if not isinstance(teacher, RemoteTeacher) or not teacher.scores:
+    if not has_targets(teacher, args):
         return None
 
     def take(rows: Dataset, name: str) -> float:

@@ -240,3 +240,27 @@ def test_a_script_learns_from_them_and_evaluates_on_new_rows(server, student_dir
     assert figures["eval_teacher_coverage"] == 1
     assert figures["eval_kl"] > 0
     assert len(server.requests()) == sent + 1
+
+
+def test_a_teacher_that_was_asked_for_them_can_teach_without(server, student_dir, tmp_path):
+    server.give("prompt")
+    settings = {
+        "output_dir": str(tmp_path), "use_distillation": True, "teacher_prompt_template": TEMPLATE, "use_cpu": True,
+        "teacher_endpoint": "completions", "teacher_top_k": K, "report_to": "none", "max_steps": 1, "save_strategy": "no",
+        "bf16": False, "gradient_checkpointing": False, "dataloader_pin_memory": False, "disable_tqdm": True,
+    }  # fmt: skip
+    tokenizer = AutoTokenizer.from_pretrained(student_dir)
+    teacher: object = server.teacher
+    data = [Dataset.from_list([{"prompt": w, "completion": w[::-1]} for w in WORDS[:2]])]
+    data += [Dataset.from_list([{"prompt": w, "completion": w} for w in WORDS[:2]])]
+    for rows, alpha, temperature, allow in ((0, 0.5, 1.0, False), (1, 0.5, 3.0, True), (1, 0.0, 1.0, False)):
+        args = DistillationSFTConfig(
+            distill_alpha=alpha, distill_temperature=temperature, allow_text_only_teacher=allow, **settings
+        )
+        trainer = DistillationSFTTrainer(
+            AutoModelForCausalLM.from_pretrained(student_dir), args, train_dataset=data[rows],
+            processing_class=tokenizer, teacher_model=teacher,
+        )  # fmt: skip
+        trainer.train()
+        teacher = trainer.teacher
+        assert len(server.requests()) == 1 + len(data[0])  # the second and the third ask nothing
