@@ -247,7 +247,8 @@ def test_a_teacher_that_was_asked_for_them_can_teach_without(server, student_dir
     settings = {
         "output_dir": str(tmp_path), "use_distillation": True, "teacher_prompt_template": TEMPLATE, "use_cpu": True,
         "teacher_endpoint": "completions", "teacher_top_k": K, "report_to": "none", "max_steps": 1,
-        "save_strategy": "no", "bf16": False, "gradient_checkpointing": False, "dataloader_pin_memory": False, "disable_tqdm": True,
+        "save_strategy": "no", "bf16": False, "gradient_checkpointing": False, "dataloader_pin_memory": False,
+        "disable_tqdm": True,
     }  # fmt: skip
     tokenizer = AutoTokenizer.from_pretrained(student_dir)
     teacher: object = server.teacher
