@@ -32,20 +32,34 @@ def tokenize_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str | Sequence[d
     Raises:
         TemplateError: Chat messages, but the tokenizer has no chat template, or one that does not take them.
     """
+    text, special = rendered_prompt(tokenizer, prompt)
+    ids = list(tokenizer(text, add_special_tokens=special)["input_ids"])
+    return without_closing(tokenizer, ids, text) if special else ids
+
+
+def rendered_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str | Sequence[dict[str, Any]]) -> tuple[str, bool]:
+    """Return the text of a prompt, and whether the tokenizer adds its special tokens to it.
+
+    Raises:
+        TemplateError: See `tokenize_prompt`.
+    """
     if isinstance(prompt, str):
-        ids = list(tokenizer(prompt)["input_ids"])
-        while ids and ids[-1] == tokenizer.eos_token_id and not prompt.endswith(str(tokenizer.eos_token)):
-            if ids[-1] == tokenizer.bos_token_id and len(ids) == 1:
-                break  # GPT-2's bos is its eos; as the only token it opens the sequence
-            ids.pop()
-        return ids
+        return prompt, True
     if tokenizer.chat_template is None:
         raise TemplateError(
             f"the tokenizer of {tokenizer.name_or_path or 'the model'} has no chat template for a prompt of chat "
             "messages; give --chat-template or a text template."
         )
-    text = rendered(tokenizer, prompt, opening=True)
-    return list(tokenizer(text, add_special_tokens=False)["input_ids"])  # the template writes those it wants
+    return rendered(tokenizer, prompt, opening=True), False  # the template writes those it wants
+
+
+def without_closing(tokenizer: PreTrainedTokenizerBase, ids: list[int], prompt: str) -> list[int]:
+    """Return a text prompt's ids without the end-of-sequence tokens that the tokenizer closes any text with."""
+    while ids and ids[-1] == tokenizer.eos_token_id and not prompt.endswith(str(tokenizer.eos_token)):
+        if ids[-1] == tokenizer.bos_token_id and len(ids) == 1:
+            break  # GPT-2's bos is its eos; as the only token it opens the sequence
+        ids.pop()
+    return ids
 
 
 def rendered(

@@ -1,0 +1,85 @@
+"""Token ids of prompts that begin alike: what they have in common is tokenized once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from .alignment import rendered_prompt, tokenize_prompt, without_closing
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+LEAST = 32  # tokens in common below which nothing is gained
+MARGIN = 8  # tokens between the cut and the first character in which prompts differ: it cannot reach back over them
+TRIES = 16  # places for the cut
+
+
+@dataclass(frozen=True)
+class Start:
+    """What prompts begin with.
+
+    Attributes:
+        text: All of it, the margin included.
+        cut: Characters of it whose tokens are known.
+        ids: Those tokens.
+    """
+
+    text: str
+    cut: int
+    ids: list[int]
+
+
+class PromptTokens:
+    """Tokenizes prompts as `tokenize_prompt` does.
+
+    From the first two prompts it takes what they have in common, and cuts it at a token's edge where the two parts,
+    tokenized apart, are those of the whole. Later prompts with the same beginning are tokenized from there on. Where
+    there is no such edge, as with SentencePiece's space in front of every text, each is tokenized whole.
+
+    Args:
+        tokenizer: The tokenizer of the model that reads the prompts.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.tokenizer = tokenizer
+        self._first: tuple[str, bool] | None = None
+        self._start: Start | None = None
+        self._tried = False
+
+    def __call__(self, prompt: str | Sequence[dict[str, Any]]) -> list[int]:
+        """Return the ids of a prompt; see `tokenize_prompt`."""
+        text, special = rendered_prompt(self.tokenizer, prompt)
+        start = self._start
+        if start is not None and text.startswith(start.text):
+            rest = list(self.tokenizer(text[start.cut :], add_special_tokens=False)["input_ids"])
+            return without_closing(self.tokenizer, [*start.ids, *rest], text) if special else [*start.ids, *rest]
+        ids = tokenize_prompt(self.tokenizer, prompt)
+        if not self._tried and self._first is not None and self._first[1] == special and self._first[0] != text:
+            self._tried = True
+            self._start = self._find(_common(self._first[0], text), text, ids, special)
+        self._first = text, special
+        return ids
+
+    def _find(self, common: str, text: str, ids: list[int], special: bool) -> Start | None:
+        """Return the start of a prompt that has `common` in common with another; None where there is no use."""
+        if not self.tokenizer.is_fast:
+            return None
+        encoded = self.tokenizer(text, add_special_tokens=special, return_offsets_mapping=True)
+        edges = encoded["offset_mapping"]
+        if list(encoded["input_ids"])[: len(ids)] != ids:
+            return None
+        inside = sum(stop <= len(common) for _, stop in edges[: len(ids)])
+        for k in range(inside - MARGIN, max(LEAST, inside - MARGIN - TRIES), -1):
+            cut = edges[k][0]
+            rest = list(self.tokenizer(text[cut:], add_special_tokens=False)["input_ids"])
+            if edges[k - 1][1] <= cut and [*ids[:k], *rest] == ids:
+                return Start(common, cut, ids[:k])
+        return None
+
+
+def _common(one: str, other: str) -> str:
+    """Return what two texts begin with."""
+    different = (i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b)
+    return one[: next(different, min(len(one), len(other)))]
