@@ -138,6 +138,14 @@ def test_a_file_that_cannot_be_read(tmp_path):
         parse(binary)
 
 
+def test_the_escapes_of_chat_messages_as_json_are_jsons():
+    messages = [{"role": "user", "content": 'Say "yes" or \\n.\n{input}\n'}]
+    rendered = parse_template(json.dumps(messages), name="t").render({"input": "x"})
+    assert rendered == [{"role": "user", "content": 'Say "yes" or \\n.\nx\n'}]
+    typed = r'[{"role": "user", "content": "a\n{input}"}]'
+    assert parse_template(typed, name="t").render({"input": "x"})[0]["content"] == "a\nx"
+
+
 @pytest.mark.parametrize("form", ["list", "json", "file"])
 def test_chat_messages_as_a_list_as_json_and_in_a_file(form, tmp_path):
     source = CHAT

@@ -23,6 +23,7 @@ DTYPES = ("auto", "float32", "bfloat16", "float16")
 LOSS_IMPLEMENTATIONS = ("fused", "plain")
 STORE_KINDS = ("topk", "sample", "hidden")
 ENDPOINTS = ("chat", "completions")
+LOGPROBS = ("auto", "prompt", "top", "none")
 
 
 class Help(str):
@@ -193,7 +194,10 @@ class DistillationArguments:
         group="Teacher",
     )
     teacher_top_k: int = option(
-        64, "Tokens of each distribution that a store is written with, or draws.", low=1, group="Teacher"
+        64,
+        "Tokens of each distribution that a store is written with or a server is asked for, or draws.",
+        low=1,
+        group="Teacher",
     )
     teacher_temperatures: str | None = option(
         None,
@@ -213,6 +217,25 @@ class DistillationArguments:
         None,
         "Tokens, of prompts and completions, after which a run asks a server nothing more.",
         low=1,
+        group="Teacher",
+    )
+    teacher_max_cost: float | None = option(
+        None,
+        "Money, in the unit of the two prices, after which a run asks a server nothing more.",
+        above=0.0,
+        group="Teacher",
+    )
+    teacher_price_input: float | None = option(
+        None, "Price of a million tokens of prompts, as your server bills them.", low=0.0, group="Teacher"
+    )
+    teacher_price_output: float | None = option(
+        None, "Price of a million tokens of completions, as your server bills them.", low=0.0, group="Teacher"
+    )
+    teacher_logprobs: str = option(
+        "auto",
+        "Log-probabilities of a server to learn from where alpha is above 0: of given completions ('prompt'), of what "
+        "it writes ('top'), 'none', or what it is found to give.",
+        choices=LOGPROBS,
         group="Teacher",
     )
     allow_text_only_teacher: bool = option(
@@ -289,6 +312,23 @@ def check_cross_tokenizer(arguments: Any) -> None:
         raise ParamsError(
             f"cross_tokenizer cannot be used with teacher_model {teacher!r}, a server; give a local model, or drop "
             "--cross-tokenizer."
+        )
+
+
+def check_prices(arguments: Any) -> None:
+    """Check that a budget in money has both prices: there is no list of prices here that would be right tomorrow.
+
+    Raises:
+        ParamsError: Naming the price that is missing.
+    """
+    prices = {name: getattr(arguments, name) for name in ("teacher_price_input", "teacher_price_output")}
+    given = [name for name, price in prices.items() if price is not None]
+    missing = [f"--{name.replace('_', '-')}" for name in prices if name not in given]
+    if missing and (given or arguments.teacher_max_cost is not None):
+        what = "teacher_max_cost" if arguments.teacher_max_cost is not None else given[0]
+        raise ParamsError(
+            f"{what} is {getattr(arguments, what):g}, but what tokens cost is not known; give "
+            f"{' and '.join(missing)}, money for a million tokens of prompts and of completions."
         )
 
 
@@ -393,6 +433,7 @@ def check_arguments(arguments: Any) -> None:
     for spec in fields(DistillationArguments):
         setattr(arguments, spec.name, check_value(spec.name, getattr(arguments, spec.name), spec))
     check_several(arguments)
+    check_prices(arguments)
     if isinstance(arguments.teacher_model, str):
         parse_endpoint(arguments.teacher_model)  # a URL with a password goes no further
     check_cross_tokenizer(arguments)

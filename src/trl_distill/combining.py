@@ -121,6 +121,8 @@ def _completions(rows: Dataset, taking: list[list[int]], recipe: SeveralRecipes,
         own = [n for n, teachers in enumerate(taking) if i in teachers]
         if own:
             part = align(rows.select(own), one, name=name)
+            if one.take is not None:
+                one.take(part.filter(lambda row: row["kept"] > 0, load_from_cache_file=False), name)
             parts.append(mapped(part, lambda row, i=i: _alone(row, i), f"Aligning {name}"))
     return parts
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-MEANS = ("loss", "kl", "ce", "entropy", "top1_agreement", "mean_token_accuracy")
+MEANS = ("loss", "kl", "ce", "entropy", "top1_agreement", "mean_token_accuracy", "teacher_coverage")
 
 
 def training_means(history: Sequence[Mapping[str, Any]]) -> dict[str, float]:

@@ -8,8 +8,8 @@ from pathlib import Path
 from .errors import DistillError, ParamsError
 from .params import LLMTrainingParams
 
-# checkpoints and completions are the run's own business
-KEPT_BACK = ["checkpoints/*", "teacher_completions.jsonl", ".*"]
+# checkpoints and what the teacher was paid for are the run's own business
+KEPT_BACK = ["checkpoints/*", "teacher_completions.jsonl", "teacher_logprobs.jsonl", ".*"]
 
 
 def check_token(params: LLMTrainingParams) -> None:

@@ -25,8 +25,9 @@ from .preparation import is_prepared
 from .prompts import parse_template
 from .quantization import keep_differentiable
 from .readers import CONVERSATIONS
-from .recipes import add_taught_ends, alpha_of, from_store, writers_of_data
+from .recipes import add_taught_ends, from_store, writers_of_data
 from .rows import COMPLETIONS
+from .server_targets import alpha_of
 from .several import check_list, put_names, recipe_of, teacher_of, told
 from .several_collator import SeveralCollator
 from .sources import resolve

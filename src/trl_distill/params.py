@@ -17,6 +17,7 @@ from .arguments import (
     QUANTIZATIONS,
     DistillationArguments,
     check_cross_tokenizer,
+    check_prices,
     check_several,
     check_value,
     option,
@@ -184,6 +185,7 @@ class LLMTrainingParams(DistillationArguments):
             if not (given is None or isinstance(given, str) or _is_model(given)):
                 raise ParamsError(f"{name} is of type {type(given).__name__}; give a name, a folder or a loaded model.")
         temperatures_of(self)
+        check_prices(self)
         check_several(self)
         none = self.teacher_model is self.teacher_store is self.teacher_config is None
         if self.distills and none and not self._may_be_written():

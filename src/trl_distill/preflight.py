@@ -38,10 +38,12 @@ class Preflight:
         first: The first row as the student and the teacher see it, and the completion.
         example: The fields of the first row, `input` among them.
         chat: Whether the rows are conversations.
-        text_only: The teacher gives text alone, and its prompts are counted with the student's tokenizer.
         matched: Tokens that a teacher with another tokenizer has too; None where the tokenizer is the student's.
         compared: Share of the completion tokens at which such a teacher is compared with the student.
         teachers: Of several teachers each one's name, how many rows it takes, and its first prompt.
+        text_only: The teacher gives text alone.
+        estimated: Whether its prompts are counted with the student's tokenizer, which is another.
+        coverage: Share of the completion tokens for which a server gave log-probabilities; None where none was asked.
     """
 
     name: str
@@ -60,6 +62,8 @@ class Preflight:
     matched: int | None = None
     compared: float = 1.0
     teachers: tuple[tuple[str, int, str], ...] = ()
+    estimated: bool = False
+    coverage: float | None = None
 
     @classmethod
     def of(
@@ -94,9 +98,10 @@ class Preflight:
             ),
             example=example,
             chat=chat,
-            text_only=recipe.reads_text,
             matched=None if recipe.crossing is None else recipe.crossing.shared,
             compared=sum(map(len, rows["student_starts"])) / sum(lengths) if crossed else 1.0,
+            text_only=recipe.reads_text and recipe.take is None,
+            estimated=recipe.estimates,
         )
 
     @property
@@ -114,7 +119,7 @@ class Preflight:
             f"  completions   {sources}",
             f"  prompt        student {self.student_prompt:,.1f} tokens, teacher {self.teacher_prompt:,.1f}; "
             f"{self.saved:,.1f} saved per query"
-            + (" (estimated with the student's tokenizer)" if self.text_only else ""),
+            + (" (estimated with the student's tokenizer)" if self.estimated else ""),
             f"  completion    {low:,} to {high:,} tokens, mean {middle:,.1f}; {self.completions_cut:,} cut"
             + (" (taught no end of sequence)" if self.completions_cut else ""),
         ]
@@ -126,6 +131,11 @@ class Preflight:
             lines.append(
                 f"  tokenizers    {self.matched:,} tokens matched, compared at {self.compared:.1%} of the "
                 "completion tokens"
+            )
+        elif self.coverage is not None:
+            lines.append(
+                f"  loss          {self.coverage:.1%} of completion tokens have the teacher's log-probabilities; "
+                "cross-entropy alone at the others"
             )
         elif self.vocabulary is not None:
             lines.append(f"  vocabulary    {self.vocabulary:,} rows shared")
@@ -156,6 +166,7 @@ class Preflight:
             "vocabulary_rows_shared": self.vocabulary,
             **({} if self.matched is None else {"tokens_matched": self.matched, "compared": round(self.compared, 4)}),
             **({"rows_of_teachers": [rows for _, rows, _ in self.teachers]} if self.teachers else {}),
+            **({} if self.coverage is None else {"teacher_coverage": round(self.coverage, 4)}),
         }
 
 

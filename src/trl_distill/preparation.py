@@ -78,7 +78,10 @@ class Recipe:
         overflow: "error" or "left", see `alignment.fit`.
         write: Has the teacher write completions for its prompts: token ids, or text and messages (`reads_text`).
         vocabulary: Rows that both models share: a completion's ids are among them.
-        reads_text: The teacher is handed prompts as text or chat messages, and its ids are an estimate of their length.
+        reads_text: The teacher is handed prompts as text or chat messages.
+        as_read: What of such a prompt its ids are made from; None takes its text alone.
+        estimates: Whether these ids are but an estimate of the prompt's length.
+        take: Fetches what a server says of prepared rows, and returns the share of completion tokens with targets.
         crossing: How the completion becomes tokens of a teacher with another tokenizer; None where it is the student's.
     """
 
@@ -91,6 +94,9 @@ class Recipe:
     overflow: str = "error"
     vocabulary: int | None = None
     reads_text: bool = False
+    as_read: Callable[[Any], Any] | None = None
+    estimates: bool = False
+    take: Callable[[Dataset, str], float] | None = None
     crossing: Crossing | None = None
 
 
@@ -192,7 +198,9 @@ def conclude(
         )
     first = next(row for row in rows if row["row"] == usable[0]["row"])
     example = {**json.loads(first["values"]), "input": first["input"]}
+    coverage = None if recipe.take is None else recipe.take(usable, name)
     preflight = Preflight.of(usable, report, recipe, name, example=example, chat=first["history"] is not None)
+    preflight = replace(preflight, coverage=coverage)
     return usable.select_columns(list(columns)), preflight
 
 
@@ -244,7 +252,7 @@ def tokenize_row(row: dict[str, Any], recipe: Recipe) -> dict[str, Any]:
     out["chat"] = not isinstance(student, str)
     if recipe.reads_text:
         out["read"] = json.dumps(teacher)
-        teacher = teacher if isinstance(teacher, str) else "\n".join(str(message["content"]) for message in teacher)
+        teacher = (recipe.as_read or _text_of)(teacher)
     out["teacher_prompt"] = recipe.teacher.prompt_tokens(teacher)
     if source == "data":
         out["finished"] = not was_cut(json.loads(row["values"]))
@@ -277,6 +285,11 @@ def render(template: Template, row: dict[str, Any]) -> str | list[dict[str, Any]
     leads = rendered and rendered[0]["role"] in ("system", "developer")
     earlier = [m for m in history[:-1] if not (leads and m["role"] in ("system", "developer"))]
     return [*rendered[:1], *earlier, *rendered[1:]] if leads else [*earlier, *rendered]
+
+
+def _text_of(prompt: str | list[dict[str, Any]]) -> str:
+    """Return a prompt's text, without what tells the messages of a chat apart."""
+    return prompt if isinstance(prompt, str) else "\n".join(str(message["content"]) for message in prompt)
 
 
 def _check_ids(tokens: Dataset, recipe: Recipe, name: str) -> None:

@@ -6,6 +6,7 @@ project/
   config.yaml                         the effective parameters, without secrets
   metrics.json                        figures
   teacher_completions.jsonl           completions already paid for
+  teacher_logprobs.jsonl              what a server said of them, already paid for
   checkpoints/                        to resume from
   .unfinished                         a run has begun here and not ended
   run.json                            the manifest, written last: the run is finished
@@ -37,7 +38,8 @@ FREE_ON_RESUME = frozenset(
         *("epochs", "max_steps", "log", "logging_steps", "eval_strategy", "eval_steps", "eval_batch_size"),
         *("save_strategy", "save_steps", "save_total_limit", "push_to_hub", "username", "merge_adapter"),
         *("project_name", "teacher_batch_size", "teacher_concurrency", "teacher_timeout"),
-        *("teacher_max_requests", "teacher_max_tokens"),
+        *("teacher_max_requests", "teacher_max_tokens", "teacher_max_cost"),
+        *("teacher_price_input", "teacher_price_output"),
     )
 )
 NOT_KEPT = frozenset(("overwrite", "resume", "dry_run", "train"))

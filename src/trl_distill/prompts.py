@@ -123,8 +123,10 @@ def parse_template(source: Any, *, name: str) -> Template:
     if isinstance(source, (list, tuple)):
         messages = _chat(source, name)
     else:
-        text = _read(source, name)
-        listed = _json_list(text)
+        # JSON has escapes of its own, so it is read before a shell's are
+        listed = _json_list(source) if isinstance(source, str) else None
+        text = "" if listed is not None else _read(source, name)
+        listed = _json_list(text) if listed is None else listed
         messages = _chat(listed, name) if listed is not None else (("", _parse_text(text, name)),)
     template = Template(messages, name)
     if "input" not in template.fields:

@@ -15,6 +15,7 @@ from .endpoints import is_openai_name
 from .errors import ParamsError, TeacherError
 from .preparation import Columns, Reading, Recipe
 from .prompts import parse_template
+from .server_targets import find_targets, reading, taking
 from .teachers import (
     COMPLETIONS,
     SELF,
@@ -85,8 +86,8 @@ def teacher_of(
 
     Raises:
         ParamsError: There is none, or the store cannot be used with these settings.
-        TeacherError: See `load_teacher`, `shared_vocabulary` and `alpha_of`; a store that is damaged or of something
-            else.
+        TeacherError: See `load_teacher`, `shared_vocabulary` and `find_targets`; a store that is damaged or of
+            something else.
     """
     spec = given if given is not None else args.teacher_model
     stored = None
@@ -115,6 +116,10 @@ def teacher_of(
             args.teacher_timeout,
             args.teacher_max_requests,
             args.teacher_max_tokens,
+            args.teacher_max_cost,
+            args.teacher_price_input,
+            args.teacher_price_output,
+            args.teacher_top_k,
         ),
     )
     teacher = _in_text(args, teacher, tokenizer=tokenizer, student=student)
@@ -124,8 +129,8 @@ def teacher_of(
                 f"teacher_store keeps a teacher's probabilities, and {teacher.name!r} gives text only; drop "
                 "--teacher-store."
             )
-        alpha_of(args, teacher)  # before anything is asked
         teacher.share(student.get_text_config().vocab_size)
+        find_targets(args, teacher)  # before anything costly is asked
         return teacher
     if teacher.tokenizer.chat_template is None:
         teacher.tokenizer.chat_template = tokenizer.chat_template  # a base model reads chats as its student does
@@ -271,23 +276,6 @@ def write_store(args: DistillationSFTConfig, teacher: Teacher, datasets: Mapping
     return write_targets(teacher, rows, TargetFolder(str(args.teacher_store)), settings, progress=not args.disable_tqdm)
 
 
-def alpha_of(args: DistillationSFTConfig, teacher: Teacher) -> float:
-    """Return the weight of the divergence: none where the teacher gives text only and that is allowed.
-
-    Raises:
-        TeacherError: A divergence is asked for, and the teacher gives nothing for it.
-    """
-    if args.distill_alpha == 0 or not isinstance(teacher, TextTeacher):
-        return args.distill_alpha
-    if args.allow_text_only_teacher or isinstance(teacher, WrittenTeacher):
-        return 0.0
-    raise TeacherError(
-        f"teacher_model {teacher.name!r} gives text only, which has nothing for the divergence that --distill-alpha "
-        f"{args.distill_alpha:g} weighs; give --distill-alpha 0, or --allow-text-only-teacher to learn from its "
-        "completions alone."
-    )
-
-
 def told(given: Any, teacher: Teacher) -> str:
     """Return a line on what a teacher's name was taken for, empty where it can mean but one thing.
 
@@ -351,6 +339,9 @@ def recipe_of(
         vocabulary=teacher.vocabulary,
         reads_text=isinstance(teacher, TextTeacher),
         crossing=teacher.crossing if isinstance(teacher, CrossTeacher) else None,
+        as_read=reading(args, teacher),
+        estimates=isinstance(teacher, TextTeacher) and reading(args, teacher) is None,
+        take=taking(args, teacher),
     )
 
 

@@ -1,7 +1,9 @@
 """An OpenAI-compatible server of the embedded model, in a process of its own, that fails on request.
 
 `python server.py FOLDER` serves on a port of 127.0.0.1 that it writes to FOLDER/port, logs each request as a line of
-FOLDER/requests.jsonl, and takes faults from FOLDER/faults.json: a list, one for each request (null is none). The
+FOLDER/requests.jsonl, and takes faults from FOLDER/faults.json: a list, one for each request (null is none). Of what
+FOLDER/gives.json names it tells log-probabilities: "prompt" as vLLM does, "top" as OpenAI does; "most" bounds how many.
+`python server.py FOLDER MODEL` serves another model than the embedded one. The
 serving process is a child; when it dies (fault "die"), another is started once FOLDER/again exists.
 """
 
@@ -25,11 +27,13 @@ class Served:
 
     Args:
         folder: Where it keeps its files.
+        model: Folder of the model it serves; None is the embedded one.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, model: Path | None = None) -> None:
         self.folder = folder
-        self.process = subprocess.Popen([sys.executable, __file__, str(folder)], start_new_session=True)
+        command = [sys.executable, __file__, str(folder), *([] if model is None else [str(model)])]
+        self.process = subprocess.Popen(command, start_new_session=True)
         deadline = time.monotonic() + 60
         while not (folder / "port").exists():
             assert self.process.poll() is None, "the server ended"
@@ -41,8 +45,14 @@ class Served:
     def fail(self, *faults: dict | None) -> None:
         """Have the next requests fail, one for each, and forget the requests so far."""
         (self.folder / "faults.json").write_text(json.dumps(faults))
+        (self.folder / "gives.json").write_text(json.dumps({"prompt": False, "top": False, "most": 20}))
         for name in ("requests.jsonl", "answered.jsonl"):
             (self.folder / name).write_text("")
+
+    def give(self, *kinds: str, most: int = 20) -> None:
+        """Have it tell log-probabilities of these kinds, at most so many, and refuse more."""
+        gives = {kind: kind in kinds for kind in ("prompt", "top")}
+        (self.folder / "gives.json").write_text(json.dumps({**gives, "most": most}))
 
     def requests(self) -> list[dict]:
         """Return the requests since `fail`."""
@@ -77,7 +87,7 @@ class Handler(BaseHTTPRequestHandler):
     """Answers /v1/chat/completions and /v1/completions."""
 
     folder: Path
-    write: staticmethod
+    served: Model
     lock = threading.Lock()
     under_way = 0
 
@@ -102,10 +112,15 @@ class Handler(BaseHTTPRequestHandler):
         time.sleep(fault.get("seconds", 0))
         with self.lock:  # until all is sent, so that a death tears no other answer
             type(self).under_way -= 1
-            if fault["kind"] in (None, "slow"):
-                self.send(200, json.dumps(self.answer(request)))
-                with (self.folder / "answered.jsonl").open("a") as file:
-                    file.write(json.dumps(prompt) + "\n")
+            refused = self.refusal(request)
+            if fault["kind"] in (None, "slow") and refused is not None:
+                self.send(400, json.dumps({"error": {"message": refused}}))
+            elif fault["kind"] in (None, "slow", "change"):
+                answer = self.answer(request)
+                if fault["kind"] != "change":  # before it is sent: who has the answer may look here at once
+                    with (self.folder / "answered.jsonl").open("a") as file:
+                        file.write(json.dumps(prompt) + "\n")
+                self.send(200, json.dumps(changed(answer, fault) if fault["kind"] == "change" else answer))
             else:
                 self.fail(fault)
 
@@ -118,14 +133,34 @@ class Handler(BaseHTTPRequestHandler):
         path.write_text(json.dumps(faults[1:]))
         return faults[0]
 
+    def gives(self, kind: str) -> int:
+        """Return how many log-probabilities of a kind are given; 0 is none."""
+        path = self.folder / "gives.json"
+        gives = json.loads(path.read_text()) if path.exists() else {}
+        return gives["most"] if gives.get(kind) else 0
+
+    def refusal(self, request: dict) -> str | None:
+        """Return what is said to a request for more log-probabilities than are given."""
+        for kind, name in (("prompt", "prompt_logprobs"), ("top", "top_logprobs"), ("top", "logprobs")):
+            asked, most = request.get(name) or 0, self.gives(kind)
+            if asked is not True and most and asked > most:
+                return f"Requested {name} of {asked}, which is greater than max allowed: {most}"
+        return None
+
     def answer(self, request: dict) -> dict:
         """Return what the model writes, in the protocol's form."""
         chat = self.path.endswith("/chat/completions")
         limit = request.get("max_tokens") or request.get("max_completion_tokens")
-        text, finished, prompt, written = self.write(request["messages"] if chat else request["prompt"], limit)
+        prompt = self.served.ids(request["messages"] if chat else request["prompt"])
+        text, finished, written = self.served.write(prompt, limit)
         piece = {"message": {"role": "assistant", "content": text}} if chat else {"text": text}
         choice = {"index": 0, "finish_reason": "stop" if finished else "length", **piece}
-        usage = {"prompt_tokens": prompt, "completion_tokens": written, "total_tokens": prompt + written}
+        if self.gives("prompt") and request.get("prompt_logprobs"):
+            choice["prompt_logprobs"] = self.served.prompt_logprobs(prompt, request["prompt_logprobs"])
+        if self.gives("top") and request.get("logprobs"):
+            k = request["top_logprobs"] if chat else request["logprobs"]
+            choice["logprobs"] = self.served.top_logprobs(prompt, written, k, chat=chat)
+        usage = {"prompt_tokens": len(prompt), "completion_tokens": len(written)}
         kind = "chat.completion" if chat else "text_completion"
         return {"id": "1", "object": kind, "created": 0, "model": request["model"], "choices": [choice], "usage": usage}
 
@@ -160,33 +195,100 @@ class Handler(BaseHTTPRequestHandler):
         self.close_connection = length is not None
 
 
-def load_writer():
-    """Return a function from a prompt and a limit to text, whether it ended, and the tokens of both."""
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    from trl_distill.alignment import tokenize_prompt
-    from trl_distill.embedded import embedded_path
-    from trl_distill.teachers.local import cut_at_stop, stop_ids
-
-    tokenizer = AutoTokenizer.from_pretrained(embedded_path())
-    model = AutoModelForCausalLM.from_pretrained(embedded_path()).eval()
-    stops = stop_ids(model.generation_config, tokenizer)
-
-    @torch.no_grad()
-    def write(prompt, limit):
-        ids = tokenize_prompt(tokenizer, prompt)
-        row = model.generate(torch.tensor([ids]), max_new_tokens=limit, do_sample=False, eos_token_id=stops)[0]
-        written = cut_at_stop(row[len(ids) :].tolist(), stops)
-        text = tokenizer.decode(written.ids, skip_special_tokens=True)
-        return text, written.finished, len(ids), len(written.ids)
-
-    return write
+def changed(answer: dict, fault: dict) -> dict:
+    """Return an answer with one entry of its choice changed: put in, or the last one taken off."""
+    choice, name = answer["choices"][0], fault["name"]
+    if fault["how"] == "shorten":
+        choice[name] = choice[name][:-1]
+    else:
+        choice[name] = fault["how"]
+    return answer
 
 
-def serve(folder: Path, write, port: int) -> None:
+class Model:
+    """A causal language model and what a server tells of it.
+
+    Args:
+        folder: Where it is.
+    """
+
+    def __init__(self, folder: Path | str) -> None:
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        from trl_distill.teachers.local import stop_ids
+        from trl_distill.token_bytes import token_bytes
+
+        self.tokenizer = AutoTokenizer.from_pretrained(folder)
+        self.model = AutoModelForCausalLM.from_pretrained(folder, dtype="float32").eval()
+        self.stops = stop_ids(self.model.generation_config, self.tokenizer)
+        self.bytes = token_bytes(self.tokenizer)
+
+    def ids(self, prompt) -> list[int]:
+        """Return a prompt's ids: text, messages, or ids that are so already."""
+        from trl_distill.alignment import tokenize_prompt
+
+        return prompt if prompt and isinstance(prompt[0], int) else tokenize_prompt(self.tokenizer, prompt)
+
+    def write(self, prompt: list[int], limit: int) -> tuple[str, bool, list[int]]:
+        """Return the text of the likeliest completion, whether it ended, and its ids."""
+        import torch
+
+        from trl_distill.teachers.local import cut_at_stop
+
+        with torch.no_grad():
+            row = self.model.generate(
+                torch.tensor([prompt]), max_new_tokens=limit, do_sample=False, eos_token_id=self.stops
+            )[0]
+        written = cut_at_stop(row[len(prompt) :].tolist(), self.stops)
+        return self.tokenizer.decode(written.ids, skip_special_tokens=True), written.finished, list(written.ids)
+
+    def log_probs(self, ids: list[int]):
+        """Return [S, V]: what the model says of the token after each."""
+        import torch
+
+        with torch.no_grad():
+            return self.model(torch.tensor([ids])).logits[0].float().log_softmax(-1)
+
+    def prompt_logprobs(self, ids: list[int], k: int) -> list[dict | None]:
+        """Return what vLLM tells of a prompt's tokens: the k likeliest and the token itself, nothing of the first."""
+        told: list[dict | None] = [None]
+        for row, token in zip(self.log_probs(ids), ids[1:], strict=False):
+            likeliest = row.topk(k).indices.tolist()
+            entry = {}
+            for index in [*likeliest, *([] if token in likeliest else [token])]:
+                rank = int((row > row[index]).sum()) + 1
+                said = {"logprob": row[index].item(), "rank": rank, "decoded_token": self.tokenizer.decode([index])}
+                entry[str(index)] = said
+            told.append(entry)
+        return told
+
+    def top_logprobs(self, prompt: list[int], written: list[int], k: int, *, chat: bool) -> dict:
+        """Return what is told of written tokens; the token that ends is not among them, as at OpenAI."""
+        rows = self.log_probs([*prompt, *written])[len(prompt) - 1 :]
+        content = []
+        for row, token in zip(rows, written, strict=False):
+            if token in self.stops:
+                break
+            others = [self.item(i, row[i].item()) for i in row.topk(k).indices.tolist()]
+            content.append({**self.item(token, row[token].item()), "top_logprobs": others})
+        if chat:
+            return {"content": content}
+        return {
+            "tokens": [item["token"] for item in content],
+            "token_logprobs": [item["logprob"] for item in content],
+            "top_logprobs": [{o["token"]: o["logprob"] for o in item["top_logprobs"]} for item in content],
+        }
+
+    def item(self, token: int, log_prob: float) -> dict:
+        """Return one token as OpenAI tells it."""
+        piece = self.bytes[token]
+        text = self.tokenizer.convert_ids_to_tokens(token) if piece is None else piece.decode(errors="replace")
+        return {"token": text, "logprob": log_prob, "bytes": None if piece is None else list(piece)}
+
+
+def serve(folder: Path, served: Model, port: int) -> None:
     """Serve until the process ends."""
-    Handler.folder, Handler.write = folder, staticmethod(write)
+    Handler.folder, Handler.served = folder, served
     server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
     server.daemon_threads = True
     ready = folder / "port.new"
@@ -195,16 +297,18 @@ def serve(folder: Path, write, port: int) -> None:
     server.serve_forever(poll_interval=0.05)
 
 
-def main(folder: Path) -> None:
+def main(folder: Path, model: str | None = None) -> None:
     """Serve from a child process, and start it again when it died and the tests say so."""
-    write = load_writer()
+    from trl_distill.embedded import embedded_path
+
+    served = Model(model or embedded_path())
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     while True:
         child = os.fork()  # the model is loaded once
         if child == 0:
-            serve(folder, write, port)
+            serve(folder, served, port)
         os.waitpid(child, 0)
         while not (folder / "again").exists():
             time.sleep(0.02)
@@ -212,4 +316,4 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), *sys.argv[2:])

@@ -54,7 +54,7 @@ def test_it_is_a_teacher_that_reads_text(server, tokenizer):
 
 @pytest.mark.parametrize("endpoint", ["chat", "completions"])
 def test_it_writes_what_the_model_writes(endpoint, ask, server, tokenizer):
-    local = load_teacher("embedded")
+    local = load_teacher("embedded", dtype="float32")
     chat = endpoint == "chat"
     ids = [tokenize_prompt(tokenizer, [{"role": "user", "content": p}] if chat else p) for p in PROMPTS]
     expected = [local.generate([prompt], HOW)[0] for prompt in ids]
@@ -227,7 +227,7 @@ def test_ctrl_c_keeps_what_came(ask, server):
 
 
 def test_what_is_missing_is_told_before_anything_is_asked(ask, server, monkeypatch):
-    import trl_distill.teachers.remote as module
+    import trl_distill.teachers.connection as module
 
     monkeypatch.setenv("OPENAI_API_KEY", "two words")
     with pytest.raises(TeacherError, match="no key has") as error:

@@ -88,12 +88,31 @@ def test_a_url_with_a_password_is_refused_before_anything_is_written(command, tm
     assert files_with("s3cret", tmp_path) == []
 
 
-def test_a_divergence_from_text_is_refused_before_anything_is_asked(command, server):
-    result = command(distill_alpha=0.7)
+@pytest.mark.parametrize(
+    ("changed", "sentence"),
+    [
+        ({"teacher_logprobs": "none"}, "teacher_model 'embedded' gives text only, which has nothing"),
+        ({"distill_temperature": 2}, "distill_temperature is 2, and a server's log-probabilities are at temperature 1"),
+        ({"distill_temperature": 1, "distill_divergence": "jsd"}, "distill_divergence 'jsd' needs"),
+    ],
+)
+def test_a_divergence_that_a_server_cannot_serve_is_refused_before_anything_is_asked(
+    changed, sentence, command, server, tmp_path
+):
+    result = command(distill_alpha=0.7, **changed)
     assert result.exit_code == 2
-    assert result.stderr.startswith("aitraining: error: teacher_model 'embedded' gives text only")
-    assert "--distill-alpha 0, or --allow-text-only-teacher" in result.stderr
+    assert result.stderr.startswith(f"aitraining: error: {sentence}")
     assert server.requests() == []
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_server_that_gives_text_only_is_found_out_and_refused(command, server, tmp_path):
+    result = command(distill_alpha=0.7, distill_temperature=1)
+    assert result.exit_code == 2
+    assert "asked for prompt_logprobs it gave none; asked for top_logprobs it gave none" in result.stderr
+    assert "--distill-alpha 0, or --allow-text-only-teacher" in result.stderr
+    assert [r["request"]["max_tokens"] for r in server.requests()] == [1, 8]
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_teacher_of_text_is_learnt_from_by_cross_entropy_alone(settings, server, tmp_path):
@@ -160,6 +179,6 @@ def test_a_script_learns_from_a_server_and_ends_as_its_student_does(server, chat
     assert trainer.train_dataset["completion"][:] == [[*ids, turn_end(tokenizer)], ids]
     assert server.requests()[0]["request"]["messages"] == [turns[0], {"role": "user", "content": WORDS[0]}]
     trainer.train()
-    args.distill_alpha = 0.5
+    args.distill_alpha, args.distill_temperature = 0.5, 1.0
     with pytest.raises(TeacherError, match="--allow-text-only-teacher"):
         DistillationSFTTrainer(str(chat_model_dir), args, train_dataset=data)

@@ -21,6 +21,7 @@ from .asking import RemoteSettings
 from .base import Completion, GenerationSettings, Teacher, TextTeacher
 from .cross import CrossTeacher, check_brings_tokenizer, crossed
 from .generate import complete, what_matters
+from .lines import LineStore
 from .local import LocalTeacher, check_apart, without_peft
 from .remote import RemoteTeacher
 from .self_teacher import SELF, SelfTeacher
@@ -43,6 +44,7 @@ __all__ = [
     "CompletionStore",
     "CrossTeacher",
     "GenerationSettings",
+    "LineStore",
     "LocalTeacher",
     "LocalTextTeacher",
     "RemoteSettings",

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from ..errors import DistillError
+from ..errors import DistillError, TeacherError
 
 TRIES = 6
 BACKOFF = 0.5  # seconds before the second try, doubled for each further one
@@ -32,6 +32,10 @@ class RemoteSettings:
         timeout: Seconds to wait for an answer.
         max_requests: Requests to send at most, repeated ones included; None is no limit.
         max_tokens: Tokens of prompts and completions after which nothing more is asked; None is no limit.
+        max_cost: Money after which nothing more is asked, in the unit of the prices; None is no limit.
+        price_input: Money for a million tokens of prompts.
+        price_output: Money for a million tokens of completions.
+        top_k: Log-probabilities of a token to ask for, where they are.
     """
 
     endpoint: str = "chat"
@@ -39,6 +43,16 @@ class RemoteSettings:
     timeout: float = 300.0
     max_requests: int | None = None
     max_tokens: int | None = None
+    max_cost: float | None = None
+    price_input: float | None = None
+    price_output: float | None = None
+    top_k: int = 64
+
+    def cost(self, prompt_tokens: int, completion_tokens: int) -> float | None:
+        """Return what tokens of prompts and completions cost; None without both prices."""
+        if self.price_input is None or self.price_output is None:
+            return None
+        return (prompt_tokens * self.price_input + completion_tokens * self.price_output) / 1e6
 
 
 @dataclass(frozen=True)
@@ -48,12 +62,45 @@ class Answer:
     Attributes:
         text: The completion.
         finished: Whether the model ended it; if not it was cut.
-        tokens: Of prompt and completion, as the server counts them.
+        prompt_tokens: Of the prompt, as the server counts them.
+        completion_tokens: Of the completion, likewise.
+        said: The log-probabilities that were asked for.
     """
 
     text: str
     finished: bool
-    tokens: int
+    prompt_tokens: int
+    completion_tokens: int
+    said: Any = None
+
+
+@dataclass
+class Spent:
+    """What a run has asked of a server so far, over all rounds of questions.
+
+    Attributes:
+        requests: Sent, repeated ones included.
+        repeated: Those of them that were repeated.
+        prompt_tokens: Of the answers' prompts.
+        completion_tokens: Of their completions.
+    """
+
+    requests: int = 0
+    repeated: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of prompts and completions."""
+        return self.prompt_tokens + self.completion_tokens
+
+    def text(self, settings: RemoteSettings) -> str:
+        """Return it as a progress line shows it, with what it cost where prices are given."""
+        repeated = f", {self.repeated:,} repeated" if self.repeated else ""
+        cost = settings.cost(self.prompt_tokens, self.completion_tokens)
+        priced = "" if cost is None else f", cost {cost:,.4f}"
+        return f"{self.requests:,} requests{repeated}, {self.tokens:,} tokens{priced}"
 
 
 class Again(Exception):
@@ -83,11 +130,12 @@ class Asking:
     Args:
         ask: Asks one question once and returns its `Answer`; raises `Again` for what may be tried again.
         settings: Bounds and budget.
+        spent: What was asked before, to be counted on; the budget is over all of it.
     """
 
-    def __init__(self, ask: Callable[[str, Any], Answer], settings: RemoteSettings) -> None:
+    def __init__(self, ask: Callable[[str, Any], Answer], settings: RemoteSettings, spent: Spent | None = None) -> None:
         self.settings = settings
-        self.requests, self.tokens, self.repeated = 0, 0, 0
+        self.spent = Spent() if spent is None else spent
         self._ask = ask
         self._jobs: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
         self._came: queue.SimpleQueue[Any] = queue.SimpleQueue()
@@ -146,6 +194,7 @@ class Asking:
                 answer = self._answer(key, question)
                 if answer is not None:
                     self._came.put((key, answer))
+                    self._check_counted(answer)
         except BaseException as error:
             self._stop.set()
             self._came.put(error)
@@ -168,7 +217,8 @@ class Asking:
                     return None
                 continue
             with self._lock:
-                self.tokens += answer.tokens
+                self.spent.prompt_tokens += answer.prompt_tokens
+                self.spent.completion_tokens += answer.completion_tokens
             return answer
         raise Unanswered(f"{reason} ({TRIES} tries)")
 
@@ -179,21 +229,34 @@ class Asking:
                 wait = self._quiet_until - time.monotonic()
                 if wait <= 0 and not self._stop.is_set():
                     self._check_budget()
-                    self.requests += 1
-                    self.repeated += repeated
+                    self.spent.requests += 1
+                    self.spent.repeated += repeated
                     return True
             if self._stop.wait(max(wait, 0)):
                 return False
 
     def _check_budget(self) -> None:
         """End where the budget ends."""
+        settings, spent = self.settings, self.spent
         limits = (
-            (self.requests, self.settings.max_requests, "--teacher-max-requests"),
-            (self.tokens, self.settings.max_tokens, "--teacher-max-tokens"),
+            (spent.requests, settings.max_requests, "--teacher-max-requests"),
+            (spent.tokens, settings.max_tokens, "--teacher-max-tokens"),
+            (settings.cost(spent.prompt_tokens, spent.completion_tokens), settings.max_cost, "--teacher-max-cost"),
         )
         for used, limit, flag in limits:
-            if limit is not None and used >= limit:
-                raise BudgetSpent(f"{self.requests:,} requests and {self.tokens:,} tokens reach {flag} {limit:,}")
+            if limit is not None and used is not None and used >= limit:
+                cost = f" at a cost of {used:,.4f}" if flag == "--teacher-max-cost" else ""
+                raise BudgetSpent(
+                    f"{spent.requests:,} requests and {spent.tokens:,} tokens{cost} reach {flag} {limit:,}"
+                )
+
+    def _check_counted(self, answer: Answer) -> None:
+        """End where a budget in money cannot be kept: the server does not say how many tokens an answer has."""
+        if self.settings.max_cost is not None and answer.prompt_tokens + answer.completion_tokens == 0:
+            raise TeacherError(
+                "the server does not count the tokens of its answers, so --teacher-max-cost cannot be kept; give "
+                "--teacher-max-requests instead."
+            )
 
     def _put_off(self, failure: Again, attempt: int) -> bool:
         """Wait before another try: all wait where the server says for how long; False when all was stopped."""

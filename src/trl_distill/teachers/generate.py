@@ -12,6 +12,7 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from .base import Completion, GenerationSettings, Writer
+from .lines import LineStore
 from .store import CompletionStore, key_of
 
 
@@ -60,8 +61,10 @@ def complete(
 
 
 @contextmanager
-def saying_what_is_kept(store: CompletionStore, keys: Sequence[str]) -> Iterator[None]:
-    """Give a Ctrl-C that comes in between a text, where what was written is on disk."""
+def saying_what_is_kept(
+    store: CompletionStore | LineStore, keys: Sequence[str], *, what: str = "the teacher wrote completions"
+) -> Iterator[None]:
+    """Give a Ctrl-C that comes in between a text, where what came is on disk."""
     try:
         yield
     except KeyboardInterrupt:
@@ -69,7 +72,7 @@ def saying_what_is_kept(store: CompletionStore, keys: Sequence[str]) -> Iterator
             raise
         there = sum(key in store for key in keys)
         raise KeyboardInterrupt(
-            f"interrupted while the teacher wrote completions: {there:,} of {len(keys):,} are kept in {store.path}, "
+            f"interrupted while {what}: {there:,} of {len(keys):,} are kept in {store.path}, "
             "and the same command goes on from them."
         ) from None
 

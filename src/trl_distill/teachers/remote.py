@@ -1,41 +1,34 @@
 """A teacher behind an OpenAI-compatible server: it reads prompts as text or chat messages and answers with text.
 
-It has no token ids and no probabilities of its own; the student's tokenizer counts its prompts and cuts its
-completions into tokens. The key is read from the environment when the server is first asked, and is nowhere else.
+It has no token ids of its own; the student's tokenizer counts its prompts and cuts its completions into tokens. Where
+the server gives log-probabilities they are fetched once, before training, and are its targets, see `server_targets`.
 """
 
 from __future__ import annotations
 
-import email.utils
-import json
-import math
-import os
-import time
-from collections.abc import Mapping, Sequence
-from functools import cached_property
-from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any, NoReturn
-
-from tqdm.auto import tqdm
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from ..alignment import stop_of_turn
-from ..endpoints import Endpoint, base_url, takes_temperature
+from ..endpoints import Endpoint, takes_temperature
 from ..errors import DistillError, TeacherError
-from .asking import Again, Answer, Asking, BudgetSpent, RemoteSettings
+from .asking import Answer, RemoteSettings
 from .base import Completion, GenerationSettings
+from .finding import NEW_TOKENS
 from .generate import identity_of, keys_of, saying_what_is_kept
+from .lines import LineStore
+from .logprobs import PROMPT
+from .scored import Coverage
+from .server import Server, kept
+from .server_targets import ServerTargets
 from .store import CompletionStore
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedTokenizerBase
 
-    from ..targets import HiddenTargets
+    from ..targets import TopKTargets
 
-OPENAI_URL = "https://api.openai.com/v1"
-KEY, URL = "OPENAI_API_KEY", "OPENAI_BASE_URL"
-ONCE_MORE = (408, 409, 425, 429)  # and whatever begins with 5
-LONGEST = 200  # characters of what a server says
 SEEDS = 2**31  # what servers take
 
 
@@ -59,7 +52,9 @@ class RemoteTeacher:
         self.settings = RemoteSettings() if settings is None else settings
         self.vocabulary: int | None = None
         self.name = endpoint.model
-        self.url = endpoint.url or base_url(os.environ.get(URL) or OPENAI_URL, setting=URL)
+        self.server = Server(endpoint, self.settings)
+        self.url = self.server.url
+        self.targets = ServerTargets(self.server, tokenizer, lambda: self.vocabulary_rows)
 
     @property
     def vocabulary_rows(self) -> int:
@@ -86,16 +81,45 @@ class RemoteTeacher:
         return {"url": self.url, "model": self.endpoint.model, "endpoint": self.settings.endpoint}
 
     def describe(self) -> str:
-        """Say which model it is and where it is asked."""
-        return f"{self.endpoint.model} at {self.url}"
+        """Say which model it is, where it is asked, and what log-probabilities it was found to give."""
+        given = "" if self.targets.gives is None else f"; {self.targets.gives.text()}"
+        return f"{self.endpoint.model} at {self.url}{given}"
 
-    def score(self, batch: Mapping[str, torch.Tensor]) -> HiddenTargets:
-        """Refuse: a server that answers with text gives no probabilities.
+    def find(self, wanted: str, lines: LineStore) -> list[str]:
+        """Find out what log-probabilities the server gives, and return why it gives none; see `ServerTargets.find`."""
+        asked = self._request("0", self._messages("Hello"), GenerationSettings(max_new_tokens=NEW_TOKENS))
+        return self.targets.find(wanted, lines, asked)
+
+    @property
+    def scores(self) -> bool:
+        """Whether log-probabilities were found, so that `take` and `score` can be called."""
+        return self.targets.gives is not None
+
+    @property
+    def reads_ids(self) -> bool:
+        """Whether completions are scored after the ids of a prompt, made by the student's tokenizer."""
+        return self.targets.is_kind(PROMPT)
+
+    def as_read(self, prompt: str | list[dict[str, Any]]) -> str | list[dict[str, Any]]:
+        """Return a prompt as its ids are made from where completions are scored after them."""
+        messages = self._messages(prompt)
+        return messages[0]["content"] if self.settings.endpoint == "completions" else messages
+
+    def take(self, rows: Iterable[Mapping[str, Any]], *, progress: bool = True) -> Coverage:
+        """Fetch what the server says of prepared rows, so that `score` finds it; see `ServerTargets.take`."""
+        return self.targets.take(rows, progress=progress)
+
+    def score(self, batch: Mapping[str, torch.Tensor]) -> TopKTargets:
+        """Return what the server said of the batch's completion tokens, at T = 1.
 
         Raises:
-            TeacherError: Always.
+            TeacherError: It gives text only, or was not asked about a row.
         """
-        raise TeacherError(f"teacher_model {self.name!r} gives text only and scores nothing; set --distill-alpha 0.")
+        if not self.scores:
+            raise TeacherError(
+                f"teacher_model {self.name!r} gives text only and scores nothing; set --distill-alpha 0."
+            )
+        return self.targets.targets(batch)
 
     def generate(self, prompts: Sequence[Sequence[int]], settings: GenerationSettings) -> list[Completion]:
         """Refuse: it reads text, see `write`.
@@ -131,46 +155,32 @@ class RemoteTeacher:
         store = CompletionStore(None) if store is None else store
         asked = [self._messages(prompt) for prompt in prompts]
         keys = keys_of(identity_of(self, settings), asked, distinct=settings.do_sample)
-        missing = {key: messages for key, messages in zip(keys, asked, strict=True) if key not in store}
+        self.targets.recover(keys, store)
+        asked_by_key = dict(zip(keys, asked, strict=True))
+        missing = {k: messages for k, messages in asked_by_key.items() if k not in store or self.targets.lacks(k)}
         if missing:
             with saying_what_is_kept(store, keys):
                 try:
                     self._write_missing(missing, settings, store, progress=progress)
                 except DistillError as error:
-                    self._end(error, kept=sum(key in store for key in keys), of=len(keys), store=store)
+                    there = sum(key in store for key in keys)
+                    self.server.end(error, kept(there, len(keys), "completions", store.path), none=not there)
+        self.targets.note(prompts, keys)
         return [store[key] for key in keys]
 
     def _write_missing(
         self, missing: Mapping[str, Any], settings: GenerationSettings, store: CompletionStore, *, progress: bool
     ) -> None:
         """Ask for completions and keep each as it comes."""
-        _ = self.client  # a key that is missing is told before anything is sent
-        asking = Asking(lambda key, messages: self._ask(self._request(key, messages, settings)), self.settings)
-        with tqdm(total=len(missing), desc="Teacher writes completions", unit="row", disable=not progress) as bar:
 
-            def keep(key: str, answer: Answer) -> None:
-                store.add({key: Completion((), answer.finished, answer.text)})
-                repeated = f", {asking.repeated:,} repeated" if asking.repeated else ""
-                bar.set_postfix_str(f"{asking.requests:,} requests{repeated}, {asking.tokens:,} tokens", refresh=False)
-                bar.update()
+        def ask(key: str, messages: list[dict[str, Any]]) -> Answer:
+            return self.server.ask(self._request(key, messages, settings) | self.targets.fields(), self.targets.read)
 
-            asking.run(missing.items(), keep)
+        def keep(key: str, answer: Answer) -> None:
+            self.targets.keep_written(key, answer)
+            store.add({key: Completion((), answer.finished, answer.text)})
 
-    def _end(self, error: DistillError, *, kept: int, of: int, store: CompletionStore) -> NoReturn:
-        """End with what happened, what is kept, and how to go on."""
-        where = "" if store.path is None else f" in {store.path}"
-        there = f"{kept:,} of {of:,} completions are kept{where}"
-        if isinstance(error, BudgetSpent):
-            raise BudgetSpent(
-                f"the teacher's budget is spent ({error}): {there}; the same command asks for the others with a budget "
-                "of its own."
-            ) from None
-        if isinstance(error, TeacherError):
-            raise TeacherError(f"{str(error).rstrip('.')}{f'; {there}' if kept else ''}.") from None
-        raise type(error)(
-            f"teacher_model {self.name!r} at {self.url} does not answer: {error}; {there}, and the same command goes "
-            "on from them."
-        ) from None
+        self.server.ask_all(missing, ask, keep, what="Teacher writes completions", progress=progress)
 
     def _messages(self, prompt: str | list[dict[str, Any]]) -> list[dict[str, Any]]:
         """Return a prompt as chat messages; text is what a user says.
@@ -192,7 +202,7 @@ class RemoteTeacher:
         length = (
             "max_completion_tokens" if self.endpoint.url is None else "max_tokens"
         )  # other servers know the old name
-        request: dict[str, Any] = {"model": self.endpoint.model}
+        request: dict[str, Any] = {}
         if self.settings.endpoint == "completions":
             request |= {"prompt": messages[0]["content"], "max_tokens": settings.max_new_tokens}
         else:
@@ -203,113 +213,3 @@ class RemoteTeacher:
             return request | {"temperature": 0}
         drawn = {"temperature": settings.temperature, "top_p": settings.top_p}
         return request | drawn | {"seed": int(key[:15], 16) % SEEDS}
-
-    @cached_property
-    def client(self) -> Any:
-        """The `openai` client; what it retries is ours to decide.
-
-        Raises:
-            TeacherError: The package or the key is missing.
-        """
-        if find_spec("openai") is None:
-            raise TeacherError(
-                f"teacher_model {self.name!r} is asked through the openai package, which is not installed; "
-                "pip install 'trl-distill[openai]'."
-            )
-        from openai import OpenAI
-
-        key = _key()
-        if not key and self.url == OPENAI_URL:
-            raise TeacherError(f"teacher_model {self.name!r} needs a key; set the environment variable {KEY}.")
-        return OpenAI(api_key=key or "none", base_url=self.url, timeout=self.settings.timeout, max_retries=0)
-
-    def _ask(self, request: dict[str, Any]) -> Answer:
-        """Ask once.
-
-        Raises:
-            Again: It failed in a way that may pass.
-            TeacherError: The server refuses.
-        """
-        import openai
-
-        chat = "messages" in request
-        door = self.client.chat.completions if chat else self.client.completions
-        try:
-            body = door.with_raw_response.create(**request).http_response.text
-        except openai.APITimeoutError:
-            raise Again(f"no answer within {self.settings.timeout:g} s") from None
-        except openai.APIConnectionError as error:
-            raise Again(_said(error.__cause__ or error)) from None
-        except openai.APIStatusError as error:
-            self._refuse(error)
-        return _read(body, chat=chat)
-
-    def _refuse(self, error: Any) -> NoReturn:
-        """Tell a status that may pass from one that will not."""
-        status, said = error.status_code, _said(error.body or error)
-        code = error.body.get("code") if isinstance(error.body, dict) else None
-        if (status in ONCE_MORE or status >= 500) and code != "insufficient_quota":
-            raise Again(f"status {status}: {said}", _retry_after(error.response.headers)) from None
-        todo = {
-            401: f"set the environment variable {KEY} to a key that it knows",
-            403: f"use a key ({KEY}) that may ask for this model",
-            404: "check the model's name and the URL, which ends in /v1 for most servers",
-        }.get(status, "change what is asked, or choose another model")
-        raise TeacherError(
-            f"teacher_model {self.name!r} at {self.url} refuses the request with status {status} ({said}); {todo}."
-        ) from None
-
-
-def _key() -> str:
-    """Return the key in the environment, or an empty text.
-
-    Raises:
-        TeacherError: It cannot be sent; it is not repeated.
-    """
-    key = os.environ.get(KEY, "").strip()
-    if not (key.isascii() and key.isprintable()) or " " in key:
-        raise TeacherError(f"the environment variable {KEY} holds characters that no key has; set it anew.")
-    return key
-
-
-def _said(error: Any) -> str:
-    """Return what a server or the connection said in one short line, without the key."""
-    told = error.get("message", error) if isinstance(error, dict) else error
-    text = " ".join(str(told).split()) or type(error).__name__
-    key = _key()
-    return (text.replace(key, "***") if key else text)[:LONGEST].rstrip(".")
-
-
-def _read(body: str, *, chat: bool) -> Answer:
-    """Return the answer in a response.
-
-    Raises:
-        Again: It is no JSON, or not of the form that it should have.
-    """
-    try:
-        content = json.loads(body)
-        choice = content["choices"][0]
-        text = choice["message"]["content"] if chat else choice["text"]
-        used = content.get("usage") or {}
-        tokens = int(used.get("prompt_tokens") or 0) + int(used.get("completion_tokens") or 0)
-        reason = choice.get("finish_reason")
-    except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
-        raise Again(f"an answer that is no completion ({type(error).__name__})") from None
-    if not isinstance(text, str):  # the model refused, or called a tool: there is nothing to learn
-        return Answer("", False, tokens)
-    return Answer(text, reason == "stop", tokens)
-
-
-def _retry_after(headers: Mapping[str, str]) -> float | None:
-    """Return how many seconds a server asks to be left alone."""
-    given = headers.get("retry-after")
-    if given is None:
-        return None
-    try:
-        return None if math.isnan(float(given)) else max(float(given), 0.0)
-    except ValueError:
-        pass
-    try:
-        return max(email.utils.parsedate_to_datetime(given).timestamp() - time.time(), 0.0)
-    except ValueError:
-        return None

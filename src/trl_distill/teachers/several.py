@@ -14,6 +14,7 @@ from ..teacher_list import TeacherList
 from .base import Completion, GenerationSettings, Teacher, TextTeacher
 from .local import LocalTeacher
 from .prefix import Prefix
+from .remote import RemoteTeacher
 from .stored import StoredTeacher
 
 if TYPE_CHECKING:
@@ -107,7 +108,7 @@ class SeveralTeachers:
     def _score(self, i: int, batch: Mapping[str, torch.Tensor]) -> Targets | None:
         """Return what one teacher says of its rows; None where it gives text only."""
         teacher = self.teachers[i]
-        if isinstance(teacher, TextTeacher):
+        if isinstance(teacher, TextTeacher) and not (isinstance(teacher, RemoteTeacher) and teacher.scores):
             return None
         if not isinstance(teacher, LocalTeacher) or self.teachers.index(teacher) == i:
             return teacher.score(batch)

@@ -1,0 +1,130 @@
+"""One server and its model as a run asks it: within one budget, each answer handed on as it comes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from typing import Any, NoReturn
+
+from tqdm.auto import tqdm
+
+from ..endpoints import Endpoint
+from ..errors import DistillError, TeacherError
+from .asking import Again, Answer, Asking, BudgetSpent, RemoteSettings, Spent
+from .connection import Connection
+
+Read = Callable[[dict[str, Any]], Any]
+
+
+class Server:
+    """A model behind a server.
+
+    Args:
+        endpoint: Which model, and where.
+        settings: How it is asked.
+
+    Raises:
+        TeacherError: The environment's OPENAI_BASE_URL cannot be used.
+    """
+
+    def __init__(self, endpoint: Endpoint, settings: RemoteSettings) -> None:
+        self.model, self.settings = endpoint.model, settings
+        self.connection = Connection(endpoint, timeout=settings.timeout)
+        self.url = self.connection.url
+        self.spent = Spent()
+
+    def ask_all(
+        self,
+        jobs: Mapping[str, Any],
+        ask: Callable[[str, Any], Answer],
+        keep: Callable[[str, Answer], None],
+        *,
+        what: str = "",
+        progress: bool = False,
+    ) -> None:
+        """Ask within the run's budget and hand each answer on as it comes, with a progress bar.
+
+        Args:
+            jobs: What to ask, by key.
+            ask: Asks one of them once.
+            keep: Takes a key and its answer.
+            what: What the bar says.
+            progress: Whether there is one.
+
+        Raises:
+            DistillError: See `Asking.run`.
+        """
+        _ = self.connection.client  # a key that is missing is told before anything is sent
+        with tqdm(total=len(jobs), desc=what, unit="row", disable=not progress) as bar:
+
+            def came(key: str, answer: Answer) -> None:
+                keep(key, answer)
+                bar.set_postfix_str(self.spent.text(self.settings), refresh=False)
+                bar.update()
+
+            Asking(ask, self.settings, self.spent).run(jobs.items(), came)
+
+    def ask(self, request: Mapping[str, Any], read: Read | None = None) -> Answer:
+        """Ask once.
+
+        Args:
+            request: The fields of the protocol but for the model.
+            read: What to read out of the answer's choice besides its text.
+
+        Raises:
+            Again: It failed in a way that may pass.
+            TeacherError: The server refuses.
+        """
+        body = self.connection.ask({"model": self.model, **request})
+        return _read(body, chat="messages" in request, read=read)
+
+    def once(self, request: Mapping[str, Any], read: Read) -> Answer:
+        """Ask one question with patience, as any other."""
+        answers: list[Answer] = []
+        self.ask_all({"": request}, lambda _, sent: self.ask(sent, read), lambda _, answer: answers.append(answer))
+        return answers[0]
+
+    def end(self, error: DistillError, kept: str, *, none: bool = False) -> NoReturn:
+        """End with what happened, what is kept, and how to go on.
+
+        Args:
+            error: What happened.
+            kept: How much is kept, and where.
+            none: Whether that is nothing, which a refusal need not say.
+        """
+        if isinstance(error, BudgetSpent):
+            raise BudgetSpent(
+                f"the teacher's budget is spent ({error}): {kept}; the same command asks for the others with a budget "
+                "of its own."
+            ) from None
+        if isinstance(error, TeacherError):
+            raise TeacherError(f"{str(error).rstrip('.')}{'' if none else f'; {kept}'}.") from None
+        raise type(error)(
+            f"teacher_model {self.model!r} at {self.url} does not answer: {error}; {kept}, and the same command goes "
+            "on from them."
+        ) from None
+
+
+def kept(count: int, of: int, what: str, path: Any) -> str:
+    """Say how much of something is kept, and where."""
+    return f"{count:,} of {of:,} {what} are kept{'' if path is None else f' in {path}'}"
+
+
+def _read(body: str, *, chat: bool, read: Read | None) -> Answer:
+    """Return the answer in a response, and what `read` finds in its choice.
+
+    Raises:
+        Again: It is no JSON, or not of the form that it should have.
+    """
+    try:
+        content = json.loads(body)
+        choice = content["choices"][0]
+        text = choice["message"]["content"] if chat else choice["text"]
+        used = content.get("usage") or {}
+        tokens = int(used.get("prompt_tokens") or 0), int(used.get("completion_tokens") or 0)
+        reason = choice.get("finish_reason")
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
+        raise Again(f"an answer that is no completion ({type(error).__name__})") from None
+    if not isinstance(text, str):  # the model refused, or called a tool: there is nothing to learn
+        return Answer("", False, *tokens)
+    return Answer(text, reason == "stop", *tokens, None if read is None else read(choice))
