@@ -23,6 +23,7 @@ from typing import Any, Protocol
 
 import yaml
 
+from .checkpoints import last_complete
 from .errors import ProjectError
 from .params import LLMTrainingParams
 
@@ -153,9 +154,8 @@ class Project:
         return names - {*OURS, MANIFEST}
 
     def last_checkpoint(self) -> Path | None:
-        """Return the newest complete checkpoint; one whose state was not written any more is passed over."""
-        found = [p for p in self.checkpoints.glob("checkpoint-*") if (p / "trainer_state.json").is_file()]
-        return max(found, key=lambda p: int(p.name.rpartition("-")[2]), default=None)
+        """Return the newest complete checkpoint."""
+        return last_complete(self.checkpoints)
 
     @contextmanager
     def writing(self, ranks: Ranks) -> Iterator[Path]:
