@@ -27,8 +27,8 @@ def to_resume_from(folder: str | os.PathLike[str]) -> Path:
     found = last_complete(folder)
     if found is None:
         raise ParamsError(
-            f"resume_from_checkpoint is True, but output_dir {str(folder)!r} holds no complete checkpoint; leave it out "
-            "to start anew."
+            f"resume_from_checkpoint is True, but output_dir {str(folder)!r} holds no complete checkpoint; leave it "
+            "out to start anew."
         )
     return found
 

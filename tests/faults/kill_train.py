@@ -1,6 +1,6 @@
 """Kills training at random steps, goes on from its last checkpoint, and compares the student with an uninterrupted one.
 
-    python tests/faults/kill_train.py --case command --kills 5 --folder /tmp/faults
+    python tests/faults/kill_train.py --cases command self --kills 5 --folder /tmp/faults
 
 Each attempt is a process of its own, forked from one that has the libraries loaded, that ends by SIGKILL a moment after
 a step that was drawn: within the next step, or while a checkpoint is written. The last attempt runs to the end. Weights
@@ -35,20 +35,20 @@ from trl_distill.cli import main
 from trl_distill.errors import ParamsError
 from trl_distill.progress import show_lines
 
-ROWS, STEPS = 48, 24
+ROWS, STEPS = 40, 20
 PROMPT = "t h e s e a r e t h e r u l e s o f t h e g a m e {input}"
 # what `aitraining llm` is given besides the data: who teaches, and what is trained
 CASES = {
     "command": ["--teacher-model", "{teacher}"],
-    "self": ["--teacher-model", "self", "--peft", "--lora-r", "4", "--lora-dropout", "0.2", "--target-modules", "all-linear"],
-    "store": ["--teacher-model", "{teacher}", "--teacher-store", "{folder}/store", "--teacher-top-k", "8"],
+    "self": ["--teacher-model", "self", "--peft", "--lora-dropout", "0.2", "--target-modules", "all-linear"],
+    "store": ["--teacher-model", "{teacher}", "--teacher-store", "{project}-store", "--teacher-top-k", "8"],
     "script": [],
 }  # fmt: skip
 
 
 def command(case: str, folder: Path, project: Path) -> None:
     """Train by the command; `--resume` starts anew where there is no checkpoint yet."""
-    places = {"folder": project.with_suffix(""), "teacher": folder / "teacher"}
+    places = {"project": project, "teacher": folder / "teacher"}
     main([
         *("llm", "--model", str(folder / "student"), "--data-path", str(folder / "data.jsonl"), "--resume"),
         *("--teacher-prompt-template", PROMPT, "--project-name", str(project), "--max-steps", str(STEPS)),
@@ -124,11 +124,11 @@ def weights(project: Path) -> bytes:
     return next((project / name).read_bytes() for name in names if (project / name).is_file())
 
 
-def kill_loop(case: str, folder: Path, kills: int, seed: int) -> dict[str, int]:
+def kill_loop(case: str, folder: Path, kills: int, seed: int) -> int:
     """Return how many kills were made, each at a later step than the one before."""
     moments = random.Random(seed)
     work = partial(script, folder) if case == "script" else partial(command, case, folder)
-    whole, broken, log = folder / "whole.run", folder / "broken.run", folder / "log"
+    whole, broken, log = folder / f"{case}-whole", folder / f"{case}-broken", folder / "log"
     began = time.monotonic()
     ended(start(partial(work, whole), log), log, wait=True)
     a_step = (time.monotonic() - began) / STEPS
@@ -138,12 +138,12 @@ def kill_loop(case: str, folder: Path, kills: int, seed: int) -> dict[str, int]:
     ended(start(partial(work, broken), log), log, wait=True)
     if weights(whole) != weights(broken):
         sys.exit(f"the student is another one after {done} kills (case {case}, seed {seed})")
-    return {"kills": done}
+    return done
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--case", choices=CASES, required=True)
+    parser.add_argument("--cases", nargs="+", choices=CASES, default=[*CASES])
     parser.add_argument("--kills", type=int, default=5)
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--seed", type=int, default=0)
@@ -155,4 +155,4 @@ if __name__ == "__main__":
     letters = random.Random(1)  # some prompts have more in common than the template
     texts = [f"p l a y {letters.choice('ab')} {letters.choice('abcd')} {letters.choice('xyz')}" for _ in range(ROWS)]
     (given.folder / "data.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
-    print(json.dumps(kill_loop(given.case, given.folder, given.kills, given.seed)))
+    print(json.dumps({case: kill_loop(case, given.folder, given.kills, given.seed) for case in given.cases}))

@@ -155,7 +155,7 @@ def test_a_prefix_told_beforehand_makes_every_score_independent_of_the_order():
 
 def test_a_prefix_told_beforehand_is_that_of_most_prompts_and_the_others_are_read_whole():
     reusing, plain = make("llama")
-    reusing.expect([PREFIX + [80, 81], PREFIX + [82], PREFIX, [7, 8, 9], list(range(60, 110))])
+    reusing.expect([[*PREFIX, 80, 81], [*PREFIX, 82], PREFIX, [7, 8, 9], list(range(60, 110))])
     rows = batch(([80], [90])), batch(([], [91]))
     other = DistillationCollator(pad_token_id=0)([{"student_prompt": [9], "teacher_prompt": [7, 8], "completion": [5]}])
     for given in (*rows, other, rows[0]):
@@ -163,7 +163,7 @@ def test_a_prefix_told_beforehand_is_that_of_most_prompts_and_the_others_are_rea
     assert reusing.prefix.ids.tolist() == PREFIX[:-1]  # the last token of the shortest has to be computed
 
 
-@pytest.mark.parametrize("prompts", [[], [[1, 2]], [PREFIX, list(range(60, 110))], [PREFIX[:8] + [80], PREFIX[:8]]])
+@pytest.mark.parametrize("prompts", [[], [[1, 2]], [PREFIX, list(range(60, 110))], [[*PREFIX[:8], 80], PREFIX[:8]]])
 def test_prompts_with_little_in_common_are_read_whole(prompts):
     reusing, _ = make("llama")
     reusing.expect(prompts)
