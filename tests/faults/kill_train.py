@@ -14,6 +14,7 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import sys
 import time
@@ -103,7 +104,7 @@ def ended(child: int, log: Path, *, wait: bool) -> bool:
     return bool(found)
 
 
-def kill_after(child: int, step: int, delay: float, log: Path) -> bool:
+def killed(child: int, step: int, delay: float, log: Path) -> bool:
     """Kill a process `delay` seconds after it has told a step; False where it came to its end before."""
     while True:
         steps = re.findall(r"^step +(\d+)/", log.read_text(), re.MULTILINE)
@@ -114,8 +115,7 @@ def kill_after(child: int, step: int, delay: float, log: Path) -> bool:
         time.sleep(0.002)
     time.sleep(delay)
     os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
-    return True
+    return os.WIFSIGNALED(os.waitpid(child, 0)[1])
 
 
 def weights(project: Path) -> bytes:
@@ -132,9 +132,13 @@ def kill_loop(case: str, folder: Path, kills: int, seed: int) -> int:
     began = time.monotonic()
     ended(start(partial(work, whole), log), log, wait=True)
     a_step = (time.monotonic() - began) / STEPS
+    steps = sorted(moments.sample(range(1, STEPS - 2), kills))
     done = 0
-    for step in sorted(moments.sample(range(1, STEPS), kills)):
-        done += kill_after(start(partial(work, broken), log), step, moments.uniform(0, a_step), log)
+    while done < kills:
+        if killed(start(partial(work, broken), log), steps[done], moments.uniform(0, a_step), log):
+            done += 1
+        else:  # it came to its end: the next attempt begins anew
+            shutil.rmtree(broken)
     ended(start(partial(work, broken), log), log, wait=True)
     if weights(whole) != weights(broken):
         sys.exit(f"the student is another one after {done} kills (case {case}, seed {seed})")

@@ -13,7 +13,7 @@ FOLDER = Path(__file__).parent
 def finished(script: str, *arguments: str) -> dict[str, int]:
     """Run a script of this folder and return what it counted."""
     command = [sys.executable, str(FOLDER / script), *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-2000:]
     return dict(json.loads(done.stdout.splitlines()[-1]))
 
