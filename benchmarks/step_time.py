@@ -81,7 +81,8 @@ def make_tokenizer(size: Size) -> PreTrainedTokenizerFast:
     words = {word: i for i, word in enumerate([*SPECIAL, *(f"w{i}" for i in range(3, size.vocabulary))])}
     backend = Tokenizer(models.WordLevel(words, unk_token=SPECIAL[2]))
     backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    return PreTrainedTokenizerFast(
+    special = dict(zip(("pad_token", "eos_token", "unk_token"), SPECIAL, strict=True))
+    return PreTrainedTokenizerFast(tokenizer_object=backend, **special)
         tokenizer_object=backend, **dict(zip(("pad_token", "eos_token", "unk_token"), SPECIAL, strict=True))
     )
 
@@ -151,10 +152,15 @@ def make_trainer(side: str, size: Size, steps: int, **more: Any) -> Any:
         return DistillationSFTTrainer(student, config, train_dataset=text, teacher_model=teacher, **common)
 
 
+def train(trainer: Any) -> None:
+    """Train without the summary that a trainer prints."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        trainer.train()
+
+
 def step_seconds(trainer: Any) -> float:
     """Train and return the median seconds of a step."""
-    with contextlib.redirect_stdout(io.StringIO()):  # its summary
-        trainer.train()
+    train(trainer)
     times = next(c for c in trainer.callback_handler.callbacks if isinstance(c, StepTimes))
     return statistics.median(times.seconds())
 
@@ -176,8 +182,8 @@ def two_steps(side: str, size: Size, threads: int) -> Callable[[], Any]:
     """Return what a child process measures; the first, small run loads what the libraries load lazily."""
     torch.set_num_threads(threads)
     warnings.simplefilter("ignore")
-    make_trainer(side, SMALL, 2).train()
-    return make_trainer(side, size, 2).train
+    train(make_trainer(side, SMALL, 2))
+    return functools.partial(train, make_trainer(side, size, 2))
 
 
 def peaks(sides: Sequence[str], size: Size) -> dict[str, float]:
