@@ -83,8 +83,6 @@ def make_tokenizer(size: Size) -> PreTrainedTokenizerFast:
     backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     special = dict(zip(("pad_token", "eos_token", "unk_token"), SPECIAL, strict=True))
     return PreTrainedTokenizerFast(tokenizer_object=backend, **special)
-        tokenizer_object=backend, **dict(zip(("pad_token", "eos_token", "unk_token"), SPECIAL, strict=True))
-    )
 
 
 def make_rows(size: Size) -> tuple[Dataset, Dataset]:
