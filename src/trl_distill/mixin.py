@@ -15,9 +15,11 @@ from accelerate.utils import is_peft_model
 from datasets import Dataset
 from transformers.trainer_utils import PredictionOutput
 
+from .adapters import take_penalty
 from .collator import DistillationCollator
 from .config import DistillationSFTConfig
 from .errors import ParamsError
+from .features import check_features, with_lengths
 from .forward import CompletionOutput, add_completion_forward
 from .metrics import DistillationMetrics
 from .preparation import is_prepared, prepare
@@ -26,6 +28,7 @@ from .quantization import keep_differentiable
 from .readers import CONVERSATIONS
 from .recipes import add_taught_ends, alpha_of, from_store, recipe_of, teacher_of, told, writers_of_data
 from .rows import COMPLETIONS
+from .sharding import check_sharding, keep_loss_precise, wrap_teacher
 from .sources import resolve
 from .targets import LossSettings, Targets
 from .teachers import (
@@ -95,6 +98,7 @@ class DistillationMixin(_Base):
             )
             return
         _check(args, data_collator, train_dataset, kwargs)
+        check_features(args, model=model, peft_config=kwargs.get("peft_config"))
         check_apart(student=model, teacher=teacher_model)
         self._written_by = writers_of_data(args, teacher_model, train_dataset)
         model = resolve(model, role="model") if isinstance(model, str) else model
@@ -113,6 +117,7 @@ class DistillationMixin(_Base):
             **kwargs,
         )
         keep_differentiable(self.model)
+        keep_loss_precise(self.accelerator)
         self.model_accepts_loss_kwargs = True  # our loss divides by num_items_in_batch itself
         self.metrics_of = {"train": DistillationMetrics(), "eval": DistillationMetrics()}
         self._set_up_teacher(teacher_model)
@@ -143,6 +148,7 @@ class DistillationMixin(_Base):
             generation_config=self.base_student.generation_config,
             written_by=self._written_by,
         )
+        check_sharding(self.accelerator, self.teacher)
         if isinstance(self.teacher, SelfTeacher):
             self.teacher.take(self.model)
         said = "" if isinstance(given, Teacher) else told(args.teacher_model if given is None else given, self.teacher)
@@ -186,12 +192,8 @@ class DistillationMixin(_Base):
         self.recipe = recipe_of(self.args, self.teacher, tokenizer=self.tokenizer, student=self.base_student.config)
 
     def _wrap_teacher(self, model: Any) -> Any:
-        """Prepare the teacher as TRL prepares one: sharded where the student is, never trained."""
-        if self.is_deepspeed_enabled:
-            from trl.models import prepare_deepspeed
-
-            return prepare_deepspeed(model, self.accelerator)
-        return self.accelerator.prepare_model(model, evaluation_mode=True)
+        """Prepare the teacher's model for scoring; see `wrap_teacher`."""
+        return wrap_teacher(model, self.accelerator)
 
     def prepare_dataset(self, dataset: Any, name: str) -> Any:
         """Return a dataset as the collator takes it, and print its pre-flight.
@@ -201,7 +203,7 @@ class DistillationMixin(_Base):
             name: What to call it in messages.
         """
         if is_prepared(dataset):
-            return dataset
+            return with_lengths(dataset, self.args)
         if self._formatting is not None:
             func = self._formatting
             read_instead = set(dataset.column_names) & {*CONVERSATIONS, *COMPLETIONS, "prompt"}
@@ -211,7 +213,7 @@ class DistillationMixin(_Base):
         with PartialState().main_process_first():  # the others find the completions in the store
             prepared, preflight = prepare(dataset, self.recipe, name=name)
         self.accelerator.print(preflight.text())
-        return prepared
+        return with_lengths(prepared, self.args)
 
     def _prepare_all(self, dataset: Any) -> Any:
         """Prepare a dataset, a dict of them, or nothing."""
@@ -260,11 +262,14 @@ class DistillationMixin(_Base):
             loss_settings=self.loss_settings,
         )
         tokens = (inputs["labels"] != -100).sum()
+        penalty = take_penalty(self.model, output)
         self._count(output, tokens, inputs)
         items = tokens if num_items_in_batch is None else torch.as_tensor(num_items_in_batch, device=output.loss.device)
         loss = output.loss / items.clamp(min=1)
         if self.args.average_tokens_across_devices and num_items_in_batch is not None:
             loss = loss * self.accelerator.num_processes  # DDP averages gradients over ranks
+        if penalty is not None:  # a mean of its own, whatever the batch holds
+            loss = loss + penalty / (1 if num_items_in_batch is None else self.current_gradient_accumulation_steps)
         return (loss, output) if return_outputs else loss
 
     def _count(self, output: CompletionOutput, tokens: torch.Tensor, inputs: Mapping[str, torch.Tensor]) -> None:
