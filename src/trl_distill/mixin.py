@@ -28,7 +28,7 @@ from .quantization import keep_differentiable
 from .readers import CONVERSATIONS
 from .recipes import add_taught_ends, alpha_of, from_store, recipe_of, teacher_of, told, writers_of_data
 from .rows import COMPLETIONS
-from .sharding import check_sharding, keep_loss_precise, wrap_teacher
+from .sharding import check_sharding, keep_loss_precise, without_repeats, wrap_teacher
 from .sources import resolve
 from .targets import LossSettings, Targets
 from .teachers import (
@@ -254,6 +254,8 @@ class DistillationMixin(_Base):
         """
         if not self.distilling:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        if not self.model.training:
+            inputs = without_repeats(inputs, self.accelerator)
         output = model(
             input_ids=inputs["input_ids"],
             attention_mask=inputs["attention_mask"],
@@ -275,7 +277,7 @@ class DistillationMixin(_Base):
     def _count(self, output: CompletionOutput, tokens: torch.Tensor, inputs: Mapping[str, torch.Tensor]) -> None:
         """Add a batch to the metrics."""
         mode = "train" if self.model.training else "eval"
-        self.metrics_of[mode].add(output, tokens, inputs["attention_mask"].sum())
+        self.metrics_of[mode].add(output, tokens, inputs["attention_mask"].sum() * (tokens > 0))
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the metrics of distillation to a log line; evaluation's carry its prefix.

@@ -1,7 +1,11 @@
-"""Ranks: a local teacher is spread over them as its student is (FSDP2, ZeRO-3), else each has a whole one."""
+"""Several ranks: a local teacher is spread over them as its student is (FSDP2, ZeRO-3), else each has a whole one.
+
+In an evaluation each row counts once, though ranks get equally many.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -61,3 +65,23 @@ def keep_loss_precise(accelerator: Any) -> None:
     policy = accelerator.state.fsdp_plugin.mixed_precision_policy if accelerator.is_fsdp2 else None
     if policy is not None:
         accelerator.state.fsdp_plugin.mixed_precision_policy = replace(policy, output_dtype=torch.float32)
+
+
+def without_repeats(batch: Mapping[str, torch.Tensor], accelerator: Any) -> Mapping[str, torch.Tensor]:
+    """Return the rows of an evaluation's batch that no other rank has: the last ones repeat the first of the dataset.
+
+    Where all of them are repeats, one row is left without a label, since every rank has to run the models.
+
+    Args:
+        batch: A batch of `DistillationCollator`.
+        accelerator: Of the trainer that evaluates.
+    """
+    state, rows = accelerator.gradient_state, len(batch["labels"])
+    if accelerator.num_processes == 1 or not state.end_of_dataloader or state.remainder <= 0:
+        return batch
+    own = min(max(state.remainder - accelerator.process_index * rows, 0), rows)
+    kept = {name: tensor[: max(own, 1)] for name, tensor in batch.items()}
+    if not own:
+        blank = {"labels", "teacher_labels", "teacher_spans"} & kept.keys()
+        kept |= {name: torch.full_like(kept[name], -100) for name in blank}
+    return kept
