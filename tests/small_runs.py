@@ -18,7 +18,9 @@ PAIRS = {
 TEMPLATES = {"teacher_prompt_template": "g f e d c b a g f e {input}", "student_prompt_template": "{input}"}
 
 
-def make(student, teacher, folder, *, model=None, peft=None, rows=8, kind=DistillationSFTTrainer, more=None, **settings):
+def make(
+    student, teacher, folder, *, model=None, peft=None, rows=8, kind=DistillationSFTTrainer, more=None, **settings
+):
     """Return a trainer on the first `rows` of PAIRS, seeded, for three steps.
 
     Args:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -35,7 +36,8 @@ trainer.train(resume_from_checkpoint=resumed)
 evaluated = trainer.evaluate()
 trainer.save_model({folder!r} + "/final")
 models = {{"student": trainer.model, "teacher": trainer.teacher.model}}
-sharded = {{name: sum(isinstance(p, DTensor) for n, p in m.named_parameters() if ".layers." in n) for name, m in models.items()}}
+layers = {{key: [p for name, p in m.named_parameters() if ".layers." in name] for key, m in models.items()}}
+sharded = {{key: sum(isinstance(p, DTensor) for p in parameters) for key, parameters in layers.items()}}
 found = {{
     "ranks": ranks,
     "losses": [line["loss"] for line in trainer.state.log_history if "loss" in line],
@@ -94,8 +96,8 @@ def test_two_processes_lose_what_one_does(config, tiny_model_dir, tiny_teacher_d
     one = make(tiny_model_dir, tiny_teacher_dir, tmp_path, per_device_eval_batch_size=6)
     expected = losses(one)
     found = in_two(
-        config, tmp_path, tiny_model_dir, tiny_teacher_dir, per_device_train_batch_size=1, gradient_accumulation_steps=2,
-        per_device_eval_batch_size=3,
+        config, tmp_path, tiny_model_dir, tiny_teacher_dir, per_device_train_batch_size=1,
+        gradient_accumulation_steps=2, per_device_eval_batch_size=3,
     )  # fmt: skip
     assert found["losses"] == pytest.approx(expected, rel=1e-5)
     assert found["eval"] == close({name: one.evaluate()[name] for name in EVALUATED})
@@ -134,9 +136,7 @@ def test_fsdp2_shards_other_students_too(student, tiny_model_dir, tiny_teacher_d
 
 
 def test_fsdp2_in_bfloat16_keeps_the_loss_in_float32(tiny_model_dir, tiny_teacher_dir, tmp_path):
-    found = in_two(
-        "fsdp2.yaml", tmp_path, tiny_model_dir, tiny_teacher_dir, per_device_train_batch_size=2, bf16=True
-    )
+    found = in_two("fsdp2.yaml", tmp_path, tiny_model_dir, tiny_teacher_dir, per_device_train_batch_size=2, bf16=True)
     tokens = 25  # of the evaluation's completions; a sum rounded to bfloat16 has eight bits
     total = found["eval"]["eval_loss"] * tokens
     assert abs(total * 16 - round(total * 16)) > 1e-3
@@ -179,7 +179,7 @@ def test_the_command_runs_under_accelerate_launch(config, tiny_model_dir, tiny_t
 def test_fsdp_1_and_writing_with_a_sharded_teacher_are_refused(tiny_model_dir, tiny_teacher_dir, tmp_path):
     one = CONFIGS / "fsdp2.yaml"
     old = tmp_path / "fsdp1.yaml"
-    old.write_text(one.read_text().replace("fsdp_version: 2", "fsdp_version: 1").replace("forward: true", "forward: FULL_SHARD"))
+    old.write_text(re.sub("forward: true", "forward: FULL_SHARD", one.read_text().replace("version: 2", "version: 1")))
     script = tmp_path / "old.py"
     script.write_text(
         f"import sys\nsys.path.insert(0, {str(TESTS)!r})\nfrom small_runs import make\n"
@@ -189,10 +189,19 @@ def test_fsdp_1_and_writing_with_a_sharded_teacher_are_refused(tiny_model_dir, t
         launched(str(old), [str(TESTS / "on_cpu.py"), str(script)])
     script.write_text(
         f"import sys\nsys.path.insert(0, {str(TESTS)!r})\nfrom small_runs import make\nfrom datasets import Dataset\n"
-        f"trainer = make({str(tiny_model_dir)!r}, {str(tiny_teacher_dir)!r}, {str(tmp_path)!r}, completions='teacher',\n"
-        "    distill_max_teacher_length=3)\n"
+        f"trainer = make({str(tiny_model_dir)!r}, {str(tiny_teacher_dir)!r}, {str(tmp_path)!r},\n"
+        "    completions='teacher', distill_max_teacher_length=3)\n"
         "trainer.train()\n"
         "trainer.evaluate(Dataset.from_dict({'prompt': ['a new one'], 'completion': ['b']}))\n"
     )
     with pytest.raises(AssertionError, match="is sharded over ranks and cannot write completions"):
         launched("fsdp2.yaml", [str(TESTS / "on_cpu.py"), str(script)])
+
+
+def test_every_configuration_is_one_that_accelerate_reads():
+    from accelerate.commands.config.config_args import load_config_from_file
+
+    kinds = {path.stem: load_config_from_file(str(path)) for path in CONFIGS.glob("*.yaml")}
+    assert kinds.keys() == {"ddp", "fsdp2", "zero2", "zero3"}
+    assert kinds["fsdp2"].fsdp_config["fsdp_version"] == 2
+    assert [kinds[f"zero{stage}"].deepspeed_config["zero_stage"] for stage in (2, 3)] == [2, 3]

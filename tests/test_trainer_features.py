@@ -48,7 +48,12 @@ def test_so_it_does_with_an_adapter_that_is_its_own_teacher(how, tiny_model_dir,
     plain, both = counted(make(tiny_model_dir, "self", tmp_path, peft=lora()))
     found, more = counted(
         make(
-            tiny_model_dir, "self", tmp_path, peft=lora(), gradient_checkpointing=True, gradient_checkpointing_kwargs=how
+            tiny_model_dir,
+            "self",
+            tmp_path,
+            peft=lora(),
+            gradient_checkpointing=True,
+            gradient_checkpointing_kwargs=how,
         )
     )
     assert found == pytest.approx(plain, rel=1e-6)
@@ -58,13 +63,13 @@ def test_so_it_does_with_an_adapter_that_is_its_own_teacher(how, tiny_model_dir,
 @renamed
 def test_selective_checkpointing_of_an_adapter_is_refused(tiny_model_dir, tiny_teacher_dir, tmp_path):
     how = {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"selective": True}}
-    with pytest.raises(ParamsError, match="gradient_checkpointing_kwargs has 'selective'.*; leave it out"):
+    with pytest.raises(ParamsError, match=r"gradient_checkpointing_kwargs has 'selective'.*; leave it out"):
         make(tiny_model_dir, tiny_teacher_dir, tmp_path, peft=lora(), **how)
 
 
 @pytest.mark.skipif(torch.accelerator.is_available(), reason="there is an accelerator to offload from")
 def test_activation_offloading_is_refused_without_an_accelerator(tiny_model_dir, tiny_teacher_dir, tmp_path):
-    with pytest.raises(ParamsError, match="activation_offloading .* this machine has no accelerator; leave it out"):
+    with pytest.raises(ParamsError, match=r"activation_offloading .* this machine has no accelerator; leave it out"):
         make(tiny_model_dir, tiny_teacher_dir, tmp_path, activation_offloading=True)
 
 
@@ -218,7 +223,12 @@ def test_callbacks_are_called_and_given_the_figures(tiny_model_dir, tiny_teacher
             called["logged"].append(logs)
 
     trainer = make(
-        tiny_model_dir, tiny_teacher_dir, tmp_path, eval_strategy="steps", eval_steps=1, more={"callbacks": [Watching()]}
+        tiny_model_dir,
+        tiny_teacher_dir,
+        tmp_path,
+        eval_strategy="steps",
+        eval_steps=1,
+        more={"callbacks": [Watching()]},
     )
     trainer.train()
     assert called["step"] == 2

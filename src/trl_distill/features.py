@@ -39,8 +39,9 @@ def check_features(args: DistillationSFTConfig, *, model: Any = None, peft_confi
             "accelerator; leave it out, and use gradient_checkpointing to save memory."
         )
     if args.use_liger_kernel and find_spec("liger_kernel") is None:
-        raise ParamsError("use_liger_kernel needs a package that is missing; `pip install liger-kernel`, or leave it out.")
-    if args.gradient_checkpointing and (args.gradient_checkpointing_kwargs or {}).get("selective") and adapters:
+        raise ParamsError("use_liger_kernel needs a package that is missing; `pip install liger-kernel` or drop it.")
+    how: Any = args.gradient_checkpointing_kwargs or {}
+    if args.gradient_checkpointing and how.get("selective") and adapters:
         raise ParamsError(
             "gradient_checkpointing_kwargs has 'selective', which TRL hands on to a model with an adapter as it is; "
             "leave it out."
@@ -60,7 +61,7 @@ def _check_adapter(config: Any, model: Any) -> None:
     int8_on_cpu = getattr(model, "is_loaded_in_8bit", False) and model.device.type == "cpu"
     if getattr(config, "use_dora", False) and int8_on_cpu:
         raise ParamsError(
-            "use_dora cannot be trained on an int8 model on a CPU, where bitsandbytes drops the scales that PEFT reads; "
+            "use_dora cannot be trained on an int8 model on a CPU, where bitsandbytes drops scales that PEFT reads; "
             "load the model in int4, or use LoRA."
         )
 

@@ -45,7 +45,8 @@ def check_sharding(accelerator: Any, teacher: Teacher) -> None:
         ParamsError: FSDP in its first version, which shows no whole LM head after a forward.
         TeacherError: The student is its own teacher, and only its own forward may gather its weights.
     """
-    kind, plugin = accelerator.distributed_type, getattr(accelerator.state, "deepspeed_plugin", None)
+    kind: Any = accelerator.distributed_type
+    plugin: Any = getattr(accelerator.state, "deepspeed_plugin", None)
     if kind == DistributedType.FSDP and not accelerator.is_fsdp2:
         raise ParamsError("fsdp_version is 1, with which distillation does not work; set fsdp_version: 2.")
     sharded = kind == DistributedType.FSDP or (kind == DistributedType.DEEPSPEED and plugin.zero_stage == 3)
