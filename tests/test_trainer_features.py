@@ -194,15 +194,15 @@ def test_trainer_counts_the_students_tokens(counted, tiny_model_dir, tiny_teache
 @pytest.mark.parametrize("metric", ["eval_loss", "eval_kl"])
 def test_the_best_model_is_loaded_at_the_end(metric, tiny_model_dir, tiny_teacher_dir, tmp_path):
     trainer = make(
-        tiny_model_dir, tiny_teacher_dir, tmp_path, max_steps=6, learning_rate=1.0, eval_strategy="steps", eval_steps=1,
+        tiny_model_dir, tiny_teacher_dir, tmp_path, max_steps=6, learning_rate=1e-2, eval_strategy="steps", eval_steps=1,
         save_strategy="steps", save_steps=1, load_best_model_at_end=True, metric_for_best_model=metric,
-        greater_is_better=False, eval_on_start=True,
+        greater_is_better=True, eval_on_start=True,
     )  # fmt: skip
     trainer.train()
     measured = [line[metric] for line in trainer.state.log_history if metric in line]
     assert len(measured) == 7  # one before the first step
-    best = min(measured[1:])
-    assert best < measured[-1]
+    best = max(measured[1:])  # training lowers it, so that the last model is not what is asked for
+    assert best > measured[-1]
     assert trainer.state.best_metric == best
     assert trainer.evaluate()[metric] == pytest.approx(best, rel=1e-6)
     check_teacher_is_apart(trainer, tmp_path / "checkpoint-6")
