@@ -247,8 +247,8 @@ RANK = """
 from pathlib import Path
 from test_stored_targets import figures, make_trainer
 trainer = make_trainer({student!r}, Path({folder!r}), per_device_train_batch_size={batch}, teacher_model={teacher!r},
-                       teacher_store={store!r}, teacher_store_kind={kind!r})
-result = figures(trainer)
+                       teacher_store={store!r}, teacher_store_kind={kind!r}, per_device_eval_batch_size=3)
+result = figures(trainer) + [trainer.evaluate()["eval_kl"]]
 """
 
 

@@ -80,3 +80,18 @@ def lora_config(params: LLMTrainingParams) -> Any:
         task_type="CAUSAL_LM",
         target_modules=modules[0] if modules == ["all-linear"] else modules,
     )
+
+
+def take_penalty(model: Any, output: Any) -> Any:
+    """Return what PEFT has added to a summed loss for the adapter's own sake (AdaLoRA's), and take it off again.
+
+    Args:
+        model: The student.
+        output: Its `CompletionOutput`.
+    """
+    from accelerate.utils import is_peft_model
+
+    if not is_peft_model(model) or model.active_peft_config.peft_type != "ADALORA":
+        return None
+    penalty, output.loss = output.loss - output.distilled, output.distilled
+    return penalty

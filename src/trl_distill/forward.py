@@ -33,6 +33,7 @@ class CompletionOutput(ModelOutput):
         top1_agreement: Tokens on which teacher and student rank the same token first.
         top1_correct: Tokens that the student ranks first.
         teacher_coverage: Tokens that a teacher says something of, where that may be fewer than all.
+        distilled: `loss` before PEFT adds an adapter's own penalty to it.
     """
 
     hidden: torch.Tensor | None = None
@@ -43,6 +44,7 @@ class CompletionOutput(ModelOutput):
     top1_agreement: torch.Tensor | None = None
     top1_correct: torch.Tensor | None = None
     teacher_coverage: torch.Tensor | None = None
+    distilled: torch.Tensor | None = None
 
 
 def add_completion_forward(model: PreTrainedModel) -> None:
@@ -92,6 +94,7 @@ def _forward_of(kind: Any) -> Callable[..., Any]:
             return before(*args, **kwargs) if before is not None else kind.forward(self, *args, **kwargs)
         kwargs.pop("labels", None)  # PEFT passes labels=None on; the backbone takes none
         states = self.base_model(*args, **{**kwargs, "use_cache": False}).last_hidden_state
+        states = states[:, -completion_labels.shape[1] :]  # a learnt prompt of PEFT's stands in front
         targets = completion_labels[:, 1:].to(states.device)
         mask = targets != -100
         hidden = states[:, :-1][mask]
@@ -118,7 +121,11 @@ def _loss(
     else:
         out = teacher.loss(head, hidden, labels, settings)
     output = CompletionOutput(
-        loss=out.loss, ce=out.ce.detach().sum(), entropy=out.entropy, top1_correct=out.top1_correct
+        loss=out.loss.clone(),  # PEFT and FSDP2 want one that can be changed in place
+        ce=out.ce.detach().sum(),
+        entropy=out.entropy,
+        top1_correct=out.top1_correct,
+        distilled=out.loss.clone(),
     )
     if settings.alpha > 0:
         covered = getattr(teacher, "covered", None)

@@ -16,11 +16,13 @@ from accelerate.utils import is_peft_model
 from datasets import Dataset
 from transformers.trainer_utils import PredictionOutput
 
+from .adapters import take_penalty
 from .checkpoints import begin_anew, to_resume_from
 from .collator import DistillationCollator
 from .combining import prepare
 from .config import DistillationSFTConfig
 from .errors import ParamsError
+from .features import check_features, with_lengths
 from .forward import CompletionOutput, add_completion_forward
 from .metrics import DistillationMetrics
 from .preparation import is_prepared
@@ -32,6 +34,7 @@ from .rows import COMPLETIONS
 from .server_targets import alpha_of
 from .several import check_list, put_names, recipe_of, teacher_of, told
 from .several_collator import SeveralCollator
+from .sharding import check_sharding, keep_loss_precise, without_repeats, wrap_teacher
 from .sources import resolve
 from .targets import LossSettings, Targets
 from .teachers import (
@@ -104,6 +107,7 @@ class DistillationMixin(_Base):
             return
         _check(args, data_collator, train_dataset, kwargs)
         check_list(args, student=model)
+        check_features(args, model=model, peft_config=kwargs.get("peft_config"))
         check_apart(student=model, teacher=teacher_model)
         self._written_by = writers_of_data(args, teacher_model, train_dataset)
         model = resolve(model, role="model") if isinstance(model, str) else model
@@ -122,6 +126,7 @@ class DistillationMixin(_Base):
             **kwargs,
         )
         keep_differentiable(self.model)
+        keep_loss_precise(self.accelerator)
         self.model_accepts_loss_kwargs = True  # our loss divides by num_items_in_batch itself
         self.metrics_of = {"train": DistillationMetrics(), "eval": DistillationMetrics()}
         self._set_up_teacher(teacher_model)
@@ -153,6 +158,7 @@ class DistillationMixin(_Base):
             written_by=self._written_by,
         )
         for teacher in each(self.teacher):
+            check_sharding(self.accelerator, teacher)
             if isinstance(teacher, SelfTeacher):
                 teacher.take(self.model)
         put_names(args, self.teacher)
@@ -205,12 +211,8 @@ class DistillationMixin(_Base):
         self.recipe = recipe_of(self.args, self.teacher, tokenizer=self.tokenizer, student=self.base_student.config)
 
     def _wrap_teacher(self, model: Any) -> Any:
-        """Prepare the teacher as TRL prepares one: sharded where the student is, never trained."""
-        if self.is_deepspeed_enabled:
-            from trl.models import prepare_deepspeed
-
-            return prepare_deepspeed(model, self.accelerator)
-        return self.accelerator.prepare_model(model, evaluation_mode=True)
+        """Prepare the teacher's model for scoring; see `wrap_teacher`."""
+        return wrap_teacher(model, self.accelerator)
 
     def prepare_dataset(self, dataset: Any, name: str) -> Any:
         """Return a dataset as the collator takes it, and print its pre-flight.
@@ -220,7 +222,7 @@ class DistillationMixin(_Base):
             name: What to call it in messages.
         """
         if is_prepared(dataset):
-            return dataset
+            return with_lengths(dataset, self.args)
         if self._formatting is not None:
             func = self._formatting
             read_instead = set(dataset.column_names) & {*CONVERSATIONS, *COMPLETIONS, "prompt"}
@@ -230,7 +232,7 @@ class DistillationMixin(_Base):
         with PartialState().main_process_first():  # the others find the completions in the store
             prepared, preflight = prepare(dataset, self.recipe, name=name)
         self.accelerator.print(preflight.text())
-        return prepared
+        return with_lengths(prepared, self.args)
 
     def _prepare_all(self, dataset: Any) -> Any:
         """Prepare a dataset, a dict of them, or nothing."""
@@ -287,6 +289,8 @@ class DistillationMixin(_Base):
         """
         if not self.distilling:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        if not self.model.training:
+            inputs = without_repeats(inputs, self.accelerator)
         output = model(
             input_ids=inputs["input_ids"],
             attention_mask=inputs["attention_mask"],
@@ -295,17 +299,20 @@ class DistillationMixin(_Base):
             loss_settings=self.loss_settings,
         )
         tokens = (inputs["labels"] != -100).sum()
+        penalty = take_penalty(self.model, output)
         self._count(output, tokens, inputs)
         items = tokens if num_items_in_batch is None else torch.as_tensor(num_items_in_batch, device=output.loss.device)
         loss = output.loss / items.clamp(min=1)
         if self.args.average_tokens_across_devices and num_items_in_batch is not None:
             loss = loss * self.accelerator.num_processes  # DDP averages gradients over ranks
+        if penalty is not None:  # a mean of its own, whatever the batch holds
+            loss = loss + penalty / (1 if num_items_in_batch is None else self.current_gradient_accumulation_steps)
         return (loss, output) if return_outputs else loss
 
     def _count(self, output: CompletionOutput, tokens: torch.Tensor, inputs: Mapping[str, torch.Tensor]) -> None:
         """Add a batch to the metrics."""
         mode = "train" if self.model.training else "eval"
-        self.metrics_of[mode].add(output, tokens, inputs["attention_mask"].sum())
+        self.metrics_of[mode].add(output, tokens, inputs["attention_mask"].sum() * (tokens > 0))
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the metrics of distillation to a log line; evaluation's carry its prefix.

@@ -108,6 +108,11 @@ class LocalTeacher:
         loaded = self.__dict__.get("model")
         return stop_ids(self._generation_config if loaded is None else loaded.generation_config, self.tokenizer)
 
+    @property
+    def sharded(self) -> bool:
+        """Whether ranks hold a part of its weights each."""
+        return any(isinstance(p, DTensor) or hasattr(p, "ds_id") for p in self.model.parameters())
+
     def identity(self) -> dict[str, Any]:
         """What its completions depend on: weights, precision, configuration, stop tokens and the rows it may write.
 
@@ -135,7 +140,7 @@ class LocalTeacher:
         self.prefix.forget()
         with self._teaching():
             self._scoring = wrap(self.model)
-        if self._scoring is not self.model or any(isinstance(p, DTensor) for p in self.model.parameters()):
+        if self._scoring is not self.model or self.sharded:
             self.prefix.off = "its weights are sharded, and ranks need not find the same prefix"
 
     def expect(self, prompts: Sequence[Sequence[int]]) -> None:
@@ -187,7 +192,15 @@ class LocalTeacher:
         The same prompts and settings give the same completions: drawing has a generator of its own, seeded by
         the settings and the prompts, and leaves the program's random state alone. Nothing but the settings and
         `stop_ids` decides what is written: penalties and limits of the model's own generation configuration do not.
+
+        Raises:
+            TeacherError: Its weights are sharded, and ranks need not write equally many tokens.
         """
+        if self.sharded:
+            raise TeacherError(
+                f"teacher {self.name!r} is sharded over ranks and cannot write completions; have them written before "
+                "(`aitraining teach`), or give rows that have one."
+            )
         device = self.model.device
         config = self._writing(max(len(p) for p in prompts), settings)
         ids, mask, past = self._prompts(prompts, config.pad_token_id)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import torch
 
+from ..collator import IGNORE
 from ..targets import TopKTargets
 from .shards import sequence_key
 
@@ -89,9 +90,10 @@ def targets_of(
     """
     sides = (batch[f"teacher_{name}"].cpu() for name in ("input_ids", "attention_mask", "labels"))
     found = [
-        _find(rows, ids[: int(mask.sum())].tolist(), int((labels != -100).sum()), missing)
+        _find(rows, ids[: int(mask.sum())].tolist(), int((labels != IGNORE).sum()), missing)
         for ids, mask, labels in zip(*sides, strict=True)
-    ]
+        if (labels != IGNORE).any()  # a row that another rank has too is asked about there
+    ] or [(nothing(0), 0)]
     width = max((row.token_ids.shape[1] for row, _ in found), default=1)
     tokens, values = (
         torch.from_numpy(

@@ -7,11 +7,10 @@ from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from accelerate.utils import is_peft_model
-from torch.distributed.tensor import DTensor
 
 from ..errors import TeacherError
 from . import fingerprint
-from .local import LocalTeacher, without_peft
+from .local import LocalTeacher
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PretrainedConfig, PreTrainedTokenizerBase
@@ -42,7 +41,7 @@ class SelfTeacher(LocalTeacher):
             SELF,
             config=config,
             tokenizer=tokenizer,
-            load=lambda: without_peft(self._student()),
+            load=self._under_adapter,
             generation_config=generation_config,
         )
         self._student = student
@@ -61,6 +60,11 @@ class SelfTeacher(LocalTeacher):
         self.__dict__.pop("model", None)
         self._student = lambda: student
 
+    def _under_adapter(self) -> Any:
+        """Return the student without PEFT's wrapper; a learnt prompt stays in there."""
+        student = self._student()
+        return student.get_base_model() if is_peft_model(student) else student
+
     @contextmanager
     def acting(self) -> Iterator[None]:
         """Switch the adapter off."""
@@ -73,14 +77,5 @@ class SelfTeacher(LocalTeacher):
         return fingerprint.of_model(self.model, adapters=False)
 
     def prepare(self, wrap: Callable[[Any], Any]) -> None:
-        """Nothing is wrapped: the student's trainer has done so.
-
-        Raises:
-            TeacherError: The weights are sharded, and only the student's own forward may gather them.
-        """
-        if any(isinstance(p, DTensor) or hasattr(p, "ds_id") for p in self.model.parameters()):
-            raise TeacherError(
-                "teacher_model 'self' cannot be used where weights are sharded (FSDP, ZeRO-3); give the model's own "
-                "name for a teacher that is a copy, which is sharded too."
-            )
+        """Nothing is wrapped: the student's trainer has done so."""
         self.prefix.forget()

@@ -207,6 +207,12 @@ class TargetTable:
     def __contains__(self, key: bytes) -> bool:
         return key in self._places
 
+    def any(self) -> TargetRow:
+        """Return a row, to tell what rows look like."""
+        row = self.get(next(iter(self._places)))
+        assert row is not None
+        return row
+
     def get(self, key: bytes) -> TargetRow | None:
         """Return a row; None where there is none. Its arrays are views of the file."""
         place = self._places.get(key)

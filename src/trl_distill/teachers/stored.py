@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from ..alignment import PROBE
+from ..collator import IGNORE
 from ..errors import TeacherError
 from ..losses import check_sparse_divergence
 from .base import Completion, GenerationSettings
@@ -163,12 +164,12 @@ class StoredTeacher:
         Raises:
             TeacherError: A row that is not in the store.
         """
+        sides = (batch[f"teacher_{name}"].cpu() for name in ("input_ids", "attention_mask", "labels"))
         found = [
             self._find(ids[: int(mask.sum())].tolist(), labels)
-            for ids, mask, labels in zip(
-                *(batch[f"teacher_{name}"].cpu() for name in ("input_ids", "attention_mask", "labels")), strict=True
-            )
-        ]
+            for ids, mask, labels in zip(*sides, strict=True)
+            if (labels != IGNORE).any()  # a row that another rank has too is asked about there
+        ] or [(self.rows.any(), 0)]
         arrays = {
             name: _stacked([row.arrays[name][row.tokens - n :] for row, n in found]) for name in found[0][0].arrays
         }
@@ -182,7 +183,7 @@ class StoredTeacher:
 
     def _find(self, ids: list[int], labels: torch.Tensor) -> tuple[TargetRow, int]:
         """Return a sequence's row and how many of its last tokens are asked for."""
-        labelled = (labels != -100).nonzero()
+        labelled = (labels != IGNORE).nonzero()
         count = len(labelled)
         # under an empty prompt of the student's the completion's first token is no target
         for prompt in (len(ids) - count, len(ids) - count - 1):

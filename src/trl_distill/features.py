@@ -1,0 +1,82 @@
+"""Which features of SFTTrainer a run may use beside a teacher, on this machine and with these libraries.
+
+What SFTTrainer would only stumble over in its first step is said here in one sentence.
+"""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+
+import torch
+from accelerate.utils import is_peft_model
+
+from .errors import ParamsError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from .config import DistillationSFTConfig
+
+
+def check_features(args: DistillationSFTConfig, *, model: Any = None, peft_config: Any = None) -> None:
+    """Refuse what cannot run here.
+
+    Args:
+        args: The configuration.
+        model: The student, or its name.
+        peft_config: Of the adapter to be made, or None.
+
+    Raises:
+        ParamsError: Naming the setting and what to do.
+    """
+    adapters = [] if peft_config is None else [peft_config]
+    if is_peft_model(model):
+        adapters += model.peft_config.values()
+    if args.activation_offloading and not torch.accelerator.is_available():
+        raise ParamsError(
+            "activation_offloading moves activations from an accelerator to main memory, and this machine has no "
+            "accelerator; leave it out, and use gradient_checkpointing to save memory."
+        )
+    if args.use_liger_kernel and find_spec("liger_kernel") is None:
+        raise ParamsError("use_liger_kernel needs a package that is missing; `pip install liger-kernel` or drop it.")
+    how: Any = args.gradient_checkpointing_kwargs or {}
+    if args.gradient_checkpointing and how.get("selective") and adapters:
+        raise ParamsError(
+            "gradient_checkpointing_kwargs has 'selective', which TRL hands on to a model with an adapter as it is; "
+            "leave it out."
+        )
+    for config in adapters:
+        _check_adapter(config, model)
+
+
+def _check_adapter(config: Any, model: Any) -> None:
+    """Refuse an adapter that would not be trained, or that PEFT cannot train on this student."""
+    targets = getattr(config, "target_modules", None) or ()
+    if "lm_head" in ({targets} if isinstance(targets, str) else targets):
+        raise ParamsError(
+            "target_modules has 'lm_head', whose adapter SFTTrainer does not train; leave it out, or train the head "
+            "whole with modules_to_save=['lm_head']."
+        )
+    int8_on_cpu = getattr(model, "is_loaded_in_8bit", False) and model.device.type == "cpu"
+    if getattr(config, "use_dora", False) and int8_on_cpu:
+        raise ParamsError(
+            "use_dora cannot be trained on an int8 model on a CPU, where bitsandbytes drops scales that PEFT reads; "
+            "load the model in int4, or use LoRA."
+        )
+
+
+def with_lengths(dataset: Dataset, args: DistillationSFTConfig) -> Dataset:
+    """Return prepared rows with the column by which Trainer groups them, where it is told to.
+
+    A row's length is the tokens that both models read of it.
+
+    Args:
+        dataset: Rows as `preparation.prepare` returns them.
+        args: The configuration.
+    """
+    if args.train_sampling_strategy != "group_by_length" or args.length_column_name in dataset.column_names:
+        return dataset
+    sides = zip(dataset["student_prompt"], dataset["teacher_prompt"], dataset["completion"], strict=True)
+    lengths = [len(student) + len(teacher) + 2 * len(completion) for student, teacher, completion in sides]
+    return dataset.add_column(args.length_column_name, lengths)

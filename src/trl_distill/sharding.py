@@ -1,0 +1,90 @@
+"""Several ranks: a local teacher is spread over them as its student is (FSDP2, ZeRO-3), else each has a whole one.
+
+In an evaluation each row counts once, though ranks get equally many.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from accelerate.utils import DistributedType, fsdp2_prepare_model
+
+from .collator import IGNORE
+from .errors import ParamsError, TeacherError
+from .teachers import SelfTeacher, Teacher
+
+
+def wrap_teacher(model: Any, accelerator: Any) -> Any:
+    """Return a teacher's model as it scores under an accelerator: sharded where the student is, never trained.
+
+    Args:
+        model: The teacher's, whose forward ends at the completion.
+        accelerator: The student's trainer's.
+    """
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:
+        from trl.models import prepare_deepspeed
+
+        return prepare_deepspeed(model, accelerator)
+    quantized = getattr(model, "quantization_method", None) is not None  # such weights cannot be split
+    if accelerator.is_fsdp2 and not quantized:
+        model.requires_grad_(False)  # FSDP2 would make float32 of what can be trained, and reduce gradients
+        return fsdp2_prepare_model(accelerator, model)
+    return accelerator.prepare_model(model, evaluation_mode=True)
+
+
+def check_sharding(accelerator: Any, teacher: Teacher) -> None:
+    """Refuse what cannot be distilled where weights are sharded.
+
+    Args:
+        accelerator: The student's trainer's.
+        teacher: Who scores.
+
+    Raises:
+        ParamsError: FSDP in its first version, which shows no whole LM head after a forward.
+        TeacherError: The student is its own teacher, and only its own forward may gather its weights.
+    """
+    kind: Any = accelerator.distributed_type
+    plugin: Any = getattr(accelerator.state, "deepspeed_plugin", None)
+    if kind == DistributedType.FSDP and not accelerator.is_fsdp2:
+        raise ParamsError("fsdp_version is 1, with which distillation does not work; set fsdp_version: 2.")
+    sharded = kind == DistributedType.FSDP or (kind == DistributedType.DEEPSPEED and plugin.zero_stage == 3)
+    if sharded and isinstance(teacher, SelfTeacher):
+        raise TeacherError(
+            "teacher_model 'self' cannot be used where weights are sharded (FSDP, ZeRO-3); give the model's own "
+            "name for a teacher that is a copy, which is sharded too."
+        )
+
+
+def keep_loss_precise(accelerator: Any) -> None:
+    """Have FSDP2 return what a forward computes in float32: accelerate rounds a summed loss to half precision.
+
+    Args:
+        accelerator: The student's trainer's, before it has prepared a model.
+    """
+    policy = accelerator.state.fsdp_plugin.mixed_precision_policy if accelerator.is_fsdp2 else None
+    if policy is not None:
+        accelerator.state.fsdp_plugin.mixed_precision_policy = replace(policy, output_dtype=torch.float32)
+
+
+def without_repeats(batch: Mapping[str, torch.Tensor], accelerator: Any) -> Mapping[str, torch.Tensor]:
+    """Return an evaluation's batch without the labels of rows that another rank has too.
+
+    Ranks get equally many rows; the last ones repeat the first of the dataset.
+
+    Args:
+        batch: A batch of `DistillationCollator` or `SeveralCollator`.
+        accelerator: Of the trainer that evaluates.
+    """
+    state, rows = accelerator.gradient_state, len(batch["labels"])
+    if accelerator.num_processes == 1 or not state.end_of_dataloader or state.remainder <= 0:
+        return batch
+    own = state.remainder - accelerator.process_index * rows
+    kept = dict(batch)
+    for name, tensor in batch.items():
+        if name.endswith(("labels", "teacher_spans")):
+            places = batch.get(f"{name.removesuffix('labels')}rows", torch.arange(len(tensor), device=tensor.device))
+            kept[name] = tensor.masked_fill((places >= own)[:, None], IGNORE)
+    return kept

@@ -1,0 +1,207 @@
+"""Two processes, joined by gloo on a CPU: they lose what one does on the same global batch, plain or sharded."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from small_runs import losses, make
+from transformers import AutoModelForCausalLM
+
+TESTS = Path(__file__).parent
+CONFIGS = TESTS.parent / "examples" / "accelerate"
+SCRIPT = """
+import json, os, sys
+sys.path.insert(0, {tests!r})
+from peft import LoraConfig
+from small_runs import losses, make
+from torch.distributed.tensor import DTensor
+from transformers import AutoModelForCausalLM
+import torch.distributed as dist
+
+ranks = int(os.environ["WORLD_SIZE"])
+peft = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM") if {lora!r} else None
+model = AutoModelForCausalLM.from_pretrained({student!r})
+if {tied!r}:
+    model.config.tie_word_embeddings = True
+    model.tie_weights()
+trainer = make({student!r}, {teacher!r}, {folder!r}, model=model, peft=peft, **{settings!r})
+resumed = {resume!r}
+trainer.train(resume_from_checkpoint=resumed)
+evaluated = trainer.evaluate()
+trainer.save_model({folder!r} + "/final")
+models = {{"student": trainer.model, "teacher": trainer.teacher.model}}
+layers = {{key: [p for name, p in m.named_parameters() if ".layers." in name] for key, m in models.items()}}
+sharded = {{key: sum(isinstance(p, DTensor) for p in parameters) for key, parameters in layers.items()}}
+found = {{
+    "ranks": ranks,
+    "losses": [line["loss"] for line in trainer.state.log_history if "loss" in line],
+    "eval": {{name: evaluated[name] for name in ("eval_loss", "eval_kl", "eval_num_tokens")}},
+    "sharded": sharded,
+    "kind": str(trainer.accelerator.distributed_type),
+}}
+if trainer.accelerator.is_main_process:
+    print("RESULT", json.dumps(found))
+dist.barrier()
+dist.destroy_process_group()
+"""
+
+
+def launched(config, command, *, timeout=150):
+    """Run `accelerate launch` with a configuration of examples/, on a CPU, and return what is printed."""
+    environment = {
+        **os.environ, "ACCELERATE_USE_CPU": "1", "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": os.pathsep.join([str(TESTS.parent / "src"), os.environ.get("PYTHONPATH", "")]),
+    }  # fmt: skip
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(CONFIGS / config)]
+    # a port of its own, since other tests may launch at the same time
+    launch += ["--main_process_port", "0", *command]
+    done = subprocess.run(launch, capture_output=True, text=True, timeout=timeout, env=environment)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return done.stdout
+
+
+def in_two(config, folder, student, teacher, *, lora=False, tied=False, resume=None, **settings):
+    """Return what two processes find under a configuration."""
+    script = folder / "script.py"
+    script.write_text(
+        SCRIPT.format(
+            tests=str(TESTS), lora=lora, student=str(student), teacher=str(teacher), folder=str(folder / "two"),
+            tied=tied, resume=resume, settings=settings,
+        )
+    )  # fmt: skip
+    started = [str(TESTS / "on_cpu.py"), str(script)] if config == "fsdp2.yaml" else [str(script)]
+    printed = launched(config, started)
+    found = json.loads(next(line for line in printed.splitlines() if line.startswith("RESULT"))[7:])
+    assert found["ranks"] == 2
+    assert ("FSDP" in found["kind"]) == (config == "fsdp2.yaml")
+    return found
+
+
+def close(evaluated):
+    return {name: pytest.approx(value, rel=1e-5) for name, value in evaluated.items()}
+
+
+EVALUATED = ("eval_loss", "eval_kl", "eval_num_tokens")
+
+
+@pytest.mark.parametrize("config", ["ddp.yaml", "fsdp2.yaml"])
+def test_two_processes_lose_what_one_does(config, tiny_model_dir, tiny_teacher_dir, tmp_path):
+    """With gradients accumulated, and an evaluation whose last batch is too short for two."""
+    one = make(tiny_model_dir, tiny_teacher_dir, tmp_path, per_device_eval_batch_size=6)
+    expected = losses(one)
+    found = in_two(
+        config, tmp_path, tiny_model_dir, tiny_teacher_dir, per_device_train_batch_size=1,
+        gradient_accumulation_steps=2, per_device_eval_batch_size=3,
+    )  # fmt: skip
+    assert found["losses"] == pytest.approx(expected, rel=1e-5)
+    assert found["eval"] == close({name: one.evaluate()[name] for name in EVALUATED})
+    both = found["sharded"]
+    assert (both["student"] > 0, both["teacher"] > 0) == ((config == "fsdp2.yaml"),) * 2
+    saved = AutoModelForCausalLM.from_pretrained(tmp_path / "two" / "final").state_dict()
+    for name, tensor in one.model.state_dict().items():
+        assert (saved[name] - tensor).norm() <= 1e-4 * tensor.norm(), name
+
+
+@pytest.mark.parametrize("rows", [5, 6, 7])
+def test_each_row_of_an_evaluation_counts_once(rows, tiny_model_dir, tiny_teacher_dir, tmp_path):
+    one = make(tiny_model_dir, tiny_teacher_dir, tmp_path, rows=rows, learning_rate=0.0)
+    found = in_two(
+        "ddp.yaml", tmp_path, tiny_model_dir, tiny_teacher_dir, rows=rows, learning_rate=0.0,
+        per_device_train_batch_size=2, per_device_eval_batch_size=2,
+    )  # fmt: skip
+    assert found["eval"] == close({name: one.evaluate()[name] for name in EVALUATED})
+
+
+@pytest.mark.parametrize("student", ["lora", "tied", "checkpointed"])
+def test_fsdp2_shards_other_students_too(student, tiny_model_dir, tiny_teacher_dir, tmp_path):
+    from peft import LoraConfig
+
+    peft = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM") if student == "lora" else None
+    model = AutoModelForCausalLM.from_pretrained(tiny_model_dir)
+    if student == "tied":
+        model.config.tie_word_embeddings = True
+        model.tie_weights()
+    expected = losses(make(tiny_model_dir, tiny_teacher_dir, tmp_path, model=model, peft=peft))
+    found = in_two(
+        "fsdp2.yaml", tmp_path, tiny_model_dir, tiny_teacher_dir, lora=peft is not None, tied=student == "tied",
+        per_device_train_batch_size=2, gradient_checkpointing=student == "checkpointed",
+    )  # fmt: skip
+    assert found["losses"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_fsdp2_in_bfloat16_keeps_the_loss_in_float32(tiny_model_dir, tiny_teacher_dir, tmp_path):
+    found = in_two("fsdp2.yaml", tmp_path, tiny_model_dir, tiny_teacher_dir, per_device_train_batch_size=2, bf16=True)
+    tokens = 25  # of the evaluation's completions; a sum rounded to bfloat16 has eight bits
+    total = found["eval"]["eval_loss"] * tokens
+    assert abs(total * 16 - round(total * 16)) > 1e-3
+    expected = losses(make(tiny_model_dir, tiny_teacher_dir, tmp_path, bf16=True))
+    assert found["losses"] == pytest.approx(expected, rel=5e-3)
+
+
+def test_fsdp2_goes_on_from_a_checkpoint(tiny_model_dir, tiny_teacher_dir, tmp_path):
+    settings = {"per_device_train_batch_size": 2, "max_steps": 4, "save_strategy": "steps", "save_steps": 2}
+    whole = in_two("fsdp2.yaml", tmp_path, tiny_model_dir, tiny_teacher_dir, **settings)
+    checkpoint = str(tmp_path / "two" / "checkpoint-2")
+    resumed = in_two("fsdp2.yaml", tmp_path, tiny_model_dir, tiny_teacher_dir, resume=checkpoint, **settings)
+    assert resumed["losses"] == pytest.approx(whole["losses"], rel=1e-6)
+    assert resumed["eval"] == close(whole["eval"])
+
+
+def test_self_is_refused_where_weights_are_sharded(tiny_model_dir, tmp_path):
+    with pytest.raises(AssertionError, match="'self' cannot be used where weights are sharded"):
+        in_two("fsdp2.yaml", tmp_path, tiny_model_dir, "self", lora=True)
+
+
+@pytest.mark.parametrize("config", ["ddp.yaml", "fsdp2.yaml"])
+def test_the_command_runs_under_accelerate_launch(config, tiny_model_dir, tiny_teacher_dir, tmp_path):
+    data = tmp_path / "rows.jsonl"
+    data.write_text("".join(json.dumps({"prompt": p, "completion": " b"}) + "\n" for p in "abcd"))
+    start = [str(TESTS / "on_cpu.py"), "-m"] if config == "fsdp2.yaml" else ["-m"]
+    printed = launched(
+        config,
+        [
+            *start, "trl_distill.cli", "llm", "--trainer", "distillation", "--model", str(tiny_model_dir),
+            "--teacher-model", str(tiny_teacher_dir), "--data-path", str(data), "--max-steps", "2", "--batch-size", "1",
+            "--gradient-accumulation", "1", "--project-name", str(tmp_path / "project"), "--log", "none",
+        ],
+    )  # fmt: skip
+    assert "Model, card and metrics are in" in printed
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "project").num_parameters() > 0
+    assert len(json.loads((tmp_path / "project" / "metrics.json").read_text())) > 0
+
+
+def test_fsdp_1_and_writing_with_a_sharded_teacher_are_refused(tiny_model_dir, tiny_teacher_dir, tmp_path):
+    one = CONFIGS / "fsdp2.yaml"
+    old = tmp_path / "fsdp1.yaml"
+    old.write_text(re.sub("forward: true", "forward: FULL_SHARD", one.read_text().replace("version: 2", "version: 1")))
+    script = tmp_path / "old.py"
+    script.write_text(
+        f"import sys\nsys.path.insert(0, {str(TESTS)!r})\nfrom small_runs import make\n"
+        f"make({str(tiny_model_dir)!r}, {str(tiny_teacher_dir)!r}, {str(tmp_path)!r})\n"
+    )
+    with pytest.raises(AssertionError, match="fsdp_version is 1, with which distillation does not work"):
+        launched(str(old), [str(TESTS / "on_cpu.py"), str(script)])
+    script.write_text(
+        f"import sys\nsys.path.insert(0, {str(TESTS)!r})\nfrom small_runs import make\nfrom datasets import Dataset\n"
+        f"trainer = make({str(tiny_model_dir)!r}, {str(tiny_teacher_dir)!r}, {str(tmp_path)!r},\n"
+        "    completions='teacher', distill_max_teacher_length=3)\n"
+        "trainer.train()\n"
+        "trainer.evaluate(Dataset.from_dict({'prompt': ['a new one'], 'completion': ['b']}))\n"
+    )
+    with pytest.raises(AssertionError, match="is sharded over ranks and cannot write completions"):
+        launched("fsdp2.yaml", [str(TESTS / "on_cpu.py"), str(script)])
+
+
+def test_every_configuration_is_one_that_accelerate_reads():
+    from accelerate.commands.config.config_args import load_config_from_file
+
+    kinds = {path.stem: load_config_from_file(str(path)) for path in CONFIGS.glob("*.yaml")}
+    assert kinds.keys() == {"ddp", "fsdp2", "zero2", "zero3"}
+    assert kinds["fsdp2"].fsdp_config["fsdp_version"] == 2
+    assert [kinds[f"zero{stage}"].deepspeed_config["zero_stage"] for stage in (2, 3)] == [2, 3]

@@ -1,0 +1,137 @@
+"""Adapters that SFTTrainer takes, on a student that has a teacher: what each trains, and what it leaves."""
+
+from __future__ import annotations
+
+import copy
+
+import peft
+import pytest
+import torch
+from conftest import make_model
+from peft import AutoPeftModelForCausalLM
+from small_runs import check_teacher_is_apart, losses, make
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+from trl_distill.errors import ParamsError
+
+TASK = {"task_type": "CAUSAL_LM"}
+LINEAR = {**TASK, "r": 4, "target_modules": "all-linear"}
+QV = {**TASK, "target_modules": ["q_proj", "v_proj"]}
+KINDS = {
+    "lora": peft.LoraConfig(**LINEAR),
+    "dora": peft.LoraConfig(**LINEAR, use_dora=True),
+    "rslora": peft.LoraConfig(**LINEAR, use_rslora=True),
+    "embedding": peft.LoraConfig(**TASK, r=4, target_modules=["embed_tokens", "q_proj"]),
+    "modules_to_save": peft.LoraConfig(**LINEAR, modules_to_save=["lm_head", "embed_tokens"]),
+    "tokens": peft.LoraConfig(**LINEAR, trainable_token_indices={"embed_tokens": [*range(69, 80)]}),
+    "ia3": peft.IA3Config(**TASK, target_modules=["k_proj", "down_proj"], feedforward_modules=["down_proj"]),
+    "adalora": peft.AdaLoraConfig(**QV, total_step=10),
+    "loha": peft.LoHaConfig(**QV),
+    "vera": peft.VeraConfig(**TASK, target_modules=["q_proj"]),
+    "oft": peft.OFTConfig(**QV, r=0, oft_block_size=8),
+    "prompt": peft.PromptTuningConfig(**TASK, num_virtual_tokens=3),
+    "prefix": peft.PrefixTuningConfig(**TASK, num_virtual_tokens=3),
+    "p_tuning": peft.PromptEncoderConfig(**TASK, num_virtual_tokens=3, encoder_hidden_size=16),
+}
+each_kind = pytest.mark.parametrize("kind", KINDS)
+
+
+@pytest.mark.filterwarnings("ignore:Setting `save_embedding_layers`:UserWarning")
+@each_kind
+def test_the_adapter_learns_and_the_model_under_it_stays(kind, tiny_model_dir, tiny_teacher_dir, tmp_path):
+    trainer = make(
+        tiny_model_dir, tiny_teacher_dir, tmp_path, peft=copy.deepcopy(KINDS[kind]), save_strategy="steps", save_steps=3
+    )
+    before = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
+    found = losses(trainer)
+    assert len(set(found)) == 3
+    moved = {name for name, p in trainer.model.named_parameters() if not torch.equal(p, before[name])}
+    learning = {name for name, p in trainer.model.named_parameters() if p.requires_grad}
+    assert moved
+    assert moved <= learning
+    assert len(learning) < len(before)
+    check_teacher_is_apart(trainer, tmp_path / "checkpoint-3")
+    ids = torch.tensor([[70, 71, 72]])
+    saved = AutoPeftModelForCausalLM.from_pretrained(tmp_path / "checkpoint-3")
+    torch.testing.assert_close(saved(ids).logits, trainer.model.eval()(input_ids=ids).logits)
+
+
+@each_kind
+def test_its_own_teacher_is_the_model_under_the_adapter(kind, tiny_model_dir, tmp_path):
+    own, copied = (
+        losses(make(tiny_model_dir, teacher, tmp_path, peft=copy.deepcopy(KINDS[kind])))
+        for teacher in ("self", tiny_model_dir)
+    )
+    assert own == pytest.approx(copied, rel=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["adalora", "prompt", "prefix"])
+def test_batch_times_accumulation_changes_nothing(kind, tiny_model_dir, tiny_teacher_dir, tmp_path):
+    one, two = (
+        losses(
+            make(
+                tiny_model_dir, tiny_teacher_dir, tmp_path, peft=copy.deepcopy(KINDS[kind]),
+                per_device_train_batch_size=4 // n, gradient_accumulation_steps=n,
+            )
+        )
+        for n in (1, 2)
+    )  # fmt: skip
+    assert two == pytest.approx(one, rel=1e-5)
+
+
+def test_adaloras_own_penalty_is_a_mean_beside_the_loss(tiny_model_dir, tiny_teacher_dir, tmp_path):
+    """Its weight is PEFT's, whatever the number of tokens; the other figures are without it."""
+    config = copy.deepcopy(KINDS["adalora"])
+    with_it = make(tiny_model_dir, tiny_teacher_dir, tmp_path, peft=copy.deepcopy(config), max_steps=1)
+    config.orth_reg_weight = 1e-9
+    without = make(tiny_model_dir, tiny_teacher_dir, tmp_path, peft=config, max_steps=1)
+    vectors = {name: p.detach() for name, p in with_it.model.named_parameters()}
+    grams = [p @ p.T for name, p in vectors.items() if "lora_A" in name]
+    grams += [p.T @ p for name, p in vectors.items() if "lora_B" in name]
+    penalty = sum((gram - torch.eye(len(gram))).norm().item() for gram in grams) / len(grams)
+    gap = losses(with_it)[0] - losses(without)[0]
+    assert gap == pytest.approx(0.5 * penalty, rel=1e-4)
+    assert with_it.state.log_history[0]["kl"] == pytest.approx(without.state.log_history[0]["kl"], rel=1e-6)
+
+
+def quantized(folder, kind):
+    how = BitsAndBytesConfig(load_in_4bit=True) if kind == "int4" else BitsAndBytesConfig(load_in_8bit=True)
+    return AutoModelForCausalLM.from_pretrained(folder, quantization_config=how)
+
+
+@pytest.fixture(scope="module")
+def wide_dir(tmp_path_factory):
+    """A model wide enough for the blocks that bitsandbytes quantizes."""
+    return make_model(tmp_path_factory.mktemp("models") / "wide", hidden=64)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize(("kind", "adapter"), [("int4", "lora"), ("int4", "dora"), ("int8", "lora")])
+def test_a_quantized_student_learns(kind, adapter, checkpointing, wide_dir, tiny_teacher_dir, tmp_path):
+    trainer = make(
+        wide_dir, tiny_teacher_dir, tmp_path, model=quantized(wide_dir, kind), peft=copy.deepcopy(KINDS[adapter]),
+        gradient_checkpointing=checkpointing, save_strategy="steps", save_steps=12, max_steps=12,
+    )  # fmt: skip
+    found = losses(trainer)
+    assert sum(found[-2:]) < sum(found[:2])
+    check_teacher_is_apart(trainer, tmp_path / "checkpoint-12")
+
+
+@pytest.mark.parametrize("kind", ["int4", "int8"])
+def test_a_quantized_teacher_teaches_nearly_what_it_did(kind, tiny_model_dir, wide_dir, tmp_path):
+    plain = make(tiny_model_dir, wide_dir, tmp_path).evaluate()
+    trainer = make(tiny_model_dir, wide_dir, tmp_path, teacher_quantization=kind)
+    found = trainer.evaluate()
+    assert found["eval_kl"] != plain["eval_kl"]
+    assert found["eval_kl"] == pytest.approx(plain["eval_kl"], rel=0.5)
+    assert found["eval_ce"] == plain["eval_ce"]
+    trainer.train()
+    check_teacher_is_apart(trainer)
+
+
+def test_what_peft_would_not_train_is_said(tiny_model_dir, tiny_teacher_dir, wide_dir, tmp_path):
+    on_head = peft.LoraConfig(**TASK, target_modules=["q_proj", "lm_head"])
+    with pytest.raises(ParamsError, match=r"target_modules has 'lm_head'.*modules_to_save"):
+        make(tiny_model_dir, tiny_teacher_dir, tmp_path, peft=on_head)
+    with pytest.raises(ParamsError, match="use_dora cannot be trained on an int8 model on a CPU"):
+        make(wide_dir, tiny_teacher_dir, tmp_path, model=quantized(wide_dir, "int8"), peft=copy.deepcopy(KINDS["dora"]))
