@@ -8,6 +8,10 @@ from checks import check_close
 from conftest import make_tokenizer
 from datasets import Dataset
 from peft import LoraConfig
+from ranks import run_in
+from test_cross_tokenizer import make_other
+from test_trainer import PLAIN, quick
+from tokenizing import llama
 from transformers import (
     Gemma3ForCausalLM,
     Gemma3TextConfig,
@@ -15,11 +19,25 @@ from transformers import (
     GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
+    MambaConfig,
+    MambaForCausalLM,
+    OPTConfig,
+    OPTForCausalLM,
     Qwen3Config,
     Qwen3ForCausalLM,
 )
 
-from trl_distill import DistillationSFTConfig, DistillationSFTTrainer
+from trl_distill import (
+    DistillationSFTConfig,
+    DistillationSFTTrainer,
+    LLMTrainingParams,
+    PromptDistillationTrainer,
+    run,
+)
+from trl_distill.collator import DistillationCollator
+from trl_distill.errors import ModelError, ParamsError
+from trl_distill.packing import PackedRows, best_fit
+from trl_distill.teachers import passes
 
 LETTERS = "abcdefg"
 ROWS = {
@@ -140,3 +158,278 @@ def test_an_adapter_learns_the_same(name, tmp_path):
         runs.append(run_of("llama", tmp_path, peft=LORA, **settings))
     check_close(runs[1][0], runs[0][0], 1e-5)
     check_close(runs[1][1], runs[0][1], 1e-4)
+
+
+@pytest.mark.parametrize("flattens", [True, False], ids=["flattened", "padded"])
+@pytest.mark.parametrize("templates", [TEMPLATES, LONG], ids=["short prefix", "prefix reused"])
+@pytest.mark.parametrize("most", [1, 24, 4096], ids=["a row a pass", "some", "one pass"])
+def test_the_teacher_reads_the_same_in_passes(most, templates, flattens, tmp_path, monkeypatch):
+    """A row at a time or all at once, behind the cache of a prefix, padded or without padding."""
+    monkeypatch.setattr("trl_distill.teachers.local.MOST", most)
+    student, teacher = built(*FAMILIES["llama"], seed=1), built(*FAMILIES["gemma3"], seed=2)
+    trainer = trainer_of(student, teacher, tmp_path, packing=True, **templates)
+    rows = [trainer.train_dataset[n] for n in range(len(trainer.train_dataset))]
+    batch = trainer.data_collator(rows)
+    if most == 1:
+        batch["row_lengths"] = batch["row_lengths"] * 0  # whatever the student's batch has
+    trainer.teacher._flattens = flattens
+    packed = trainer.teacher.score(batch)
+    assert len(trainer.teacher.prefix.ids) == (28 if templates is LONG else 0)
+    plain = DistillationCollator(trainer.tokenizer.pad_token_id)([row for group in rows for row in group])
+    expected = trainer_of(student, teacher, tmp_path, **templates).teacher.score(plain)
+    check_close({"hidden": packed.hidden}, {"hidden": expected.hidden}, 1e-5)
+
+
+def test_rows_are_read_the_way_that_has_fewer_tokens():
+    lengths = [30, 34, 31]
+    assert passes.plan(lengths, start=0, flattens=True, most=None) == [(slice(0, 3), True)]
+    assert passes.plan(lengths, start=28, flattens=True, most=None) == [(slice(0, 3), False)]
+    assert passes.plan(lengths, start=0, flattens=False, most=None) == [(slice(0, 3), False)]
+    assert passes.plan(lengths, start=0, flattens=True, most=64) == [(slice(0, 2), True), (slice(2, 3), True)]
+    assert passes.plan(lengths, start=28, flattens=True, most=8) == [(slice(n, n + 1), False) for n in range(3)]
+
+
+def test_every_row_is_in_one_group_and_none_is_too_full():
+    generator = torch.Generator().manual_seed(0)
+    for room in (8, 64, 1000):
+        lengths = torch.randint(1, room + 1, (300,), generator=generator).tolist()
+        groups = best_fit(lengths, room)
+        assert sorted(place for group in groups for place in group) == list(range(300))
+        fullness = [sum(lengths[place] for place in group) for group in groups]
+        assert max(fullness) <= room
+        assert len(groups) <= 11 / 9 * -(-sum(lengths) // room) + 4  # what best fit decreasing is known to keep
+    assert best_fit([3, 5, 2, 4, 1], 8) == [[1, 0], [3, 2, 4]]
+
+
+def test_sequences_are_full_and_what_is_learnt_is_counted_once(tmp_path):
+    trainer = trainer_of(built(*FAMILIES["llama"]), built(*FAMILIES["llama"], seed=2), tmp_path, packing=True)
+    data = trainer.train_dataset
+    assert isinstance(data, PackedRows)
+    tokens = sum(len(row["student_prompt"]) + len(row["completion"]) for row in data.rows)
+    assert len(data) == -(-tokens // ROOM) < len(ROWS["prompt"])
+    batch = next(iter(trainer.get_train_dataloader()))
+    assert batch["input_ids"].shape == batch["position_ids"].shape == (1, int(batch["row_lengths"].sum()))
+    assert (batch["labels"] != -100).sum() == sum(len(row["completion"]) for row in data.rows)
+    assert batch["labels"][batch["position_ids"] == 0].tolist() == [-100] * len(ROWS["prompt"])
+
+
+def test_the_first_token_under_an_empty_prompt_is_no_target_of_the_row_before():
+    rows = [
+        {"student_prompt": [], "teacher_prompt": [5, 6], "completion": [10, 11]},
+        {"student_prompt": [7], "teacher_prompt": [], "completion": [12, 13]},
+        {"student_prompt": [], "teacher_prompt": [8], "completion": [14]},
+    ]
+    batch = DistillationCollator(pad_token_id=0, padding_free=True)(rows)
+    assert batch["input_ids"].tolist() == [[10, 11, 7, 12, 13, 14]]
+    assert batch["position_ids"].tolist() == [[0, 1, 0, 1, 2, 0]]
+    assert batch["labels"].tolist() == [[-100, 11, -100, -100, 13, -100]]
+    assert batch["teacher_labels"][batch["teacher_labels"] != -100].tolist() == [11, 13]
+
+
+def test_what_fills_a_sequence_up_is_learnt_and_counted_by_nobody():
+    rows = [{"student_prompt": [5], "teacher_prompt": [6, 5], "completion": [10, 11]}] * 2
+    batch = DistillationCollator(pad_token_id=3, pad_to_multiple_of=8, padding_free=True)(rows)
+    assert batch["input_ids"].tolist() == [[5, 10, 11, 5, 10, 11, 3, 3]]
+    assert batch["position_ids"].tolist() == [[0, 1, 2, 0, 1, 2, 0, 1]]
+    assert batch["labels"][0, 6:].tolist() == [-100, -100]
+    assert batch["row_lengths"].tolist() == [3, 3]
+
+
+@pytest.mark.parametrize("settings", [{}, {"packing": True}, {"padding_free": True}], ids=["no", "packing", "free"])
+@pytest.mark.parametrize("eval_packing", [None, True, False])
+def test_evaluation_is_packed_as_asked_and_says_the_same(settings, eval_packing, tmp_path):
+    models = [(built(*FAMILIES["llama"], seed=1), built(*FAMILIES["llama"], seed=2)) for _ in range(2)]
+    plain = trainer_of(*models[0], tmp_path, evaluated=True)
+    trainer = trainer_of(*models[1], tmp_path, evaluated=True, eval_packing=eval_packing, **settings)
+    packs = settings.get("packing", False) if eval_packing is None else eval_packing
+    assert isinstance(trainer.eval_dataset, PackedRows) == packs
+    expected = plain.evaluate()
+    given = Dataset.from_dict(ROWS)
+    for found in (trainer.evaluate(), trainer.evaluate(given), trainer.evaluate(trainer.train_dataset)):
+        same = [name for name in expected if not name.endswith(TIMES)]
+        assert "eval_kl" in same
+        assert {n: found[n] for n in same} == {n: pytest.approx(expected[n], rel=1e-5) for n in same}
+    assert trainer.evaluate({"x": given})["eval_x_loss"] == pytest.approx(expected["eval_loss"], rel=1e-5)
+    assert trainer.predict(given).metrics["test_kl"] == pytest.approx(expected["eval_kl"], rel=1e-5)
+
+
+def stored(folder, **settings):
+    """Return what a run with a store of targets learns."""
+    student, teacher = (built(*FAMILIES["llama"], seed=seed) for seed in (1, 2))
+    return learnt(trainer_of(student, teacher, folder, teacher_store=str(folder / "store"), **settings))
+
+
+def own(folder, **settings):
+    """Return what an adapter learns from the model under it."""
+    torch.manual_seed(0)
+    return learnt(trainer_of(built(*FAMILIES["llama"], seed=1), "self", folder, peft=LORA, **settings))
+
+
+def several(combine):
+    """Return a run with two teachers, both or either of which take a row."""
+
+    def runs(folder, **settings):
+        teachers = []
+        for seed, template, rows in ((2, "g f {input}", 0.5), (3, "{input} d", "all")):
+            share = {"weight": seed, "rows": "all"} if combine == "mixture" else {"rows": rows}
+            teachers.append({"model": built(*FAMILIES["llama"], seed=seed), "template": template, **share})
+        settings |= {"teacher_config": {"combine": combine, "teachers": teachers}, "teacher_prompt_template": "{input}"}
+        return learnt(trainer_of(built(*FAMILIES["llama"], seed=1), None, folder, **settings))
+
+    return runs
+
+
+def crossed(folder, **settings):
+    """Return what a student learns from a teacher of another tokenizer."""
+    other = folder / "other"
+    if not other.exists():
+        make_other(other, llama())
+    return learnt(trainer_of(built(*FAMILIES["llama"], seed=1), str(other), folder, cross_tokenizer=True, **settings))
+
+
+@pytest.mark.parametrize("settings", [{"packing": True}, {"padding_free": True}], ids=["packing", "padding_free"])
+@pytest.mark.parametrize(
+    "runs",
+    [stored, own, several("mixture"), several("completions"), crossed],
+    ids=["stored", "self", "mixture", "several", "cross-tokenizer"],
+)
+def test_every_kind_of_teacher_teaches_packed_rows_the_same(runs, settings, tmp_path):
+    batch = {"per_device_train_batch_size": 16}  # a list of teachers may make two rows of one
+    check_alike(runs(tmp_path, **batch, **settings), runs(tmp_path, **batch))
+
+
+def recurrent(seed):
+    """Return a model that carries a state from each token to the next, whatever is between."""
+    shape = {"hidden_size": 32, "num_hidden_layers": 2, "state_size": 4, "initializer_range": 0.1}
+    return built(MambaForCausalLM, MambaConfig, shape, seed=seed)
+
+
+def test_a_teacher_that_cannot_keep_rows_apart_reads_them_padded(tmp_path):
+    runs = []
+    for settings in ({}, {"packing": True}):
+        student = built(*FAMILIES["llama"], seed=1)
+        runs.append(learnt(trainer_of(student, recurrent(2), tmp_path, **settings)))
+    check_alike(runs[1], runs[0])
+
+
+OPT = {
+    "hidden_size": 32, "ffn_dim": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": 256,
+    "word_embed_proj_dim": 32, "dropout": 0.0,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["packing", "padding_free", "eval_packing"])
+@pytest.mark.parametrize(
+    ("student", "kind"),
+    [(lambda: recurrent(1), "mamba"), (lambda: built(OPTForCausalLM, OPTConfig, OPT), "opt")],
+    ids=["a state", "positions of its own"],
+)
+def test_a_student_that_cannot_keep_rows_apart_is_refused(student, kind, name, tmp_path):
+    with pytest.raises(ModelError, match=f"^{name} puts several rows .* model '{kind}' with the attention '"):
+        trainer_of(student(), built(*FAMILIES["llama"]), tmp_path, **{name: True})
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"packing": True, "packing_strategy": "wrapped"}, "packing_strategy 'wrapped' cuts rows apart"),
+        ({"eval_packing": True, "packing_strategy": "bfd_split"}, "packing_strategy 'bfd_split' cuts rows apart"),
+        ({"packing": True, "max_length": None}, "packing fills sequences up to max_length, which is None"),
+    ],
+)
+def test_settings_that_do_not_go_together_are_refused_before_a_model_loads(settings, sentence, tmp_path):
+    with pytest.raises(ParamsError, match=sentence):
+        trainer_of("no such model", "no such teacher", tmp_path, **settings)
+
+
+class Online(PromptDistillationTrainer):
+    def generate_teacher_outputs(self, batch):
+        return super().generate_teacher_outputs(batch)
+
+
+@pytest.mark.parametrize("name", ["packing", "padding_free"])
+def test_completions_that_are_written_for_every_batch_are_not_packed(name, tmp_path):
+    config = DistillationSFTConfig(**quick(tmp_path, **{name: True}), use_distillation=True)
+    with pytest.raises(ParamsError, match="packing and padding_free cannot be used with a generate_teacher_outputs"):
+        Online(
+            built(*FAMILIES["llama"]), config, train_dataset=Dataset.from_dict(ROWS), processing_class=make_tokenizer(),
+            teacher_model=built(*FAMILIES["llama"]),
+        )  # fmt: skip
+
+
+class Own(PromptDistillationTrainer):
+    def compute_loss(self, model, inputs):
+        logits = model(**self.prepare_sequences(inputs)).logits
+        with torch.no_grad():
+            theirs = self.teacher_model(**self.prepare_sequences(inputs, teacher=True)).logits
+        both = self.completion_logits(logits, inputs), self.completion_logits(theirs, inputs, teacher=True)
+        return self.compute_kl_loss(*both)
+
+
+def test_a_loss_of_ones_own_sees_packed_rows_the_same(tmp_path):
+    found = []
+    for settings in ({}, {"packing": True}):
+        config = DistillationSFTConfig(
+            **quick(tmp_path, per_device_train_batch_size=8, max_length=ROOM, max_steps=1, **settings),
+            use_distillation=True, **TEMPLATES,
+        )  # fmt: skip
+        trainer = Own(
+            built(*FAMILIES["llama"], seed=1), config, train_dataset=Dataset.from_dict(ROWS),
+            processing_class=make_tokenizer(), teacher_model=built(*FAMILIES["llama"], seed=2),
+        )  # fmt: skip
+        trainer.train()
+        found.append(trainer.state.log_history[0]["loss"])
+    assert found[1] == pytest.approx(found[0], rel=1e-5)
+
+
+RANKS = """
+from test_packing import runs_of_two
+result = runs_of_two({folder!r}, batch=4, every=[dict(packing=True), dict(padding_free=True)])
+"""
+
+
+def runs_of_two(folder, *, batch, every):
+    """Return the figures of runs with each of some settings, the batch being a rank's."""
+    found = []
+    for settings in every:
+        models = [built(*FAMILIES["llama"], seed=seed) for seed in (1, 2)]
+        trainer = trainer_of(*models, folder, per_device_train_batch_size=batch, **settings)
+        trainer.train()
+        lines = [line for line in trainer.state.log_history if "kl" in line]
+        found.append([line[name] for line in lines for name in ("loss", "kl", "num_tokens")])
+    return found
+
+
+def test_two_processes_learn_packed_rows_as_one_learns_them_unpacked(tmp_path):
+    packed = run_in(2, RANKS.format(folder=str(tmp_path / "out")), tmp_path)
+    (plain,) = runs_of_two(str(tmp_path / "out"), batch=8, every=[{}])
+    assert len(plain) == 9  # three steps
+    assert packed == [pytest.approx(plain, rel=1e-5)] * 2
+
+
+@pytest.mark.parametrize("name", ["packing", "padding_free"])
+def test_the_library_packs(name, tiny_model_dir, tiny_teacher_dir, tmp_path):
+    def lost(folder, **settings):
+        params = LLMTrainingParams(
+            model=str(tiny_model_dir), teacher_model=str(tiny_teacher_dir), data_path=Dataset.from_dict(ROWS),
+            project_name=str(tmp_path / folder), batch_size=8, gradient_accumulation=1, logging_steps=1, block_size=20,
+            teacher_prompt_template="g f {input}", **settings,
+        )  # fmt: skip
+        result = run(params)
+        return [line["loss"] for line in result.trainer.state.log_history if "loss" in line], result.trainer
+
+    (packed, trainer), (plain, _) = lost("packed", **{name: True}), lost("plain")
+    assert trainer.padding_free
+    assert isinstance(trainer.train_dataset, PackedRows) == (name == "packing")
+    assert packed == pytest.approx(plain, rel=1e-5)
+
+
+def test_plain_sft_packs_as_trl_does(tiny_model_dir, tmp_path):
+    settings = {
+        "model": str(tiny_model_dir), "trainer": "sft", "data_path": Dataset.from_dict(PLAIN), "block_size": 16,
+        "project_name": str(tmp_path / "sft"), "epochs": 1,
+    }  # fmt: skip
+    result = run(LLMTrainingParams(packing=True, **settings))
+    assert "seq_lengths" in result.trainer.train_dataset.column_names
+    with pytest.raises(ParamsError, match="padding_free without a teacher is for packed rows only"):
+        run(LLMTrainingParams(padding_free=True, **settings))

@@ -57,8 +57,8 @@ class PromptDistillationTrainer(DistillationSFTTrainer):
             raise ParamsError("teacher_config lists several teachers, but generate_teacher_outputs writes with one.")
         if self.online and self.padding_free:
             raise ParamsError(
-                "packing and padding_free cannot be used with a generate_teacher_outputs of your own, whose completions "
-                "have no length yet; set both to False."
+                "packing and padding_free cannot be used with a generate_teacher_outputs of your own: completions that "
+                "are not written yet have no length; set both to False."
             )
         if self.online:  # what will be written may end in any of the teacher's stop tokens
             ends = [[stop] for stop in self.teacher.stop_ids]
