@@ -37,7 +37,7 @@ from trl_distill import (
 from trl_distill.collator import DistillationCollator
 from trl_distill.errors import ModelError, ParamsError
 from trl_distill.packing import PackedRows, best_fit
-from trl_distill.teachers import passes
+from trl_distill.teachers import LocalTeacher, passes
 
 LETTERS = "abcdefg"
 ROWS = {
@@ -160,33 +160,57 @@ def test_an_adapter_learns_the_same(name, tmp_path):
     check_close(runs[1][1], runs[0][1], 1e-4)
 
 
-@pytest.mark.parametrize("flattens", [True, False], ids=["flattened", "padded"])
-@pytest.mark.parametrize("templates", [TEMPLATES, LONG], ids=["short prefix", "prefix reused"])
-@pytest.mark.parametrize("most", [1, 24, 4096], ids=["a row a pass", "some", "one pass"])
-def test_the_teacher_reads_the_same_in_passes(most, templates, flattens, tmp_path, monkeypatch):
-    """A row at a time or all at once, behind the cache of a prefix, padded or without padding."""
+UNEQUAL = [(3, 30), (1, 2), (2, 1), (1, 3), (2, 2), (1, 1)]  # tokens of prompt and completion
+
+
+@pytest.mark.parametrize("family", ["gemma3", "gpt2"])
+@pytest.mark.parametrize(("most", "passes"), [(1, 6), (48, 2), (4096, 1)], ids=["a row a pass", "some", "all at once"])
+@pytest.mark.parametrize("front", [0, 28], ids=["flattened", "behind a prefix"])
+def test_the_teacher_says_the_same_in_passes(front, most, passes, family, tmp_path, monkeypatch):
+    """Rows of unequal lengths are flattened, and padded where they begin alike and a cache has that."""
     monkeypatch.setattr("trl_distill.teachers.local.MOST", most)
-    student, teacher = built(*FAMILIES["llama"], seed=1), built(*FAMILIES["gemma3"], seed=2)
-    trainer = trainer_of(student, teacher, tmp_path, packing=True, **templates)
-    rows = [trainer.train_dataset[n] for n in range(len(trainer.train_dataset))]
-    batch = trainer.data_collator(rows)
-    if most == 1:
-        batch["row_lengths"] = batch["row_lengths"] * 0  # whatever the student's batch has
-    trainer.teacher._flattens = flattens
+    teacher = built(*FAMILIES[family], seed=2)
+    trainer = trainer_of(built(*FAMILIES["llama"], seed=1), teacher, tmp_path, packing=True)
+    prefix, rows = list(range(40, 40 + front)), []
+    for n, (prompt, completion) in enumerate(UNEQUAL):
+        ids = [5 + (7 * n + k) % 200 for k in range(prompt + completion)]
+        sides = {"student_prompt": ids[:1], "teacher_prompt": prefix + ids[:prompt]}
+        rows.append({**sides, "completion": ids[prompt:]})
+    batch = trainer.data_collator([rows])
+    if most < 4096:
+        batch["row_lengths"] *= 0  # the student's tokens would be room enough
+    trainer.teacher.score(batch)  # looks whether rows are kept apart, and reads the prefix
+    shapes = []
+    hook = teacher.base_model.register_forward_pre_hook(
+        lambda _, args, kwargs: shapes.append(kwargs["input_ids"].shape), with_kwargs=True
+    )
     packed = trainer.teacher.score(batch)
-    assert len(trainer.teacher.prefix.ids) == (28 if templates is LONG else 0)
-    plain = DistillationCollator(trainer.tokenizer.pad_token_id)([row for group in rows for row in group])
-    expected = trainer_of(student, teacher, tmp_path, **templates).teacher.score(plain)
+    hook.remove()
+    assert len(trainer.teacher.prefix.ids) == front
+    assert len(shapes) == passes
+    assert sum(rows for rows, _ in shapes) == (len(UNEQUAL) if front else passes)
+    plain = DistillationCollator(trainer.tokenizer.pad_token_id)(rows)
+    expected = LocalTeacher(
+        "alone", config=teacher.config, tokenizer=trainer.tokenizer, load=lambda: teacher, content=lambda: None
+    ).score(plain)
     check_close({"hidden": packed.hidden}, {"hidden": expected.hidden}, 1e-5)
 
 
-def test_rows_are_read_the_way_that_has_fewer_tokens():
+def planned(lengths, *, start=0, flattens=True, most=None, hidden_size=1000, masked=True):
+    """Return the passes over rows and whether they are flattened."""
+    how = {"start": start, "flattens": flattens, "most": most, "hidden_size": hidden_size, "masked": masked}
+    return [(rows.start, rows.stop, flat) for rows, flat in passes.plan(lengths, **how)]
+
+
+def test_rows_are_read_the_way_that_has_less_to_compute():
     lengths = [30, 34, 31]
-    assert passes.plan(lengths, start=0, flattens=True, most=None) == [(slice(0, 3), True)]
-    assert passes.plan(lengths, start=28, flattens=True, most=None) == [(slice(0, 3), False)]
-    assert passes.plan(lengths, start=0, flattens=False, most=None) == [(slice(0, 3), False)]
-    assert passes.plan(lengths, start=0, flattens=True, most=64) == [(slice(0, 2), True), (slice(2, 3), True)]
-    assert passes.plan(lengths, start=28, flattens=True, most=8) == [(slice(n, n + 1), False) for n in range(3)]
+    assert planned(lengths) == [(0, 3, True)]
+    assert planned(lengths, start=28) == [(0, 3, False)]  # what a cache has is not read again
+    assert planned(lengths, flattens=False) == [(0, 3, False)]
+    assert planned(lengths, hidden_size=32) == [(0, 3, False)]  # it would look at rows that are masked
+    assert planned(lengths, hidden_size=32, masked=False) == [(0, 3, True)]
+    assert planned(lengths, most=64) == [(0, 2, True), (2, 3, True)]
+    assert planned(lengths, start=28, most=8) == [(0, 1, False), (1, 2, False), (2, 3, False)]
 
 
 def test_every_row_is_in_one_group_and_none_is_too_full():
@@ -383,17 +407,18 @@ def test_a_loss_of_ones_own_sees_packed_rows_the_same(tmp_path):
 
 
 RANKS = """
-from test_packing import runs_of_two
-result = runs_of_two({folder!r}, batch=4, every=[dict(packing=True), dict(padding_free=True)])
+from test_packing import ran_with
+every = [dict(packing=True, per_device_train_batch_size=2), dict(padding_free=True, per_device_train_batch_size=4)]
+result = ran_with({folder!r}, every)  # of packed rows there are four sequences
 """
 
 
-def runs_of_two(folder, *, batch, every):
-    """Return the figures of runs with each of some settings, the batch being a rank's."""
+def ran_with(folder, every):
+    """Return the figures of runs with each of some settings."""
     found = []
     for settings in every:
         models = [built(*FAMILIES["llama"], seed=seed) for seed in (1, 2)]
-        trainer = trainer_of(*models, folder, per_device_train_batch_size=batch, **settings)
+        trainer = trainer_of(*models, folder, **settings)
         trainer.train()
         lines = [line for line in trainer.state.log_history if "kl" in line]
         found.append([line[name] for line in lines for name in ("loss", "kl", "num_tokens")])
@@ -402,7 +427,7 @@ def runs_of_two(folder, *, batch, every):
 
 def test_two_processes_learn_packed_rows_as_one_learns_them_unpacked(tmp_path):
     packed = run_in(2, RANKS.format(folder=str(tmp_path / "out")), tmp_path)
-    (plain,) = runs_of_two(str(tmp_path / "out"), batch=8, every=[{}])
+    (plain,) = ran_with(str(tmp_path / "out"), [{}])
     assert len(plain) == 9  # three steps
     assert packed == [pytest.approx(plain, rel=1e-5)] * 2
 

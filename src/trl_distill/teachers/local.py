@@ -192,8 +192,11 @@ class LocalTeacher:
         lengths = mask.sum(1).tolist()
         # ranks that share a teacher's weights have to read as often
         most = None if self._sharded else max(MOST, student_tokens)
+        masked = "flash" not in (self.model.config._attn_implementation or "")
+        width = self.config.get_text_config().hidden_size
+        how: Any = {"flattens": self._flattens, "hidden_size": width, "masked": masked}
         states = []
-        for rows, flat in plan(lengths, start=start, flattens=self._flattens, most=most):
+        for rows, flat in plan(lengths, start=start, most=most, **how):
             some, kept, marked = (side[rows, : max(lengths[rows])] for side in (ids, mask, labels))
             if not flat:
                 states.append(self._read(model, some, kept, marked, start))
