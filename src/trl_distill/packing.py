@@ -102,8 +102,13 @@ def check_packing(args: Any) -> None:
     """Check the settings of packing among themselves.
 
     Raises:
-        ParamsError: A strategy that cuts rows, or no length to pack up to.
+        ParamsError: A strategy that cuts rows, no length to pack up to, or batches that one rank makes for all.
     """
+    if (args.padding_free or args.packing or args.eval_packing) and args.accelerator_config.dispatch_batches:
+        raise ParamsError(
+            "dispatch_batches hands out a batch row by row, but under packing and padding_free it is one sequence; set "
+            "dispatch_batches=False in accelerator_config."
+        )
     if not (args.packing or args.eval_packing):
         return
     if args.packing_strategy != "bfd":
