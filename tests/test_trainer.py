@@ -250,11 +250,8 @@ def test_a_teacher_in_the_wrong_place_is_refused(tiny_model_dir, tmp_path):
 @pytest.mark.parametrize(
     ("setting", "name"),
     [
-        ({"packing": True}, "packing"),
-        ({"padding_free": True}, "padding_free"),
         ({"loss_type": "dft"}, "loss_type"),
         ({"label_smoothing_factor": 0.1}, "label_smoothing_factor"),
-        ({"eval_packing": True}, "eval_packing"),
         ({"completion_only_loss": False}, "completion_only_loss"),
     ],
 )

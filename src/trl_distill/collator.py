@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from .alignment import skipped_tokens
+from .flattening import flatten_student
 from .spans import mark_spans
 
 IGNORE = -100
@@ -25,18 +26,31 @@ class DistillationCollator:
     With a teacher of another tokenizer rows also have `teacher_completion` and the spans of both, see
     `Crossing.fit`; the batch then also holds `student_spans` and `teacher_spans`, see `mark_spans`.
 
+    Where rows come in groups (`PackedRows`), or `padding_free` is set, the student's sequences are one, see
+    `flatten_student`; the teacher's stay padded, since each kind of teacher reads them in its own way.
+
     Args:
         pad_token_id: Padding id of the student.
         teacher_pad_token_id: Padding id of the teacher (default: the student's).
         pad_to_multiple_of: Pad both lengths to a multiple of this.
+        padding_free: Put the student's sequences into one.
     """
 
     pad_token_id: int
     teacher_pad_token_id: int | None = None
     pad_to_multiple_of: int | None = None
+    padding_free: bool = False
 
-    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
-        """Return the batch of `rows`."""
+    def __call__(self, rows: Sequence[Any]) -> dict[str, torch.Tensor]:
+        """Return the batch of `rows`, or of groups of them."""
+        groups = isinstance(rows[0], list)
+        batch = self._padded([row for group in rows for row in group] if groups else rows)
+        if groups or self.padding_free:
+            flatten_student(batch, pad_token_id=self.pad_token_id, multiple=self.pad_to_multiple_of)
+        return batch
+
+    def _padded(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
+        """Return the batch with both sides padded."""
         teacher_pad = self.pad_token_id if self.teacher_pad_token_id is None else self.teacher_pad_token_id
         skipped = [skipped_tokens(row["student_prompt"], row["teacher_prompt"]) for row in rows]
         batch = {}

@@ -78,6 +78,8 @@ def _training(params: LLMTrainingParams) -> dict[str, Any]:
         "per_device_train_batch_size": params.batch_size,
         "per_device_eval_batch_size": params.eval_batch_size or params.batch_size,
         "gradient_accumulation_steps": params.gradient_accumulation,
+        "packing": params.packing,
+        "padding_free": params.padding_free,
         "learning_rate": params.lr,
         "warmup_steps": min(params.warmup_ratio, ALL_STEPS),
         "lr_scheduler_type": params.scheduler,

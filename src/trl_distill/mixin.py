@@ -23,8 +23,10 @@ from .combining import prepare
 from .config import DistillationSFTConfig
 from .errors import ParamsError
 from .features import check_features, with_lengths
+from .flattening import student_inputs, student_tokens
 from .forward import CompletionOutput, add_completion_forward
 from .metrics import DistillationMetrics
+from .packing import PackedRows, check_apart_in, check_packing, packed, unseen
 from .preparation import is_prepared
 from .prompts import parse_template
 from .quantization import keep_differentiable
@@ -114,24 +116,30 @@ class DistillationMixin(_Base):
         args.remove_unused_columns = False  # the collator takes columns that are no arguments of the model
         args.dataset_kwargs = {**(args.dataset_kwargs or {}), "skip_prepare_dataset": True}
         self._formatting = kwargs.pop("formatting_func", None)
-        collator = DistillationCollator(pad_token_id=0, pad_to_multiple_of=args.pad_to_multiple_of)
-        super().__init__(
-            model,
-            args,
-            collator,
-            train_dataset,
-            eval_dataset,
-            processing_class,
-            *positional,
-            **kwargs,
-        )
+        flat = bool(args.padding_free or args.packing)
+        collator = DistillationCollator(0, pad_to_multiple_of=args.pad_to_multiple_of, padding_free=flat)
+        with unseen(args):
+            super().__init__(
+                model,
+                args,
+                collator,
+                train_dataset,
+                eval_dataset,
+                processing_class,
+                *positional,
+                **kwargs,
+            )
+        self.padding_free = flat
         keep_differentiable(self.model)
         keep_loss_precise(self.accelerator)
         self.model_accepts_loss_kwargs = True  # our loss divides by num_items_in_batch itself
         self.metrics_of = {"train": DistillationMetrics(), "eval": DistillationMetrics()}
+        add_completion_forward(self.base_student)
+        self._rows_apart = not (self.is_fsdp_enabled or self.is_deepspeed_enabled)
+        if self._rows_apart:  # else its weights may not be here yet
+            self._check_rows_apart(self.model)
         self._set_up_teacher(teacher_model)
         self._set_up_data(collator)
-        add_completion_forward(self.base_student)
 
     @property
     def base_student(self) -> Any:
@@ -142,6 +150,12 @@ class DistillationMixin(_Base):
     def tokenizer(self) -> Any:
         """The student's tokenizer."""
         return getattr(self.processing_class, "tokenizer", self.processing_class)
+
+    def _check_rows_apart(self, model: Any) -> None:
+        """Check that rows which share a sequence are read apart, see `check_apart_in`."""
+        split = getattr(getattr(self.accelerator, "parallelism_config", None), "cp_enabled", False)
+        with self.accelerator.autocast():
+            check_apart_in(self.args, self.base_student, model, context_parallel=bool(split))
 
     def _set_up_teacher(self, given: Any) -> None:
         """Find the teacher, check that its vocabulary is the student's, and prepare it for scoring."""
@@ -200,6 +214,8 @@ class DistillationMixin(_Base):
             self.teacher.expect(self.train_dataset["teacher_prompt"])
         elif isinstance(self.teacher, SeveralTeachers):
             self.teacher.expect_of(self.train_dataset)
+        self.train_dataset = packed(self.train_dataset, self.args, "train")
+        self.eval_dataset = packed(self.eval_dataset, self.args, "eval")
 
     def _take_stored_targets(self) -> None:
         """Put the store in the teacher's place where one is asked for, so that the teacher is not held any more."""
@@ -221,6 +237,8 @@ class DistillationMixin(_Base):
             dataset: Rows of any accepted form; one that is prepared already is returned as it is.
             name: What to call it in messages.
         """
+        if isinstance(dataset, PackedRows):
+            return dataset
         if is_prepared(dataset):
             return with_lengths(dataset, self.args)
         if self._formatting is not None:
@@ -261,7 +279,7 @@ class DistillationMixin(_Base):
     def evaluate(self, eval_dataset: Any = None, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Evaluate as SFTTrainer does, on a dataset of any accepted form."""
         if self.distilling:
-            eval_dataset = self._prepare_all(eval_dataset)
+            eval_dataset = packed(self._prepare_all(eval_dataset), self.args, "eval")
             self.metrics_of["eval"].restart()
         return super().evaluate(eval_dataset, *args, **kwargs)
 
@@ -291,9 +309,11 @@ class DistillationMixin(_Base):
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         if not self.model.training:
             inputs = without_repeats(inputs, self.accelerator)
+        if not self._rows_apart:
+            self._check_rows_apart(model)
+            self._rows_apart = True
         output = model(
-            input_ids=inputs["input_ids"],
-            attention_mask=inputs["attention_mask"],
+            **student_inputs(inputs, self.base_student),
             completion_labels=inputs["labels"],
             teacher_targets=self.teacher_targets(inputs),
             loss_settings=self.loss_settings,
@@ -312,7 +332,7 @@ class DistillationMixin(_Base):
     def _count(self, output: CompletionOutput, tokens: torch.Tensor, inputs: Mapping[str, torch.Tensor]) -> None:
         """Add a batch to the metrics."""
         mode = "train" if self.model.training else "eval"
-        self.metrics_of[mode].add(output, tokens, inputs["attention_mask"].sum() * (tokens > 0))
+        self.metrics_of[mode].add(output, tokens, student_tokens(inputs) * (tokens > 0))
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the metrics of distillation to a log line; evaluation's carry its prefix.
@@ -351,16 +371,10 @@ def _check(args: DistillationSFTConfig, collator: Any, dataset: Any, kwargs: Map
     """
     refused = {
         "data_collator": (collator is not None, "distillation makes its own batches; drop it"),
-        "packing": (
-            args.packing,
-            "it does not keep a completion aligned under two prompts; set packing=False",
-        ),
-        "eval_packing": (bool(args.eval_packing), "leave it out"),
         "completion_only_loss": (
             args.completion_only_loss is False,
             "prompts are not learnt; leave it out",
         ),
-        "padding_free": (args.padding_free, "it is not supported with distillation; set it to False"),
         "assistant_only_loss": (args.assistant_only_loss, "the loss is on the completion already; drop it"),
         "loss_type": (args.loss_type != "nll", "distillation has its own loss; leave it at 'nll'"),
         "label_smoothing_factor": (
@@ -377,5 +391,6 @@ def _check(args: DistillationSFTConfig, collator: Any, dataset: Any, kwargs: Map
     for name, (given, why) in refused.items():
         if given:
             raise ParamsError(f"{name} cannot be used with use_distillation=True: {why}.")
+    check_packing(args)
     for name in ("student_prompt_template", "teacher_prompt_template"):
         parse_template(getattr(args, name), name=name)  # before the model loads

@@ -98,6 +98,12 @@ class LLMTrainingParams(DistillationArguments):
         None, "Rows per device in evaluation (default: batch size).", low=1, group="Training"
     )
     gradient_accumulation: int = option(4, "Batches per optimizer step.", low=1, group="Training")
+    packing: bool = option(
+        False, "Fill sequences up to --block-size with several rows each, kept apart.", group="Training"
+    )
+    padding_free: bool = option(
+        False, "Put a batch's rows into one sequence without padding, kept apart.", group="Training"
+    )
     lr: float = option(5e-5, "Learning rate.", above=0.0, group="Training")
     warmup_ratio: float = option(
         0.1, "Share of the steps in which the learning rate rises.", low=0.0, high=1.0, group="Training"
@@ -206,6 +212,8 @@ class LLMTrainingParams(DistillationArguments):
             raise ParamsError("merge_adapter has no adapter to merge; add --peft.")
         if self.merge_adapter and self.quantization is not None:
             raise ParamsError("merge_adapter cannot merge into a quantized model; drop one of the two.")
+        if self.padding_free and not self.packing and not self.distills:
+            raise ParamsError("padding_free without a teacher is for packed rows only, as in TRL; add --packing.")
         if self.overwrite and self.resume:
             raise ParamsError("overwrite and resume contradict each other; give one of them.")
 

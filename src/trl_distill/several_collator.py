@@ -28,8 +28,8 @@ class SeveralCollator(DistillationCollator):
 
     teacher_pad_token_ids: Sequence[int | None] = ()
 
-    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
-        """Return the batch of `rows`."""
+    def _padded(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
+        """Return the batch with every side padded."""
         if "teacher_prompts" not in rows[0]:
             raise DataError("rows were prepared for one teacher, but teacher_config names several; prepare them again.")
         completions = [list(row["completion"]) for row in rows]
@@ -55,12 +55,15 @@ def parts_of(batch: Mapping[str, torch.Tensor]) -> dict[int, tuple[torch.Tensor,
     """
     teachers = [int(key[len("teacher") : -len("_rows")]) for key in batch if key.endswith("_rows")]
     names = ("input_ids", "attention_mask", "labels")
+    packed = {name: batch[name] for name in ("row_lengths",) if name in batch}
     return {
-        i: (batch[f"teacher{i}_rows"], {f"teacher_{name}": batch[f"teacher{i}_{name}"] for name in names})
+        i: (batch[f"teacher{i}_rows"], {f"teacher_{name}": batch[f"teacher{i}_{name}"] for name in names} | packed)
         for i in teachers
     }
 
 
 def rows_of_tokens(batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
     """Return for each of the N completion tokens of a batch the place of its row, [N]."""
+    if "row_lengths" in batch:  # one sequence, whose rows are numbered
+        return batch["seq_idx"][batch["labels"] != IGNORE].long()
     return (batch["labels"][:, 1:] != IGNORE).nonzero()[:, 0]

@@ -72,14 +72,15 @@ def keep_loss_precise(accelerator: Any) -> None:
 def without_repeats(batch: Mapping[str, torch.Tensor], accelerator: Any) -> Mapping[str, torch.Tensor]:
     """Return an evaluation's batch without the labels of rows that another rank has too.
 
-    Ranks get equally many rows; the last ones repeat the first of the dataset.
+    Ranks get equally many rows; the last ones repeat the first of the dataset. A flattened batch does not tell its rows
+    apart, and is returned as it is.
 
     Args:
         batch: A batch of `DistillationCollator` or `SeveralCollator`.
         accelerator: Of the trainer that evaluates.
     """
     state, rows = accelerator.gradient_state, len(batch["labels"])
-    if accelerator.num_processes == 1 or not state.end_of_dataloader or state.remainder <= 0:
+    if "row_lengths" in batch or accelerator.num_processes == 1 or not state.end_of_dataloader or state.remainder <= 0:
         return batch
     own = state.remainder - accelerator.process_index * rows
     kept = dict(batch)

@@ -11,6 +11,7 @@ from trl import SFTTrainer
 
 from .collator import DistillationCollator, prompts_of
 from .errors import ParamsError, TeacherError
+from .flattening import student_inputs
 from .losses import divergence
 from .mixin import DistillationMixin
 from .recipes import add_taught_ends
@@ -54,6 +55,11 @@ class PromptDistillationTrainer(DistillationSFTTrainer):
             )
         if self.online and isinstance(self.teacher, SeveralTeachers):
             raise ParamsError("teacher_config lists several teachers, but generate_teacher_outputs writes with one.")
+        if self.online and self.padding_free:
+            raise ParamsError(
+                "packing and padding_free cannot be used with a generate_teacher_outputs of your own: completions that "
+                "are not written yet have no length; set both to False."
+            )
         if self.online:  # what will be written may end in any of the teacher's stop tokens
             ends = [[stop] for stop in self.teacher.stop_ids]
             generation = self.base_student.generation_config
@@ -96,10 +102,13 @@ class PromptDistillationTrainer(DistillationSFTTrainer):
         return self._prompts(batch, "teacher_", self.teacher.tokenizer.pad_token_id)
 
     def prepare_sequences(self, batch: Mapping[str, torch.Tensor], *, teacher: bool = False) -> dict[str, torch.Tensor]:
-        """Return one model's whole sequences of a batch, prompt and completion: [B, S], padded on the right."""
-        prefix = "teacher_" if teacher else ""
-        device = self.teacher_model.device if teacher else self.accelerator.device
-        return {key: batch[prefix + key].to(device) for key in ("input_ids", "attention_mask")}
+        """Return one model's whole sequences of a batch, prompt and completion: [B, S], padded on the right.
+
+        Under `packing` and `padding_free` the student's are one, [1, S], with what keeps its rows apart.
+        """
+        if not teacher:
+            return student_inputs(batch, self.base_student)
+        return {key: batch[f"teacher_{key}"].to(self.teacher_model.device) for key in ("input_ids", "attention_mask")}
 
     def completion_logits(
         self, logits: torch.Tensor, batch: Mapping[str, torch.Tensor], *, teacher: bool = False

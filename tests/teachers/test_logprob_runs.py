@@ -95,6 +95,17 @@ def test_in_a_list_of_teachers_it_loses_what_it_does_alone(settings, server, tmp
         assert losses(tmp_path / "listed", name) == pytest.approx(losses(tmp_path / "run", name), rel=1e-6), name
 
 
+@pytest.mark.parametrize("name", ["packing", "padding_free"])
+def test_of_packed_rows_it_says_the_same(name, settings, server, tmp_path):
+    server.give("prompt")
+    settings["batch_size"] = len(WORDS)
+    run(LLMTrainingParams(**settings))
+    run(LLMTrainingParams(**{**settings, "project_name": str(tmp_path / "packed"), name: True}))
+    for figure in ("loss", "kl", "teacher_coverage", "num_tokens"):
+        expected = pytest.approx(losses(tmp_path / "run", figure), rel=1e-5)
+        assert losses(tmp_path / "packed", figure) == expected, figure
+
+
 def test_a_chat_is_scored_as_the_chat_template_writes_it(settings, server, tmp_path):
     server.give("prompt")
     chat = [{"role": "user", "content": TEMPLATE}]

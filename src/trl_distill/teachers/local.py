@@ -19,11 +19,13 @@ from torch.distributed.tensor import DTensor
 from ..alignment import stop_of_turn
 from ..architectures import check_causal
 from ..errors import TeacherError
+from ..flattening import keeps_apart, marks_of, understood
 from ..forward import TAUGHT, add_completion_forward
 from ..lm_head import LMHead
 from ..targets import HiddenTargets
 from . import fingerprint
 from .base import Completion, GenerationSettings
+from .passes import MOST, plan
 from .prefix import Prefix
 
 if TYPE_CHECKING:
@@ -66,6 +68,8 @@ class LocalTeacher:
         self._content = content
         self._scoring: torch.nn.Module | None = None
         self._wrapped: dict[str, Any] = {}
+        self._sharded = False
+        self._flattens: bool | None = None
         self.prefix = Prefix(config)
 
     @cached_property
@@ -140,7 +144,8 @@ class LocalTeacher:
         self.prefix.forget()
         with self._teaching():
             self._scoring = wrap(self.model)
-        if self._scoring is not self.model or self.sharded:
+        self._sharded = self._scoring is not self.model or self.sharded
+        if self._sharded:
             self.prefix.off = "its weights are sharded, and ranks need not find the same prefix"
 
     def expect(self, prompts: Sequence[Sequence[int]]) -> None:
@@ -170,14 +175,46 @@ class LocalTeacher:
         with self.acting(), evaluating(self.model), self._teaching():
             # the state that predicts the first completion token has to be computed, not taken from the cache
             start = self.prefix.of(ids, _first_label(labels) - 1, self._fill)
-            output = model(
-                input_ids=ids[:, start:],
-                attention_mask=mask,
-                completion_labels=labels[:, start:],
-                **({"past_key_values": self.prefix.for_scoring()} if start else {}),
+            hidden = (
+                self._in_passes(model, ids, mask, labels, start, student_tokens=int(batch["row_lengths"].sum()))
+                if "row_lengths" in batch
+                else self._read(model, ids, mask, labels, start)
             )
             head = LMHead.of(self.model)
-        return HiddenTargets(output.hidden, head, self.vocabulary)
+        return HiddenTargets(hidden, head, self.vocabulary)
+
+    def _read(self, model: Any, ids: Any, mask: Any, labels: Any, start: int) -> torch.Tensor:
+        """Return the hidden states of padded rows whose first `start` tokens the prefix has."""
+        past = {"past_key_values": self.prefix.for_scoring()} if start else {}
+        hidden = model(
+            input_ids=ids[:, start:], attention_mask=mask, completion_labels=labels[:, start:], **past
+        ).hidden
+        assert isinstance(hidden, torch.Tensor)
+        return hidden
+
+    def _in_passes(
+        self, model: Any, ids: Any, mask: Any, labels: Any, start: int, *, student_tokens: int
+    ) -> torch.Tensor:
+        """Return the hidden states of rows that share a sequence of the student's; see `passes`."""
+        if self._flattens is None:
+            self._flattens = keeps_apart(self.model, model)
+        lengths = mask.sum(1).tolist()
+        # ranks that share a teacher's weights have to read as often
+        most = None if self._sharded else max(MOST, student_tokens)
+        masked = "flash" not in (self.model.config._attn_implementation or "")
+        width = self.config.get_text_config().hidden_size
+        how: Any = {"flattens": self._flattens, "hidden_size": width, "masked": masked}
+        states = []
+        for rows, flat in plan(lengths, start=start, most=most, **how):
+            some, kept, marked = (side[rows, : max(lengths[rows])] for side in (ids, mask, labels))
+            if not flat:
+                states.append(self._read(model, some, kept, marked, start))
+                continue
+            kept = kept.bool()
+            marks = understood(self.model, marks_of(lengths[rows], device=ids.device))
+            output = model(input_ids=some[kept][None], completion_labels=marked[kept][None], **marks)
+            states.append(output.hidden)
+        return torch.cat(states)
 
     def _fill(self, ids: torch.Tensor, cache: Any) -> None:
         """Run the model over a prefix [1, P] into a cache; no logits are made."""

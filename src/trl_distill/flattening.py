@@ -1,0 +1,100 @@
+"""Rows of different lengths as one sequence without padding, and whether a model keeps them apart in it.
+
+The rows stand one after the other in a sequence [1, S]; positions begin at 0 in each, and there is no attention mask,
+since a model that is given one looks at that instead.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from typing import Any
+
+import torch
+from torch.nn.functional import pad
+
+# how TRL marks the rows: kernels of variable length take the bounds, so that no layer has to find them
+MARKS = ("position_ids", "cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "seq_idx")
+STUDENT = {"labels": -100, "student_spans": 0}  # what is as long as `input_ids`, and its value in padding
+PROBE = 8  # tokens
+LEAK = 0.1  # of what a row that is read behind another differs by without any separation
+
+
+def marks_of(lengths: Sequence[int], *, device: Any = None) -> dict[str, Any]:
+    """Return what tells rows of these lengths apart in one sequence: `MARKS`, as the model's forward takes them."""
+    sizes = torch.tensor(lengths)
+    bounds = pad(sizes.cumsum(0), (1, 0))
+    rows = torch.repeat_interleave(torch.arange(len(lengths)), sizes)
+    positions = torch.arange(len(rows)) - bounds[rows]
+    where, ends, numbers = (t.to(device) for t in (positions[None], bounds.to(torch.int32), rows.to(torch.int32)[None]))
+    longest = max(lengths)
+    return dict(zip(MARKS, (where, ends, ends, longest, longest, numbers), strict=True))
+
+
+def flatten_student(batch: MutableMapping[str, Any], *, pad_token_id: int, multiple: int | None = None) -> None:
+    """Put the student's sequences of a batch, [B, S_s], into one, [1, S].
+
+    The batch then has `MARKS` and `row_lengths` [B] in the place of `attention_mask`; the teacher's side stays.
+
+    Args:
+        batch: Padded on the right. No row's first token has a label: it is predicted by nothing of its row.
+        pad_token_id: Padding id of the student.
+        multiple: Fill the sequence up to a multiple of this; what fills it is a row without labels.
+    """
+    kept = batch.pop("attention_mask").bool()
+    lengths = kept.sum(1)
+    filling = -int(lengths.sum()) % (multiple or 1)
+    for name, fill in {"input_ids": pad_token_id, **STUDENT}.items():
+        if name in batch:
+            batch[name] = pad(batch[name][kept], (0, filling), value=fill)[None]
+    batch.update(marks_of([*lengths.tolist(), *[filling] * bool(filling)]), row_lengths=lengths)
+
+
+def student_inputs(batch: Mapping[str, Any], model: Any) -> dict[str, Any]:
+    """Return what the student reads of a batch, padded or flattened.
+
+    Args:
+        batch: A batch of `DistillationCollator`.
+        model: The student without wrappers.
+    """
+    if "row_lengths" not in batch:
+        return {name: batch[name] for name in ("input_ids", "attention_mask")}
+    return {"input_ids": batch["input_ids"], **understood(model, {name: batch[name] for name in MARKS})}
+
+
+def student_tokens(batch: Mapping[str, Any]) -> torch.Tensor:
+    """Return how many tokens the student's sequences of a batch have, without padding."""
+    return (batch["row_lengths"] if "row_lengths" in batch else batch["attention_mask"]).sum()
+
+
+def understood(model: Any, marks: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the marks that a model's forward takes: all, where it takes any keyword."""
+    taken = inspect.signature(type(model.base_model).forward).parameters
+    anything = any(p.kind is p.VAR_KEYWORD for p in taken.values())
+    return {name: mark for name, mark in marks.items() if anything or name in taken}
+
+
+def keeps_apart(model: Any, forward: Callable[..., Any]) -> bool:
+    """Return whether a model reads a row behind another as it reads it alone.
+
+    It is tried: the states of a row behind another, marked, are held against those of the row alone. What half
+    precision or another kernel changes is small beside what the other row changes where nothing is marked.
+
+    Args:
+        model: The model without wrappers, taught by `add_completion_forward`.
+        forward: The model as it is called in training, in evaluation mode.
+    """
+    device = model.device
+    rows = int(model.config.get_text_config().vocab_size)
+    both = ((torch.arange(2 * PROBE) * 7 + 1) % rows).to(device)[None]
+
+    def states(ids: torch.Tensor, lengths: Sequence[int]) -> torch.Tensor:
+        marks = understood(model, marks_of(lengths, device=device))
+        found = forward(input_ids=ids, completion_labels=torch.zeros_like(ids), **marks).hidden
+        return found[1 - PROBE :].float()  # those of the last row; its last token predicts nothing
+
+    with torch.no_grad():
+        alone = states(both[:, PROBE:], [PROBE])
+        marked, joined = (states(both, lengths) - alone for lengths in ([PROBE, PROBE], [2 * PROBE]))
+    rounding = 8 * torch.finfo(model.dtype).eps * alone.norm()
+    return bool(marked.norm() <= torch.maximum(LEAK * joined.norm(), rounding))
