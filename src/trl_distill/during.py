@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -88,15 +89,17 @@ class StepMixin(_Base):
 
         settings = student_settings(self.args, draw.generation_seed(self.accelerator.process_index))
         how: dict[str, Any] = {"gradient_checkpointing_kwargs": self.args.gradient_checkpointing_kwargs}
-        with unwrap_model_for_generation(self.model_wrapped, self.accelerator, **how) as model:
-            written = written_by_student(
-                model.get_base_model() if is_peft_model(model) else model,  # PEFT's would keep our generation config
-                prompts_of(batch, ""),
-                settings,
-                tokenizer=self.tokenizer,
-                vocabulary=self.vocabulary,
-                limit=self.recipe.student.limit,
-            )
+        with warnings.catch_warnings():  # TRL 1.16 calls gradient checkpointing by its older name
+            warnings.filterwarnings("ignore", "`gradient_checkpointing_", FutureWarning)
+            with unwrap_model_for_generation(self.model_wrapped, self.accelerator, **how) as model:
+                written = written_by_student(
+                    model.get_base_model() if is_peft_model(model) else model,  # PEFT's would keep our settings
+                    prompts_of(batch, ""),
+                    settings,
+                    tokenizer=self.tokenizer,
+                    vocabulary=self.vocabulary,
+                    limit=self.recipe.student.limit,
+                )
         return with_completions(batch, written, recipe=self.recipe, collate=self.data_collator)
 
     def by_teacher(self, batch: Mapping[str, torch.Tensor], draw: Draw) -> dict[str, torch.Tensor]:
