@@ -69,7 +69,6 @@ def test_evaluation_measures_with_the_end_values_at_any_time(tiny_model_dir, tin
     before, expected = moving.evaluate(), there.evaluate()
     for name in ("eval_loss", "eval_kl", "eval_ce"):
         assert before[name] == expected[name]
-    moving.args.eval_strategy = "steps"
     moving.train()
     figures = moving.evaluate()
     loss = 0.2 * 1.5**2 * figures["eval_kl"] + 0.8 * figures["eval_ce"]
@@ -138,8 +137,8 @@ def test_what_does_not_go_together_is_said(tiny_model_dir, tmp_path):
     given = {"model": "x", "teacher_model": "y", "data_path": "x.json"}
     with pytest.raises(ParamsError, match="distill_schedule is 'cosine', but nothing moves"):
         LLMTrainingParams(**given, distill_schedule="cosine").validate()
-    with pytest.raises(ParamsError, match="distill_temperature_end is 0.0; accepted is a number above 0"):
+    with pytest.raises(ParamsError, match=r"distill_temperature_end is 0\.0; accepted is a number above 0"):
         LLMTrainingParams(**given, distill_temperature_end=0)
     data = {**PAIRS, "teacher": ["someone"] * 4}
-    with pytest.raises(ParamsError, match="distill_alpha_end is 0.5, but teacher_model 'someone' gives text only"):
+    with pytest.raises(ParamsError, match=r"distill_alpha_end is 0\.5, but teacher_model 'someone' gives text only"):
         make(tiny_model_dir, None, tmp_path, data, distill_alpha_end=0.5)
