@@ -6,6 +6,7 @@ With `use_distillation=False` every method passes on to SFTTrainer untouched.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from accelerate.utils import is_peft_model
 from datasets import Dataset
 from transformers.trainer_utils import PredictionOutput
 
+from .checkpoints import begin_anew, to_resume_from
 from .collator import DistillationCollator
 from .combining import prepare
 from .config import DistillationSFTConfig
@@ -196,6 +198,10 @@ class DistillationMixin(StepMixin, MovingTeacherMixin, _Base):
                 teacher.prepare(self._wrap_teacher)
             elif isinstance(teacher, LocalTextTeacher):
                 teacher.rest()  # it has written all that is learnt
+        if isinstance(self.teacher, (LocalTeacher, CrossTeacher)):
+            self.teacher.expect(self.train_dataset["teacher_prompt"])
+        elif isinstance(self.teacher, SeveralTeachers):
+            self.teacher.expect_of(self.train_dataset)
 
     def _take_stored_targets(self) -> None:
         """Put the store in the teacher's place where one is asked for, so that the teacher is not held any more."""
@@ -241,6 +247,22 @@ class DistillationMixin(StepMixin, MovingTeacherMixin, _Base):
         if isinstance(dataset, dict):
             return {key: self.prepare_dataset(part, key) for key, part in dataset.items()}
         return self.prepare_dataset(dataset, "eval")
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+        """Train as SFTTrainer does; with `resume_from_checkpoint=True`, from the newest complete checkpoint.
+
+        Raises:
+            ParamsError: There is none.
+        """
+        if self.distilling and resume_from_checkpoint is True:
+            resume_from_checkpoint = str(to_resume_from(str(self.args.output_dir)))
+        return super().train(resume_from_checkpoint, *args, **kwargs)
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """Write a checkpoint; one of the same step is incomplete from now on until it is written."""
+        if self.distilling and self.args.should_save:
+            begin_anew(Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}")
+        super()._save_checkpoint(model, trial)
 
     def evaluate(self, eval_dataset: Any = None, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Evaluate as SFTTrainer does, on a dataset of any accepted form."""

@@ -24,6 +24,7 @@ from typing import Any, Protocol
 
 import yaml
 
+from .checkpoints import last_complete
 from .errors import ProjectError
 from .params import LLMTrainingParams
 from .teacher_list import read_teachers
@@ -158,9 +159,8 @@ class Project:
         return names - {*OURS, MANIFEST}
 
     def last_checkpoint(self) -> Path | None:
-        """Return the newest complete checkpoint; one whose state was not written any more is passed over."""
-        found = [p for p in self.checkpoints.glob("checkpoint-*") if (p / "trainer_state.json").is_file()]
-        return max(found, key=lambda p: int(p.name.rpartition("-")[2]), default=None)
+        """Return the newest complete checkpoint."""
+        return last_complete(self.checkpoints)
 
     @contextmanager
     def writing(self, ranks: Ranks) -> Iterator[Path]:

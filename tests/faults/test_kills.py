@@ -1,4 +1,4 @@
-"""Whenever `aitraining teach` is killed, the same command ends in the store that an uninterrupted one writes."""
+"""Whatever is killed, and whenever: the same command ends in what an uninterrupted one leaves, byte by byte."""
 
 from __future__ import annotations
 
@@ -7,13 +7,23 @@ import subprocess
 import sys
 from pathlib import Path
 
-SCRIPT = Path(__file__).with_name("kill_teach.py")
+FOLDER = Path(__file__).parent
+
+
+def finished(script: str, *arguments: str) -> dict[str, int]:
+    """Run a script of this folder and return what it counted."""
+    command = [sys.executable, str(FOLDER / script), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return dict(json.loads(done.stdout.splitlines()[-1]))
 
 
 def test_a_store_killed_at_20_moments_is_the_uninterrupted_one(tmp_path):
-    command = [sys.executable, str(SCRIPT), "--kills", "20", "--folder", str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-2000:]
-    counted = json.loads(done.stdout.splitlines()[-1])
+    counted = finished("kill_teach.py", "--kills", "20", "--folder", str(tmp_path))
     assert counted["kills"] == 20
     assert counted["stores"] >= 1
+
+
+def test_training_killed_at_five_random_steps_ends_in_the_uninterrupted_student(tmp_path):
+    counted = finished("kill_train.py", "--kills", "5", "--folder", str(tmp_path))
+    assert counted == dict.fromkeys(["command", "self", "store", "script"], 5)

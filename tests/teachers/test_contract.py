@@ -1,109 +1,207 @@
-"""What every teacher must do; a new kind of teacher is added to `TEACHERS` and nothing else."""
+"""What every teacher must do; a new kind of teacher is added to the lists in `kinds.py` and nothing else.
+
+All teachers say who they are. Those that score give targets for a batch, those that write take token ids, and those
+that give text take text.
+"""
 
 from __future__ import annotations
 
+import json
 import shutil
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from teachers.kinds import ALL, ROWS, SCORING, TEXT, WHOLE, WRITING, from_folder, from_loaded_model
+from transformers import AutoModelForCausalLM
 
 from trl_distill.collator import DistillationCollator
+from trl_distill.errors import TeacherError
+from trl_distill.lm_head import LMHead
 from trl_distill.losses import head_logits
-from trl_distill.teachers import GenerationSettings, Teacher, load_teacher
+from trl_distill.targets import HiddenTargets, LossSettings
+from trl_distill.teachers import CompletionStore, GenerationSettings, Teacher, TextTeacher
 
-ROWS = [
-    {"student_prompt": [5], "teacher_prompt": [5, 6, 7, 8], "completion": [10, 11, 12]},
-    {"student_prompt": [6], "teacher_prompt": [9], "completion": [13]},
-]
 PROMPTS = [[5, 6, 7], [8], [9, 10, 11, 12, 13]]
-GREEDY = GenerationSettings(max_new_tokens=5)
+TEXTS = ["why is the sky blue", "a red cat", "a dog and a house near the tall tree"]
+GREEDY = GenerationSettings(max_new_tokens=5, batch_size=2)
 DRAWN = GenerationSettings(max_new_tokens=5, do_sample=True, seed=3)
+SETTINGS = LossSettings(alpha=0.7, temperature=2.0)
 
 
-def from_folder(folder):
-    return load_teacher(str(folder))
+def made(kinds):
+    """Return a fixture of teachers of these kinds."""
+
+    @pytest.fixture(params=kinds, ids=lambda make: make.__name__)
+    def teacher(request, tiny_teacher_dir, tmp_path):
+        return request.param(tiny_teacher_dir, tmp_path, request)
+
+    return teacher
 
 
-def from_loaded_model(folder):
-    model = AutoModelForCausalLM.from_pretrained(folder)
-    return load_teacher(model, tokenizer=AutoTokenizer.from_pretrained(folder))
+anyone, scorer, whole, writer, author = (made(kinds) for kinds in (ALL, SCORING, WHOLE, WRITING, TEXT))
 
 
-TEACHERS = [from_folder, from_loaded_model]
+def collate(*numbers):
+    rows = ROWS if not numbers else [ROWS[i] for i in numbers]
+    return DistillationCollator(pad_token_id=0)(rows)
 
 
-@pytest.fixture(params=TEACHERS)
-def teacher(request, tiny_teacher_dir):
-    return request.param(tiny_teacher_dir)
+def labels_of(batch):
+    shifted = batch["labels"][:, 1:]
+    return shifted[shifted != -100]
 
 
-def test_it_is_a_teacher(teacher):
-    assert isinstance(teacher, Teacher)
-    assert teacher.vocabulary_rows >= len(teacher.tokenizer)
-    assert teacher.tokenizer.eos_token_id in teacher.stop_ids
+# -- all
 
 
-def test_its_identity_is_its_content(request, teacher, tiny_teacher_dir, tmp_path):
-    again = request.node.callspec.params["teacher"](shutil.copytree(tiny_teacher_dir, tmp_path / "copy"))
-    assert again.identity() == teacher.identity()
-    model = AutoModelForCausalLM.from_pretrained(tiny_teacher_dir)
+def test_it_is_a_teacher(anyone):
+    assert isinstance(anyone, Teacher)
+    assert anyone.vocabulary_rows >= len(anyone.tokenizer)
+    assert anyone.tokenizer.eos_token_id in anyone.stop_ids
+    assert anyone.name
+
+
+def test_its_identity_is_plain_data_and_stays(anyone):
+    identity = anyone.identity()
+    assert json.loads(json.dumps(identity)) == json.loads(json.dumps(anyone.identity()))
+    anyone.share(anyone.vocabulary_rows)
+    assert isinstance(identity, dict)
+
+
+# -- those that score
+
+
+def student_of(teacher, tokens):
+    """Return a head and hidden states [N, 8] of a student with the teacher's vocabulary, in float64."""
+    generator = torch.Generator().manual_seed(1)
+    weight = torch.randn(teacher.vocabulary_rows, 8, generator=generator, dtype=torch.float64).requires_grad_()
+    hidden = torch.randn(tokens, 8, generator=generator, dtype=torch.float64).requires_grad_()
+    return LMHead(weight), hidden
+
+
+def test_its_targets_are_those_of_the_completion_tokens(scorer):
+    batch = collate()
+    before = torch.random.get_rng_state()
+    targets = scorer.score(batch)
+    assert torch.equal(before, torch.random.get_rng_state())
+    assert targets.tokens == 6
+    head, hidden = student_of(scorer, 6)
+    out = targets.loss(head, hidden, labels_of(batch), SETTINGS)
+    out.loss.backward()
+    assert out.kl.shape == (6,)
+    assert head.weight.grad.norm() > 0
+    assert hidden.grad.norm() > 0
     with torch.no_grad():
-        model.model.norm.weight[3] += 0.01
-    model.save_pretrained(tmp_path / "copy")
-    other = request.node.callspec.params["teacher"](tmp_path / "copy")
-    assert other.identity() != teacher.identity()
+        expected = targets.loss(head, hidden, labels_of(batch), LossSettings(1.0, 2.0)).kl.sum()
+    assert out.kl.detach().sum() == pytest.approx(expected.item())
 
 
-def test_its_identity_tells_the_shared_vocabulary(teacher):
-    before = teacher.identity()
-    teacher.share(20)
-    assert teacher.identity() != before
+def test_no_gradient_reaches_it(scorer):
+    targets = scorer.score(collate())
+    tensors = [value for value in vars(targets).values() if isinstance(value, torch.Tensor)]
+    assert all(tensor.grad_fn is None and not tensor.requires_grad for tensor in tensors)
 
 
-def test_nothing_is_written_that_is_not_shared(teacher):
-    teacher.share(20)
-    for settings in (GREEDY, DRAWN):
-        assert all(i < 20 for c in teacher.generate(PROMPTS, settings) for i in c.ids)
-    assert teacher.score(DistillationCollator(pad_token_id=0)(ROWS)).vocabulary == 20
+def test_neither_padding_nor_order_change_its_targets(scorer):
+    together, places = collate(), [slice(0, 3), slice(3, 4), slice(4, 6)]
+    head, hidden = student_of(scorer, 6)
+    with torch.no_grad():
+        whole = scorer.score(together).loss(head, hidden, labels_of(together), SETTINGS).kl
+        for i, place in enumerate(places):
+            alone = collate(i)
+            kl = scorer.score(alone).loss(head, hidden[place], labels_of(alone), SETTINGS).kl
+            assert (kl - whole[place]).norm() <= 1e-5 * whole[place].norm()
+        turned = collate(2, 0, 1)
+        order = torch.tensor([4, 5, 0, 1, 2, 3])
+        kl = scorer.score(turned).loss(head, hidden[order], labels_of(turned), SETTINGS).kl
+    assert (kl - whole[order]).norm() <= 1e-5 * whole.norm()
 
 
-def test_scores_are_the_hidden_states_that_predict_the_completions(teacher, tiny_teacher_dir):
-    batch = DistillationCollator(pad_token_id=0)(ROWS)
-    targets = teacher.score(batch)
-    assert targets.hidden.shape[0] == 4
-    assert not targets.hidden.requires_grad
-    assert targets.hidden.grad_fn is None
+def test_its_hidden_states_are_those_that_predict_the_completions(whole, tiny_teacher_dir):
+    targets = whole.score(collate())
+    assert isinstance(targets, HiddenTargets)
     model = AutoModelForCausalLM.from_pretrained(tiny_teacher_dir).eval()
-    ids = torch.tensor([[5, 6, 7, 8, 10, 11, 12]])
-    expected = model(ids).logits[0, 3:6]
+    expected = model(torch.tensor([[5, 6, 7, 8, 10, 11, 12]])).logits[0, 3:6]
     found = head_logits(targets.hidden[:3], targets.head.weight, targets.head.bias)
     assert (found - expected).norm() <= 1e-5 * expected.norm()
 
 
-def test_padding_changes_no_score(teacher):
-    alone = teacher.score(DistillationCollator(pad_token_id=0)(ROWS[1:])).hidden
-    together = teacher.score(DistillationCollator(pad_token_id=0)(ROWS)).hidden
-    assert (together[3:] - alone).norm() <= 1e-5 * alone.norm()
+# -- those that write token ids
 
 
-def test_a_greedy_completion_does_not_depend_on_its_batch(teacher):
-    together = teacher.generate(PROMPTS, GREEDY)
-    assert [teacher.generate([prompt], GREEDY)[0] for prompt in PROMPTS] == together
+@pytest.mark.parametrize("make", [from_folder, from_loaded_model], ids=lambda make: make.__name__)
+def test_its_identity_is_its_content(make, request, tiny_teacher_dir, tmp_path):
+    first = make(tiny_teacher_dir, tmp_path, request)
+    again = make(shutil.copytree(tiny_teacher_dir, tmp_path / "copy"), tmp_path, request)
+    assert again.identity() == first.identity()
+    model = AutoModelForCausalLM.from_pretrained(tiny_teacher_dir)
+    with torch.no_grad():
+        model.model.norm.weight[3] += 0.01
+    model.save_pretrained(tmp_path / "copy")
+    assert make(tmp_path / "copy", tmp_path, request).identity() != first.identity()
+
+
+def test_its_identity_tells_the_shared_vocabulary(writer):
+    before = writer.identity()
+    writer.share(20)
+    assert writer.identity() != before
+
+
+def test_nothing_is_written_that_is_not_shared(writer):
+    writer.share(20)
+    for settings in (GREEDY, DRAWN):
+        assert all(i < 20 for c in writer.generate(PROMPTS, settings) for i in c.ids)
+    assert writer.score(collate()).vocabulary == 20
+
+
+def test_a_greedy_completion_does_not_depend_on_its_batch(writer):
+    together = writer.generate(PROMPTS, GREEDY)
+    assert [writer.generate([prompt], GREEDY)[0] for prompt in PROMPTS] == together
     assert all(0 < len(c.ids) <= 5 for c in together)
 
 
-def test_drawing_is_repeatable_and_leaves_the_random_state_alone(teacher):
+def test_drawing_is_repeatable_and_leaves_the_random_state_alone(writer):
     before = torch.random.get_rng_state()
-    first = teacher.generate(PROMPTS, DRAWN)
+    first = writer.generate(PROMPTS, DRAWN)
     assert torch.equal(before, torch.random.get_rng_state())
-    assert teacher.generate(PROMPTS, DRAWN) == first
+    assert writer.generate(PROMPTS, DRAWN) == first
     other = GenerationSettings(max_new_tokens=5, do_sample=True, seed=4)
-    assert teacher.generate(PROMPTS, other) != first
+    assert writer.generate(PROMPTS, other) != first
 
 
-def test_only_a_finished_completion_ends_in_a_stop_token(teacher):
-    stops = teacher.stop_ids
-    for completion in teacher.generate(PROMPTS, DRAWN):
+def test_only_a_finished_completion_ends_in_a_stop_token(writer):
+    stops = writer.stop_ids
+    for completion in writer.generate(PROMPTS, DRAWN):
         assert completion.finished == (completion.ids[-1] in stops)
         assert not {*stops} & {*completion.ids[:-1]}
+
+
+# -- those that give text
+
+
+def test_it_reads_and_gives_text(author):
+    assert isinstance(author, TextTeacher)
+    assert author.name in author.describe() or author.identity()["model"] in author.describe()
+    for completion in author.write(TEXTS, GREEDY, progress=False):
+        assert isinstance(completion.text, str)
+        assert completion.ids == ()
+
+
+def test_a_greedy_text_does_not_depend_on_its_batch(author):
+    together = author.write(TEXTS, GREEDY, progress=False)
+    assert [author.write([text], GREEDY, progress=False)[0] for text in TEXTS] == together
+
+
+def test_what_a_store_holds_is_not_written_again(author, tmp_path):
+    first = author.write(TEXTS, GREEDY, store=CompletionStore(tmp_path / "kept.jsonl"), progress=False)
+    lines = (tmp_path / "kept.jsonl").read_text()
+    again = author.write(TEXTS, GREEDY, store=CompletionStore(tmp_path / "kept.jsonl"), progress=False)
+    assert again == first
+    assert (tmp_path / "kept.jsonl").read_text() == lines
+
+
+def test_what_does_not_score_says_so(author):
+    with pytest.raises(TeacherError, match="text"):
+        author.score(collate())
+    with pytest.raises(TeacherError, match="text"):
+        author.generate(PROMPTS, GREEDY)

@@ -7,7 +7,7 @@ import torch
 from conftest import make_tokenizer
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from trl_distill.collator import DistillationCollator
+from trl_distill.collator import DistillationCollator, prompts_of
 from trl_distill.losses import head_logits
 from trl_distill.teachers import GenerationSettings, load_teacher
 
@@ -133,4 +133,39 @@ def test_a_new_run_forgets_the_prefix_of_the_last():
     reusing, _ = make("llama")
     reusing.score(BATCHES[0])
     reusing.prepare(lambda model: model)
+    assert len(reusing.prefix.ids) == 0
+
+
+def test_a_prefix_told_beforehand_makes_every_score_independent_of_the_order():
+    given = [batch(([80, 81, 82], [90])), batch(([80, 81, 83], [91])), batch(([84], [92]), ([80, 81], [93]))]
+    prompts = [row for one in given for row in prompts_of(one)]
+    scores, widths = [], []
+    for order in ([0, 1, 2], [2, 1, 0], [1]):
+        reusing, _ = make("llama")
+        embed = reusing.model.get_input_embeddings()
+        embed.register_forward_hook(lambda module, args, out: widths.append(out.shape[1]))
+        reusing.expect(prompts)
+        found = {i: reusing.score(given[i]).hidden for i in order}
+        assert reusing.prefix.ids.tolist() == PREFIX
+        scores.append(found)
+    for other in scores[1:]:
+        assert all(torch.equal(hidden, scores[0][i]) for i, hidden in other.items())
+    assert widths == [40, 4, 4, 3, 40, 3, 4, 4, 40, 4]
+
+
+def test_a_prefix_told_beforehand_is_that_of_most_prompts_and_the_others_are_read_whole():
+    reusing, plain = make("llama")
+    reusing.expect([[*PREFIX, 80, 81], [*PREFIX, 82], PREFIX, [7, 8, 9], list(range(60, 110))])
+    rows = batch(([80], [90])), batch(([], [91]))
+    other = DistillationCollator(pad_token_id=0)([{"student_prompt": [9], "teacher_prompt": [7, 8], "completion": [5]}])
+    for given in (*rows, other, rows[0]):
+        torch.testing.assert_close(log_probs(reusing, given), log_probs(plain, given), rtol=0, atol=1e-4)
+    assert reusing.prefix.ids.tolist() == PREFIX[:-1]  # the last token of the shortest has to be computed
+
+
+@pytest.mark.parametrize("prompts", [[], [[1, 2]], [PREFIX, list(range(60, 110))], [[*PREFIX[:8], 80], PREFIX[:8]]])
+def test_prompts_with_little_in_common_are_read_whole(prompts):
+    reusing, _ = make("llama")
+    reusing.expect(prompts)
+    reusing.score(batch(([80], [90])))
     assert len(reusing.prefix.ids) == 0

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from torch.distributed.tensor import DTensor
 
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     import torch
 
     from ..lm_head import LMHead
+
+Known = TypeVar("Known")
 
 
 @dataclass
@@ -69,6 +71,21 @@ def cross_entropy(head: LMHead, hidden: torch.Tensor, labels: torch.Tensor, sett
             impl=settings.impl,
             **student,
         )
+
+
+def at_temperature(known: Mapping[float, Known], temperature: float) -> Known:
+    """Return what is known at a temperature.
+
+    Raises:
+        ValueError: Nothing is; the sentence names the temperatures there are.
+    """
+    if temperature not in known:
+        there = ", ".join(f"{t:g}" for t in sorted(known))
+        raise ValueError(
+            f"temperature {temperature:g} is not among those of the stored targets ({there}); train at one of them, or "
+            "store the targets at it too."
+        )
+    return known[temperature]
 
 
 @contextmanager

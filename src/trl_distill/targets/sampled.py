@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from ..losses import DistillationLoss, sampled_distillation_loss
-from .base import LossSettings, whole
+from .base import LossSettings, at_temperature, whole
 
 if TYPE_CHECKING:
     import torch
@@ -54,13 +54,7 @@ class SampledTargets:
         Raises:
             ValueError: A temperature at which nothing was drawn, or a divergence that needs the whole distribution.
         """
-        if settings.temperature not in self.draws:
-            known = ", ".join(f"{t:g}" for t in sorted(self.draws))
-            raise ValueError(
-                f"temperature {settings.temperature:g} is not among those of the stored targets ({known}); train at "
-                "one of them, or store the targets at it too."
-            )
-        drawn = self.draws[settings.temperature]
+        drawn = at_temperature(self.draws, settings.temperature)
         with whole(head) as student:
             device = student["student_weight"].device
             return sampled_distillation_loss(

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..losses import DistillationLoss, topk_distillation_loss
-from .base import LossSettings, whole
+from .base import LossSettings, at_temperature, whole
 
 if TYPE_CHECKING:
     import torch
@@ -57,12 +57,7 @@ class TopKTargets:
         Raises:
             ValueError: A temperature that has no log-normalisers, or a divergence that needs the whole distribution.
         """
-        if settings.temperature not in self.log_normalizers:
-            known = ", ".join(f"{t:g}" for t in sorted(self.log_normalizers))
-            raise ValueError(
-                f"temperature {settings.temperature:g} is not among those of the stored targets ({known}); train at "
-                "one of them, or store the targets at it too."
-            )
+        normalizer = at_temperature(self.log_normalizers, settings.temperature)
         with whole(head) as student:
             device = student["student_weight"].device
             return topk_distillation_loss(
@@ -70,7 +65,7 @@ class TopKTargets:
                 targets=labels.to(device),
                 token_ids=self.token_ids.to(device),
                 log_probs=self.log_probs.to(device),
-                log_normalizer=self.log_normalizers[settings.temperature].to(device),
+                log_normalizer=normalizer.to(device),
                 vocabulary=self.vocabulary,
                 alpha=settings.alpha,
                 temperature=settings.temperature,

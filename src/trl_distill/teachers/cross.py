@@ -76,6 +76,10 @@ class CrossTeacher:
         """Let accelerate or DeepSpeed wrap the model for scoring."""
         self.local.prepare(wrap)
 
+    def expect(self, prompts: Sequence[Sequence[int]]) -> None:
+        """Take what a run's prompts (token ids) begin with as the prefix that is read once."""
+        self.local.expect(prompts)
+
     def generate(self, prompts: Sequence[Sequence[int]], settings: GenerationSettings) -> list[Completion]:
         """Write completions in the teacher's own ids."""
         return self.local.generate(prompts, settings)

@@ -48,6 +48,8 @@ def complete(
     missing = {key: prompt for key, prompt in zip(keys, prompts, strict=True) if key not in store}
     order = sorted(missing, key=lambda key: (-len(missing[key]), key))
     shown = progress and bool(order)
+    if order and hasattr(teacher, "expect"):
+        teacher.expect(prompts)  # also those that are written: a run that goes on is to read alike
     with (
         saying_what_is_kept(store, keys),
         tqdm(total=len(order), desc="Teacher writes completions", unit="row", disable=not shown) as bar,

@@ -138,6 +138,10 @@ class LocalTeacher:
         if self._scoring is not self.model or any(isinstance(p, DTensor) for p in self.model.parameters()):
             self.prefix.off = "its weights are sharded, and ranks need not find the same prefix"
 
+    def expect(self, prompts: Sequence[Sequence[int]]) -> None:
+        """Take what a run's prompts (token ids) begin with as the prefix that is read once; see `Prefix.expect`."""
+        self.prefix.expect(prompts)
+
     @contextmanager
     def _teaching(self) -> Iterator[None]:
         """Have the model's forward end at the completion, as accelerate has wrapped it; then give it its own back."""

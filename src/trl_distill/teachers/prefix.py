@@ -1,14 +1,16 @@
 """What all prompts of a teacher begin with is read once: its key/value cache serves every batch, scored or written.
 
-The prefix is found in the token ids themselves: what a batch's rows have in common, cut shorter when a later batch
-has less. A prefix that is shared is exact however the tokenizer joins a template's text with the input.
+The prefix is found in the token ids themselves: what most prompts of a run begin with, where they are told beforehand,
+so that nothing depends on the order of the batches; else what a batch's rows have in common, cut shorter when a later
+batch has less. A prefix that is shared is exact however the tokenizer joins a template's text with the input.
 """
 
 from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -16,6 +18,7 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 LEAST = 16  # tokens; a shorter prefix saves less than its bookkeeping costs
+SAMPLE = 1024  # prompts looked at for what they have in common
 logger = logging.getLogger(__name__)
 
 
@@ -52,13 +55,25 @@ class Prefix:
     def __init__(self, config: Any) -> None:
         self.config = config
         self.off: str | None = None
+        self._expected: torch.Tensor | None = None
         self.forget()
 
     def forget(self) -> None:
-        """Start anew, as after the weights have changed."""
+        """Start anew, as after the weights have changed; what prompts begin with is still expected."""
         self.ids = torch.empty(0, dtype=torch.long)
         self._cache: DynamicCache | None = None
         self._misses = 0
+
+    def expect(self, prompts: Sequence[Sequence[int]]) -> None:
+        """Start anew with what most of a run's prompts begin with; batches change it no more.
+
+        A batch is then read alike whatever was read before it, so that a run that was stopped goes on to the bit.
+
+        Args:
+            prompts: Token ids.
+        """
+        self.forget()
+        self._expected = torch.tensor(most_common_beginning(prompts), dtype=torch.long)
 
     def of(self, ids: torch.Tensor, most: int, fill: Callable[[torch.Tensor, DynamicCache], Any]) -> int:
         """Return how many tokens of a batch's beginning the cache has after this call; 0 where it is of no use.
@@ -71,6 +86,8 @@ class Prefix:
         if self.off is not None:
             return 0
         most = max(most, 0)
+        if self._expected is not None:
+            return self._of_expected(ids, most, fill)
         common = _leading((ids[:, :most] == ids[:1, :most]).all(0))
         known = len(self.ids)
         agree = min(_leading(ids[0, : min(known, most)] == self.ids[:most].to(ids.device)), common)
@@ -82,6 +99,15 @@ class Prefix:
         if length < LEAST or (known and agree < LEAST and self._misses < 3):
             return 0  # a batch of another kind; the prefix of the others stays
         return self._read(ids[0, :length], fill)
+
+    def _of_expected(self, ids: torch.Tensor, most: int, fill: Callable[[torch.Tensor, DynamicCache], Any]) -> int:
+        """Return the length of the prefix that was told, where all rows of a batch begin with it; else 0."""
+        assert self._expected is not None
+        expected = self._expected.to(ids.device)
+        length = len(expected)
+        if not length or length > most or not bool((ids[:, :length] == expected).all()):
+            return 0
+        return length if len(self.ids) == length else self._read(expected, fill)
 
     def _read(self, ids: torch.Tensor, fill: Callable[[torch.Tensor, DynamicCache], Any]) -> int:
         """Compute the cache of a prefix; say so where this model has none that can be reused."""
@@ -119,6 +145,25 @@ class Prefix:
         cache.layers = [_as(type(layer), layer) for layer in self._cache.layers]
         cache.batch_repeat_interleave(rows)
         return cache
+
+
+def most_common_beginning(prompts: Sequence[Sequence[int]]) -> list[int]:
+    """Return what more than half of the prompts begin with, without the last token of any; empty where it is short.
+
+    Of very many prompts some are looked at, evenly spread; the rest may turn out to begin otherwise.
+
+    Args:
+        prompts: Token ids.
+    """
+    some = [prompts[i][:-1] for i in range(0, len(prompts), max(1, len(prompts) // SAMPLE))]
+    starts = Counter(tuple(prompt[:LEAST]) for prompt in some if len(prompt) >= LEAST)
+    start, count = starts.most_common(1)[0] if starts else ((), 0)
+    if 2 * count <= len(some):
+        return []
+    alike = [list(prompt) for prompt in some if tuple(prompt[:LEAST]) == start]
+    first, last = min(alike), max(alike)  # what these two have in common, all between them have too
+    same = [a == b for a, b in zip(first, last, strict=False)]
+    return first[: same.index(False) if False in same else len(same)]
 
 
 def _as(kind: Any, layer: Any) -> Any:

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ..alignment import stop_of_turn
 from ..endpoints import Endpoint, takes_temperature
 from ..errors import DistillError, TeacherError
 from .asking import Answer, RemoteSettings
@@ -22,17 +21,18 @@ from .scored import Coverage
 from .server import Server, kept
 from .server_targets import ServerTargets
 from .store import CompletionStore
+from .text_only import TextOnly
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedTokenizerBase
 
-    from ..targets import TopKTargets
+    from ..targets import Targets
 
 SEEDS = 2**31  # what servers take
 
 
-class RemoteTeacher:
+class RemoteTeacher(TextOnly):
     """A model that is asked over HTTP.
 
     Args:
@@ -47,34 +47,12 @@ class RemoteTeacher:
     def __init__(
         self, endpoint: Endpoint, *, tokenizer: PreTrainedTokenizerBase, settings: RemoteSettings | None = None
     ) -> None:
+        super().__init__(endpoint.model, tokenizer=tokenizer)
         self.endpoint = endpoint
-        self.tokenizer = tokenizer
         self.settings = RemoteSettings() if settings is None else settings
-        self.vocabulary: int | None = None
-        self.name = endpoint.model
         self.server = Server(endpoint, self.settings)
         self.url = self.server.url
         self.targets = ServerTargets(self.server, tokenizer, lambda: self.vocabulary_rows)
-
-    @property
-    def vocabulary_rows(self) -> int:
-        """Rows of the student's vocabulary, which its completions are cut into."""
-        return len(self.tokenizer) if self.vocabulary is None else self.vocabulary
-
-    @property
-    def length_limit(self) -> int | None:
-        """None: the server knows, and says so where a prompt is too long."""
-        return None
-
-    @property
-    def stop_ids(self) -> list[int]:
-        """The student's ids that may end a completion."""
-        ends = (self.tokenizer.eos_token_id, stop_of_turn(self.tokenizer))
-        return list(dict.fromkeys(i for i in ends if i is not None))
-
-    def share(self, vocabulary: int) -> None:
-        """Take the student's vocabulary: completions become tokens of its tokenizer."""
-        self.vocabulary = vocabulary
 
     def identity(self) -> dict[str, Any]:
         """What its completions depend on: the server, the model, and the endpoint that is asked."""
@@ -109,25 +87,13 @@ class RemoteTeacher:
         """Fetch what the server says of prepared rows, so that `score` finds it; see `ServerTargets.take`."""
         return self.targets.take(rows, progress=progress)
 
-    def score(self, batch: Mapping[str, torch.Tensor]) -> TopKTargets:
+    def score(self, batch: Mapping[str, torch.Tensor]) -> Targets:
         """Return what the server said of the batch's completion tokens, at T = 1.
 
         Raises:
             TeacherError: It gives text only, or was not asked about a row.
         """
-        if not self.scores:
-            raise TeacherError(
-                f"teacher_model {self.name!r} gives text only and scores nothing; set --distill-alpha 0."
-            )
-        return self.targets.targets(batch)
-
-    def generate(self, prompts: Sequence[Sequence[int]], settings: GenerationSettings) -> list[Completion]:
-        """Refuse: it reads text, see `write`.
-
-        Raises:
-            TeacherError: Always.
-        """
-        raise TeacherError(f"teacher_model {self.name!r} reads text, no token ids; have it write with write().")
+        return self.targets.targets(batch) if self.scores else super().score(batch)
 
     def write(
         self,

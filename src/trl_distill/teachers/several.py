@@ -18,6 +18,7 @@ from .remote import RemoteTeacher
 from .stored import StoredTeacher
 
 if TYPE_CHECKING:
+    from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
 
 
@@ -112,14 +113,34 @@ class SeveralTeachers:
             return None
         if not isinstance(teacher, LocalTeacher) or self.teachers.index(teacher) == i:
             return teacher.score(batch)
-        first = teacher.prefix  # the same model under another template has another beginning
-        mine = self._prefixes.setdefault(i, Prefix(teacher.config))
+        first, mine = teacher.prefix, self._prefix_of(i)
         mine.off = first.off
         teacher.prefix = mine
         try:
             return teacher.score(batch)
         finally:
             teacher.prefix = first
+
+    def expect_of(self, rows: Dataset) -> None:
+        """Take what the prompts of each local teacher begin with as the prefix that is read once.
+
+        Args:
+            rows: Prepared rows, with `teachers` and `teacher_prompts`.
+        """
+        prompts: dict[int, list[list[int]]] = {}
+        for teachers, own in zip(rows["teachers"], rows["teacher_prompts"], strict=True):
+            for i, prompt in zip(teachers, own, strict=True):
+                prompts.setdefault(i, []).append(prompt)
+        for i, some in prompts.items():
+            if isinstance(self.teachers[i], LocalTeacher):
+                self._prefix_of(i).expect(some)
+
+    def _prefix_of(self, i: int) -> Prefix:
+        """Return a local teacher's prefix; the same model under another template has another beginning."""
+        teacher: Any = self.teachers[i]
+        if self.teachers.index(teacher) == i:
+            return teacher.prefix
+        return self._prefixes.setdefault(i, Prefix(teacher.config))
 
     def _mixture(self, tokens: int, index: Mapping[int, torch.Tensor], scored: Mapping[int, Any]) -> MixtureTargets:
         """Return the mixture at N tokens, each teacher's states put in the places of its rows."""

@@ -81,6 +81,8 @@ def write_targets(
     done = {shard["name"]: shard for shard in manifest["shards"]}
     todo = list(sequences.items())
     made = 0
+    if hasattr(teacher, "expect"):
+        teacher.expect([row["teacher_prompt"] for row in sequences.values()])
     with tqdm(total=len(todo), desc="Teacher scores", unit="row", disable=not progress) as bar:
         scorer = _Scorer(teacher, kind, folder, vocabulary, settings.batch_size, bar)
         for i, start in enumerate(range(0, len(todo), ROWS)):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import DataError
 from .base import Completion, GenerationSettings
 from .store import CompletionStore
-from .text import TextOnly
+from .text_only import TextOnly
 
 if TYPE_CHECKING:
     from datasets import Dataset

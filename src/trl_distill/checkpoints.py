@@ -1,0 +1,47 @@
+"""Which checkpoints are complete: Trainer writes each in its place, and a kill may come in between."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+from .errors import ParamsError
+
+STATE = "trainer_state.json"  # Trainer writes it last, and removes older checkpoints after that
+
+
+def last_complete(folder: str | os.PathLike[str]) -> Path | None:
+    """Return the newest complete checkpoint in a folder; those that a kill tore are passed over."""
+    numbered = [(p.name.rpartition("-")[2], p) for p in Path(folder).glob("checkpoint-*")]
+    found = sorted(((int(number), p) for number, p in numbered if number.isdecimal()), reverse=True)
+    return next((p for _, p in found if is_complete(p)), None)
+
+
+def to_resume_from(folder: str | os.PathLike[str]) -> Path:
+    """Return the newest complete checkpoint in a folder.
+
+    Raises:
+        ParamsError: There is none.
+    """
+    found = last_complete(folder)
+    if found is None:
+        raise ParamsError(
+            f"resume_from_checkpoint is True, but output_dir {str(folder)!r} holds no complete checkpoint; leave it "
+            "out to start anew."
+        )
+    return found
+
+
+def is_complete(checkpoint: Path) -> bool:
+    """Whether all of a checkpoint was written."""
+    try:
+        json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+def begin_anew(checkpoint: Path) -> None:
+    """Mark a checkpoint that is about to be written over as incomplete, until it is written."""
+    (checkpoint / STATE).unlink(missing_ok=True)
