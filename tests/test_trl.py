@@ -32,3 +32,16 @@ def test_trainer_still_counts_labels_and_leaves_the_division_to_us():
     assert "model_accepts_loss_kwargs" in source
     assert 'batch["labels"]' in source
     assert "current_gradient_accumulation_steps" in source
+
+
+def test_trainer_still_has_the_methods_that_are_taken_further():
+    own = {name: list(inspect.signature(getattr(trl.SFTTrainer, name)).parameters) for name in TAKEN_FURTHER}
+    assert own == TAKEN_FURTHER
+
+
+TAKEN_FURTHER = {
+    "get_batch_samples": ["self", "epoch_iterator", "num_batches", "device"],
+    "_save_checkpoint": ["self", "model", "trial"],
+    "_get_output_dir": ["self", "trial"],
+    "_load_optimizer_and_scheduler": ["self", "checkpoint"],
+}

@@ -24,6 +24,7 @@ LOSS_IMPLEMENTATIONS = ("fused", "plain")
 STORE_KINDS = ("topk", "sample", "hidden")
 ENDPOINTS = ("chat", "completions")
 LOGPROBS = ("auto", "prompt", "top", "none")
+SCHEDULES = ("linear", "cosine")
 
 
 class Help(str):
@@ -92,7 +93,7 @@ class DistillationArguments:
     teacher_model: str | None = option(
         None,
         "Teacher, required without a --teacher-store, a --teacher-config or a column 'teacher' in the data: a folder, "
-        "a Hub name, 'embedded', 'self' (with --peft), openai:MODEL or http://host:port/v1#MODEL.",
+        "a Hub name, 'embedded', 'self' (with --peft), 'ema', openai:MODEL or http://host:port/v1#MODEL.",
         objects=True,
     )
     teacher_prompt_template: str = option(
@@ -121,6 +122,28 @@ class DistillationArguments:
         "fused",
         "Loss implementation, of equal results: 'fused' in tiles of little memory, 'plain' with full logits.",
         choices=LOSS_IMPLEMENTATIONS,
+    )
+    distill_alpha_end: float | None = option(
+        None, "Alpha at the end of training, which it moves to from --distill-alpha.", low=0.0, high=1.0
+    )
+    distill_temperature_end: float | None = option(
+        None, "Temperature at the end of training, which it moves to from --distill-temperature.", above=0.0
+    )
+    distill_schedule: str = option("linear", "How alpha and temperature move to their ends.", choices=SCHEDULES)
+    distill_on_policy_fraction: float = option(
+        0.0,
+        "Share of batches whose completions the student writes under its prompt, to be scored by the teacher.",
+        low=0.0,
+        high=1.0,
+    )
+    distill_on_policy_temperature: float = option(
+        1.0, "Temperature at which the student draws them; 0 takes the likeliest token.", low=0.0
+    )
+    distill_on_policy_max_new_tokens: int | None = option(
+        None, "New tokens at most in one of them (default: --distill-max-teacher-length).", low=1
+    )
+    distill_online: bool = option(
+        False, "Have the teacher write the completions of every training batch anew, instead of before training."
     )
     completions: str = option(
         "auto",
@@ -173,6 +196,13 @@ class DistillationArguments:
         1.0,
         "Nucleus of --teacher-do-sample: the smallest set of tokens with this probability.",
         above=0.0,
+        high=1.0,
+        group="Teacher",
+    )
+    teacher_ema_decay: float = option(
+        0.95,
+        "With the teacher 'ema': share of the average that each optimizer step keeps.",
+        low=0.0,
         high=1.0,
         group="Teacher",
     )

@@ -7,7 +7,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-MEANS = ("loss", "kl", "ce", "entropy", "top1_agreement", "mean_token_accuracy", "teacher_coverage")
+MEANS = (
+    "loss",
+    "kl",
+    "ce",
+    "entropy",
+    "top1_agreement",
+    "mean_token_accuracy",
+    "teacher_coverage",
+    "on_policy",
+    "on_policy_kl",
+)
 
 
 def training_means(history: Sequence[Mapping[str, Any]]) -> dict[str, float]:
@@ -17,6 +27,7 @@ def training_means(history: Sequence[Mapping[str, Any]]) -> dict[str, float]:
         history: `trainer.state.log_history`; a line stands for the steps since the one before.
     """
     sums: dict[str, float] = {}
+    counts: dict[str, int] = {}  # a line without a figure, as where no teacher was asked, tells nothing of its mean
     before = 0
     for line in history:
         if "loss" not in line:
@@ -25,7 +36,8 @@ def training_means(history: Sequence[Mapping[str, Any]]) -> dict[str, float]:
         for name in MEANS:
             if name in line:
                 sums[name] = sums.get(name, 0.0) + steps * line[name]
-    return {f"train_{name}": value / before for name, value in sums.items()} if before else {}
+                counts[name] = counts.get(name, 0) + steps
+    return {f"train_{name}": value / counts[name] for name, value in sums.items() if counts[name]}
 
 
 def last_evaluation(history: Sequence[Mapping[str, Any]], step: int) -> dict[str, Any]:

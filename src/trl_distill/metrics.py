@@ -11,6 +11,7 @@ import torch
 if TYPE_CHECKING:
     from .forward import CompletionOutput
 
+ASKED = ("kl", "top1_agreement", "teacher_coverage")  # of tokens that a teacher was asked about
 SUMS = ("loss", "kl", "ce", "entropy", "top1_agreement", "top1_correct", "teacher_coverage")
 
 
@@ -19,6 +20,7 @@ class DistillationMetrics:
 
     Each mean is the sum over completion tokens divided by their number, so that batch size, accumulation and the
     number of ranks do not change it. What no batch reported has no mean: the divergence where no teacher is asked.
+    Figures that need a teacher are means over the tokens that one was asked about.
     """
 
     def __init__(self) -> None:
@@ -31,21 +33,30 @@ class DistillationMetrics:
         self._sums, self._since = None, time.perf_counter()
         self._reported: set[str] = set()
 
-    def add(self, output: CompletionOutput, tokens: torch.Tensor, sequence_tokens: torch.Tensor) -> None:
+    def add(
+        self,
+        output: CompletionOutput,
+        tokens: torch.Tensor,
+        sequence_tokens: torch.Tensor,
+        *,
+        on_policy: bool | None = None,
+    ) -> None:
         """Add a batch.
 
         Args:
             output: The batch's sums.
             tokens: Scalar, completion tokens of the batch.
             sequence_tokens: Scalar, tokens of the student's sequences, prompts included.
+            on_policy: Whether the student wrote the completions; None where it never does.
         """
         given = {name: getattr(output, name) for name in SUMS if getattr(output, name) is not None}
-        self._reported |= given.keys()
+        self._reported |= given.keys() | ({"on_policy"} if on_policy is not None else set())
         sums = [given.get(name, 0.0) for name in SUMS]
         device = tokens.device
-        row = torch.stack(
-            [torch.as_tensor(x).detach().to(device, torch.float64) for x in (*sums, tokens, sequence_tokens)]
-        )
+        asked = tokens if "kl" in given else 0.0
+        own, own_kl = (tokens, given["kl"]) if on_policy else (0.0, 0.0)
+        all_sums = (*sums, asked, own, own_kl, tokens, sequence_tokens)
+        row = torch.stack([torch.as_tensor(x).detach().to(device, torch.float64) for x in all_sums])
         self._sums = row if self._sums is None else self._sums + row
 
     def take(self, reduce: Callable[[torch.Tensor], torch.Tensor], device: torch.device) -> dict[str, float]:
@@ -57,15 +68,19 @@ class DistillationMetrics:
             reduce: Sums a tensor over the ranks.
             device: Where a rank without a batch puts its zeros.
         """
-        sums = self._sums if self._sums is not None else torch.zeros(len(SUMS) + 2, dtype=torch.float64, device=device)
-        *values, tokens, sequence_tokens = reduce(sums).tolist()
+        sums = self._sums if self._sums is not None else torch.zeros(len(SUMS) + 5, dtype=torch.float64, device=device)
+        *values, asked, own, own_kl, tokens, sequence_tokens = reduce(sums).tolist()
         reported = self._reported
         seconds = max(time.perf_counter() - self._since, 1e-9)
         self.restart()
         if tokens == 0:
             return {}
         self.tokens_seen += sequence_tokens
-        means = {name: value / tokens for name, value in zip(SUMS, values, strict=True) if name in reported}
+        counts = {name: asked if name in ASKED else tokens for name in SUMS}
+        means = {n: value / counts[n] for n, value in zip(SUMS, values, strict=True) if n in reported and counts[n]}
         if "top1_correct" in means:
             means["mean_token_accuracy"] = means.pop("top1_correct")
+        if "on_policy" in reported:
+            means["on_policy"] = own / tokens
+            means |= {"on_policy_kl": own_kl / own} if own else {}
         return {**means, "num_tokens": self.tokens_seen, "tokens_per_second": sequence_tokens / seconds}

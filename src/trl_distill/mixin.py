@@ -21,6 +21,7 @@ from .checkpoints import begin_anew, to_resume_from
 from .collator import DistillationCollator
 from .combining import prepare
 from .config import DistillationSFTConfig
+from .during import MovingTeacherMixin, StepMixin
 from .errors import ParamsError
 from .features import check_features, with_lengths
 from .flattening import student_inputs, student_tokens
@@ -33,6 +34,7 @@ from .quantization import keep_differentiable
 from .readers import CONVERSATIONS
 from .recipes import add_taught_ends, from_store, writers_of_data
 from .rows import COMPLETIONS
+from .schedules import Annealing
 from .server_targets import alpha_of
 from .several import check_list, put_names, recipe_of, teacher_of, told
 from .several_collator import SeveralCollator
@@ -58,7 +60,7 @@ else:
     _Base = object  # so that it can stand in front of any subclass of SFTTrainer
 
 
-class DistillationMixin(_Base):
+class DistillationMixin(StepMixin, MovingTeacherMixin, _Base):
     """Put in front of `trl.SFTTrainer`: `class MyTrainer(DistillationMixin, SFTTrainer)`.
 
     Args:
@@ -175,6 +177,7 @@ class DistillationMixin(_Base):
             check_sharding(self.accelerator, teacher)
             if isinstance(teacher, SelfTeacher):
                 teacher.take(self.model)
+        self.follow_student()
         put_names(args, self.teacher)
         said = "" if isinstance(given, Teacher) else told(args.teacher_model if given is None else given, self.teacher)
         if said:
@@ -187,6 +190,7 @@ class DistillationMixin(_Base):
             args.distill_jsd_beta,
             args.distill_loss_impl,
         )
+        self.annealing = Annealing.of(args, self.loss_settings)
 
     def _set_up_data(self, collator: DistillationCollator) -> None:
         """Bring the datasets into the form that the collator takes."""
@@ -202,9 +206,13 @@ class DistillationMixin(_Base):
         self.recipe = recipe_of(self.args, self.teacher, tokenizer=self.tokenizer, student=self.base_student.config)
         self.train_dataset = self.prepare_dataset(self.train_dataset, "train")
         self.eval_dataset = self._prepare_all(self.eval_dataset)
+        self.check_prompts()
         self._take_stored_targets()
         taught, generation = self.train_dataset["completion"], self.base_student.generation_config
         add_taught_ends(generation, taught, teacher=self.teacher, tokenizer=self.tokenizer)
+        if self.online:  # what will be written may end in any of the teacher's stop tokens
+            ends = [[stop] for stop in self.teacher.stop_ids]
+            add_taught_ends(generation, ends, teacher=self.teacher, tokenizer=self.tokenizer)
         for teacher in each(self.teacher):
             if isinstance(teacher, (LocalTeacher, CrossTeacher)):
                 teacher.prepare(self._wrap_teacher)
@@ -281,6 +289,11 @@ class DistillationMixin(_Base):
         if self.distilling:
             eval_dataset = packed(self._prepare_all(eval_dataset), self.args, "eval")
             self.metrics_of["eval"].restart()
+            before, self.loss_settings = self.loss_settings, self.annealing.end
+            try:
+                return super().evaluate(eval_dataset, *args, **kwargs)
+            finally:
+                self.loss_settings = before
         return super().evaluate(eval_dataset, *args, **kwargs)
 
     def predict(self, test_dataset: Any, *args: Any, **kwargs: Any) -> Any:
@@ -292,7 +305,7 @@ class DistillationMixin(_Base):
 
     def teacher_targets(self, inputs: Mapping[str, torch.Tensor]) -> Targets | None:
         """Return what the teacher says of a batch's completions; None where alpha is 0 and nothing is asked."""
-        if self.loss_settings.alpha == 0:
+        if self.settings_of(inputs).alpha == 0:
             return None
         with self.accelerator.autocast():
             return self.teacher.score(inputs)
@@ -300,7 +313,7 @@ class DistillationMixin(_Base):
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """Return alpha * T^2 * divergence + (1 - alpha) * cross-entropy per completion token.
+        """Return alpha * T^2 * divergence + (1 - alpha) * cross-entropy per completion token; see `settings_of`.
 
         The sum over the batch is divided by `num_items_in_batch`, the completion tokens of the whole optimizer
         step over all ranks (by the batch's own where it is None).
@@ -316,7 +329,7 @@ class DistillationMixin(_Base):
             **student_inputs(inputs, self.base_student),
             completion_labels=inputs["labels"],
             teacher_targets=self.teacher_targets(inputs),
-            loss_settings=self.loss_settings,
+            loss_settings=self.settings_of(inputs),
         )
         tokens = (inputs["labels"] != -100).sum()
         penalty = take_penalty(self.model, output)
@@ -332,7 +345,8 @@ class DistillationMixin(_Base):
     def _count(self, output: CompletionOutput, tokens: torch.Tensor, inputs: Mapping[str, torch.Tensor]) -> None:
         """Add a batch to the metrics."""
         mode = "train" if self.model.training else "eval"
-        self.metrics_of[mode].add(output, tokens, student_tokens(inputs) * (tokens > 0))
+        own = self.wrote(inputs) if mode == "train" and self.args.distill_on_policy_fraction > 0 else None
+        self.metrics_of[mode].add(output, tokens, student_tokens(inputs) * (tokens > 0), on_policy=own)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the metrics of distillation to a log line; evaluation's carry its prefix.
@@ -349,6 +363,7 @@ class DistillationMixin(_Base):
             prefix = "" if training else next((k for k in logs if k.endswith("_loss")), "loss").removesuffix("loss")
             if training:
                 means.pop("loss", None)
+                means |= self.annealing.figures(self.loss_settings)
             else:
                 metrics.tokens_seen = 0.0
             logs.update({prefix + name: value for name, value in means.items()})

@@ -12,6 +12,7 @@ import re
 from dataclasses import dataclass, fields
 from typing import Any
 
+from .agreement import check_policy
 from .arguments import (
     DTYPES,
     QUANTIZATIONS,
@@ -27,6 +28,7 @@ from .endpoints import parse_endpoint
 from .errors import ParamsError, nearest
 
 HUB_DATA = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")  # a dataset of an account
+OWN_TEACHERS = ("self", "ema")
 STRATEGIES = ("no", "steps", "epoch")
 MIXED_PRECISIONS = ("no", "bf16", "fp16")
 
@@ -202,10 +204,13 @@ class LLMTrainingParams(DistillationArguments):
         if isinstance(self.teacher_model, str):
             parse_endpoint(self.teacher_model)  # a URL with a password goes no further
         check_cross_tokenizer(self)
+        check_policy(self)
         if not self.distills:
             self._refuse_distillation()
         elif self.teacher_model == "self":
             self._check_own_teacher()
+        if self.teacher_model in OWN_TEACHERS:
+            self._check_own_weights()
         if self.quantization is not None and not self.peft:
             raise ParamsError(f"quantization {self.quantization!r} trains an adapter; add --peft.")
         if self.merge_adapter and not self.peft:
@@ -233,11 +238,14 @@ class LLMTrainingParams(DistillationArguments):
                 "teacher_model is 'self', the student with its adapter switched off, but there is no adapter; add "
                 "--peft, or give --teacher-model the model's own name for a teacher that is a copy."
             )
+
+    def _check_own_weights(self) -> None:
+        """Refuse settings of how a teacher is loaded where the student's own weights teach."""
         for name in ("teacher_revision", "teacher_dtype", "teacher_quantization", "teacher_device_map"):
             if getattr(self, name) != FIELDS[name].default:
                 raise ParamsError(
-                    f"{name} is {getattr(self, name)!r}, but teacher_model is 'self': the student's own weights teach "
-                    f"as they are; drop --{name.replace('_', '-')}."
+                    f"{name} is {getattr(self, name)!r}, but teacher_model is {self.teacher_model!r}: the student's "
+                    f"own weights teach as they are; drop --{name.replace('_', '-')}."
                 )
 
     def _refuse_distillation(self) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from accelerate import PartialState
 
+from .agreement import freshness
 from .alignment import shared_vocabulary, stop_of_turn
 from .arguments import STORE_KINDS, temperatures_of
 from .config import DistillationSFTConfig
@@ -18,10 +19,12 @@ from .prompts import parse_template
 from .server_targets import find_targets, reading, taking
 from .teachers import (
     COMPLETIONS,
+    EMA,
     SELF,
     Completion,
     CompletionStore,
     CrossTeacher,
+    EmaTeacher,
     GenerationSettings,
     LocalTeacher,
     LocalTextTeacher,
@@ -99,6 +102,9 @@ def teacher_of(
         raise ParamsError(MISSING)
     if spec == SELF and own is not None:
         spec = SelfTeacher(own, config=student, tokenizer=tokenizer, generation_config=generation_config)
+    if spec == EMA and own is not None:
+        own_sides: dict[str, Any] = {"config": student, "tokenizer": tokenizer, "generation_config": generation_config}
+        spec = EmaTeacher(own, decay=args.teacher_ema_decay, **own_sides)
     if args.cross_tokenizer:
         check_brings_tokenizer(spec)
     teacher = load_teacher(
@@ -334,7 +340,8 @@ def recipe_of(
         columns=Columns(args.dataset_text_field, args.prompt_text_column, args.completion_column, args.max_bad_rows),
         write=write,
         completions=args.completions,
-        plain_text=args.distill_plain_text and not isinstance(teacher, TextTeacher),  # it can only be asked
+        # a text teacher can only be asked, and fresh completions are written behind prompts
+        plain_text=args.distill_plain_text and not isinstance(teacher, TextTeacher) and freshness(args) is None,
         overflow=args.prompt_overflow,
         vocabulary=teacher.vocabulary,
         reads_text=isinstance(teacher, TextTeacher),

@@ -105,6 +105,8 @@ def _teacher(params: LLMTrainingParams) -> str:
         return "; ".join(names) + (" (mixed)" if read_teachers(params.teacher_config).mixed else "")
     if params.teacher_model == "self":
         return f"`{_named(params.model)}` itself, its adapter switched off,"
+    if params.teacher_model == "ema":
+        return f"the exponential moving average of `{_named(params.model)}` itself"
     return f"`{_named(params.teacher_store if params.teacher_model is None else params.teacher_model)}`"
 
 

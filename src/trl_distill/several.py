@@ -11,6 +11,7 @@ from . import recipes
 from .arguments import check_several
 from .combining import SeveralRecipes
 from .errors import ParamsError
+from .fitness import check_fitness
 from .preparation import Recipe
 from .teacher_list import SETTING, TeacherEntry, TeacherList, read_teachers
 from .teachers import SELF, SeveralTeachers, Teacher, check_apart
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def teacher_of(args: DistillationSFTConfig, given: Any = None, **more: Any) -> Teacher:
-    """Return the teacher that a configuration names, or all of those it lists as one.
+    """Return the teacher that a configuration names, or all of those it lists as one, fit for how a run learns.
 
     Args:
         args: The configuration.
@@ -31,8 +32,15 @@ def teacher_of(args: DistillationSFTConfig, given: Any = None, **more: Any) -> T
 
     Raises:
         ParamsError: See `read_teachers` and `recipes.teacher_of`.
-        TeacherError: See `recipes.teacher_of` and `SeveralTeachers`.
+        TeacherError: See `recipes.teacher_of`, `SeveralTeachers` and `check_fitness`.
     """
+    teacher = _teacher_of(args, given, **more)
+    check_fitness(args, teacher)
+    return teacher
+
+
+def _teacher_of(args: DistillationSFTConfig, given: Any, **more: Any) -> Teacher:
+    """Return the teacher or the list."""
     if isinstance(given, SeveralTeachers):
         return given  # made here, for the same run
     if args.teacher_config is None:

@@ -14,7 +14,7 @@ from .errors import ParamsError, TeacherError
 from .flattening import student_inputs
 from .losses import divergence
 from .mixin import DistillationMixin
-from .recipes import add_taught_ends
+from .on_policy import Draw
 from .teachers import Completion, CrossTeacher, GenerationSettings, LocalTeacher, SeveralTeachers
 from .teachers.local import cut_at_stop
 
@@ -60,10 +60,6 @@ class PromptDistillationTrainer(DistillationSFTTrainer):
                 "packing and padding_free cannot be used with a generate_teacher_outputs of your own: completions that "
                 "are not written yet have no length; set both to False."
             )
-        if self.online:  # what will be written may end in any of the teacher's stop tokens
-            ends = [[stop] for stop in self.teacher.stop_ids]
-            generation = self.base_student.generation_config
-            add_taught_ends(generation, ends, teacher=self.teacher, tokenizer=self.tokenizer)
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Let an overridden compute_loss take `model, inputs` alone: its loss is then a batch's mean."""
@@ -94,7 +90,12 @@ class PromptDistillationTrainer(DistillationSFTTrainer):
 
     @property
     def online(self) -> bool:
-        """Whether a subclass writes fresh completions for every training batch."""
+        """Whether every training batch is written anew: by a subclass, or with `distill_online`."""
+        return self._writes_itself or super().online
+
+    @property
+    def _writes_itself(self) -> bool:
+        """Whether a subclass has a `generate_teacher_outputs` of its own."""
         return type(self).generate_teacher_outputs is not PromptDistillationTrainer.generate_teacher_outputs
 
     def prepare_teacher_inputs(self, batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -164,18 +165,9 @@ class PromptDistillationTrainer(DistillationSFTTrainer):
         new = torch.tensor([[*c.ids, *[pad] * (width - len(c.ids))] for c in written])
         return torch.cat([inputs["input_ids"], new.to(inputs["input_ids"].device)], dim=1)
 
-    def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
-        """Train on a batch, on fresh completions where a subclass writes them."""
-        if self.online:
-            inputs = self._rewritten(inputs)
-            # the step's other batches are not written yet, so this one counts its own tokens and its share
-            tokens = (inputs["labels"] != -100).sum()
-            num_items_in_batch = tokens * self.current_gradient_accumulation_steps * self._ranks()
-        return super().training_step(model, inputs, num_items_in_batch)
-
-    def _ranks(self) -> int:
-        """Return how many ranks the loss of a batch is averaged over."""
-        return self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
+    def by_teacher(self, batch: Mapping[str, torch.Tensor], draw: Draw) -> dict[str, torch.Tensor]:
+        """Return a training batch with fresh completions, those of a subclass where it writes them."""
+        return self._rewritten(batch) if self._writes_itself else super().by_teacher(batch, draw)
 
     def _rewritten(self, batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Return the batch with the completions that the subclass's teacher writes now."""

@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from trl_distill.embedded import embedded_path
 from trl_distill.teachers import (
+    EmaTeacher,
     LocalTextTeacher,
     SelfTeacher,
     StoredTeacher,
@@ -47,6 +48,19 @@ def its_own(folder: Path, scratch: Path, request: Any) -> Any:
     )  # fmt: skip
 
 
+def average(folder: Path, scratch: Path, request: Any) -> Any:
+    """The average of a student whose weights have moved away from it since."""
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    teacher = EmaTeacher(
+        lambda: model, decay=0.5, config=model.config, tokenizer=AutoTokenizer.from_pretrained(folder),
+        generation_config=model.generation_config,
+    )  # fmt: skip
+    teacher.take(model)
+    for parameter in model.parameters():
+        parameter.data.mul_(1.1)
+    return teacher
+
+
 def stored(kind: str) -> Any:
     def make(folder: Path, scratch: Path, request: Any) -> Any:
         target = TargetFolder(scratch / kind)
@@ -72,8 +86,8 @@ def other_tokenizer(folder: Path, scratch: Path, request: Any) -> Any:
     return LocalTextTeacher(own, tokenizer=AutoTokenizer.from_pretrained(folder))
 
 
-SCORING = [from_folder, from_loaded_model, its_own, stored("topk"), stored("sample"), stored("hidden")]
+SCORING = [from_folder, from_loaded_model, its_own, average, stored("topk"), stored("sample"), stored("hidden")]
 WHOLE = [make for make in SCORING if make.__name__ not in ("stored_topk", "stored_sample")]
-WRITING = [from_folder, from_loaded_model, its_own]
+WRITING = [from_folder, from_loaded_model, its_own, average]
 TEXT = [server, encoder_decoder, other_tokenizer]
 ALL = [*SCORING, *TEXT]

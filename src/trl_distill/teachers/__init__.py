@@ -20,6 +20,7 @@ from . import fingerprint
 from .asking import RemoteSettings
 from .base import Completion, GenerationSettings, Teacher, TextTeacher
 from .cross import CrossTeacher, check_brings_tokenizer, crossed
+from .ema import EMA, EmaCallback, EmaTeacher
 from .generate import complete, what_matters
 from .lines import LineStore
 from .local import LocalTeacher, check_apart, without_peft
@@ -39,10 +40,13 @@ if TYPE_CHECKING:
 
 __all__ = [
     "COMPLETIONS",
+    "EMA",
     "SELF",
     "Completion",
     "CompletionStore",
     "CrossTeacher",
+    "EmaCallback",
+    "EmaTeacher",
     "GenerationSettings",
     "LineStore",
     "LocalTeacher",

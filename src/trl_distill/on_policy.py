@@ -1,0 +1,159 @@
+"""Completions written while training, by the student (on-policy) or by the teacher (online), each under its own prompt.
+
+On-policy batches are GKD's (arXiv:2306.13649); the teacher scores them under the teacher's prompt.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import GenerationConfig
+
+from .collator import prompts_of
+from .errors import DataError
+from .recipes import generation_of
+from .teachers import Completion, GenerationSettings
+from .teachers.local import configured, cut_at_stop, drawing, evaluating, padded_left, stop_ids
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import PreTrainedTokenizerBase
+
+    from .config import DistillationSFTConfig
+    from .preparation import Recipe
+
+
+@dataclass(frozen=True)
+class Draw:
+    """A training batch's lot: the same on all ranks, and the same again when a run is resumed.
+
+    Attributes:
+        seed: The run's.
+        step: Optimizer steps that are done.
+        place: Of the batch in its step, from 0.
+    """
+
+    seed: int
+    step: int
+    place: int
+
+    def falls(self, fraction: float) -> bool:
+        """Whether the batch is among this fraction of all, 0 to 1."""
+        return self._random("share").random() < fraction
+
+    def generation_seed(self, rank: int) -> int:
+        """Return the seed with which a rank draws the batch's completions."""
+        return self._random(f"rank {rank}").getrandbits(62)
+
+    def _random(self, what: str) -> random.Random:
+        """Return a generator of its own for each purpose; text seeds it alike in every process."""
+        return random.Random(f"{self.seed} {self.step} {self.place} {what}")
+
+
+def student_settings(args: DistillationSFTConfig, seed: int) -> GenerationSettings:
+    """Return how the student writes; a temperature of 0 takes the likeliest token."""
+    temperature = args.distill_on_policy_temperature
+    return GenerationSettings(
+        max_new_tokens=args.distill_on_policy_max_new_tokens or args.distill_max_teacher_length,
+        do_sample=temperature > 0,
+        temperature=temperature or 1.0,
+        seed=seed,
+    )
+
+
+def teacher_settings(args: DistillationSFTConfig, seed: int) -> GenerationSettings:
+    """Return how the teacher writes a batch."""
+    return replace(generation_of(args), seed=seed)
+
+
+def written_by_student(
+    model: Any,
+    prompts: Sequence[Sequence[int]],
+    settings: GenerationSettings,
+    *,
+    tokenizer: PreTrainedTokenizerBase,
+    vocabulary: int | None,
+    limit: int | None,
+) -> list[Completion]:
+    """Write one completion per prompt with the student, in evaluation mode and without gradients.
+
+    It stops at the tokens of its generation configuration, its tokenizer and the end of a turn; nothing else of its
+    generation configuration is looked at. The program's random state is left alone.
+
+    Args:
+        model: The student without wrappers.
+        prompts: Token ids, each of at least one.
+        settings: How it writes.
+        tokenizer: The student's.
+        vocabulary: Rows that the teacher has too: no other token is written.
+        limit: Tokens that a sequence may have.
+    """
+    rows = model.config.get_text_config().vocab_size
+    known = min(len(tokenizer), rows if vocabulary is None else vocabulary)
+    stops = stop_ids(model.generation_config, tokenizer)
+    width = max(len(p) for p in prompts)
+    room = settings.max_new_tokens if limit is None else limit - width
+    draw = {"temperature": settings.temperature, "top_p": settings.top_p, "top_k": 0}
+    config = GenerationConfig(
+        max_new_tokens=max(1, min(settings.max_new_tokens, room)),
+        do_sample=settings.do_sample,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=stops,
+        pad_token_id=tokenizer.pad_token_id,
+        suppress_tokens=list(range(known, rows)) or None,
+        **(draw if settings.do_sample else {}),
+    )
+    device = model.device
+    ids, mask = (tensor.to(device) for tensor in padded_left(prompts, tokenizer.pad_token_id))
+    with torch.no_grad(), evaluating(model), configured(model, config), drawing(settings.seed, prompts, device):
+        written = model.generate(input_ids=ids, attention_mask=mask, generation_config=config)
+    return [cut_at_stop(row, stops) for row in written[:, width:].tolist()]
+
+
+def with_completions(
+    batch: Mapping[str, torch.Tensor],
+    completions: Sequence[Completion],
+    *,
+    recipe: Recipe,
+    collate: Callable[[Any], Mapping[str, torch.Tensor]],
+) -> dict[str, torch.Tensor]:
+    """Return a batch with other completions behind its prompts.
+
+    A completion that does not fit behind one of its two prompts is cut, and a cut one has no end.
+
+    Args:
+        batch: A batch of `DistillationCollator`.
+        completions: One for each row.
+        recipe: How many tokens each model may read.
+        collate: Makes the batch; padding is on the right.
+    """
+    rows = []
+    for mine, theirs, completion in zip(prompts_of(batch, ""), prompts_of(batch), completions, strict=True):
+        limits = ((recipe.student.limit, mine), (recipe.teacher.limit, theirs))
+        room = min((limit - len(prompt) for limit, prompt in limits if limit is not None), default=None)
+        ids = list(completion.ids if room is None else completion.ids[: max(room, 1)])
+        rows.append({"student_prompt": mine, "teacher_prompt": theirs, "completion": ids})
+    device = batch["input_ids"].device
+    return {name: tensor.to(device) for name, tensor in collate(rows).items()}
+
+
+def check_prompts(rows: Dataset, fresh: str) -> None:
+    """Refuse rows without a prompt, behind which nothing can be written.
+
+    Args:
+        rows: Prepared rows to train on.
+        fresh: The setting that has completions written.
+
+    Raises:
+        DataError: Naming the first such row.
+    """
+    for row in rows:
+        if not row["student_prompt"] or not row["teacher_prompt"]:
+            raise DataError(
+                f"{fresh} has completions written behind prompts, and row {row['row']} has none: its text is learnt as "
+                "a whole; give a template other than {input}, or leave out --completions data."
+            )
