@@ -11,7 +11,7 @@ from datasets import Dataset
 from trl_distill.data import RowReport, read_rows
 from trl_distill.errors import DataError
 
-COLUMNS = ["row", "input", "history", "completion", "values"]
+COLUMNS = ["row", "input", "history", "completion", "turns", "values"]
 SYSTEM = {"role": "system", "content": "s"}
 USER = {"role": "user", "content": "q"}
 ASSISTANT = {"role": "assistant", "content": "a"}
@@ -186,7 +186,7 @@ def test_data_without_a_usable_row_is_an_error():
 def test_the_dataset_given_is_left_as_it_is():
     data = Dataset.from_list([{"text": "q", "completion": "a"}]).with_format("numpy")
     rows, _ = read_rows(data)
-    assert rows[0] == {"row": 1, "input": "q", "history": None, "completion": "a", "values": "{}"}
+    assert rows[0] == {"row": 1, "input": "q", "history": None, "completion": "a", "turns": None, "values": "{}"}
     assert data.column_names == ["text", "completion"]
     assert data.format["type"] == "numpy"
 

@@ -163,7 +163,7 @@ def _mixed(
                 )
             prompt = tokenize_prompt(one.teacher.tokenizer, "")
         else:
-            prompt = tokenize_row(given, one)["teacher_prompt"]
+            prompt = tokenize_row(given, one, name=name)["teacher_prompt"]
         check_ids(prompt, one.teacher.rows, what="the teacher's prompt", whose="the teacher has", where=where)
         if not out["completion"]:
             out["teacher_prompts"].append(prompt)

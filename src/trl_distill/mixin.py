@@ -332,7 +332,6 @@ def _check(args: DistillationSFTConfig, collator: Any, dataset: Any, kwargs: Map
             "prompts are not learnt; leave it out",
         ),
         "padding_free": (args.padding_free, "it is not supported with distillation; set it to False"),
-        "assistant_only_loss": (args.assistant_only_loss, "the loss is on the completion already; drop it"),
         "loss_type": (args.loss_type != "nll", "distillation has its own loss; leave it at 'nll'"),
         "label_smoothing_factor": (
             args.label_smoothing_factor > 0,

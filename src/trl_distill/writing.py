@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from .conversation import render
 from .data import read_rows
 from .errors import DataError, TeacherError
-from .preparation import render
 from .prompts import parse_template
 from .sources import EMBEDDED, load_tokenizer, resolve
 from .teachers import (
