@@ -20,6 +20,7 @@ from .errors import DataError
 from .preflight import Preflight, text_of
 from .preparation import COLUMNS, Recipe, align, conclude, mapped, tokenize_row
 from .teacher_list import TeacherList, check_rows, takers
+from .tokenized import check_tokenized, is_tokenized
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -64,6 +65,8 @@ def read(dataset: Dataset, recipe: Recipe | SeveralRecipes, *, name: str = "trai
     rows, report = preparation.read(dataset, recipe.recipes[0], name=name)
     columns = json.loads(rows[0]["values"])
     for other in recipe.recipes[1:]:
+        if is_tokenized(dataset):
+            check_tokenized(dataset, [other.teacher.template], source=name)
         other.teacher.template.check_columns(columns, read=dataset.column_names)
     check_rows(recipe.teachers, list(columns))
     return rows, report

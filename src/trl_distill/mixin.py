@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from accelerate import PartialState
 from accelerate.utils import is_peft_model
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 from transformers.trainer_utils import PredictionOutput
 
 from .collator import DistillationCollator
@@ -31,6 +31,7 @@ from .server_targets import alpha_of
 from .several import check_list, put_names, recipe_of, teacher_of, told
 from .several_collator import SeveralCollator
 from .sources import resolve
+from .streams import check_streams, columns_of, completions_of, is_stream, prepare_stream
 from .targets import LossSettings, Targets
 from .teachers import (
     CrossTeacher,
@@ -43,6 +44,7 @@ from .teachers import (
     check_apart,
     each,
 )
+from .tokenized import IDS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -101,12 +103,14 @@ class DistillationMixin(_Base):
             )
             return
         _check(args, data_collator, train_dataset, kwargs)
+        check_streams(args, train_dataset, eval_dataset)
         check_list(args, student=model)
         check_apart(student=model, teacher=teacher_model)
         self._written_by = writers_of_data(args, teacher_model, train_dataset)
         model = resolve(model, role="model") if isinstance(model, str) else model
         args.remove_unused_columns = False  # the collator takes columns that are no arguments of the model
         args.dataset_kwargs = {**(args.dataset_kwargs or {}), "skip_prepare_dataset": True}
+        turns, args.assistant_only_loss = args.assistant_only_loss, False  # TRL's needs a template with its marks
         self._formatting = kwargs.pop("formatting_func", None)
         collator = DistillationCollator(pad_token_id=0, pad_to_multiple_of=args.pad_to_multiple_of)
         super().__init__(
@@ -119,6 +123,7 @@ class DistillationMixin(_Base):
             *positional,
             **kwargs,
         )
+        args.assistant_only_loss = turns
         keep_differentiable(self.model)
         self.model_accepts_loss_kwargs = True  # our loss divides by num_items_in_batch itself
         self.metrics_of = {"train": DistillationMetrics(), "eval": DistillationMetrics()}
@@ -181,7 +186,7 @@ class DistillationMixin(_Base):
         self.train_dataset = self.prepare_dataset(self.train_dataset, "train")
         self.eval_dataset = self._prepare_all(self.eval_dataset)
         self._take_stored_targets()
-        taught, generation = self.train_dataset["completion"], self.base_student.generation_config
+        taught, generation = completions_of(self.train_dataset), self.base_student.generation_config
         add_taught_ends(generation, taught, teacher=self.teacher, tokenizer=self.tokenizer)
         for teacher in each(self.teacher):
             if isinstance(teacher, (LocalTeacher, CrossTeacher)):
@@ -194,6 +199,8 @@ class DistillationMixin(_Base):
         if self.args.teacher_store is None and not isinstance(self.teacher, StoredTeacher):
             return
         both = {"train": self.train_dataset, **_by_name(self.eval_dataset)}
+        if any(is_stream(part) for part in both.values()):
+            raise ParamsError(f"{self.teacher.name} is a store of targets, and a dataset is a stream; give a Dataset.")
         self.teacher = from_store(self.args, self.teacher, both)
         # the recipe that made the rows would keep the teacher in memory
         self.recipe = recipe_of(self.args, self.teacher, tokenizer=self.tokenizer, student=self.base_student.config)
@@ -215,16 +222,27 @@ class DistillationMixin(_Base):
         """
         if is_prepared(dataset):
             return dataset
-        if self._formatting is not None:
-            func = self._formatting
-            read_instead = set(dataset.column_names) & {*CONVERSATIONS, *COMPLETIONS, "prompt"}
-            dataset = dataset.map(
-                lambda row: {self.args.dataset_text_field: func(row)}, remove_columns=sorted(read_instead)
-            )
+        dataset = self._formatted(dataset, name)
+        if self.args.shuffle_dataset:
+            dataset = dataset.shuffle(seed=self.args.seed)
         with PartialState().main_process_first():  # the others find the completions in the store
-            prepared, preflight = prepare(dataset, self.recipe, name=name)
+            if is_stream(dataset):
+                apart = self.args.dataloader_num_workers > 0 or self.accelerator.num_processes > 1
+                prepared, preflight = prepare_stream(dataset, self.recipe, name=name, apart=apart)
+            else:
+                prepared, preflight = prepare(dataset, self.recipe, name=name)
         self.accelerator.print(preflight.text())
         return prepared
+
+    def _formatted(self, dataset: Any, name: str) -> Any:
+        """Return a dataset with the text that `formatting_func` makes of its rows, as SFTTrainer has it."""
+        func, columns = self._formatting, [] if self._formatting is None else columns_of(dataset)
+        if func is None or IDS in columns:
+            if func is not None:
+                self.accelerator.print(f"formatting_func is not used: {name} has token ids already.")
+            return dataset
+        read_instead = sorted(set(columns) & {*CONVERSATIONS, *COMPLETIONS, "prompt"})
+        return dataset.map(lambda row: {self.args.dataset_text_field: func(row)}, remove_columns=read_instead)
 
     def _prepare_all(self, dataset: Any) -> Any:
         """Prepare a dataset, a dict of them, or nothing."""
@@ -340,8 +358,12 @@ def _check(args: DistillationSFTConfig, collator: Any, dataset: Any, kwargs: Map
         "compute_loss_func": (kwargs.get("compute_loss_func") is not None, "override compute_loss instead"),
         "compute_metrics": (kwargs.get("compute_metrics") is not None, "no logits are built; use a callback"),
         "train_dataset": (
-            dataset is not None and not isinstance(dataset, Dataset),
-            "distillation takes a datasets.Dataset; materialise a streaming one first",
+            dataset is not None and not isinstance(dataset, (Dataset, IterableDataset)),
+            "give a datasets.Dataset or IterableDataset, of a dict of them one",
+        ),
+        "formatting_func": (
+            kwargs.get("formatting_func") is not None and args.completion_only_loss is True,
+            "it makes text, which has no completion, and completion_only_loss is True; leave that out",
         ),
     }
     for name, (given, why) in refused.items():

@@ -26,7 +26,7 @@ from .prompt_tokens import PromptTokens
 from .prompts import Template
 from .teachers.base import Completion
 from .teachers.written import was_cut
-from .tokenized import is_tokenized, read_tokenized
+from .tokenized import check_tokenized, is_tokenized, read_tokenized
 from .turns import Stretches, conversation_of, fit_stretches, of_ids, side_by_side, stretches
 
 if TYPE_CHECKING:
@@ -133,7 +133,10 @@ def read(dataset: Dataset, recipe: Recipe, *, name: str = "train") -> tuple[Data
     """
     columns, templates = recipe.columns, (recipe.student.template, recipe.teacher.template)
     if is_tokenized(dataset):
-        return read_tokenized(dataset, templates, crossed=recipe.crossing is not None, source=name)
+        needs = "cross_tokenizer is on" if recipe.crossing is not None else None
+        needs = "completions is 'teacher'" if recipe.completions == "teacher" else needs
+        check_tokenized(dataset, templates, needs=needs, source=name)
+        return read_tokenized(dataset, source=name)
     rows, report = read_rows(
         dataset,
         text_column=columns.text,
@@ -178,9 +181,9 @@ def prepare(
     if rows_at_most is not None and len(rows) > rows_at_most:
         rows = rows.select(range(rows_at_most))
     aligned = align(rows, recipe, name=name)
-    columns = COLUMNS if recipe.crossing is None else (*COLUMNS, *CROSSING_COLUMNS)
+    columns: tuple[str, ...] = COLUMNS if recipe.crossing is None else (*COLUMNS, *CROSSING_COLUMNS)
     if any(aligned["completion_mask"]):
-        aligned, columns = mapped(aligned, _with_masks, f"Marking {name}"), (*COLUMNS, *turns.COLUMNS)
+        aligned, columns = mapped(aligned, turns.with_masks, f"Marking {name}"), (*COLUMNS, *turns.COLUMNS)
     return conclude(aligned, rows, report, recipe, name=name, columns=columns)
 
 
@@ -193,7 +196,7 @@ def align(rows: Dataset, recipe: Recipe, *, name: str) -> Dataset:
     _check_sources(rows, recipe, name)
     how: dict[str, Any] = {"remove_columns": rows.column_names, "features": TOKENS}
     tokens = mapped(rows, lambda row: tokenize_row(row, recipe, name=name), f"Tokenizing {name}", **how)
-    _check_gaps(tokens, recipe, name)
+    turns.check_in_one_piece(tokens, recipe.in_one_piece, name=name)
     _check_ids(tokens, recipe, name)
     tokens = _write_missing(tokens, recipe)
     return mapped(tokens, lambda row: _fit(row, recipe, name), f"Aligning {name}")
@@ -298,8 +301,8 @@ def tokenize_row(row: dict[str, Any], recipe: Recipe, *, name: str) -> dict[str,
     if recipe.reads_text:
         if options and source == "teacher":
             raise DataError(
-                f"{where}: there are {', '.join(sorted(options))} for a chat template, and the teacher is asked in text "
-                "and messages alone; give completions, or a local teacher."
+                f"{where}: there are {', '.join(sorted(options))} for a chat template, and the teacher is asked in "
+                "text and messages alone; give completions, or a local teacher."
             )
         out["read"] = json.dumps(teacher)
         teacher = (recipe.as_read or _text_of)(teacher)
@@ -340,19 +343,6 @@ def _crossed(text: str, completion: list[int], recipe: Recipe) -> dict[str, list
 def _text_of(prompt: str | list[dict[str, Any]]) -> str:
     """Return a prompt's text, without what tells the messages of a chat apart."""
     return prompt if isinstance(prompt, str) else "\n".join(str(message["content"]) for message in prompt)
-
-
-def _check_gaps(tokens: Dataset, recipe: Recipe, name: str) -> None:
-    """Refuse completions with gaps where the teacher takes none."""
-    if recipe.in_one_piece is None:
-        return
-    for number, mask in zip(tokens["row"], tokens["completion_mask"], strict=True):
-        if mask:
-            raise DataError(
-                f"{name}, row {number}: what is learnt stands in several places of the conversation, and "
-                f"{recipe.in_one_piece}; give one local teacher, or have one turn learnt (no assistant_only_loss, no "
-                "mask with gaps)."
-            )
 
 
 def _check_ids(tokens: Dataset, recipe: Recipe, name: str) -> None:
@@ -437,17 +427,4 @@ def _fit(row: dict[str, Any], recipe: Recipe, name: str) -> dict[str, Any]:
         "prompt_cut": fitted.prompt_cut,
         "completion_cut": fitted.completion_cut,
         "kept": len(fitted.completion) - unpredictable,
-    }
-
-
-def _with_masks(row: dict[str, Any]) -> dict[str, Any]:
-    """Return a row with masks, also where its completion has no gaps."""
-    if row["completion_mask"]:
-        return row
-    ids = row["completion"]
-    return {
-        **row,
-        "completion_mask": [1] * len(ids),
-        "teacher_completion": ids,
-        "teacher_completion_mask": [1] * len(ids),
     }

@@ -92,10 +92,11 @@ def read_rows(
 
     Returns:
         A dataset with the columns `row` (int, the line of a single line-based file, else the row's number from 1),
-        `input` (str), `history` (str or None: the messages before the completion as JSON, the last one being the user's or a tool's),
-        `completion` (str or None), `turns` (str or None: JSON of the `last` message and of the place `start` in the
-        conversation from which assistant messages are learnt, where the completion is more than a text) and `values`
-        (str: the other columns as a JSON object of texts and numbers); and the report. A row whose input or completion is empty is set aside and not counted against `max_bad_rows`.
+        `input` (str), `history` (str or None: the messages before the completion as JSON, the last one being the
+        user's or a tool's), `completion` (str or None), `turns` (str or None: where the completion is more than a text,
+        JSON of the `last` message and of the place `start` in the conversation from which assistant messages are
+        learnt) and `values` (str: the other columns as a JSON object of texts and numbers); and the report. A row whose
+        input or completion is empty is set aside and not counted against `max_bad_rows`.
 
     Raises:
         DataError: A column that is not there, more bad rows than allowed, or no row left to use.

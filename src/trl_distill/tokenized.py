@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from .conversation import OWN
@@ -22,9 +23,28 @@ def is_tokenized(dataset: Any) -> bool:
     return IDS in (getattr(dataset, "column_names", None) or ())
 
 
-def read_tokenized(
-    dataset: Dataset, templates: tuple[Template, ...], *, crossed: bool, source: str
-) -> tuple[Dataset, RowReport]:
+def check_tokenized(dataset: Dataset, templates: Sequence[Template], *, needs: str | None = None, source: str) -> None:
+    """Refuse what needs the text of rows that are token ids.
+
+    Args:
+        dataset: With the column `input_ids`.
+        templates: Of both sides.
+        needs: What else needs it, with a verb; None where nothing does.
+        source: What to call the dataset in messages.
+
+    Raises:
+        DataError: Naming what needs it.
+    """
+    other = next((f"{t.name} is not {{input}}" for t in templates if not t.is_identity), needs)
+    own = next((f"there is a column {name!r}" for name in OWN if name in dataset.column_names), other)
+    if own is not None:
+        raise DataError(
+            f"{source} has token ids ({IDS!r}), which both models read as they are, but {own}, which needs text; give "
+            "rows of text or messages."
+        )
+
+
+def read_tokenized(dataset: Dataset, *, source: str) -> tuple[Dataset, RowReport]:
     """Read rows of token ids in the form of `read_rows`, with `ids` and `mask` (1 on what is learnt) besides.
 
     `labels` says what is learnt (all that is not -100); else it is what all of `completion_mask` and
@@ -32,23 +52,11 @@ def read_tokenized(
 
     Args:
         dataset: With the column `input_ids`.
-        templates: Both sides'.
-        crossed: Whether the teacher has another tokenizer.
         source: What to call the dataset in messages.
 
     Raises:
-        DataError: A template, or a teacher, that needs the text; columns of a row that do not fit together.
+        DataError: No row, or columns of one that do not fit together.
     """
-    other = next((t.name for t in templates if not t.is_identity), None)
-    own = next((name for name in OWN if name in dataset.column_names), None)
-    if other is not None or own is not None or crossed:
-        what = (
-            f"{other} is not {{input}}" if other else f"there is a column {own!r}" if own else "cross_tokenizer is on"
-        )
-        raise DataError(
-            f"{source} has token ids ({IDS!r}), which both models read as they are, but {what}, which needs text; give "
-            "rows of text or messages."
-        )
     if len(dataset) == 0:
         raise DataError(f"{source} has no rows; give data with at least one.")
 
@@ -58,13 +66,8 @@ def read_tokenized(
         nothing = {"history": None, "completion": None, "turns": None}
         return {"row": i + 1, "input": "", **nothing, "values": "{}", "ids": ids, "mask": mask}
 
-    rows = dataset.with_format(None).map(
-        read,
-        with_indices=True,
-        remove_columns=dataset.column_names,
-        load_from_cache_file=False,
-        desc=f"Reading {source}",
-    )
+    how = {"remove_columns": dataset.column_names, "load_from_cache_file": False, "desc": f"Reading {source}"}
+    rows = dataset.with_format(None).map(read, with_indices=True, **how)
     return rows, RowReport(len(rows), len(rows), ())
 
 

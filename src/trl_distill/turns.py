@@ -17,6 +17,7 @@ from .errors import DataError
 from .prompts import Template
 
 if TYPE_CHECKING:
+    from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
 
 # columns beside the student's prompt, the teacher's prompt and the completion
@@ -91,7 +92,10 @@ def stretches(
     end = turn_end(tokenizer)
     mark = "" if end is None else str(tokenizer.decode([end]))
     learnt = [i for i in range(start, len(messages)) if messages[i]["role"] == "assistant"]
-    done, prompt, rest, mask = "", [], [], []
+    done = ""
+    prompt: list[int] = []
+    rest: list[int] = []
+    mask: list[int] = []
     for i in learnt:
         before, _ = rendered_prompt(tokenizer, messages[:i], options)
         after = rendered(tokenizer, messages[: i + 1], options=options)
@@ -171,8 +175,8 @@ def fit_stretches(
     limits = {"overflow": overflow, "where": where}
     sides = [Stretches(row["student_prompt"], row["completion"], row["completion_mask"])]
     sides.append(Stretches(row["teacher_prompt"], row["teacher_completion"], row["teacher_completion_mask"]))
-    mine = fit(sides[0].prompt, [], sides[0].rest, student_limit=student_limit, teacher_limit=None, **limits)  # type: ignore[arg-type]
-    theirs = fit([], sides[1].prompt, sides[1].rest, student_limit=None, teacher_limit=teacher_limit, **limits)  # type: ignore[arg-type]
+    mine = fit(sides[0].prompt, [], sides[0].rest, student_limit=student_limit, teacher_limit=None, **limits)
+    theirs = fit([], sides[1].prompt, sides[1].rest, student_limit=None, teacher_limit=teacher_limit, **limits)
     tokens = min(sum(side.mask[: len(f.completion)]) for side, f in zip(sides, (mine, theirs), strict=True))
     ends = [_end_of(side.mask, tokens) for side in sides]
     unpredictable = int(tokens > 0 and not (mine.student_prompt and theirs.teacher_prompt))
@@ -187,6 +191,35 @@ def fit_stretches(
         "completion_cut": sum(sides[0].mask) - tokens,
         "kept": tokens - unpredictable,
     }
+
+
+def with_masks(row: dict[str, Any]) -> dict[str, Any]:
+    """Return a fitted row with masks, also where its completion has no gaps."""
+    if row["completion_mask"]:
+        return row
+    ids = row["completion"]
+    return {**row, **dict(zip(COLUMNS, ([1] * len(ids), ids, [1] * len(ids)), strict=True))}
+
+
+def check_in_one_piece(rows: Dataset, reason: str | None, *, name: str) -> None:
+    """Refuse completions with gaps where the teacher takes none.
+
+    Args:
+        rows: With `row` and `completion_mask`.
+        reason: Why it takes none, as the end of a sentence; None where it does.
+        name: What to call the dataset in messages.
+
+    Raises:
+        DataError: Naming the first row.
+    """
+    if reason is None:
+        return
+    for number, mask in zip(rows["row"], rows["completion_mask"], strict=True):
+        if mask:
+            raise DataError(
+                f"{name}, row {number}: what is learnt stands in several places of the conversation, and {reason}; "
+                "give one local teacher, or have one turn learnt (no assistant_only_loss, no mask with gaps)."
+            )
 
 
 def _end_of(mask: Sequence[int], tokens: int) -> int:
