@@ -54,6 +54,8 @@ class PromptDistillationTrainer(DistillationSFTTrainer):
             )
         if self.online and isinstance(self.teacher, SeveralTeachers):
             raise ParamsError("teacher_config lists several teachers, but generate_teacher_outputs writes with one.")
+        if self.online and self.args.assistant_only_loss:
+            raise ParamsError("assistant_only_loss learns turns of the data, but generate_teacher_outputs writes them.")
         if self.online:  # what will be written may end in any of the teacher's stop tokens
             ends = [[stop] for stop in self.teacher.stop_ids]
             generation = self.base_student.generation_config
