@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import islice
 from typing import Any
 
 from datasets import (
@@ -44,7 +45,7 @@ def columns_of(dataset: Dataset | IterableDataset) -> list[str]:
 def completions_of(dataset: Dataset | IterableDataset) -> list[list[int]]:
     """Return the completions of prepared rows, of a stream those of its first block."""
     if isinstance(dataset, IterableDataset):
-        return [row["completion"] for row in dataset.take(BLOCK)]
+        return [row["completion"] for row in islice(dataset, BLOCK)]  # take() would read the next block too
     return list(dataset["completion"])
 
 
@@ -88,7 +89,7 @@ def prepare_stream(
         ParamsError: Several processes read rows for which the teacher has to be asked.
         TemplateError: A template field that is no column.
     """
-    first = Dataset.from_list(list(dataset.take(BLOCK)))
+    first = Dataset.from_list(list(islice(dataset, BLOCK)))
     if not len(first):
         raise DataError(f"{name} has no rows; give data with at least one.")
     prepared, preflight = prepare(first, recipe, name=name)
