@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import pytest
+from conftest import make_model
 from datasets import Dataset, DatasetDict
 from forms import SYSTEM, assistant, distilling, learnt, losses, user
 
-from trl_distill import DistillationSFTConfig, DistillationSFTTrainer, LLMTrainingParams, run
+from trl_distill import DistillationSFTConfig, DistillationSFTTrainer, LLMTrainingParams, generate_with_teacher, run
 from trl_distill.errors import DataError, ParamsError
 
 TEACHER = {"teacher_prompt_template": "g f {input} d"}
@@ -260,3 +261,12 @@ def test_a_formatting_function_is_not_used_on_token_ids(tiny_model_dir, tiny_tea
     trainer = distilling(tiny_model_dir, tiny_teacher_dir, tmp_path, data, formatting=lambda row: "a")
     assert trainer.train_dataset["completion"] == IDS["input_ids"]
     assert "formatting_func is not used: train has token ids already" in capsys.readouterr().out
+
+
+def test_queries_may_bring_their_teachers_prompt(tmp_path):
+    folder = make_model(tmp_path / "writer")
+    rows = [{"text": "a", "teacher_prompt": "g g"}, {"text": "a"}]
+    found = generate_with_teacher(str(folder), "g {input}", rows, max_new_tokens=6, progress=False)
+    first = generate_with_teacher(str(folder), "{input}", ["g g"], max_new_tokens=6, progress=False)
+    second = generate_with_teacher(str(folder), "{input}", ["g a"], max_new_tokens=6, progress=False)
+    assert [row["completion"] for row in found] == [first[0]["completion"], second[0]["completion"]]

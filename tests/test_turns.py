@@ -7,12 +7,16 @@ import re
 
 import pytest
 import torch
+from conftest import make_model
 from datasets import Dataset
 from forms import IGNORE, MARKED, SYSTEM, assistant, distilling, learnt, losses, settings, user
+from teachers.writers import make_t5
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import SFTConfig, SFTTrainer
 
 from trl_distill import DistillationSFTConfig, DistillationSFTTrainer, LLMTrainingParams, PromptDistillationTrainer, run
+from trl_distill.cli.llm import params_from_command
+from trl_distill.config import from_params
 from trl_distill.errors import DataError, ParamsError
 from trl_distill.losses import distillation_loss_from_logits
 
@@ -220,3 +224,45 @@ def test_a_run_learns_all_turns_too(trainer, tiny_model_dir, tmp_path):
     )  # fmt: skip
     (batch,) = list(run(params).trainer.get_train_dataloader())
     assert sum(int((labels[1:] != IGNORE).sum()) for labels in batch["labels"]) == 16
+
+
+@pytest.fixture(scope="module")
+def encoder_decoder(tmp_path_factory):
+    return make_t5(tmp_path_factory.mktemp("t5") / "t5")
+
+
+def test_a_teacher_of_text_leaves_all_turns_to_cross_entropy(
+    encoder_decoder, tiny_model_dir, tiny_teacher_dir, tmp_path
+):
+    more = {"chat_template": MARKED, "assistant_only_loss": True, "distill_alpha": 0.0}
+    text = distilling(tiny_model_dir, encoder_decoder, tmp_path / "text", TALKS, **more)
+    local = distilling(tiny_model_dir, tiny_teacher_dir, tmp_path / "local", TALKS, **more)
+    assert losses(text) == pytest.approx(losses(local), rel=1e-6)
+
+
+def test_tools_are_not_asked_of_a_teacher_in_text(encoder_decoder, tiny_model_dir, tmp_path):
+    rows = [{"messages": [user("a")], "tools": TOOLS}]
+    more = {"chat_template": MARKED, "distill_alpha": 0.0}
+    with pytest.raises(
+        DataError, match="train, row 1: there are tools for a chat template, and the teacher is asked in"
+    ):
+        distilling(tiny_model_dir, encoder_decoder, tmp_path, rows, **more)
+    rows = [{"messages": [user("a"), assistant("b")], "tools": TOOLS}]
+    assert losses(distilling(tiny_model_dir, encoder_decoder, tmp_path, rows, **more))
+
+
+def test_a_call_of_a_tool_crosses_tokenizers(tiny_model_dir, tmp_path):
+    other = make_model(tmp_path / "other", hidden=40)
+    rows = [{"messages": [user("a"), CALL], "tools": TOOLS}, {"messages": [user("a"), assistant("b")], "tools": TOOLS}]
+    trainer = distilling(tiny_model_dir, other, tmp_path / "run", rows, chat_template=MARKED, cross_tokenizer=True)
+    tokenizer, row = trainer.teacher.tokenizer, trainer.train_dataset[0]
+    assert tokenizer.decode(row["teacher_completion"]) == "<call>count</call><|im_end|>"
+    assert "tools\ncount" in tokenizer.decode(row["teacher_prompt"])
+    assert losses(trainer)
+
+
+def test_the_flag_reaches_the_run(tiny_model_dir, tmp_path):
+    params = params_from_command(
+        ["--model", str(tiny_model_dir), "--teacher-model", str(tiny_model_dir), "--assistant-only-loss"]
+    )
+    assert from_params(params).assistant_only_loss
