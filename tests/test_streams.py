@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 from conftest import make_model_that_writes
 from datasets import Dataset, IterableDataset
-from forms import MARKED, assistant, distilling, losses, user
+from forms import MARKED, assistant, distilling, losses, settings, user
 from transformers import AutoTokenizer
 
+from trl_distill import DistillationSFTConfig, DistillationSFTTrainer
 from trl_distill.errors import DataError, ParamsError
 from trl_distill.streams import BLOCK
 
@@ -123,3 +124,25 @@ def test_what_needs_all_rows_at_once_is_refused(more, message, tiny_model_dir, t
 def test_an_empty_stream_is_an_error(tiny_model_dir, tiny_teacher_dir, tmp_path):
     with pytest.raises(DataError, match="eval has no rows"):
         distilling(tiny_model_dir, tiny_teacher_dir, tmp_path, PAIRS[:4], evaluation=streamed([]))
+
+
+def test_rows_set_aside_in_a_later_block_are_told_of(tiny_model_dir, tiny_teacher_dir, tmp_path, caplog):
+    rows = [*PAIRS[:BLOCK], {"prompt": "a", "completion": ""}, *PAIRS[: BLOCK - 1], {"prompt": "", "completion": "b"}]
+    trainer = distilling(tiny_model_dir, tiny_teacher_dir, tmp_path, streamed(rows), **TEACHER)
+    with caplog.at_level("WARNING", "trl_distill"):
+        found = [row["row"] for row in trainer.train_dataset]
+    assert found == [n for n in range(1, 2 * BLOCK + 1) if n != BLOCK + 1]
+    assert f"{BLOCK - 1} of {BLOCK} used; 1 set aside" in caplog.text
+    assert "train (streamed): none of 1 rows can be used" in caplog.text
+
+
+def test_a_teacher_of_a_list_need_take_no_row_of_a_later_block(tiny_model_dir, tiny_teacher_dir, tmp_path):
+    rows = [{**row, "team": "xy"[i % 2] if i < BLOCK else "x"} for i, row in enumerate(PAIRS[: BLOCK + 4])]
+    listed = [
+        {"model": str(model), "template": "{input}", "rows": f"team={team}"}
+        for model, team in ((tiny_model_dir, "x"), (tiny_teacher_dir, "y"))
+    ]
+    config = DistillationSFTConfig(**settings(tmp_path), use_distillation=True, teacher_config=listed)
+    trainer = DistillationSFTTrainer(str(tiny_model_dir), config, train_dataset=streamed(rows))
+    assert [row["teachers"] for row in trainer.train_dataset] == [["xy".index(row["team"])] for row in rows]
+    assert len(losses(trainer)) == 2

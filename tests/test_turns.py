@@ -266,3 +266,12 @@ def test_the_flag_reaches_the_run(tiny_model_dir, tmp_path):
         ["--model", str(tiny_model_dir), "--teacher-model", str(tiny_model_dir), "--assistant-only-loss"]
     )
     assert from_params(params).assistant_only_loss
+
+
+def test_plain_sft_refuses_text_under_assistant_only_loss_too(tiny_model_dir, tmp_path):
+    params = LLMTrainingParams(
+        model=str(tiny_model_dir), trainer="sft", data_path=Dataset.from_dict({"text": ["a"]}),
+        project_name=str(tmp_path / "run"), assistant_only_loss=True,
+    )  # fmt: skip
+    with pytest.raises(DataError, match="train, row 1, is text, and assistant_only_loss learns what the assistant"):
+        run(params)

@@ -19,6 +19,7 @@ from .data import RowReport
 from .errors import DataError
 from .preflight import Preflight, text_of
 from .preparation import COLUMNS, Recipe, align, conclude, mapped, tokenize_row
+from .rows import NoUsableRows
 from .teacher_list import TeacherList, check_rows, takers
 from .tokenized import check_tokenized, is_tokenized
 
@@ -98,7 +99,7 @@ def prepare(
     taking = takers(recipe.teachers, values, seed=recipe.seed, name=name)
     taken = [n for n, teachers in enumerate(taking) if teachers]
     if not taken:
-        raise DataError(f"{name}: no teacher takes any of {len(rows):,} rows; change 'rows' in teacher_config.")
+        raise NoUsableRows(f"{name}: no teacher takes any of {len(rows):,} rows; change 'rows' in teacher_config.")
     left = tuple((f"row {rows[n]['row']}", UNTAKEN) for n, teachers in enumerate(taking) if not teachers)
     report = replace(report, used=len(taken), set_aside=(*report.set_aside, *left))
     taken = taken[:rows_at_most]

@@ -242,7 +242,10 @@ class DistillationMixin(_Base):
                 self.accelerator.print(f"formatting_func is not used: {name} has token ids already.")
             return dataset
         read_instead = sorted(set(columns) & {*CONVERSATIONS, *COMPLETIONS, "prompt"})
-        return dataset.map(lambda row: {self.args.dataset_text_field: func(row)}, remove_columns=read_instead)
+        text = (
+            self.args.dataset_text_field
+        )  # the function is pickled for its fingerprint, and must not hold the trainer
+        return dataset.map(lambda row: {text: func(row)}, remove_columns=read_instead)
 
     def _prepare_all(self, dataset: Any) -> Any:
         """Prepare a dataset, a dict of them, or nothing."""

@@ -36,6 +36,11 @@ def plain_rows(dataset: Dataset, params: LLMTrainingParams, *, name: str) -> tup
     )
     lacking = [n for n, completion in zip(rows["row"], rows["completion"], strict=True) if completion is None]
     pairs, chat = len(lacking) < len(rows), any(history is not None for history in rows["history"])
+    if params.assistant_only_loss and not chat:
+        raise DataError(
+            f"{name}, row {rows[0]['row']}, is text, and assistant_only_loss learns what the assistant says in "
+            "conversations; give messages, or drop assistant_only_loss."
+        )
     if pairs and lacking and not chat:
         raise DataError(
             f"{name}: {len(lacking)} rows have no completion (row {', '.join(map(str, lacking[:10]))}) where others "

@@ -24,6 +24,7 @@ from .errors import DataError
 from .preflight import Preflight
 from .prompt_tokens import PromptTokens
 from .prompts import Template
+from .rows import NoUsableRows
 from .teachers.base import Completion
 from .teachers.written import was_cut
 from .tokenized import check_tokenized, is_tokenized, read_tokenized
@@ -222,14 +223,14 @@ def conclude(
         columns: Those to return.
 
     Raises:
-        DataError: No row has a completion token.
+        NoUsableRows: No row has a completion token.
     """
     usable = fitted.filter(lambda row: row["kept"] > 0, desc=f"Checking {name}", load_from_cache_file=False)
     learnt = set(usable["row"])
     empty = tuple((f"row {n}", "no completion token") for n in dict.fromkeys(fitted["row"]) if n not in learnt)
     report = replace(report, used=report.used - len(empty), set_aside=(*report.set_aside, *empty))
     if len(usable) == 0:
-        raise DataError(
+        raise NoUsableRows(
             f"{name}: no row has a completion token to learn; add completions, or let the teacher write "
             "them with --completions teacher."
         )
@@ -328,7 +329,8 @@ def _turns(
     theirs = mine if recipe.reads_text and recipe.take is None else of(recipe.teacher, own)
     if recipe.crossing is None:
         return {**side_by_side(mine, theirs, where=where), "chat": True}
-    text = str(recipe.student.tokenizer.decode(mine.learnt, skip_special_tokens=True))
+    decoded = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
+    text = str(recipe.student.tokenizer.decode(mine.learnt, **decoded))
     out = {**side_by_side(mine, mine, where=where), "teacher_prompt": theirs.prompt, "chat": True}
     return out | _crossed(text, out["completion"], recipe)
 

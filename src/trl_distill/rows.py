@@ -56,6 +56,10 @@ class RowReport:
         return f"{self.used:,} of {self.total:,} used; {len(self.set_aside):,} set aside: {'; '.join(parts)}"
 
 
+class NoUsableRows(DataError):
+    """Data of which no row can be learnt."""
+
+
 class _Unusable(Exception):
     """A row that cannot be used: `bad` counts against the limit, an empty one does not."""
 
@@ -99,7 +103,7 @@ def read_rows(
         input or completion is empty is set aside and not counted against `max_bad_rows`.
 
     Raises:
-        DataError: A column that is not there, more bad rows than allowed, or no row left to use.
+        DataError: A column that is not there, more bad rows than allowed, or (`NoUsableRows`) no row left to use.
     """
     if not hasattr(dataset, "__len__"):
         raise DataError(f"{source} is a {type(dataset).__name__}; give a datasets.Dataset, whose rows can be counted.")
@@ -167,7 +171,7 @@ def _check(problems: list[tuple[int, str, str, bool]], total: int, max_bad_rows:
             f"{_list(bad)}; repair them, or raise --max-bad-rows to set them aside."
         )
     if len(problems) == total:
-        raise DataError(f"{source}: none of {total:,} rows can be used: {_list(problems)}; repair the data.")
+        raise NoUsableRows(f"{source}: none of {total:,} rows can be used: {_list(problems)}; repair the data.")
 
 
 def _list(problems: list[tuple[int, str, str, bool]]) -> str:

@@ -6,6 +6,7 @@ reached.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import islice
@@ -27,8 +28,10 @@ from .errors import DataError, ParamsError
 from .preflight import Preflight
 from .preparation import COLUMNS, IDS, Recipe
 from .readers import PLACE
+from .rows import NoUsableRows
 from .tokenized import is_tokenized
 
+logger = logging.getLogger(__name__)
 BLOCK = 64  # rows that are prepared at a time, and that the pre-flight is of
 
 
@@ -105,10 +108,16 @@ def prepare_stream(
 
     def block(batch: dict[str, list[Any]], indices: list[int]) -> dict[str, list[Any]]:
         rows = Dataset.from_dict({PLACE: [f"row {i + 1}" for i in indices], **batch})
-        with _quiet():
-            made, _ = prepare(rows, recipe, name=name)
-            if masked:
-                made = made if turns.COLUMNS[0] in made.column_names else made.map(_whole)
+        try:
+            with _quiet():
+                made, flight = prepare(rows, recipe, name=f"{name} (streamed)")
+                if masked and turns.COLUMNS[0] not in made.column_names:
+                    made = made.map(_whole)
+        except NoUsableRows as error:
+            logger.warning("%s", error)
+            return {column: [] for column in features}
+        if flight.rows.set_aside:
+            logger.warning("%s (streamed): %s", name, flight.rows.summary())
         return dict(made.select_columns(list(features))[:])
 
     how: dict[str, Any] = {"batched": True, "batch_size": BLOCK, "with_indices": True, "features": features}
