@@ -286,6 +286,7 @@ def test_rows_of_text_alone_are_prompts(tiny_model_dir, tiny_teacher_dir, tmp_pa
         ({"cross_tokenizer": True}, "cannot be used with cross_tokenizer"),
         ({"teacher_model": None, "teacher_config": "teachers.yaml"}, "cannot be used with teacher_config"),
         ({"packing": True}, "cannot be used with packing"),
+        ({"assistant_only_loss": True}, "cannot be used with assistant_only_loss"),
         ({"padding_free": True}, "cannot be used with padding_free"),
         ({"teacher_model": "http://host:8000/v1#m"}, "a server, which is asked before training"),
         ({"teacher_model": "openai:gpt-4o-mini"}, "a server, which is asked before training"),

@@ -11,7 +11,7 @@ from datasets import Dataset
 from trl_distill.data import RowReport, read_rows
 from trl_distill.errors import DataError
 
-COLUMNS = ["row", "input", "history", "completion", "values"]
+COLUMNS = ["row", "input", "history", "completion", "turns", "values"]
 SYSTEM = {"role": "system", "content": "s"}
 USER = {"role": "user", "content": "q"}
 ASSISTANT = {"role": "assistant", "content": "a"}
@@ -75,6 +75,29 @@ def test_conversations(row, settings, history, completion):
     assert json.loads(read["history"]) == history
     assert read["input"] == "q"
     assert read["completion"] == completion
+
+
+CALL = {"role": "assistant", "tool_calls": [{"function": {"name": "f"}}]}
+TOOL = {"role": "tool", "content": "t"}
+
+
+@pytest.mark.parametrize(
+    ("row", "every", "history", "start"),
+    [
+        ({"messages": [USER, CALL, TOOL, ASSISTANT]}, False, 3, None),
+        ({"messages": [USER, CALL, TOOL, ASSISTANT]}, True, 3, 0),
+        ({"messages": [USER, CALL]}, False, 1, 1),
+        ({"messages": [USER, ASSISTANT]}, True, 1, None),
+        ({"messages": [SYSTEM, ASSISTANT, USER, ASSISTANT]}, True, 3, None),  # a greeting answers nobody
+        ({"prompt": [USER, ASSISTANT, USER], "completion": [ASSISTANT, USER, ASSISTANT]}, True, 5, 3),
+        ({"prompt": [USER, ASSISTANT, USER], "completion": [ASSISTANT]}, True, 3, None),
+    ],
+)
+def test_completions_that_are_more_than_a_text(row, every, history, start):
+    read = only(row, assistant_turns=every)
+    assert len(json.loads(read["history"])) == history
+    assert read["input"] == "q"
+    assert (None if read["turns"] is None else json.loads(read["turns"])["start"]) == start
 
 
 def test_what_else_a_message_says_is_kept_and_what_arrow_adds_is_not():
@@ -163,6 +186,8 @@ def test_the_summary_names_the_first_three_of_each_reason():
         ({"messages": [{"role": "poet", "content": "q"}]}, "message 1 has the role 'poet'"),
         ({"messages": [{"role": "user", "content": None}]}, "'messages, message 1' is missing"),
         ({"prompt": [USER, ASSISTANT], "completion": [ASSISTANT]}, "the assistant's message stands where"),
+        ({"messages": [TOOL, ASSISTANT]}, "the tool's message stands where"),
+        ({"prompt": [USER], "completion": [ASSISTANT, USER, ASSISTANT]}, "several are learnt with assistant_only_loss"),
     ],
 )
 def test_rows_that_cannot_be_used_say_why(row, reason):
@@ -186,7 +211,7 @@ def test_data_without_a_usable_row_is_an_error():
 def test_the_dataset_given_is_left_as_it_is():
     data = Dataset.from_list([{"text": "q", "completion": "a"}]).with_format("numpy")
     rows, _ = read_rows(data)
-    assert rows[0] == {"row": 1, "input": "q", "history": None, "completion": "a", "values": "{}"}
+    assert rows[0] == {"row": 1, "input": "q", "history": None, "completion": "a", "turns": None, "values": "{}"}
     assert data.column_names == ["text", "completion"]
     assert data.format["type"] == "numpy"
 

@@ -58,6 +58,10 @@ def _check_fresh(arguments: Any, fresh: str) -> None:
         )
     if arguments.teacher_config is not None:
         raise ParamsError(f"{fresh} cannot be used with teacher_config; give one --teacher-model.")
+    if getattr(arguments, "assistant_only_loss", False):
+        raise ParamsError(
+            f"{fresh} cannot be used with assistant_only_loss, which learns turns of the data; drop one of the two."
+        )
     for name in ("packing", "padding_free"):
         if getattr(arguments, name, False):
             raise ParamsError(

@@ -6,7 +6,7 @@ ids and position k of one is position k of the other, whatever the prompts.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -21,24 +21,33 @@ PROBE = "The quick brown fox, 1234 + 5 = 1239!\n\tdéjà vu — naïve 東京 de
 OTHERWISE = "add --cross-tokenizer, or learn from its completions alone with --distill-alpha 0"  # for other tokenizers
 
 
-def tokenize_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str | Sequence[dict[str, Any]]) -> list[int]:
+def tokenize_prompt(
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: str | Sequence[dict[str, Any]],
+    options: Mapping[str, Any] | None = None,
+) -> list[int]:
     """Return the ids of a prompt, ready for a completion to be appended.
 
     Args:
         tokenizer: The tokenizer of the model that reads the prompt.
         prompt: Text, tokenized with the special tokens the tokenizer adds in front (a closing end-of-sequence
             is taken off again); or chat messages, rendered by the chat template with the generation prompt.
+        options: What the chat template is handed besides the messages, such as `tools`.
 
     Raises:
         TemplateError: Chat messages, but the tokenizer has no chat template, or one that does not take them.
     """
-    text, special = rendered_prompt(tokenizer, prompt)
+    text, special = rendered_prompt(tokenizer, prompt, options)
     ids = list(tokenizer(text, add_special_tokens=special)["input_ids"])
     return without_closing(tokenizer, ids, text) if special else ids
 
 
-def rendered_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str | Sequence[dict[str, Any]]) -> tuple[str, bool]:
-    """Return the text of a prompt, and whether the tokenizer adds its special tokens to it.
+def rendered_prompt(
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: str | Sequence[dict[str, Any]],
+    options: Mapping[str, Any] | None = None,
+) -> tuple[str, bool]:
+    """Return the text of a prompt, and whether the tokenizer adds its special tokens to it; see `tokenize_prompt`.
 
     Raises:
         TemplateError: See `tokenize_prompt`.
@@ -50,7 +59,7 @@ def rendered_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str | Sequence[d
             f"the tokenizer of {tokenizer.name_or_path or 'the model'} has no chat template for a prompt of chat "
             "messages; give --chat-template or a text template."
         )
-    return rendered(tokenizer, prompt, opening=True), False  # the template writes those it wants
+    return rendered(tokenizer, prompt, opening=True, options=options), False  # the template writes those it wants
 
 
 def without_closing(tokenizer: PreTrainedTokenizerBase, ids: list[int], prompt: str) -> list[int]:
@@ -63,7 +72,12 @@ def without_closing(tokenizer: PreTrainedTokenizerBase, ids: list[int], prompt: 
 
 
 def rendered(
-    tokenizer: PreTrainedTokenizerBase, messages: Sequence[dict[str, Any]], *, opening: bool = False, name: str = ""
+    tokenizer: PreTrainedTokenizerBase,
+    messages: Sequence[dict[str, Any]],
+    *,
+    opening: bool = False,
+    options: Mapping[str, Any] | None = None,
+    name: str = "",
 ) -> str:
     """Return a conversation as the tokenizer's chat template writes it.
 
@@ -71,6 +85,7 @@ def rendered(
         tokenizer: One with a chat template.
         messages: The conversation.
         opening: Whether to add what opens an assistant's turn.
+        options: What the template is handed besides the messages.
         name: What to call the template in messages (default: by its tokenizer).
 
     Raises:
@@ -81,7 +96,8 @@ def rendered(
 
     name = name or f"the chat template of {tokenizer.name_or_path or 'the model'}"
     try:
-        return str(tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=opening))
+        how: dict[str, Any] = {**(options or {}), "tokenize": False, "add_generation_prompt": opening}
+        return str(tokenizer.apply_chat_template(list(messages), **how))
     except TemplateSyntaxError as error:
         raise TemplateError(f"{name} is not Jinja: line {error.lineno}: {error.message}.") from error
     except (JinjaError, TypeError, KeyError, ValueError) as error:

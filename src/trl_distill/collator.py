@@ -24,7 +24,8 @@ class DistillationCollator:
     in the same order, so their counts are equal row by row.
 
     With a teacher of another tokenizer rows also have `teacher_completion` and the spans of both, see
-    `Crossing.fit`; the batch then also holds `student_spans` and `teacher_spans`, see `mark_spans`.
+    `Crossing.fit`; the batch then also holds `student_spans` and `teacher_spans`, see `mark_spans`. Rows of which
+    several turns are learnt have a `completion_mask`, and a `teacher_completion` with a mask of its own (see `turns`).
 
     Where rows come in groups (`PackedRows`), or `padding_free` is set, the student's sequences are one, see
     `flatten_student`; the teacher's stay padded, since each kind of teacher reads them in its own way.
@@ -60,16 +61,22 @@ class DistillationCollator:
         ):
             prompts = [list(row[side]) for row in rows]
             completions = [list(row.get(f"{prefix}completion", row["completion"])) for row in rows]
-            for name, tensor in self._side(prompts, completions, skipped, pad).items():
+            masks = [row.get(f"{prefix}completion_mask") for row in rows]
+            for name, tensor in self._side(prompts, completions, skipped, pad, masks).items():
                 batch[prefix + name] = tensor
         if "span_kinds" in rows[0]:
             mark_spans(batch, rows, skipped)
         return batch
 
     def _side(
-        self, prompts: list[list[int]], completions: list[list[int]], skipped: list[int], pad: int
+        self,
+        prompts: list[list[int]],
+        completions: list[list[int]],
+        skipped: list[int],
+        pad: int,
+        masks: Sequence[Sequence[int] | None] | None = None,
     ) -> dict[str, torch.Tensor]:
-        """Return one model's sequences, padded on the right."""
+        """Return one model's sequences, padded on the right; completion tokens that a mask leaves out have no label."""
         width = max(len(p) + len(c) for p, c in zip(prompts, completions, strict=True))
         multiple = self.pad_to_multiple_of or 1
         shape = (len(prompts), -(-width // multiple) * multiple)
@@ -81,6 +88,9 @@ class DistillationCollator:
             ids[b, :end] = torch.tensor(prompt + completion)
             mask[b, :end] = 1
             labels[b, len(prompt) + skip : end] = torch.tensor(completion[skip:])
+            bits = masks[b] if masks is not None else None
+            if bits is not None:
+                labels[b, len(prompt) : end].masked_fill_(torch.tensor(bits) == 0, IGNORE)
         return {"input_ids": ids, "attention_mask": mask, "labels": labels}
 
 

@@ -19,7 +19,9 @@ from .data import RowReport
 from .errors import DataError
 from .preflight import Preflight, text_of
 from .preparation import COLUMNS, Recipe, align, conclude, mapped, tokenize_row
+from .rows import NoUsableRows
 from .teacher_list import TeacherList, check_rows, takers
+from .tokenized import check_tokenized, is_tokenized
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -64,6 +66,8 @@ def read(dataset: Dataset, recipe: Recipe | SeveralRecipes, *, name: str = "trai
     rows, report = preparation.read(dataset, recipe.recipes[0], name=name)
     columns = json.loads(rows[0]["values"])
     for other in recipe.recipes[1:]:
+        if is_tokenized(dataset):
+            check_tokenized(dataset, [other.teacher.template], source=name)
         other.teacher.template.check_columns(columns, read=dataset.column_names)
     check_rows(recipe.teachers, list(columns))
     return rows, report
@@ -95,7 +99,7 @@ def prepare(
     taking = takers(recipe.teachers, values, seed=recipe.seed, name=name)
     taken = [n for n, teachers in enumerate(taking) if teachers]
     if not taken:
-        raise DataError(f"{name}: no teacher takes any of {len(rows):,} rows; change 'rows' in teacher_config.")
+        raise NoUsableRows(f"{name}: no teacher takes any of {len(rows):,} rows; change 'rows' in teacher_config.")
     left = tuple((f"row {rows[n]['row']}", UNTAKEN) for n, teachers in enumerate(taking) if not teachers)
     report = replace(report, used=len(taken), set_aside=(*report.set_aside, *left))
     taken = taken[:rows_at_most]
@@ -163,7 +167,7 @@ def _mixed(
                 )
             prompt = tokenize_prompt(one.teacher.tokenizer, "")
         else:
-            prompt = tokenize_row(given, one)["teacher_prompt"]
+            prompt = tokenize_row(given, one, name=name)["teacher_prompt"]
         check_ids(prompt, one.teacher.rows, what="the teacher's prompt", whose="the teacher has", where=where)
         if not out["completion"]:
             out["teacher_prompts"].append(prompt)

@@ -31,7 +31,7 @@ def check_features(args: DistillationSFTConfig, *, model: Any = None, peft_confi
         ParamsError: Naming the setting and what to do.
     """
     adapters = [] if peft_config is None else [peft_config]
-    if is_peft_model(model):
+    if not isinstance(model, str) and is_peft_model(model):
         adapters += model.peft_config.values()
     if args.activation_offloading and not torch.accelerator.is_available():
         raise ParamsError(

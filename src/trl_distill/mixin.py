@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from accelerate import PartialState
 from accelerate.utils import is_peft_model
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 from transformers.trainer_utils import PredictionOutput
 
 from .adapters import take_penalty
@@ -40,6 +40,7 @@ from .several import check_list, put_names, recipe_of, teacher_of, told
 from .several_collator import SeveralCollator
 from .sharding import check_sharding, keep_loss_precise, without_repeats, wrap_teacher
 from .sources import resolve
+from .streams import check_streams, columns_of, completions_of, is_stream, prepare_stream
 from .targets import LossSettings, Targets
 from .teachers import (
     CrossTeacher,
@@ -52,6 +53,7 @@ from .teachers import (
     check_apart,
     each,
 )
+from .tokenized import IDS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -110,6 +112,7 @@ class DistillationMixin(StepMixin, MovingTeacherMixin, _Base):
             )
             return
         _check(args, data_collator, train_dataset, kwargs)
+        check_streams(args, train_dataset, eval_dataset)
         check_list(args, student=model)
         check_features(args, model=model, peft_config=kwargs.get("peft_config"))
         check_apart(student=model, teacher=teacher_model)
@@ -117,6 +120,7 @@ class DistillationMixin(StepMixin, MovingTeacherMixin, _Base):
         model = resolve(model, role="model") if isinstance(model, str) else model
         args.remove_unused_columns = False  # the collator takes columns that are no arguments of the model
         args.dataset_kwargs = {**(args.dataset_kwargs or {}), "skip_prepare_dataset": True}
+        turns, args.assistant_only_loss = args.assistant_only_loss, False  # TRL's needs a template with its marks
         self._formatting = kwargs.pop("formatting_func", None)
         flat = bool(args.padding_free or args.packing)
         collator = DistillationCollator(0, pad_to_multiple_of=args.pad_to_multiple_of, padding_free=flat)
@@ -132,6 +136,7 @@ class DistillationMixin(StepMixin, MovingTeacherMixin, _Base):
                 **kwargs,
             )
         self.padding_free = flat
+        args.assistant_only_loss = turns
         keep_differentiable(self.model)
         keep_loss_precise(self.accelerator)
         self.model_accepts_loss_kwargs = True  # our loss divides by num_items_in_batch itself
@@ -208,7 +213,7 @@ class DistillationMixin(StepMixin, MovingTeacherMixin, _Base):
         self.eval_dataset = self._prepare_all(self.eval_dataset)
         self.check_prompts()
         self._take_stored_targets()
-        taught, generation = self.train_dataset["completion"], self.base_student.generation_config
+        taught, generation = completions_of(self.train_dataset), self.base_student.generation_config
         add_taught_ends(generation, taught, teacher=self.teacher, tokenizer=self.tokenizer)
         if self.online:  # what will be written may end in any of the teacher's stop tokens
             ends = [[stop] for stop in self.teacher.stop_ids]
@@ -218,6 +223,8 @@ class DistillationMixin(StepMixin, MovingTeacherMixin, _Base):
                 teacher.prepare(self._wrap_teacher)
             elif isinstance(teacher, LocalTextTeacher):
                 teacher.rest()  # it has written all that is learnt
+        if is_stream(self.train_dataset):
+            return
         if isinstance(self.teacher, (LocalTeacher, CrossTeacher)):
             self.teacher.expect(self.train_dataset["teacher_prompt"])
         elif isinstance(self.teacher, SeveralTeachers):
@@ -230,6 +237,8 @@ class DistillationMixin(StepMixin, MovingTeacherMixin, _Base):
         if self.args.teacher_store is None and not isinstance(self.teacher, StoredTeacher):
             return
         both = {"train": self.train_dataset, **_by_name(self.eval_dataset)}
+        if any(is_stream(part) for part in both.values()):
+            raise ParamsError(f"{self.teacher.name} is a store of targets, and a dataset is a stream; give a Dataset.")
         self.teacher = from_store(self.args, self.teacher, both)
         # the recipe that made the rows would keep the teacher in memory
         self.recipe = recipe_of(self.args, self.teacher, tokenizer=self.tokenizer, student=self.base_student.config)
@@ -249,16 +258,30 @@ class DistillationMixin(StepMixin, MovingTeacherMixin, _Base):
             return dataset
         if is_prepared(dataset):
             return with_lengths(dataset, self.args)
-        if self._formatting is not None:
-            func = self._formatting
-            read_instead = set(dataset.column_names) & {*CONVERSATIONS, *COMPLETIONS, "prompt"}
-            dataset = dataset.map(
-                lambda row: {self.args.dataset_text_field: func(row)}, remove_columns=sorted(read_instead)
-            )
+        dataset = self._formatted(dataset, name)
+        if self.args.shuffle_dataset:
+            dataset = dataset.shuffle(seed=self.args.seed)
         with PartialState().main_process_first():  # the others find the completions in the store
-            prepared, preflight = prepare(dataset, self.recipe, name=name)
+            if is_stream(dataset):
+                apart = self.args.dataloader_num_workers > 0 or self.accelerator.num_processes > 1
+                prepared, preflight = prepare_stream(dataset, self.recipe, name=name, apart=apart)
+            else:
+                prepared, preflight = prepare(dataset, self.recipe, name=name)
         self.accelerator.print(preflight.text())
         return with_lengths(prepared, self.args)
+
+    def _formatted(self, dataset: Any, name: str) -> Any:
+        """Return a dataset with the text that `formatting_func` makes of its rows, as SFTTrainer has it."""
+        func, columns = self._formatting, [] if self._formatting is None else columns_of(dataset)
+        if func is None or IDS in columns:
+            if func is not None:
+                self.accelerator.print(f"formatting_func is not used: {name} has token ids already.")
+            return dataset
+        read_instead = sorted(set(columns) & {*CONVERSATIONS, *COMPLETIONS, "prompt"})
+        text = (
+            self.args.dataset_text_field
+        )  # the function is pickled for its fingerprint, and must not hold the trainer
+        return dataset.map(lambda row: {text: func(row)}, remove_columns=read_instead)
 
     def _prepare_all(self, dataset: Any) -> Any:
         """Prepare a dataset, a dict of them, or nothing."""
@@ -390,7 +413,6 @@ def _check(args: DistillationSFTConfig, collator: Any, dataset: Any, kwargs: Map
             args.completion_only_loss is False,
             "prompts are not learnt; leave it out",
         ),
-        "assistant_only_loss": (args.assistant_only_loss, "the loss is on the completion already; drop it"),
         "loss_type": (args.loss_type != "nll", "distillation has its own loss; leave it at 'nll'"),
         "label_smoothing_factor": (
             args.label_smoothing_factor > 0,
@@ -399,8 +421,12 @@ def _check(args: DistillationSFTConfig, collator: Any, dataset: Any, kwargs: Map
         "compute_loss_func": (kwargs.get("compute_loss_func") is not None, "override compute_loss instead"),
         "compute_metrics": (kwargs.get("compute_metrics") is not None, "no logits are built; use a callback"),
         "train_dataset": (
-            dataset is not None and not isinstance(dataset, Dataset),
-            "distillation takes a datasets.Dataset; materialise a streaming one first",
+            dataset is not None and not isinstance(dataset, (Dataset, IterableDataset)),
+            "give a datasets.Dataset or IterableDataset, of a dict of them one",
+        ),
+        "formatting_func": (
+            kwargs.get("formatting_func") is not None and args.completion_only_loss is True,
+            "it makes text, which has no completion, and completion_only_loss is True; leave that out",
         ),
     }
     for name, (given, why) in refused.items():

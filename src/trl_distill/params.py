@@ -89,6 +89,9 @@ class LLMTrainingParams(DistillationArguments):
         "(default: 'tokenizer', its own).",
         group="Data",
     )
+    assistant_only_loss: bool = option(
+        False, "Learn all that the assistant says in a conversation, not its last turn alone.", group="Data"
+    )
     block_size: int = option(
         1024, "Tokens at most in a student's sequence, prompt and completion.", low=2, group="Data"
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
+from .conversation import KWARGS, TOOLS
 from .errors import DataError
 from .params import LLMTrainingParams
 from .rows import RowReport, read_rows
@@ -30,10 +31,16 @@ def plain_rows(dataset: Dataset, params: LLMTrainingParams, *, name: str) -> tup
         prompt_text_column=params.prompt_text_column,
         completion_column=params.completion_column,
         max_bad_rows=params.max_bad_rows,
+        assistant_turns=params.assistant_only_loss,
         source=name,
     )
     lacking = [n for n, completion in zip(rows["row"], rows["completion"], strict=True) if completion is None]
     pairs, chat = len(lacking) < len(rows), any(history is not None for history in rows["history"])
+    if params.assistant_only_loss and not chat:
+        raise DataError(
+            f"{name}, row {rows[0]['row']}, is text, and assistant_only_loss learns what the assistant says in "
+            "conversations; give messages, or drop assistant_only_loss."
+        )
     if pairs and lacking and not chat:
         raise DataError(
             f"{name}: {len(lacking)} rows have no completion (row {', '.join(map(str, lacking[:10]))}) where others "
@@ -45,7 +52,15 @@ def plain_rows(dataset: Dataset, params: LLMTrainingParams, *, name: str) -> tup
         said = row["completion"]
         if chat:
             messages = json.loads(row["history"] or json.dumps([{"role": "user", "content": row["input"]}]))
-            return {"messages": messages + ([{"role": "assistant", "content": said}] if said is not None else [])}
+            last = {"role": "assistant", "content": said} if row["turns"] is None else json.loads(row["turns"])["last"]
+            return {"messages": messages + ([last] if said is not None else [])} | _for_chat_template(row)
         return {"prompt": row["input"], "completion": said} if pairs else {text_column: row["input"]}
 
     return rows.map(shaped, remove_columns=rows.column_names, load_from_cache_file=False), report
+
+
+def _for_chat_template(row: dict[str, Any]) -> dict[str, Any]:
+    """Return the columns that TRL hands to a chat template, where the data has them."""
+    values = json.loads(row["values"])
+    more = {TOOLS: values[TOOLS] or None} if TOOLS in values else {}
+    return more | ({KWARGS: json.loads(values[KWARGS] or "{}")} if KWARGS in values else {})

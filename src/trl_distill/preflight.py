@@ -77,7 +77,8 @@ class Preflight:
         chat: bool,
     ) -> Preflight:
         """Measure a prepared dataset."""
-        lengths = [len(c) for c in rows["completion"]]
+        masked = "completion_mask" in rows.column_names and any(rows["completion_mask"])
+        lengths = [sum(mask) for mask in rows["completion_mask"]] if masked else [len(c) for c in rows["completion"]]
         cut = sum(c > 0 or not f for c, f in zip(rows["completion_cut"], rows["finished"], strict=True))
         row = rows[0]
         crossed = recipe.crossing is not None

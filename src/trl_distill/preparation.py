@@ -13,15 +13,22 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from datasets import Features, List, Value
+
+from . import turns
 from .alignment import check_ids, fit, tokenize_completion, tokenize_prompt
+from .conversation import check_prompts, options_of, own_prompt, render
 from .crossing import COLUMNS as CROSSING_COLUMNS
 from .data import RowReport, read_rows
 from .errors import DataError
 from .preflight import Preflight
 from .prompt_tokens import PromptTokens
 from .prompts import Template
+from .rows import NoUsableRows
 from .teachers.base import Completion
 from .teachers.written import was_cut
+from .tokenized import check_tokenized, is_tokenized, read_tokenized
+from .turns import Stretches, conversation_of, fit_stretches, of_ids, side_by_side, stretches
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -30,6 +37,14 @@ if TYPE_CHECKING:
     from .crossing import Crossing
 
 COLUMNS = ("row", "student_prompt", "teacher_prompt", "completion")
+IDS = List(Value("int64"))
+TOKENS = Features(  # of a row once it is tokenized; a column that is empty in the first rows has a type all the same
+    {
+        **{"row": Value("int64"), "source": Value("string"), "finished": Value("bool")},
+        **{"read": Value("string"), "chat": Value("bool")},
+        **dict.fromkeys(("student_prompt", "teacher_prompt", "completion", *turns.COLUMNS), IDS),
+    }
+)
 Write = Callable[[list[Any]], list[Completion]]
 
 
@@ -63,6 +78,7 @@ class Columns:
     prompt: str | None = None
     completion: str | None = None
     max_bad_rows: int = 0
+    assistant_turns: bool = False
 
 
 @dataclass(frozen=True)
@@ -83,6 +99,7 @@ class Recipe:
         estimates: Whether these ids are but an estimate of the prompt's length.
         take: Fetches what a server says of prepared rows, and returns the share of completion tokens with targets.
         crossing: How the completion becomes tokens of a teacher with another tokenizer; None where it is the student's.
+        in_one_piece: Why a completion may have no gaps, as the end of a sentence; None where it may.
     """
 
     student: Reading
@@ -98,11 +115,14 @@ class Recipe:
     estimates: bool = False
     take: Callable[[Dataset, str], float] | None = None
     crossing: Crossing | None = None
+    in_one_piece: str | None = None
 
 
 def is_prepared(dataset: Any) -> bool:
-    """Whether a dataset came out of `prepare`."""
-    return set(COLUMNS) <= set(getattr(dataset, "column_names", None) or ())
+    """Whether a dataset came out of `prepare`: its prompts are token ids, not a user's column of that name."""
+    features = getattr(dataset, "features", None) or {}
+    ids = [getattr(features.get(column), "feature", None) for column in COLUMNS[1:]]
+    return "row" in features and all(getattr(kind, "dtype", "").startswith(("int", "null")) for kind in ids)
 
 
 def read(dataset: Dataset, recipe: Recipe, *, name: str = "train") -> tuple[Dataset, RowReport]:
@@ -112,17 +132,30 @@ def read(dataset: Dataset, recipe: Recipe, *, name: str = "train") -> tuple[Data
         DataError: See `data.read_rows`.
         TemplateError: A template field that is no column.
     """
-    columns = recipe.columns
+    columns, templates = recipe.columns, (recipe.student.template, recipe.teacher.template)
+    if is_tokenized(dataset):
+        needs = "cross_tokenizer is on" if recipe.crossing is not None else None
+        needs = "completions is 'teacher'" if recipe.completions == "teacher" else needs
+        check_tokenized(dataset, templates, needs=needs, source=name)
+        return read_tokenized(dataset, source=name)
     rows, report = read_rows(
         dataset,
         text_column=columns.text,
         prompt_text_column=columns.prompt,
         completion_column=columns.completion,
         max_bad_rows=columns.max_bad_rows,
+        assistant_turns=columns.assistant_turns,
         source=name,
     )
-    for side in (recipe.student, recipe.teacher):
-        side.template.check_columns(json.loads(rows[0]["values"]), read=dataset.column_names)
+    for template in templates:
+        template.check_columns(json.loads(rows[0]["values"]), read=dataset.column_names)
+    check_prompts(rows, recipe.teacher.template, name=name)
+    text = next((row["row"] for row in rows if row["history"] is None), None) if columns.assistant_turns else None
+    if text is not None:
+        raise DataError(
+            f"{name}, row {text}, is text, and assistant_only_loss learns what the assistant says in conversations; "
+            "give messages, or drop assistant_only_loss."
+        )
     return rows, report
 
 
@@ -148,8 +181,11 @@ def prepare(
     rows, report = dataset if isinstance(dataset, tuple) else read(dataset, recipe, name=name)
     if rows_at_most is not None and len(rows) > rows_at_most:
         rows = rows.select(range(rows_at_most))
-    columns = COLUMNS if recipe.crossing is None else (*COLUMNS, *CROSSING_COLUMNS)
-    return conclude(align(rows, recipe, name=name), rows, report, recipe, name=name, columns=columns)
+    aligned = align(rows, recipe, name=name)
+    columns: tuple[str, ...] = COLUMNS if recipe.crossing is None else (*COLUMNS, *CROSSING_COLUMNS)
+    if any(aligned["completion_mask"]):
+        aligned, columns = mapped(aligned, turns.with_masks, f"Marking {name}"), (*COLUMNS, *turns.COLUMNS)
+    return conclude(aligned, rows, report, recipe, name=name, columns=columns)
 
 
 def align(rows: Dataset, recipe: Recipe, *, name: str) -> Dataset:
@@ -159,7 +195,9 @@ def align(rows: Dataset, recipe: Recipe, *, name: str) -> Dataset:
         DataError: See `prepare`.
     """
     _check_sources(rows, recipe, name)
-    tokens = mapped(rows, lambda row: tokenize_row(row, recipe), f"Tokenizing {name}", remove_columns=rows.column_names)
+    how: dict[str, Any] = {"remove_columns": rows.column_names, "features": TOKENS}
+    tokens = mapped(rows, lambda row: tokenize_row(row, recipe, name=name), f"Tokenizing {name}", **how)
+    turns.check_in_one_piece(tokens, recipe.in_one_piece, name=name)
     _check_ids(tokens, recipe, name)
     tokens = _write_missing(tokens, recipe)
     return mapped(tokens, lambda row: _fit(row, recipe, name), f"Aligning {name}")
@@ -185,14 +223,14 @@ def conclude(
         columns: Those to return.
 
     Raises:
-        DataError: No row has a completion token.
+        NoUsableRows: No row has a completion token.
     """
     usable = fitted.filter(lambda row: row["kept"] > 0, desc=f"Checking {name}", load_from_cache_file=False)
     learnt = set(usable["row"])
     empty = tuple((f"row {n}", "no completion token") for n in dict.fromkeys(fitted["row"]) if n not in learnt)
     report = replace(report, used=report.used - len(empty), set_aside=(*report.set_aside, *empty))
     if len(usable) == 0:
-        raise DataError(
+        raise NoUsableRows(
             f"{name}: no row has a completion token to learn; add completions, or let the teacher write "
             "them with --completions teacher."
         )
@@ -213,9 +251,10 @@ def source_of(row: dict[str, Any], recipe: Recipe) -> str:
     """Say where a row's completion comes from: "data", "text" (the input itself) or "teacher"."""
     if recipe.completions == "teacher":
         return "teacher"
-    if row["completion"] is not None:
+    if row["completion"] is not None or row.get("ids") is not None:
         return "data"
     alike = recipe.student.template.is_identity and recipe.teacher.template.is_identity
+    alike = alike and own_prompt(json.loads(row["values"]), recipe.teacher.template, where="") is None
     if alike and row["history"] is None and (recipe.plain_text or recipe.completions == "data"):
         return "text"
     return "teacher"
@@ -233,11 +272,15 @@ def _check_sources(rows: Dataset, recipe: Recipe, name: str) -> None:
         )
 
 
-def tokenize_row(row: dict[str, Any], recipe: Recipe) -> dict[str, Any]:
-    """Return both prompts' ids, and the completion's where there is one."""
-    source = source_of(row, recipe)
+def tokenize_row(row: dict[str, Any], recipe: Recipe, *, name: str) -> dict[str, Any]:
+    """Return both prompts' ids, and the completion's where there is one, in the columns of `TOKENS`."""
+    source, where = source_of(row, recipe), f"{name}, row {row['row']}"
     out: dict[str, Any] = {"row": row["row"], "source": source, "completion": [], "finished": True}
     out |= {"read": "", "chat": False}  # what a teacher without token ids reads, and whether it answers a chat
+    out |= {column: [] for column in turns.COLUMNS}
+    if row.get("ids") is not None:
+        both = of_ids(row["ids"], row["mask"])
+        return out | side_by_side(both, both, where=where)
     if source == "text":
         tokenizer = recipe.student.tokenizer
         opening = tokenize_prompt(tokenizer, "")  # what the tokenizer puts in front of any text, if anything
@@ -247,19 +290,49 @@ def tokenize_row(row: dict[str, Any], recipe: Recipe) -> dict[str, Any]:
             "completion": tokenize_completion(tokenizer, row["input"]),
         }
         return out | _crossed(row["input"], out["completion"], recipe)
-    student, teacher = render(recipe.student.template, row), render(recipe.teacher.template, row)
-    out["student_prompt"] = recipe.student.prompt_tokens(student)
+    values = json.loads(row["values"])
+    own = own_prompt(values, recipe.teacher.template, where=where)
+    options = {} if row["history"] is None else options_of(values, where=where)
+    out["finished"] = source == "teacher" or not was_cut(values)
+    if row["turns"] is not None and source == "data":
+        return out | _turns(row, recipe, own, options=options, finished=out["finished"], where=where)
+    student, teacher = render(recipe.student.template, row), render(recipe.teacher.template, row, own)
+    out["student_prompt"] = recipe.student.prompt_tokens(student, options)
     out["chat"] = not isinstance(student, str)
     if recipe.reads_text:
+        if options and source == "teacher":
+            raise DataError(
+                f"{where}: there are {', '.join(sorted(options))} for a chat template, and the teacher is asked in "
+                "text and messages alone; give completions, or a local teacher."
+            )
         out["read"] = json.dumps(teacher)
         teacher = (recipe.as_read or _text_of)(teacher)
-    out["teacher_prompt"] = recipe.teacher.prompt_tokens(teacher)
+    out["teacher_prompt"] = recipe.teacher.prompt_tokens(teacher, {} if isinstance(teacher, str) else options)
     if source == "data":
-        out["finished"] = not was_cut(json.loads(row["values"]))
         out["completion"] = tokenize_completion(
             recipe.student.tokenizer, row["completion"], chat=out["chat"], finished=out["finished"]
         )
     return out | _crossed(row["completion"] if source == "data" else "", out["completion"], recipe)
+
+
+def _turns(
+    row: dict[str, Any], recipe: Recipe, own: Any, *, options: dict[str, Any], finished: bool, where: str
+) -> dict[str, Any]:
+    """Return the ids of a conversation of which several turns are learnt, or a call of a tool."""
+
+    def of(side: Reading, own: Any) -> Stretches:
+        messages, start = conversation_of(side.template, row, own)
+        return stretches(side.tokenizer, messages, start, options=options, finished=finished, where=where)
+
+    mine = of(recipe.student, None)
+    # what gives text is not compared token by token
+    theirs = mine if recipe.reads_text and recipe.take is None else of(recipe.teacher, own)
+    if recipe.crossing is None:
+        return {**side_by_side(mine, theirs, where=where), "chat": True}
+    decoded = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
+    text = str(recipe.student.tokenizer.decode(mine.learnt, **decoded))
+    out = {**side_by_side(mine, mine, where=where), "teacher_prompt": theirs.prompt, "chat": True}
+    return out | _crossed(text, out["completion"], recipe)
 
 
 def _crossed(text: str, completion: list[int], recipe: Recipe) -> dict[str, list[int]]:
@@ -267,24 +340,6 @@ def _crossed(text: str, completion: list[int], recipe: Recipe) -> dict[str, list
     return (
         {} if recipe.crossing is None else {"teacher_completion": recipe.crossing.teacher_completion(text, completion)}
     )
-
-
-def render(template: Template, row: dict[str, Any]) -> str | list[dict[str, Any]]:
-    """Return a row's prompt under a template: text, or chat messages where template or row are a chat.
-
-    In a conversation the template renders the last user message; earlier turns stay, and the template's own
-    system message takes the place of the conversation's.
-    """
-    values = {**json.loads(row["values"]), "input": row["input"]}
-    rendered = template.render(values)
-    if row["history"] is None:
-        return rendered
-    history = json.loads(row["history"])
-    if isinstance(rendered, str):
-        return [*history[:-1], {**history[-1], "content": rendered}]
-    leads = rendered and rendered[0]["role"] in ("system", "developer")
-    earlier = [m for m in history[:-1] if not (leads and m["role"] in ("system", "developer"))]
-    return [*rendered[:1], *earlier, *rendered[1:]] if leads else [*earlier, *rendered]
 
 
 def _text_of(prompt: str | list[dict[str, Any]]) -> str:
@@ -353,6 +408,8 @@ def _fit(row: dict[str, Any], recipe: Recipe, name: str) -> dict[str, Any]:
         return {**row, **empty, "prompt_cut": 0, "completion_cut": 0, "kept": 0}
     limits = {"student_limit": recipe.student.limit, "teacher_limit": recipe.teacher.limit}
     how: Any = {**limits, "overflow": recipe.overflow, "where": f"{name}, row {row['row']}"}
+    if row["completion_mask"]:
+        return {**row, **fit_stretches(row, **how)}
     if recipe.crossing is not None:
         pieces = recipe.crossing.fit(row, **how)
         unpredictable = not pieces["student_prompt"] or not pieces["teacher_prompt"]

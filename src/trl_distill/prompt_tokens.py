@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -48,14 +48,14 @@ class PromptTokens:
         self._start: Start | None = None
         self._tried = False
 
-    def __call__(self, prompt: str | Sequence[dict[str, Any]]) -> list[int]:
+    def __call__(self, prompt: str | Sequence[dict[str, Any]], options: Mapping[str, Any] | None = None) -> list[int]:
         """Return the ids of a prompt; see `tokenize_prompt`."""
-        text, special = rendered_prompt(self.tokenizer, prompt)
+        text, special = rendered_prompt(self.tokenizer, prompt, options)
         start = self._start
         if start is not None and text.startswith(start.text):
             rest = list(self.tokenizer(text[start.cut :], add_special_tokens=False)["input_ids"])
             return without_closing(self.tokenizer, [*start.ids, *rest], text) if special else [*start.ids, *rest]
-        ids = tokenize_prompt(self.tokenizer, prompt)
+        ids = tokenize_prompt(self.tokenizer, prompt, options)
         if not self._tried and self._first is not None and self._first[1] == special and self._first[0] != text:
             self._tried = True
             self._start = self._find(_common(self._first[0], text), text, ids, special)

@@ -337,7 +337,13 @@ def recipe_of(
             teacher.length_limit,
             teacher.vocabulary_rows,
         ),
-        columns=Columns(args.dataset_text_field, args.prompt_text_column, args.completion_column, args.max_bad_rows),
+        columns=Columns(
+            args.dataset_text_field,
+            args.prompt_text_column,
+            args.completion_column,
+            args.max_bad_rows,
+            bool(args.assistant_only_loss),
+        ),
         write=write,
         completions=args.completions,
         # a text teacher can only be asked, and fresh completions are written behind prompts
@@ -349,7 +355,19 @@ def recipe_of(
         as_read=reading(args, teacher),
         estimates=isinstance(teacher, TextTeacher) and reading(args, teacher) is None,
         take=taking(args, teacher),
+        in_one_piece=_in_one_piece(args, teacher),
     )
+
+
+def _in_one_piece(args: DistillationSFTConfig, teacher: Teacher) -> str | None:
+    """Return why a teacher takes no completion with gaps, None where it does."""
+    if args.teacher_store is not None or isinstance(teacher, StoredTeacher):
+        return "a teacher_store keeps targets of completions in one piece"
+    if isinstance(teacher, CrossTeacher):
+        return "cross_tokenizer compares completions in one piece"
+    if taking(args, teacher) is not None:
+        return "a server's log-probabilities are taken of completions in one piece"
+    return None
 
 
 def add_taught_ends(

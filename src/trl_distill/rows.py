@@ -6,7 +6,8 @@ A row that cannot be used is counted and named; nothing is dropped silently.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from .errors import DataError, nearest
@@ -22,6 +23,7 @@ ROLES = {  # ShareGPT's names beside the usual ones
     **{"human": "user", "gpt": "assistant", "chatgpt": "assistant", "bot": "assistant", "model": "assistant"},
     **{"function": "tool", "observation": "tool"},
 }
+NUMBERED = re.compile(r"(?:line|row) (\d+)")
 MESSAGE_KEYS = ("role", "from", "content", "value")
 KINDS = {bool: "true or false", int: "a number", float: "a number", dict: "an object", list: "a list", bytes: "bytes"}
 
@@ -54,6 +56,10 @@ class RowReport:
         return f"{self.used:,} of {self.total:,} used; {len(self.set_aside):,} set aside: {'; '.join(parts)}"
 
 
+class NoUsableRows(DataError):
+    """Data of which no row can be learnt."""
+
+
 class _Unusable(Exception):
     """A row that cannot be used: `bad` counts against the limit, an empty one does not."""
 
@@ -69,6 +75,7 @@ def read_rows(
     prompt_text_column: str | None = None,
     completion_column: str | None = None,
     max_bad_rows: int = 0,
+    assistant_turns: bool = False,
     source: str = "data",
 ) -> tuple[Dataset, RowReport]:
     """Bring rows of any accepted form into one.
@@ -84,20 +91,24 @@ def read_rows(
         prompt_text_column: Column with the input, where it is not `text_column`.
         completion_column: Column with the completion (default: `completion` or `response` where there is one).
         max_bad_rows: Rows with a missing or non-text value to set aside before it is an error.
+        assistant_turns: Whether all assistant messages of a conversation are completions, not the last one alone.
         source: What to call the dataset in messages.
 
     Returns:
         A dataset with the columns `row` (int, the line of a single line-based file, else the row's number from 1),
-        `input` (str), `history` (str or None: the prompt's messages as JSON, the last one being the user's),
-        `completion` (str or None) and `values` (str: the other columns as a JSON object of texts and numbers); and
-        the report. A row whose input or completion is empty is set aside and not counted against `max_bad_rows`.
+        `input` (str), `history` (str or None: the messages before the completion as JSON, the last one being the
+        user's or a tool's), `completion` (str or None), `turns` (str or None: where the completion is more than a text,
+        JSON of the `last` message and of the place `start` in the conversation from which assistant messages are
+        learnt) and `values` (str: the other columns as a JSON object of texts and numbers); and the report. A row whose
+        input or completion is empty is set aside and not counted against `max_bad_rows`.
 
     Raises:
-        DataError: A column that is not there, more bad rows than allowed, or no row left to use.
+        DataError: A column that is not there, more bad rows than allowed, or (`NoUsableRows`) no row left to use.
     """
     if not hasattr(dataset, "__len__"):
         raise DataError(f"{source} is a {type(dataset).__name__}; give a datasets.Dataset, whose rows can be counted.")
     columns = _Columns.choose(dataset.column_names, text_column, prompt_text_column, completion_column, source)
+    columns = replace(columns, turns=assistant_turns)
     if len(dataset) == 0:
         raise DataError(f"{source} has no rows; give data with at least one.")
     read = _map(dataset, columns, source)
@@ -107,7 +118,7 @@ def read_rows(
         unusable = {index for index, *_ in problems}
         read = read.select([i for i in range(len(read)) if i not in unusable])
     report = RowReport(len(dataset), len(read), tuple((place, reason) for _, place, reason, _ in problems))
-    return read.select_columns(["row", "input", "history", "completion", "values"]), report
+    return read.select_columns(["row", "input", "history", "completion", "turns", "values"]), report
 
 
 def _map(dataset: Dataset, columns: _Columns, source: str) -> Dataset:
@@ -115,7 +126,7 @@ def _map(dataset: Dataset, columns: _Columns, source: str) -> Dataset:
     from datasets import Features, Value
 
     text, number, flag = Value("string"), Value("int64"), Value("bool")
-    features = {"row": number, "input": text, "history": text, "completion": text, "values": text}
+    features = {"row": number, "input": text, "history": text, "completion": text, "turns": text, "values": text}
     features |= {"place": text, "problem": text, "bad": flag}
 
     def read(batch: dict[str, list[Any]], indices: list[int]) -> dict[str, list[Any]]:
@@ -123,8 +134,8 @@ def _map(dataset: Dataset, columns: _Columns, source: str) -> Dataset:
         places = batch.get(PLACE, [None] * len(rows))
         out: dict[str, list[Any]] = {name: [row.get(name) for row in rows] for name in features}
         out["place"] = [place or f"row {i + 1}" for place, i in zip(places, indices, strict=True)]
-        lines = [p[5:] if p.startswith("line ") else "" for p in out["place"]]
-        out["row"] = [int(line) if line else i + 1 for line, i in zip(lines, indices, strict=True)]
+        known = [NUMBERED.fullmatch(place) for place in out["place"]]
+        out["row"] = [int(found[1]) if found else i + 1 for found, i in zip(known, indices, strict=True)]
         return out
 
     return dataset.with_format(None).map(
@@ -160,7 +171,7 @@ def _check(problems: list[tuple[int, str, str, bool]], total: int, max_bad_rows:
             f"{_list(bad)}; repair them, or raise --max-bad-rows to set them aside."
         )
     if len(problems) == total:
-        raise DataError(f"{source}: none of {total:,} rows can be used: {_list(problems)}; repair the data.")
+        raise NoUsableRows(f"{source}: none of {total:,} rows can be used: {_list(problems)}; repair the data.")
 
 
 def _list(problems: list[tuple[int, str, str, bool]]) -> str:
@@ -171,11 +182,15 @@ def _list(problems: list[tuple[int, str, str, bool]]) -> str:
 
 @dataclass(frozen=True)
 class _Columns:
-    """The columns of the input and of the completion (None: there is none), and whether the user named the latter."""
+    """The columns of the input and of the completion (None: there is none), and whether the user named the latter.
+
+    `turns`: whether all assistant messages of a conversation are completions.
+    """
 
     input: str
     completion: str | None
     named: bool
+    turns: bool = False
 
     @classmethod
     def choose(cls, names: list[str], text: str, prompt: str | None, completion: str | None, source: str) -> _Columns:
@@ -211,24 +226,29 @@ def _read(row: dict[str, Any], columns: _Columns) -> dict[str, Any]:
     """Return a row's input, history, completion and values, or its problem."""
     try:
         given = _decoded(row.get(columns.input), columns.input)
-        whole = columns.input in CONVERSATIONS and not columns.named
-        completion = _completion(row.get(columns.completion or ""), columns.completion or "")
+        said = _said(row.get(columns.completion or ""), columns.completion or "", columns.turns)
+        history = turns = None
         if isinstance(given, list):
-            messages, own = _split(_messages(given, columns.input), columns.input, completion is None or whole)
-            completion = own if own is not None else completion
-            text, history = messages[-1]["content"], json.dumps(messages, ensure_ascii=False)
+            history, said, turns = _talk(_messages(given, columns.input), said, columns)
+            text = history[_last_user(history)]["content"]
         else:
-            text, history = _text(given, columns.input), None
+            text = _text(given, columns.input)
         if not text.strip():
             raise _Unusable(f"{columns.input!r} is empty", bad=False)
-        if completion == "":
+        completion = _one(said, columns.completion or "")
+        if completion == "" and not (turns and turns["last"].get("tool_calls")):
             raise _Unusable(f"{columns.completion or columns.input!r}: the completion is empty", bad=False)
     except _Unusable as problem:
         return {"problem": str(problem), "bad": problem.bad}
     used = (columns.input, columns.completion, PLACE)
     values = {name: _value(value) for name, value in row.items() if name not in used}
-    values_text = json.dumps(values, ensure_ascii=False)
-    return {"input": text, "history": history, "completion": completion, "values": values_text}
+    dumped = {name: None if x is None else _json(x) for name, x in (("history", history), ("turns", turns))}
+    return {"input": text, "completion": completion, "values": _json(values), **dumped}
+
+
+def _json(value: Any) -> str:
+    """Return plain data as JSON."""
+    return json.dumps(value, ensure_ascii=False)
 
 
 def _text(value: Any, column: str) -> str:
@@ -251,16 +271,27 @@ def _decoded(value: Any, column: str) -> Any:
     return value
 
 
-def _completion(value: Any, column: str) -> str | None:
-    """Return the completion of a row that has one: text, or a list with one assistant message."""
+def _said(value: Any, column: str, turns: bool) -> str | list[dict[str, Any]] | None:
+    """Return the completion of a row that has one: text, or messages, which are one of the assistant's or several."""
     if value is None:
         return None
     if isinstance(value, list) and value:
         messages = _messages(value, column)
-        if len(messages) != 1 or messages[0]["role"] != "assistant":
-            raise _Unusable(f"{column!r} is not one assistant message")
-        return str(messages[0]["content"])
+        ends = messages[0]["role"] == messages[-1]["role"] == "assistant"
+        if not ends or (len(messages) > 1 and not turns):
+            more = "; several are learnt with assistant_only_loss" if ends else ""
+            raise _Unusable(f"{column!r} is not one assistant message{more}")
+        return messages
     return _text(value, column)
+
+
+def _one(said: str | list[dict[str, Any]] | None, column: str) -> str | None:
+    """Return the text of a completion."""
+    if isinstance(said, list):
+        if len(said) > 1:
+            raise _Unusable(f"{column!r} is not one assistant message, as a prompt of text needs")
+        return str(said[0]["content"])
+    return said
 
 
 def _messages(value: list[Any], column: str) -> list[dict[str, Any]]:
@@ -274,6 +305,8 @@ def _messages(value: list[Any], column: str) -> list[dict[str, Any]]:
         content = message["content"] if message.get("content") is not None else message.get("value")
         if role not in ROLES:
             raise _Unusable(f"{column!r}: message {number} has the role {role!r}")
+        if content is None and rest.get("tool_calls"):
+            content = ""
         messages.append({"role": ROLES[role], "content": _content(content, f"{column}, message {number}"), **rest})
     return messages
 
@@ -285,17 +318,43 @@ def _content(value: Any, where: str) -> str:
     return _text(value, where)
 
 
-def _split(messages: list[dict[str, Any]], column: str, own: bool) -> tuple[list[dict[str, Any]], str | None]:
-    """Return a conversation's prompt, which ends in a user message, and its own completion where it has one."""
+def _talk(
+    messages: list[dict[str, Any]], said: str | list[dict[str, Any]] | None, columns: _Columns
+) -> tuple[list[dict[str, Any]], str | list[dict[str, Any]] | None, dict[str, Any] | None]:
+    """Return a conversation's messages before its completion, the completion, and what `turns` says of it."""
     if not messages:
-        raise _Unusable(f"{column!r} is empty", bad=False)
-    completion = None
-    if own and messages[-1]["role"] == "assistant":
-        messages, completion = messages[:-1], str(messages[-1]["content"])
-    if not messages or messages[-1]["role"] != "user":
+        raise _Unusable(f"{columns.input!r} is empty", bad=False)
+    whole, start, last = columns.input in CONVERSATIONS and not columns.named, 0, None
+    if (said is None or whole) and messages[-1]["role"] == "assistant":
+        messages, last = messages[:-1], messages[-1]
+    elif isinstance(said, list):
+        _check_asks(messages, columns.input)
+        start, last = len(messages), said[-1]
+        messages = [*messages, *said[:-1]]
+    _check_asks(messages, columns.input)
+    if last is None:
+        return messages, said, None
+    several = columns.turns and any(m["role"] == "assistant" for m in messages[max(start, _first_user(messages)) :])
+    turns = {"last": last, "start": start if columns.turns else len(messages)}
+    return messages, str(last["content"]), turns if several or last.get("tool_calls") else None
+
+
+def _check_asks(messages: list[dict[str, Any]], column: str) -> None:
+    """Check that the last message is the user's, or a tool's after one of the user's."""
+    asks = messages and messages[-1]["role"] in ("user", "tool")
+    if not asks or not any(message["role"] == "user" for message in messages):
         last = f"the {messages[-1]['role']}'s" if messages else "no"
         raise _Unusable(f"{column!r}: {last} message stands where the user's last one should")
-    return messages, completion
+
+
+def _first_user(messages: list[dict[str, Any]]) -> int:
+    """Return the place of the first user message."""
+    return next(i for i, message in enumerate(messages) if message["role"] == "user")
+
+
+def _last_user(messages: list[dict[str, Any]]) -> int:
+    """Return the place of the last user message."""
+    return max(i for i, message in enumerate(messages) if message["role"] == "user")
 
 
 def _value(value: Any) -> str | int | float:

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
     from .config import DistillationSFTConfig
 
+WHOLE = "the teachers of teacher_config score completions in one piece"
+
 
 def teacher_of(args: DistillationSFTConfig, given: Any = None, **more: Any) -> Teacher:
     """Return the teacher that a configuration names, or all of those it lists as one, fit for how a run learns.
@@ -73,7 +75,7 @@ def recipe_of(
         recipe = recipes.recipe_of(_alone(args, entry), one, **sides)
         reading = replace(recipe.teacher, template=entry.template)  # messages name its place in the list
         plain = recipe.plain_text and (alike or not listed.mixed)
-        made.append(replace(recipe, teacher=reading, plain_text=plain))
+        made.append(replace(recipe, teacher=reading, plain_text=plain, in_one_piece=WHOLE))
     return SeveralRecipes(tuple(made), listed, args.seed)
 
 

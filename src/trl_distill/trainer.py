@@ -60,6 +60,8 @@ class PromptDistillationTrainer(DistillationSFTTrainer):
                 "packing and padding_free cannot be used with a generate_teacher_outputs of your own: completions that "
                 "are not written yet have no length; set both to False."
             )
+        if self.online and self.args.assistant_only_loss:
+            raise ParamsError("assistant_only_loss learns turns of the data, but generate_teacher_outputs writes them.")
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Let an overridden compute_loss take `model, inputs` alone: its loss is then a batch's mean."""

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from .conversation import own_prompt, render
 from .data import read_rows
 from .errors import DataError, TeacherError
-from .preparation import render
-from .prompts import parse_template
+from .prompts import Template, parse_template
 from .sources import EMBEDDED, load_tokenizer, resolve
 from .teachers import (
     CompletionStore,
@@ -112,7 +112,7 @@ def generate_with_teacher(
         remote=remote,
     )
     written = teacher.write(
-        [render(parsed, row) for row in read],
+        [render(parsed, row, _own(row, parsed)) for row in read],
         GenerationSettings(max_new_tokens, do_sample, temperature, top_p, seed, batch_size),
         store=store if isinstance(store, CompletionStore) else CompletionStore(store),
         progress=progress,
@@ -122,6 +122,11 @@ def generate_with_teacher(
         {**_query(row), "completion": completion.text, "teacher": name, "finished": completion.finished}
         for row, completion in zip(read, written, strict=True)
     ]
+
+
+def _own(row: dict[str, Any], template: Template) -> Any:
+    """Return the prompt that a query brings for its teacher, None where it has none."""
+    return own_prompt(json.loads(row["values"]), template, where=f"queries, row {row['row']}")
 
 
 def _read(queries: Any, text_column: str) -> Any:

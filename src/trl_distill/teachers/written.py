@@ -64,8 +64,8 @@ def writers_of(dataset: Dataset | None) -> tuple[str, ...]:
     Returns:
         What its column `teacher` says; nothing where there is no such column, or a row of it says nothing.
     """
-    if WRITER not in (getattr(dataset, "column_names", None) or ()):
-        return ()
+    if WRITER not in (getattr(dataset, "column_names", None) or ()) or not hasattr(dataset, "unique"):
+        return ()  # a stream is not read to its end for that
     assert dataset is not None
     names = dataset.unique(WRITER)
     return tuple(names) if all(isinstance(name, str) and name.strip() for name in names) else ()

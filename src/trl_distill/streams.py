@@ -1,0 +1,155 @@
+"""Rows that stream: read, completed and aligned block by block while training goes on.
+
+The pre-flight and the checks of columns and templates are of the first block; every later one is checked when it is
+reached.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import islice
+from typing import Any
+
+from datasets import (
+    Dataset,
+    Features,
+    IterableDataset,
+    Value,
+    are_progress_bars_disabled,
+    disable_progress_bars,
+    enable_progress_bars,
+)
+
+from . import turns
+from .agreement import freshness
+from .combining import SeveralRecipes, prepare
+from .errors import DataError, ParamsError
+from .preflight import Preflight
+from .preparation import COLUMNS, IDS, Recipe
+from .readers import PLACE
+from .rows import NoUsableRows
+from .tokenized import is_tokenized
+
+logger = logging.getLogger(__name__)
+BLOCK = 64  # rows that are prepared at a time, and that the pre-flight is of
+
+
+def is_stream(dataset: Any) -> bool:
+    """Whether a dataset's rows can be had one after the other only."""
+    return isinstance(dataset, IterableDataset)
+
+
+def columns_of(dataset: Dataset | IterableDataset) -> list[str]:
+    """Return the names of a dataset's columns; those of a stream that does not know them are its first row's."""
+    return list(dataset.column_names or next(iter(dataset), {}))
+
+
+def completions_of(dataset: Dataset | IterableDataset) -> list[list[int]]:
+    """Return the completions of prepared rows, of a stream those of its first block."""
+    if isinstance(dataset, IterableDataset):
+        return [row["completion"] for row in islice(dataset, BLOCK)]  # take() would read the next block too
+    return list(dataset["completion"])
+
+
+def check_streams(args: Any, train: Any, evaluation: Any) -> None:
+    """Refuse settings that need all rows at once, and have each rank read a stream by itself.
+
+    Args:
+        args: The configuration.
+        train: The dataset to train on.
+        evaluation: Another, a dict of them, or None.
+
+    Raises:
+        ParamsError: No `max_steps` for a stream to train on, or a setting that needs all rows at once.
+    """
+    if is_stream(train) and args.max_steps <= 0:
+        raise ParamsError("train_dataset is a stream, whose length is not known; set max_steps.")
+    parts = evaluation.values() if isinstance(evaluation, dict) else [evaluation]
+    if not any(is_stream(part) for part in (train, *parts)):
+        return
+    if args.teacher_store is not None:
+        raise ParamsError(
+            "teacher_store keeps the targets of rows that are known beforehand, and a dataset is a stream; give a "
+            "datasets.Dataset, or drop teacher_store."
+        )
+    settings = {name: bool(getattr(args, name)) for name in ("packing", "eval_packing")}
+    settings |= {"group_by_length": args.train_sampling_strategy == "group_by_length"}
+    settings |= {str(fresh): True for fresh in [freshness(args)] if fresh is not None}
+    for name, given in settings.items():
+        if given:
+            raise ParamsError(f"{name} needs all rows at once, and a dataset is a stream; give a datasets.Dataset.")
+    args.accelerator_config.dispatch_batches = False  # as TRL: batches of different widths cannot be handed around
+
+
+def prepare_stream(
+    dataset: IterableDataset, recipe: Recipe | SeveralRecipes, *, name: str, apart: bool
+) -> tuple[IterableDataset, Preflight]:
+    """Return a stream of aligned token ids, and the pre-flight of its first block.
+
+    Args:
+        dataset: Rows of any accepted form.
+        recipe: How rows become token ids.
+        name: What to call the dataset in messages.
+        apart: Whether several processes read it, each a part.
+
+    Raises:
+        DataError: There is no row, or see `preparation.prepare`; of a later block it is raised when that is reached.
+        ParamsError: Several processes read rows for which the teacher has to be asked.
+        TemplateError: A template field that is no column.
+    """
+    first = Dataset.from_list(list(islice(dataset, BLOCK)))
+    if not len(first):
+        raise DataError(f"{name} has no rows; give data with at least one.")
+    prepared, preflight = prepare(first, recipe, name=name)
+    asked = "teacher" in preflight.sources or preflight.coverage is not None
+    if apart and asked:
+        raise ParamsError(
+            f"{name} is a stream whose completions the teacher is asked about while it is read, which one process must "
+            "do; set dataloader_num_workers=0 and train on one device, or give a datasets.Dataset."
+        )
+    masked = _may_have_gaps(first, recipe)
+    columns = (*COLUMNS, *turns.COLUMNS)
+    features = Features({"row": Value("int64"), **dict.fromkeys(columns[1:], IDS)}) if masked else prepared.features
+
+    def block(batch: dict[str, list[Any]], indices: list[int]) -> dict[str, list[Any]]:
+        rows = Dataset.from_dict({PLACE: [f"row {i + 1}" for i in indices], **batch})
+        try:
+            with _quiet():
+                made, flight = prepare(rows, recipe, name=f"{name} (streamed)")
+                if masked and turns.COLUMNS[0] not in made.column_names:
+                    made = made.map(_whole)
+        except NoUsableRows as error:
+            logger.warning("%s", error)
+            return {column: [] for column in features}
+        if flight.rows.set_aside:
+            logger.warning("%s (streamed): %s", name, flight.rows.summary())
+        return dict(made.select_columns(list(features))[:])
+
+    how: dict[str, Any] = {"batched": True, "batch_size": BLOCK, "with_indices": True, "features": features}
+    return dataset.map(block, remove_columns=columns_of(dataset), **how), preflight
+
+
+def _may_have_gaps(rows: Dataset, recipe: Recipe | SeveralRecipes) -> bool:
+    """Whether rows of a stream may have completions in several pieces, be it not in the first block."""
+    if not isinstance(recipe, Recipe) or recipe.in_one_piece is not None:
+        return False
+    return recipe.columns.assistant_turns or is_tokenized(rows)
+
+
+def _whole(row: dict[str, Any]) -> dict[str, Any]:
+    """Return an ordinary prepared row with masks."""
+    return turns.with_masks({**row, turns.COLUMNS[0]: []})
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Show no bar of `datasets`: there would be several a block."""
+    off = are_progress_bars_disabled()
+    disable_progress_bars()
+    try:
+        yield
+    finally:
+        if not off:
+            enable_progress_bars()
