@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-MEANS = ("loss", "kl", "ce", "entropy", "top1_agreement", "mean_token_accuracy", "teacher_coverage")
+MEANS = ("loss", "kl", "ce", "entropy", "top1_agreement", "mean_token_accuracy", "teacher_coverage", "retain_kl")
 
 
 def training_means(history: Sequence[Mapping[str, Any]]) -> dict[str, float]:
@@ -17,6 +17,7 @@ def training_means(history: Sequence[Mapping[str, Any]]) -> dict[str, float]:
         history: `trainer.state.log_history`; a line stands for the steps since the one before.
     """
     sums: dict[str, float] = {}
+    counted: dict[str, int] = {}
     before = 0
     for line in history:
         if "loss" not in line:
@@ -25,7 +26,8 @@ def training_means(history: Sequence[Mapping[str, Any]]) -> dict[str, float]:
         for name in MEANS:
             if name in line:
                 sums[name] = sums.get(name, 0.0) + steps * line[name]
-    return {f"train_{name}": value / before for name, value in sums.items()} if before else {}
+                counted[name] = counted.get(name, 0) + steps  # steps without rows to retain have no such figure
+    return {f"train_{name}": value / counted[name] for name, value in sums.items() if counted[name]}
 
 
 def last_evaluation(history: Sequence[Mapping[str, Any]], step: int) -> dict[str, Any]:

@@ -11,7 +11,10 @@ import torch
 if TYPE_CHECKING:
     from .forward import CompletionOutput
 
-SUMS = ("loss", "kl", "ce", "entropy", "top1_agreement", "top1_correct", "teacher_coverage")
+SUMS = (
+    *("loss", "kl", "ce", "entropy", "top1_agreement", "top1_correct", "teacher_coverage"),
+    *("retain_kl", "retain_tokens"),
+)
 
 
 class DistillationMetrics:
@@ -19,6 +22,7 @@ class DistillationMetrics:
 
     Each mean is the sum over completion tokens divided by their number, so that batch size, accumulation and the
     number of ranks do not change it. What no batch reported has no mean: the divergence where no teacher is asked.
+    Rows to retain have a divergence of their own, over their tokens; `kl` is over the others'.
     """
 
     def __init__(self) -> None:
@@ -65,7 +69,16 @@ class DistillationMetrics:
         if tokens == 0:
             return {}
         self.tokens_seen += sequence_tokens
-        means = {name: value / tokens for name, value in zip(SUMS, values, strict=True) if name in reported}
+        found = dict(zip(SUMS, values, strict=True))
+        retained = found.pop("retain_tokens")
+        counts = {"kl": tokens - retained, "retain_kl": retained}
+        if retained:
+            reported = reported | {"retain_kl"}  # the batches that had such rows may have been other ranks'
+        means = {
+            name: value / count
+            for name, value in found.items()
+            if name in reported and (count := counts.get(name, tokens)) > 0
+        }
         if "top1_correct" in means:
             means["mean_token_accuracy"] = means.pop("top1_correct")
         return {**means, "num_tokens": self.tokens_seen, "tokens_per_second": sequence_tokens / seconds}

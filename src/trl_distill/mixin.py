@@ -36,12 +36,12 @@ from .teachers import (
     CrossTeacher,
     LocalTeacher,
     LocalTextTeacher,
-    SelfTeacher,
     SeveralTeachers,
     StoredTeacher,
     Teacher,
     check_apart,
     each,
+    take_student,
 )
 
 if TYPE_CHECKING:
@@ -101,7 +101,7 @@ class DistillationMixin(_Base):
             )
             return
         _check(args, data_collator, train_dataset, kwargs)
-        check_list(args, student=model)
+        check_list(args, student=model, given=teacher_model)
         check_apart(student=model, teacher=teacher_model)
         self._written_by = writers_of_data(args, teacher_model, train_dataset)
         model = resolve(model, role="model") if isinstance(model, str) else model
@@ -150,9 +150,9 @@ class DistillationMixin(_Base):
             generation_config=self.base_student.generation_config,
             written_by=self._written_by,
         )
-        for teacher in each(self.teacher):
-            if isinstance(teacher, SelfTeacher):
-                teacher.take(self.model)
+        copied = take_student(self.teacher, self.model)
+        if copied:
+            self.accelerator.print(copied)
         put_names(args, self.teacher)
         said = "" if isinstance(given, Teacher) else told(args.teacher_model if given is None else given, self.teacher)
         if said:
@@ -251,7 +251,8 @@ class DistillationMixin(_Base):
     def teacher_targets(self, inputs: Mapping[str, torch.Tensor]) -> Targets | None:
         """Return what the teacher says of a batch's completions; None where alpha is 0 and nothing is asked."""
         if self.loss_settings.alpha == 0:
-            return None
+            with self.accelerator.autocast():
+                return self.teacher.score_retained(inputs) if isinstance(self.teacher, SeveralTeachers) else None
         with self.accelerator.autocast():
             return self.teacher.score(inputs)
 

@@ -11,6 +11,7 @@ import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
+from random import Random
 from typing import TYPE_CHECKING, Any
 
 from .alignment import check_ids, fit, tokenize_completion, tokenize_prompt
@@ -83,6 +84,8 @@ class Recipe:
         estimates: Whether these ids are but an estimate of the prompt's length.
         take: Fetches what a server says of prepared rows, and returns the share of completion tokens with targets.
         crossing: How the completion becomes tokens of a teacher with another tokenizer; None where it is the student's.
+        prompt_dropout: Share of the training rows in which the student reads the teacher's prompt.
+        seed: Of the draw of those rows.
     """
 
     student: Reading
@@ -98,6 +101,19 @@ class Recipe:
     estimates: bool = False
     take: Callable[[Dataset, str], float] | None = None
     crossing: Crossing | None = None
+    prompt_dropout: float = 0.0
+    seed: int = 0
+
+    @cached_property
+    def dropped_tokens(self) -> PromptTokens:
+        """Turns the teacher's prompts into the student's token ids."""
+        return PromptTokens(self.student.tokenizer)
+
+    def drops(self, row: dict[str, Any]) -> bool:
+        """Whether the student reads the teacher's prompt in a row, drawn by the seed, the row's number and its text."""
+        if self.prompt_dropout == 0:
+            return False
+        return Random(f"{self.seed} {row['row']} {row['input']}").random() < self.prompt_dropout
 
 
 def is_prepared(dataset: Any) -> bool:
@@ -158,6 +174,8 @@ def align(rows: Dataset, recipe: Recipe, *, name: str) -> Dataset:
     Raises:
         DataError: See `prepare`.
     """
+    if name != "train":
+        recipe = replace(recipe, prompt_dropout=0.0)  # evaluation is of the student under its own prompt
     _check_sources(rows, recipe, name)
     tokens = mapped(rows, lambda row: tokenize_row(row, recipe), f"Tokenizing {name}", remove_columns=rows.column_names)
     _check_ids(tokens, recipe, name)
@@ -237,6 +255,7 @@ def tokenize_row(row: dict[str, Any], recipe: Recipe) -> dict[str, Any]:
     """Return both prompts' ids, and the completion's where there is one."""
     source = source_of(row, recipe)
     out: dict[str, Any] = {"row": row["row"], "source": source, "completion": [], "finished": True}
+    out["dropped"] = source != "text" and recipe.drops(row)
     out |= {"read": "", "chat": False}  # what a teacher without token ids reads, and whether it answers a chat
     if source == "text":
         tokenizer = recipe.student.tokenizer
@@ -248,7 +267,8 @@ def tokenize_row(row: dict[str, Any], recipe: Recipe) -> dict[str, Any]:
         }
         return out | _crossed(row["input"], out["completion"], recipe)
     student, teacher = render(recipe.student.template, row), render(recipe.teacher.template, row)
-    out["student_prompt"] = recipe.student.prompt_tokens(student)
+    student = teacher if out["dropped"] else student
+    out["student_prompt"] = (recipe.dropped_tokens if out["dropped"] else recipe.student.prompt_tokens)(student)
     out["chat"] = not isinstance(student, str)
     if recipe.reads_text:
         out["read"] = json.dumps(teacher)

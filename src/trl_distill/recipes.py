@@ -342,6 +342,8 @@ def recipe_of(
         as_read=reading(args, teacher),
         estimates=isinstance(teacher, TextTeacher) and reading(args, teacher) is None,
         take=taking(args, teacher),
+        prompt_dropout=args.teacher_prompt_dropout,
+        seed=args.seed,
     )
 
 

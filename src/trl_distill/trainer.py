@@ -53,7 +53,9 @@ class PromptDistillationTrainer(DistillationSFTTrainer):
                 "teacher's tokens; leave the method out, and the teacher writes before training."
             )
         if self.online and isinstance(self.teacher, SeveralTeachers):
-            raise ParamsError("teacher_config lists several teachers, but generate_teacher_outputs writes with one.")
+            named = ("teacher_config", "teacher_prompt_mixture", "retain_data")
+            setting = next(name for name in named if getattr(self.args, name) is not None)
+            raise ParamsError(f"{setting} makes several teachers, but generate_teacher_outputs writes with one.")
         if self.online:  # what will be written may end in any of the teacher's stop tokens
             ends = [[stop] for stop in self.teacher.stop_ids]
             generation = self.base_student.generation_config

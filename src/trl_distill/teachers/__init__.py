@@ -28,6 +28,7 @@ from .self_teacher import SELF, SelfTeacher
 from .seq2seq import EncoderDecoder
 from .several import SeveralTeachers, each
 from .shards import COMPLETIONS, TargetFolder
+from .starting import StartingTeacher, take_student
 from .store import CompletionStore
 from .stored import StoredTeacher, tokenizer_hash
 from .teaching import TargetSettings, write_targets
@@ -51,6 +52,7 @@ __all__ = [
     "RemoteTeacher",
     "SelfTeacher",
     "SeveralTeachers",
+    "StartingTeacher",
     "StoredTeacher",
     "TargetFolder",
     "TargetSettings",
@@ -65,6 +67,7 @@ __all__ = [
     "endpoint_of",
     "load_teacher",
     "loaded_encoder_decoder",
+    "take_student",
     "tokenizer_hash",
     "was_cut",
     "what_matters",
