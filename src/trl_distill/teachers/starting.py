@@ -115,9 +115,7 @@ def take_student(teacher: Teacher, student: Any) -> str:
             one.take(student)
         if isinstance(one, StartingTeacher) and one.copied:
             size = sum(p.numel() * p.element_size() for p in one.model.parameters()) / MIB
-            said = (
-                f"Retention: a frozen copy of the student's starting weights takes {size:,.0f} MiB beside the student."
-            )
+            said = f"Retention: a frozen copy of the weights that the student starts from takes {size:,.0f} MiB more."
     return said
 
 
