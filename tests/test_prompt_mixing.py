@@ -9,6 +9,8 @@ import torch
 import yaml
 from click.testing import CliRunner
 from datasets import Dataset
+from test_cross_tokenizer import make_other
+from tokenizing import byte_level
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from trl_distill import DistillationSFTConfig, DistillationSFTTrainer, LLMTrainingParams, run
@@ -35,9 +37,13 @@ def make(student, folder, *, data=ROWS, **settings):
     )  # fmt: skip
 
 
-def losses(trainer):
+def logged(trainer):
     trainer.train()
-    return [line["loss"] for line in trainer.state.log_history if "loss" in line]
+    return [line for line in trainer.state.log_history if "loss" in line]
+
+
+def losses(trainer):
+    return [line["loss"] for line in logged(trainer)]
 
 
 def prompts(trainer, side="teacher"):
@@ -137,7 +143,7 @@ WRONG = [
     ({"teacher_prompt_mixture": [{"weight": 1}]}, ParamsError, "template 1: template is missing"),
     ({"teacher_prompt_mixture": [{"template": "{input}", "weight": 0}]}, ParamsError, "weight is 0; accepted is a"),
     ({"teacher_prompt_mixture": ["{input}", "none"]}, TemplateError, r"mixture, template 2 has no \{input\}"),
-    ({"teacher_prompt_mixture": ["{input}", "{x} {input}"]}, TemplateError, r"template 2 has the field \{x\}"),
+    ({"teacher_prompt_mixture": ["{input}", "{x} {input}"]}, TemplateError, r"template 2.* has the field \{x\}"),
     (
         {"teacher_prompt_mixture": [{"template": LONG, "weight": 999}, "{input}"]},
         DataError,
@@ -212,6 +218,15 @@ def test_dropout_with_a_teacher_of_text(server, tiny_model_dir, tmp_path):
     trainer = make(tiny_model_dir, tmp_path, teacher_prompt_dropout=1, **given)
     assert prompts(trainer, "student") == [LONG.replace("{input}", text) for text in ROWS["prompt"]]
     assert all(map(torch.isfinite, map(torch.tensor, losses(trainer))))
+
+
+def test_dropout_with_a_teacher_of_another_tokenizer(tiny_model_dir, tmp_path):
+    """The student reads the teacher's prompt in its own tokens; evaluation has it read its own prompt."""
+    other = make_other(tmp_path / "other", byte_level())
+    given = {"teacher_model": str(other), "teacher_prompt_template": LONG, "cross_tokenizer": True}
+    trainer = make(tiny_model_dir, tmp_path, teacher_prompt_dropout=1, **given)
+    assert prompts(trainer, "student") == [LONG.replace("{input}", text) for text in ROWS["prompt"]]
+    assert all(line["kl"] > 0 for line in logged(trainer))
 
 
 def test_dropout_with_a_store_asks_for_no_other_targets(settings, tiny_model_dir, tiny_teacher_dir, tmp_path):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import json
-from random import Random
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,8 +17,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from trl_distill import DistillationSFTConfig, DistillationSFTTrainer, LLMTrainingParams, PromptDistillationTrainer, run
 from trl_distill.cli import main
-from trl_distill.embedded import embedded_path
-from trl_distill.embedded.tasks import make_example
 from trl_distill.errors import DataError, ParamsError
 from trl_distill.losses import distillation_loss_from_logits
 
@@ -357,28 +356,14 @@ def test_a_trainer_that_writes_every_batch_anew_has_no_rows_to_retain(tiny_model
         make(tiny_model_dir, tmp_path, teacher_model=str(tiny_teacher_dir), kind=Online)
 
 
-def test_the_student_drifts_less_elsewhere(tmp_path):
-    """The embedded model learns one task's prompt by heart; its other tasks are held out for the measure."""
-
-    def examples(kinds, count, seed, *, held_out):
-        rng = Random(seed)
-        made = [make_example(rng, kind=kind, held_out=held_out, level=0.3) for _ in range(count) for kind in kinds]
-        return {"prompt": [e.prompt for e in made], "completion": [e.completion for e in made]}
-
+def test_the_student_drifts_less_elsewhere(monkeypatch):
+    """The embedded model learns the demo's policy; the divergence is on held-out examples of its other tasks."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
+    benchmark = importlib.import_module("retention")
     others = ("lookup", "edit", "form", "extract")
-    task = examples(("translate",), 24, 1, held_out=False)
-    drift = []
-    for retain in (None, examples(others, 6, 2, held_out=False)):
-        model = AutoModelForCausalLM.from_pretrained(embedded_path(), dtype=torch.float32)
-        common = {
-            "teacher_model": "embedded", "teacher_prompt_template": "{input}", "student_prompt_template": "{input}",
-            "per_device_train_batch_size": 8, "per_device_eval_batch_size": 8, "teacher_dtype": "float32",
-        }  # fmt: skip
-        baking = {"max_steps": 15, "learning_rate": 1e-3} | ({"retain_fraction": 0.5} if retain else {})
-        baking["teacher_prompt_template"] = "Answer in capitals.\n{input}"
-        trainer = make(model, tmp_path, data=task, retain=retain, **{**common, **baking})
-        trainer.train()
-        measured = make(trainer.model, tmp_path, data=task, retain=None, **common)
-        held_out = Dataset.from_dict(examples(others, 8, 5, held_out=True))
-        drift.append(measured.evaluate(held_out)["eval_kl"])
-    assert drift[1] < 0.6 * drift[0], drift
+    retain = benchmark.other_tasks(others, 8, held_out=False, seed=3)
+    held_out = benchmark.other_tasks(others, 6, held_out=True, seed=4)
+    without, kept = (
+        benchmark.drift(benchmark.baked(8, retain=rows, fraction=0.5), held_out) for rows in (None, retain)
+    )
+    assert kept < 0.6 * without, (without, kept)
