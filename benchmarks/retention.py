@@ -70,7 +70,8 @@ def baked(steps: int, *, retain: Dataset | None = None, fraction: float = 0.25, 
         embedded()[0], rows, teacher_prompt_template=LONG_PROMPT, student_prompt_template=SHORT_PROMPT,
         num_train_epochs=1, learning_rate=lr, seed=seed, **kept,
     )  # fmt: skip
-    trainer.train()
+    with contextlib.redirect_stdout(io.StringIO()):
+        trainer.train()
     return trainer.accelerator.unwrap_model(trainer.model)
 
 
@@ -78,7 +79,8 @@ def drift(model: Any, rows: Dataset) -> float:
     """Return the divergence of a model from the embedded one on rows of the other tasks, nats a token at T = 1."""
     settings = {"distill_alpha": 1.0, "distill_temperature": 1.0, "teacher_prompt_template": PLAIN}
     trainer = trainer_of(model, rows, max_steps=1, **settings)
-    return float(trainer.evaluate(rows)["eval_kl"])
+    with contextlib.redirect_stdout(io.StringIO()):
+        return float(trainer.evaluate(rows)["eval_kl"])
 
 
 def measured(model: Any, held_out: Dataset, count: int) -> dict[str, float]:
