@@ -139,7 +139,7 @@ WRONG = [
     ({"teacher_prompt_mixture": []}, ParamsError, "teacher_prompt_mixture: the templates are empty"),
     ({"teacher_prompt_mixture": {"a": 1}}, ParamsError, "the templates are a dict; give a list"),
     ({"teacher_prompt_mixture": [{"role": "user", "content": "{input}"}]}, ParamsError, "is a list of chat messages"),
-    ({"teacher_prompt_mixture": [{"template": "{input}", "weigth": 1}]}, ParamsError, "Did you mean 'weight'"),
+    ({"teacher_prompt_mixture": [{"template": "{input}", "weights": 1}]}, ParamsError, "Did you mean 'weight'"),
     ({"teacher_prompt_mixture": [{"weight": 1}]}, ParamsError, "template 1: template is missing"),
     ({"teacher_prompt_mixture": [{"template": "{input}", "weight": 0}]}, ParamsError, "weight is 0; accepted is a"),
     ({"teacher_prompt_mixture": ["{input}", "none"]}, TemplateError, r"mixture, template 2 has no \{input\}"),
