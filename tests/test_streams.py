@@ -114,6 +114,7 @@ def test_a_formatting_function_and_a_shuffling_buffer(tiny_model_dir, tiny_teach
     [
         ({"max_steps": -1}, "train_dataset is a stream, whose length is not known; set max_steps"),
         ({"packing": True}, "packing needs all rows at once"),
+        ({"retain_data": "rows.jsonl"}, "retain_data needs all rows at once"),
         ({"train_sampling_strategy": "group_by_length"}, "group_by_length needs all rows at once"),
         ({"distill_on_policy_fraction": 0.5}, "distill_on_policy_fraction 0.5 needs all rows at once"),
         ({"teacher_store": "store"}, "teacher_store keeps the targets of rows that are known beforehand"),

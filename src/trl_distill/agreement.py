@@ -24,6 +24,11 @@ def check_policy(arguments: Any) -> None:
         _check_fresh(arguments, fresh)
     if arguments.teacher_model == EMA:
         check_average(arguments)
+    if arguments.teacher_prompt_dropout > 0 and getattr(arguments, "assistant_only_loss", False):
+        raise ParamsError(
+            "teacher_prompt_dropout cannot be used with assistant_only_loss, whose turns stand behind prompts of their "
+            "own; drop one of the two."
+        )
     if arguments.distill_schedule != "linear" and not anneals(arguments):
         raise ParamsError(
             f"distill_schedule is {arguments.distill_schedule!r}, but nothing moves; give --distill-temperature-end or "

@@ -171,6 +171,30 @@ class DistillationArguments:
         group="Teacher",
         objects=True,
     )
+    teacher_prompt_mixture: str | None = option(
+        None,
+        "Several templates instead of --teacher-prompt-template, one of them for each row: a YAML file with a list of "
+        "template and weight.",
+        group="Teacher",
+        objects=True,
+    )
+    teacher_prompt_dropout: float = option(
+        0.0,
+        "Share of the training rows in which the student reads the teacher's own prompt, so that it goes on following "
+        "it.",
+        low=0.0,
+        high=1.0,
+        group="Teacher",
+    )
+    retain_data: str | None = option(
+        None,
+        "Rows, as --data-path takes them, on which the student learns to stay what it was before the run.",
+        group="Teacher",
+        objects=True,
+    )
+    retain_fraction: float = option(
+        0.25, "Share of a training epoch's rows that are of --retain-data.", above=0.0, high=0.95, group="Teacher"
+    )
     teacher_revision: str | None = option(None, "Revision of a Hub teacher.", group="Teacher")
     teacher_dtype: str = option("auto", "Precision the teacher is loaded in.", choices=DTYPES, group="Teacher")
     teacher_quantization: str | None = option(
@@ -273,8 +297,8 @@ class DistillationArguments:
     )
 
 
-def check_several(arguments: Any) -> None:
-    """Refuse settings of a single teacher beside `teacher_config`.
+def check_mixing(arguments: Any) -> None:
+    """Refuse settings that do not go together with several prompts or with `retain_data`.
 
     Args:
         arguments: Anything with the fields of `DistillationArguments`.
@@ -282,6 +306,49 @@ def check_several(arguments: Any) -> None:
     Raises:
         ParamsError: Naming the setting and what to do.
     """
+    specs = DistillationArguments.__dataclass_fields__
+    if arguments.retain_data is None and arguments.retain_fraction != specs["retain_fraction"].default:
+        raise ParamsError(
+            f"retain_fraction is {arguments.retain_fraction:g}, but there are no rows to retain; give --retain-data, "
+            "or drop --retain-fraction."
+        )
+    for name in ("teacher_prompt_mixture", "retain_data"):
+        if getattr(arguments, name) is None:
+            continue
+        flag = f"--{name.replace('_', '-')}"
+        if arguments.teacher_store is not None:
+            raise ParamsError(
+                f"{name} cannot be used with teacher_store, which keeps the targets of one teacher under one prompt; "
+                f"drop {flag} or --teacher-store."
+            )
+        if arguments.cross_tokenizer:
+            raise ParamsError(
+                f"{name} cannot be used with cross_tokenizer, which takes one teacher under one prompt; drop {flag}."
+            )
+    if arguments.teacher_prompt_mixture is None:
+        return
+    if arguments.teacher_config is not None:
+        raise ParamsError(
+            "teacher_prompt_mixture does not go together with teacher_config, where each teacher has a template of its "
+            "own; name a teacher there once for each template, and say with 'rows' how many rows it takes."
+        )
+    if arguments.teacher_prompt_template != specs["teacher_prompt_template"].default:
+        raise ParamsError(
+            "teacher_prompt_template does not go together with teacher_prompt_mixture, which lists the templates; drop "
+            "--teacher-prompt-template."
+        )
+
+
+def check_several(arguments: Any) -> None:
+    """Refuse settings of a single teacher beside `teacher_config`, see also `check_mixing`.
+
+    Args:
+        arguments: Anything with the fields of `DistillationArguments`.
+
+    Raises:
+        ParamsError: Naming the setting and what to do.
+    """
+    check_mixing(arguments)
     if arguments.teacher_config is None:
         return
     reasons = {

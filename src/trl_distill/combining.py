@@ -19,6 +19,7 @@ from .data import RowReport
 from .errors import DataError
 from .preflight import Preflight, text_of
 from .preparation import COLUMNS, Recipe, align, conclude, mapped, tokenize_row
+from .retention import Retained, mixed_in
 from .rows import NoUsableRows
 from .teacher_list import TeacherList, check_rows, takers
 from .tokenized import check_tokenized, is_tokenized
@@ -28,11 +29,12 @@ if TYPE_CHECKING:
 
 UNTAKEN = "no teacher takes it"
 IDS = List(Value("int64"))
+RETURNED = (*COLUMNS, "teachers", "teacher_prompts")
 FEATURES = Features(
     {
         **{"row": Value("int64"), "source": Value("string"), "finished": Value("bool"), "kept": Value("int64")},
         **{"student_prompt": IDS, "teacher_prompt": IDS, "completion": IDS},
-        **{"prompt_cut": Value("int64"), "completion_cut": Value("int64")},
+        **{"prompt_cut": Value("int64"), "completion_cut": Value("int64"), "dropped": Value("bool")},
         **{"teachers": IDS, "teacher_prompts": List(IDS)},
     }
 )
@@ -43,7 +45,7 @@ class SeveralRecipes:
     """How rows become token ids for several teachers.
 
     Attributes:
-        recipes: One for each teacher, each as if it were the only one.
+        recipes: One for each teacher, each as if it were the only one; the first is one of the data's rows.
         teachers: The list.
         seed: Of the shares.
     """
@@ -107,15 +109,33 @@ def prepare(
     put_together = _mixtures if recipe.teachers.mixed else _completions
     fitted = _in_order(put_together(rows, taking, recipe, name), rows)
     # lengths and examples are of each row's first teacher, the vocabulary is what all have
-    vocabularies = [r.vocabulary for r in recipe.recipes if r.vocabulary is not None]
+    of_data = recipe.recipes[: len(recipe.teachers.of_data)]
+    vocabularies = [r.vocabulary for r in of_data if r.vocabulary is not None]
     shown = replace(
-        recipe.recipes[0],
+        of_data[0],
         vocabulary=min(vocabularies, default=None),
-        reads_text=all(r.reads_text for r in recipe.recipes),
+        reads_text=all(r.reads_text for r in of_data),
     )
-    columns = (*COLUMNS, "teachers", "teacher_prompts")
-    prepared, preflight = conclude(fitted, rows, report, shown, name=name, columns=columns)
-    return prepared, replace(preflight, teachers=_shown(prepared, recipe))
+    prepared, preflight = conclude(fitted, rows, report, shown, name=name, columns=RETURNED)
+    if len(of_data) > 1 or recipe.teachers.teachers[-1].retained is None:
+        preflight = replace(preflight, teachers=_shown(prepared, recipe))
+    retained = recipe.teachers.teachers[-1].retained
+    if retained is None or name != "train":
+        return prepared, preflight
+    return _with_retained(prepared, preflight, recipe, retained)
+
+
+def _with_retained(
+    prepared: Dataset, preflight: Preflight, recipe: SeveralRecipes, retained: Retained
+) -> tuple[Dataset, Preflight]:
+    """Return prepared rows with rows to retain among them, which the last teacher of the list teaches."""
+    name, last = "retain_data", len(recipe.recipes) - 1
+    count = retained.count(len(prepared))
+    rows = retained.drawn(count, seed=recipe.seed)
+    part = mapped(align(rows, recipe.recipes[last], name=name), lambda row: _alone(row, last), f"Aligning {name}")
+    report = RowReport(len(rows), len(rows), ())
+    own, flight = conclude(_in_order([part], rows), rows, report, recipe.recipes[last], name=name, columns=RETURNED)
+    return mixed_in(prepared, own, count), replace(preflight, retained=(count, retained.source, flight))
 
 
 def _completions(rows: Dataset, taking: list[list[int]], recipe: SeveralRecipes, name: str) -> list[Dataset]:
@@ -204,7 +224,7 @@ def _shown(prepared: Dataset, recipe: SeveralRecipes) -> tuple[tuple[str, int, s
             count, first = found.get(i, (0, prompt))
             found[i] = count + 1, first
     shown = []
-    for i, entry in enumerate(recipe.teachers.teachers):
+    for i, entry in enumerate(recipe.teachers.of_data):
         count, first = found.get(i, (0, []))
-        shown.append((entry.name, count, text_of(recipe.recipes[i].teacher.tokenizer, first)))
+        shown.append((entry.name + entry.note, count, text_of(recipe.recipes[i].teacher.tokenizer, first)))
     return tuple(shown)

@@ -17,6 +17,7 @@ MEANS = (
     "teacher_coverage",
     "on_policy",
     "on_policy_kl",
+    "retain_kl",
 )
 
 

@@ -34,6 +34,9 @@ class CompletionOutput(ModelOutput):
         top1_correct: Tokens that the student ranks first.
         teacher_coverage: Tokens that a teacher says something of, where that may be fewer than all.
         distilled: `loss` before PEFT adds an adapter's own penalty to it.
+        retain_kl: Sum of the divergence at the tokens of rows to retain, which `kl` leaves out; None where the batch
+            has none.
+        retain_tokens: Those tokens.
     """
 
     hidden: torch.Tensor | None = None
@@ -45,6 +48,8 @@ class CompletionOutput(ModelOutput):
     top1_correct: torch.Tensor | None = None
     teacher_coverage: torch.Tensor | None = None
     distilled: torch.Tensor | None = None
+    retain_kl: torch.Tensor | None = None
+    retain_tokens: torch.Tensor | None = None
 
 
 def add_completion_forward(model: PreTrainedModel) -> None:
@@ -114,7 +119,8 @@ def _loss(
             f"the teacher scored {teacher.tokens} completion tokens and the student {len(hidden)}; "
             "both labels of a batch must mark the same tokens."
         )
-    if settings.alpha == 0:
+    retained = getattr(teacher, "retained", None)
+    if settings.alpha == 0 and retained is None:
         out = cross_entropy(head, hidden, labels, settings)
     elif teacher is None:
         raise ValueError(f"alpha {settings.alpha} weighs a divergence, but no targets were given; set alpha to 0.")
@@ -127,8 +133,13 @@ def _loss(
         top1_correct=out.top1_correct,
         distilled=out.loss.clone(),
     )
-    if settings.alpha > 0:
+    kl = out.kl.detach()
+    if retained is not None:
+        places = retained.to(kl.device)
+        output.retain_kl, output.retain_tokens = kl[places].sum(), kl.new_tensor(len(places))
+        kl = kl.index_fill(0, places, 0.0)
+    if settings.alpha > 0 and not getattr(teacher, "silent", False):
         covered = getattr(teacher, "covered", None)
-        output.kl, output.top1_agreement = out.kl.detach().sum(), out.top1_agreement
+        output.kl, output.top1_agreement = kl.sum(), out.top1_agreement
         output.teacher_coverage = None if covered is None else out.entropy.new_tensor(covered)
     return output

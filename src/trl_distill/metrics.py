@@ -11,8 +11,12 @@ import torch
 if TYPE_CHECKING:
     from .forward import CompletionOutput
 
-ASKED = ("kl", "top1_agreement", "teacher_coverage")  # of tokens that a teacher was asked about
-SUMS = ("loss", "kl", "ce", "entropy", "top1_agreement", "top1_correct", "teacher_coverage")
+ASKED = ("top1_agreement", "teacher_coverage")  # of tokens that a teacher was asked about
+SUMS = (
+    *("loss", "kl", "ce", "entropy", "top1_agreement", "top1_correct", "teacher_coverage"),
+    *("retain_kl", "retain_tokens"),
+)
+COUNTS = ("asked", "others", "own", "own_kl", "tokens", "sequence_tokens")
 
 
 class DistillationMetrics:
@@ -20,7 +24,8 @@ class DistillationMetrics:
 
     Each mean is the sum over completion tokens divided by their number, so that batch size, accumulation and the
     number of ranks do not change it. What no batch reported has no mean: the divergence where no teacher is asked.
-    Figures that need a teacher are means over the tokens that one was asked about.
+    Figures that need a teacher are means over the tokens that one was asked about. Rows to retain have a divergence of
+    their own, over their tokens; `kl` is over the others'.
     """
 
     def __init__(self) -> None:
@@ -53,9 +58,9 @@ class DistillationMetrics:
         self._reported |= given.keys() | ({"on_policy"} if on_policy is not None else set())
         sums = [given.get(name, 0.0) for name in SUMS]
         device = tokens.device
-        asked = tokens if "kl" in given else 0.0
+        asked, others = (tokens, tokens - given.get("retain_tokens", 0.0)) if "kl" in given else (0.0, 0.0)
         own, own_kl = (tokens, given["kl"]) if on_policy else (0.0, 0.0)
-        all_sums = (*sums, asked, own, own_kl, tokens, sequence_tokens)
+        all_sums = (*sums, asked, others, own, own_kl, tokens, sequence_tokens)
         row = torch.stack([torch.as_tensor(x).detach().to(device, torch.float64) for x in all_sums])
         self._sums = row if self._sums is None else self._sums + row
 
@@ -68,19 +73,24 @@ class DistillationMetrics:
             reduce: Sums a tensor over the ranks.
             device: Where a rank without a batch puts its zeros.
         """
-        sums = self._sums if self._sums is not None else torch.zeros(len(SUMS) + 5, dtype=torch.float64, device=device)
-        *values, asked, own, own_kl, tokens, sequence_tokens = reduce(sums).tolist()
+        width = len(SUMS) + len(COUNTS)
+        sums = self._sums if self._sums is not None else torch.zeros(width, dtype=torch.float64, device=device)
+        values = reduce(sums).tolist()
         reported = self._reported
         seconds = max(time.perf_counter() - self._since, 1e-9)
         self.restart()
-        if tokens == 0:
+        found = dict(zip((*SUMS, *COUNTS), values, strict=True))
+        if found["tokens"] == 0:
             return {}
-        self.tokens_seen += sequence_tokens
-        counts = {name: asked if name in ASKED else tokens for name in SUMS}
-        means = {n: value / counts[n] for n, value in zip(SUMS, values, strict=True) if n in reported and counts[n]}
+        self.tokens_seen += found["sequence_tokens"]
+        counts = {"kl": found["others"], "retain_kl": found["retain_tokens"], **dict.fromkeys(ASKED, found["asked"])}
+        if found["retain_tokens"]:
+            reported = reported | {"retain_kl"}  # the batches that had such rows may have been other ranks'
+        shown = [name for name in SUMS if name in reported and name != "retain_tokens"]
+        means = {n: found[n] / count for n in shown if (count := counts.get(n, found["tokens"])) > 0}
         if "top1_correct" in means:
             means["mean_token_accuracy"] = means.pop("top1_correct")
         if "on_policy" in reported:
-            means["on_policy"] = own / tokens
-            means |= {"on_policy_kl": own_kl / own} if own else {}
-        return {**means, "num_tokens": self.tokens_seen, "tokens_per_second": sequence_tokens / seconds}
+            means["on_policy"] = found["own"] / found["tokens"]
+            means |= {"on_policy_kl": found["own_kl"] / found["own"]} if found["own"] else {}
+        return {**means, "num_tokens": self.tokens_seen, "tokens_per_second": found["sequence_tokens"] / seconds}

@@ -46,12 +46,12 @@ from .teachers import (
     CrossTeacher,
     LocalTeacher,
     LocalTextTeacher,
-    SelfTeacher,
     SeveralTeachers,
     StoredTeacher,
     Teacher,
     check_apart,
     each,
+    take_student,
 )
 from .tokenized import IDS
 
@@ -113,7 +113,7 @@ class DistillationMixin(StepMixin, MovingTeacherMixin, _Base):
             return
         _check(args, data_collator, train_dataset, kwargs)
         check_streams(args, train_dataset, eval_dataset)
-        check_list(args, student=model)
+        check_list(args, student=model, given=teacher_model)
         check_features(args, model=model, peft_config=kwargs.get("peft_config"))
         check_apart(student=model, teacher=teacher_model)
         self._written_by = writers_of_data(args, teacher_model, train_dataset)
@@ -180,8 +180,9 @@ class DistillationMixin(StepMixin, MovingTeacherMixin, _Base):
         )
         for teacher in each(self.teacher):
             check_sharding(self.accelerator, teacher)
-            if isinstance(teacher, SelfTeacher):
-                teacher.take(self.model)
+        copied = take_student(self.teacher, self.model)
+        if copied:
+            self.accelerator.print(copied)
         self.follow_student()
         put_names(args, self.teacher)
         said = "" if isinstance(given, Teacher) else told(args.teacher_model if given is None else given, self.teacher)
@@ -329,7 +330,10 @@ class DistillationMixin(StepMixin, MovingTeacherMixin, _Base):
     def teacher_targets(self, inputs: Mapping[str, torch.Tensor]) -> Targets | None:
         """Return what the teacher says of a batch's completions; None where alpha is 0 and nothing is asked."""
         if self.settings_of(inputs).alpha == 0:
-            return None
+            if not isinstance(self.teacher, SeveralTeachers):
+                return None
+            with self.accelerator.autocast():
+                return self.teacher.score_retained(inputs)
         with self.accelerator.autocast():
             return self.teacher.score(inputs)
 

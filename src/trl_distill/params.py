@@ -257,8 +257,8 @@ class LLMTrainingParams(DistillationArguments):
             value = getattr(self, spec.name)
             if value != spec.default and spec.name not in ("completion_column", "prompt_text_column", "max_bad_rows"):
                 raise ParamsError(
-                    f"{spec.name} is {value!r} but trainer {self.trainer!r} does not distil; add --use-distillation "
-                    f"or drop --{spec.name.replace('_', '-')}."
+                    f"{spec.name} is {_plain(value)!r} but trainer {self.trainer!r} does not distil; add "
+                    f"--use-distillation or drop --{spec.name.replace('_', '-')}."
                 )
 
     @property

@@ -43,6 +43,8 @@ class Preflight:
         teachers: Of several teachers each one's name, how many rows it takes, and its first prompt.
         text_only: The teacher gives text alone.
         estimated: Whether its prompts are counted with the student's tokenizer, which is another.
+        dropped: Rows in which the student reads the teacher's prompt.
+        retained: Of rows to retain how many there are, where they come from, and their own figures.
         coverage: Share of the completion tokens for which a server gave log-probabilities; None where none was asked.
     """
 
@@ -64,6 +66,8 @@ class Preflight:
     teachers: tuple[tuple[str, int, str], ...] = ()
     estimated: bool = False
     coverage: float | None = None
+    dropped: int = 0
+    retained: tuple[int, str, Preflight] | None = None
 
     @classmethod
     def of(
@@ -103,6 +107,7 @@ class Preflight:
             compared=sum(map(len, rows["student_starts"])) / sum(lengths) if crossed else 1.0,
             text_only=recipe.reads_text and recipe.take is None,
             estimated=recipe.estimates,
+            dropped=sum(rows["dropped"]),
         )
 
     @property
@@ -126,6 +131,10 @@ class Preflight:
         ]
         if self.prompts_cut:
             lines.append(f"  cut prompts   {self.prompts_cut:,} rows lost the start of a prompt")
+        if self.dropped:
+            lines.append(f"  dropout       {self.dropped:,} rows show the student the teacher's prompt")
+        if self.retained is not None:
+            lines.append(f"  retained      {self._retained(*self.retained)}")
         if self.text_only:
             lines.append("  loss          cross-entropy alone: the teacher gives text, no probabilities")
         elif self.matched is not None:
@@ -144,6 +153,14 @@ class Preflight:
         for label, text in self._shown():
             lines += [f"  {label}:", *(f"    | {line}" for line in text.split("\n"))]
         return "\n".join(lines)
+
+    def _retained(self, count: int, source: str, own: Preflight) -> str:
+        """Return what there is to say of rows to retain."""
+        share = count / (count + sum(self.sources.values()))
+        written = own.sources.get("teacher", 0)
+        by = f", {written:,} completions written by the student as it starts" if written else ""
+        again = f", {own.rows.used:,} different ones" if own.rows.used < count else ""
+        return f"{count:,} more rows ({share:.1%}) of {source}{again}{by}"
 
     def _shown(self) -> list[tuple[str, str]]:
         """Return the texts to show, with what they are: of several teachers each one's first prompt."""
@@ -167,6 +184,8 @@ class Preflight:
             "vocabulary_rows_shared": self.vocabulary,
             **({} if self.matched is None else {"tokens_matched": self.matched, "compared": round(self.compared, 4)}),
             **({"rows_of_teachers": [rows for _, rows, _ in self.teachers]} if self.teachers else {}),
+            **({"rows_with_the_teachers_prompt": self.dropped} if self.dropped else {}),
+            **({} if self.retained is None else {"rows_retained": self.retained[0]}),
             **({} if self.coverage is None else {"teacher_coverage": round(self.coverage, 4)}),
         }
 

@@ -11,6 +11,7 @@ import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
+from random import Random
 from typing import TYPE_CHECKING, Any
 
 from datasets import Features, List, Value
@@ -41,7 +42,7 @@ IDS = List(Value("int64"))
 TOKENS = Features(  # of a row once it is tokenized; a column that is empty in the first rows has a type all the same
     {
         **{"row": Value("int64"), "source": Value("string"), "finished": Value("bool")},
-        **{"read": Value("string"), "chat": Value("bool")},
+        **{"read": Value("string"), "chat": Value("bool"), "dropped": Value("bool")},
         **dict.fromkeys(("student_prompt", "teacher_prompt", "completion", *turns.COLUMNS), IDS),
     }
 )
@@ -100,6 +101,8 @@ class Recipe:
         take: Fetches what a server says of prepared rows, and returns the share of completion tokens with targets.
         crossing: How the completion becomes tokens of a teacher with another tokenizer; None where it is the student's.
         in_one_piece: Why a completion may have no gaps, as the end of a sentence; None where it may.
+        prompt_dropout: Share of the training rows in which the student reads the teacher's prompt.
+        seed: Of the draw of those rows.
     """
 
     student: Reading
@@ -116,6 +119,19 @@ class Recipe:
     take: Callable[[Dataset, str], float] | None = None
     crossing: Crossing | None = None
     in_one_piece: str | None = None
+    prompt_dropout: float = 0.0
+    seed: int = 0
+
+    @cached_property
+    def dropped_tokens(self) -> PromptTokens:
+        """Turns the teacher's prompts into the student's token ids."""
+        return PromptTokens(self.student.tokenizer)
+
+    def drops(self, row: dict[str, Any]) -> bool:
+        """Whether the student reads the teacher's prompt in a row, drawn by the seed, the row's number and its text."""
+        if self.prompt_dropout == 0:
+            return False
+        return Random(f"{self.seed} {row['row']} {row['input']}").random() < self.prompt_dropout
 
 
 def is_prepared(dataset: Any) -> bool:
@@ -194,6 +210,8 @@ def align(rows: Dataset, recipe: Recipe, *, name: str) -> Dataset:
     Raises:
         DataError: See `prepare`.
     """
+    if name != "train":
+        recipe = replace(recipe, prompt_dropout=0.0)  # evaluation is of the student under its own prompt
     _check_sources(rows, recipe, name)
     how: dict[str, Any] = {"remove_columns": rows.column_names, "features": TOKENS}
     tokens = mapped(rows, lambda row: tokenize_row(row, recipe, name=name), f"Tokenizing {name}", **how)
@@ -276,6 +294,7 @@ def tokenize_row(row: dict[str, Any], recipe: Recipe, *, name: str) -> dict[str,
     """Return both prompts' ids, and the completion's where there is one, in the columns of `TOKENS`."""
     source, where = source_of(row, recipe), f"{name}, row {row['row']}"
     out: dict[str, Any] = {"row": row["row"], "source": source, "completion": [], "finished": True}
+    out["dropped"] = False
     out |= {"read": "", "chat": False}  # what a teacher without token ids reads, and whether it answers a chat
     out |= {column: [] for column in turns.COLUMNS}
     if row.get("ids") is not None:
@@ -297,7 +316,11 @@ def tokenize_row(row: dict[str, Any], recipe: Recipe, *, name: str) -> dict[str,
     if row["turns"] is not None and source == "data":
         return out | _turns(row, recipe, own, options=options, finished=out["finished"], where=where)
     student, teacher = render(recipe.student.template, row), render(recipe.teacher.template, row, own)
-    out["student_prompt"] = recipe.student.prompt_tokens(student, options)
+    out["dropped"] = recipe.drops(row)
+    student = teacher if out["dropped"] else student
+    out["student_prompt"] = (recipe.dropped_tokens if out["dropped"] else recipe.student.prompt_tokens)(
+        student, options
+    )
     out["chat"] = not isinstance(student, str)
     if recipe.reads_text:
         if options and source == "teacher":

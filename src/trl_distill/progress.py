@@ -14,7 +14,7 @@ from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 
 Trainer = TypeVar("Trainer")
 # name in the logs, label, width of the value
-FIGURES = (("loss", "loss", 7), ("kl", "kl", 7), ("ce", "ce", 7))
+FIGURES = (("loss", "loss", 7), ("kl", "kl", 7), ("ce", "ce", 7), ("retain_kl", "retain", 7))
 SHARES = (("top1_agreement", "agree", 4), ("mean_token_accuracy", "right", 4), ("teacher_coverage", "covered", 4))
 # left out of a line, or in it already
 HIDDEN = ("grad_norm", "entropy", "num_tokens", "num_input_tokens_seen", "total_flos", "epoch", "learning_rate")

@@ -102,7 +102,9 @@ class Project:
         """Refuse a place that no folder can be made in, and one that the run reads from."""
         if self.folder.exists() and not self.folder.is_dir():
             raise ProjectError(f"{name} is a file; give --project-name a folder.")
-        places = [(setting, getattr(params, setting)) for setting in ("model", "teacher_model", "data_path")]
+        places = [
+            (setting, getattr(params, setting)) for setting in ("model", "teacher_model", "data_path", "retain_data")
+        ]
         if params.teacher_config is not None:
             places += [(entry.place, entry.model) for entry in read_teachers(params.teacher_config).teachers]
         for setting, value in places:

@@ -356,6 +356,8 @@ def recipe_of(
         estimates=isinstance(teacher, TextTeacher) and reading(args, teacher) is None,
         take=taking(args, teacher),
         in_one_piece=_in_one_piece(args, teacher),
+        prompt_dropout=args.teacher_prompt_dropout,
+        seed=args.seed,
     )
 
 

@@ -9,6 +9,7 @@ import yaml
 
 from .params import LLMTrainingParams
 from .project import write_text
+from .prompt_mixture import read_mixture
 from .prompts import Template
 from .teacher_list import TeacherEntry, read_teachers
 from .usage import loading, run_snippet, snippet
@@ -20,6 +21,7 @@ SHOWN = (
     "train_loss",
     "train_kl",
     "train_ce",
+    "train_retain_kl",
     "eval_loss",
     "eval_kl",
     "eval_ce",
@@ -124,6 +126,11 @@ def _prompts(params: LLMTrainingParams, templates: list[Template]) -> str:
             for n, entry in enumerate(_listed(params), 1)
         ]
         return "\n\n".join([*each, f"The student's template:\n\n{_fenced(student, 'text')}"])
+    if params.teacher_prompt_mixture is not None:
+        entries = read_mixture(params.teacher_prompt_mixture).teachers
+        each = [f"In {e.share:.0%} of the rows:\n\n{_fenced(_shown(e.template), 'text')}" for e in entries]
+        head = f"Teacher: {_teacher(params).rstrip(',')}, under several templates."
+        return "\n\n".join([head, *each, f"The student's template:\n\n{_fenced(student, 'text')}"])
     if _written(params):
         return f"The data's column `teacher` says who wrote. The student's template:\n\n{_fenced(student, 'text')}"
     return (
@@ -168,6 +175,10 @@ def _training(params: LLMTrainingParams, preflight: Preflight | None) -> str:
     if preflight is not None:
         if preflight.text_only:
             rows["distill_alpha"] = "0 (the teacher gives text only)"
+        if params.retain_data is not None:
+            rows |= {name: values[name] for name in ("retain_data", "retain_fraction")}
+        if params.teacher_prompt_dropout > 0:
+            rows["teacher_prompt_dropout"] = params.teacher_prompt_dropout
         rows |= {"rows": preflight.rows.used, "completions from": ", ".join(preflight.sources)}
     return _table(("setting", "value"), rows)
 

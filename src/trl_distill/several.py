@@ -13,8 +13,9 @@ from .combining import SeveralRecipes
 from .errors import ParamsError
 from .fitness import check_fitness
 from .preparation import Recipe
-from .teacher_list import SETTING, TeacherEntry, TeacherList, read_teachers
-from .teachers import SELF, SeveralTeachers, Teacher, check_apart
+from .run_list import teachers_of_run
+from .teacher_list import SETTING, TeacherEntry, TeacherList
+from .teachers import SELF, SeveralTeachers, StartingTeacher, Teacher, check_apart
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
@@ -45,15 +46,16 @@ def _teacher_of(args: DistillationSFTConfig, given: Any, **more: Any) -> Teacher
     """Return the teacher or the list."""
     if isinstance(given, SeveralTeachers):
         return given  # made here, for the same run
-    if args.teacher_config is None:
-        return recipes.teacher_of(args, given, **more)
-    if given is not None:
+    if args.teacher_config is not None and given is not None:
         raise ParamsError(f"teacher_model does not go together with {SETTING}, which lists the teachers; drop it.")
-    listed = read_teachers(args.teacher_config)
+    listed = teachers_of_run(args, given)
+    if listed is None:
+        return recipes.teacher_of(args, given, **more)
     loaded: dict[Any, Teacher] = {}
     for entry in listed.teachers:
         if _key(entry) not in loaded:
-            loaded[_key(entry)] = recipes.teacher_of(_alone(args, entry), entry.model, **more)
+            model = entry.model if entry.retained is None else _start(entry, **more)
+            loaded[_key(entry)] = recipes.teacher_of(_alone(args, entry), model, **more)
     return SeveralTeachers([loaded[_key(entry)] for entry in listed.teachers], listed)
 
 
@@ -69,31 +71,38 @@ def recipe_of(
     if not isinstance(teacher, SeveralTeachers):
         return recipes.recipe_of(args, teacher, **sides)
     listed = teacher.listed
-    alike = all(entry.template.is_identity for entry in listed.teachers)
+    alike = all(entry.template.is_identity for entry in listed.of_data)
     made = []
     for entry, one in zip(listed.teachers, teacher.teachers, strict=True):
         recipe = recipes.recipe_of(_alone(args, entry), one, **sides)
         reading = replace(recipe.teacher, template=entry.template)  # messages name its place in the list
+        if entry.retained is not None:  # its prompts are the same for both
+            mine = replace(recipe.student, template=entry.template)
+            made.append(replace(recipe, teacher=reading, student=mine, prompt_dropout=0.0))
+            continue
         plain = recipe.plain_text and (alike or not listed.mixed)
         made.append(replace(recipe, teacher=reading, plain_text=plain, in_one_piece=WHOLE))
     return SeveralRecipes(tuple(made), listed, args.seed)
 
 
-def check_list(settings: Any, *, student: Any = None) -> TeacherList | None:
+def check_list(settings: Any, *, student: Any = None, given: Any = None) -> TeacherList | None:
     """Check a run's list of teachers, which needs no model; return None where there is none.
 
     Args:
         settings: Anything with the fields of `DistillationArguments`.
         student: The student, where it is a loaded model.
+        given: What is given in the place of `teacher_model`.
 
     Raises:
-        UsageError: See `check_several`, `read_teachers` and `check_apart`.
+        UsageError: See `check_several`, `teachers_of_run` and `check_apart`.
     """
     check_several(settings)
-    if settings.teacher_config is None:
+    if isinstance(given, SeveralTeachers):
+        return given.listed
+    listed = teachers_of_run(settings, given)
+    if listed is None:
         return None
-    listed = read_teachers(settings.teacher_config)
-    for entry in listed.teachers:
+    for entry in listed.of_data:
         check_apart(student=student, teacher=entry.model)
         if entry.model == SELF and getattr(settings, "peft", True) is False and isinstance(student, str):
             raise ParamsError(
@@ -104,9 +113,11 @@ def check_list(settings: Any, *, student: Any = None) -> TeacherList | None:
 
 
 def put_names(args: DistillationSFTConfig, teacher: Teacher) -> None:
-    """Put names into a configuration in the place of a list's loaded models, so that it can be saved."""
-    if isinstance(teacher, SeveralTeachers) and not isinstance(args.teacher_config, str):
-        args.teacher_config = teacher.listed.plain()  # type: ignore[assignment]
+    """Put names into a configuration in the place of loaded models and datasets, so that it can be saved."""
+    if isinstance(teacher, SeveralTeachers) and not isinstance(args.teacher_config, (str, type(None))):
+        args.teacher_config = teacher.listed.plain()
+    if not isinstance(args.retain_data, (str, type(None))):
+        args.retain_data = f"<{type(args.retain_data).__name__}>"
 
 
 def told(given: Any, teacher: Teacher) -> str:
@@ -122,6 +133,8 @@ def _alone(args: DistillationSFTConfig, entry: TeacherEntry) -> DistillationSFTC
     own = copy.copy(args)
     settings: Mapping[str, Any] = {
         SETTING: None,
+        "teacher_prompt_mixture": None,
+        "retain_data": None,
         "teacher_model": entry.model,
         "teacher_revision": entry.revision,
         "teacher_prompt_template": entry.prompt,
@@ -129,6 +142,21 @@ def _alone(args: DistillationSFTConfig, entry: TeacherEntry) -> DistillationSFTC
     for name, value in settings.items():
         setattr(own, name, value)
     return own
+
+
+def _start(
+    entry: TeacherEntry,
+    *,
+    tokenizer: PreTrainedTokenizerBase,
+    student: PretrainedConfig,
+    own: Any = None,
+    generation_config: Any = None,
+    **_: Any,
+) -> StartingTeacher:
+    """Return the student's starting point as a teacher."""
+    return StartingTeacher(
+        own, name=entry.name, config=student, tokenizer=tokenizer, generation_config=generation_config
+    )
 
 
 def _key(entry: TeacherEntry) -> Any:

@@ -74,7 +74,7 @@ def check_streams(args: Any, train: Any, evaluation: Any) -> None:
             "teacher_store keeps the targets of rows that are known beforehand, and a dataset is a stream; give a "
             "datasets.Dataset, or drop teacher_store."
         )
-    settings = {name: bool(getattr(args, name)) for name in ("packing", "eval_packing")}
+    settings = {name: bool(getattr(args, name)) for name in ("packing", "eval_packing", "retain_data")}
     settings |= {"group_by_length": args.train_sampling_strategy == "group_by_length"}
     settings |= {str(fresh): True for fresh in [freshness(args)] if fresh is not None}
     for name, given in settings.items():

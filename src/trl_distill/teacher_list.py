@@ -46,6 +46,8 @@ class TeacherEntry:
         share: Share of the rows that it takes, above 0 and at most 1.
         column: It takes the rows whose column has `value`; None is all, or a share of them.
         value: As text.
+        note: What follows its name in the pre-flight.
+        retained: The rows that are its own, none of the data's; None where it takes the data's.
     """
 
     model: Any
@@ -57,6 +59,8 @@ class TeacherEntry:
     share: float = 1.0
     column: str | None = None
     value: str = ""
+    note: str = ""
+    retained: Any = None
 
     @property
     def name(self) -> str:
@@ -88,18 +92,22 @@ class TeacherList:
         """Whether the teachers' distributions are mixed."""
         return self.combine == "mixture"
 
+    @property
+    def of_data(self) -> tuple[TeacherEntry, ...]:
+        """Those that take rows of the data."""
+        return tuple(entry for entry in self.teachers if entry.retained is None)
+
     def plain(self) -> dict[str, Any]:
         """Return the list as `read_teachers` takes it, of plain data: a loaded model is named by its class."""
         teachers = []
-        for entry in self.teachers:
+        for entry in self.of_data:
             given = isinstance(entry.model, str)
             rows = entry.share if entry.column is None else f"{entry.column}={entry.value}"
-            template = [{"role": role, "content": _source(text)} for role, text in entry.template.messages]
             teachers.append(
                 {
                     "model": entry.model if given else f"<{type(entry.model).__name__}>",
                     **({} if entry.revision is None else {"revision": entry.revision}),
-                    "template": template if entry.template.is_chat else _escaped(template[0]["content"]),
+                    "template": plain_template(entry.template),
                     "weight": entry.weight,
                     "rows": "all" if rows == 1.0 else rows,
                 }
@@ -123,9 +131,9 @@ def read_teachers(given: Any) -> TeacherList:
         return given
     where = SETTING
     if isinstance(given, (str, os.PathLike)):
-        where, given = Path(given).name, _loaded(given)
+        where, given = Path(given).name, read_yaml(given, SETTING)
     if isinstance(given, Mapping):
-        _check_keys(given, ("combine", "teachers"), where)
+        check_keys(given, ("combine", "teachers"), where)
         combine, teachers = given.get("combine", COMBINE[0]), given.get("teachers")
     else:
         combine, teachers = COMBINE[0], given
@@ -177,6 +185,8 @@ def takers(teachers: TeacherList, values: Sequence[Mapping[str, Any]], *, seed: 
     taking: list[list[int]] = [[] for _ in values]
     end = 0.0
     for i, entry in enumerate(teachers.teachers):
+        if entry.retained is not None:
+            continue
         if entry.column is not None:
             rows = [n for n, row in enumerate(values) if _is(row[entry.column], entry.value)]
         elif entry.share < 1:
@@ -196,24 +206,36 @@ def takers(teachers: TeacherList, values: Sequence[Mapping[str, Any]], *, seed: 
     return taking
 
 
-def _loaded(path: str | os.PathLike[str]) -> Any:
-    """Return what stands in a YAML file."""
+def read_yaml(path: str | os.PathLike[str], setting: str) -> Any:
+    """Return what stands in a YAML file.
+
+    Args:
+        path: Of the file.
+        setting: Where it was given, for messages.
+
+    Raises:
+        ParamsError: It cannot be read, or is not YAML.
+    """
     import yaml
 
     try:
         return yaml.safe_load(Path(path).expanduser().read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
-        raise ParamsError(f"{SETTING} {str(path)!r} cannot be read: {reason}; give a YAML file.") from None
+        raise ParamsError(f"{setting} {str(path)!r} cannot be read: {reason}; give a YAML file.") from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f" in line {mark.line + 1}" if mark is not None else ""
         problem = getattr(error, "problem", None) or "error"
-        raise ParamsError(f"{SETTING} {str(path)!r} is not YAML: {problem}{where}.") from None
+        raise ParamsError(f"{setting} {str(path)!r} is not YAML: {problem}{where}.") from None
 
 
-def _check_keys(given: Mapping[Any, Any], known: Sequence[str], place: str) -> None:
-    """Refuse a key that is not known."""
+def check_keys(given: Mapping[Any, Any], known: Sequence[str], place: str) -> None:
+    """Refuse a key that is not known.
+
+    Raises:
+        ParamsError: Naming the place and the nearest key.
+    """
     for key in given:
         if key not in known:
             hint = nearest(str(key), known)
@@ -226,7 +248,7 @@ def _entry(given: Any, place: str, combine: str) -> TeacherEntry:
         raise ParamsError(
             f"{place} is {_shown(given)}; write its 'model', and what else there is to say, as a mapping."
         )
-    _check_keys(given, KEYS, place)
+    check_keys(given, KEYS, place)
     model, weight, revision = given.get("model"), given.get("weight", 1.0), given.get("revision")
     _check_model(model, place)
     if revision is not None and not isinstance(revision, str):
@@ -300,6 +322,12 @@ def _shown(value: Any) -> str:
     if value is None:
         return "missing"
     return repr(value) if isinstance(value, (str, int, float)) else f"a {type(value).__name__}"
+
+
+def plain_template(template: Template) -> str | list[dict[str, str]]:
+    """Return a parsed template as one writes it: text, or a list of chat messages."""
+    messages = [{"role": role, "content": _source(text)} for role, text in template.messages]
+    return messages if template.is_chat else _escaped(messages[0]["content"])
 
 
 def _source(text: Any) -> str:

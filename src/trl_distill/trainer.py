@@ -54,7 +54,9 @@ class PromptDistillationTrainer(DistillationSFTTrainer):
                 "teacher's tokens; leave the method out, and the teacher writes before training."
             )
         if self.online and isinstance(self.teacher, SeveralTeachers):
-            raise ParamsError("teacher_config lists several teachers, but generate_teacher_outputs writes with one.")
+            named = ("teacher_config", "teacher_prompt_mixture", "retain_data")
+            setting = next(name for name in named if getattr(self.args, name) is not None)
+            raise ParamsError(f"{setting} makes several teachers, but generate_teacher_outputs writes with one.")
         if self.online and self.padding_free:
             raise ParamsError(
                 "packing and padding_free cannot be used with a generate_teacher_outputs of your own: completions that "

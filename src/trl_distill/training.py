@@ -16,6 +16,7 @@ from .figures import closing, last_evaluation, training_means
 from .hub import check_token
 from .params import LLMTrainingParams, check_params
 from .project import Project
+from .prompt_mixture import plain_mixture
 from .prompts import parse_template
 from .readiness import check_ready
 from .registry import get_trainer
@@ -114,6 +115,9 @@ def _checked(params: LLMTrainingParams, *, trains: bool = True) -> _Run:
     if params.teacher_config is not None:  # read once: the file may change while a run goes on
         params = copy.copy(params)
         params.teacher_config = read_teachers(params.teacher_config)  # type: ignore[assignment]
+    if params.teacher_prompt_mixture is not None:
+        params = copy.copy(params)
+        params.teacher_prompt_mixture = plain_mixture(params.teacher_prompt_mixture)  # type: ignore[assignment]
     trainer_class = _trainer_class(params)
     project = Project(params.project_name)
     if trains and not params.dry_run:

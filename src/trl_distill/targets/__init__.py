@@ -7,6 +7,7 @@ from .cross import CrossTargets
 from .groups import GroupedTargets
 from .hidden import HiddenTargets
 from .mixture import MixtureTargets
+from .retained import RetainedTargets
 from .sampled import Draws, SampledTargets
 from .topk import TopKTargets
 
@@ -17,6 +18,7 @@ __all__ = [
     "HiddenTargets",
     "LossSettings",
     "MixtureTargets",
+    "RetainedTargets",
     "SampledTargets",
     "Targets",
     "TopKTargets",

@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+import torch
+
 from ..losses import DistillationLoss
 from .base import LossSettings, Targets, cross_entropy, whole
+from .retained import RetainedTargets
 
 if TYPE_CHECKING:
-    import torch
-
     from ..lm_head import LMHead
 
 
@@ -30,6 +31,17 @@ class GroupedTargets:
     def tokens(self) -> int:
         """N."""
         return sum(len(index) for index, _ in self.parts)
+
+    @property
+    def retained(self) -> torch.Tensor | None:
+        """Places [R] of the tokens of rows that are to be retained; None where there are none."""
+        places = [index for index, targets in self.parts if isinstance(targets, RetainedTargets)]
+        return torch.cat(places) if places else None
+
+    @property
+    def silent(self) -> bool:
+        """Whether nothing is said of the other tokens."""
+        return all(targets is None or isinstance(targets, RetainedTargets) for _, targets in self.parts)
 
     def loss(
         self, head: LMHead, hidden: torch.Tensor, labels: torch.Tensor, settings: LossSettings

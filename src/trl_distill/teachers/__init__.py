@@ -29,6 +29,7 @@ from .self_teacher import SELF, SelfTeacher
 from .seq2seq import EncoderDecoder
 from .several import SeveralTeachers, each
 from .shards import COMPLETIONS, TargetFolder
+from .starting import StartingTeacher, take_student
 from .store import CompletionStore
 from .stored import StoredTeacher, tokenizer_hash
 from .teaching import TargetSettings, write_targets
@@ -55,6 +56,7 @@ __all__ = [
     "RemoteTeacher",
     "SelfTeacher",
     "SeveralTeachers",
+    "StartingTeacher",
     "StoredTeacher",
     "TargetFolder",
     "TargetSettings",
@@ -69,6 +71,7 @@ __all__ = [
     "endpoint_of",
     "load_teacher",
     "loaded_encoder_decoder",
+    "take_student",
     "tokenizer_hash",
     "was_cut",
     "what_matters",

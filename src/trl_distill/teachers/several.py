@@ -9,7 +9,7 @@ import torch
 
 from ..errors import TeacherError
 from ..several_collator import parts_of, rows_of_tokens
-from ..targets import GroupedTargets, HiddenTargets, MixtureTargets, Targets
+from ..targets import GroupedTargets, HiddenTargets, MixtureTargets, RetainedTargets, Targets
 from ..teacher_list import TeacherList
 from .base import Completion, GenerationSettings, Teacher, TextTeacher
 from .local import LocalTeacher
@@ -48,7 +48,8 @@ class SeveralTeachers:
                     f"{place}: {teacher.name!r} gives text only, which cannot be mixed; write combine: completions, or "
                     "leave it out."
                 )
-        self.name = ", ".join(dict.fromkeys(teacher.name for teacher in self.teachers))
+        both = zip(self.teachers, listed.teachers, strict=True)
+        self.name = ", ".join(dict.fromkeys(teacher.name for teacher, entry in both if entry.retained is None))
         self.vocabulary = min((t.vocabulary for t in self.teachers if t.vocabulary is not None), default=None)
         if listed.mixed:
             self.share(min(t.vocabulary_rows if t.vocabulary is None else t.vocabulary for t in self.teachers))
@@ -102,9 +103,32 @@ class SeveralTeachers:
         rows, parts = rows_of_tokens(batch), parts_of(batch)
         index = {i: torch.isin(rows, places).nonzero()[:, 0] for i, (places, _) in parts.items()}
         scored = {i: self._score(i, part) for i, (_, part) in parts.items()}
-        if self.listed.mixed:
+        kept = [(index[i], RetainedTargets(scored.pop(i))) for i in parts if i in self._retaining]  # type: ignore[arg-type]
+        if not self.listed.mixed:
+            return GroupedTargets([*((index[i], targets) for i, targets in scored.items()), *kept])
+        if not kept:
             return self._mixture(len(rows), index, scored)
-        return GroupedTargets([(index[i], scored[i]) for i in parts])
+        if not scored:
+            return GroupedTargets(kept)
+        own = torch.cat([index[i] for i in scored]).unique()  # sorted
+        among = {i: torch.searchsorted(own, index[i]) for i in scored}
+        return GroupedTargets([(own, self._mixture(len(own), among, scored)), *kept])
+
+    def score_retained(self, batch: Mapping[str, torch.Tensor]) -> GroupedTargets | None:
+        """Return what is said of the rows to retain alone, nothing of the others; None where there are none."""
+        rows, parts = rows_of_tokens(batch), parts_of(batch)
+        kept = [(places, self._score(i, part)) for i, (places, part) in parts.items() if i in self._retaining]
+        if not kept:
+            return None
+        among = torch.isin(rows, torch.cat([places for places, _ in kept]))
+        others = (~among).nonzero()[:, 0]
+        scored = [(torch.isin(rows, places).nonzero()[:, 0], RetainedTargets(said)) for places, said in kept if said]
+        return GroupedTargets([*([(others, None)] if len(others) else []), *scored])
+
+    @property
+    def _retaining(self) -> list[int]:
+        """Places in the list of those whose rows are to be retained."""
+        return [i for i, entry in enumerate(self.listed.teachers) if entry.retained is not None]
 
     def _score(self, i: int, batch: Mapping[str, torch.Tensor]) -> Targets | None:
         """Return what one teacher says of its rows; None where it gives text only."""
