@@ -1,13 +1,164 @@
-"""What settings of fresh completions, schedules and averages must agree on. Standard library only."""
+"""What several settings of distillation must agree on. Standard library only."""
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
+from .arguments import DistillationArguments
 from .endpoints import parse_endpoint
 from .errors import ParamsError
 
 EMA = "ema"
+
+
+def check_agreement(arguments: Any) -> None:
+    """Check all of it.
+
+    Args:
+        arguments: Anything with the fields of `DistillationArguments`.
+
+    Raises:
+        ParamsError: Naming the setting and what to do.
+        TeacherError: A teacher's URL that cannot be used.
+    """
+    temperatures_of(arguments)
+    check_prices(arguments)
+    check_several(arguments)
+    check_cross_tokenizer(arguments)
+    check_policy(arguments)
+
+
+def temperatures_of(arguments: Any) -> tuple[float, ...]:
+    """Return the temperatures that a store is written for.
+
+    Raises:
+        ParamsError: A text that is no number above 0.
+    """
+    given = arguments.teacher_temperatures
+    if given is None:
+        return (float(arguments.distill_temperature),)
+    try:
+        numbers = sorted({float(part) for part in given.split(",")})
+    except ValueError:
+        numbers = []
+    if not numbers or not all(0 < number < math.inf for number in numbers):
+        raise ParamsError(
+            f"teacher_temperatures is {given!r}; accepted are numbers above 0, separated by commas, such as 2,3."
+        )
+    return tuple(numbers)
+
+
+def check_prices(arguments: Any) -> None:
+    """Check that a budget in money has both prices: there is no list of prices here that would be right tomorrow.
+
+    Raises:
+        ParamsError: Naming the price that is missing.
+    """
+    prices = {name: getattr(arguments, name) for name in ("teacher_price_input", "teacher_price_output")}
+    given = [name for name, price in prices.items() if price is not None]
+    missing = [f"--{name.replace('_', '-')}" for name in prices if name not in given]
+    if missing and (given or arguments.teacher_max_cost is not None):
+        what = "teacher_max_cost" if arguments.teacher_max_cost is not None else given[0]
+        raise ParamsError(
+            f"{what} is {getattr(arguments, what):g}, but what tokens cost is not known; give "
+            f"{' and '.join(missing)}, money for a million tokens of prompts and of completions."
+        )
+
+
+def check_mixing(arguments: Any) -> None:
+    """Refuse settings that do not go together with several prompts or with `retain_data`.
+
+    Args:
+        arguments: Anything with the fields of `DistillationArguments`.
+
+    Raises:
+        ParamsError: Naming the setting and what to do.
+    """
+    specs = DistillationArguments.__dataclass_fields__
+    if arguments.retain_data is None and arguments.retain_fraction != specs["retain_fraction"].default:
+        raise ParamsError(
+            f"retain_fraction is {arguments.retain_fraction:g}, but there are no rows to retain; give --retain-data, "
+            "or drop --retain-fraction."
+        )
+    for name in ("teacher_prompt_mixture", "retain_data"):
+        if getattr(arguments, name) is None:
+            continue
+        flag = f"--{name.replace('_', '-')}"
+        if arguments.teacher_store is not None:
+            raise ParamsError(
+                f"{name} cannot be used with teacher_store, which keeps the targets of one teacher under one prompt; "
+                f"drop {flag} or --teacher-store."
+            )
+        if arguments.cross_tokenizer:
+            raise ParamsError(
+                f"{name} cannot be used with cross_tokenizer, which takes one teacher under one prompt; drop {flag}."
+            )
+    if arguments.teacher_prompt_mixture is None:
+        return
+    if arguments.teacher_config is not None:
+        raise ParamsError(
+            "teacher_prompt_mixture does not go together with teacher_config, where each teacher has a template of its "
+            "own; name a teacher there once for each template, and say with 'rows' how many rows it takes."
+        )
+    if arguments.teacher_prompt_template != specs["teacher_prompt_template"].default:
+        raise ParamsError(
+            "teacher_prompt_template does not go together with teacher_prompt_mixture, which lists the templates; drop "
+            "--teacher-prompt-template."
+        )
+
+
+def check_several(arguments: Any) -> None:
+    """Refuse settings of a single teacher beside `teacher_config`, see also `check_mixing`.
+
+    Args:
+        arguments: Anything with the fields of `DistillationArguments`.
+
+    Raises:
+        ParamsError: Naming the setting and what to do.
+    """
+    check_mixing(arguments)
+    if arguments.teacher_config is None:
+        return
+    reasons = {
+        "teacher_model": "the teachers are listed there",
+        "teacher_revision": "each teacher has a 'revision' of its own there",
+        "teacher_prompt_template": "each teacher has a 'template' of its own there",
+        "teacher_store": "a store keeps the targets of one teacher",
+    }
+    for name, reason in reasons.items():
+        value, default = getattr(arguments, name), DistillationArguments.__dataclass_fields__[name].default
+        if value != default:
+            shown = repr(value) if isinstance(value, str) else f"a {type(value).__name__}"
+            raise ParamsError(
+                f"{name} is {shown}, which does not go together with teacher_config: {reason}; drop "
+                f"--{name.replace('_', '-')}."
+            )
+
+
+def check_cross_tokenizer(arguments: Any) -> None:
+    """Check that `cross_tokenizer` has a teacher it can be used with.
+
+    Raises:
+        ParamsError: It is on with a store, a server, several teachers, or the student as its own teacher.
+    """
+    teacher = arguments.teacher_model
+    if not arguments.cross_tokenizer:
+        return
+    if arguments.teacher_config is not None:
+        raise ParamsError(
+            "cross_tokenizer cannot be used with teacher_config, whose teachers have the student's tokenizer; give one "
+            "--teacher-model."
+        )
+    if arguments.teacher_store is not None:
+        raise ParamsError("cross_tokenizer cannot be used with teacher_store, whose targets are of one vocabulary.")
+    if teacher == "self":
+        raise ParamsError("cross_tokenizer cannot be used with teacher_model 'self', whose tokenizer is the student's.")
+    if isinstance(teacher, str) and parse_endpoint(teacher) is not None:
+        raise ParamsError(
+            f"cross_tokenizer cannot be used with teacher_model {teacher!r}, a server; give a local model, or drop "
+            "--cross-tokenizer."
+        )
 
 
 def check_policy(arguments: Any) -> None:

@@ -6,14 +6,11 @@ inherit them. Standard library only, so that a command line can show its help wi
 
 from __future__ import annotations
 
-import math
-import os
-import re
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from typing import Any
 
 from .endpoints import parse_endpoint
-from .errors import ParamsError
+from .option import check_value, option
 
 DIVERGENCES = ("forward_kl", "reverse_kl", "jsd")
 COMPLETIONS = ("auto", "data", "teacher")
@@ -25,58 +22,6 @@ STORE_KINDS = ("topk", "sample", "hidden")
 ENDPOINTS = ("chat", "completions")
 LOGPROBS = ("auto", "prompt", "top", "none")
 SCHEDULES = ("linear", "cosine")
-
-
-class Help(str):
-    """A help text that also carries its heading and what is accepted.
-
-    HfArgumentParser hands every metadata key of a field to argparse, so nothing but help and choices may
-    stand there.
-    """
-
-    group: str
-    low: float | None
-    high: float | None
-    above: float | None
-    off: float | None
-    listed: bool
-    objects: bool
-
-
-def option(
-    default: Any,
-    help: str,
-    *,
-    group: str = "Distillation",
-    choices: tuple[str, ...] | None = None,
-    low: float | None = None,
-    high: float | None = None,
-    above: float | None = None,
-    off: float | None = None,
-    listed: bool = False,
-    objects: bool = False,
-) -> Any:
-    """Make a dataclass field that knows its help text, its group in `--help` and the values it accepts.
-
-    Args:
-        default: The default; also tells the type that is accepted when the annotation is optional.
-        help: One sentence for `--help`.
-        group: Heading under which the flag stands in `aitraining llm --help`.
-        choices: Accepted values, if they are few.
-        low: Smallest accepted number (inclusive).
-        high: Largest accepted number (inclusive).
-        above: Accepted numbers are greater than this.
-        off: A number outside the range that is accepted too.
-        listed: Whether a list of texts is taken, to be joined by commas.
-        objects: Whether Python may give another object than text; who takes it says what it must be.
-    """
-    text = Help(help)
-    text.group, text.low, text.high, text.above = group, low, high, above
-    text.off, text.listed, text.objects = off, listed, objects
-    metadata: dict[str, Any] = {"help": text}
-    if choices is not None:
-        metadata["choices"] = list(choices)
-    return field(default=default, metadata=metadata)
 
 
 @dataclass
@@ -297,229 +242,6 @@ class DistillationArguments:
     )
 
 
-def check_mixing(arguments: Any) -> None:
-    """Refuse settings that do not go together with several prompts or with `retain_data`.
-
-    Args:
-        arguments: Anything with the fields of `DistillationArguments`.
-
-    Raises:
-        ParamsError: Naming the setting and what to do.
-    """
-    specs = DistillationArguments.__dataclass_fields__
-    if arguments.retain_data is None and arguments.retain_fraction != specs["retain_fraction"].default:
-        raise ParamsError(
-            f"retain_fraction is {arguments.retain_fraction:g}, but there are no rows to retain; give --retain-data, "
-            "or drop --retain-fraction."
-        )
-    for name in ("teacher_prompt_mixture", "retain_data"):
-        if getattr(arguments, name) is None:
-            continue
-        flag = f"--{name.replace('_', '-')}"
-        if arguments.teacher_store is not None:
-            raise ParamsError(
-                f"{name} cannot be used with teacher_store, which keeps the targets of one teacher under one prompt; "
-                f"drop {flag} or --teacher-store."
-            )
-        if arguments.cross_tokenizer:
-            raise ParamsError(
-                f"{name} cannot be used with cross_tokenizer, which takes one teacher under one prompt; drop {flag}."
-            )
-    if arguments.teacher_prompt_mixture is None:
-        return
-    if arguments.teacher_config is not None:
-        raise ParamsError(
-            "teacher_prompt_mixture does not go together with teacher_config, where each teacher has a template of its "
-            "own; name a teacher there once for each template, and say with 'rows' how many rows it takes."
-        )
-    if arguments.teacher_prompt_template != specs["teacher_prompt_template"].default:
-        raise ParamsError(
-            "teacher_prompt_template does not go together with teacher_prompt_mixture, which lists the templates; drop "
-            "--teacher-prompt-template."
-        )
-
-
-def check_several(arguments: Any) -> None:
-    """Refuse settings of a single teacher beside `teacher_config`, see also `check_mixing`.
-
-    Args:
-        arguments: Anything with the fields of `DistillationArguments`.
-
-    Raises:
-        ParamsError: Naming the setting and what to do.
-    """
-    check_mixing(arguments)
-    if arguments.teacher_config is None:
-        return
-    reasons = {
-        "teacher_model": "the teachers are listed there",
-        "teacher_revision": "each teacher has a 'revision' of its own there",
-        "teacher_prompt_template": "each teacher has a 'template' of its own there",
-        "teacher_store": "a store keeps the targets of one teacher",
-    }
-    for name, reason in reasons.items():
-        value, default = getattr(arguments, name), DistillationArguments.__dataclass_fields__[name].default
-        if value != default:
-            shown = repr(value) if isinstance(value, str) else f"a {type(value).__name__}"
-            raise ParamsError(
-                f"{name} is {shown}, which does not go together with teacher_config: {reason}; drop "
-                f"--{name.replace('_', '-')}."
-            )
-
-
-def temperatures_of(arguments: Any) -> tuple[float, ...]:
-    """Return the temperatures that a store is written for.
-
-    Raises:
-        ParamsError: A text that is no number above 0.
-    """
-    given = arguments.teacher_temperatures
-    if given is None:
-        return (float(arguments.distill_temperature),)
-    try:
-        numbers = sorted({float(part) for part in given.split(",")})
-    except ValueError:
-        numbers = []
-    if not numbers or not all(0 < number < math.inf for number in numbers):
-        raise ParamsError(
-            f"teacher_temperatures is {given!r}; accepted are numbers above 0, separated by commas, such as 2,3."
-        )
-    return tuple(numbers)
-
-
-def check_cross_tokenizer(arguments: Any) -> None:
-    """Check that `cross_tokenizer` has a teacher it can be used with.
-
-    Raises:
-        ParamsError: It is on with a store, a server, several teachers, or the student as its own teacher.
-    """
-    teacher = arguments.teacher_model
-    if not arguments.cross_tokenizer:
-        return
-    if arguments.teacher_config is not None:
-        raise ParamsError(
-            "cross_tokenizer cannot be used with teacher_config, whose teachers have the student's tokenizer; give one "
-            "--teacher-model."
-        )
-    if arguments.teacher_store is not None:
-        raise ParamsError("cross_tokenizer cannot be used with teacher_store, whose targets are of one vocabulary.")
-    if teacher == "self":
-        raise ParamsError("cross_tokenizer cannot be used with teacher_model 'self', whose tokenizer is the student's.")
-    if isinstance(teacher, str) and parse_endpoint(teacher) is not None:
-        raise ParamsError(
-            f"cross_tokenizer cannot be used with teacher_model {teacher!r}, a server; give a local model, or drop "
-            "--cross-tokenizer."
-        )
-
-
-def check_prices(arguments: Any) -> None:
-    """Check that a budget in money has both prices: there is no list of prices here that would be right tomorrow.
-
-    Raises:
-        ParamsError: Naming the price that is missing.
-    """
-    prices = {name: getattr(arguments, name) for name in ("teacher_price_input", "teacher_price_output")}
-    given = [name for name, price in prices.items() if price is not None]
-    missing = [f"--{name.replace('_', '-')}" for name in prices if name not in given]
-    if missing and (given or arguments.teacher_max_cost is not None):
-        what = "teacher_max_cost" if arguments.teacher_max_cost is not None else given[0]
-        raise ParamsError(
-            f"{what} is {getattr(arguments, what):g}, but what tokens cost is not known; give "
-            f"{' and '.join(missing)}, money for a million tokens of prompts and of completions."
-        )
-
-
-def check_value(name: str, value: Any, spec: Any) -> Any:
-    """Return `value` as the type of the dataclass field `spec`, or say what is accepted.
-
-    Numbers given as text are converted (a YAML file writes `5e-5` as text), an int is taken for a float, a path
-    becomes text (a template's one that names a file), and so does a list where commas separate. YAML reads the word
-    `no` as false: where "no" is a choice, false means it.
-
-    Raises:
-        ParamsError: Wrong type, not among the choices, not finite, or outside the range.
-    """
-    text, kind = spec.metadata["help"], _types(spec)
-    choices = spec.metadata.get("choices")
-    if value is None:
-        if "None" in kind or spec.default is None:
-            return value
-        raise ParamsError(f"{name} is empty; give {_accepted(spec)}.")
-    if value is False and "no" in (choices or ()):
-        value = "no"
-    if isinstance(value, os.PathLike):
-        value = ("@" if name.endswith("_prompt_template") else "") + os.fspath(value)
-    if text.listed and isinstance(value, (list, tuple)) and value and all(isinstance(v, str) for v in value):
-        value = ",".join(value)
-    value = _converted(name, value, kind, spec)
-    if choices is not None and value not in choices:
-        raise ParamsError(f"{name} is {value!r}; accepted are {', '.join(map(repr, choices))}.")
-    if isinstance(value, (int, float)) and not isinstance(value, bool) and not _inside(value, text):
-        accepted = _accepted(spec)
-        if isinstance(value, float) and math.isinf(value):
-            accepted = accepted.replace("a number", "a finite number")
-        raise ParamsError(f"{name} is {value!r}; accepted is {accepted}.")
-    return value
-
-
-def _inside(value: float, text: Help) -> bool:
-    """Whether a number is finite and in the range."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return False
-    inside = (text.low is None or value >= text.low) and (text.high is None or value <= text.high)
-    return (inside and (text.above is None or value > text.above)) or value == text.off
-
-
-def _types(spec: Any) -> set[str]:
-    """Return the names of a field's types; HfArgumentParser turns the annotation's text into types."""
-    return set(re.findall(r"\w+", str(spec.type)))
-
-
-def _converted(name: str, value: Any, kind: set[str], spec: Any) -> Any:
-    """Return `value` as a bool, int or float where the annotation asks for one, and as it is where it is text."""
-    wanted = next((k for k in ("bool", "int", "float") if k in kind), None)
-    if wanted is None:
-        if "str" not in kind or isinstance(value, str) or spec.metadata["help"].objects:
-            return value
-        raise ParamsError(f"{name} is {value!r}; accepted is {_accepted(spec)}.")
-    if wanted != "bool" and "str" in kind and isinstance(value, str):
-        return value
-    try:
-        if wanted == "bool":
-            words = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
-            return value if isinstance(value, bool) else words[str(value).lower()]
-        if isinstance(value, bool):
-            raise ValueError
-        if wanted == "int" and not isinstance(value, int):  # an int may be too long for a float
-            if float(value) != int(float(value)):
-                raise ValueError
-            return int(float(value))
-        return int(value) if wanted == "int" else float(value)
-    except (ValueError, TypeError, KeyError, OverflowError):
-        raise ParamsError(f"{name} is {value!r}; accepted is {_accepted(spec)}.") from None
-
-
-def _accepted(spec: Any) -> str:
-    """Say in words what a field accepts."""
-    text, kind = spec.metadata["help"], _types(spec)
-    if spec.metadata.get("choices"):
-        return "one of " + ", ".join(map(repr, spec.metadata["choices"]))
-    noun = {"bool": "true or false", "int": "a whole number", "float": "a number"}
-    word = next((word for key, word in noun.items() if key in kind), "text")
-    low, high, above = (None if x is None else _figure(x) for x in (text.low, text.high, text.above))
-    other = "" if text.off is None else f", or {_figure(text.off)}"
-    if low is not None and high is not None:
-        return f"{word} from {low} to {high}{other}"
-    if above is not None:
-        return f"{word} above {above}" + (f" and at most {high}" if high is not None else "") + other
-    return f"{word} of at least {low}{other}" if low is not None else word
-
-
-def _figure(number: float) -> str:
-    """Return a bound as a sentence shows it, a whole one with all its digits."""
-    return str(int(number)) if number == int(number) else f"{number:g}"
-
-
 def check_arguments(arguments: Any) -> None:
     """Check every distillation setting of a dataclass that inherits `DistillationArguments`.
 
@@ -529,8 +251,5 @@ def check_arguments(arguments: Any) -> None:
     """
     for spec in fields(DistillationArguments):
         setattr(arguments, spec.name, check_value(spec.name, getattr(arguments, spec.name), spec))
-    check_several(arguments)
-    check_prices(arguments)
     if isinstance(arguments.teacher_model, str):
         parse_endpoint(arguments.teacher_model)  # a URL with a password goes no further
-    check_cross_tokenizer(arguments)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from trl import SFTConfig
 
-from .agreement import check_policy
+from .agreement import check_agreement
 from .arguments import DistillationArguments, check_arguments
 from .errors import ParamsError
 from .params import LLMTrainingParams
@@ -42,7 +42,7 @@ class DistillationSFTConfig(DistillationArguments, SFTConfig):
     def __post_init__(self) -> None:
         """Check the settings of distillation, then let TRL check its own."""
         check_arguments(self)
-        check_policy(self)
+        check_agreement(self)
         super().__post_init__()
 
 

@@ -12,20 +12,11 @@ import re
 from dataclasses import dataclass, fields
 from typing import Any
 
-from .agreement import check_policy
-from .arguments import (
-    DTYPES,
-    QUANTIZATIONS,
-    DistillationArguments,
-    check_cross_tokenizer,
-    check_prices,
-    check_several,
-    check_value,
-    option,
-    temperatures_of,
-)
+from .agreement import check_agreement
+from .arguments import DTYPES, QUANTIZATIONS, DistillationArguments
 from .endpoints import parse_endpoint
 from .errors import ParamsError, nearest
+from .option import check_value, option
 
 HUB_DATA = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")  # a dataset of an account
 OWN_TEACHERS = ("self", "ema")
@@ -195,9 +186,7 @@ class LLMTrainingParams(DistillationArguments):
             given = getattr(self, name)
             if not (given is None or isinstance(given, str) or _is_model(given)):
                 raise ParamsError(f"{name} is of type {type(given).__name__}; give a name, a folder or a loaded model.")
-        temperatures_of(self)
-        check_prices(self)
-        check_several(self)
+        check_agreement(self)
         none = self.teacher_model is self.teacher_store is self.teacher_config is None
         if self.distills and none and not self._may_be_written():
             raise ParamsError(
@@ -206,8 +195,6 @@ class LLMTrainingParams(DistillationArguments):
             )
         if isinstance(self.teacher_model, str):
             parse_endpoint(self.teacher_model)  # a URL with a password goes no further
-        check_cross_tokenizer(self)
-        check_policy(self)
         if not self.distills:
             self._refuse_distillation()
         elif self.teacher_model == "self":

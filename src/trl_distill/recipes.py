@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from accelerate import PartialState
 
-from .agreement import freshness
+from .agreement import freshness, temperatures_of
 from .alignment import shared_vocabulary, stop_of_turn
-from .arguments import STORE_KINDS, temperatures_of
+from .arguments import STORE_KINDS
 from .config import DistillationSFTConfig
 from .endpoints import is_openai_name
 from .errors import ParamsError, TeacherError

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from . import recipes
-from .arguments import check_several
+from .agreement import check_several
 from .combining import SeveralRecipes
 from .errors import ParamsError
 from .fitness import check_fitness

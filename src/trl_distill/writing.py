@@ -14,6 +14,7 @@ from .data import read_rows
 from .errors import DataError, TeacherError
 from .prompts import Template, parse_template
 from .sources import EMBEDDED, load_tokenizer, resolve
+from .steps import TOKENIZER
 from .teachers import (
     CompletionStore,
     GenerationSettings,
@@ -26,7 +27,6 @@ from .teachers import (
     load_teacher,
     loaded_encoder_decoder,
 )
-from .training import TOKENIZER
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -10,8 +10,8 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from ..arguments import check_value
 from ..errors import ParamsError
+from ..option import check_value
 from ..params import ALIASES, FIELDS, LLMTrainingParams
 from .config_file import read_config, refuse_live
 from .failures import told_in_a_sentence, without_secrets

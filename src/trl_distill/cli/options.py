@@ -68,7 +68,7 @@ def options_of(specs: Iterable[Field[Any]], aliases: Mapping[str, str]) -> list[
     """Return one flag for each field.
 
     Args:
-        specs: Fields made by `arguments.option`.
+        specs: Fields made by `option.option`.
         aliases: Other names of fields; each is a flag too.
     """
     return [_option(spec, [other for other, name in aliases.items() if name == spec.name]) for spec in specs]

@@ -1,0 +1,348 @@
+"""The steps of one run, from the checks that need no model to the files it leaves."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .errors import DistillError, ModelError, RunInterrupted
+from .figures import closing, last_evaluation, training_means
+from .params import LLMTrainingParams
+from .project import Project
+from .readiness import check_ready
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from .config import DistillationSFTConfig
+    from .preflight import Preflight
+
+DRY_RUN_ROWS = 16
+TOKENIZER = "_trl_distill_tokenizer"  # a model that was trained here carries its tokenizer to the next stage
+
+
+@dataclass
+class RunResult:
+    """What a run leaves.
+
+    Attributes:
+        model: The trained model; None after a dry run.
+        tokenizer: Its tokenizer.
+        metrics: Figures of training and evaluation by name.
+        paths: The written files by name: `project`, `config`, `card`, `metrics`.
+        trainer: The trainer, for a look at its state; None after a dry run.
+    """
+
+    model: Any
+    tokenizer: Any
+    metrics: dict[str, Any]
+    paths: dict[str, Path]
+    trainer: Any = None
+
+
+class Run:
+    """The steps of one run, each a method; the constructor only stores."""
+
+    def __init__(
+        self,
+        params: LLMTrainingParams,
+        project: Project,
+        trainer_class: type,
+        data: tuple[Dataset, Dataset | None],
+        templates: list[Any],
+    ) -> None:
+        self.params = params
+        self.project = project
+        self.trainer_class = trainer_class
+        self.train_data, self.valid_data = data
+        self.templates = templates
+        self.preflights: dict[str, Preflight] = {}
+        self.teacher: Any = None
+
+    def go(self) -> RunResult:
+        """Do all steps."""
+        from .progress import show_lines
+
+        params = self.params
+        self.set_up()
+        self.prepare_data()
+        if params.dry_run:
+            return RunResult(None, self.tokenizer, self.figures(), {"project": self.project.folder})
+        trainer = show_lines(self.make_trainer())
+        if self.state.is_main_process:
+            self.project.begin(params)  # not before all that can be refused has been
+        self.state.wait_for_everyone()
+        self.fit(trainer)
+        return self.save(trainer)
+
+    def teach(self) -> int:
+        """Write the store of targets instead of training, and return how many shards were made."""
+        from .recipes import write_store
+
+        self.set_up()
+        self._prepare_for_teacher(writing=True)
+        return write_store(self.args, self.teacher, self._datasets()) if self.state.is_main_process else 0
+
+    def set_up(self) -> None:
+        """Make the configuration, load the tokenizer and refuse what can be refused before a model loads."""
+        from accelerate import PartialState
+        from transformers import set_seed
+
+        from .config import from_params
+        from .several import check_list
+        from .teachers import check_apart
+
+        params = self.params
+        self.args = from_params(params)
+        if self.valid_data is None:
+            self.args.eval_strategy = "no"  # nothing to evaluate on
+        set_seed(params.seed)
+        self.state = PartialState(cpu=self.args.use_cpu)
+        self.load_tokenizer()
+        check_ready(params, self.model_config)
+        check_apart(student=params.model, teacher=params.teacher_model)
+        check_list(params, student=params.model)
+
+    def load_tokenizer(self) -> None:
+        """Load the student's configuration and tokenizer, with the chat template asked for."""
+        from .chat_templates import take_chat_template
+        from .sources import check_can_merge, load_config, load_tokenizer, resolve
+
+        model, trust = self.params.model, self.params.trust_remote_code
+        if isinstance(model, str):
+            self.model_path: str | None = resolve(model, role="model")
+            check_can_merge(
+                self.model_path,
+                role="model",
+                quantization=self.params.quantization,
+                new_adapter=self.params.peft and not self.params.merge_adapter,
+                trust_remote_code=trust,
+            )
+            self.model_config = load_config(self.model_path, role="model", trust_remote_code=trust)
+        else:
+            self.model_path, self.model_config = None, model.config
+        source = self.model_path or model.config._name_or_path
+        carried = getattr(model, TOKENIZER, None)
+        if not source and carried is None:
+            raise ModelError(
+                "model is a loaded model that does not say where its tokenizer is; save it to a folder "
+                "with its tokenizer and give that."
+            )
+        self.tokenizer = carried or load_tokenizer(source, role="model", trust_remote_code=trust)
+        take_chat_template(self.tokenizer, self.params.chat_template, trust_remote_code=trust)
+
+    def prepare_data(self) -> None:
+        """Check everything against everything, have completions written, and show the pre-flight."""
+        if self.params.distills:
+            self._prepare_for_teacher()
+            return
+        from .plain import plain_rows
+
+        for name, data in self._datasets().items():
+            rows, report = plain_rows(data, self.params, name=name)
+            self.state.print(f"Pre-flight ({name})\n  rows          {report.summary()}")
+            self._put(name, rows)
+
+    def _prepare_for_teacher(self, *, writing: bool = False) -> None:
+        """Prepare rows for a teacher; all are read before the teacher writes for any."""
+        from .combining import prepare, read
+        from .recipes import from_store, writers_of_data
+        from .several import recipe_of, teacher_of, told
+
+        given = None if isinstance(self.params.teacher_model, str) else self.params.teacher_model
+        device = "cpu" if self.args.use_cpu else self.state.device
+        config = self.model_config
+        self.teacher = teacher_of(
+            self.args,
+            given,
+            tokenizer=self.tokenizer,
+            student=config,
+            device=device,
+            own=lambda: self.student,
+            generation_config=self._generation_config(),
+            writing=writing,
+            written_by=writers_of_data(self.args, given, self.train_data),
+        )
+        said = told(self.params.teacher_model, self.teacher)
+        if said:
+            self.state.print(said)
+        recipe = recipe_of(self.args, self.teacher, tokenizer=self.tokenizer, student=config)
+        sample = DRY_RUN_ROWS if self.params.dry_run and not writing else None
+        readings = {name: read(data, recipe, name=name) for name, data in self._datasets().items()}
+        for name, reading in readings.items():
+            with self.state.main_process_first():  # the others find the completions in the store
+                prepared, self.preflights[name] = prepare(reading, recipe, name=name, rows_at_most=sample)
+            self.state.print(self.preflights[name].text())
+            self._put(name, prepared)
+        if sample is not None:
+            self.state.print(f"Dry run: figures are of the first {sample} rows at most; nothing was trained.")
+        elif not writing:
+            self.teacher = from_store(self.args, self.teacher, self._datasets())
+
+    def _datasets(self) -> dict[str, Dataset]:
+        """Return the datasets there are, by name."""
+        both = {"train": self.train_data, "validation": self.valid_data}
+        return {name: data for name, data in both.items() if data is not None}
+
+    def _put(self, name: str, data: Dataset) -> None:
+        """Put a prepared dataset in the place of what it was made from."""
+        if name == "train":
+            self.train_data = data
+        else:
+            self.valid_data = data
+
+    def make_trainer(self) -> Any:
+        """Load the student and make the trainer."""
+        from accelerate.utils import is_peft_model
+
+        from .adapters import lora_config
+        from .interrupt import StopCallback
+        from .quantization import keep_differentiable
+        from .watch import WatchCallback
+
+        params = self.params
+        self.stop, self.watch = StopCallback(), WatchCallback()
+        model = self.student
+        keep_differentiable(model)
+        extra: dict[str, Any] = {"teacher_model": self.teacher} if params.distills else {}
+        return self.trainer_class(
+            model,
+            self._trainer_args(),
+            train_dataset=self.train_data,
+            eval_dataset=self.valid_data,
+            processing_class=self.tokenizer,
+            # a model that comes with an adapter, as an earlier stage returns it, goes on with that one
+            peft_config=lora_config(params) if params.peft and not is_peft_model(model) else None,
+            callbacks=[self.stop, self.watch],
+            **extra,
+        )
+
+    def _generation_config(self) -> Any:
+        """Return the student's generation configuration, without its weights."""
+        from .sources import load_generation_config
+
+        if self.model_path is None:
+            return self.params.model.generation_config
+        return load_generation_config(self.model_path, config=self.model_config)
+
+    @cached_property
+    def student(self) -> Any:
+        """The student: loaded, or as it was handed over, ready to learn."""
+        from .sources import load_model
+
+        params = self.params
+        if self.model_path is not None:
+            return load_model(
+                self.model_path,
+                role="model",
+                dtype=params.dtype,
+                quantization=params.quantization,
+                attn_implementation=params.attn_implementation,
+                trust_remote_code=params.trust_remote_code,
+            )
+        if not any(p.requires_grad for p in params.model.parameters()):
+            params.model.requires_grad_(True)  # one that was a teacher, or whose adapter was merged, is frozen
+        return params.model
+
+    def _trainer_args(self) -> DistillationSFTConfig:
+        """Return the configuration with the folder of checkpoints."""
+        self.args.output_dir = str(self.project.checkpoints)
+        if self.teacher is not None and not isinstance(self.args.teacher_model, (str, type(None))):
+            self.args.teacher_model = self.teacher.name  # checkpoints hold the configuration, which must not hold it
+        return self.args
+
+    def fit(self, trainer: Any) -> None:
+        """Train; Ctrl-C ends at the next step with a checkpoint, a loss that is no number without one.
+
+        Raises:
+            RunInterrupted: Ctrl-C.
+            DistillError: The loss is no number any more.
+        """
+        from .interrupt import asking_to_stop
+
+        last = self.project.last_checkpoint() if self.params.resume else None
+        with asking_to_stop(self.stop):
+            self.outcome = trainer.train(resume_from_checkpoint=str(last) if last else None)
+        if self.watch.diverged is not None:
+            step, name = self.watch.diverged
+            raise DistillError(
+                f"training diverged: {name} is no number at step {step}, and nothing was saved since "
+                f"{self.project.last_checkpoint() or 'the beginning'}; lower --lr (it is {self.params.lr:g}), or look "
+                "at the precision."
+            )
+        if self.stop.asked:
+            raise RunInterrupted(
+                f"stopped on request at step {trainer.state.global_step}; a checkpoint is in "
+                f"{self.project.last_checkpoint()}; go on with the same command and --resume."
+            )
+
+    def save(self, trainer: Any) -> RunResult:
+        """Write the project folder, the manifest last, and tell where it is."""
+        from .report import write_card
+
+        evaluated = self._evaluate(trainer) if self.params.merge_adapter else None  # merging takes the adapter apart
+        model = self._finished(trainer)
+        with self.project.writing(self.state) as folder:
+            self._save_model(trainer, model, folder)
+        evaluated = self._evaluate(trainer) if evaluated is None else evaluated
+        history = trainer.state.log_history
+        metrics = {**self.figures(), **self.outcome.metrics, **training_means(history), **evaluated}
+        paths: dict[str, Path] = {"project": self.project.folder}
+        if self.state.is_main_process:
+            lines = [entry for entry in history if "loss" in entry or "eval_loss" in entry]
+            paths |= self.project.write_metrics(metrics, lines)
+            folder, preflight = self.project.folder, self.preflights.get("train")
+            paths["card"] = write_card(folder, self.params, self.templates, metrics, model, self.tokenizer, preflight)
+            paths |= self.project.finish()
+            print(closing(folder, metrics))
+            if self.params.push_to_hub:
+                from .hub import push
+
+                push(folder, self.params)
+        self.state.wait_for_everyone()
+        return RunResult(self._handed_over(trainer, model), self.tokenizer, metrics, paths, trainer)
+
+    def _evaluate(self, trainer: Any) -> dict[str, Any]:
+        """Return the figures at the end, measured now unless the last step's were."""
+        if self.valid_data is None or self.args.eval_strategy == "no":
+            return {}
+        known = last_evaluation(trainer.state.log_history, trainer.state.global_step)
+        return known or dict(trainer.evaluate())
+
+    def _finished(self, trainer: Any) -> Any:
+        """Return the trained model, its adapter merged where that was asked for."""
+        model = trainer.model
+        return model.merge_and_unload() if self.params.merge_adapter else model
+
+    def _save_model(self, trainer: Any, model: Any, folder: Path) -> None:
+        """Write model, tokenizer and training arguments into a folder; every rank that holds a part calls this."""
+        import torch
+
+        if model is trainer.model:
+            if self.state.is_main_process or trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+                trainer.save_model(str(folder))
+        elif self.state.is_main_process:
+            model.save_pretrained(folder)
+            torch.save(trainer.args, folder / "training_args.bin")
+        if self.state.is_main_process:
+            self.tokenizer.save_pretrained(folder)
+
+    def _handed_over(self, trainer: Any, model: Any) -> Any:
+        """Return the model as its user wants it: its own forward, ready to answer or to be a next stage's student."""
+        from accelerate.utils import is_peft_model
+
+        from .forward import restore_forward
+
+        model = trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
+        base = model.get_base_model() if is_peft_model(model) else model
+        restore_forward(base)
+        if base is model:
+            model.config._name_or_path = str(self.project.folder)
+        setattr(model, TOKENIZER, self.tokenizer)
+        return model.eval()
+
+    def figures(self) -> dict[str, Any]:
+        """Return the pre-flight's figures by name."""
+        return {f"preflight_{name}": flight.to_dict() for name, flight in self.preflights.items()}
