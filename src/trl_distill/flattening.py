@@ -63,8 +63,10 @@ def student_inputs(batch: Mapping[str, Any], model: Any) -> dict[str, Any]:
 
 
 def student_tokens(batch: Mapping[str, Any]) -> torch.Tensor:
-    """Return how many tokens the student's sequences of a batch have, without padding."""
-    return (batch["row_lengths"] if "row_lengths" in batch else batch["attention_mask"]).sum()
+    """Return how many tokens the student's sequences of a batch have, without padding and rows of no label."""
+    if "row_lengths" in batch:
+        return batch["row_lengths"].sum()
+    return (batch["attention_mask"] * (batch["labels"] != STUDENT["labels"]).any(1, keepdim=True)).sum()
 
 
 def understood(model: Any, marks: Mapping[str, Any]) -> dict[str, Any]:
