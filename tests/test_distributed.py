@@ -14,8 +14,10 @@ from accelerate.utils import DistributedType
 from small_runs import losses, make
 from transformers import AutoModelForCausalLM
 
-from trl_distill import ParamsError, load_teacher
+from trl_distill import ParamsError, TeacherError, load_teacher
 from trl_distill.sharding import check_sharding
+from trl_distill.teacher_list import read_teachers
+from trl_distill.teachers import SeveralTeachers
 
 TESTS = Path(__file__).parent
 CONFIGS = TESTS.parent / "examples" / "accelerate"
@@ -198,6 +200,14 @@ def test_fsdp_1_is_refused():
     first = SimpleNamespace(distributed_type=DistributedType.FSDP, is_fsdp2=False, state=SimpleNamespace())
     with pytest.raises(ParamsError, match="fsdp_version is 1, with which distillation does not work"):
         check_sharding(first, load_teacher("embedded"))
+
+
+def test_several_teachers_are_refused_where_weights_are_sharded(tiny_teacher_dir):
+    second = SimpleNamespace(distributed_type=DistributedType.FSDP, is_fsdp2=True, state=SimpleNamespace())
+    listed = read_teachers([{"model": str(tiny_teacher_dir)}, {"model": str(tiny_teacher_dir)}])
+    several = SeveralTeachers([load_teacher(str(tiny_teacher_dir)) for _ in range(2)], listed)
+    with pytest.raises(TeacherError, match=r"several teachers, .* cannot be used where weights are sharded"):
+        check_sharding(second, several)
 
 
 def test_every_configuration_is_one_that_accelerate_reads():

@@ -178,8 +178,7 @@ class DistillationMixin(StepMixin, MovingTeacherMixin, _Base):
             generation_config=self.base_student.generation_config,
             written_by=self._written_by,
         )
-        for teacher in each(self.teacher):
-            check_sharding(self.accelerator, teacher)
+        check_sharding(self.accelerator, self.teacher)
         copied = take_student(self.teacher, self.model)
         if copied:
             self.accelerator.print(copied)

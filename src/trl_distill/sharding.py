@@ -14,7 +14,7 @@ from accelerate.utils import DistributedType, fsdp2_prepare_model
 
 from .collator import IGNORE
 from .errors import ParamsError, TeacherError
-from .teachers import SelfTeacher, Teacher
+from .teachers import SelfTeacher, SeveralTeachers, Teacher
 
 
 def wrap_teacher(model: Any, accelerator: Any) -> Any:
@@ -44,13 +44,19 @@ def check_sharding(accelerator: Any, teacher: Teacher) -> None:
 
     Raises:
         ParamsError: FSDP in its first version, which shows no whole LM head after a forward.
-        TeacherError: The student is its own teacher, and only its own forward may gather its weights.
+        TeacherError: The student is its own teacher, and only its own forward may gather its weights; or there are
+            several, of which ranks need not ask the same ones in a batch.
     """
     kind: Any = accelerator.distributed_type
     plugin: Any = getattr(accelerator.state, "deepspeed_plugin", None)
     if kind == DistributedType.FSDP and not accelerator.is_fsdp2:
         raise ParamsError("fsdp_version is 1, with which distillation does not work; set fsdp_version: 2.")
     sharded = kind == DistributedType.FSDP or (kind == DistributedType.DEEPSPEED and plugin.zero_stage == 3)
+    if sharded and isinstance(teacher, SeveralTeachers):
+        raise TeacherError(
+            "several teachers, rows to retain among them, cannot be used where weights are sharded (FSDP, ZeRO-3): all "
+            "processes would have to ask the same ones in each batch; use DDP, or one teacher."
+        )
     if sharded and isinstance(teacher, SelfTeacher):
         raise TeacherError(
             "teacher_model 'self' cannot be used where weights are sharded (FSDP, ZeRO-3); give the model's own "
