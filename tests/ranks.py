@@ -11,7 +11,7 @@ from typing import Any
 
 PROLOGUE = "import sys\nsys.path.insert(0, {tests!r})\n"
 EPILOGUE = """
-import json
+import json, os, sys
 import torch.distributed as dist
 from accelerate import PartialState
 state = PartialState()
@@ -20,6 +20,8 @@ if state.is_main_process:
 state.wait_for_everyone()  # gloo aborts a process whose peer has gone
 if dist.is_initialized():
     dist.destroy_process_group()
+    sys.stdout.flush()
+    os._exit(0)  # threads of gloo that are left may abort an interpreter that ends by itself
 """
 
 
