@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from collections import Counter
-from pathlib import Path
 
 import pytest
 import torch
 from click.testing import CliRunner
 from conftest import CHAT_TEMPLATE
 from datasets import Dataset
+from ranks import run_in
 from test_trainer import distilling, losses
 from tokenizers import AddedToken, normalizers
 from tokenizing import byte_level, llama, pieces
@@ -40,15 +37,12 @@ PAIRS = {
     "completion": [" brown fox", " the lazy dog", " quick", " 東京 は 🎉", " dog", " fox the", " vu", " jumps over"],
 }
 RANK = """
-import json, sys
-sys.path.insert(0, {tests!r})
 from test_cross_tokenizer import PAIRS
 from test_trainer import distilling, losses
 trainer = distilling({student!r}, {teacher!r}, {folder!r}, PAIRS, cross_tokenizer=True, max_steps=3,
                      per_device_train_batch_size={batch})
 trainer.train()
-if trainer.accelerator.is_main_process:
-    print("LOSSES", json.dumps(losses(trainer)), trainer.accelerator.num_processes)
+result = losses(trainer)
 """
 TEMPLATE = "dog lazy the over jumps {input} the"
 
@@ -160,21 +154,9 @@ def test_batch_times_accumulation_changes_nothing(accumulation, other, tiny_mode
 
 
 def test_two_processes_lose_what_one_does_with_the_same_global_batch(small, tiny_model_dir, tmp_path):
-    found = []
-    for ranks in (1, 2):
-        script = tmp_path / f"rank_{ranks}.py"
-        names = {"tests": str(Path(__file__).parent), "student": str(tiny_model_dir), "teacher": str(small)}
-        script.write_text(RANK.format(**names, folder=str(tmp_path / "out"), batch=4 // ranks))
-        launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"] if ranks == 2 else []
-        environment = {**os.environ, "ACCELERATE_USE_CPU": "1", "GLOO_SOCKET_IFNAME": "lo"}
-        done = subprocess.run(
-            [sys.executable, *launch, str(script)], capture_output=True, text=True, timeout=240, env=environment
-        )
-        assert done.returncode == 0, done.stderr[-3000:]
-        line = next(line for line in done.stdout.splitlines() if line.startswith("LOSSES"))
-        assert line.endswith(f" {ranks}")
-        found.append(json.loads(line[7:-2]))
-    assert found[1] == pytest.approx(found[0], rel=1e-5)
+    names = {"student": str(tiny_model_dir), "teacher": str(small), "folder": str(tmp_path / "out")}
+    one, two = (run_in(ranks, RANK.format(**names, batch=4 // ranks), tmp_path) for ranks in (1, 2))
+    assert two == pytest.approx(one, rel=1e-5)
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ from .alignment import check_ids, fit, tokenize_prompt
 from .data import RowReport
 from .errors import DataError
 from .preflight import Preflight, text_of
-from .preparation import COLUMNS, Recipe, align, conclude, mapped, tokenize_row
+from .preparation import COLUMNS, IDS, Recipe, align, conclude, mapped, tokenize_row
 from .retention import Retained, mixed_in
 from .rows import NoUsableRows
 from .teacher_list import TeacherList, check_rows, takers
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 UNTAKEN = "no teacher takes it"
-IDS = List(Value("int64"))
 RETURNED = (*COLUMNS, "teachers", "teacher_prompts")
 FEATURES = Features(
     {
@@ -117,9 +116,9 @@ def prepare(
         reads_text=all(r.reads_text for r in of_data),
     )
     prepared, preflight = conclude(fitted, rows, report, shown, name=name, columns=RETURNED)
-    if len(of_data) > 1 or recipe.teachers.teachers[-1].retained is None:
-        preflight = replace(preflight, teachers=_shown(prepared, recipe))
     retained = recipe.teachers.teachers[-1].retained
+    if len(of_data) > 1 or retained is None:
+        preflight = replace(preflight, teachers=_shown(prepared, recipe))
     if retained is None or name != "train":
         return prepared, preflight
     return _with_retained(prepared, preflight, recipe, retained)

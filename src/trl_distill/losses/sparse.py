@@ -17,9 +17,10 @@ from typing import Any
 
 import torch
 
+from ..arguments import LOSS_IMPLEMENTATIONS
 from .divergences import ForwardKL
 from .fused import Weights, fused_loss
-from .outcome import DistillationLoss
+from .outcome import DistillationLoss, check_head, check_settings, check_targets, valid_rows
 from .plan import Plan
 from .projection import Projection, product_dtype, wide_dtype
 from .tile import Buffers, Problem, Tile, power
@@ -109,6 +110,47 @@ def check_sparse_divergence(divergence: str, kind: str) -> None:
             f"divergence {divergence!r} needs the teacher's probability of every token, and targets of the kind {kind} "
             'have that of a few; choose "forward_kl", or targets of the kind hidden.'
         )
+
+
+def checked_rows(
+    kind: str,
+    student: tuple[Tensor, Tensor, Tensor | None],
+    targets: Tensor,
+    known: tuple[Tensor, dict[str, Tensor], dict[str, Tensor]],
+    *,
+    vocabulary: int,
+    alpha: float,
+    temperature: float,
+    divergence: str,
+    ignore_index: int,
+    impl: str,
+) -> Tensor | None:
+    """Check what a loss on sparse targets is given, and return the indices [n] of the tokens that count; None is all.
+
+    Args:
+        kind: What the targets are: "topk" or "sample".
+        student: Hidden states [N, H], weight [V, H] and bias of the student.
+        targets: [N].
+        known: Token ids [N, k], and by name what must be [N, k] and what must be [N].
+        vocabulary: Rows over which the teacher was normalised.
+        alpha: Weight of the divergence.
+        temperature: T.
+        divergence: Which one.
+        ignore_index: Target that marks a token to leave out.
+        impl: "fused" or "plain".
+
+    Raises:
+        ValueError: Arguments that do not fit together or lie outside what is accepted.
+    """
+    hidden, weight, bias = student
+    check_settings(alpha, temperature, divergence, 0.5)
+    check_sparse_divergence(divergence, kind)
+    if impl not in LOSS_IMPLEMENTATIONS:
+        raise ValueError(f"impl {impl!r} is unknown; choose one of {', '.join(LOSS_IMPLEMENTATIONS)}.")
+    check_targets(targets, hidden, hidden, alpha)
+    check_head("student", hidden, weight, bias)
+    check_known(targets, *known, vocabulary, len(weight))
+    return valid_rows(targets, ignore_index, len(weight))
 
 
 def check_known(

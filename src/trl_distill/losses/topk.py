@@ -14,11 +14,10 @@ from __future__ import annotations
 
 import torch
 
-from ..arguments import LOSS_IMPLEMENTATIONS
-from .outcome import DistillationLoss, check_head, check_settings, check_targets, valid_rows
+from .outcome import DistillationLoss
 from .projection import wide_dtype
 from .reference import head_logits, topk_loss_from_logits
-from .sparse import Sparse, check_known, check_sparse_divergence, sparse_loss
+from .sparse import Sparse, checked_rows, sparse_loss
 
 Tensor = torch.Tensor
 
@@ -72,21 +71,18 @@ def topk_distillation_loss(
     Raises:
         ValueError: Arguments that do not fit together or lie outside what is accepted; the sentence names them.
     """
-    check_settings(alpha, temperature, divergence, 0.5)
-    check_sparse_divergence(divergence, "topk")
-    if impl not in LOSS_IMPLEMENTATIONS:
-        raise ValueError(f"impl {impl!r} is unknown; choose one of {', '.join(LOSS_IMPLEMENTATIONS)}.")
-    check_targets(targets, student_hidden, student_hidden, alpha)
-    check_head("student", student_hidden, student_weight, student_bias)
-    check_known(
+    valid = checked_rows(
+        "topk",
+        (student_hidden, student_weight, student_bias),
         targets,
-        token_ids,
-        {"log_probs": log_probs},
-        {"log_normalizer": log_normalizer},
-        vocabulary,
-        len(student_weight),
+        (token_ids, {"log_probs": log_probs}, {"log_normalizer": log_normalizer}),
+        vocabulary=vocabulary,
+        alpha=alpha,
+        temperature=temperature,
+        divergence=divergence,
+        ignore_index=ignore_index,
+        impl=impl,
     )
-    valid = valid_rows(targets, ignore_index, len(student_weight))
     token_ids = token_ids.long()
     if impl == "plain":
         return topk_loss_from_logits(

@@ -17,7 +17,7 @@ from ..errors import TeacherError
 from ..losses import check_sparse_divergence
 from .base import Completion, GenerationSettings
 from .head import load_head
-from .kinds import kind_from
+from .kinds import kind_from, stacked
 from .shards import HEAD, TOKENIZER, TargetFolder, TargetRow, TargetTable, sequence_key
 
 if TYPE_CHECKING:
@@ -170,9 +170,9 @@ class StoredTeacher:
             for ids, mask, labels in zip(*sides, strict=True)
             if (labels != IGNORE).any()  # a row that another rank has too is asked about there
         ] or [(self.rows.any(), 0)]
-        arrays = {
-            name: _stacked([row.arrays[name][row.tokens - n :] for row, n in found]) for name in found[0][0].arrays
-        }
+        arrays = {}
+        for name in found[0][0].arrays:
+            arrays[name] = _as_tensor(stacked([row.arrays[name][row.tokens - n :] for row, n in found]))
         return self.kind.targets(arrays, self._head_on(batch["teacher_input_ids"].device))
 
     def _head_on(self, device: torch.device) -> LMHead | None:
@@ -196,15 +196,9 @@ class StoredTeacher:
         )
 
 
-def _stacked(parts: Sequence[np.ndarray]) -> torch.Tensor:
-    """Return [n, width] arrays as one tensor, narrower ones filled up with zeros; token ids and counts as int64."""
-    width = max(part.shape[1] for part in parts)
-    whole = np.zeros((sum(map(len, parts)), width), np.int64 if parts[0].dtype.kind == "u" else parts[0].dtype)
-    end = 0
-    for part in parts:
-        begin, end = end, end + len(part)
-        whole[begin:end, : part.shape[1]] = part
-    return torch.from_numpy(whole)
+def _as_tensor(array: np.ndarray) -> torch.Tensor:
+    """Return an array as a tensor; token ids and counts as int64, since torch computes little with unsigned ones."""
+    return torch.from_numpy(array.astype(np.int64) if array.dtype.kind == "u" else array)
 
 
 def check_same(folder: TargetFolder, manifest: Mapping[str, Any], run: Mapping[str, Any], names: Sequence[str]) -> None:

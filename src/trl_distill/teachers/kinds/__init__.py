@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .base import Kind, Span
+from .base import Kind, Span, stacked
 from .hidden import Hidden
 from .sample import Sample
 from .topk import TopK
 
-__all__ = ["Hidden", "Kind", "Sample", "Span", "TopK", "kind_from", "kind_of"]
+__all__ = ["Hidden", "Kind", "Sample", "Span", "TopK", "kind_from", "kind_of", "stacked"]
 
 KINDS: dict[str, type[Kind]] = {kind.name: kind for kind in (TopK, Sample, Hidden)}
 

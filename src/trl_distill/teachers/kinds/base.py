@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 
+import numpy as np
+
 if TYPE_CHECKING:
-    import numpy as np
     import torch
 
     from ...lm_head import LMHead
     from ...targets import HiddenTargets, Targets
 
-Arrays = dict[str, "np.ndarray"]
+Arrays = dict[str, np.ndarray]
 ELEMENTS = 2**25  # logits in memory at a time while targets are written
 
 
@@ -71,3 +72,14 @@ class Kind(Protocol):
 def tokens_at_a_time(rows: int) -> int:
     """Return how many tokens' full logits are made at a time."""
     return max(1, ELEMENTS // rows)
+
+
+def stacked(parts: Sequence[np.ndarray]) -> np.ndarray:
+    """Return [n, width] arrays of several widths as one, narrower ones filled up with zeros."""
+    width = max(part.shape[1] for part in parts)
+    whole = np.zeros((sum(map(len, parts)), width), parts[0].dtype)
+    end = 0
+    for part in parts:
+        begin, end = end, end + len(part)
+        whole[begin:end, : part.shape[1]] = part
+    return whole

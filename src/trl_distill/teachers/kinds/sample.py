@@ -10,7 +10,7 @@ import torch
 
 from ...losses import head_logits
 from ...targets import Draws, SampledTargets
-from .base import Arrays, Span, tokens_at_a_time
+from .base import Arrays, Span, stacked, tokens_at_a_time
 
 if TYPE_CHECKING:
     from ...lm_head import LMHead
@@ -66,7 +66,7 @@ class Sample:
         out: Arrays = {}
         for i, chunks in enumerate(parts):
             ids, counts, _ = zip(*chunks, strict=True)
-            out[f"token_ids_{i}"], out[f"counts_{i}"] = _stacked(ids), _stacked(counts)
+            out[f"token_ids_{i}"], out[f"counts_{i}"] = stacked(ids), stacked(counts)
         sums = [np.concatenate([negentropy for *_, negentropy in chunks]) for chunks in parts]
         return {**out, "negentropies": np.stack(sums, 1)}
 
@@ -112,9 +112,3 @@ def count(drawn: np.ndarray, likeliest: np.ndarray) -> tuple[np.ndarray, np.ndar
     width = max(1, int((counts > 0).any(0).nonzero()[0].max(initial=0)) + 1)
     kind = np.uint8 if draws < 2**8 else np.uint16 if draws < 2**16 else np.uint32
     return ids[:, :width], counts[:, :width].astype(kind)
-
-
-def _stacked(parts: Sequence[np.ndarray]) -> np.ndarray:
-    """Stack [n, width] arrays of several widths, filled up with zeros."""
-    width = max(part.shape[1] for part in parts)
-    return np.concatenate([np.pad(part, ((0, 0), (0, width - part.shape[1]))) for part in parts])
