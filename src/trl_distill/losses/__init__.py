@@ -9,7 +9,6 @@ from typing import NamedTuple
 
 import torch
 
-from ..arguments import LOSS_IMPLEMENTATIONS
 from .cross import add_cross_divergence
 from .cross_reference import Matched, cross_divergence_from_logits
 from .divergences import divergence_of
@@ -18,6 +17,7 @@ from .mixture import TeacherSide, mixture_distillation_loss
 from .outcome import (
     DistillationLoss,
     check_head,
+    check_impl,
     check_settings,
     check_targets,
     shared_vocabulary,
@@ -117,8 +117,7 @@ def fused_distillation_loss(
         ValueError: Arguments that do not fit together or lie outside what is accepted; the sentence names them.
     """
     check_settings(alpha, temperature, divergence, jsd_beta)
-    if impl not in LOSS_IMPLEMENTATIONS:
-        raise ValueError(f"impl {impl!r} is unknown; choose one of {', '.join(LOSS_IMPLEMENTATIONS)}.")
+    check_impl(impl)
     check_targets(targets, student_hidden, teacher_hidden, alpha)
     check_head("student", student_hidden, student_weight, student_bias)
     if alpha == 0:

@@ -13,10 +13,17 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ..arguments import LOSS_IMPLEMENTATIONS
 from .divergences import divergence_of
 from .fused import Weights, fused_loss
-from .outcome import DistillationLoss, check_head, check_settings, check_targets, shared_vocabulary, valid_rows
+from .outcome import (
+    DistillationLoss,
+    check_head,
+    check_impl,
+    check_settings,
+    check_targets,
+    shared_vocabulary,
+    valid_rows,
+)
 from .projection import Projection, product_dtype, wide_dtype
 from .reference import distillation_loss_from_logits, head_logits, mixture_logits
 from .tile import Problem
@@ -89,8 +96,7 @@ def mixture_distillation_loss(
         ValueError: Arguments that do not fit together or lie outside what is accepted; the sentence names them.
     """
     check_settings(alpha, temperature, divergence, jsd_beta)
-    if impl not in LOSS_IMPLEMENTATIONS:
-        raise ValueError(f"impl {impl!r} is unknown; choose one of {', '.join(LOSS_IMPLEMENTATIONS)}.")
+    check_impl(impl)
     shared = _check(student_hidden, student_weight, student_bias, targets, teachers, weights, alpha, vocabulary)
     valid = valid_rows(targets, ignore_index, len(student_weight))
     if impl == "plain":

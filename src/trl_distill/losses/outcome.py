@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import torch
 
-from ..arguments import DIVERGENCES
+from ..arguments import DIVERGENCES, LOSS_IMPLEMENTATIONS
 
 
 class DistillationLoss(NamedTuple):
@@ -47,6 +47,12 @@ def check_settings(alpha: float, temperature: float, kind: str, jsd_beta: float)
     check_divergence(kind, temperature, jsd_beta)
     if not 0 <= alpha <= 1:
         raise ValueError(f"alpha {alpha} must lie between 0 (cross-entropy only) and 1 (divergence only).")
+
+
+def check_impl(impl: str) -> None:
+    """Raise ValueError for an unknown implementation."""
+    if impl not in LOSS_IMPLEMENTATIONS:
+        raise ValueError(f"impl {impl!r} is unknown; choose one of {', '.join(LOSS_IMPLEMENTATIONS)}.")
 
 
 def check_targets(

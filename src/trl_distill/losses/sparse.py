@@ -17,10 +17,9 @@ from typing import Any
 
 import torch
 
-from ..arguments import LOSS_IMPLEMENTATIONS
 from .divergences import ForwardKL
 from .fused import Weights, fused_loss
-from .outcome import DistillationLoss, check_head, check_settings, check_targets, valid_rows
+from .outcome import DistillationLoss, check_head, check_impl, check_settings, check_targets, valid_rows
 from .plan import Plan
 from .projection import Projection, product_dtype, wide_dtype
 from .tile import Buffers, Problem, Tile, power
@@ -145,8 +144,7 @@ def checked_rows(
     hidden, weight, bias = student
     check_settings(alpha, temperature, divergence, 0.5)
     check_sparse_divergence(divergence, kind)
-    if impl not in LOSS_IMPLEMENTATIONS:
-        raise ValueError(f"impl {impl!r} is unknown; choose one of {', '.join(LOSS_IMPLEMENTATIONS)}.")
+    check_impl(impl)
     check_targets(targets, hidden, hidden, alpha)
     check_head("student", hidden, weight, bias)
     check_known(targets, *known, vocabulary, len(weight))
