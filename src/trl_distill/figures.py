@@ -18,6 +18,7 @@ MEANS = (
     "on_policy",
     "on_policy_kl",
     "retain_kl",
+    "aux_loss",
 )
 
 

@@ -16,6 +16,7 @@ import torch
 from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
+from .experts import balance_loss
 from .lm_head import LMHead
 from .targets import LossSettings, Targets, cross_entropy
 
@@ -37,6 +38,8 @@ class CompletionOutput(ModelOutput):
         retain_kl: Sum of the divergence at the tokens of rows to retain, which `kl` leaves out; None where the batch
             has none.
         retain_tokens: Those tokens.
+        aux_loss: The load-balancing loss of a mixture of experts, a mean that `loss` leaves out; None where the
+            model's configuration does not ask for router logits.
     """
 
     hidden: torch.Tensor | None = None
@@ -50,6 +53,7 @@ class CompletionOutput(ModelOutput):
     distilled: torch.Tensor | None = None
     retain_kl: torch.Tensor | None = None
     retain_tokens: torch.Tensor | None = None
+    aux_loss: torch.Tensor | None = None
 
 
 def add_completion_forward(model: PreTrainedModel) -> None:
@@ -98,14 +102,16 @@ def _forward_of(kind: Any) -> Callable[..., Any]:
             before = getattr(self, TAUGHT)
             return before(*args, **kwargs) if before is not None else kind.forward(self, *args, **kwargs)
         kwargs.pop("labels", None)  # PEFT passes labels=None on; the backbone takes none
-        states = self.base_model(*args, **{**kwargs, "use_cache": False}).last_hidden_state
-        states = states[:, -completion_labels.shape[1] :]  # a learnt prompt of PEFT's stands in front
+        read = self.base_model(*args, **{**kwargs, "use_cache": False})
+        states = read.last_hidden_state[:, -completion_labels.shape[1] :]  # a learnt prompt of PEFT's stands in front
         targets = completion_labels[:, 1:].to(states.device)
         mask = targets != -100
         hidden = states[:, :-1][mask]
         if loss_settings is None:
             return CompletionOutput(hidden=hidden)
-        return _loss(LMHead.of(self), hidden, targets[mask], teacher_targets, loss_settings)
+        output = _loss(LMHead.of(self), hidden, targets[mask], teacher_targets, loss_settings)
+        output.aux_loss = balance_loss(self, getattr(read, "router_logits", None), kwargs.get("attention_mask"))
+        return output
 
     return forward
 

@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 ASKED = ("top1_agreement", "teacher_coverage")  # of tokens that a teacher was asked about
 SUMS = (
     *("loss", "kl", "ce", "entropy", "top1_agreement", "top1_correct", "teacher_coverage"),
-    *("retain_kl", "retain_tokens"),
+    *("retain_kl", "retain_tokens", "aux_loss"),
 )
-COUNTS = ("asked", "others", "own", "own_kl", "tokens", "sequence_tokens")
+COUNTS = ("asked", "others", "own", "own_kl", "tokens", "sequence_tokens", "batches")
 
 
 class DistillationMetrics:
@@ -25,7 +25,7 @@ class DistillationMetrics:
     Each mean is the sum over completion tokens divided by their number, so that batch size, accumulation and the
     number of ranks do not change it. What no batch reported has no mean: the divergence where no teacher is asked.
     Figures that need a teacher are means over the tokens that one was asked about. Rows to retain have a divergence of
-    their own, over their tokens; `kl` is over the others'.
+    their own, over their tokens; `kl` is over the others'. The load-balancing loss of experts is a mean over batches.
     """
 
     def __init__(self) -> None:
@@ -60,7 +60,7 @@ class DistillationMetrics:
         device = tokens.device
         asked, others = (tokens, tokens - given.get("retain_tokens", 0.0)) if "kl" in given else (0.0, 0.0)
         own, own_kl = (tokens, given["kl"]) if on_policy else (0.0, 0.0)
-        all_sums = (*sums, asked, others, own, own_kl, tokens, sequence_tokens)
+        all_sums = (*sums, asked, others, own, own_kl, tokens, sequence_tokens, 1.0)
         row = torch.stack([torch.as_tensor(x).detach().to(device, torch.float64) for x in all_sums])
         self._sums = row if self._sums is None else self._sums + row
 
@@ -83,7 +83,8 @@ class DistillationMetrics:
         if found["tokens"] == 0:
             return {}
         self.tokens_seen += found["sequence_tokens"]
-        counts = {"kl": found["others"], "retain_kl": found["retain_tokens"], **dict.fromkeys(ASKED, found["asked"])}
+        counts = {"kl": found["others"], "retain_kl": found["retain_tokens"], "aux_loss": found["batches"]}
+        counts |= dict.fromkeys(ASKED, found["asked"])
         if found["retain_tokens"]:
             reported = reported | {"retain_kl"}  # the batches that had such rows may have been other ranks'
         shown = [name for name in SUMS if name in reported and name != "retain_tokens"]

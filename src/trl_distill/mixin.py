@@ -358,14 +358,17 @@ class DistillationMixin(StepMixin, MovingTeacherMixin, _Base):
             loss_settings=self.settings_of(inputs),
         )
         tokens = (inputs["labels"] != -100).sum()
-        penalty = take_penalty(self.model, output)
+        apart = take_penalty(self.model, output)
+        if output.aux_loss is not None:
+            balance = self.router_aux_loss_coef * output.aux_loss
+            apart = balance if apart is None else apart + balance
         self._count(output, tokens, inputs)
         items = tokens if num_items_in_batch is None else torch.as_tensor(num_items_in_batch, device=output.loss.device)
         loss = output.loss / items.clamp(min=1)
         if self.args.average_tokens_across_devices and num_items_in_batch is not None:
             loss = loss * self.accelerator.num_processes  # DDP averages gradients over ranks
-        if penalty is not None:  # a mean of its own, whatever the batch holds
-            loss = loss + penalty / (1 if num_items_in_batch is None else self.current_gradient_accumulation_steps)
+        if apart is not None:  # a mean of its own, whatever the batch holds
+            loss = loss + apart / (1 if num_items_in_batch is None else self.current_gradient_accumulation_steps)
         return (loss, output) if return_outputs else loss
 
     def _count(self, output: CompletionOutput, tokens: torch.Tensor, inputs: Mapping[str, torch.Tensor]) -> None:
