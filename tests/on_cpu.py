@@ -1,12 +1,13 @@
-"""Runs a script, or `-m MODULE`, as FSDP under gloo on a CPU: `python on_cpu.py SCRIPT [ARGUMENTS]`.
+"""Runs a script, or `-m MODULE`, as FSDP or DeepSpeed under gloo on a CPU: `python on_cpu.py SCRIPT [ARGUMENTS]`.
 
-accelerate takes several processes on a CPU for plain data-parallel ones, whatever its configuration says: FSDP is read
-for kinds of processes that have an accelerator. Here they are said to be of such a kind; nothing else is changed, so
-that torch's own fully_shard, gathers and reductions run.
+accelerate takes several processes on a CPU for plain data-parallel ones, whatever its configuration says: it reads FSDP
+and DeepSpeed for kinds of processes that have an accelerator. Here they are said to be of such a kind; nothing else is
+changed, so that torch's own fully_shard or DeepSpeed's own ZeRO, with their gathers and reductions, run.
 """
 
 from __future__ import annotations
 
+import os
 import runpy
 import sys
 from typing import Any
@@ -17,14 +18,19 @@ from accelerate.utils import DistributedType
 _plain = PartialState.__init__
 
 
-def _as_with_accelerators(self: Any, *args: Any, **kwargs: Any) -> None:
-    _plain(self, *args, **kwargs)
-    if self.distributed_type == DistributedType.MULTI_CPU:
-        self.distributed_type = DistributedType.MULTI_GPU
+def _as_with_accelerators(self: Any, cpu: bool = False, **kwargs: Any) -> None:
+    _plain(self, cpu=False, **kwargs)
+
+
+def _gloo(self: Any, *_: Any) -> tuple[str, DistributedType]:
+    return "gloo", DistributedType.MULTI_GPU
 
 
 if __name__ == "__main__":
+    os.environ.pop("ACCELERATE_USE_CPU", None)
+    os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"
     PartialState.__init__ = _as_with_accelerators
+    PartialState._prepare_backend = _gloo
     sys.argv = sys.argv[1:]
     if sys.argv[0] == "-m":
         sys.argv = sys.argv[1:]

@@ -3,97 +3,18 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from accelerate.utils import DistributedType
 from small_runs import losses, make
 from transformers import AutoModelForCausalLM
+from two_processes import CONFIGS, EVALUATED, TESTS, close, in_two, launched
 
 from trl_distill import ParamsError, TeacherError, load_teacher
 from trl_distill.sharding import check_sharding
 from trl_distill.teacher_list import read_teachers
 from trl_distill.teachers import SeveralTeachers
-
-TESTS = Path(__file__).parent
-CONFIGS = TESTS.parent / "examples" / "accelerate"
-SCRIPT = """
-import json, os, sys
-sys.path.insert(0, {tests!r})
-from peft import LoraConfig
-from small_runs import losses, make
-from torch.distributed.tensor import DTensor
-from transformers import AutoModelForCausalLM
-import torch.distributed as dist
-
-ranks = int(os.environ["WORLD_SIZE"])
-peft = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM") if {lora!r} else None
-model = AutoModelForCausalLM.from_pretrained({student!r})
-if {tied!r}:
-    model.config.tie_word_embeddings = True
-    model.tie_weights()
-trainer = make({student!r}, {teacher!r}, {folder!r}, model=model, peft=peft, **{settings!r})
-resumed = {resume!r}
-trainer.train(resume_from_checkpoint=resumed)
-evaluated = trainer.evaluate()
-trainer.save_model({folder!r} + "/final")
-models = {{"student": trainer.model, "teacher": trainer.teacher.model}}
-layers = {{key: [p for name, p in m.named_parameters() if ".layers." in name] for key, m in models.items()}}
-sharded = {{key: sum(isinstance(p, DTensor) for p in parameters) for key, parameters in layers.items()}}
-found = {{
-    "ranks": ranks,
-    "losses": [line["loss"] for line in trainer.state.log_history if "loss" in line],
-    "eval": {{name: evaluated[name] for name in ("eval_loss", "eval_kl", "eval_num_tokens")}},
-    "sharded": sharded,
-    "kind": str(trainer.accelerator.distributed_type),
-}}
-if trainer.accelerator.is_main_process:
-    print("RESULT", json.dumps(found))
-dist.barrier()
-dist.destroy_process_group()
-"""
-
-
-def launched(config, command, *, timeout=150):
-    """Run `accelerate launch` with a configuration of examples/, on a CPU, and return what is printed."""
-    environment = {
-        **os.environ, "ACCELERATE_USE_CPU": "1", "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": os.pathsep.join([str(TESTS.parent / "src"), os.environ.get("PYTHONPATH", "")]),
-    }  # fmt: skip
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(CONFIGS / config)]
-    # a port of its own, since other tests may launch at the same time
-    launch += ["--main_process_port", "0", *command]
-    done = subprocess.run(launch, capture_output=True, text=True, timeout=timeout, env=environment)
-    assert done.returncode == 0, done.stderr[-20_000:]
-    return done.stdout
-
-
-def in_two(config, folder, student, teacher, *, lora=False, tied=False, resume=None, **settings):
-    """Return what two processes find under a configuration."""
-    script = folder / "script.py"
-    script.write_text(
-        SCRIPT.format(
-            tests=str(TESTS), lora=lora, student=str(student), teacher=str(teacher), folder=str(folder / "two"),
-            tied=tied, resume=resume, settings=settings,
-        )
-    )  # fmt: skip
-    started = [str(TESTS / "on_cpu.py"), str(script)] if config == "fsdp2.yaml" else [str(script)]
-    printed = launched(config, started)
-    found = json.loads(next(line for line in printed.splitlines() if line.startswith("RESULT"))[7:])
-    assert found["ranks"] == 2
-    assert ("FSDP" in found["kind"]) == (config == "fsdp2.yaml")
-    return found
-
-
-def close(evaluated):
-    return {name: pytest.approx(value, rel=1e-5) for name, value in evaluated.items()}
-
-
-EVALUATED = ("eval_loss", "eval_kl", "eval_num_tokens")
 
 
 @pytest.mark.parametrize("config", ["ddp.yaml", "fsdp2.yaml"])
@@ -168,11 +89,10 @@ def test_self_is_refused_where_weights_are_sharded(tiny_model_dir, tmp_path):
 def test_the_command_runs_under_accelerate_launch(config, tiny_model_dir, tiny_teacher_dir, tmp_path):
     data = tmp_path / "rows.jsonl"
     data.write_text("".join(json.dumps({"prompt": p, "completion": " b"}) + "\n" for p in "abcd"))
-    start = [str(TESTS / "on_cpu.py"), "-m"] if config == "fsdp2.yaml" else ["-m"]
     printed = launched(
         config,
         [
-            *start, "trl_distill.cli", "llm", "--trainer", "distillation", "--model", str(tiny_model_dir),
+            "-m", "trl_distill.cli", "llm", "--trainer", "distillation", "--model", str(tiny_model_dir),
             "--teacher-model", str(tiny_teacher_dir), "--data-path", str(data), "--max-steps", "2", "--batch-size", "1",
             "--gradient-accumulation", "1", "--project-name", str(tmp_path / "project"), "--log", "none",
         ],
@@ -192,7 +112,7 @@ def test_a_sharded_teacher_writes_no_completions(tiny_model_dir, tiny_teacher_di
         "trainer.evaluate(Dataset.from_dict({'prompt': ['a new one'], 'completion': ['b']}))\n"
     )
     with pytest.raises(AssertionError, match="is sharded over ranks and cannot write completions"):
-        launched("fsdp2.yaml", [str(TESTS / "on_cpu.py"), str(script)])
+        launched("fsdp2.yaml", [str(script)])
 
 
 def test_fsdp_1_is_refused():

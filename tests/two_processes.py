@@ -1,0 +1,94 @@
+"""Starts a run of the trainer in two processes, under a configuration of examples/accelerate, on a CPU."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+TESTS = Path(__file__).parent
+CONFIGS = TESTS.parent / "examples" / "accelerate"
+KINDS = {"ddp.yaml": "MULTI_CPU", "fsdp2.yaml": "FSDP", "zero2.yaml": "DEEPSPEED", "zero3.yaml": "DEEPSPEED"}
+EVALUATED = ("eval_loss", "eval_kl", "eval_num_tokens")
+SCRIPT = """
+import json, os, sys
+sys.path.insert(0, {tests!r})
+from peft import LoraConfig
+from small_runs import losses, make
+from torch.distributed.tensor import DTensor
+from transformers import AutoModelForCausalLM
+import torch.distributed as dist
+
+ranks = int(os.environ["WORLD_SIZE"])
+peft = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM") if {lora!r} else None
+model = AutoModelForCausalLM.from_pretrained({student!r})
+if {tied!r}:
+    model.config.tie_word_embeddings = True
+    model.tie_weights()
+trainer = make({student!r}, {teacher!r}, {folder!r}, model=model, peft=peft, **{settings!r})
+resumed = {resume!r}
+trainer.train(resume_from_checkpoint=resumed)
+evaluated = trainer.evaluate()
+trainer.save_model({folder!r} + "/final")
+models = {{"student": trainer.model, "teacher": trainer.teacher.model}}
+layers = {{key: [p for name, p in m.named_parameters() if ".layers." in name] for key, m in models.items()}}
+
+
+def split(p):  # by FSDP2, or by ZeRO-3
+    return isinstance(p, DTensor) or (hasattr(p, "ds_tensor") and p.ds_tensor.numel() < p.ds_numel)
+
+
+sharded = {{key: sum(split(p) for p in parameters) for key, parameters in layers.items()}}
+found = {{
+    "ranks": ranks,
+    "losses": [line["loss"] for line in trainer.state.log_history if "loss" in line],
+    "eval": {{name: evaluated[name] for name in {evaluated!r}}},
+    "sharded": sharded,
+    "kind": str(trainer.accelerator.distributed_type),
+}}
+if trainer.accelerator.is_main_process:
+    print("RESULT", json.dumps(found))
+dist.barrier()
+dist.destroy_process_group()
+"""
+
+
+def launched(config, command, *, timeout=150):
+    """Run `accelerate launch` with a configuration of examples/, on a CPU, and return what is printed."""
+    if config != "ddp.yaml":
+        command = [str(TESTS / "on_cpu.py"), *command]
+    environment = {
+        **os.environ, "ACCELERATE_USE_CPU": "1", "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": os.pathsep.join([str(TESTS.parent / "src"), os.environ.get("PYTHONPATH", "")]),
+    }  # fmt: skip
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(CONFIGS / config)]
+    # a port of its own, since other tests may launch at the same time
+    launch += ["--main_process_port", "0", *command]
+    done = subprocess.run(launch, capture_output=True, text=True, timeout=timeout, env=environment)
+    assert done.returncode == 0, done.stderr[-20_000:]
+    return done.stdout
+
+
+def in_two(config, folder, student, teacher, *, lora=False, tied=False, resume=None, **settings):
+    """Return what two processes find under a configuration."""
+    script = folder / "script.py"
+    script.write_text(
+        SCRIPT.format(
+            tests=str(TESTS), lora=lora, student=str(student), teacher=str(teacher), folder=str(folder / "two"),
+            tied=tied, resume=resume, settings=settings, evaluated=EVALUATED,
+        )
+    )  # fmt: skip
+    printed = launched(config, [str(script)])
+    found = json.loads(next(line for line in printed.splitlines() if line.startswith("RESULT"))[7:])
+    assert found["ranks"] == 2
+    assert found["kind"] == f"DistributedType.{KINDS[config]}"
+    return found
+
+
+def close(evaluated):
+    """Return an evaluation's figures, to be compared with others."""
+    return {name: pytest.approx(value, rel=1e-5) for name, value in evaluated.items()}
