@@ -3,21 +3,31 @@
 from __future__ import annotations
 
 import json
+from importlib.util import find_spec
 from types import SimpleNamespace
 
 import pytest
 from accelerate.utils import DistributedType
+from peft import LoraConfig
 from small_runs import losses, make
 from transformers import AutoModelForCausalLM
 from two_processes import CONFIGS, EVALUATED, TESTS, close, in_two, launched
 
 from trl_distill import ParamsError, TeacherError, load_teacher
+from trl_distill.collator import IGNORE
+from trl_distill.on_policy import Draw
 from trl_distill.sharding import check_sharding
 from trl_distill.teacher_list import read_teachers
 from trl_distill.teachers import SeveralTeachers
 
+needs_deepspeed = pytest.mark.skipif(find_spec("deepspeed") is None, reason="the extra 'deepspeed' is not installed")
+ZERO_2 = pytest.param("zero2.yaml", marks=needs_deepspeed)
+ZERO_3 = pytest.param("zero3.yaml", marks=needs_deepspeed)
+EVERY = ["ddp.yaml", "fsdp2.yaml", ZERO_2, ZERO_3]
+SHARDED = ["fsdp2.yaml", ZERO_3]
 
-@pytest.mark.parametrize("config", ["ddp.yaml", "fsdp2.yaml"])
+
+@pytest.mark.parametrize("config", EVERY)
 def test_two_processes_lose_what_one_does(config, tiny_model_dir, tiny_teacher_dir, tmp_path):
     """With gradients accumulated, and an evaluation whose last batch is too short for two."""
     one = make(tiny_model_dir, tiny_teacher_dir, tmp_path, per_device_eval_batch_size=6)
@@ -29,7 +39,7 @@ def test_two_processes_lose_what_one_does(config, tiny_model_dir, tiny_teacher_d
     assert found["losses"] == pytest.approx(expected, rel=1e-5)
     assert found["eval"] == close({name: one.evaluate()[name] for name in EVALUATED})
     both = found["sharded"]
-    assert (both["student"] > 0, both["teacher"] > 0) == ((config == "fsdp2.yaml"),) * 2
+    assert (both["student"] > 0, both["teacher"] > 0) == (config in ("fsdp2.yaml", "zero3.yaml"),) * 2
     saved = AutoModelForCausalLM.from_pretrained(tmp_path / "two" / "final").state_dict()
     for name, tensor in one.model.state_dict().items():
         assert (saved[name] - tensor).norm() <= 1e-4 * tensor.norm(), name
@@ -45,10 +55,9 @@ def test_each_row_of_an_evaluation_counts_once(rows, tiny_model_dir, tiny_teache
     assert found["eval"] == close({name: one.evaluate()[name] for name in EVALUATED})
 
 
+@pytest.mark.parametrize("config", SHARDED)
 @pytest.mark.parametrize("student", ["lora", "tied", "checkpointed"])
-def test_fsdp2_shards_other_students_too(student, tiny_model_dir, tiny_teacher_dir, tmp_path):
-    from peft import LoraConfig
-
+def test_other_students_are_sharded_too(config, student, tiny_model_dir, tiny_teacher_dir, tmp_path):
     peft = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM") if student == "lora" else None
     model = AutoModelForCausalLM.from_pretrained(tiny_model_dir)
     if student == "tied":
@@ -56,14 +65,15 @@ def test_fsdp2_shards_other_students_too(student, tiny_model_dir, tiny_teacher_d
         model.tie_weights()
     expected = losses(make(tiny_model_dir, tiny_teacher_dir, tmp_path, model=model, peft=peft))
     found = in_two(
-        "fsdp2.yaml", tmp_path, tiny_model_dir, tiny_teacher_dir, lora=peft is not None, tied=student == "tied",
+        config, tmp_path, tiny_model_dir, tiny_teacher_dir, lora=peft is not None, tied=student == "tied",
         per_device_train_batch_size=2, gradient_checkpointing=student == "checkpointed",
     )  # fmt: skip
     assert found["losses"] == pytest.approx(expected, rel=1e-5)
 
 
-def test_fsdp2_in_bfloat16_keeps_the_loss_in_float32(tiny_model_dir, tiny_teacher_dir, tmp_path):
-    found = in_two("fsdp2.yaml", tmp_path, tiny_model_dir, tiny_teacher_dir, per_device_train_batch_size=2, bf16=True)
+@pytest.mark.parametrize("config", SHARDED)
+def test_in_bfloat16_the_loss_stays_in_float32(config, tiny_model_dir, tiny_teacher_dir, tmp_path):
+    found = in_two(config, tmp_path, tiny_model_dir, tiny_teacher_dir, per_device_train_batch_size=2, bf16=True)
     tokens = 25  # of the evaluation's completions; a sum rounded to bfloat16 has eight bits
     total = found["eval"]["eval_loss"] * tokens
     assert abs(total * 16 - round(total * 16)) > 1e-3
@@ -71,30 +81,60 @@ def test_fsdp2_in_bfloat16_keeps_the_loss_in_float32(tiny_model_dir, tiny_teache
     assert found["losses"] == pytest.approx(expected, rel=5e-3)
 
 
-def test_fsdp2_goes_on_from_a_checkpoint(tiny_model_dir, tiny_teacher_dir, tmp_path):
+@pytest.mark.parametrize("config", SHARDED)
+def test_a_sharded_run_goes_on_from_a_checkpoint(config, tiny_model_dir, tiny_teacher_dir, tmp_path):
     settings = {"per_device_train_batch_size": 2, "max_steps": 4, "save_strategy": "steps", "save_steps": 2}
-    whole = in_two("fsdp2.yaml", tmp_path, tiny_model_dir, tiny_teacher_dir, **settings)
+    whole = in_two(config, tmp_path, tiny_model_dir, tiny_teacher_dir, **settings)
     checkpoint = str(tmp_path / "two" / "checkpoint-2")
-    resumed = in_two("fsdp2.yaml", tmp_path, tiny_model_dir, tiny_teacher_dir, resume=checkpoint, **settings)
+    resumed = in_two(config, tmp_path, tiny_model_dir, tiny_teacher_dir, resume=checkpoint, **settings)
     assert resumed["losses"] == pytest.approx(whole["losses"], rel=1e-6)
     assert resumed["eval"] == close(whole["eval"])
 
 
-def test_self_is_refused_where_weights_are_sharded(tiny_model_dir, tmp_path):
+@pytest.mark.parametrize("config", SHARDED)
+def test_self_is_refused_where_weights_are_sharded(config, tiny_model_dir, tmp_path):
     with pytest.raises(AssertionError, match="'self' cannot be used where weights are sharded"):
-        in_two("fsdp2.yaml", tmp_path, tiny_model_dir, "self", lora=True)
+        in_two(config, tmp_path, tiny_model_dir, "self", lora=True)
 
 
-@pytest.mark.parametrize("config", ["ddp.yaml", "fsdp2.yaml"])
+@needs_deepspeed
+def test_self_works_where_weights_are_whole(tiny_model_dir, tmp_path):
+    peft = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")
+    expected = losses(make(tiny_model_dir, "self", tmp_path, peft=peft))
+    found = in_two("zero2.yaml", tmp_path, tiny_model_dir, "self", lora=True, per_device_train_batch_size=2)
+    assert found["losses"] == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("config", EVERY)
+def test_the_student_writes_in_two_processes_what_it_does_in_one(config, tiny_model_dir, tiny_teacher_dir, tmp_path):
+    """Though one process has written all its tokens before the other."""
+    settings = {
+        "distill_on_policy_fraction": 1.0, "distill_on_policy_max_new_tokens": 20, "distill_on_policy_temperature": 0.0,
+    }  # fmt: skip
+    model = AutoModelForCausalLM.from_pretrained(tiny_model_dir)
+    model.generation_config.eos_token_id = stops = list(range(60))
+    one = make(tiny_model_dir, tiny_teacher_dir, tmp_path, model=model, **settings)
+    first = next(iter(one.get_train_dataloader()))
+    lengths = (one.by_student(first, Draw(0, 0, 0))["labels"] != IGNORE).sum(1).tolist()
+    assert max(lengths[:2]) != max(lengths[2:])
+    found = in_two(
+        config, tmp_path, tiny_model_dir, tiny_teacher_dir, stops=stops, per_device_train_batch_size=2, **settings
+    )
+    assert found["losses"] == pytest.approx(losses(one), rel=1e-5)
+
+
+@pytest.mark.parametrize("config", EVERY)
 def test_the_command_runs_under_accelerate_launch(config, tiny_model_dir, tiny_teacher_dir, tmp_path):
+    """The first process alone loads the teacher to write, and the saved model to try the card's example."""
     data = tmp_path / "rows.jsonl"
-    data.write_text("".join(json.dumps({"prompt": p, "completion": " b"}) + "\n" for p in "abcd"))
+    data.write_text("".join(json.dumps({"prompt": p}) + "\n" for p in "abcd"))
     printed = launched(
         config,
         [
             "-m", "trl_distill.cli", "llm", "--trainer", "distillation", "--model", str(tiny_model_dir),
             "--teacher-model", str(tiny_teacher_dir), "--data-path", str(data), "--max-steps", "2", "--batch-size", "1",
             "--gradient-accumulation", "1", "--project-name", str(tmp_path / "project"), "--log", "none",
+            "--distill-max-teacher-length", "4",
         ],
     )  # fmt: skip
     assert "Model, card and metrics are in" in printed

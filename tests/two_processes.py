@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -29,6 +30,8 @@ model = AutoModelForCausalLM.from_pretrained({student!r})
 if {tied!r}:
     model.config.tie_word_embeddings = True
     model.tie_weights()
+if {stops!r}:
+    model.generation_config.eos_token_id = {stops!r}
 trainer = make({student!r}, {teacher!r}, {folder!r}, model=model, peft=peft, **{settings!r})
 resumed = {resume!r}
 trainer.train(resume_from_checkpoint=resumed)
@@ -68,18 +71,24 @@ def launched(config, command, *, timeout=150):
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(CONFIGS / config)]
     # a port of its own, since other tests may launch at the same time
     launch += ["--main_process_port", "0", *command]
-    done = subprocess.run(launch, capture_output=True, text=True, timeout=timeout, env=environment)
-    assert done.returncode == 0, done.stderr[-20_000:]
-    return done.stdout
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(launch, text=True, env=environment, start_new_session=True, **pipes) as started:
+        try:
+            printed, errors = started.communicate(timeout=timeout)
+        except subprocess.TimeoutExpired:
+            os.killpg(started.pid, signal.SIGKILL)  # the processes that wait for each other too
+            raise
+    assert started.returncode == 0, errors[-20_000:]
+    return printed
 
 
-def in_two(config, folder, student, teacher, *, lora=False, tied=False, resume=None, **settings):
+def in_two(config, folder, student, teacher, *, lora=False, tied=False, resume=None, stops=None, **settings):
     """Return what two processes find under a configuration."""
     script = folder / "script.py"
     script.write_text(
         SCRIPT.format(
             tests=str(TESTS), lora=lora, student=str(student), teacher=str(teacher), folder=str(folder / "two"),
-            tied=tied, resume=resume, settings=settings, evaluated=EVALUATED,
+            tied=tied, resume=resume, stops=stops, settings=settings, evaluated=EVALUATED,
         )
     )  # fmt: skip
     printed = launched(config, [str(script)])

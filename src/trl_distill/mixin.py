@@ -38,7 +38,7 @@ from .schedules import Annealing
 from .server_targets import alpha_of
 from .several import check_list, put_names, recipe_of, teacher_of, told
 from .several_collator import SeveralCollator
-from .sharding import check_sharding, keep_loss_precise, without_repeats, wrap_teacher
+from .sharding import check_sharding, keep_loss_precise, loads_alike, read_whole, without_repeats, wrap_teacher
 from .sources import resolve
 from .streams import check_streams, columns_of, completions_of, is_stream, prepare_stream
 from .targets import LossSettings, Targets
@@ -209,10 +209,11 @@ class DistillationMixin(StepMixin, MovingTeacherMixin, _Base):
         self.base_student.config.get_text_config().pad_token_id = self.tokenizer.pad_token_id
         self.base_student.generation_config.pad_token_id = self.tokenizer.pad_token_id
         self.recipe = recipe_of(self.args, self.teacher, tokenizer=self.tokenizer, student=self.base_student.config)
-        self.train_dataset = self.prepare_dataset(self.train_dataset, "train")
-        self.eval_dataset = self._prepare_all(self.eval_dataset)
-        self.check_prompts()
-        self._take_stored_targets()
+        with read_whole(self.args):
+            self.train_dataset = self.prepare_dataset(self.train_dataset, "train")
+            self.eval_dataset = self._prepare_all(self.eval_dataset)
+            self.check_prompts()
+            self._take_stored_targets()
         taught, generation = completions_of(self.train_dataset), self.base_student.generation_config
         add_taught_ends(generation, taught, teacher=self.teacher, tokenizer=self.tokenizer)
         if self.online:  # what will be written may end in any of the teacher's stop tokens
@@ -220,7 +221,9 @@ class DistillationMixin(StepMixin, MovingTeacherMixin, _Base):
             add_taught_ends(generation, ends, teacher=self.teacher, tokenizer=self.tokenizer)
         for teacher in each(self.teacher):
             if isinstance(teacher, (LocalTeacher, CrossTeacher)):
-                teacher.prepare(self._wrap_teacher)
+                local = teacher.local if isinstance(teacher, CrossTeacher) else teacher
+                with loads_alike(self.accelerator, self.args, local):
+                    teacher.prepare(self._wrap_teacher)
             elif isinstance(teacher, LocalTextTeacher):
                 teacher.rest()  # it has written all that is learnt
         if is_stream(self.train_dataset):

@@ -5,7 +5,8 @@ In an evaluation each row counts once, though ranks get equally many.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -14,7 +15,7 @@ from accelerate.utils import DistributedType, fsdp2_prepare_model
 
 from .collator import IGNORE
 from .errors import ParamsError, TeacherError
-from .teachers import SelfTeacher, SeveralTeachers, Teacher
+from .teachers import LocalTeacher, SelfTeacher, SeveralTeachers, Teacher
 
 
 def wrap_teacher(model: Any, accelerator: Any) -> Any:
@@ -33,6 +34,39 @@ def wrap_teacher(model: Any, accelerator: Any) -> Any:
         model.requires_grad_(False)  # FSDP2 would make float32 of what can be trained, and reduce gradients
         return fsdp2_prepare_model(accelerator, model)
     return accelerator.prepare_model(model, evaluation_mode=True)
+
+
+@contextmanager
+def read_whole(args: Any) -> Iterator[None]:
+    """Have a process load models whole, and write with them, by itself; under ZeRO-3 all ranks would do so together.
+
+    Args:
+        args: The trainer's configuration.
+    """
+    from transformers.integrations import set_hf_deepspeed_config, unset_hf_deepspeed_config
+
+    # transformers knows the configuration by a weak reference, so that nothing else could be put back
+    told = getattr(args, "hf_deepspeed_config", None) or getattr(args.deepspeed_plugin, "dschf", None)
+    if told is None:
+        yield
+        return
+    unset_hf_deepspeed_config()
+    try:
+        yield
+    finally:
+        set_hf_deepspeed_config(told)
+
+
+def loads_alike(accelerator: Any, args: Any, teacher: LocalTeacher) -> AbstractContextManager[None]:
+    """Return a context in which all ranks load a teacher whole where one of them has done so, else in parts.
+
+    Args:
+        accelerator: The student's trainer's.
+        args: The trainer's configuration.
+        teacher: Whose model some ranks may have loaded, to write with it.
+    """
+    loaded = torch.tensor(float(teacher.loaded), device=accelerator.device)
+    return read_whole(args) if accelerator.reduce(loaded, "sum") > 0 else nullcontext()
 
 
 def check_sharding(accelerator: Any, teacher: Teacher) -> None:

@@ -150,6 +150,7 @@ class Run:
         from .combining import prepare, read
         from .recipes import from_store, writers_of_data
         from .several import recipe_of, teacher_of, told
+        from .sharding import read_whole
 
         given = None if isinstance(self.params.teacher_model, str) else self.params.teacher_model
         device = "cpu" if self.args.use_cpu else self.state.device
@@ -172,14 +173,15 @@ class Run:
         sample = DRY_RUN_ROWS if self.params.dry_run and not writing else None
         readings = {name: read(data, recipe, name=name) for name, data in self._datasets().items()}
         for name, reading in readings.items():
-            with self.state.main_process_first():  # the others find the completions in the store
+            with read_whole(self.args), self.state.main_process_first():  # the others find the completions in the store
                 prepared, self.preflights[name] = prepare(reading, recipe, name=name, rows_at_most=sample)
             self.state.print(self.preflights[name].text())
             self._put(name, prepared)
         if sample is not None:
             self.state.print(f"Dry run: figures are of the first {sample} rows at most; nothing was trained.")
         elif not writing:
-            self.teacher = from_store(self.args, self.teacher, self._datasets())
+            with read_whole(self.args):
+                self.teacher = from_store(self.args, self.teacher, self._datasets())
 
     def _datasets(self) -> dict[str, Dataset]:
         """Return the datasets there are, by name."""
@@ -281,6 +283,7 @@ class Run:
     def save(self, trainer: Any) -> RunResult:
         """Write the project folder, the manifest last, and tell where it is."""
         from .report import write_card
+        from .sharding import read_whole
 
         evaluated = self._evaluate(trainer) if self.params.merge_adapter else None  # merging takes the adapter apart
         model = self._finished(trainer)
@@ -294,7 +297,9 @@ class Run:
             lines = [entry for entry in history if "loss" in entry or "eval_loss" in entry]
             paths |= self.project.write_metrics(metrics, lines)
             folder, preflight = self.project.folder, self.preflights.get("train")
-            paths["card"] = write_card(folder, self.params, self.templates, metrics, model, self.tokenizer, preflight)
+            with read_whole(self.args):  # the card's example is run, which loads what was saved
+                card = write_card(folder, self.params, self.templates, metrics, model, self.tokenizer, preflight)
+            paths["card"] = card
             paths |= self.project.finish()
             print(closing(folder, metrics))
             if self.params.push_to_hub:

@@ -78,7 +78,8 @@ def test_secrets_are_cut_out_of_every_message(ended):
         assert token not in output
         assert "hf_***" in output
     assert token not in CliRunner().invoke(main, ["llm", "--peft", token]).output
-    assert without_secrets("sk-proj-abcdefgh and hf_transfer") == "sk-*** and hf_transfer"
+    names = "hf_transfer and hf_deepspeed_config"
+    assert without_secrets(f"sk-proj-abcdefgh and {names}") == f"sk-*** and {names}"
 
 
 def test_version_and_help():

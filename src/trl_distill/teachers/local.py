@@ -82,6 +82,11 @@ class LocalTeacher:
         return model
 
     @property
+    def loaded(self) -> bool:
+        """Whether the model is in memory."""
+        return "model" in self.__dict__
+
+    @property
     def lent(self) -> bool:
         """Whether the model is the caller's own."""
         return self._content is None
