@@ -9,11 +9,12 @@ from types import SimpleNamespace
 import pytest
 from accelerate.utils import DistributedType
 from peft import LoraConfig
+from safetensors.torch import load_file
 from small_runs import losses, make
 from transformers import AutoModelForCausalLM
 from two_processes import CONFIGS, EVALUATED, TESTS, close, in_two, launched
 
-from trl_distill import ParamsError, TeacherError, load_teacher
+from trl_distill import LLMTrainingParams, ParamsError, TeacherError, load_teacher, train
 from trl_distill.collator import IGNORE
 from trl_distill.on_policy import Draw
 from trl_distill.sharding import check_sharding
@@ -140,6 +141,35 @@ def test_the_command_runs_under_accelerate_launch(config, tiny_model_dir, tiny_t
     assert "Model, card and metrics are in" in printed
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "project").num_parameters() > 0
     assert len(json.loads((tmp_path / "project" / "metrics.json").read_text())) > 0
+
+
+@needs_deepspeed
+def test_the_command_trains_an_adapter_of_a_sharded_student(tiny_model_dir, tiny_teacher_dir, tmp_path):
+    data = tmp_path / "rows.jsonl"
+    data.write_text("".join(json.dumps({"prompt": p, "completion": " b"}) + "\n" for p in "abcd"))
+    launched(
+        "zero3.yaml",
+        [
+            "-m", "trl_distill.cli", "llm", "--trainer", "distillation", "--model", str(tiny_model_dir),
+            "--teacher-model", str(tiny_teacher_dir), "--data-path", str(data), "--max-steps", "2", "--batch-size", "1",
+            "--gradient-accumulation", "1", "--project-name", str(tmp_path / "project"), "--log", "none",
+            "--peft", "--target-modules", "q_proj,v_proj",
+        ],
+    )  # fmt: skip
+    tensors = load_file(tmp_path / "project" / "adapter_model.safetensors")
+    assert {tensor.dim() for tensor in tensors.values()} == {2}
+    assert any(tensor.any() for name, tensor in tensors.items() if "lora_B" in name)
+
+
+def test_merging_into_sharded_weights_is_refused(tiny_model_dir, tiny_teacher_dir, tmp_path, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")  # as `accelerate launch` sets it
+    params = LLMTrainingParams(
+        model=str(tiny_model_dir), trainer="distillation", teacher_model=str(tiny_teacher_dir), peft=True,
+        merge_adapter=True, data_path=str(tmp_path / "rows.jsonl"), project_name=str(tmp_path / "project"),
+    )  # fmt: skip
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "a", "completion": " b"}\n')
+    with pytest.raises(ParamsError, match="merge_adapter cannot merge where weights are sharded"):
+        train(params)
 
 
 def test_a_sharded_teacher_writes_no_completions(tiny_model_dir, tiny_teacher_dir, tmp_path):

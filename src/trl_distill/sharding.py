@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from accelerate.utils import DistributedType, fsdp2_prepare_model
+from accelerate.utils import DistributedType, fsdp2_prepare_model, parse_flag_from_env
 
 from .collator import IGNORE
 from .errors import ParamsError, TeacherError
@@ -67,6 +67,22 @@ def loads_alike(accelerator: Any, args: Any, teacher: LocalTeacher) -> AbstractC
     """
     loaded = torch.tensor(float(teacher.loaded), device=accelerator.device)
     return read_whole(args) if accelerator.reduce(loaded, "sum") > 0 else nullcontext()
+
+
+def check_merging(args: Any) -> None:
+    """Refuse to merge an adapter into weights of which a rank holds a part only.
+
+    Args:
+        args: The trainer's configuration, made in a process that `accelerate launch` has started or in any other.
+
+    Raises:
+        ParamsError: FSDP or ZeRO-3 is asked for.
+    """
+    if parse_flag_from_env("ACCELERATE_USE_FSDP") or getattr(args.deepspeed_plugin, "zero_stage", 0) == 3:
+        raise ParamsError(
+            "merge_adapter cannot merge where weights are sharded (FSDP, ZeRO-3); leave it out: the adapter is saved, "
+            "and is merged wherever its folder is given as --model."
+        )
 
 
 def check_sharding(accelerator: Any, teacher: Teacher) -> None:

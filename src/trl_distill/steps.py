@@ -92,16 +92,20 @@ class Run:
 
         from .config import from_params
         from .several import check_list
+        from .sharding import check_merging, read_whole
         from .teachers import check_apart
 
         params = self.params
         self.args = from_params(params)
+        if params.merge_adapter:
+            check_merging(self.args)
         if self.valid_data is None:
             self.args.eval_strategy = "no"  # nothing to evaluate on
         set_seed(params.seed)
         self.state = PartialState(cpu=self.args.use_cpu)
         self.load_tokenizer()
-        check_ready(params, self.model_config)
+        with read_whole(self.args):  # a model is made of the configuration, without weights
+            check_ready(params, self.model_config)
         check_apart(student=params.model, teacher=params.teacher_model)
         check_list(params, student=params.model)
 
