@@ -173,6 +173,8 @@ def check_policy(arguments: Any) -> None:
     fresh = freshness(arguments)
     if fresh is not None:
         _check_fresh(arguments, fresh)
+    if arguments.use_vllm and arguments.distill_on_policy_fraction == 0:
+        raise ParamsError("use_vllm has nothing to write; add --distill-on-policy-fraction, or drop it.")
     if arguments.teacher_model == EMA:
         check_average(arguments)
     if arguments.teacher_prompt_dropout > 0 and getattr(arguments, "assistant_only_loss", False):

@@ -22,6 +22,9 @@ STORE_KINDS = ("topk", "sample", "hidden")
 ENDPOINTS = ("chat", "completions")
 LOGPROBS = ("auto", "prompt", "top", "none")
 SCHEDULES = ("linear", "cosine")
+VLLM = "vLLM"
+VLLM_MODES = ("colocate", "server")
+VLLM_IMPLEMENTATIONS = ("vllm", "transformers")
 
 
 @dataclass
@@ -240,6 +243,31 @@ class DistillationArguments:
     allow_text_only_teacher: bool = option(
         False, "With a teacher that gives text only, learn from its completions alone, whatever alpha.", group="Teacher"
     )
+    use_vllm: bool = option(
+        False,
+        "Have vLLM write what the student writes (--distill-on-policy-fraction), as in GRPO.",
+        group=VLLM,
+    )
+    vllm_mode: str = option(
+        "colocate",
+        "'colocate' runs vLLM in the training's own processes, 'server' asks a `vllm serve` elsewhere.",
+        choices=VLLM_MODES,
+        group=VLLM,
+    )
+    vllm_gpu_memory_utilization: float = option(
+        0.3, "Share of a GPU's memory that a colocated vLLM takes.", above=0.0, high=1.0, group=VLLM
+    )
+    vllm_tensor_parallel_size: int = option(1, "GPUs that share a colocated vLLM.", low=1, group=VLLM)
+    vllm_max_model_length: int | None = option(
+        None, "Tokens, prompt included, that a colocated vLLM has room for (default: --block-size).", low=1, group=VLLM
+    )
+    vllm_model_impl: str = option(
+        "vllm", "Whose code of the student a colocated vLLM runs.", choices=VLLM_IMPLEMENTATIONS, group=VLLM
+    )
+    vllm_enable_sleep_mode: bool = option(False, "Free a colocated vLLM's memory while the student learns.", group=VLLM)
+    vllm_server_base_url: str | None = option(None, "URL of the server (default: http://0.0.0.0:8000).", group=VLLM)
+    vllm_server_timeout: float = option(240.0, "Seconds to wait until the server is up.", above=0.0, group=VLLM)
+    vllm_group_port: int = option(51216, "Port over which the server is sent weights.", low=1, high=65535, group=VLLM)
 
 
 def check_arguments(arguments: Any) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,8 +13,17 @@ from accelerate.utils import is_peft_model
 
 from .agreement import freshness
 from .collator import prompts_of
-from .on_policy import Draw, check_prompts, student_settings, teacher_settings, with_completions, written_by_student
-from .teachers import EmaCallback, EmaTeacher
+from .on_policy import (
+    Bounds,
+    Draw,
+    check_prompts,
+    student_settings,
+    teacher_settings,
+    with_completions,
+    written_by_student,
+)
+from .teachers import Completion, EmaCallback, EmaTeacher, GenerationSettings
+from .vllm_writer import VLLMWriter
 
 if TYPE_CHECKING:
     from trl import SFTTrainer as _Base
@@ -38,6 +47,7 @@ class StepMixin(_Base):
     args: Any
     teacher: Any
     recipe: Any
+    base_student: Any
     tokenizer: Any
     vocabulary: int | None
     annealing: Annealing
@@ -85,22 +95,40 @@ class StepMixin(_Base):
 
     def by_student(self, batch: Mapping[str, torch.Tensor], draw: Draw) -> dict[str, torch.Tensor]:
         """Return a batch with completions that the student writes now, under its own prompts."""
+        prompts = prompts_of(batch, "")
+        settings = student_settings(self.args, draw.generation_seed(self.accelerator.process_index))
+        bounds = Bounds.of(
+            self.base_student,
+            prompts,
+            settings,
+            tokenizer=self.tokenizer,
+            vocabulary=self.vocabulary,
+            limit=self.recipe.student.limit,
+        )
+        if self.args.use_vllm:
+            written = self.vllm_writer.written(prompts, bounds, draw)
+        else:
+            written = self._generated(prompts, settings, bounds)
+        return with_completions(batch, written, recipe=self.recipe, collate=self.data_collator)
+
+    def _generated(
+        self, prompts: Sequence[Sequence[int]], settings: GenerationSettings, bounds: Bounds
+    ) -> list[Completion]:
+        """Have the student write by its own `generate`."""
         from trl.models import unwrap_model_for_generation
 
-        settings = student_settings(self.args, draw.generation_seed(self.accelerator.process_index))
         how: dict[str, Any] = {"gradient_checkpointing_kwargs": self.args.gradient_checkpointing_kwargs}
         with warnings.catch_warnings():  # TRL 1.16 calls gradient checkpointing by its older name
             warnings.filterwarnings("ignore", "`gradient_checkpointing_", FutureWarning)
             with unwrap_model_for_generation(self.model_wrapped, self.accelerator, **how) as model:
-                written = written_by_student(
-                    model.get_base_model() if is_peft_model(model) else model,  # PEFT's would keep our settings
-                    prompts_of(batch, ""),
-                    settings,
-                    tokenizer=self.tokenizer,
-                    vocabulary=self.vocabulary,
-                    limit=self.recipe.student.limit,
-                )
-        return with_completions(batch, written, recipe=self.recipe, collate=self.data_collator)
+                base = model.get_base_model() if is_peft_model(model) else model  # PEFT's would keep our settings
+                return written_by_student(base, prompts, settings, bounds, tokenizer=self.tokenizer)
+
+    def start_vllm(self) -> None:
+        """Start the engine that writes for the student, where one is asked for."""
+        if self.args.use_vllm:
+            length = self.recipe.student.limit
+            self.vllm_writer = VLLMWriter(self.model, self.accelerator, self.tokenizer, self.args, length=length)
 
     def by_teacher(self, batch: Mapping[str, torch.Tensor], draw: Draw) -> dict[str, torch.Tensor]:
         """Return a batch with completions that the teacher writes now, under its prompts."""

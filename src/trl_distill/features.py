@@ -40,6 +40,8 @@ def check_features(args: DistillationSFTConfig, *, model: Any = None, peft_confi
         )
     if args.use_liger_kernel and find_spec("liger_kernel") is None:
         raise ParamsError("use_liger_kernel needs a package that is missing; `pip install liger-kernel` or drop it.")
+    if args.use_vllm:
+        check_vllm(model)
     how: Any = args.gradient_checkpointing_kwargs or {}
     if args.gradient_checkpointing and how.get("selective") and adapters:
         raise ParamsError(
@@ -48,6 +50,28 @@ def check_features(args: DistillationSFTConfig, *, model: Any = None, peft_confi
         )
     for config in adapters:
         _check_adapter(config, model)
+
+
+def check_vllm(model: Any) -> None:
+    """Refuse a student that vLLM cannot load, or vLLM itself where it is missing.
+
+    Args:
+        model: The student, or its name.
+
+    Raises:
+        ParamsError: Naming what to do.
+    """
+    if find_spec("vllm") is None:
+        raise ParamsError("use_vllm needs a package that is missing; `pip install 'trl[vllm]'` or drop it.")
+    if isinstance(model, str):
+        return
+    if getattr(model, "is_loaded_in_8bit", False):
+        raise ParamsError("use_vllm cannot be used with an int8 student, which vLLM does not load; drop one.")
+    if not model.name_or_path:
+        raise ParamsError(
+            "use_vllm has vLLM load the student itself, and model is a loaded model that does not say where it is; "
+            "save it to a folder with its tokenizer and load it from there."
+        )
 
 
 def _check_adapter(config: Any, model: Any) -> None:

@@ -147,6 +147,7 @@ class DistillationMixin(StepMixin, MovingTeacherMixin, _Base):
             self._check_rows_apart(self.model)
         self._set_up_teacher(teacher_model)
         self._set_up_data(collator)
+        self.start_vllm()
 
     @property
     def base_student(self) -> Any:

@@ -70,14 +70,60 @@ def teacher_settings(args: DistillationSFTConfig, seed: int) -> GenerationSettin
     return replace(generation_of(args), seed=seed)
 
 
+@dataclass(frozen=True)
+class Bounds:
+    """Within what the student writes a batch, whoever generates for it.
+
+    Attributes:
+        stops: Token ids that end a completion.
+        max_new_tokens: Tokens at most.
+        known: Rows [0, known) may be written: tokens that the tokenizer and the teacher have too.
+        rows: Of the student's LM head.
+    """
+
+    stops: list[int]
+    max_new_tokens: int
+    known: int
+    rows: int
+
+    @classmethod
+    def of(
+        cls,
+        model: Any,
+        prompts: Sequence[Sequence[int]],
+        settings: GenerationSettings,
+        *,
+        tokenizer: PreTrainedTokenizerBase,
+        vocabulary: int | None,
+        limit: int | None,
+    ) -> Bounds:
+        """Return a batch's bounds.
+
+        Args:
+            model: The student, for its configurations alone.
+            prompts: Token ids, each of at least one.
+            settings: How it writes.
+            tokenizer: The student's.
+            vocabulary: Rows that the teacher has too; None is all.
+            limit: Tokens that a sequence may have.
+        """
+        rows = model.config.get_text_config().vocab_size
+        room = settings.max_new_tokens if limit is None else limit - max(len(p) for p in prompts)
+        return cls(
+            stops=stop_ids(model.generation_config, tokenizer),
+            max_new_tokens=max(1, min(settings.max_new_tokens, room)),
+            known=min(len(tokenizer), rows if vocabulary is None else vocabulary),
+            rows=rows,
+        )
+
+
 def written_by_student(
     model: Any,
     prompts: Sequence[Sequence[int]],
     settings: GenerationSettings,
+    bounds: Bounds,
     *,
     tokenizer: PreTrainedTokenizerBase,
-    vocabulary: int | None,
-    limit: int | None,
 ) -> list[Completion]:
     """Write one completion per prompt with the student, in evaluation mode and without gradients.
 
@@ -88,30 +134,25 @@ def written_by_student(
         model: The student without wrappers.
         prompts: Token ids, each of at least one.
         settings: How it writes.
+        bounds: Of this batch.
         tokenizer: The student's.
-        vocabulary: Rows that the teacher has too: no other token is written.
-        limit: Tokens that a sequence may have.
     """
-    rows = model.config.get_text_config().vocab_size
-    known = min(len(tokenizer), rows if vocabulary is None else vocabulary)
-    stops = stop_ids(model.generation_config, tokenizer)
     width = max(len(p) for p in prompts)
-    room = settings.max_new_tokens if limit is None else limit - width
     draw = {"temperature": settings.temperature, "top_p": settings.top_p, "top_k": 0}
     config = GenerationConfig(
-        max_new_tokens=max(1, min(settings.max_new_tokens, room)),
+        max_new_tokens=bounds.max_new_tokens,
         do_sample=settings.do_sample,
         bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=stops,
+        eos_token_id=bounds.stops,
         pad_token_id=tokenizer.pad_token_id,
-        suppress_tokens=list(range(known, rows)) or None,
+        suppress_tokens=list(range(bounds.known, bounds.rows)) or None,
         **(draw if settings.do_sample else {}),
     )
     device = model.device
     ids, mask = (tensor.to(device) for tensor in padded_left(prompts, tokenizer.pad_token_id))
     with torch.no_grad(), evaluating(model), configured(model, config), drawing(settings.seed, prompts, device):
         written = model.generate(input_ids=ids, attention_mask=mask, generation_config=config)
-    return [cut_at_stop(row, stops) for row in written[:, width:].tolist()]
+    return [cut_at_stop(row, bounds.stops) for row in written[:, width:].tolist()]
 
 
 def with_completions(

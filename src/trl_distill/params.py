@@ -203,6 +203,8 @@ class LLMTrainingParams(DistillationArguments):
             self._check_own_weights()
         if self.quantization is not None and not self.peft:
             raise ParamsError(f"quantization {self.quantization!r} trains an adapter; add --peft.")
+        if self.use_vllm and self.quantization == "int8":
+            raise ParamsError("use_vllm cannot be used with --quantization int8, which vLLM does not load; use int4.")
         if self.merge_adapter and not self.peft:
             raise ParamsError("merge_adapter has no adapter to merge; add --peft.")
         if self.merge_adapter and self.quantization is not None:

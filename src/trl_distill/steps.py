@@ -91,6 +91,7 @@ class Run:
         from transformers import set_seed
 
         from .config import from_params
+        from .features import check_vllm
         from .several import check_list
         from .sharding import check_merging, read_whole
         from .teachers import check_apart
@@ -99,6 +100,8 @@ class Run:
         self.args = from_params(params)
         if params.merge_adapter:
             check_merging(self.args)
+        if params.use_vllm:
+            check_vllm(params.model)
         if self.valid_data is None:
             self.args.eval_strategy = "no"  # nothing to evaluate on
         set_seed(params.seed)
