@@ -47,11 +47,12 @@ def test_two_processes_lose_what_one_does(config, tiny_model_dir, tiny_teacher_d
 
 
 @pytest.mark.parametrize("rows", [5, 6, 7])
-def test_each_row_of_an_evaluation_counts_once(rows, tiny_model_dir, tiny_teacher_dir, tmp_path):
+@pytest.mark.parametrize("how", [{}, {"padding_free": True}, {"packing": True, "max_length": 11}])
+def test_each_row_of_an_evaluation_counts_once(how, rows, tiny_model_dir, tiny_teacher_dir, tmp_path):
     one = make(tiny_model_dir, tiny_teacher_dir, tmp_path, rows=rows, learning_rate=0.0)
     found = in_two(
         "ddp.yaml", tmp_path, tiny_model_dir, tiny_teacher_dir, rows=rows, learning_rate=0.0,
-        per_device_train_batch_size=2, per_device_eval_batch_size=2,
+        per_device_train_batch_size=2, per_device_eval_batch_size=2 if "packing" not in how else 1, **how,
     )  # fmt: skip
     assert found["eval"] == close({name: one.evaluate()[name] for name in EVALUATED})
 

@@ -28,7 +28,8 @@ class DistillationCollator:
     several turns are learnt have a `completion_mask`, and a `teacher_completion` with a mask of its own (see `turns`).
 
     Where rows come in groups (`PackedRows`), or `padding_free` is set, the student's sequences are one, see
-    `flatten_student`; the teacher's stay padded, since each kind of teacher reads them in its own way.
+    `flatten_student`, and `item_sizes` tells how many rows each item of the dataset has. The teacher's stay padded,
+    since each kind of teacher reads them in its own way.
 
     Args:
         pad_token_id: Padding id of the student.
@@ -48,6 +49,7 @@ class DistillationCollator:
         batch = self._padded([row for group in rows for row in group] if groups else rows)
         if groups or self.padding_free:
             flatten_student(batch, pad_token_id=self.pad_token_id, multiple=self.pad_to_multiple_of)
+            batch["item_sizes"] = torch.tensor([len(item) if groups else 1 for item in rows])
         return batch
 
     def _padded(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:

@@ -128,20 +128,26 @@ def keep_loss_precise(accelerator: Any) -> None:
 def without_repeats(batch: Mapping[str, torch.Tensor], accelerator: Any) -> Mapping[str, torch.Tensor]:
     """Return an evaluation's batch without the labels of rows that another rank has too.
 
-    Ranks get equally many rows; the last ones repeat the first of the dataset. A flattened batch does not tell its rows
-    apart, and is returned as it is.
+    Ranks get equally many items, each a row or the rows that share a sequence; the last ones are the first again.
 
     Args:
         batch: A batch of `DistillationCollator` or `SeveralCollator`.
         accelerator: Of the trainer that evaluates.
     """
-    state, rows = accelerator.gradient_state, len(batch["labels"])
-    if "row_lengths" in batch or accelerator.num_processes == 1 or not state.end_of_dataloader or state.remainder <= 0:
+    state, flat = accelerator.gradient_state, "row_lengths" in batch
+    if accelerator.num_processes == 1 or not state.end_of_dataloader or state.remainder <= 0:
         return batch
-    own = state.remainder - accelerator.process_index * rows
+    labels = batch["labels"]
+    item_sizes = batch["item_sizes"] if flat else torch.ones(len(labels), dtype=torch.long)
+    rows = int(item_sizes[: max(state.remainder - accelerator.process_index * len(item_sizes), 0)].sum())
     kept = dict(batch)
     for name, tensor in batch.items():
         if name.endswith(("labels", "teacher_spans")):
             places = batch.get(f"{name.removesuffix('labels')}rows", torch.arange(len(tensor), device=tensor.device))
-            kept[name] = tensor.masked_fill((places >= own)[:, None], IGNORE)
+            kept[name] = tensor.masked_fill((places >= rows)[:, None], IGNORE)
+    if flat:  # rows of the student's stand behind each other
+        lengths = batch["row_lengths"]
+        end = lengths[:rows].sum()
+        kept["labels"] = labels.masked_fill(torch.arange(labels.shape[1], device=labels.device) >= end, IGNORE)
+        kept["row_lengths"] = lengths * (torch.arange(len(lengths), device=lengths.device) < rows)
     return kept
