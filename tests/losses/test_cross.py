@@ -200,12 +200,14 @@ def test_of_one_vocabulary_the_whole_loss_is_the_ordinary_one(impl, kind):
     check_close(gradients(crossed), gradients(ordinary), 1e-12)
 
 
-def test_sides_of_different_length_are_refused():
+def test_sides_of_different_length_and_unknown_settings_are_refused():
     student, teacher, matched = make_case()
     with pytest.raises(ValueError, match="the student has 11 positions and the teacher 3"):
         cross_divergence(student=student, teacher=teacher.at(torch.arange(3)), matched=matched, how=Settings(2.0))
     with pytest.raises(ValueError, match="divergence 'l2' is unknown"):
         cross_divergence(student=student, teacher=teacher, matched=matched, how=Settings(2.0, "l2"))
+    with pytest.raises(ValueError, match="impl 'fast' is unknown"):
+        cross_divergence(student=student, teacher=teacher, matched=matched, how=Settings(2.0, impl="fast"))
 
 
 def test_the_logits_of_all_positions_are_never_held():

@@ -16,7 +16,7 @@ import torch
 from torch.autograd.function import once_differentiable
 
 from .cross_reference import Matched, cross_divergence_from_logits
-from .outcome import DistillationLoss, check_divergence
+from .outcome import DistillationLoss, check_divergence, check_impl
 from .plan import MIB
 from .projection import Projection, add_product, product_dtype, wide_dtype
 from .reference import head_logits
@@ -115,6 +115,7 @@ def cross_divergence(*, student: Head, teacher: Head, matched: Matched, how: Set
         ValueError: Settings outside what is accepted, or sides of different length.
     """
     check_divergence(how.divergence, how.temperature, how.jsd_beta)
+    check_impl(how.impl)
     if len(student.hidden) != len(teacher.hidden):
         raise ValueError(
             f"the student has {len(student.hidden)} positions and the teacher {len(teacher.hidden)}; pass those at "
