@@ -79,7 +79,7 @@ def test_secrets_are_cut_out_of_every_message(ended):
         assert "hf_***" in output
     assert token not in CliRunner().invoke(main, ["llm", "--peft", token]).output
     names = "hf_transfer and hf_deepspeed_config"
-    assert without_secrets(f"sk-proj-abcdefgh and {names}") == f"sk-*** and {names}"
+    assert without_secrets(f"sk-proj-abcdefgh, hf_oauth_eyJhbGci and {names}") == f"sk-***, hf_*** and {names}"
 
 
 def test_version_and_help():

@@ -12,7 +12,8 @@ import click
 from ..errors import DistillError
 
 LONGEST = 600
-_TOKEN = re.compile(r"\b(?:(hf_)[A-Za-z0-9]{10,}|(sk-)[\w-]{10,})")  # `hf_deepspeed_config` is a name
+# small letters and underscores alone are a name, such as hf_deepspeed_config
+_TOKEN = re.compile(r"\b(hf_(?=[\w-]*[A-Z0-9])|sk-)[\w-]{10,}")
 
 
 @contextmanager
@@ -40,7 +41,7 @@ def told_in_a_sentence(*, debug: bool) -> Iterator[None]:
 
 def without_secrets(text: str) -> str:
     """Return a text in which anything that looks like an access token is cut to its first letters."""
-    return _TOKEN.sub(lambda found: (found[1] or found[2]) + "***", text)
+    return _TOKEN.sub(lambda found: found[1] + "***", text)
 
 
 def _end(sentence: str, code: int, *, debug: bool) -> None:
