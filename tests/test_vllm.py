@@ -5,9 +5,10 @@ from __future__ import annotations
 from importlib.util import find_spec
 
 import pytest
+import torch
 from conftest import make_tokenizer
 from ranks import run_in
-from small_runs import make
+from small_runs import losses, make
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from trl_distill import DistillationSFTConfig, LLMTrainingParams, ParamsError, train
@@ -30,6 +31,7 @@ def student_dir(tmp_path_factory):
         num_attention_heads=2, num_key_value_heads=1, head_dim=32, max_position_embeddings=512, initializer_range=0.1,
         bos_token_id=None, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
     )  # fmt: skip
+    torch.manual_seed(64)
     LlamaForCausalLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
@@ -100,6 +102,17 @@ def test_what_vllm_draws_is_drawn_again_and_leaves_the_random_state(student_dir,
     found = in_a_process(student_dir, tiny_teacher_dir, tmp_path, distill_on_policy_temperature=1.0)
     assert found["first"] == found["again"] != found["other"]
     assert found["unmoved"]
+
+
+@needs_vllm
+def test_two_processes_with_an_engine_each_lose_what_one_does_without(student_dir, tiny_teacher_dir, tmp_path):
+    code = (
+        "from on_cpu_vllm import keep_weights\nfrom small_runs import losses, make\nkeep_weights()\n"
+        f"trainer = make({str(student_dir)!r}, {str(tiny_teacher_dir)!r}, {str(tmp_path)!r}, use_vllm=True,\n"
+        f"    per_device_train_batch_size=2, **{OWN!r})\nresult = losses(trainer)\n"
+    )
+    expected = losses(make(student_dir, tiny_teacher_dir, tmp_path / "one", **OWN))
+    assert run_in(2, code, tmp_path) == pytest.approx(expected, rel=0.15)  # a near tie may fall anew
 
 
 @pytest.mark.skipif(not missing, reason="vLLM is installed")
