@@ -10,6 +10,7 @@ import pytest
 import torch
 import yaml
 from datasets import Dataset
+from forms import MARKED
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from trl_distill import LLMTrainingParams, run, train
@@ -416,3 +417,17 @@ def test_a_loaded_model_is_not_its_own_teacher(settings, tiny_model_dir, tmp_pat
     with pytest.raises(TeacherError, match="teacher_model is the model that is trained"):
         run(LLMTrainingParams(**{**settings, "model": model, "teacher_model": model}))
     assert not list(tmp_path.rglob("teacher_completions.jsonl"))
+
+
+def test_plain_sft_on_the_assistants_turns_alone_needs_a_template_with_marks(settings, tmp_path, chat_model_dir):
+    talk = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    chat = {
+        "model": str(chat_model_dir), "data_path": Dataset.from_dict({"messages": [talk, talk]}), "trainer": "sft",
+        "assistant_only_loss": True, "project_name": str(tmp_path / "chat"), "max_steps": 1,
+    }  # fmt: skip
+    with pytest.raises(ParamsError, match=r"the student's has no {% generation %}; give one by --chat-template"):
+        train(LLMTrainingParams(**chat))
+    assert not (tmp_path / "chat").exists()
+    marked = tmp_path / "marked.jinja"
+    marked.write_text(MARKED)
+    assert run(LLMTrainingParams(**chat, chat_template=f"@{marked}")).metrics["train_loss"] > 0

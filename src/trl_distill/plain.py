@@ -6,12 +6,13 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from .conversation import KWARGS, TOOLS
-from .errors import DataError
+from .errors import DataError, ParamsError
 from .params import LLMTrainingParams
 from .rows import RowReport, read_rows
 
 if TYPE_CHECKING:
     from datasets import Dataset
+    from transformers import PreTrainedTokenizerBase
 
 
 def plain_rows(dataset: Dataset, params: LLMTrainingParams, *, name: str) -> tuple[Dataset, RowReport]:
@@ -57,6 +58,29 @@ def plain_rows(dataset: Dataset, params: LLMTrainingParams, *, name: str) -> tup
         return {"prompt": row["input"], "completion": said} if pairs else {text_column: row["input"]}
 
     return rows.map(shaped, remove_columns=rows.column_names, load_from_cache_file=False), report
+
+
+def check_marks(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Check that a chat template marks what the assistant says, or is one of those that TRL has marks for.
+
+    Args:
+        tokenizer: The student's, with its chat template.
+
+    Raises:
+        ParamsError: Neither.
+    """
+    from trl import get_training_chat_template
+    from trl.chat_template_utils import has_generation_markers
+
+    if tokenizer.chat_template is None or has_generation_markers(tokenizer.chat_template):
+        return  # that there is none is said of the rows
+    try:
+        get_training_chat_template(tokenizer)
+    except ValueError:
+        raise ParamsError(
+            "assistant_only_loss without a teacher needs a chat template that marks what the assistant says, and the "
+            "student's has no {% generation %}; give one by --chat-template, or drop --assistant-only-loss."
+        ) from None
 
 
 def _for_chat_template(row: dict[str, Any]) -> dict[str, Any]:

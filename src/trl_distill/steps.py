@@ -145,8 +145,10 @@ class Run:
         if self.params.distills:
             self._prepare_for_teacher()
             return
-        from .plain import plain_rows
+        from .plain import check_marks, plain_rows
 
+        if self.params.assistant_only_loss:
+            check_marks(self.tokenizer)
         for name, data in self._datasets().items():
             rows, report = plain_rows(data, self.params, name=name)
             self.state.print(f"Pre-flight ({name})\n  rows          {report.summary()}")
