@@ -20,6 +20,8 @@ MESSAGES = (
     ("bitsandbytes.autograd._functions", "MatMul8bitLt: inputs will be cast"),
     # how transformers sorts checkpoints for deleting the oldest; it has another way, and says which
     ("transformers.trainer_utils", "mtime may not be reliable"),
+    # said by an installed DeepSpeed, also to a run that does not use it
+    ("DeepSpeed", "Setting accelerator to CPU"),
 )
 # category and the start of the text
 WARNINGS = (
