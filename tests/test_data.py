@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from datasets import Dataset, DatasetDict, load_dataset
+from datasets import Dataset, DatasetDict, IterableDatasetDict, load_dataset
 
 from trl_distill import readers
 from trl_distill.data import load_data, read_rows
@@ -372,6 +372,13 @@ def test_folders_that_cannot_be_read(tmp_path):
 def test_what_is_no_data_at_all(path, message):
     with pytest.raises(DataError, match=message):
         load_data(path)
+
+
+@pytest.mark.parametrize("kind", [Dataset, DatasetDict])
+def test_a_stream_is_sent_to_the_trainer(kind):
+    stream = Dataset.from_list(ROWS).to_iterable_dataset()
+    with pytest.raises(DataError, match=r"data_path is a stream, .* or the stream to DistillationSFTTrainer"):
+        load_data(stream if kind is Dataset else IterableDatasetDict({"train": stream}))
 
 
 def test_the_module_imports_no_datasets_and_no_torch():

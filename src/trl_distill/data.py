@@ -105,12 +105,17 @@ def _local(data_path: Any) -> tuple[str, Splits]:
 
 def _in_memory(data: Any) -> tuple[str, Splits]:
     """Return the splits of a dataset in memory."""
-    from datasets import Dataset, DatasetDict
+    from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
 
     if isinstance(data, Dataset):
         return "the dataset", {"train": partial(_itself, data)}
     if isinstance(data, DatasetDict):
         return "the datasets", {str(split): partial(_itself, part) for split, part in data.items()}
+    if isinstance(data, (IterableDataset, IterableDatasetDict)):
+        raise DataError(
+            "data_path is a stream, and a run reads all rows before it trains; give a datasets.Dataset, or the stream "
+            "to DistillationSFTTrainer."
+        )
     raise DataError(
         f"data_path is a {type(data).__name__}; give a file, a folder, a Hub dataset, or a datasets.Dataset or "
         "DatasetDict."
