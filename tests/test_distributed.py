@@ -125,20 +125,25 @@ def test_the_student_writes_in_two_processes_what_it_does_in_one(config, tiny_mo
     assert found["losses"] == pytest.approx(losses(one), rel=1e-5)
 
 
+def run_command(config, folder, student, teacher, rows, *flags):
+    """Run the command on rows for two steps in two processes, and return what it prints."""
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return launched(
+        config,
+        [
+            "-m", "trl_distill.cli", "llm", "--trainer", "distillation", "--model", str(student), "--teacher-model",
+            str(teacher), "--data-path", str(folder / "rows.jsonl"), "--max-steps", "2", "--batch-size", "1",
+            "--gradient-accumulation", "1", "--project-name", str(folder / "project"), "--log", "none", *flags,
+        ],
+    )  # fmt: skip
+
+
 @pytest.mark.parametrize("config", EVERY)
 def test_the_command_runs_under_accelerate_launch(config, tiny_model_dir, tiny_teacher_dir, tmp_path):
     """The first process alone loads the teacher to write, and the saved model to try the card's example."""
-    data = tmp_path / "rows.jsonl"
-    data.write_text("".join(json.dumps({"prompt": p}) + "\n" for p in "abcd"))
-    printed = launched(
-        config,
-        [
-            "-m", "trl_distill.cli", "llm", "--trainer", "distillation", "--model", str(tiny_model_dir),
-            "--teacher-model", str(tiny_teacher_dir), "--data-path", str(data), "--max-steps", "2", "--batch-size", "1",
-            "--gradient-accumulation", "1", "--project-name", str(tmp_path / "project"), "--log", "none",
-            "--distill-max-teacher-length", "4",
-        ],
-    )  # fmt: skip
+    rows = [{"prompt": p} for p in "abcd"]
+    flags = ("--distill-max-teacher-length", "4")
+    printed = run_command(config, tmp_path, tiny_model_dir, tiny_teacher_dir, rows, *flags)
     assert "Model, card and metrics are in" in printed
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "project").num_parameters() > 0
     assert len(json.loads((tmp_path / "project" / "metrics.json").read_text())) > 0
@@ -146,17 +151,9 @@ def test_the_command_runs_under_accelerate_launch(config, tiny_model_dir, tiny_t
 
 @needs_deepspeed
 def test_the_command_trains_an_adapter_of_a_sharded_student(tiny_model_dir, tiny_teacher_dir, tmp_path):
-    data = tmp_path / "rows.jsonl"
-    data.write_text("".join(json.dumps({"prompt": p, "completion": " b"}) + "\n" for p in "abcd"))
-    launched(
-        "zero3.yaml",
-        [
-            "-m", "trl_distill.cli", "llm", "--trainer", "distillation", "--model", str(tiny_model_dir),
-            "--teacher-model", str(tiny_teacher_dir), "--data-path", str(data), "--max-steps", "2", "--batch-size", "1",
-            "--gradient-accumulation", "1", "--project-name", str(tmp_path / "project"), "--log", "none",
-            "--peft", "--target-modules", "q_proj,v_proj",
-        ],
-    )  # fmt: skip
+    rows = [{"prompt": p, "completion": " b"} for p in "abcd"]
+    flags = ("--peft", "--target-modules", "q_proj,v_proj")
+    run_command("zero3.yaml", tmp_path, tiny_model_dir, tiny_teacher_dir, rows, *flags)
     tensors = load_file(tmp_path / "project" / "adapter_model.safetensors")
     assert {tensor.dim() for tensor in tensors.values()} == {2}
     assert any(tensor.any() for name, tensor in tensors.items() if "lora_B" in name)

@@ -50,10 +50,10 @@ trainer = make({student!r}, {teacher!r}, {folder!r}, peft=peft, use_vllm=True, *
 batch = next(iter(trainer.get_train_dataloader()))
 
 
-def completions(place=0, *, by="vllm", step=None):
+def completions(place=0, *, by="vllm"):
     trainer.args.use_vllm = by == "vllm"
     trainer.model.eval()
-    batch_of = trainer.by_student(batch, Draw(7, trainer.state.global_step if step is None else step, place))
+    batch_of = trainer.by_student(batch, Draw(7, trainer.state.global_step, place))
     trainer.args.use_vllm = True
     labels = batch_of["labels"]
     return [[token for token in row if token != -100] for row in labels.tolist()]

@@ -210,11 +210,10 @@ class DistillationMixin(StepMixin, MovingTeacherMixin, _Base):
         self.base_student.config.get_text_config().pad_token_id = self.tokenizer.pad_token_id
         self.base_student.generation_config.pad_token_id = self.tokenizer.pad_token_id
         self.recipe = recipe_of(self.args, self.teacher, tokenizer=self.tokenizer, student=self.base_student.config)
-        with read_whole(self.args):
-            self.train_dataset = self.prepare_dataset(self.train_dataset, "train")
-            self.eval_dataset = self._prepare_all(self.eval_dataset)
-            self.check_prompts()
-            self._take_stored_targets()
+        self.train_dataset = self.prepare_dataset(self.train_dataset, "train")
+        self.eval_dataset = self._prepare_all(self.eval_dataset)
+        self.check_prompts()
+        self._take_stored_targets()
         taught, generation = completions_of(self.train_dataset), self.base_student.generation_config
         add_taught_ends(generation, taught, teacher=self.teacher, tokenizer=self.tokenizer)
         if self.online:  # what will be written may end in any of the teacher's stop tokens
@@ -265,7 +264,7 @@ class DistillationMixin(StepMixin, MovingTeacherMixin, _Base):
         dataset = self._formatted(dataset, name)
         if self.args.shuffle_dataset:
             dataset = dataset.shuffle(seed=self.args.seed)
-        with PartialState().main_process_first():  # the others find the completions in the store
+        with read_whole(self.args), PartialState().main_process_first():  # the others find completions in the store
             if is_stream(dataset):
                 apart = self.args.dataloader_num_workers > 0 or self.accelerator.num_processes > 1
                 prepared, preflight = prepare_stream(dataset, self.recipe, name=name, apart=apart)

@@ -17,6 +17,7 @@ from .errors import ParamsError, TeacherError
 from .preparation import Columns, Reading, Recipe
 from .prompts import parse_template
 from .server_targets import find_targets, reading, taking
+from .sharding import read_whole
 from .teachers import (
     COMPLETIONS,
     EMA,
@@ -260,7 +261,7 @@ def from_store(args: DistillationSFTConfig, teacher: Teacher, datasets: Mapping[
 
 
 def write_store(args: DistillationSFTConfig, teacher: Teacher, datasets: Mapping[str, Dataset]) -> int:
-    """Write what is missing of a configuration's store and return how many shards were made.
+    """Write what is missing of a configuration's store and return how many shards were made; one process calls it.
 
     Args:
         args: The configuration.
@@ -279,7 +280,9 @@ def write_store(args: DistillationSFTConfig, teacher: Teacher, datasets: Mapping
         kind=args.teacher_store_kind or STORE_KINDS[0],
     )
     rows = (row for dataset in datasets.values() for row in dataset)
-    return write_targets(teacher, rows, TargetFolder(str(args.teacher_store)), settings, progress=not args.disable_tqdm)
+    folder, progress = TargetFolder(str(args.teacher_store)), not args.disable_tqdm
+    with read_whole(args):
+        return write_targets(teacher, rows, folder, settings, progress=progress)
 
 
 def told(given: Any, teacher: Teacher) -> str:

@@ -45,8 +45,7 @@ def read_whole(args: Any) -> Iterator[None]:
     """
     from transformers.integrations import set_hf_deepspeed_config, unset_hf_deepspeed_config
 
-    # transformers knows the configuration by a weak reference, so that nothing else could be put back
-    told = getattr(args, "hf_deepspeed_config", None) or getattr(args.deepspeed_plugin, "dschf", None)
+    told = _loads_in_parts(args)
     if told is None:
         yield
         return
@@ -65,8 +64,18 @@ def loads_alike(accelerator: Any, args: Any, teacher: LocalTeacher) -> AbstractC
         args: The trainer's configuration.
         teacher: Whose model some ranks may have loaded, to write with it.
     """
+    if _loads_in_parts(args) is None:
+        return nullcontext()
     loaded = torch.tensor(float(teacher.loaded), device=accelerator.device)
     return read_whole(args) if accelerator.reduce(loaded, "sum") > 0 else nullcontext()
+
+
+def _loads_in_parts(args: Any) -> Any:
+    """Return what has transformers load models on all ranks together, None where nothing does.
+
+    transformers itself has a weak reference to it alone, so that it could not be put back from there.
+    """
+    return getattr(args, "hf_deepspeed_config", None) or getattr(args.deepspeed_plugin, "dschf", None)
 
 
 def check_merging(args: Any) -> None:
@@ -137,17 +146,16 @@ def without_repeats(batch: Mapping[str, torch.Tensor], accelerator: Any) -> Mapp
     state, flat = accelerator.gradient_state, "row_lengths" in batch
     if accelerator.num_processes == 1 or not state.end_of_dataloader or state.remainder <= 0:
         return batch
-    labels = batch["labels"]
-    item_sizes = batch["item_sizes"] if flat else torch.ones(len(labels), dtype=torch.long)
+    item_sizes = batch["item_sizes"] if flat else torch.ones(len(batch["labels"]), dtype=torch.long)
     rows = int(item_sizes[: max(state.remainder - accelerator.process_index * len(item_sizes), 0)].sum())
     kept = dict(batch)
     for name, tensor in batch.items():
         if name.endswith(("labels", "teacher_spans")):
             places = batch.get(f"{name.removesuffix('labels')}rows", torch.arange(len(tensor), device=tensor.device))
-            kept[name] = tensor.masked_fill((places >= rows)[:, None], IGNORE)
-    if flat:  # rows of the student's stand behind each other
+            # rows of the student's that share a sequence are numbered in it
+            numbers = batch["seq_idx"] if flat and name == "labels" else places[:, None]
+            kept[name] = tensor.masked_fill(numbers >= rows, IGNORE)
+    if flat:
         lengths = batch["row_lengths"]
-        end = lengths[:rows].sum()
-        kept["labels"] = labels.masked_fill(torch.arange(labels.shape[1], device=labels.device) >= end, IGNORE)
         kept["row_lengths"] = lengths * (torch.arange(len(lengths), device=lengths.device) < rows)
     return kept

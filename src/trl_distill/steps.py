@@ -189,8 +189,7 @@ class Run:
         if sample is not None:
             self.state.print(f"Dry run: figures are of the first {sample} rows at most; nothing was trained.")
         elif not writing:
-            with read_whole(self.args):
-                self.teacher = from_store(self.args, self.teacher, self._datasets())
+            self.teacher = from_store(self.args, self.teacher, self._datasets())
 
     def _datasets(self) -> dict[str, Dataset]:
         """Return the datasets there are, by name."""

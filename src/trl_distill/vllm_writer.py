@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from .config import DistillationSFTConfig
     from .on_policy import Bounds, Draw
 
-SERVER = "http://0.0.0.0:8000"
-
 
 class VLLMWriter:
     """An engine of vLLM that follows a student.
@@ -45,7 +43,7 @@ class VLLMWriter:
                 accelerator=accelerator,
                 processing_class=tokenizer,
                 mode=args.vllm_mode,
-                server_base_url=args.vllm_server_base_url or SERVER,
+                server_base_url=args.vllm_server_base_url,
                 server_timeout=args.vllm_server_timeout,
                 group_port=args.vllm_group_port,
                 tensor_parallel_size=args.vllm_tensor_parallel_size,

@@ -114,8 +114,7 @@ class LocalTeacher:
     @property
     def stop_ids(self) -> list[int]:
         """The ids that end what it writes: its generation configuration's, its tokenizer's, its chat's turn end."""
-        loaded = self.__dict__.get("model")
-        return stop_ids(self._generation_config if loaded is None else loaded.generation_config, self.tokenizer)
+        return stop_ids(self.model.generation_config if self.loaded else self._generation_config, self.tokenizer)
 
     @property
     def sharded(self) -> bool:
