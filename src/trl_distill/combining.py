@@ -21,6 +21,7 @@ from .preflight import Preflight, text_of
 from .preparation import COLUMNS, IDS, Recipe, align, conclude, mapped, tokenize_row
 from .retention import Retained, mixed_in
 from .rows import NoUsableRows
+from .split import Split
 from .teacher_list import TeacherList, check_rows, takers
 from .tokenized import check_tokenized, is_tokenized
 
@@ -78,26 +79,31 @@ def prepare(
     dataset: Dataset | tuple[Dataset, RowReport],
     recipe: Recipe | SeveralRecipes,
     *,
+    split: Split = Split.TRAIN,
     name: str = "train",
     rows_at_most: int | None = None,
+    whole: bool = True,
 ) -> tuple[Dataset, Preflight]:
     """Turn a dataset of any accepted form into aligned token ids, for one teacher or several.
 
     Args:
         dataset: The rows, or what `read` made of them.
         recipe: How.
+        split: What the dataset is for.
         name: What to call the dataset in messages.
         rows_at_most: Rows to go on with after all have been read and checked (a dry run's sample).
+        whole: Whether these are all rows of the dataset, not a block of a stream.
 
     Raises:
         DataError: See `preparation.prepare`; a teacher that takes no row, or no row that a teacher takes.
         TemplateError: A template field that is no column.
     """
     if isinstance(recipe, Recipe):
-        return preparation.prepare(dataset, recipe, name=name, rows_at_most=rows_at_most)
+        return preparation.prepare(dataset, recipe, split=split, name=name, rows_at_most=rows_at_most, whole=whole)
     rows, report = dataset if isinstance(dataset, tuple) else read(dataset, recipe, name=name)
     values = [json.loads(text) for text in rows["values"]]
-    taking = takers(recipe.teachers, values, seed=recipe.seed, name=name)
+    required = whole and split is Split.TRAIN
+    taking = takers(recipe.teachers, values, seed=recipe.seed, name=name, required=required)
     taken = [n for n, teachers in enumerate(taking) if teachers]
     if not taken:
         raise NoUsableRows(f"{name}: no teacher takes any of {len(rows):,} rows; change 'rows' in teacher_config.")
@@ -105,8 +111,11 @@ def prepare(
     report = replace(report, used=len(taken), set_aside=(*report.set_aside, *left))
     taken = taken[:rows_at_most]
     rows, taking = rows.select(taken), [taking[n] for n in taken]
-    put_together = _mixtures if recipe.teachers.mixed else _completions
-    fitted = _in_order(put_together(rows, taking, recipe, name), rows)
+    if recipe.teachers.mixed:
+        parts = _mixtures(rows, taking, recipe, split=split, name=name)
+    else:
+        parts = _completions(rows, taking, recipe, split=split, name=name, required=required)
+    fitted = _in_order(parts, rows)
     # lengths and examples are of each row's first teacher, the vocabulary is what all have
     of_data = recipe.recipes[: len(recipe.teachers.of_data)]
     vocabularies = [r.vocabulary for r in of_data if r.vocabulary is not None]
@@ -119,7 +128,7 @@ def prepare(
     retained = recipe.teachers.teachers[-1].retained
     if len(of_data) > 1 or retained is None:
         preflight = replace(preflight, teachers=_shown(prepared, recipe))
-    if retained is None or name != "train":
+    if retained is None or split is not Split.TRAIN:
         return prepared, preflight
     return _with_retained(prepared, preflight, recipe, retained)
 
@@ -131,21 +140,27 @@ def _with_retained(
     name, last = "retain_data", len(recipe.recipes) - 1
     count = retained.count(len(prepared))
     rows = retained.drawn(count, seed=recipe.seed)
-    part = mapped(align(rows, recipe.recipes[last], name=name), lambda row: _alone(row, last), f"Aligning {name}")
+    part = mapped(
+        align(rows, recipe.recipes[last], split=Split.TRAIN, name=name),
+        lambda row: _alone(row, last),
+        f"Aligning {name}",
+    )
     report = RowReport(len(rows), len(rows), ())
     own, flight = conclude(_in_order([part], rows), rows, report, recipe.recipes[last], name=name, columns=RETURNED)
     return mixed_in(prepared, own, count), replace(preflight, retained=(count, retained.source, flight))
 
 
-def _completions(rows: Dataset, taking: list[list[int]], recipe: SeveralRecipes, name: str) -> list[Dataset]:
+def _completions(
+    rows: Dataset, taking: list[list[int]], recipe: SeveralRecipes, *, split: Split, name: str, required: bool
+) -> list[Dataset]:
     """Return each row once for each teacher that takes it, its completion from the data or that teacher's own."""
     parts = []
     for i, one in enumerate(recipe.recipes):
         own = [n for n, teachers in enumerate(taking) if i in teachers]
         if own:
-            part = align(rows.select(own), one, name=name)
+            part = align(rows.select(own), one, split=split, name=name)
             if one.take is not None:
-                one.take(part.filter(lambda row: row["kept"] > 0, load_from_cache_file=False), name)
+                one.take(part.filter(lambda row: row["kept"] > 0, load_from_cache_file=False), required)
             parts.append(mapped(part, lambda row, i=i: _alone(row, i), f"Aligning {name}"))
     return parts
 
@@ -155,13 +170,15 @@ def _alone(row: dict[str, Any], i: int) -> dict[str, Any]:
     return {"teachers": [i], "teacher_prompts": [row["teacher_prompt"]]}
 
 
-def _mixtures(rows: Dataset, taking: list[list[int]], recipe: SeveralRecipes, name: str) -> list[Dataset]:
+def _mixtures(
+    rows: Dataset, taking: list[list[int]], recipe: SeveralRecipes, *, split: Split, name: str
+) -> list[Dataset]:
     """Return each row once, with the prompts of all teachers that take it; the first of them writes what is missing."""
     parts = []
     for i, one in enumerate(recipe.recipes):
         own = [n for n, teachers in enumerate(taking) if teachers[0] == i]
         if own:
-            part = align(rows.select(own), one, name=name)
+            part = align(rows.select(own), one, split=split, name=name)
             given = {rows[n]["row"]: (rows[n], taking[n]) for n in own}
 
             def mix(row: dict[str, Any], given: dict[int, Any] = given) -> dict[str, Any]:

@@ -40,6 +40,7 @@ from .several import check_list, put_names, recipe_of, teacher_of, told
 from .several_collator import SeveralCollator
 from .sharding import check_sharding, keep_loss_precise, loads_alike, read_whole, without_repeats, wrap_teacher
 from .sources import resolve
+from .split import Split
 from .streams import check_streams, columns_of, completions_of, is_stream, prepare_stream
 from .targets import LossSettings, Targets
 from .teachers import (
@@ -140,7 +141,7 @@ class DistillationMixin(StepMixin, MovingTeacherMixin, _Base):
         keep_differentiable(self.model)
         keep_loss_precise(self.accelerator)
         self.model_accepts_loss_kwargs = True  # our loss divides by num_items_in_batch itself
-        self.metrics_of = {"train": DistillationMetrics(), "eval": DistillationMetrics()}
+        self.metrics_of = {split: DistillationMetrics() for split in Split}
         add_completion_forward(self.base_student)
         self._rows_apart = not (self.is_fsdp_enabled or self.is_deepspeed_enabled)
         if self._rows_apart:  # else its weights may not be here yet
@@ -210,7 +211,7 @@ class DistillationMixin(StepMixin, MovingTeacherMixin, _Base):
         self.base_student.config.get_text_config().pad_token_id = self.tokenizer.pad_token_id
         self.base_student.generation_config.pad_token_id = self.tokenizer.pad_token_id
         self.recipe = recipe_of(self.args, self.teacher, tokenizer=self.tokenizer, student=self.base_student.config)
-        self.train_dataset = self.prepare_dataset(self.train_dataset, "train")
+        self.train_dataset = self.prepare_dataset(self.train_dataset, Split.TRAIN)
         self.eval_dataset = self._prepare_all(self.eval_dataset)
         self.check_prompts()
         self._take_stored_targets()
@@ -232,15 +233,15 @@ class DistillationMixin(StepMixin, MovingTeacherMixin, _Base):
             self.teacher.expect(self.train_dataset["teacher_prompt"])
         elif isinstance(self.teacher, SeveralTeachers):
             self.teacher.expect_of(self.train_dataset)
-        self.train_dataset = packed(self.train_dataset, self.args, "train")
-        self.eval_dataset = packed(self.eval_dataset, self.args, "eval")
+        self.train_dataset = packed(self.train_dataset, self.args, Split.TRAIN)
+        self.eval_dataset = packed(self.eval_dataset, self.args, Split.EVAL)
 
     def _take_stored_targets(self) -> None:
         """Put the store in the teacher's place where one is asked for, so that the teacher is not held any more."""
         if self.args.teacher_store is None and not isinstance(self.teacher, StoredTeacher):
             return
-        both = {"train": self.train_dataset, **_by_name(self.eval_dataset)}
-        if any(is_stream(part) for part in both.values()):
+        both = [("train", self.train_dataset), *_named(self.eval_dataset)]
+        if any(is_stream(part) for _, part in both):
             raise ParamsError(f"{self.teacher.name} is a store of targets, and a dataset is a stream; give a Dataset.")
         self.teacher = from_store(self.args, self.teacher, both)
         # the recipe that made the rows would keep the teacher in memory
@@ -250,13 +251,15 @@ class DistillationMixin(StepMixin, MovingTeacherMixin, _Base):
         """Prepare the teacher's model for scoring; see `wrap_teacher`."""
         return wrap_teacher(model, self.accelerator)
 
-    def prepare_dataset(self, dataset: Any, name: str) -> Any:
+    def prepare_dataset(self, dataset: Any, split: Split, name: str | None = None) -> Any:
         """Return a dataset as the collator takes it, and print its pre-flight.
 
         Args:
             dataset: Rows of any accepted form; one that is prepared already is returned as it is.
-            name: What to call it in messages.
+            split: What it is for.
+            name: What to call it in messages (default: the split).
         """
+        name = split.value if name is None else name
         if isinstance(dataset, PackedRows):
             return dataset
         if is_prepared(dataset):
@@ -267,9 +270,9 @@ class DistillationMixin(StepMixin, MovingTeacherMixin, _Base):
         with read_whole(self.args), PartialState().main_process_first():  # the others find completions in the store
             if is_stream(dataset):
                 apart = self.args.dataloader_num_workers > 0 or self.accelerator.num_processes > 1
-                prepared, preflight = prepare_stream(dataset, self.recipe, name=name, apart=apart)
+                prepared, preflight = prepare_stream(dataset, self.recipe, split=split, name=name, apart=apart)
             else:
-                prepared, preflight = prepare(dataset, self.recipe, name=name)
+                prepared, preflight = prepare(dataset, self.recipe, split=split, name=name)
         self.accelerator.print(preflight.text())
         return with_lengths(prepared, self.args)
 
@@ -287,12 +290,12 @@ class DistillationMixin(StepMixin, MovingTeacherMixin, _Base):
         return dataset.map(lambda row: {text: func(row)}, remove_columns=read_instead)
 
     def _prepare_all(self, dataset: Any) -> Any:
-        """Prepare a dataset, a dict of them, or nothing."""
+        """Prepare a dataset to evaluate on, a dict of them, or nothing."""
         if dataset is None or isinstance(dataset, str):
             return dataset
         if isinstance(dataset, dict):
-            return {key: self.prepare_dataset(part, key) for key, part in dataset.items()}
-        return self.prepare_dataset(dataset, "eval")
+            return {key: self.prepare_dataset(part, Split.EVAL, key) for key, part in dataset.items()}
+        return self.prepare_dataset(dataset, Split.EVAL)
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
         """Train as SFTTrainer does; with `resume_from_checkpoint=True`, from the newest complete checkpoint.
@@ -313,8 +316,8 @@ class DistillationMixin(StepMixin, MovingTeacherMixin, _Base):
     def evaluate(self, eval_dataset: Any = None, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Evaluate as SFTTrainer does, on a dataset of any accepted form."""
         if self.distilling:
-            eval_dataset = packed(self._prepare_all(eval_dataset), self.args, "eval")
-            self.metrics_of["eval"].restart()
+            eval_dataset = packed(self._prepare_all(eval_dataset), self.args, Split.EVAL)
+            self.metrics_of[Split.EVAL].restart()
             before, self.loss_settings = self.loss_settings, self.annealing.end
             try:
                 return super().evaluate(eval_dataset, *args, **kwargs)
@@ -376,8 +379,8 @@ class DistillationMixin(StepMixin, MovingTeacherMixin, _Base):
 
     def _count(self, output: CompletionOutput, tokens: torch.Tensor, inputs: Mapping[str, torch.Tensor]) -> None:
         """Add a batch to the metrics."""
-        mode = "train" if self.model.training else "eval"
-        own = self.wrote(inputs) if mode == "train" and self.args.distill_on_policy_fraction > 0 else None
+        mode = Split.TRAIN if self.model.training else Split.EVAL
+        own = self.wrote(inputs) if mode is Split.TRAIN and self.args.distill_on_policy_fraction > 0 else None
         self.metrics_of[mode].add(output, tokens, student_tokens(inputs) * (tokens > 0), on_policy=own)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -387,7 +390,7 @@ class DistillationMixin(StepMixin, MovingTeacherMixin, _Base):
         """
         if self.distilling and "train_loss" not in logs:  # that is the summary of a run, not of its last steps
             training = self.model.training
-            metrics = self.metrics_of["train" if training else "eval"]
+            metrics = self.metrics_of[Split.TRAIN if training else Split.EVAL]
             if training and not metrics.tokens_seen:  # a resumed run goes on counting
                 seen = (line["num_tokens"] for line in reversed(self.state.log_history) if "num_tokens" in line)
                 metrics.tokens_seen = next(seen, 0.0)
@@ -402,11 +405,11 @@ class DistillationMixin(StepMixin, MovingTeacherMixin, _Base):
         super().log(logs, start_time)
 
 
-def _by_name(dataset: Any) -> dict[str, Any]:
-    """Return evaluation's datasets by name: there may be one, a dict of them, or none."""
+def _named(dataset: Any) -> list[tuple[str, Any]]:
+    """Return evaluation's datasets, each with its name: there may be one, a dict of them, or none."""
     if dataset is None or isinstance(dataset, str):
-        return {}
-    return dict(dataset) if isinstance(dataset, dict) else {"eval": dataset}
+        return []
+    return list(dataset.items()) if isinstance(dataset, dict) else [("eval", dataset)]
 
 
 def _check(args: DistillationSFTConfig, collator: Any, dataset: Any, kwargs: Mapping[str, Any]) -> None:

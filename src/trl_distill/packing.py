@@ -17,6 +17,7 @@ from torch.utils.data import Dataset as TorchDataset
 
 from .errors import ModelError, ParamsError
 from .flattening import keeps_apart
+from .split import Split
 from .teachers.local import evaluating
 
 if TYPE_CHECKING:
@@ -84,17 +85,17 @@ def _lengths(rows: Dataset) -> list[int]:
     return [prompt + completion for prompt, completion in zip(*counts, strict=True)]
 
 
-def packs(args: Any, name: str) -> bool:
-    """Return whether rows of the dataset "train" or of another one are packed under a configuration."""
-    return bool(args.packing if name == "train" or args.eval_packing is None else args.eval_packing)
+def packs(args: Any, split: Split) -> bool:
+    """Return whether rows of a split are packed under a configuration."""
+    return bool(args.packing if split is Split.TRAIN or args.eval_packing is None else args.eval_packing)
 
 
-def packed(dataset: Any, args: Any, name: str) -> Any:
+def packed(dataset: Any, args: Any, split: Split) -> Any:
     """Return prepared rows, or a dict of them, in groups where a configuration asks for it; what is packed stays."""
-    if dataset is None or isinstance(dataset, (str, PackedRows)) or not packs(args, name):
+    if dataset is None or isinstance(dataset, (str, PackedRows)) or not packs(args, split):
         return dataset
     if isinstance(dataset, dict):
-        return {key: packed(part, args, name) for key, part in dataset.items()}
+        return {key: packed(part, args, split) for key, part in dataset.items()}
     return PackedRows(dataset, args.max_length)
 
 

@@ -26,6 +26,7 @@ from .preflight import Preflight
 from .prompt_tokens import PromptTokens
 from .prompts import Template
 from .rows import NoUsableRows
+from .split import Split
 from .teachers.base import Completion
 from .teachers.written import was_cut
 from .tokenized import check_tokenized, is_tokenized, read_tokenized
@@ -98,7 +99,8 @@ class Recipe:
         reads_text: The teacher is handed prompts as text or chat messages.
         as_read: What of such a prompt its ids are made from; None takes its text alone.
         estimates: Whether these ids are but an estimate of the prompt's length.
-        take: Fetches what a server says of prepared rows, and returns the share of completion tokens with targets.
+        take: Fetches what a server says of prepared rows, and returns the share of completion tokens with targets;
+            called with the rows and with whether at least one token must have any.
         crossing: How the completion becomes tokens of a teacher with another tokenizer; None where it is the student's.
         in_one_piece: Why a completion may have no gaps, as the end of a sentence; None where it may.
         prompt_dropout: Share of the training rows in which the student reads the teacher's prompt.
@@ -116,7 +118,7 @@ class Recipe:
     reads_text: bool = False
     as_read: Callable[[Any], Any] | None = None
     estimates: bool = False
-    take: Callable[[Dataset, str], float] | None = None
+    take: Callable[[Dataset, bool], float] | None = None
     crossing: Crossing | None = None
     in_one_piece: str | None = None
     prompt_dropout: float = 0.0
@@ -179,16 +181,20 @@ def prepare(
     dataset: Dataset | tuple[Dataset, RowReport],
     recipe: Recipe,
     *,
+    split: Split = Split.TRAIN,
     name: str = "train",
     rows_at_most: int | None = None,
+    whole: bool = True,
 ) -> tuple[Dataset, Preflight]:
     """Turn a dataset of any accepted form into aligned token ids.
 
     Args:
         dataset: The rows, or what `read` made of them.
         recipe: How.
+        split: What the dataset is for.
         name: What to call the dataset in messages.
         rows_at_most: Rows to go on with after all have been read and checked (a dry run's sample).
+        whole: Whether these are all rows of the dataset, not a block of a stream.
 
     Raises:
         DataError: Bad rows, a prompt that is too long, or completions asked of data that has none.
@@ -197,20 +203,21 @@ def prepare(
     rows, report = dataset if isinstance(dataset, tuple) else read(dataset, recipe, name=name)
     if rows_at_most is not None and len(rows) > rows_at_most:
         rows = rows.select(range(rows_at_most))
-    aligned = align(rows, recipe, name=name)
+    aligned = align(rows, recipe, split=split, name=name)
     columns: tuple[str, ...] = COLUMNS if recipe.crossing is None else (*COLUMNS, *CROSSING_COLUMNS)
     if any(aligned["completion_mask"]):
         aligned, columns = mapped(aligned, turns.with_masks, f"Marking {name}"), (*COLUMNS, *turns.COLUMNS)
-    return conclude(aligned, rows, report, recipe, name=name, columns=columns)
+    required = whole and split is Split.TRAIN
+    return conclude(aligned, rows, report, recipe, name=name, columns=columns, required=required)
 
 
-def align(rows: Dataset, recipe: Recipe, *, name: str) -> Dataset:
+def align(rows: Dataset, recipe: Recipe, *, split: Split, name: str) -> Dataset:
     """Return rows that were read with their ids, completions and figures; `kept` counts the tokens to learn.
 
     Raises:
         DataError: See `prepare`.
     """
-    if name != "train":
+    if split is not Split.TRAIN:
         recipe = replace(recipe, prompt_dropout=0.0)  # evaluation is of the student under its own prompt
     _check_sources(rows, recipe, name)
     how: dict[str, Any] = {"remove_columns": rows.column_names, "features": TOKENS}
@@ -229,6 +236,7 @@ def conclude(
     *,
     name: str,
     columns: tuple[str, ...] = COLUMNS,
+    required: bool = False,
 ) -> tuple[Dataset, Preflight]:
     """Return what can be learnt of aligned rows, and the pre-flight.
 
@@ -239,6 +247,7 @@ def conclude(
         recipe: How.
         name: What to call the dataset in messages.
         columns: Those to return.
+        required: Whether a server must have log-probabilities for at least one token.
 
     Raises:
         NoUsableRows: No row has a completion token.
@@ -254,7 +263,7 @@ def conclude(
         )
     first = next(row for row in rows if row["row"] == usable[0]["row"])
     example = {**json.loads(first["values"]), "input": first["input"]}
-    coverage = None if recipe.take is None else recipe.take(usable, name)
+    coverage = None if recipe.take is None else recipe.take(usable, required)
     preflight = Preflight.of(usable, report, recipe, name, example=example, chat=first["history"] is not None)
     preflight = replace(preflight, coverage=coverage)
     return usable.select_columns(list(columns)), preflight

@@ -49,7 +49,7 @@ from .teachers import (
 from .teachers.local import length_limit
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from datasets import Dataset
     from transformers import GenerationConfig, PretrainedConfig, PreTrainedTokenizerBase
@@ -234,13 +234,13 @@ def generation_of(args: DistillationSFTConfig) -> GenerationSettings:
     )
 
 
-def from_store(args: DistillationSFTConfig, teacher: Teacher, datasets: Mapping[str, Dataset]) -> Teacher:
+def from_store(args: DistillationSFTConfig, teacher: Teacher, datasets: Sequence[tuple[str, Dataset]]) -> Teacher:
     """Return the store of a configuration as its teacher, written by `teacher` where it is not there.
 
     Args:
         args: The configuration; without a `teacher_store` the teacher is returned as it is.
         teacher: Who scores, or the store itself.
-        datasets: Prepared rows by name.
+        datasets: Prepared rows, each with its name; two may have the same.
 
     Raises:
         TeacherError: See `write_targets` and `StoredTeacher`; a row that the store has no targets for.
@@ -255,18 +255,18 @@ def from_store(args: DistillationSFTConfig, teacher: Teacher, datasets: Mapping[
         name, teacher = teacher.name, StoredTeacher(args.teacher_store)
         teacher.check_loss(args.distill_temperature, args.distill_divergence)
         teacher.name = name
-    for name, rows in datasets.items():
+    for name, rows in datasets:
         teacher.check_rows(rows, name=name)
     return teacher
 
 
-def write_store(args: DistillationSFTConfig, teacher: Teacher, datasets: Mapping[str, Dataset]) -> int:
+def write_store(args: DistillationSFTConfig, teacher: Teacher, datasets: Sequence[tuple[str, Dataset]]) -> int:
     """Write what is missing of a configuration's store and return how many shards were made; one process calls it.
 
     Args:
         args: The configuration.
         teacher: Who scores.
-        datasets: Prepared rows by name.
+        datasets: Prepared rows, each with its name; two may have the same.
 
     Raises:
         TeacherError: See `write_targets`.
@@ -279,7 +279,7 @@ def write_store(args: DistillationSFTConfig, teacher: Teacher, datasets: Mapping
         batch_size=args.teacher_batch_size,
         kind=args.teacher_store_kind or STORE_KINDS[0],
     )
-    rows = (row for dataset in datasets.values() for row in dataset)
+    rows = (row for _, dataset in datasets for row in dataset)
     folder, progress = TargetFolder(str(args.teacher_store)), not args.disable_tqdm
     with read_whole(args):
         return write_targets(teacher, rows, folder, settings, progress=progress)

@@ -95,18 +95,18 @@ def reading(args: DistillationSFTConfig, teacher: Teacher) -> Callable[[Any], An
     return teacher.as_read if has_targets(teacher, args) and teacher.reads_ids else None
 
 
-def taking(args: DistillationSFTConfig, teacher: Teacher) -> Callable[[Dataset, str], float] | None:
+def taking(args: DistillationSFTConfig, teacher: Teacher) -> Callable[[Dataset, bool], float] | None:
     """Return what fetches a server's targets of prepared rows and returns the share of tokens that have any.
 
-    None for any other teacher. The function takes rows and the dataset's name, and raises TeacherError where not one
-    token of a dataset to train on has any.
+    None for any other teacher. The function takes rows and whether at least one token must have targets, and raises
+    TeacherError if none has.
     """
     if not has_targets(teacher, args):
         return None
 
-    def take(rows: Dataset, name: str) -> float:
+    def take(rows: Dataset, required: bool) -> float:
         coverage = teacher.take(rows, progress=not args.disable_tqdm)
-        if coverage.known == 0 and name == "train" and not args.allow_text_only_teacher:
+        if coverage.known == 0 and required and not args.allow_text_only_teacher:
             raise TeacherError(
                 f"teacher_model {teacher.name!r} gave log-probabilities for none of the {coverage.tokens:,} completion "
                 "tokens of train, so there is nothing for the divergence: a server that tells of what it writes tells "

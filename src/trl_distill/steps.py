@@ -12,6 +12,7 @@ from .figures import closing, last_evaluation, training_means
 from .params import LLMTrainingParams
 from .project import Project
 from .readiness import check_ready
+from .split import Split
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from .preflight import Preflight
 
 DRY_RUN_ROWS = 16
+NAMES = {Split.TRAIN: "train", Split.EVAL: "validation"}  # in messages and in the figures
 TOKENIZER = "_trl_distill_tokenizer"  # a model that was trained here carries its tokenizer to the next stage
 
 
@@ -58,7 +60,7 @@ class Run:
         self.trainer_class = trainer_class
         self.train_data, self.valid_data = data
         self.templates = templates
-        self.preflights: dict[str, Preflight] = {}
+        self.preflights: dict[Split, Preflight] = {}
         self.teacher: Any = None
 
     def go(self) -> RunResult:
@@ -83,7 +85,7 @@ class Run:
 
         self.set_up()
         self._prepare_for_teacher(writing=True)
-        return write_store(self.args, self.teacher, self._datasets()) if self.state.is_main_process else 0
+        return write_store(self.args, self.teacher, self._named()) if self.state.is_main_process else 0
 
     def set_up(self) -> None:
         """Make the configuration, load the tokenizer and refuse what can be refused before a model loads."""
@@ -149,10 +151,10 @@ class Run:
 
         if self.params.assistant_only_loss:
             check_marks(self.tokenizer)
-        for name, data in self._datasets().items():
-            rows, report = plain_rows(data, self.params, name=name)
-            self.state.print(f"Pre-flight ({name})\n  rows          {report.summary()}")
-            self._put(name, rows)
+        for split, data in self._datasets().items():
+            rows, report = plain_rows(data, self.params, name=NAMES[split])
+            self.state.print(f"Pre-flight ({NAMES[split]})\n  rows          {report.summary()}")
+            self._put(split, rows)
 
     def _prepare_for_teacher(self, *, writing: bool = False) -> None:
         """Prepare rows for a teacher; all are read before the teacher writes for any."""
@@ -180,25 +182,31 @@ class Run:
             self.state.print(said)
         recipe = recipe_of(self.args, self.teacher, tokenizer=self.tokenizer, student=config)
         sample = DRY_RUN_ROWS if self.params.dry_run and not writing else None
-        readings = {name: read(data, recipe, name=name) for name, data in self._datasets().items()}
-        for name, reading in readings.items():
+        readings = {split: read(data, recipe, name=NAMES[split]) for split, data in self._datasets().items()}
+        for split, reading in readings.items():
             with read_whole(self.args), self.state.main_process_first():  # the others find the completions in the store
-                prepared, self.preflights[name] = prepare(reading, recipe, name=name, rows_at_most=sample)
-            self.state.print(self.preflights[name].text())
-            self._put(name, prepared)
+                prepared, self.preflights[split] = prepare(
+                    reading, recipe, split=split, name=NAMES[split], rows_at_most=sample
+                )
+            self.state.print(self.preflights[split].text())
+            self._put(split, prepared)
         if sample is not None:
             self.state.print(f"Dry run: figures are of the first {sample} rows at most; nothing was trained.")
         elif not writing:
-            self.teacher = from_store(self.args, self.teacher, self._datasets())
+            self.teacher = from_store(self.args, self.teacher, self._named())
 
-    def _datasets(self) -> dict[str, Dataset]:
-        """Return the datasets there are, by name."""
-        both = {"train": self.train_data, "validation": self.valid_data}
-        return {name: data for name, data in both.items() if data is not None}
+    def _datasets(self) -> dict[Split, Dataset]:
+        """Return the datasets there are, by what they are for."""
+        both = {Split.TRAIN: self.train_data, Split.EVAL: self.valid_data}
+        return {split: data for split, data in both.items() if data is not None}
 
-    def _put(self, name: str, data: Dataset) -> None:
+    def _named(self) -> list[tuple[str, Dataset]]:
+        """Return the datasets there are, each with its name."""
+        return [(NAMES[split], data) for split, data in self._datasets().items()]
+
+    def _put(self, split: Split, data: Dataset) -> None:
         """Put a prepared dataset in the place of what it was made from."""
-        if name == "train":
+        if split is Split.TRAIN:
             self.train_data = data
         else:
             self.valid_data = data
@@ -304,7 +312,7 @@ class Run:
         if self.state.is_main_process:
             lines = [entry for entry in history if "loss" in entry or "eval_loss" in entry]
             paths |= self.project.write_metrics(metrics, lines)
-            folder, preflight = self.project.folder, self.preflights.get("train")
+            folder, preflight = self.project.folder, self.preflights.get(Split.TRAIN)
             with read_whole(self.args):  # the card's example is run, which loads what was saved
                 card = write_card(folder, self.params, self.templates, metrics, model, self.tokenizer, preflight)
             paths["card"] = card
@@ -358,4 +366,4 @@ class Run:
 
     def figures(self) -> dict[str, Any]:
         """Return the pre-flight's figures by name."""
-        return {f"preflight_{name}": flight.to_dict() for name, flight in self.preflights.items()}
+        return {f"preflight_{NAMES[split]}": flight.to_dict() for split, flight in self.preflights.items()}

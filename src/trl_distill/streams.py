@@ -30,6 +30,7 @@ from .preflight import Preflight
 from .preparation import COLUMNS, IDS, Recipe
 from .readers import PLACE
 from .rows import NoUsableRows
+from .split import Split
 from .tokenized import is_tokenized
 
 logger = logging.getLogger(__name__)
@@ -84,13 +85,14 @@ def check_streams(args: Any, train: Any, evaluation: Any) -> None:
 
 
 def prepare_stream(
-    dataset: IterableDataset, recipe: Recipe | SeveralRecipes, *, name: str, apart: bool
+    dataset: IterableDataset, recipe: Recipe | SeveralRecipes, *, split: Split, name: str, apart: bool
 ) -> tuple[IterableDataset, Preflight]:
     """Return a stream of aligned token ids, and the pre-flight of its first block.
 
     Args:
         dataset: Rows of any accepted form.
         recipe: How rows become token ids.
+        split: What the dataset is for.
         name: What to call the dataset in messages.
         apart: Whether several processes read it, each a part.
 
@@ -102,7 +104,7 @@ def prepare_stream(
     first = Dataset.from_list(list(islice(dataset, BLOCK)))
     if not len(first):
         raise DataError(f"{name} has no rows; give data with at least one.")
-    prepared, preflight = prepare(first, recipe, name=name)
+    prepared, preflight = prepare(first, recipe, split=split, name=name)
     asked = "teacher" in preflight.sources or preflight.coverage is not None
     if apart and asked:
         raise ParamsError(
@@ -117,7 +119,7 @@ def prepare_stream(
         rows = Dataset.from_dict({PLACE: [f"row {i + 1}" for i in indices], **batch})
         try:
             with _quiet():
-                made, flight = prepare(rows, recipe, name=f"{name} (streamed)")
+                made, flight = prepare(rows, recipe, split=split, name=f"{name} (streamed)", whole=False)
                 if masked and turns.COLUMNS[0] not in made.column_names:
                     made = made.map(_whole)
         except NoUsableRows as error:

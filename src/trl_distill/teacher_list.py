@@ -165,7 +165,9 @@ def check_rows(teachers: TeacherList, columns: Sequence[str]) -> None:
             )
 
 
-def takers(teachers: TeacherList, values: Sequence[Mapping[str, Any]], *, seed: int, name: str) -> list[list[int]]:
+def takers(
+    teachers: TeacherList, values: Sequence[Mapping[str, Any]], *, seed: int, name: str, required: bool
+) -> list[list[int]]:
     """Return for each row the teachers that take it, by their places in the list.
 
     Shares are stretches of one random order of the rows, one after the other: shares of 0.3 and 0.7 have no row in
@@ -176,9 +178,10 @@ def takers(teachers: TeacherList, values: Sequence[Mapping[str, Any]], *, seed: 
         values: The rows' columns.
         seed: Of the order.
         name: What to call the dataset in messages.
+        required: Whether each teacher must take a row, as of the data to train on.
 
     Raises:
-        DataError: A teacher that takes no row of the training data.
+        DataError: A teacher that takes no row, if each must.
     """
     order = list(range(len(values)))
     random.Random(seed).shuffle(order)
@@ -195,7 +198,7 @@ def takers(teachers: TeacherList, values: Sequence[Mapping[str, Any]], *, seed: 
             rows = sorted(order[n % len(order)] for n in stretch)
         else:
             rows = list(range(len(values)))
-        if not rows and name == "train":
+        if not rows and required:
             what = f"{entry.share:g}" if entry.column is None else f"{entry.column}={entry.value}"
             raise DataError(
                 f"{entry.place} ({entry.name}) takes none of the {len(values):,} rows of {name}: its rows are {what}; "
