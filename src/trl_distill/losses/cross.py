@@ -16,6 +16,7 @@ import torch
 from torch.autograd.function import once_differentiable
 
 from .cross_reference import Matched, cross_divergence_from_logits
+from .divergences import settled
 from .outcome import DistillationLoss, check_divergence, check_impl
 from .plan import MIB
 from .projection import Projection, add_product, product_dtype, wide_dtype
@@ -96,7 +97,8 @@ def add_cross_divergence(
         )
         kl[part.positions] = values.detach().to(kl.dtype)
         agreement, total = agreement + agree, total + summed
-    loss = alpha * how.temperature**2 * total + (1 - alpha) * ce.loss
+    own = ce.loss if alpha < 1 else ce.loss.masked_fill(ce.loss.isinf(), 0.0)  # a ruled out label has no weight then
+    loss = alpha * how.temperature**2 * total + (1 - alpha) * own
     return ce._replace(ce=ce.ce.detach(), kl=kl, top1_agreement=agreement, loss=loss)
 
 
@@ -180,6 +182,7 @@ class _Tile:
 
     def __init__(self, student: Projection, teacher: Projection, matched: Matched, how: Settings, index: slice) -> None:
         self.matched, self.how = matched, how
+        self.rules_out = student.rules_out or teacher.rules_out
         z_t, self.z = (_logits(side, index) for side in (teacher, student))
         self.agreeing = _agreeing(self.z, z_t, matched).sum()
         self.gradient = torch.zeros_like(self.z)
@@ -197,18 +200,18 @@ class _Tile:
         p, q = log_p.exp(), log_q.exp()
         ids, kind, beta = self.matched.student, self.how.divergence, self.how.jsd_beta
         if kind == "forward_kl":
-            value = (p * (log_p - log_q)).sum(0)
+            value = settled(p * (log_p - log_q), self).sum(0)
             slope = q.sub_(p)
         elif kind == "reverse_kl":
             gap = log_q - log_p
-            value = (q * gap).sum(0)
-            slope = q.mul_(gap.sub_(value))
+            value = settled(q * gap, self).sum(0)
+            slope = settled(q.mul_(gap.sub_(value)), self)
         else:
             log_m = torch.logaddexp(log_p + math.log(beta), log_q + math.log1p(-beta))
             gap = log_q - log_m
-            to_mixture = (q * gap).sum(0)
-            value = beta * (p * (log_p - log_m)).sum(0) + (1 - beta) * to_mixture
-            slope = q.mul_(gap.sub_(to_mixture)).mul_(1 - beta)
+            to_mixture = settled(q * gap, self).sum(0)
+            value = beta * settled(p * (log_p - log_m), self).sum(0) + (1 - beta) * to_mixture
+            slope = settled(q.mul_(gap.sub_(to_mixture)), self).mul_(1 - beta)
         self.gradient.index_add_(0, ids, slope.mul_(mass))
         return mass * value
 

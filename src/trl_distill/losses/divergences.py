@@ -19,6 +19,21 @@ class Sums(Protocol):
     total_s: Tensor  # Z_s
     total_t: Tensor  # Z_t
     cross: Tensor  # the divergence's own sum
+    rules_out: bool  # whether a logit may be -inf
+
+
+class MayRuleOut(Protocol):
+    """What knows whether a logit may be -inf."""
+
+    rules_out: bool
+
+
+def settled(product: Tensor, of: MayRuleOut) -> Tensor:
+    """Return a product of probabilities and logarithms in which 0 * inf is 0; it is changed in place.
+
+    A logit that is NaN makes its side's total NaN too, and with it every value, so that none is hidden here.
+    """
+    return product.nan_to_num_(nan=0.0, posinf=torch.inf, neginf=-torch.inf) if of.rules_out else product
 
 
 class ForwardKL:
@@ -29,11 +44,11 @@ class ForwardKL:
 
     def add(self, sums: Sums, gap: Tensor, es: Tensor, et: Tensor) -> None:
         """Add a block's sum of e^t (t - s); `gap` is t - s and is used up."""
-        sums.cross += gap.mul_(et).sum(0)
+        sums.cross += settled(gap.mul_(et), sums).sum(0)
 
     def rescale(self, sums: Sums, factor_s: Tensor, factor_t: Tensor, shift: Tensor) -> None:
         """Follow both maxima: e^s and e^t shrink by the factors, t - s moves by the shift. Before the totals."""
-        sums.cross.add_(shift * sums.total_t).mul_(factor_t)
+        settled(sums.cross.add_(shift * sums.total_t).mul_(factor_t), sums)
 
     def value(self, sums: Sums) -> Tensor:
         """Return the divergence once all blocks are in."""
@@ -53,11 +68,11 @@ class ReverseKL:
 
     def add(self, sums: Sums, gap: Tensor, es: Tensor, et: Tensor) -> None:
         """Add a block's sum of e^s (s - t); `gap` is t - s and is used up."""
-        sums.cross -= gap.mul_(es).sum(0)
+        sums.cross -= settled(gap.mul_(es), sums).sum(0)
 
     def rescale(self, sums: Sums, factor_s: Tensor, factor_t: Tensor, shift: Tensor) -> None:
         """As for the forward divergence."""
-        sums.cross.sub_(shift * sums.total_s).mul_(factor_s)
+        settled(sums.cross.sub_(shift * sums.total_s).mul_(factor_s), sums)
 
     def value(self, sums: Sums) -> Tensor:
         """Return the divergence once all blocks are in."""
@@ -66,7 +81,7 @@ class ReverseKL:
     def gradient(self, sums: Sums, weight: Tensor, s: Tensor, t: Tensor, es: Tensor, out: Tensor) -> None:
         """Write weight * d KL / d s into `out`: log q - log p - KL is s - t less the mean of s - t under q."""
         torch.sub(s, t, out=out)
-        out.sub_(sums.cross / sums.total_s).mul_(es).mul_(weight / sums.total_s)
+        settled(out.sub_(sums.cross / sums.total_s).mul_(es), sums).mul_(weight / sums.total_s)
 
 
 class JensenShannon:
@@ -112,8 +127,11 @@ class JensenShannon:
         out.copy_(log_ratio.add_(self._to_mixture)).mul_(es).mul_(weight * (self.beta - 1) / sums.total_s)
 
     def _log_ratio(self, sums: Sums, s: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        """Return d and L; d is cut at 80, where q has long vanished beside p and e^d would overflow."""
-        gap = (t - s).sub_(sums.total_t.log() - sums.total_s.log()).clamp_(max=80.0)
+        """Return d and L; d is cut at 80, where q has long vanished beside p and e^d would overflow, and at -1000.
+
+        There p has vanished in every precision. Of a token that both rule out d is 0.
+        """
+        gap = settled((t - s).sub_(sums.total_t.log() - sums.total_s.log()), sums).clamp_(-1000.0, 80.0)
         return gap, torch.expm1(gap).mul_(self.beta).log1p_()
 
 

@@ -148,7 +148,8 @@ def _empty_gradients(problem: Problem, wanted: tuple[bool, ...], tiles: int) -> 
 def _sum(weights: tuple[Tensor | None, Tensor | None], ce: Tensor, kl: Tensor) -> Tensor:
     """Return the loss of a tile."""
     zero = ce.new_zeros(())
-    return sum((w @ value for w, value in zip(weights, (ce, kl), strict=True) if w is not None), zero)
+    pairs = ((w, value) for w, value in zip(weights, (ce, kl), strict=True) if w is not None)
+    return sum((w @ value.masked_fill(w == 0, 0.0) for w, value in pairs), zero)  # an infinite value may have none
 
 
 def _upstream(weights: Weights, ce: Tensor | None, kl: Tensor | None, loss: Tensor | None) -> Weights:

@@ -150,6 +150,11 @@ class MixtureProjection:
     weights: Tensor
     vocabulary: int
 
+    @property
+    def rules_out(self) -> bool:
+        """Whether a log-probability may be -inf."""
+        return any(side.rules_out for side in self.sides)
+
     def tensors(self) -> tuple[None, None, None]:
         """Return nothing for autograd to keep: what teachers say has no gradient and stays with this object."""
         return None, None, None

@@ -57,6 +57,11 @@ class Projection:
         """Return the same head with other tensors."""
         return replace(self, hidden=hidden, weight=weight, bias=bias)
 
+    @property
+    def rules_out(self) -> bool:
+        """Whether a logit may be -inf: only a bias can rule a token out, and a softcap bounds it again."""
+        return self.bias is not None and self.softcap is None
+
     def rows(self, index: slice | torch.Tensor) -> torch.Tensor:
         """Hidden states of a tile of tokens, [R, H], as a factor of products."""
         return self._factor(self.hidden[index])

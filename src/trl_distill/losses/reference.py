@@ -52,7 +52,9 @@ def divergence(
         return _kl(log_p, log_q)
     if kind == "reverse_kl":
         return _kl(log_q, log_p)
-    log_m = torch.logaddexp(log_p + math.log(jsd_beta), log_q + math.log1p(-jsd_beta))
+    neither = torch.isneginf(log_p) & torch.isneginf(log_q)  # ruled out by both, which logaddexp cannot differentiate
+    a, b = (x.masked_fill(neither, 0.0) for x in (log_p, log_q))
+    log_m = torch.logaddexp(a + math.log(jsd_beta), b + math.log1p(-jsd_beta))
     return jsd_beta * _kl(log_p, log_m) + (1 - jsd_beta) * _kl(log_q, log_m)
 
 
@@ -101,9 +103,10 @@ def distillation_loss_from_logits(
         kl = _divergence(ours, theirs, temperature=temperature, kind=divergence, jsd_beta=jsd_beta)
         agreement = (ours.argmax(1) == theirs.argmax(1)).sum().to(ce.dtype)
     with torch.no_grad():
-        entropy = -(log_q.exp() * log_q).sum()
+        entropy = -times(log_q.exp(), log_q).sum()
         correct = (student.argmax(1) == labels).sum().to(ce.dtype)
-    loss = (alpha * temperature**2 * kl + (1 - alpha) * ce).sum()
+    weight = torch.full_like(ce, 1 - alpha)
+    loss = (alpha * temperature**2 * kl + times(weight, ce)).sum()
     full = ce.new_zeros(len(targets))
     return DistillationLoss(
         full.masked_scatter(valid, ce), full.masked_scatter(valid, kl), entropy, agreement, correct, loss
@@ -162,11 +165,15 @@ def topk_loss_from_logits(
     p = torch.where(there, p, 0.0)
     mass, whole = p.sum(1, keepdim=True), there.sum(1) == vocabulary
     p = p / torch.where(whole[:, None], mass, mass.clamp(min=1))  # rounded ones may add up to more
-    kl = (torch.xlogy(p, p) - p * log_q.gather(1, ids.clamp(min=0))).sum(1)
+    kl = (torch.xlogy(p, p) - times(p, log_q.gather(1, ids.clamp(min=0)))).sum(1)
     stored = torch.zeros_like(log_q).scatter_add(1, ids.clamp(min=0), there.to(log_q.dtype)) > 0
-    log_tail = torch.logsumexp(log_q.masked_fill(stored & ~whole[:, None], -torch.inf), 1)
+    z = student[:, :vocabulary] / temperature
+    rest = z.masked_fill(stored & ~whole[:, None], -torch.inf)
+    none = torch.isneginf(rest).all(1)  # a tail that is ruled out, whose sum has no gradient of its own
+    log_rest = torch.logsumexp(rest.masked_fill(none[:, None], 0.0), 1).masked_fill(none, -torch.inf)
+    log_tail = log_rest - torch.logsumexp(z, 1)
     tail = (1 - p.sum(1)).clamp(min=0).masked_fill(whole, 0.0)
-    kl = kl + (torch.xlogy(tail, tail) - tail * log_tail).masked_fill(~there.any(1), 0.0)
+    kl = kl + (torch.xlogy(tail, tail) - times(tail, log_tail)).masked_fill(~there.any(1), 0.0)
     return _outcome(student, labels, kl, ids, vocabulary, alpha, temperature, valid)
 
 
@@ -202,7 +209,7 @@ def sampled_loss_from_logits(
     student, labels, ids = _wide(student_logits)[valid], targets[valid], token_ids[valid]
     log_q = F.log_softmax(student[:, :vocabulary] / temperature, -1)
     drawn = probs[valid].to(log_q.dtype).masked_fill(ids < 0, 0.0)
-    kl = negentropy[valid].to(log_q.dtype) - (drawn * log_q.gather(1, ids.clamp(min=0))).sum(1)
+    kl = negentropy[valid].to(log_q.dtype) - times(drawn, log_q.gather(1, ids.clamp(min=0))).sum(1)
     return _outcome(student, labels, kl, ids, vocabulary, alpha, temperature, valid)
 
 
@@ -220,11 +227,11 @@ def _outcome(
     log_q = F.log_softmax(student, -1)
     ce = -log_q.gather(1, labels[:, None])[:, 0]
     with torch.no_grad():
-        entropy = -(log_q.exp() * log_q).sum()
+        entropy = -times(log_q.exp(), log_q).sum()
         agreement = (student[:, :vocabulary].argmax(1) == ids[:, 0]).sum().to(ce.dtype)
         correct = (student.argmax(1) == labels).sum().to(ce.dtype)
     weight = torch.full_like(ce, 1 - alpha).masked_fill((ids < 0).all(1), 1.0)
-    loss = (alpha * temperature**2 * kl + weight * ce).sum()
+    loss = (alpha * temperature**2 * kl + times(weight, ce)).sum()
     full = ce.new_zeros(len(valid))
     return DistillationLoss(
         full.masked_scatter(valid, ce), full.masked_scatter(valid, kl), entropy, agreement, correct, loss
@@ -257,8 +264,17 @@ def head_logits(
     return logits if softcap is None else softcap * torch.tanh(logits / softcap)
 
 
+def times(weight: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    """Return weight * value, and 0 with a gradient of 0 where the weight is 0, even if the value is infinite.
+
+    A head's bias of -inf rules a token out: its probability of 0 times its logarithm adds nothing.
+    """
+    return weight * torch.where(weight != 0, value, 0.0)
+
+
 def _kl(log_a: torch.Tensor, log_b: torch.Tensor) -> torch.Tensor:
-    return (log_a.exp() * (log_a - log_b)).sum(-1)
+    a = log_a.exp()
+    return times(a, torch.where(a > 0, log_a, 0.0) - torch.where(a > 0, log_b, 0.0)).sum(-1)
 
 
 def _wide(logits: torch.Tensor) -> torch.Tensor:

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from .divergences import ForwardKL
+from .divergences import ForwardKL, settled
 from .fused import Weights, fused_loss
 from .outcome import DistillationLoss, check_head, check_impl, check_settings, check_targets, valid_rows
 from .plan import Plan
@@ -273,7 +273,7 @@ class SparseTile(Tile):
         self._rescale_at_one(fall)
         at_one = (s * self.problem.temperature).exp()
         self.total += at_one.sum(0)
-        self.moment += (at_one * s).sum(0) * self.problem.temperature
+        self.moment += settled(at_one * s, self).sum(0) * self.problem.temperature
         self.peak_s = self.peak_all = peak
         self.at_top = self.top[0]
 
@@ -281,7 +281,7 @@ class SparseTile(Tile):
         """Return the divergence over the k + 1 buckets per token."""
         log_total = self.peak_s + self.total_s.log()
         own = torch.xlogy(self.p, self.p).sum(0) if self.negentropy is None else self.negentropy
-        out = own - (self.p * (self.top - log_total)).sum(0)
+        out = own - settled(self.p * (self.top - log_total), self).sum(0)
         if self.tail_p is None:
             return out
         log_tail = self.tail_peak + self.tail.log() - log_total
@@ -332,7 +332,8 @@ class SparseTile(Tile):
         factor = (peak - self.peak_s).exp() / self.total_s
         if self.tail_p is None:
             return factor
-        return factor - torch.where(self.tail_p > 0, self.tail_p / self.tail * (peak - self.tail_peak).exp(), 0.0)
+        learnt = (self.tail_p > 0) & (self.tail > 0)  # a tail that is ruled out has no gradient
+        return factor - torch.where(learnt, self.tail_p / self.tail * (peak - self.tail_peak).exp(), 0.0)
 
     def _put_known(self, gradient: Tensor, weight_ce: Tensor | None, weight_kl: Tensor, block: slice) -> Tensor:
         """Set the known tokens' entries of a block's gradient."""

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from .divergences import Divergence, JensenShannon
+from .divergences import Divergence, JensenShannon, settled
 from .plan import Plan
 from .projection import Projection, add_product
 
@@ -43,6 +43,11 @@ class Problem:
     def shared(self) -> int:
         """Rows [0, shared) over which a divergence is taken; 0 without a teacher."""
         return self.vocabulary if self.teacher else 0
+
+    @property
+    def rules_out(self) -> bool:
+        """Whether a logit of either side may be -inf."""
+        return self.student.rules_out or (self.teacher is not None and self.teacher.rules_out)
 
     def tile(self, plan: Plan, buffers: Buffers, index: slice | Tensor) -> Tile:
         """Return a tile of its tokens."""
@@ -114,6 +119,7 @@ class Tile:
 
     def __init__(self, problem: Problem, plan: Plan, buffers: Buffers, index: slice | Tensor) -> None:
         self.problem, self.buffers, self.index, self.keep = problem, buffers, index, plan.keep
+        self.rules_out = problem.rules_out
         self.student_rows = problem.student.rows(index)
         self.teacher_rows = problem.teacher.rows(index) if problem.teacher else None
         self.targets = problem.targets[index]
@@ -214,7 +220,7 @@ class Tile:
     def _add_at_one(self, s: Tensor, e: Tensor, product: Tensor) -> None:
         """Add a block to the student's softmax at T = 1, e = exp(T s): its sum and its mean logit."""
         self.total += e.sum(0)
-        self.moment += torch.mul(e, s, out=product).sum(0) * self.problem.temperature
+        self.moment += settled(torch.mul(e, s, out=product), self).sum(0) * self.problem.temperature
 
     def _note_labels(self, z: Tensor, block: slice) -> None:
         """Note the z of the targets that lie in a block."""
