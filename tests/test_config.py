@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import fields
 
 import pytest
+import torch
 from trl import SFTConfig, TrlParser
 
 from trl_distill.arguments import DistillationArguments
@@ -85,3 +86,12 @@ def test_a_name_that_transformers_does_not_know_is_one_sentence(name, value, tmp
     with pytest.raises(ParamsError, match=value) as error:
         from_params(LLMTrainingParams(model="m", project_name=str(tmp_path), **{name: value}))
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("found", [True, False])
+def test_a_run_is_on_the_accelerator_that_torch_finds(found, tmp_path, monkeypatch):
+    """Of whatever kind: torch has one question for all of them."""
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: found)
+    config = from_params(LLMTrainingParams(model="m", project_name=str(tmp_path)))
+    assert config.use_cpu is not found
+    assert config.dataloader_pin_memory is found

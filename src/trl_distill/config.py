@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers.utils import is_torch_xla_available
 from trl import SFTConfig
 
 from .agreement import check_agreement
@@ -74,7 +75,7 @@ def from_params(params: LLMTrainingParams) -> DistillationSFTConfig:
 
 def _training(params: LLMTrainingParams) -> dict[str, Any]:
     """Return optimizer, schedule, precision and batch."""
-    accelerated = torch.cuda.is_available() or torch.backends.mps.is_available() or _has_xpu()
+    accelerated = torch.accelerator.is_available() or is_torch_xla_available()
     return {
         "num_train_epochs": params.epochs,
         "max_steps": params.max_steps,
@@ -94,7 +95,7 @@ def _training(params: LLMTrainingParams) -> dict[str, Any]:
         "fp16": params.mixed_precision == "fp16",
         "gradient_checkpointing": params.gradient_checkpointing,
         "use_cpu": not accelerated,
-        "dataloader_pin_memory": accelerated,
+        "dataloader_pin_memory": accelerated and not torch.backends.mps.is_available(),  # which has no pinned memory
     }
 
 
@@ -112,8 +113,3 @@ def _saving(params: LLMTrainingParams) -> dict[str, Any]:
         "save_total_limit": params.save_total_limit,
         "push_to_hub": False,  # the trainer would upload every checkpoint
     }
-
-
-def _has_xpu() -> bool:
-    """Whether torch sees an Intel GPU."""
-    return hasattr(torch, "xpu") and torch.xpu.is_available()

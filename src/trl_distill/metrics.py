@@ -1,7 +1,12 @@
-"""Sums of a run's figures between two log lines, kept on the device and read once a line."""
+"""Sums of a run's figures between two log lines, kept on the device and read once a line.
+
+A sum is a pair of float32 numbers: the sum, and what rounding has left out of it. That is ten digits without float64,
+which Apple's GPUs and some of Intel's do not have.
+"""
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -29,7 +34,7 @@ class DistillationMetrics:
     """
 
     def __init__(self) -> None:
-        self._sums: torch.Tensor | None = None
+        self._sums: torch.Tensor | None = None  # [2, figures]: the sums, and what rounding has left out of them
         self.tokens_seen = 0.0
         self.restart()
 
@@ -61,21 +66,24 @@ class DistillationMetrics:
         asked, others = (tokens, tokens - given.get("retain_tokens", 0.0)) if "kl" in given else (0.0, 0.0)
         own, own_kl = (tokens, given["kl"]) if on_policy else (0.0, 0.0)
         all_sums = (*sums, asked, others, own, own_kl, tokens, sequence_tokens, 1.0)
-        row = torch.stack([torch.as_tensor(x).detach().to(device, torch.float64) for x in all_sums])
-        self._sums = row if self._sums is None else self._sums + row
+        row = torch.stack([torch.as_tensor(x).detach().to(device, torch.float32) for x in all_sums])
+        self._sums = torch.stack([row, torch.zeros_like(row)]) if self._sums is None else _added(self._sums, row)
 
-    def take(self, reduce: Callable[[torch.Tensor], torch.Tensor], device: torch.device) -> dict[str, float]:
+    def take(self, gather: Callable[[torch.Tensor], torch.Tensor], device: torch.device) -> dict[str, float]:
         """Return the means since the last call and start anew; nothing where no batch was added.
 
         `tokens_seen` is what the means' `num_tokens` goes on from.
 
         Args:
-            reduce: Sums a tensor over the ranks.
+            gather: Puts the ranks' tensors [1, ...] one after the other.
             device: Where a rank without a batch puts its zeros.
         """
         width = len(SUMS) + len(COUNTS)
-        sums = self._sums if self._sums is not None else torch.zeros(width, dtype=torch.float64, device=device)
-        values = reduce(sums).tolist()
+        sums = self._sums if self._sums is not None else torch.zeros(2, width, device=device)
+        values = [0.0] * width
+        for totals, rests in gather(sums[None]).tolist():  # numbers of Python's are as precise as float64
+            both = zip(values, totals, rests, strict=True)
+            values = [value + (total + rest if math.isfinite(total) else total) for value, total, rest in both]
         reported = self._reported
         seconds = max(time.perf_counter() - self._since, 1e-9)
         self.restart()
@@ -95,3 +103,11 @@ class DistillationMetrics:
             means["on_policy"] = found["own"] / found["tokens"]
             means |= {"on_policy_kl": found["own_kl"] / found["own"]} if found["own"] else {}
         return {**means, "num_tokens": self.tokens_seen, "tokens_per_second": found["sequence_tokens"] / seconds}
+
+
+def _added(sums: torch.Tensor, row: torch.Tensor) -> torch.Tensor:
+    """Return sums [2, figures] with a row [figures] added, and what that rounds off kept (Knuth's two-sum)."""
+    before, rest = sums
+    total = before + row
+    added = total - before
+    return torch.stack([total, rest + ((before - (total - added)) + (row - added))])

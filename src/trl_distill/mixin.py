@@ -394,7 +394,7 @@ class DistillationMixin(StepMixin, MovingTeacherMixin, _Base):
             if training and not metrics.tokens_seen:  # a resumed run goes on counting
                 seen = (line["num_tokens"] for line in reversed(self.state.log_history) if "num_tokens" in line)
                 metrics.tokens_seen = next(seen, 0.0)
-            means = metrics.take(lambda sums: self.accelerator.reduce(sums, "sum"), self.accelerator.device)
+            means = metrics.take(self.accelerator.gather, self.accelerator.device)
             prefix = "" if training else next((k for k in logs if k.endswith("_loss")), "loss").removesuffix("loss")
             if training:
                 means.pop("loss", None)

@@ -18,6 +18,7 @@ from torch.distributed.tensor import DTensor
 
 from ..alignment import stop_of_turn
 from ..architectures import check_causal
+from ..devices import forked_rng
 from ..errors import TeacherError
 from ..flattening import keeps_apart, marks_of, understood
 from ..forward import TAUGHT, add_completion_forward
@@ -360,7 +361,7 @@ def configured(model: PreTrainedModel, config: GenerationConfig) -> Iterator[Non
 @contextmanager
 def drawing(seed: int, prompts: Sequence[Sequence[int]], device: torch.device) -> Iterator[None]:
     """Draw by a seed and the prompts (token ids), and give the program its random state back."""
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+    with forked_rng(device):
         torch.manual_seed(hash((seed, *map(tuple, prompts))) % 2**63)
         yield
 

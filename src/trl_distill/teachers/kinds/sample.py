@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import torch
 
+from ...devices import to_float64
 from ...losses import head_logits
 from ...targets import Draws, SampledTargets
 from .base import Arrays, Span, stacked, tokens_at_a_time
@@ -54,7 +55,8 @@ class Sample:
         chunk = tokens_at_a_time(rows)
         for hidden, places in zip(scored.hidden.split(chunk), uniform.split(chunk), strict=True):
             hidden = hidden.to(head.weight.dtype)
-            logits = head_logits(hidden, head.weight[:rows], bias, softcap=head.softcap, scale=head.scale).double()
+            logits = head_logits(hidden, head.weight[:rows], bias, softcap=head.softcap, scale=head.scale)
+            logits = to_float64(logits)
             for i, temperature in enumerate(self.temperatures):
                 log_p = (logits / temperature).log_softmax(-1)
                 p = log_p.exp()

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
+from ...devices import to_float64
 from ...losses import head_logits
 from ...targets import TopKTargets
 from .base import Arrays, Span, tokens_at_a_time
@@ -52,12 +53,12 @@ class TopK:
             hidden = hidden.to(head.weight.dtype)
             logits = head_logits(hidden, head.weight[:rows], bias, softcap=head.softcap, scale=head.scale).float()
             values, ids = logits.log_softmax(-1).topk(self.k)
-            rounded = values.half().double()
+            rounded = to_float64(values.half())
             normalizers = []
             for temperature in self.temperatures:
-                softened = (logits / temperature).double()
+                softened = to_float64(logits / temperature)
                 # log of the mass of the stored tokens
-                mass = torch.logsumexp(softened.gather(1, ids), 1) - torch.logsumexp(softened, 1)
+                mass = torch.logsumexp(softened.gather(1, ids.to(softened.device)), 1) - torch.logsumexp(softened, 1)
                 normalizers.append(torch.logsumexp(rounded / temperature, 1) - mass)
             parts.append((ids, values.half(), torch.stack(normalizers, 1).float()))
         names = ("token_ids", "log_probs", "log_normalizers")

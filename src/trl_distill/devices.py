@@ -1,0 +1,32 @@
+"""What the device at hand can do: float64, and a random state of its own."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+
+def to_float64(tensor: torch.Tensor) -> torch.Tensor:
+    """Return a tensor in float64, on the CPU if its device has none (Apple's GPUs, and some of Intel's)."""
+    return tensor.double() if has_float64(tensor.device) else tensor.cpu().double()
+
+
+@functools.cache
+def has_float64(device: torch.device) -> bool:
+    """Return whether a device computes in float64; it is tried."""
+    try:
+        torch.ones((), dtype=torch.float64, device=device).add(1.0)
+    except (TypeError, RuntimeError):  # MPS cannot hold it, XPU may hold but not add it
+        return False
+    return True
+
+
+@contextmanager
+def forked_rng(device: torch.device) -> Iterator[None]:
+    """Give the CPU and a device back the random state that they have now."""
+    devices, kind = ([], None) if device.type == "cpu" else ([device], device.type)
+    with torch.random.fork_rng(devices=devices, device_type=kind):
+        yield
