@@ -9,6 +9,7 @@ import pytest
 
 from trl_distill.errors import TemplateError
 from trl_distill.prompts import parse_template
+from trl_distill.teacher_list import plain_template
 
 CHAT = [{"role": "system", "content": "You are {role}."}, {"role": "user", "content": "{input}"}]
 
@@ -27,19 +28,17 @@ def render(source, **values):
         ("{input}", "q"),
         ("Q: {input}\nA:", "Q: q\nA:"),
         ("{role}: {input} {input}", "cook: q q"),
-        ("{input} {two words}", "q w"),
         ("{input} {n}", "q 3"),
         ('{{"q": "{input}"}}', '{"q": "q"}'),
         ("{{{input}}}", "{q}"),
         ("{{input}} {input}", "{input} q"),
-        (r"A:\n{input}\t.", "A:\nq\t."),
-        (r"C:\\new {input}", "C:\\new q"),
+        (r"\theta\n\\ {input}", r"\theta\n\\ q"),
         (r"\d+ {input}", r"\d+ q"),
         ("élan 🙂 {input}", "élan 🙂 q"),
     ],
 )
 def test_fields_and_literals(source, expected):
-    assert render(source, input="q", role="cook", n=3, **{"two words": "w"}) == expected
+    assert render(source, input="q", role="cook", n=3) == expected
 
 
 def test_a_value_is_put_in_as_it_is():
@@ -47,21 +46,70 @@ def test_a_value_is_put_in_as_it_is():
     assert render("<{input}>", input=value, role="cook") == f"<{value}>"
 
 
-@pytest.mark.parametrize("field", ["input.x", "input[0]", "input!r", "input:>9", "input.__class__", " input "])
-def test_a_field_is_a_plain_name(field):
-    template = parse(f"{{input}} {{{field}}}")
-    said = rf"has the field {re.escape('{' + field + '}')}; a field is a column's plain name, without attribute, index,"
-    with pytest.raises(TemplateError, match=said):
-        template.check_columns(["role"])
-    assert template.render({"input": "q", field: "v"}) == "q v"  # a column may be called like that
-    template.check_columns([field])
-    with pytest.raises(TemplateError, match=rf"has no \{{input\}} but {re.escape('{' + field + '}')}; .* format code"):
-        parse(f"{{{field}}}")
+JSON = '{"input": "{input}", "out": {"label": {"a": [{}, {"b": "{role}"}]}}}'
+LATEX = r"Prove \frac{1}{{2}} + \sqrt{{{x_1}}^2} for \text{the {role}}: {input}}"
+JINJA = "{% for m in messages %}{{ m.content }}{{ '{' }}{% endfor %} Fill it in for {input}."
 
 
 @pytest.mark.parametrize(
-    ("source", "found"), [("{question}", "{question}"), ("{a} {b} {a}", "{a}, {b}"), ("{0}", "{0}")]
+    ("source", "expected"),
+    [
+        (JSON, '{"input": "q", "out": {"label": {"a": [{}, {"b": "cook"}]}}}'),
+        (LATEX, r"Prove \frac{1}{{2}} + \sqrt{{x_1}^2} for \text{the cook}: q}"),
+        (JINJA, "{% for m in messages %}{{ m.content }}{{ '{' }}{% endfor %} Fill it in for q."),
+        ("{{input}} { {input}", "{input} { q"),
+        ("{{input}", "{q"),
+        ("{input}}", "q}"),
+        ("{input} {}", "q {}"),
+        ("{input} {two words} {0} {a-b}", "q {two words} {0} {a-b}"),
+        ("{input} {größe} {", "q 3 {"),
+    ],
 )
+def test_a_template_with_a_brace_of_no_field_is_read_literally(source, expected):
+    assert render(source, input="q", role="cook", größe=3) == expected
+    template = parse(source)
+    template.check_columns(["role", "größe", "0"])
+    written = plain_template(template)  # as config.yaml has it
+    assert render(written, input="q", role="cook", größe=3) == expected
+
+
+@pytest.mark.parametrize("word", ["input.x", "input[0]", "input!r", "input:>9", "input.__class__", " input "])
+def test_what_looks_like_a_field_and_is_text_is_noted(word):
+    template = parse(f"{{input}} {{{word}}}")
+    assert template.render({"input": "q"}) == f"q {{{word}}}"
+    template.check_columns(["role"])
+    said = f"teacher_prompt_template: {{{word}}} is text; a field is a plain name, such as {{input}}"
+    assert template.notes() == [said]
+    with pytest.raises(TemplateError, match=rf"has no \{{input\}} but {re.escape('{' + word + '}')}; .* format code"):
+        parse(f"{{{word}}}")
+
+
+def test_a_column_whose_name_is_no_field_is_refused_in_braces():
+    said = r"has \{two words\}, but a field is a name of letters, digits and underscores; rename the column 'two words'"
+    with pytest.raises(TemplateError, match=said):
+        parse("{input} {two words}").check_columns(["two words"])
+
+
+INDENTED = """You are an expert.
+    Think step by step.
+
+    Question: {input}"""
+
+
+@pytest.mark.parametrize("source", [INDENTED, [{"role": "user", "content": INDENTED}]])
+def test_a_triple_quoted_text_that_is_indented_is_noted(source):
+    assert parse(source).notes() == [
+        "teacher_prompt_template: all lines but the first are indented by 4, and the model reads that too; "
+        "textwrap.dedent removes it"
+    ]
+
+
+@pytest.mark.parametrize("source", ["A\n  b {input}", "  A\n  b\n  {input}", "A\n  b\n{input}\n  c", "{input}", JSON])
+def test_other_texts_are_not_noted(source):
+    assert parse(source).notes() == []
+
+
+@pytest.mark.parametrize(("source", "found"), [("{question}", "{question}"), ("{a} {b} {a}", "{a}, {b}")])
 def test_fields_in_the_place_of_the_input_are_named(source, found):
     with pytest.raises(
         TemplateError, match=rf"has no \{{input\}}, only {re.escape(found)}; the text column is \{{input"
@@ -81,7 +129,9 @@ def test_an_unknown_field_names_the_columns_and_the_nearest():
     message = str(caught.value)
     assert message.startswith("teacher_prompt_template has the field {contxt}")
     assert "there are 'input', 'context', 'role'. Did you mean 'context'?" in message
-    assert "Write {{ and }} for literal braces" in message
+    assert message.endswith("Write {{contxt}} for the text {contxt}.")
+    with pytest.raises(TemplateError, match=r"there are 'input', 'role'\. Write"):
+        parse("{input} {x}").check_columns(["two words", "role"])  # one that would not work is not named
 
 
 def test_input_is_always_a_field():
@@ -90,22 +140,8 @@ def test_input_is_always_a_field():
 
 
 @pytest.mark.parametrize(
-    ("source", "sign", "place"),
-    [
-        ("{input} {", "{", 9),
-        ("{input} }", "}", 9),
-        ("{ {input}", "{", 1),
-        ("{input} {}", "{}", 9),
-        ("{input}}", "}", 8),
-    ],
+    "source", ["", "no field", "{role}", "{{input}}", "{ {{input}}", "{0}", [{"role": "user", "content": "hi"}]]
 )
-def test_a_lone_brace_is_an_error_that_says_where(source, sign, place):
-    with pytest.raises(TemplateError) as caught:
-        parse(source)
-    assert f"has a lone {sign!r} at character {place}; write {{{{ and }}}}" in str(caught.value)
-
-
-@pytest.mark.parametrize("source", ["", "no field", "{role}", "{{input}}", [{"role": "user", "content": "hi"}]])
 def test_a_template_without_input_is_an_error(source):
     with pytest.raises(TemplateError, match=r"teacher_prompt_template has no \{input\}"):
         parse(source)
@@ -119,6 +155,14 @@ def test_a_file_by_at_sign_by_path_and_by_name(tmp_path, monkeypatch):
     expected = "One \\n line\nq\n"  # a file is taken as it is, but for the newline at its end
     for source in (f"@{file}", "@prompt.txt", "@~/prompt.txt", file, "prompt.txt"):
         assert render(source, input="q") == expected
+
+
+def test_a_byte_order_mark_is_not_read(tmp_path):
+    file = tmp_path / "prompt.txt"
+    file.write_bytes(b"\xef\xbb\xbfOne\r\n{input}\r\n")
+    assert render(file, input="q") == "One\nq"
+    file.write_bytes(b'\xef\xbb\xbf[{"role": "user", "content": "{input}"}]')
+    assert parse(file).is_chat
 
 
 def test_text_with_a_field_is_never_a_file(tmp_path, monkeypatch):
@@ -176,7 +220,6 @@ def test_text_that_begins_with_a_bracket_is_text():
         (["{input}"], "message 1 is not of the form"),
         ([CHAT[0], {"role": "poet", "content": "{input}"}], "message 2 has the role 'poet'; accepted are system, user"),
         ([], "is an empty list"),
-        ([{"role": "user", "content": "{input} {"}], "has a lone '{'"),
     ],
 )
 def test_messages_of_another_shape(messages, message):

@@ -48,9 +48,21 @@ class DistillationArguments:
         "{input}",
         "Prompt the teacher reads: text with {input} (and other columns), @file, or a JSON list of chat messages.",
         objects=True,
+        escapes=True,
     )
     student_prompt_template: str = option(
-        "{input}", "Prompt the student reads; written like the teacher's.", objects=True
+        "{input}", "Prompt the student reads; written like the teacher's.", objects=True, escapes=True
+    )
+    teacher_system: str | None = option(
+        None,
+        "System message the teacher reads, in the place of the row's: text or @file. The student's is dropped then.",
+        escapes=True,
+    )
+    student_system: str | None = option(
+        None,
+        "The student's system message: 'keep' (the row's; default), 'drop' (none; default with --teacher-system), or "
+        "another's text or @file.",
+        escapes=True,
     )
     distill_temperature: float = option(
         3.0, "Temperature T that softens both distributions in the divergence (2 to 4 is usual).", above=0.0

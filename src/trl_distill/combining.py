@@ -17,7 +17,7 @@ from . import preparation
 from .alignment import check_ids, fit, tokenize_prompt
 from .data import RowReport
 from .errors import DataError
-from .preflight import Preflight, text_of
+from .preflight import Preflight, notes_of, text_of
 from .preparation import COLUMNS, IDS, Recipe, align, conclude, mapped, tokenize_row
 from .retention import Retained, mixed_in
 from .rows import NoUsableRows
@@ -125,6 +125,7 @@ def prepare(
         reads_text=all(r.reads_text for r in of_data),
     )
     prepared, preflight = conclude(fitted, rows, report, shown, name=name, columns=RETURNED)
+    preflight = replace(preflight, notes=notes_of(*of_data))
     retained = recipe.teachers.teachers[-1].retained
     if len(of_data) > 1 or retained is None:
         preflight = replace(preflight, teachers=_shown(prepared, recipe))

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from .errors import DataError
-from .prompts import Template
+from .prompts import SYSTEM_ROLES, System, Template
 
 TOOLS, KWARGS = "tools", "chat_template_kwargs"  # columns that a chat template is handed, as TRL names them
 TEXT, MESSAGES = OWN = "teacher_prompt", "teacher_messages"  # columns with the teacher's prompt of a row
@@ -20,7 +20,7 @@ def render(template: Template, row: Mapping[str, Any], own: Prompt | None = None
     """Return a row's prompt under a template: text, or chat messages where template or row are a chat.
 
     In a conversation the template renders the last user message; the turns around it stay, and the template's own
-    system message takes the place of the conversation's.
+    system message takes the place of the conversation's. Then the template's `system` decides what becomes of that.
 
     Args:
         template: The side's.
@@ -42,6 +42,33 @@ def prompt_of(
         history: The conversation up to the completion; None where the row is text.
         own: As in `render`.
     """
+    return with_system(_without_system(template, values, history, own), template.system)
+
+
+def with_system(prompt: Prompt, system: System) -> Prompt:
+    """Return a prompt with the system message that its side reads; see `System`."""
+    if system.keep:
+        return prompt
+    if isinstance(prompt, str):
+        if system.text is None:
+            return prompt
+        if system.opens_chat:
+            return [{"role": "system", "content": system.text}, {"role": "user", "content": prompt}]
+        return f"{system.text}\n\n{prompt}"
+    others = [message for message in prompt if message["role"] not in SYSTEM_ROLES]
+    if system.text is None:
+        return others
+    first = next((i for i, message in enumerate(others) if message["role"] == "user"), None)
+    if system.as_message or first is None:
+        return [{"role": "system", "content": system.text}, *others]
+    asked = {**others[first], "content": f"{system.text}\n\n{others[first]['content']}"}
+    return [*others[:first], asked, *others[first + 1 :]]
+
+
+def _without_system(
+    template: Template, values: Mapping[str, Any], history: list[Message] | None, own: Prompt | None
+) -> Prompt:
+    """Return a prompt before anything is done with its system message."""
     if isinstance(own, list):
         return own
     rendered = template.render(values) if own is None else own
@@ -51,8 +78,8 @@ def prompt_of(
     after = history[at + 1 :]
     if isinstance(rendered, str):
         return [*history[:at], {**history[at], "content": rendered}, *after]
-    leads = rendered and rendered[0]["role"] in ("system", "developer")
-    earlier = [m for m in history[:at] if not (leads and m["role"] in ("system", "developer"))]
+    leads = rendered and rendered[0]["role"] in SYSTEM_ROLES
+    earlier = [m for m in history[:at] if not (leads and m["role"] in SYSTEM_ROLES)]
     return [*rendered[:1], *earlier, *rendered[1:], *after] if leads else [*earlier, *rendered, *after]
 
 

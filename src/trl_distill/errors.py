@@ -40,7 +40,7 @@ class ParamsError(UsageError, TypeError):
 
 
 class TemplateError(UsageError):
-    """A prompt template with an unknown field, without `{input}`, or with a lone brace."""
+    """A prompt template with an unknown field or without `{input}`, or a file of one that cannot be read."""
 
 
 class DataError(UsageError):

@@ -29,7 +29,6 @@ from .forward import CompletionOutput, add_completion_forward
 from .metrics import DistillationMetrics
 from .packing import PackedRows, check_apart_in, check_packing, packed, unseen
 from .preparation import is_prepared
-from .prompts import parse_template
 from .quantization import keep_differentiable
 from .readers import CONVERSATIONS
 from .recipes import add_taught_ends, from_store, writers_of_data
@@ -42,6 +41,7 @@ from .sharding import check_sharding, keep_loss_precise, loads_alike, read_whole
 from .sources import resolve
 from .split import Split
 from .streams import check_streams, columns_of, completions_of, is_stream, prepare_stream
+from .system_message import templates_of
 from .targets import LossSettings, Targets
 from .teachers import (
     CrossTeacher,
@@ -445,5 +445,4 @@ def _check(args: DistillationSFTConfig, collator: Any, dataset: Any, kwargs: Map
         if given:
             raise ParamsError(f"{name} cannot be used with use_distillation=True: {why}.")
     check_packing(args)
-    for name in ("student_prompt_template", "teacher_prompt_template"):
-        parse_template(getattr(args, name), name=name)  # before the model loads
+    templates_of(args)  # before the model loads

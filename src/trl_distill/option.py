@@ -25,6 +25,7 @@ class Help(str):
     off: float | None
     listed: bool
     objects: bool
+    escapes: bool
 
 
 def option(
@@ -39,6 +40,7 @@ def option(
     off: float | None = None,
     listed: bool = False,
     objects: bool = False,
+    escapes: bool = False,
 ) -> Any:
     """Make a dataclass field that knows its help text, its group in `--help` and the values it accepts.
 
@@ -53,10 +55,11 @@ def option(
         off: A number outside the range that is accepted too.
         listed: Whether a list of texts is taken, to be joined by commas.
         objects: Whether Python may give another object than text; who takes it says what it must be.
+        escapes: Whether a backslash with n or t is a newline or a tab when it is typed as a flag.
     """
     text = Help(help)
     text.group, text.low, text.high, text.above = group, low, high, above
-    text.off, text.listed, text.objects = off, listed, objects
+    text.off, text.listed, text.objects, text.escapes = off, listed, objects, escapes
     metadata: dict[str, Any] = {"help": text}
     if choices is not None:
         metadata["choices"] = list(choices)
@@ -67,8 +70,8 @@ def check_value(name: str, value: Any, spec: Any) -> Any:
     """Return `value` as the type of the dataclass field `spec`, or say what is accepted.
 
     Numbers given as text are converted (a YAML file writes `5e-5` as text), an int is taken for a float, a path
-    becomes text (a template's one that names a file), and so does a list where commas separate. YAML reads the word
-    `no` as false: where "no" is a choice, false means it.
+    becomes text (for a template or a system message one that names a file), and so does a list where commas separate.
+    YAML reads the word `no` as false: where "no" is a choice, false means it.
 
     Raises:
         ParamsError: Wrong type, not among the choices, not finite, or outside the range.
@@ -82,7 +85,7 @@ def check_value(name: str, value: Any, spec: Any) -> Any:
     if value is False and "no" in (choices or ()):
         value = "no"
     if isinstance(value, os.PathLike):
-        value = ("@" if name.endswith("_prompt_template") else "") + os.fspath(value)
+        value = ("@" if name.endswith(("_prompt_template", "_system")) else "") + os.fspath(value)
     if text.listed and isinstance(value, (list, tuple)) and value and all(isinstance(v, str) for v in value):
         value = ",".join(value)
     value = _converted(name, value, kind, spec)

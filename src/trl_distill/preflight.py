@@ -45,6 +45,7 @@ class Preflight:
         estimated: Whether its prompts are counted with the student's tokenizer, which is another.
         dropped: Rows in which the student reads the teacher's prompt.
         retained: Of rows to retain how many there are, where they come from, and their own figures.
+        notes: What a user may have meant otherwise, a sentence each.
         coverage: Share of the completion tokens for which a server gave log-probabilities; None where none was asked.
     """
 
@@ -68,6 +69,7 @@ class Preflight:
     coverage: float | None = None
     dropped: int = 0
     retained: tuple[int, str, Preflight] | None = None
+    notes: tuple[str, ...] = ()
 
     @classmethod
     def of(
@@ -108,6 +110,7 @@ class Preflight:
             text_only=recipe.reads_text and recipe.take is None,
             estimated=recipe.estimates,
             dropped=sum(rows["dropped"]),
+            notes=notes_of(recipe),
         )
 
     @property
@@ -149,6 +152,7 @@ class Preflight:
             )
         elif self.vocabulary is not None:
             lines.append(f"  vocabulary    {self.vocabulary:,} rows shared")
+        lines += [f"  note          {note}" for note in self.notes]
         lines += [f"  teacher {n}     {who}: {rows:,} rows" for n, (who, rows, _) in enumerate(self.teachers, 1)]
         for label, text in self._shown():
             lines += [f"  {label}:", *(f"    | {line}" for line in text.split("\n"))]
@@ -188,6 +192,12 @@ class Preflight:
             **({} if self.retained is None else {"rows_retained": self.retained[0]}),
             **({} if self.coverage is None else {"teacher_coverage": round(self.coverage, 4)}),
         }
+
+
+def notes_of(*recipes: Recipe) -> tuple[str, ...]:
+    """Return what is to be noted of the templates of one teacher or several."""
+    found = [note for r in recipes for side in (r.student, r.teacher) for note in side.template.notes()]
+    return tuple(dict.fromkeys(found))
 
 
 def text_of(tokenizer: Any, ids: list[int]) -> str:

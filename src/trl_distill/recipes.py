@@ -18,6 +18,7 @@ from .preparation import Columns, Reading, Recipe
 from .prompts import parse_template
 from .server_targets import find_targets, reading, taking
 from .sharding import read_whole
+from .system_message import for_reader, teachers_system, templates_of
 from .teachers import (
     COMPLETIONS,
     EMA,
@@ -30,6 +31,7 @@ from .teachers import (
     LocalTeacher,
     LocalTextTeacher,
     RemoteSettings,
+    RemoteTeacher,
     SelfTeacher,
     StoredTeacher,
     TargetFolder,
@@ -154,6 +156,7 @@ def teacher_of(
     stored.check_matches(
         {
             "teacher_prompt_template": _canonical(args.teacher_prompt_template),
+            "teacher_system": teachers_system(args).text or "",
             "generation": what_matters(generation_of(args)) if wrote else None,
             "kind": args.teacher_store_kind,
         }
@@ -275,6 +278,7 @@ def write_store(args: DistillationSFTConfig, teacher: Teacher, datasets: Sequenc
         k=args.teacher_top_k,
         temperatures=temperatures_of(args),
         teacher_prompt_template=_canonical(args.teacher_prompt_template),
+        teacher_system=teachers_system(args).text or "",
         generation=what_matters(generation_of(args)),
         batch_size=args.teacher_batch_size,
         kind=args.teacher_store_kind or STORE_KINDS[0],
@@ -319,6 +323,7 @@ def recipe_of(
     """
     limits = [limit for limit in (args.max_length, length_limit(student)) if limit is not None]
     settings = generation_of(args)
+    student_template, teacher_template = templates_of(args)
 
     def write(prompts: list[Any]) -> list[Completion]:
         targets = None if args.teacher_store is None else TargetFolder(args.teacher_store).folder
@@ -330,13 +335,13 @@ def recipe_of(
     return Recipe(
         student=Reading(
             tokenizer,
-            parse_template(args.student_prompt_template, name="student_prompt_template"),
+            for_reader(student_template, tokenizer),
             min(limits) if limits else None,
             student.get_text_config().vocab_size,
         ),
         teacher=Reading(
             teacher.tokenizer,
-            parse_template(args.teacher_prompt_template, name="teacher_prompt_template"),
+            for_reader(teacher_template, _reads(teacher), opens_chat=_opens_chat(teacher)),
             teacher.length_limit,
             teacher.vocabulary_rows,
         ),
@@ -362,6 +367,16 @@ def recipe_of(
         prompt_dropout=args.teacher_prompt_dropout,
         seed=args.seed,
     )
+
+
+def _reads(teacher: Teacher) -> PreTrainedTokenizerBase:
+    """Return the tokenizer of the model that reads a teacher's prompts."""
+    return teacher.writer.tokenizer if isinstance(teacher, LocalTextTeacher) else teacher.tokenizer
+
+
+def _opens_chat(teacher: Teacher) -> bool:
+    """Whether a teacher is a server to which a text prompt is a user message."""
+    return isinstance(teacher, RemoteTeacher) and teacher.settings.endpoint == "chat"
 
 
 def _in_one_piece(args: DistillationSFTConfig, teacher: Teacher) -> str | None:

@@ -147,6 +147,8 @@ def _listed(params: LLMTrainingParams) -> tuple[TeacherEntry, ...]:
 def _shown(template: Template) -> str:
     """Return a template as text, its fields in braces."""
     text = [(role, t.render({f: f"{{{f}}}" for f in t.fields})) for role, t in template.messages]
+    if template.system.text is not None:
+        text = [("system", template.system.text), *text]
     return "\n".join(f"{role}: {t}" if role else t for role, t in text)
 
 

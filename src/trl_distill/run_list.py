@@ -9,6 +9,7 @@ from .errors import ParamsError
 from .prompt_mixture import SETTING, read_mixture
 from .prompts import parse_template
 from .retention import read_retained
+from .system_message import check_system
 from .teacher_list import TeacherEntry, TeacherList, read_teachers
 
 
@@ -32,6 +33,8 @@ def teachers_of_run(settings: Any, given: Any = None) -> TeacherList | None:
         if model is None:
             raise ParamsError(f"teacher_model is missing; {SETTING} needs a teacher to read the prompts.")
         listed = read_mixture(settings.teacher_prompt_mixture, model=model, revision=settings.teacher_revision)
+    for entry in () if listed is None else listed.teachers:
+        check_system(entry.template, settings.teacher_system, setting="teacher_system")
     if settings.retain_data is None:
         return listed
     if listed is None:

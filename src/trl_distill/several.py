@@ -71,14 +71,15 @@ def recipe_of(
     if not isinstance(teacher, SeveralTeachers):
         return recipes.recipe_of(args, teacher, **sides)
     listed = teacher.listed
-    alike = all(entry.template.is_identity for entry in listed.of_data)
+    alike = all(entry.template.is_identity for entry in listed.of_data) and args.teacher_system is None
     made = []
     for entry, one in zip(listed.teachers, teacher.teachers, strict=True):
         recipe = recipes.recipe_of(_alone(args, entry), one, **sides)
-        reading = replace(recipe.teacher, template=entry.template)  # messages name its place in the list
+        # messages name its place in the list
+        reading = replace(recipe.teacher, template=replace(entry.template, system=recipe.teacher.template.system))
         if entry.retained is not None:  # its prompts are the same for both
-            mine = replace(recipe.student, template=entry.template)
-            made.append(replace(recipe, teacher=reading, student=mine, prompt_dropout=0.0))
+            mine, theirs = (replace(side, template=entry.template) for side in (recipe.student, recipe.teacher))
+            made.append(replace(recipe, teacher=theirs, student=mine, prompt_dropout=0.0))
             continue
         plain = recipe.plain_text and (alike or not listed.mixed)
         made.append(replace(recipe, teacher=reading, plain_text=plain, in_one_piece=WHOLE))

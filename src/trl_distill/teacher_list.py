@@ -330,15 +330,10 @@ def _shown(value: Any) -> str:
 def plain_template(template: Template) -> str | list[dict[str, str]]:
     """Return a parsed template as one writes it: text, or a list of chat messages."""
     messages = [{"role": role, "content": _source(text)} for role, text in template.messages]
-    return messages if template.is_chat else _escaped(messages[0]["content"])
+    return messages if template.is_chat else messages[0]["content"]
 
 
 def _source(text: Any) -> str:
     """Return a parsed text as one writes it."""
     pieces = (p.replace("{", "{{").replace("}", "}}") if i % 2 == 0 else f"{{{p}}}" for i, p in enumerate(text.pieces))
     return "".join(pieces)
-
-
-def _escaped(text: str) -> str:
-    """Return a text with its backslashes doubled, since those of a text template stand for something."""
-    return text.replace("\\", "\\\\")

@@ -35,7 +35,9 @@ def check_tokenized(dataset: Dataset, templates: Sequence[Template], *, needs: s
     Raises:
         DataError: Naming what needs it.
     """
-    other = next((f"{t.name} is not {{input}}" for t in templates if not t.is_identity), needs)
+    unlike = (f"{t.name} is not {{input}}" for t in templates if not t.is_identity and t.system.text is None)
+    changed = ("a system message is given or dropped" for t in templates if not t.system.keep)
+    other = next(changed, None) or next(unlike, needs)
     own = next((f"there is a column {name!r}" for name in OWN if name in dataset.column_names), other)
     if own is not None:
         raise DataError(

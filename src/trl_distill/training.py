@@ -13,9 +13,9 @@ from .hub import check_token
 from .params import LLMTrainingParams, check_params
 from .project import Project
 from .prompt_mixture import plain_mixture
-from .prompts import parse_template
 from .registry import get_trainer
 from .steps import Run, RunResult
+from .system_message import templates_of
 from .teacher_list import read_teachers
 
 
@@ -79,10 +79,7 @@ def _checked(params: LLMTrainingParams, *, trains: bool = True) -> Run:
     """Check what needs no library and load the data."""
     check_params(params)
     check_token(params)
-    templates = [
-        parse_template(getattr(params, f"{side}_prompt_template"), name=f"{side}_prompt_template")
-        for side in ("student", "teacher")
-    ]
+    templates = list(templates_of(params))
     if params.teacher_config is not None:  # read once: the file may change while a run goes on
         params = copy.copy(params)
         params.teacher_config = read_teachers(params.teacher_config)  # type: ignore[assignment]

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from .alignment import fit, rendered, rendered_prompt, turn_end
 from .conversation import Message, Prompt, prompt_of
 from .errors import DataError
-from .prompts import Template
+from .prompts import SYSTEM_ROLES, Template
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -62,6 +62,7 @@ def conversation_of(template: Template, row: Mapping[str, Any], own: Prompt | No
     rest = [
         {**m, "content": again.render({**values, "input": m["content"]})} if m["role"] == "user" and again else m
         for m in messages[first:]
+        if template.system.keep or m["role"] not in SYSTEM_ROLES
     ]
     return [*prompt, *rest], len(prompt)
 

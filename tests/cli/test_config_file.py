@@ -36,7 +36,8 @@ def test_a_flag_typed_with_its_default_overrides_the_file(written):
 def test_what_a_run_writes_is_taken_back(tmp_path):
     params = LLMTrainingParams(
         model="gpt2", teacher_model="gpt2-large", project_name=str(tmp_path / "a"), lr=1e-3, peft=True,
-        teacher_prompt_template="Über {input}\n", quantization="int4", target_modules="q_proj,v_proj",
+        teacher_prompt_template="Über \\theta {input}\n", teacher_system="Be\t\\n{b}\n",
+        quantization="int4", target_modules="q_proj,v_proj",
     )  # fmt: skip
     path = Project(params.project_name).begin(params)
     assert params_from_command(["--config", str(path)]) == params

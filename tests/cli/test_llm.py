@@ -33,7 +33,7 @@ GUIDE = [
             "model": "gpt2",
             "trainer": "distillation",
             "teacher_model": "gpt2-large",
-            "teacher_prompt_template": r"You are an expert. Think step-by-step.\n\nQuestion: {input}\n\nAnswer:",
+            "teacher_prompt_template": "You are an expert. Think step-by-step.\n\nQuestion: {input}\n\nAnswer:",
             "student_prompt_template": "{input}",
             "data_path": "./queries.json",
             "text_column": "text",
@@ -83,9 +83,9 @@ GUIDE = [
             "trainer": "distillation",
             "teacher_model": "meta-llama/Llama-2-70b-hf",
             "teacher_prompt_template": (
-                r"### System: You are a helpful, respectful assistant.\n### Human: {input}\n### Assistant:"
+                "### System: You are a helpful, respectful assistant.\n### Human: {input}\n### Assistant:"
             ),
-            "student_prompt_template": r"Q: {input}\nA:",
+            "student_prompt_template": "Q: {input}\nA:",
             "peft": True,
             "lora_r": 32,
             "quantization": "int4",
@@ -107,6 +107,26 @@ def test_the_guides_commands(command, expected):
     params = params_from_command(typed(command))
     params.validate()
     assert params == LLMTrainingParams(**expected)
+
+
+@pytest.mark.parametrize(
+    "flag",
+    ["--teacher-prompt-template", "--student-prompt-template", "--teacher-system", "--student-system"],
+)
+def test_escapes_are_read_in_a_typed_text_alone(flag, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / r"a\new.txt").write_text("{input}")
+    name = flag[2:].replace("-", "_")
+
+    def read(value):
+        return getattr(params_from_command([flag, value]), name)
+
+    assert read(r"A:\n{input}\t\\theta \d") == "A:\n{input}\t\\theta \\d"
+    for kept in (r"@a\new.txt", r"a\new.txt", r'[{"role": "user", "content": "a\n{input}"}]'):
+        assert read(kept) == kept
+    (tmp_path / "run.yaml").write_text(rf"{name}: 'a\theta\n{{input}}'")
+    assert getattr(params_from_command(["--config", "run.yaml"]), name) == r"a\theta\n{input}"
+    assert getattr(LLMTrainingParams(**{name: r"a\theta\n{input}"}), name) == r"a\theta\n{input}"
 
 
 def test_the_commands_of_the_help_are_taken():

@@ -15,7 +15,7 @@ from ..option import check_value
 from ..params import ALIASES, FIELDS, LLMTrainingParams
 from .config_file import read_config, refuse_live
 from .failures import told_in_a_sentence, without_secrets
-from .options import GroupedCommand, Setting, dashed, options_of
+from .options import GroupedCommand, Setting, dashed, options_of, unescaped
 from .quiet import quiet
 
 HELP = """Train a language model to answer without the prompt that its teacher reads.
@@ -110,7 +110,8 @@ def params_of(ctx: click.Context) -> LLMTrainingParams:
     for param in ctx.command.params:
         name = str(param.name)
         if name in FIELDS and ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE:
-            typed[name] = check_value(typed_flag(ctx, param), ctx.params[name], FIELDS[name])
+            value = unescaped(ctx.params[name]) if FIELDS[name].metadata["help"].escapes else ctx.params[name]
+            typed[name] = check_value(typed_flag(ctx, param), value, FIELDS[name])
     path = ctx.params["config"]
     values = {**read_config(path), **typed} if path else typed
     if path:

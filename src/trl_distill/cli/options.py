@@ -1,10 +1,12 @@
 """Flags made of the fields of a dataclass, and help that shows them under headings.
 
-A value stays the text that was typed: converting and checking it is the field's own business.
+A value stays the text that was typed: converting and checking it is the field's own business. Only a backslash with n
+or t becomes what it stands for, in the fields that say so.
 """
 
 from __future__ import annotations
 
+import re
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import Field
@@ -12,8 +14,11 @@ from typing import Any
 
 import click
 
+from ..prompts import is_file_name, messages_in
+
 # width of a help line's first column; a longer flag has its description on the next line
 FIRST_COLUMN = 33
+_ESCAPE = re.compile(r"\\(\\|n|t)")
 
 
 class Setting(click.Option):
@@ -82,6 +87,16 @@ def flag_of(name: str) -> str:
 def dashed(token: str) -> str:
     """Take underscores in a flag for dashes, as AutoTrain and TRL write them."""
     return token.replace("_", "-")
+
+
+def unescaped(text: str) -> str:
+    r"""Return a text with `\n` and `\t` as newline and tab, and two backslashes as one, as typed in a shell.
+
+    The name of a file is left as it is, and so are chat messages as JSON, which has escapes of its own.
+    """
+    if text.startswith("@") or messages_in(text) is not None or is_file_name(text):
+        return text
+    return _ESCAPE.sub(lambda match: {"n": "\n", "t": "\t"}.get(match[1], "\\"), text)
 
 
 def _option(spec: Field[Any], others: Sequence[str]) -> Setting:

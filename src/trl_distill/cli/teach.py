@@ -28,7 +28,7 @@ BASIC = frozenset(
     (
         *("model", "trainer", "use_distillation", "teacher_model", "data_path", "seed", "trust_remote_code"),
         *("teacher_prompt_template", "student_prompt_template", "distill_max_teacher_length", "completions"),
-        *("distill_temperature",),
+        *("teacher_system", "student_system", "distill_temperature"),
     )
 )
 OWN = [

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from ..targets import Targets
 
 # what a run must agree with a store on, in the order in which the first difference is named
-COMPARED = ("kind", "teacher", "tokenizer", "teacher_prompt_template", "generation")
+COMPARED = ("kind", "teacher", "tokenizer", "teacher_prompt_template", "teacher_system", "generation")
 
 
 class StoredTeacher:

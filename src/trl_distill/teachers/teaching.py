@@ -28,7 +28,10 @@ from .store import CompletionStore
 from .stored import check_same, tokenizer_hash
 
 ROWS = 256  # sequences of a shard
-FIXED = ("kind", "teacher", "tokenizer", "teacher_prompt_template", "generation", "k", "temperatures", "sequences")
+FIXED = (
+    *("kind", "teacher", "tokenizer", "teacher_prompt_template", "teacher_system", "generation"),
+    *("k", "temperatures", "sequences"),
+)
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,7 @@ class TargetSettings:
         generation: How completions were written, for the same.
         batch_size: Sequences scored at a time: what a kill costs.
         kind: "topk", "sample" or "hidden", see `kinds`.
+        teacher_system: The teacher's system message, to tell a store from another; "" is the rows' own.
     """
 
     k: int
@@ -50,6 +54,7 @@ class TargetSettings:
     generation: Mapping[str, Any]
     batch_size: int = 16
     kind: str = "topk"
+    teacher_system: str = ""
 
 
 def write_targets(
@@ -129,6 +134,7 @@ def _header(
         "stop_ids": teacher.stop_ids,
         "tokenizer": tokenizer_hash(teacher.tokenizer),
         "teacher_prompt_template": settings.teacher_prompt_template,
+        "teacher_system": settings.teacher_system,
         "generation": dict(settings.generation),
         "sequences": {"count": len(keys), "sha256": hashlib.sha256(b"".join(keys)).hexdigest()},
     }
