@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 # text that tells apart tokenizers with equal vocabularies but other merges or normalisation
 PROBE = "The quick brown fox, 1234 + 5 = 1239!\n\tdéjà vu — naïve 東京 def f(x): return x  # ok"
 
+REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")  # what chat templates call a message's reasoning
 OTHERWISE = "add --cross-tokenizer, or learn from its completions alone with --distill-alpha 0"  # for other tokenizers
 
 
@@ -125,6 +126,39 @@ def tokenize_completion(
     if finished and end is not None and (not ids or ids[-1] != end):
         ids.append(end)
     return ids
+
+
+def with_reasoning(text: str, reasoning: str, tokenizer: PreTrainedTokenizerBase | None = None) -> str:
+    """Return a completion with the reasoning before it: as the chat template writes both, else in a think block.
+
+    Args:
+        text: The completion.
+        reasoning: What was thought before it.
+        tokenizer: The student's, if the completion is an assistant's turn; None for text.
+    """
+    if tokenizer is None or tokenizer.chat_template is None:
+        return f"<think>\n{reasoning}\n</think>\n\n{text}"
+    asked = [{"role": "user", "content": "a"}]
+    opened = rendered(tokenizer, asked, opening=True)
+    for key in REASONING_KEYS:
+        turn = {"role": "assistant", "content": text, key: reasoning}
+        try:
+            said = rendered(tokenizer, [*asked, turn])
+        except TemplateError:
+            continue
+        written = said.removeprefix(opened)
+        if written != said and reasoning.strip() in written and text.strip() in written:
+            return written[: written.rindex(text.strip()) + len(text.strip())]
+    block = "" if opened.rstrip().endswith("<think>") else "<think>\n"  # the prompt may have opened it
+    return f"{block}{reasoning}\n</think>\n\n{text}"
+
+
+def tokenize_written(
+    tokenizer: PreTrainedTokenizerBase, text: str, reasoning: str = "", *, chat: bool = False, finished: bool = True
+) -> list[int]:
+    """Return the ids of a completion that a teacher wrote as text, its reasoning before it if that is learned too."""
+    whole = with_reasoning(text, reasoning, tokenizer if chat else None) if reasoning else text
+    return tokenize_completion(tokenizer, whole, chat=chat, finished=finished)
 
 
 def turn_end(tokenizer: PreTrainedTokenizerBase) -> int | None:

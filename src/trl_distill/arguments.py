@@ -21,6 +21,7 @@ LOSS_IMPLEMENTATIONS = ("fused", "plain")
 STORE_KINDS = ("topk", "sample", "hidden")
 ENDPOINTS = ("chat", "completions")
 LOGPROBS = ("auto", "prompt", "top", "none")
+REASONINGS = ("drop", "keep")
 SCHEDULES = ("linear", "cosine")
 VLLM = "vLLM"
 VLLM_MODES = ("colocate", "server")
@@ -250,6 +251,12 @@ class DistillationArguments:
         "Log-probabilities of a server to learn from where alpha is above 0: of given completions ('prompt'), of what "
         "it writes ('top'), 'none', or what it is found to give.",
         choices=LOGPROBS,
+        group="Teacher",
+    )
+    teacher_reasoning: str = option(
+        "drop",
+        "What a server's model thought before it answered: 'drop' it, or 'keep' it as a part of the completion.",
+        choices=REASONINGS,
         group="Teacher",
     )
     allow_text_only_teacher: bool = option(

@@ -34,7 +34,12 @@ FEATURES = Features(
     {
         **{"row": Value("int64"), "source": Value("string"), "finished": Value("bool"), "kept": Value("int64")},
         **{"student_prompt": IDS, "teacher_prompt": IDS, "completion": IDS},
-        **{"prompt_cut": Value("int64"), "completion_cut": Value("int64"), "dropped": Value("bool")},
+        **{
+            "prompt_cut": Value("int64"),
+            "completion_cut": Value("int64"),
+            "dropped": Value("bool"),
+            "unusable": Value("string"),
+        },
         **{"teachers": IDS, "teacher_prompts": List(IDS)},
     }
 )

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from datasets import Features, List, Value
 
 from . import turns
-from .alignment import check_ids, fit, tokenize_completion, tokenize_prompt
+from .alignment import check_ids, fit, tokenize_completion, tokenize_prompt, tokenize_written
 from .conversation import check_prompts, options_of, own_prompt, render
 from .crossing import COLUMNS as CROSSING_COLUMNS
 from .data import RowReport, read_rows
@@ -27,6 +27,7 @@ from .prompt_tokens import PromptTokens
 from .prompts import Template
 from .rows import NoUsableRows
 from .split import Split
+from .teachers.answers import EMPTY
 from .teachers.base import Completion
 from .teachers.written import was_cut
 from .tokenized import check_tokenized, is_tokenized, read_tokenized
@@ -42,7 +43,7 @@ COLUMNS = ("row", "student_prompt", "teacher_prompt", "completion")
 IDS = List(Value("int64"))
 TOKENS = Features(  # of a row once it is tokenized; a column that is empty in the first rows has a type all the same
     {
-        **{"row": Value("int64"), "source": Value("string"), "finished": Value("bool")},
+        **{"row": Value("int64"), "source": Value("string"), "finished": Value("bool"), "unusable": Value("string")},
         **{"read": Value("string"), "chat": Value("bool"), "dropped": Value("bool")},
         **dict.fromkeys(("student_prompt", "teacher_prompt", "completion", *turns.COLUMNS), IDS),
     }
@@ -254,13 +255,14 @@ def conclude(
     """
     usable = fitted.filter(lambda row: row["kept"] > 0, desc=f"Checking {name}", load_from_cache_file=False)
     learnt = set(usable["row"])
-    empty = tuple((f"row {n}", "no completion token") for n in dict.fromkeys(fitted["row"]) if n not in learnt)
+    reasons = dict(zip(fitted["row"], fitted["unusable"], strict=True))
+    empty = tuple((f"row {n}", why or "no completion token") for n, why in reasons.items() if n not in learnt)
     report = replace(report, used=report.used - len(empty), set_aside=(*report.set_aside, *empty))
     if len(usable) == 0:
-        raise NoUsableRows(
-            f"{name}: no row has a completion token to learn; add completions, or let the teacher write "
-            "them with --completions teacher."
-        )
+        todo = "add completions, or let the teacher write them with --completions teacher."
+        if any(reasons.values()):
+            todo = f"{report.summary()}; change the teacher's prompt, or choose another teacher."
+        raise NoUsableRows(f"{name}: no row has a completion token to learn; {todo}")
     first = next(row for row in rows if row["row"] == usable[0]["row"])
     example = {**json.loads(first["values"]), "input": first["input"]}
     coverage = None if recipe.take is None else recipe.take(usable, required)
@@ -303,7 +305,7 @@ def tokenize_row(row: dict[str, Any], recipe: Recipe, *, name: str) -> dict[str,
     """Return both prompts' ids, and the completion's where there is one, in the columns of `TOKENS`."""
     source, where = source_of(row, recipe), f"{name}, row {row['row']}"
     out: dict[str, Any] = {"row": row["row"], "source": source, "completion": [], "finished": True}
-    out["dropped"] = False
+    out |= {"dropped": False, "unusable": ""}
     out |= {"read": "", "chat": False}  # what a teacher without token ids reads, and whether it answers a chat
     out |= {column: [] for column in turns.COLUMNS}
     if row.get("ids") is not None:
@@ -421,7 +423,11 @@ def _write_missing(tokens: Dataset, recipe: Recipe) -> Dataset:
         if recipe.crossing is not None:
             return {**row, **recipe.crossing.taken(ids, finished=finished, chat=row["chat"]), "finished": finished}
         if text is not None:
-            ids = tokenize_completion(recipe.student.tokenizer, text, chat=row["chat"], finished=finished)
+            unusable = written[i].unusable or ("" if text.strip() else EMPTY)
+            if unusable:
+                return {**row, "completion": [], "unusable": unusable}
+            thought = written[i].reasoning
+            ids = tokenize_written(recipe.student.tokenizer, text, thought, chat=row["chat"], finished=finished)
         return {**row, "completion": ids, "finished": finished}
 
     return mapped(tokens, put, "Taking completions", with_indices=True)

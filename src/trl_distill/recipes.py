@@ -129,6 +129,7 @@ def teacher_of(
             args.teacher_price_input,
             args.teacher_price_output,
             args.teacher_top_k,
+            args.teacher_reasoning,
         ),
     )
     teacher = _in_text(args, teacher, tokenizer=tokenizer, student=student)

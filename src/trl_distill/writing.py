@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from .alignment import with_reasoning
 from .conversation import own_prompt, render
 from .data import read_rows
 from .errors import DataError, TeacherError
@@ -16,6 +17,7 @@ from .prompts import Template, parse_template
 from .sources import EMBEDDED, load_tokenizer, resolve
 from .steps import TOKENIZER
 from .teachers import (
+    Completion,
     CompletionStore,
     GenerationSettings,
     LocalTextTeacher,
@@ -119,9 +121,16 @@ def generate_with_teacher(
     )
     name = model if isinstance(model, str) else teacher.name
     return [
-        {**_query(row), "completion": completion.text, "teacher": name, "finished": completion.finished}
+        {**_query(row), "completion": _text(completion), "teacher": name, "finished": completion.finished}
         for row, completion in zip(read, written, strict=True)
     ]
+
+
+def _text(completion: Completion) -> str:
+    """Return what a run is to learn of a completion: nothing of one that cannot be learned."""
+    if completion.unusable or not completion.text:
+        return ""
+    return with_reasoning(completion.text, completion.reasoning) if completion.reasoning else completion.text
 
 
 def _own(row: dict[str, Any], template: Template) -> Any:

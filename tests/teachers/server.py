@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -45,14 +46,22 @@ class Served:
     def fail(self, *faults: dict | None) -> None:
         """Have the next requests fail, one for each, and forget the requests so far."""
         (self.folder / "faults.json").write_text(json.dumps(faults))
-        (self.folder / "gives.json").write_text(json.dumps({"prompt": False, "top": False, "most": 20}))
+        self.give()
         for name in ("requests.jsonl", "answered.jsonl"):
             (self.folder / name).write_text("")
 
-    def give(self, *kinds: str, most: int = 20) -> None:
-        """Have it tell log-probabilities of these kinds, at most so many, and refuse more."""
+    def give(self, *kinds: str, most: int = 20, reasoning: str = "", lacks: dict | None = None) -> None:
+        """Say what it can do.
+
+        Args:
+            kinds: Of log-probabilities that it tells.
+            most: Of them at most; it refuses more.
+            reasoning: What it thinks before every completion, logged as vLLM logs it.
+            lacks: Parameters that it does not take, each with the body of the 400 that says so.
+        """
         gives = {kind: kind in kinds for kind in ("prompt", "top")}
-        (self.folder / "gives.json").write_text(json.dumps({**gives, "most": most}))
+        more = {"most": most, "reasoning": reasoning, "lacks": lacks or {}}
+        (self.folder / "gives.json").write_text(json.dumps({**gives, **more}))
 
     def requests(self) -> list[dict]:
         """Return the requests since `fail`."""
@@ -114,7 +123,7 @@ class Handler(BaseHTTPRequestHandler):
             type(self).under_way -= 1
             refused = self.refusal(request)
             if fault["kind"] in (None, "slow") and refused is not None:
-                self.send(400, json.dumps({"error": {"message": refused}}))
+                self.send(400, json.dumps(refused))
             elif fault["kind"] in (None, "slow", "change"):
                 answer = self.answer(request)
                 if fault["kind"] != "change":  # before it is sent: who has the answer may look here at once
@@ -133,18 +142,26 @@ class Handler(BaseHTTPRequestHandler):
         path.write_text(json.dumps(faults[1:]))
         return faults[0]
 
+    @property
+    def can(self) -> dict:
+        """What `Served.give` said."""
+        path = self.folder / "gives.json"
+        return json.loads(path.read_text()) if path.exists() else {}
+
     def gives(self, kind: str) -> int:
         """Return how many log-probabilities of a kind are given; 0 is none."""
-        path = self.folder / "gives.json"
-        gives = json.loads(path.read_text()) if path.exists() else {}
-        return gives["most"] if gives.get(kind) else 0
+        return self.can["most"] if self.can.get(kind) else 0
 
-    def refusal(self, request: dict) -> str | None:
-        """Return what is said to a request for more log-probabilities than are given."""
+    def refusal(self, request: dict) -> dict | list | None:
+        """Return what is said to a parameter that is not taken, or to a request for too many log-probabilities."""
+        for name, said in self.can.get("lacks", {}).items():
+            if name in request:
+                return said
         for kind, name in (("prompt", "prompt_logprobs"), ("top", "top_logprobs"), ("top", "logprobs")):
             asked, most = request.get(name) or 0, self.gives(kind)
             if asked is not True and most and asked > most:
-                return f"Requested {name} of {asked}, which is greater than max allowed: {most}"
+                said = f"Requested {name} of {asked}, which is greater than max allowed: {most}"
+                return {"error": {"message": said}}
         return None
 
     def answer(self, request: dict) -> dict:
@@ -153,13 +170,19 @@ class Handler(BaseHTTPRequestHandler):
         limit = request.get("max_tokens") or request.get("max_completion_tokens")
         prompt = self.served.ids(request["messages"] if chat else request["prompt"])
         text, finished, written = self.served.write(prompt, limit)
-        piece = {"message": {"role": "assistant", "content": text}} if chat else {"text": text}
+        thought = self.can.get("reasoning", "") if chat else ""
+        message = {"role": "assistant", "content": text, **({"reasoning_content": thought} if thought else {})}
+        piece = {"message": message} if chat else {"text": text}
         choice = {"index": 0, "finish_reason": "stop" if finished else "length", **piece}
         if self.gives("prompt") and request.get("prompt_logprobs"):
             choice["prompt_logprobs"] = self.served.prompt_logprobs(prompt, request["prompt_logprobs"])
         if self.gives("top") and request.get("logprobs"):
             k = request["top_logprobs"] if chat else request["logprobs"]
             choice["logprobs"] = self.served.top_logprobs(prompt, written, k, chat=chat)
+            if thought:
+                pieces = ["<think>", *re.findall(r"\s?\S+", f"{thought} </think>"), "\n\n"]
+                logged = [{"token": piece, "logprob": -0.1, "bytes": list(piece.encode())} for piece in pieces]
+                choice["logprobs"]["content"][:0] = [{**one, "top_logprobs": [one]} for one in logged]
         usage = {"prompt_tokens": len(prompt), "completion_tokens": len(written)}
         kind = "chat.completion" if chat else "text_completion"
         return {"id": "1", "object": kind, "created": 0, "model": request["model"], "choices": [choice], "usage": usage}
@@ -179,7 +202,7 @@ class Handler(BaseHTTPRequestHandler):
             self.send(200, json.dumps(fault["body"]))
         else:
             said = fault.get("said", "told to fail").replace("KEY", self.headers["Authorization"].split()[-1])
-            body = {"error": {"message": said, "code": fault.get("code")}}
+            body = fault.get("answer") or {"error": {"message": said, "code": fault.get("code")}}
             self.send(int(kind), json.dumps(body), headers=fault.get("headers", {}))
 
     def send(self, status: int, body: str, *, length: int | None = None, headers: dict | None = None) -> None:

@@ -263,4 +263,4 @@ def test_openai_is_where_its_environment_variable_says(ask, server, monkeypatch)
 def test_a_message_without_text_is_an_empty_completion(ask, server):
     message = {"role": "assistant", "content": None, "refusal": "no"}
     server.fail({"kind": "body", "body": {"choices": [{"message": message, "finish_reason": "stop"}]}})
-    assert [(c.text, c.finished) for c in ask(PROMPTS[:1])] == [("", False)]
+    assert [(c.text, c.unusable) for c in ask(PROMPTS[:1])] == [("", "the teacher refused to answer")]

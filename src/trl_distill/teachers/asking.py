@@ -36,6 +36,7 @@ class RemoteSettings:
         price_input: Money for a million tokens of prompts.
         price_output: Money for a million tokens of completions.
         top_k: Log-probabilities of a token to ask for, where they are.
+        reasoning: "drop" what a model thought before it answered, or "keep" it as a part of the completion.
     """
 
     endpoint: str = "chat"
@@ -47,6 +48,7 @@ class RemoteSettings:
     price_input: float | None = None
     price_output: float | None = None
     top_k: int = 64
+    reasoning: str = "drop"
 
     def cost(self, prompt_tokens: int, completion_tokens: int) -> float | None:
         """Return what tokens of prompts and completions cost; None without both prices."""
@@ -65,6 +67,9 @@ class Answer:
         prompt_tokens: Of the prompt, as the server counts them.
         completion_tokens: Of the completion, likewise.
         said: The log-probabilities that were asked for.
+        reasoning: What the model thought before it; empty if it did not, or the server does not tell.
+        unusable: Why nothing can be learned from it; empty if something can.
+        billed: Whether it has tokens that a server bills; a prompt that it refuses has none.
     """
 
     text: str
@@ -72,6 +77,9 @@ class Answer:
     prompt_tokens: int
     completion_tokens: int
     said: Any = None
+    reasoning: str = ""
+    unusable: str = ""
+    billed: bool = True
 
 
 @dataclass
@@ -252,7 +260,8 @@ class Asking:
 
     def _check_counted(self, answer: Answer) -> None:
         """End where a budget in money cannot be kept: the server does not say how many tokens an answer has."""
-        if self.settings.max_cost is not None and answer.prompt_tokens + answer.completion_tokens == 0:
+        counted = answer.prompt_tokens + answer.completion_tokens > 0 or not answer.billed
+        if self.settings.max_cost is not None and not counted:
             raise TeacherError(
                 "the server does not count the tokens of its answers, so --teacher-max-cost cannot be kept; give "
                 "--teacher-max-requests instead."

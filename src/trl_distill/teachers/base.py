@@ -22,11 +22,15 @@ class Completion:
         ids: Token ids, the stop token included where there was one.
         finished: Whether it ended in a stop token; if not it was cut at the length limit and is taught no end.
         text: What a teacher wrote that has no token ids of its own; `ids` is then empty.
+        reasoning: What it thought before, if that is to be learned too; empty if not.
+        unusable: Why nothing can be learned from it, with what to do; empty if something can.
     """
 
     ids: tuple[int, ...]
     finished: bool
     text: str | None = None
+    reasoning: str = ""
+    unusable: str = ""
 
 
 @dataclass(frozen=True)

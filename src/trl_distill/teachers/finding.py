@@ -59,7 +59,7 @@ def find_prompt(once: Once, tokenizer: PreTrainedTokenizerBase, k: int) -> Found
             request = for_prompt(ids, many)
             entry = once(request, lambda choice, many=many: read_prompt(choice, ids, 0, many)).said  # type: ignore[misc]
         except Refused as error:
-            if error.status not in (*UNKNOWN, 404):  # a server may have chats alone
+            if error.status != 404 and not _lacks_it(error):  # a server may have chats alone
                 raise
             said = f"asked for prompt_logprobs it said {error.said!r}"
             continue
@@ -88,12 +88,17 @@ def find_top(once: Once, request: Mapping[str, Any], endpoint: str, k: int) -> F
             asked = {**request, **for_top(endpoint, many)}
             entry = once(asked, lambda choice: read_top(choice, chat=endpoint == "chat")).said
         except Refused as error:
-            if error.status not in UNKNOWN:
+            if not _lacks_it(error):
                 raise
             said = f"asked for top_logprobs it said {error.said!r}"
             continue
         return "asked for top_logprobs it gave none" if entry is None else Found(TOP, many)
     return said
+
+
+def _lacks_it(error: Refused) -> bool:
+    """Whether a server does not do what it was asked; OpenAI refuses some models' log-probabilities like a key."""
+    return error.status in UNKNOWN or (error.status == 403 and "logprobs" in error.said)
 
 
 def differs(texts: Mapping[int, str], tokenizer: PreTrainedTokenizerBase) -> str | None:

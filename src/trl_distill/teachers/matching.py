@@ -7,11 +7,12 @@ teacher's alternatives are the student's tokens of the same bytes; one that the 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from .scored import ScoredRow, merged, pack
 
 Span = tuple[int, int]
+OPENING, CLOSING = 8, 2  # tokens at most before reasoning ("<think>", a newline) and behind a text (its end, a newline)
 
 
 class Matcher:
@@ -27,32 +28,38 @@ class Matcher:
         # sentencepiece has a byte and its character apart: the character comes later and is what it writes
         self.ids = {piece: i for i, piece in enumerate(table[:vocabulary]) if piece}
 
-    def match(self, entry: dict[str, Any], completion: Sequence[int]) -> ScoredRow:
+    def match(self, entry: dict[str, Any], completion: Sequence[int], reasoning: str = "") -> ScoredRow:
         """Return what is known of a completion's tokens.
 
         Args:
             entry: `text`, `finished`, and what `logprobs.read_top` read.
-            completion: The text's ids under the student's tokenizer, with the token that ends it; it may be cut.
+            completion: The text's ids under the student's tokenizer, with what stands around it: reasoning before it,
+                the token that ends it.
+            reasoning: What the completion holds of the teacher's reasoning.
         """
         text = entry["text"].encode()
         tokens = [None if token is None else token.encode("latin-1") for token in entry["tokens"]]
-        theirs = spans(tokens, text)
-        mine = spans([self._piece(i) for i in completion], text)
-        at = {span: place for place, span in enumerate(theirs)}
+        pieces = [self._piece(i) for i in completion]
+        theirs, mine = at_end(tokens, text), at_end(pieces, text)
         ids: list[list[int]] = [[] for _ in completion]
         log_probs: list[list[float]] = [[] for _ in completion]
 
-        def put(place: int, pairs: list[tuple[int, float]]) -> None:
+        def put(place: int, at: int) -> None:
+            same = {tokens[at]: completion[place]}  # both are this, whatever either calls it
+            pairs = self._alternatives(entry["alternatives"][at], same)
             ids[place], log_probs[place] = [i for i, _ in pairs], [p for _, p in pairs]
 
-        for place, span in enumerate(mine):
-            if span in at:
-                same = {tokens[at[span]]: completion[place]}
-                put(place, self._alternatives(entry["alternatives"][at[span]], same))
-        ended = bool(mine) and mine[-1][1] == len(text) and len(completion) == len(mine) + 1
-        if ended and self._ends(entry, theirs, tokens, text):
-            same = {tokens[-1]: completion[-1]}  # both end here, whatever either calls it
-            put(len(mine), self._alternatives(entry["alternatives"][-1], same))
+        both = [(theirs, mine)]
+        if reasoning:  # first: where it repeats the text, the text counts
+            both.insert(0, (at_start(tokens, reasoning.encode()), at_start(pieces, reasoning.encode())))
+        for one, other in both:
+            at = {span: one.first + n for n, span in enumerate(one.spans)}
+            for n, span in enumerate(other.spans):
+                if span in at:
+                    put(other.first + n, at[span])
+        ends = bool(entry["finished"]) and theirs.end == mine.end == len(text) > 0
+        if ends and theirs.after == len(tokens) - 1 and mine.after < len(completion):
+            put(mine.after, theirs.after)
         return pack(ids, log_probs, vocabulary=self.vocabulary)
 
     def _piece(self, index: int) -> bytes | None:
@@ -71,11 +78,54 @@ class Matcher:
                 pairs.append((token, log_prob))
         return merged(pairs)
 
-    @staticmethod
-    def _ends(entry: dict[str, Any], theirs: list[Span], tokens: list[bytes | None], text: bytes) -> bool:
-        """Whether the server tells of the token that ended the text: one more than those that the text is made of."""
-        whole = bool(theirs) and theirs[-1][1] == len(text)
-        return bool(entry["finished"]) and whole and len(tokens) == len(theirs) + 1
+
+class Found(NamedTuple):
+    """Tokens that make up a text.
+
+    Attributes:
+        first: The first of them.
+        spans: Begin and end of each in the text.
+    """
+
+    first: int
+    spans: list[Span]
+
+    @property
+    def end(self) -> int:
+        """How much of the text they cover from its beginning."""
+        return self.spans[-1][1] if self.spans else 0
+
+    @property
+    def after(self) -> int:
+        """The first token behind them."""
+        return self.first + len(self.spans)
+
+
+def at_end(pieces: Sequence[bytes | None], text: bytes) -> Found:
+    """Return the tokens that make up a text: from the first on, or if others come before it, the last that do.
+
+    Servers log the tokens of the reasoning before those of the completion, and the student may learn both.
+
+    Args:
+        pieces: The tokens' bytes.
+        text: The text.
+    """
+    found = Found(0, spans(pieces, text))
+    if found.end < len(text):
+        for first in range(len(pieces) - 1, 0, -1):
+            later = Found(first, spans(pieces[first:], text))
+            if later.end == len(text) and len(pieces) - later.after <= CLOSING:
+                return later
+    return found
+
+
+def at_start(pieces: Sequence[bytes | None], text: bytes) -> Found:
+    """Return the tokens that make up a text near the beginning, where a few may open it."""
+    for first in range(min(OPENING, len(pieces))):
+        found = Found(first, spans(pieces[first:], text))
+        if found.end == len(text):
+            return found
+    return Found(0, [])
 
 
 def spans(pieces: Sequence[bytes | None], text: bytes) -> list[Span]:

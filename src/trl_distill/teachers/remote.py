@@ -6,7 +6,9 @@ the server gives log-probabilities they are fetched once, before training, and a
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from ..endpoints import Endpoint, takes_temperature
@@ -18,7 +20,7 @@ from .generate import identity_of, keys_of, saying_what_is_kept
 from .lines import LineStore
 from .logprobs import PROMPT
 from .scored import Coverage
-from .server import Server, kept
+from .server import Server, kept, written
 from .server_targets import ServerTargets
 from .store import CompletionStore
 from .text_only import TextOnly
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
 
     from ..targets import Targets
 
+logger = logging.getLogger(__name__)
 SEEDS = 2**31  # what servers take
 
 
@@ -52,6 +55,7 @@ class RemoteTeacher(TextOnly):
         self.settings = RemoteSettings() if settings is None else settings
         self.server = Server(endpoint, self.settings)
         self.url = self.server.url
+        self._said = False
         self.targets = ServerTargets(self.server, tokenizer, lambda: self.vocabulary_rows)
 
     def identity(self) -> dict[str, Any]:
@@ -132,7 +136,23 @@ class RemoteTeacher(TextOnly):
                     there = sum(key in store for key in keys)
                     self.server.end(error, kept(there, len(keys), "completions", store.path), none=not there)
         self.targets.note(prompts, keys)
-        return [store[key] for key in keys]
+        return self._learnable([store[key] for key in keys])
+
+    def _learnable(self, completions: list[Completion]) -> list[Completion]:
+        """Return completions with their reasoning where it is to be learned; say once where it is not."""
+        thought = sum(bool(completion.reasoning) for completion in completions)
+        if self.settings.reasoning == "keep" or not thought:
+            return completions
+        if not self._said:
+            self._said = True
+            logger.warning(
+                "teacher_model %r reasons before it answers (%s of %s completions); its reasoning is not learned. "
+                "Give --teacher-reasoning keep to learn it too.",
+                self.name,
+                f"{thought:,}",
+                f"{len(completions):,}",
+            )
+        return [replace(completion, reasoning="") for completion in completions]
 
     def _write_missing(
         self, missing: Mapping[str, Any], settings: GenerationSettings, store: CompletionStore, *, progress: bool
@@ -140,11 +160,11 @@ class RemoteTeacher(TextOnly):
         """Ask for completions and keep each as it comes."""
 
         def ask(key: str, messages: list[dict[str, Any]]) -> Answer:
-            return self.server.ask(self._request(key, messages, settings) | self.targets.fields(), self.targets.read)
+            return self.server.write(self._request(key, messages, settings) | self.targets.fields(), self.targets.read)
 
         def keep(key: str, answer: Answer) -> None:
             self.targets.keep_written(key, answer)
-            store.add({key: Completion((), answer.finished, answer.text)})
+            store.add({key: written(answer)})
 
         self.server.ask_all(missing, ask, keep, what="Teacher writes completions", progress=progress)
 

@@ -38,6 +38,10 @@ class ScoredRow:
         """[n] bool: the positions of which anything is known."""
         return self.token_ids[:, 0] != NO_TOKEN
 
+    def first(self, tokens: int) -> ScoredRow:
+        """Return what is known of the first tokens: a completion may be cut where the student has no room."""
+        return ScoredRow(self.token_ids[:tokens], self.log_probs[:tokens])
+
 
 class Coverage(NamedTuple):
     """How many of the completion tokens that are learnt have targets."""

@@ -10,8 +10,10 @@ from tqdm.auto import tqdm
 
 from ..endpoints import Endpoint
 from ..errors import DistillError, TeacherError
+from .answers import failure_of, filtered, read_choice
 from .asking import Again, Answer, Asking, BudgetSpent, RemoteSettings, Spent
-from .connection import Connection
+from .base import Completion
+from .connection import Connection, Refused
 
 Read = Callable[[dict[str, Any]], Any]
 
@@ -76,7 +78,43 @@ class Server:
             TeacherError: The server refuses.
         """
         body = self.connection.ask({"model": self.model, **request})
-        return _read(body, chat="messages" in request, read=read)
+        return self._read(body, chat="messages" in request, read=read)
+
+    def write(self, request: Mapping[str, Any], read: Read | None = None) -> Answer:
+        """Ask once for a completion; a prompt that the server filters has none, and the others may.
+
+        Raises:
+            Again, TeacherError: See `ask`.
+        """
+        try:
+            return self.ask(request, read)
+        except Refused as error:
+            if not error.filters:
+                raise
+            return Answer("", True, 0, 0, unusable=filtered(error.filters), billed=False)
+
+    def _read(self, body: str, *, chat: bool, read: Read | None) -> Answer:
+        """Return the answer in a response, and what `read` finds in its choice.
+
+        Raises:
+            Again: It is no JSON, not of the form that it should have, or an error that may pass.
+            Refused: It is an error that will not pass.
+        """
+        try:
+            content = json.loads(body)
+            failure = failure_of(content)
+            if failure is not None:
+                self.connection.fail(failure, None)
+            choice, used = content["choices"][0], content.get("usage") or {}
+            tokens = int(used.get("prompt_tokens") or 0), int(used.get("completion_tokens") or 0)
+            hidden = int((used.get("completion_tokens_details") or {}).get("reasoning_tokens") or 0)
+            said = read_choice(choice, chat=chat, hidden=hidden)
+        except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
+            if isinstance(error, TeacherError):
+                raise
+            raise Again(f"an answer that is no completion ({type(error).__name__})") from None
+        more = None if read is None else read(choice)
+        return Answer(said.text, said.finished, *tokens, more, said.reasoning, said.unusable)
 
     def once(self, request: Mapping[str, Any], read: Read) -> Answer:
         """Ask one question with patience, as any other."""
@@ -110,21 +148,6 @@ def kept(count: int, of: int, what: str, path: Any) -> str:
     return f"{count:,} of {of:,} {what} are kept{'' if path is None else f' in {path}'}"
 
 
-def _read(body: str, *, chat: bool, read: Read | None) -> Answer:
-    """Return the answer in a response, and what `read` finds in its choice.
-
-    Raises:
-        Again: It is no JSON, or not of the form that it should have.
-    """
-    try:
-        content = json.loads(body)
-        choice = content["choices"][0]
-        text = choice["message"]["content"] if chat else choice["text"]
-        used = content.get("usage") or {}
-        tokens = int(used.get("prompt_tokens") or 0), int(used.get("completion_tokens") or 0)
-        reason = choice.get("finish_reason")
-    except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
-        raise Again(f"an answer that is no completion ({type(error).__name__})") from None
-    if not isinstance(text, str):  # the model refused, or called a tool: there is nothing to learn
-        return Answer("", False, *tokens)
-    return Answer(text, reason == "stop", *tokens, None if read is None else read(choice))
+def written(answer: Answer) -> Completion:
+    """Return an answer as the completion that is kept, what cannot be learned included: it is paid for too."""
+    return Completion((), answer.finished, answer.text, answer.reasoning, answer.unusable)

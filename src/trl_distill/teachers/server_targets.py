@@ -11,20 +11,19 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from ..alignment import skipped_tokens, tokenize_completion
+from ..alignment import skipped_tokens, tokenize_written
 from ..errors import DistillError, TeacherError
 from ..token_bytes import token_bytes
 from .asking import Again, Answer
-from .base import Completion
 from .finding import Found, check_same_tokens, find_prompt, find_top
 from .generate import saying_what_is_kept
 from .lines import LineStore
 from .logprobs import PROMPT, TOP, for_prompt, for_top, read_prompt, read_top
 from .matching import Matcher
 from .scored import Coverage, ScoredRow, nothing, pack, targets_of
-from .server import Server, kept
+from .server import Server, kept, written
 from .shards import sequence_key
-from .store import CompletionStore, key_of
+from .store import CompletionStore, from_plain, key_of, plain
 
 if TYPE_CHECKING:
     import torch
@@ -187,7 +186,7 @@ class ServerTargets:
         """Keep what was said of a completion; the line holds the completion too, so that neither is lost alone."""
         if self.is_kind(TOP):
             said = answer.said if answer.said and answer.text else {"tokens": [], "alternatives": []}
-            self.lines.add(self._line(key), {"text": answer.text, "finished": answer.finished, **said})
+            self.lines.add(self._line(key), {**plain(written(answer)), **said})
 
     def recover(self, keys: Iterable[str], store: CompletionStore) -> None:
         """Put completions into their store that a kill has kept from it."""
@@ -196,7 +195,7 @@ class ServerTargets:
         self.lines.refresh()
         there = {key: self.lines[self._line(key)] for key in keys if key not in store and not self.lacks(key)}
         if there:
-            store.add({key: Completion((), bool(e["finished"]), e["text"]) for key, e in there.items()})
+            store.add({key: from_plain(entry) for key, entry in there.items()})
 
     def note(self, prompts: Sequence[Any], keys: Sequence[str]) -> None:
         """Remember which completions were written for which prompts."""
@@ -214,11 +213,11 @@ class ServerTargets:
         completion = list(row["completion"])
         entries = self._wrote.get(row["read"], []) if row.get("source") == "teacher" else []
         for entry in entries:
-            ids = tokenize_completion(
-                self.tokenizer, entry["text"], chat=bool(row["chat"]), finished=bool(entry["finished"])
-            )
+            thought = str(entry.get("reasoning", "")) if self.server.settings.reasoning == "keep" else ""
+            how = {"chat": bool(row["chat"]), "finished": bool(entry["finished"])}
+            ids = tokenize_written(self.tokenizer, entry["text"], thought, **how)
             if ids[: len(completion)] == completion:
-                return self._matcher.match(entry, completion)
+                return self._matcher.match(entry, ids, thought).first(len(completion))
         return nothing(len(completion))
 
     @cached_property

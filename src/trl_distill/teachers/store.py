@@ -33,8 +33,7 @@ class CompletionStore:
             for line in text.splitlines():
                 try:
                     entry = json.loads(line)
-                    ids, finished = tuple(entry["ids"]), bool(entry["finished"])
-                    self._known[entry["key"]] = Completion(ids, finished, entry.get("text"))
+                    self._known[entry["key"]] = from_plain(entry)
                 except (ValueError, KeyError, TypeError):
                     continue  # torn by a kill: it is made again
 
@@ -53,7 +52,7 @@ class CompletionStore:
         if self.path is None:
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        lines = [json.dumps({"key": key, **_plain(completion)}) for key, completion in entries.items()]
+        lines = [json.dumps({"key": key, **plain(completion)}) for key, completion in entries.items()]
         with self.path.open("a", encoding="utf-8") as file:
             file.write(("\n" if self._torn else "") + "\n".join(lines) + "\n")
             file.flush()
@@ -64,7 +63,7 @@ class CompletionStore:
         """Rewrite the file in the order of its keys, without torn lines: what it holds then tells nothing of kills."""
         if self.path is None:
             return
-        lines = [json.dumps({"key": k, "ids": c.ids, "finished": c.finished}) for k, c in sorted(self._known.items())]
+        lines = [json.dumps({"key": key, **plain(completion)}) for key, completion in sorted(self._known.items())]
         temporary = self.path.with_name(f".{self.path.name}.writing")
         with temporary.open("w", encoding="utf-8") as file:
             file.write("".join(f"{line}\n" for line in lines))
@@ -74,10 +73,22 @@ class CompletionStore:
         self._torn = False
 
 
-def _plain(completion: Completion) -> dict[str, Any]:
-    """Return a completion as a line has it; only a teacher without token ids has a text."""
-    text = {} if completion.text is None else {"text": completion.text}
-    return {"ids": completion.ids, "finished": completion.finished, **text}
+def plain(completion: Completion) -> dict[str, Any]:
+    """Return a completion as a line has it; only a teacher without token ids has more than these."""
+    more = {"text": completion.text, "reasoning": completion.reasoning, "unusable": completion.unusable}
+    written = {name: value for name, value in more.items() if value or (name == "text" and value is not None)}
+    return {"ids": completion.ids, "finished": completion.finished, **written}
+
+
+def from_plain(entry: Mapping[str, Any]) -> Completion:
+    """Return the completion of a line.
+
+    Raises:
+        KeyError, TypeError: It is none.
+    """
+    more = {name: str(entry.get(name, "")) for name in ("reasoning", "unusable")}
+    ids = entry["ids"] if entry.get("text") is None else entry.get("ids", ())
+    return Completion(tuple(ids), bool(entry["finished"]), entry.get("text"), **more)
 
 
 def key_of(identity: Mapping[str, Any], prompt: Sequence[Any]) -> str:
