@@ -182,3 +182,55 @@ def test_a_script_learns_from_a_server_and_ends_as_its_student_does(server, chat
     args.distill_alpha, args.distill_temperature = 0.5, 1.0
     with pytest.raises(TeacherError, match="--allow-text-only-teacher"):
         DistillationSFTTrainer(str(chat_model_dir), args, train_dataset=data)
+
+
+def said(content, end="stop", **more):
+    """Return a fault: an answer of these words."""
+    return {"kind": "body", "body": {"choices": [{"message": {"content": content, **more}, "finish_reason": end}]}}
+
+
+def test_answers_of_which_nothing_can_be_learned_are_counted_and_paid_once(command, server):
+    server.fail(said("half", "content_filter"), said("", "length", reasoning="hm"), said(""))
+    one = {"teacher_concurrency": 1, "distill_max_teacher_length": 12}
+    for _ in range(2):
+        result = command("--dry-run", **one)
+        assert result.exit_code == 0, result.output
+        assert (
+            "rows          1 of 4 used; 3 set aside: 1 because the server filtered the teacher's answer (content_filter) "
+            "(row 1); 1 because the teacher was still reasoning when it was cut; raise --distill-max-teacher-length "
+            "(row 2); 1 because the teacher's answer is empty (row 3)" in result.stdout
+        )
+    assert len(server.requests()) == len(WORDS)
+
+
+def test_a_run_of_which_all_answers_are_filtered_ends_with_a_sentence(command, server, tmp_path):
+    server.fail(*[said("", "content_filter")] * len(WORDS))
+    result = command()
+    assert result.exit_code == 2
+    assert (
+        "no row has a completion token to learn; 0 of 4 used; 4 set aside: 4 because the server filter" in result.stderr
+    )
+    assert "choose another teacher" in result.stderr
+    assert not (tmp_path / "run" / "README.md").exists()
+    assert len(server.requests()) == len(WORDS)
+
+
+def test_reasoning_is_learned_where_the_chat_template_has_it(chat_model_dir, server, tmp_path):
+    tokenizer = AutoTokenizer.from_pretrained(chat_model_dir)
+    thinks = "{% for message in messages %}<|im_start|>{{ message.role }}\n{% if message.reasoning_content %}"
+    thinks += "[{{ message.reasoning_content }}] {% endif %}{{ message.content }}<|im_end|>\n{% endfor %}"
+    thinks += "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    forms = {"[hm] a b": thinks, "<think>\nhm\n</think>\n\na b": tokenizer.chat_template}
+    turns = [{"role": "user", "content": "{input}"}]
+    for place, (text, template) in enumerate(forms.items()):
+        tokenizer.chat_template = template
+        args = DistillationSFTConfig(
+            output_dir=str(tmp_path / str(place)), use_distillation=True, teacher_model=server.teacher,
+            distill_alpha=0.0, student_prompt_template=json.dumps(turns), completions="teacher", use_cpu=True,
+            report_to="none", teacher_reasoning="keep",
+        )  # fmt: skip
+        server.fail(said("a b", reasoning_content="hm"))
+        data = Dataset.from_list([{"text": "red cat"}])
+        trainer = DistillationSFTTrainer(str(chat_model_dir), args, train_dataset=data, processing_class=tokenizer)
+        expected = [*tokenizer(text)["input_ids"], turn_end(tokenizer)]
+        assert trainer.train_dataset["completion"][:] == [expected]
