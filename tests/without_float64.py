@@ -1,7 +1,8 @@
 """A device without float64, played on the CPU: what MPS refuses is refused, and `.cpu()` leaves the device.
 
 The training device of these tests is the CPU, so a tensor has to say on which side it is. One that `.cpu()` returned,
-or that a factory made without `device=`, is on the host, as is all that is computed from it. Any other is on the device.
+or that a factory made without `device=`, is on the host, as is all that is computed from it. Any other is on the
+device.
 """
 
 from __future__ import annotations
