@@ -239,7 +239,7 @@ def test_the_command_says_so_too(tiny_model_dir, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     missing = CliRunner().invoke(main, ["llm", "--model", str(tiny_model_dir), "--data-path", "nowhere.json"])
     assert missing.exit_code == 2
-    assert "teacher_model is missing" in missing.stderr
+    assert "--teacher-model is missing" in missing.stderr
     (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, ROWS)))
     done = CliRunner().invoke(main, ["llm", "--model", str(tiny_model_dir), "--data-path", "rows.jsonl"])
     assert done.exit_code == 0, done.output

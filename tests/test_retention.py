@@ -301,7 +301,7 @@ def test_the_command_retains_tells_and_is_resumed(settings, tmp_path):
     (tmp_path / "half" / "run.json").unlink()  # as a run that was killed leaves it
     refused = command({**settings, "project_name": str(tmp_path / "half"), "retain_fraction": 0.5}, "--resume")
     assert refused.exit_code == 2
-    assert "with retain_fraction 0.25" in refused.output
+    assert "with --retain-fraction 0.25" in refused.output
 
 
 def test_a_run_that_is_resumed_ends_with_the_same_weights(settings, tmp_path):

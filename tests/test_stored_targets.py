@@ -202,10 +202,10 @@ def test_a_damaged_store_is_named_and_repaired(name, command, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "with_teacher", "sentence"),
     [
-        ([], True, "teacher_store is missing"),
-        (["--output", "store"], False, "teacher_model is missing"),
+        ([], True, "there is no store to write; give --output a folder"),
+        (["--output", "store"], False, "--teacher-model is missing"),
         (["--output", "store", "--top-k", "0"], True, "--top-k is"),
-        (["--output", "store", "--temperatures", "hot"], True, "teacher_temperatures is 'hot'"),
+        (["--output", "store", "--temperatures", "hot"], True, "--teacher-temperatures is 'hot'"),
         (["--output", "store", "--lr", "3"], True, "No such option"),
     ],
 )

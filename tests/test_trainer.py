@@ -256,7 +256,7 @@ def test_a_teacher_in_the_wrong_place_is_refused(tiny_model_dir, tmp_path):
     ],
 )
 def test_what_does_not_go_together_is_said(setting, name, tiny_model_dir, tiny_teacher_dir, tmp_path):
-    with pytest.raises(ParamsError, match=f"{name} cannot be used with use_distillation"):
+    with pytest.raises(ParamsError, match=f"{name} cannot be used when distilling"):
         distilling(tiny_model_dir, tiny_teacher_dir, tmp_path, **setting)
 
 

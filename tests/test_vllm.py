@@ -137,12 +137,12 @@ def test_an_int8_student_is_refused_with_it():
         model="embedded", trainer="distillation", teacher_model="embedded", data_path="rows.jsonl",
         project_name="project", distill_on_policy_fraction=0.5, use_vllm=True, quantization="int8", peft=True,
     )  # fmt: skip
-    with pytest.raises(ParamsError, match="use_vllm cannot be used with --quantization int8"):
+    with pytest.raises(ParamsError, match="use_vllm cannot be used with quantization='int8'"):
         params.validate()
 
 
 def test_vllm_has_to_have_something_to_write(tmp_path):
-    with pytest.raises(ParamsError, match="use_vllm has nothing to write; add --distill-on-policy-fraction"):
+    with pytest.raises(ParamsError, match="use_vllm has nothing to write; add distill_on_policy_fraction"):
         DistillationSFTConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False, use_vllm=True)
 
 

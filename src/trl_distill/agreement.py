@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
+from dataclasses import fields
 from typing import Any
 
 from .arguments import DistillationArguments
 from .endpoints import parse_endpoint
 from .errors import ParamsError
+from .option import plain
 
 EMA = "ema"
 
@@ -248,3 +251,20 @@ def check_average(arguments: Any) -> None:
         )
     if arguments.cross_tokenizer:
         raise ParamsError("cross_tokenizer cannot be used with teacher_model 'ema', whose tokenizer is the student's.")
+
+
+def refuse_unused(arguments: Any, *, why: str, used: Collection[str] = ()) -> None:
+    """Refuse settings of distillation that plain SFT would not look at.
+
+    Args:
+        arguments: Anything with the fields of `DistillationArguments`.
+        why: Why it would not, and how to distil.
+        used: Fields that are looked at all the same.
+
+    Raises:
+        ParamsError: Naming the first setting that is not its default.
+    """
+    for spec in fields(DistillationArguments):
+        value = getattr(arguments, spec.name)
+        if spec.name not in used and value != spec.default:
+            raise ParamsError(f"{spec.name} is {plain(value)!r}, but {why}, or drop --{spec.name.replace('_', '-')}.")

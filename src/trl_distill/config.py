@@ -13,11 +13,33 @@ from trl import SFTConfig
 
 from .agreement import check_agreement
 from .arguments import DistillationArguments, check_arguments
+from .doors import entered, in_python
 from .errors import ParamsError
-from .params import LLMTrainingParams
+from .params import FIELDS, LLMTrainingParams
 
 # transformers takes warmup_steps below 1 for a share of the steps, rounded up, and 1 for one step
 ALL_STEPS = math.nextafter(1.0, 0.0)
+
+# what the trainer calls a parameter of a run: a field of its configuration, or an argument
+NAMES = {
+    "batch_size": "per_device_train_batch_size",
+    "block_size": "max_length",
+    "chat_template": "chat_template_path",
+    "data_path": "train_dataset",
+    "epochs": "num_train_epochs",
+    "eval_batch_size": "per_device_eval_batch_size",
+    "gradient_accumulation": "gradient_accumulation_steps",
+    "log": "report_to",
+    "lr": "learning_rate",
+    "optimizer": "optim",
+    "peft": "peft_config",
+    "project_name": "output_dir",
+    "quantization": "quantization_config",
+    "scheduler": "lr_scheduler_type",
+    "text_column": "dataset_text_field",
+    "valid_split": "eval_dataset",
+}
+TRAINER = in_python(FIELDS, NAMES)  # how the trainer and its configuration name settings
 
 
 @dataclass
@@ -40,6 +62,7 @@ class DistillationSFTConfig(DistillationArguments, SFTConfig):
         metadata={"help": "With completions=auto, learn a row of text alone as SFT does, not as a prompt."},
     )
 
+    @entered(TRAINER)
     def __post_init__(self) -> None:
         """Check the settings of distillation, then let TRL check its own."""
         check_arguments(self)

@@ -13,6 +13,7 @@ from accelerate.utils import is_peft_model
 
 from .agreement import freshness
 from .collator import prompts_of
+from .doors import spelled
 from .on_policy import (
     Bounds,
     Draw,
@@ -70,7 +71,7 @@ class StepMixin(_Base):
         check_prompts(self.train_dataset, fresh)
         moves = self.args.teacher_do_sample or isinstance(self.teacher, EmaTeacher)
         if self.args.distill_online and not moves:
-            self.accelerator.print(GREEDY)
+            self.accelerator.print(spelled(GREEDY))
 
     def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: Any) -> Any:
         """Return an optimizer step's batches and the number of their completion tokens over all ranks.

@@ -5,7 +5,8 @@ With `use_distillation=False` every method passes on to SFTTrainer untouched.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,15 +18,18 @@ from datasets import Dataset, IterableDataset
 from transformers.trainer_utils import PredictionOutput
 
 from .adapters import take_penalty
+from .agreement import refuse_unused
 from .checkpoints import begin_anew, to_resume_from
 from .collator import DistillationCollator
 from .combining import prepare
-from .config import DistillationSFTConfig
+from .config import TRAINER, DistillationSFTConfig
+from .doors import entered
 from .during import MovingTeacherMixin, StepMixin
 from .errors import ParamsError
 from .features import check_features, with_lengths
 from .flattening import student_inputs, student_tokens
 from .forward import CompletionOutput, add_completion_forward
+from .generation_config import mend
 from .metrics import DistillationMetrics
 from .packing import PackedRows, check_apart_in, check_packing, packed, unseen
 from .preparation import is_prepared
@@ -63,6 +67,12 @@ else:
     _Base = object  # so that it can stand in front of any subclass of SFTTrainer
 
 
+SEARCH = (
+    "needs a new student, teacher and trainer for each trial; have optuna call trl_distill.run(params).metrics in its "
+    "objective, with a project_name for each trial."
+)
+
+
 class DistillationMixin(StepMixin, MovingTeacherMixin, _Base):
     """Put in front of `trl.SFTTrainer`: `class MyTrainer(DistillationMixin, SFTTrainer)`.
 
@@ -84,6 +94,7 @@ class DistillationMixin(StepMixin, MovingTeacherMixin, _Base):
 
     args: DistillationSFTConfig
     model: Any
+    must_distil = False  # whether `use_distillation` must be set
 
     def __init__(
         self,
@@ -98,20 +109,28 @@ class DistillationMixin(StepMixin, MovingTeacherMixin, _Base):
         **kwargs: Any,
     ) -> None:
         self.distilling = isinstance(args, DistillationSFTConfig) and args.use_distillation
-        if not self.distilling:
-            if teacher_model is not None:
-                raise ParamsError("teacher_model is given but use_distillation is False; set it in the configuration.")
-            super().__init__(
-                model,
-                args,
-                data_collator,
-                train_dataset,
-                eval_dataset,
-                processing_class,
-                *positional,
-                **kwargs,
-            )
-            return
+        with entered(TRAINER), _left_alone_on_failure(args):
+            given = (model, args, data_collator, train_dataset, eval_dataset, processing_class, *positional)
+            if self.distilling:
+                self._set_up(*given, teacher_model=teacher_model, **kwargs)
+                return
+            _check_plain(args, teacher_model, must_distil=type(self).__name__ if self.must_distil else None)
+            super().__init__(*given, **kwargs)
+
+    def _set_up(
+        self,
+        model: Any,
+        args: Any,
+        data_collator: Any,
+        train_dataset: Any,
+        eval_dataset: Any,
+        processing_class: Any,
+        *positional: Any,
+        teacher_model: str | PreTrainedModel | Teacher | None,
+        **kwargs: Any,
+    ) -> None:
+        """Check everything, construct SFTTrainer around a collator of ours, and bring in teacher and data."""
+        self._tag_names, self._name = ["trl", "distillation"], "Distillation"
         _check(args, data_collator, train_dataset, kwargs)
         check_streams(args, train_dataset, eval_dataset)
         check_list(args, student=model, given=teacher_model)
@@ -138,6 +157,7 @@ class DistillationMixin(StepMixin, MovingTeacherMixin, _Base):
             )
         self.padding_free = flat
         args.assistant_only_loss = turns
+        self._mend_generation_config()
         keep_differentiable(self.model)
         keep_loss_precise(self.accelerator)
         self.model_accepts_loss_kwargs = True  # our loss divides by num_items_in_batch itself
@@ -180,6 +200,7 @@ class DistillationMixin(StepMixin, MovingTeacherMixin, _Base):
             generation_config=self.base_student.generation_config,
             written_by=self._written_by,
         )
+        self.check_teacher()
         check_sharding(self.accelerator, self.teacher)
         copied = take_student(self.teacher, self.model)
         if copied:
@@ -198,6 +219,19 @@ class DistillationMixin(StepMixin, MovingTeacherMixin, _Base):
             args.distill_loss_impl,
         )
         self.annealing = Annealing.of(args, self.loss_settings)
+
+    def check_teacher(self) -> None:
+        """Refuse a teacher, or settings beside it, that a subclass cannot use; called before anything is written.
+
+        Raises:
+            ParamsError: Naming the setting and what to do.
+        """
+
+    def _mend_generation_config(self) -> None:
+        """Have the student's generation configuration be one that can be saved, see `generation_config.mend`."""
+        said = mend(self.base_student)
+        if said:
+            self.accelerator.print(said)
 
     def _set_up_data(self, collator: DistillationCollator) -> None:
         """Bring the datasets into the form that the collator takes."""
@@ -297,6 +331,7 @@ class DistillationMixin(StepMixin, MovingTeacherMixin, _Base):
             return {key: self.prepare_dataset(part, Split.EVAL, key) for key, part in dataset.items()}
         return self.prepare_dataset(dataset, Split.EVAL)
 
+    @entered(TRAINER)
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
         """Train as SFTTrainer does; with `resume_from_checkpoint=True`, from the newest complete checkpoint.
 
@@ -307,12 +342,29 @@ class DistillationMixin(StepMixin, MovingTeacherMixin, _Base):
             resume_from_checkpoint = str(to_resume_from(str(self.args.output_dir)))
         return super().train(resume_from_checkpoint, *args, **kwargs)
 
+    def hyperparameter_search(self, *args: Any, **kwargs: Any) -> Any:
+        """Refuse a search, which needs a new student and a new teacher for each trial; SFTTrainer's own has none.
+
+        Raises:
+            ParamsError: Always when distilling, with the way that works.
+        """
+        if self.distilling:
+            raise ParamsError(f"hyperparameter_search {SEARCH}")
+        return super().hyperparameter_search(*args, **kwargs)
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        """Write the model as SFTTrainer does; a callback may have left a configuration that cannot be saved."""
+        if self.distilling:
+            self._mend_generation_config()
+        super()._save(output_dir, state_dict)
+
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """Write a checkpoint; one of the same step is incomplete from now on until it is written."""
         if self.distilling and self.args.should_save:
             begin_anew(Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}")
         super()._save_checkpoint(model, trial)
 
+    @entered(TRAINER)
     def evaluate(self, eval_dataset: Any = None, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Evaluate as SFTTrainer does, on a dataset of any accepted form."""
         if self.distilling:
@@ -325,6 +377,7 @@ class DistillationMixin(StepMixin, MovingTeacherMixin, _Base):
                 self.loss_settings = before
         return super().evaluate(eval_dataset, *args, **kwargs)
 
+    @entered(TRAINER)
     def predict(self, test_dataset: Any, *args: Any, **kwargs: Any) -> Any:
         """Return the figures of a dataset of any accepted form; there are no predictions, since no logits are built."""
         if not self.distilling:
@@ -412,6 +465,40 @@ def _named(dataset: Any) -> list[tuple[str, Any]]:
     return list(dataset.items()) if isinstance(dataset, dict) else [("eval", dataset)]
 
 
+@contextmanager
+def _left_alone_on_failure(args: Any) -> Iterator[None]:
+    """Give a caller's configuration back as it was if the constructor fails."""
+    before = dict(vars(args)) if args is not None else {}
+    try:
+        yield
+    except BaseException:
+        if args is not None:
+            vars(args).clear()
+            vars(args).update(before)
+        raise
+
+
+def _check_plain(args: Any, teacher: Any, *, must_distil: str | None) -> None:
+    """Refuse settings of distillation where SFTTrainer alone trains.
+
+    Args:
+        args: The configuration, of any class.
+        teacher: What is given for teacher_model.
+        must_distil: Name of a trainer that does nothing else; None for one that may.
+
+    Raises:
+        ParamsError: Naming the setting.
+    """
+    if must_distil is not None:
+        raise ParamsError(f"{must_distil} only distils; set use_distillation=True in its configuration.")
+    if teacher is not None:
+        raise ParamsError(
+            "teacher_model is given, but use_distillation is False; set use_distillation=True, or drop it."
+        )
+    if isinstance(args, DistillationSFTConfig):
+        refuse_unused(args, why="use_distillation is False; set use_distillation=True")
+
+
 def _check(args: DistillationSFTConfig, collator: Any, dataset: Any, kwargs: Mapping[str, Any]) -> None:
     """Refuse what does not go together with distillation.
 
@@ -431,6 +518,7 @@ def _check(args: DistillationSFTConfig, collator: Any, dataset: Any, kwargs: Map
             "the teacher's distribution smooths; set it to 0",
         ),
         "compute_loss_func": (kwargs.get("compute_loss_func") is not None, "override compute_loss instead"),
+        "model_init": (kwargs.get("model_init") is not None, SEARCH),
         "compute_metrics": (kwargs.get("compute_metrics") is not None, "no logits are built; use a callback"),
         "train_dataset": (
             dataset is not None and not isinstance(dataset, (Dataset, IterableDataset)),
@@ -443,6 +531,6 @@ def _check(args: DistillationSFTConfig, collator: Any, dataset: Any, kwargs: Map
     }
     for name, (given, why) in refused.items():
         if given:
-            raise ParamsError(f"{name} cannot be used with use_distillation=True: {why}.")
+            raise ParamsError(f"{name} cannot be used when distilling: {why.rstrip('.')}.")
     check_packing(args)
     templates_of(args)  # before the model loads

@@ -99,6 +99,15 @@ def check_value(name: str, value: Any, spec: Any) -> Any:
     return value
 
 
+def plain(value: Any) -> Any:
+    """Return plain data as it is, and `<its class>` for what else stands in it."""
+    if isinstance(value, (list, tuple)):
+        return [plain(v) for v in value]
+    if isinstance(value, dict):
+        return {k: plain(v) for k, v in value.items()}
+    return value if isinstance(value, (str, int, float, bool, type(None))) else f"<{type(value).__name__}>"
+
+
 def _inside(value: float, text: Help) -> bool:
     """Whether a number is finite and in the range."""
     if isinstance(value, float) and not math.isfinite(value):

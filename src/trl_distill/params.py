@@ -12,11 +12,12 @@ import re
 from dataclasses import dataclass, fields
 from typing import Any
 
-from .agreement import check_agreement
+from .agreement import check_agreement, refuse_unused
 from .arguments import DTYPES, QUANTIZATIONS, DistillationArguments
+from .doors import entered, in_python
 from .endpoints import parse_endpoint
 from .errors import ParamsError, nearest
-from .option import check_value, option
+from .option import check_value, option, plain
 
 HUB_DATA = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")  # a dataset of an account
 OWN_TEACHERS = ("self", "ema")
@@ -178,6 +179,11 @@ class LLMTrainingParams(DistillationArguments):
                 contradict each other.
             TeacherError: A teacher's URL that cannot be used.
         """
+        with entered(LIBRARY):
+            self._check()
+
+    def _check(self) -> None:
+        """Check, see `validate`."""
         if self.model is None:
             raise ParamsError("model is missing; give --model a folder, a Hub name or 'embedded'.")
         if not self.project_name.strip():
@@ -196,7 +202,8 @@ class LLMTrainingParams(DistillationArguments):
         if isinstance(self.teacher_model, str):
             parse_endpoint(self.teacher_model)  # a URL with a password goes no further
         if not self.distills:
-            self._refuse_distillation()
+            why = f"trainer {self.trainer!r} does not distil; add --use-distillation"
+            refuse_unused(self, why=why, used=("completion_column", "prompt_text_column", "max_bad_rows"))
         elif self.teacher_model == "self":
             self._check_own_teacher()
         if self.teacher_model in OWN_TEACHERS:
@@ -240,16 +247,6 @@ class LLMTrainingParams(DistillationArguments):
                     f"own weights teach as they are; drop --{name.replace('_', '-')}."
                 )
 
-    def _refuse_distillation(self) -> None:
-        """Refuse settings of distillation that plain SFT would not look at."""
-        for spec in fields(DistillationArguments):
-            value = getattr(self, spec.name)
-            if value != spec.default and spec.name not in ("completion_column", "prompt_text_column", "max_bad_rows"):
-                raise ParamsError(
-                    f"{spec.name} is {_plain(value)!r} but trainer {self.trainer!r} does not distil; add "
-                    f"--use-distillation or drop --{spec.name.replace('_', '-')}."
-                )
-
     @property
     def distills(self) -> bool:
         """Whether this run has a teacher: any trainer but plain SFT."""
@@ -257,19 +254,14 @@ class LLMTrainingParams(DistillationArguments):
 
     def to_dict(self) -> dict[str, Any]:
         """Return all fields as plain data; a loaded model or dataset is named by its class."""
-        return {name: _plain(getattr(self, name)) for name in FIELDS}
-
-
-def _plain(value: Any) -> Any:
-    """Return plain data as it is, and `<its class>` for what else stands in it."""
-    if isinstance(value, (list, tuple)):
-        return [_plain(v) for v in value]
-    if isinstance(value, dict):
-        return {k: _plain(v) for k, v in value.items()}
-    return value if isinstance(value, (str, int, float, bool, type(None))) else f"<{type(value).__name__}>"
+        return {name: plain(getattr(self, name)) for name in FIELDS}
 
 
 FIELDS = {spec.name: spec for spec in fields(LLMTrainingParams)}
+
+# flags of `aitraining teach` that are no fields
+_OF_TEACH = {"output": "teacher_store", "temperatures": "teacher_temperatures", "repair": "repair=True"}
+LIBRARY = in_python(FIELDS, _OF_TEACH)  # how `train`, `run` and `teach` name settings
 
 
 def check_params(params: Any) -> None:

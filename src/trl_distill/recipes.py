@@ -58,7 +58,7 @@ if TYPE_CHECKING:
 
 STORE = "teacher_completions.jsonl"
 MISSING = (
-    "teacher_model is missing; use_distillation needs a teacher: a folder, a Hub name, 'embedded', a teacher_store "
+    "teacher_model is missing; distillation needs a teacher: a folder, a Hub name, 'embedded', a teacher_store "
     "that is complete, or data whose column 'teacher' says of every row who wrote its completion."
 )
 

@@ -223,6 +223,7 @@ class Run:
         params = self.params
         self.stop, self.watch = StopCallback(), WatchCallback()
         model = self.student
+        self._mend_generation_config(model)
         keep_differentiable(model)
         extra: dict[str, Any] = {"teacher_model": self.teacher} if params.distills else {}
         return self.trainer_class(
@@ -236,6 +237,14 @@ class Run:
             callbacks=[self.stop, self.watch],
             **extra,
         )
+
+    def _mend_generation_config(self, model: Any) -> None:
+        """Have a model's generation configuration be one that can be saved, so that its weights are."""
+        from .generation_config import mend
+
+        said = mend(model)
+        if said:
+            self.state.print(said)
 
     def _generation_config(self) -> Any:
         """Return the student's generation configuration, without its weights."""
@@ -341,6 +350,7 @@ class Run:
         """Write model, tokenizer and training arguments into a folder; every rank that holds a part calls this."""
         import torch
 
+        self._mend_generation_config(model)  # a callback may have left one that cannot be
         if model is trainer.model:
             if self.state.is_main_process or trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
                 trainer.save_model(str(folder))

@@ -6,6 +6,7 @@ reached.
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -81,6 +82,7 @@ def check_streams(args: Any, train: Any, evaluation: Any) -> None:
     for name, given in settings.items():
         if given:
             raise ParamsError(f"{name} needs all rows at once, and a dataset is a stream; give a datasets.Dataset.")
+    args.accelerator_config = copy.copy(args.accelerator_config)  # the caller's stays as it is if all this fails
     args.accelerator_config.dispatch_batches = False  # as TRL: batches of different widths cannot be handed around
 
 

@@ -28,9 +28,6 @@ class DistillationSFTTrainer(DistillationMixin, SFTTrainer):
     Arguments are SFTTrainer's, and `teacher_model=` (see `DistillationMixin`).
     """
 
-    _tag_names = ["trl", "distillation"]  # noqa: RUF012 - as in SFTTrainer
-    _name = "Distillation"
-
 
 class PromptDistillationTrainer(DistillationSFTTrainer):
     """A distilling trainer made to be subclassed, with the teacher's and the student's logits within reach.
@@ -44,10 +41,10 @@ class PromptDistillationTrainer(DistillationSFTTrainer):
         ParamsError: `use_distillation` is not set.
     """
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        if not self.distilling:
-            raise ParamsError("PromptDistillationTrainer only distils; set use_distillation=True in its configuration.")
+    must_distil = True
+
+    def check_teacher(self) -> None:
+        """Refuse what does not go together with completions that a subclass writes."""
         if self.online and isinstance(self.teacher, CrossTeacher):
             raise ParamsError(
                 "cross_tokenizer cannot be used with a generate_teacher_outputs of your own: what it writes are the "
@@ -57,7 +54,7 @@ class PromptDistillationTrainer(DistillationSFTTrainer):
             named = ("teacher_config", "teacher_prompt_mixture", "retain_data")
             setting = next(name for name in named if getattr(self.args, name) is not None)
             raise ParamsError(f"{setting} makes several teachers, but generate_teacher_outputs writes with one.")
-        if self.online and self.padding_free:
+        if self.online and (self.args.packing or self.args.padding_free):
             raise ParamsError(
                 "packing and padding_free cannot be used with a generate_teacher_outputs of your own: completions that "
                 "are not written yet have no length; set both to False."

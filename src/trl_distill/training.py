@@ -8,9 +8,10 @@ from __future__ import annotations
 import copy
 from typing import Any
 
+from .doors import entered
 from .errors import ParamsError
 from .hub import check_token
-from .params import LLMTrainingParams, check_params
+from .params import LIBRARY, LLMTrainingParams, check_params
 from .project import Project
 from .prompt_mixture import plain_mixture
 from .registry import get_trainer
@@ -32,6 +33,7 @@ def train(params: LLMTrainingParams) -> Any:
     return run(params).model
 
 
+@entered(LIBRARY)
 def run(params: LLMTrainingParams) -> RunResult:
     """Train and return model, tokenizer, metrics, paths and trainer.
 
@@ -45,6 +47,7 @@ def run(params: LLMTrainingParams) -> RunResult:
     return _checked(params).go()
 
 
+@entered(LIBRARY)
 def teach(params: LLMTrainingParams, *, repair: bool = False) -> int:
     """Write the targets of a run into its `teacher_store`, and return how many shards were made.
 
@@ -61,7 +64,7 @@ def teach(params: LLMTrainingParams, *, repair: bool = False) -> int:
     """
     check_params(params)
     if params.teacher_store is None:
-        raise ParamsError("teacher_store is missing; give --output the folder that targets are to be written into.")
+        raise ParamsError("there is no store to write; give --output a folder.")
     if params.teacher_model is None:
         raise ParamsError("teacher_model is missing; give --teacher-model the model whose targets are to be written.")
     steps = _checked(params, trains=False)

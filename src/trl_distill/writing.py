@@ -12,7 +12,9 @@ import torch
 from .alignment import with_reasoning
 from .conversation import own_prompt, render
 from .data import read_rows
+from .doors import entered, in_python
 from .errors import DataError, TeacherError
+from .params import FIELDS
 from .prompts import Template, parse_template
 from .sources import EMBEDDED, load_tokenizer, resolve
 from .steps import TOKENIZER
@@ -34,7 +36,15 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+# what `generate_with_teacher` calls a parameter of a run
+NAMES = {
+    "distill_max_teacher_length": "max_new_tokens",
+    "teacher_model": "model",
+    **{f"teacher_{name}": name for name in ("revision", "dtype", "quantization", "device_map", "top_p", "do_sample")},
+}
 
+
+@entered(in_python(FIELDS, NAMES))
 def generate_with_teacher(
     model: str | PreTrainedModel | Teacher,
     template: Any,

@@ -28,7 +28,7 @@ def ended(monkeypatch):
 @pytest.mark.parametrize(
     ("error", "code", "said"),
     [
-        (DataError("data_path 'x' is no file."), 2, "data_path 'x' is no file."),
+        (DataError("data_path 'x' is no file."), 2, "--data-path 'x' is no file."),
         (DistillError("it broke."), 1, "it broke."),
         (RunInterrupted("stopped; go on with --resume."), 130, "stopped; go on with --resume."),
         (KeyboardInterrupt(), 130, "interrupted."),

@@ -180,7 +180,7 @@ def test_a_script_learns_from_a_server_and_ends_as_its_student_does(server, chat
     assert server.requests()[0]["request"]["messages"] == [turns[0], {"role": "user", "content": WORDS[0]}]
     trainer.train()
     args.distill_alpha, args.distill_temperature = 0.5, 1.0
-    with pytest.raises(TeacherError, match="--allow-text-only-teacher"):
+    with pytest.raises(TeacherError, match="or allow_text_only_teacher"):
         DistillationSFTTrainer(str(chat_model_dir), args, train_dataset=data)
 
 

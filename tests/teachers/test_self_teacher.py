@@ -126,7 +126,7 @@ def test_it_writes_the_completions_that_the_bare_model_would(tiny_model_dir, tmp
 
 def test_without_an_adapter_it_says_what_to_do(tiny_model_dir, tmp_path):
     given = LLMTrainingParams(model=str(tiny_model_dir), teacher_model="self", data_path="x.json")
-    with pytest.raises(ParamsError, match="there is no adapter; add --peft, or give --teacher-model the model's own"):
+    with pytest.raises(ParamsError, match="there is no adapter; add peft=True, or give teacher_model the model's own"):
         given.validate()
     given.peft, given.teacher_dtype = True, "bfloat16"
     with pytest.raises(ParamsError, match="teacher_dtype is 'bfloat16', but teacher_model is 'self'"):

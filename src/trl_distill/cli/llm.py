@@ -10,6 +10,7 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
+from ..doors import as_flags, entered
 from ..errors import ParamsError
 from ..option import check_value
 from ..params import ALIASES, FIELDS, LLMTrainingParams
@@ -47,6 +48,8 @@ def refuse_token(ctx: click.Context, param: click.Parameter, value: str | None) 
                 f"{flag} is not taken, so that it is written nowhere; set the environment variable HF_TOKEN."
             )
 
+
+COMMAND = as_flags(FIELDS)  # how the command names settings, in errors of what it runs
 
 COMMAND_OPTIONS = [
     Setting(["--config"], heading="Basic", shown="--config FILE", help="YAML file of settings; flags override it."),
@@ -146,7 +149,7 @@ def run_command(ctx: click.Context, **_: Any) -> None:
         params = params_of(ctx)
         from ..training import run
 
-        with quiet_unless_debug(ctx, params):
+        with entered(COMMAND), quiet_unless_debug(ctx, params):
             run(params)
 
 

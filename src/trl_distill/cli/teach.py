@@ -7,9 +7,10 @@ from typing import Any
 
 import click
 
+from ..doors import entered
 from ..params import ALIASES, LLMTrainingParams
 from .failures import told_in_a_sentence
-from .llm import COMMAND_OPTIONS, CONTEXT, LLMCommand, params_of, quiet_unless_debug
+from .llm import COMMAND, COMMAND_OPTIONS, CONTEXT, LLMCommand, params_of, quiet_unless_debug
 from .options import Setting, options_of
 
 HELP = """Have a teacher say what it thinks of every completion, once, and keep that: a store.
@@ -83,7 +84,7 @@ def run_command(ctx: click.Context, **_: Any) -> None:
         params = params_of(ctx)
         from ..training import teach as write
 
-        with quiet_unless_debug(ctx, params):
+        with entered(COMMAND), quiet_unless_debug(ctx, params):
             made = write(params, repair=ctx.params["repair"])
         click.echo(f"Done: {made} shards written; targets are in {params.teacher_store}.")
 

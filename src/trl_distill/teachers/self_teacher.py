@@ -55,7 +55,7 @@ class SelfTeacher(LocalTeacher):
         if not is_peft_model(student):
             raise TeacherError(
                 "teacher_model 'self' is the student with its adapter switched off, but the student has none; train a "
-                "LoRA adapter (--peft, or peft_config=), or give the model's own name for a teacher that is a copy."
+                "LoRA adapter (--peft), or give the model's own name for a teacher that is a copy."
             )
         self.__dict__.pop("model", None)
         self._student = lambda: student

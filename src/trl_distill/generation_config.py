@@ -1,0 +1,70 @@
+"""A student's `generation_config.json`: transformers refuses to save some, and would then save no weights either."""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Iterable
+from typing import Any
+
+from transformers import GenerationConfig
+
+_NAMED = re.compile(r"^- `(\w+)`:", re.MULTILINE)  # how transformers lists what does not go together
+_KEPT = ("bos_token_id", "eos_token_id", "pad_token_id", "transformers_version", "_from_model_config")
+
+
+def mend(model: Any) -> str:
+    """Have a model's generation configuration be one that transformers saves.
+
+    Settings that it refuses beside the others, and that `generate` does not look at, are dropped: a temperature without
+    `do_sample` for example. If it names none of them, the one without which it can
+    be saved is dropped, or all but the token ids.
+
+    Args:
+        model: A model, or PEFT's wrapper of one.
+
+    Returns:
+        A line that says what was dropped; empty if nothing was.
+    """
+    config = getattr(model, "generation_config", None)
+    problem = _problem(config)
+    if config is None or problem is None:
+        return ""
+    dropped = {name: getattr(config, name) for name in _NAMED.findall(problem)}
+    _reset(config, dropped)
+    if _problem(config) is not None:  # one that it gives no name
+        others = {name: value for name, value in config.to_diff_dict().items() if name not in _KEPT and value}
+        culprit = next((name for name in others if _problem(_without(config, name)) is None), None)
+        others = others if culprit is None else {culprit: others[culprit]}
+        _reset(config, others)
+        dropped |= others
+    listed = ", ".join(f"{name}={value!r}" for name, value in dropped.items())
+    return (
+        f"Generation configuration: transformers does not save {listed} beside the other settings of the student "
+        "(temperature without do_sample=True, for example); dropped, so that the trained model can be saved."
+    )
+
+
+def _reset(config: GenerationConfig, names: Iterable[str]) -> None:
+    """Give settings their defaults."""
+    defaults = GenerationConfig()
+    for name in names:
+        setattr(config, name, getattr(defaults, name, None))
+
+
+def _without(config: GenerationConfig, name: str) -> GenerationConfig:
+    """Return a copy in which a setting has its default."""
+    other = copy.deepcopy(config)
+    _reset(other, [name])
+    return other
+
+
+def _problem(config: Any) -> str | None:
+    """Return why a configuration cannot be saved; None if it can, or if there is none."""
+    if config is None:
+        return None
+    try:
+        config.validate(strict=True)
+    except ValueError as error:
+        return str(error)
+    return None
