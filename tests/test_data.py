@@ -7,8 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
-from datasets import Dataset, DatasetDict, IterableDatasetDict, load_dataset
+import torch
+from datasets import Audio, Dataset, DatasetDict, Features, Image, IterableDatasetDict, List, Value, load_dataset
 
 from trl_distill import readers
 from trl_distill.data import load_data, read_rows
@@ -94,6 +96,38 @@ def test_json_as_a_list_as_lines_and_as_columns(content):
     assert texts(load_data(put("queries.json", content))[0]) == ["a", "b"]
 
 
+@pytest.mark.parametrize("more", ["", '"version": "1.0", ', '"tags": [], "license": {"name": "x"}, '])
+def test_a_json_object_wraps_its_rows(more):
+    content = f'{{{more}"data": [{{"text": "a"}}, {{"text": "b"}}]}}'
+    assert texts(load_data(put("queries.json", content))[0]) == ["a", "b"]
+    with pytest.raises(DataError, match="has no rows"):
+        load_data(put("queries.json", f'{{{more}"data": []}}'))
+
+
+@pytest.mark.parametrize("indent", [None, 2])
+@pytest.mark.parametrize("names", [("train", "test"), ("Training", "validation")])
+def test_a_json_object_may_hold_splits(names, indent):
+    rows = {names[0]: [{"text": "a"}, {"text": 3}], names[1]: [{"text": "v"}], "version": 1}
+    path = put("d/queries.json", json.dumps(rows, indent=indent))
+    for data in (path, "d"):
+        train, valid = load_data(data)
+        assert texts(train) == ["a", 3]
+        assert (valid is None) == (names[1] == "test")
+        assert texts(load_data(data, valid_split=names[1])[1]) == ["v"]
+    with pytest.raises(DataError, match=r"row 2 \('text' is a number"):
+        read_rows(train)
+    with pytest.raises(DataError, match="valid_split is 'dev'"):
+        load_data(put("queries.json", '{"train": [{"text": "a"}], "test": []}'), valid_split="dev")
+
+
+@pytest.mark.parametrize("column", ["train", "test"])
+def test_columns_named_like_splits_are_columns(column):
+    train, _ = load_data(put("queries.json", json.dumps({column: ["a", "b"], "n": [1, 2]})))
+    assert list(train[column]) == ["a", "b"]
+    train, _ = load_data(put("queries.json", f'{{"text": "a", "{column}": [{{"k": 1}}], "tags": ["u"]}}'))
+    assert texts(train) == ["a"]
+
+
 def test_one_json_object_is_one_row():
     row = {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}
     for content in (json.dumps(row), json.dumps(row, indent=2)):
@@ -153,6 +187,60 @@ def test_lines_stay_with_their_rows():
     train, _ = load_data(put("q.jsonl", "".join(json.dumps({"text": f"t{i}"}) + "\n" for i in range(20))))
     rows, _ = read_rows(train.shuffle(seed=1))
     assert all(row["input"] == f"t{row['row'] - 1}" for row in rows)
+
+
+@pytest.mark.parametrize("text", [r'"a \ud83d"', r'"\uDe00 a"', r'{"\ud83d": 1}', r'["\ud83d"]'])
+def test_half_of_a_surrogate_pair_makes_a_bad_row(text):
+    train, _ = load_data(put("q.jsonl", f'{{"text": "\\ud83d\\ude00"}}\n{{"text": {text}}}\n{{"text": "c"}}\n'))
+    with pytest.raises(DataError, match=r"1 row has .* line 2 \('text': half of a surrogate pair, .*, stands alone\)"):
+        read_rows(train)
+    rows, report = read_rows(train, max_bad_rows=1)
+    assert rows["input"] == ["\U0001f600", "c"]
+    assert report.set_aside[0][0] == "line 2"
+
+
+def test_a_key_that_stands_twice_makes_a_bad_row():
+    train, _ = load_data(
+        put(
+            "q.jsonl",
+            '{"text": "a", "text": "b"}\n{"text": "c"}\n'
+            '{"text": [{"role": "user", "content": "x", "content": "y"}]}\n{"text": "d", "n": 1, "n": 2}\n',
+        )
+    )
+    with pytest.raises(DataError) as caught:
+        read_rows(train)
+    assert "2 rows have" in str(caught.value)
+    assert "line 1 ('text': the key 'text' stands twice)" in str(caught.value)
+    assert "line 3 ('text': the key 'content' stands twice)" in str(caught.value)
+    assert read_rows(train, max_bad_rows=2)[0]["input"] == ["c", "d"]
+    train, _ = load_data(put("q.json", '[{"text": "c"},\n{"text": "a", "text": "b"}]'))
+    with pytest.raises(DataError, match=r"row 2 \('text': the key 'text' stands twice"):
+        read_rows(train)
+
+
+def test_a_column_that_is_not_used_does_not_refuse_a_file():
+    put("q.jsonl", '{"text": "a", "k": "\\ud83d", "n": 1, "n": 2}\n')
+    train, _ = load_data("q.jsonl")
+    assert read_rows(train)[0]["input"] == ["a"]
+    with pytest.raises(DataError, match=r"line 1 \('k': half of a surrogate pair"):
+        read_rows(train, fields=["k"])
+    put("q.csv", "text,n,n\na,1,2\n")
+    train, _ = load_data("q.csv")
+    assert read_rows(train)[0]["input"] == ["a"]
+    with pytest.raises(DataError, match=r"line 2 \('n': two columns have this name\)"):
+        read_rows(train, text_column="n")
+
+
+def test_files_whose_columns_have_unlike_types_are_read_as_they_are():
+    put("d/a.jsonl", '{"text": "a", "n": 1}\n{"text": "b", "n": 2, "k": {"x": null}}\n')
+    Dataset.from_dict({"text": ["c", None], "n": ["3", "4"]}).to_parquet("d/b.parquet")
+    train, _ = load_data("d")
+    assert texts(train) == ["a", "b", "c", None]
+    assert list(train["n"]) == [1, 2, "3", "4"]
+    with pytest.raises(DataError, match=r"row 4 \('text' is missing\)"):
+        read_rows(train)
+    rows, _ = read_rows(train, max_bad_rows=1)
+    assert rows["row"] == [1, 2, 3]
 
 
 def test_several_files_say_which_one_a_line_is_of():
@@ -236,6 +324,95 @@ def test_a_dataset_in_memory_is_taken_as_it_is():
     train, valid = load_data(DatasetDict(train=data, valid=data.select([1])))
     assert train is data
     assert texts(valid) == ["c"]
+
+
+def test_rows_in_memory_are_taken_as_they_lie():
+    rows = [{"text": "a", "k": {"x": None}}, {"text": "b", "k": {"y": 1}, "n": 3.5}]
+    for data in (rows, tuple(rows), pd.DataFrame(rows), pd.DataFrame(rows, index=[7, 7])):
+        train, valid = load_data(data)
+        assert (texts(train), valid) == (["a", "b"], None)
+        assert list(train["k"]) == [{"x": None}, {"y": 1}]
+        assert list(train["n"]) == [None, 3.5]
+        assert train.column_names == ["text", "k", "n"]
+    train, valid = load_data({"train": rows, "valid": pd.DataFrame({"text": ["c"]})})
+    assert (texts(train), texts(valid)) == (["a", "b"], ["c"])
+    with pytest.raises(DataError, match=r"row 2 \('text': half of a surrogate"):
+        read_rows(load_data([{"text": "a"}, {"text": "\ud83d"}])[0])
+
+
+def test_a_missing_cell_of_a_frame_is_missing():
+    frame = pd.DataFrame({"text": ["a", None, float("nan")], "day": [pd.Timestamp("2020-01-02")] * 3, "n": [1, 2, 3]})
+    frame["kind"] = pd.Categorical(["x", "y", "x"])
+    train, _ = load_data(frame)
+    assert texts(train) == ["a", None, None]
+    values = json.loads(read_rows(train, max_bad_rows=2)[0][0]["values"])
+    assert values == {"day": "2020-01-02 00:00:00", "n": 1, "kind": "x"}
+
+
+class Listed(torch.utils.data.Dataset):
+    def __len__(self):
+        return 1
+
+    def __getitem__(self, i):
+        return ROWS[i]
+
+
+class Streamed(torch.utils.data.IterableDataset):
+    def __iter__(self):
+        return iter(ROWS)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (Listed(), r"a torch dataset \(Listed\); convert it with datasets.Dataset.from_list\(\[data_path\[i\] "),
+        (Streamed(), r"a torch dataset \(Streamed\); convert it with datasets.Dataset.from_list\(list\(data_path\)\)"),
+        ((row for row in ROWS), r"a generator, .* convert it with datasets.Dataset.from_list\(list\(data_path\)\)"),
+        (Dataset.from_list(ROWS).data.table, r"a pyarrow Table; convert it with datasets.Dataset\(data_path\)"),
+        ({"text": ["a"]}, r"data_path\['text'\] is a list whose item 1 is a str"),
+        ({"train": "a.json"}, r"data_path\['train'\] is a path, 'a.json'; load it with trl_distill.data.load_data"),
+        ({"train": []}, r"data_path\['train'\] has no rows"),
+        (pd.DataFrame({"text": []}), "data_path has no rows"),
+        (Dataset.from_dict({"text": []}), "data_path has no rows"),
+    ],
+)
+def test_what_is_no_list_of_rows_is_named_with_the_call_that_converts_it(data, message):
+    with pytest.raises(DataError, match=message):
+        load_data(data)
+
+
+def test_files_beside_the_text_are_not_decoded():
+    import pyarrow as pa
+
+    broken = {"bytes": b"no picture", "path": None}
+    kinds = Features({"text": Value("string"), "picture": Image(), "sounds": List(Audio()), "raw": Value("binary")})
+    cells = {"text": ["a"], "picture": [broken], "sounds": [[broken]], "raw": [b"\xff"]}
+    data = Dataset(pa.table(cells, schema=kinds.arrow_schema))
+    assert json.loads(read_rows(data)[0][0]["values"]) == {}
+    with pytest.raises(DataError, match="the column 'picture' holds bytes, which a template cannot write"):
+        read_rows(data, fields=["picture"])
+    with pytest.raises(DataError, match=r"row 1 \('picture' is an object, not text\)"):
+        read_rows(data, text_column="picture")
+    data.save_to_disk("saved")
+    assert read_rows(load_data("saved")[0])[0]["input"] == ["a"]
+
+
+def test_columns_of_types_that_datasets_lacks_are_left_out():
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    table = pa.table(
+        {
+            "text": ["a"],
+            "tags": pa.array([[("k", 1)]], pa.map_(pa.string(), pa.int64())),
+            "late": pa.array([10**12], pa.timestamp("s")),
+            "day": pa.array([1], pa.date32()),
+        }
+    )
+    pq.write_table(table, "q.parquet")
+    values = json.loads(read_rows(load_data("q.parquet")[0])[0][0]["values"])
+    assert values["day"] == "1970-01-02"
+    assert sorted(values) == ["day", "late"]
 
 
 def test_slices_and_sums_of_splits():
@@ -326,8 +503,15 @@ def test_the_cache_of_another_local_folder_is_no_hub_dataset(monkeypatch, tmp_pa
         ("q.json", "3", "holds a single int"),
         ("q.csv", "text,n\na,1\nb,1,2\n", r"q\.csv, line 3, has 3 cells but the header has 2"),
         ("q.csv", 'text\na\n"b\nc\n', r"q\.csv, line 3, is no valid csv"),
-        ("q.csv", "text,text\na,b\n", "has the column 'text' twice"),
-        ("q.txt", b"\xff\xfea\x00", "is not UTF-8 text"),
+        ("q.csv", "text;answer\na;b\n", r"q\.csv has semicolons \(';'\) between its columns, .* save it with commas"),
+        ("q.csv", "text\tanswer\na\tb\n", "has tabs"),
+        ("q.tsv", "text,answer\na,b\n", "has commas .* save it with tabs"),
+        ("q.txt", b"\xff\xfea\x00", "is not UTF-8 text: it has zero bytes, as UTF-16 has"),
+        ("q.csv", "text\nä\n".encode("utf-16"), "as UTF-16 has; save it as UTF-8"),
+        ("q.jsonl", '{"text": "a"}\n'.encode("utf-16-le"), "as UTF-16 has; save it as UTF-8"),
+        ("q.json", '[{"text": "a"}]'.encode("utf-16-be"), "as UTF-16 has; save it as UTF-8"),
+        ("q.txt", "漢字".encode("utf-16"), r"is not UTF-8 text \(it is UTF-16\)"),
+        ("q.txt", "é".encode("latin-1"), r"is not UTF-8 text \(unexpected end"),
         ("q.parquet", "no parquet", r"q\.parquet cannot be read as parquet"),
         ("q.arrow", "no arrow", r"q\.arrow cannot be read as arrow"),
         ("q.json", "", r"q\.json has no rows"),
@@ -356,10 +540,6 @@ def test_folders_that_cannot_be_read(tmp_path):
     put("empty/README.md", "no data")
     with pytest.raises(DataError, match="is a folder without a data file; files end in"):
         load_data("empty")
-    put("mixed/a.jsonl", '{"text": "a"}\n')
-    Dataset.from_dict({"text": [1]}).to_parquet("mixed/b.parquet")
-    with pytest.raises(DataError, match="the columns do not fit together"):
-        load_data("mixed")
     Dataset.from_list(ROWS).save_to_disk("torn")
     put("torn/state.json", "{")
     with pytest.raises(DataError, match="'torn' is a saved dataset that cannot be read"):
@@ -367,7 +547,14 @@ def test_folders_that_cannot_be_read(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("path", "message"), [(3, "data_path is a int"), ([], "data_path is a list"), ("", "is empty")]
+    ("path", "message"),
+    [
+        (3, "data_path is an int; give a file, a folder, a Hub dataset, a datasets.Dataset, a list of dicts or"),
+        ([], "data_path has no rows"),
+        ({}, "data_path is a dict"),
+        (["a"], "data_path is a list whose item 1 is a str, not a dict"),
+        ("", "is empty"),
+    ],
 )
 def test_what_is_no_data_at_all(path, message):
     with pytest.raises(DataError, match=message):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import pandas as pd
 import pytest
 import torch
 from click.testing import CliRunner
@@ -95,15 +96,22 @@ def test_it_returns_what_the_teacher_writes_under_its_prompt(tiny_teacher_dir):
 
 
 def test_columns_of_queries_are_for_the_template_and_come_back(tiny_model_dir):
-    rows = [{"question": q, "tone": tone} for q, tone in zip(QUERIES, ("kind", "dry", "loud"), strict=True)]
-    by_list, by_dataset = (
-        short(str(tiny_model_dir), "Be {tone}: {input}", given, text_column="question")
-        for given in (rows, Dataset.from_list(rows))
+    rows = [
+        {"question": q, "tone": tone, "input": tone} for q, tone in zip(QUERIES, ("kind", "dry", "loud"), strict=True)
+    ]
+    by_list, by_dataset, by_frame, by_name = (
+        short(str(tiny_model_dir), template, given, text_column="question")
+        for template, given in (
+            ("Be {tone}: {input}", rows),
+            ("Be {tone}: {input}", Dataset.from_list(rows)),
+            ("Be {tone}: {input}", pd.DataFrame(rows)),
+            ("Be {input_column}: {input}", rows),
+        )
     )
-    assert by_list == by_dataset
-    assert [(row["text"], row["tone"]) for row in by_list] == list(
-        zip(QUERIES, [row["tone"] for row in rows], strict=True)
-    )
+    assert by_list == by_dataset == by_frame == by_name
+    assert [(row["text"], row["tone"], row["input"]) for row in by_list] == [
+        (row["question"], row["tone"], row["tone"]) for row in rows
+    ]
     alone = short(str(tiny_model_dir), "Be dry: {input}", QUERIES[1:2])
     assert alone[0]["completion"] == by_list[1]["completion"]
 
@@ -162,12 +170,12 @@ def test_draws_differ_and_repeat(tiny_model_dir):
     [
         ("no field", QUERIES, TemplateError, r"template has no \{input\}"),
         ("{tone} {input}", QUERIES, TemplateError, r"the field \{tone\}"),
-        ("{input}", "a red cat", DataError, "queries is a str; give a list"),
-        ("{input}", 5, DataError, "queries is a int; give a list"),
+        ("{input}", "a red cat", DataError, "queries is a str; give a list of texts, a datasets"),
+        ("{input}", 5, DataError, "queries is an int; give a list of texts, a datasets"),
         ("{input}", [], DataError, "queries has no (rows|column)"),
         ("{input}", ["a", None], DataError, "queries: 1 row has a missing or non-text value"),
         ("{input}", ["a", " "], DataError, "queries, row 2: 'text' is empty"),
-        ("{input}", ["a", 3], DataError, "queries have a column of mixed kinds"),
+        ("{input}", ["a", 3], DataError, "queries: 1 row has .* row 2 .'text' is a number"),
         ("{input}", [{"txet": "a"}], DataError, "no column 'text'"),
     ],
 )

@@ -8,7 +8,7 @@ import time
 import pytest
 from datasets import Dataset
 
-from trl_distill.data import RowReport, read_rows
+from trl_distill.data import RowReport, load_data, read_rows
 from trl_distill.errors import DataError
 
 COLUMNS = ["row", "input", "history", "completion", "turns", "values"]
@@ -100,6 +100,136 @@ def test_completions_that_are_more_than_a_text(row, every, history, start):
     assert (None if read["turns"] is None else json.loads(read["turns"])["start"]) == start
 
 
+SUN = {"type": "function", "function": {"name": "sun", "arguments": {"city": "Oslo", "day": None}}}
+FOG = {"type": "function", "function": {"name": "fog", "arguments": {}}}
+SAID = json.dumps(SUN["function"])
+NO_DAY = {**SUN, "function": {"name": "sun", "arguments": {"city": "Oslo"}}}
+
+
+@pytest.mark.parametrize(
+    ("messages", "calls"),
+    [
+        ([{"from": "function_call", "value": SAID}], [SUN]),
+        ([{"role": "tool_call", "content": SAID}], [SUN]),
+        ([{"role": "tool_call", "content": SAID}, {"role": "tool_call", "content": '{"name": "fog"}'}], [SUN, FOG]),
+        ([{"role": "tool_call", "content": f"[{SAID}, {json.dumps(FOG)}]"}], [SUN, FOG]),
+        ([{"role": "tool_call", "content": f"<tool_call>\n{SAID}\n</tool_call>"}], [SUN]),
+        ([{"role": "tool_call", "content": '{"name": "sun", "parameters": "{\\"city\\": \\"Oslo\\"}"}'}], [NO_DAY]),
+        ([{"role": "assistant", "content": None, "function_call": {"name": "fog", "arguments": "{}"}}], [FOG]),
+    ],
+)
+@pytest.mark.parametrize("thought", ["", "Let me look."])
+def test_calls_of_tools_in_other_words_are_tool_calls(messages, calls, thought):
+    before = [{"role": "assistant", "content": thought}] if thought and messages[0].get("role") == "tool_call" else []
+    answer = {"from": "tool_response", "value": "rain"}
+    rows, _ = read_rows(load_data([{"messages": [USER, *before, *messages, answer, ASSISTANT]}])[0])
+    history = json.loads(rows[0]["history"])
+    said = thought if before else ""
+    assert history == [USER, {"role": "assistant", "content": said, "tool_calls": calls}, {**TOOL, "content": "rain"}]
+    rows, _ = read_rows(load_data([{"messages": [USER, *messages]}])[0])
+    assert json.loads(rows[0]["turns"])["last"]["tool_calls"] == calls
+
+
+@pytest.mark.parametrize("content", ["sun(Oslo)", '{"city": "Oslo"}', "3", None])
+def test_a_call_that_is_no_json_is_named(content):
+    with pytest.raises(DataError, match="message 2 calls a tool, but is not JSON with 'name' and 'arguments'"):
+        read({"messages": [USER, {"role": "tool_call", "content": content}]})
+
+
+def test_an_unknown_role_lists_the_known_ones_once():
+    rows = [{"messages": [{"role": "poet", "content": "q"}]}] * 2
+    with pytest.raises(
+        DataError, match=r"row 2 \('messages': message 1 has .* Known roles are system, user,"
+    ) as caught:
+        read(*rows)
+    assert str(caught.value).count("tool_response") == 1
+
+
+def test_null_inside_arguments_is_kept_where_the_file_says_it(tmp_path):
+    messages = [USER, {"role": "assistant", "content": None, "tool_calls": [SUN]}]
+    other = [{**USER, "name": "Ann"}, {"role": "assistant", "tool_calls": [FOG]}]
+    tools = [{"type": "function", "function": {"name": "sun", "parameters": {"enum": [None], "default": None}}}]
+    given = [{"messages": messages, "tools": tools}, {"messages": other}]
+    path = tmp_path / "q.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in given))
+    for data in (given, path):
+        rows, _ = read_rows(load_data(data)[0])
+        first, second = (json.loads(turns)["last"] for turns in rows["turns"])
+        assert first == {"role": "assistant", "content": "", "tool_calls": [SUN]}
+        assert second == {"role": "assistant", "content": "", "tool_calls": [FOG]}
+        assert json.loads(json.loads(rows[0]["values"])["tools"]) == tools
+    rows, _ = read(*given)  # Arrow's empty keys cannot be told from those of the data
+    assert json.loads(rows[0]["turns"])["last"]["tool_calls"] == [NO_DAY]
+
+
+def test_numbers_inside_objects_keep_all_their_digits():
+    numbers = [52.52, 0.1 + 0.2, 2**70, -1e-300, 86.12345678901234]
+    messages = [USER, {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": {"n": numbers}}}]}]
+    turns = json.loads(read_rows(load_data([{"messages": messages}])[0])[0][0]["turns"])
+    assert turns["last"]["tool_calls"][0]["function"]["arguments"]["n"] == numbers
+
+
+UNLEARNED = {**ASSISTANT, "weight": 0}
+NOTHING = {"role": "assistant", "content": " \n"}
+
+
+@pytest.mark.parametrize(
+    ("row", "every", "reason"),
+    [
+        ({"messages": [USER, UNLEARNED]}, False, "'messages': the completion has the weight 0"),
+        ({"messages": [USER, UNLEARNED]}, True, "'messages': the completion has the weight 0"),
+        ({"prompt": [USER], "completion": [UNLEARNED]}, False, "'completion': the completion has the weight 0"),
+        ({"prompt": "q", "completion": [UNLEARNED]}, False, "'completion': the completion has the weight 0"),
+        ({"messages": [USER, ASSISTANT, USER, UNLEARNED]}, False, "the completion has the weight 0"),
+        ({"messages": [USER, UNLEARNED, USER, UNLEARNED]}, True, "the completion has the weight 0"),
+        ({"messages": [USER, NOTHING]}, False, "'messages': the completion is empty"),
+        ({"messages": [USER, {"role": "assistant", "content": None}]}, False, "the completion is empty"),
+        ({"messages": [USER, {"role": "assistant", "content": "", "tool_calls": []}]}, False, "is empty"),
+        ({"messages": [USER, ASSISTANT, USER, NOTHING]}, False, "the completion is empty"),
+        ({"prompt": "q", "completion": [NOTHING]}, False, "'completion': the completion is empty"),
+    ],
+)
+def test_a_completion_that_is_not_to_be_learned_is_set_aside(row, every, reason):
+    column = "messages" if "messages" in row else "prompt"
+    data, _ = load_data([{"prompt": "r", "completion": "s", "messages": [USER, ASSISTANT]}, row])
+    rows, report = read_rows(data, text_column=column, assistant_turns=every)
+    assert rows["row"] == [1]
+    (aside,) = report.set_aside
+    assert aside[0] == "row 2"
+    assert reason in aside[1]
+
+
+def test_turns_that_are_not_to_be_learned_have_the_weight_0():
+    messages = [USER, UNLEARNED, USER, NOTHING, USER, {**ASSISTANT, "weight": 1}]
+    read = only({"messages": messages}, assistant_turns=True)
+    assert read["turns"] is None  # the last turn alone is learned
+    assert json.loads(read["history"]) == [USER, ASSISTANT, USER, NOTHING, USER]
+    read = only({"messages": [USER, ASSISTANT, *messages[:4]]}, assistant_turns=True)
+    whole = [*json.loads(read["history"]), json.loads(read["turns"])["last"]]
+    assert [m.get("weight", 1) for m in whole if m["role"] == "assistant"] == [1, 0, 0]
+
+
+def test_a_weight_between_is_named():
+    with pytest.raises(DataError, match=r"'messages': message 2 has the weight 0.5; known are 0 and 1"):
+        read({"messages": [USER, {**ASSISTANT, "weight": 0.5}]})
+
+
+def test_reasoning_alone_is_a_completion():
+    last = {"role": "assistant", "content": "", "reasoning_content": "hm"}
+    assert json.loads(only({"messages": [USER, last]})["turns"])["last"] == last
+
+
+def test_alpacas_columns():
+    row = {"instruction": "Add.", "input": "1 2", "output": "3"}
+    read = only(row, text_column="instruction")
+    assert (read["input"], read["completion"]) == ("Add.", "3")
+    assert json.loads(read["values"]) == {"input_column": "1 2"}
+    read = only(row, text_column="input")
+    assert (read["input"], read["completion"]) == ("1 2", None)
+    assert json.loads(read["values"]) == {"instruction": "Add.", "output": "3"}
+    assert only({**row, "completion": "4"}, text_column="instruction")["completion"] == "4"
+
+
 def test_what_else_a_message_says_is_kept_and_what_arrow_adds_is_not():
     named = {"role": "user", "content": "q", "name": "Ann"}
     read = only({"messages": [SYSTEM, named, ASSISTANT]})
@@ -183,8 +313,8 @@ def test_the_summary_names_the_first_three_of_each_reason():
         ({"messages": "q"}, "'messages' is text, not a list of messages"),
         ({"messages": [ASSISTANT]}, "no message stands where the user's last one should"),
         ({"messages": [USER, ASSISTANT, ASSISTANT]}, "the assistant's message stands where"),
-        ({"messages": [{"role": "poet", "content": "q"}]}, "message 1 has the role 'poet'"),
-        ({"messages": [{"role": "user", "content": None}]}, "'messages, message 1' is missing"),
+        ({"messages": [{"role": "poet", "content": "q"}]}, "'messages': message 1 has the unknown role 'poet'"),
+        ({"messages": [{"role": "user", "content": None}]}, "'messages': the content of message 1 is missing"),
         ({"prompt": [USER, ASSISTANT], "completion": [ASSISTANT]}, "the assistant's message stands where"),
         ({"messages": [TOOL, ASSISTANT]}, "the tool's message stands where"),
         ({"prompt": [USER], "completion": [ASSISTANT, USER, ASSISTANT]}, "several are learnt with assistant_only_loss"),

@@ -61,6 +61,17 @@ def test_all_turns_are_learnt_and_a_chat_templates_system_message_stands_once(
     assert trainer.processing_class.decode(whole["teacher_input_ids"][0]) == written.removesuffix("\n")
 
 
+def test_turns_of_weight_0_and_empty_ones_are_read_and_not_learned(chat_model_dir, tiny_teacher_dir, tmp_path):
+    talk = [user("a"), {**assistant("b"), "weight": 0}, user("c"), assistant("d"), user("e"), assistant(" "), user("f")]
+    talks = [{"messages": [*talk, {**assistant("g"), "weight": weight}]} for weight in (1, 0)]
+    trainer = distilling(chat_model_dir, tiny_teacher_dir, tmp_path, talks, assistant_only_loss=True)
+    prompt, pieces = learnt(trainer, trainer.train_dataset[0])
+    assert prompt.count("<|im_start|>") == 4
+    assert prompt.startswith("<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\nb<|im_end|>\n")
+    assert pieces == ["d<|im_end|>", "g<|im_end|>"]
+    assert learnt(trainer, trainer.train_dataset[1])[1] == ["d<|im_end|>"]
+
+
 def test_a_text_template_renders_every_user_message(chat_model_dir, tiny_teacher_dir, tmp_path):
     trainer = distilling(
         chat_model_dir, tiny_teacher_dir, tmp_path, TALKS, assistant_only_loss=True,

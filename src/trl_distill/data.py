@@ -5,12 +5,16 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .arrow_values import plain_values
 from .errors import DataError, nearest
-from .readers import TEXTS, read_texts
+from .json_reader import DOCUMENTS, Placed, json_splits
+from .memory import TAKEN, as_dataset, is_stream
+from .readers import PLACE, TEXTS, Part, read_placed, read_texts
 from .rows import RowReport, read_rows
 
 if TYPE_CHECKING:
@@ -45,7 +49,8 @@ def load_data(
     Args:
         data_path: A file (json as a list or as lines, jsonl, csv, tsv, parquet, arrow, or txt with one row per line
             that is not empty); a folder of them, in which names such as `train` and `valid` of files or sub-folders
-            tell the splits; a `save_to_disk` folder; a Hub dataset; or a `datasets.Dataset` or `DatasetDict`.
+            tell the splits, as the keys of a JSON object do; a `save_to_disk` folder; a Hub dataset; or, in memory, a
+            list of dicts, a pandas DataFrame, a `datasets.Dataset`, or a dict of them by split (`DatasetDict`).
         train_split: Split to train on, as `datasets` writes it: "train", "train[:90%]", "train+test".
         valid_split: Split to evaluate on (default: the validation split of a folder or a `DatasetDict`).
         config_name: Configuration of a Hub dataset.
@@ -100,26 +105,30 @@ def _local(data_path: Any) -> tuple[str, Splits]:
         return name, _folder(path, name)
     if path.suffix.lower() not in SUFFIXES:
         raise DataError(f"data_path {name} ends in {path.suffix or 'nothing'!r}; {ACCEPTED}.")
-    return name, {"train": partial(_read, [path])}
+    return name, {split: partial(_read, parts) for split, parts in _parts(path, "train").items()}
+
+
+def _parts(path: Path, split: str) -> dict[str, list[Part]]:
+    """Return the splits of a file: those that a JSON object holds, else `split`."""
+    keys = json_splits(path, SPLITS) if path.suffix.lower() in DOCUMENTS else []
+    found: dict[str, list[Part]] = {}
+    for key in keys:
+        found.setdefault(SPLITS[key.lower()], []).append(Part(path, key))
+    return found or {split: [Part(path)]}
 
 
 def _in_memory(data: Any) -> tuple[str, Splits]:
-    """Return the splits of a dataset in memory."""
-    from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
-
-    if isinstance(data, Dataset):
-        return "the dataset", {"train": partial(_itself, data)}
-    if isinstance(data, DatasetDict):
-        return "the datasets", {str(split): partial(_itself, part) for split, part in data.items()}
-    if isinstance(data, (IterableDataset, IterableDatasetDict)):
+    """Return the splits of data in memory."""
+    if isinstance(data, Mapping) and data and not is_stream(data):  # a DatasetDict is one
+        parts = {str(split): as_dataset(part, name=f"data_path[{split!r}]") for split, part in data.items()}
+        return "the datasets", {split: partial(_itself, part) for split, part in parts.items()}
+    if is_stream(data):
         raise DataError(
             "data_path is a stream, and a run reads all rows before it trains; give a datasets.Dataset, or the stream "
             "to DistillationSFTTrainer."
         )
-    raise DataError(
-        f"data_path is a {type(data).__name__}; give a file, a folder, a Hub dataset, or a datasets.Dataset or "
-        "DatasetDict."
-    )
+    taken = f"a file, a folder, a Hub dataset, {TAKEN}"
+    return "the dataset", {"train": partial(_itself, as_dataset(data, name="data_path", taken=taken))}
 
 
 def _itself(data: Dataset) -> Dataset:
@@ -141,12 +150,13 @@ def _folder(folder: Path, name: str) -> Splits:
             return _in_memory(load_from_disk(str(folder)))[1]
         except Exception as error:
             raise DataError(f"data_path {name} is a saved dataset that cannot be read ({_first(error)}).") from error
-    files: dict[str, list[Path]] = {}
+    files: dict[str, list[Part]] = {}
     for path in _data_files(folder):
-        files.setdefault(_split_of(path.relative_to(folder)), []).append(path)
+        for split, parts in _parts(path, _split_of(path.relative_to(folder))).items():
+            files.setdefault(split, []).extend(parts)
     if not files:
         raise DataError(f"data_path {name} is a folder without a data file; {ACCEPTED}; sub-folders name a split.")
-    return {split: partial(_read, paths) for split, paths in files.items()}
+    return {split: partial(_read, parts) for split, parts in files.items()}
 
 
 def _data_files(folder: Path) -> list[Path]:
@@ -174,27 +184,43 @@ def _split_of(path: Path) -> str:
     return next((SPLITS[word] for word in words if word in SPLITS), "train")
 
 
-def _read(paths: list[Path]) -> Dataset:
+def _read(parts: list[Part]) -> Dataset:
     """Read files of any accepted kinds into one dataset.
 
     Raises:
-        DataError: A file that cannot be read, or columns that do not fit together.
+        DataError: A file that cannot be read.
     """
     from datasets import concatenate_datasets
 
-    texts = [path for path in paths if path.suffix.lower() in TEXTS]
-    parts = [read_texts(texts)] if texts else []
+    texts = [part for part in parts if part.path.suffix.lower() in TEXTS]
+    read = [read_texts(texts)] if texts else []
     for suffix in BINARIES:
-        same = [path for path in paths if path.suffix.lower() == suffix]
+        same = [part.path for part in parts if part.path.suffix.lower() == suffix]
         if same:
-            parts.append(_binary(suffix[1:], same))
-    if len(parts) == 1:
-        return parts[0]
+            read.append(_binary(suffix[1:], same))
+    if len(read) == 1:
+        return read[0]
     try:
-        return concatenate_datasets(parts)
-    except Exception as error:
-        files = ", ".join(path.name for path in paths[:3])
-        raise DataError(f"{files}: the columns do not fit together ({_first(error)}); make them alike.") from error
+        return concatenate_datasets(read)
+    except Exception:  # a column has other types in one of them; its values are read as they are
+        return _as_they_are(read)
+
+
+def _as_they_are(datasets: list[Dataset]) -> Dataset:
+    """Put datasets together whose columns have unlike types."""
+
+    def rows() -> Placed:
+        before = 0
+        for dataset in datasets:
+            columns = {name: plain_values(dataset.data[name], kind) for name, kind in dataset.features.items()}
+            places = columns.pop(PLACE, [f"row {i}" for i in range(before + 1, before + len(dataset) + 1)])
+            for place, values in zip(places, zip(*columns.values(), strict=True), strict=True):
+                yield place, dict(zip(columns, values, strict=True))
+            before += len(dataset)
+
+    found = read_placed(rows)
+    assert found is not None
+    return found
 
 
 def _binary(kind: str, paths: list[Path]) -> Dataset:
@@ -202,13 +228,26 @@ def _binary(kind: str, paths: list[Path]) -> Dataset:
     from datasets import load_dataset
 
     files = ", ".join(map(str, paths[:3]))
+    how: dict[str, Any] = {"data_files": [str(path) for path in paths], "split": "train"}
     try:
-        loaded = load_dataset(kind, data_files=[str(path) for path in paths], split="train")
+        return load_dataset(kind, **how, **({} if kind != "parquet" else _readable(paths[0])))
     except Exception as error:
         if "corresponds to no data" in str(error):  # how datasets says that there are no rows
             raise DataError(f"{files} has no rows; give a file with at least one.") from None
         raise DataError(f"{files} cannot be read as {kind} ({_first(error.__cause__ or error)}).") from error
-    return loaded
+
+
+def _readable(path: Path) -> dict[str, Any]:
+    """Return how to read a parquet file with columns of types that `datasets` does not have: without those."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+    from datasets import Features
+
+    features, schema = Features(), pq.read_schema(path)
+    for field in schema:
+        with suppress(ValueError, TypeError):
+            features |= Features.from_arrow_schema(pa.schema([field]))
+    return {} if len(features) == len(schema) else {"columns": list(features), "features": features}
 
 
 def _names(spec: str) -> list[str]:

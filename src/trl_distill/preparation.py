@@ -18,7 +18,7 @@ from datasets import Features, List, Value
 
 from . import turns
 from .alignment import check_ids, fit, tokenize_completion, tokenize_prompt, tokenize_written
-from .conversation import check_prompts, options_of, own_prompt, render
+from .conversation import KWARGS, OWN, TOOLS, check_prompts, options_of, own_prompt, render
 from .crossing import COLUMNS as CROSSING_COLUMNS
 from .data import RowReport, read_rows
 from .errors import DataError
@@ -164,6 +164,7 @@ def read(dataset: Dataset, recipe: Recipe, *, name: str = "train") -> tuple[Data
         completion_column=columns.completion,
         max_bad_rows=columns.max_bad_rows,
         assistant_turns=columns.assistant_turns,
+        fields={field for template in templates for field in template.fields} | {*OWN, TOOLS, KWARGS},
         source=name,
     )
     for template in templates:

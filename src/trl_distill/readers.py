@@ -7,6 +7,7 @@ of mixed values is refused. Here a value keeps the type that its file gives it, 
 from __future__ import annotations
 
 import atexit
+import codecs
 import csv
 import hashlib
 import json
@@ -18,51 +19,78 @@ from collections.abc import Callable, Iterable, Iterator
 from functools import cache
 from itertools import chain, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .errors import DataError
+from .json_reader import CONVERSATIONS, DOCUMENTS, LINES, Placed, json_rows
+from .row_faults import FAULTS
+
+__all__ = ["CONVERSATIONS", "PLACE", "TEXTS", "Part", "read_placed", "read_texts", "scratch_file"]
 
 if TYPE_CHECKING:
     from datasets import Dataset, Features
 
 PLACE = "__place__"  # column that says where a row stands, for example "line 7"
-LINES, DOCUMENTS, TABLES = (".jsonl", ".ndjson"), (".json",), {".csv": ",", ".tsv": "\t"}
+TABLES = {".csv": ",", ".tsv": "\t"}
+DELIMITERS = {",": "commas", "\t": "tabs", ";": "semicolons", "|": "vertical bars"}
 TEXTS = (*LINES, *DOCUMENTS, *TABLES, ".txt")
-CONVERSATIONS = ("messages", "conversations")
+HEAD = 4096  # bytes in which UTF-16 text shows itself
 IN_MEMORY = 64 * 1024 * 1024  # bytes of files up to which no copy is written to the cache
 BATCH = 1000
 
-Placed = Iterator[tuple[str, dict[str, Any]]]
+
+class Part(NamedTuple):
+    """A file, or one split of a JSON file that holds several."""
+
+    path: Path
+    split: str | None = None
 
 
-def read_texts(paths: list[Path]) -> Dataset:
+def read_texts(parts: list[Part]) -> Dataset:
     """Read text files into one dataset.
 
     Args:
-        paths: Files that end in one of `TEXTS`, in the order in which their rows are wanted.
+        parts: Files that end in one of `TEXTS`, in the order in which their rows are wanted.
 
     Returns:
-        Rows with the columns of the files. A column whose values are of several types is `datasets.Json`: its values
-        come back as they were. The column `PLACE` tells each row's line; a single JSON list has none.
+        Rows with the columns of the files. A column of objects, or whose values are of several types, is
+        `datasets.Json`: its values come back as they were, with no empty keys from other rows. The column `PLACE` tells
+        each row's line; a single JSON list has none. `FAULTS` tells what is wrong with single values, if anything is.
 
     Raises:
         DataError: A file that cannot be read or is malformed (with its line), or that has no rows.
     """
-    from datasets import Dataset, Json
+    from datasets import Dataset
 
-    paths = [p.absolute() for p in paths]
-    cached = _cache_file(paths)
+    parts = [Part(part.path.absolute(), part.split) for part in parts]
+    cached = _cache_file(parts)
     if cached is not None and cached.is_file():
         return Dataset.from_file(str(cached))
 
     def rows() -> Placed:
-        for path in paths:
-            place = f"{path.name} " if len(paths) > 1 else ""
-            yield from ((place + where, row) for where, row in _guarded(path))
+        for part in parts:
+            place = f"{part.path.name} " if len(parts) > 1 else ""
+            yield from ((place + where, row) for where, row in _guarded(part))
+
+    found = read_placed(rows, cached)
+    if found is None:
+        names = ", ".join(part.path.name for part in parts[:3])
+        raise DataError(f"{names} has no rows; give a file with at least one.")
+    return found
+
+
+def read_placed(rows: Callable[[], Placed], cached: Path | None = None) -> Dataset | None:
+    """Return rows as a dataset in the form of `read_texts`, or None if there are none.
+
+    Args:
+        rows: Yields each row with its place; called again for each pass.
+        cached: The file that the dataset is written to; None keeps it in memory.
+    """
+    from datasets import Json
 
     features = _features(_batches(rows()))
     if features is None:
-        raise DataError(f"{', '.join(p.name for p in paths[:3])} has no rows; give a file with at least one.")
+        return None
     while True:
         try:
             return _written(rows, features, cached)
@@ -74,13 +102,18 @@ class _Unfit(Exception):
     """A column holds a value that its type does not: an integer, before later rows with floats, that is too large."""
 
 
-def _guarded(path: Path) -> Placed:
+def _guarded(part: Part) -> Placed:
     """Yield a file's rows, and turn what can go wrong while reading into one sentence."""
-    reader = _table if path.suffix.lower() in TABLES else _text if path.suffix.lower() == ".txt" else _json
+    path, kind = part.path, part.path.suffix.lower()
     try:
-        yield from reader(path)
+        with path.open("rb") as file:
+            if b"\0" in file.read(HEAD):
+                raise DataError(f"{path} is not UTF-8 text: it has zero bytes, as UTF-16 has; save it as UTF-8.")
+        yield from _table(path) if kind in TABLES else _text(path) if kind == ".txt" else json_rows(path, part.split)
     except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8 text ({error.reason}); save it as UTF-8.") from None
+        utf16 = error.object[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+        reason = "it is UTF-16" if utf16 else error.reason
+        raise DataError(f"{path} is not UTF-8 text ({reason}); save it as UTF-8.") from None
     except OSError as error:
         raise DataError(f"{path} cannot be read ({error.strerror}); check the file and its permissions.") from None
 
@@ -101,7 +134,7 @@ def _table(path: Path) -> Placed:
         start = 1
         try:
             header = [name.strip() or f"column {i}" for i, name in enumerate(next(reader, []), 1)]
-            _check_header(path, header)
+            faults = _header_faults(path, header)
             start = reader.line_num + 1
             for cells in reader:
                 if len(cells) > len(header):
@@ -111,7 +144,7 @@ def _table(path: Path) -> Placed:
                     )
                 if cells:
                     cells += [None] * (len(header) - len(cells))  # type: ignore[list-item]
-                    yield f"line {start}", dict(zip(header, cells, strict=True))
+                    yield f"line {start}", {**dict(zip(header, cells, strict=True)), **faults}
                 start = reader.line_num + 1
         except csv.Error as error:
             raise DataError(
@@ -119,82 +152,17 @@ def _table(path: Path) -> Placed:
             ) from None
 
 
-def _check_header(path: Path, header: list[str]) -> None:
-    """Refuse two columns of one name."""
-    twice = next((name for name in header if header.count(name) > 1), None)
-    if twice is not None:
-        raise DataError(f"{path} has the column {twice!r} twice; rename one of them in its first line.")
-
-
-def _json(path: Path) -> Placed:
-    """Yield the rows of a JSON list, of JSON lines, or of one JSON object."""
-    with path.open(encoding="utf-8-sig") as file:
-        first = next((line for line in file if line.strip()), "")
-        lines = path.suffix.lower() in LINES or (_parses(first) and any(line.strip() for line in file))
-    if lines and not first.lstrip().startswith("["):
-        yield from _json_lines(path)
-    elif first:
-        yield from _json_document(path)
-
-
-def _parses(text: str) -> bool:
-    """Whether a text is JSON by itself."""
-    try:
-        json.loads(text)
-    except ValueError:
-        return False
-    return True
-
-
-def _json_lines(path: Path) -> Placed:
-    """Yield one row per line that is not empty."""
-    with path.open(encoding="utf-8-sig") as file:
-        for number, line in enumerate(file, 1):
-            if not line.strip():
-                continue
-            try:
-                value = json.loads(line.rstrip())
-            except ValueError as error:
-                raise DataError(_malformed(path, number, error)) from None
-            yield f"line {number}", _row(value)
-
-
-def _json_document(path: Path) -> Placed:
-    """Yield the rows of a file that is one JSON value."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8-sig"))
-    except json.JSONDecodeError as error:
-        raise DataError(_malformed(path, error.lineno, error)) from None
-    if isinstance(value, dict):
-        value = _unwrapped(value)
-    if not isinstance(value, list):
-        raise DataError(f"{path} holds a single {type(value).__name__}; give a list of objects or one object a line.")
-    for number, row in enumerate(value, 1):
-        yield f"row {number}", _row(row)
-
-
-def _unwrapped(value: dict[str, Any]) -> list[Any]:
-    """Return the rows of an object: its one list of objects, its columns, or itself as the only row."""
-    lists = [cells for cells in value.values() if isinstance(cells, list) and cells]
-    if len(lists) < len(value) or set(value) & {*CONVERSATIONS, "prompt", "completion"}:
-        return [value]
-    objects = [all(isinstance(cell, dict) for cell in cells) for cells in lists]
-    if objects == [True]:
-        return lists[0]
-    if not any(objects) and len({len(cells) for cells in lists}) == 1:
-        return [dict(zip(value, cells, strict=True)) for cells in zip(*lists, strict=True)]
-    return [value]
-
-
-def _row(value: Any) -> dict[str, Any]:
-    """Return a row; a bare value is a row of text, good or bad."""
-    return value if isinstance(value, dict) else {"text": value}
-
-
-def _malformed(path: Path, line: int, error: ValueError) -> str:
-    """Say where a JSON file is broken."""
-    reason = f"{error.msg}, column {error.colno}" if isinstance(error, json.JSONDecodeError) else str(error)
-    return f"{path}, line {line}, is not valid JSON ({reason}); repair the line or remove it."
+def _header_faults(path: Path, header: list[str]) -> dict[str, str]:
+    """Return the faults of each row of a table that names columns twice; refuse one with another delimiter."""
+    wanted = TABLES[path.suffix.lower()]
+    other = next((d for d in DELIMITERS if len(header) == 1 and d != wanted and d in header[0]), None)
+    if other is not None:
+        raise DataError(
+            f"{path} has {DELIMITERS[other]} ({other!r}) between its columns, and {path.suffix} means "
+            f"{DELIMITERS[wanted]}; save it with {DELIMITERS[wanted]}."
+        )
+    twice = {name: "two columns have this name" for name in header if header.count(name) > 1}
+    return {FAULTS: json.dumps(twice)} if twice else {}
 
 
 def _batches(rows: Placed) -> Iterator[dict[str, list[Any]]]:
@@ -205,20 +173,22 @@ def _batches(rows: Placed) -> Iterator[dict[str, list[Any]]]:
 
 
 def _features(batches: Iterable[dict[str, list[Any]]]) -> Features | None:
-    """Return the type of each column, `Json` where its values have several; None when there are no rows."""
+    """Return the type of each column, `Json` where its values are objects or of several types; None without rows."""
     import datasets
     import pyarrow as pa
 
     known: dict[str, Any] = {}
     lines = False
     for batch in batches:
-        lines = lines or not batch[PLACE][0].startswith("row ")
+        lines = lines or not all(place.startswith("row ") for place in batch[PLACE])
         for name, values in batch.items():
             if known.get(name, pa.null()) is not None:
                 known[name] = _widened(known.get(name, pa.null()), values)
     if not known:
         return None
     known.pop(PLACE)
+    if FAULTS in known:
+        known[FAULTS] = known.pop(FAULTS)  # the last column, whichever row has the first fault
     schema = pa.schema([(n, pa.string() if pa.types.is_null(t) else t) for n, t in known.items() if t is not None])
     plain = datasets.Features.from_arrow_schema(schema)
     columns = {name: plain.get(name, datasets.Json()) for name in known}
@@ -226,13 +196,15 @@ def _features(batches: Iterable[dict[str, list[Any]]]) -> Features | None:
 
 
 def _widened(known: Any, values: list[Any]) -> Any:
-    """Return the Arrow type that holds what is `known` and new values, or None when there is none."""
+    """Return the Arrow type that holds what is `known` and new values as they are, or None when there is none."""
     import pyarrow as pa
 
     try:
         new = pa.array(values).type
         if pa.types.is_null(new):
             return known
+        if _has_objects(new):
+            return None  # each would get the keys of all others, and lose none of its own empty ones
         if not pa.types.is_null(known) and known != new:
             pair = [pa.schema([("x", kind)]) for kind in (known, new)]
             new = pa.unify_schemas(pair, promote_options="permissive").field("x").type
@@ -242,18 +214,25 @@ def _widened(known: Any, values: list[Any]) -> Any:
     return new
 
 
-def _cache_file(paths: list[Path]) -> Path | None:
+def _has_objects(kind: Any) -> bool:
+    """Whether an Arrow type is an object, or a list of them."""
+    import pyarrow as pa
+
+    return pa.types.is_struct(kind) or (pa.types.is_list(kind) and _has_objects(kind.value_type))
+
+
+def _cache_file(parts: list[Part]) -> Path | None:
     """Return where the Arrow copy of these files, as they are now, belongs in the cache; None where they are small."""
     import datasets
 
     try:
-        stats = [path.stat() for path in paths]
+        stats = [part.path.stat() for part in parts]
     except OSError:
         return None  # reading it will say why
     if sum(stat.st_size for stat in stats) <= IN_MEMORY:
         return None
-    state = [(str(path), stat.st_size, stat.st_mtime_ns) for path, stat in zip(paths, stats, strict=True)]
-    key = hashlib.sha256(repr(("1", state)).encode()).hexdigest()[:32]
+    state = [(str(part.path), part.split, s.st_size, s.st_mtime_ns) for part, s in zip(parts, stats, strict=True)]
+    key = hashlib.sha256(repr(("2", state)).encode()).hexdigest()[:32]
     return Path(datasets.config.HF_DATASETS_CACHE, "trl_distill", f"{key}.arrow")
 
 
@@ -289,7 +268,7 @@ def _write(rows: Callable[[], Placed], features: Features, sink: Any) -> None:
             for field in schema:
                 values = batch.get(field.name, [None] * len(batch[PLACE]))
                 if isinstance(features[field.name], datasets.Json):
-                    values = [None if v is None else json.dumps(v, ensure_ascii=False) for v in values]
+                    values = [None if v is None else json.dumps(v, ensure_ascii=False, default=str) for v in values]
                 try:
                     arrays.append(pa.array(values, field.type))
                 except pa.ArrowException:

@@ -7,25 +7,36 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Collection
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from .arrow_values import holds_bytes, plain_values
 from .errors import DataError, nearest
+from .messages import (
+    ROLES,
+    UNKNOWN_ROLE,
+    Unusable,
+    is_learned,
+    messages_of,
+    says_something,
+    text_of,
+    without_weight,
+)
 from .readers import CONVERSATIONS, PLACE, scratch_file
+from .row_faults import FAULTS
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
 SHOWN = 10
 COMPLETIONS = ("completion", "response")
-ROLES = {  # ShareGPT's names beside the usual ones
-    **{role: role for role in ("system", "user", "assistant", "developer", "tool")},
-    **{"human": "user", "gpt": "assistant", "chatgpt": "assistant", "bot": "assistant", "model": "assistant"},
-    **{"function": "tool", "observation": "tool"},
-}
+INSTRUCTION, OUTPUT = "instruction", "output"  # Alpaca's words; the latter is a completion beside the former alone
+INPUT, INPUT_COLUMN = "input", "input_column"  # {input} is the text column; a column of that name is the latter
+OURS = (PLACE, FAULTS)
+EMPTY = "the completion is empty"
 NUMBERED = re.compile(r"(?:line|row) (\d+)")
-MESSAGE_KEYS = ("role", "from", "content", "value")
-KINDS = {bool: "true or false", int: "a number", float: "a number", dict: "an object", list: "a list", bytes: "bytes"}
 
 
 @dataclass(frozen=True)
@@ -60,14 +71,6 @@ class NoUsableRows(DataError):
     """Data of which no row can be learnt."""
 
 
-class _Unusable(Exception):
-    """A row that cannot be used: `bad` counts against the limit, an empty one does not."""
-
-    def __init__(self, reason: str, *, bad: bool = True) -> None:
-        super().__init__(reason)
-        self.bad = bad
-
-
 def read_rows(
     dataset: Dataset,
     *,
@@ -76,14 +79,17 @@ def read_rows(
     completion_column: str | None = None,
     max_bad_rows: int = 0,
     assistant_turns: bool = False,
+    fields: Collection[str] = (),
+    num_proc: int | None = None,
     source: str = "data",
 ) -> tuple[Dataset, RowReport]:
     """Bring rows of any accepted form into one.
 
     The input is `prompt_text_column` where it is given, else `text_column`, else `prompt`, `messages` or
     `conversations`; with `text_column` at its default, a dataset of `prompt` and `completion` is read as such. The
-    completion is `completion_column`, else `completion` or `response`, else the last assistant message of the
-    conversation; with `prompt_text_column`, `text_column` is the completion where there is no other.
+    completion is `completion_column`, else `completion` or `response` (or `output`, if the input is `instruction`),
+    else the last assistant message of the conversation; with `prompt_text_column`, `text_column` is the completion if
+    there is no other.
 
     Args:
         dataset: Text rows (str columns) or conversations (lists of messages, `role`/`content` or `from`/`value`).
@@ -92,6 +98,8 @@ def read_rows(
         completion_column: Column with the completion (default: `completion` or `response` where there is one).
         max_bad_rows: Rows with a missing or non-text value to set aside before it is an error.
         assistant_turns: Whether all assistant messages of a conversation are completions, not the last one alone.
+        fields: Fields of templates and other columns that are read: a broken value there makes a row bad.
+        num_proc: Processes that read; None is this one.
         source: What to call the dataset in messages.
 
     Returns:
@@ -99,8 +107,10 @@ def read_rows(
         `input` (str), `history` (str or None: the messages before the completion as JSON, the last one being the
         user's or a tool's), `completion` (str or None), `turns` (str or None: where the completion is more than a text,
         JSON of the `last` message and of the place `start` in the conversation from which assistant messages are
-        learnt) and `values` (str: the other columns as a JSON object of texts and numbers); and the report. A row whose
-        input or completion is empty is set aside and not counted against `max_bad_rows`.
+        learnt; an assistant message among them that is not to be learned has the weight 0) and `values` (str: the other
+        columns as a JSON object of texts and numbers, a column `input` as `input_column`; columns of bytes, images and
+        sounds are left out, undecoded); and the report. A row whose input or completion is empty, or whose completion
+        has the weight 0, is set aside and not counted against `max_bad_rows`.
 
     Raises:
         DataError: A column that is not there, more bad rows than allowed, or (`NoUsableRows`) no row left to use.
@@ -108,10 +118,11 @@ def read_rows(
     if not hasattr(dataset, "__len__"):
         raise DataError(f"{source} is a {type(dataset).__name__}; give a datasets.Dataset, whose rows can be counted.")
     columns = _Columns.choose(dataset.column_names, text_column, prompt_text_column, completion_column, source)
-    columns = replace(columns, turns=assistant_turns)
+    read_too = frozenset(INPUT if name == INPUT_COLUMN else name for name in fields if name != INPUT)
+    columns = replace(columns, turns=assistant_turns, fields=read_too)
     if len(dataset) == 0:
         raise DataError(f"{source} has no rows; give data with at least one.")
-    read = _map(dataset, columns, source)
+    read = _map(dataset, columns, source, num_proc)
     problems = _problems(read)
     _check(problems, len(dataset), max_bad_rows, source)
     if problems:
@@ -121,34 +132,51 @@ def read_rows(
     return read.select_columns(["row", "input", "history", "completion", "turns", "values"]), report
 
 
-def _map(dataset: Dataset, columns: _Columns, source: str) -> Dataset:
+def _map(dataset: Dataset, columns: _Columns, source: str, num_proc: int | None) -> Dataset:
     """Read every row; `problem` says why a row cannot be used, `bad` whether that counts against the limit."""
     from datasets import Features, Value
 
+    used = {columns.input, columns.completion}
+    readable = [name for name, kind in dataset.features.items() if name in used or not holds_bytes(kind)]
+    bytes_named = sorted(columns.fields & set(dataset.column_names) - set(readable))
+    if bytes_named:
+        raise DataError(f"{source}: the column {bytes_named[0]!r} holds bytes, which a template cannot write; drop it.")
     text, number, flag = Value("string"), Value("int64"), Value("bool")
     features = {"row": number, "input": text, "history": text, "completion": text, "turns": text, "values": text}
     features |= {"place": text, "problem": text, "bad": flag}
-
-    def read(batch: dict[str, list[Any]], indices: list[int]) -> dict[str, list[Any]]:
-        rows = [_read(dict(zip(batch, cells, strict=True)), columns) for cells in zip(*batch.values(), strict=True)]
-        places = batch.get(PLACE, [None] * len(rows))
-        out: dict[str, list[Any]] = {name: [row.get(name) for row in rows] for name in features}
-        out["place"] = [place or f"row {i + 1}" for place, i in zip(places, indices, strict=True)]
-        known = [NUMBERED.fullmatch(place) for place in out["place"]]
-        out["row"] = [int(found[1]) if found else i + 1 for found, i in zip(known, indices, strict=True)]
-        return out
-
-    return dataset.with_format(None).map(
-        read,
-        batched=True,
-        with_indices=True,
-        remove_columns=dataset.column_names,
-        features=Features(features),
-        # the default is beside the data, which may be the user's folder
-        cache_file_name=scratch_file() if dataset.cache_files else None,
-        load_from_cache_file=False,
-        desc=f"Reading {source}",
+    schema = Features(features).arrow_schema
+    return (
+        dataset.select_columns(readable)
+        .with_format("arrow")  # values come as Arrow has them: nothing is decoded
+        .map(
+            partial(_read_batch, columns=columns, kinds={name: dataset.features[name] for name in readable}),
+            batched=True,
+            with_indices=True,
+            fn_kwargs={"schema": schema},
+            remove_columns=readable,
+            features=Features(features),
+            num_proc=num_proc,
+            # the default is beside the data, which may be the user's folder
+            cache_file_name=scratch_file() if dataset.cache_files else None,
+            load_from_cache_file=False,
+            desc=f"Reading {source}",
+        )
+        .with_format(None)
     )
+
+
+def _read_batch(table: Any, indices: list[int], *, columns: _Columns, kinds: dict[str, Any], schema: Any) -> Any:
+    """Read a batch of rows that is an Arrow table; return one with the columns of `schema`."""
+    import pyarrow as pa
+
+    cells = {name: plain_values(table[name], kind) for name, kind in kinds.items()}
+    rows = [_read(dict(zip(cells, values, strict=True)), columns) for values in zip(*cells.values(), strict=True)]
+    out: dict[str, list[Any]] = {name: [row.get(name) for row in rows] for name in schema.names}
+    places = cells.get(PLACE, [None] * len(rows))
+    out["place"] = [place or f"row {i + 1}" for place, i in zip(places, indices, strict=True)]
+    known = [NUMBERED.fullmatch(place) for place in out["place"]]
+    out["row"] = [int(found[1]) if found else i + 1 for found, i in zip(known, indices, strict=True)]
+    return pa.table(out, schema=schema)
 
 
 def _problems(read: Dataset) -> list[tuple[int, str, str, bool]]:
@@ -166,9 +194,10 @@ def _check(problems: list[tuple[int, str, str, bool]], total: int, max_bad_rows:
     bad = [problem for problem in problems if problem[3]]
     if len(bad) > max_bad_rows:
         have = "row has" if len(bad) == 1 else "rows have"
+        roles = f" Known roles are {', '.join(ROLES)}." if any(UNKNOWN_ROLE in problem[2] for problem in bad) else ""
         raise DataError(
             f"{source}: {len(bad):,} {have} a missing or non-text value, more than --max-bad-rows {max_bad_rows}: "
-            f"{_list(bad)}; repair them, or raise --max-bad-rows to set them aside."
+            f"{_list(bad)}; repair them, or raise --max-bad-rows to set them aside.{roles}"
         )
     if len(problems) == total:
         raise NoUsableRows(f"{source}: none of {total:,} rows can be used: {_list(problems)}; repair the data.")
@@ -184,13 +213,14 @@ def _list(problems: list[tuple[int, str, str, bool]]) -> str:
 class _Columns:
     """The columns of the input and of the completion (None: there is none), and whether the user named the latter.
 
-    `turns`: whether all assistant messages of a conversation are completions.
+    `turns`: whether all assistant messages of a conversation are completions. `fields`: other columns that are read.
     """
 
     input: str
     completion: str | None
     named: bool
     turns: bool = False
+    fields: frozenset[str] = frozenset()
 
     @classmethod
     def choose(cls, names: list[str], text: str, prompt: str | None, completion: str | None, source: str) -> _Columns:
@@ -199,7 +229,7 @@ class _Columns:
         Raises:
             DataError: A column that is not there.
         """
-        there = [name for name in names if name != PLACE]
+        there = [name for name in names if name not in OURS]
         for flag, name in (("--prompt-text-column", prompt), ("--completion-column", completion)):
             if name is not None and name not in there:
                 raise DataError(_missing(name, there, flag, source))
@@ -211,6 +241,8 @@ class _Columns:
         if column is None:
             raise DataError(_missing(text, there, "--text-column", source))
         found = completion or next((name for name in COMPLETIONS if name in there and name != column), None)
+        if found is None and column == INSTRUCTION and OUTPUT in there:
+            found = OUTPUT
         if found is None and prompt is not None and text in there and text != prompt:
             found, completion = text, text
         return cls(column, found, completion is not None)
@@ -225,40 +257,41 @@ def _missing(name: str, there: list[str], flag: str, source: str) -> str:
 def _read(row: dict[str, Any], columns: _Columns) -> dict[str, Any]:
     """Return a row's input, history, completion and values, or its problem."""
     try:
+        _check_faults(row.get(FAULTS), columns)
         given = _decoded(row.get(columns.input), columns.input)
         said = _said(row.get(columns.completion or ""), columns.completion or "", columns.turns)
         history = turns = None
         if isinstance(given, list):
-            history, said, turns = _talk(_messages(given, columns.input), said, columns)
+            history, said, turns = _talk(messages_of(given, columns.input), said, columns)
             text = history[_last_user(history)]["content"]
         else:
-            text = _text(given, columns.input)
+            text = text_of(given, repr(columns.input))
         if not text.strip():
-            raise _Unusable(f"{columns.input!r} is empty", bad=False)
+            raise Unusable(f"{columns.input!r} is empty", bad=False)
         completion = _one(said, columns.completion or "")
-        if completion == "" and not (turns and turns["last"].get("tool_calls")):
-            raise _Unusable(f"{columns.completion or columns.input!r}: the completion is empty", bad=False)
-    except _Unusable as problem:
+        if completion == "" and turns is None:
+            raise Unusable(f"{columns.completion or columns.input!r}: {EMPTY}", bad=False)
+    except Unusable as problem:
         return {"problem": str(problem), "bad": problem.bad}
-    used = (columns.input, columns.completion, PLACE)
-    values = {name: _value(value) for name, value in row.items() if name not in used}
+    values = {name: _value(value) for name, value in row.items() if name not in (columns.input, columns.completion)}
+    for name in OURS:
+        values.pop(name, None)
+    if INPUT in values:
+        values.setdefault(INPUT_COLUMN, values.pop(INPUT))
     dumped = {name: None if x is None else _json(x) for name, x in (("history", history), ("turns", turns))}
     return {"input": text, "completion": completion, "values": _json(values), **dumped}
+
+
+def _check_faults(faults: str | None, columns: _Columns) -> None:
+    """Refuse a row with a broken value in a column that is read."""
+    for name, reason in json.loads(faults or "{}").items():
+        if name in (columns.input, columns.completion) or name in columns.fields:
+            raise Unusable(f"{name!r}: {reason}")
 
 
 def _json(value: Any) -> str:
     """Return plain data as JSON."""
     return json.dumps(value, ensure_ascii=False)
-
-
-def _text(value: Any, column: str) -> str:
-    """Return a text, or say what stands there instead."""
-    if isinstance(value, str):
-        return value
-    if value is None:
-        raise _Unusable(f"{column!r} is missing")
-    kind = next((word for kind, word in KINDS.items() if isinstance(value, kind)), f"a {type(value).__name__}")
-    raise _Unusable(f"{column!r} is {kind}, not text")
 
 
 def _decoded(value: Any, column: str) -> Any:
@@ -267,7 +300,7 @@ def _decoded(value: Any, column: str) -> Any:
         try:
             return json.loads(value)
         except ValueError:
-            raise _Unusable(f"{column!r} is text, not a list of messages") from None
+            raise Unusable(f"{column!r} is text, not a list of messages") from None
     return value
 
 
@@ -276,46 +309,23 @@ def _said(value: Any, column: str, turns: bool) -> str | list[dict[str, Any]] | 
     if value is None:
         return None
     if isinstance(value, list) and value:
-        messages = _messages(value, column)
+        messages = messages_of(value, column)
         ends = messages[0]["role"] == messages[-1]["role"] == "assistant"
         if not ends or (len(messages) > 1 and not turns):
             more = "; several are learnt with assistant_only_loss" if ends else ""
-            raise _Unusable(f"{column!r} is not one assistant message{more}")
+            raise Unusable(f"{column!r} is not one assistant message{more}")
         return messages
-    return _text(value, column)
+    return text_of(value, repr(column))
 
 
 def _one(said: str | list[dict[str, Any]] | None, column: str) -> str | None:
     """Return the text of a completion."""
     if isinstance(said, list):
         if len(said) > 1:
-            raise _Unusable(f"{column!r} is not one assistant message, as a prompt of text needs")
+            raise Unusable(f"{column!r} is not one assistant message, as a prompt of text needs")
+        _check_learned(said[0], column)
         return str(said[0]["content"])
     return said
-
-
-def _messages(value: list[Any], column: str) -> list[dict[str, Any]]:
-    """Return messages as `role` and `content`, with what else they say; ShareGPT's names are translated."""
-    messages = []
-    for number, message in enumerate(value, 1):
-        if not isinstance(message, dict):
-            raise _Unusable(f"{column!r} is a list, not text and not messages")
-        rest = {k: _pruned(v) for k, v in message.items() if v is not None and k not in MESSAGE_KEYS}
-        role = message.get("role") or message.get("from")
-        content = message["content"] if message.get("content") is not None else message.get("value")
-        if role not in ROLES:
-            raise _Unusable(f"{column!r}: message {number} has the role {role!r}")
-        if content is None and rest.get("tool_calls"):
-            content = ""
-        messages.append({"role": ROLES[role], "content": _content(content, f"{column}, message {number}"), **rest})
-    return messages
-
-
-def _content(value: Any, where: str) -> str:
-    """Return a message's text, joined where it is written as parts of text."""
-    if isinstance(value, list) and value and all(isinstance(p, dict) and p.get("type") == "text" for p in value):
-        value = "".join(_text(part.get("text"), where) for part in value)
-    return _text(value, where)
 
 
 def _talk(
@@ -323,7 +333,7 @@ def _talk(
 ) -> tuple[list[dict[str, Any]], str | list[dict[str, Any]] | None, dict[str, Any] | None]:
     """Return a conversation's messages before its completion, the completion, and what `turns` says of it."""
     if not messages:
-        raise _Unusable(f"{columns.input!r} is empty", bad=False)
+        raise Unusable(f"{columns.input!r} is empty", bad=False)
     whole, start, last = columns.input in CONVERSATIONS and not columns.named, 0, None
     if (said is None or whole) and messages[-1]["role"] == "assistant":
         messages, last = messages[:-1], messages[-1]
@@ -333,10 +343,22 @@ def _talk(
         messages = [*messages, *said[:-1]]
     _check_asks(messages, columns.input)
     if last is None:
-        return messages, said, None
-    several = columns.turns and any(m["role"] == "assistant" for m in messages[max(start, _first_user(messages)) :])
+        return [without_weight(message) for message in messages], said, None
+    several = columns.turns and any(is_learned(m) for m in messages[max(start, _first_user(messages)) :])
+    if not several:
+        _check_learned(last, columns.completion if isinstance(said, list) else columns.input)
+        messages, last = [without_weight(message) for message in messages], without_weight(last)
     turns = {"last": last, "start": start if columns.turns else len(messages)}
-    return messages, str(last["content"]), turns if several or last.get("tool_calls") else None
+    more = several or last.get("tool_calls") or not str(last["content"]).strip()
+    return messages, str(last["content"]), turns if more else None
+
+
+def _check_learned(message: dict[str, Any], column: str | None) -> None:
+    """Set a row aside whose completion says nothing or has the weight 0."""
+    if not says_something(message):
+        raise Unusable(f"{column!r}: {EMPTY}", bad=False)
+    if not is_learned(message):
+        raise Unusable(f"{column!r}: the completion has the weight 0", bad=False)
 
 
 def _check_asks(messages: list[dict[str, Any]], column: str) -> None:
@@ -344,7 +366,7 @@ def _check_asks(messages: list[dict[str, Any]], column: str) -> None:
     asks = messages and messages[-1]["role"] in ("user", "tool")
     if not asks or not any(message["role"] == "user" for message in messages):
         last = f"the {messages[-1]['role']}'s" if messages else "no"
-        raise _Unusable(f"{column!r}: {last} message stands where the user's last one should")
+        raise Unusable(f"{column!r}: {last} message stands where the user's last one should")
 
 
 def _first_user(messages: list[dict[str, Any]]) -> int:
@@ -358,16 +380,9 @@ def _last_user(messages: list[dict[str, Any]]) -> int:
 
 
 def _value(value: Any) -> str | int | float:
-    """Return a column's value for a template: text and numbers as they are, nothing as "", all else as JSON."""
+    """Return a column's value for a template: text, numbers and times as they are, nothing as "", all else as JSON."""
     if value is None:
         return ""
     if isinstance(value, (str, int, float)) and not isinstance(value, bool):
         return value
-    return json.dumps(_pruned(value), ensure_ascii=False, default=str)
-
-
-def _pruned(value: Any) -> Any:
-    """Drop the empty keys that Arrow adds so that all objects of a column look alike."""
-    if isinstance(value, dict):
-        return {k: _pruned(v) for k, v in value.items() if v is not None}
-    return [_pruned(v) for v in value] if isinstance(value, list) else value
+    return json.dumps(value, ensure_ascii=False, default=str) if isinstance(value, (bool, dict, list)) else str(value)

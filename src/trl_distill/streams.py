@@ -25,8 +25,10 @@ from datasets import (
 
 from . import turns
 from .agreement import freshness
+from .arrow_values import holds_bytes
 from .combining import SeveralRecipes, prepare
-from .errors import DataError, ParamsError
+from .errors import ParamsError
+from .memory import as_dataset
 from .preflight import Preflight
 from .preparation import COLUMNS, IDS, Recipe
 from .readers import PLACE
@@ -103,9 +105,9 @@ def prepare_stream(
         ParamsError: Several processes read rows for which the teacher has to be asked.
         TemplateError: A template field that is no column.
     """
-    first = Dataset.from_list(list(islice(dataset, BLOCK)))
-    if not len(first):
-        raise DataError(f"{name} has no rows; give data with at least one.")
+    if dataset.features is not None:  # else the first row decides, and nothing is known of it before it is decoded
+        dataset = dataset.remove_columns([column for column, kind in dataset.features.items() if holds_bytes(kind)])
+    first = as_dataset(list(islice(dataset, BLOCK)), name=name)
     prepared, preflight = prepare(first, recipe, split=split, name=name)
     asked = "teacher" in preflight.sources or preflight.coverage is not None
     if apart and asked:
@@ -118,7 +120,9 @@ def prepare_stream(
     features = Features({"row": Value("int64"), **dict.fromkeys(columns[1:], IDS)}) if masked else prepared.features
 
     def block(batch: dict[str, list[Any]], indices: list[int]) -> dict[str, list[Any]]:
-        rows = Dataset.from_dict({PLACE: [f"row {i + 1}" for i in indices], **batch})
+        cells = zip(*batch.values(), strict=True)
+        rows = as_dataset([dict(zip(batch, values, strict=True)) for values in cells], name=name)
+        rows = rows.add_column(PLACE, [f"row {i + 1}" for i in indices])
         try:
             with _quiet():
                 made, flight = prepare(rows, recipe, split=split, name=f"{name} (streamed)", whole=False)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from .alignment import fit, rendered, rendered_prompt, turn_end
 from .conversation import Message, Prompt, prompt_of
 from .errors import DataError
+from .messages import is_learned
 from .prompts import SYSTEM_ROLES, Template
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ def conversation_of(template: Template, row: Mapping[str, Any], own: Prompt | No
     messages = [*json.loads(row["history"]), turns["last"]]
     asked = next(i for i, message in enumerate(messages) if message["role"] == "user")
     start = max(turns["start"], asked)
-    first = next(i for i in range(start, len(messages)) if messages[i]["role"] == "assistant")
+    first = next(i for i in range(start, len(messages)) if is_learned(messages[i]))
     before = messages[:first]
     put = max(i for i, message in enumerate(before) if message["role"] == "user")
     prompt = prompt_of(template, {**values, "input": before[put]["content"]}, before, own)
@@ -92,7 +93,7 @@ def stretches(
     """
     end = turn_end(tokenizer)
     mark = "" if end is None else str(tokenizer.decode([end]))
-    learnt = [i for i in range(start, len(messages)) if messages[i]["role"] == "assistant"]
+    learnt = [i for i in range(start, len(messages)) if is_learned(messages[i])]
     done = ""
     prompt: list[int] = []
     rest: list[int] = []

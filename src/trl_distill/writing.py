@@ -14,8 +14,10 @@ from .conversation import own_prompt, render
 from .data import read_rows
 from .doors import entered, in_python
 from .errors import DataError, TeacherError
+from .memory import TAKEN, as_dataset, is_frame
 from .params import FIELDS
 from .prompts import Template, parse_template
+from .rows import INPUT, INPUT_COLUMN
 from .sources import EMBEDDED, load_tokenizer, resolve
 from .steps import TOKENIZER
 from .teachers import (
@@ -80,7 +82,7 @@ def generate_with_teacher(
         model: A folder, a Hub name, "embedded", `openai:MODEL`, a server's URL with `#MODEL`, a loaded model, or a
             teacher; a causal model or an encoder-decoder.
         template: The prompt that it reads: text with `{input}` and other columns, `@file`, or chat messages.
-        queries: Texts, rows with a text column, or a dataset of rows.
+        queries: Texts, dicts with a text column, a pandas DataFrame, or a dataset of rows.
         text_column: Column with the query, where rows are given.
         max_new_tokens: Tokens of a completion at most; one that is cut there says so.
         do_sample: Draw instead of taking the likeliest token.
@@ -156,16 +158,11 @@ def _read(queries: Any, text_column: str) -> Any:
     """
     from datasets import Dataset
 
-    if not isinstance(queries, Dataset):
-        if isinstance(queries, (str, bytes, Mapping)) or not hasattr(queries, "__iter__"):
-            raise DataError(f"queries is a {type(queries).__name__}; give a list of texts or rows, or a Dataset.")
-        rows = [dict(query) if isinstance(query, Mapping) else {text_column: query} for query in queries]
-        columns = {name: None for row in rows for name in row}
-        try:
-            queries = Dataset.from_list([{**columns, **row} for row in rows])
-        except (ValueError, TypeError) as error:  # pyarrow's errors are among these
-            reason = str(error).splitlines()[0].rstrip(".")
-            raise DataError(f"queries have a column of mixed kinds ({reason}); give texts.") from None
+    if isinstance(queries, (str, bytes, Mapping)):
+        raise DataError(f"queries is a {type(queries).__name__}; give a list of texts, {TAKEN}.")
+    if hasattr(queries, "__iter__") and not (isinstance(queries, Dataset) or is_frame(queries)):
+        queries = [query if isinstance(query, Mapping) else {text_column: query} for query in queries]
+    queries = as_dataset(queries, name="queries", taken=f"a list of texts, {TAKEN}")
     read, report = read_rows(queries, text_column=text_column, completion_column=None, source="queries")
     if report.set_aside:
         place, reason = report.set_aside[0]
@@ -200,6 +197,8 @@ def _teacher(model: Any, tokenizer: Any, *, device: Any, **loading: Any) -> Any:
 def _query(row: Mapping[str, Any]) -> dict[str, Any]:
     """Return a query's columns as a run reads them."""
     values = json.loads(row["values"])
+    if INPUT_COLUMN in values:
+        values[INPUT] = values.pop(INPUT_COLUMN)
     if row["history"] is not None:
         return {**values, "messages": json.loads(row["history"])}
     return {**values, "text": row["input"]}

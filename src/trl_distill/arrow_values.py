@@ -1,0 +1,71 @@
+"""Columns of Arrow to plain values, without decoding images, sounds and other files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+
+def holds_bytes(kind: Any) -> bool:
+    """Whether a column's feature holds bytes somewhere, as images, sounds, videos and documents do."""
+    from datasets import Json, Value
+
+    if isinstance(kind, dict):
+        return any(map(holds_bytes, kind.values()))
+    if isinstance(kind, (list, tuple)):
+        return any(map(holds_bytes, kind))
+    if hasattr(kind, "feature"):
+        return holds_bytes(kind.feature)
+    if isinstance(kind, Value):
+        return "binary" in kind.dtype
+    return hasattr(kind, "decode_example") and not isinstance(kind, Json)
+
+
+def plain_values(column: Any, kind: Any) -> list[Any]:
+    """Return a column's values; an object loses the empty keys that Arrow gives it, JSON text keeps its own.
+
+    Args:
+        column: A `pyarrow.ChunkedArray`.
+        kind: Its feature.
+    """
+    import pyarrow as pa
+
+    try:
+        values = column.to_pylist()
+    except (pa.ArrowException, ValueError, OverflowError, ImportError):  # such as a date after the year 9999
+        try:
+            values = column.cast(pa.string()).to_pylist()
+        except pa.ArrowException:
+            return [None] * len(column)
+    convert = _converter(kind)
+    return values if convert is None else [convert(value) for value in values]
+
+
+def _converter(kind: Any) -> Callable[[Any], Any] | None:
+    """Return what turns an Arrow value of a kind into a plain one; None where it is one."""
+    from datasets import Json
+
+    if isinstance(kind, Json):
+        return _from_json
+    if isinstance(kind, dict):
+        parts = {name: _converter(part) for name, part in kind.items()}
+        return lambda value: value if value is None else _object(value, parts)
+    inner = kind[0] if isinstance(kind, (list, tuple)) and kind else getattr(kind, "feature", None)
+    convert = None if inner is None else _converter(inner)
+    if convert is None:
+        return None
+    # a list of structs may come as a struct of lists, which is an object
+    return lambda value: [convert(part) for part in value] if isinstance(value, list) else value
+
+
+def _from_json(value: Any) -> Any:
+    return json.loads(value) if isinstance(value, str) else value
+
+
+def _object(value: Any, parts: dict[str, Callable[[Any], Any] | None]) -> Any:
+    """Return an object with converted parts, without those that are empty."""
+    if not isinstance(value, dict):
+        return value
+    found = ((name, part, parts.get(name)) for name, part in value.items() if part is not None)
+    return {name: part if convert is None else convert(part) for name, part, convert in found}
