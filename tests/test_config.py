@@ -6,13 +6,17 @@ from dataclasses import fields
 
 import pytest
 import torch
+from datasets import Dataset
 from trl import SFTConfig, TrlParser
 
 from trl_distill.arguments import DistillationArguments
 from trl_distill.config import DistillationSFTConfig, from_params
 from trl_distill.errors import ParamsError
 from trl_distill.params import LLMTrainingParams
+from trl_distill.trainer import DistillationSFTTrainer
+from trl_distill.training import run
 
+ROWS = Dataset.from_list([{"text": "red cat"}])
 CPU = ["--output_dir", "out", "--use_cpu", "--bf16", "False"]
 
 
@@ -81,11 +85,36 @@ def test_only_sft_learns_plain_text_whole(tmp_path):
     assert from_params(LLMTrainingParams(**common, trainer="sft", use_distillation=True)).distill_plain_text
 
 
-@pytest.mark.parametrize(("name", "value"), [("optimizer", "adamm"), ("scheduler", "linaer")])
-def test_a_name_that_transformers_does_not_know_is_one_sentence(name, value, tmp_path):
-    with pytest.raises(ParamsError, match=value) as error:
-        from_params(LLMTrainingParams(model="m", project_name=str(tmp_path), **{name: value}))
-    assert "\n" not in str(error.value)
+@pytest.mark.parametrize(
+    ("name", "field", "value", "hint"),
+    [
+        ("optimizer", "optim", "adamw_troch", "Did you mean 'adamw_torch'"),
+        ("optimizer", "optim", "muon!", "Accepted are adamw_torch, "),
+        ("scheduler", "lr_scheduler_type", "linaer", "Did you mean 'linear'"),
+    ],
+)
+def test_a_name_that_transformers_does_not_know_is_refused_with_the_nearest(name, field, value, hint, tmp_path):
+    said = f"{value}', which transformers does not know. {hint}"
+    with pytest.raises(ParamsError, match=f"^{name} is '{said}"):
+        run(LLMTrainingParams(model="embedded", trainer="sft", project_name=str(tmp_path / "a"), data_path=ROWS,
+                              **{name: value}))  # fmt: skip
+    with pytest.raises(ParamsError, match=f"^{field} is '{said}"):
+        DistillationSFTConfig(output_dir=str(tmp_path), **{field: value})
+
+
+@pytest.mark.parametrize("trainer", ["sft", "distillation"])
+@pytest.mark.parametrize("name", ["lomo", "grokadamw", "adamw_torch_xla"])
+def test_an_optimizer_whose_package_is_missing_is_refused_before_the_teacher_writes(name, trainer, tmp_path):
+    teacher = {"teacher_model": "embedded"} if trainer == "distillation" else {}
+    settings = {"model": "embedded", "trainer": trainer, "project_name": str(tmp_path / "run"), "data_path": ROWS}
+    with pytest.raises(ParamsError, match=f"^optimizer is '{name}', which cannot be used here .*; choose another"):
+        run(LLMTrainingParams(**settings, **teacher, optimizer=name))
+    assert not list(tmp_path.iterdir())
+    args = DistillationSFTConfig(
+        output_dir=str(tmp_path), use_cpu=True, bf16=False, use_distillation=True, teacher_model="embedded", optim=name
+    )
+    with pytest.raises(ParamsError, match=f"^optim is '{name}'"):
+        DistillationSFTTrainer("embedded", args, train_dataset=ROWS)
 
 
 @pytest.mark.parametrize("found", [True, False])

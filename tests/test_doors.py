@@ -96,7 +96,7 @@ def test_validate_speaks_python():
             "log is 'x'; --log none",
             "--log is 'x'; --log none",
             "log is 'x'; log='none'",
-            "log is 'x'; report_to='none'",
+            "report_to is 'x'; report_to='none'",
         ),
         # a dataset's name, a user's own text, a path and a flag of another program stay as they are
         ("train has no rows", "train has no rows", "train has no rows", None),

@@ -8,13 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers.utils import is_torch_xla_available
+from transformers import SchedulerType
+from transformers.training_args import OptimizerNames
+from transformers.utils import ExplicitEnum, is_torch_xla_available
 from trl import SFTConfig
 
 from .agreement import check_agreement
 from .arguments import DistillationArguments, check_arguments
 from .doors import entered, in_python
-from .errors import ParamsError
+from .errors import ParamsError, nearest
 from .params import FIELDS, LLMTrainingParams
 
 # transformers takes warmup_steps below 1 for a share of the steps, rounded up, and 1 for one step
@@ -65,9 +67,19 @@ class DistillationSFTConfig(DistillationArguments, SFTConfig):
     @entered(TRAINER)
     def __post_init__(self) -> None:
         """Check the settings of distillation, then let TRL check its own."""
+        _check_known("optimizer", self.optim, OptimizerNames)
+        _check_known("scheduler", self.lr_scheduler_type, SchedulerType)
         check_arguments(self)
         check_agreement(self)
         super().__post_init__()
+
+
+def _check_known(setting: str, given: Any, known: type[ExplicitEnum]) -> None:
+    """Refuse a name that transformers does not know, with the nearest ones."""
+    names = [one.value for one in known]
+    if getattr(given, "value", given) not in names:
+        hint = nearest(str(given), names) or f" Accepted are {', '.join(names)}."
+        raise ParamsError(f"{setting} is {given!r}, which transformers does not know.{hint}")
 
 
 def from_params(params: LLMTrainingParams) -> DistillationSFTConfig:

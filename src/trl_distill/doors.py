@@ -83,7 +83,13 @@ def in_python(specs: Mapping[str, Any], names: Mapping[str, str]) -> Spelling:
         name = found[1]
         return found[0].replace(name, names[name], 1) if name in names else found[0]
 
-    return lambda text: _FIELD.sub(renamed, _FLAG.sub(field_of, text))
+    def as_written(text: str) -> str:
+        subject = _SUBJECT.match(text)
+        if subject and subject[0] in names:
+            text = names[subject[0]] + text[subject.end() :]
+        return _FIELD.sub(renamed, _FLAG.sub(field_of, text))
+
+    return as_written
 
 
 def as_flags(specs: Mapping[str, Any]) -> Spelling:

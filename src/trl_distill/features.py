@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate.utils import is_peft_model
+from transformers import Trainer
 
 from .errors import ParamsError
 
@@ -40,6 +41,7 @@ def check_features(args: DistillationSFTConfig, *, model: Any = None, peft_confi
         )
     if args.use_liger_kernel and find_spec("liger_kernel") is None:
         raise ParamsError("use_liger_kernel needs a package that is missing; `pip install liger-kernel` or drop it.")
+    check_optimizer(args)
     if args.use_vllm:
         check_vllm(model)
     how: Any = args.gradient_checkpointing_kwargs or {}
@@ -50,6 +52,25 @@ def check_features(args: DistillationSFTConfig, *, model: Any = None, peft_confi
         )
     for config in adapters:
         _check_adapter(config, model)
+
+
+def check_optimizer(args: Any) -> None:
+    """Refuse an optimizer whose package is missing; one that only a model can make is looked at later.
+
+    Args:
+        args: The configuration.
+
+    Raises:
+        ParamsError: Naming the package.
+    """
+    try:
+        Trainer.get_optimizer_cls_and_kwargs(args)
+    except (ImportError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0].rstrip(".")
+        if "pass a `model`" in reason:
+            return
+        name = getattr(args.optim, "value", args.optim)
+        raise ParamsError(f"optimizer is {name!r}, which cannot be used here ({reason}); choose another.") from error
 
 
 def check_vllm(model: Any) -> None:

@@ -93,7 +93,7 @@ class Run:
         from transformers import set_seed
 
         from .config import from_params
-        from .features import check_vllm
+        from .features import check_optimizer, check_vllm
         from .several import check_list
         from .sharding import check_merging, read_whole
         from .teachers import check_apart
@@ -102,6 +102,7 @@ class Run:
         self.args = from_params(params)
         if params.merge_adapter:
             check_merging(self.args)
+        check_optimizer(self.args)
         if params.use_vllm:
             check_vllm(params.model)
         if self.valid_data is None:
