@@ -1,18 +1,32 @@
-"""The model card and its snippet."""
+"""The snippet of the model card; that it gives the ids of training is in tests/test_serving.py."""
 
 from __future__ import annotations
 
-import pytest
+import json
 
+import pytest
+from forms import user
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from trl_distill.alignment import tokenize_prompt
+from trl_distill.conversation import render
 from trl_distill.prompts import parse_template
-from trl_distill.usage import loading, run_snippet, snippet
+from trl_distill.serving_template import marked
+from trl_distill.usage import Example, loading, printed, snippet
 
 
 @pytest.fixture(scope="module")
 def loaded(tiny_model_dir):
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
     return AutoModelForCausalLM.from_pretrained(tiny_model_dir), AutoTokenizer.from_pretrained(tiny_model_dir)
+
+
+def example(tokenizer, source, values):
+    """Return a row of text as the card shows it."""
+    template = parse_template(source, name="student_prompt_template")
+    row = {"input": values["input"], "history": None, "values": json.dumps(values)}
+    return Example(
+        render(template, marked(row, template)), values, {}, tokenize_prompt(tokenizer, render(template, row))
+    )
 
 
 @pytest.mark.parametrize(
@@ -21,41 +35,38 @@ def loaded(tiny_model_dir):
         ("Q: {input}\nA:", {"input": "a 'b' \"c\""}, "Q: a 'b' \"c\"\nA:"),
         ("{input}", {"input": "a"}, "a"),
         ("{{{role}}} {input}{input}", {"input": "a", "role": "g"}, "{g} aa"),
-        ("{my column} {input}", {"input": "a", "my column": "b"}, "b a"),
+        ("{class} {input}", {"input": "a", "class": "b", "unused": "c"}, "b a"),
+        ('{"a": {"b": {input}}} {{input}}', {"input": "a"}, '{"a": {"b": a}} {input}'),
     ],
 )
 def test_the_snippet_renders_as_the_template_does(template, values, prompt, loaded, tiny_model_dir):
-    parsed = parse_template(template, name="student_prompt_template")
-    code = snippet(parsed, values, new_tokens=3)
+    code = snippet(example(loaded[1], template, values), loaded[1], new_tokens=3)
     names = {"model": loaded[0], "tokenizer": loaded[1]}
     exec(loading(tiny_model_dir) + code, names)
-    assert names["prompt"] == prompt == parsed.render(values)
+    assert names["prompt"] == prompt
+    assert "unused" not in code
 
 
-def test_the_snippet_prints_what_the_model_completes(loaded, tiny_model_dir):
+def test_the_card_shows_what_the_model_completes(loaded):
     model, tokenizer = loaded
-    code = snippet(parse_template("{input}", name="t"), {"input": "a b"}, new_tokens=4)
-    printed = run_snippet(code, tiny_model_dir, model, tokenizer)
+    text = printed(example(tokenizer, "{input}", {"input": "a b"}), model, tokenizer, new_tokens=4)
     inputs = tokenizer("a b", return_tensors="pt")
     expected = model.generate(**inputs, max_new_tokens=4, do_sample=False)[0, 2:]
-    assert printed == tokenizer.decode(expected, skip_special_tokens=True) + "\n"
+    assert text == tokenizer.decode(expected, skip_special_tokens=True)
+
+
+def test_ids_that_no_text_gives_are_written_as_they_are(loaded, tiny_model_dir):
+    model, tokenizer = loaded
+    odd = Example("a b", {"input": "a b"}, {}, [*tokenizer("a b")["input_ids"], tokenizer.pad_token_id])
+    names: dict = {}
+    exec(loading(tiny_model_dir) + snippet(odd, tokenizer, new_tokens=1), names)
+    assert names["inputs"]["input_ids"].tolist() == [odd.ids]
+    assert printed(odd, model, tokenizer, new_tokens=1) is not None
 
 
 def test_a_chat_snippet_uses_the_chat_template(chat_model_dir):
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    model, tokenizer = (
-        AutoModelForCausalLM.from_pretrained(chat_model_dir),
-        AutoTokenizer.from_pretrained(chat_model_dir),
-    )
-    chat = [{"role": "system", "content": "g"}, {"role": "user", "content": "{input}"}]
-    code = snippet(parse_template(chat, name="t"), {"input": "a"}, new_tokens=3)
+    tokenizer = AutoTokenizer.from_pretrained(chat_model_dir)
+    chat = [{"role": "system", "content": "g"}, user("{input}")]
+    code = snippet(example(tokenizer, chat, {"input": "a"}), tokenizer, new_tokens=3)
     assert "apply_chat_template" in code
-    run_snippet(code, chat_model_dir, model, tokenizer)
-
-
-def test_a_large_model_is_not_loaded_twice(loaded, tiny_model_dir, monkeypatch):
-    monkeypatch.setattr("trl_distill.usage.LOADED_TWICE_AT_MOST", 1)
-    code = snippet(parse_template("{input}", name="t"), {"input": "a"}, new_tokens=2)
-    monkeypatch.setattr("trl_distill.usage.LOAD", "raise AssertionError('loaded')\n")
-    run_snippet(code, tiny_model_dir, *loaded)
+    assert "tokenizer(prompt" not in code

@@ -198,7 +198,7 @@ def test_the_card_says_how_to_use_the_model(settings, tmp_path):
         exec(code, names)
     finally:
         os.chdir(here)
-    assert names["prompt"] == "c " + QUERIES[0] + " d"
+    assert names["tokenizer"].decode(names["inputs"]["input_ids"][0]) == "c " + QUERIES[0] + " d"
 
 
 def test_bad_validation_rows_are_found_before_the_teacher_writes(settings, tmp_path):

@@ -126,6 +126,11 @@ class DistillationArguments:
     max_bad_rows: int = option(
         0, "Rows with a missing or non-text value to set aside before it is an error.", low=0, group="Data"
     )
+    keep_chat_template: bool = option(
+        False,
+        "Save the model's own chat template, not one that renders the student's prompt for a user's message.",
+        group="Data",
+    )
     teacher_config: str | None = option(
         None,
         "Several teachers instead of --teacher-model: a YAML file with a list of model, template, weight and rows.",

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from .alignment import rendered
 from .errors import TemplateError, UsageError
+from .serving_template import own_source
 from .sources import load_tokenizer, resolve
 
 if TYPE_CHECKING:
@@ -75,9 +76,9 @@ def _from_model(source: str, trust_remote_code: bool) -> str:
         tokenizer = load_tokenizer(path, role="chat_template", trust_remote_code=trust_remote_code)
     except UsageError as error:
         raise TemplateError(f"chat_template {source!r} is no template, no file and no model; {ACCEPTED}.") from error
-    if tokenizer.chat_template is None:
+    if own_source(tokenizer) is None:
         raise TemplateError(f"chat_template {source!r} is a model without a chat template; {ACCEPTED}.")
-    return str(tokenizer.chat_template)
+    return str(own_source(tokenizer))
 
 
 def _check(tokenizer: PreTrainedTokenizerBase, name: str) -> None:

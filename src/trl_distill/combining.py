@@ -33,7 +33,7 @@ RETURNED = (*COLUMNS, "teachers", "teacher_prompts")
 FEATURES = Features(
     {
         **{"row": Value("int64"), "source": Value("string"), "finished": Value("bool"), "kept": Value("int64")},
-        **{"student_prompt": IDS, "teacher_prompt": IDS, "completion": IDS},
+        **{"student_prompt": IDS, "teacher_prompt": IDS, "completion": IDS, "frame": Value("string")},
         **{
             "prompt_cut": Value("int64"),
             "completion_cut": Value("int64"),
@@ -129,7 +129,7 @@ def prepare(
         vocabulary=min(vocabularies, default=None),
         reads_text=all(r.reads_text for r in of_data),
     )
-    prepared, preflight = conclude(fitted, rows, report, shown, name=name, columns=RETURNED)
+    prepared, preflight = conclude(fitted, rows, report, shown, name=name, columns=RETURNED, serves=required)
     preflight = replace(preflight, notes=notes_of(*of_data))
     retained = recipe.teachers.teachers[-1].retained
     if len(of_data) > 1 or retained is None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from copy import copy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ import numpy as np
 import torch
 from accelerate import PartialState
 from accelerate.utils import is_peft_model
+from datasets import Dataset, IterableDataset
 from transformers.trainer_utils import PredictionOutput
 
 from .adapters import take_penalty
@@ -29,7 +31,6 @@ from .features import check_features, with_lengths
 from .flattening import student_inputs, student_tokens
 from .forward import CompletionOutput, add_completion_forward
 from .generation_config import mend
-from .memory import for_evaluation, for_trainer
 from .metrics import DistillationMetrics
 from .packing import PackedRows, check_apart_in, check_packing, packed, unseen
 from .preparation import is_prepared
@@ -39,6 +40,7 @@ from .recipes import add_taught_ends, from_store, writers_of_data
 from .rows import COMPLETIONS
 from .schedules import Annealing
 from .server_targets import alpha_of
+from .serving_template import own_template
 from .several import check_list, put_names, recipe_of, teacher_of, told
 from .several_collator import SeveralCollator
 from .sharding import check_sharding, keep_loss_precise, loads_alike, read_whole, without_repeats, wrap_teacher
@@ -80,8 +82,7 @@ class DistillationMixin(StepMixin, MovingTeacherMixin, _Base):
         model: Student, as in SFTTrainer.
         args: DistillationSFTConfig; any other configuration, or `use_distillation=False`, trains plain SFT.
         data_collator: As in SFTTrainer; not accepted when distilling.
-        train_dataset: Rows of any form that `data.read_rows` takes, or what `preparation.prepare` returned: a
-            `datasets.Dataset` or `IterableDataset`, a list of dicts or a pandas DataFrame.
+        train_dataset: Rows of any form that `data.read_rows` takes, or what `preparation.prepare` returned.
         eval_dataset: The same, or a dict of them.
         processing_class: The student's tokenizer.
         teacher_model: A loaded model, a `Teacher` or a name; takes the place of `args.teacher_model`.
@@ -132,8 +133,7 @@ class DistillationMixin(StepMixin, MovingTeacherMixin, _Base):
     ) -> None:
         """Check everything, construct SFTTrainer around a collator of ours, and bring in teacher and data."""
         self._tag_names, self._name = ["trl", "distillation"], "Distillation"
-        train_dataset, eval_dataset = for_trainer(train_dataset, name="train_dataset"), for_evaluation(eval_dataset)
-        _check(args, data_collator, kwargs)
+        _check(args, data_collator, train_dataset, kwargs)
         check_streams(args, train_dataset, eval_dataset)
         check_list(args, student=model, given=teacher_model)
         check_features(args, model=model, peft_config=kwargs.get("peft_config"))
@@ -160,6 +160,11 @@ class DistillationMixin(StepMixin, MovingTeacherMixin, _Base):
         self.padding_free = flat
         args.assistant_only_loss = turns
         self._mend_generation_config()
+        saved = self._saved_tokenizer
+        saved.chat_template = own_template(saved.chat_template)
+        if saved.pad_token_id is None:
+            saved.pad_token = saved.eos_token
+        self._own_tokenizer = copy(saved)
         keep_differentiable(self.model)
         keep_loss_precise(self.accelerator)
         self.model_accepts_loss_kwargs = True  # our loss divides by num_items_in_batch itself
@@ -179,7 +184,15 @@ class DistillationMixin(StepMixin, MovingTeacherMixin, _Base):
 
     @property
     def tokenizer(self) -> Any:
-        """The student's tokenizer."""
+        """The student's tokenizer; when distilling a copy with the chat template that it was trained with.
+
+        `processing_class` is what is saved: its chat template renders the student's prompt, see `serving_template`.
+        """
+        return self._own_tokenizer if self.distilling else self._saved_tokenizer
+
+    @property
+    def _saved_tokenizer(self) -> Any:
+        """The tokenizer of `processing_class`."""
         return getattr(self.processing_class, "tokenizer", self.processing_class)
 
     def _check_rows_apart(self, model: Any) -> None:
@@ -237,8 +250,6 @@ class DistillationMixin(StepMixin, MovingTeacherMixin, _Base):
 
     def _set_up_data(self, collator: DistillationCollator) -> None:
         """Bring the datasets into the form that the collator takes."""
-        if self.tokenizer.pad_token_id is None:
-            self.tokenizer.pad_token = self.tokenizer.eos_token
         collator.pad_token_id = self.tokenizer.pad_token_id
         collator.teacher_pad_token_id = self.teacher.tokenizer.pad_token_id
         if isinstance(self.teacher, SeveralTeachers):
@@ -298,7 +309,6 @@ class DistillationMixin(StepMixin, MovingTeacherMixin, _Base):
         name = split.value if name is None else name
         if isinstance(dataset, PackedRows):
             return dataset
-        dataset = for_trainer(dataset, name=f"{split.value}_dataset")
         if is_prepared(dataset):
             return with_lengths(dataset, self.args)
         dataset = self._formatted(dataset, name)
@@ -311,6 +321,8 @@ class DistillationMixin(StepMixin, MovingTeacherMixin, _Base):
             else:
                 prepared, preflight = prepare(dataset, self.recipe, split=split, name=name)
         self.accelerator.print(preflight.text())
+        if preflight.serving is not None and split is Split.TRAIN:
+            preflight.serving.put(self._saved_tokenizer)
         return with_lengths(prepared, self.args)
 
     def _formatted(self, dataset: Any, name: str) -> Any:
@@ -327,9 +339,8 @@ class DistillationMixin(StepMixin, MovingTeacherMixin, _Base):
         return dataset.map(lambda row: {text: func(row)}, remove_columns=read_instead)
 
     def _prepare_all(self, dataset: Any) -> Any:
-        """Prepare a dataset to evaluate on, a dict of them, or nothing; a name is one of `eval_dataset`."""
-        known = isinstance(dataset, str) and isinstance(self.eval_dataset, dict) and dataset in self.eval_dataset
-        if known or dataset is None:
+        """Prepare a dataset to evaluate on, a dict of them, or nothing."""
+        if dataset is None or isinstance(dataset, str):
             return dataset
         if isinstance(dataset, dict):
             return {key: self.prepare_dataset(part, Split.EVAL, key) for key, part in dataset.items()}
@@ -503,7 +514,7 @@ def _check_plain(args: Any, teacher: Any, *, must_distil: str | None) -> None:
         refuse_unused(args, why="use_distillation is False; set use_distillation=True")
 
 
-def _check(args: DistillationSFTConfig, collator: Any, kwargs: Mapping[str, Any]) -> None:
+def _check(args: DistillationSFTConfig, collator: Any, dataset: Any, kwargs: Mapping[str, Any]) -> None:
     """Refuse what does not go together with distillation.
 
     Raises:
@@ -524,6 +535,10 @@ def _check(args: DistillationSFTConfig, collator: Any, kwargs: Mapping[str, Any]
         "compute_loss_func": (kwargs.get("compute_loss_func") is not None, "override compute_loss instead"),
         "model_init": (kwargs.get("model_init") is not None, SEARCH),
         "compute_metrics": (kwargs.get("compute_metrics") is not None, "no logits are built; use a callback"),
+        "train_dataset": (
+            dataset is not None and not isinstance(dataset, (Dataset, IterableDataset)),
+            "give a datasets.Dataset or IterableDataset, of a dict of them one",
+        ),
         "formatting_func": (
             kwargs.get("formatting_func") is not None and args.completion_only_loss is True,
             "it makes text, which has no completion, and completion_only_loss is True; leave that out",

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 
     from .data import RowReport
     from .preparation import Recipe
+    from .serving_template import Serving
+    from .usage import Example
 
 SOURCES = {
     "data": "the data",
@@ -36,8 +38,7 @@ class Preflight:
         prompts_cut: Rows whose prompt lost its start.
         vocabulary: Rows of the vocabulary that both models share.
         first: The first row as the student and the teacher see it, and the completion.
-        example: The fields of the first row, `input` among them.
-        chat: Whether the rows are conversations.
+        example: The prompt of the first row.
         matched: Tokens that a teacher with another tokenizer has too; None where the tokenizer is the student's.
         compared: Share of the completion tokens at which such a teacher is compared with the student.
         teachers: Of several teachers each one's name, how many rows it takes, and its first prompt.
@@ -47,6 +48,7 @@ class Preflight:
         retained: Of rows to retain how many there are, where they come from, and their own figures.
         notes: What a user may have meant otherwise, a sentence each.
         coverage: Share of the completion tokens for which a server gave log-probabilities; None where none was asked.
+        serving: How the student is served; None is by its own chat template, or none.
     """
 
     name: str
@@ -59,8 +61,7 @@ class Preflight:
     prompts_cut: int
     vocabulary: int | None
     first: tuple[str, str, str]
-    example: dict[str, Any]
-    chat: bool
+    example: Example
     text_only: bool = False
     matched: int | None = None
     compared: float = 1.0
@@ -70,6 +71,7 @@ class Preflight:
     dropped: int = 0
     retained: tuple[int, str, Preflight] | None = None
     notes: tuple[str, ...] = ()
+    serving: Serving | None = None
 
     @classmethod
     def of(
@@ -79,8 +81,7 @@ class Preflight:
         recipe: Recipe,
         name: str,
         *,
-        example: dict[str, Any],
-        chat: bool,
+        example: Example,
     ) -> Preflight:
         """Measure a prepared dataset."""
         masked = "completion_mask" in rows.column_names and any(rows["completion_mask"])
@@ -104,7 +105,6 @@ class Preflight:
                 text_of(recipe.student.tokenizer, row["completion"]),
             ),
             example=example,
-            chat=chat,
             matched=None if recipe.crossing is None else recipe.crossing.shared,
             compared=sum(map(len, rows["student_starts"])) / sum(lengths) if crossed else 1.0,
             text_only=recipe.reads_text and recipe.take is None,
@@ -153,6 +153,8 @@ class Preflight:
         elif self.vocabulary is not None:
             lines.append(f"  vocabulary    {self.vocabulary:,} rows shared")
         lines += [f"  note          {note}" for note in self.notes]
+        if self.serving is not None:
+            lines.append(f"  chat template {self.serving.line}")
         lines += [f"  teacher {n}     {who}: {rows:,} rows" for n, (who, rows, _) in enumerate(self.teachers, 1)]
         for label, text in self._shown():
             lines += [f"  {label}:", *(f"    | {line}" for line in text.split("\n"))]

@@ -26,12 +26,14 @@ from .preflight import Preflight
 from .prompt_tokens import PromptTokens
 from .prompts import Template
 from .rows import NoUsableRows
+from .serving_template import Frame, Serving, frame_of, marked, serving_of
 from .split import Split
 from .teachers.answers import EMPTY
 from .teachers.base import Completion
 from .teachers.written import was_cut
 from .tokenized import check_tokenized, is_tokenized, read_tokenized
 from .turns import Stretches, conversation_of, fit_stretches, of_ids, side_by_side, stretches
+from .usage import Example
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -44,11 +46,13 @@ IDS = List(Value("int64"))
 TOKENS = Features(  # of a row once it is tokenized; a column that is empty in the first rows has a type all the same
     {
         **{"row": Value("int64"), "source": Value("string"), "finished": Value("bool"), "unusable": Value("string")},
-        **{"read": Value("string"), "chat": Value("bool"), "dropped": Value("bool")},
+        **{"read": Value("string"), "chat": Value("bool"), "dropped": Value("bool"), "frame": Value("string")},
         **dict.fromkeys(("student_prompt", "teacher_prompt", "completion", *turns.COLUMNS), IDS),
     }
 )
 Write = Callable[[list[Any]], list[Completion]]
+SHOWN_IDS = 8  # of a row that is token ids without a prompt
+WITH_TOOLS = "tools"  # in the column `frame` of a row that brings some
 
 
 @dataclass(frozen=True)
@@ -106,6 +110,7 @@ class Recipe:
         in_one_piece: Why a completion may have no gaps, as the end of a sentence; None where it may.
         prompt_dropout: Share of the training rows in which the student reads the teacher's prompt.
         seed: Of the draw of those rows.
+        serves: Whether the saved chat template renders the student's prompt, see `serving_template`.
     """
 
     student: Reading
@@ -124,6 +129,7 @@ class Recipe:
     in_one_piece: str | None = None
     prompt_dropout: float = 0.0
     seed: int = 0
+    serves: bool = True
 
     @cached_property
     def dropped_tokens(self) -> PromptTokens:
@@ -210,7 +216,7 @@ def prepare(
     if any(aligned["completion_mask"]):
         aligned, columns = mapped(aligned, turns.with_masks, f"Marking {name}"), (*COLUMNS, *turns.COLUMNS)
     required = whole and split is Split.TRAIN
-    return conclude(aligned, rows, report, recipe, name=name, columns=columns, required=required)
+    return conclude(aligned, rows, report, recipe, name=name, columns=columns, required=required, serves=required)
 
 
 def align(rows: Dataset, recipe: Recipe, *, split: Split, name: str) -> Dataset:
@@ -239,6 +245,7 @@ def conclude(
     name: str,
     columns: tuple[str, ...] = COLUMNS,
     required: bool = False,
+    serves: bool = False,
 ) -> tuple[Dataset, Preflight]:
     """Return what can be learnt of aligned rows, and the pre-flight.
 
@@ -250,6 +257,7 @@ def conclude(
         name: What to call the dataset in messages.
         columns: Those to return.
         required: Whether a server must have log-probabilities for at least one token.
+        serves: Whether these are the rows whose prompts the student is served with.
 
     Raises:
         NoUsableRows: No row has a completion token.
@@ -264,12 +272,40 @@ def conclude(
         if any(reasons.values()):
             todo = f"{report.summary()}; change the teacher's prompt, or choose another teacher."
         raise NoUsableRows(f"{name}: no row has a completion token to learn; {todo}")
-    first = next(row for row in rows if row["row"] == usable[0]["row"])
-    example = {**json.loads(first["values"]), "input": first["input"]}
     coverage = None if recipe.take is None else recipe.take(usable, required)
-    preflight = Preflight.of(usable, report, recipe, name, example=example, chat=first["history"] is not None)
-    preflight = replace(preflight, coverage=coverage)
+    preflight = Preflight.of(usable, report, recipe, name, example=_example(usable, rows, recipe))
+    serving = _serving(usable, rows, recipe) if serves and recipe.serves else None
+    preflight = replace(preflight, coverage=coverage, serving=serving)
     return usable.select_columns(list(columns)), preflight
+
+
+def _example(usable: Dataset, rows: Dataset, recipe: Recipe) -> Example:
+    """Return the first row's prompt as the student reads it, whole and without the teacher's."""
+    shown = next((row for row in usable.select_columns(["row", "dropped"]) if not row["dropped"]), usable[0])
+    row = next(row for row in rows if row["row"] == shown["row"])
+    tokenizer, template, values = recipe.student.tokenizer, recipe.student.template, json.loads(row["values"])
+    if row.get("ids") is not None:
+        ids = usable[0]["student_prompt"] or usable[0]["completion"][:SHOWN_IDS]
+        return Example(marked(row, template)["input"], {"input": tokenizer.decode(ids)}, {}, ids)
+    options = {} if row["history"] is None else options_of(values, where="")
+    ids = tokenize_prompt(tokenizer, render(template, row), options)
+    return Example(render(template, marked(row, template)), {**values, "input": row["input"]}, options, ids)
+
+
+def _serving(usable: Dataset, rows: Dataset, recipe: Recipe) -> Serving | None:
+    """Return how the student is served, None as its own chat template does or if no prompt was trained."""
+    frames: list[Frame | None] = [None for key in usable.unique("frame") if key == WITH_TOOLS]
+    for key in [key for key in usable.unique("frame") if key not in ("", WITH_TOOLS)][:2]:
+        number = next(row["row"] for row in usable.select_columns(["row", "frame"]) if row["frame"] == key)
+        row = next(row for row in rows if row["row"] == number)
+        frames.append(_frame(row, recipe))
+    return serving_of(recipe.student.tokenizer, recipe.student.template, frames) if frames else None
+
+
+def _frame(row: dict[str, Any], recipe: Recipe) -> Frame | None:
+    """Return what the student reads around a user's message in the place of a row's."""
+    options = {} if row["history"] is None else options_of(json.loads(row["values"]), where="")
+    return frame_of(row, recipe.student.template, options)
 
 
 def mapped(dataset: Dataset, function: Callable[..., Any], what: str, **more: Any) -> Dataset:
@@ -306,7 +342,7 @@ def tokenize_row(row: dict[str, Any], recipe: Recipe, *, name: str) -> dict[str,
     """Return both prompts' ids, and the completion's where there is one, in the columns of `TOKENS`."""
     source, where = source_of(row, recipe), f"{name}, row {row['row']}"
     out: dict[str, Any] = {"row": row["row"], "source": source, "completion": [], "finished": True}
-    out |= {"dropped": False, "unusable": ""}
+    out |= {"dropped": False, "unusable": "", "frame": ""}
     out |= {"read": "", "chat": False}  # what a teacher without token ids reads, and whether it answers a chat
     out |= {column: [] for column in turns.COLUMNS}
     if row.get("ids") is not None:
@@ -325,6 +361,8 @@ def tokenize_row(row: dict[str, Any], recipe: Recipe, *, name: str) -> dict[str,
     own = own_prompt(values, recipe.teacher.template, where=where)
     options = {} if row["history"] is None else options_of(values, where=where)
     out["finished"] = source == "teacher" or not was_cut(values)
+    frame = _frame(row, recipe)
+    out["frame"] = WITH_TOOLS if frame is None else frame.key
     if row["turns"] is not None and source == "data":
         return out | _turns(row, recipe, own, options=options, finished=out["finished"], where=where)
     student, teacher = render(recipe.student.template, row), render(recipe.teacher.template, row, own)

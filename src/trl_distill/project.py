@@ -155,7 +155,8 @@ class Project:
         if (self.folder / MARKER).is_file():
             names |= set(json.loads((self.folder / MARKER).read_text(encoding="utf-8"))["replaces"])
         if (self.folder / MANIFEST).is_file():
-            names |= set(json.loads((self.folder / MANIFEST).read_text(encoding="utf-8")).get("files", ()))
+            files = json.loads((self.folder / MANIFEST).read_text(encoding="utf-8")).get("files", ())
+            names |= {name.split("/")[0] for name in files}
         elif overwrite:
             names |= {p.name for pattern in WEIGHTS for p in self.folder.glob(pattern)}
         return names - {*OURS, MANIFEST}
@@ -192,7 +193,10 @@ class Project:
             self._written.add(path.name)
         temporary.rmdir()
         for name in old - self._written:
-            (self.folder / name).unlink(missing_ok=True)
+            path = self.folder / name
+            if path.is_dir():  # of chat templates
+                shutil.rmtree(path)
+            path.unlink(missing_ok=True)
 
     def write_metrics(self, metrics: dict[str, Any], history: Sequence[dict[str, Any]]) -> dict[str, Path]:
         """Write the figures and the log lines."""
@@ -204,7 +208,8 @@ class Project:
         from importlib.metadata import version
 
         names = sorted({*self._written, "README.md"})
-        files = {name: (self.folder / name).stat().st_size for name in names if (self.folder / name).is_file()}
+        written = [path for name in names for path in (self.folder / name, *sorted((self.folder / name).glob("*")))]
+        files = {p.relative_to(self.folder).as_posix(): p.stat().st_size for p in written if p.is_file()}
         text = json.dumps({"trl_distill": version("trl-distill"), "files": files}, indent=2)
         path = write_text(self.folder / MANIFEST, text + "\n")
         (self.folder / MARKER).unlink(missing_ok=True)

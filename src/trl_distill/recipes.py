@@ -367,6 +367,7 @@ def recipe_of(
         in_one_piece=_in_one_piece(args, teacher),
         prompt_dropout=args.teacher_prompt_dropout,
         seed=args.seed,
+        serves=not args.keep_chat_template,
     )
 
 

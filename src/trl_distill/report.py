@@ -11,8 +11,9 @@ from .params import LLMTrainingParams
 from .project import write_text
 from .prompt_mixture import read_mixture
 from .prompts import Template
+from .serving_template import ORIGINAL
 from .teacher_list import TeacherEntry, read_teachers
-from .usage import loading, run_snippet, snippet
+from .usage import loading, printed, snippet
 
 if TYPE_CHECKING:
     from .preflight import Preflight
@@ -28,6 +29,10 @@ SHOWN = (
     "eval_top1_agreement",
     "eval_mean_token_accuracy",
     "train_runtime",
+)
+SERVED = (
+    "Send your input as a user's message. The saved chat template renders it as in training, also for `pipeline`, "
+    "`vllm serve` and chat endpoints."
 )
 
 
@@ -47,7 +52,7 @@ def write_card(
         params: The run's parameters.
         templates: The student's and the teacher's.
         metrics: Figures by name.
-        model: The trained model.
+        model: The trained model; None if this process cannot have it generate, as with sharded weights.
         tokenizer: Its tokenizer.
         preflight: Figures of the training data; None where nothing was distilled.
     """
@@ -58,7 +63,7 @@ def write_card(
         _what(params, preflight),
     ]
     if preflight is not None:
-        parts += ["## Use", _use(folder, templates[0], model, tokenizer, preflight)]
+        parts += ["## Use", _use(folder, model, tokenizer, preflight)]
         parts += ["## Teacher and prompts", _prompts(params, templates)]
     parts += ["## Training", _training(params, preflight), "## Figures", _figures(metrics)]
     return write_text(folder / "README.md", "\n\n".join(parts) + "\n")
@@ -82,15 +87,22 @@ def _what(params: LLMTrainingParams, preflight: Preflight | None) -> str:
     )
 
 
-def _use(folder: Path, template: Template, model: Any, tokenizer: Any, preflight: Preflight) -> str:
+def _use(folder: Path, model: Any, tokenizer: Any, preflight: Preflight) -> str:
     """Return how to put an input into the student, with a snippet and what it printed."""
-    code = snippet(template, preflight.example, chat=preflight.chat)
+    code = (loading(folder.name) + snippet(preflight.example, tokenizer)).rstrip("\n")
+    served = preflight.serving is not None and preflight.serving.source is not None
+    lead = SERVED if served else "Put your input into the student's template:"
+    if served and tokenizer.chat_template[ORIGINAL]:
+        lead += f" The model's own chat template is kept under the name `{ORIGINAL}`."
+    parts = [lead, _fenced(code, "python")]
+    if model is None:
+        return "\n\n".join(parts)
     try:
-        printed = run_snippet(code, folder, model, tokenizer).rstrip("\n")
-        ran = f"When this card was written it printed:\n\n{_fenced(printed, 'text')}"
+        text = printed(preflight.example, model, tokenizer)
+        parts += ["When this card was written it printed:", _fenced(text, "text")]
     except Exception as error:  # a card without its snippet's outcome is better than a lost run
-        ran = f"It could not be run when this card was written: {type(error).__name__}: {error}"
-    return f"Put your input into the student's template:\n\n{_fenced(loading(folder.name) + code, 'python')}\n\n{ran}"
+        parts.append(f"It could not be run when this card was written: {type(error).__name__}: {error}")
+    return "\n\n".join(parts)
 
 
 def _named(model: Any) -> str:

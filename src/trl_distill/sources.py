@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from .adapters import CONFIG, Adapter
 from .embedded import embedded_path
 from .errors import ModelError, TeacherError, UsageError, nearest
+from .serving_template import own_template
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -85,6 +86,8 @@ def load_tokenizer(
 ) -> PreTrainedTokenizerBase:
     """Return a model's tokenizer, with a padding token; an adapter's own, else its base's.
 
+    Its chat template is the model's own, also if the student was saved with one that renders its trained prompt.
+
     Raises:
         ModelError, TeacherError: It cannot be found or read, or has no token that ends a sequence.
     """
@@ -98,6 +101,7 @@ def load_tokenizer(
         raise _error(role)(f"{role} {path!r}: its tokenizer has no end-of-sequence token; set eos_token in its files.")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.chat_template = own_template(tokenizer.chat_template)
     return tokenizer
 
 

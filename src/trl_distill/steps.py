@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import copy
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -31,7 +32,7 @@ class RunResult:
 
     Attributes:
         model: The trained model; None after a dry run.
-        tokenizer: Its tokenizer.
+        tokenizer: Its tokenizer, as it was saved.
         metrics: Figures of training and evaluation by name.
         paths: The written files by name: `project`, `config`, `card`, `metrics`.
         trainer: The trainer, for a look at its state; None after a dry run.
@@ -118,6 +119,7 @@ class Run:
     def load_tokenizer(self) -> None:
         """Load the student's configuration and tokenizer, with the chat template asked for."""
         from .chat_templates import take_chat_template
+        from .serving_template import own_tokenizer
         from .sources import check_can_merge, load_config, load_tokenizer, resolve
 
         model, trust = self.params.model, self.params.trust_remote_code
@@ -140,7 +142,10 @@ class Run:
                 "model is a loaded model that does not say where its tokenizer is; save it to a folder "
                 "with its tokenizer and give that."
             )
-        self.tokenizer = carried or load_tokenizer(source, role="model", trust_remote_code=trust)
+        if carried is None:
+            self.tokenizer = load_tokenizer(source, role="model", trust_remote_code=trust)
+        else:
+            self.tokenizer = own_tokenizer(carried)
         take_chat_template(self.tokenizer, self.params.chat_template, trust_remote_code=trust)
 
     def prepare_data(self) -> None:
@@ -227,17 +232,26 @@ class Run:
         self._mend_generation_config(model)
         keep_differentiable(model)
         extra: dict[str, Any] = {"teacher_model": self.teacher} if params.distills else {}
-        return self.trainer_class(
+        trainer = self.trainer_class(
             model,
             self._trainer_args(),
             train_dataset=self.train_data,
             eval_dataset=self.valid_data,
-            processing_class=self.tokenizer,
+            processing_class=self.served_tokenizer,
             # a model that comes with an adapter, as an earlier stage returns it, goes on with that one
             peft_config=lora_config(params) if params.peft and not is_peft_model(model) else None,
             callbacks=[self.stop, self.watch],
             **extra,
         )
+        preflight = self.preflights.get(Split.TRAIN)
+        if preflight is not None and preflight.serving is not None:  # prepared rows do not say it to the trainer
+            preflight.serving.put(self.served_tokenizer)
+        return trainer
+
+    @cached_property
+    def served_tokenizer(self) -> Any:
+        """The tokenizer that is saved: once the trainer is made, its chat template renders the student's prompt."""
+        return copy(self.tokenizer)
 
     def _mend_generation_config(self, model: Any) -> None:
         """Have a model's generation configuration be one that can be saved, so that its weights are."""
@@ -309,13 +323,13 @@ class Run:
     def save(self, trainer: Any) -> RunResult:
         """Write the project folder, the manifest last, and tell where it is."""
         from .report import write_card
-        from .sharding import read_whole
 
         evaluated = self._evaluate(trainer) if self.params.merge_adapter else None  # merging takes the adapter apart
         model = self._finished(trainer)
         with self.project.writing(self.state) as folder:
             self._save_model(trainer, model, folder)
         evaluated = self._evaluate(trainer) if evaluated is None else evaluated
+        model = self._unwrapped(trainer, model)
         history = trainer.state.log_history
         metrics = {**self.figures(), **self.outcome.metrics, **training_means(history), **evaluated}
         paths: dict[str, Path] = {"project": self.project.folder}
@@ -323,9 +337,11 @@ class Run:
             lines = [entry for entry in history if "loss" in entry or "eval_loss" in entry]
             paths |= self.project.write_metrics(metrics, lines)
             folder, preflight = self.project.folder, self.preflights.get(Split.TRAIN)
-            with read_whole(self.args):  # the card's example is run, which loads what was saved
-                card = write_card(folder, self.params, self.templates, metrics, model, self.tokenizer, preflight)
-            paths["card"] = card
+            sharded = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
+            shown = None if sharded else model
+            paths["card"] = write_card(
+                folder, self.params, self.templates, metrics, shown, self.served_tokenizer, preflight
+            )
             paths |= self.project.finish()
             print(closing(folder, metrics))
             if self.params.push_to_hub:
@@ -333,7 +349,8 @@ class Run:
 
                 push(folder, self.params)
         self.state.wait_for_everyone()
-        return RunResult(self._handed_over(trainer, model), self.tokenizer, metrics, paths, trainer)
+        self._carry_on(model)
+        return RunResult(model, self.served_tokenizer, metrics, paths, trainer)
 
     def _evaluate(self, trainer: Any) -> dict[str, Any]:
         """Return the figures at the end, measured now unless the last step's were."""
@@ -359,22 +376,29 @@ class Run:
             model.save_pretrained(folder)
             torch.save(trainer.args, folder / "training_args.bin")
         if self.state.is_main_process:
-            self.tokenizer.save_pretrained(folder)
+            self.served_tokenizer.save_pretrained(folder)
 
-    def _handed_over(self, trainer: Any, model: Any) -> Any:
-        """Return the model as its user wants it: its own forward, ready to answer or to be a next stage's student."""
-        from accelerate.utils import is_peft_model
-
+    def _unwrapped(self, trainer: Any, model: Any) -> Any:
+        """Return the model with its own forward, in evaluation mode: ready to answer."""
         from .forward import restore_forward
 
         model = trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
-        base = model.get_base_model() if is_peft_model(model) else model
-        restore_forward(base)
-        if base is model:
-            model.config._name_or_path = str(self.project.folder)
-        setattr(model, TOKENIZER, self.tokenizer)
+        restore_forward(_base_of(model))
         return model.eval()
+
+    def _carry_on(self, model: Any) -> None:
+        """Have the model say where it was saved, and bring its tokenizer to a next stage."""
+        if _base_of(model) is model:
+            model.config._name_or_path = str(self.project.folder)
+        setattr(model, TOKENIZER, self.served_tokenizer)
 
     def figures(self) -> dict[str, Any]:
         """Return the pre-flight's figures by name."""
         return {f"preflight_{NAMES[split]}": flight.to_dict() for split, flight in self.preflights.items()}
+
+
+def _base_of(model: Any) -> Any:
+    """Return a model without PEFT's wrapper."""
+    from accelerate.utils import is_peft_model
+
+    return model.get_base_model() if is_peft_model(model) else model

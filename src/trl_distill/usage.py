@@ -1,17 +1,20 @@
-"""The snippet of the model card: how to put an input into the student, written from its template and run."""
+"""The snippet of the model card: how to put an input into the student, with the ids that it was trained on."""
 
 from __future__ import annotations
 
-import contextlib
-import io
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from .prompts import Template, TextTemplate
+from .conversation import Prompt
+from .serving_template import INPUT, MARK, ORIGINAL, added_tokens
 
-# a larger model is not loaded a second time just to run the snippet
-LOADED_TWICE_AT_MOST = 1_000_000_000
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
+FIELD = re.compile(MARK.format("(.*?)"))
 LOAD = """\
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -20,38 +23,61 @@ model = AutoModelForCausalLM.from_pretrained({folder!r})
 """
 TEXT = """\
 prompt = {prompt}
-inputs = tokenizer(prompt, return_tensors="pt").to(model.device)
+inputs = tokenizer(prompt, {more}return_tensors="pt").to(model.device)
+"""
+SHORTER = """\
+inputs = {{name: values[:, :-{count}] for name, values in inputs.items()}}  # without the tokens that close a text
 """
 CHAT = """\
-messages = {prompt}
+messages = {messages}
 inputs = tokenizer.apply_chat_template(
-    messages, add_generation_prompt=True, return_dict=True, return_tensors="pt"
+    messages, {more}add_generation_prompt=True, return_dict=True, return_tensors="pt"
 ).to(model.device)
+"""
+TOKENS = """\
+import torch
+
+ids = torch.tensor([{ids}], device=model.device)  # the first row's; no text gives this tokenizer these
+inputs = {{"input_ids": ids, "attention_mask": torch.ones_like(ids)}}
 """
 GENERATE = """\
 completion = model.generate(**inputs, max_new_tokens={new_tokens}, do_sample=False)[0, inputs["input_ids"].shape[1]:]
 print(tokenizer.decode(completion, skip_special_tokens=True))
 """
+NEW_TOKENS = 64
 
 
-def snippet(template: Template, values: dict[str, Any], *, chat: bool = False, new_tokens: int = 64) -> str:
+@dataclass(frozen=True)
+class Example:
+    """A row's prompt as the student read it.
+
+    Attributes:
+        prompt: Text or chat messages, with a `MARK` for each field of the student's template.
+        values: The fields by name, `input` among them.
+        options: What the chat template is handed besides the messages.
+        ids: The prompt's ids in training.
+    """
+
+    prompt: Prompt
+    values: Mapping[str, Any]
+    options: Mapping[str, Any]
+    ids: list[int]
+
+
+def snippet(example: Example, tokenizer: PreTrainedTokenizerBase, *, new_tokens: int = NEW_TOKENS) -> str:
     """Return the lines that make a prompt of the example's values and print the completion.
 
+    The first way of several that gives the ids of training is written; the last is these ids themselves.
+
     Args:
-        template: The student's.
-        values: The fields of an example row, `input` among them.
-        chat: Whether a text template renders a user's message (the data are conversations).
+        example: The row.
+        tokenizer: As it is saved.
         new_tokens: Tokens at most.
     """
-    names = dict.fromkeys(template.fields)
-    lines = [f"{_variable(name)} = {str(values[name])!r}" for name in names]
-    if template.is_chat or chat:
-        pairs = template.messages if template.is_chat else (("user", template.messages[0][1]),)
-        messages = ", ".join(f'{{"role": "{role}", "content": {_expression(text)}}}' for role, text in pairs)
-        lines.append(CHAT.format(prompt=f"[{messages}]"))
-    else:
-        lines.append(TEXT.format(prompt=_expression(template.messages[0][1])))
-    return "\n".join(lines) + GENERATE.format(new_tokens=new_tokens)
+    lines = next(lines for lines, ids in _ways(example, tokenizer) if ids() == example.ids)
+    used = [name for name in example.values if re.search(rf"\b{_variable(name)}\b", lines)]
+    variables = [f"{_variable(name)} = {str(example.values[name])!r}\n" for name in used]
+    return "".join(variables) + lines + GENERATE.format(new_tokens=new_tokens)
 
 
 def loading(folder: Path | str) -> str:
@@ -59,26 +85,83 @@ def loading(folder: Path | str) -> str:
     return LOAD.format(folder=str(folder))
 
 
-def run_snippet(code: str, folder: Path, model: Any, tokenizer: Any) -> str:
-    """Run the snippet on the saved model and return what it prints.
+def printed(example: Example, model: Any, tokenizer: PreTrainedTokenizerBase, *, new_tokens: int = NEW_TOKENS) -> str:
+    """Return what the snippet prints for a model in memory that can generate by itself."""
+    import torch
 
-    A model above `LOADED_TWICE_AT_MOST` parameters is not loaded anew: the lines run on the one in memory.
-    """
-    names: dict[str, Any] = {"model": model, "tokenizer": tokenizer}
-    if sum(p.numel() for p in model.parameters()) <= LOADED_TWICE_AT_MOST:
-        code = loading(folder) + code
-    printed = io.StringIO()
-    with contextlib.redirect_stdout(printed):
-        exec(compile(code, "<model card>", "exec"), names)
-    return printed.getvalue()
+    ids = torch.tensor([example.ids], device=model.device)
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    written = model.generate(**inputs, max_new_tokens=new_tokens, do_sample=False)[0, ids.shape[1] :]
+    return str(tokenizer.decode(written, skip_special_tokens=True))
+
+
+def _ways(example: Example, tokenizer: PreTrainedTokenizerBase) -> Iterator[tuple[str, Callable[[], list[int] | None]]]:
+    """Return ways to make the prompt, the simplest first: the lines of each, and a function for its ids."""
+    asked = [{"role": "user", "content": INPUT}]
+    if tokenizer.chat_template is not None and all(name.isidentifier() for name in example.options):
+        yield _chat(asked, {}, example, tokenizer)
+        if not isinstance(example.prompt, str):
+            yield _chat(example.prompt, example.options, example, tokenizer)
+            if isinstance(tokenizer.chat_template, dict):
+                yield _chat(example.prompt, {**example.options, "chat_template": ORIGINAL}, example, tokenizer)
+    if isinstance(example.prompt, str):
+        yield from _text(example, tokenizer)
+    yield TOKENS.format(ids=example.ids), lambda: example.ids
+
+
+def _chat(
+    prompt: Any, options: Mapping[str, Any], example: Example, tokenizer: PreTrainedTokenizerBase
+) -> tuple[str, Callable[[], list[int] | None]]:
+    """Return the way by a chat template."""
+    from jinja2 import TemplateError as JinjaError
+
+    def ids() -> list[int] | None:
+        how: dict[str, Any] = {**options, "add_generation_prompt": True, "return_dict": False}
+        try:
+            return list(tokenizer.apply_chat_template(_filled(prompt, example.values), **how))
+        except (JinjaError, TypeError, KeyError, ValueError):
+            return None
+
+    more = "".join(f"{name}={value!r}, " for name, value in options.items())
+    return CHAT.format(messages=_expression(prompt), more=more), ids
+
+
+def _text(example: Example, tokenizer: PreTrainedTokenizerBase) -> Iterator[tuple[str, Callable[[], list[int] | None]]]:
+    """Return the ways by the prompt's text."""
+    assert isinstance(example.prompt, str)
+    text = _filled(example.prompt, example.values)
+    whole = list(tokenizer(text)["input_ids"])
+    closed = len(whole) - len(example.ids)
+    front, _ = added_tokens(tokenizer, text)
+    opened = _expression(front + example.prompt)
+    lines = TEXT.format(prompt=_expression(example.prompt), more="")
+    yield lines, lambda: whole
+    bare = TEXT.format(prompt=opened, more="add_special_tokens=False, ")
+    yield bare, lambda: list(tokenizer(front + text, add_special_tokens=False)["input_ids"])
+    if closed > 0:
+        yield lines + SHORTER.format(count=closed), lambda: whole[:-closed]
+
+
+def _filled(prompt: Any, values: Mapping[str, Any]) -> Any:
+    """Return a prompt with its fields' values."""
+    if isinstance(prompt, str):
+        return FIELD.sub(lambda found: str(values[found[1]]), prompt)
+    return [{key: _filled(v, values) if isinstance(v, str) else v for key, v in m.items()} for m in prompt]
 
 
 def _variable(field: str) -> str:
-    """Return a Python name for a field."""
-    return "".join(c if c.isalnum() else "_" for c in field) if not field.isidentifier() else f"{field}_"
+    """Return a Python name for a field that no keyword has, and none of the snippet's own names."""
+    return f"{field}_"
 
 
-def _expression(text: TextTemplate) -> str:
-    """Return a Python expression for a text template, its fields as variables."""
-    parts = [repr(piece) if i % 2 == 0 else _variable(piece) for i, piece in enumerate(text.pieces)]
-    return " + ".join(part for part in parts if part != "''")
+def _expression(value: Any) -> str:
+    """Return a Python expression of plain data, fields in its texts as variables."""
+    if isinstance(value, str):
+        parts = [repr(piece) if i % 2 == 0 else _variable(piece) for i, piece in enumerate(FIELD.split(value))]
+        return " + ".join(part for part in parts if part != "''") or "''"
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key!r}: {_expression(v)}" for key, v in value.items()) + "}"
+    if isinstance(value, list):
+        items = [_expression(item) for item in value]
+        return f"[{items[0]}]" if len(items) == 1 else "[\n    " + ",\n    ".join(items) + ",\n]" if items else "[]"
+    return repr(value)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from ..architectures import check_causal, check_encoder_decoder
 from ..endpoints import Endpoint, is_openai_name, parse_endpoint
 from ..errors import TeacherError
+from ..serving_template import own_tokenizer
 from ..sources import (
     check_can_merge,
     load_config,
@@ -123,7 +124,7 @@ def load_teacher(
         return LocalTeacher(
             loaded.config._name_or_path or type(loaded).__name__,
             config=loaded.config,
-            tokenizer=tokenizer,
+            tokenizer=own_tokenizer(tokenizer),
             load=lambda: loaded if device is None else loaded.to(device),
             generation_config=loaded.generation_config,
         )
