@@ -62,6 +62,30 @@ def as_dataset(data: Any, *, name: str, taken: str = TAKEN) -> Dataset:
     return found
 
 
+def for_trainer(data: Any, *, name: str) -> Any:
+    """Return what a trainer was given as rows: a stream as it is, all else as `as_dataset` does.
+
+    Raises:
+        DataError: See `as_dataset`; a stream without rows.
+    """
+    from datasets import IterableDataset
+
+    if not isinstance(data, IterableDataset):
+        return as_dataset(data, name=name, taken=f"{TAKEN}, or an IterableDataset")
+    if next(iter(data), None) is None:
+        raise DataError(f"{name} has no rows; give data with at least one.")
+    return data
+
+
+def for_evaluation(data: Any, *, name: str = "eval_dataset") -> Any:
+    """Return what a trainer was given to evaluate on: rows as `for_trainer` does, a dict of such by name, or None."""
+    if data is None:
+        return None
+    if isinstance(data, dict):
+        return {key: for_trainer(part, name=f"{name}[{key!r}]") for key, part in data.items()}
+    return for_trainer(data, name=name)
+
+
 def is_frame(data: Any) -> bool:
     """Whether data is a pandas DataFrame; pandas itself is not loaded for the question."""
     return any(c.__name__ == "DataFrame" and c.__module__.partition(".")[0] == "pandas" for c in type(data).__mro__)

@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from accelerate import PartialState
 from accelerate.utils import is_peft_model
-from datasets import Dataset, IterableDataset
 from transformers.trainer_utils import PredictionOutput
 
 from .adapters import take_penalty
@@ -31,6 +30,7 @@ from .features import check_features, with_lengths
 from .flattening import student_inputs, student_tokens
 from .forward import CompletionOutput, add_completion_forward
 from .generation_config import mend
+from .memory import for_evaluation, for_trainer
 from .metrics import DistillationMetrics
 from .packing import PackedRows, check_apart_in, check_packing, packed, unseen
 from .preparation import is_prepared
@@ -82,7 +82,8 @@ class DistillationMixin(StepMixin, MovingTeacherMixin, _Base):
         model: Student, as in SFTTrainer.
         args: DistillationSFTConfig; any other configuration, or `use_distillation=False`, trains plain SFT.
         data_collator: As in SFTTrainer; not accepted when distilling.
-        train_dataset: Rows of any form that `data.read_rows` takes, or what `preparation.prepare` returned.
+        train_dataset: Rows of any form that `data.read_rows` takes, or what `preparation.prepare` returned: a
+            `datasets.Dataset` or `IterableDataset`, a list of dicts or a pandas DataFrame.
         eval_dataset: The same, or a dict of them.
         processing_class: The student's tokenizer.
         teacher_model: A loaded model, a `Teacher` or a name; takes the place of `args.teacher_model`.
@@ -133,7 +134,8 @@ class DistillationMixin(StepMixin, MovingTeacherMixin, _Base):
     ) -> None:
         """Check everything, construct SFTTrainer around a collator of ours, and bring in teacher and data."""
         self._tag_names, self._name = ["trl", "distillation"], "Distillation"
-        _check(args, data_collator, train_dataset, kwargs)
+        train_dataset, eval_dataset = for_trainer(train_dataset, name="train_dataset"), for_evaluation(eval_dataset)
+        _check(args, data_collator, kwargs)
         check_streams(args, train_dataset, eval_dataset)
         check_list(args, student=model, given=teacher_model)
         check_features(args, model=model, peft_config=kwargs.get("peft_config"))
@@ -309,6 +311,7 @@ class DistillationMixin(StepMixin, MovingTeacherMixin, _Base):
         name = split.value if name is None else name
         if isinstance(dataset, PackedRows):
             return dataset
+        dataset = for_trainer(dataset, name=f"{split.value}_dataset")
         if is_prepared(dataset):
             return with_lengths(dataset, self.args)
         dataset = self._formatted(dataset, name)
@@ -339,8 +342,9 @@ class DistillationMixin(StepMixin, MovingTeacherMixin, _Base):
         return dataset.map(lambda row: {text: func(row)}, remove_columns=read_instead)
 
     def _prepare_all(self, dataset: Any) -> Any:
-        """Prepare a dataset to evaluate on, a dict of them, or nothing."""
-        if dataset is None or isinstance(dataset, str):
+        """Prepare a dataset to evaluate on, a dict of them, or nothing; a name is one of `eval_dataset`."""
+        known = isinstance(dataset, str) and isinstance(self.eval_dataset, dict) and dataset in self.eval_dataset
+        if known or dataset is None:
             return dataset
         if isinstance(dataset, dict):
             return {key: self.prepare_dataset(part, Split.EVAL, key) for key, part in dataset.items()}
@@ -514,7 +518,7 @@ def _check_plain(args: Any, teacher: Any, *, must_distil: str | None) -> None:
         refuse_unused(args, why="use_distillation is False; set use_distillation=True")
 
 
-def _check(args: DistillationSFTConfig, collator: Any, dataset: Any, kwargs: Mapping[str, Any]) -> None:
+def _check(args: DistillationSFTConfig, collator: Any, kwargs: Mapping[str, Any]) -> None:
     """Refuse what does not go together with distillation.
 
     Raises:
@@ -535,10 +539,6 @@ def _check(args: DistillationSFTConfig, collator: Any, dataset: Any, kwargs: Map
         "compute_loss_func": (kwargs.get("compute_loss_func") is not None, "override compute_loss instead"),
         "model_init": (kwargs.get("model_init") is not None, SEARCH),
         "compute_metrics": (kwargs.get("compute_metrics") is not None, "no logits are built; use a callback"),
-        "train_dataset": (
-            dataset is not None and not isinstance(dataset, (Dataset, IterableDataset)),
-            "give a datasets.Dataset or IterableDataset, of a dict of them one",
-        ),
         "formatting_func": (
             kwargs.get("formatting_func") is not None and args.completion_only_loss is True,
             "it makes text, which has no completion, and completion_only_loss is True; leave that out",

@@ -61,7 +61,7 @@ class LLMTrainingParams(DistillationArguments):
     project_name: str = option("project-name", "Folder to write to; any path, made when missing.", group="Basic")
     data_path: Any = option(
         "data",
-        "A file (json, jsonl, csv, tsv, parquet, arrow, txt), a folder of them, or a Hub dataset.",
+        "A file (json, jsonl, csv, tsv, parquet, arrow, txt), a folder of them, a Hub dataset, or (in Python) rows.",
         group="Basic",
     )
     train: bool = option(True, "Accepted for AutoTrain's sake; a run trains without it.", group="Basic")
@@ -254,7 +254,11 @@ class LLMTrainingParams(DistillationArguments):
 
     def to_dict(self) -> dict[str, Any]:
         """Return all fields as plain data; a loaded model or dataset is named by its class."""
-        return {name: plain(getattr(self, name)) for name in FIELDS}
+        values = {name: getattr(self, name) for name in FIELDS}
+        for name in ("data_path", "retain_data"):
+            if not isinstance(values[name], (str, os.PathLike, type(None))):
+                values[name] = f"<{type(values[name]).__name__}>"  # rows, of which a list is plain data
+        return {name: plain(value) for name, value in values.items()}
 
 
 FIELDS = {spec.name: spec for spec in fields(LLMTrainingParams)}
