@@ -59,6 +59,12 @@ class StepMixin(_Base):
         """Whether the teacher writes the completions of every training batch anew."""
         return bool(self.args.distill_online)
 
+    @property
+    def learns_distribution(self) -> bool:
+        """Whether some step weighs the teacher's distribution, and with it where the teacher would end."""
+        alphas = self.loss_settings.alpha, self.annealing.end.alpha
+        return max(alphas) > 0 or self.args.distill_on_policy_fraction > 0
+
     def check_prompts(self) -> None:
         """Refuse rows that nothing can be written behind, and say so where fresh completions are always the same.
 

@@ -265,10 +265,8 @@ class DistillationMixin(StepMixin, MovingTeacherMixin, _Base):
         self.check_prompts()
         self._take_stored_targets()
         taught, generation = completions_of(self.train_dataset), self.base_student.generation_config
-        add_taught_ends(generation, taught, teacher=self.teacher, tokenizer=self.tokenizer)
-        if self.online:  # what will be written may end in any of the teacher's stop tokens
-            ends = [[stop] for stop in self.teacher.stop_ids]
-            add_taught_ends(generation, ends, teacher=self.teacher, tokenizer=self.tokenizer)
+        all_ends = self.online or self.learns_distribution
+        add_taught_ends(generation, taught, teacher=self.teacher, tokenizer=self.tokenizer, all_ends=all_ends)
         for teacher in each(self.teacher):
             if isinstance(teacher, (LocalTeacher, CrossTeacher)):
                 local = teacher.local if isinstance(teacher, CrossTeacher) else teacher
@@ -372,10 +370,15 @@ class DistillationMixin(StepMixin, MovingTeacherMixin, _Base):
         return super().hyperparameter_search(*args, **kwargs)
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        """Write the model as SFTTrainer does; a callback may have left a configuration that cannot be saved."""
+        """Write the model as SFTTrainer does; a callback may have left a configuration that cannot be saved.
+
+        Beside an adapter it writes how the student generates too, which PEFT leaves out: it may end elsewhere.
+        """
         if self.distilling:
             self._mend_generation_config()
         super()._save(output_dir, state_dict)
+        if self.distilling and self.args.should_save and is_peft_model(self.model):
+            self.base_student.generation_config.save_pretrained(output_dir or self.args.output_dir)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """Write a checkpoint; one of the same step is incomplete from now on until it is written."""

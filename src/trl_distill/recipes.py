@@ -33,6 +33,7 @@ from .teachers import (
     RemoteSettings,
     RemoteTeacher,
     SelfTeacher,
+    SeveralTeachers,
     StoredTeacher,
     TargetFolder,
     TargetSettings,
@@ -42,6 +43,7 @@ from .teachers import (
     check_brings_tokenizer,
     complete,
     crossed,
+    each,
     load_teacher,
     tokenizer_hash,
     what_matters,
@@ -398,6 +400,7 @@ def add_taught_ends(
     *,
     teacher: Teacher,
     tokenizer: PreTrainedTokenizerBase,
+    all_ends: bool = False,
 ) -> None:
     """Have a student stop at the tokens that end the completions it learns: a turn's end, the teacher's own stop.
 
@@ -406,11 +409,22 @@ def add_taught_ends(
         completions: Token ids; one that was cut ends in no stop token and adds none.
         teacher: Who scored them.
         tokenizer: The student's.
+        all_ends: Whether the student learns all of the teacher's ends, whatever the completions end in: from its
+            distribution, or because it writes while training.
     """
-    others = [] if isinstance(teacher, CrossTeacher) else teacher.stop_ids  # those are ids of another vocabulary
-    ends = {tokenizer.eos_token_id, stop_of_turn(tokenizer), *others}
+    theirs = _ends_of(teacher)
+    ends = {tokenizer.eos_token_id, stop_of_turn(tokenizer), *theirs}
     own = generation.eos_token_id
     stops = [*own] if isinstance(own, (list, tuple)) else [own]
-    taught = sorted({ids[-1] for ids in completions if ids} & ends)
+    taught = sorted(({ids[-1] for ids in completions if ids} & ends) | {*(theirs if all_ends else ())})
     stops = [stop for stop in dict.fromkeys([*stops, *taught]) if stop is not None]
     generation.eos_token_id = stops if len(stops) > 1 else stops[0] if stops else None
+
+
+def _ends_of(teacher: Teacher) -> list[int]:
+    """Return the ids of the student's vocabulary that end what a teacher writes."""
+    if isinstance(teacher, SeveralTeachers):
+        return [end for one in each(teacher) for end in _ends_of(one)]
+    if isinstance(teacher, CrossTeacher):
+        return teacher.student_stop_ids
+    return [end for end in teacher.stop_ids if teacher.vocabulary is None or end < teacher.vocabulary]

@@ -73,7 +73,7 @@ def load_generation_config(path: str, *, config: PretrainedConfig, revision: str
     from transformers import GenerationConfig
 
     adapter = adapter_of(path, role="teacher_model")
-    if adapter is not None:
+    if adapter is not None and not (Path(path) / "generation_config.json").is_file():
         return load_generation_config(adapter.base, config=config, revision=adapter.revision)
     try:
         return GenerationConfig.from_pretrained(path, revision=revision or "main")
@@ -149,7 +149,10 @@ def load_model(
             trust_remote_code=trust_remote_code,
             encoder_decoder=encoder_decoder,
         )
-        return _told(lambda: adapter.merged_into(base), path, role, "adapter")
+        merged = _told(lambda: adapter.merged_into(base), path, role, "adapter")
+        if not encoder_decoder:
+            merged.generation_config = load_generation_config(path, config=merged.config)  # it may end elsewhere
+        return merged
     options: dict[str, Any] = {
         "revision": revision,
         "trust_remote_code": trust_remote_code,

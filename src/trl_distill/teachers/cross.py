@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..crossing import Crossing
 from ..errors import TeacherError
+from ..spans import ALIKE
 from ..targets import CrossTargets
 from .base import Completion, GenerationSettings, Teacher
 from .local import LocalTeacher
@@ -64,6 +65,13 @@ class CrossTeacher:
     def stop_ids(self) -> list[int]:
         """The ids of the teacher's that end what it writes."""
         return self.local.stop_ids
+
+    @property
+    def student_stop_ids(self) -> list[int]:
+        """The student's ids of those tokens, where it has them too."""
+        same = self.crossing.matched[ALIKE]
+        by_theirs = dict(zip(same.teacher.tolist(), same.student.tolist(), strict=True))
+        return [by_theirs[stop] for stop in self.stop_ids if stop in by_theirs]
 
     def share(self, vocabulary: int) -> None:
         """Nothing is restricted: what it writes reaches the student as text."""
