@@ -7,12 +7,16 @@ import copy
 import peft
 import pytest
 import torch
-from conftest import make_model
+from conftest import make_model, make_tokenizer
+from datasets import Dataset
 from peft import AutoPeftModelForCausalLM
 from small_runs import check_teacher_is_apart, losses, make
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, GPT2Config, GPT2LMHeadModel
 
-from trl_distill.errors import ParamsError
+from trl_distill.adapters import merged
+from trl_distill.collator import DistillationCollator
+from trl_distill.errors import ParamsError, TeacherError
+from trl_distill.sources import load_model
 
 TASK = {"task_type": "CAUSAL_LM"}
 LINEAR = {**TASK, "r": 4, "target_modules": "all-linear"}
@@ -135,3 +139,82 @@ def test_what_peft_would_not_train_is_said(tiny_model_dir, tiny_teacher_dir, wid
         make(tiny_model_dir, tiny_teacher_dir, tmp_path, peft=on_head)
     with pytest.raises(ParamsError, match="use_dora cannot be trained on an int8 model on a CPU"):
         make(wide_dir, tiny_teacher_dir, tmp_path, model=quantized(wide_dir, "int8"), peft=copy.deepcopy(KINDS["dora"]))
+
+
+def tied(folder, source):
+    """Save the student with its embedding as its head."""
+    model = AutoModelForCausalLM.from_pretrained(source)
+    model.config.tie_word_embeddings = True
+    model.tie_weights()
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(source).save_pretrained(folder)
+    return folder
+
+
+def test_tokens_of_a_tied_embedding_are_refused_in_our_words(tiny_model_dir, tiny_teacher_dir, tmp_path):
+    folder = tied(tmp_path / "tied", tiny_model_dir)
+    for config in (copy.deepcopy(KINDS["tokens"]), peft.TrainableTokensConfig(**TASK, token_indices=[70, 71])):
+        for model in (None, str(folder)):
+            with pytest.raises(ParamsError, match="trainable_token_indices trains tokens of an embedding whose weight"):
+                make(folder, tiny_teacher_dir, tmp_path, model=model, peft=copy.deepcopy(config))
+
+
+@pytest.mark.parametrize(
+    "adapter",
+    [
+        {"target_modules": ["embed_tokens", "q_proj"]}, {"target_modules": ["q_proj"]},
+        {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens"]},
+    ],
+    ids=["embedding", "no embedding", "embedding whole"],
+)  # fmt: skip
+@pytest.mark.filterwarnings("ignore:.*(tie_word_embeddings|tied|save_embedding_layers).*:UserWarning")
+@torch.no_grad()
+def test_merged_with_tied_embeddings_it_is_the_trained_model(adapter, tiny_model_dir, tmp_path):
+    folder = tied(tmp_path / "tied", tiny_model_dir)
+    student = AutoModelForCausalLM.from_pretrained(folder)
+    model = peft.get_peft_model(student, peft.LoraConfig(**TASK, r=4, init_lora_weights=False, **adapter)).eval()
+    for name, p in model.named_parameters():
+        if "modules_to_save" in name:
+            p.add_(torch.randn_like(p))
+    ids = torch.tensor([[70, 71, 72]])
+    expected = model(ids).logits
+    model.save_pretrained(tmp_path / "adapter")
+    loaded = load_model(str(tmp_path / "adapter"), role="model")  # as a teacher, or a next stage's student
+    torch.testing.assert_close(loaded(ids).logits, expected, rtol=1e-4, atol=1e-5)
+    merged(model).save_pretrained(tmp_path / "merged")
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+    torch.testing.assert_close(again(ids).logits, expected, rtol=1e-4, atol=1e-5)
+    assert again.config.tie_word_embeddings is ("embed_tokens" not in str(adapter))
+
+
+@pytest.mark.parametrize("bias", ["all", "lora_only"])
+def test_biases_that_are_trained_under_the_adapter_are_no_teacher(bias, tmp_path):
+    """GPT-2 has biases. `self` is refused, and what is retained is a copy of where the run starts."""
+    folder = make_gpt2(tmp_path / "gpt2")
+    lora = peft.LoraConfig(**TASK, r=2, target_modules=["c_attn"], fan_in_fan_out=True, bias=bias)
+    with pytest.raises(TeacherError, match=f"the adapter has bias '{bias}', which changes weights of the model itself"):
+        make(folder, "self", tmp_path, peft=copy.deepcopy(lora))
+    pissa = peft.LoraConfig(**TASK, r=2, target_modules=["c_attn"], fan_in_fan_out=True, init_lora_weights="pissa")
+    with pytest.raises(TeacherError, match="the adapter has init_lora_weights 'pissa'"):
+        make(folder, "self", tmp_path, peft=pissa)
+    retained = Dataset.from_dict({"prompt": ["x y z"], "completion": [" u v"]})
+    trainer = make(folder, "ema", tmp_path, peft=lora, retain_data=retained)
+    start = trainer.teacher.teachers[-1]
+    batch = DistillationCollator(0)([{"student_prompt": [70], "teacher_prompt": [70, 71], "completion": [72, 73]}])
+    before = start.score(batch).hidden
+    trainer.train()
+    assert start.copied
+    assert torch.equal(start.score(batch).hidden, before)
+    moved = [name for name, p in trainer.model.named_parameters() if p.requires_grad and name.endswith(".bias")]
+    assert moved
+
+
+def make_gpt2(folder):
+    tokenizer = make_tokenizer()
+    config = GPT2Config(
+        vocab_size=len(tokenizer), n_embd=16, n_layer=1, n_head=2, eos_token_id=tokenizer.eos_token_id,
+        bos_token_id=None, pad_token_id=tokenizer.pad_token_id,
+    )  # fmt: skip
+    GPT2LMHeadModel(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder

@@ -60,11 +60,32 @@ class Adapter:
 
         try:
             model: Any = PeftModel.from_pretrained(base, self.folder)
-            merged: PreTrainedModel = model.merge_and_unload()
+            whole = merged(model)
         except (AttributeError, RuntimeError) as error:
             raise ValueError(f"it cannot be merged into {self.base}: {error}") from error
-        merged.requires_grad_(True)  # PEFT has frozen the base
-        return merged
+        whole.requires_grad_(True)  # PEFT has frozen the base
+        return whole
+
+
+def merged(model: Any) -> PreTrainedModel:
+    """Return a model with PEFT's wrapper as a plain one, the adapter's weights added to its own.
+
+    A head that is tied to an embedding with an adapter gets a weight of its own: the adapter was learned for the
+    embedding alone, and merged into a shared weight it would change the head too.
+    """
+    from peft.tuners.tuners_utils import BaseTunerLayer
+    from peft.utils import AuxiliaryTrainingWrapper
+
+    base = model.get_base_model()
+    head, embedding = base.get_output_embeddings(), base.get_input_embeddings()
+    adapted = isinstance(embedding, (BaseTunerLayer, AuxiliaryTrainingWrapper))
+    if head is not None and adapted and any(p is head.weight for p in embedding.parameters()):
+        head.weight = type(head.weight)(head.weight.detach().clone(), requires_grad=False)
+    whole: PreTrainedModel = model.merge_and_unload()
+    if adapted and head is not None and whole.get_output_embeddings().weight is not whole.get_input_embeddings().weight:
+        for config in {id(c): c for c in (whole.config, whole.config.get_text_config())}.values():
+            config.tie_word_embeddings = False
+    return whole
 
 
 def lora_config(params: LLMTrainingParams) -> Any:

@@ -190,6 +190,12 @@ def stop_of_turn(tokenizer: PreTrainedTokenizerBase) -> int | None:
         return tokenizer.eos_token_id
 
 
+def ends_of(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Return the ids that a tokenizer ends a text or an assistant's turn with."""
+    ends = (tokenizer.eos_token_id, stop_of_turn(tokenizer))
+    return list(dict.fromkeys(end for end in ends if end is not None))
+
+
 @dataclass(frozen=True)
 class Fitted:
     """The three pieces of a row as they fit both models.

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from accelerate.utils import is_peft_model
 
 from .agreement import freshness
 from .collator import prompts_of
 from .doors import spelled
+from .generation import what_writes
 from .on_policy import (
     Bounds,
     Draw,
@@ -128,8 +128,7 @@ class StepMixin(_Base):
         with warnings.catch_warnings():  # TRL 1.16 calls gradient checkpointing by its older name
             warnings.filterwarnings("ignore", "`gradient_checkpointing_", FutureWarning)
             with unwrap_model_for_generation(self.model_wrapped, self.accelerator, **how) as model:
-                base = model.get_base_model() if is_peft_model(model) else model  # PEFT's would keep our settings
-                return written_by_student(base, prompts, settings, bounds, tokenizer=self.tokenizer)
+                return written_by_student(what_writes(model), prompts, settings, bounds, tokenizer=self.tokenizer)
 
     def start_vllm(self) -> None:
         """Start the engine that writes for the student, where one is asked for."""

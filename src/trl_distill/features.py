@@ -13,6 +13,7 @@ from accelerate.utils import is_peft_model
 from transformers import Trainer
 
 from .errors import ParamsError
+from .sources import load_config, resolve
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -51,7 +52,7 @@ def check_features(args: DistillationSFTConfig, *, model: Any = None, peft_confi
             "leave it out."
         )
     for config in adapters:
-        _check_adapter(config, model)
+        _check_adapter(config, model, args)
 
 
 def check_optimizer(args: Any) -> None:
@@ -95,13 +96,25 @@ def check_vllm(model: Any) -> None:
         )
 
 
-def _check_adapter(config: Any, model: Any) -> None:
+def _check_adapter(config: Any, model: Any, args: DistillationSFTConfig) -> None:
     """Refuse an adapter that would not be trained, or that PEFT cannot train on this student."""
+    head = _head_name(model)
     targets = getattr(config, "target_modules", None) or ()
-    if "lm_head" in ({targets} if isinstance(targets, str) else targets):
+    if head in ({targets} if isinstance(targets, str) else {name.rpartition(".")[2] for name in targets}):
         raise ParamsError(
-            "target_modules has 'lm_head', whose adapter SFTTrainer does not train; leave it out, or train the head "
-            "whole with modules_to_save=['lm_head']."
+            f"target_modules has {head!r}, whose adapter SFTTrainer does not train; leave it out, or train the head "
+            f"whole with modules_to_save=[{head!r}]."
+        )
+    if _has_trained_tokens(config) and _is_tied(model):
+        raise ParamsError(
+            "trainable_token_indices trains tokens of an embedding whose weight is the LM head's too (tied "
+            "embeddings), and SFTTrainer does not train an adapter of the head; leave it out, or choose a model whose "
+            "embeddings are not tied."
+        )
+    if args.use_vllm and getattr(config, "is_prompt_learning", False):
+        raise ParamsError(
+            f"use_vllm hands vLLM the student's weights, and an adapter of the kind {config.peft_type.value} has a "
+            "learned prompt beside them; drop use_vllm, or train a LoRA adapter."
         )
     int8_on_cpu = getattr(model, "is_loaded_in_8bit", False) and model.device.type == "cpu"
     if getattr(config, "use_dora", False) and int8_on_cpu:
@@ -109,6 +122,24 @@ def _check_adapter(config: Any, model: Any) -> None:
             "use_dora cannot be trained on an int8 model on a CPU, where bitsandbytes drops scales that PEFT reads; "
             "load the model in int4, or use LoRA."
         )
+
+
+def _head_name(model: Any) -> str:
+    """Return the name of a student's LM head; of one that is not loaded yet, the name that most models have."""
+    head = None if isinstance(model, str) else model.get_output_embeddings()
+    names = (name for name, module in model.named_modules() if module is head) if head is not None else iter(())
+    return next(names, "lm_head").rpartition(".")[2]
+
+
+def _has_trained_tokens(config: Any) -> bool:
+    """Whether an adapter trains single tokens of the embedding."""
+    return any(getattr(config, name, None) for name in ("trainable_token_indices", "token_indices"))
+
+
+def _is_tied(model: Any) -> bool:
+    """Whether a student's embedding and head are one weight."""
+    config = load_config(resolve(model, role="model"), role="model") if isinstance(model, str) else model.config
+    return bool(getattr(config.get_text_config(), "tie_word_embeddings", False))
 
 
 def with_lengths(dataset: Dataset, args: DistillationSFTConfig) -> Dataset:

@@ -141,6 +141,7 @@ class DistillationMixin(StepMixin, MovingTeacherMixin, _Base):
         check_features(args, model=model, peft_config=kwargs.get("peft_config"))
         check_apart(student=model, teacher=teacher_model)
         self._written_by = writers_of_data(args, teacher_model, train_dataset)
+        self._fresh_adapter = kwargs.get("peft_config") is not None
         model = resolve(model, role="model") if isinstance(model, str) else model
         args.remove_unused_columns = False  # the collator takes columns that are no arguments of the model
         args.dataset_kwargs = {**(args.dataset_kwargs or {}), "skip_prepare_dataset": True}
@@ -219,7 +220,7 @@ class DistillationMixin(StepMixin, MovingTeacherMixin, _Base):
         )
         self.check_teacher()
         check_sharding(self.accelerator, self.teacher)
-        copied = take_student(self.teacher, self.model)
+        copied = take_student(self.teacher, self.model, fresh=self._fresh_adapter)
         if copied:
             self.accelerator.print(copied)
         self.follow_student()

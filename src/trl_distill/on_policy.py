@@ -15,9 +15,10 @@ from transformers import GenerationConfig
 
 from .collator import prompts_of
 from .errors import DataError
+from .generation import continuations
 from .recipes import generation_of
 from .teachers import Completion, GenerationSettings
-from .teachers.local import configured, cut_at_stop, drawing, evaluating, padded_left, stop_ids
+from .teachers.local import cut_at_stop, drawing, evaluating, stop_ids
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -131,13 +132,12 @@ def written_by_student(
     generation configuration is looked at. The program's random state is left alone.
 
     Args:
-        model: The student without wrappers.
+        model: The student, see `what_writes`.
         prompts: Token ids, each of at least one.
         settings: How it writes.
         bounds: Of this batch.
         tokenizer: The student's.
     """
-    width = max(len(p) for p in prompts)
     draw = {"temperature": settings.temperature, "top_p": settings.top_p, "top_k": 0}
     config = GenerationConfig(
         max_new_tokens=bounds.max_new_tokens,
@@ -148,11 +148,9 @@ def written_by_student(
         suppress_tokens=list(range(bounds.known, bounds.rows)) or None,
         **(draw if settings.do_sample else {}),
     )
-    device = model.device
-    ids, mask = (tensor.to(device) for tensor in padded_left(prompts, tokenizer.pad_token_id))
-    with torch.no_grad(), evaluating(model), configured(model, config), drawing(settings.seed, prompts, device):
-        written = model.generate(input_ids=ids, attention_mask=mask, generation_config=config)
-    return [cut_at_stop(row, bounds.stops) for row in written[:, width:].tolist()]
+    with evaluating(model), drawing(settings.seed, prompts, model.device):
+        written = continuations(model, prompts, config)
+    return [cut_at_stop(row, bounds.stops) for row in written]
 
 
 def with_completions(

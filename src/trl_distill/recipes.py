@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from accelerate import PartialState
 
 from .agreement import freshness, temperatures_of
-from .alignment import shared_vocabulary, stop_of_turn
+from .alignment import ends_of, shared_vocabulary
 from .arguments import STORE_KINDS
 from .config import DistillationSFTConfig
 from .endpoints import is_openai_name
@@ -413,7 +413,7 @@ def add_taught_ends(
             distribution, or because it writes while training.
     """
     theirs = _ends_of(teacher)
-    ends = {tokenizer.eos_token_id, stop_of_turn(tokenizer), *theirs}
+    ends = {*ends_of(tokenizer), *theirs}
     own = generation.eos_token_id
     stops = [*own] if isinstance(own, (list, tuple)) else [own]
     taught = sorted(({ids[-1] for ids in completions if ids} & ends) | {*(theirs if all_ends else ())})

@@ -361,8 +361,9 @@ class Run:
 
     def _finished(self, trainer: Any) -> Any:
         """Return the trained model, its adapter merged where that was asked for."""
-        model = trainer.model
-        return model.merge_and_unload() if self.params.merge_adapter else model
+        from .adapters import merged
+
+        return merged(trainer.model) if self.params.merge_adapter else trainer.model
 
     def _save_model(self, trainer: Any, model: Any, folder: Path) -> None:
         """Write model, tokenizer and training arguments into a folder; every rank that holds a part calls this."""

@@ -20,7 +20,8 @@ class Completion:
 
     Attributes:
         ids: Token ids, the stop token included where there was one.
-        finished: Whether it ended in a stop token; if not it was cut at the length limit and is taught no end.
+        finished: Whether it ended, in a stop token (which is its last id) or in front of a stop string (then that is
+            the end-of-sequence token); if not it was cut at the length limit and is taught no end.
         text: What a teacher wrote that has no token ids of its own; `ids` is then empty.
         reasoning: What it thought before, if that is to be learned too; empty if not.
         unusable: Why nothing can be learned from it, with what to do; empty if something can.
@@ -44,6 +45,7 @@ class GenerationSettings:
         top_p: Nucleus of the drawing.
         seed: Of the drawing.
         batch_size: Prompts at a time; changes no greedy completion beyond rounding, and every drawn one.
+        stop: Texts that end a completion and are no part of it, besides the model's own stop tokens.
     """
 
     max_new_tokens: int = 512
@@ -52,6 +54,7 @@ class GenerationSettings:
     top_p: float = 1.0
     seed: int = 42
     batch_size: int = 16
+    stop: tuple[str, ...] = ()
 
 
 class Writer(Protocol):

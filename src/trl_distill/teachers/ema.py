@@ -18,6 +18,7 @@ from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback
 
 from ..errors import TeacherError
+from ..generation import has_learned_prompt
 from ..targets import HiddenTargets
 from . import fingerprint
 from .self_teacher import SelfTeacher
@@ -56,6 +57,12 @@ class EmaTeacher(SelfTeacher):
         self.average = {name: _wide(p.detach().clone()) for name, p in self._trained()}
         if not self.average:
             raise TeacherError("teacher_model 'ema' is an average of what is trained, but no weight of the student is.")
+
+    @property
+    def _through(self) -> Any:
+        """PEFT's wrapper if the student learns a prompt, which is averaged too; else None."""
+        student = self._student()
+        return student if has_learned_prompt(student) else None
 
     def _trained(self) -> Iterator[tuple[str, torch.nn.Parameter]]:
         """Yield the trained parameters by name."""
@@ -101,7 +108,7 @@ class EmaTeacher(SelfTeacher):
     def weights(self) -> Any:
         """Return a hash of the weights."""
         with self.acting():
-            return fingerprint.of_model(self.model)
+            return fingerprint.of_model(self.model if self._through is None else self._through)
 
     def prepare(self, wrap: Callable[[Any], Any]) -> None:
         """Nothing is wrapped: the student's trainer has done so.

@@ -86,11 +86,12 @@ def identity_of(teacher: Writer, settings: GenerationSettings) -> dict[str, Any]
 
 def what_matters(settings: GenerationSettings) -> dict[str, Any]:
     """Return the settings that a completion depends on."""
-    if not settings.do_sample:
-        return {"max_new_tokens": settings.max_new_tokens}  # nothing else changes a greedy completion
     how = asdict(settings)
     how.pop("batch_size")
-    return how
+    if not settings.do_sample:
+        how = {"max_new_tokens": settings.max_new_tokens}  # nothing else changes a greedy completion
+    how.pop("stop", None)
+    return {**how, "stop": sorted(set(settings.stop))} if settings.stop else how
 
 
 def _seed(keys: Sequence[str]) -> int:

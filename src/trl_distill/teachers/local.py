@@ -16,18 +16,20 @@ import torch
 from accelerate.utils import is_peft_model
 from torch.distributed.tensor import DTensor
 
-from ..alignment import stop_of_turn
+from ..alignment import ends_of
 from ..architectures import check_causal
 from ..devices import forked_rng
 from ..errors import TeacherError
 from ..flattening import keeps_apart, marks_of, understood
 from ..forward import TAUGHT, add_completion_forward
+from ..generation import configured, continuations, padded_left
 from ..lm_head import LMHead
 from ..targets import HiddenTargets
 from . import fingerprint
 from .base import Completion, GenerationSettings
 from .passes import MOST, plan
 from .prefix import Prefix
+from .stop_strings import cut_at_string, stopping
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -139,6 +141,11 @@ class LocalTeacher:
         """Return what tells its weights from others'."""
         return fingerprint.of_model(self.model) if self._content is None else self._content()
 
+    @property
+    def _through(self) -> Any:
+        """PEFT's wrapper if a learned prompt of this teacher's lives there, which scores and writes then; else None."""
+        return None
+
     def acting(self) -> AbstractContextManager[None]:
         """Return a context in which the model's weights are the teacher's; a subclass may share them."""
         return nullcontext()
@@ -173,13 +180,14 @@ class LocalTeacher:
     @torch.no_grad()
     def score(self, batch: Mapping[str, torch.Tensor]) -> HiddenTargets:
         """Return the hidden states [N, H_t] that predict the batch's completion tokens, and the head."""
-        model = self._scoring if self._scoring is not None else self.model
+        model = self.model if self._scoring is None else self._scoring
+        model = model if self._through is None else self._through
         ids, mask, labels = (
             batch[f"teacher_{name}"].to(self.model.device) for name in ("input_ids", "attention_mask", "labels")
         )
-        with self.acting(), evaluating(self.model), self._teaching():
+        with self.acting(), evaluating(model), self._teaching():
             # the state that predicts the first completion token has to be computed, not taken from the cache
-            start = self.prefix.of(ids, _first_label(labels) - 1, self._fill)
+            start = 0 if self._through else self.prefix.of(ids, _first_label(labels) - 1, self._fill)
             hidden = (
                 self._in_passes(model, ids, mask, labels, start, student_tokens=int(batch["row_lengths"].sum()))
                 if "row_lengths" in batch
@@ -202,7 +210,7 @@ class LocalTeacher:
     ) -> torch.Tensor:
         """Return the hidden states of rows that share a sequence of the student's; see `passes`."""
         if self._flattens is None:
-            self._flattens = keeps_apart(self.model, model)
+            self._flattens = self._through is None and keeps_apart(self.model, model)
         lengths = mask.sum(1).tolist()
         # ranks that share a teacher's weights have to read as often
         most = None if self._sharded else max(MOST, student_tokens)
@@ -234,6 +242,7 @@ class LocalTeacher:
         The same prompts and settings give the same completions: drawing has a generator of its own, seeded by
         the settings and the prompts, and leaves the program's random state alone. Nothing but the settings and
         `stop_ids` decides what is written: penalties and limits of the model's own generation configuration do not.
+        A completion that a stop string ended is finished, by the tokenizer's end-of-sequence token.
 
         Raises:
             TeacherError: Its weights are sharded, and ranks need not write equally many tokens.
@@ -245,17 +254,25 @@ class LocalTeacher:
             )
         device = self.model.device
         config = self._writing(max(len(p) for p in prompts), settings)
+        with self.acting(), drawing(settings.seed, prompts, device):
+            written = self._written(prompts, config, settings.stop)
+        stops, end = self.stop_ids, self.tokenizer.eos_token_id
+        end = stops[0] if end is None else end
+        return [cut_at_string(cut_at_stop(row, stops), settings.stop, self.tokenizer, end=end) for row in written]
+
+    def _written(self, prompts: Sequence[Sequence[int]], config: Any, stop: Sequence[str]) -> list[list[int]]:
+        """Return the ids written behind each prompt, padding included."""
+        if self._through is not None:
+            with evaluating(self._through):
+                how = lambda width: stopping(self.tokenizer, stop, start=width)  # noqa: E731
+                return continuations(self._through, prompts, config, more=how)
         ids, mask, past = self._prompts(prompts, config.pad_token_id)
-        with (
-            self.acting(),
-            evaluating(self.model),
-            configured(self.model, config),
-            drawing(settings.seed, prompts, device),
-        ):
+        width = ids.shape[1]
+        ends = stopping(self.tokenizer, stop, start=width)
+        with evaluating(self.model), configured(self.model, config):
             model: Any = self.model
-            written = model.generate(input_ids=ids, attention_mask=mask, generation_config=config, **past)
-        stops = self.stop_ids
-        return [cut_at_stop(row, stops) for row in written[:, ids.shape[1] :].tolist()]
+            written = model.generate(input_ids=ids, attention_mask=mask, generation_config=config, **past, **ends)
+        return list(written[:, width:].tolist())
 
     def _prompts(self, prompts: Sequence[Sequence[int]], pad: int) -> tuple[torch.Tensor, torch.Tensor, dict[str, Any]]:
         """Return prompts' ids [B, S] and mask for generation, and the cache of their prefix where it can be used.
@@ -348,30 +365,11 @@ def evaluating(model: torch.nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def configured(model: PreTrainedModel, config: GenerationConfig) -> Iterator[None]:
-    """Have a model generate by `config` alone: an argument of generate() is filled up from the model's own."""
-    own = model.generation_config
-    model.generation_config = config
-    try:
-        yield
-    finally:
-        model.generation_config = own
-
-
-@contextmanager
 def drawing(seed: int, prompts: Sequence[Sequence[int]], device: torch.device) -> Iterator[None]:
     """Draw by a seed and the prompts (token ids), and give the program its random state back."""
     with forked_rng(device):
         torch.manual_seed(hash((seed, *map(tuple, prompts))) % 2**63)
         yield
-
-
-def padded_left(prompts: Sequence[Sequence[int]], pad: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the ids [B, S] of prompts, padded on the left, and their attention mask."""
-    width = max(len(p) for p in prompts)
-    ids = torch.tensor([[pad] * (width - len(p)) + list(p) for p in prompts])
-    mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts])
-    return ids, mask
 
 
 def _first_label(labels: torch.Tensor) -> int:
@@ -389,7 +387,7 @@ def stop_ids(config: GenerationConfig | None, tokenizer: PreTrainedTokenizerBase
     """
     configured = getattr(config, "eos_token_id", None)
     ids = list(configured) if isinstance(configured, (list, tuple)) else [configured]
-    return list(dict.fromkeys(i for i in (*ids, tokenizer.eos_token_id, stop_of_turn(tokenizer)) if i is not None))
+    return list(dict.fromkeys(i for i in (*ids, *ends_of(tokenizer)) if i is not None))
 
 
 def cut_at_stop(ids: Sequence[int], stops: Sequence[int]) -> Completion:

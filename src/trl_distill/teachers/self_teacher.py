@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from transformers import GenerationConfig, PretrainedConfig, PreTrainedTokenizerBase
 
 SELF = "self"
+CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")  # LoRA's ways to begin that change the weights under it
 
 
 class SelfTeacher(LocalTeacher):
@@ -50,19 +51,22 @@ class SelfTeacher(LocalTeacher):
         """Go on with the student as its trainer has wrapped it.
 
         Raises:
-            TeacherError: It has no adapter to switch off.
+            TeacherError: It has no adapter to switch off, or see `check_untouched`.
         """
         if not is_peft_model(student):
             raise TeacherError(
                 "teacher_model 'self' is the student with its adapter switched off, but the student has none; train a "
                 "LoRA adapter (--peft), or give the model's own name for a teacher that is a copy."
             )
+        check_untouched(student)
         self.__dict__.pop("model", None)
         self._student = lambda: student
 
     def _under_adapter(self) -> Any:
         """Return the student without PEFT's wrapper; a learnt prompt stays in there."""
         student = self._student()
+        if type(self) is SelfTeacher and is_peft_model(student):
+            check_untouched(student)
         return student.get_base_model() if is_peft_model(student) else student
 
     @contextmanager
@@ -79,3 +83,34 @@ class SelfTeacher(LocalTeacher):
     def prepare(self, wrap: Callable[[Any], Any]) -> None:
         """Nothing is wrapped: the student's trainer has done so."""
         self.prefix.forget()
+
+
+def touches_base(student: Any) -> str | None:
+    """Return the setting of a student's adapter that changes weights under it, with its value; None if none does.
+
+    Args:
+        student: With PEFT's wrapper.
+    """
+    for name in student.active_adapters:
+        config = student.peft_config[name]
+        bias, start = getattr(config, "bias", "none"), getattr(config, "init_lora_weights", True)
+        if bias != "none":
+            return f"bias {bias!r}"
+        if isinstance(start, str) and start.startswith(CHANGES_BASE):
+            return f"init_lora_weights {start!r}"
+    return None
+
+
+def check_untouched(student: Any) -> None:
+    """Refuse a student whose weights under the adapter do not stay what they were.
+
+    Raises:
+        TeacherError: Naming the adapter's setting.
+    """
+    found = touches_base(student)
+    if found is not None:
+        raise TeacherError(
+            f"teacher_model 'self' is the student with its adapter switched off, but the adapter has {found}, which "
+            "changes weights of the model itself; leave that out of the adapter, or give the model's own name for a "
+            "teacher that is a copy."
+        )

@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..architectures import check_encoder_decoder
+from ..generation import configured
 from . import fingerprint
 from .base import Completion, GenerationSettings
-from .local import configured, cut_at_stop, drawing, evaluating, stop_ids
+from .local import cut_at_stop, drawing, evaluating, stop_ids
+from .stop_strings import cut_at_string, stopping
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -105,9 +107,12 @@ class EncoderDecoder:
         mask = torch.tensor([[1] * len(p) + [0] * (width - len(p)) for p in prompts], device=device)
         with evaluating(self.model), configured(self.model, config), drawing(settings.seed, prompts, device):
             model: Any = self.model
-            written = model.generate(input_ids=ids, attention_mask=mask, generation_config=config)
-        stops = self.stop_ids
-        return [cut_at_stop(row, stops) for row in written[:, 1:].tolist()]  # the first is the decoder's opening
+            ends = stopping(self.tokenizer, settings.stop, start=1)
+            written = model.generate(input_ids=ids, attention_mask=mask, generation_config=config, **ends)
+        stops, end = self.stop_ids, self.tokenizer.eos_token_id
+        end = stops[0] if end is None else end
+        rows = written[:, 1:].tolist()  # the first is the decoder's opening
+        return [cut_at_string(cut_at_stop(row, stops), settings.stop, self.tokenizer, end=end) for row in rows]
 
     def _writing(self, settings: GenerationSettings) -> GenerationConfig:
         """Return the generation configuration."""

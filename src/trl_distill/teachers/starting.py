@@ -13,10 +13,11 @@ from accelerate.utils import is_peft_model
 from torch.distributed.tensor import DTensor
 
 from ..errors import TeacherError
+from ..generation import has_learned_prompt
 from . import fingerprint
 from .base import Teacher
 from .local import LocalTeacher
-from .self_teacher import SelfTeacher
+from .self_teacher import SelfTeacher, touches_base
 from .several import SeveralTeachers, each
 
 MIB = 2**20
@@ -42,32 +43,45 @@ class StartingTeacher(SelfTeacher):
         super().__init__(student, **more)
         self.name = name
         self.copied = False
+        self.fresh = False  # an adapter that is there before a trainer makes one comes from elsewhere
 
     @cached_property
     def plain(self) -> bool:
         """Whether the weights under the adapter are the starting point, asked before training."""
         student = self._student()
-        fresh = (p for name, p in student.named_parameters() if "lora_B" in name or "lora_embedding_B" in name)
-        return is_peft_model(student) and not any(p.detach().any() for p in fresh)
+        if not is_peft_model(student) or touches_base(student) is not None:
+            return False
+        starts = [p for name, p in student.named_parameters() if "lora_B" in name or "lora_embedding_B" in name]
+        return not any(p.detach().any() for p in starts) if starts else self.fresh
 
-    def take(self, student: Any) -> None:
+    def take(self, student: Any, *, fresh: bool = True) -> None:
         """Go on with the student as its trainer has wrapped it, copied where it has no adapter to switch off.
+
+        Args:
+            student: As it is before the first step.
+            fresh: Whether its adapter was made for this run.
 
         Raises:
             TeacherError: Weights that are sharded, of which no copy can be made.
         """
         self.__dict__.pop("plain", None)
-        self._student = lambda: student
+        self._student, self.fresh = lambda: student, fresh
         if self.plain:
             super().take(student)
             return
-        base = student.get_base_model() if is_peft_model(student) else student
-        if any(isinstance(p, DTensor) or hasattr(p, "ds_id") for p in base.parameters()):
+        whole = student.get_base_model() if is_peft_model(student) and not has_learned_prompt(student) else student
+        if any(isinstance(p, DTensor) or hasattr(p, "ds_id") for p in whole.parameters()):
             raise TeacherError(SHARDED)
-        frozen = copy.deepcopy(base).requires_grad_(False).eval()
+        frozen = copy.deepcopy(whole).requires_grad_(False).eval()
         self.__dict__.pop("model", None)
         self._student = lambda: frozen
         self.copied = True
+
+    @property
+    def _through(self) -> Any:
+        """PEFT's wrapper if a prompt that was learned before this run lives there; else None."""
+        student = self._student()
+        return student if has_learned_prompt(student) and not self.plain else None
 
     @contextmanager
     def acting(self) -> Iterator[None]:
@@ -77,10 +91,14 @@ class StartingTeacher(SelfTeacher):
 
     def weights(self) -> Any:
         """Return a hash of the weights."""
-        return super().weights() if self.plain else fingerprint.of_model(self.model)
+        if self.plain:
+            return super().weights()
+        return fingerprint.of_model(self.model if self._through is None else self._through)
 
     def prepare(self, wrap: Callable[[Any], Any]) -> None:
         """Have a copy wrapped for scoring as any teacher is; the student itself is wrapped by its trainer."""
+        if self.copied and self._through is not None:
+            return  # it is where its student is
         if self.copied:
             LocalTeacher.prepare(self, wrap)
             return
@@ -90,7 +108,7 @@ class StartingTeacher(SelfTeacher):
             raise TeacherError(SHARDED) from None
 
 
-def take_student(teacher: Teacher, student: Any) -> str:
+def take_student(teacher: Teacher, student: Any, *, fresh: bool = True) -> str:
     """Give those teachers that are the student itself the student as its trainer has wrapped it.
 
     A teacher whose weights are the student's serves as its starting point too.
@@ -98,6 +116,7 @@ def take_student(teacher: Teacher, student: Any) -> str:
     Args:
         teacher: Of the run.
         student: As it is before the first step.
+        fresh: Whether its adapter, if it has one, was made for this run.
 
     Returns:
         What a copy of its starting weights takes in memory, in a sentence; empty where none was made.
@@ -111,7 +130,9 @@ def take_student(teacher: Teacher, student: Any) -> str:
             teacher.teachers = tuple(same if isinstance(t, StartingTeacher) else t for t in teacher.teachers)
     said = ""
     for one in each(teacher):
-        if isinstance(one, SelfTeacher):
+        if isinstance(one, StartingTeacher):
+            one.take(student, fresh=fresh)
+        elif isinstance(one, SelfTeacher):
             one.take(student)
         if isinstance(one, StartingTeacher) and one.copied:
             size = sum(p.numel() * p.element_size() for p in one.model.parameters()) / MIB

@@ -11,14 +11,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from ..alignment import PROBE
+from ..alignment import PROBE, ends_of
 from ..collator import IGNORE
 from ..errors import TeacherError
 from ..losses import check_sparse_divergence
 from .base import Completion, GenerationSettings
 from .head import load_head
 from .kinds import kind_from, stacked
-from .local import stop_ids
 from .shards import HEAD, TOKENIZER, TargetFolder, TargetRow, TargetTable, sequence_key
 
 if TYPE_CHECKING:
@@ -82,7 +81,7 @@ class StoredTeacher:
     @property
     def stop_ids(self) -> list[int]:
         """The ids that end what the teacher writes; of a store that does not say, those that its tokenizer knows."""
-        return list(self.manifest.get("stop_ids") or stop_ids(None, self.tokenizer))
+        return list(self.manifest.get("stop_ids") or ends_of(self.tokenizer))
 
     def share(self, vocabulary: int) -> None:
         """Accept a student that has all the rows over which the targets were normalised.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from ..alignment import stop_of_turn
+from ..alignment import ends_of
 from ..errors import TeacherError
 from .base import Completion, GenerationSettings
 
@@ -42,8 +42,7 @@ class TextOnly:
     @property
     def stop_ids(self) -> list[int]:
         """The student's ids that may end a completion."""
-        ends = (self.tokenizer.eos_token_id, stop_of_turn(self.tokenizer))
-        return list(dict.fromkeys(i for i in ends if i is not None))
+        return ends_of(self.tokenizer)
 
     def share(self, vocabulary: int) -> None:
         """Take the student's vocabulary: completions become tokens of its tokenizer."""
