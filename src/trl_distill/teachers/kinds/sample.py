@@ -111,6 +111,6 @@ def count(drawn: np.ndarray, likeliest: np.ndarray) -> tuple[np.ndarray, np.ndar
     ids, others = np.take_along_axis(ids, order, 1), np.take_along_axis(others, order, 1)
     ids = np.concatenate([likeliest[:, None], np.where(others > 0, ids, 0)], 1)
     counts = np.concatenate([first.sum(1, keepdims=True), others], 1)
-    width = max(1, int((counts > 0).any(0).nonzero()[0].max(initial=0)) + 1)
+    width = max(1, int(np.flatnonzero((counts > 0).any(0)).max(initial=0)) + 1)
     kind = np.uint8 if draws < 2**8 else np.uint16 if draws < 2**16 else np.uint32
     return ids[:, :width], counts[:, :width].astype(kind)
