@@ -11,7 +11,7 @@ import pytest
 
 HEAVY = ("accelerate", "datasets", "numpy", "openai", "peft", "torch", "transformers", "trl")
 SOURCE = Path(__file__).parents[1] / "src" / "trl_distill"
-FOUNDATION = ("agreement", "arguments", "endpoints", "errors", "option", "params", "prompts", "registry")
+FOUNDATION = ("agreement", "arguments", "doors", "endpoints", "errors", "option", "params", "prompts", "registry")
 
 
 def heavy_after(code: str) -> list[str]:

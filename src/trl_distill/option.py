@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 import os
 import re
+from collections.abc import Mapping
 from dataclasses import field
-from typing import Any
+from typing import Any, Self
 
-from .errors import ParamsError
+from .errors import ParamsError, nearest
 
 
 class Help(str):
@@ -106,6 +107,41 @@ def plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {k: plain(v) for k, v in value.items()}
     return value if isinstance(value, (str, int, float, bool, type(None))) else f"<{type(value).__name__}>"
+
+
+class CheckedSettings:
+    """A dataclass of `option` fields whose values are checked when they are set, in the constructor and afterwards.
+
+    Raises:
+        ParamsError: An unknown name, with the nearest known ones, or a value outside what is accepted.
+    """
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        """Refuse an unknown keyword before the dataclass would."""
+        for name in kwargs:
+            cls._check_known(name)
+        return super().__new__(cls)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set a field to a checked value."""
+        self._check_known(name)
+        object.__setattr__(self, name, check_value(name, value, _fields_of(type(self))[name]))
+
+    @classmethod
+    def _check_known(cls, name: str) -> None:
+        """Refuse a name that is no field."""
+        if name not in _fields_of(cls):
+            raise ParamsError(cls._unknown(name))
+
+    @classmethod
+    def _unknown(cls, name: str) -> str:
+        """Return the sentence on a name that is no field."""
+        return f"unknown parameter {name!r} of {cls.__name__}.{nearest(name, _fields_of(cls))}"
+
+
+def _fields_of(kind: Any) -> Mapping[str, Any]:
+    """Return a dataclass's fields by name."""
+    return kind.__dataclass_fields__
 
 
 def _inside(value: float, text: Help) -> bool:

@@ -17,7 +17,7 @@ from .arguments import DTYPES, QUANTIZATIONS, DistillationArguments
 from .doors import entered, in_python
 from .endpoints import parse_endpoint
 from .errors import ParamsError, nearest
-from .option import check_value, option, plain
+from .option import CheckedSettings, option, plain
 
 HUB_DATA = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")  # a dataset of an account
 OWN_TEACHERS = ("self", "ema")
@@ -37,7 +37,7 @@ ALIASES = {
 
 
 @dataclass
-class LLMTrainingParams(DistillationArguments):
+class LLMTrainingParams(CheckedSettings, DistillationArguments):
     """Parameters of one training run; the defaults are those of the guide.
 
     Example:
@@ -158,18 +158,14 @@ class LLMTrainingParams(DistillationArguments):
     push_to_hub: bool = option(False, "Upload the result; the token is read from HF_TOKEN.", group="Logging and saving")
     username: str | None = option(None, "Hub account to upload to (default: the token's).", group="Logging and saving")
 
-    def __new__(cls, *args: Any, **kwargs: Any) -> LLMTrainingParams:
-        """Refuse an unknown keyword with the nearest known names, before the dataclass would."""
-        for name in kwargs:
-            if name not in FIELDS:
-                raise ParamsError(_unknown(name))
-        return super().__new__(cls)
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        """Set a field to a checked value."""
-        if name not in FIELDS:
-            raise ParamsError(_unknown(name))
-        object.__setattr__(self, name, check_value(name, value, FIELDS[name]))
+    @classmethod
+    def _unknown(cls, name: str) -> str:
+        """Return the sentence on a name that is no field."""
+        if name in ("token", "hub_token"):
+            return f"{name} is not taken, so that it is written nowhere; set the environment variable HF_TOKEN."
+        if name in ALIASES:
+            return f"unknown parameter {name!r}; it is called {ALIASES[name]!r} here."
+        return f"unknown parameter {name!r}.{nearest(name, FIELDS)} `aitraining llm --help` lists all."
 
     def validate(self) -> None:
         """Check what several fields must agree on; needs no model, no data and no network.
@@ -283,12 +279,3 @@ def check_params(params: Any) -> None:
 def _is_model(given: Any) -> bool:
     """Whether an object may be a loaded model or a teacher; what it is asked for is looked at where it is used."""
     return not isinstance(given, type) and (hasattr(given, "config") or hasattr(given, "score"))
-
-
-def _unknown(name: str) -> str:
-    """Say that a field is not known."""
-    if name in ("token", "hub_token"):
-        return f"{name} is not taken, so that it is written nowhere; set the environment variable HF_TOKEN."
-    if name in ALIASES:
-        return f"unknown parameter {name!r}; it is called {ALIASES[name]!r} here."
-    return f"unknown parameter {name!r}.{nearest(name, FIELDS)} `aitraining llm --help` lists all."

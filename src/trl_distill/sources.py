@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 EMBEDDED = "embedded"
+TOKENIZER = "_trl_distill_tokenizer"  # a model that was trained here carries its tokenizer to the next stage
 
 
 def resolve(name: str, *, role: str) -> str:
@@ -103,6 +104,28 @@ def load_tokenizer(
         tokenizer.pad_token = tokenizer.eos_token
     tokenizer.chat_template = own_template(tokenizer.chat_template)
     return tokenizer
+
+
+def tokenizer_of(model: Any, *, role: str = "model", trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """Return the tokenizer of a loaded model: the one that it carries from an earlier stage, else its folder's.
+
+    Args:
+        model: The model.
+        role: The setting it was given in, for messages.
+        trust_remote_code: Allow code that the tokenizer brings.
+
+    Raises:
+        ModelError, TeacherError: It does not say where it is, or see `load_tokenizer`.
+    """
+    carried, source = getattr(model, TOKENIZER, None), model.config._name_or_path
+    if carried is not None:
+        return carried
+    if not source:
+        raise _error(role)(
+            f"{role} is a loaded model that does not say where its tokenizer is; save it to a folder with its "
+            "tokenizer and give that."
+        )
+    return load_tokenizer(source, role=role, trust_remote_code=trust_remote_code)
 
 
 def load_model(

@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .errors import DistillError, ModelError, RunInterrupted
+from .errors import DistillError, RunInterrupted
 from .figures import closing, last_evaluation, training_means
 from .params import LLMTrainingParams
 from .project import Project
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
 DRY_RUN_ROWS = 16
 NAMES = {Split.TRAIN: "train", Split.EVAL: "validation"}  # in messages and in the figures
-TOKENIZER = "_trl_distill_tokenizer"  # a model that was trained here carries its tokenizer to the next stage
 
 
 @dataclass
@@ -120,7 +119,7 @@ class Run:
         """Load the student's configuration and tokenizer, with the chat template asked for."""
         from .chat_templates import take_chat_template
         from .serving_template import own_tokenizer
-        from .sources import check_can_merge, load_config, load_tokenizer, resolve
+        from .sources import check_can_merge, load_config, load_tokenizer, resolve, tokenizer_of
 
         model, trust = self.params.model, self.params.trust_remote_code
         if isinstance(model, str):
@@ -135,17 +134,10 @@ class Run:
             self.model_config = load_config(self.model_path, role="model", trust_remote_code=trust)
         else:
             self.model_path, self.model_config = None, model.config
-        source = self.model_path or model.config._name_or_path
-        carried = getattr(model, TOKENIZER, None)
-        if not source and carried is None:
-            raise ModelError(
-                "model is a loaded model that does not say where its tokenizer is; save it to a folder "
-                "with its tokenizer and give that."
-            )
-        if carried is None:
-            self.tokenizer = load_tokenizer(source, role="model", trust_remote_code=trust)
+        if self.model_path is None:
+            self.tokenizer = own_tokenizer(tokenizer_of(model, trust_remote_code=trust))
         else:
-            self.tokenizer = own_tokenizer(carried)
+            self.tokenizer = load_tokenizer(self.model_path, role="model", trust_remote_code=trust)
         take_chat_template(self.tokenizer, self.params.chat_template, trust_remote_code=trust)
 
     def prepare_data(self) -> None:
@@ -382,6 +374,7 @@ class Run:
     def _unwrapped(self, trainer: Any, model: Any) -> Any:
         """Return the model with its own forward, in evaluation mode: ready to answer."""
         from .forward import restore_forward
+        from .sources import TOKENIZER
 
         model = trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
         restore_forward(_base_of(model))

@@ -18,8 +18,7 @@ from .memory import TAKEN, as_dataset, is_frame
 from .params import FIELDS
 from .prompts import Template, parse_template
 from .rows import INPUT, INPUT_COLUMN
-from .sources import EMBEDDED, load_tokenizer, resolve
-from .steps import TOKENIZER
+from .sources import EMBEDDED, TOKENIZER, load_tokenizer, resolve
 from .teachers import (
     Completion,
     CompletionStore,
