@@ -189,3 +189,17 @@ def test_the_guides_import_path():
 
     assert rl.PPOTrainer is PPOTrainer
     assert rl.PPOConfig is PPOConfig
+
+
+@pytest.mark.parametrize("given", ["folder", "model"])
+def test_the_chat_template_that_is_served_stays(given, chat_model_dir, tmp_path):
+    done = run(
+        LLMTrainingParams(
+            model=str(chat_model_dir), teacher_model=str(chat_model_dir), data_path=ROWS, max_steps=1,
+            teacher_system="g f", student_prompt_template="a {input} b", project_name=str(tmp_path / "distilled"),
+        )
+    )  # fmt: skip
+    served = AutoTokenizer.from_pretrained(tmp_path / "distilled").chat_template
+    student = done.model if given == "model" else str(tmp_path / "distilled")
+    PPOTrainer(PPOConfig(model=student, **settings(tmp_path / "rl", max_steps=1))).train()
+    assert AutoTokenizer.from_pretrained(tmp_path / "rl").chat_template == served

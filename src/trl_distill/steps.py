@@ -374,7 +374,6 @@ class Run:
     def _unwrapped(self, trainer: Any, model: Any) -> Any:
         """Return the model with its own forward, in evaluation mode: ready to answer."""
         from .forward import restore_forward
-        from .sources import TOKENIZER
 
         model = trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
         restore_forward(_base_of(model))
@@ -382,6 +381,8 @@ class Run:
 
     def _carry_on(self, model: Any) -> None:
         """Have the model say where it was saved, and bring its tokenizer to a next stage."""
+        from .sources import TOKENIZER
+
         if _base_of(model) is model:
             model.config._name_or_path = str(self.project.folder)
         setattr(model, TOKENIZER, self.served_tokenizer)
