@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
+from .data_fingerprint import difference
 from .errors import ParamsError
 
+ROWS = "rows.txt"  # which rows were learned from
 STATE = "trainer_state.json"  # Trainer writes it last, and removes older checkpoints after that
 
 
@@ -40,6 +43,40 @@ def is_complete(checkpoint: Path) -> bool:
     except (OSError, ValueError):
         return False
     return True
+
+
+def keep_rows(checkpoint: Path, rows: str) -> None:
+    """Write down which rows a checkpoint has learned from.
+
+    Args:
+        checkpoint: Its folder, made when missing.
+        rows: Their fingerprint.
+    """
+    checkpoint.mkdir(parents=True, exist_ok=True)
+    (checkpoint / ROWS).write_text(rows, encoding="utf-8")
+
+
+def check_rows(checkpoint: str | os.PathLike[str], rows: str, numbers: Sequence[int]) -> None:
+    """Refuse to go on from a checkpoint on other rows; one that does not say which it has learned from is taken.
+
+    Args:
+        checkpoint: Its folder.
+        rows: The fingerprint of the rows to train on.
+        numbers: What they are called.
+
+    Raises:
+        ParamsError: Naming what changed.
+    """
+    try:
+        before = Path(checkpoint, ROWS).read_text(encoding="utf-8")
+    except OSError:
+        return
+    changed = difference(before, rows, numbers)
+    if changed is not None:
+        raise ParamsError(
+            f"resume_from_checkpoint is {str(checkpoint)!r}, but train_dataset has changed since: {changed}; give the "
+            "same rows, or leave it out to start anew."
+        )
 
 
 def begin_anew(checkpoint: Path) -> None:

@@ -15,6 +15,7 @@ from datasets import Features, List, Value, concatenate_datasets
 
 from . import preparation
 from .alignment import check_ids, fit, tokenize_prompt
+from .conversation import KWARGS, OWN, TOOLS
 from .data import RowReport
 from .errors import DataError
 from .preflight import Preflight, notes_of, text_of
@@ -58,6 +59,14 @@ class SeveralRecipes:
     recipes: tuple[Recipe, ...]
     teachers: TeacherList
     seed: int
+
+
+def fields_read(recipe: Recipe | SeveralRecipes) -> set[str] | None:
+    """Return which of a row's other columns its prompts are made of; None if any may be."""
+    if not isinstance(recipe, Recipe):
+        return None  # they also say which teacher takes the row
+    templates = (recipe.student.template, recipe.teacher.template)
+    return {field for template in templates for field in template.fields} | {*OWN, TOOLS, KWARGS}
 
 
 def read(dataset: Dataset, recipe: Recipe | SeveralRecipes, *, name: str = "train") -> tuple[Dataset, RowReport]:

@@ -5,9 +5,10 @@ With `use_distillation=False` every method passes on to SFTTrainer untouched.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import copy
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,10 +20,11 @@ from transformers.trainer_utils import PredictionOutput
 
 from .adapters import take_penalty
 from .agreement import refuse_unused
-from .checkpoints import begin_anew, to_resume_from
+from .checkpoints import begin_anew, check_rows, keep_rows, to_resume_from
 from .collator import DistillationCollator
 from .combining import prepare
 from .config import TRAINER, DistillationSFTConfig
+from .data_fingerprint import fingerprint
 from .doors import entered
 from .during import MovingTeacherMixin, StepMixin
 from .errors import ParamsError
@@ -358,6 +360,8 @@ class DistillationMixin(StepMixin, MovingTeacherMixin, _Base):
         """
         if self.distilling and resume_from_checkpoint is True:
             resume_from_checkpoint = str(to_resume_from(str(self.args.output_dir)))
+        if self.distilling and resume_from_checkpoint and self._learned_from is not None:
+            check_rows(str(resume_from_checkpoint), *self._learned_from)
         return super().train(resume_from_checkpoint, *args, **kwargs)
 
     def hyperparameter_search(self, *args: Any, **kwargs: Any) -> Any:
@@ -381,10 +385,20 @@ class DistillationMixin(StepMixin, MovingTeacherMixin, _Base):
         if self.distilling and self.args.should_save and is_peft_model(self.model):
             self.base_student.generation_config.save_pretrained(output_dir or self.args.output_dir)
 
+    @cached_property
+    def _learned_from(self) -> tuple[str, Sequence[int]] | None:
+        """The fingerprint of the rows to train on, and their numbers; None if they stream."""
+        rows: Any = self.train_dataset
+        rows = rows.rows if isinstance(rows, PackedRows) else rows
+        return None if is_stream(rows) else (fingerprint(rows, leave_out=[self.args.length_column_name]), rows["row"])
+
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """Write a checkpoint; one of the same step is incomplete from now on until it is written."""
         if self.distilling and self.args.should_save:
-            begin_anew(Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}")
+            folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
+            begin_anew(folder)
+            if self._learned_from is not None:
+                keep_rows(folder, self._learned_from[0])
         super()._save_checkpoint(model, trial)
 
     @entered(TRAINER)

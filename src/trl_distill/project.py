@@ -8,7 +8,7 @@ project/
   teacher_completions.jsonl           completions already paid for
   teacher_logprobs.jsonl              what a server said of them, already paid for
   checkpoints/                        to resume from
-  .unfinished                         a run has begun here and not ended
+  .unfinished                         a run has begun here and not ended; on which rows
   run.json                            the manifest, written last: the run is finished
 """
 
@@ -25,6 +25,7 @@ from typing import Any, Protocol
 import yaml
 
 from .checkpoints import last_complete
+from .data_fingerprint import difference
 from .errors import ProjectError
 from .params import LLMTrainingParams
 from .teacher_list import read_teachers
@@ -65,6 +66,7 @@ class Project:
     def __init__(self, name: str) -> None:
         self.folder = Path(name).expanduser()
         self.checkpoints = self.folder / "checkpoints"
+        self._rows = ""
         self._written: set[str] = set()
 
     def check(self, params: LLMTrainingParams) -> None:
@@ -128,6 +130,33 @@ class Project:
                     "same with --resume, or start anew with --overwrite."
                 )
 
+    def check_rows(self, rows: str, numbers: Sequence[int], params: LLMTrainingParams) -> None:
+        """Refuse to go on with a run on other rows, and keep what these are for `begin`.
+
+        Args:
+            rows: Their fingerprint.
+            numbers: What they are called.
+            params: The run's parameters.
+
+        Raises:
+            ProjectError: Naming what changed.
+        """
+        self._rows = rows
+        if not params.resume or self.last_checkpoint() is None:
+            return
+        before = self._marked().get("rows", rows)
+        changed = difference(before, rows, numbers)
+        if changed is not None:
+            raise ProjectError(
+                f"project_name {str(self.folder)!r} holds an unfinished run whose training data has changed: "
+                f"{changed}; give the same data with --resume, or start anew with --overwrite."
+            )
+
+    def _marked(self) -> dict[str, Any]:
+        """Return what the marker of an unfinished run says."""
+        path = self.folder / MARKER
+        return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
+
     def begin(self, params: LLMTrainingParams) -> Path:
         """Make the folder and write the effective parameters.
 
@@ -142,7 +171,8 @@ class Project:
         except OSError as error:
             reason = f"project_name {str(self.folder)!r} cannot be made ({error.strerror})"
             raise ProjectError(f"{reason}; give another --project-name.") from error
-        write_text(self.folder / MARKER, json.dumps({"replaces": sorted(self._replaced(params.overwrite))}) + "\n")
+        marked = {"replaces": sorted(self._replaced(params.overwrite)), "rows": self._rows}
+        write_text(self.folder / MARKER, json.dumps(marked) + "\n")
         if params.overwrite:
             (self.folder / MANIFEST).unlink(missing_ok=True)
             shutil.rmtree(self.checkpoints, ignore_errors=True)
@@ -152,8 +182,7 @@ class Project:
     def _replaced(self, overwrite: bool) -> set[str]:
         """Return the files of an earlier result that must not stay beside the new one."""
         names: set[str] = set()
-        if (self.folder / MARKER).is_file():
-            names |= set(json.loads((self.folder / MARKER).read_text(encoding="utf-8"))["replaces"])
+        names |= set(self._marked().get("replaces", ()))
         if (self.folder / MANIFEST).is_file():
             files = json.loads((self.folder / MANIFEST).read_text(encoding="utf-8")).get("files", ())
             names |= {name.split("/")[0] for name in files}

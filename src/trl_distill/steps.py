@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from copy import copy
 from dataclasses import dataclass
 from functools import cached_property
@@ -152,11 +153,13 @@ class Run:
         for split, data in self._datasets().items():
             rows, report = plain_rows(data, self.params, name=NAMES[split])
             self.state.print(f"Pre-flight ({NAMES[split]})\n  rows          {report.summary()}")
+            if split is Split.TRAIN:
+                self._check_rows(rows, fields=None)
             self._put(split, rows)
 
     def _prepare_for_teacher(self, *, writing: bool = False) -> None:
         """Prepare rows for a teacher; all are read before the teacher writes for any."""
-        from .combining import prepare, read
+        from .combining import fields_read, prepare, read
         from .recipes import from_store, writers_of_data
         from .several import recipe_of, teacher_of, told
         from .sharding import read_whole
@@ -181,6 +184,7 @@ class Run:
         recipe = recipe_of(self.args, self.teacher, tokenizer=self.tokenizer, student=config)
         sample = DRY_RUN_ROWS if self.params.dry_run and not writing else None
         readings = {split: read(data, recipe, name=NAMES[split]) for split, data in self._datasets().items()}
+        self._check_rows(readings[Split.TRAIN][0], fields=fields_read(recipe))
         for split, reading in readings.items():
             with read_whole(self.args), self.state.main_process_first():  # the others find the completions in the store
                 prepared, self.preflights[split] = prepare(
@@ -192,6 +196,13 @@ class Run:
             self.state.print(f"Dry run: figures are of the first {sample} rows at most; nothing was trained.")
         elif not writing:
             self.teacher = from_store(self.args, self.teacher, self._named())
+
+    def _check_rows(self, rows: Dataset, *, fields: Collection[str] | None) -> None:
+        """Refuse to resume on other rows, before the teacher writes for any."""
+        from .data_fingerprint import fingerprint
+
+        numbers = rows["row"] if "row" in rows.column_names else range(1, len(rows) + 1)
+        self.project.check_rows(fingerprint(rows, fields=fields), numbers, self.params)
 
     def _datasets(self) -> dict[Split, Dataset]:
         """Return the datasets there are, by what they are for."""
