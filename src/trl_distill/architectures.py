@@ -1,8 +1,8 @@
-"""Which architectures give a next-token distribution, and which do not."""
+"""Which architectures give a next-token distribution, and what their parts and sizes are called."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .errors import ModelError, TeacherError
 
@@ -65,3 +65,15 @@ def check_encoder_decoder(name: str, config: PretrainedConfig, *, role: str) -> 
             f"{role} {name!r} ({config.model_type}) is no encoder-decoder that reads and writes text; choose one that "
             "does, or a decoder-only model."
         )
+
+
+def backbone_of(model: Any) -> Any:
+    """Return the part of a causal language model that gives hidden states."""
+    found = model.base_model
+    return getattr(model, "model", model) if found is model else found  # Llama 4's prefix is its multimodal model's
+
+
+def vocabulary_rows(config: PretrainedConfig) -> int:
+    """Return how many tokens a model's logits are of; Inkling's LM head has more rows."""
+    text = config.get_text_config()
+    return int(getattr(text, "unpadded_vocab_size", None) or text.vocab_size)

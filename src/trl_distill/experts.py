@@ -28,7 +28,9 @@ def balance_loss(model: Any, routed: Any, attention_mask: torch.Tensor | None) -
     from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
 
     config = model.config.get_text_config()
-    experts: int = getattr(config, "num_experts", None) or model.num_experts
+    experts: int | None = getattr(config, "num_experts", None) or getattr(model, "num_experts", None)
+    if experts is None:
+        return None  # a family without such a loss, as Llama 4
     if routed[0].shape[-1] != experts:
         raise ParamsError(
             f"the load-balancing loss of {type(model).__name__} is not one that distillation adds; set "

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch.nn.functional import pad
 
+from .architectures import backbone_of, vocabulary_rows
+
 # how TRL marks the rows: kernels of variable length take the bounds, so that no layer has to find them
 MARKS = ("position_ids", "cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "seq_idx")
 STUDENT = {"labels": -100, "student_spans": 0}  # what is as long as `input_ids`, and its value in padding
@@ -71,7 +73,7 @@ def student_tokens(batch: Mapping[str, Any]) -> torch.Tensor:
 
 def understood(model: Any, marks: Mapping[str, Any]) -> dict[str, Any]:
     """Return the marks that a model's forward takes: all, where it takes any keyword."""
-    taken = inspect.signature(type(model.base_model).forward).parameters
+    taken = inspect.signature(type(backbone_of(model)).forward).parameters
     anything = any(p.kind is p.VAR_KEYWORD for p in taken.values())
     return {name: mark for name, mark in marks.items() if anything or name in taken}
 
@@ -87,7 +89,7 @@ def keeps_apart(model: Any, forward: Callable[..., Any]) -> bool:
         forward: The model as it is called in training, in evaluation mode.
     """
     device = model.device
-    rows = int(model.config.get_text_config().vocab_size)
+    rows = vocabulary_rows(model.config)
     both = ((torch.arange(2 * PROBE) * 7 + 1) % rows).to(device)[None]
 
     def states(ids: torch.Tensor, lengths: Sequence[int]) -> torch.Tensor:

@@ -16,8 +16,9 @@ import torch
 from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
+from .architectures import backbone_of
 from .experts import balance_loss
-from .lm_head import LMHead
+from .lm_head import LOGITS, LMHead, head_input
 from .targets import LossSettings, Targets, cross_entropy
 
 
@@ -26,7 +27,8 @@ class CompletionOutput(ModelOutput):
     """What the taught forward returns.
 
     Attributes:
-        hidden: [N, H], the hidden states that predict the N completion tokens (without `settings`).
+        hidden: [N, H], the hidden states that predict the N completion tokens (without `settings`); their logits
+            [N, V] if the model has an `OwnLogits`.
         loss: Sum over the N tokens (with `settings`), as the fields below.
         ce: Sum of the cross-entropy.
         kl: Sum of the divergence, without T^2; None where alpha is 0, as is the agreement.
@@ -77,12 +79,31 @@ def restore_forward(model: PreTrainedModel) -> None:
     What TRL has put in the place of its forward goes too; what a device map has put there stays.
     """
     before = model.__dict__.pop(TAUGHT, model.__dict__.get("forward"))
+    model.__dict__.pop(OWN_LOGITS, None)
     model.__dict__.pop("forward", None)
     if before is not None and hasattr(model, "_hf_hook"):
         model.forward = before
 
 
+@dataclass(frozen=True)
+class OwnLogits:
+    """Says of a model that the logits are its own forward's, since head(hidden) is something else.
+
+    Attributes:
+        selects: Whether that forward can make those of some positions alone (`logits_to_keep`).
+    """
+
+    selects: bool
+
+    def selection(self, labels: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Return what a forward is given so that it makes the logits that predict any of the labels [B, S - 1]."""
+        columns = (labels != -100).any(0).nonzero()[:, 0]
+        # counted from the end, since a learnt prompt of PEFT's may stand in front
+        return {"logits_to_keep": columns - labels.shape[1] - 1} if self.selects else {}
+
+
 TAUGHT = "_forward_before_distillation"
+OWN_LOGITS = "_own_logits_in_distillation"  # an `OwnLogits` that `logits_check` has left on a model
 
 
 @functools.cache
@@ -98,22 +119,36 @@ def _forward_of(kind: Any) -> Callable[..., Any]:
         loss_settings: LossSettings | None = None,
         **kwargs: Any,
     ) -> Any:
+        before = getattr(self, TAUGHT) or functools.partial(kind.forward, self)
         if completion_labels is None:
-            before = getattr(self, TAUGHT)
-            return before(*args, **kwargs) if before is not None else kind.forward(self, *args, **kwargs)
+            return before(*args, **kwargs)
         kwargs.pop("labels", None)  # PEFT passes labels=None on; the backbone takes none
-        read = self.base_model(*args, **{**kwargs, "use_cache": False})
-        states = read.last_hidden_state[:, -completion_labels.shape[1] :]  # a learnt prompt of PEFT's stands in front
-        targets = completion_labels[:, 1:].to(states.device)
-        mask = targets != -100
-        hidden = states[:, :-1][mask]
+        kwargs["use_cache"] = False
+        labels = completion_labels[:, 1:]
+        how = getattr(self, OWN_LOGITS, None)
+        if how is None:
+            read = backbone_of(self)(*args, **kwargs)
+            hidden = head_input(self, _predicting(read.last_hidden_state, labels))
+        else:
+            read = before(*args, **kwargs, **how.selection(labels))
+            hidden = _predicting(read.logits, labels, how)
         if loss_settings is None:
             return CompletionOutput(hidden=hidden)
-        output = _loss(LMHead.of(self), hidden, targets[mask], teacher_targets, loss_settings)
+        head = LMHead.of(self) if how is None else LOGITS
+        targets = labels[labels != -100].to(hidden.device)
+        output = _loss(head, hidden, targets, teacher_targets, loss_settings)
         output.aux_loss = balance_loss(self, getattr(read, "router_logits", None), kwargs.get("attention_mask"))
         return output
 
     return forward
+
+
+def _predicting(states: torch.Tensor, labels: torch.Tensor, how: OwnLogits | None = None) -> torch.Tensor:
+    """Return the states or logits [N, ...] of sequences [B, S, ...] that predict the N labels in [B, S - 1]."""
+    mask = (labels != -100).to(states.device)
+    if how is not None and how.selects:
+        return states[mask[:, mask.any(0)]]  # the columns that `selection` asks for
+    return states[:, -mask.shape[1] - 1 : -1][mask]  # a learnt prompt of PEFT's stands in front
 
 
 def _loss(

@@ -32,6 +32,7 @@ from .features import check_features, with_lengths
 from .flattening import student_inputs, student_tokens
 from .forward import CompletionOutput, add_completion_forward
 from .generation_config import mend
+from .logits_check import check_logits
 from .memory import for_evaluation, for_trainer
 from .metrics import DistillationMetrics
 from .packing import PackedRows, check_apart_in, check_packing, packed, unseen
@@ -62,6 +63,7 @@ from .teachers import (
     each,
     take_student,
 )
+from .teachers.local import evaluating
 from .tokenized import IDS
 
 if TYPE_CHECKING:
@@ -175,9 +177,9 @@ class DistillationMixin(StepMixin, MovingTeacherMixin, _Base):
         self.model_accepts_loss_kwargs = True  # our loss divides by num_items_in_batch itself
         self.metrics_of = {split: DistillationMetrics() for split in Split}
         add_completion_forward(self.base_student)
-        self._rows_apart = not (self.is_fsdp_enabled or self.is_deepspeed_enabled)
-        if self._rows_apart:  # else its weights may not be here yet
-            self._check_rows_apart(self.model)
+        self._student_checked = not (self.is_fsdp_enabled or self.is_deepspeed_enabled)
+        if self._student_checked:  # else its weights may not be here yet
+            self._check_student(self.model)
         self._set_up_teacher(teacher_model)
         self._set_up_data(collator)
         self.start_vllm()
@@ -200,10 +202,17 @@ class DistillationMixin(StepMixin, MovingTeacherMixin, _Base):
         """The tokenizer of `processing_class`."""
         return getattr(self.processing_class, "tokenizer", self.processing_class)
 
-    def _check_rows_apart(self, model: Any) -> None:
-        """Check that rows which share a sequence are read apart, see `check_apart_in`."""
+    def _check_student(self, model: Any) -> None:
+        """Find out where the student's logits come from, and whether it reads rows apart which share a sequence.
+
+        See `check_logits` and `check_apart_in`.
+        """
         split = getattr(getattr(self.accelerator, "parallelism_config", None), "cp_enabled", False)
         with self.accelerator.autocast():
+            with evaluating(model):
+                line = check_logits(self.base_student, model)
+            if line:
+                self.accelerator.print(f"Student: {line}")
             check_apart_in(self.args, self.base_student, model, context_parallel=bool(split))
 
     def _set_up_teacher(self, given: Any) -> None:
@@ -275,6 +284,10 @@ class DistillationMixin(StepMixin, MovingTeacherMixin, _Base):
                 local = teacher.local if isinstance(teacher, CrossTeacher) else teacher
                 with loads_alike(self.accelerator, self.args, local):
                     teacher.prepare(self._wrap_teacher)
+                with self.accelerator.autocast():
+                    line = local.check_logits()
+                if line:
+                    self.accelerator.print(line)
             elif isinstance(teacher, LocalTextTeacher):
                 teacher.rest()  # it has written all that is learnt
         if is_stream(self.train_dataset):
@@ -444,9 +457,9 @@ class DistillationMixin(StepMixin, MovingTeacherMixin, _Base):
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         if not self.model.training:
             inputs = without_repeats(inputs, self.accelerator)
-        if not self._rows_apart:
-            self._check_rows_apart(model)
-            self._rows_apart = True
+        if not self._student_checked:
+            self._check_student(model)
+            self._student_checked = True
         output = model(
             **student_inputs(inputs, self.base_student),
             completion_labels=inputs["labels"],

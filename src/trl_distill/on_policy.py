@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import GenerationConfig
 
+from .architectures import vocabulary_rows
 from .collator import prompts_of
 from .errors import DataError
 from .generation import continuations
@@ -108,7 +109,7 @@ class Bounds:
             vocabulary: Rows that the teacher has too; None is all.
             limit: Tokens that a sequence may have.
         """
-        rows = model.config.get_text_config().vocab_size
+        rows = vocabulary_rows(model.config)
         room = settings.max_new_tokens if limit is None else limit - max(len(p) for p in prompts)
         return cls(
             stops=stop_ids(model.generation_config, tokenizer),

@@ -10,6 +10,7 @@ from accelerate import PartialState
 
 from .agreement import freshness, temperatures_of
 from .alignment import ends_of, shared_vocabulary
+from .architectures import vocabulary_rows
 from .arguments import STORE_KINDS
 from .config import DistillationSFTConfig
 from .endpoints import is_openai_name
@@ -141,13 +142,13 @@ def teacher_of(
                 f"teacher_store keeps a teacher's probabilities, and {teacher.name!r} gives text only; drop "
                 "--teacher-store."
             )
-        teacher.share(student.get_text_config().vocab_size)
+        teacher.share(vocabulary_rows(student))
         find_targets(args, teacher)  # before anything costly is asked
         return teacher
     if teacher.tokenizer.chat_template is None:
         teacher.tokenizer.chat_template = tokenizer.chat_template  # a base model reads chats as its student does
     if args.cross_tokenizer:
-        return crossed(teacher, tokenizer=tokenizer, student_rows=student.get_text_config().vocab_size)
+        return crossed(teacher, tokenizer=tokenizer, student_rows=vocabulary_rows(student))
     _share(teacher, tokenizer, student)
     stored = teacher if isinstance(teacher, StoredTeacher) else stored
     if stored is None:
@@ -203,7 +204,7 @@ def writers_of_data(args: DistillationSFTConfig, given: Any, dataset: Dataset | 
 
 def _share(teacher: Teacher, tokenizer: PreTrainedTokenizerBase, student: PretrainedConfig) -> None:
     """Check a teacher's vocabulary against the student's and restrict it to what both have."""
-    rows = student.get_text_config().vocab_size
+    rows = vocabulary_rows(student)
     teacher.share(
         shared_vocabulary(
             tokenizer,
@@ -340,7 +341,7 @@ def recipe_of(
             tokenizer,
             for_reader(student_template, tokenizer),
             min(limits) if limits else None,
-            student.get_text_config().vocab_size,
+            vocabulary_rows(student),
         ),
         teacher=Reading(
             teacher.tokenizer,

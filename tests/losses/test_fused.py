@@ -298,7 +298,6 @@ WRONG = [
     ({"targets": torch.full((23,), 31)}, "targets hold the id 31, but the student's head has 31 rows"),
     ({"targets": torch.full((23,), -1)}, "targets hold the id -1"),
     ({"teacher_hidden": None}, r"alpha 0\.7 weighs a divergence, but no teacher was given"),
-    ({"teacher_weight": None}, "teacher_weight is missing"),
     ({"teacher_hidden": torch.zeros(22, 12)}, r"the teacher's rows \(22, 12\) and the student's"),
     ({"student_weight": torch.zeros(31, 9)}, r"student_weight \(31, 9\) does not fit student_hidden \(23, 8\)"),
     ({"student_bias": torch.zeros(30)}, r"student_bias \(30,\) does not fit student_weight \(31, 8\)"),

@@ -59,7 +59,7 @@ __all__ = [
 
 def fused_distillation_loss(
     student_hidden: torch.Tensor,
-    student_weight: torch.Tensor,
+    student_weight: torch.Tensor | None,
     teacher_hidden: torch.Tensor | None,
     teacher_weight: torch.Tensor | None,
     targets: torch.Tensor,
@@ -89,9 +89,9 @@ def fused_distillation_loss(
 
     Args:
         student_hidden: [N, H_s], the student's hidden states.
-        student_weight: [V_s, H_s] of its LM head.
+        student_weight: [V_s, H_s] of its LM head; None if `student_hidden` are its logits [N, V_s] already.
         teacher_hidden: [N, H_t], the teacher's at the same tokens; may be None when alpha is 0.
-        teacher_weight: [V_t, H_t] of its LM head; likewise.
+        teacher_weight: [V_t, H_t] of its LM head; None if `teacher_hidden` are its logits [N, V_t] already.
         targets: [N] int64 token ids; rows of `ignore_index` are dropped before anything is computed.
         alpha: Weight of the divergence, from 0 (the teacher is not projected) to 1.
         temperature: T > 0 of the divergence.
@@ -119,17 +119,17 @@ def fused_distillation_loss(
     check_settings(alpha, temperature, divergence, jsd_beta)
     check_impl(impl)
     check_targets(targets, student_hidden, teacher_hidden, alpha)
-    check_head("student", student_hidden, student_weight, student_bias)
+    rows = check_head("student", student_hidden, student_weight, student_bias)
     if alpha == 0:
         teacher_hidden = teacher_weight = teacher_bias = None
     shared = 0
     if teacher_hidden is not None:
-        teacher_weight = check_head("teacher", teacher_hidden, teacher_weight, teacher_bias)
-        shared = shared_vocabulary(vocabulary, len(student_weight), len(teacher_weight))
-    valid = valid_rows(targets, ignore_index, len(student_weight))
+        theirs = check_head("teacher", teacher_hidden, teacher_weight, teacher_bias)
+        shared = shared_vocabulary(vocabulary, rows, theirs)
+    valid = valid_rows(targets, ignore_index, rows)
     student = _Side(student_hidden, student_weight, student_bias, student_softcap, student_scale)
     teacher = None
-    if teacher_hidden is not None and teacher_weight is not None:
+    if teacher_hidden is not None:
         teacher = _Side(teacher_hidden, teacher_weight, teacher_bias, teacher_softcap, teacher_scale)
     if impl == "plain":
         return distillation_loss_from_logits(
@@ -159,7 +159,7 @@ class _Side(NamedTuple):
     """One model's hidden states [N, H] and head, as `head_logits` takes them."""
 
     hidden: torch.Tensor
-    weight: torch.Tensor
+    weight: torch.Tensor | None
     bias: torch.Tensor | None
     softcap: float | None
     scale: float

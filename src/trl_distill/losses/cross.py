@@ -28,10 +28,10 @@ BLOCK = 8192  # vocabulary rows that are projected at a time
 
 
 class Head(NamedTuple):
-    """One model's hidden states [n, H] and head, as `head_logits` takes them."""
+    """One model's hidden states [n, H] and head, as `head_logits` takes them; without a weight, logits [n, V]."""
 
     hidden: Tensor
-    weight: Tensor
+    weight: Tensor | None
     bias: Tensor | None = None
     softcap: float | None = None
     scale: float = 1.0
@@ -146,7 +146,7 @@ class _CrossDivergence(torch.autograd.Function):
         matched: Matched,
         how: Settings,
         hidden: Tensor,
-        weight: Tensor,
+        weight: Tensor | None,
         bias: Tensor | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         own = (hidden, weight, bias)
@@ -238,7 +238,7 @@ class _Tile:
         rows = student.rows(index)
         for block in _blocks(student):
             if hidden is not None:
-                add_product(hidden[index], grad[block].t(), student.block(block))
+                student.add_hidden_gradient(hidden[index], grad[block], block)
             if weight is not None:
                 add_product(weight[block], grad[block], rows)
         if bias is not None:
@@ -248,7 +248,7 @@ class _Tile:
 def _logits(side: Projection, index: slice) -> Tensor:
     """Return softened logits [V, R] of a tile."""
     rows = side.rows(index)
-    z = torch.empty(len(side.weight), len(rows), dtype=side.wide, device=rows.device)
+    z = torch.empty(side.vocabulary, len(rows), dtype=side.wide, device=rows.device)
     for block in _blocks(side):
         side.logits(rows, block, z[block])
     return z
@@ -256,7 +256,7 @@ def _logits(side: Projection, index: slice) -> Tensor:
 
 def _blocks(side: Projection) -> list[slice]:
     """Return the vocabulary in parts, since a part of the weight may be copied to be multiplied."""
-    rows = len(side.weight)
+    rows = side.vocabulary
     return [slice(start, min(start + BLOCK, rows)) for start in range(0, rows, BLOCK)]
 
 
@@ -288,4 +288,4 @@ def _tile_rows(student: Projection, teacher: Projection, tile_bytes: int | None)
     """Return how many positions a tile has, so that its working memory stays within the bound (as `plan_tiles`)."""
     if tile_bytes is None:
         tile_bytes = (56 if student.hidden.device.type == "cpu" else 2048) * MIB
-    return max(1, tile_bytes // (COPIES * student.wide.itemsize * (len(student.weight) + len(teacher.weight))))
+    return max(1, tile_bytes // (COPIES * student.wide.itemsize * (student.vocabulary + teacher.vocabulary)))

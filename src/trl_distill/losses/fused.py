@@ -51,7 +51,7 @@ def fused_loss(problem: Problem, valid: Tensor | None, weights: Weights, tile_by
     wanted = tuple(torch.is_grad_enabled() and t is not None and t.requires_grad for t in own)
     plan = plan_tiles(
         len(problem.targets) if valid is None else len(valid),
-        len(problem.student.weight),
+        problem.student.vocabulary,
         models=2 if problem.teacher else 1,
         passes=(problem.divergence.passes if problem.teacher else 1) + any(wanted),
         itemsize=problem.student.wide.itemsize,
@@ -128,7 +128,9 @@ def _compute(
             sums += torch.stack([*(c.sum() for c in counts), _sum(own, ce[index], kl[index])])
             if any(wanted):
                 tile.add_gradients(*own, gradients, first=start == 0)
-    weight = gradients.weight if gradients.weight is None else gradients.weight.to(student.weight.dtype)
+    weight = gradients.weight
+    if weight is not None and student.weight is not None:
+        weight = weight.to(student.weight.dtype)
     return DistillationLoss(ce, kl, *sums.unbind()), (gradients.hidden, weight, gradients.bias)
 
 
@@ -137,7 +139,7 @@ def _empty_gradients(problem: Problem, wanted: tuple[bool, ...], tiles: int) -> 
     student = problem.student
     hidden = torch.zeros_like(student.hidden, dtype=student.wide) if wanted[0] else None
     weight = bias = None
-    if wanted[1]:
+    if wanted[1] and student.weight is not None:
         dtype = student.wide if tiles > 1 else student.weight.dtype
         weight = (torch.empty_like if tiles else torch.zeros_like)(student.weight, dtype=dtype)
     if wanted[2] and student.bias is not None:

@@ -24,7 +24,7 @@ from .outcome import (
     shared_vocabulary,
     valid_rows,
 )
-from .projection import Projection, product_dtype, wide_dtype
+from .projection import Projection, product_dtype, vocabulary_rows, wide_dtype
 from .reference import distillation_loss_from_logits, head_logits, mixture_logits
 from .tile import Problem
 
@@ -37,14 +37,14 @@ class TeacherSide(NamedTuple):
 
     Attributes:
         hidden: [N, H_i]; what stands at a token at which its weight is 0 is not looked at, as long as it is finite.
-        weight: [V_i, H_i] of its LM head.
+        weight: [V_i, H_i] of its LM head; None if `hidden` are its logits [N, V_i] already.
         bias: [V_i] or None.
         softcap: Bound of its logits, or None.
         scale: Factor of its logits before the softcap.
     """
 
     hidden: Tensor
-    weight: Tensor
+    weight: Tensor | None
     bias: Tensor | None = None
     softcap: float | None = None
     scale: float = 1.0
@@ -52,7 +52,7 @@ class TeacherSide(NamedTuple):
 
 def mixture_distillation_loss(
     student_hidden: Tensor,
-    student_weight: Tensor,
+    student_weight: Tensor | None,
     targets: Tensor,
     *,
     teachers: Sequence[TeacherSide],
@@ -76,7 +76,7 @@ def mixture_distillation_loss(
 
     Args:
         student_hidden: [N, H_s].
-        student_weight: [V_s, H_s].
+        student_weight: [V_s, H_s]; None if `student_hidden` are logits [N, V_s] already.
         targets: [N] int64; rows of `ignore_index` are dropped.
         teachers: The M teachers, of any widths.
         weights: [N, M], at least 0, each row with a sum above 0; rows are normalised.
@@ -98,7 +98,7 @@ def mixture_distillation_loss(
     check_settings(alpha, temperature, divergence, jsd_beta)
     check_impl(impl)
     shared = _check(student_hidden, student_weight, student_bias, targets, teachers, weights, alpha, vocabulary)
-    valid = valid_rows(targets, ignore_index, len(student_weight))
+    valid = valid_rows(targets, ignore_index, vocabulary_rows(student_hidden, student_weight))
     if impl == "plain":
         logits = [head_logits(t.hidden, t.weight, t.bias, softcap=t.softcap, scale=t.scale).detach() for t in teachers]
         own = head_logits(student_hidden, student_weight, student_bias, softcap=student_softcap, scale=student_scale)
@@ -194,7 +194,7 @@ class MixtureProjection:
 
 def _check(
     student_hidden: Tensor,
-    student_weight: Tensor,
+    student_weight: Tensor | None,
     student_bias: Tensor | None,
     targets: Tensor,
     teachers: Sequence[TeacherSide],
@@ -205,10 +205,11 @@ def _check(
     """Return the shared rows, or raise ValueError where the arguments do not fit together."""
     if not teachers or alpha == 0:
         raise ValueError("a mixture takes an alpha above 0 and at least one teacher; else use fused_distillation_loss.")
-    check_head("student", student_hidden, student_weight, student_bias)
+    rows = check_head("student", student_hidden, student_weight, student_bias)
+    theirs = []
     for teacher in teachers:
         check_targets(targets, student_hidden, teacher.hidden, alpha)
-        check_head("teacher", teacher.hidden, teacher.weight, teacher.bias)
+        theirs.append(check_head("teacher", teacher.hidden, teacher.weight, teacher.bias))
     if weights.shape != (len(targets), len(teachers)):
         raise ValueError(
             f"weights {tuple(weights.shape)} do not fit {len(targets)} tokens and {len(teachers)} teachers; pass "
@@ -216,4 +217,4 @@ def _check(
         )
     if not bool(((weights >= 0) & weights.isfinite()).all() and (weights.sum(1) > 0).all()):
         raise ValueError("weights must be finite and at least 0, with one above 0 at every token.")
-    return shared_vocabulary(vocabulary, len(student_weight), min(len(t.weight) for t in teachers))
+    return shared_vocabulary(vocabulary, rows, min(theirs))

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 
 from ..arguments import DIVERGENCES, LOSS_IMPLEMENTATIONS
+from .projection import vocabulary_rows
 
 
 class DistillationLoss(NamedTuple):
@@ -91,18 +92,21 @@ def shared_vocabulary(vocabulary: int | None, student: int, teacher: int) -> int
     return vocabulary
 
 
-def check_head(side: str, hidden: torch.Tensor, weight: torch.Tensor | None, bias: torch.Tensor | None) -> torch.Tensor:
-    """Return the weight [V, H] of a side's head, or raise ValueError where it does not fit its hidden states [N, H]."""
-    if weight is None:
-        raise ValueError(f"{side}_weight is missing; pass the [V, H] weight of the {side}'s LM head.")
-    if weight.dim() != 2 or weight.shape[1] != hidden.shape[1]:
+def check_head(side: str, hidden: torch.Tensor, weight: torch.Tensor | None, bias: torch.Tensor | None) -> int:
+    """Return the rows V of a side's head, or raise ValueError if it does not fit its hidden states [N, H].
+
+    Without a weight [V, H] the hidden states are logits [N, V].
+    """
+    rows = vocabulary_rows(hidden, weight)
+    if weight is not None and (weight.dim() != 2 or weight.shape[1] != hidden.shape[1]):
         raise ValueError(
             f"{side}_weight {tuple(weight.shape)} does not fit {side}_hidden {tuple(hidden.shape)}; pass [V, H] for "
             "hidden states [N, H]."
         )
-    if bias is not None and bias.shape != weight.shape[:1]:
-        raise ValueError(f"{side}_bias {tuple(bias.shape)} does not fit {side}_weight {tuple(weight.shape)}; pass [V].")
-    return weight
+    if bias is not None and bias.shape != (rows,):
+        against = f"logits {tuple(hidden.shape)}" if weight is None else f"{side}_weight {tuple(weight.shape)}"
+        raise ValueError(f"{side}_bias {tuple(bias.shape)} does not fit {against}; pass [V].")
+    return rows
 
 
 def valid_rows(targets: torch.Tensor, ignore_index: int, vocabulary: int) -> torch.Tensor | None:

@@ -25,13 +25,18 @@ def wide_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
+def vocabulary_rows(hidden: torch.Tensor, weight: torch.Tensor | None) -> int:
+    """Return V of a weight [V, H]; of logits [N, V] if there is none."""
+    return hidden.shape[1] if weight is None else len(weight)
+
+
 @dataclass(frozen=True)
 class Projection:
     """Softened logits z = softcap * tanh(scale * (hidden @ weight.T + bias) / softcap) / temperature.
 
     Attributes:
         hidden: [N, H].
-        weight: [V, H].
+        weight: [V, H]; None if `hidden` is hidden @ weight.T already, [N, V].
         bias: [V] or None.
         softcap: Bound of the logits, or None.
         scale: Factor of the logits before the softcap.
@@ -41,7 +46,7 @@ class Projection:
     """
 
     hidden: torch.Tensor
-    weight: torch.Tensor
+    weight: torch.Tensor | None
     bias: torch.Tensor | None
     softcap: float | None
     scale: float
@@ -49,7 +54,12 @@ class Projection:
     dtype: torch.dtype
     wide: torch.dtype
 
-    def tensors(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    @property
+    def vocabulary(self) -> int:
+        """Rows of the vocabulary, V."""
+        return vocabulary_rows(self.hidden, self.weight)
+
+    def tensors(self) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
         """Return hidden states, weight and bias."""
         return self.hidden, self.weight, self.bias
 
@@ -63,17 +73,21 @@ class Projection:
         return self.bias is not None and self.softcap is None
 
     def rows(self, index: slice | torch.Tensor) -> torch.Tensor:
-        """Hidden states of a tile of tokens, [R, H], as a factor of products."""
-        return self._factor(self.hidden[index])
+        """Hidden states of a tile of tokens, [R, H], as a factor of products; or its logits, [R, V]."""
+        rows = self.hidden[index]
+        return rows if self.weight is None else self._factor(rows)
 
     def block(self, vocabulary: slice) -> torch.Tensor:
         """A block of the weight's rows, [B, H], as a factor of products."""
+        assert self.weight is not None
         return self._factor(self.weight[vocabulary])
 
     def logits(self, rows: torch.Tensor, vocabulary: slice, out: torch.Tensor) -> torch.Tensor:
-        """Write z of `rows` [R, H] over a block of the vocabulary into `out` [B, R]."""
+        """Write z of a tile's `rows` over a block of the vocabulary into `out` [B, R]."""
         factor = self.scale / (self.temperature if self.softcap is None else self.softcap)
-        if rows.dtype == out.dtype:
+        if self.weight is None:
+            out.copy_(rows[:, vocabulary].t()).mul_(factor)
+        elif rows.dtype == out.dtype:
             torch.addmm(out, self.block(vocabulary), rows.t(), beta=0, alpha=factor, out=out)
         else:
             out.copy_(self.block(vocabulary) @ rows.t()).mul_(factor)
@@ -89,6 +103,13 @@ class Projection:
             return None
         torch.mul(z, self.temperature / self.softcap, out=out)
         return out.square_().neg_().add_(1.0).mul_(self.scale)
+
+    def add_hidden_gradient(self, hidden: torch.Tensor, gradient: torch.Tensor, vocabulary: slice) -> None:
+        """Add a block's gradient [B, R] in hidden @ weight.T to that of a tile's rows, `hidden` [R, H] or [R, V]."""
+        if self.weight is None:
+            hidden[:, vocabulary] += gradient.t()
+        else:
+            add_product(hidden, gradient.t(), self.block(vocabulary))
 
     def _factor(self, matrix: torch.Tensor) -> torch.Tensor:
         """Round to the product's precision; on a CPU half precision is then widened, which loses nothing."""

@@ -243,7 +243,7 @@ _divergence = divergence  # the name is a keyword argument above
 
 def head_logits(
     hidden: torch.Tensor,
-    weight: torch.Tensor,
+    weight: torch.Tensor | None,
     bias: torch.Tensor | None = None,
     *,
     softcap: float | None = None,
@@ -253,12 +253,12 @@ def head_logits(
 
     Args:
         hidden: [..., H].
-        weight: [V, H].
+        weight: [V, H]; None if `hidden` are logits [..., V] before scale and softcap.
         bias: [V] or None.
         softcap: Bound of the logits (Gemma 2's, arXiv:2408.00118), or None.
         scale: Factor of the logits before the softcap.
     """
-    logits = F.linear(hidden, weight, bias)
+    logits = hidden if weight is None else F.linear(hidden, weight, bias)
     if scale != 1.0:
         logits = logits * scale
     return logits if softcap is None else softcap * torch.tanh(logits / softcap)

@@ -22,7 +22,7 @@ Tensor = torch.Tensor
 
 def sampled_distillation_loss(
     student_hidden: Tensor,
-    student_weight: Tensor,
+    student_weight: Tensor | None,
     targets: Tensor,
     *,
     token_ids: Tensor,
@@ -43,7 +43,7 @@ def sampled_distillation_loss(
 
     Args:
         student_hidden: [N, H_s], the student's hidden states.
-        student_weight: [V_s, H_s] of its LM head.
+        student_weight: [V_s, H_s] of its LM head; None if `student_hidden` are its logits [N, V_s] already.
         targets: [N] int64 token ids; rows of `ignore_index` are dropped before anything is computed.
         token_ids: [N, k] int64, distinct in a row, the teacher's likeliest first (its share may be 0); -1 for none.
         probs: [N, k], each token's share of the draws from the teacher at T over `vocabulary`.

@@ -51,7 +51,7 @@ class Sparse:
 
 def sparse_loss(
     student_hidden: Tensor,
-    student_weight: Tensor,
+    student_weight: Tensor | None,
     targets: Tensor,
     known: Sparse,
     valid: Tensor | None,
@@ -68,7 +68,7 @@ def sparse_loss(
 
     Args:
         student_hidden: [N, H].
-        student_weight: [V, H].
+        student_weight: [V, H], or None for logits.
         targets: [N] int64.
         known: The teacher's side.
         valid: Indices [n] of the tokens that count; None is all of them.
@@ -113,7 +113,7 @@ def check_sparse_divergence(divergence: str, kind: str) -> None:
 
 def checked_rows(
     kind: str,
-    student: tuple[Tensor, Tensor, Tensor | None],
+    student: tuple[Tensor, Tensor | None, Tensor | None],
     targets: Tensor,
     known: tuple[Tensor, dict[str, Tensor], dict[str, Tensor]],
     *,
@@ -146,9 +146,9 @@ def checked_rows(
     check_sparse_divergence(divergence, kind)
     check_impl(impl)
     check_targets(targets, hidden, hidden, alpha)
-    check_head("student", hidden, weight, bias)
-    check_known(targets, *known, vocabulary, len(weight))
-    return valid_rows(targets, ignore_index, len(weight))
+    rows = check_head("student", hidden, weight, bias)
+    check_known(targets, *known, vocabulary, rows)
+    return valid_rows(targets, ignore_index, rows)
 
 
 def check_known(

@@ -91,7 +91,7 @@ class Buffers:
 
     def __init__(self, plan: Plan, problem: Problem) -> None:
         options: dict[str, Any] = {"dtype": problem.student.wide, "device": problem.targets.device}
-        wide = len(problem.student.weight) if plan.keep else plan.block
+        wide = problem.student.vocabulary if plan.keep else plan.block
         shared = problem.vocabulary if plan.keep else min(plan.block, problem.vocabulary)
         self._keep, self._shared = plan.keep, problem.vocabulary
         self._student = torch.empty(wide * plan.rows, **options)
@@ -123,7 +123,7 @@ class Tile:
         self.student_rows = problem.student.rows(index)
         self.teacher_rows = problem.teacher.rows(index) if problem.teacher else None
         self.targets = problem.targets[index]
-        shared, whole = problem.shared, len(problem.student.weight)
+        shared, whole = problem.shared, problem.student.vocabulary
         self.shared = _blocks(0, shared, plan.block)
         self.rest = _blocks(shared, whole, plan.block)
         self._sort_targets()
@@ -170,7 +170,7 @@ class Tile:
         for block in (*self.shared, *self.rest):
             gradient = self._logit_gradient(block, weight_ce, weight_kl)
             if hidden is not None:
-                add_product(hidden, gradient.t(), self.problem.student.block(block))
+                self.problem.student.add_hidden_gradient(hidden, gradient, block)
             if into.weight is not None:
                 _put_product(into.weight[block], gradient, self.student_rows, first)
             if into.bias is not None:

@@ -24,7 +24,7 @@ Tensor = torch.Tensor
 
 def topk_distillation_loss(
     student_hidden: Tensor,
-    student_weight: Tensor,
+    student_weight: Tensor | None,
     targets: Tensor,
     *,
     token_ids: Tensor,
@@ -48,7 +48,7 @@ def topk_distillation_loss(
 
     Args:
         student_hidden: [N, H_s], the student's hidden states.
-        student_weight: [V_s, H_s] of its LM head.
+        student_weight: [V_s, H_s] of its LM head; None if `student_hidden` are its logits [N, V_s] already.
         targets: [N] int64 token ids; rows of `ignore_index` are dropped before anything is computed.
         token_ids: [N, k] int64, distinct in a row, the teacher's likeliest first; -1 where fewer are known. A token
             with none trains on the cross-entropy alone, as with alpha 0.

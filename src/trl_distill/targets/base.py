@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
@@ -59,7 +59,7 @@ class Targets(Protocol):
 def cross_entropy(head: LMHead, hidden: torch.Tensor, labels: torch.Tensor, settings: LossSettings) -> DistillationLoss:
     """Return the loss of a batch that no teacher is asked about: the cross-entropy's share of it."""
     with whole(head) as student:
-        device = student["student_weight"].device
+        device = device_of(student["student_weight"], hidden)
         hidden, labels = hidden.to(device), labels.to(device)
         return fused_distillation_loss(
             hidden,
@@ -91,15 +91,21 @@ def at_temperature(known: Mapping[float, Known], temperature: float) -> Known:
 @contextmanager
 def whole(head: LMHead, side: str = "student") -> Iterator[dict[str, Any]]:
     """Yield a head as the arguments of a loss, weights gathered that ZeRO-3 or FSDP2 has sharded, once a step."""
-    with gathered(head.weight, head.bias):
+    with nullcontext() if head.weight is None else gathered(head.weight, head.bias):
         yield {
-            f"{side}_weight": _full(head.weight),
-            f"{side}_bias": _full(head.bias),
+            f"{side}_weight": _full(head.weight, head.rows),
+            f"{side}_bias": _full(head.bias, head.rows),
             f"{side}_softcap": head.softcap,
             f"{side}_scale": head.scale,
         }
 
 
-def _full(parameter: Any) -> Any:
-    """Gather a parameter that FSDP2 has sharded."""
-    return parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
+def device_of(weight: torch.Tensor | None, hidden: torch.Tensor) -> torch.device:
+    """Return where a loss is computed: beside the head, or beside the logits that need none."""
+    return hidden.device if weight is None else weight.device
+
+
+def _full(parameter: Any, rows: int | None) -> Any:
+    """Return the rows of a parameter that logits have, gathered if FSDP2 has sharded it."""
+    whole = parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
+    return whole if whole is None or rows is None else whole[:rows]

@@ -10,7 +10,7 @@ import torch
 
 from ..losses import DistillationLoss, fused_distillation_loss
 from ..losses.cross import Compared, Head, Settings, add_cross_divergence
-from .base import LossSettings, whole
+from .base import LossSettings, device_of, whole
 
 if TYPE_CHECKING:
     from ..lm_head import LMHead
@@ -51,7 +51,7 @@ class CrossTargets:
         learnt = settings.alpha < 1 or self.covered == 0  # where nothing is compared the loss has to depend on it
         how = Settings(settings.temperature, settings.divergence, settings.jsd_beta, settings.impl)
         with whole(head) as student, whole(self.head, "teacher") as teacher:
-            device = student["student_weight"].device
+            device = device_of(student["student_weight"], hidden)
             with torch.set_grad_enabled(torch.is_grad_enabled() and learnt):
                 ce = fused_distillation_loss(
                     hidden.to(device),

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from ..losses import DistillationLoss
-from .base import LossSettings, Targets, cross_entropy, whole
+from .base import LossSettings, Targets, cross_entropy, device_of, whole
 from .retained import RetainedTargets
 
 if TYPE_CHECKING:
@@ -48,8 +48,8 @@ class GroupedTargets:
     ) -> DistillationLoss:
         """Return the sum of the parts' losses, tokens in their places; see `Targets.loss`."""
         with whole(head) as student:  # sharded weights are gathered once, not once a part
-            gathered = replace(head, weight=student["student_weight"], bias=student["student_bias"])
-            device = gathered.weight.device
+            gathered = replace(head, weight=student["student_weight"], bias=student["student_bias"], rows=None)
+            device = device_of(gathered.weight, hidden)
             hidden, labels = hidden.to(device), labels.to(device)
             places = [index.to(device) for index, _ in self.parts]
             losses = []

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..losses import DistillationLoss, fused_distillation_loss
-from .base import LossSettings, whole
+from .base import LossSettings, device_of, whole
 
 if TYPE_CHECKING:
     import torch
@@ -38,7 +38,7 @@ class HiddenTargets:
     ) -> DistillationLoss:
         """Return the loss of the student's hidden states [N, H_s]; see `Targets.loss`."""
         with whole(head) as student, whole(self.head, "teacher") as teacher:
-            device = student["student_weight"].device
+            device = device_of(student["student_weight"], hidden)
             for name in ("teacher_weight", "teacher_bias"):
                 teacher[name] = teacher[name] if teacher[name] is None else teacher[name].to(device)
             return fused_distillation_loss(

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..losses import DistillationLoss, TeacherSide, mixture_distillation_loss
-from .base import LossSettings, whole
+from .base import LossSettings, device_of, whole
 from .hidden import HiddenTargets
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ class MixtureTargets:
     ) -> DistillationLoss:
         """Return the loss of the student's hidden states [N, H_s]; see `Targets.loss`."""
         with whole(head) as student, ExitStack() as stack:
-            device = student["student_weight"].device
+            device = device_of(student["student_weight"], hidden)
             sides = []
             for part in self.parts:
                 theirs = stack.enter_context(whole(part.head, "teacher"))
@@ -49,7 +49,7 @@ class MixtureTargets:
                 sides.append(
                     TeacherSide(
                         part.hidden.to(device),
-                        weight.to(device),
+                        None if weight is None else weight.to(device),
                         None if bias is None else bias.to(device),
                         theirs["teacher_softcap"],
                         theirs["teacher_scale"],

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from ..losses import DistillationLoss, sampled_distillation_loss
-from .base import LossSettings, at_temperature, whole
+from .base import LossSettings, at_temperature, device_of, whole
 
 if TYPE_CHECKING:
     import torch
@@ -56,7 +56,7 @@ class SampledTargets:
         """
         drawn = at_temperature(self.draws, settings.temperature)
         with whole(head) as student:
-            device = student["student_weight"].device
+            device = device_of(student["student_weight"], hidden)
             return sampled_distillation_loss(
                 hidden.to(device),
                 targets=labels.to(device),

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..losses import DistillationLoss, topk_distillation_loss
-from .base import LossSettings, at_temperature, whole
+from .base import LossSettings, at_temperature, device_of, whole
 
 if TYPE_CHECKING:
     import torch
@@ -59,7 +59,7 @@ class TopKTargets:
         """
         normalizer = at_temperature(self.log_normalizers, settings.temperature)
         with whole(head) as student:
-            device = student["student_weight"].device
+            device = device_of(student["student_weight"], hidden)
             return topk_distillation_loss(
                 hidden.to(device),
                 targets=labels.to(device),

@@ -102,8 +102,8 @@ class EmaTeacher(SelfTeacher):
         with self.acting():  # the head has to be looked at while the average is in its place
             targets = super().score(batch)
             head = targets.head
-            bias = None if head.bias is None else head.bias.detach()
-            return replace(targets, head=replace(head, weight=head.weight.detach(), bias=bias))
+            weight, bias = (None if t is None else t.detach() for t in (head.weight, head.bias))
+            return replace(targets, head=replace(head, weight=weight, bias=bias))
 
     def weights(self) -> Any:
         """Return a hash of the weights."""

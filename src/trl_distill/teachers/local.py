@@ -17,13 +17,14 @@ from accelerate.utils import is_peft_model
 from torch.distributed.tensor import DTensor
 
 from ..alignment import ends_of
-from ..architectures import check_causal
+from ..architectures import check_causal, vocabulary_rows
 from ..devices import forked_rng
 from ..errors import TeacherError
 from ..flattening import keeps_apart, marks_of, understood
-from ..forward import TAUGHT, add_completion_forward
+from ..forward import OWN_LOGITS, TAUGHT, add_completion_forward
 from ..generation import configured, continuations, padded_left
-from ..lm_head import LMHead
+from ..lm_head import LOGITS, LMHead
+from ..logits_check import check_logits
 from ..targets import HiddenTargets
 from . import fingerprint
 from .base import Completion, GenerationSettings
@@ -72,6 +73,7 @@ class LocalTeacher:
         self._scoring: torch.nn.Module | None = None
         self._wrapped: dict[str, Any] = {}
         self._sharded = False
+        self._checked = False
         self._flattens: bool | None = None
         self.prefix = Prefix(config)
 
@@ -101,7 +103,7 @@ class LocalTeacher:
     @property
     def vocabulary_rows(self) -> int:
         """Rows of the LM head."""
-        return int(self.config.get_text_config().vocab_size)
+        return vocabulary_rows(self.config)
 
     @property
     def suppressed(self) -> list[int]:
@@ -152,7 +154,7 @@ class LocalTeacher:
 
     def prepare(self, wrap: Callable[[Any], Any]) -> None:
         """Let accelerate or DeepSpeed wrap the model for scoring; generation keeps the bare one."""
-        self._wrapped = {}  # another run's wrapping may have another precision
+        self._wrapped, self._checked = {}, False  # another run's wrapping may have another precision
         self.prefix.forget()
         with self._teaching():
             self._scoring = wrap(self.model)
@@ -177,14 +179,34 @@ class LocalTeacher:
             self._wrapped = {name: attributes.pop(name) for name in FORWARD if name in attributes}
             attributes.update(own)
 
+    @property
+    def _scorer(self) -> Any:
+        """The model as it is called to score."""
+        if self._through is not None:
+            return self._through
+        return self.model if self._scoring is None else self._scoring
+
+    def check_logits(self) -> str:
+        """Find out once whether the LM head gives the model's logits; return a line if it does not, see `check_logits`.
+
+        All ranks call it together if weights are sharded, under the autocast that scoring is under.
+        """
+        if self._checked:
+            return ""
+        self._checked = True
+        model = self._scorer
+        with self.acting(), evaluating(model), self._teaching():
+            line = check_logits(self.model, model)
+        return line and f"Teacher {self.name!r}: {line}"
+
     @torch.no_grad()
     def score(self, batch: Mapping[str, torch.Tensor]) -> HiddenTargets:
         """Return the hidden states [N, H_t] that predict the batch's completion tokens, and the head."""
-        model = self.model if self._scoring is None else self._scoring
-        model = model if self._through is None else self._through
+        model = self._scorer
         ids, mask, labels = (
             batch[f"teacher_{name}"].to(self.model.device) for name in ("input_ids", "attention_mask", "labels")
         )
+        self.check_logits()
         with self.acting(), evaluating(model), self._teaching():
             # the state that predicts the first completion token has to be computed, not taken from the cache
             start = 0 if self._through else self.prefix.of(ids, _first_label(labels) - 1, self._fill)
@@ -193,7 +215,7 @@ class LocalTeacher:
                 if "row_lengths" in batch
                 else self._read(model, ids, mask, labels, start)
             )
-            head = LMHead.of(self.model)
+            head = LOGITS if hasattr(self.model, OWN_LOGITS) else LMHead.of(self.model)
         return HiddenTargets(hidden, head, self.vocabulary)
 
     def _read(self, model: Any, ids: Any, mask: Any, labels: Any, start: int) -> torch.Tensor:
@@ -313,7 +335,7 @@ class LocalTeacher:
 
 
 # what a taught forward and accelerate's wrapping of it leave on a model
-FORWARD = (TAUGHT, "forward", "_original_forward", "_is_accelerate_prepared")
+FORWARD = (TAUGHT, OWN_LOGITS, "forward", "_original_forward", "_is_accelerate_prepared")
 
 
 def without_peft(model: Any) -> Any:

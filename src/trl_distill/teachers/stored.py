@@ -177,7 +177,8 @@ class StoredTeacher:
 
     def _head_on(self, device: torch.device) -> LMHead | None:
         """Return the teacher's head on a device; None where the targets do without."""
-        if self.kind.has_head and (self._head is None or self._head.weight.device != device):
+        kept = None if self._head is None else self._head.weight
+        if self.kind.has_head and (kept is None or kept.device != device):
             self._head = load_head(self.folder.folder / HEAD, device)
         return self._head
 

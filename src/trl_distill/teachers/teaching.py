@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +24,7 @@ from ..targets import HiddenTargets
 from .base import Teacher
 from .head import save_head
 from .kinds import Kind, Span, kind_of
+from .local import LocalTeacher
 from .shards import COMPLETIONS, FORMAT, HEAD, TOKENIZER, TargetFolder, TargetRow, sequence_key
 from .store import CompletionStore
 from .stored import check_same, tokenizer_hash
@@ -75,12 +77,15 @@ def write_targets(
         progress: Whether to show a progress bar.
 
     Raises:
-        TeacherError: A folder of something else, a store made with other settings, or a damaged shard.
+        TeacherError: A folder of something else, a store made with other settings, a damaged shard, or an LM head to
+            keep that does not give the teacher's logits.
     """
     sequences = {sequence_key(row["teacher_prompt"], row["completion"]): row for row in rows}
     vocabulary = teacher.vocabulary_rows if teacher.vocabulary is None else teacher.vocabulary
     kind = kind_of(settings.kind, k=settings.k, temperatures=settings.temperatures, vocabulary=vocabulary)
     header = _header(teacher, list(sequences), settings, kind, vocabulary)
+    if not folder.begun and isinstance(teacher, LocalTeacher):
+        _check_logits(teacher, kind, progress=progress)
     manifest = _begin(folder, header)
     _keep_tokenizer(folder, teacher)
     done = {shard["name"]: shard for shard in manifest["shards"]}
@@ -112,6 +117,22 @@ def write_targets(
     folder.discard_parts()
     folder.write_manifest({**header, "shards": _in_order(done), "files": files, "complete": True})
     return made
+
+
+def _check_logits(teacher: LocalTeacher, kind: Kind, *, progress: bool) -> None:
+    """Say once where a teacher's logits come from, and refuse to keep an LM head that does not give them.
+
+    Raises:
+        TeacherError: The kind keeps the head.
+    """
+    line = teacher.check_logits()
+    if line and kind.has_head:
+        raise TeacherError(
+            f"teacher {teacher.name!r} has logits that its LM head alone does not give, and targets of the kind "
+            f"{kind.name} are hidden states and that head; store the kind topk or sample."
+        )
+    if line and progress:
+        tqdm.write(line, file=sys.stdout)
 
 
 def _in_order(shards: Mapping[str, Any]) -> list[Any]:

@@ -9,7 +9,6 @@ import numpy as np
 import torch
 
 from ...devices import to_float64
-from ...losses import head_logits
 from ...targets import Draws, SampledTargets
 from .base import Arrays, Span, stacked, tokens_at_a_time
 
@@ -48,15 +47,12 @@ class Sample:
     @torch.no_grad()
     def arrays(self, scored: HiddenTargets, spans: Sequence[Span]) -> Arrays:
         """Return token ids and counts [N, width] of each temperature, and float32 sums of p log p [N, m]."""
-        head, rows = scored.head, self.vocabulary
-        bias = None if head.bias is None else head.bias[:rows]
+        rows = self.vocabulary
         uniform = torch.from_numpy(self._uniform(spans))
         parts: list[list[tuple[np.ndarray, np.ndarray, np.ndarray]]] = [[] for _ in self.temperatures]
         chunk = tokens_at_a_time(rows)
         for hidden, places in zip(scored.hidden.split(chunk), uniform.split(chunk), strict=True):
-            hidden = hidden.to(head.weight.dtype)
-            logits = head_logits(hidden, head.weight[:rows], bias, softcap=head.softcap, scale=head.scale)
-            logits = to_float64(logits)
+            logits = to_float64(scored.head.logits(hidden, rows))
             for i, temperature in enumerate(self.temperatures):
                 log_p = (logits / temperature).log_softmax(-1)
                 p = log_p.exp()

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 
 from ...devices import to_float64
-from ...losses import head_logits
 from ...targets import TopKTargets
 from .base import Arrays, Span, tokens_at_a_time
 
@@ -47,11 +46,9 @@ class TopK:
     @torch.no_grad()
     def arrays(self, scored: HiddenTargets, spans: Sequence[Span]) -> Arrays:
         """Return token ids [N, k], float16 log-probabilities [N, k] and float32 log-normalisers [N, m]."""
-        head, rows, parts = scored.head, self.vocabulary, []
-        bias = None if head.bias is None else head.bias[:rows]
+        rows, parts = self.vocabulary, []
         for hidden in scored.hidden.split(tokens_at_a_time(rows)):
-            hidden = hidden.to(head.weight.dtype)
-            logits = head_logits(hidden, head.weight[:rows], bias, softcap=head.softcap, scale=head.scale).float()
+            logits = scored.head.logits(hidden, rows).float()
             values, ids = logits.log_softmax(-1).topk(self.k)
             rounded = to_float64(values.half())
             normalizers = []
