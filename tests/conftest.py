@@ -129,3 +129,25 @@ def server(running_server, monkeypatch):
 def chat_model_dir(tmp_path_factory) -> Path:
     """The student with a chat template."""
     return make_model(tmp_path_factory.mktemp("models") / "chat", chat=True)
+
+
+@pytest.fixture(scope="session")
+def student_dir(tmp_path_factory) -> Path:
+    """A small student of the embedded model's tokenizer."""
+    import torch
+    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+    from trl_distill.embedded import embedded_path
+
+    folder = tmp_path_factory.mktemp("models") / "embedded-student"
+    tokenizer = AutoTokenizer.from_pretrained(embedded_path())
+    config = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=512, bos_token_id=None, eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )  # fmt: skip
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(5)
+        LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder

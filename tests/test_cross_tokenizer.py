@@ -175,7 +175,7 @@ def test_the_command_learns_from_the_embedded_model(small, tmp_path):
         "--distill-max-teacher-length", "12", "--teacher-prompt-template", "Write the word again.\n{input}",
         "--distill-temperature", "1", "--distill-alpha", "1",
     ]  # fmt: skip
-    refused = CliRunner().invoke(main, [*arguments, "--project-name", str(tmp_path / "no")])
+    refused = CliRunner().invoke(main, [*arguments, "--strict", "--project-name", str(tmp_path / "no")])
     assert refused.exit_code == 2
     assert "another tokenizer" in refused.output
     assert "--cross-tokenizer" in refused.output

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from trl_distill import LLMTrainingParams, TeacherError, load_teacher
+from trl_distill import LLMTrainingParams, ModelError, TeacherError, load_teacher, run
 from trl_distill.endpoints import Endpoint, is_openai_name, parse_endpoint, takes_temperature
 from trl_distill.teachers import endpoint_of
 
@@ -52,8 +52,10 @@ def test_a_script_refuses_a_url_with_a_secret():
 
 
 def test_bare_names_of_openai():
-    ours = ["gpt-3.5-turbo", "gpt-4o-mini", "gpt-4o", "gpt-4.1-nano", "gpt-5", "o3", "o4-mini", "chatgpt-4o-latest"]
-    others = ["gpt2", "gpt2-large", "gpt-neo", "gpt-oss-20b", "openai/gpt-4o", "embedded", "opt-125m", "olmo", "GPT-4"]
+    ours = ["gpt-3.5-turbo", "gpt-4o-mini", "gpt-4o", "gpt-4.1-nano", "gpt-5", "o1", "o1-mini", "o3", "o4-mini"]
+    ours += ["chatgpt-4o-latest", "code-davinci-002", "text-davinci-003", "gpt-3.5-turbo-instruct"]
+    others = ["gpt2", "gpt2-large", "gpt2-xl", "gpt-neo-1.3B", "gpt-j-6b", "gpt-oss-20b", "openai/gpt-oss-20b"]
+    others += ["openai/gpt-4o", "embedded", "opt-125m", "olmo", "o1labs", "GPT-4", "davinci"]
     assert [name for name in ours + others if is_openai_name(name)] == ours
 
 
@@ -73,3 +75,11 @@ def test_a_server_needs_the_students_tokenizer():
 def test_reasoning_models_are_told_no_temperature():
     assert not any(map(takes_temperature, ["o3", "o4-mini", "gpt-5", "gpt-5-mini"]))
     assert all(map(takes_temperature, ["gpt-4o", "gpt-5-chat-latest", "gpt-3.5-turbo", "embedded", "olmo-7b"]))
+
+
+def test_an_unknown_name_suggests_openai_to_a_teacher_alone():
+    with pytest.raises(TeacherError, match=r"openai:claude-9.*http://host:port/v1#claude-9"):
+        load_teacher("claude-9")
+    with pytest.raises(ModelError) as error:
+        run(LLMTrainingParams(model="claude-9", teacher_model="embedded", data_path=[{"text": "a"}]))
+    assert "openai:" not in str(error.value)

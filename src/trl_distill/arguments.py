@@ -265,7 +265,15 @@ class DistillationArguments:
         group="Teacher",
     )
     allow_text_only_teacher: bool = option(
-        False, "With a teacher that gives text only, learn from its completions alone, whatever alpha.", group="Teacher"
+        False,
+        "Accept a teacher that gives text only, also with --strict or beside rows that all have completions.",
+        group="Teacher",
+    )
+    strict: bool = option(
+        False,
+        "Refuse settings that the teacher cannot serve (alpha above 0 with one that gives text only, a server's "
+        "log-probabilities at another temperature than 1) instead of using the nearest.",
+        group="Teacher",
     )
     use_vllm: bool = option(
         False,

@@ -257,5 +257,7 @@ def _shown(prepared: Dataset, recipe: SeveralRecipes) -> tuple[tuple[str, int, s
     shown = []
     for i, entry in enumerate(recipe.teachers.of_data):
         count, first = found.get(i, (0, []))
-        shown.append((entry.name + entry.note, count, text_of(recipe.recipes[i].teacher.tokenizer, first)))
+        one = recipe.recipes[i]
+        alone = " (cross-entropy alone: it gives text)" if one.reads_text and one.take is None else ""
+        shown.append((entry.name + entry.note + alone, count, text_of(one.teacher.tokenizer, first)))
     return tuple(shown)

@@ -9,8 +9,9 @@ from urllib.parse import urlsplit
 from .errors import TeacherError
 
 PREFIX = "openai:"
-# OpenAI's own models: gpt- and a digit, chatgpt-, or o and a digit (gpt-3.5-turbo, gpt-4o-mini, o3, o4-mini)
-OPENAI_NAME = re.compile(r"(gpt-\d|chatgpt-|o\d)[\w.:-]*")
+# OpenAI's own models: gpt-3.5-turbo, gpt-4o, chatgpt-4o-latest; o1, o4-mini; code-davinci-002, text-davinci-003. Not
+# gpt2, gpt-neo-1.3B or gpt-oss-20b, which are weights
+OPENAI_NAME = re.compile(r"((gpt-\d|chatgpt-|(code|text)-davinci-)[\w.:-]*|o\d+(-[\w.:-]*)?)")
 # those of them that think before they answer take no temperature
 REASONING_NAME = re.compile(r"(o\d|gpt-[5-9](?!.*chat))[\w.:-]*")
 

@@ -62,15 +62,9 @@ def _check_schedule(args: DistillationSFTConfig, teacher: Teacher) -> None:
             f"distill_temperature_end is {end:g}, but a store of the kind {kind!r} has targets at single temperatures; "
             "write one with --teacher-store-kind hidden, or drop --distill-temperature-end."
         )
-    if not isinstance(teacher, TextTeacher):
-        return
-    if moves and has_targets(teacher, args):
-        raise ParamsError(
-            f"distill_temperature_end is {end:g}, but a server's log-probabilities are at temperature 1; drop "
-            "--distill-temperature-end."
-        )
-    if args.distill_alpha_end and not has_targets(teacher, args):
+    text_only = isinstance(teacher, TextTeacher) and not has_targets(teacher, args)
+    if args.strict and text_only and args.distill_alpha_end:
         raise ParamsError(
             f"distill_alpha_end is {args.distill_alpha_end:g}, but teacher_model {teacher.name!r} gives text only, "
-            "which has nothing for a divergence; drop --distill-alpha-end."
+            "which has nothing for a divergence; drop --distill-alpha-end or --strict."
         )

@@ -42,7 +42,7 @@ from .readers import CONVERSATIONS
 from .recipes import add_taught_ends, from_store, writers_of_data
 from .rows import COMPLETIONS
 from .schedules import Annealing
-from .server_targets import alpha_of
+from .server_targets import check_teaches, weighing
 from .serving_template import own_template
 from .several import check_list, put_names, recipe_of, teacher_of, told
 from .several_collator import SeveralCollator
@@ -240,14 +240,16 @@ class DistillationMixin(StepMixin, MovingTeacherMixin, _Base):
         if said:
             self.accelerator.print(said)
         self.vocabulary = self.teacher.vocabulary
+        weighed = weighing(args, self.teacher)
         self.loss_settings = LossSettings(
-            alpha_of(args, self.teacher),
-            args.distill_temperature,
+            weighed.alpha,
+            weighed.temperature,
             args.distill_divergence,
             args.distill_jsd_beta,
             args.distill_loss_impl,
         )
-        self.annealing = Annealing.of(args, self.loss_settings)
+        ends = weighed.alpha_end, weighed.temperature_end
+        self.annealing = Annealing(self.loss_settings, *ends, args.distill_schedule)
 
     def check_teacher(self) -> None:
         """Refuse a teacher, or settings beside it, that a subclass cannot use; called before anything is written.
@@ -338,8 +340,10 @@ class DistillationMixin(StepMixin, MovingTeacherMixin, _Base):
             else:
                 prepared, preflight = prepare(dataset, self.recipe, split=split, name=name)
         self.accelerator.print(preflight.text())
-        if preflight.serving is not None and split is Split.TRAIN:
-            preflight.serving.put(self._saved_tokenizer)
+        if split is Split.TRAIN:
+            check_teaches(self.args, self.teacher, preflight)
+            if preflight.serving is not None:
+                preflight.serving.put(self._saved_tokenizer)
         return with_lengths(prepared, self.args)
 
     def _formatted(self, dataset: Any, name: str) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from statistics import mean
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
 
     from .data import RowReport
     from .preparation import Recipe
+    from .schedules import Weighing
     from .serving_template import Serving
     from .usage import Example
 
@@ -43,6 +45,7 @@ class Preflight:
         compared: Share of the completion tokens at which such a teacher is compared with the student.
         teachers: Of several teachers each one's name, how many rows it takes, and its first prompt.
         text_only: The teacher gives text alone.
+        weighing: How the loss is weighed, with what is another than asked for.
         estimated: Whether its prompts are counted with the student's tokenizer, which is another.
         dropped: Rows in which the student reads the teacher's prompt.
         retained: Of rows to retain how many there are, where they come from, and their own figures.
@@ -63,6 +66,7 @@ class Preflight:
     first: tuple[str, str, str]
     example: Example
     text_only: bool = False
+    weighing: Weighing | None = None
     matched: int | None = None
     compared: float = 1.0
     teachers: tuple[tuple[str, int, str], ...] = ()
@@ -108,6 +112,7 @@ class Preflight:
             matched=None if recipe.crossing is None else recipe.crossing.shared,
             compared=sum(map(len, rows["student_starts"])) / sum(lengths) if crossed else 1.0,
             text_only=recipe.reads_text and recipe.take is None,
+            weighing=recipe.weighing,
             estimated=recipe.estimates,
             dropped=sum(rows["dropped"]),
             notes=notes_of(recipe),
@@ -117,6 +122,15 @@ class Preflight:
     def saved(self) -> float:
         """Prompt tokens saved per query once the student needs no teacher's prompt."""
         return self.teacher_prompt - self.student_prompt
+
+    @property
+    def changed(self) -> Mapping[str, tuple[str, str]]:
+        """Settings of the loss that are others than asked for: what was asked for, and why."""
+        return {} if self.weighing is None else self.weighing.changed
+
+    def _given(self) -> str:
+        """Return the alpha that was asked for and does not count."""
+        return f"; alpha {self.changed['distill_alpha'][0]} counts as 0" if "distill_alpha" in self.changed else ""
 
     def text(self) -> str:
         """Return the lines for the terminal."""
@@ -139,7 +153,9 @@ class Preflight:
         if self.retained is not None:
             lines.append(f"  retained      {self._retained(*self.retained)}")
         if self.text_only:
-            lines.append("  loss          cross-entropy alone: the teacher gives text, no probabilities")
+            lines.append(
+                f"  loss          cross-entropy alone: the teacher gives text, no probabilities{self._given()}"
+            )
         elif self.matched is not None:
             lines.append(
                 f"  tokenizers    {self.matched:,} tokens matched, compared at {self.compared:.1%} of the "
@@ -152,6 +168,9 @@ class Preflight:
             )
         elif self.vocabulary is not None:
             lines.append(f"  vocabulary    {self.vocabulary:,} rows shared")
+        if "distill_temperature" in self.changed:
+            asked, why = self.changed["distill_temperature"]
+            lines.append(f"  temperature   1 on both sides instead of {asked}: {why}")
         lines += [f"  note          {note}" for note in self.notes]
         if self.serving is not None:
             lines.append(f"  chat template {self.serving.line}")
@@ -192,6 +211,7 @@ class Preflight:
             **({"rows_of_teachers": [rows for _, rows, _ in self.teachers]} if self.teachers else {}),
             **({"rows_with_the_teachers_prompt": self.dropped} if self.dropped else {}),
             **({} if self.retained is None else {"rows_retained": self.retained[0]}),
+            **({"used_instead": self.weighing.used} if self.weighing is not None and self.changed else {}),
             **({} if self.coverage is None else {"teacher_coverage": round(self.coverage, 4)}),
         }
 

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from .crossing import Crossing
+    from .schedules import Weighing
 
 COLUMNS = ("row", "student_prompt", "teacher_prompt", "completion")
 IDS = List(Value("int64"))
@@ -106,6 +107,7 @@ class Recipe:
         estimates: Whether these ids are but an estimate of the prompt's length.
         take: Fetches what a server says of prepared rows, and returns the share of completion tokens with targets;
             called with the rows and with whether at least one token must have any.
+        weighing: How the loss is weighed, with what is another than asked for; None is not known.
         crossing: How the completion becomes tokens of a teacher with another tokenizer; None where it is the student's.
         in_one_piece: Why a completion may have no gaps, as the end of a sentence; None where it may.
         prompt_dropout: Share of the training rows in which the student reads the teacher's prompt.
@@ -125,6 +127,7 @@ class Recipe:
     as_read: Callable[[Any], Any] | None = None
     estimates: bool = False
     take: Callable[[Dataset, bool], float] | None = None
+    weighing: Weighing | None = None
     crossing: Crossing | None = None
     in_one_piece: str | None = None
     prompt_dropout: float = 0.0

@@ -17,7 +17,7 @@ from .endpoints import is_openai_name
 from .errors import ParamsError, TeacherError
 from .preparation import Columns, Reading, Recipe
 from .prompts import parse_template
-from .server_targets import find_targets, reading, taking
+from .server_targets import find_targets, reading, taking, weighing
 from .sharding import read_whole
 from .system_message import for_reader, teachers_system, templates_of
 from .teachers import (
@@ -172,8 +172,8 @@ def teacher_of(
 def _in_text(
     args: DistillationSFTConfig, teacher: Teacher, *, tokenizer: PreTrainedTokenizerBase, student: PretrainedConfig
 ) -> Teacher:
-    """Return a local teacher of another tokenizer as one that gives text, where nothing else is asked of it."""
-    text_alone = args.distill_alpha == 0 or args.allow_text_only_teacher
+    """Return a local teacher of another tokenizer as one that gives text, unless more is demanded of it."""
+    text_alone = not args.strict or args.distill_alpha == 0 or args.allow_text_only_teacher
     if type(teacher) is not LocalTeacher or not text_alone or args.teacher_store is not None or args.cross_tokenizer:
         return teacher
     try:
@@ -367,6 +367,7 @@ def recipe_of(
         as_read=reading(args, teacher),
         estimates=isinstance(teacher, TextTeacher) and reading(args, teacher) is None,
         take=taking(args, teacher),
+        weighing=weighing(args, teacher),
         in_one_piece=_in_one_piece(args, teacher),
         prompt_dropout=args.teacher_prompt_dropout,
         seed=args.seed,

@@ -189,6 +189,9 @@ def _training(params: LLMTrainingParams, preflight: Preflight | None) -> str:
     if preflight is not None:
         if preflight.text_only:
             rows["distill_alpha"] = "0 (the teacher gives text only)"
+        if preflight.weighing is not None:
+            used = preflight.weighing.used
+            rows |= {n: f"{used[n]:g} ({why}; {asked} was given)" for n, (asked, why) in preflight.changed.items()}
         if params.retain_data is not None:
             rows |= {name: values[name] for name in ("retain_data", "retain_fraction")}
         if params.teacher_prompt_dropout > 0:

@@ -14,6 +14,7 @@ from .errors import ParamsError
 from .fitness import check_fitness
 from .preparation import Recipe
 from .run_list import teachers_of_run
+from .server_targets import weighing
 from .teacher_list import SETTING, TeacherEntry, TeacherList
 from .teachers import SELF, SeveralTeachers, StartingTeacher, Teacher, check_apart
 
@@ -72,9 +73,9 @@ def recipe_of(
         return recipes.recipe_of(args, teacher, **sides)
     listed = teacher.listed
     alike = all(entry.template.is_identity for entry in listed.of_data) and args.teacher_system is None
-    made = []
+    made, weighed = [], weighing(args, teacher)
     for entry, one in zip(listed.teachers, teacher.teachers, strict=True):
-        recipe = recipes.recipe_of(_alone(args, entry), one, **sides)
+        recipe = replace(recipes.recipe_of(_alone(args, entry), one, **sides), weighing=weighed)
         # messages name its place in the list
         reading = replace(recipe.teacher, template=replace(entry.template, system=recipe.teacher.template.system))
         if entry.retained is not None:  # its prompts are the same for both

@@ -278,9 +278,12 @@ def _told(load: Callable[[], Any], path: str, role: str, what: str) -> Any:
         return load()
     except (OSError, ValueError, KeyError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        server = ""
+        if role == "teacher_model" and not Path(path).exists():
+            server = f" A model behind a server is openai:{path} at OpenAI, or http://host:port/v1#{path} elsewhere."
         raise _error(role)(
             f"{role} {path!r}: no {what} could be loaded ({reason.rstrip('.')}); give a folder with a saved model, a "
-            "Hub name that this machine can reach, or 'embedded'."
+            f"Hub name that this machine can reach, or 'embedded'.{server}"
         ) from error
 
 

@@ -161,6 +161,7 @@ class Run:
         """Prepare rows for a teacher; all are read before the teacher writes for any."""
         from .combining import fields_read, prepare, read
         from .recipes import from_store, writers_of_data
+        from .server_targets import check_teaches
         from .several import recipe_of, teacher_of, told
         from .sharding import read_whole
 
@@ -191,6 +192,8 @@ class Run:
                     reading, recipe, split=split, name=NAMES[split], rows_at_most=sample
                 )
             self.state.print(self.preflights[split].text())
+            if split is Split.TRAIN:
+                check_teaches(self.args, self.teacher, self.preflights[split])
             self._put(split, prepared)
         if sample is not None:
             self.state.print(f"Dry run: figures are of the first {sample} rows at most; nothing was trained.")

@@ -96,7 +96,7 @@ def test_that_reasoning_is_not_learned_is_said_once(ask, server, tokenizer, capl
 @pytest.mark.parametrize(
     ("message", "end", "why"),
     [
-        ("half an ans", "content_filter", r"filtered the teacher's answer \(content_filter\)"),
+        ("half an an", "content_filter", r"filtered the teacher's answer \(content_filter\)"),
         ("", "SAFETY", r"filtered the teacher's answer \(safety\)"),
         ({"content": None, "refusal": "no"}, "stop", "refused to answer"),
         ({"content": None, "tool_calls": [{}]}, "tool_calls", "called a tool"),

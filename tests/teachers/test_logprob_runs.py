@@ -5,11 +5,10 @@ from __future__ import annotations
 import json
 
 import pytest
-import torch
 from click.testing import CliRunner
 from conftest import KEY
 from datasets import Dataset
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from trl_distill import DistillationSFTConfig, DistillationSFTTrainer, LLMTrainingParams, ParamsError, run
 from trl_distill.cli import main
@@ -19,22 +18,6 @@ from trl_distill.teachers import asking
 WORDS = ["red cat", "blue dog", "tall tree", "old house"]
 TEMPLATE = "Write the words in reverse order.\n{input}\n"
 K = 12
-
-
-@pytest.fixture(scope="session")
-def student_dir(tmp_path_factory):
-    """A small student of the embedded model's tokenizer."""
-    folder = tmp_path_factory.mktemp("models") / "embedded-student"
-    tokenizer = AutoTokenizer.from_pretrained(embedded_path())
-    torch.manual_seed(5)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=512, bos_token_id=None, eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )  # fmt: skip
-    LlamaForCausalLM(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture
@@ -276,10 +259,9 @@ def test_a_teacher_that_was_asked_for_them_can_teach_without(server, student_dir
     teacher: object = server.teacher
     data = [Dataset.from_list([{"prompt": w, "completion": w[::-1]} for w in WORDS[:2]])]
     data += [Dataset.from_list([{"prompt": w, "completion": w} for w in WORDS[:2]])]
-    for rows, alpha, temperature, allow in ((0, 0.5, 1.0, False), (1, 0.5, 3.0, True), (1, 0.0, 1.0, False)):
-        args = DistillationSFTConfig(
-            distill_alpha=alpha, distill_temperature=temperature, allow_text_only_teacher=allow, **settings
-        )
+    none = {"distill_divergence": "jsd", "allow_text_only_teacher": True}
+    for rows, alpha, more in ((0, 0.5, {}), (1, 0.5, none), (1, 0.0, {})):
+        args = DistillationSFTConfig(distill_alpha=alpha, distill_temperature=1.0, **more, **settings)
         trainer = DistillationSFTTrainer(
             AutoModelForCausalLM.from_pretrained(student_dir), args, train_dataset=data[rows],
             processing_class=tokenizer, teacher_model=teacher,

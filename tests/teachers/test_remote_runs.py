@@ -91,38 +91,48 @@ def test_a_url_with_a_password_is_refused_before_anything_is_written(command, tm
 @pytest.mark.parametrize(
     ("changed", "sentence"),
     [
-        ({"teacher_logprobs": "none"}, "teacher_model 'embedded' gives text only, which has nothing"),
-        ({"distill_temperature": 2}, "distill_temperature is 2, and a server's log-probabilities are at temperature 1"),
-        ({"distill_temperature": 1, "distill_divergence": "jsd"}, "distill_divergence 'jsd' needs"),
+        ({"teacher_logprobs": "none"}, "--teacher-model 'embedded' gives text only, which has nothing"),
+        (
+            {"distill_temperature": 2},
+            "--distill-temperature is 2, and a server's log-probabilities are at temperature 1",
+        ),
+        ({"distill_temperature": 1, "distill_divergence": "jsd"}, "--distill-divergence 'jsd' needs"),
     ],
 )
 def test_a_divergence_that_a_server_cannot_serve_is_refused_before_anything_is_asked(
     changed, sentence, command, server, tmp_path
 ):
-    result = command(distill_alpha=0.7, **changed)
+    result = command("--strict", distill_alpha=0.7, **changed)
     assert result.exit_code == 2
     assert result.stderr.startswith(f"aitraining: error: {sentence}")
     assert server.requests() == []
     assert not (tmp_path / "run").exists()
 
 
-def test_a_server_that_gives_text_only_is_found_out_and_refused(command, server, tmp_path):
-    result = command(distill_alpha=0.7, distill_temperature=1)
+def test_a_server_that_gives_text_only_is_found_out_and_with_strict_refused(command, server, tmp_path):
+    result = command("--strict", distill_alpha=0.7, distill_temperature=1)
     assert result.exit_code == 2
     assert "asked for prompt_logprobs it gave none; asked for top_logprobs it gave none" in result.stderr
-    assert "--distill-alpha 0, or --allow-text-only-teacher" in result.stderr
+    assert "--distill-alpha 0, or drop --strict" in result.stderr
     assert [r["request"]["max_tokens"] for r in server.requests()] == [1, 8]
     assert not (tmp_path / "run").exists()
 
 
-def test_a_teacher_of_text_is_learnt_from_by_cross_entropy_alone(settings, server, tmp_path):
+def test_a_teacher_of_text_is_learnt_from_by_cross_entropy_alone(settings, server, tmp_path, capsys):
     zero = run(LLMTrainingParams(**settings))
-    allowed = {**settings, "distill_alpha": 0.7, "allow_text_only_teacher": True, "overwrite": True}
-    result = run(LLMTrainingParams(**allowed))
-    assert result.metrics["train_loss"] == pytest.approx(zero.metrics["train_loss"])
-    assert result.metrics["train_loss"] == pytest.approx(result.metrics["train_ce"])
-    assert "| distill_alpha | 0 (the teacher gives text only) |" in (tmp_path / "run" / "README.md").read_text()
-    assert len(server.requests()) == len(WORDS)
+    more = ({}, {"allow_text_only_teacher": True, "strict": True, "distill_temperature": 1}, {"distill_alpha_end": 0.2})
+    for changed in more:
+        result = run(LLMTrainingParams(**{**settings, "distill_alpha": 0.7, "overwrite": True, **changed}))
+        assert result.metrics["train_loss"] == pytest.approx(zero.metrics["train_loss"])
+        assert result.metrics["train_loss"] == pytest.approx(result.metrics["train_ce"])
+        given = "0.7 to 0.2" if "distill_alpha_end" in changed else "0.7"
+        row = f"| distill_alpha | 0 (the teacher gives text only; {given} was given) |"
+        assert row in (tmp_path / "run" / "README.md").read_text()
+        assert f"no probabilities; alpha {given} counts as 0" in capsys.readouterr().out
+        assert result.metrics["preflight_train"]["used_instead"] == {"distill_alpha": 0}
+        assert not any("distill_alpha" in line for line in result.trainer.state.log_history)
+    written = [r for r in server.requests() if r["request"]["max_tokens"] == 12]
+    assert len(written) == len(WORDS)  # the others ask what it can do
 
 
 def test_a_run_out_of_budget_goes_on_from_what_is_kept(command, server):
@@ -179,8 +189,8 @@ def test_a_script_learns_from_a_server_and_ends_as_its_student_does(server, chat
     assert trainer.train_dataset["completion"][:] == [[*ids, turn_end(tokenizer)], ids]
     assert server.requests()[0]["request"]["messages"] == [turns[0], {"role": "user", "content": WORDS[0]}]
     trainer.train()
-    args.distill_alpha, args.distill_temperature = 0.5, 1.0
-    with pytest.raises(TeacherError, match="or allow_text_only_teacher"):
+    args.distill_alpha, args.distill_temperature, args.strict = 0.5, 1.0, True
+    with pytest.raises(TeacherError, match=r"gives text only .*distill_alpha=0, or drop strict"):
         DistillationSFTTrainer(str(chat_model_dir), args, train_dataset=data)
 
 

@@ -310,7 +310,7 @@ def test_a_teacher_of_text_has_no_say_on_the_others_rows(server, tiny_model_dir,
         )  # fmt: skip
         parts.append(one.compute_loss(one.model, whole_batch(one), num_items_in_batch=tokens).item())
     assert loss.item() == pytest.approx(sum(parts), rel=1e-6)
-    assert server.requests() == []  # the data has all completions
+    assert {r["request"]["max_tokens"] for r in server.requests()} == {1, 8}  # what it can do; the data has the rest
 
 
 @pytest.fixture
@@ -418,20 +418,21 @@ def test_loaded_models_teach_and_are_saved_by_name(files, tiny_model_dir, other_
     assert "teacher 1: model was a LlamaForCausalLM in memory" in again.output
 
 
-def test_a_teacher_of_text_writes_its_rows_where_that_is_allowed(files, server, tiny_teacher_dir, tmp_path):
+def test_a_teacher_of_text_writes_its_rows_unless_strict_refuses_it(files, server, tiny_teacher_dir, capsys):
     teachers = [
         {"model": str(tiny_teacher_dir), "template": SHORT, "rows": "team=x"},
         {"model": server.teacher, "template": "Write the letters in reverse order.\n{input}\n", "rows": "team=y"},
     ]
     settings = files(teachers=teachers)
     with pytest.raises(TeacherError, match="gives text only, which has nothing for the divergence"):
-        run(LLMTrainingParams(**settings, teacher_logprobs="none"))
+        run(LLMTrainingParams(**settings, teacher_logprobs="none", strict=True))
     assert server.requests() == []
     with pytest.raises(TeacherError, match=r"teachers.yaml, teacher 2: .* cannot be mixed"):
         run(LLMTrainingParams(**files(teachers=teachers, combine="mixture"), allow_text_only_teacher=True))
     files(teachers=teachers)
-    run(LLMTrainingParams(**settings, allow_text_only_teacher=True))
-    assert len(server.answered()) == 4
+    run(LLMTrainingParams(**settings, teacher_logprobs="none"))
+    assert len([prompt for prompt in server.answered() if str(prompt).startswith("Write")]) == 4
+    assert "(cross-entropy alone: it gives text): 4 rows" in capsys.readouterr().out
 
 
 RANK = """

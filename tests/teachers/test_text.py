@@ -242,18 +242,18 @@ def test_the_command_learns_from_an_encoder_decoder(command, t5_dir, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["t5", "other"])
-def test_a_divergence_is_refused_with_what_to_do(kind, command, request, monkeypatch, tmp_path):
+def test_strict_refuses_a_divergence_with_what_to_do(kind, command, request, monkeypatch, tmp_path):
     for loader in (AutoModelForSeq2SeqLM, AutoModelForCausalLM):
         monkeypatch.setattr(loader, "from_pretrained", lambda *a, **k: pytest.fail("a model was loaded"))
-    result = command(teacher_model=request.getfixturevalue(f"{kind}_dir"))
+    result = command("--strict", teacher_model=request.getfixturevalue(f"{kind}_dir"))
     assert result.exit_code == 2
     assert "--distill-alpha 0" in result.stderr
-    assert ("--cross-tokenizer" if kind == "other" else "--allow-text-only-teacher") in result.stderr
+    assert ("--cross-tokenizer" if kind == "other" else "drop --strict") in result.stderr
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("more", [{"distill_alpha": 0}, {"allow_text_only_teacher": True}])
-def test_a_teacher_of_another_tokenizer_is_learnt_from_by_its_text(more, other_dir, tiny_model_dir, tmp_path):
+@pytest.mark.parametrize("more", [{"distill_alpha": 0}, {}, {"allow_text_only_teacher": True, "strict": True}])
+def test_a_teacher_of_another_tokenizer_is_learnt_from_by_its_text(more, other_dir, tiny_model_dir, tmp_path, capsys):
     (tmp_path / "data.json").write_text(json.dumps([{"text": text} for text in PROMPTS]))
     result = run(LLMTrainingParams(
         model=str(tiny_model_dir), teacher_model=str(other_dir), data_path=str(tmp_path / "data.json"), epochs=1,
@@ -263,7 +263,24 @@ def test_a_teacher_of_another_tokenizer_is_learnt_from_by_its_text(more, other_d
     text = tokenizer.decode(ids)[len(PROMPTS[0]) :]
     assert result.trainer.train_dataset["completion"][0] == list(result.tokenizer(text)["input_ids"])
     assert result.metrics["train_loss"] == pytest.approx(result.metrics["train_ce"])
-    assert "0 (the teacher gives text only)" in (tmp_path / "run" / "README.md").read_text()
+    asked = "" if "distill_alpha" in more else "; 0.7 was given"
+    assert f"0 (the teacher gives text only{asked})" in (tmp_path / "run" / "README.md").read_text()
+    said = capsys.readouterr().out
+    assert "add cross_tokenizer=True to compare the distributions" in said
+    assert ("alpha 0.7 counts as 0" in said) == bool(asked)
+
+
+@pytest.mark.parametrize("kind", ["t5", "other"])
+def test_a_teacher_of_text_beside_completions_of_the_data_teaches_nothing_and_is_refused(
+    kind, command, request, tmp_path
+):
+    rows = [{"prompt": text, "completion": text} for text in PROMPTS]
+    (tmp_path / "done.json").write_text(json.dumps(rows))
+    result = command(teacher_model=request.getfixturevalue(f"{kind}_dir"), data_path=tmp_path / "done.json")
+    assert result.exit_code == 2
+    assert "teaches nothing: it gives text only, and every row has a completion of its own" in result.stderr
+    assert "--completions teacher" in result.stderr
+    assert not (tmp_path / "run" / "README.md").exists()
 
 
 def test_a_teacher_of_the_students_tokenizer_still_writes_tokens(tiny_model_dir, tiny_teacher_dir, tmp_path):

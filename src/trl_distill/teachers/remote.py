@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from ..doors import spelled
 from ..endpoints import Endpoint, takes_temperature
 from ..errors import DistillError, TeacherError
 from .asking import Answer, RemoteSettings
@@ -65,12 +66,18 @@ class RemoteTeacher(TextOnly):
     def describe(self) -> str:
         """Say which model it is, where it is asked, and what log-probabilities it was found to give."""
         given = "" if self.targets.gives is None else f"; {self.targets.gives.text()}"
+        given = f"; it gives text only ({'; '.join(self.lacks)})" if self.lacks else given
         return f"{self.endpoint.model} at {self.url}{given}"
 
     def find(self, wanted: str, lines: LineStore) -> list[str]:
         """Find out what log-probabilities the server gives, and return why it gives none; see `ServerTargets.find`."""
         asked = self._request("0", self._messages("Hello"), GenerationSettings(max_new_tokens=NEW_TOKENS))
         return self.targets.find(wanted, lines, asked)
+
+    @property
+    def lacks(self) -> list[str]:
+        """Why it gives no log-probabilities; empty if it does, or was not asked."""
+        return [] if self.scores else self.targets.reasons
 
     @property
     def scores(self) -> bool:
@@ -146,11 +153,10 @@ class RemoteTeacher(TextOnly):
         if not self._said:
             self._said = True
             logger.warning(
-                "teacher_model %r reasons before it answers (%s of %s completions); its reasoning is not learned. "
-                "Give --teacher-reasoning keep to learn it too.",
-                self.name,
-                f"{thought:,}",
-                f"{len(completions):,}",
+                spelled(
+                    f"teacher_model {self.name!r} reasons before it answers ({thought:,} of {len(completions):,} "
+                    "completions), and its reasoning is not learned; give --teacher-reasoning keep to learn it too."
+                )
             )
         return [replace(completion, reasoning="") for completion in completions]
 

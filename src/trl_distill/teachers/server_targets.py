@@ -44,6 +44,7 @@ class ServerTargets:
     def __init__(self, server: Server, tokenizer: PreTrainedTokenizerBase, vocabulary: Callable[[], int]) -> None:
         self.server, self.tokenizer, self._vocabulary = server, tokenizer, vocabulary
         self.gives: Found | None = None
+        self.reasons: list[str] = []  # why it gives none
         self.lines = LineStore(None)
         self._rows: dict[bytes, ScoredRow] = {}
         self._wrote: dict[str, list[dict[str, Any]]] = {}
@@ -66,7 +67,7 @@ class ServerTargets:
             TeacherError: The server refuses the key or the model.
             DistillError: It does not answer, or the budget is spent.
         """
-        self.lines, reasons = lines, []
+        self.lines, self.reasons = lines, []
         endpoint, k = self.server.settings.endpoint, self.server.settings.top_k
         kinds = [kind for kind in (PROMPT, TOP) if wanted in ("auto", kind)]
         keys = {kind: key_of(self._identity(kind, k), [endpoint]) for kind in kinds}
@@ -87,8 +88,8 @@ class ServerTargets:
                 self.gives = found
                 lines.add(keys[kind], {"gives": kind, "k": found.k})
                 break
-            reasons.append(found)
-        return reasons
+            self.reasons.append(found)
+        return self.reasons
 
     def _identity(self, kind: str, k: int) -> dict[str, Any]:
         """Return all that log-probabilities depend on besides prompt and completion."""

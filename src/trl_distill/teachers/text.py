@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..alignment import rendered, tokenize_prompt
+from ..doors import spelled
 from ..errors import DataError, TeacherError
 from .base import Completion, GenerationSettings, Teacher
 from .generate import complete
@@ -51,7 +52,8 @@ class LocalTextTeacher(TextOnly):
         """Say which model it is and why it gives text only."""
         if isinstance(self.writer, EncoderDecoder):
             return f"{self.name}, an encoder-decoder ({self.writer.config.model_type})"
-        return f"{self.name}, with another tokenizer than the student's"
+        compare = spelled("add --cross-tokenizer to compare the distributions")
+        return f"{self.name}, with another tokenizer than the student's; {compare}"
 
     def write(
         self,
