@@ -10,8 +10,10 @@ import shutil
 import pytest
 from datasets import Dataset
 from forms import MARKED, assistant, distilling, user
+from forms import settings as short
 from test_serving_template import with_tokens
 from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
+from trl import SFTConfig, SFTTrainer
 
 from trl_distill import DistillationSFTTrainer, LLMTrainingParams, generate_with_teacher, run
 from trl_distill.alignment import tokenize_prompt
@@ -167,6 +169,22 @@ def test_later_stages_read_the_models_own(settings, chat_model_dir, tmp_path):
     )  # fmt: skip
     assert read_in_training(trainer) == expected
     assert trainer.processing_class.chat_template == own
+
+
+@pytest.mark.parametrize("template", ["Q: {input}\nA:", [user("Q: {input}")]])
+def test_trls_own_trainers_go_on_from_the_trained_prompt(template, settings, chat_model_dir, tmp_path):
+    first = run(LLMTrainingParams(**{**settings, "model": str(chat_model_dir), "student_prompt_template": template}))
+    folder = first.paths["project"]
+    rows = [{"prompt": [user("a b")], "completion": [assistant(" c d")]}] * 2
+    config = SFTConfig(**short(tmp_path / "sft"))
+    trainer = SFTTrainer(
+        AutoModelForCausalLM.from_pretrained(folder), config, train_dataset=Dataset.from_list(rows),
+        processing_class=AutoTokenizer.from_pretrained(folder),
+    )  # fmt: skip
+    row = trainer.train_dataset[0]
+    start = next(k for k, label in enumerate(row["labels"]) if label != -100)
+    assert row["input_ids"][:start] == read_in_training(first.trainer)
+    assert first.tokenizer.decode(row["input_ids"][start:]).startswith(" c d<|")
 
 
 def test_a_trained_model_teaches_and_writes_by_its_own(settings, chat_model_dir, tmp_path):

@@ -289,7 +289,7 @@ def _check_scores(found: Any, kind: str) -> None:
 
 
 def _tokenizers(given: Any, trust: bool) -> tuple[Any, Any]:
-    """Return the student's tokenizer with its own chat template, and as the student is served; see `serving_template`."""
+    """Return the student's tokenizer with its own chat template, and as the student is served."""
     from transformers import AutoTokenizer
 
     from .serving_template import own_tokenizer

@@ -136,7 +136,9 @@ class Run:
         else:
             self.model_path, self.model_config = None, model.config
         if self.model_path is None:
-            self.tokenizer = own_tokenizer(tokenizer_of(model, trust_remote_code=trust))
+            self.tokenizer = copy(
+                own_tokenizer(tokenizer_of(model, trust_remote_code=trust))
+            )  # that one stays as it is
         else:
             self.tokenizer = load_tokenizer(self.model_path, role="model", trust_remote_code=trust)
         take_chat_template(self.tokenizer, self.params.chat_template, trust_remote_code=trust)
