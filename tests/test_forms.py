@@ -80,9 +80,9 @@ def test_rows_that_were_tokenized_before_give_the_losses_of_their_text(tiny_mode
     assert losses(first) == losses(second)
 
 
-def test_a_run_takes_token_ids_too(tiny_model_dir, tmp_path):
+def test_a_run_takes_token_ids_too(tiny_model_dir, tiny_teacher_dir, tmp_path):
     params = LLMTrainingParams(
-        model=str(tiny_model_dir), teacher_model=str(tiny_model_dir), data_path=Dataset.from_dict(IDS), max_steps=1,
+        model=str(tiny_model_dir), teacher_model=str(tiny_teacher_dir), data_path=Dataset.from_dict(IDS), max_steps=1,
         batch_size=2, project_name=str(tmp_path / "run"),
     )  # fmt: skip
     assert run(params).trainer.train_dataset["completion"] == IDS["input_ids"]

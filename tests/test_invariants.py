@@ -27,20 +27,23 @@ def common(folder):
     }  # fmt: skip
 
 
-def distilling(student, teacher, folder, **settings):
+def distilling(student, teacher, folder, data=PAIRS, **settings):
     config = DistillationSFTConfig(**common(folder), use_distillation=True, teacher_model=str(teacher), **settings)
     return DistillationSFTTrainer(
-        AutoModelForCausalLM.from_pretrained(student), config, train_dataset=Dataset.from_dict(PAIRS),
+        AutoModelForCausalLM.from_pretrained(student), config, train_dataset=Dataset.from_dict(data),
         processing_class=AutoTokenizer.from_pretrained(student),
     )  # fmt: skip
 
 
 def test_a_student_that_is_its_teacher_has_nothing_to_learn(tiny_model_dir, tmp_path):
-    trainer = distilling(tiny_model_dir, tiny_model_dir, tmp_path, distill_alpha=1.0)
-    figures = trainer.evaluate(trainer.train_dataset)
+    prompts = [*PAIRS["prompt"][:-1], "another, or the run is refused"]
+    data = {**PAIRS, "teacher_prompt": prompts}
+    trainer = distilling(tiny_model_dir, tiny_model_dir, tmp_path, data=data, distill_alpha=1.0)
+    alike = trainer.train_dataset.select(range(len(prompts) - 1))
+    figures = trainer.evaluate(alike)
     assert figures["eval_kl"] == pytest.approx(0, abs=1e-6)
     assert figures["eval_top1_agreement"] == 1
-    loss = trainer.compute_loss(trainer.model, next(iter(trainer.get_train_dataloader())))
+    loss = trainer.compute_loss(trainer.model, trainer.data_collator(list(alike)))
     loss.backward()
     assert max(p.grad.abs().max() for p in trainer.model.parameters()) < 1e-5
 

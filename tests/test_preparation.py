@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import pytest
+from conftest import make_model
 from datasets import Dataset
+from forms import distilling
 from transformers import AutoTokenizer
 
 from trl_distill.errors import DataError, TemplateError
@@ -133,11 +136,45 @@ def test_rows_set_aside_are_counted_and_named(tokenizer):
 
 def test_a_prompt_that_is_too_long_names_its_row(tokenizer):
     data = Dataset.from_dict({"prompt": ["a", "a b c d e f g a b c"], "completion": ["b", "c"]})
-    with pytest.raises(DataError, match="row 2: the student's prompt has 10 tokens and its limit is 8"):
+    with pytest.raises(DataError, match=r"row 2: the student's prompt has 10 tokens, .*: the limit is 8"):
         prepare(data, recipe(tokenizer, limit=8))
     rows, preflight = prepare(data, recipe(tokenizer, limit=8, overflow="left"))
     assert preflight.prompts_cut == 1
     assert tokenizer.decode(rows[1]["student_prompt"]).endswith("a b c")
+
+
+@pytest.mark.parametrize(
+    ("longest", "settings", "said"),
+    [
+        ("teacher", {"max_length": None}, "the teacher's prompt has 12 tokens, which leaves no room for a completion: "
+         "the teacher's own context length is 12; shorten the template or the input, or cut"),
+        ("student", {"max_length": None}, "the student's prompt has 12 tokens, which leaves no room for a completion: "
+         "the student's own context length is 12; shorten the template or the input, or cut"),
+        ("student", {"max_length": 5}, "the student's prompt has 12 tokens, which leaves no room for a completion: "
+         "max_length is 5; shorten the template or the input, raise max_length, or cut"),
+        ("student", {"max_length": 12}, "the student's own context length is 12"),  # to raise the other would not help
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("completions", ["data", "teacher"])
+def test_the_limit_that_was_exceeded_is_named(longest, settings, said, completions, tmp_path):
+    folders = [make_model(tmp_path / name, hidden=hidden) for name, hidden in (("student", 32), ("teacher", 48))]
+    for folder in folders:
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 12}))
+    template = {f"{longest}_prompt_template": "a b c d e f g a b c d {input}"}
+    rows = [{"prompt": "e", "completion": "f"}]
+    with pytest.raises(DataError) as caught:
+        distilling(*folders, tmp_path / "run", rows, completions=completions, **template, **settings)
+    assert str(caught.value).startswith("train, row 1: ")
+    assert said in str(caught.value)
+
+
+def test_nothing_is_written_if_a_prompt_of_either_side_is_too_long(tokenizer):
+    asked = []
+    data = Dataset.from_dict({"prompt": ["a", "a b c d e f g a b c"], "completion": [None, "c"]})
+    with pytest.raises(DataError, match="row 2: the student's prompt has 10 tokens"):
+        prepare(data, recipe(tokenizer, teacher="e {input}", limit=8, asked=asked))
+    assert asked == []
 
 
 def test_a_dry_run_writes_for_its_sample_only(tokenizer):

@@ -46,6 +46,24 @@ def test_a_value_is_put_in_as_it_is():
     assert render("<{input}>", input=value, role="cook") == f"<{value}>"
 
 
+@pytest.mark.parametrize(
+    "source",  # of the user's guide
+    [
+        "### Role: Expert {role}\n### Context: {context}\n### Instructions: Provide detailed, thoughtful response\n"
+        "### Input: {input}\n### Response:",
+        "{input}:",
+        "Q: {input}\nA:",
+        "### System: You are a helpful, respectful assistant.\n### Human: {input}\n### Assistant:",
+    ],
+)
+def test_the_guides_templates_work_as_typed(source):
+    template = parse(source)
+    template.check_columns(["role", "context"])
+    assert template.notes() == []
+    values = {"role": "cook", "context": "{a}", "input": "q"}
+    assert template.render(values) == source.format(**values)
+
+
 JSON = '{"input": "{input}", "out": {"label": {"a": [{}, {"b": "{role}"}]}}}'
 LATEX = r"Prove \frac{1}{{2}} + \sqrt{{{x_1}}^2} for \text{the {role}}: {input}}"
 JINJA = "{% for m in messages %}{{ m.content }}{{ '{' }}{% endfor %} Fill it in for {input}."

@@ -257,7 +257,7 @@ def test_the_cards_snippet_gives_the_ids_of_training(kind, ends, settings, tiny_
         with_tokens(tokenizer, front=True, back=True)
     tokenizer.save_pretrained(model)
     here = {"model": str(model), "teacher_model": str(model), "data_path": Dataset.from_list(rows)}
-    here |= {"teacher_prompt_template": "{input}", "student_prompt_template": "{input}"}
+    here |= {"teacher_prompt_template": "{input}", "student_prompt_template": "{input}", "distill_alpha": 0}
     result = run(LLMTrainingParams(**{**settings, **here, **more}))
     card = result.paths["card"].read_text()
     code, shown = re.search(r"```python\n(.*?)```.*?```text\n(.*?)\n```", card, re.DOTALL).groups()

@@ -211,7 +211,8 @@ def test_a_formatting_function_makes_the_text(tiny_model_dir, tiny_teacher_dir, 
 
 
 def test_the_embedded_model_is_named_in_a_script_too(tmp_path):
-    config = DistillationSFTConfig(**quick(tmp_path, max_steps=1), use_distillation=True, teacher_model="embedded")
+    more = {"use_distillation": True, "teacher_model": "embedded", "teacher_system": "Name the second word."}
+    config = DistillationSFTConfig(**quick(tmp_path, max_steps=1), **more)
     data = Dataset.from_dict({"prompt": ["red blue"], "completion": ["blue"]})
     assert DistillationSFTTrainer("embedded", config, train_dataset=data).train().training_loss > 0
 
@@ -309,7 +310,7 @@ def saved_stops(trainer, folder):
 
 
 def test_a_saved_student_stops_at_the_turns_end_it_was_taught(chat_model_dir, tmp_path):
-    trainer = distilling(chat_model_dir, chat_model_dir, tmp_path / "run", data=CHAT)
+    trainer = distilling(chat_model_dir, chat_model_dir, tmp_path / "run", data=CHAT, teacher_system="a b")
     tokenizer = trainer.processing_class
     end = tokenizer.convert_tokens_to_ids("<|im_end|>")
     assert {row["completion"][-1] for row in trainer.train_dataset} == {end}
@@ -329,7 +330,7 @@ def test_a_saved_student_stops_where_its_teacher_stopped(tiny_model_dir, tmp_pat
 
 
 def test_a_student_taught_its_own_end_or_none_stops_where_it_did(tiny_model_dir, tmp_path):
-    trainer = distilling(tiny_model_dir, tiny_model_dir, tmp_path / "run")
+    trainer = distilling(tiny_model_dir, tiny_model_dir, tmp_path / "run", **TEMPLATES)
     own = [trainer.processing_class.eos_token_id]
     assert saved_stops(trainer, tmp_path / "saved") == own
     endless = make_model_that_writes(tmp_path / "teacher", 20)

@@ -227,8 +227,9 @@ def test_a_trainer_that_writes_anew_takes_no_turns_of_the_data(chat_model_dir, t
             return super().generate_teacher_outputs(batch)
 
     config = DistillationSFTConfig(
-        **settings(tmp_path), use_distillation=True, teacher_model=str(chat_model_dir), assistant_only_loss=True
-    )
+        **settings(tmp_path), use_distillation=True, teacher_model=str(chat_model_dir), assistant_only_loss=True,
+        teacher_system="a b",
+    )  # fmt: skip
     with pytest.raises(ParamsError, match="assistant_only_loss learns turns of the data"):
         Online(str(chat_model_dir), config, train_dataset=Dataset.from_list(TALKS))
 
@@ -237,7 +238,7 @@ def test_a_trainer_that_writes_anew_takes_no_turns_of_the_data(chat_model_dir, t
 def test_a_run_learns_all_turns_too(trainer, tiny_model_dir, tmp_path):
     jinja = tmp_path / "chat.jinja"
     jinja.write_text(MARKED)
-    teacher = {"teacher_model": str(tiny_model_dir)} if trainer == "distillation" else {}
+    teacher = {"teacher_model": str(tiny_model_dir), "teacher_system": "a b"} if trainer == "distillation" else {}
     params = LLMTrainingParams(
         model=str(tiny_model_dir), trainer=trainer, data_path=Dataset.from_list(TALKS), max_steps=1, batch_size=2,
         gradient_accumulation=1, logging_steps=1, project_name=str(tmp_path / "run"), assistant_only_loss=True,

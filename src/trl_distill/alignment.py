@@ -196,6 +196,25 @@ def ends_of(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     return list(dict.fromkeys(end for end in ends if end is not None))
 
 
+class Limit(int):
+    """Tokens that a sequence may have.
+
+    Args:
+        tokens: How many.
+        whose: What sets the limit, in messages.
+        remedy: What to do about it, if something can be done.
+    """
+
+    whose: str
+    remedy: str
+
+    def __new__(cls, tokens: int, whose: str, remedy: str = "") -> Limit:
+        """Make the number with its source."""
+        limit = super().__new__(cls, tokens)
+        limit.whose, limit.remedy = whose, remedy
+        return limit
+
+
 @dataclass(frozen=True)
 class Fitted:
     """The three pieces of a row as they fit both models.
@@ -249,9 +268,11 @@ def fit(
         if overflow == "left":
             keep = min(keep, max(limit - len(completion), 1))
         elif keep >= limit:
+            whose, remedy = (limit.whose, limit.remedy) if isinstance(limit, Limit) else ("the limit", "")
             raise DataError(
-                f"{where}: the {side}'s prompt has {keep} tokens and its limit is {limit}; shorten the template or "
-                "the input, raise --block-size, or cut the prompt's start with --prompt-overflow left."
+                f"{where}: the {side}'s prompt has {keep} tokens, which leaves no room for a completion: {whose} is "
+                f"{limit}; shorten the template or the input, {f'{remedy}, ' if remedy else ''}or cut the prompt's "
+                "start with --prompt-overflow left."
             )
         prompts.append(prompt[len(prompt) - keep :])
         cut += len(prompt) - keep

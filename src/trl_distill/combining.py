@@ -19,7 +19,7 @@ from .conversation import KWARGS, OWN, TOOLS
 from .data import RowReport
 from .errors import DataError
 from .preflight import Preflight, notes_of, text_of
-from .preparation import COLUMNS, IDS, Recipe, align, conclude, mapped, tokenize_row
+from .preparation import COLUMNS, IDS, Recipe, align, check_differs, conclude, mapped, tokenize_row
 from .retention import Retained, mixed_in
 from .rows import NoUsableRows
 from .split import Split
@@ -125,6 +125,8 @@ def prepare(
     report = replace(report, used=len(taken), set_aside=(*report.set_aside, *left))
     taken = taken[:rows_at_most]
     rows, taking = rows.select(taken), [taking[n] for n in taken]
+    if required and len(taking) == len(values) - len(left):
+        _check_differ(rows, taking, recipe, name)
     if recipe.teachers.mixed:
         parts = _mixtures(rows, taking, recipe, split=split, name=name)
     else:
@@ -148,6 +150,20 @@ def prepare(
     return _with_retained(prepared, preflight, recipe, retained)
 
 
+def _check_differ(rows: Dataset, taking: list[list[int]], recipe: SeveralRecipes, name: str) -> None:
+    """Refuse several prompts or teachers none of which differs from the student, see `preparation.check_differs`."""
+    asked = [one.teaches_nothing for one in recipe.recipes[: len(recipe.teachers.of_data)]]
+    given = [ask for ask in asked if ask is not None]
+    if len(given) < len(asked):
+        return
+    tokens = (
+        tokenize_row(row, recipe.recipes[i], name=name)
+        for row, teachers in zip(rows, taking, strict=True)
+        for i in teachers
+    )
+    check_differs(rows, tokens, recipe.recipes[0], lambda: all(ask() for ask in given), name=name)
+
+
 def _with_retained(
     prepared: Dataset, preflight: Preflight, recipe: SeveralRecipes, retained: Retained
 ) -> tuple[Dataset, Preflight]:
@@ -156,7 +172,7 @@ def _with_retained(
     count = retained.count(len(prepared))
     rows = retained.drawn(count, seed=recipe.seed)
     part = mapped(
-        align(rows, recipe.recipes[last], split=Split.TRAIN, name=name),
+        align(rows, recipe.recipes[last], split=Split.TRAIN, name=name, whole=False),
         lambda row: _alone(row, last),
         f"Aligning {name}",
     )
@@ -173,7 +189,7 @@ def _completions(
     for i, one in enumerate(recipe.recipes):
         own = [n for n, teachers in enumerate(taking) if i in teachers]
         if own:
-            part = align(rows.select(own), one, split=split, name=name)
+            part = align(rows.select(own), one, split=split, name=name, whole=False)
             if one.take is not None:
                 one.take(part.filter(lambda row: row["kept"] > 0, load_from_cache_file=False), required)
             parts.append(mapped(part, lambda row, i=i: _alone(row, i), f"Aligning {name}"))
@@ -193,7 +209,7 @@ def _mixtures(
     for i, one in enumerate(recipe.recipes):
         own = [n for n, teachers in enumerate(taking) if teachers[0] == i]
         if own:
-            part = align(rows.select(own), one, split=split, name=name)
+            part = align(rows.select(own), one, split=split, name=name, whole=False)
             given = {rows[n]["row"]: (rows[n], taking[n]) for n in own}
 
             def mix(row: dict[str, Any], given: dict[int, Any] = given) -> dict[str, Any]:

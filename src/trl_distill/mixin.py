@@ -41,6 +41,7 @@ from .quantization import keep_differentiable
 from .readers import CONVERSATIONS
 from .recipes import add_taught_ends, from_store, writers_of_data
 from .rows import COMPLETIONS
+from .same_weights import Student
 from .schedules import Annealing
 from .server_targets import check_teaches, weighing
 from .serving_template import own_template
@@ -273,7 +274,9 @@ class DistillationMixin(StepMixin, MovingTeacherMixin, _Base):
             self.data_collator = SeveralCollator(**vars(collator), teacher_pad_token_ids=pads)
         self.base_student.config.get_text_config().pad_token_id = self.tokenizer.pad_token_id
         self.base_student.generation_config.pad_token_id = self.tokenizer.pad_token_id
-        self.recipe = recipe_of(self.args, self.teacher, tokenizer=self.tokenizer, student=self.base_student.config)
+        sides: dict[str, Any] = {"tokenizer": self.tokenizer, "student": self.base_student.config}
+        weights = Student(lambda: self.model, trainer=type(self))
+        self.recipe = recipe_of(self.args, self.teacher, **sides, weights=weights)
         self.train_dataset = self.prepare_dataset(self.train_dataset, Split.TRAIN)
         self.eval_dataset = self._prepare_all(self.eval_dataset)
         self.check_prompts()

@@ -22,6 +22,7 @@ SOURCES = {
     "text": "the text itself, as SFT would train on it",
     "teacher": "the teacher, under its prompt",
 }
+SAME = "teacher and student are the same weights and read the same tokens, which teaches nothing"
 SHOWN_TOKENS = 120  # of a prompt in the first row: a screen holds both sides
 
 
@@ -50,6 +51,7 @@ class Preflight:
         dropped: Rows in which the student reads the teacher's prompt.
         retained: Of rows to retain how many there are, where they come from, and their own figures.
         notes: What a user may have meant otherwise, a sentence each.
+        warning: Why the run teaches nothing, or saves no token though it is meant to; empty if neither is so.
         coverage: Share of the completion tokens for which a server gave log-probabilities; None where none was asked.
         serving: How the student is served; None is by its own chat template, or none.
     """
@@ -75,6 +77,7 @@ class Preflight:
     dropped: int = 0
     retained: tuple[int, str, Preflight] | None = None
     notes: tuple[str, ...] = ()
+    warning: str = ""
     serving: Serving | None = None
 
     @classmethod
@@ -116,6 +119,7 @@ class Preflight:
             estimated=recipe.estimates,
             dropped=sum(rows["dropped"]),
             notes=notes_of(recipe),
+            warning=_warning(rows, recipe),
         )
 
     @property
@@ -171,6 +175,7 @@ class Preflight:
         if "distill_temperature" in self.changed:
             asked, why = self.changed["distill_temperature"]
             lines.append(f"  temperature   1 on both sides instead of {asked}: {why}")
+        lines += [f"  warning       {self.warning}"] if self.warning else []
         lines += [f"  note          {note}" for note in self.notes]
         if self.serving is not None:
             lines.append(f"  chat template {self.serving.line}")
@@ -214,6 +219,35 @@ class Preflight:
             **({"used_instead": self.weighing.used} if self.weighing is not None and self.changed else {}),
             **({} if self.coverage is None else {"teacher_coverage": round(self.coverage, 4)}),
         }
+
+
+def differ(row: Mapping[str, Any]) -> bool:
+    """Whether teacher and student read different tokens in a row."""
+    between = bool(row.get("completion_mask")) and row["completion"] != row["teacher_completion"]
+    return bool(row["student_prompt"] != row["teacher_prompt"]) or between
+
+
+def _warning(rows: Dataset, recipe: Recipe) -> str:
+    """Return what is wrong with two prompts of which the teacher's is not the longer one; see `Preflight.warning`."""
+    student, teacher = (sum(map(len, rows[f"{side}_prompt"])) for side in ("student", "teacher"))
+    if teacher > student:
+        return ""
+    same = recipe.teaches_nothing is not None and recipe.teaches_nothing()
+    if not any(differ(row) for row in rows):
+        return (
+            "teacher and student are the same weights and read the same tokens, which teaches nothing" if same else ""
+        )
+    mine, theirs = (
+        ([(role, text.pieces) for role, text in template.messages], template.system)
+        for template in (recipe.student.template, recipe.teacher.template)
+    )
+    if mine == theirs and not same:
+        return ""  # a larger teacher under the same prompt: nothing was to be saved
+    return (
+        "no prompt token is saved: the teacher's prompt is not longer than the student's; lengthen it with "
+        "--teacher-system or --teacher-prompt-template, or shorten the student's with --student-prompt-template or "
+        "--student-system drop"
+    )
 
 
 def notes_of(*recipes: Recipe) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from random import Random
@@ -21,10 +21,10 @@ from .alignment import check_ids, fit, tokenize_completion, tokenize_prompt, tok
 from .conversation import KWARGS, OWN, TOOLS, check_prompts, options_of, own_prompt, render
 from .crossing import COLUMNS as CROSSING_COLUMNS
 from .data import RowReport, read_rows
-from .errors import DataError
-from .preflight import Preflight
+from .errors import DataError, ParamsError
+from .preflight import Preflight, differ
 from .prompt_tokens import PromptTokens
-from .prompts import Template
+from .prompts import SYSTEM_ROLES, Template
 from .rows import NoUsableRows
 from .serving_template import Frame, Serving, frame_of, marked, serving_of
 from .split import Split
@@ -111,6 +111,8 @@ class Recipe:
         crossing: How the completion becomes tokens of a teacher with another tokenizer; None where it is the student's.
         in_one_piece: Why a completion may have no gaps, as the end of a sentence; None where it may.
         prompt_dropout: Share of the training rows in which the student reads the teacher's prompt.
+        teaches_nothing: Returns whether the teacher has nothing to teach where both read the same tokens, see
+            `same_weights`; None is no check.
         seed: Of the draw of those rows.
         serves: Whether the saved chat template renders the student's prompt, see `serving_template`.
     """
@@ -131,6 +133,7 @@ class Recipe:
     crossing: Crossing | None = None
     in_one_piece: str | None = None
     prompt_dropout: float = 0.0
+    teaches_nothing: Callable[[], bool] | None = None
     seed: int = 0
     serves: bool = True
 
@@ -209,12 +212,13 @@ def prepare(
 
     Raises:
         DataError: Bad rows, a prompt that is too long, or completions asked of data that has none.
+        ParamsError: Teacher and student are the same weights and read the same tokens in every row.
         TemplateError: A template field that is no column.
     """
     rows, report = dataset if isinstance(dataset, tuple) else read(dataset, recipe, name=name)
     if rows_at_most is not None and len(rows) > rows_at_most:
-        rows = rows.select(range(rows_at_most))
-    aligned = align(rows, recipe, split=split, name=name)
+        rows, whole = rows.select(range(rows_at_most)), False
+    aligned = align(rows, recipe, split=split, name=name, whole=whole)
     columns: tuple[str, ...] = COLUMNS if recipe.crossing is None else (*COLUMNS, *CROSSING_COLUMNS)
     if any(aligned["completion_mask"]):
         aligned, columns = mapped(aligned, turns.with_masks, f"Marking {name}"), (*COLUMNS, *turns.COLUMNS)
@@ -222,11 +226,11 @@ def prepare(
     return conclude(aligned, rows, report, recipe, name=name, columns=columns, required=required, serves=required)
 
 
-def align(rows: Dataset, recipe: Recipe, *, split: Split, name: str) -> Dataset:
+def align(rows: Dataset, recipe: Recipe, *, split: Split, name: str, whole: bool = True) -> Dataset:
     """Return rows that were read with their ids, completions and figures; `kept` counts the tokens to learn.
 
     Raises:
-        DataError: See `prepare`.
+        DataError, ParamsError: See `prepare`.
     """
     if split is not Split.TRAIN:
         recipe = replace(recipe, prompt_dropout=0.0)  # evaluation is of the student under its own prompt
@@ -235,7 +239,9 @@ def align(rows: Dataset, recipe: Recipe, *, split: Split, name: str) -> Dataset:
     tokens = mapped(rows, lambda row: tokenize_row(row, recipe, name=name), f"Tokenizing {name}", **how)
     turns.check_in_one_piece(tokens, recipe.in_one_piece, name=name)
     _check_ids(tokens, recipe, name)
-    tokens = _write_missing(tokens, recipe)
+    if whole and split is Split.TRAIN and recipe.teaches_nothing is not None:
+        check_differs(rows, tokens, recipe, recipe.teaches_nothing, name=name)
+    tokens = _write_missing(tokens, recipe, name)
     return mapped(tokens, lambda row: _fit(row, recipe, name), f"Aligning {name}")
 
 
@@ -437,22 +443,51 @@ def _check_ids(tokens: Dataset, recipe: Recipe, name: str) -> None:
             check_ids(ids, rows, what=what, whose=whose, where=f"{name}, row {number}")
 
 
-def _write_missing(tokens: Dataset, recipe: Recipe) -> Dataset:
+def check_differs(
+    rows: Dataset,
+    tokens: Iterable[Mapping[str, Any]],
+    recipe: Recipe,
+    teaches_nothing: Callable[[], bool],
+    *,
+    name: str,
+) -> None:
+    """Refuse the same weights that read the same tokens in every row.
+
+    Args:
+        rows: What `read_rows` made of the data.
+        tokens: The same rows with both prompts' ids; read up to the first that differs.
+        recipe: How they became so.
+        teaches_nothing: Whether the teacher then has nothing to teach.
+        name: What to call the dataset in messages.
+
+    Raises:
+        ParamsError: Saying which flag to change.
+    """
+    if any(differ(row) for row in tokens) or not teaches_nothing():
+        return
+    histories = [json.loads(history) for history in rows["history"] if history is not None]
+    with_system = any(message["role"] in SYSTEM_ROLES for history in histories for message in history)
+    if "ids" in rows.column_names:
+        do = "give rows of text or messages, and the teacher a prompt of its own"
+    elif recipe.prompt_dropout == 1:
+        do = "lower --teacher-prompt-dropout, under which the student reads the teacher's prompt"
+    elif with_system and recipe.student.template.system.keep:
+        do = "add student_system='drop', so that the student learns to do without the rows' system message"
+    else:
+        do = "give the teacher a prompt of its own with --teacher-system or --teacher-prompt-template"
+    raise ParamsError(
+        f"{name}: teacher and student are the same weights and read the same tokens in every row, which teaches "
+        f"nothing; {do}, or another --teacher-model (--distill-alpha 0 learns from the completions alone)."
+    )
+
+
+def _write_missing(tokens: Dataset, recipe: Recipe, name: str) -> Dataset:
     """Have the teacher write the completions that are missing."""
     places = [i for i, source in enumerate(tokens["source"]) if source == "teacher"]
     if not places:
         return tokens
-    for i in places:
-        limit = recipe.teacher.limit
-        if limit is not None and recipe.overflow == "error" and len(tokens[i]["teacher_prompt"]) >= limit:
-            fit(
-                [],
-                tokens[i]["teacher_prompt"],
-                [0],
-                student_limit=None,
-                teacher_limit=limit,
-                where=f"row {tokens[i]['row']}",
-            )
+    if recipe.overflow == "error":
+        _check_lengths(tokens, recipe, name)
     prompts: list[Any] = [_cut(tokens[i]["teacher_prompt"], recipe) for i in places]
     if recipe.reads_text:
         prompts = [json.loads(tokens[i]["read"]) for i in places]
@@ -473,6 +508,14 @@ def _write_missing(tokens: Dataset, recipe: Recipe) -> Dataset:
         return {**row, "completion": ids, "finished": finished}
 
     return mapped(tokens, put, "Taking completions", with_indices=True)
+
+
+def _check_lengths(tokens: Dataset, recipe: Recipe, name: str) -> None:
+    """Refuse prompts that leave no room for a completion, before the teacher writes for any row."""
+    limits: Any = {"student_limit": recipe.student.limit, "teacher_limit": recipe.teacher.limit}
+    for row in tokens.select_columns(["row", "source", "student_prompt", "teacher_prompt", "completion"]):
+        if row["source"] == "teacher" or row["completion"]:
+            fit(row["student_prompt"], row["teacher_prompt"], [0], where=f"{name}, row {row['row']}", **limits)
 
 
 def _cut(prompt: list[int], recipe: Recipe) -> list[int]:

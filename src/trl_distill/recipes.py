@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from accelerate import PartialState
 
 from .agreement import freshness, temperatures_of
-from .alignment import ends_of, shared_vocabulary
+from .alignment import Limit, ends_of, shared_vocabulary
 from .architectures import vocabulary_rows
 from .arguments import STORE_KINDS
 from .config import DistillationSFTConfig
@@ -17,6 +18,7 @@ from .endpoints import is_openai_name
 from .errors import ParamsError, TeacherError
 from .preparation import Columns, Reading, Recipe
 from .prompts import parse_template
+from .same_weights import Student, teaches_nothing
 from .server_targets import find_targets, reading, taking, weighing
 from .sharding import read_whole
 from .system_message import for_reader, teachers_system, templates_of
@@ -313,6 +315,7 @@ def recipe_of(
     *,
     tokenizer: PreTrainedTokenizerBase,
     student: PretrainedConfig,
+    weights: Student | None = None,
 ) -> Recipe:
     """Return how rows become token ids under a configuration.
 
@@ -321,11 +324,12 @@ def recipe_of(
         teacher: Who writes and scores.
         tokenizer: The student's.
         student: The student's configuration, for its length limit.
+        weights: The student's weights, to refuse a teacher that is the student reading the same tokens; None is no
+            check.
 
     Raises:
         TemplateError: A template that does not parse.
     """
-    limits = [limit for limit in (args.max_length, length_limit(student)) if limit is not None]
     settings = generation_of(args)
     student_template, teacher_template = templates_of(args)
 
@@ -340,13 +344,13 @@ def recipe_of(
         student=Reading(
             tokenizer,
             for_reader(student_template, tokenizer),
-            min(limits) if limits else None,
+            _students_limit(args, student),
             vocabulary_rows(student),
         ),
         teacher=Reading(
             teacher.tokenizer,
             for_reader(teacher_template, _reads(teacher), opens_chat=_opens_chat(teacher)),
-            teacher.length_limit,
+            None if teacher.length_limit is None else Limit(teacher.length_limit, "the teacher's own context length"),
             teacher.vocabulary_rows,
         ),
         columns=Columns(
@@ -370,9 +374,20 @@ def recipe_of(
         weighing=weighing(args, teacher),
         in_one_piece=_in_one_piece(args, teacher),
         prompt_dropout=args.teacher_prompt_dropout,
+        teaches_nothing=None if weights is None else cache(lambda: teaches_nothing(args, teacher, weights)),
         seed=args.seed,
         serves=not args.keep_chat_template,
     )
+
+
+def _students_limit(args: DistillationSFTConfig, student: PretrainedConfig) -> Limit | None:
+    """Return the smaller of the limit that was set and the student's own."""
+    own, limits = length_limit(student), []
+    if own is not None:
+        limits.append(Limit(own, "the student's own context length"))
+    if args.max_length is not None:
+        limits.append(Limit(args.max_length, "--block-size", "raise --block-size"))
+    return min(limits, default=None)
 
 
 def _reads(teacher: Teacher) -> PreTrainedTokenizerBase:

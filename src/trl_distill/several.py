@@ -14,6 +14,7 @@ from .errors import ParamsError
 from .fitness import check_fitness
 from .preparation import Recipe
 from .run_list import teachers_of_run
+from .same_weights import Student
 from .server_targets import weighing
 from .teacher_list import SETTING, TeacherEntry, TeacherList
 from .teachers import SELF, SeveralTeachers, StartingTeacher, Teacher, check_apart
@@ -66,9 +67,10 @@ def recipe_of(
     *,
     tokenizer: PreTrainedTokenizerBase,
     student: PretrainedConfig,
+    weights: Student | None = None,
 ) -> Recipe | SeveralRecipes:
     """Return how rows become token ids under a configuration, see `recipes.recipe_of`."""
-    sides: dict[str, Any] = {"tokenizer": tokenizer, "student": student}
+    sides: dict[str, Any] = {"tokenizer": tokenizer, "student": student, "weights": weights}
     if not isinstance(teacher, SeveralTeachers):
         return recipes.recipe_of(args, teacher, **sides)
     listed = teacher.listed

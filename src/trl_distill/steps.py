@@ -163,6 +163,7 @@ class Run:
         """Prepare rows for a teacher; all are read before the teacher writes for any."""
         from .combining import fields_read, prepare, read
         from .recipes import from_store, writers_of_data
+        from .same_weights import Student
         from .server_targets import check_teaches
         from .several import recipe_of, teacher_of, told
         from .sharding import read_whole
@@ -184,7 +185,14 @@ class Run:
         said = told(self.params.teacher_model, self.teacher)
         if said:
             self.state.print(said)
-        recipe = recipe_of(self.args, self.teacher, tokenizer=self.tokenizer, student=config)
+        weights = Student(
+            lambda: self.student,
+            self.model_path,
+            getattr(config, "_commit_hash", None),
+            self.params.quantization,
+            self.trainer_class,
+        )
+        recipe = recipe_of(self.args, self.teacher, tokenizer=self.tokenizer, student=config, weights=weights)
         sample = DRY_RUN_ROWS if self.params.dry_run and not writing else None
         readings = {split: read(data, recipe, name=NAMES[split]) for split, data in self._datasets().items()}
         self._check_rows(readings[Split.TRAIN][0], fields=fields_read(recipe))

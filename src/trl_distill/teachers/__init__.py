@@ -70,6 +70,7 @@ __all__ = [
     "crossed",
     "each",
     "endpoint_of",
+    "fingerprint",
     "load_teacher",
     "loaded_encoder_decoder",
     "take_student",

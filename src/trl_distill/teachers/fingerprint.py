@@ -58,7 +58,7 @@ def of_model(model: PreTrainedModel, *, adapters: bool = True) -> str:
         adapters: Whether they count; without them the hash is that of the model before it had any.
     """
     digest = hashlib.sha256()
-    state = model.state_dict() if adapters else _without_adapters(model)
+    state = model.state_dict() if adapters else without_adapters(model)
     for name, tensor in sorted(state.items()):
         if isinstance(tensor, torch.Tensor):
             digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype} ".encode())
@@ -69,7 +69,7 @@ def of_model(model: PreTrainedModel, *, adapters: bool = True) -> str:
     return digest.hexdigest()
 
 
-def _without_adapters(model: PreTrainedModel) -> dict[str, Any]:
+def without_adapters(model: PreTrainedModel) -> dict[str, Any]:
     """Return the state of the model that adapters were put into, by the names it had."""
     own = set()
     for name, module in model.named_modules():
