@@ -7,6 +7,7 @@ import shlex
 
 import click
 import pytest
+from guide import COMMANDS
 
 from trl_distill.cli.llm import HELP, llm, params_from_command
 from trl_distill.cli.options import flag_of
@@ -14,85 +15,49 @@ from trl_distill.errors import ParamsError
 from trl_distill.params import ALIASES, FIELDS, LLMTrainingParams
 
 # the three commands of the user's guide, with the values they must lead to
-GUIDE = [
-    (
-        r"""
-        aitraining llm \
-          --model gpt2 \
-          --trainer distillation \
-          --teacher-model gpt2-large \
-          --teacher-prompt-template "You are an expert. Think step-by-step.\n\nQuestion: {input}\n\nAnswer:" \
-          --student-prompt-template "{input}" \
-          --data-path ./queries.json \
-          --text-column text \
-          --project-name distilled-model \
-          --distill-temperature 3.0 \
-          --distill-alpha 0.7
-        """,
-        {
-            "model": "gpt2",
-            "trainer": "distillation",
-            "teacher_model": "gpt2-large",
-            "teacher_prompt_template": "You are an expert. Think step-by-step.\n\nQuestion: {input}\n\nAnswer:",
-            "student_prompt_template": "{input}",
-            "data_path": "./queries.json",
-            "text_column": "text",
-            "project_name": "distilled-model",
-            "distill_temperature": 3.0,
-            "distill_alpha": 0.7,
-        },
-    ),
-    (
-        r"""
-        aitraining llm \
-          --model gpt2 \
-          --trainer sft \
-          --use-distillation \
-          --teacher-model gpt-3.5-turbo \
-          --distill-temperature 3.5 \
-          --distill-alpha 0.75 \
-          --data-path ./data \
-          --project-name efficient-model
-        """,
-        {
-            "model": "gpt2",
-            "trainer": "sft",
-            "use_distillation": True,
-            "teacher_model": "gpt-3.5-turbo",
-            "distill_temperature": 3.5,
-            "distill_alpha": 0.75,
-            "data_path": "./data",
-            "project_name": "efficient-model",
-        },
-    ),
-    (
-        r"""
-        aitraining llm \
-          --model meta-llama/Llama-2-7b-hf \
-          --trainer distillation \
-          --teacher-model meta-llama/Llama-2-70b-hf \
-          --teacher-prompt-template "### System: You are a helpful, respectful assistant.\n### Human: {input}\n### Assistant:" \
-          --student-prompt-template "Q: {input}\nA:" \
-          --peft \
-          --lora-r 32 \
-          --quantization int4 \
-          --data-path ./instructions.json
-        """,  # noqa: E501 - as the guide has it
-        {
-            "model": "meta-llama/Llama-2-7b-hf",
-            "trainer": "distillation",
-            "teacher_model": "meta-llama/Llama-2-70b-hf",
-            "teacher_prompt_template": (
-                "### System: You are a helpful, respectful assistant.\n### Human: {input}\n### Assistant:"
-            ),
-            "student_prompt_template": "Q: {input}\nA:",
-            "peft": True,
-            "lora_r": 32,
-            "quantization": "int4",
-            "data_path": "./instructions.json",
-        },
-    ),
-]
+GUIDE = list(
+    zip(
+        COMMANDS,
+        [
+            {
+                "model": "gpt2",
+                "trainer": "distillation",
+                "teacher_model": "gpt2-large",
+                "teacher_prompt_template": "You are an expert. Think step-by-step.\n\nQuestion: {input}\n\nAnswer:",
+                "student_prompt_template": "{input}",
+                "data_path": "./queries.json",
+                "text_column": "text",
+                "project_name": "distilled-model",
+                "distill_temperature": 3.0,
+                "distill_alpha": 0.7,
+            },
+            {
+                "model": "gpt2",
+                "trainer": "sft",
+                "use_distillation": True,
+                "teacher_model": "gpt-3.5-turbo",
+                "distill_temperature": 3.5,
+                "distill_alpha": 0.75,
+                "data_path": "./data",
+                "project_name": "efficient-model",
+            },
+            {
+                "model": "meta-llama/Llama-2-7b-hf",
+                "trainer": "distillation",
+                "teacher_model": "meta-llama/Llama-2-70b-hf",
+                "teacher_prompt_template": (
+                    "### System: You are a helpful, respectful assistant.\n### Human: {input}\n### Assistant:"
+                ),
+                "student_prompt_template": "Q: {input}\nA:",
+                "peft": True,
+                "lora_r": 32,
+                "quantization": "int4",
+                "data_path": "./instructions.json",
+            },
+        ],
+        strict=True,
+    )
+)
 
 
 def typed(command: str) -> list[str]:
