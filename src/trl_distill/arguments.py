@@ -189,6 +189,13 @@ class DistillationArguments:
         high=1.0,
         group="Teacher",
     )
+    teacher_stop: list[str] | None = option(
+        None,
+        r"Text in front of which the teacher's completions end, such as '\nMessage:' for a base model, which goes on; "
+        "repeat the flag for several.",
+        escapes=True,
+        group="Teacher",
+    )
     teacher_ema_decay: float = option(
         0.95,
         "With the teacher 'ema': share of the average that each optimizer step keeps.",

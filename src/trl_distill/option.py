@@ -89,6 +89,8 @@ def check_value(name: str, value: Any, spec: Any) -> Any:
         value = ("@" if name.endswith(("_prompt_template", "_system")) else "") + os.fspath(value)
     if text.listed and isinstance(value, (list, tuple)) and value and all(isinstance(v, str) for v in value):
         value = ",".join(value)
+    if "list" in kind:
+        return _texts(name, value)
     value = _converted(name, value, kind, spec)
     if choices is not None and value not in choices:
         raise ParamsError(f"{name} is {value!r}; accepted are {', '.join(map(repr, choices))}.")
@@ -142,6 +144,14 @@ class CheckedSettings:
 def _fields_of(kind: Any) -> Mapping[str, Any]:
     """Return a dataclass's fields by name."""
     return kind.__dataclass_fields__
+
+
+def _texts(name: str, value: Any) -> list[str] | None:
+    """Return one text or several as a list, None for none of them."""
+    texts = [value] if isinstance(value, str) else value
+    if not isinstance(texts, (list, tuple)) or not all(isinstance(text, str) and text for text in texts):
+        raise ParamsError(f"{name} is {value!r}; accepted is text, or a list of texts, none of them empty.")
+    return list(texts) or None
 
 
 def _inside(value: float, text: Help) -> bool:

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from statistics import mean
 from typing import TYPE_CHECKING, Any
 
+from .doors import spelled
+
 if TYPE_CHECKING:
     from datasets import Dataset
 
@@ -38,6 +40,7 @@ class Preflight:
         teacher_prompt: Mean length of the teacher's prompts.
         completion: Smallest, mean and largest length of the completions.
         completions_cut: Completions cut at a length limit or unfinished by the teacher: they are taught no end.
+        unfinished: Those of them that the teacher wrote to the length it may write, and did not end.
         prompts_cut: Rows whose prompt lost its start.
         vocabulary: Rows of the vocabulary that both models share.
         first: The first row as the student and the teacher see it, and the completion.
@@ -79,6 +82,7 @@ class Preflight:
     notes: tuple[str, ...] = ()
     warning: str = ""
     serving: Serving | None = None
+    unfinished: int = 0
 
     @classmethod
     def of(
@@ -120,6 +124,7 @@ class Preflight:
             dropped=sum(rows["dropped"]),
             notes=notes_of(recipe),
             warning=_warning(rows, recipe),
+            unfinished=sum(not f and s == "teacher" for f, s in zip(rows["finished"], rows["source"], strict=True)),
         )
 
     @property
@@ -150,6 +155,7 @@ class Preflight:
             f"  completion    {low:,} to {high:,} tokens, mean {middle:,.1f}; {self.completions_cut:,} cut"
             + (" (taught no end of sequence)" if self.completions_cut else ""),
         ]
+        lines += self._cut()
         if self.prompts_cut:
             lines.append(f"  cut prompts   {self.prompts_cut:,} rows lost the start of a prompt")
         if self.dropped:
@@ -183,6 +189,23 @@ class Preflight:
         for label, text in self._shown():
             lines += [f"  {label}:", *(f"    | {line}" for line in text.split("\n"))]
         return "\n".join(lines)
+
+    def _cut(self) -> list[str]:
+        """Return what to do about completions that were cut, with a warning if the teacher ends few of its own."""
+        lines, others = [], self.completions_cut - self.unfinished
+        if others > 0:
+            lines.append(f"  cut           {others:,} did not fit into a sequence, or came cut; raise --block-size")
+        if self.unfinished:
+            lines.append(
+                f"  cut           {self.unfinished:,} were not ended by the teacher; raise "
+                "--distill-max-teacher-length, or give --teacher-stop the text that a base model goes on to"
+            )
+        if 2 * self.unfinished > self.sources.get("teacher", 0):
+            lines.append(
+                f"  warning       the teacher ends {self.sources['teacher'] - self.unfinished:,} of its "
+                f"{self.sources['teacher']:,} completions: the student learns no end either, and will go on as it does"
+            )
+        return [spelled(line) for line in lines]
 
     def _retained(self, count: int, source: str, own: Preflight) -> str:
         """Return what there is to say of rows to retain."""

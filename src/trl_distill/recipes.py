@@ -240,6 +240,7 @@ def generation_of(args: DistillationSFTConfig) -> GenerationSettings:
         top_p=args.teacher_top_p,
         seed=args.seed,
         batch_size=args.teacher_batch_size,
+        stop=tuple(args.teacher_stop or ()),
     )
 
 

@@ -17,6 +17,7 @@ from .mixin import DistillationMixin
 from .on_policy import Draw
 from .teachers import Completion, CrossTeacher, GenerationSettings, LocalTeacher, SeveralTeachers
 from .teachers.local import cut_at_stop
+from .teachers.stop_strings import cut_at_string
 
 
 class DistillationSFTTrainer(DistillationMixin, SFTTrainer):
@@ -99,6 +100,11 @@ class PromptDistillationTrainer(DistillationSFTTrainer):
         """Whether a subclass has a `generate_teacher_outputs` of its own."""
         return type(self).generate_teacher_outputs is not PromptDistillationTrainer.generate_teacher_outputs
 
+    @property
+    def _stop(self) -> tuple[str, ...]:
+        """Texts in front of which the teacher's completions end."""
+        return tuple(self.config.teacher_stop or ())
+
     def prepare_teacher_inputs(self, batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Return the teacher's prompts of a batch for `teacher_model.generate`: [B, S], padded on the left."""
         return self._prompts(batch, "teacher_", self.teacher.tokenizer.pad_token_id)
@@ -160,7 +166,9 @@ class PromptDistillationTrainer(DistillationSFTTrainer):
         """
         inputs = self.prepare_teacher_inputs(batch)
         prompts = prompts_of(batch)
-        settings = GenerationSettings(max_new_tokens=self.config.distill_max_teacher_length, seed=self.config.seed)
+        settings = GenerationSettings(
+            max_new_tokens=self.config.distill_max_teacher_length, seed=self.config.seed, stop=self._stop
+        )
         written = self.teacher.generate(prompts, settings)
         width, pad = max(len(c.ids) for c in written), self.teacher.tokenizer.pad_token_id
         new = torch.tensor([[*c.ids, *[pad] * (width - len(c.ids))] for c in written])
@@ -176,8 +184,11 @@ class PromptDistillationTrainer(DistillationSFTTrainer):
         width = self.prepare_teacher_inputs(batch)["input_ids"].shape[1]
         with torch.no_grad():
             written = self.generate_teacher_outputs(batch)
-        stops = self.teacher.stop_ids
-        fresh: list[Completion] = [cut_at_stop(row, stops) for row in written[:, width:].tolist()]
+        stops, reader = self.teacher.stop_ids, self.teacher.tokenizer
+        end = stops[0] if reader.eos_token_id is None else reader.eos_token_id
+        fresh: list[Completion] = [
+            cut_at_string(cut_at_stop(row, stops), self._stop, reader, end=end) for row in written[:, width:].tolist()
+        ]
         unknown = sorted({i for c in fresh for i in c.ids if self.vocabulary is not None and i >= self.vocabulary})
         if unknown:
             raise TeacherError(

@@ -13,7 +13,7 @@ from .alignment import with_reasoning
 from .conversation import own_prompt, render
 from .data import read_rows
 from .doors import entered, in_python
-from .errors import DataError, TeacherError
+from .errors import DataError, ParamsError, TeacherError
 from .memory import TAKEN, as_dataset, is_frame
 from .params import FIELDS
 from .prompts import Template, parse_template
@@ -58,6 +58,7 @@ def generate_with_teacher(
     top_p: float = 1.0,
     seed: int = 42,
     batch_size: int = 16,
+    stop: str | Sequence[str] = (),
     store: str | os.PathLike[str] | CompletionStore | None = None,
     progress: bool = True,
     tokenizer: PreTrainedTokenizerBase | None = None,
@@ -89,6 +90,7 @@ def generate_with_teacher(
         top_p: Nucleus of the drawing.
         seed: Of the drawing.
         batch_size: Prompts at a time.
+        stop: Text in front of which a completion ends, or several: what a base model goes on to behind its answer.
         store: JSON-lines file in which completions are kept as they come, so that a call that was stopped goes on;
             None keeps them in memory.
         progress: Whether to show a progress bar.
@@ -126,7 +128,7 @@ def generate_with_teacher(
     )
     written = teacher.write(
         [render(parsed, row, _own(row, parsed)) for row in read],
-        GenerationSettings(max_new_tokens, do_sample, temperature, top_p, seed, batch_size),
+        GenerationSettings(max_new_tokens, do_sample, temperature, top_p, seed, batch_size, _texts(stop)),
         store=store if isinstance(store, CompletionStore) else CompletionStore(store),
         progress=progress,
     )
@@ -142,6 +144,18 @@ def _text(completion: Completion) -> str:
     if completion.unusable or not completion.text:
         return ""
     return with_reasoning(completion.text, completion.reasoning) if completion.reasoning else completion.text
+
+
+def _texts(stop: str | Sequence[str]) -> tuple[str, ...]:
+    """Return one stop string or several.
+
+    Raises:
+        ParamsError: Something else, or one that is empty.
+    """
+    texts = (stop,) if isinstance(stop, str) else tuple(stop)
+    if not all(isinstance(text, str) and text for text in texts):
+        raise ParamsError(f"stop is {stop!r}; accepted is text, or a list of texts, none of them empty.")
+    return texts
 
 
 def _own(row: dict[str, Any], template: Template) -> Any:

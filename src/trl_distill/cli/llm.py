@@ -113,7 +113,9 @@ def params_of(ctx: click.Context) -> LLMTrainingParams:
     for param in ctx.command.params:
         name = str(param.name)
         if name in FIELDS and ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE:
-            value = unescaped(ctx.params[name]) if FIELDS[name].metadata["help"].escapes else ctx.params[name]
+            value = ctx.params[name]
+            if FIELDS[name].metadata["help"].escapes:
+                value = [unescaped(text) for text in value] if isinstance(value, tuple) else unescaped(value)
             typed[name] = check_value(typed_flag(ctx, param), value, FIELDS[name])
     path = ctx.params["config"]
     values = {**read_config(path), **typed} if path else typed

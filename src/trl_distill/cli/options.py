@@ -105,7 +105,8 @@ def _option(spec: Field[Any], others: Sequence[str]) -> Setting:
     help, heading = _help(spec, flags[1:]), spec.metadata["help"].group
     if "bool" not in str(spec.type):
         shown = f"{flags[0]} {_metavar(spec)}"
-        return Setting([spec.name, *flags], type=str, help=help, heading=heading, shown=shown)
+        several = "list" in str(spec.type)
+        return Setting([spec.name, *flags], type=str, multiple=several, help=help, heading=heading, shown=shown)
     shown = flags[0]
     if not spec.default:  # the opposite of a switch that is on by default would be a run without purpose
         shown = f"--[no-]{flags[0][2:]}"

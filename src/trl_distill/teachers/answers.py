@@ -7,8 +7,14 @@ reason to finish, a missing one included, means that the model ended it. `FAILED
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from .stop_strings import cut_text
+
+if TYPE_CHECKING:
+    from .asking import Answer
 
 EMPTY = "the teacher's answer is empty"
 CUT = {  # OpenAI, vLLM, TGI, Ollama; Anthropic, Gemini; Mistral; watsonx
@@ -136,3 +142,25 @@ def failure_of(content: Any) -> Any:
         return choice["error"]
     reason = reason_of(choice)
     return {"message": f"the answer ended with finish_reason {reason!r}"} if reason in FAILED else None
+
+
+def cut_at_stop_string(answer: Answer, stop: Sequence[str]) -> Answer:
+    """Return an answer up to the first stop string in it, finished there; as it is if there is none.
+
+    Of the tokens that were logged those of the text that is left stay.
+
+    Args:
+        answer: A server may have ended it at some of the stop strings, at all, or at none.
+        stop: Texts.
+    """
+    text, found = cut_text(answer.text, stop)
+    if not found or answer.unusable:
+        return answer
+    said = answer.said
+    if said:
+        kept, over = len(said["tokens"]), len(answer.text.encode()) - len(text.encode())
+        while kept and over > 0:
+            kept -= 1
+            over -= len(said["tokens"][kept] or "")
+        said = {name: values[:kept] for name, values in said.items()}
+    return replace(answer, text=text, finished=True, said=said, unusable="" if text.strip() else EMPTY)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from ..doors import spelled
 from ..endpoints import Endpoint, takes_temperature
 from ..errors import DistillError, TeacherError
+from .answers import cut_at_stop_string
 from .asking import Answer, RemoteSettings
 from .base import Completion, GenerationSettings
 from .finding import NEW_TOKENS
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 SEEDS = 2**31  # what servers take
+STOPS = 4  # stop strings that OpenAI takes
 
 
 class RemoteTeacher(TextOnly):
@@ -169,6 +171,7 @@ class RemoteTeacher(TextOnly):
             return self.server.write(self._request(key, messages, settings) | self.targets.fields(), self.targets.read)
 
         def keep(key: str, answer: Answer) -> None:
+            answer = cut_at_stop_string(answer, settings.stop)
             self.targets.keep_written(key, answer)
             store.add({key: written(answer)})
 
@@ -194,7 +197,8 @@ class RemoteTeacher(TextOnly):
         length = (
             "max_completion_tokens" if self.endpoint.url is None else "max_tokens"
         )  # other servers know the old name
-        request: dict[str, Any] = {}
+        # servers take so many; at the others the answer is cut here, as at all if a server ignores them
+        request: dict[str, Any] = {"stop": list(settings.stop[:STOPS])} if settings.stop else {}
         if self.settings.endpoint == "completions":
             request |= {"prompt": messages[0]["content"], "max_tokens": settings.max_new_tokens}
         else:

@@ -17,6 +17,7 @@ from .base import Completion
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+FRONT = "a"  # stands for the prompt
 SLACK = 8  # tokens looked at beyond a stop string's bytes: some have no text
 
 
@@ -50,7 +51,7 @@ def cut_at_string(
             return Completion((*ids[:kept], end), True)
         if len(before) < len(text):
             break
-    return Completion((*tokenizer(text, add_special_tokens=False)["input_ids"], end), True)
+    return Completion((*_ids(tokenizer, text), end), True)
 
 
 def stopping(tokenizer: PreTrainedTokenizerBase, stop: Sequence[str], *, start: int) -> dict[str, Any]:
@@ -83,5 +84,16 @@ class _AtString(StoppingCriteria):
 
 
 def _text(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
-    """Return the text of token ids as it stands, special tokens included."""
-    return str(tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False))
+    """Return the text of token ids as it stands behind a prompt, special tokens and a space in front of it included."""
+    how: Any = {"skip_special_tokens": False, "clean_up_tokenization_spaces": False}
+    front = list(tokenizer(FRONT, add_special_tokens=False)["input_ids"])
+    before, whole = str(tokenizer.decode(front, **how)), str(tokenizer.decode([*front, *ids], **how))
+    return whole[len(before) :] if whole.startswith(before) else str(tokenizer.decode(list(ids), **how))
+
+
+def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """Return the token ids of a text that stands behind a prompt; some tokenizers put a space in front of any text."""
+    front, whole = (tokenizer(part, add_special_tokens=False)["input_ids"] for part in (FRONT, FRONT + text))
+    if text.startswith(" ") and whole[: len(front)] == front:
+        return list(whole[len(front) :])
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
