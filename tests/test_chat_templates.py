@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 
 import pytest
-from transformers import AutoTokenizer
+from datasets import Dataset
+from every_template import ALL_TURNS, FORMS, NAMES, ONE_TURN, ours, row_of, tokenizer_of, trls
+from forms import learnt, settings
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from trl_distill import LLMTrainingParams, run
+from trl_distill import DistillationSFTConfig, DistillationSFTTrainer, LLMTrainingParams, run
 from trl_distill.alignment import tokenize_completion, tokenize_prompt
 from trl_distill.chat_templates import take_chat_template
-from trl_distill.errors import TemplateError
+from trl_distill.errors import ParamsError, TemplateError
+from trl_distill.preparation import Columns, Reading, Recipe, prepare
+from trl_distill.prompts import parse_template
 
 TURNS = [{"role": "user", "content": "a b"}]
 SAID = "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}{% endfor %}"
@@ -96,3 +102,181 @@ def test_a_run_takes_and_refuses_it_before_a_model_loads(chat_model_dir, tmp_pat
     assert "<|assistant|>" in result.tokenizer.chat_template
     with pytest.raises(TemplateError, match="chat_template 'alpaca'"):
         run(LLMTrainingParams(**settings, chat_template="alpaca"))
+
+
+BLOCK = "<think>\n\n</think>\n\n"
+FOUR_IT_IS = {  # what is learned of {"role": "assistant", "content": "four it is"}
+    "gptoss": "<|channel|>final<|message|>four it is<|return|>",
+    "qwen3": "<think>\n\n</think>\n\nfour it is<|im_end|>\n",
+    "qwen3_5_think": "\n</think>\n\nfour it is<|im_end|>\n",
+    "glm4moe": "\n<think></think>\nfour it is<|user|>",
+    "deepseek_r1_distill": "four it is<｜end▁of▁sentence｜>",
+    "nemotron_3_nano": "four it is<|im_end|>\n",
+    "qwen2_5": "four it is<|im_end|>\n",
+}
+PICTURES = ("idefics3", "llava_next", "smolvlm")  # they want content in parts
+NO_TOOLS = ("cohere", "cohere2", "gemma", "gemma3")
+NO_CALLS = (*NO_TOOLS, "deepseek_r1_distill", "deepseekv3", "lfm2", "llama3", "phi3", "phi3_5", "qwen2_5_vl")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_is_learned_of_a_conversation_is_what_sfttrainer_learns(name):
+    """By every template that TRL ships; an end is added behind a turn that the template writes none behind."""
+    tokenizer = tokenizer_of(name)
+    refused = set()
+    for form in FORMS:
+        mine = ours(tokenizer, form)
+        if mine.refused:
+            refused.add(form)
+            assert name in mine.refused
+            continue
+        row = row_of(form)
+        if (name, form) == ("qwen3_8", "thinking in the content"):  # SFTTrainer opens a second block
+            row = row_of("reasoning_content")
+        theirs = trls(tokenizer, form, {k: v for k, v in mine.opening.items() if k != "left_out"}, row)
+        if form in ALL_TURNS and theirs.refused:  # it has no training template; each turn is what is rendered of it
+            assert "The chat template is not training-compatible" in theirs.refused
+            continue
+        end = len(mine.ids) - (name == "glm4moe" and form in ONE_TURN)
+        assert (mine.prompt, mine.ids[:end]) == (theirs.prompt, theirs.ids), form
+    expected = {form for form in FORMS if name in PICTURES}
+    expected |= {"a call of a tool"} if name in NO_CALLS else set()
+    expected |= {"a tool's result", "all turns, tools"} if name in NO_TOOLS else set()
+    expected |= {"a tool's result"} if name == "deepseekv3" else set()
+    assert refused == expected
+
+
+@pytest.mark.parametrize(("name", "learned"), FOUR_IT_IS.items())
+def test_a_turn_is_learned_as_its_template_writes_it(name, learned):
+    tokenizer = tokenizer_of(name)
+    assert tokenizer.decode(ours(tokenizer, "one turn").ids) == learned
+
+
+def trainer_on(name, rows, folder, model=None, **more):
+    """Return a trainer whose student has one of TRL's chat templates, and which is its own teacher's copy."""
+    tokenizer = tokenizer_of(name)
+    size = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+    student, teacher = (LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), **size)) for _ in range(2))
+    config = DistillationSFTConfig(**settings(folder, max_length=None), use_distillation=True, **more)
+    return DistillationSFTTrainer(
+        student, config, train_dataset=Dataset.from_list(rows), processing_class=tokenizer, teacher_model=teacher
+    )
+
+
+SYSTEM = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "{input}"}]
+
+
+@pytest.mark.parametrize("name", FOUR_IT_IS)
+def test_teacher_and_student_learn_a_turn_behind_prompts_of_their_own(name, tmp_path):
+    trainer = trainer_on(name, [row_of("one turn")], tmp_path, teacher_prompt_template=SYSTEM)
+    (student, mine), (teacher, theirs) = (learnt(trainer, trainer.train_dataset[0], side) for side in ("", "teacher_"))
+    assert mine == theirs == [FOUR_IT_IS[name]]
+    assert ("Be brief." in teacher, "Be brief." in student) == (True, False)
+
+
+def test_reasoning_is_learned_by_the_trainer_and_in_plain_sft_through_the_command(tmp_path, tiny_model_dir):
+    row = row_of("reasoning_content")
+    trainer = trainer_on("qwen3", [row], tmp_path, teacher_prompt_template=SYSTEM)
+    thought = "<think>\nhmm\n</think>\n\nfour it is<|im_end|>\n"
+    assert learnt(trainer, trainer.train_dataset[0])[1] == [thought]
+    jinja = tmp_path / "qwen3.jinja"
+    jinja.write_text(tokenizer_of("qwen3").chat_template)
+    done = run(LLMTrainingParams(
+        model=str(tiny_model_dir), trainer="sft", data_path=Dataset.from_list([row]), max_steps=1,
+        chat_template=str(jinja), project_name=str(tmp_path / "run"), gradient_accumulation=1,
+    ))  # fmt: skip
+    (batch,) = list(done.trainer.get_train_dataloader())
+    assert thought in done.tokenizer.decode(batch["input_ids"][0])
+
+
+def test_keywords_of_the_template_reach_both_sides_and_a_rows_own_take_their_place(tmp_path):
+    rows = [{**row_of("one turn"), "chat_template_kwargs": own} for own in ({"enable_thinking": True}, None)]
+    for given in ('{"enable_thinking": false}', {"enable_thinking": False}):
+        how = {"teacher_prompt_template": SYSTEM, "chat_template_kwargs": given}
+        trainer = trainer_on("qwen3_5_think", rows, tmp_path, **how)
+        for side in ("", "teacher_"):
+            on, off = (learnt(trainer, row, side) for row in trainer.train_dataset)
+            assert off[0].endswith("<think>\n\n</think>\n\n")
+            assert off[1] == ["four it is<|im_end|>\n"]
+            assert on[1] == ["\n</think>\n\nfour it is<|im_end|>\n"]
+    for wrong in ("thinking", "[1]"):
+        with pytest.raises(ParamsError, match=r"chat_template_kwargs is .*; accepted is a JSON object"):
+            DistillationSFTConfig(**settings(tmp_path), chat_template_kwargs=wrong)
+
+
+def test_a_turn_that_does_not_begin_with_the_generation_prompt_is_told_in_one_line(tmp_path, capsys):
+    trainer_on("nemotron_3_nano", [row_of("one turn")], tmp_path, teacher_prompt_template=SYSTEM)
+    assert "1 rows rendered with enable_thinking=false: their turns do not begin with" in capsys.readouterr().out
+    trainer_on("deepseek_r1_distill", [row_of("one turn")], tmp_path, teacher_prompt_template=SYSTEM)
+    assert r"1 rows without '<think>\n' at the end of the prompt: their turns do" in capsys.readouterr().out
+
+
+REWRITTEN = (
+    "{% for m in messages %}{% if not loop.last and not add_generation_prompt %}old {% endif %}{{ m['content'] }}|"
+    "{% endfor %}{% if add_generation_prompt %}>{% endif %}"
+)
+
+
+def test_a_template_that_rewrites_the_question_is_refused_with_both_endings(tokenizer, tmp_path):
+    tokenizer.chat_template = REWRITTEN
+    side = Reading(tokenizer, parse_template("{input}", name="template"), None)
+    rows = Dataset.from_list([{"messages": [*TURNS, {"role": "assistant", "content": "c"}]}])
+    with pytest.raises(TemplateError, match=r"row 1: .* the prompt has 'a b\|>', and .* 'old a b\|c\|' in its place"):
+        prepare(rows, Recipe(side, side, Columns(), write=lambda prompts: []))
+
+
+def test_the_teacher_may_have_a_template_of_its_own(tmp_path):
+    jinja = tmp_path / "teacher.jinja"
+    jinja.write_text(tokenizer_of("qwen3_5_nothink").chat_template)
+    trainer = trainer_on("qwen3", [row_of("one turn")], tmp_path, teacher_chat_template=str(jinja))
+    student, mine = learnt(trainer, trainer.train_dataset[0])
+    teacher, theirs = learnt(trainer, trainer.train_dataset[0], "teacher_")
+    # the block that one template learns stands in the other's generation prompt
+    assert mine == theirs == ["<think>\n\n</think>\n\nfour it is<|im_end|>\n"]
+    assert (student, teacher) == ("<|im_start|>user\nwhat is two and two<|im_end|>\n<|im_start|>assistant\n",) * 2
+    assert trainer.processing_class.chat_template != trainer.teacher.tokenizer.chat_template
+    with pytest.raises(TemplateError, match=r"teacher_chat_template 'no-such\.jinja' is no template, no file"):
+        trainer_on("qwen3", [row_of("one turn")], tmp_path, teacher_chat_template="no-such.jinja")
+
+
+def test_a_message_of_weight_0_is_not_learned(tmp_path):
+    talk = [*row_of("two turns")["messages"]]
+    talk[1] = {**talk[1], "weight": 0}
+    for name in ("qwen2_5", "gemma4"):  # with a training template and without
+        trainer = trainer_on(
+            name, [{"messages": talk}], tmp_path, teacher_prompt_template=SYSTEM, assistant_only_loss=True
+        )
+        prompt, pieces = learnt(trainer, trainer.train_dataset[0])
+        assert "no<" in prompt
+        assert [piece.split("<")[0].strip() for piece in pieces] == ["four it is"]
+
+
+def test_several_turns_are_learned_by_trls_training_template(tmp_path):
+    trainer = trainer_on(
+        "qwen3", [row_of("two turns")], tmp_path, teacher_prompt_template=SYSTEM, assistant_only_loss=True
+    )
+    for side in ("", "teacher_"):
+        pieces = learnt(trainer, trainer.train_dataset[0], side)[1]
+        assert [piece.strip() for piece in pieces] == [BLOCK + "no<|im_end|>", BLOCK + "four it is<|im_end|>"]
+
+
+def test_one_date_is_kept_for_a_project(tmp_path, monkeypatch):
+    rows = [row_of("one turn")]
+    monkeypatch.chdir(tmp_path)
+    first = trainer_on("llama3_2", rows, tmp_path / "run", teacher_prompt_template=SYSTEM)
+    kept = tmp_path / "run" / "chat_template_date.txt"
+    today = datetime.date.today()
+    assert kept.read_text() == f"{today.isoformat()}\n"
+    assert f"Today Date: {today:%d %b %Y}" in learnt(first, first.train_dataset[0])[0]
+    kept.write_text("2026-01-31\n")  # as if the run had begun on another day
+    again = trainer_on("llama3_2", rows, tmp_path / "run", teacher_prompt_template=SYSTEM)
+    for side in ("", "teacher_"):
+        assert "Today Date: 31 Jan 2026" in learnt(again, again.train_dataset[0], side)[0]
+    given = trainer_on(
+        "llama3_2", rows, tmp_path / "run", chat_template_date="2025-02-01", teacher_prompt_template=SYSTEM
+    )
+    assert "Today Date: 01 Feb 2025" in learnt(given, given.train_dataset[0])[0]
+    with pytest.raises(ParamsError, match="chat_template_date is 'today'; accepted is a date such as 2026-01-31"):
+        DistillationSFTConfig(**settings(tmp_path), chat_template_date="today")
+    trainer_on("qwen3", rows, tmp_path / "other", teacher_prompt_template=SYSTEM)
+    assert not (tmp_path / "other" / "chat_template_date.txt").exists()

@@ -230,6 +230,12 @@ def test_alpacas_columns():
     assert only({**row, "completion": "4"}, text_column="instruction")["completion"] == "4"
 
 
+def test_what_a_last_message_says_besides_its_content_is_kept():
+    thought = {**ASSISTANT, "reasoning_content": "r"}
+    assert json.loads(only({"messages": [USER, thought]})["turns"])["last"] == thought
+    assert only({"messages": [USER, ASSISTANT]})["turns"] is None
+
+
 def test_what_else_a_message_says_is_kept_and_what_arrow_adds_is_not():
     named = {"role": "user", "content": "q", "name": "Ann"}
     read = only({"messages": [SYSTEM, named, ASSISTANT]})

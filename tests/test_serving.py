@@ -29,7 +29,7 @@ TOOLS = [{"type": "function", "function": {"name": "f", "description": "d", "par
 THINKING = MARKED.replace(
     "{% if add_generation_prompt %}<|im_start|>assistant\n",
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% if enable_thinking is false %}<t></t>\n{% endif %}",
-)
+).replace("{% generation %}", "{% if enable_thinking is false %}<t></t>\n{% endif %}{% generation %}")
 
 
 def ids_of(folder, message="a b"):

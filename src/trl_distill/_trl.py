@@ -14,3 +14,10 @@ def gathered(*parameters: Any) -> AbstractContextManager[Any]:
     from trl.trainer.utils import maybe_gather_lm_head_ctx
 
     return maybe_gather_lm_head_ctx(*(p for p in parameters if p is not None))
+
+
+def has_marks(chat_template: str) -> bool:
+    """Whether a chat template marks what the assistant says, so that SFTTrainer can learn several turns by it."""
+    from trl.chat_template_utils import has_generation_markers
+
+    return bool(has_generation_markers(chat_template))

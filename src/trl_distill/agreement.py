@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Collection
 from dataclasses import fields
+from datetime import date
 from typing import Any
 
 from .arguments import DistillationArguments
@@ -26,6 +28,7 @@ def check_agreement(arguments: Any) -> None:
         TeacherError: A teacher's URL that cannot be used.
     """
     temperatures_of(arguments)
+    chat_template_options(arguments)
     check_prices(arguments)
     check_several(arguments)
     check_cross_tokenizer(arguments)
@@ -50,6 +53,29 @@ def temperatures_of(arguments: Any) -> tuple[float, ...]:
             f"teacher_temperatures is {given!r}; accepted are numbers above 0, separated by commas, such as 2,3."
         )
     return tuple(numbers)
+
+
+def chat_template_options(arguments: Any) -> dict[str, Any]:
+    """Return the keywords of both chat templates, and check the date that they are given.
+
+    Raises:
+        ParamsError: `chat_template_kwargs` is no JSON object, or `chat_template_date` no date.
+    """
+    given, day = arguments.chat_template_kwargs, arguments.chat_template_date
+    try:
+        found = json.loads(given) if isinstance(given, str) else given or {}
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise ParamsError(
+            f"chat_template_kwargs is {given!r}; accepted is a JSON object of names and values, such as "
+            "'{\"enable_thinking\": false}'."
+        )
+    try:
+        date.fromisoformat(day or "2000-01-01")
+    except ValueError:
+        raise ParamsError(f"chat_template_date is {day!r}; accepted is a date such as 2026-01-31.") from None
+    return found
 
 
 def check_prices(arguments: Any) -> None:
@@ -125,6 +151,7 @@ def check_several(arguments: Any) -> None:
         return
     reasons = {
         "teacher_model": "the teachers are listed there",
+        "teacher_chat_template": "each teacher has its own",
         "teacher_revision": "each teacher has a 'revision' of its own there",
         "teacher_prompt_template": "each teacher has a 'template' of its own there",
         "teacher_store": "a store keeps the targets of one teacher",

@@ -6,10 +6,14 @@ ids and position k of one is position k of the other, whatever the prompts.
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import date
 from typing import TYPE_CHECKING, Any
 
+from ._trl import has_marks
 from .errors import DataError, TeacherError, TemplateError
 
 if TYPE_CHECKING:
@@ -18,13 +22,15 @@ if TYPE_CHECKING:
 # text that tells apart tokenizers with equal vocabularies but other merges or normalisation
 PROBE = "The quick brown fox, 1234 + 5 = 1239!\n\tdéjà vu — naïve 東京 def f(x): return x  # ok"
 
-REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")  # what chat templates call a message's reasoning
+NOW = "strftime_now"  # the function by which a chat template writes today's date
+CALL = re.compile(NOW + r"\(\s*(['\"])(.*?)\1\s*\)")
+TAIL = 64  # characters at the end of a prompt that its last tokens stand in
 OTHERWISE = "add --cross-tokenizer, or learn from its completions alone with --distill-alpha 0"  # for other tokenizers
 
 
 def tokenize_prompt(
     tokenizer: PreTrainedTokenizerBase,
-    prompt: str | Sequence[dict[str, Any]],
+    prompt: str | Sequence[Mapping[str, Any]],
     options: Mapping[str, Any] | None = None,
 ) -> list[int]:
     """Return the ids of a prompt, ready for a completion to be appended.
@@ -38,14 +44,30 @@ def tokenize_prompt(
     Raises:
         TemplateError: Chat messages, but the tokenizer has no chat template, or one that does not take them.
     """
-    text, special = rendered_prompt(tokenizer, prompt, options)
+    return prompt_ids(tokenizer, *rendered_prompt(tokenizer, prompt, options))
+
+
+def prompt_ids(tokenizer: PreTrainedTokenizerBase, text: str, special: bool) -> list[int]:
+    """Return the ids of a prompt's text; see `tokenize_prompt`.
+
+    Args:
+        tokenizer: The tokenizer of the model that reads the prompt.
+        text: The prompt.
+        special: Whether the tokenizer adds its special tokens; a beginning of sequence that the text has is not
+            written twice.
+    """
     ids = list(tokenizer(text, add_special_tokens=special)["input_ids"])
-    return without_closing(tokenizer, ids, text) if special else ids
+    if not special:
+        return ids
+    bos = tokenizer.bos_token_id
+    if bos is not None and ids[:2] == [bos, bos] and text.startswith(str(tokenizer.bos_token)):
+        ids = ids[1:]
+    return without_closing(tokenizer, ids, text)
 
 
 def rendered_prompt(
     tokenizer: PreTrainedTokenizerBase,
-    prompt: str | Sequence[dict[str, Any]],
+    prompt: str | Sequence[Mapping[str, Any]],
     options: Mapping[str, Any] | None = None,
 ) -> tuple[str, bool]:
     """Return the text of a prompt, and whether the tokenizer adds its special tokens to it; see `tokenize_prompt`.
@@ -74,7 +96,7 @@ def without_closing(tokenizer: PreTrainedTokenizerBase, ids: list[int], prompt: 
 
 def rendered(
     tokenizer: PreTrainedTokenizerBase,
-    messages: Sequence[dict[str, Any]],
+    messages: Sequence[Mapping[str, Any]],
     *,
     opening: bool = False,
     options: Mapping[str, Any] | None = None,
@@ -86,19 +108,49 @@ def rendered(
         tokenizer: One with a chat template.
         messages: The conversation.
         opening: Whether to add what opens an assistant's turn.
-        options: What the template is handed besides the messages.
+        options: What the template is handed besides the messages; `chat_template` is another template, and
+            `strftime_now` the date (YYYY-MM-DD) that it writes as today's.
         name: What to call the template in messages (default: by its tokenizer).
 
     Raises:
         TemplateError: It is not Jinja (with its line), or does not take these messages.
     """
+    how = {**(options or {}), "tokenize": False, "add_generation_prompt": opening}
+    return str(_applied(tokenizer, messages, how, name))
+
+
+def rendered_with_marks(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, Any]], options: Mapping[str, Any]
+) -> tuple[list[int], list[int]]:
+    """Return a conversation's ids, and a mask that is 1 on what the chat template marks as the assistant's.
+
+    Args:
+        tokenizer: One with a chat template.
+        messages: The conversation.
+        options: As in `rendered`.
+
+    Raises:
+        TemplateError: See `rendered`.
+    """
+    how = {**options, "tokenize": True, "return_dict": True, "return_assistant_tokens_mask": True}
+    found = _applied(tokenizer, messages, how, "")
+    return list(found["input_ids"]), list(found["assistant_masks"])
+
+
+def _applied(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, Any]], how: Mapping[str, Any], name: str
+) -> Any:
+    """Call `apply_chat_template`, its errors as one sentence."""
     from jinja2 import TemplateError as JinjaError
     from jinja2 import TemplateSyntaxError
 
     name = name or f"the chat template of {tokenizer.name_or_path or 'the model'}"
+    how = dict(how)
+    day = how.pop(NOW, None)
+    if day is not None:  # transformers hands a template no function
+        how["chat_template"] = dated(how.get("chat_template") or tokenizer.chat_template, day)
     try:
-        how: dict[str, Any] = {**(options or {}), "tokenize": False, "add_generation_prompt": opening}
-        return str(tokenizer.apply_chat_template(list(messages), **how))
+        return tokenizer.apply_chat_template([dict(message) for message in messages], **how)
     except TemplateSyntaxError as error:
         raise TemplateError(f"{name} is not Jinja: line {error.lineno}: {error.message}.") from error
     except (JinjaError, TypeError, KeyError, ValueError) as error:
@@ -109,8 +161,19 @@ def rendered(
         ) from error
 
 
+def dated(template: Any, day: str) -> str:
+    """Return a chat template that writes a date (YYYY-MM-DD) where it would write today's."""
+    source = template.get("default", "") if isinstance(template, Mapping) else template
+    return CALL.sub(lambda call: json.dumps(f"{date.fromisoformat(day):{call[2]}}"), str(source))
+
+
 def tokenize_completion(
-    tokenizer: PreTrainedTokenizerBase, completion: str, *, chat: bool = False, finished: bool = True
+    tokenizer: PreTrainedTokenizerBase,
+    completion: str,
+    *,
+    chat: bool = False,
+    finished: bool = True,
+    behind: str | None = None,
 ) -> list[int]:
     """Return the ids of a completion, the token that ends it included.
 
@@ -120,66 +183,133 @@ def tokenize_completion(
         chat: Whether it is an assistant's turn: it then ends in the token that the chat template puts after
             a turn, which need not be the end-of-sequence token.
         finished: Whether it ends there; one that was cut gets no token that ends it.
+        behind: The prompt's text; None is no prompt.
     """
-    ids = list(tokenizer(completion, add_special_tokens=False)["input_ids"])
+    ids = tokenize_behind(tokenizer, completion, prompt=behind)
     end = turn_end(tokenizer) if chat else tokenizer.eos_token_id
     if finished and end is not None and (not ids or ids[-1] != end):
         ids.append(end)
     return ids
 
 
-def with_reasoning(text: str, reasoning: str, tokenizer: PreTrainedTokenizerBase | None = None) -> str:
-    """Return a completion with the reasoning before it: as the chat template writes both, else in a think block.
+def with_reasoning(text: str, reasoning: str) -> str:
+    """Return a completion with the reasoning before it, in a thinking block."""
+    return f"<think>\n{reasoning}\n</think>\n\n{text}"
+
+
+def tokenize_behind(tokenizer: PreTrainedTokenizerBase, text: str, *, prompt: str | None) -> list[int]:
+    """Return the ids of a text as it stands behind a prompt; no special tokens are added.
+
+    SentencePiece writes a space in front of any text, which does not stand behind the prompt. A token that holds the
+    end of the prompt and the beginning of the text is split at the text, since the prompt is served as it is.
 
     Args:
-        text: The completion.
-        reasoning: What was thought before it.
-        tokenizer: The student's, if the completion is an assistant's turn; None for text.
+        tokenizer: Of the model that reads both.
+        text: What follows the prompt.
+        prompt: The prompt's text, of which the end is looked at; None is no prompt.
     """
-    if tokenizer is None or tokenizer.chat_template is None:
-        return f"<think>\n{reasoning}\n</think>\n\n{text}"
-    asked = [{"role": "user", "content": "a"}]
-    opened = rendered(tokenizer, asked, opening=True)
-    for key in REASONING_KEYS:
-        turn = {"role": "assistant", "content": text, key: reasoning}
-        try:
-            said = rendered(tokenizer, [*asked, turn])
-        except TemplateError:
-            continue
-        written = said.removeprefix(opened)
-        if written != said and reasoning.strip() in written and text.strip() in written:
-            return written[: written.rindex(text.strip()) + len(text.strip())]
-    block = "" if opened.rstrip().endswith("<think>") else "<think>\n"  # the prompt may have opened it
-    return f"{block}{reasoning}\n</think>\n\n{text}"
+    plain = list(tokenizer(text, add_special_tokens=False)["input_ids"])
+    if not prompt or not text:
+        return plain
+    for before in (_tail(tokenizer, prompt), "\n"):
+        start, both = (list(tokenizer(t, add_special_tokens=False)["input_ids"]) for t in (before, before + text))
+        if both[: len(start)] == start:
+            return both[len(start) :]
+    return plain
 
 
-def tokenize_written(
-    tokenizer: PreTrainedTokenizerBase, text: str, reasoning: str = "", *, chat: bool = False, finished: bool = True
-) -> list[int]:
-    """Return the ids of a completion that a teacher wrote as text, its reasoning before it if that is learned too."""
-    whole = with_reasoning(text, reasoning, tokenizer if chat else None) if reasoning else text
-    return tokenize_completion(tokenizer, whole, chat=chat, finished=finished)
+def _tail(tokenizer: PreTrainedTokenizerBase, prompt: str) -> str:
+    """Return the end of a prompt, from its last special token or its last line on: no token reaches back further."""
+    tail = prompt[-TAIL:]
+    places = [tail.rfind(token) for token in (*tokenizer.all_special_tokens, *tokenizer.get_added_vocab()) if token]
+    return tail[max([*places, tail.rstrip("\n").rfind("\n"), 0]) :]
 
 
-def turn_end(tokenizer: PreTrainedTokenizerBase) -> int | None:
-    """Return the special token the chat template puts after an assistant's turn, else end-of-sequence.
+def common_length(one: Sequence[Any], other: Sequence[Any]) -> int:
+    """Return how many items (characters, token ids) two sequences begin with in common."""
+    different = (i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b)
+    return next(different, min(len(one), len(other)))
+
+
+@dataclass(frozen=True)
+class TurnEnd:
+    """How an assistant's turn ends.
+
+    Attributes:
+        text: What the chat template writes behind the content of the last turn.
+        token: The token that ends the turn; None if there is none.
+        own: Whether the chat template writes it.
+        trained: Whether it is TRL's training template that does.
+    """
+
+    text: str
+    token: int | None
+    own: bool = False
+    trained: bool = False
+
+
+def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> TurnEnd:
+    """Return how a turn ends: by the chat template's token, else by its training template's, else by end-of-sequence.
 
     Raises:
         TemplateError: The template leaves out what the assistant says.
     """
     if tokenizer.chat_template is None:
-        return tokenizer.eos_token_id
-    said = "COMPLETION"
-    turn = [{"role": "user", "content": "a"}, {"role": "assistant", "content": said}]
-    text = rendered(tokenizer, turn)
-    if said not in text:
+        return TurnEnd("", tokenizer.eos_token_id)
+    text = _behind_content(tokenizer, None)
+    if text is None:
         raise TemplateError(
             f"the chat template of {tokenizer.name_or_path or 'the model'} leaves out what the assistant says; give "
             "another with --chat-template."
         )
-    after = tokenizer(text[text.rindex(said) + len(said) :], add_special_tokens=False)["input_ids"]
-    special = set(tokenizer.all_special_ids) | set(tokenizer.get_added_vocab().values())
-    return next((token for token in after if token in special), tokenizer.eos_token_id)
+    token = _first_special(tokenizer, text)
+    if token is not None:
+        return TurnEnd(text, token, own=True)
+    longer = _behind_content(tokenizer, training_template(tokenizer))
+    token = None if longer is None else _first_special(tokenizer, longer)
+    return TurnEnd(text, tokenizer.eos_token_id if token is None else token, trained=token is not None)
+
+
+def _behind_content(tokenizer: PreTrainedTokenizerBase, template: str | None) -> str | None:
+    """Return what a chat template (default: the tokenizer's) writes behind the last content; None if it has none."""
+    said = "COMPLETION"
+    turn = [{"role": "user", "content": "a"}, {"role": "assistant", "content": said}]
+    text = rendered(tokenizer, turn, options={"chat_template": template})
+    return text[text.rindex(said) + len(said) :] if said in text else None
+
+
+def _first_special(tokenizer: PreTrainedTokenizerBase, text: str) -> int | None:
+    """Return the first special or added token of a text."""
+    special = {*tokenizer.all_special_ids, *tokenizer.get_added_vocab().values()}
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    return next((token for token in ids if token in special), None)
+
+
+def training_template(tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """Return the chat template with marks by which SFTTrainer learns several turns: the tokenizer's own, or TRL's.
+
+    None if the tokenizer's has no marks and TRL has none for it.
+    """
+    template = tokenizer.chat_template
+    if template is None:
+        return None
+    if has_marks(template):
+        return str(template)
+    from trl import get_training_chat_template
+
+    try:
+        return get_training_chat_template(tokenizer)
+    except (ValueError, TypeError):
+        return None
+
+
+def turn_end(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """Return the token that ends an assistant's turn; see `end_of_turn`.
+
+    Raises:
+        TemplateError: The template leaves out what the assistant says.
+    """
+    return end_of_turn(tokenizer).token
 
 
 def stop_of_turn(tokenizer: PreTrainedTokenizerBase) -> int | None:

@@ -117,6 +117,19 @@ class DistillationArguments:
         group="Data",
     )
     prompt_text_column: str | None = option(None, "Column with the input, where it is not --text-column.", group="Data")
+    chat_template_kwargs: str | None = option(
+        None,
+        "Keywords of both chat templates, as JSON, such as '{\"enable_thinking\": false}'; a row's column of this name "
+        "takes their place.",
+        group="Data",
+        objects=True,
+    )
+    chat_template_date: str | None = option(
+        None,
+        "Date (YYYY-MM-DD) for chat templates that write today's (default: the day on which the project or store was "
+        "begun).",
+        group="Data",
+    )
     prompt_overflow: str = option(
         "error",
         "A prompt too long for its model: 'error' names the row, 'left' cuts its start.",
@@ -160,6 +173,11 @@ class DistillationArguments:
     )
     retain_fraction: float = option(
         0.25, "Share of a training epoch's rows that are of --retain-data.", above=0.0, high=0.95, group="Teacher"
+    )
+    teacher_chat_template: str | None = option(
+        None,
+        "Chat template of the teacher, given as --chat-template (default: its own, else the student's).",
+        group="Teacher",
     )
     teacher_revision: str | None = option(None, "Revision of a Hub teacher.", group="Teacher")
     teacher_dtype: str = option("auto", "Precision the teacher is loaded in.", choices=DTYPES, group="Teacher")

@@ -1,4 +1,4 @@
-"""The student's chat template: its own, a built-in one, a Jinja file, or another model's.
+"""A model's chat template: its own, a built-in one, a Jinja file, or another model's.
 
 A template is tried on a short conversation before anything is tokenized with it.
 """
@@ -31,14 +31,19 @@ ACCEPTED = "give 'tokenizer' (the model's own), 'chatml', 'zephyr', a Jinja file
 
 
 def take_chat_template(
-    tokenizer: PreTrainedTokenizerBase, source: str | None, *, trust_remote_code: bool = False
+    tokenizer: PreTrainedTokenizerBase,
+    source: str | None,
+    *,
+    role: str = "chat_template",
+    trust_remote_code: bool = False,
 ) -> None:
     """Give a tokenizer the chat template that was asked for.
 
     Args:
-        tokenizer: The student's; it is changed.
+        tokenizer: The model's; it is changed.
         source: None, "tokenizer" or "none" for its own; "chatml" or "zephyr"; a Jinja file (`@` in front of it is
             taken too); a folder or Hub name of a model.
+        role: The setting it was given in, for messages.
         trust_remote_code: Allow code that such a model brings.
 
     Raises:
@@ -46,18 +51,18 @@ def take_chat_template(
     """
     if source is None or source in OWN:
         return
-    template = BUILT_IN.get(source, _from_file(source))
+    template = BUILT_IN.get(source, _from_file(source, role))
     if template is None:
-        template = _from_model(source, trust_remote_code)
+        template = _from_model(source, role, trust_remote_code)
     before, tokenizer.chat_template = tokenizer.chat_template, template
     try:
-        _check(tokenizer, f"chat_template {source!r}")
+        _check(tokenizer, f"{role} {source!r}")
     except TemplateError:
         tokenizer.chat_template = before
         raise
 
 
-def _from_file(source: str) -> str | None:
+def _from_file(source: str, role: str) -> str | None:
     """Return the text of a file; None where there is none."""
     path = Path(source.removeprefix("@")).expanduser()
     if not path.is_file():
@@ -66,18 +71,18 @@ def _from_file(source: str) -> str | None:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
-        raise TemplateError(f"chat_template {source!r} cannot be read: {reason}; give a Jinja file.") from None
+        raise TemplateError(f"{role} {source!r} cannot be read: {reason}; give a Jinja file.") from None
 
 
-def _from_model(source: str, trust_remote_code: bool) -> str:
+def _from_model(source: str, role: str, trust_remote_code: bool) -> str:
     """Return the chat template of another model's tokenizer."""
     try:
-        path = resolve(source, role="chat_template")
-        tokenizer = load_tokenizer(path, role="chat_template", trust_remote_code=trust_remote_code)
+        path = resolve(source, role=role)
+        tokenizer = load_tokenizer(path, role=role, trust_remote_code=trust_remote_code)
     except UsageError as error:
-        raise TemplateError(f"chat_template {source!r} is no template, no file and no model; {ACCEPTED}.") from error
+        raise TemplateError(f"{role} {source!r} is no template, no file and no model; {ACCEPTED}.") from error
     if own_source(tokenizer) is None:
-        raise TemplateError(f"chat_template {source!r} is a model without a chat template; {ACCEPTED}.")
+        raise TemplateError(f"{role} {source!r} is a model without a chat template; {ACCEPTED}.")
     return str(own_source(tokenizer))
 
 

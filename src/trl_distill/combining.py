@@ -41,6 +41,7 @@ FEATURES = Features(
             "dropped": Value("bool"),
             "unusable": Value("string"),
         },
+        **{"opening": Value("string"), "foreign": Value("bool")},
         **{"teachers": IDS, "teacher_prompts": List(IDS)},
     }
 )

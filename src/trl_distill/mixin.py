@@ -39,7 +39,7 @@ from .packing import PackedRows, check_apart_in, check_packing, packed, unseen
 from .preparation import is_prepared
 from .quantization import keep_differentiable
 from .readers import CONVERSATIONS
-from .recipes import add_taught_ends, from_store, writers_of_data
+from .recipes import add_taught_ends, from_store, template_date, writers_of_data
 from .rows import COMPLETIONS
 from .same_weights import Student
 from .schedules import Annealing
@@ -277,6 +277,8 @@ class DistillationMixin(StepMixin, MovingTeacherMixin, _Base):
         sides: dict[str, Any] = {"tokenizer": self.tokenizer, "student": self.base_student.config}
         weights = Student(lambda: self.model, trainer=type(self))
         self.recipe = recipe_of(self.args, self.teacher, **sides, weights=weights)
+        if self.args.chat_template_date is None and self.args.should_save:
+            template_date(self.args, self.teacher, self.tokenizer).keep()
         self.train_dataset = self.prepare_dataset(self.train_dataset, Split.TRAIN)
         self.eval_dataset = self._prepare_all(self.eval_dataset)
         self.check_prompts()

@@ -21,6 +21,8 @@ from .option import CheckedSettings, option, plain
 
 HUB_DATA = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")  # a dataset of an account
 OWN_TEACHERS = ("self", "ema")
+# settings of distillation that say how data is read, with a teacher or without
+OF_PLAIN_SFT = ("completion_column", "prompt_text_column", "max_bad_rows", "chat_template_kwargs")
 STRATEGIES = ("no", "steps", "epoch")
 MIXED_PRECISIONS = ("no", "bf16", "fp16")
 

@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
+from .agreement import chat_template_options
+from .alignment import training_template
 from .conversation import KWARGS, TOOLS
 from .errors import DataError, ParamsError
 from .params import LLMTrainingParams
+from .readers import CONVERSATIONS
 from .rows import RowReport, read_rows
 
 if TYPE_CHECKING:
@@ -47,6 +50,8 @@ def plain_rows(dataset: Dataset, params: LLMTrainingParams, *, name: str) -> tup
             f"{name}: {len(lacking)} rows have no completion (row {', '.join(map(str, lacking[:10]))}) where others "
             "have one; complete them, or take them out."
         )
+    options = chat_template_options(params)
+    apart = params.completion_column is not None or not {*CONVERSATIONS} & {*dataset.column_names}
     text_column = params.text_column  # the closure must not hold the parameters: they may hold a model
 
     def shaped(row: dict[str, Any]) -> dict[str, Any]:
@@ -54,7 +59,10 @@ def plain_rows(dataset: Dataset, params: LLMTrainingParams, *, name: str) -> tup
         if chat:
             messages = json.loads(row["history"] or json.dumps([{"role": "user", "content": row["input"]}]))
             last = {"role": "assistant", "content": said} if row["turns"] is None else json.loads(row["turns"])["last"]
-            return {"messages": messages + ([last] if said is not None else [])} | _for_chat_template(row)
+            more = _for_chat_template(row, options)
+            if said is not None and apart:
+                return {"prompt": messages, "completion": [last], **more}
+            return {"messages": messages + ([last] if said is not None else []), **more}
         return {"prompt": row["input"], "completion": said} if pairs else {text_column: row["input"]}
 
     return rows.map(shaped, remove_columns=rows.column_names, load_from_cache_file=False), report
@@ -69,22 +77,16 @@ def check_marks(tokenizer: PreTrainedTokenizerBase) -> None:
     Raises:
         ParamsError: Neither.
     """
-    from trl import get_training_chat_template
-    from trl.chat_template_utils import has_generation_markers
-
-    if tokenizer.chat_template is None or has_generation_markers(tokenizer.chat_template):
-        return  # that there is none is said of the rows
-    try:
-        get_training_chat_template(tokenizer)
-    except ValueError:
+    if tokenizer.chat_template is not None and training_template(tokenizer) is None:
         raise ParamsError(
             "assistant_only_loss without a teacher needs a chat template that marks what the assistant says, and the "
             "student's has no {% generation %}; give one by --chat-template, or drop --assistant-only-loss."
-        ) from None
+        )
 
 
-def _for_chat_template(row: dict[str, Any]) -> dict[str, Any]:
+def _for_chat_template(row: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
     """Return the columns that TRL hands to a chat template, where the data has them."""
     values = json.loads(row["values"])
     more = {TOOLS: values[TOOLS] or None} if TOOLS in values else {}
-    return more | ({KWARGS: json.loads(values[KWARGS] or "{}")} if KWARGS in values else {})
+    own = {**options, **json.loads(values.get(KWARGS) or "{}")}
+    return more | ({KWARGS: own} if own or KWARGS in values else {})

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from statistics import mean
 from typing import TYPE_CHECKING, Any
 
@@ -55,6 +56,8 @@ class Preflight:
         retained: Of rows to retain how many there are, where they come from, and their own figures.
         notes: What a user may have meant otherwise, a sentence each.
         warning: Why the run teaches nothing, or saves no token though it is meant to; empty if neither is so.
+        openings: Rows by how their prompt differs from the student's own generation prompt: `Turn.opening` as JSON.
+        foreign: Rows in which the teacher's chat template would write the assistant's turn in other words.
         coverage: Share of the completion tokens for which a server gave log-probabilities; None where none was asked.
         serving: How the student is served; None is by its own chat template, or none.
     """
@@ -78,6 +81,8 @@ class Preflight:
     estimated: bool = False
     coverage: float | None = None
     dropped: int = 0
+    openings: dict[str, int] = field(default_factory=dict)
+    foreign: int = 0
     retained: tuple[int, str, Preflight] | None = None
     notes: tuple[str, ...] = ()
     warning: str = ""
@@ -125,6 +130,8 @@ class Preflight:
             notes=notes_of(recipe),
             warning=_warning(rows, recipe),
             unfinished=sum(not f and s == "teacher" for f, s in zip(rows["finished"], rows["source"], strict=True)),
+            openings=dict(Counter(rows["opening"])) if "opening" in rows.column_names else {},
+            foreign=sum(rows["foreign"]) if "foreign" in rows.column_names else 0,
         )
 
     @property
@@ -160,6 +167,7 @@ class Preflight:
             lines.append(f"  cut prompts   {self.prompts_cut:,} rows lost the start of a prompt")
         if self.dropped:
             lines.append(f"  dropout       {self.dropped:,} rows show the student the teacher's prompt")
+        lines += self._rendered()
         if self.retained is not None:
             lines.append(f"  retained      {self._retained(*self.retained)}")
         if self.text_only:
@@ -206,6 +214,31 @@ class Preflight:
                 f"{self.sources['teacher']:,} completions: the student learns no end either, and will go on as it does"
             )
         return [spelled(line) for line in lines]
+
+    @property
+    def opening(self) -> dict[str, Any]:
+        """How the student's prompts differ from its own generation prompt, if all do alike; see `Turn.opening`."""
+        if len(self.openings) != 1:
+            return {}
+        return dict(json.loads(next(iter(self.openings)) or "{}"))
+
+    def _rendered(self) -> list[str]:
+        """Return what there is to say of the chat templates."""
+        lines = []
+        for text, rows in self.openings.items():
+            if not text:
+                continue
+            opening = json.loads(text)
+            left_out = opening.pop("left_out", None)
+            how = ", ".join(f"{name}={json.dumps(value)}" for name, value in opening.items())
+            what = f"rendered with {how}" if left_out is None else f"without {left_out!r} at the end of the prompt"
+            lines.append(f"  template      {rows:,} rows {what}: their turns do not begin with the generation prompt")
+        if self.foreign:
+            lines.append(
+                f"  template      the teacher reads {self.foreign:,} turns as the student's chat template writes them; "
+                "its own writes them otherwise"
+            )
+        return lines
 
     def _retained(self, count: int, source: str, own: Preflight) -> str:
         """Return what there is to say of rows to retain."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import uuid
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from random import Random
 from typing import TYPE_CHECKING, Any
@@ -17,22 +17,23 @@ from typing import TYPE_CHECKING, Any
 from datasets import Features, List, Value
 
 from . import turns
-from .alignment import check_ids, fit, tokenize_completion, tokenize_prompt, tokenize_written
-from .conversation import KWARGS, OWN, TOOLS, check_prompts, options_of, own_prompt, render
+from .alignment import NOW, check_ids, fit
+from .assistant_turn import ChatTurns
+from .conversation import KWARGS, OWN, TOOLS, check_prompts, options_of, render
 from .crossing import COLUMNS as CROSSING_COLUMNS
 from .data import RowReport, read_rows
 from .errors import DataError, ParamsError
 from .preflight import Preflight, differ
 from .prompt_tokens import PromptTokens
 from .prompts import SYSTEM_ROLES, Template
+from .row_tokens import WITH_TOOLS, completion_of_text, row_frame, source_of, tokenize_row
 from .rows import NoUsableRows
-from .serving_template import Frame, Serving, frame_of, marked, serving_of
+from .serving_template import Frame, Serving, marked, serving_of
 from .split import Split
 from .teachers.answers import EMPTY
 from .teachers.base import Completion
-from .teachers.written import was_cut
 from .tokenized import check_tokenized, is_tokenized, read_tokenized
-from .turns import Stretches, conversation_of, fit_stretches, of_ids, side_by_side, stretches
+from .turns import fit_stretches
 from .usage import Example
 
 if TYPE_CHECKING:
@@ -47,13 +48,13 @@ IDS = List(Value("int64"))
 TOKENS = Features(  # of a row once it is tokenized; a column that is empty in the first rows has a type all the same
     {
         **{"row": Value("int64"), "source": Value("string"), "finished": Value("bool"), "unusable": Value("string")},
-        **{"read": Value("string"), "chat": Value("bool"), "dropped": Value("bool"), "frame": Value("string")},
-        **dict.fromkeys(("student_prompt", "teacher_prompt", "completion", *turns.COLUMNS), IDS),
+        **{"read": Value("string"), "asked": Value("string"), "chat": Value("bool"), "dropped": Value("bool")},
+        **{"opening": Value("string"), "foreign": Value("bool"), "frame": Value("string"), "text": Value("string")},
+        **dict.fromkeys(("student_prompt", "teacher_prompt", "completion", "whole", *turns.COLUMNS), IDS),
     }
 )
 Write = Callable[[list[Any]], list[Completion]]
 SHOWN_IDS = 8  # of a row that is token ids without a prompt
-WITH_TOOLS = "tools"  # in the column `frame` of a row that brings some
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,11 @@ class Reading:
     template: Template
     limit: int | None
     rows: int | None = None
+
+    @cached_property
+    def turns(self) -> ChatTurns:
+        """Renders the assistant's turns of conversations."""
+        return ChatTurns(self.tokenizer)
 
     @cached_property
     def prompt_tokens(self) -> PromptTokens:
@@ -115,6 +121,7 @@ class Recipe:
             `same_weights`; None is no check.
         seed: Of the draw of those rows.
         serves: Whether the saved chat template renders the student's prompt, see `serving_template`.
+        options: Keywords of both chat templates; a row's own take their place.
     """
 
     student: Reading
@@ -136,13 +143,14 @@ class Recipe:
     teaches_nothing: Callable[[], bool] | None = None
     seed: int = 0
     serves: bool = True
+    options: Mapping[str, Any] = field(default_factory=dict)
 
     @cached_property
     def dropped_tokens(self) -> PromptTokens:
         """Turns the teacher's prompts into the student's token ids."""
         return PromptTokens(self.student.tokenizer)
 
-    def drops(self, row: dict[str, Any]) -> bool:
+    def drops(self, row: Mapping[str, Any]) -> bool:
         """Whether the student reads the teacher's prompt in a row, drawn by the seed, the row's number and its text."""
         if self.prompt_dropout == 0:
             return False
@@ -290,49 +298,32 @@ def conclude(
 
 def _example(usable: Dataset, rows: Dataset, recipe: Recipe) -> Example:
     """Return the first row's prompt as the student reads it, whole and without the teacher's."""
-    shown = next((row for row in usable.select_columns(["row", "dropped"]) if not row["dropped"]), usable[0])
+    shown = next((row for row in usable.select_columns(["row", "dropped", "opening"]) if not row["dropped"]), usable[0])
     row = next(row for row in rows if row["row"] == shown["row"])
     tokenizer, template, values = recipe.student.tokenizer, recipe.student.template, json.loads(row["values"])
     if row.get("ids") is not None:
         ids = usable[0]["student_prompt"] or usable[0]["completion"][:SHOWN_IDS]
         return Example(marked(row, template)["input"], {"input": tokenizer.decode(ids)}, {}, ids)
     options = {} if row["history"] is None else options_of(values, where="")
-    ids = tokenize_prompt(tokenizer, render(template, row), options)
-    return Example(render(template, marked(row, template)), {**values, "input": row["input"]}, options, ids)
+    options = {**{name: value for name, value in recipe.options.items() if name != NOW}, **options}
+    frame = Frame(render(template, marked(row, template)), options).opened(json.loads(shown["opening"] or "{}"))
+    ids = replace(frame, prompt=render(template, row)).prompt_ids(tokenizer)
+    return Example(frame.prompt, {**values, "input": row["input"]}, frame.options, ids)
 
 
 def _serving(usable: Dataset, rows: Dataset, recipe: Recipe) -> Serving | None:
     """Return how the student is served, None as its own chat template does or if no prompt was trained."""
     frames: list[Frame | None] = [None for key in usable.unique("frame") if key == WITH_TOOLS]
-    for key in [key for key in usable.unique("frame") if key not in ("", WITH_TOOLS)][:2]:
-        number = next(row["row"] for row in usable.select_columns(["row", "frame"]) if row["frame"] == key)
+    found = {(row["frame"], row["opening"]): row["row"] for row in usable.select_columns(["row", "frame", "opening"])}
+    for number, opening in [(n, o) for (key, o), n in found.items() if key not in ("", WITH_TOOLS)][:2]:
         row = next(row for row in rows if row["row"] == number)
-        frames.append(_frame(row, recipe))
+        frames.append(row_frame(row, recipe, json.loads(opening or "{}")))
     return serving_of(recipe.student.tokenizer, recipe.student.template, frames) if frames else None
-
-
-def _frame(row: dict[str, Any], recipe: Recipe) -> Frame | None:
-    """Return what the student reads around a user's message in the place of a row's."""
-    options = {} if row["history"] is None else options_of(json.loads(row["values"]), where="")
-    return frame_of(row, recipe.student.template, options)
 
 
 def mapped(dataset: Dataset, function: Callable[..., Any], what: str, **more: Any) -> Dataset:
     """Map a dataset; the fingerprint is made up, since the usual one would pickle the teacher that a recipe holds."""
     return dataset.map(function, desc=what, load_from_cache_file=False, new_fingerprint=uuid.uuid4().hex, **more)
-
-
-def source_of(row: dict[str, Any], recipe: Recipe) -> str:
-    """Say where a row's completion comes from: "data", "text" (the input itself) or "teacher"."""
-    if recipe.completions == "teacher":
-        return "teacher"
-    if row["completion"] is not None or row.get("ids") is not None:
-        return "data"
-    alike = recipe.student.template.is_identity and recipe.teacher.template.is_identity
-    alike = alike and own_prompt(json.loads(row["values"]), recipe.teacher.template, where="") is None
-    if alike and row["history"] is None and (recipe.plain_text or recipe.completions == "data"):
-        return "text"
-    return "teacher"
 
 
 def _check_sources(rows: Dataset, recipe: Recipe, name: str) -> None:
@@ -345,88 +336,6 @@ def _check_sources(rows: Dataset, recipe: Recipe, name: str) -> None:
             f"{name}: {len(lacking)} rows have no completion (row {', '.join(map(str, lacking[:10]))}) and completions "
             "is 'data'; name the column with --completion-column, or let the teacher write with --completions teacher."
         )
-
-
-def tokenize_row(row: dict[str, Any], recipe: Recipe, *, name: str) -> dict[str, Any]:
-    """Return both prompts' ids, and the completion's where there is one, in the columns of `TOKENS`."""
-    source, where = source_of(row, recipe), f"{name}, row {row['row']}"
-    out: dict[str, Any] = {"row": row["row"], "source": source, "completion": [], "finished": True}
-    out |= {"dropped": False, "unusable": "", "frame": ""}
-    out |= {"read": "", "chat": False}  # what a teacher without token ids reads, and whether it answers a chat
-    out |= {column: [] for column in turns.COLUMNS}
-    if row.get("ids") is not None:
-        both = of_ids(row["ids"], row["mask"])
-        return out | side_by_side(both, both, where=where)
-    if source == "text":
-        tokenizer = recipe.student.tokenizer
-        opening = tokenize_prompt(tokenizer, "")  # what the tokenizer puts in front of any text, if anything
-        out |= {
-            "student_prompt": opening,
-            "teacher_prompt": tokenize_prompt(recipe.teacher.tokenizer, ""),
-            "completion": tokenize_completion(tokenizer, row["input"]),
-        }
-        return out | _crossed(row["input"], out["completion"], recipe)
-    values = json.loads(row["values"])
-    own = own_prompt(values, recipe.teacher.template, where=where)
-    options = {} if row["history"] is None else options_of(values, where=where)
-    out["finished"] = source == "teacher" or not was_cut(values)
-    frame = _frame(row, recipe)
-    out["frame"] = WITH_TOOLS if frame is None else frame.key
-    if row["turns"] is not None and source == "data":
-        return out | _turns(row, recipe, own, options=options, finished=out["finished"], where=where)
-    student, teacher = render(recipe.student.template, row), render(recipe.teacher.template, row, own)
-    out["dropped"] = recipe.drops(row)
-    student = teacher if out["dropped"] else student
-    out["student_prompt"] = (recipe.dropped_tokens if out["dropped"] else recipe.student.prompt_tokens)(
-        student, options
-    )
-    out["chat"] = not isinstance(student, str)
-    if recipe.reads_text:
-        if options and source == "teacher":
-            raise DataError(
-                f"{where}: there are {', '.join(sorted(options))} for a chat template, and the teacher is asked in "
-                "text and messages alone; give completions, or a local teacher."
-            )
-        out["read"] = json.dumps(teacher)
-        teacher = (recipe.as_read or _text_of)(teacher)
-    out["teacher_prompt"] = recipe.teacher.prompt_tokens(teacher, {} if isinstance(teacher, str) else options)
-    if source == "data":
-        out["completion"] = tokenize_completion(
-            recipe.student.tokenizer, row["completion"], chat=out["chat"], finished=out["finished"]
-        )
-    return out | _crossed(row["completion"] if source == "data" else "", out["completion"], recipe)
-
-
-def _turns(
-    row: dict[str, Any], recipe: Recipe, own: Any, *, options: dict[str, Any], finished: bool, where: str
-) -> dict[str, Any]:
-    """Return the ids of a conversation of which several turns are learnt, or a call of a tool."""
-
-    def of(side: Reading, own: Any) -> Stretches:
-        messages, start = conversation_of(side.template, row, own)
-        return stretches(side.tokenizer, messages, start, options=options, finished=finished, where=where)
-
-    mine = of(recipe.student, None)
-    # what gives text is not compared token by token
-    theirs = mine if recipe.reads_text and recipe.take is None else of(recipe.teacher, own)
-    if recipe.crossing is None:
-        return {**side_by_side(mine, theirs, where=where), "chat": True}
-    decoded = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
-    text = str(recipe.student.tokenizer.decode(mine.learnt, **decoded))
-    out = {**side_by_side(mine, mine, where=where), "teacher_prompt": theirs.prompt, "chat": True}
-    return out | _crossed(text, out["completion"], recipe)
-
-
-def _crossed(text: str, completion: list[int], recipe: Recipe) -> dict[str, list[int]]:
-    """Return the completion in the teacher's own tokens, where they are not the student's."""
-    return (
-        {} if recipe.crossing is None else {"teacher_completion": recipe.crossing.teacher_completion(text, completion)}
-    )
-
-
-def _text_of(prompt: str | list[dict[str, Any]]) -> str:
-    """Return a prompt's text, without what tells the messages of a chat apart."""
-    return prompt if isinstance(prompt, str) else "\n".join(str(message["content"]) for message in prompt)
 
 
 def _check_ids(tokens: Dataset, recipe: Recipe, name: str) -> None:
@@ -503,8 +412,8 @@ def _write_missing(tokens: Dataset, recipe: Recipe, name: str) -> Dataset:
             unusable = written[i].unusable or ("" if text.strip() else EMPTY)
             if unusable:
                 return {**row, "completion": [], "unusable": unusable}
-            thought = written[i].reasoning
-            ids = tokenize_written(recipe.student.tokenizer, text, thought, chat=row["chat"], finished=finished)
+            own = completion_of_text(row, text, recipe, reasoning=written[i].reasoning, finished=finished)
+            return {**row, **own, "finished": finished}
         return {**row, "completion": ids, "finished": finished}
 
     return mapped(tokens, put, "Taking completions", with_indices=True)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from .alignment import rendered_prompt, tokenize_prompt, without_closing
+from .alignment import common_length, prompt_ids, rendered_prompt, without_closing
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -50,15 +50,18 @@ class PromptTokens:
 
     def __call__(self, prompt: str | Sequence[dict[str, Any]], options: Mapping[str, Any] | None = None) -> list[int]:
         """Return the ids of a prompt; see `tokenize_prompt`."""
-        text, special = rendered_prompt(self.tokenizer, prompt, options)
+        return self.of_text(*rendered_prompt(self.tokenizer, prompt, options))
+
+    def of_text(self, text: str, special: bool) -> list[int]:
+        """Return the ids of a rendered prompt; see `prompt_ids`."""
         start = self._start
         if start is not None and text.startswith(start.text):
             rest = list(self.tokenizer(text[start.cut :], add_special_tokens=False)["input_ids"])
             return without_closing(self.tokenizer, [*start.ids, *rest], text) if special else [*start.ids, *rest]
-        ids = tokenize_prompt(self.tokenizer, prompt, options)
+        ids = prompt_ids(self.tokenizer, text, special)
         if not self._tried and self._first is not None and self._first[1] == special and self._first[0] != text:
             self._tried = True
-            self._start = self._find(_common(self._first[0], text), text, ids, special)
+            self._start = self._find(text[: common_length(self._first[0], text)], text, ids, special)
         self._first = text, special
         return ids
 
@@ -77,9 +80,3 @@ class PromptTokens:
             if edges[k - 1][1] <= cut and [*ids[:k], *rest] == ids:
                 return Start(common, cut, ids[:k])
         return None
-
-
-def _common(one: str, other: str) -> str:
-    """Return what two texts begin with."""
-    different = (i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b)
-    return one[: next(different, min(len(one), len(other)))]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from functools import cache
 from pathlib import Path
@@ -9,10 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 from accelerate import PartialState
 
-from .agreement import freshness, temperatures_of
+from .agreement import chat_template_options, freshness, temperatures_of
 from .alignment import Limit, ends_of, shared_vocabulary
 from .architectures import vocabulary_rows
 from .arguments import STORE_KINDS
+from .chat_template_date import TemplateDate
+from .chat_templates import take_chat_template
 from .config import DistillationSFTConfig
 from .endpoints import is_openai_name
 from .errors import ParamsError, TeacherError
@@ -62,6 +65,7 @@ if TYPE_CHECKING:
     from transformers import GenerationConfig, PretrainedConfig, PreTrainedTokenizerBase
 
 STORE = "teacher_completions.jsonl"
+ENDING = 4  # tokens at the end of a completion among which its end is: templates write white space behind it
 MISSING = (
     "teacher_model is missing; distillation needs a teacher: a folder, a Hub name, 'embedded', a teacher_store "
     "that is complete, or data whose column 'teacher' says of every row who wrote its completion."
@@ -138,6 +142,8 @@ def teacher_of(
         ),
     )
     teacher = _in_text(args, teacher, tokenizer=tokenizer, student=student)
+    if args.teacher_chat_template is not None:
+        _take_chat_template(args, teacher)
     if isinstance(teacher, TextTeacher) and not args.cross_tokenizer:
         if args.teacher_store is not None:
             raise ParamsError(
@@ -183,6 +189,32 @@ def _in_text(
     except TeacherError:
         return LocalTextTeacher(teacher, tokenizer=tokenizer)
     return teacher
+
+
+def _take_chat_template(args: DistillationSFTConfig, teacher: Teacher) -> None:
+    """Give a teacher the chat template that was asked for; the student may share its tokenizer, which stays as it is.
+
+    Raises:
+        ParamsError: The teacher renders chats itself.
+        TeacherError: A store that was made with another chat template.
+        TemplateError: See `take_chat_template`.
+    """
+    source = str(args.teacher_chat_template)
+    owner = teacher.writer if isinstance(teacher, LocalTextTeacher) else teacher
+    if isinstance(owner, TextTeacher):
+        raise ParamsError(
+            f"teacher_chat_template is {source!r}, but teacher_model {teacher.name!r} is sent messages and renders "
+            "them itself; drop --teacher-chat-template."
+        )
+    own = copy.deepcopy(owner.tokenizer)
+    take_chat_template(own, source, role="teacher_chat_template", trust_remote_code=args.trust_remote_code)
+    if not isinstance(owner, StoredTeacher):
+        owner.tokenizer = own  # type: ignore[misc]
+    elif own.chat_template != owner.tokenizer.chat_template:
+        raise TeacherError(
+            f"teacher_store {str(args.teacher_store)!r} was made with another chat template than "
+            f"--teacher-chat-template {source!r}; give the same, or make a new store."
+        )
 
 
 def writers_of_data(args: DistillationSFTConfig, given: Any, dataset: Dataset | None) -> tuple[str, ...]:
@@ -292,6 +324,7 @@ def write_store(args: DistillationSFTConfig, teacher: Teacher, datasets: Sequenc
     )
     rows = (row for _, dataset in datasets for row in dataset)
     folder, progress = TargetFolder(str(args.teacher_store)), not args.disable_tqdm
+    template_date(args, teacher, teacher.tokenizer).keep()
     with read_whole(args):
         return write_targets(teacher, rows, folder, settings, progress=progress)
 
@@ -333,9 +366,14 @@ def recipe_of(
     """
     settings = generation_of(args)
     student_template, teacher_template = templates_of(args)
+    targets = None if args.teacher_store is None else TargetFolder(args.teacher_store).folder
+    day = template_date(args, teacher, tokenizer)
+    options = {**chat_template_options(args), **day.options()}
+    if isinstance(teacher, LocalTextTeacher):
+        teacher.options = options
 
     def write(prompts: list[Any]) -> list[Completion]:
-        targets = None if args.teacher_store is None else TargetFolder(args.teacher_store).folder
+        day.keep()
         store = CompletionStore(Path(str(args.output_dir)) / STORE if targets is None else targets / COMPLETIONS)
         if isinstance(teacher, TextTeacher):
             return teacher.write(prompts, settings, store=store, progress=not args.disable_tqdm)
@@ -378,6 +416,7 @@ def recipe_of(
         teaches_nothing=None if weights is None else cache(lambda: teaches_nothing(args, teacher, weights)),
         seed=args.seed,
         serves=not args.keep_chat_template,
+        options=options,
     )
 
 
@@ -399,6 +438,20 @@ def _reads(teacher: Teacher) -> PreTrainedTokenizerBase:
 def _opens_chat(teacher: Teacher) -> bool:
     """Whether a teacher is a server to which a text prompt is a user message."""
     return isinstance(teacher, RemoteTeacher) and teacher.settings.endpoint == "chat"
+
+
+def template_date(args: DistillationSFTConfig, teacher: Teacher, tokenizer: PreTrainedTokenizerBase) -> TemplateDate:
+    """Return the date that the chat templates of a configuration are given.
+
+    Args:
+        args: The configuration.
+        teacher: Who writes and scores.
+        tokenizer: The student's.
+    """
+    folder = str(args.output_dir) if args.teacher_store is None else args.teacher_store
+    writer = teacher.writer if isinstance(teacher, LocalTextTeacher) else teacher
+    templates = (tokenizer.chat_template, writer.tokenizer.chat_template)
+    return TemplateDate.of(templates, args.chat_template_date, Path(folder).expanduser())
 
 
 def _in_one_piece(args: DistillationSFTConfig, teacher: Teacher) -> str | None:
@@ -434,7 +487,8 @@ def add_taught_ends(
     ends = {*ends_of(tokenizer), *theirs}
     own = generation.eos_token_id
     stops = [*own] if isinstance(own, (list, tuple)) else [own]
-    taught = sorted(({ids[-1] for ids in completions if ids} & ends) | {*(theirs if all_ends else ())})
+    learned = {token for ids in completions for token in ids[-ENDING:]} & ends
+    taught = sorted(learned | {*(theirs if all_ends else ())})
     stops = [stop for stop in dict.fromkeys([*stops, *taught]) if stop is not None]
     generation.eos_token_id = stops if len(stops) > 1 else stops[0] if stops else None
 

@@ -349,7 +349,7 @@ def _talk(
         _check_learned(last, columns.completion if isinstance(said, list) else columns.input)
         messages, last = [without_weight(message) for message in messages], without_weight(last)
     turns = {"last": last, "start": start if columns.turns else len(messages)}
-    more = several or last.get("tool_calls") or not str(last["content"]).strip()
+    more = several or set(last) - {"role", "content"} or not str(last["content"]).strip()
     return messages, str(last["content"]), turns if more else None
 
 

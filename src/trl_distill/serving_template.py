@@ -10,11 +10,11 @@ import copy
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
-from .alignment import rendered_prompt, tokenize_prompt
+from .alignment import NOW, dated, prompt_ids, rendered_prompt, tokenize_prompt
 from .conversation import TOOLS, Prompt, render
 from .errors import TemplateError
 from .prompts import SYSTEM_ROLES
@@ -48,6 +48,11 @@ REPLACES = (
     "{%%- if served_prompt.text is not none -%%}{%%- set messages = [%s] + messages[1:] -%%}{%%- endif -%%}"
     "{%%- set served_prompt.given = none %%}\n%s"
 )
+# the tag before the template swallows a newline that it begins with, hence the empty expression
+WITHOUT = (
+    "{%% set trained_prompt %%}{{ '' }}%s{%% endset %%}{%%- if add_generation_prompt and trained_prompt.endswith(%s) "
+    "-%%}{{- trained_prompt[:-%d] -}}{%%- else -%%}{{- trained_prompt -}}{%%- endif -%%}"
+)
 DEFAULT = "{%%- if %s is not defined -%%}{%%- set %s = %s -%%}{%%- endif -%%}"
 REFUSES = "{{- raise_exception('%s') -}}"
 ALONE = (
@@ -69,10 +74,12 @@ class Frame:
     Attributes:
         prompt: Its prompt, `INPUT` standing for the message: text, or chat messages.
         options: What the chat template is handed besides the messages.
+        left_out: The end of the template's generation prompt that is not in the prompt.
     """
 
     prompt: Prompt
     options: Mapping[str, Any]
+    left_out: str = ""
 
     @property
     def key(self) -> str:
@@ -81,7 +88,17 @@ class Frame:
 
     def ids(self, tokenizer: PreTrainedTokenizerBase, message: str) -> list[int]:
         """Return the ids of training for a message."""
-        return tokenize_prompt(tokenizer, filled(self.prompt, message), self.options)
+        return replace(self, prompt=filled(self.prompt, message)).prompt_ids(tokenizer)
+
+    def prompt_ids(self, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+        """Return the ids of the prompt as it stands."""
+        text, special = rendered_prompt(tokenizer, self.prompt, self.options)
+        return prompt_ids(tokenizer, text.removesuffix(self.left_out), special)
+
+    def opened(self, opening: Mapping[str, Any]) -> Frame:
+        """Return the frame of a row whose prompt differs from the generation prompt, see `Turn.opening`."""
+        more = {name: value for name, value in opening.items() if name != "left_out"}
+        return replace(self, options={**self.options, **more}, left_out=str(opening.get("left_out", "")))
 
 
 @dataclass(frozen=True)
@@ -136,13 +153,16 @@ def serving_of(
     return Serving(None, f"{kept}: {reason}")
 
 
-def frame_of(row: Mapping[str, Any], template: Template, options: Mapping[str, Any]) -> Frame | None:
+def frame_of(
+    row: Mapping[str, Any], template: Template, options: Mapping[str, Any], opening: Mapping[str, Any] | None = None
+) -> Frame | None:
     """Return what the student reads around a user's message that comes alone; None if the row brings tools.
 
     Args:
         row: What `read_rows` made of a row. Of its conversation the leading system messages are kept.
         template: The student's, whose fields besides `input` stand for themselves.
         options: What the row's chat template is handed besides the messages.
+        opening: How its prompt differs from the template's generation prompt.
     """
     if TOOLS in options:
         return None
@@ -150,7 +170,7 @@ def frame_of(row: Mapping[str, Any], template: Template, options: Mapping[str, A
     if row["history"] is not None:
         leading = takewhile(lambda m: m["role"] in SYSTEM_ROLES, json.loads(row["history"]))
         alone["history"] = json.dumps([*leading, {"role": "user", "content": INPUT}])
-    return Frame(render(template, alone), options)
+    return Frame(render(template, alone), options).opened(opening or {})
 
 
 def marked(row: Mapping[str, Any], template: Template) -> dict[str, Any]:
@@ -169,10 +189,11 @@ def serving_template(frame: Frame, tokenizer: PreTrainedTokenizerBase) -> str | 
     Returns:
         The source; None if no template does, as with a tokenizer that writes the same text otherwise.
     """
-    own = own_source(tokenizer)
+    own, day = own_source(tokenizer), frame.options.get(NOW)
     expected = [frame.ids(tokenizer, probe) for probe in PROBES]
     for source in _candidates(frame, own, tokenizer):
-        if [served_ids(tokenizer, probe, source) for probe in PROBES] == expected:
+        written = source if day is None else dated(source, day)  # it is served with the day's own date
+        if [served_ids(tokenizer, probe, written) for probe in PROBES] == expected:
             return source
     return None
 
@@ -247,15 +268,14 @@ def _candidates(frame: Frame, own: str | None, tokenizer: PreTrainedTokenizerBas
         yield from _of_text(frame.prompt, own, tokenizer)
         return
     assert own is not None
-    dated = "strftime_now" in own  # the day of training is part of the prompt, which only its text keeps
-    if not dated:
-        yield own
-        yield _of_messages(frame, own)
+    own = _without(own, frame.left_out)
+    yield own
+    yield _of_messages(frame, own)
     try:
         text, _ = rendered_prompt(tokenizer, frame.prompt, frame.options)
     except TemplateError:
         return
-    defaults = _defaults(frame.options)
+    text, defaults = text.removesuffix(frame.left_out), _defaults(frame.options)
     for message in ("served_prompt.text", "(served_prompt.text | trim)"):
         expression = _written(text, message)
         yield _source(defaults + WRITES % ("messages | length == 1", expression, own.removesuffix("\n")))
@@ -289,7 +309,12 @@ def _source(body: str) -> str:
 
 def _defaults(options: Mapping[str, Any]) -> str:
     """Return what sets the options of training where a request leaves them out."""
-    return "".join(DEFAULT % (name, name, _literal(value)) for name, value in options.items())
+    return "".join(DEFAULT % (name, name, _literal(value)) for name, value in options.items() if name != NOW)
+
+
+def _without(own: str, left_out: str) -> str:
+    """Return a model's own template without the end of its generation prompt."""
+    return own if not left_out else WITHOUT % (own.removesuffix("\n"), _literal(left_out), len(left_out))
 
 
 def added_tokens(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[str, str]:

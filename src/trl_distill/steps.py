@@ -76,6 +76,8 @@ class Run:
         trainer = show_lines(self.make_trainer())
         if self.state.is_main_process:
             self.project.begin(params)  # not before all that can be refused has been
+            if params.distills:
+                self.day.keep()
         self.state.wait_for_everyone()
         self.fit(trainer)
         return self.save(trainer)
@@ -162,7 +164,7 @@ class Run:
     def _prepare_for_teacher(self, *, writing: bool = False) -> None:
         """Prepare rows for a teacher; all are read before the teacher writes for any."""
         from .combining import fields_read, prepare, read
-        from .recipes import from_store, writers_of_data
+        from .recipes import from_store, template_date, writers_of_data
         from .same_weights import Student
         from .server_targets import check_teaches
         from .several import recipe_of, teacher_of, told
@@ -185,6 +187,8 @@ class Run:
         said = told(self.params.teacher_model, self.teacher)
         if said:
             self.state.print(said)
+        self.day = template_date(self.args, self.teacher, self.tokenizer)
+        self.args.chat_template_date = None if self.day.day is None else self.day.day.isoformat()
         weights = Student(
             lambda: self.student,
             self.model_path,

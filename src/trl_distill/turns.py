@@ -11,7 +11,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from .alignment import fit, rendered, rendered_prompt, turn_end
+from .alignment import fit
 from .conversation import Message, Prompt, prompt_of
 from .errors import DataError
 from .messages import is_learned
@@ -19,7 +19,6 @@ from .prompts import SYSTEM_ROLES, Template
 
 if TYPE_CHECKING:
     from datasets import Dataset
-    from transformers import PreTrainedTokenizerBase
 
 # columns beside the student's prompt, the teacher's prompt and the completion
 COLUMNS = ("completion_mask", "teacher_completion", "teacher_completion_mask")
@@ -38,16 +37,18 @@ class Stretches(NamedTuple):
         return [token for token, bit in zip(self.rest, self.mask, strict=True) if bit]
 
 
-def conversation_of(template: Template, row: Mapping[str, Any], own: Prompt | None = None) -> tuple[list[Message], int]:
-    """Return a row's whole conversation as one side reads it, and where in it assistant messages are learnt from.
+def conversation_of(
+    template: Template, row: Mapping[str, Any], own: Prompt | None = None
+) -> tuple[list[Message], list[int]]:
+    """Return a row's whole conversation as one side reads it, and the places of the messages that are learned.
 
-    The template renders every user message. Messages of a chat template that do not hold {input} stand once, where
-    the first learnt turn is asked for.
+    The template renders every user message. Messages of a chat template that do not hold {input} stand once, before
+    the first learned turn. A message with `"weight": 0`, or an empty one, is not learned.
 
     Args:
         template: The side's.
         row: What `read_rows` made of a row, with `turns`.
-        own: The teacher's prompt that the row brings, in the place of all before the first learnt turn (messages) or
+        own: The teacher's prompt that the row brings, in the place of all before the first learned turn (messages) or
             of its user message (text).
     """
     turns, values = json.loads(row["turns"]), json.loads(row["values"])
@@ -65,62 +66,8 @@ def conversation_of(template: Template, row: Mapping[str, Any], own: Prompt | No
         for m in messages[first:]
         if template.system.keep or m["role"] not in SYSTEM_ROLES
     ]
-    return [*prompt, *rest], len(prompt)
-
-
-def stretches(
-    tokenizer: PreTrainedTokenizerBase,
-    messages: Sequence[Message],
-    start: int,
-    *,
-    options: Mapping[str, Any],
-    finished: bool = True,
-    where: str,
-) -> Stretches:
-    """Return the ids of a conversation in which the assistant's messages from `start` on are learnt.
-
-    Args:
-        tokenizer: The side's, with a chat template.
-        messages: The conversation, whose last message is the assistant's.
-        start: Place of the first message that is learnt.
-        options: What the chat template is handed besides the messages.
-        finished: Whether the last message ends there; one that was cut is taught no end.
-        where: The row's name in messages.
-
-    Raises:
-        DataError: The chat template writes earlier turns otherwise than it wrote them while they were the last.
-        TemplateError: There is no chat template, or it does not take these messages.
-    """
-    end = turn_end(tokenizer)
-    mark = "" if end is None else str(tokenizer.decode([end]))
-    learnt = [i for i in range(start, len(messages)) if is_learned(messages[i])]
-    done = ""
-    prompt: list[int] = []
-    rest: list[int] = []
-    mask: list[int] = []
-    for i in learnt:
-        before, _ = rendered_prompt(tokenizer, messages[:i], options)
-        after = rendered(tokenizer, messages[: i + 1], options=options)
-        if not before.startswith(done) or not after.startswith(before):
-            raise DataError(
-                f"{where}: the chat template of {tokenizer.name_or_path or 'the model'} does not write message {i + 1} "
-                "behind those before it as it wrote them, so that its tokens cannot be told apart; give another with "
-                "--chat-template."
-            )
-        said = after[len(before) :]
-        if mark and mark in said:
-            said = said[: said.rindex(mark) + len(mark)]
-        gap, own = (list(tokenizer(t, add_special_tokens=False)["input_ids"]) for t in (before[len(done) :], said))
-        if i == learnt[-1] and end is not None:
-            own = own[:-1] if own[-1:] == [end] and not finished else own
-            own = [*own, end] if own[-1:] != [end] and finished else own
-        if prompt or rest:
-            rest, mask = rest + gap, mask + [0] * len(gap)
-        else:
-            prompt = gap
-        rest, mask = rest + own, mask + [1] * len(own)
-        done = before + said
-    return Stretches(prompt, rest, mask)
+    places = [len(prompt) + i for i, message in enumerate(rest) if is_learned(message)]
+    return [*prompt, *rest], places
 
 
 def side_by_side(mine: Stretches, theirs: Stretches, *, where: str) -> dict[str, Any]:
@@ -137,7 +84,7 @@ def side_by_side(mine: Stretches, theirs: Stretches, *, where: str) -> dict[str,
     if mine.learnt != theirs.learnt:
         raise DataError(
             f"{where}: the chat templates of teacher and student write what the assistant says in different tokens; "
-            "give both the same one."
+            "give both the same one with --chat-template and --teacher-chat-template."
         )
     row = {"student_prompt": mine.prompt, "teacher_prompt": theirs.prompt, "completion": mine.rest}
     if all(mine.mask) and all(theirs.mask):

@@ -256,15 +256,17 @@ def test_rows_for_later_hold_the_reasoning_that_is_kept_and_nothing_that_cannot_
 
 def matched(server, tokenizer, tmp_path, reasoning):
     """Return what is known of a completion that was written with log-probabilities, and its ids."""
-    from trl_distill.alignment import tokenize_written
+    from trl_distill.alignment import tokenize_completion, with_reasoning
 
     remote = replace(ONE, top_k=5, reasoning=reasoning)
     teacher = load_teacher(server.teacher, tokenizer=tokenizer, remote=remote)
     teacher.share(len(tokenizer))
     teacher.find("top", LineStore(tmp_path / "logprobs.jsonl"))
     (written,) = teacher.write(PROMPTS[:1], HOW, progress=False)
-    ids = tokenize_written(tokenizer, written.text, written.reasoning, chat=True, finished=written.finished)
-    row = {"student_prompt": [5], "teacher_prompt": [5], "completion": ids, "source": "teacher", "chat": True}
+    text = with_reasoning(written.text, written.reasoning) if written.reasoning else written.text
+    ids = tokenize_completion(tokenizer, text, chat=True, finished=written.finished)
+    row = {"student_prompt": [5], "teacher_prompt": [5], "completion": ids, "source": "teacher", "whole": ids}
+    row["text"] = written.text
     coverage = teacher.take([{**row, "read": json.dumps(PROMPTS[0])}], progress=False)
     return coverage, ids
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from ..alignment import skipped_tokens, tokenize_written
+from ..alignment import skipped_tokens
 from ..errors import DistillError, TeacherError
 from ..token_bytes import token_bytes
 from .asking import Again, Answer
@@ -215,10 +215,8 @@ class ServerTargets:
         entries = self._wrote.get(row["read"], []) if row.get("source") == "teacher" else []
         for entry in entries:
             thought = str(entry.get("reasoning", "")) if self.server.settings.reasoning == "keep" else ""
-            how = {"chat": bool(row["chat"]), "finished": bool(entry["finished"])}
-            ids = tokenize_written(self.tokenizer, entry["text"], thought, **how)
-            if ids[: len(completion)] == completion:
-                return self._matcher.match(entry, ids, thought).first(len(completion))
+            if entry["text"] == row["text"]:
+                return self._matcher.match(entry, row["whole"], thought).first(len(completion))
         return nothing(len(completion))
 
     @cached_property

@@ -5,7 +5,7 @@ Its own tokenizer reads the prompts and turns what it writes into text; the stud
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..alignment import rendered, tokenize_prompt
@@ -43,6 +43,7 @@ class LocalTextTeacher(TextOnly):
             )
         super().__init__(writer.name, tokenizer=writer.tokenizer if tokenizer is None else tokenizer)
         self.writer = writer
+        self.options: Mapping[str, Any] = {}  # keywords of its chat template
 
     def identity(self) -> dict[str, Any]:
         """The writer's: what it wrote is kept as its own token ids, whoever learns from it."""
@@ -98,11 +99,11 @@ class LocalTextTeacher(TextOnly):
                 "template; give a text template and rows of text, or a teacher with a chat template."
             )
         if not encodes:
-            ids = tokenize_prompt(own, prompt)
+            ids = tokenize_prompt(own, prompt, self.options)
         elif isinstance(prompt, str):
             ids = list(own(prompt)["input_ids"])  # an encoder reads the token that ends its text
         else:
-            text = rendered(own, prompt, opening=True)
+            text = rendered(own, prompt, opening=True, options=self.options)
             ids = list(own(text, add_special_tokens=False)["input_ids"])
         most = self._most()
         if most is not None and len(ids) > most:
