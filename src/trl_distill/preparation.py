@@ -22,7 +22,7 @@ from .assistant_turn import ChatTurns
 from .conversation import KWARGS, OWN, TOOLS, check_prompts, options_of, render
 from .crossing import COLUMNS as CROSSING_COLUMNS
 from .data import RowReport, read_rows
-from .errors import DataError, ParamsError
+from .errors import DataError, ParamsError, TemplateError
 from .preflight import Preflight, differ
 from .prompt_tokens import PromptTokens
 from .prompts import SYSTEM_ROLES, Template
@@ -298,7 +298,10 @@ def conclude(
 
 def _example(usable: Dataset, rows: Dataset, recipe: Recipe) -> Example:
     """Return the first row's prompt as the student reads it, whole and without the teacher's."""
-    shown = next((row for row in usable.select_columns(["row", "dropped", "opening"]) if not row["dropped"]), usable[0])
+    shown = next(
+        (row for row in usable.select_columns(["row", "dropped", "opening", "student_prompt"]) if not row["dropped"]),
+        usable[0],
+    )
     row = next(row for row in rows if row["row"] == shown["row"])
     tokenizer, template, values = recipe.student.tokenizer, recipe.student.template, json.loads(row["values"])
     if row.get("ids") is not None:
@@ -307,7 +310,10 @@ def _example(usable: Dataset, rows: Dataset, recipe: Recipe) -> Example:
     options = {} if row["history"] is None else options_of(values, where="")
     options = {**{name: value for name, value in recipe.options.items() if name != NOW}, **options}
     frame = Frame(render(template, marked(row, template)), options).opened(json.loads(shown["opening"] or "{}"))
-    ids = replace(frame, prompt=render(template, row)).prompt_ids(tokenizer)
+    try:
+        ids = replace(frame, prompt=render(template, row)).prompt_ids(tokenizer)
+    except TemplateError:  # one that only the training template takes
+        ids = shown["student_prompt"]
     return Example(frame.prompt, {**values, "input": row["input"]}, frame.options, ids)
 
 
