@@ -320,7 +320,7 @@ def test_a_space_that_one_tokenizer_puts_in_front_hides_nothing():
             ParamsError,
             "cannot be used with teacher_model 'openai:gpt-4o-mini'",
         ),
-        ({"trainer": "sft"}, ParamsError, "cross_tokenizer is True but trainer 'sft' does not distil"),
+        ({"trainer": "sft"}, ParamsError, "cross_tokenizer is True, but trainer 'sft' does not distil"),
     ],
 )
 def test_what_it_cannot_be_used_with_is_refused_before_anything_loads(settings, error, sentence, tmp_path):

@@ -324,14 +324,14 @@ def test_a_dataset_in_memory_is_saved_by_its_class(settings, tmp_path):
     assert torch.load(tmp_path / "run" / "training_args.bin", weights_only=False).retain_data == "<Dataset>"
     again = CliRunner().invoke(main, ["llm", "--config", str(tmp_path / "run" / "config.yaml"), "--overwrite"])
     assert again.exit_code == 2
-    assert "retain_data was a Dataset in memory, not a file; give its path" in again.output
+    assert "--retain-data was a Dataset in memory, not a file; give its path" in again.output
 
 
 WRONG = [
     ({"retain_data": "nowhere.json"}, DataError, "retain_data 'nowhere.json': no such file"),
     ({"retain_data": Dataset.from_dict({"body": ["a"]})}, DataError, "retain_data has no column 'text'"),
     ({"retain_data": Dataset.from_dict({"text": ["", None]})}, DataError, "retain_data: 1 row has a missing"),
-    ({"retain_data": None, "retain_fraction": 0.5}, ParamsError, "retain_fraction is 0.5, .* give --retain-data"),
+    ({"retain_data": None, "retain_fraction": 0.5}, ParamsError, "retain_fraction is 0.5, .* give retain_data"),
     ({"retain_fraction": 1.0}, ParamsError, "retain_fraction is 1.0; accepted is a number above 0 and at most 0.95"),
     ({"teacher_store": "store"}, ParamsError, "retain_data cannot be used with teacher_store"),
     ({"cross_tokenizer": True}, ParamsError, "retain_data cannot be used with cross_tokenizer"),

@@ -126,7 +126,7 @@ def test_what_needs_all_rows_at_once_is_refused(more, message, tiny_model_dir, t
 
 
 def test_an_empty_stream_is_an_error(tiny_model_dir, tiny_teacher_dir, tmp_path):
-    with pytest.raises(DataError, match="eval has no rows"):
+    with pytest.raises(DataError, match="eval_dataset has no rows"):
         distilling(tiny_model_dir, tiny_teacher_dir, tmp_path, PAIRS[:4], evaluation=streamed([]))
 
 

@@ -395,7 +395,7 @@ def test_a_run_goes_on_with_the_same_teachers_only(files, chat_model_dir, tmp_pa
     files(combine="mixture")
     refused = command({**settings, "max_steps": 3}, "--resume")
     assert refused.exit_code == 2
-    assert "holds an unfinished run with teacher_config" in refused.output
+    assert "holds an unfinished run with --teacher-config" in refused.output
     files()
     assert command({**settings, "max_steps": 3}, "--resume").exit_code == 0
 
@@ -499,7 +499,7 @@ WRONG = [
     ([{"model": "EMBEDDED", "rows": "taem=x"}], ParamsError, "the column 'taem', .* Did you mean 'team'"),
     ([{"model": "EMBEDDED", "rows": "team=z"}], DataError, "takes none of the 8 rows of train: its rows are team=z"),
     ([{"model": "EMBEDDED", "rows": 0.01}], DataError, "takes none of the 8 rows of train: its rows are 0.01"),
-    ([{"model": "self"}], ParamsError, "model is 'self', .* add --peft"),
+    ([{"model": "self"}], ParamsError, "model is 'self', .* add peft=True"),
     ([{"model": "./nowhere/at/all"}], UsageError, "nowhere"),
 ]
 
