@@ -110,3 +110,19 @@ def test_spelling(said, command, library, trainer):
     assert COMMAND(said) == command
     assert LIBRARY(said) == library
     assert TRAINER(said) == (library if trainer is None else trainer)
+
+
+def test_advice_in_the_pre_flight_is_in_the_words_of_the_door(tiny_model_dir, tiny_teacher_dir, tmp_path, capsys):
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps({"text": "give --text-column a", "completion": " b"}))
+    teacher = {"teacher_model": str(tiny_teacher_dir), "teacher_prompt_template": "{input}"}
+    settings = {"model": str(tiny_model_dir), **teacher, "student_prompt_template": "a b c {input}", "max_steps": 1}
+    flags = [word for name, value in settings.items() for word in ("--" + name.replace("_", "-"), str(value))]
+    done = CliRunner().invoke(main, ["llm", "--data-path", str(path), "--project-name", str(tmp_path / "a"), *flags])
+    assert "--student-system drop" in done.stdout
+    capsys.readouterr()
+    train(LLMTrainingParams(data_path=str(path), project_name=str(tmp_path / "b"), **settings))
+    said = capsys.readouterr().out
+    assert "student_system='drop'" in said or "student_system drop" in said
+    for text in (done.stdout, said):
+        assert "    | give --text-column a" in text  # a row is shown as it is

@@ -194,6 +194,7 @@ class Preflight:
         if self.serving is not None:
             lines.append(f"  chat template {self.serving.line}")
         lines += [f"  teacher {n}     {who}: {rows:,} rows" for n, (who, rows, _) in enumerate(self.teachers, 1)]
+        lines = [spelled(line) for line in lines]
         for label, text in self._shown():
             lines += [f"  {label}:", *(f"    | {line}" for line in text.split("\n"))]
         return "\n".join(lines)

@@ -27,6 +27,7 @@ from . import turns
 from .agreement import freshness
 from .arrow_values import holds_bytes
 from .combining import SeveralRecipes, prepare
+from .doors import spelled
 from .errors import ParamsError
 from .memory import as_dataset
 from .preflight import Preflight
@@ -129,10 +130,10 @@ def prepare_stream(
                 if masked and turns.COLUMNS[0] not in made.column_names:
                     made = made.map(_whole)
         except NoUsableRows as error:
-            logger.warning("%s", error)
+            logger.warning("%s", spelled(str(error)))
             return {column: [] for column in features}
         if flight.rows.set_aside:
-            logger.warning("%s (streamed): %s", name, flight.rows.summary())
+            logger.warning("%s (streamed): %s", name, spelled(flight.rows.summary()))
         return dict(made.select_columns(list(features))[:])
 
     how: dict[str, Any] = {"batched": True, "batch_size": BLOCK, "with_indices": True, "features": features}
