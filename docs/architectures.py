@@ -102,8 +102,9 @@ SETTINGS: dict[str, dict[str, Any]] = {
 
 HEAD = """# Architectures
 
-Every type that transformers {version} lists as a causal language model, tried by `python docs/architectures.py` with
-random weights on a CPU (torch {torch}): {worked} of {all} learn, {refused} are refused, {untried} were not tried.
+Every type that transformers {version} lists as a causal language model, and its encoders a second time as decoders.
+`python docs/architectures.py` tried them with small random weights on a CPU (torch {torch}): of {all}, {worked} learn,
+{refused} are refused and {untried} were not tried.
 
 Before training, the logits that hidden states and LM head give are compared with the model's own on one short row, for
 student and teacher. If they differ by more than 1e-3 of the largest (2e-2 in half precision), those of the model's own
@@ -308,3 +309,7 @@ def main() -> None:
         gc.collect()
     if not sys.argv[1:]:
         PAGE.write_text(page(results), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from importlib.util import find_spec
 from types import SimpleNamespace
 
@@ -44,6 +45,23 @@ def test_two_processes_lose_what_one_does(config, tiny_model_dir, tiny_teacher_d
     saved = AutoModelForCausalLM.from_pretrained(tmp_path / "two" / "final").state_dict()
     for name, tensor in one.model.state_dict().items():
         assert (saved[name] - tensor).norm() <= 1e-4 * tensor.norm(), name
+
+
+@pytest.mark.parametrize("config", SHARDED)
+def test_sharded_models_give_their_own_logits(config, tiny_model_dir, tiny_teacher_dir, tmp_path):
+    """A factor in the configuration that the family's forward does not know: the head would give other logits."""
+    expected = losses(make(tiny_model_dir, tiny_teacher_dir, tmp_path))
+    folders = []
+    for folder in (tiny_model_dir, tiny_teacher_dir):
+        folders.append(shutil.copytree(folder, tmp_path / f"{folder.name}_scaled"))
+        path = folders[-1] / "config.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), "logit_scale": 0.5}))
+    found = in_two(config, tmp_path, *folders, per_device_train_batch_size=2)
+    assert found["losses"] == pytest.approx(expected, rel=1e-5)
+    assert found["sharded"]["student"] > 0
+    printed = (tmp_path / "printed.txt").read_text()
+    assert "Student: its LM head alone does not give the logits of LlamaForCausalLM" in printed
+    assert "scaled': its LM head alone does not give the logits of LlamaForCausalLM" in printed
 
 
 @pytest.mark.parametrize("rows", [5, 6, 7])

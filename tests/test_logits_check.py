@@ -254,3 +254,12 @@ def test_a_model_without_logits_is_refused(tiny_model_dir):
     add_completion_forward(model)
     with pytest.raises(ModelError, match="Silent gives no logits of a sequence"):
         check_logits(model.eval(), model)
+
+
+def test_the_table_of_architectures_has_every_one_that_transformers_lists():
+    text = architectures.PAGE.read_text()
+    for kind in architectures.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        assert f"\n| {kind} |" in text, f"run `python docs/architectures.py`: {kind} is missing"
+    assert architectures.tried("mpt")[0] == "head"
+    assert "\n| mpt | head |" in text
+    assert f"\n| {UNKNOWN} | own logits |" in text

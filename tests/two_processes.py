@@ -92,6 +92,7 @@ def in_two(config, folder, student, teacher, *, lora=False, tied=False, resume=N
         )
     )  # fmt: skip
     printed = launched(config, [str(script)])
+    (folder / "printed.txt").write_text(printed)
     found = json.loads(next(line for line in printed.splitlines() if line.startswith("RESULT"))[7:])
     assert found["ranks"] == 2
     assert found["kind"] == f"DistributedType.{KINDS[config]}"

@@ -15,7 +15,7 @@ from torch.distributed.tensor import DTensor
 from .architectures import vocabulary_rows
 from .errors import ModelError
 from .forward import OWN_LOGITS, OwnLogits
-from .lm_head import LOGITS, LMHead
+from .lm_head import LMHead
 from .targets.base import whole
 
 PROBE = 8  # tokens
@@ -42,35 +42,38 @@ def check_logits(model: Any, forward: Callable[..., Any]) -> str:
     """
     if hasattr(model, OWN_LOGITS):
         return ""  # a model that teaches may be the student, which was checked
+    name = type(model).__name__.removeprefix("FSDP")  # FSDP2 makes a class of its own
     ids = ((torch.arange(PROBE) * 7 + 1) % vocabulary_rows(model.config)).to(model.device)[None]
     labels = ids.clone()
     labels[:, : PROBE // 2] = -100  # so that some positions are selected and some are not
     batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+
+    def found() -> torch.Tensor | None:
+        hidden = _attempt(lambda: forward(**batch, completion_labels=labels).hidden)
+        if hidden is None or hasattr(model, OWN_LOGITS):
+            return hidden
+        return _logits(LMHead.of(model), hidden)
+
+    # the head goes first: once ZeRO-3 has seen it called, it would fetch it ahead while the loss gathers it
+    by_head = None if model.get_output_embeddings() is None else found()
     try:
         own = forward(**batch, use_cache=False).logits[0, -PROBE:][PROBE // 2 - 1 : -1]
     except FORM as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ModelError(f"{type(model).__name__} gives no logits of a sequence: {reason}") from error
+        raise ModelError(f"{name} gives no logits of a sequence: {reason}") from error
     sharded = any(isinstance(p, DTensor) or hasattr(p, "ds_id") for p in model.parameters())
     at_most = HALF if _is_half(model, own) else EXACT
-
-    def agrees() -> bool:
-        head = LOGITS if hasattr(model, OWN_LOGITS) else LMHead.of(model)
-        hidden = _attempt(lambda: forward(**batch, completion_labels=labels).hidden)
-        return _error(None if hidden is None else _logits(head, hidden), own, sharded=sharded) <= at_most
-
-    if model.get_output_embeddings() is not None and agrees():
+    if _error(by_head, own, sharded=sharded) <= at_most:
         return ""
     for selects in (True, False):
         setattr(model, OWN_LOGITS, OwnLogits(selects))
-        if agrees():
+        if _error(found(), own, sharded=sharded) <= at_most:
             return (
-                f"its LM head alone does not give the logits of {type(model).__name__}, so they are taken from the "
+                f"its LM head alone does not give the logits of {name}, so they are taken from the "
                 "model's own forward, which is slower and needs more memory."
             )
     raise ModelError(
-        f"{type(model).__name__} gives other logits at each call, so that nothing can be compared with them; choose "
-        "another model."
+        f"{name} gives other logits at each call, so that nothing can be compared with them; choose another model."
     )
 
 
@@ -85,10 +88,9 @@ def _attempt(compute: Callable[[], torch.Tensor]) -> torch.Tensor | None:
 def _logits(head: LMHead, hidden: torch.Tensor) -> torch.Tensor:
     """Return the logits of hidden states under a head, whose weights may be sharded."""
     with whole(head) as parts:
-        weight, bias, softcap, scale = parts.values()
-        gathered = LMHead(weight, bias, softcap, scale)
-        rows = hidden.shape[1] if weight is None else len(weight)
-        return gathered.logits(hidden if weight is None else hidden.to(weight.device), rows)
+        gathered = LMHead(*parts.values())
+        assert gathered.weight is not None
+        return gathered.logits(hidden.to(gathered.weight.device), len(gathered.weight))
 
 
 def _error(found: torch.Tensor | None, own: torch.Tensor, *, sharded: bool) -> float:
