@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pytest
+from datasets import Dataset
+from tokenizing import byte_level, llama, pieces
 from transformers import AutoTokenizer
 
 from trl_distill.alignment import (
@@ -10,11 +12,14 @@ from trl_distill.alignment import (
     shared_vocabulary,
     skipped_tokens,
     stop_of_turn,
+    tokenize_behind,
     tokenize_completion,
     tokenize_prompt,
     turn_end,
 )
 from trl_distill.errors import DataError, TeacherError, TemplateError
+from trl_distill.preparation import Columns, Reading, Recipe, prepare
+from trl_distill.prompts import parse_template
 
 
 @pytest.fixture(scope="module")
@@ -153,3 +158,48 @@ def test_the_same_tokens_split_differently_are_refused(tokenizer):
     rows = len(tokenizer)
     with pytest.raises(TeacherError, match="splits text differently"):
         shared_vocabulary(tokenizer, other, student_rows=rows, teacher_rows=rows)
+
+
+KINDS = [llama, pieces, lambda: pieces(scheme="always"), byte_level, lambda: byte_level(prefix=True)]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("prompt", ["x = f(y)\n", "the lazy dog:", "<|im_start|>assistant\n", "the quick brown "])
+def test_a_completion_is_tokenized_in_its_place(kind, prompt):
+    """As SFTTrainer has it, which tokenizes both at once and learns what follows the prompt's tokens."""
+    tokenizer = kind()
+    tokenizer.add_tokens(["<|im_start|>"])
+    for text in ("fox jumps", "\treturn 42", "東京"):
+        ids = tokenize_behind(tokenizer, text, prompt=prompt)
+        before, whole = (list(tokenizer(t, add_special_tokens=False)["input_ids"]) for t in (prompt, prompt + text))
+        if whole[: len(before)] == before:
+            assert ids == whole[len(before) :]
+        joined = str(tokenizer.decode([*before, *ids]))
+        assert joined == str(tokenizer.decode(before)) + text or joined == str(tokenizer.decode(whole))
+
+
+def test_sentencepiece_writes_no_space_behind_a_newline():
+    tokenizer = llama()
+    plain = tokenizer("fox", add_special_tokens=False)["input_ids"]
+    assert tokenizer.convert_ids_to_tokens(plain)[0].startswith("▁")
+    assert tokenizer.convert_ids_to_tokens(tokenize_behind(tokenizer, "fox", prompt="a\n"))[0] == "f"
+    assert tokenize_completion(tokenizer, "fox", behind="a\n")[-1] == tokenizer.eos_token_id
+
+
+def test_a_text_that_begins_with_the_bos_gets_no_second_one():
+    from tokenizers.processors import TemplateProcessing
+
+    tokenizer = byte_level()
+    tokenizer.add_special_tokens({"bos_token": "<s>"})
+    bos = tokenizer.bos_token_id
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", bos)])
+    assert tokenizer("<s>the fox")["input_ids"][:2] == [bos, bos]
+    assert tokenize_prompt(tokenizer, "<s>the fox") == tokenize_prompt(tokenizer, "the fox")
+    template = parse_template("{input}", name="template")
+    side = Reading(tokenizer, template, None)
+    recipe = Recipe(side, side, Columns(), write=lambda prompts: [])
+    rows, _ = prepare(Dataset.from_list([{"text": "<s>the fox"}, {"text": "the fox"}]), recipe)
+    first, second = ([*row["student_prompt"], *row["completion"]] for row in rows)
+    assert (
+        first == second == [bos, *tokenizer("the fox", add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+    )

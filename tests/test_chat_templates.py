@@ -280,3 +280,13 @@ def test_one_date_is_kept_for_a_project(tmp_path, monkeypatch):
         DistillationSFTConfig(**settings(tmp_path), chat_template_date="today")
     trainer_on("qwen3", rows, tmp_path / "other", teacher_prompt_template=SYSTEM)
     assert not (tmp_path / "other" / "chat_template_date.txt").exists()
+
+
+@pytest.mark.parametrize("name", [*FOUR_IT_IS, "llama3_2"])
+def test_the_saved_template_opens_a_turn_as_it_was_trained(name, tmp_path):
+    trainer = trainer_on(name, [row_of("one turn")], tmp_path, teacher_prompt_template=SYSTEM)
+    trainer.save_model(str(tmp_path / "saved"))
+    saved = AutoTokenizer.from_pretrained(tmp_path / "saved")
+    asked = row_of("one turn")["messages"][:1]
+    ids = saved.apply_chat_template(asked, add_generation_prompt=True, return_dict=False)
+    assert ids == trainer.train_dataset[0]["student_prompt"]
