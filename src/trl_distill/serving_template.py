@@ -11,6 +11,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
 from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
@@ -81,7 +82,7 @@ class Frame:
     options: Mapping[str, Any]
     left_out: str = ""
 
-    @property
+    @cached_property
     def key(self) -> str:
         """A short text that differs for different frames."""
         return hashlib.sha256(json.dumps([self.prompt, self.options], default=str).encode()).hexdigest()[:16]
@@ -166,11 +167,19 @@ def frame_of(
     """
     if TOOLS in options:
         return None
+    if row["history"] is None and not options and not opening:
+        return _of_text_rows(template)
     alone = {**marked(row, template), "input": INPUT}
     if row["history"] is not None:
         leading = takewhile(lambda m: m["role"] in SYSTEM_ROLES, json.loads(row["history"]))
         alone["history"] = json.dumps([*leading, {"role": "user", "content": INPUT}])
     return Frame(render(template, alone), options).opened(opening or {})
+
+
+@lru_cache(maxsize=8)
+def _of_text_rows(template: Template) -> Frame:
+    """Return the frame of any row of text, made once for all of them."""
+    return Frame(render(template, marked({"history": None, "values": "{}"}, template)), {})
 
 
 def marked(row: Mapping[str, Any], template: Template) -> dict[str, Any]:
