@@ -4,7 +4,30 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+
+def column_of(dataset: Dataset, name: str) -> Any:
+    """Return a column of a dataset as a `pyarrow.ChunkedArray`, without going through its rows."""
+    return dataset.select_columns([name]).with_format("arrow")[:][name]
+
+
+def lengths_of(dataset: Dataset, name: str) -> list[int]:
+    """Return the lengths of the lists in a column."""
+    import pyarrow.compute as pc
+
+    return list(pc.list_value_length(column_of(dataset, name)).to_pylist())
+
+
+def highest_of(dataset: Dataset, name: str) -> int:
+    """Return the highest number in the lists of a column; -1 if they are empty."""
+    import pyarrow.compute as pc
+
+    found = pc.max(pc.list_flatten(column_of(dataset, name))).as_py()
+    return -1 if found is None else int(found)
 
 
 def holds_bytes(kind: Any) -> bool:

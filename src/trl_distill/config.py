@@ -99,6 +99,7 @@ def from_params(params: LLMTrainingParams) -> DistillationSFTConfig:
             distill_plain_text=params.trainer == "sft",
             dataset_text_field=params.text_column,
             max_length=params.block_size,
+            dataset_num_proc=params.dataset_num_proc,
             assistant_only_loss=params.assistant_only_loss,
             trust_remote_code=params.trust_remote_code,
         )

@@ -89,6 +89,9 @@ class LLMTrainingParams(CheckedSettings, DistillationArguments):
     block_size: int = option(
         1024, "Tokens at most in a student's sequence, prompt and completion.", low=2, group="Data"
     )
+    dataset_num_proc: int | None = option(
+        None, "Processes that read and tokenize the data (default: this one).", low=1, group="Data"
+    )
 
     epochs: float = option(3, "Training epochs.", above=0.0, group="Training")
     max_steps: int = option(-1, "Optimizer steps at most; -1 leaves it to --epochs.", low=1, off=-1, group="Training")

@@ -36,6 +36,7 @@ def plain_rows(dataset: Dataset, params: LLMTrainingParams, *, name: str) -> tup
         completion_column=params.completion_column,
         max_bad_rows=params.max_bad_rows,
         assistant_turns=params.assistant_only_loss,
+        num_proc=params.dataset_num_proc,
         source=name,
     )
     lacking = [n for n, completion in zip(rows["row"], rows["completion"], strict=True) if completion is None]

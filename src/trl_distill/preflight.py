@@ -6,9 +6,10 @@ import json
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from statistics import mean
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
+from .arrow_values import column_of, lengths_of
 from .doors import spelled
 
 if TYPE_CHECKING:
@@ -100,20 +101,23 @@ class Preflight:
         example: Example,
     ) -> Preflight:
         """Measure a prepared dataset."""
-        masked = "completion_mask" in rows.column_names and any(rows["completion_mask"])
-        lengths = [sum(mask) for mask in rows["completion_mask"]] if masked else [len(c) for c in rows["completion"]]
-        cut = sum(c > 0 or not f for c, f in zip(rows["completion_cut"], rows["finished"], strict=True))
+        lengths = lengths_of(rows, "completion")
+        if "completion_mask" in rows.column_names and any(lengths_of(rows, "completion_mask")):
+            lengths = [sum(mask) for mask in column_of(rows, "completion_mask").to_pylist()]
+        columns = ("completion_cut", "finished", "source", "prompt_cut", "dropped")
+        cuts, finished, sources, prompt_cuts, dropped = (column_of(rows, name).to_pylist() for name in columns)
+        cut = sum(c > 0 or not f for c, f in zip(cuts, finished, strict=True))
         row = rows[0]
         crossed = recipe.crossing is not None
         return cls(
             name=name,
             rows=report,
-            sources=dict(Counter(rows["source"])),
-            student_prompt=mean(len(p) for p in rows["student_prompt"]),
-            teacher_prompt=mean(len(p) for p in rows["teacher_prompt"]),
-            completion=(min(lengths), mean(lengths), max(lengths)),
+            sources=dict(Counter(sources)),
+            student_prompt=fmean(lengths_of(rows, "student_prompt")),
+            teacher_prompt=fmean(lengths_of(rows, "teacher_prompt")),
+            completion=(min(lengths), fmean(lengths), max(lengths)),
             completions_cut=cut,
-            prompts_cut=sum(c > 0 for c in rows["prompt_cut"]),
+            prompts_cut=sum(c > 0 for c in prompt_cuts),
             vocabulary=recipe.vocabulary,
             first=(
                 text_of(recipe.student.tokenizer, row["student_prompt"]),
@@ -122,16 +126,16 @@ class Preflight:
             ),
             example=example,
             matched=None if recipe.crossing is None else recipe.crossing.shared,
-            compared=sum(map(len, rows["student_starts"])) / sum(lengths) if crossed else 1.0,
+            compared=sum(lengths_of(rows, "student_starts")) / sum(lengths) if crossed else 1.0,
             text_only=recipe.reads_text and recipe.take is None,
             weighing=recipe.weighing,
             estimated=recipe.estimates,
-            dropped=sum(rows["dropped"]),
+            dropped=sum(dropped),
             notes=notes_of(recipe),
             warning=_warning(rows, recipe),
-            unfinished=sum(not f and s == "teacher" for f, s in zip(rows["finished"], rows["source"], strict=True)),
-            openings=dict(Counter(rows["opening"])) if "opening" in rows.column_names else {},
-            foreign=sum(rows["foreign"]) if "foreign" in rows.column_names else 0,
+            unfinished=sum(not f and s == "teacher" for f, s in zip(finished, sources, strict=True)),
+            openings=dict(Counter(column_of(rows, "opening").to_pylist())) if "opening" in rows.column_names else {},
+            foreign=sum(column_of(rows, "foreign").to_pylist()) if "foreign" in rows.column_names else 0,
         )
 
     @property

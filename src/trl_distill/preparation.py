@@ -10,7 +10,8 @@ import json
 import uuid
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
+from itertools import chain
 from random import Random
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ from datasets import Features, List, Value
 
 from . import turns
 from .alignment import NOW, check_ids, fit
+from .arrow_values import column_of, highest_of, lengths_of
 from .assistant_turn import ChatTurns
 from .conversation import KWARGS, OWN, TOOLS, check_prompts, options_of, render
 from .crossing import COLUMNS as CROSSING_COLUMNS
@@ -120,6 +122,7 @@ class Recipe:
         teaches_nothing: Returns whether the teacher has nothing to teach where both read the same tokens, see
             `same_weights`; None is no check.
         seed: Of the draw of those rows.
+        num_proc: Processes that read and tokenize; None is this one.
         serves: Whether the saved chat template renders the student's prompt, see `serving_template`.
         options: Keywords of both chat templates; a row's own take their place.
     """
@@ -144,6 +147,7 @@ class Recipe:
     seed: int = 0
     serves: bool = True
     options: Mapping[str, Any] = field(default_factory=dict)
+    num_proc: int | None = None
 
     @cached_property
     def dropped_tokens(self) -> PromptTokens:
@@ -185,6 +189,7 @@ def read(dataset: Dataset, recipe: Recipe, *, name: str = "train") -> tuple[Data
         max_bad_rows=columns.max_bad_rows,
         assistant_turns=columns.assistant_turns,
         fields={field for template in templates for field in template.fields} | {*OWN, TOOLS, KWARGS},
+        num_proc=recipe.num_proc,
         source=name,
     )
     for template in templates:
@@ -228,7 +233,7 @@ def prepare(
         rows, whole = rows.select(range(rows_at_most)), False
     aligned = align(rows, recipe, split=split, name=name, whole=whole)
     columns: tuple[str, ...] = COLUMNS if recipe.crossing is None else (*COLUMNS, *CROSSING_COLUMNS)
-    if any(aligned["completion_mask"]):
+    if any(lengths_of(aligned, "completion_mask")):
         aligned, columns = mapped(aligned, turns.with_masks, f"Marking {name}"), (*COLUMNS, *turns.COLUMNS)
     required = whole and split is Split.TRAIN
     return conclude(aligned, rows, report, recipe, name=name, columns=columns, required=required, serves=required)
@@ -244,13 +249,21 @@ def align(rows: Dataset, recipe: Recipe, *, split: Split, name: str, whole: bool
         recipe = replace(recipe, prompt_dropout=0.0)  # evaluation is of the student under its own prompt
     _check_sources(rows, recipe, name)
     how: dict[str, Any] = {"remove_columns": rows.column_names, "features": TOKENS}
-    tokens = mapped(rows, lambda row: tokenize_row(row, recipe, name=name), f"Tokenizing {name}", **how)
+    # other processes get a copy, which must not hold the teacher; what is asked in text is asked here
+    alone = recipe if recipe.reads_text else replace(recipe, write=_nobody, take=None, teaches_nothing=None)
+    processes = {"num_proc": None if recipe.reads_text else recipe.num_proc}
+    tokens = mapped(rows, partial(tokenize_row, recipe=alone, name=name), f"Tokenizing {name}", **how, **processes)
     turns.check_in_one_piece(tokens, recipe.in_one_piece, name=name)
     _check_ids(tokens, recipe, name)
     if whole and split is Split.TRAIN and recipe.teaches_nothing is not None:
         check_differs(rows, tokens, recipe, recipe.teaches_nothing, name=name)
     tokens = _write_missing(tokens, recipe, name)
-    return mapped(tokens, lambda row: _fit(row, recipe, name), f"Aligning {name}")
+    return mapped(tokens, partial(_fit, recipe=alone, name=name), f"Aligning {name}", **processes)
+
+
+def _nobody(prompts: list[Any]) -> list[Completion]:
+    """Stand for a teacher where none is asked."""
+    raise AssertionError(f"{len(prompts)} prompts for nobody")
 
 
 def conclude(
@@ -279,9 +292,10 @@ def conclude(
     Raises:
         NoUsableRows: No row has a completion token.
     """
-    usable = fitted.filter(lambda row: row["kept"] > 0, desc=f"Checking {name}", load_from_cache_file=False)
-    learnt = set(usable["row"])
-    reasons = dict(zip(fitted["row"], fitted["unusable"], strict=True))
+    kept = column_of(fitted, "kept").to_pylist()
+    usable = fitted if all(kept) else fitted.select([i for i, tokens in enumerate(kept) if tokens > 0])
+    learnt = set(column_of(usable, "row").to_pylist())
+    reasons = dict(zip(*(column_of(fitted, column).to_pylist() for column in ("row", "unusable")), strict=True))
     empty = tuple((f"row {n}", why or "no completion token") for n, why in reasons.items() if n not in learnt)
     report = replace(report, used=report.used - len(empty), set_aside=(*report.set_aside, *empty))
     if len(usable) == 0:
@@ -329,7 +343,15 @@ def _serving(usable: Dataset, rows: Dataset, recipe: Recipe) -> Serving | None:
 
 def mapped(dataset: Dataset, function: Callable[..., Any], what: str, **more: Any) -> Dataset:
     """Map a dataset; the fingerprint is made up, since the usual one would pickle the teacher that a recipe holds."""
-    return dataset.map(function, desc=what, load_from_cache_file=False, new_fingerprint=uuid.uuid4().hex, **more)
+    how: dict[str, Any] = {"load_from_cache_file": False, "new_fingerprint": uuid.uuid4().hex, **more}
+    return dataset.map(partial(_by_row, function=function), batched=True, desc=what, **how)
+
+
+def _by_row(batch: Mapping[str, list[Any]], *indices: list[int], function: Callable[..., Any]) -> dict[str, list[Any]]:
+    """Apply a function of a row, and of its place if places are given, to the rows of a batch."""
+    cells = zip(*batch.values(), strict=True)
+    rows = [function(dict(zip(batch, values, strict=True)), *i) for values, *i in zip(cells, *indices, strict=True)]
+    return {name: [row.get(name) for row in rows] for name in dict.fromkeys(chain.from_iterable(rows))}
 
 
 def _check_sources(rows: Dataset, recipe: Recipe, name: str) -> None:
@@ -354,6 +376,8 @@ def _check_ids(tokens: Dataset, recipe: Recipe, name: str) -> None:
         else ("completion", recipe.student.rows, "the completion", "the student has"),
     )
     for column, rows, what, whose in checks:
+        if rows is None or highest_of(tokens, column) < rows:
+            continue
         for number, ids in zip(tokens["row"], tokens[column], strict=True):
             check_ids(ids, rows, what=what, whose=whose, where=f"{name}, row {number}")
 
@@ -398,7 +422,7 @@ def check_differs(
 
 def _write_missing(tokens: Dataset, recipe: Recipe, name: str) -> Dataset:
     """Have the teacher write the completions that are missing."""
-    places = [i for i, source in enumerate(tokens["source"]) if source == "teacher"]
+    places = [i for i, source in enumerate(column_of(tokens, "source").to_pylist()) if source == "teacher"]
     if not places:
         return tokens
     if recipe.overflow == "error":

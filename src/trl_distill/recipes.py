@@ -417,6 +417,7 @@ def recipe_of(
         seed=args.seed,
         serves=not args.keep_chat_template,
         options=options,
+        num_proc=args.dataset_num_proc,
     )
 
 
