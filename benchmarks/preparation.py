@@ -75,21 +75,31 @@ def tokenize_batch(batch: dict[str, list[Any]], *, tokenizer: PreTrainedTokenize
         asked, said = batch["prompt"], batch["completion"]
         prompts = [[template.replace("{input}", text) for text in asked] for template in (STUDENT, TEACHER)]
     else:
-        asked, said = ([talk[i]["content"] for talk in batch["messages"]] for i in (0, 1))
-        prompts = [
+        render = functools.partial(tokenizer.apply_chat_template, tokenize=False)
+        talks = [
             [
-                tokenizer.apply_chat_template(
-                    [{"role": "user", "content": template.replace("{input}", text)}],
-                    tokenize=False,
-                    add_generation_prompt=True,
-                )
-                for text in asked
+                [{"role": "user", "content": template.replace("{input}", talk[0]["content"])}, talk[1]]
+                for talk in batch["messages"]
             ]
             for template in (STUDENT, TEACHER)
         ]
+        prompts = [[render(talk[:1], add_generation_prompt=True) for talk in side] for side in talks]
+        said = [render(talk)[len(prompt) :] for talk, prompt in zip(talks[0], prompts[0], strict=True)]
     ids = [tokenizer(texts, add_special_tokens=False)["input_ids"] for texts in (*prompts, said)]
-    ends = [[*one, tokenizer.eos_token_id] for one in ids[2]]
-    return {"student_prompt": ids[0], "teacher_prompt": ids[1], "completion": ends}
+    completions = ids[2] if chat else [[*one, tokenizer.eos_token_id] for one in ids[2]]
+    return {"student_prompt": ids[0], "teacher_prompt": ids[1], "completion": completions}
+
+
+def check_alike(rows: Dataset, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Check that both sides make the same token ids of rows.
+
+    Raises:
+        SystemExit: They do not.
+    """
+    for mine, theirs in zip(ours(rows, tokenizer, None), plain_map(rows, tokenizer, None), strict=True):
+        for name, ids in theirs.items():
+            if mine[name] != ids:
+                raise SystemExit(f"row {mine['row']}, {name}: {mine[name]} is not {ids}")
 
 
 def trls(rows: Dataset, tokenizer: PreTrainedTokenizerBase, processes: int | None) -> Dataset:
@@ -122,6 +132,7 @@ def main() -> None:
     tokenizer, found, figures = AutoTokenizer.from_pretrained(options.tokenizer), [], {}
     for form in FORMS:
         rows = make_rows(options.rows, chat=form == "chat")
+        check_alike(rows.select(range(min(len(rows), 200))), tokenizer)
         for count in options.processes:
             sides = {name: functools.partial(SIDES[name], rows, tokenizer, count or None) for name in options.sides}
             with contextlib.redirect_stderr(io.StringIO()):

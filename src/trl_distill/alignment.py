@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from ._trl import has_marks
 from .errors import DataError, TeacherError, TemplateError
+from .text_ids import special_texts, text_ids
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -56,7 +57,7 @@ def prompt_ids(tokenizer: PreTrainedTokenizerBase, text: str, special: bool) -> 
         special: Whether the tokenizer adds its special tokens; a beginning of sequence that the text has is not
             written twice.
     """
-    ids = list(tokenizer(text, add_special_tokens=special)["input_ids"])
+    ids = text_ids(tokenizer, text, special=special)
     if not special:
         return ids
     bos = tokenizer.bos_token_id
@@ -175,7 +176,7 @@ def tokenize_completion(
     finished: bool = True,
     behind: str | None = None,
 ) -> list[int]:
-    """Return the ids of a completion, the token that ends it included.
+    """Return the ids of a completion, the token that ends it included; one that the text ends in is not written twice.
 
     Args:
         tokenizer: The student's tokenizer (the teacher's agrees, see `shared_vocabulary`).
@@ -187,9 +188,18 @@ def tokenize_completion(
     """
     ids = tokenize_behind(tokenizer, completion, prompt=behind)
     end = turn_end(tokenizer) if chat else tokenizer.eos_token_id
-    if finished and end is not None and (not ids or ids[-1] != end):
+    if finished and end is not None and ids[-1:] != [end] and not _has_end(tokenizer, completion):
         ids.append(end)
     return ids
+
+
+def _has_end(tokenizer: PreTrainedTokenizerBase, text: str) -> bool:
+    """Whether a text ends in a token that ends a sequence or a turn, white space behind it left out."""
+    text = text.rstrip()
+    if not text.endswith(special_texts(tokenizer)):
+        return False
+    ends = {tokenizer.eos_token_id, stop_of_turn(tokenizer)} - {None}
+    return text.endswith(tuple(str(tokenizer.decode([end])) for end in ends))
 
 
 def with_reasoning(text: str, reasoning: str) -> str:
@@ -208,20 +218,17 @@ def tokenize_behind(tokenizer: PreTrainedTokenizerBase, text: str, *, prompt: st
         text: What follows the prompt.
         prompt: The prompt's text, of which the end is looked at; None is no prompt.
     """
-    plain = list(tokenizer(text, add_special_tokens=False)["input_ids"])
-    if not prompt or not text:
-        return plain
-    for before in (_tail(tokenizer, prompt), "\n"):
-        start, both = (list(tokenizer(t, add_special_tokens=False)["input_ids"]) for t in (before, before + text))
+    for before in (_tail(tokenizer, prompt), "\n") if prompt and text else ():
+        start, both = (text_ids(tokenizer, t) for t in (before, before + text))
         if both[: len(start)] == start:
             return both[len(start) :]
-    return plain
+    return text_ids(tokenizer, text)
 
 
 def _tail(tokenizer: PreTrainedTokenizerBase, prompt: str) -> str:
     """Return the end of a prompt, from its last special token or its last line on: no token reaches back further."""
     tail = prompt[-TAIL:]
-    places = [tail.rfind(token) for token in (*tokenizer.all_special_tokens, *tokenizer.get_added_vocab()) if token]
+    places = [tail.rfind(token) for token in special_texts(tokenizer)]
     return tail[max([*places, tail.rstrip("\n").rfind("\n"), 0]) :]
 
 

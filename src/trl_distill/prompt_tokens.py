@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from .alignment import common_length, prompt_ids, rendered_prompt, without_closing
+from .text_ids import text_ids
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -56,7 +57,7 @@ class PromptTokens:
         """Return the ids of a rendered prompt; see `prompt_ids`."""
         start = self._start
         if start is not None and text.startswith(start.text):
-            rest = list(self.tokenizer(text[start.cut :], add_special_tokens=False)["input_ids"])
+            rest = text_ids(self.tokenizer, text[start.cut :])
             return without_closing(self.tokenizer, [*start.ids, *rest], text) if special else [*start.ids, *rest]
         ids = prompt_ids(self.tokenizer, text, special)
         if not self._tried and self._first is not None and self._first[1] == special and self._first[0] != text:
