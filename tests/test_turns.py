@@ -14,11 +14,19 @@ from teachers.writers import make_t5
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import SFTConfig, SFTTrainer
 
-from trl_distill import DistillationSFTConfig, DistillationSFTTrainer, LLMTrainingParams, PromptDistillationTrainer, run
+from trl_distill import (
+    DistillationSFTConfig,
+    DistillationSFTTrainer,
+    LLMTrainingParams,
+    PromptDistillationTrainer,
+    data,
+    run,
+)
 from trl_distill.cli.llm import params_from_command
 from trl_distill.config import from_params
 from trl_distill.errors import DataError, ParamsError, TemplateError
 from trl_distill.losses import distillation_loss_from_logits
+from trl_distill.plain import plain_rows
 
 TALK = [user("a b"), assistant("c d"), user("e"), assistant("f g a"), user("b"), assistant("c")]
 TALKS = [{"messages": TALK}, {"messages": [user("d e"), assistant("f"), user("g"), assistant("a b c d")]}]
@@ -70,6 +78,20 @@ def test_turns_of_weight_0_and_empty_ones_are_read_and_not_learned(chat_model_di
     assert prompt.startswith("<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\nb<|im_end|>\n")
     assert pieces == ["d<|im_end|>", "g<|im_end|>"]
     assert learnt(trainer, trainer.train_dataset[1])[1] == ["d<|im_end|>"]
+
+
+def test_plain_sft_refuses_turns_that_are_not_to_be_learned_among_others(chat_model_dir, tmp_path):
+    rows = [
+        {"messages": [user("a"), {**assistant("b"), "weight": 0}, user("c"), assistant("d"), user("e"), assistant("f")]}
+    ]
+    params = LLMTrainingParams(
+        model=str(chat_model_dir), trainer="sft", data_path=rows, project_name=str(tmp_path / "run")
+    )
+    prepared, _ = plain_rows(data.load_data(rows)[0], params, name="train")
+    assert [set(message) for message in prepared[0]["messages"]] == [{"role", "content"}] * 6
+    params.assistant_only_loss = True
+    with pytest.raises(DataError, match="train, row 1, has an assistant message of weight 0"):
+        plain_rows(data.load_data(rows)[0], params, name="train")
 
 
 def test_a_text_template_renders_every_user_message(chat_model_dir, tiny_teacher_dir, tmp_path):

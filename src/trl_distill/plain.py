@@ -9,6 +9,7 @@ from .agreement import chat_template_options
 from .alignment import training_template
 from .conversation import KWARGS, TOOLS
 from .errors import DataError, ParamsError
+from .messages import WEIGHT, is_learned
 from .params import LLMTrainingParams
 from .readers import CONVERSATIONS
 from .rows import RowReport, read_rows
@@ -27,7 +28,7 @@ def plain_rows(dataset: Dataset, params: LLMTrainingParams, *, name: str) -> tup
         name: What to call the dataset in messages.
 
     Raises:
-        DataError: See `read_rows`; or only some rows have a completion.
+        DataError: See `read_rows`; only some rows have a completion; or a turn among those learned is not to be.
     """
     rows, report = read_rows(
         dataset,
@@ -60,6 +61,11 @@ def plain_rows(dataset: Dataset, params: LLMTrainingParams, *, name: str) -> tup
         if chat:
             messages = json.loads(row["history"] or json.dumps([{"role": "user", "content": row["input"]}]))
             last = {"role": "assistant", "content": said} if row["turns"] is None else json.loads(row["turns"])["last"]
+            if any(WEIGHT in message and not is_learned(message) for message in (*messages, last)):
+                raise DataError(
+                    f"{name}, row {row['row']}, has an assistant message of weight 0, or an empty one, which TRL's "
+                    "SFTTrainer would learn with the others; leave it out, or drop assistant_only_loss."
+                )
             more = _for_chat_template(row, options)
             if said is not None and apart:
                 return {"prompt": messages, "completion": [last], **more}
