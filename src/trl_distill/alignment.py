@@ -351,6 +351,10 @@ class Limit(int):
         limit.whose, limit.remedy = whose, remedy
         return limit
 
+    def __getnewargs__(self) -> tuple[int, str, str]:
+        """Say how a copy is made, in another process too."""
+        return int(self), self.whose, self.remedy
+
 
 @dataclass(frozen=True)
 class Fitted:
