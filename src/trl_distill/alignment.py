@@ -351,7 +351,7 @@ class Limit(int):
         limit.whose, limit.remedy = whose, remedy
         return limit
 
-    def __getnewargs__(self) -> tuple[int, str, str]:
+    def __getnewargs__(self) -> tuple[int, str, str]:  # type: ignore[override]
         """Say how a copy is made, in another process too."""
         return int(self), self.whose, self.remedy
 
