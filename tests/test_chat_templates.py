@@ -189,6 +189,18 @@ def test_reasoning_is_learned_by_the_trainer_and_in_plain_sft_through_the_comman
     assert thought in done.tokenizer.decode(batch["input_ids"][0])
 
 
+def test_keywords_of_the_template_reach_plain_sft_through_the_command(tmp_path, tiny_model_dir):
+    jinja = tmp_path / "toned.jinja"
+    jinja.write_text("{{ tone }}{% for m in messages %}|{{ m.content }}{% endfor %}")
+    done = run(LLMTrainingParams(
+        model=str(tiny_model_dir), trainer="sft", data_path=Dataset.from_list([row_of("one turn")]), max_steps=1,
+        chat_template=str(jinja), chat_template_kwargs='{"tone": "calm"}', project_name=str(tmp_path / "run"),
+        gradient_accumulation=1,
+    ))  # fmt: skip
+    (batch,) = list(done.trainer.get_train_dataloader())
+    assert done.tokenizer.decode(batch["input_ids"][0]).startswith("calm|")
+
+
 def test_keywords_of_the_template_reach_both_sides_and_a_rows_own_take_their_place(tmp_path):
     rows = [{**row_of("one turn"), "chat_template_kwargs": own} for own in ({"enable_thinking": True}, None)]
     for given in ('{"enable_thinking": false}', {"enable_thinking": False}):

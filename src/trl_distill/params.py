@@ -204,7 +204,7 @@ class LLMTrainingParams(CheckedSettings, DistillationArguments):
             parse_endpoint(self.teacher_model)  # a URL with a password goes no further
         if not self.distills:
             why = f"trainer {self.trainer!r} does not distil; add --use-distillation"
-            refuse_unused(self, why=why, used=("completion_column", "prompt_text_column", "max_bad_rows"))
+            refuse_unused(self, why=why, used=OF_PLAIN_SFT)
         elif self.teacher_model == "self":
             self._check_own_teacher()
         if self.teacher_model in OWN_TEACHERS:

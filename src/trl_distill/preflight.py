@@ -295,9 +295,7 @@ def _warning(rows: Dataset, recipe: Recipe) -> str:
         return ""
     same = recipe.teaches_nothing is not None and recipe.teaches_nothing()
     if not any(differ(row) for row in rows):
-        return (
-            "teacher and student are the same weights and read the same tokens, which teaches nothing" if same else ""
-        )
+        return SAME if same else ""
     mine, theirs = (
         ([(role, text.pieces) for role, text in template.messages], template.system)
         for template in (recipe.student.template, recipe.teacher.template)
