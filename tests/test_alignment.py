@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
+from copy import copy
+
 import pytest
 from datasets import Dataset
 from tokenizing import byte_level, llama, pieces
 from transformers import AutoTokenizer
 
-from trl_distill.alignment import (
-    fit,
-    shared_vocabulary,
-    skipped_tokens,
-    stop_of_turn,
-    tokenize_behind,
-    tokenize_completion,
-    tokenize_prompt,
-    turn_end,
-)
+from trl_distill.alignment import tokenize_behind, tokenize_completion, tokenize_prompt
 from trl_distill.errors import DataError, TeacherError, TemplateError
+from trl_distill.fitting import fit, skipped_tokens
 from trl_distill.preparation import Columns, Reading, Recipe, prepare
 from trl_distill.prompts import parse_template
+from trl_distill.shared_vocabulary import shared_vocabulary
+from trl_distill.turn_ends import stop_of_turn, training_template, turn_end
 
 
 @pytest.fixture(scope="module")
@@ -132,6 +128,13 @@ def test_a_template_for_other_conversations_ends_in_end_of_sequence(template, to
     other = AutoTokenizer.from_pretrained(tokenizer.name_or_path)
     other.chat_template = template
     assert stop_of_turn(other) == tokenizer.eos_token_id
+
+
+def test_the_marks_of_a_named_default_template_are_those_of_training(chat_tokenizer):
+    tokenizer = copy(chat_tokenizer)
+    marked = "{% for m in messages %}{% generation %}{{ m.content }}{% endgeneration %}{% endfor %}"
+    tokenizer.chat_template = {"default": marked, "tool_use": "{{ tools }}"}
+    assert training_template(tokenizer) == marked
 
 
 def test_another_tokenizer_is_refused(tokenizer, tmp_path):

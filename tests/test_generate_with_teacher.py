@@ -26,9 +26,9 @@ from trl_distill import (
     run,
     train,
 )
-from trl_distill.alignment import turn_end
 from trl_distill.cli import main
 from trl_distill.teachers import LocalTeacher, StoredTeacher
+from trl_distill.turn_ends import turn_end
 
 QUERIES = ["why is the sky blue", "a red cat", "2+2"]
 

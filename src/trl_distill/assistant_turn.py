@@ -12,25 +12,18 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from .alignment import (
-    TurnEnd,
-    common_length,
-    end_of_turn,
-    rendered,
-    rendered_prompt,
-    rendered_with_marks,
-    tokenize_behind,
-    training_template,
-)
+from .alignment import common_length, tokenize_behind
+from .chat_rendering import rendered, rendered_prompt, rendered_with_marks
 from .errors import DataError, TemplateError
+from .messages import CLOSED, OPENED, REASONING
+from .turn_ends import TurnEnd, end_of_turn, training_template
 from .turns import Stretches, of_ids
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Message = Mapping[str, Any]
-OPEN = "<think>"
-BLOCK = re.compile(r"\s*<think>\n*(.*?)\n*</think>\n*", re.DOTALL)
+BLOCK = re.compile(rf"\s*{OPENED}\n*(.*?)\n*{CLOSED}\n*", re.DOTALL)
 THINKING = "enable_thinking"  # the keyword by which templates open an empty thinking block, or none
 
 
@@ -252,11 +245,11 @@ class ChatTurns:
         """Return the last message, its thinking block apart if the template would open another before it."""
         last = self._once_ended(messages[-1])
         block = BLOCK.match(last["content"] or "")
-        if block is None or last.get("reasoning_content"):
+        if block is None or any(last.get(key) for key in REASONING):
             return last
         apart = {**last, "reasoning_content": block[1], "content": last["content"][block.end() :]}
         whole, split = (rendered(self.tokenizer, [*messages[:-1], m], options=options) for m in (last, apart))
-        return apart if 0 < split.count(OPEN) < whole.count(OPEN) and block[1] in split else last
+        return apart if 0 < split.count(OPENED) < whole.count(OPENED) and block[1] in split else last
 
     def _ended(self, turn: Turn, messages: Sequence[Message], finished: bool) -> str:
         """Return what is learned of a turn: with an end, also where the template writes none, or without."""

@@ -11,7 +11,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from .alignment import NOW
+from .chat_rendering import NOW
 from .project import write_text
 
 NAME = "chat_template_date.txt"
@@ -45,7 +45,7 @@ class TemplateDate:
         return cls(date.fromisoformat(text) if text else date.today(), folder)
 
     def options(self) -> dict[str, str]:
-        """Return the keyword that gives the date to a chat template; see `alignment.rendered`."""
+        """Return the keyword that gives the date to a chat template; see `chat_rendering.rendered`."""
         return {} if self.day is None else {NOW: self.day.isoformat()}
 
     def keep(self) -> None:

@@ -8,9 +8,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .alignment import rendered
+from .chat_rendering import own_source, rendered
 from .errors import TemplateError, UsageError
-from .serving_template import own_source
 from .sources import load_tokenizer, resolve
 
 if TYPE_CHECKING:

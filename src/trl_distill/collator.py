@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from .alignment import skipped_tokens
+from .fitting import skipped_tokens
 from .flattening import flatten_student
 from .spans import mark_spans
 

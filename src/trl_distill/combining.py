@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any
 from datasets import Features, List, Value, concatenate_datasets
 
 from . import preparation
-from .alignment import check_ids, fit, tokenize_prompt
+from .alignment import tokenize_prompt
 from .conversation import KWARGS, OWN, TOOLS
 from .data import RowReport
 from .errors import DataError
+from .fitting import check_ids, fit
 from .preflight import Preflight, notes_of, text_of
 from .preparation import COLUMNS, IDS, Recipe, align, check_differs, conclude, mapped, tokenize_row
 from .retention import Retained, mixed_in

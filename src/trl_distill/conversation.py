@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from .errors import DataError
+from .messages import parsed
 from .prompts import SYSTEM_ROLES, System, Template
 
 TOOLS, KWARGS = "tools", "chat_template_kwargs"  # columns that a chat template is handed, as TRL names them
@@ -106,7 +107,7 @@ def own_prompt(values: Mapping[str, Any], template: Template, *, where: str) -> 
         return text
     if messages in (None, "", "[]"):
         return None
-    found = _parsed(messages)
+    found = parsed(messages)
     if not isinstance(found, list) or not all(_is_message(message) for message in found):
         raise DataError(
             f"{where}: {MESSAGES!r} is not a list of messages; give objects with 'role' and 'content', or leave it "
@@ -133,11 +134,11 @@ def options_of(values: Mapping[str, Any], *, where: str) -> dict[str, Any]:
     options: dict[str, Any] = {}
     tools, more = values.get(TOOLS, ""), values.get(KWARGS, "")
     if tools not in ("", "[]"):
-        options["tools"] = _parsed(tools)
+        options["tools"] = parsed(tools)
         if not isinstance(options["tools"], list) or not all(isinstance(tool, dict) for tool in options["tools"]):
             raise DataError(f"{where}: {TOOLS!r} is not a list of tools; give objects with a name and its parameters.")
     if more not in ("", "{}"):
-        found = _parsed(more)
+        found = parsed(more)
         if not isinstance(found, dict):
             raise DataError(f"{where}: {KWARGS!r} is not an object; give names and values for the chat template.")
         options |= found
@@ -162,14 +163,6 @@ def check_prompts(rows: Any, template: Template, *, name: str) -> None:
         own_prompt(values, template, where=where)
         if row["history"] is not None:
             options_of(values, where=where)
-
-
-def _parsed(value: Any) -> Any:
-    """Return what a column writes as JSON; a value that is none as it is."""
-    try:
-        return json.loads(value) if isinstance(value, str) else value
-    except ValueError:
-        return value
 
 
 def _is_message(message: Any) -> bool:

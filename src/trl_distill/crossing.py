@@ -7,11 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from .alignment import PROBE, fit, stop_of_turn, tokenize_completion
+from .alignment import tokenize_completion
 from .errors import TeacherError
+from .fitting import fit
 from .losses.cross_reference import Matched
+from .shared_vocabulary import PROBE
 from .spans import ALIKE, STUDENT_SPACE, TEACHER_SPACE, Span, align
 from .token_bytes import token_bytes
+from .turn_ends import stop_of_turn
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -103,13 +106,13 @@ class Crossing:
 
         Args:
             row: With `student_prompt`, `teacher_prompt`, `completion` and `teacher_completion`.
-            student_limit: As in `alignment.fit`.
-            teacher_limit: As in `alignment.fit`.
-            overflow: As in `alignment.fit`.
+            student_limit: As in `fitting.fit`.
+            teacher_limit: As in `fitting.fit`.
+            overflow: As in `fitting.fit`.
             where: The row's name in messages.
 
         Raises:
-            DataError: See `alignment.fit`.
+            DataError: See `fitting.fit`.
         """
         completion, theirs = list(row["completion"]), list(row["teacher_completion"])
         spans = self.spans(completion, theirs)

@@ -14,7 +14,8 @@ ROLES = {  # ShareGPT's names beside the usual ones
     **{"function_call": "assistant", "tool_call": "assistant"},
 }
 CALLS = ("function_call", "tool_call")  # roles, and a key of OpenAI's older form, with a call as JSON
-REASONING = ("reasoning_content", "reasoning", "thinking")
+REASONING = ("reasoning_content", "reasoning", "thinking")  # DeepSeek and others; vLLM, Ollama, OpenRouter; gpt-oss
+OPENED, CLOSED = "<think>", "</think>"  # around reasoning in a text
 WEIGHT = "weight"
 UNKNOWN_ROLE = "the unknown role"
 KEYS = ("role", "from", "content", "value")
@@ -95,6 +96,19 @@ def without_weight(message: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in message.items() if key != WEIGHT}
 
 
+def parsed(value: Any) -> Any:
+    """Return what a text writes as JSON; anything else as it is."""
+    try:
+        return json.loads(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
+
+
+def with_reasoning(text: str, reasoning: str) -> str:
+    """Return a completion with the reasoning before it, in a thinking block."""
+    return f"{OPENED}\n{reasoning}\n{CLOSED}\n\n{text}"
+
+
 def _message(message: Mapping[str, Any], where: str) -> dict[str, Any]:
     """Return one message; `joins` says that it is a call of a tool, which belongs to what the assistant said before."""
     rest = {key: value for key, value in message.items() if value is not None and key not in KEYS}
@@ -128,8 +142,8 @@ def _calls(value: Any, where: str) -> list[dict[str, Any]]:
     texts = (_TAGGED.findall(value) or [value]) if isinstance(value, str) else [value]
     found: list[Any] = []
     for text in texts:
-        parsed = _parsed(text)
-        found += parsed if isinstance(parsed, list) else [parsed]
+        read = parsed(text)
+        found += read if isinstance(read, list) else [read]
     return [_call(call, where) for call in found]
 
 
@@ -140,13 +154,5 @@ def _call(call: Any, where: str) -> dict[str, Any]:
     if not isinstance(inner, Mapping) or not isinstance(name, str):
         raise Unusable(f"{where} calls a tool, but is not JSON with 'name' and 'arguments'")
     arguments = inner.get("arguments", inner.get("parameters"))
-    parsed = _parsed(arguments)
-    return {"type": "function", "function": {"name": name, "arguments": {} if parsed is None else parsed}}
-
-
-def _parsed(value: Any) -> Any:
-    """Return what a text writes as JSON; anything else as it is."""
-    try:
-        return json.loads(value) if isinstance(value, str) else value
-    except ValueError:
-        return value
+    read = parsed(arguments)
+    return {"type": "function", "function": {"name": name, "arguments": {} if read is None else read}}

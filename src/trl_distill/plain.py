@@ -6,13 +6,13 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from .agreement import chat_template_options
-from .alignment import training_template
 from .conversation import KWARGS, TOOLS
 from .errors import DataError, ParamsError
 from .messages import WEIGHT, is_learned
 from .params import LLMTrainingParams
 from .readers import CONVERSATIONS
 from .rows import RowReport, read_rows
+from .turn_ends import training_template
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -18,13 +18,14 @@ from typing import TYPE_CHECKING, Any
 from datasets import Features, List, Value
 
 from . import turns
-from .alignment import NOW, check_ids, fit
 from .arrow_values import column_of, highest_of, lengths_of
 from .assistant_turn import ChatTurns
+from .chat_rendering import NOW
 from .conversation import KWARGS, OWN, TOOLS, check_prompts, options_of, render
 from .crossing import COLUMNS as CROSSING_COLUMNS
 from .data import RowReport, read_rows
 from .errors import DataError, ParamsError, TemplateError
+from .fitting import check_ids, fit
 from .preflight import Preflight, differ
 from .prompt_tokens import PromptTokens
 from .prompts import SYSTEM_ROLES, Template
@@ -107,7 +108,7 @@ class Recipe:
         columns: Where to look in the data.
         completions: "auto", "data" or "teacher", see DESIGN and `sources_of`.
         plain_text: Under "auto", a row of text alone and two templates `{input}` is learnt as SFT would.
-        overflow: "error" or "left", see `alignment.fit`.
+        overflow: "error" or "left", see `fitting.fit`.
         write: Has the teacher write completions for its prompts: token ids, or text and messages (`reads_text`).
         vocabulary: Rows that both models share: a completion's ids are among them.
         reads_text: The teacher is handed prompts as text or chat messages.

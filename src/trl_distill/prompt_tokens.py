@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from .alignment import common_length, prompt_ids, rendered_prompt, without_closing
+from .alignment import common_length, prompt_ids, without_closing
+from .chat_rendering import rendered_prompt
 from .text_ids import text_ids
 
 if TYPE_CHECKING:

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 from accelerate import PartialState
 
 from .agreement import chat_template_options, freshness, temperatures_of
-from .alignment import Limit, ends_of, shared_vocabulary
 from .architectures import vocabulary_rows
 from .arguments import STORE_KINDS
 from .chat_template_date import TemplateDate
@@ -19,11 +18,13 @@ from .chat_templates import take_chat_template
 from .config import DistillationSFTConfig
 from .endpoints import is_openai_name
 from .errors import ParamsError, TeacherError
+from .fitting import Limit
 from .preparation import Columns, Reading, Recipe
 from .prompts import parse_template
 from .same_weights import Student, teaches_nothing
 from .server_targets import find_targets, reading, taking, weighing
 from .sharding import read_whole
+from .shared_vocabulary import shared_vocabulary
 from .system_message import for_reader, teachers_system, templates_of
 from .teachers import (
     COMPLETIONS,
@@ -57,6 +58,7 @@ from .teachers import (
     writers_of,
 )
 from .teachers.local import length_limit
+from .turn_ends import ends_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
-from .alignment import tokenize_behind, tokenize_completion, tokenize_prompt, with_reasoning
+from .alignment import tokenize_behind, tokenize_completion, tokenize_prompt
 from .assistant_turn import Turn
 from .conversation import options_of, own_prompt, render
 from .errors import DataError
+from .messages import with_reasoning
 from .serving_template import Frame, frame_of
 from .teachers.written import was_cut
 from .turns import COLUMNS, Stretches, conversation_of, of_ids, side_by_side

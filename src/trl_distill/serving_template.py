@@ -15,7 +15,8 @@ from functools import cached_property, lru_cache
 from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
-from .alignment import NOW, dated, prompt_ids, rendered_prompt, tokenize_prompt
+from .alignment import prompt_ids, tokenize_prompt
+from .chat_rendering import NOW, dated, own_source, rendered_prompt
 from .conversation import TOOLS, Prompt, render
 from .errors import TemplateError
 from .prompts import SYSTEM_ROLES
@@ -215,10 +216,14 @@ def served_ids(tokenizer: PreTrainedTokenizerBase, message: str, source: str | N
         message: The text.
         source: A chat template (default: the tokenizer's).
     """
+    return chat_ids(tokenizer, [{"role": "user", "content": message}], {"chat_template": source})
+
+
+def chat_ids(tokenizer: PreTrainedTokenizerBase, messages: Any, options: Mapping[str, Any]) -> list[int] | None:
+    """Return the ids of `apply_chat_template` for a prompt of messages; None if the template does not take them."""
     from jinja2 import TemplateError as JinjaError
 
-    messages = [{"role": "user", "content": message}]
-    how: dict[str, Any] = {"chat_template": source, "add_generation_prompt": True, "return_dict": False}
+    how: dict[str, Any] = {**options, "add_generation_prompt": True, "return_dict": False}
     try:
         return list(tokenizer.apply_chat_template(messages, **how))
     except (JinjaError, TypeError, KeyError, ValueError):
@@ -230,13 +235,6 @@ def filled(prompt: Any, message: str) -> Any:
     if isinstance(prompt, str):
         return prompt.replace(INPUT, message)
     return [{**m, "content": m["content"].replace(INPUT, message)} for m in prompt]
-
-
-def own_source(tokenizer: PreTrainedTokenizerBase) -> str | None:
-    """Return the chat template that a tokenizer uses for conversations without tools; None if it has none."""
-    if isinstance(tokenizer.chat_template, dict):
-        return tokenizer.chat_template.get("default")
-    return tokenizer.chat_template
 
 
 def with_serving(tokenizer: PreTrainedTokenizerBase, source: str) -> dict[str, str]:

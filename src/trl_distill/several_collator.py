@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
-from .alignment import skipped_tokens
 from .collator import IGNORE, DistillationCollator
 from .errors import DataError
+from .fitting import skipped_tokens
 
 
 @dataclass

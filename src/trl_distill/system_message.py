@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from .alignment import rendered
+from .chat_rendering import rendered
 from .errors import ParamsError, TemplateError
 from .prompts import System, Template, parse_template, read_file
 

@@ -11,9 +11,9 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from .alignment import fit
 from .conversation import Message, Prompt, prompt_of
 from .errors import DataError
+from .fitting import fit
 from .messages import is_learned
 from .prompts import SYSTEM_ROLES, Template
 
@@ -113,13 +113,13 @@ def fit_stretches(
 
     Args:
         row: With both prompts, `completion` and `COLUMNS`.
-        student_limit: As in `alignment.fit`.
-        teacher_limit: As in `alignment.fit`.
-        overflow: As in `alignment.fit`.
+        student_limit: As in `fitting.fit`.
+        teacher_limit: As in `fitting.fit`.
+        overflow: As in `fitting.fit`.
         where: The row's name in messages.
 
     Raises:
-        DataError: See `alignment.fit`.
+        DataError: See `fitting.fit`.
     """
     limits = {"overflow": overflow, "where": where}
     sides = [Stretches(row["student_prompt"], row["completion"], row["completion_mask"])]

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .conversation import Prompt
-from .serving_template import INPUT, MARK, ORIGINAL, added_tokens
+from .serving_template import INPUT, MARK, ORIGINAL, added_tokens, chat_ids
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -113,17 +113,10 @@ def _chat(
     prompt: Any, options: Mapping[str, Any], example: Example, tokenizer: PreTrainedTokenizerBase
 ) -> tuple[str, Callable[[], list[int] | None]]:
     """Return the way by a chat template."""
-    from jinja2 import TemplateError as JinjaError
-
-    def ids() -> list[int] | None:
-        how: dict[str, Any] = {**options, "add_generation_prompt": True, "return_dict": False}
-        try:
-            return list(tokenizer.apply_chat_template(_filled(prompt, example.values), **how))
-        except (JinjaError, TypeError, KeyError, ValueError):
-            return None
-
     more = "".join(f"{name}={value!r}, " for name, value in options.items())
-    return CHAT.format(messages=_expression(prompt), more=more), ids
+    return CHAT.format(messages=_expression(prompt), more=more), lambda: chat_ids(
+        tokenizer, _filled(prompt, example.values), options
+    )
 
 
 def _text(example: Example, tokenizer: PreTrainedTokenizerBase) -> Iterator[tuple[str, Callable[[], list[int] | None]]]:

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from .alignment import with_reasoning
 from .conversation import own_prompt, render
 from .data import read_rows
 from .doors import entered, in_python
 from .errors import DataError, ParamsError, TeacherError
 from .memory import TAKEN, as_dataset, is_frame
+from .messages import with_reasoning
 from .params import FIELDS
 from .prompts import Template, parse_template
 from .rows import INPUT, INPUT_COLUMN

@@ -256,7 +256,8 @@ def test_rows_for_later_hold_the_reasoning_that_is_kept_and_nothing_that_cannot_
 
 def matched(server, tokenizer, tmp_path, reasoning):
     """Return what is known of a completion that was written with log-probabilities, and its ids."""
-    from trl_distill.alignment import tokenize_completion, with_reasoning
+    from trl_distill.alignment import tokenize_completion
+    from trl_distill.messages import with_reasoning
 
     remote = replace(ONE, top_k=5, reasoning=reasoning)
     teacher = load_teacher(server.teacher, tokenizer=tokenizer, remote=remote)

@@ -13,10 +13,11 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from trl_distill import DistillError, TeacherError, load_teacher
-from trl_distill.alignment import PROBE, tokenize_completion, tokenize_prompt
+from trl_distill.alignment import tokenize_completion, tokenize_prompt
 from trl_distill.collator import DistillationCollator
 from trl_distill.embedded import embedded_path
 from trl_distill.losses import head_logits
+from trl_distill.shared_vocabulary import PROBE
 from trl_distill.teachers import GenerationSettings, LineStore, RemoteSettings, asking
 from trl_distill.teachers.matching import Matcher, spans
 from trl_distill.token_bytes import token_bytes

@@ -11,10 +11,12 @@ from conftest import make_model, make_tokenizer
 from datasets import Dataset
 from teachers.kinds import TEXT, WRITING
 from teachers.writers import make_trained_tokenizer
+from tokenizing import llama
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import SFTConfig, SFTTrainer
 
 from trl_distill import DistillationSFTConfig, DistillationSFTTrainer, PromptDistillationTrainer, generate_with_teacher
+from trl_distill.alignment import tokenize_behind
 from trl_distill.cli import main
 from trl_distill.cli.llm import params_from_command
 from trl_distill.embedded import embedded_path
@@ -132,6 +134,10 @@ def test_a_cut_inside_a_token_tokenizes_what_is_left_anew():
     assert cut_at_string(Completion(tuple(ids), False), [" red"], other, end=1).ids == (1,)
     none = Completion(tuple(ids), False)
     assert cut_at_string(none, ["q"], other, end=1) is none
+    other = llama()  # which would put a space in front
+    ids = tokenize_behind(other, "fox the", prompt="\n")
+    found = cut_at_string(Completion(tuple(ids), False), ["he"], other, end=1)
+    assert other.convert_ids_to_tokens(found.ids[:-1]) == ["f", "o", "x", "▁", "t"]
 
 
 def test_it_stops_writing_soon_and_reads_the_completion_alone(base_teacher):

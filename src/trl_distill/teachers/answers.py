@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from ..messages import CLOSED, OPENED, REASONING
 from .stop_strings import cut_text
 
 if TYPE_CHECKING:
@@ -28,9 +29,7 @@ FILTERED = {  # OpenAI, Azure; Bedrock; Gemini; Anthropic; Zhipu; Cohere
 FAILED = {  # OpenRouter, watsonx; SGLang, vLLM; DeepSeek; Zhipu
     *("error", "abort", "aborted", "cancelled", "insufficient_system_resource", "network_error"),
 }
-REASONING = ("reasoning_content", "reasoning", "thinking")  # DeepSeek and others; vLLM, Ollama, OpenRouter
 TEXTS = ("text", "output_text", "input_text")  # kinds of parts; others are reasoning, refusals, images
-OPENED, CLOSED = "<think>", "</think>"
 BLOCK = re.compile(rf"\s*(?:{OPENED})?(.*?){CLOSED}(.*)", re.DOTALL)  # the chat template may have opened it
 
 

@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ..alignment import PROBE
 from ..errors import TeacherError
+from ..shared_vocabulary import PROBE
 from .asking import Answer
 from .connection import Refused
 from .logprobs import MOST, PROMPT, TOP, for_prompt, for_top, read_prompt, read_top

@@ -16,7 +16,6 @@ import torch
 from accelerate.utils import is_peft_model
 from torch.distributed.tensor import DTensor
 
-from ..alignment import ends_of
 from ..architectures import check_causal, vocabulary_rows
 from ..devices import forked_rng
 from ..errors import TeacherError
@@ -26,6 +25,7 @@ from ..generation import configured, continuations, padded_left
 from ..lm_head import LOGITS, LMHead
 from ..logits_check import check_logits
 from ..targets import HiddenTargets
+from ..turn_ends import ends_of
 from . import fingerprint
 from .base import Completion, GenerationSettings
 from .passes import MOST, plan

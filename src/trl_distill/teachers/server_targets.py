@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from ..alignment import skipped_tokens
 from ..errors import DistillError, TeacherError
+from ..fitting import skipped_tokens
 from ..token_bytes import token_bytes
 from .asking import Again, Answer
 from .finding import Found, check_same_tokens, find_prompt, find_top

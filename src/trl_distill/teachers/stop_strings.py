@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import StoppingCriteria, StoppingCriteriaList
 
+from ..alignment import tokenize_behind
 from .base import Completion
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ def cut_at_string(
             return Completion((*ids[:kept], end), True)
         if len(before) < len(text):
             break
-    return Completion((*_ids(tokenizer, text), end), True)
+    return Completion((*tokenize_behind(tokenizer, text, prompt=FRONT), end), True)
 
 
 def stopping(tokenizer: PreTrainedTokenizerBase, stop: Sequence[str], *, start: int) -> dict[str, Any]:
@@ -89,11 +90,3 @@ def _text(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
     front = list(tokenizer(FRONT, add_special_tokens=False)["input_ids"])
     before, whole = str(tokenizer.decode(front, **how)), str(tokenizer.decode([*front, *ids], **how))
     return whole[len(before) :] if whole.startswith(before) else str(tokenizer.decode(list(ids), **how))
-
-
-def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """Return the token ids of a text that stands behind a prompt; some tokenizers put a space in front of any text."""
-    front, whole = (tokenizer(part, add_special_tokens=False)["input_ids"] for part in (FRONT, FRONT + text))
-    if text.startswith(" ") and whole[: len(front)] == front:
-        return list(whole[len(front) :])
-    return list(tokenizer(text, add_special_tokens=False)["input_ids"])

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from ..alignment import PROBE, ends_of
 from ..collator import IGNORE
 from ..errors import TeacherError
 from ..losses import check_sparse_divergence
+from ..shared_vocabulary import PROBE
+from ..turn_ends import ends_of
 from .base import Completion, GenerationSettings
 from .head import load_head
 from .kinds import kind_from, stacked

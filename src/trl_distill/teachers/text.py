@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ..alignment import rendered, tokenize_prompt
+from ..alignment import tokenize_prompt
+from ..chat_rendering import rendered
 from ..doors import spelled
 from ..errors import DataError, TeacherError
 from .base import Completion, GenerationSettings, Teacher

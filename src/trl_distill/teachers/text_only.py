@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from ..alignment import ends_of
 from ..errors import TeacherError
+from ..turn_ends import ends_of
 from .base import Completion, GenerationSettings
 
 if TYPE_CHECKING:
