@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 import torch
 from conftest import make_tokenizer
+from every_template import USER, tokenizer_of
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from trl_distill import DistillError, TeacherError, load_teacher
-from trl_distill.alignment import tokenize_completion, tokenize_prompt
+from trl_distill.alignment import tokenize_behind, tokenize_completion, tokenize_prompt
+from trl_distill.assistant_turn import ChatTurns
 from trl_distill.collator import DistillationCollator
 from trl_distill.embedded import embedded_path
 from trl_distill.losses import head_logits
@@ -369,6 +371,21 @@ def test_a_character_in_pieces_and_an_end_that_is_told(tokenizer):
     assert matcher.match(entry(text, "é".encode(), b" b"), completion).known.tolist() == [False, False, True, False]
     assert matcher.match(entry("another", b"another"), completion).known.sum() == 0
     assert matcher.match(entry(text, *pieces, b"<eot>", finished=False), completion).known.tolist()[-1] is False
+
+
+@pytest.mark.parametrize("name", ["llama3", "qwen3_5_think"])
+@pytest.mark.parametrize("text", ["red", "\n\n red", "red \n", " red\n"])
+def test_white_space_that_the_students_chat_template_trims_costs_no_other_token(name, text):
+    tokenizer = tokenizer_of(name)
+    turn = ChatTurns(tokenizer).last([USER, {"role": "assistant", "content": text}], {}, where="row 1")
+    completion = tokenize_behind(tokenizer, turn.learned, prompt=turn.prompt)
+    said = entry(text, *(character.encode() for character in text), b"<eot>")
+    found = Matcher(token_bytes(tokenizer), len(tokenizer)).match(said, completion)
+    first = completion.index(tokenizer.convert_tokens_to_ids("r"))
+    ended = text == text.rstrip()  # the teacher ends behind the white space, which the student does not read
+    assert found.known[first:].tolist()[:4] == [True, True, True, ended]
+    assert found.token_ids[first : first + 3, 0].tolist() == completion[first : first + 3]
+    assert not found.known[: max(first - 2, 0)].any()
 
 
 def test_the_same_bytes_twice_add_up():

@@ -40,7 +40,7 @@ class Matcher:
         text = entry["text"].encode()
         tokens = [None if token is None else token.encode("latin-1") for token in entry["tokens"]]
         pieces = [self._piece(i) for i in completion]
-        theirs, mine = at_end(tokens, text), at_end(pieces, text)
+        theirs, mine = at_end(tokens, text), within(pieces, entry["text"])
         ids: list[list[int]] = [[] for _ in completion]
         log_probs: list[list[float]] = [[] for _ in completion]
 
@@ -117,6 +117,21 @@ def at_end(pieces: Sequence[bytes | None], text: bytes) -> Found:
             if later.end == len(text) and len(pieces) - later.after <= CLOSING:
                 return later
     return found
+
+
+def within(pieces: Sequence[bytes | None], text: str) -> Found:
+    """Return the student's tokens that make up a text, or if its chat template trims white space, what is left of it.
+
+    Args:
+        pieces: The tokens' bytes.
+        text: The text.
+    """
+    whole = text.encode()
+    for words in dict.fromkeys((text, text.rstrip(), text.lstrip(), text.strip())):
+        found, trimmed = at_end(pieces, words.encode()), len(whole) - len(text[text.index(words) :].encode())
+        if found.end == len(words.encode()):
+            return Found(found.first, [(begin + trimmed, end + trimmed) for begin, end in found.spans])
+    return at_end(pieces, whole)
 
 
 def at_start(pieces: Sequence[bytes | None], text: bytes) -> Found:
