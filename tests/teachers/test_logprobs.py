@@ -231,8 +231,8 @@ def written_rows(teacher, tokenizer):
     ids = [tokenize_completion(tokenizer, c.text, finished=c.finished) for c in written]
     rows = rows_of(tokenizer, [c.text for c in written])
     return [
-        {**row, "completion": i, "source": "teacher", "read": json.dumps(p), "chat": False}
-        for row, p, i in zip(rows, PROMPTS, ids, strict=True)
+        {**row, "completion": i, "whole": i, "text": c.text, "source": "teacher", "read": json.dumps(p)}
+        for row, p, i, c in zip(rows, PROMPTS, ids, written, strict=True)
     ]
 
 

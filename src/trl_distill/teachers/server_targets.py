@@ -99,8 +99,9 @@ class ServerTargets:
         """Fetch what the server says of completions, so that `targets` finds it; what is kept is not asked again.
 
         Args:
-            rows: With `student_prompt`, `teacher_prompt`, `completion` (ids), and of `preparation` also `source`,
-                `read` (the prompt, as JSON), `chat`.
+            rows: With `student_prompt`, `teacher_prompt`, `completion` (ids), and of `preparation` also `source`; if
+                that is "teacher", `read` (the prompt, as JSON), `text` (its completion) and `whole` (the completion's
+                ids before any were cut).
             progress: Whether to show a progress bar.
 
         Raises:
