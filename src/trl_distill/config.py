@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -149,3 +151,16 @@ def _saving(params: LLMTrainingParams) -> dict[str, Any]:
         "save_total_limit": params.save_total_limit,
         "push_to_hub": False,  # the trainer would upload every checkpoint
     }
+
+
+@contextmanager
+def left_alone_on_failure(args: Any) -> Iterator[None]:
+    """Give a caller's configuration back as it was if the constructor fails."""
+    before = dict(vars(args)) if args is not None else {}
+    try:
+        yield
+    except BaseException:
+        if args is not None:
+            vars(args).clear()
+            vars(args).update(before)
+        raise

@@ -12,13 +12,76 @@ import torch
 from accelerate.utils import is_peft_model
 from transformers import Trainer
 
+from .agreement import refuse_unused
+from .config import DistillationSFTConfig
 from .errors import ParamsError
+from .packing import check_packing
 from .sources import load_config, resolve
+from .system_message import templates_of
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from datasets import Dataset
 
-    from .config import DistillationSFTConfig
+SEARCH = (
+    "needs a new student, teacher and trainer for each trial; have optuna call trl_distill.run(params).metrics in its "
+    "objective, with a project_name for each trial."
+)
+
+
+def check_constructor(args: DistillationSFTConfig, collator: Any, kwargs: Mapping[str, Any]) -> None:
+    """Refuse what does not go together with distillation.
+
+    Raises:
+        ParamsError: Naming the setting and what to do.
+        TemplateError: A template that does not parse.
+    """
+    refused = {
+        "data_collator": (collator is not None, "distillation makes its own batches; drop it"),
+        "completion_only_loss": (
+            args.completion_only_loss is False,
+            "prompts are not learnt; leave it out",
+        ),
+        "loss_type": (args.loss_type != "nll", "distillation has its own loss; leave it at 'nll'"),
+        "label_smoothing_factor": (
+            args.label_smoothing_factor > 0,
+            "the teacher's distribution smooths; set it to 0",
+        ),
+        "compute_loss_func": (kwargs.get("compute_loss_func") is not None, "override compute_loss instead"),
+        "model_init": (kwargs.get("model_init") is not None, SEARCH),
+        "compute_metrics": (kwargs.get("compute_metrics") is not None, "no logits are built; use a callback"),
+        "formatting_func": (
+            kwargs.get("formatting_func") is not None and args.completion_only_loss is True,
+            "it makes text, which has no completion, and completion_only_loss is True; leave that out",
+        ),
+    }
+    for name, (given, why) in refused.items():
+        if given:
+            raise ParamsError(f"{name} cannot be used when distilling: {why.rstrip('.')}.")
+    check_packing(args)
+    templates_of(args)  # before the model loads
+
+
+def check_plain(args: Any, teacher: Any, *, must_distil: str | None) -> None:
+    """Refuse settings of distillation where SFTTrainer alone trains.
+
+    Args:
+        args: The configuration, of any class.
+        teacher: What is given for teacher_model.
+        must_distil: Name of a trainer that does nothing else; None for one that may.
+
+    Raises:
+        ParamsError: Naming the setting.
+    """
+    if must_distil is not None:
+        raise ParamsError(f"{must_distil} only distils; set use_distillation=True in its configuration.")
+    if teacher is not None:
+        raise ParamsError(
+            "teacher_model is given, but use_distillation is False; set use_distillation=True, or drop it."
+        )
+    if isinstance(args, DistillationSFTConfig):
+        refuse_unused(args, why="use_distillation is False; set use_distillation=True")
 
 
 def check_features(args: DistillationSFTConfig, *, model: Any = None, peft_config: Any = None) -> None:

@@ -5,67 +5,54 @@ With `use_distillation=False` every method passes on to SFTTrainer untouched.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping
 from copy import copy
-from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from accelerate import PartialState
 from accelerate.utils import is_peft_model
 from transformers.trainer_utils import PredictionOutput
 
 from .adapters import take_penalty
-from .agreement import refuse_unused
-from .checkpoints import begin_anew, check_rows, keep_rows, to_resume_from
 from .collator import DistillationCollator
-from .combining import prepare
-from .config import TRAINER, DistillationSFTConfig
-from .data_fingerprint import fingerprint
+from .config import TRAINER, DistillationSFTConfig, left_alone_on_failure
 from .doors import entered
 from .during import MovingTeacherMixin, StepMixin
 from .errors import ParamsError
-from .features import check_features, with_lengths
+from .features import SEARCH, check_constructor, check_features, check_plain
 from .flattening import student_inputs, student_tokens
 from .forward import CompletionOutput, add_completion_forward
-from .generation_config import mend
 from .logits_check import check_logits
 from .memory import for_evaluation, for_trainer
 from .metrics import DistillationMetrics
-from .packing import PackedRows, check_apart_in, check_packing, packed, unseen
-from .preparation import is_prepared
+from .packing import check_apart_in, packed, unseen
 from .quantization import keep_differentiable
-from .readers import CONVERSATIONS
-from .recipes import add_taught_ends, from_store, template_date, writers_of_data
-from .rows import COMPLETIONS
+from .recipes import add_taught_ends, template_date, writers_of_data
 from .same_weights import Student
 from .schedules import Annealing
-from .server_targets import check_teaches, weighing
+from .server_targets import weighing
 from .serving_template import own_template
 from .several import check_list, put_names, recipe_of, teacher_of, told
 from .several_collator import SeveralCollator
-from .sharding import check_sharding, keep_loss_precise, loads_alike, read_whole, without_repeats, wrap_teacher
+from .sharding import check_sharding, keep_loss_precise, loads_alike, without_repeats, wrap_teacher
 from .sources import resolve
 from .split import Split
-from .streams import check_streams, columns_of, completions_of, is_stream, prepare_stream
-from .system_message import templates_of
+from .streams import check_streams, completions_of, is_stream
 from .targets import LossSettings, Targets
 from .teachers import (
     CrossTeacher,
     LocalTeacher,
     LocalTextTeacher,
     SeveralTeachers,
-    StoredTeacher,
     Teacher,
     check_apart,
     each,
     take_student,
 )
 from .teachers.local import evaluating
-from .tokenized import IDS
+from .trainer_checkpoints import CheckpointsMixin
+from .trainer_datasets import DatasetsMixin
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -74,13 +61,7 @@ else:
     _Base = object  # so that it can stand in front of any subclass of SFTTrainer
 
 
-SEARCH = (
-    "needs a new student, teacher and trainer for each trial; have optuna call trl_distill.run(params).metrics in its "
-    "objective, with a project_name for each trial."
-)
-
-
-class DistillationMixin(StepMixin, MovingTeacherMixin, _Base):
+class DistillationMixin(DatasetsMixin, StepMixin, CheckpointsMixin, MovingTeacherMixin, _Base):
     """Put in front of `trl.SFTTrainer`: `class MyTrainer(DistillationMixin, SFTTrainer)`.
 
     Args:
@@ -117,12 +98,12 @@ class DistillationMixin(StepMixin, MovingTeacherMixin, _Base):
         **kwargs: Any,
     ) -> None:
         self.distilling = isinstance(args, DistillationSFTConfig) and args.use_distillation
-        with entered(TRAINER), _left_alone_on_failure(args):
+        with entered(TRAINER), left_alone_on_failure(args):
             given = (model, args, data_collator, train_dataset, eval_dataset, processing_class, *positional)
             if self.distilling:
                 self._set_up(*given, teacher_model=teacher_model, **kwargs)
                 return
-            _check_plain(args, teacher_model, must_distil=type(self).__name__ if self.must_distil else None)
+            check_plain(args, teacher_model, must_distil=type(self).__name__ if self.must_distil else None)
             super().__init__(*given, **kwargs)
 
     def _set_up(
@@ -140,7 +121,7 @@ class DistillationMixin(StepMixin, MovingTeacherMixin, _Base):
         """Check everything, construct SFTTrainer around a collator of ours, and bring in teacher and data."""
         self._tag_names, self._name = ["trl", "distillation"], "Distillation"
         train_dataset, eval_dataset = for_trainer(train_dataset, name="train_dataset"), for_evaluation(eval_dataset)
-        _check(args, data_collator, kwargs)
+        check_constructor(args, data_collator, kwargs)
         check_streams(args, train_dataset, eval_dataset)
         check_list(args, student=model, given=teacher_model)
         check_features(args, model=model, peft_config=kwargs.get("peft_config"))
@@ -167,7 +148,14 @@ class DistillationMixin(StepMixin, MovingTeacherMixin, _Base):
             )
         self.padding_free = flat
         args.assistant_only_loss = turns
-        self._mend_generation_config()
+        self._set_up_student()
+        self._set_up_teacher(teacher_model)
+        self._set_up_data(collator)
+        self.start_vllm()
+
+    def _set_up_student(self) -> None:
+        """Teach the student the forward of distillation, and set its own tokenizer apart from the one to be saved."""
+        self.mend_generation_config()
         saved = self._saved_tokenizer
         saved.chat_template = own_template(saved.chat_template)
         if saved.pad_token_id is None:
@@ -181,9 +169,6 @@ class DistillationMixin(StepMixin, MovingTeacherMixin, _Base):
         self._student_checked = not (self.is_fsdp_enabled or self.is_deepspeed_enabled)
         if self._student_checked:  # else its weights may not be here yet
             self._check_student(self.model)
-        self._set_up_teacher(teacher_model)
-        self._set_up_data(collator)
-        self.start_vllm()
 
     @property
     def base_student(self) -> Any:
@@ -259,12 +244,6 @@ class DistillationMixin(StepMixin, MovingTeacherMixin, _Base):
             ParamsError: Naming the setting and what to do.
         """
 
-    def _mend_generation_config(self) -> None:
-        """Have the student's generation configuration be one that can be saved, see `generation_config.mend`."""
-        said = mend(self.base_student)
-        if said:
-            self.accelerator.print(said)
-
     def _set_up_data(self, collator: DistillationCollator) -> None:
         """Bring the datasets into the form that the collator takes."""
         collator.pad_token_id = self.tokenizer.pad_token_id
@@ -280,9 +259,9 @@ class DistillationMixin(StepMixin, MovingTeacherMixin, _Base):
         if self.args.chat_template_date is None and self.args.should_save:
             template_date(self.args, self.teacher, self.tokenizer).keep()
         self.train_dataset = self.prepare_dataset(self.train_dataset, Split.TRAIN)
-        self.eval_dataset = self._prepare_all(self.eval_dataset)
+        self.eval_dataset = self.prepare_all(self.eval_dataset)
         self.check_prompts()
-        self._take_stored_targets()
+        self.take_stored_targets()
         taught, generation = completions_of(self.train_dataset), self.base_student.generation_config
         all_ends = self.online or self.learns_distribution
         add_taught_ends(generation, taught, teacher=self.teacher, tokenizer=self.tokenizer, all_ends=all_ends)
@@ -306,85 +285,9 @@ class DistillationMixin(StepMixin, MovingTeacherMixin, _Base):
         self.train_dataset = packed(self.train_dataset, self.args, Split.TRAIN)
         self.eval_dataset = packed(self.eval_dataset, self.args, Split.EVAL)
 
-    def _take_stored_targets(self) -> None:
-        """Put the store in the teacher's place where one is asked for, so that the teacher is not held any more."""
-        if self.args.teacher_store is None and not isinstance(self.teacher, StoredTeacher):
-            return
-        both = [("train", self.train_dataset), *_named(self.eval_dataset)]
-        if any(is_stream(part) for _, part in both):
-            raise ParamsError(f"{self.teacher.name} is a store of targets, and a dataset is a stream; give a Dataset.")
-        self.teacher = from_store(self.args, self.teacher, both)
-        # the recipe that made the rows would keep the teacher in memory
-        self.recipe = recipe_of(self.args, self.teacher, tokenizer=self.tokenizer, student=self.base_student.config)
-
     def _wrap_teacher(self, model: Any) -> Any:
         """Prepare the teacher's model for scoring; see `wrap_teacher`."""
         return wrap_teacher(model, self.accelerator)
-
-    def prepare_dataset(self, dataset: Any, split: Split, name: str | None = None) -> Any:
-        """Return a dataset as the collator takes it, and print its pre-flight.
-
-        Args:
-            dataset: Rows of any accepted form; one that is prepared already is returned as it is.
-            split: What it is for.
-            name: What to call it in messages (default: the split).
-        """
-        name = split.value if name is None else name
-        if isinstance(dataset, PackedRows):
-            return dataset
-        dataset = for_trainer(dataset, name=f"{split.value}_dataset")
-        if is_prepared(dataset):
-            return with_lengths(dataset, self.args)
-        dataset = self._formatted(dataset, name)
-        if self.args.shuffle_dataset:
-            dataset = dataset.shuffle(seed=self.args.seed)
-        with read_whole(self.args), PartialState().main_process_first():  # the others find completions in the store
-            if is_stream(dataset):
-                apart = self.args.dataloader_num_workers > 0 or self.accelerator.num_processes > 1
-                prepared, preflight = prepare_stream(dataset, self.recipe, split=split, name=name, apart=apart)
-            else:
-                prepared, preflight = prepare(dataset, self.recipe, split=split, name=name)
-        self.accelerator.print(preflight.text())
-        if split is Split.TRAIN:
-            check_teaches(self.args, self.teacher, preflight)
-            if preflight.serving is not None:
-                preflight.serving.put(self._saved_tokenizer)
-        return with_lengths(prepared, self.args)
-
-    def _formatted(self, dataset: Any, name: str) -> Any:
-        """Return a dataset with the text that `formatting_func` makes of its rows, as SFTTrainer has it."""
-        func, columns = self._formatting, [] if self._formatting is None else columns_of(dataset)
-        if func is None or IDS in columns:
-            if func is not None:
-                self.accelerator.print(f"formatting_func is not used: {name} has token ids already.")
-            return dataset
-        read_instead = sorted(set(columns) & {*CONVERSATIONS, *COMPLETIONS, "prompt"})
-        text = (
-            self.args.dataset_text_field
-        )  # the function is pickled for its fingerprint, and must not hold the trainer
-        return dataset.map(lambda row: {text: func(row)}, remove_columns=read_instead)
-
-    def _prepare_all(self, dataset: Any) -> Any:
-        """Prepare a dataset to evaluate on, a dict of them, or nothing; a name is one of `eval_dataset`."""
-        known = isinstance(dataset, str) and isinstance(self.eval_dataset, dict) and dataset in self.eval_dataset
-        if known or dataset is None:
-            return dataset
-        if isinstance(dataset, dict):
-            return {key: self.prepare_dataset(part, Split.EVAL, key) for key, part in dataset.items()}
-        return self.prepare_dataset(dataset, Split.EVAL)
-
-    @entered(TRAINER)
-    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
-        """Train as SFTTrainer does; with `resume_from_checkpoint=True`, from the newest complete checkpoint.
-
-        Raises:
-            ParamsError: There is none.
-        """
-        if self.distilling and resume_from_checkpoint is True:
-            resume_from_checkpoint = str(to_resume_from(str(self.args.output_dir)))
-        if self.distilling and resume_from_checkpoint and self._learned_from is not None:
-            check_rows(str(resume_from_checkpoint), *self._learned_from)
-        return super().train(resume_from_checkpoint, *args, **kwargs)
 
     def hyperparameter_search(self, *args: Any, **kwargs: Any) -> Any:
         """Refuse a search, which needs a new student and a new teacher for each trial; SFTTrainer's own has none.
@@ -396,38 +299,11 @@ class DistillationMixin(StepMixin, MovingTeacherMixin, _Base):
             raise ParamsError(f"hyperparameter_search {SEARCH}")
         return super().hyperparameter_search(*args, **kwargs)
 
-    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        """Write the model as SFTTrainer does; a callback may have left a configuration that cannot be saved.
-
-        Beside an adapter it writes how the student generates too, which PEFT leaves out: it may end elsewhere.
-        """
-        if self.distilling:
-            self._mend_generation_config()
-        super()._save(output_dir, state_dict)
-        if self.distilling and self.args.should_save and is_peft_model(self.model):
-            self.base_student.generation_config.save_pretrained(output_dir or self.args.output_dir)
-
-    @cached_property
-    def _learned_from(self) -> tuple[str, Sequence[int]] | None:
-        """The fingerprint of the rows to train on, and their numbers; None if they stream."""
-        rows: Any = self.train_dataset
-        rows = rows.rows if isinstance(rows, PackedRows) else rows
-        return None if is_stream(rows) else (fingerprint(rows, leave_out=[self.args.length_column_name]), rows["row"])
-
-    def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        """Write a checkpoint; one of the same step is incomplete from now on until it is written."""
-        if self.distilling and self.args.should_save:
-            folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
-            begin_anew(folder)
-            if self._learned_from is not None:
-                keep_rows(folder, self._learned_from[0])
-        super()._save_checkpoint(model, trial)
-
     @entered(TRAINER)
     def evaluate(self, eval_dataset: Any = None, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Evaluate as SFTTrainer does, on a dataset of any accepted form."""
         if self.distilling:
-            eval_dataset = packed(self._prepare_all(eval_dataset), self.args, Split.EVAL)
+            eval_dataset = packed(self.prepare_all(eval_dataset), self.args, Split.EVAL)
             self.metrics_of[Split.EVAL].restart()
             before, self.loss_settings = self.loss_settings, self.annealing.end
             try:
@@ -515,77 +391,3 @@ class DistillationMixin(StepMixin, MovingTeacherMixin, _Base):
                 metrics.tokens_seen = 0.0
             logs.update({prefix + name: value for name, value in means.items()})
         super().log(logs, start_time)
-
-
-def _named(dataset: Any) -> list[tuple[str, Any]]:
-    """Return evaluation's datasets, each with its name: there may be one, a dict of them, or none."""
-    if dataset is None or isinstance(dataset, str):
-        return []
-    return list(dataset.items()) if isinstance(dataset, dict) else [("eval", dataset)]
-
-
-@contextmanager
-def _left_alone_on_failure(args: Any) -> Iterator[None]:
-    """Give a caller's configuration back as it was if the constructor fails."""
-    before = dict(vars(args)) if args is not None else {}
-    try:
-        yield
-    except BaseException:
-        if args is not None:
-            vars(args).clear()
-            vars(args).update(before)
-        raise
-
-
-def _check_plain(args: Any, teacher: Any, *, must_distil: str | None) -> None:
-    """Refuse settings of distillation where SFTTrainer alone trains.
-
-    Args:
-        args: The configuration, of any class.
-        teacher: What is given for teacher_model.
-        must_distil: Name of a trainer that does nothing else; None for one that may.
-
-    Raises:
-        ParamsError: Naming the setting.
-    """
-    if must_distil is not None:
-        raise ParamsError(f"{must_distil} only distils; set use_distillation=True in its configuration.")
-    if teacher is not None:
-        raise ParamsError(
-            "teacher_model is given, but use_distillation is False; set use_distillation=True, or drop it."
-        )
-    if isinstance(args, DistillationSFTConfig):
-        refuse_unused(args, why="use_distillation is False; set use_distillation=True")
-
-
-def _check(args: DistillationSFTConfig, collator: Any, kwargs: Mapping[str, Any]) -> None:
-    """Refuse what does not go together with distillation.
-
-    Raises:
-        ParamsError: Naming the setting and what to do.
-        TemplateError: A template that does not parse.
-    """
-    refused = {
-        "data_collator": (collator is not None, "distillation makes its own batches; drop it"),
-        "completion_only_loss": (
-            args.completion_only_loss is False,
-            "prompts are not learnt; leave it out",
-        ),
-        "loss_type": (args.loss_type != "nll", "distillation has its own loss; leave it at 'nll'"),
-        "label_smoothing_factor": (
-            args.label_smoothing_factor > 0,
-            "the teacher's distribution smooths; set it to 0",
-        ),
-        "compute_loss_func": (kwargs.get("compute_loss_func") is not None, "override compute_loss instead"),
-        "model_init": (kwargs.get("model_init") is not None, SEARCH),
-        "compute_metrics": (kwargs.get("compute_metrics") is not None, "no logits are built; use a callback"),
-        "formatting_func": (
-            kwargs.get("formatting_func") is not None and args.completion_only_loss is True,
-            "it makes text, which has no completion, and completion_only_loss is True; leave that out",
-        ),
-    }
-    for name, (given, why) in refused.items():
-        if given:
-            raise ParamsError(f"{name} cannot be used when distilling: {why.rstrip('.')}.")
-    check_packing(args)
-    templates_of(args)  # before the model loads
