@@ -279,7 +279,7 @@ def test_missing_and_non_text_values_are_an_error_that_lists_the_first_ten():
     with pytest.raises(DataError) as caught:
         read(*rows, source="train")
     message = str(caught.value)
-    assert message.startswith("train: 12 rows have a missing or non-text value, more than --max-bad-rows 0: row 2 (")
+    assert message.startswith("train: 12 bad rows, more than --max-bad-rows 0: row 2 (")
     assert "row 11 ('text' is missing), and 2 more; " in message
     assert "row 12" not in message
 

@@ -107,6 +107,19 @@ def test_a_model_without_the_role_reads_it_before_the_first_user_message(
     assert teacher == turn("user", "e f\n\nc") + history
 
 
+@pytest.mark.parametrize("template", [IGNORES, REFUSES], ids=["ignores", "refuses"])
+def test_a_rows_own_is_read_there_too_if_the_student_drops_it(template, chat_model_dir, tiny_teacher_dir, tmp_path):
+    more = {"chat_template": template, "student_system": "drop"}
+    assert read(chat_model_dir, tiny_teacher_dir, tmp_path, **more) == (ASKED, turn("user", "a b\n\nc") + OPEN)
+    student, teacher = read(chat_model_dir, tiny_teacher_dir, tmp_path, ROW[1:], **more)
+    assert student == teacher == ASKED
+    trainer = distilling(
+        chat_model_dir, tiny_teacher_dir, tmp_path, [{"messages": TWO}], assistant_only_loss=True, **more
+    )
+    row = trainer.train_dataset[0]
+    assert trainer.tokenizer.decode(row["teacher_prompt"]) == turn("user", "a b\n\nc") + OPEN
+
+
 @pytest.mark.parametrize("name", sorted(p.name for p in SHIPPED.glob("*.jinja")))
 def test_which_models_take_one_is_found_by_rendering(name):
     tokenizer = make_tokenizer()
@@ -115,7 +128,9 @@ def test_which_models_take_one_is_found_by_rendering(name):
     assert takes_system(tokenizer) == (name not in WITHOUT_ROLE)
 
 
-def test_a_default_of_the_template_stays_since_chat_endpoints_send_it(chat_model_dir, tiny_teacher_dir, tmp_path):
+def test_a_default_of_the_template_stays_since_chat_endpoints_send_it(
+    chat_model_dir, tiny_teacher_dir, tmp_path, capsys
+):
     template = (SHIPPED / "qwen2_5.jinja").read_text(encoding="utf-8")
     more = {"chat_template": template, "student_system": "drop"}
     student, teacher = read(chat_model_dir, tiny_teacher_dir, tmp_path, **more)
@@ -125,6 +140,9 @@ def test_a_default_of_the_template_stays_since_chat_endpoints_send_it(chat_model
     assert student == plain
     assert "You are Qwen" in plain
     assert teacher.startswith(turn("system", "a b"))
+    said = capsys.readouterr().out
+    assert "no prompt token is saved" in said
+    assert "student_system" not in said  # is what was given
 
 
 CHAT = [{"role": "system", "content": "x"}, {"role": "user", "content": "{input}"}]
@@ -141,7 +159,10 @@ CHAT = [{"role": "system", "content": "x"}, {"role": "user", "content": "{input}
         ({"student_system": "e", "student_prompt_template": CHAT}, "student_system does not go together with stud"),
         ({"teacher_system": " "}, "teacher_system is empty; give text or @file, or leave it out"),
         ({"student_system": "Drop"}, "student_system is 'Drop'; write 'drop'"),
-        ({"teacher_system": "@nowhere.txt"}, r"teacher_system names the file 'nowhere.txt', which cannot be read"),
+        (
+            {"teacher_system": "@nowhere.txt"},
+            r"teacher_system names the file 'nowhere.txt', which cannot be read: No such file or directory; give",
+        ),
         ({"teacher_system": ["e"]}, r"teacher_system is \['e'\]; accepted is text"),
     ],
 )

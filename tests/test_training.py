@@ -336,7 +336,7 @@ def test_plain_sft_learns_the_columns_that_were_named(rows, columns, kind, setti
 @pytest.mark.parametrize(
     ("rows", "more", "said"),
     [
-        ([{"text": "a"}, {"text": None}], {}, "1 row has a missing or non-text value"),
+        ([{"text": "a"}, {"text": None}], {}, "1 bad row, more than"),
         ([{"txet": "a"}], {}, "has no column 'text'"),
         ([{"text": "a", "completion": "b"}, {"text": "a", "completion": None}], {}, "1 rows have no completion"),
         ([{"text": "a"}], {"distill_alpha": 0.5}, "add use_distillation=True, or drop distill_alpha"),

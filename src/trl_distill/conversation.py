@@ -48,21 +48,24 @@ def prompt_of(
 
 def with_system(prompt: Prompt, system: System) -> Prompt:
     """Return a prompt with the system message that its side reads; see `System`."""
-    if system.keep:
+    if system.keep and system.as_message:
         return prompt
+    text = system.text
     if isinstance(prompt, str):
-        if system.text is None:
+        if text is None:
             return prompt
         if system.opens_chat:
-            return [{"role": "system", "content": system.text}, {"role": "user", "content": prompt}]
-        return f"{system.text}\n\n{prompt}"
+            return [{"role": "system", "content": text}, {"role": "user", "content": prompt}]
+        return f"{text}\n\n{prompt}"
+    if system.keep:
+        text = "\n\n".join(m["content"] for m in prompt if m["role"] in SYSTEM_ROLES) or None
     others = [message for message in prompt if message["role"] not in SYSTEM_ROLES]
-    if system.text is None:
+    if text is None:
         return others
     first = next((i for i, message in enumerate(others) if message["role"] == "user"), None)
     if system.as_message or first is None:
-        return [{"role": "system", "content": system.text}, *others]
-    asked = {**others[first], "content": f"{system.text}\n\n{others[first]['content']}"}
+        return [{"role": "system", "content": text}, *others]
+    asked = {**others[first], "content": f"{text}\n\n{others[first]['content']}"}
     return [*others[:first], asked, *others[first + 1 :]]
 
 

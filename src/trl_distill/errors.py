@@ -7,7 +7,7 @@ keeps working. A message is one sentence that names what is wrong, where, and wh
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 __all__ = [
     "DataError",
@@ -63,6 +63,11 @@ class RunInterrupted(DistillError):
     """The run was stopped on request after writing a checkpoint (exit 130, as shells report Ctrl-C)."""
 
     exit_code = 130
+
+
+def there_are(names: Sequence[str]) -> str:
+    """Return "there are 'a', 'b'", as an error lists the names that would work."""
+    return f"there {'is' if len(names) == 1 else 'are'} {', '.join(map(repr, names)) or 'none'}"
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

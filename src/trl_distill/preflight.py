@@ -209,8 +209,9 @@ class Preflight:
         if others > 0:
             lines.append(f"  cut           {others:,} did not fit into a sequence, or came cut; raise --block-size")
         if self.unfinished:
+            were = "was" if self.unfinished == 1 else "were"
             lines.append(
-                f"  cut           {self.unfinished:,} were not ended by the teacher; raise "
+                f"  cut           {self.unfinished:,} {were} not ended by the teacher; raise "
                 "--distill-max-teacher-length, or give --teacher-stop the text that a base model goes on to"
             )
         if 2 * self.unfinished > self.sources.get("teacher", 0):
@@ -302,10 +303,11 @@ def _warning(rows: Dataset, recipe: Recipe) -> str:
     )
     if mine == theirs and not same:
         return ""  # a larger teacher under the same prompt: nothing was to be saved
+    system = recipe.student.template.system
+    drop = " or --student-system drop" if system.keep or system.text is not None else ""
     return (
         "no prompt token is saved: the teacher's prompt is not longer than the student's; lengthen it with "
-        "--teacher-system or --teacher-prompt-template, or shorten the student's with --student-prompt-template or "
-        "--student-system drop"
+        f"--teacher-system or --teacher-prompt-template, or shorten the student's with --student-prompt-template{drop}"
     )
 
 

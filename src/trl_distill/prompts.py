@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .errors import TemplateError, nearest
+from .errors import TemplateError, nearest, there_are
 
 IDENTITY = "{input}"
 SYSTEM_ROLES = ("system", "developer")
@@ -68,8 +68,8 @@ class System:
     Attributes:
         keep: Whether a row's own system message stays.
         text: The system message to read instead; None is none.
-        as_message: Whether the model's chat template takes a system message; if not, the text goes before the first
-            user message, with a blank line between.
+        as_message: Whether it stays a system message; if not, as for a chat template that takes none, it goes before
+            the first user message, with a blank line between.
         opens_chat: Whether a text prompt becomes a user message behind it, as for a chat server; if not, the text
             goes before the prompt, with a blank line between.
     """
@@ -134,8 +134,8 @@ class Template:
                 )
             if name not in known:
                 raise TemplateError(
-                    f"{self.name} has the field {{{name}}}, but the data has no such column; there are "
-                    f"{', '.join(map(repr, usable))}.{nearest(name, usable)} Write {{{{{name}}}}} for the text "
+                    f"{self.name} has the field {{{name}}}, but the data has no such column; "
+                    f"{there_are(usable)}.{nearest(name, usable)} Write {{{{{name}}}}} for the text "
                     f"{{{name}}}."
                 )
         for word in (word for _, text in self.messages for word in text.braced()):
@@ -255,7 +255,10 @@ def read_file(path: str | os.PathLike[str], name: str) -> str:
     try:
         text = Path(path).expanduser().read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise TemplateError(f"{name} names the file {str(path)!r}, which cannot be read: {error}.") from None
+        reason = getattr(error, "strerror", None) or error  # an OSError's text names the file again
+        raise TemplateError(
+            f"{name} names the file {str(path)!r}, which cannot be read: {reason}; give the path of a UTF-8 text file."
+        ) from None
     return text[:-1] if text.endswith("\n") else text
 
 

@@ -390,7 +390,12 @@ def recipe_of(
         ),
         teacher=Reading(
             teacher.tokenizer,
-            for_reader(teacher_template, _reads(teacher), opens_chat=_opens_chat(teacher)),
+            for_reader(
+                teacher_template,
+                _reads(teacher),
+                opens_chat=_opens_chat(teacher),
+                moves=not student_template.system.keep,
+            ),
             None if teacher.length_limit is None else Limit(teacher.length_limit, "the teacher's own context length"),
             teacher.vocabulary_rows,
         ),

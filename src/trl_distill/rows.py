@@ -13,7 +13,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from .arrow_values import holds_bytes, plain_values
-from .errors import DataError, nearest
+from .errors import DataError, nearest, there_are
 from .messages import (
     ROLES,
     UNKNOWN_ROLE,
@@ -193,11 +193,11 @@ def _check(problems: list[tuple[int, str, str, bool]], total: int, max_bad_rows:
     """Refuse more bad rows than allowed, and data without a usable row."""
     bad = [problem for problem in problems if problem[3]]
     if len(bad) > max_bad_rows:
-        have = "row has" if len(bad) == 1 else "rows have"
+        rows, them = ("row", "it") if len(bad) == 1 else ("rows", "them")
         roles = f" Known roles are {', '.join(ROLES)}." if any(UNKNOWN_ROLE in problem[2] for problem in bad) else ""
         raise DataError(
-            f"{source}: {len(bad):,} {have} a missing or non-text value, more than --max-bad-rows {max_bad_rows}: "
-            f"{_list(bad)}; repair them, or raise --max-bad-rows to set them aside.{roles}"
+            f"{source}: {len(bad):,} bad {rows}, more than --max-bad-rows {max_bad_rows}: {_list(bad)}; repair {them}, "
+            f"or raise --max-bad-rows to set {them} aside.{roles}"
         )
     if len(problems) == total:
         raise NoUsableRows(f"{source}: none of {total:,} rows can be used: {_list(problems)}; repair the data.")
@@ -250,8 +250,7 @@ class _Columns:
 
 def _missing(name: str, there: list[str], flag: str, source: str) -> str:
     """Say that a column is not there."""
-    columns = ", ".join(map(repr, there)) or "none"
-    return f"{source} has no column {name!r}; there are {columns}.{nearest(name, there)} Name it with {flag}."
+    return f"{source} has no column {name!r}; {there_are(there)}.{nearest(name, there)} Name it with {flag}."
 
 
 def _read(row: dict[str, Any], columns: _Columns) -> dict[str, Any]:

@@ -68,15 +68,18 @@ def check_system(template: Template, given: str | None, *, setting: str) -> None
         )
 
 
-def for_reader(template: Template, tokenizer: PreTrainedTokenizerBase, *, opens_chat: bool = False) -> Template:
+def for_reader(
+    template: Template, tokenizer: PreTrainedTokenizerBase, *, opens_chat: bool = False, moves: bool = False
+) -> Template:
     """Return a template whose system message is put as the model that reads it takes one.
 
     Args:
         template: The side's.
         tokenizer: The model's own.
         opens_chat: Whether a text prompt is a user message to it, as to a chat server.
+        moves: Whether a row's own system message, too, goes before the first user message if the model takes none.
     """
-    if template.system.text is None:
+    if template.system.text is None and not moves:
         return template
     system = replace(template.system, as_message=opens_chat or takes_system(tokenizer), opens_chat=opens_chat)
     return replace(template, system=system)
