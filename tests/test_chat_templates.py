@@ -8,7 +8,7 @@ import json
 import pytest
 from datasets import Dataset
 from every_template import ALL_TURNS, FORMS, NAMES, ONE_TURN, ours, row_of, tokenizer_of, trls
-from forms import learnt, settings
+from forms import assistant, learnt, settings, user
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from trl_distill import DistillationSFTConfig, DistillationSFTTrainer, LLMTrainingParams, run
@@ -187,6 +187,17 @@ def test_reasoning_is_learned_by_the_trainer_and_in_plain_sft_through_the_comman
     ))  # fmt: skip
     (batch,) = list(done.trainer.get_train_dataloader())
     assert thought in done.tokenizer.decode(batch["input_ids"][0])
+
+
+def test_reasoning_alone_is_set_aside_if_the_template_does_not_write_it(tmp_path, capsys):
+    alone = {"messages": [user("what"), {**assistant(""), "reasoning_content": "hmm"}]}
+    for name, rows, said in (
+        ("qwen2_5", 1, "1 set aside: 1 because the completion is reasoning alone"),
+        ("qwen3", 2, ""),
+    ):
+        trainer = trainer_on(name, [alone, row_of("one turn")], tmp_path, teacher_prompt_template=SYSTEM)
+        assert len(trainer.train_dataset) == rows
+        assert said in capsys.readouterr().out
 
 
 def test_keywords_of_the_template_reach_plain_sft_through_the_command(tmp_path, tiny_model_dir):

@@ -157,6 +157,10 @@ def test_tokens_of_a_tied_embedding_are_refused_in_our_words(tiny_model_dir, tin
         for model in (None, str(folder)):
             with pytest.raises(ParamsError, match="trainable_token_indices trains tokens of an embedding whose weight"):
                 make(folder, tiny_teacher_dir, tmp_path, model=model, peft=copy.deepcopy(config))
+    shared = peft.LoraConfig(**TASK, r=4, target_modules=["embed_tokens"], ensure_weight_tying=True)
+    for model in (None, str(folder)):
+        with pytest.raises(ParamsError, match="ensure_weight_tying has the LM head share the adapter of 'embed_"):
+            make(folder, tiny_teacher_dir, tmp_path, model=model, peft=copy.deepcopy(shared))
 
 
 @pytest.mark.parametrize(

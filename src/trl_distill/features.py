@@ -161,9 +161,11 @@ def check_vllm(model: Any) -> None:
 
 def _check_adapter(config: Any, model: Any, args: DistillationSFTConfig) -> None:
     """Refuse an adapter that would not be trained, or that PEFT cannot train on this student."""
-    head = _head_name(model)
+    head = _name_of(model, "get_output_embeddings", "lm_head")
+    embedding = _name_of(model, "get_input_embeddings", "embed_tokens")
     targets = getattr(config, "target_modules", None) or ()
-    if head in ({targets} if isinstance(targets, str) else {name.rpartition(".")[2] for name in targets}):
+    targets = {targets} if isinstance(targets, str) else {name.rpartition(".")[2] for name in targets}
+    if head in targets:
         raise ParamsError(
             f"target_modules has {head!r}, whose adapter SFTTrainer does not train; leave it out, or train the head "
             f"whole with modules_to_save=[{head!r}]."
@@ -173,6 +175,11 @@ def _check_adapter(config: Any, model: Any, args: DistillationSFTConfig) -> None
             "trainable_token_indices trains tokens of an embedding whose weight is the LM head's too (tied "
             "embeddings), and SFTTrainer does not train an adapter of the head; leave it out, or choose a model whose "
             "embeddings are not tied."
+        )
+    if getattr(config, "ensure_weight_tying", False) and embedding in targets and _is_tied(model):
+        raise ParamsError(
+            f"ensure_weight_tying has the LM head share the adapter of {embedding!r}, and SFTTrainer does not train an "
+            "adapter of the head; leave it out: the embedding is then trained alone."
         )
     if args.use_vllm and getattr(config, "is_prompt_learning", False):
         raise ParamsError(
@@ -187,11 +194,11 @@ def _check_adapter(config: Any, model: Any, args: DistillationSFTConfig) -> None
         )
 
 
-def _head_name(model: Any) -> str:
-    """Return the name of a student's LM head; of one that is not loaded yet, the name that most models have."""
-    head = None if isinstance(model, str) else model.get_output_embeddings()
-    names = (name for name, module in model.named_modules() if module is head) if head is not None else iter(())
-    return next(names, "lm_head").rpartition(".")[2]
+def _name_of(model: Any, getter: str, usual: str) -> str:
+    """Return the name of a student's LM head or embedding; of one that is not loaded yet, the usual name."""
+    found = None if isinstance(model, str) else getattr(model, getter)()
+    names = (name for name, module in model.named_modules() if module is found) if found is not None else iter(())
+    return next(names, usual).rpartition(".")[2]
 
 
 def _has_trained_tokens(config: Any) -> bool:

@@ -301,7 +301,7 @@ def conclude(
     report = replace(report, used=report.used - len(empty), set_aside=(*report.set_aside, *empty))
     if len(usable) == 0:
         todo = "add completions, or let the teacher write them with --completions teacher."
-        if any(reasons.values()):
+        if "teacher" in column_of(fitted, "source").to_pylist() and any(reasons.values()):
             todo = f"{report.summary()}; change the teacher's prompt, or choose another teacher."
         raise NoUsableRows(f"{name}: no row has a completion token to learn; {todo}")
     coverage = None if recipe.take is None else recipe.take(usable, required)

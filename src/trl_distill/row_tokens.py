@@ -9,7 +9,7 @@ from .alignment import tokenize_behind, tokenize_completion, tokenize_prompt
 from .assistant_turn import Turn
 from .conversation import options_of, own_prompt, render
 from .errors import DataError
-from .messages import with_reasoning
+from .messages import REASONING, with_reasoning
 from .serving_template import Frame, frame_of
 from .teachers.written import was_cut
 from .turns import COLUMNS, Stretches, conversation_of, of_ids, side_by_side
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from .conversation import Prompt
     from .preparation import Recipe
 
+UNWRITTEN = "the completion is reasoning alone, which the chat template does not write"
 WITH_TOOLS = "tools"  # in the column `frame` of a row that brings some
 DECODED = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
 
@@ -175,6 +176,8 @@ def _with_completion(
         body = row["completion"]
     else:
         turn = turns.last([*student, last], options, finished=known["finished"], where=where)
+        if _says_nothing(last, turn):
+            return {"student_prompt": [], "teacher_prompt": [], "unusable": UNWRITTEN}
         out["student_prompt"] = tokens.of_text(turn.prompt, False)
         out["completion"] = tokenize_behind(tokenizer, turn.learned, prompt=turn.prompt)
         out["opening"] = json.dumps(turn.opening) if turn.opening else ""
@@ -192,6 +195,14 @@ def _with_completion(
         out["completion"] = _up_to_end(tokenizer, out["completion"], recipe)
         out |= _crossed(body, out["completion"], recipe)
     return out
+
+
+def _says_nothing(last: Mapping[str, Any], turn: Turn) -> bool:
+    """Whether a chat template leaves out the reasoning that is all an assistant's message says."""
+    if str(last["content"]).strip() or last.get("tool_calls"):
+        return False
+    thoughts = [str(last.get(key) or "").strip() for key in REASONING]
+    return not any(thought and thought in turn.learned for thought in thoughts)
 
 
 def _several(
