@@ -7,7 +7,7 @@ import json
 
 import pytest
 from datasets import Dataset
-from every_template import ALL_TURNS, FORMS, NAMES, ONE_TURN, ours, row_of, tokenizer_of, trls
+from every_template import ALL_TURNS, FORMS, NAMES, ONE_TURN, USER, ours, row_of, tokenizer_of, trls
 from forms import assistant, learnt, settings, user
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
@@ -17,6 +17,7 @@ from trl_distill.chat_templates import take_chat_template
 from trl_distill.errors import ParamsError, TemplateError
 from trl_distill.preparation import Columns, Reading, Recipe, prepare
 from trl_distill.prompts import parse_template
+from trl_distill.training import teach
 
 TURNS = [{"role": "user", "content": "a b"}]
 SAID = "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}{% endfor %}"
@@ -313,3 +314,27 @@ def test_the_saved_template_opens_a_turn_as_it_was_trained(name, tmp_path):
     asked = row_of("one turn")["messages"][:1]
     ids = saved.apply_chat_template(asked, add_generation_prompt=True, return_dict=False)
     assert ids == trainer.train_dataset[0]["student_prompt"]
+
+
+def test_a_store_written_on_one_day_is_trained_from_on_the_next(
+    tiny_model_dir, tiny_teacher_dir, tmp_path, monkeypatch
+):
+    jinja = tmp_path / "llama.jinja"
+    jinja.write_text(tokenizer_of("llama3_2").chat_template.replace("{{- bos_token }}", ""))
+    rows = [row_of("one turn"), {"messages": [USER]}]  # the teacher writes one of the two
+    params = LLMTrainingParams(
+        model=str(tiny_model_dir), teacher_model=str(tiny_teacher_dir), data_path=Dataset.from_list(rows),
+        chat_template=str(jinja), teacher_chat_template=str(jinja), teacher_store=str(tmp_path / "store"), max_steps=1,
+        project_name=str(tmp_path / "run"), distill_max_teacher_length=4, gradient_accumulation=1,
+    )  # fmt: skip
+    assert teach(params) > 0
+
+    class Tomorrow(datetime.date):
+        @classmethod
+        def today(cls):
+            return datetime.date.today() + datetime.timedelta(days=1)
+
+    monkeypatch.setattr("trl_distill.chat_template_date.date", Tomorrow)
+    trainer = run(params).trainer
+    shown = trainer.processing_class.decode(trainer.train_dataset[0]["student_prompt"])
+    assert f"Today Date: {datetime.date.today():%d %b %Y}" in shown

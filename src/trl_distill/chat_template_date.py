@@ -13,8 +13,7 @@ from typing import Any
 
 from .chat_rendering import NOW
 from .project import write_text
-
-NAME = "chat_template_date.txt"
+from .teachers.shards import DATE
 
 
 @dataclass(frozen=True)
@@ -40,7 +39,7 @@ class TemplateDate:
         """
         if not any(NOW in str(template) for template in templates):
             return cls(None, folder)
-        kept = folder / NAME
+        kept = folder / DATE
         text = given or (kept.read_text(encoding="utf-8").strip() if kept.is_file() else "")
         return cls(date.fromisoformat(text) if text else date.today(), folder)
 
@@ -50,6 +49,6 @@ class TemplateDate:
 
     def keep(self) -> None:
         """Write the date into its folder, for the next run with the same completions."""
-        if self.day is not None and not (self.folder / NAME).is_file():
+        if self.day is not None and not (self.folder / DATE).is_file():
             self.folder.mkdir(parents=True, exist_ok=True)
-            write_text(self.folder / NAME, f"{self.day.isoformat()}\n")
+            write_text(self.folder / DATE, f"{self.day.isoformat()}\n")

@@ -31,6 +31,7 @@ from ..errors import TeacherError
 
 FORMAT = 2
 MANIFEST, COMPLETIONS, TOKENIZER, HEAD = "manifest.json", "completions.jsonl", "tokenizer", "head.safetensors"
+DATE = "chat_template_date.txt"  # see `TemplateDate`
 PARTS = ".parts"
 REPAIR = "re-make it with the same `aitraining teach` command and --repair"
 

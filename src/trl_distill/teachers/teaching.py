@@ -25,7 +25,7 @@ from .base import Teacher
 from .head import save_head
 from .kinds import Kind, Span, kind_of
 from .local import LocalTeacher
-from .shards import COMPLETIONS, FORMAT, HEAD, TOKENIZER, TargetFolder, TargetRow, sequence_key
+from .shards import COMPLETIONS, DATE, FORMAT, HEAD, TOKENIZER, TargetFolder, TargetRow, sequence_key
 from .store import CompletionStore
 from .stored import check_same, tokenizer_hash
 
@@ -171,7 +171,7 @@ def _begin(folder: TargetFolder, header: Mapping[str, Any]) -> dict[str, Any]:
         manifest = {**manifest, "shards": there, "files": {}}
         folder.check(manifest)
         return manifest
-    known = ("shard-", COMPLETIONS, TOKENIZER, HEAD, ".")
+    known = ("shard-", COMPLETIONS, TOKENIZER, HEAD, DATE, ".")
     foreign = sorted(p.name for p in folder.folder.glob("*") if not p.name.startswith(known))
     if foreign:
         raise TeacherError(f"{folder} holds {foreign[0]!r}, which is of no store; give another folder.")
