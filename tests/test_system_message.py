@@ -128,6 +128,24 @@ def test_which_models_take_one_is_found_by_rendering(name):
     assert takes_system(tokenizer) == (name not in WITHOUT_ROLE)
 
 
+@pytest.mark.parametrize(("given", "said"), [("drop", True), ("keep", False)])
+def test_the_card_says_that_the_teacher_alone_reads_the_rows_own(
+    given, said, chat_model_dir, tiny_teacher_dir, tmp_path
+):
+    params = LLMTrainingParams(
+        model=str(chat_model_dir),
+        teacher_model=str(tiny_teacher_dir),
+        data_path=[{"messages": ROW}],
+        project_name=str(tmp_path / "run"),
+        student_system=given,
+        max_steps=1,
+        save_strategy="no",
+    )
+    run(params)
+    card = (tmp_path / "run/README.md").read_text()
+    assert ("If a row has a system message, the teacher alone reads it." in card) == said
+
+
 def test_a_default_of_the_template_stays_since_chat_endpoints_send_it(
     chat_model_dir, tiny_teacher_dir, tmp_path, capsys
 ):

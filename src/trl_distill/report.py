@@ -64,7 +64,7 @@ def write_card(
     ]
     if preflight is not None:
         parts += ["## Use", _use(folder, model, tokenizer, preflight)]
-        parts += ["## Teacher and prompts", _prompts(params, templates)]
+        parts += ["## Teacher and prompts", _prompts(params, templates), *_system(*templates)]
     parts += ["## Training", _training(params, preflight), "## Figures", _figures(metrics)]
     return write_text(folder / "README.md", "\n\n".join(parts) + "\n")
 
@@ -149,6 +149,12 @@ def _prompts(params: LLMTrainingParams, templates: list[Template]) -> str:
         f"Teacher: {_teacher(params).rstrip(',')}. Its template:\n\n{_fenced(teacher, 'text')}\n\n"
         f"The student's template:\n\n{_fenced(student, 'text')}"
     )
+
+
+def _system(student: Template, teacher: Template) -> list[str]:
+    """Say whose the rows' own system message is, if only the teacher reads it."""
+    alone = teacher.system.keep and not teacher.has_system and not student.system.keep
+    return ["If a row has a system message, the teacher alone reads it."] if alone else []
 
 
 def _listed(params: LLMTrainingParams) -> tuple[TeacherEntry, ...]:
