@@ -16,6 +16,13 @@ CONFIG = "adapter_config.json"
 TOKENIZER_FILES = ("tokenizer_config.json", "tokenizer.json", "tokenizer.model", "vocab.json")
 
 
+def base_of(model: Any) -> Any:
+    """Return a model without PEFT's wrapper; adapters stay in its layers."""
+    from accelerate.utils import is_peft_model
+
+    return model.get_base_model() if is_peft_model(model) else model
+
+
 @dataclass(frozen=True)
 class Adapter:
     """What an adapter's configuration says.

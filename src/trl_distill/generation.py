@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from accelerate.utils import is_peft_model
 
+from .adapters import base_of
+
 if TYPE_CHECKING:
     from transformers import GenerationConfig
 
@@ -21,7 +23,7 @@ def has_learned_prompt(model: Any) -> bool:
 
 def what_writes(model: Any) -> Any:
     """Return what generates as a model does: PEFT's wrapper if it holds a learned prompt, else the model in it."""
-    return model.get_base_model() if is_peft_model(model) and not has_learned_prompt(model) else model
+    return model if has_learned_prompt(model) else base_of(model)
 
 
 def continuations(
@@ -64,7 +66,7 @@ def continuations(
 @contextmanager
 def configured(model: Any, config: GenerationConfig) -> Iterator[None]:
     """Have a model generate by `config` alone: an argument of generate() is filled up from the model's own."""
-    base = model.get_base_model() if is_peft_model(model) else model
+    base = base_of(model)
     backbone = getattr(base, "model", None) if is_peft_model(model) else None
     own = base.generation_config
     base.generation_config = config

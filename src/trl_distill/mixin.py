@@ -11,10 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from accelerate.utils import is_peft_model
 from transformers.trainer_utils import PredictionOutput
 
-from .adapters import take_penalty
+from .adapters import base_of, take_penalty
 from .collator import DistillationCollator
 from .config import TRAINER, DistillationSFTConfig, left_alone_on_failure
 from .doors import entered
@@ -28,18 +27,19 @@ from .memory import for_evaluation, for_trainer
 from .metrics import DistillationMetrics
 from .packing import check_apart_in, packed, unseen
 from .quantization import keep_differentiable
-from .recipes import add_taught_ends, template_date, writers_of_data
+from .recipes import template_date, writers_of_data
 from .same_weights import Student
 from .schedules import Annealing
 from .server_targets import weighing
 from .serving_template import own_template
-from .several import check_list, put_names, recipe_of, teacher_of, told
+from .several import check_list, describe_teacher, put_names, recipe_of, teacher_of
 from .several_collator import SeveralCollator
 from .sharding import check_sharding, keep_loss_precise, loads_alike, without_repeats, wrap_teacher
 from .sources import resolve
 from .split import Split
 from .streams import check_streams, completions_of, is_stream
 from .targets import LossSettings, Targets
+from .taught_ends import add_taught_ends
 from .teachers import (
     CrossTeacher,
     LocalTeacher,
@@ -173,7 +173,7 @@ class DistillationMixin(DatasetsMixin, StepMixin, CheckpointsMixin, MovingTeache
     @property
     def base_student(self) -> Any:
         """The student without PEFT's wrapper."""
-        return self.model.get_base_model() if is_peft_model(self.model) else self.model
+        return base_of(self.model)
 
     @property
     def tokenizer(self) -> Any:
@@ -222,7 +222,11 @@ class DistillationMixin(DatasetsMixin, StepMixin, CheckpointsMixin, MovingTeache
             self.accelerator.print(copied)
         self.follow_student()
         put_names(args, self.teacher)
-        said = "" if isinstance(given, Teacher) else told(args.teacher_model if given is None else given, self.teacher)
+        said = (
+            ""
+            if isinstance(given, Teacher)
+            else describe_teacher(args.teacher_model if given is None else given, self.teacher)
+        )
         if said:
             self.accelerator.print(said)
         self.vocabulary = self.teacher.vocabulary

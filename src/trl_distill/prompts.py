@@ -100,6 +100,11 @@ class Template:
         return self.messages[0][0] != ""
 
     @property
+    def content(self) -> str:
+        """Its roles and texts as one text, whether they came from a file or a list of messages."""
+        return json.dumps([[role, list(text.pieces)] for role, text in self.messages])
+
+    @property
     def has_system(self) -> bool:
         """Whether one of its chat messages is a system message."""
         return any(role in SYSTEM_ROLES for role, _ in self.messages)

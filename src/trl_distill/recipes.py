@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import copy
-import json
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from accelerate import PartialState
-
-from .agreement import chat_template_options, freshness, temperatures_of
+from .agreement import chat_template_options, freshness
 from .architectures import vocabulary_rows
-from .arguments import STORE_KINDS
 from .chat_template_date import TemplateDate
 from .chat_templates import take_chat_template
 from .config import DistillationSFTConfig
@@ -23,7 +19,6 @@ from .preparation import Columns, Reading, Recipe
 from .prompts import parse_template
 from .same_weights import Student, teaches_nothing
 from .server_targets import find_targets, reading, taking, weighing
-from .sharding import read_whole
 from .shared_vocabulary import shared_vocabulary
 from .system_message import for_reader, teachers_system, templates_of
 from .teachers import (
@@ -40,34 +35,28 @@ from .teachers import (
     RemoteSettings,
     RemoteTeacher,
     SelfTeacher,
-    SeveralTeachers,
     StoredTeacher,
     TargetFolder,
-    TargetSettings,
     Teacher,
     TextTeacher,
     WrittenTeacher,
     check_brings_tokenizer,
     complete,
     crossed,
-    each,
     load_teacher,
     tokenizer_hash,
     what_matters,
-    write_targets,
     writers_of,
 )
 from .teachers.local import length_limit
-from .turn_ends import ends_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Sequence
 
     from datasets import Dataset
     from transformers import GenerationConfig, PretrainedConfig, PreTrainedTokenizerBase
 
 STORE = "teacher_completions.jsonl"
-ENDING = 4  # tokens at the end of a completion among which its end is: templates write white space behind it
 MISSING = (
     "teacher_model is missing; distillation needs a teacher: a folder, a Hub name, 'embedded', a teacher_store "
     "that is complete, or data whose column 'teacher' says of every row who wrote its completion."
@@ -130,18 +119,7 @@ def teacher_of(
         device_map=args.teacher_device_map,
         trust_remote_code=args.trust_remote_code,
         device=device,
-        remote=RemoteSettings(
-            args.teacher_endpoint,
-            args.teacher_concurrency,
-            args.teacher_timeout,
-            args.teacher_max_requests,
-            args.teacher_max_tokens,
-            args.teacher_max_cost,
-            args.teacher_price_input,
-            args.teacher_price_output,
-            args.teacher_top_k,
-            args.teacher_reasoning,
-        ),
+        remote=_remote_settings(args),
     )
     teacher = _in_text(args, teacher, tokenizer=tokenizer, student=student)
     if args.teacher_chat_template is not None:
@@ -161,22 +139,53 @@ def teacher_of(
         return crossed(teacher, tokenizer=tokenizer, student_rows=vocabulary_rows(student))
     _share(teacher, tokenizer, student)
     stored = teacher if isinstance(teacher, StoredTeacher) else stored
-    if stored is None:
-        return teacher
+    return teacher if stored is None else _checked_store(args, stored, teacher, tokenizer=tokenizer, student=student)
+
+
+def _checked_store(
+    args: DistillationSFTConfig,
+    stored: StoredTeacher,
+    teacher: Teacher,
+    *,
+    tokenizer: PreTrainedTokenizerBase,
+    student: PretrainedConfig,
+) -> StoredTeacher:
+    """Return a complete store in the place of its teacher, held against that and against the configuration."""
     if stored is not teacher:
         _check_teacher(stored, teacher)
         _share(stored, tokenizer, student)
-    wrote = COMPLETIONS in stored.manifest["files"]
-    stored.check_matches(
-        {
-            "teacher_prompt_template": _canonical(args.teacher_prompt_template),
-            "teacher_system": teachers_system(args).text or "",
-            "generation": what_matters(generation_of(args)) if wrote else None,
-            "kind": args.teacher_store_kind,
-        }
-    )
+    settings = {**prompts_and_writing(args), "kind": args.teacher_store_kind}
+    if COMPLETIONS not in stored.manifest["files"]:
+        settings["generation"] = None  # the teacher wrote nothing
+    stored.check_matches(settings)
     stored.check_loss(args.distill_temperature, args.distill_divergence)
     return stored
+
+
+def _remote_settings(args: DistillationSFTConfig) -> RemoteSettings:
+    """Return how a server is asked."""
+    return RemoteSettings(
+        args.teacher_endpoint,
+        args.teacher_concurrency,
+        args.teacher_timeout,
+        args.teacher_max_requests,
+        args.teacher_max_tokens,
+        args.teacher_max_cost,
+        args.teacher_price_input,
+        args.teacher_price_output,
+        args.teacher_top_k,
+        args.teacher_reasoning,
+    )
+
+
+def prompts_and_writing(args: DistillationSFTConfig) -> dict[str, Any]:
+    """Return what a store keeps of a configuration: what the teacher reads around an input, and how it writes."""
+    template = parse_template(args.teacher_prompt_template, name="teacher_prompt_template")
+    return {
+        "teacher_prompt_template": template.content,
+        "teacher_system": teachers_system(args).text or "",
+        "generation": what_matters(generation_of(args)),
+    }
 
 
 def _in_text(
@@ -259,12 +268,6 @@ def _check_teacher(stored: StoredTeacher, teacher: Teacher) -> None:
     stored.check_matches({"teacher": teacher.identity(), "tokenizer": tokenizer_hash(teacher.tokenizer)})
 
 
-def _canonical(template: Any) -> str:
-    """Return a template's content as text, whether it came from a file or a list of messages."""
-    parsed = parse_template(template, name="teacher_prompt_template")
-    return json.dumps([[role, list(text.pieces)] for role, text in parsed.messages])
-
-
 def generation_of(args: DistillationSFTConfig) -> GenerationSettings:
     """Return how the teacher of a configuration writes."""
     return GenerationSettings(
@@ -278,60 +281,7 @@ def generation_of(args: DistillationSFTConfig) -> GenerationSettings:
     )
 
 
-def from_store(args: DistillationSFTConfig, teacher: Teacher, datasets: Sequence[tuple[str, Dataset]]) -> Teacher:
-    """Return the store of a configuration as its teacher, written by `teacher` where it is not there.
-
-    Args:
-        args: The configuration; without a `teacher_store` the teacher is returned as it is.
-        teacher: Who scores, or the store itself.
-        datasets: Prepared rows, each with its name; two may have the same.
-
-    Raises:
-        TeacherError: See `write_targets` and `StoredTeacher`; a row that the store has no targets for.
-    """
-    if not isinstance(teacher, StoredTeacher):
-        if args.teacher_store is None:
-            return teacher
-        state = PartialState()
-        if state.is_main_process:
-            write_store(args, teacher, datasets)
-        state.wait_for_everyone()
-        name, teacher = teacher.name, StoredTeacher(args.teacher_store)
-        teacher.check_loss(args.distill_temperature, args.distill_divergence)
-        teacher.name = name
-    for name, rows in datasets:
-        teacher.check_rows(rows, name=name)
-    return teacher
-
-
-def write_store(args: DistillationSFTConfig, teacher: Teacher, datasets: Sequence[tuple[str, Dataset]]) -> int:
-    """Write what is missing of a configuration's store and return how many shards were made; one process calls it.
-
-    Args:
-        args: The configuration.
-        teacher: Who scores.
-        datasets: Prepared rows, each with its name; two may have the same.
-
-    Raises:
-        TeacherError: See `write_targets`.
-    """
-    settings = TargetSettings(
-        k=args.teacher_top_k,
-        temperatures=temperatures_of(args),
-        teacher_prompt_template=_canonical(args.teacher_prompt_template),
-        teacher_system=teachers_system(args).text or "",
-        generation=what_matters(generation_of(args)),
-        batch_size=args.teacher_batch_size,
-        kind=args.teacher_store_kind or STORE_KINDS[0],
-    )
-    rows = (row for _, dataset in datasets for row in dataset)
-    folder, progress = TargetFolder(str(args.teacher_store)), not args.disable_tqdm
-    template_date(args, teacher, teacher.tokenizer).keep()
-    with read_whole(args):
-        return write_targets(teacher, rows, folder, settings, progress=progress)
-
-
-def told(given: Any, teacher: Teacher) -> str:
+def describe_teacher(given: Any, teacher: Teacher) -> str:
     """Return a line on what a teacher's name was taken for, empty where it can mean but one thing.
 
     Args:
@@ -471,40 +421,3 @@ def _in_one_piece(args: DistillationSFTConfig, teacher: Teacher) -> str | None:
     if taking(args, teacher) is not None:
         return "a server's log-probabilities are taken of completions in one piece"
     return None
-
-
-def add_taught_ends(
-    generation: GenerationConfig,
-    completions: Iterable[Sequence[int]],
-    *,
-    teacher: Teacher,
-    tokenizer: PreTrainedTokenizerBase,
-    all_ends: bool = False,
-) -> None:
-    """Have a student stop at the tokens that end the completions it learns: a turn's end, the teacher's own stop.
-
-    Args:
-        generation: The student's generation configuration, whose own stop tokens stay in front.
-        completions: Token ids; one that was cut ends in no stop token and adds none.
-        teacher: Who scored them.
-        tokenizer: The student's.
-        all_ends: Whether the student learns all of the teacher's ends, whatever the completions end in: from its
-            distribution, or because it writes while training.
-    """
-    theirs = _ends_of(teacher)
-    ends = {*ends_of(tokenizer), *theirs}
-    own = generation.eos_token_id
-    stops = [*own] if isinstance(own, (list, tuple)) else [own]
-    learned = {token for ids in completions for token in ids[-ENDING:]} & ends
-    taught = sorted(learned | {*(theirs if all_ends else ())})
-    stops = [stop for stop in dict.fromkeys([*stops, *taught]) if stop is not None]
-    generation.eos_token_id = stops if len(stops) > 1 else stops[0] if stops else None
-
-
-def _ends_of(teacher: Teacher) -> list[int]:
-    """Return the ids of the student's vocabulary that end what a teacher writes."""
-    if isinstance(teacher, SeveralTeachers):
-        return [end for one in each(teacher) for end in _ends_of(one)]
-    if isinstance(teacher, CrossTeacher):
-        return teacher.student_stop_ids
-    return [end for end in teacher.stop_ids if teacher.vocabulary is None or end < teacher.vocabulary]

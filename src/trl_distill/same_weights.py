@@ -10,6 +10,7 @@ import torch
 from accelerate.utils import is_peft_model
 from torch.distributed.tensor import DTensor
 
+from .adapters import base_of
 from .errors import UsageError
 from .sources import resolve
 from .teachers import (
@@ -120,8 +121,7 @@ def _are_equal(teacher: Any, student: Any) -> bool:
     """Whether two loaded models have the same weights; sharded ones are not compared."""
     if not _is_fresh(student):
         return False
-    base = student.get_base_model() if is_peft_model(student) else student
-    mine, theirs = fingerprint.without_adapters(base), teacher.state_dict()
+    mine, theirs = fingerprint.without_adapters(base_of(student)), teacher.state_dict()
     return mine.keys() == theirs.keys() and all(_is_same(theirs[name], tensor) for name, tensor in mine.items())
 
 

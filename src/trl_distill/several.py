@@ -124,12 +124,12 @@ def put_names(args: DistillationSFTConfig, teacher: Teacher) -> None:
         args.retain_data = f"<{type(args.retain_data).__name__}>"
 
 
-def told(given: Any, teacher: Teacher) -> str:
-    """Return what names of teachers were taken for, a line each; see `recipes.told`."""
+def describe_teacher(given: Any, teacher: Teacher) -> str:
+    """Return what names of teachers were taken for, a line each; see `recipes.describe_teacher`."""
     if not isinstance(teacher, SeveralTeachers):
-        return recipes.told(given, teacher)
+        return recipes.describe_teacher(given, teacher)
     both = zip(teacher.listed.teachers, teacher.teachers, strict=True)
-    return "\n".join(filter(None, dict.fromkeys(recipes.told(entry.model, one) for entry, one in both)))
+    return "\n".join(filter(None, dict.fromkeys(recipes.describe_teacher(entry.model, one) for entry, one in both)))
 
 
 def _alone(args: DistillationSFTConfig, entry: TeacherEntry) -> DistillationSFTConfig:

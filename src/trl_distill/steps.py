@@ -84,7 +84,7 @@ class Run:
 
     def teach(self) -> int:
         """Write the store of targets instead of training, and return how many shards were made."""
-        from .recipes import write_store
+        from .stored_targets import write_store
 
         self.set_up()
         self._prepare_for_teacher(writing=True)
@@ -164,11 +164,12 @@ class Run:
     def _prepare_for_teacher(self, *, writing: bool = False) -> None:
         """Prepare rows for a teacher; all are read before the teacher writes for any."""
         from .combining import fields_read, prepare, read
-        from .recipes import from_store, template_date, writers_of_data
+        from .recipes import template_date, writers_of_data
         from .same_weights import Student
         from .server_targets import check_teaches
-        from .several import recipe_of, teacher_of, told
+        from .several import describe_teacher, recipe_of, teacher_of
         from .sharding import read_whole
+        from .stored_targets import from_store
 
         given = None if isinstance(self.params.teacher_model, str) else self.params.teacher_model
         device = "cpu" if self.args.use_cpu else self.state.device
@@ -184,7 +185,7 @@ class Run:
             writing=writing,
             written_by=writers_of_data(self.args, given, self.train_data),
         )
-        said = told(self.params.teacher_model, self.teacher)
+        said = describe_teacher(self.params.teacher_model, self.teacher)
         if said:
             self.state.print(said)
         self.day = template_date(self.args, self.teacher, self.tokenizer)
@@ -401,27 +402,22 @@ class Run:
 
     def _unwrapped(self, trainer: Any, model: Any) -> Any:
         """Return the model with its own forward, in evaluation mode: ready to answer."""
+        from .adapters import base_of
         from .forward import restore_forward
 
         model = trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
-        restore_forward(_base_of(model))
+        restore_forward(base_of(model))
         return model.eval()
 
     def _carry_on(self, model: Any) -> None:
         """Have the model say where it was saved, and bring its tokenizer to a next stage."""
+        from .adapters import base_of
         from .sources import TOKENIZER
 
-        if _base_of(model) is model:
+        if base_of(model) is model:
             model.config._name_or_path = str(self.project.folder)
         setattr(model, TOKENIZER, self.served_tokenizer)
 
     def figures(self) -> dict[str, Any]:
         """Return the pre-flight's figures by name."""
         return {f"preflight_{NAMES[split]}": flight.to_dict() for split, flight in self.preflights.items()}
-
-
-def _base_of(model: Any) -> Any:
-    """Return a model without PEFT's wrapper."""
-    from accelerate.utils import is_peft_model
-
-    return model.get_base_model() if is_peft_model(model) else model

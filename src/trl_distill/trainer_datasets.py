@@ -13,12 +13,12 @@ from .memory import for_trainer
 from .packing import PackedRows
 from .preparation import is_prepared
 from .readers import CONVERSATIONS
-from .recipes import from_store
 from .rows import COMPLETIONS
 from .server_targets import check_teaches
 from .several import recipe_of
 from .sharding import read_whole
 from .split import Split
+from .stored_targets import from_store
 from .streams import columns_of, is_stream, prepare_stream
 from .teachers import StoredTeacher
 from .tokenized import IDS

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from accelerate.utils import is_peft_model
 
+from ..adapters import base_of
 from ..errors import TeacherError
 from . import fingerprint
 from .local import LocalTeacher
@@ -67,7 +68,7 @@ class SelfTeacher(LocalTeacher):
         student = self._student()
         if type(self) is SelfTeacher and is_peft_model(student):
             check_untouched(student)
-        return student.get_base_model() if is_peft_model(student) else student
+        return base_of(student)
 
     @contextmanager
     def acting(self) -> Iterator[None]:

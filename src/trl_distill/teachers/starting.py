@@ -13,7 +13,7 @@ from accelerate.utils import is_peft_model
 from torch.distributed.tensor import DTensor
 
 from ..errors import TeacherError
-from ..generation import has_learned_prompt
+from ..generation import has_learned_prompt, what_writes
 from . import fingerprint
 from .base import Teacher
 from .local import LocalTeacher
@@ -69,7 +69,7 @@ class StartingTeacher(SelfTeacher):
         if self.plain:
             super().take(student)
             return
-        whole = student.get_base_model() if is_peft_model(student) and not has_learned_prompt(student) else student
+        whole = what_writes(student)
         if any(isinstance(p, DTensor) or hasattr(p, "ds_id") for p in whole.parameters()):
             raise TeacherError(SHARDED)
         frozen = copy.deepcopy(whole).requires_grad_(False).eval()
