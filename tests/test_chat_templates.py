@@ -13,6 +13,7 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from trl_distill import DistillationSFTConfig, DistillationSFTTrainer, LLMTrainingParams, run
 from trl_distill.alignment import tokenize_completion, tokenize_prompt
+from trl_distill.chat_rendering import rendered
 from trl_distill.chat_templates import take_chat_template
 from trl_distill.errors import ParamsError, TemplateError
 from trl_distill.preparation import Columns, Reading, Recipe, prepare
@@ -304,6 +305,15 @@ def test_one_date_is_kept_for_a_project(tmp_path, monkeypatch):
         DistillationSFTConfig(**settings(tmp_path), chat_template_date="today")
     trainer_on("qwen3", rows, tmp_path / "other", teacher_prompt_template=SYSTEM)
     assert not (tmp_path / "other" / "chat_template_date.txt").exists()
+
+
+@pytest.mark.parametrize("call", ["strftime_now('%d %B %Y')", "strftime_now(form)"])
+def test_a_date_is_fixed_whether_its_format_is_written_in_the_call_or_kept_in_a_variable(call, tokenizer):
+    template = "{% set form = '%d %B %Y' %}{{ " + call + " }}" + SAID
+    tokenizer.chat_template = template
+    written = rendered(tokenizer, TURNS, options={"strftime_now": "2026-01-31"})
+    fixed = template.replace(call, "'31 January 2026'")
+    assert written == tokenizer.apply_chat_template(TURNS, chat_template=fixed, tokenize=False)
 
 
 @pytest.mark.parametrize("name", [*FOUR_IT_IS, "llama3_2"])

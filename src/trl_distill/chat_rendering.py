@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 NOW = "strftime_now"  # the function by which a chat template writes today's date
 CALL = re.compile(NOW + r"\(\s*(['\"])(.*?)\1\s*\)")
+PARTS = [f"%{letter}" for letter in ("-d", "-m", *"aAbBdejmyY")]  # of the formats of dates
 
 
 def rendered_prompt(
@@ -111,7 +112,13 @@ def _applied(
 
 def dated(template: str, day: str) -> str:
     """Return a chat template that writes a date (YYYY-MM-DD) where it would write today's."""
-    return CALL.sub(lambda call: json.dumps(f"{date.fromisoformat(day):{call[2]}}"), template)
+    then = date.fromisoformat(day)
+    written = CALL.sub(lambda call: json.dumps(f"{then:{call[2]}}"), template)
+    if f"{NOW}(" not in written:
+        return written
+    # a format that the template keeps in a variable is written by a macro of the function's name
+    parts = "".join(f" | replace({json.dumps(part)}, {json.dumps(f'{then:{part}}')})" for part in PARTS)
+    return f"{{%- macro {NOW}(form) -%}}{{{{- form{parts} -}}}}{{%- endmacro %}}{{{{ '' }}}}{written}"
 
 
 def own_source(tokenizer: PreTrainedTokenizerBase) -> str | None:
