@@ -98,7 +98,7 @@ class OwnLogits:
     def selection(self, labels: torch.Tensor) -> dict[str, torch.Tensor]:
         """Return what a forward is given so that it makes the logits that predict any of the labels [B, S - 1]."""
         columns = (labels != -100).any(0).nonzero()[:, 0]
-        # counted from the end, since a learnt prompt of PEFT's may stand in front
+        # counted from the end, since a learned prompt of PEFT's may stand in front
         return {"logits_to_keep": columns - labels.shape[1] - 1} if self.selects else {}
 
 
@@ -148,7 +148,7 @@ def _predicting(states: torch.Tensor, labels: torch.Tensor, how: OwnLogits | Non
     mask = (labels != -100).to(states.device)
     if how is not None and how.selects:
         return states[mask[:, mask.any(0)]]  # the columns that `selection` asks for
-    return states[:, -mask.shape[1] - 1 : -1][mask]  # a learnt prompt of PEFT's stands in front
+    return states[:, -mask.shape[1] - 1 : -1][mask]  # a learned prompt of PEFT's stands in front
 
 
 def _loss(

@@ -17,8 +17,8 @@ def mend(model: Any) -> str:
     """Have a model's generation configuration be one that transformers saves.
 
     Settings that it refuses beside the others, and that `generate` does not look at, are dropped: a temperature without
-    `do_sample` for example. If it names none of them, the one without which it can
-    be saved is dropped, or all but the token ids.
+    `do_sample` for example. If it names none of them, the one without which it can be saved is dropped, or all but
+    the token ids.
 
     Args:
         model: A model, or PEFT's wrapper of one.

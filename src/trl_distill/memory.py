@@ -110,7 +110,7 @@ def _described(data: Any, name: str, taken: str) -> str:
     if torch_data:
         return f"a torch dataset ({type(data).__name__}); convert it with datasets.Dataset.from_list(list({name}))"
     if isinstance(data, Iterator):
-        return f"{_article(data)}, which can be read but once; convert it with datasets.Dataset.from_list(list({name}))"
+        return f"{_article(data)}, which can be read once; convert it with datasets.Dataset.from_list(list({name}))"
     if "polars" in modules:
         return f"a polars {type(data).__name__}; convert it with {name}.to_dicts()"
     if "pyarrow" in modules:

@@ -113,7 +113,7 @@ class Recipe:
         vocabulary: Rows that both models share: a completion's ids are among them.
         reads_text: The teacher is handed prompts as text or chat messages.
         as_read: What of such a prompt its ids are made from; None takes its text alone.
-        estimates: Whether these ids are but an estimate of the prompt's length.
+        estimates: Whether these ids only estimate the prompt's length.
         take: Fetches what a server says of prepared rows, and returns the share of completion tokens with targets;
             called with the rows and with whether at least one token must have any.
         weighing: How the loss is weighed, with what is another than asked for; None is not known.

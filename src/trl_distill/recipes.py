@@ -282,7 +282,7 @@ def generation_of(args: DistillationSFTConfig) -> GenerationSettings:
 
 
 def describe_teacher(given: Any, teacher: Teacher) -> str:
-    """Return a line on what a teacher's name was taken for, empty where it can mean but one thing.
+    """Return a line on what a teacher's name was taken for, empty if it can mean only one thing.
 
     Args:
         given: What was given for teacher_model.

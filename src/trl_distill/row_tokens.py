@@ -250,5 +250,5 @@ def _as_read(prompt: Prompt, recipe: Recipe) -> Prompt:
         return prompt
     if recipe.as_read is not None:
         return recipe.as_read(prompt)
-    # without what tells the messages of a chat apart: the ids are but an estimate of the length
+    # without what tells the messages of a chat apart: the ids only estimate the length
     return prompt if isinstance(prompt, str) else "\n".join(str(message["content"]) for message in prompt)

@@ -45,15 +45,15 @@ def read_whole(args: Any) -> Iterator[None]:
     """
     from transformers.integrations import set_hf_deepspeed_config, unset_hf_deepspeed_config
 
-    told = _loads_in_parts(args)
-    if told is None:
+    ds_config = _loads_in_parts(args)
+    if ds_config is None:
         yield
         return
     unset_hf_deepspeed_config()
     try:
         yield
     finally:
-        set_hf_deepspeed_config(told)
+        set_hf_deepspeed_config(ds_config)
 
 
 def loads_alike(accelerator: Any, args: Any, teacher: LocalTeacher) -> AbstractContextManager[None]:

@@ -39,7 +39,7 @@ class Said(NamedTuple):
     Attributes:
         text: The completion; empty if there is none.
         finished: Whether the model ended it; if not it was cut.
-        reasoning: What the model thought before it, empty if the server does not tell.
+        reasoning: What the model thought before it, empty if the server does not show it.
         unusable: Why nothing can be learned from it, with what to do; empty if something can.
     """
 

@@ -180,8 +180,8 @@ def _key() -> str:
 
 def _said(error: Any) -> str:
     """Return what a server or the connection said in one short line, without the key."""
-    told = error.get("message", error.get("detail", error)) if isinstance(error, dict) else error
-    text = " ".join(str(told).split()) or type(error).__name__
+    said = error.get("message", error.get("detail", error)) if isinstance(error, dict) else error
+    text = " ".join(str(said).split()) or type(error).__name__
     key = _key()
     return (text.replace(key, "***") if key else text)[:LONGEST].rstrip(".")
 

@@ -56,7 +56,7 @@ def cut_at_string(
 
 
 def stopping(tokenizer: PreTrainedTokenizerBase, stop: Sequence[str], *, start: int) -> dict[str, Any]:
-    """Return what `generate` is given besides so that it ends at a stop string; nothing where there is none.
+    """Return the arguments with which `generate` ends at a stop string; none if there is no stop string.
 
     Args:
         tokenizer: The teacher's.
