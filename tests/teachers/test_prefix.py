@@ -98,6 +98,7 @@ def test_a_model_with_another_state_reads_whole_prompts_and_says_so_once(family,
 
 def test_what_a_model_reads_of_a_later_batch_is_what_follows_the_prefix(monkeypatch):
     reusing, _ = make("llama")
+    reusing.check_logits()  # which reads a row of its own
     widths = []
     embed = reusing.model.get_input_embeddings()
     embed.register_forward_hook(lambda module, args, out: widths.append(tuple(out.shape[:2])))
@@ -142,6 +143,7 @@ def test_a_prefix_told_beforehand_makes_every_score_independent_of_the_order():
     scores, widths = [], []
     for order in ([0, 1, 2], [2, 1, 0], [1]):
         reusing, _ = make("llama")
+        reusing.check_logits()
         embed = reusing.model.get_input_embeddings()
         embed.register_forward_hook(lambda module, args, out: widths.append(out.shape[1]))
         reusing.expect(prompts)

@@ -186,7 +186,8 @@ def test_a_script_learns_from_a_server_and_ends_as_its_student_does(server, chat
     data = Dataset.from_list([{"text": w} for w in WORDS[:2]])
     trainer = DistillationSFTTrainer(str(chat_model_dir), args, train_dataset=data)
     ids = list(tokenizer("a b")["input_ids"])
-    assert trainer.train_dataset["completion"][:] == [[*ids, turn_end(tokenizer)], ids]
+    ends = [turn_end(tokenizer), *tokenizer("\n")["input_ids"]]  # the chat template writes both
+    assert trainer.train_dataset["completion"][:] == [[*ids, *ends], ids]
     assert server.requests()[0]["request"]["messages"] == [turns[0], {"role": "user", "content": WORDS[0]}]
     trainer.train()
     args.distill_alpha, args.distill_temperature, args.strict = 0.5, 1.0, True
@@ -242,5 +243,5 @@ def test_reasoning_is_learned_where_the_chat_template_has_it(chat_model_dir, ser
         server.fail(said("a b", reasoning_content="hm"))
         data = Dataset.from_list([{"text": "red cat"}])
         trainer = DistillationSFTTrainer(str(chat_model_dir), args, train_dataset=data, processing_class=tokenizer)
-        expected = [*tokenizer(text)["input_ids"], turn_end(tokenizer)]
+        expected = [*tokenizer(text)["input_ids"], turn_end(tokenizer), *tokenizer("\n")["input_ids"]]
         assert trainer.train_dataset["completion"][:] == [expected]
