@@ -89,7 +89,8 @@ def _what(params: LLMTrainingParams, preflight: Preflight | None) -> str:
 
 def _use(folder: Path, model: Any, tokenizer: Any, preflight: Preflight) -> str:
     """Return how to put an input into the student, with a snippet and what it printed."""
-    code = (loading(folder.name) + snippet(preflight.example, tokenizer)).rstrip("\n")
+    place = folder.name if folder.is_absolute() else folder  # as it was typed; a card names no folder of a machine
+    code = (loading(place) + snippet(preflight.example, tokenizer)).rstrip("\n")
     served = preflight.serving is not None and preflight.serving.source is not None
     lead = SERVED if served else "Put your input into the student's template:"
     if served and tokenizer.chat_template[ORIGINAL]:
