@@ -32,7 +32,7 @@ def losses(trainer):
 
 def test_the_likeliest_tokens_are_what_was_written_before_training(tiny_model_dir, tiny_teacher_dir, tmp_path, capsys):
     online = make(tiny_model_dir, tiny_teacher_dir, tmp_path / "on", distill_online=True)
-    assert "every epoch learns the same completions, as with --completions teacher" in capsys.readouterr().out
+    assert "every epoch learns the same completions, as with completions='teacher'" in capsys.readouterr().out
     offline = make(tiny_model_dir, tiny_teacher_dir, tmp_path / "off", completions="teacher")
     assert "every epoch learns the same" not in capsys.readouterr().out
     assert losses(online) == pytest.approx(losses(offline), rel=1e-5)

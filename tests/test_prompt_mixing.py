@@ -194,8 +194,10 @@ def test_a_share_of_rows_shows_the_student_the_teachers_prompt(tiny_model_dir, t
 
 def test_a_student_that_reads_what_its_teacher_reads_loses_nothing(tiny_model_dir, tmp_path):
     settings = {"teacher_model": str(tiny_model_dir), "teacher_prompt_template": LONG, "distill_alpha": 1.0}
-    trainer = make(tiny_model_dir, tmp_path, teacher_prompt_dropout=1, **settings)
-    batch = trainer.data_collator(list(trainer.train_dataset))
+    trainer = make(tiny_model_dir, tmp_path, teacher_prompt_dropout=0.5, **settings)
+    alike = [row for row in trainer.train_dataset if row["student_prompt"] == row["teacher_prompt"]]
+    assert 0 < len(alike) < len(trainer.train_dataset)
+    batch = trainer.data_collator(alike)
     assert trainer.compute_loss(trainer.model, batch).item() == pytest.approx(0, abs=1e-6)
     # evaluation is of the student under its own prompt
     alone = make(tiny_model_dir, tmp_path, **settings)

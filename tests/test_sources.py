@@ -112,9 +112,9 @@ def test_a_project_of_an_adapter_teaches_and_learns(tiny_model_dir, tmp_path):
     for name in ("full", "merged"):
         assert (tmp_path / name / "config.json").is_file()
         assert not (tmp_path / name / "adapter_config.json").exists()
-    with pytest.raises(ModelError, match=r"a model that is in no folder; add --merge-adapter .* or drop --peft"):
+    with pytest.raises(ModelError, match=r"a model that is in no folder; add merge_adapter=True .* or drop peft"):
         run(LLMTrainingParams(**second, project_name=str(tmp_path / "no"), peft=True))
-    with pytest.raises(ModelError, match=r"quantized base; drop --quantization, or merge"):
+    with pytest.raises(ModelError, match=r"quantized base; drop quantization, or merge"):
         run(LLMTrainingParams(**second, project_name=str(tmp_path / "no"), peft=True, quantization="int4"))
     with pytest.raises(TeacherError, match=r"quantized base; drop --teacher-quantization, or merge"):
         load_teacher(str(first), quantization="int8")
