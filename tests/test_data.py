@@ -192,7 +192,7 @@ def test_lines_stay_with_their_rows():
 @pytest.mark.parametrize("text", [r'"a \ud83d"', r'"\uDe00 a"', r'{"\ud83d": 1}', r'["\ud83d"]'])
 def test_half_of_a_surrogate_pair_makes_a_bad_row(text):
     train, _ = load_data(put("q.jsonl", f'{{"text": "\\ud83d\\ude00"}}\n{{"text": {text}}}\n{{"text": "c"}}\n'))
-    with pytest.raises(DataError, match=r"1 row has .* line 2 \('text': half of a surrogate pair, .*, stands alone\)"):
+    with pytest.raises(DataError, match=r"1 bad row, .* line 2 \('text': half of a surrogate pair, .*, stands alone\)"):
         read_rows(train)
     rows, report = read_rows(train, max_bad_rows=1)
     assert rows["input"] == ["\U0001f600", "c"]
@@ -209,7 +209,7 @@ def test_a_key_that_stands_twice_makes_a_bad_row():
     )
     with pytest.raises(DataError) as caught:
         read_rows(train)
-    assert "2 rows have" in str(caught.value)
+    assert "2 bad rows" in str(caught.value)
     assert "line 1 ('text': the key 'text' stands twice)" in str(caught.value)
     assert "line 3 ('text': the key 'content' stands twice)" in str(caught.value)
     assert read_rows(train, max_bad_rows=2)[0]["input"] == ["c", "d"]

@@ -9,7 +9,7 @@ from click.testing import CliRunner
 from datasets import Dataset
 from forms import distilling
 
-from trl_distill import LLMTrainingParams, generate_with_teacher, train
+from trl_distill import DistillationSFTConfig, LLMTrainingParams, generate_with_teacher, train
 from trl_distill.cli import main
 from trl_distill.cli.llm import COMMAND
 from trl_distill.config import TRAINER
@@ -126,3 +126,14 @@ def test_advice_in_the_pre_flight_is_in_the_words_of_the_door(tiny_model_dir, ti
     assert "student_system='drop'" in said or "student_system drop" in said
     for text in (done.stdout, said):
         assert "    | give --text-column a" in text  # a row is shown as it is
+
+
+def test_a_script_that_has_parsed_its_flags_reads_the_same_words():
+    """HfArgumentParser turns the types of the fields from text into classes."""
+    from trl import TrlParser
+
+    TrlParser((DistillationSFTConfig,)).parse_args_into_dataclasses(
+        ["--output_dir", "a", "--use_cpu", "--bf16", "false"]
+    )
+    assert TRAINER("add --cross-tokenizer to compare") == "add cross_tokenizer=True to compare"
+    assert LIBRARY("add --cross-tokenizer to compare") == "add cross_tokenizer=True to compare"

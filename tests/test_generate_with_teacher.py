@@ -175,7 +175,7 @@ def test_draws_differ_and_repeat(tiny_model_dir):
         ("{input}", [], DataError, "queries has no (rows|column)"),
         ("{input}", ["a", None], DataError, "queries: 1 bad row, more than"),
         ("{input}", ["a", " "], DataError, "queries, row 2: 'text' is empty"),
-        ("{input}", ["a", 3], DataError, "queries: 1 row has .* row 2 .'text' is a number"),
+        ("{input}", ["a", 3], DataError, "queries: 1 bad row, .* row 2 .'text' is a number"),
         ("{input}", [{"txet": "a"}], DataError, "no column 'text'"),
     ],
 )

@@ -330,7 +330,7 @@ def test_a_dataset_in_memory_is_saved_by_its_class(settings, tmp_path):
 WRONG = [
     ({"retain_data": "nowhere.json"}, DataError, "retain_data 'nowhere.json': no such file"),
     ({"retain_data": Dataset.from_dict({"body": ["a"]})}, DataError, "retain_data has no column 'text'"),
-    ({"retain_data": Dataset.from_dict({"text": ["", None]})}, DataError, "retain_data: 1 row has a missing"),
+    ({"retain_data": Dataset.from_dict({"text": ["", None]})}, DataError, "retain_data: 1 bad row"),
     ({"retain_data": None, "retain_fraction": 0.5}, ParamsError, "retain_fraction is 0.5, .* give retain_data"),
     ({"retain_fraction": 1.0}, ParamsError, "retain_fraction is 1.0; accepted is a number above 0 and at most 0.95"),
     ({"teacher_store": "store"}, ParamsError, "retain_data cannot be used with teacher_store"),

@@ -206,7 +206,7 @@ def test_bad_validation_rows_are_found_before_the_teacher_writes(settings, tmp_p
     folder.mkdir()
     (folder / "train.jsonl").write_text("\n".join(json.dumps({"text": q}) for q in QUERIES))
     (folder / "valid.jsonl").write_text('{"text": 5}\n')
-    with pytest.raises(DataError, match=r"validation: 1 row has .*line 1"):
+    with pytest.raises(DataError, match=r"validation: 1 bad row, .*line 1"):
         run(LLMTrainingParams(**{**settings, "data_path": str(folder)}))
     assert not (tmp_path / "run_2.5-x" / "teacher_completions.jsonl").exists()
 

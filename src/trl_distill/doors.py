@@ -76,7 +76,7 @@ def in_python(specs: Mapping[str, Any], names: Mapping[str, str]) -> Spelling:
             return f"{verb}{name}={word!r}"
         if word and word[0] in "'0123456789":
             return f"{verb}{name}={word}"
-        on = "=True" if verb and name == flag and spec is not None and spec.type == "bool" else ""
+        on = "=True" if verb and name == flag and spec is not None and "bool" in str(spec.type) else ""
         return f"{verb}{name}{on}{value}"
 
     def renamed(found: re.Match[str]) -> str:
