@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from .chat_rendering import rendered_prompt
-from .text_ids import special_texts, text_ids
+from .text_ids import kept_ids, special_texts, text_ids
 from .turn_ends import stop_of_turn, turn_end
 
 if TYPE_CHECKING:
@@ -112,17 +112,21 @@ def tokenize_behind(tokenizer: PreTrainedTokenizerBase, text: str, *, prompt: st
         prompt: The prompt's text, of which the end is looked at; None is no prompt.
     """
     for before in (_tail(tokenizer, prompt), "\n") if prompt and text else ():
-        start, both = (text_ids(tokenizer, t) for t in (before, before + text))
+        start, both = kept_ids(tokenizer, before), text_ids(tokenizer, before + text)
         if both[: len(start)] == start:
             return both[len(start) :]
     return text_ids(tokenizer, text)
 
 
 def _tail(tokenizer: PreTrainedTokenizerBase, prompt: str) -> str:
-    """Return the end of a prompt, from its last special token or its last line on: no token reaches back further."""
+    """Return the end of a prompt from its last special token on, else its last newlines, else its last line.
+
+    No token of what follows reaches back further.
+    """
     tail = prompt[-TAIL:]
-    places = [tail.rfind(token) for token in special_texts(tokenizer)]
-    return tail[max([*places, tail.rstrip("\n").rfind("\n"), 0]) :]
+    special = max((tail.rfind(token) for token in special_texts(tokenizer)), default=-1)
+    newlines = len(tail.rstrip("\n")) if tail.endswith("\n") else tail.rfind("\n")
+    return tail[special if special >= 0 else max(newlines, 0) :]
 
 
 def common_length(one: Sequence[Any], other: Sequence[Any]) -> int:

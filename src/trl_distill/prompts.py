@@ -13,6 +13,7 @@ import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -114,7 +115,7 @@ class Template:
         """Whether the prompt is the input itself."""
         return not self.is_chat and self.messages[0][1].pieces == ("", "input", "") and self.system.text is None
 
-    @property
+    @cached_property  # asked for in every row
     def fields(self) -> tuple[str, ...]:
         """Names of all fields, in order."""
         return tuple(f for _, text in self.messages for f in text.fields)

@@ -9,6 +9,8 @@ from weakref import WeakKeyDictionary
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+KEPT = 256  # texts whose ids are kept
+_kept: WeakKeyDictionary[PreTrainedTokenizerBase, dict[tuple[int, str], list[int]]] = WeakKeyDictionary()
 _known: WeakKeyDictionary[PreTrainedTokenizerBase, tuple[int, tuple[str, ...]]] = WeakKeyDictionary()
 
 
@@ -27,6 +29,17 @@ def text_ids(tokenizer: PreTrainedTokenizerBase, text: str, *, special: bool = F
         if as_it_is and backend.encode_special_tokens == tokenizer.split_special_tokens:
             return list(backend.encode(text, add_special_tokens=special).ids)
     return list(tokenizer(text, add_special_tokens=special)["input_ids"])
+
+
+def kept_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """Return the ids of a text that many rows have, such as the end of their prompts; see `text_ids`."""
+    known = _kept.setdefault(tokenizer, {})
+    key = len(tokenizer), text
+    if key not in known:
+        if len(known) >= KEPT:
+            known.clear()
+        known[key] = text_ids(tokenizer, text)
+    return known[key]
 
 
 def special_texts(tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
