@@ -21,6 +21,14 @@ MARKED = (
 SYSTEM = [{"role": "system", "content": "g f e d"}, {"role": "user", "content": "{input}"}]
 
 
+# settings with which a small model learns a few rows by heart
+QUICK = {
+    "per_device_train_batch_size": 4, "learning_rate": 1e-2, "use_cpu": True, "bf16": False, "report_to": "none",
+    "save_strategy": "no", "disable_tqdm": True, "gradient_checkpointing": False, "dataloader_pin_memory": False,
+    "lr_scheduler_type": "constant",
+}  # fmt: skip
+
+
 def user(content):
     return {"role": "user", "content": content}
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from conftest import make_model
 from datasets import Dataset
+from forms import QUICK
 from peft import LoraConfig
 from test_cross_tokenizer import make_other
 from tokenizing import byte_level
@@ -24,11 +25,6 @@ PROMPTS = ["a b", "c", "d e f", "g h"]
 COMPLETIONS = [" c d", " e f g", " b", " h a"]
 CHAT = [{"role": "system", "content": "Go on."}, {"role": "user", "content": "{input}"}]
 END = "<|im_end|>"
-QUICK = {
-    "per_device_train_batch_size": 4, "learning_rate": 1e-2, "use_cpu": True, "bf16": False, "report_to": "none",
-    "save_strategy": "no", "disable_tqdm": True, "gradient_checkpointing": False, "dataloader_pin_memory": False,
-    "lr_scheduler_type": "constant",
-}  # fmt: skip
 
 
 @pytest.fixture(scope="module")

@@ -61,6 +61,11 @@ class ChatTurns:
         return end_of_turn(self.tokenizer)
 
     @cached_property
+    def mark(self) -> str:
+        """The text of the token that ends a turn; empty if there is none."""
+        return "" if self.end.token is None else str(self.tokenizer.decode([self.end.token]))
+
+    @cached_property
     def training_template(self) -> str | None:
         """The chat template by which SFTTrainer learns several turns; None if it has none for this one."""
         return training_template(self.tokenizer)
@@ -113,8 +118,7 @@ class ChatTurns:
 
     def body(self, learned: str) -> str:
         """Return what is learned of a turn without its end."""
-        mark = "" if self.end.token is None else str(self.tokenizer.decode([self.end.token]))
-        return learned.removesuffix(self.end.text) if self.end.own else learned.removesuffix(mark)
+        return learned.removesuffix(self.end.text if self.end.own else self.mark)
 
     def before(
         self, messages: Sequence[Message], options: Mapping[str, Any], *, learned: str, body: str, where: str
@@ -236,9 +240,8 @@ class ChatTurns:
     def _once_ended(self, message: Message) -> dict[str, Any]:
         """Return a message without the end of a turn in its content, which the template writes."""
         content = message.get("content")
-        mark = str(self.tokenizer.decode([self.end.token or 0])) if self.end.own else ""
-        if mark and isinstance(content, str) and content.rstrip().endswith(mark):
-            content = content.rstrip().removesuffix(mark)
+        if self.end.own and self.mark and isinstance(content, str) and content.rstrip().endswith(self.mark):
+            content = content.rstrip().removesuffix(self.mark)
         return {**message, "content": content}
 
     def _with_one_block(self, messages: Sequence[Message], options: Mapping[str, Any]) -> dict[str, Any]:

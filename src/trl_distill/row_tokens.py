@@ -57,7 +57,7 @@ def tokenize_row(row: Mapping[str, Any], recipe: Recipe, *, name: str) -> dict[s
     of_row = {} if row["history"] is None else options_of(values, where=where)
     options = {**recipe.options, **of_row}
     out["finished"] = source == "teacher" or not was_cut(values)
-    frame = row_frame(row, recipe)
+    frame = frame_of(row, recipe.student.template, options)
     out["frame"] = WITH_TOOLS if frame is None else frame.key
     if row["history"] is not None and source == "data" and recipe.columns.assistant_turns:
         return out | _several(row, recipe, own, options, finished=out["finished"], where=where)

@@ -9,6 +9,7 @@ import torch
 from click.testing import CliRunner
 from conftest import make_model, make_tokenizer
 from datasets import Dataset
+from forms import QUICK
 from teachers.kinds import TEXT, WRITING
 from teachers.writers import make_trained_tokenizer
 from tokenizing import llama
@@ -37,11 +38,6 @@ PROMPTS = ["a b", "c", "d e f", "g h"]
 ANSWERS = [" c d", " e f g", " b", " h a"]
 STOP = "\nm:"
 TEMPLATE = "Write the words in reverse order.\n{input}\n"
-QUICK = {
-    "per_device_train_batch_size": 4, "learning_rate": 1e-2, "use_cpu": True, "bf16": False, "report_to": "none",
-    "save_strategy": "no", "disable_tqdm": True, "gradient_checkpointing": False, "dataloader_pin_memory": False,
-    "lr_scheduler_type": "constant",
-}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
