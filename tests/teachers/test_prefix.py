@@ -77,13 +77,27 @@ def test_scores_are_those_of_whole_prompts(family):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("lengths", [(3, 3, 3), (1, 4, 2)], ids=["alike", "unlike"])
+@pytest.mark.parametrize("lengths", [(3, 3, 3), (1, 4, 2), (1, 60, 25)], ids=["alike", "unlike", "very unlike"])
 def test_completions_are_those_of_whole_prompts(family, lengths):
     reusing, plain = make(family)
-    prompts = [PREFIX + [80 + 5 * i + k for k in range(n)] for i, n in enumerate(lengths)]
+    prompts = [PREFIX + [80 + (5 * i + k) % 90 for k in range(n)] for i, n in enumerate(lengths)]
     for some in (prompts, prompts[:1], prompts[1:]):
         assert reusing.generate(some, GREEDY) == plain.generate(some, GREEDY)
     assert len(reusing.prefix.ids) == len(PREFIX)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_prompts_of_any_length_are_read_from_behind_the_prefix(family):
+    reusing, _ = make(family)
+    read = []
+    reusing.model.get_input_embeddings().register_forward_hook(lambda module, args, out: read.append(out.shape[:2]))
+    longest, tokens = len(PREFIX) + 7, 3
+    for rest in ([7, 1, 2], [3, 7]):  # the second batch finds the prefix read
+        prompts = [PREFIX + list(range(80, 80 + n)) for n in rest]
+        written = reusing.generate(prompts, GenerationSettings(max_new_tokens=tokens))
+        assert max(len(completion.ids) for completion in written) == tokens
+    behind = [(rows, width) for rows in (3, 2) for width in (longest - len(PREFIX), *[1] * (tokens - 1))]
+    assert read == [(1, len(PREFIX)), *behind]
 
 
 @pytest.mark.parametrize("family", OTHERS)

@@ -297,24 +297,16 @@ class LocalTeacher:
         return list(written[:, width:].tolist())
 
     def _prompts(self, prompts: Sequence[Sequence[int]], pad: int) -> tuple[torch.Tensor, torch.Tensor, dict[str, Any]]:
-        """Return prompts' ids [B, S] and mask for generation, and the cache of their prefix where it can be used.
-
-        Padding stands on the left, or between the prefix and what follows it.
-        """
+        """Return prompts' ids [B, S] and mask for generation, padded on the left, and the cache of their prefix."""
         device = self.model.device
         least = min(len(p) for p in prompts)
         heads = torch.tensor([list(p[:least]) for p in prompts], device=device)
         with self.acting(), evaluating(self.model), self._teaching():
             start = self.prefix.of(heads, least - 1, self._fill)
-        if self.prefix.slides and least < max(len(p) for p in prompts):
-            start = 0  # a window would count the padding that stands in the middle
-        ids, mask = padded_left([p[start:] for p in prompts], pad)
-        ids, mask = ids.to(device), mask.to(device)
-        if not start:
-            return ids, mask, {}
-        front = heads[:, :start]
-        past = {"past_key_values": self.prefix.for_writing(len(prompts))}
-        return torch.cat([front, ids], 1), torch.cat([torch.ones_like(front), mask], 1), past
+        ids, mask = padded_left(prompts, pad)
+        pads = [ids.shape[1] - len(p) for p in prompts]
+        past = {"past_key_values": self.prefix.for_writing(pads)} if start else {}
+        return ids.to(device), mask.to(device), past
 
     def _writing(self, width: int, settings: GenerationSettings) -> Any:
         """Return the generation configuration for prompts of `width` tokens."""

@@ -22,6 +22,15 @@ SAMPLE = 1024  # prompts looked at for what they have in common
 logger = logging.getLogger(__name__)
 
 
+class WholeSlidingLayer(DynamicSlidingWindowLayer):
+    """A window's layer that keeps all states of the prefix: shorter prompts of a batch end in front of its last."""
+
+    def update(self, key_states: Any, value_states: Any, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
+        """Return the kept states followed by the new ones, and keep both."""
+        self.keys, self.values = whole = super().update(key_states, value_states, *args, **kwargs)
+        return whole
+
+
 class ReadOnlyLayer(DynamicLayer):
     """A layer's cache that is read by batches of any size and kept as it is."""
 
@@ -38,7 +47,8 @@ class ReadOnlySlidingLayer(DynamicSlidingWindowLayer):
         return _joined(self.keys, key_states), _joined(self.values, value_states)
 
 
-READ_ONLY: dict[Any, Any] = {DynamicLayer: ReadOnlyLayer, DynamicSlidingWindowLayer: ReadOnlySlidingLayer}
+READ_ONLY: dict[Any, Any] = {DynamicLayer: ReadOnlyLayer, WholeSlidingLayer: ReadOnlySlidingLayer}
+WRITABLE: dict[Any, Any] = {DynamicLayer: DynamicLayer, WholeSlidingLayer: DynamicSlidingWindowLayer}
 
 
 class Prefix:
@@ -113,6 +123,8 @@ class Prefix:
         """Compute the cache of a prefix; say so where this model has none that can be reused."""
         try:
             cache = DynamicCache(config=self.config)
+            slides: dict[Any, Any] = {DynamicSlidingWindowLayer: WholeSlidingLayer}
+            cache.layers = [_as(slides.get(type(layer), type(layer)), layer) for layer in cache.layers]
             fill(ids[None], cache)
             if any(type(layer) not in READ_ONLY for layer in cache.layers):
                 raise TypeError("a layer keeps a state that is no list of keys and values")
@@ -125,25 +137,35 @@ class Prefix:
         self.ids, self._cache, self._misses = ids.clone(), cache, 0
         return len(ids)
 
-    @property
-    def slides(self) -> bool:
-        """Whether a layer looks back over a window, which counts padding too."""
-        layers = [] if self._cache is None else self._cache.layers
-        return any(isinstance(layer, DynamicSlidingWindowLayer) for layer in layers)
-
     def for_scoring(self) -> DynamicCache:
         """Return the cache for one forward over what follows the prefix, for a batch of any size; nothing is copied."""
-        assert self._cache is not None
-        cache = copy.copy(self._cache)
-        cache.layers = [_as(READ_ONLY[type(layer)], layer) for layer in self._cache.layers]
-        return cache
+        return self._with(lambda layer: _in_window(_as(READ_ONLY[type(layer)], layer)))
 
-    def for_writing(self, rows: int) -> DynamicCache:
-        """Return a cache for that many rows, which generation may write to."""
+    def for_writing(self, pads: Sequence[int]) -> DynamicCache:
+        """Return a cache for prompts that are padded on the left, which generation may write to.
+
+        All rows have as many states, those of a row behind its padding: the shorter its prompt, the fewer of the
+        prefix, whose others are read again. Distances are then those of the prompt, also to a window's layer.
+
+        Args:
+            pads: How many tokens of padding each row has in front.
+        """
+        places = torch.arange(len(self.ids)) - torch.tensor(pads)[:, None]
+        places = places.clamp(min=0)  # what stands under padding is masked
+
+        def rows(layer: Any) -> Any:
+            made = _as(WRITABLE[type(layer)], layer)
+            index = places.to(layer.keys.device)
+            made.keys, made.values = (kept[0][:, index].transpose(0, 1) for kept in (layer.keys, layer.values))
+            return _in_window(made)
+
+        return self._with(rows)
+
+    def _with(self, made: Callable[[Any], Any]) -> DynamicCache:
+        """Return the cache with other layers."""
         assert self._cache is not None
         cache = copy.copy(self._cache)
-        cache.layers = [_as(type(layer), layer) for layer in self._cache.layers]
-        cache.batch_repeat_interleave(rows)
+        cache.layers = [made(layer) for layer in self._cache.layers]
         return cache
 
 
@@ -171,6 +193,14 @@ def _as(kind: Any, layer: Any) -> Any:
     made = kind.__new__(kind)
     made.__dict__.update(layer.__dict__)
     return made
+
+
+def _in_window(layer: Any) -> Any:
+    """Return a layer with the states that its window reaches, where it has one."""
+    window = getattr(layer, "sliding_window", None)
+    if window is not None:
+        layer.keys, layer.values = (kept[:, :, -window + 1 :] for kept in (layer.keys, layer.values))
+    return layer
 
 
 def _joined(kept: Any, new: torch.Tensor) -> torch.Tensor:
