@@ -15,8 +15,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from trl import SFTConfig, SFTTrainer
 
 from trl_distill.errors import UsageError
-from trl_distill.preparation import Columns, Reading, Recipe, prepare
+from trl_distill.preparation import prepare
 from trl_distill.prompts import parse_template
+from trl_distill.recipe import Columns, Reading, Recipe
 
 IGNORE = -100
 FOLDER = Path(trl.__file__).parent / "chat_templates"

@@ -12,8 +12,9 @@ from transformers import AutoTokenizer
 from trl_distill.alignment import tokenize_behind, tokenize_completion, tokenize_prompt
 from trl_distill.errors import DataError, TeacherError, TemplateError
 from trl_distill.fitting import fit, skipped_tokens
-from trl_distill.preparation import Columns, Reading, Recipe, prepare
+from trl_distill.preparation import prepare
 from trl_distill.prompts import parse_template
+from trl_distill.recipe import Columns, Reading, Recipe
 from trl_distill.shared_vocabulary import shared_vocabulary
 from trl_distill.turn_ends import stop_of_turn, training_template, turn_end
 

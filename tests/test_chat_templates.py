@@ -16,8 +16,9 @@ from trl_distill.alignment import tokenize_completion, tokenize_prompt
 from trl_distill.chat_rendering import rendered
 from trl_distill.chat_templates import take_chat_template
 from trl_distill.errors import ParamsError, TemplateError
-from trl_distill.preparation import Columns, Reading, Recipe, prepare
+from trl_distill.preparation import prepare
 from trl_distill.prompts import parse_template
+from trl_distill.recipe import Columns, Reading, Recipe
 from trl_distill.training import teach
 
 TURNS = [{"role": "user", "content": "a b"}]

@@ -12,8 +12,9 @@ from forms import distilling
 from transformers import AutoTokenizer
 
 from trl_distill.errors import DataError, TemplateError
-from trl_distill.preparation import Columns, Reading, Recipe, prepare
+from trl_distill.preparation import prepare
 from trl_distill.prompts import parse_template
+from trl_distill.recipe import Columns, Reading, Recipe
 from trl_distill.teachers import Completion
 
 WROTE = Completion((7, 8), False)

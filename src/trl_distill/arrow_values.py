@@ -6,6 +6,8 @@ import json
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 if TYPE_CHECKING:
     from datasets import Dataset
 
@@ -15,11 +17,21 @@ def column_of(dataset: Dataset, name: str) -> Any:
     return dataset.select_columns([name]).with_format("arrow")[:][name]
 
 
-def lengths_of(dataset: Dataset, name: str) -> list[int]:
+def array_of(dataset: Dataset, name: str) -> np.ndarray[Any, Any]:
+    """Return a column of numbers, truths or texts as an array."""
+    return np.asarray(column_of(dataset, name).to_numpy())
+
+
+def lengths_of(dataset: Dataset, name: str) -> np.ndarray[Any, Any]:
     """Return the lengths of the lists in a column."""
     import pyarrow.compute as pc
 
-    return list(pc.list_value_length(column_of(dataset, name)).to_pylist())
+    return np.asarray(pc.list_value_length(column_of(dataset, name)).to_numpy())
+
+
+def counts_of(dataset: Dataset, name: str) -> dict[Any, int]:
+    """Return how many rows have each value of a column, in the order of the first ones."""
+    return {pair["values"]: pair["counts"] for pair in column_of(dataset, name).value_counts().to_pylist()}
 
 
 def highest_of(dataset: Dataset, name: str) -> int:

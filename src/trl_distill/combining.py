@@ -20,7 +20,8 @@ from .data import RowReport
 from .errors import DataError
 from .fitting import check_ids, fit
 from .preflight import Preflight, notes_of, text_of
-from .preparation import COLUMNS, IDS, Recipe, align, check_differs, conclude, mapped, tokenize_row
+from .preparation import COLUMNS, IDS, align, check_differs, conclude, mapped, tokenize_row
+from .recipe import Recipe
 from .retention import Retained, mixed_in
 from .rows import NoUsableRows
 from .split import Split

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from .config import DistillationSFTConfig
-    from .preparation import Recipe
+    from .recipe import Recipe
 
 
 @dataclass(frozen=True)

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from .arrow_values import column_of, lengths_of
+import numpy as np
+
+from .arrow_values import array_of, column_of, counts_of, lengths_of
 from .doors import spelled
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
     from .data import RowReport
-    from .preparation import Recipe
+    from .recipe import Recipe
     from .schedules import Weighing
     from .serving_template import Serving
     from .usage import Example
@@ -103,21 +103,19 @@ class Preflight:
         """Measure a prepared dataset."""
         lengths = lengths_of(rows, "completion")
         if "completion_mask" in rows.column_names and any(lengths_of(rows, "completion_mask")):
-            lengths = [sum(mask) for mask in column_of(rows, "completion_mask").to_pylist()]
-        columns = ("completion_cut", "finished", "source", "prompt_cut", "dropped")
-        cuts, finished, sources, prompt_cuts, dropped = (column_of(rows, name).to_pylist() for name in columns)
-        cut = sum(c > 0 or not f for c, f in zip(cuts, finished, strict=True))
+            lengths = np.array([sum(mask) for mask in column_of(rows, "completion_mask").to_pylist()])
+        finished, sources = array_of(rows, "finished"), array_of(rows, "source")
         row = rows[0]
         crossed = recipe.crossing is not None
         return cls(
             name=name,
             rows=report,
-            sources=dict(Counter(sources)),
-            student_prompt=fmean(lengths_of(rows, "student_prompt")),
-            teacher_prompt=fmean(lengths_of(rows, "teacher_prompt")),
-            completion=(min(lengths), fmean(lengths), max(lengths)),
-            completions_cut=cut,
-            prompts_cut=sum(c > 0 for c in prompt_cuts),
+            sources=counts_of(rows, "source"),
+            student_prompt=float(lengths_of(rows, "student_prompt").mean()),
+            teacher_prompt=float(lengths_of(rows, "teacher_prompt").mean()),
+            completion=(int(lengths.min()), float(lengths.mean()), int(lengths.max())),
+            completions_cut=int(((array_of(rows, "completion_cut") > 0) | ~finished).sum()),
+            prompts_cut=int((array_of(rows, "prompt_cut") > 0).sum()),
             vocabulary=recipe.vocabulary,
             first=(
                 text_of(recipe.student.tokenizer, row["student_prompt"]),
@@ -126,16 +124,16 @@ class Preflight:
             ),
             example=example,
             matched=None if recipe.crossing is None else recipe.crossing.shared,
-            compared=sum(lengths_of(rows, "student_starts")) / sum(lengths) if crossed else 1.0,
+            compared=float(lengths_of(rows, "student_starts").sum() / lengths.sum()) if crossed else 1.0,
             text_only=recipe.reads_text and recipe.take is None,
             weighing=recipe.weighing,
             estimated=recipe.estimates,
-            dropped=sum(dropped),
+            dropped=int(array_of(rows, "dropped").sum()),
             notes=notes_of(recipe),
             warning=_warning(rows, recipe),
-            unfinished=sum(not f and s == "teacher" for f, s in zip(finished, sources, strict=True)),
-            openings=dict(Counter(column_of(rows, "opening").to_pylist())) if "opening" in rows.column_names else {},
-            foreign=sum(column_of(rows, "foreign").to_pylist()) if "foreign" in rows.column_names else 0,
+            unfinished=int((~finished & (sources == "teacher")).sum()),
+            openings=counts_of(rows, "opening"),
+            foreign=int(array_of(rows, "foreign").sum()),
         )
 
     @property
@@ -291,7 +289,7 @@ def differ(row: Mapping[str, Any]) -> bool:
 
 def _warning(rows: Dataset, recipe: Recipe) -> str:
     """Return what is wrong with two prompts of which the teacher's is not the longer one; see `Preflight.warning`."""
-    student, teacher = (sum(map(len, rows[f"{side}_prompt"])) for side in ("student", "teacher"))
+    student, teacher = (lengths_of(rows, f"{side}_prompt").sum() for side in ("student", "teacher"))
     if teacher > student:
         return ""
     same = recipe.teaches_nothing is not None and recipe.teaches_nothing()

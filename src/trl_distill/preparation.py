@@ -9,17 +9,15 @@ from __future__ import annotations
 import json
 import uuid
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
+from dataclasses import replace
+from functools import partial
 from itertools import chain
-from random import Random
 from typing import TYPE_CHECKING, Any
 
 from datasets import Features, List, Value
 
 from . import turns
-from .arrow_values import column_of, highest_of, lengths_of
-from .assistant_turn import ChatTurns
+from .arrow_values import array_of, column_of, highest_of, lengths_of
 from .chat_rendering import NOW
 from .conversation import KWARGS, OWN, TOOLS, check_prompts, options_of, render
 from .crossing import COLUMNS as CROSSING_COLUMNS
@@ -27,139 +25,34 @@ from .data import RowReport, read_rows
 from .errors import DataError, ParamsError, TemplateError
 from .fitting import check_ids, fit
 from .preflight import Preflight, differ
-from .prompt_tokens import PromptTokens
-from .prompts import SYSTEM_ROLES, Template
-from .row_tokens import WITH_TOOLS, completion_of_text, row_frame, source_of, tokenize_row
+from .prompts import SYSTEM_ROLES
+from .row_tokens import WITH_TOOLS, completion_of_text, fit_row, row_frame, source_of, tokenize_row
 from .rows import NoUsableRows
 from .serving_template import Frame, Serving, marked, serving_of
 from .split import Split
 from .teachers.answers import EMPTY
 from .teachers.base import Completion
 from .tokenized import check_tokenized, is_tokenized, read_tokenized
-from .turns import fit_stretches
 from .usage import Example
 
 if TYPE_CHECKING:
     from datasets import Dataset
-    from transformers import PreTrainedTokenizerBase
 
-    from .crossing import Crossing
-    from .schedules import Weighing
+    from .recipe import Recipe
 
 COLUMNS = ("row", "student_prompt", "teacher_prompt", "completion")
 IDS = List(Value("int64"))
-TOKENS = Features(  # of a row once it is tokenized; a column that is empty in the first rows has a type all the same
+ALIGNED = Features(  # of a row that is fitted; a column that is empty in the first rows has a type all the same
     {
         **{"row": Value("int64"), "source": Value("string"), "finished": Value("bool"), "unusable": Value("string")},
         **{"read": Value("string"), "asked": Value("string"), "chat": Value("bool"), "dropped": Value("bool")},
         **{"opening": Value("string"), "foreign": Value("bool"), "frame": Value("string"), "text": Value("string")},
-        **dict.fromkeys(("student_prompt", "teacher_prompt", "completion", "whole", *turns.COLUMNS), IDS),
+        **dict.fromkeys(("student_prompt", "teacher_prompt", "completion", "whole"), IDS),
+        **dict.fromkeys((*turns.COLUMNS, *CROSSING_COLUMNS), IDS),
+        **dict.fromkeys(("prompt_cut", "completion_cut", "kept"), Value("int64")),
     }
 )
-Write = Callable[[list[Any]], list[Completion]]
 SHOWN_IDS = 8  # of a row that is token ids without a prompt
-
-
-@dataclass(frozen=True)
-class Reading:
-    """One model's side: what it reads and how much of it.
-
-    Attributes:
-        tokenizer: Of the prompts.
-        template: Renders a row's prompt.
-        limit: Tokens a sequence may have; None is no limit.
-        rows: Rows of the model's vocabulary, for a check of the ids it reads; None is no check.
-    """
-
-    tokenizer: PreTrainedTokenizerBase
-    template: Template
-    limit: int | None
-    rows: int | None = None
-
-    @cached_property
-    def turns(self) -> ChatTurns:
-        """Renders the assistant's turns of conversations."""
-        return ChatTurns(self.tokenizer)
-
-    @cached_property
-    def prompt_tokens(self) -> PromptTokens:
-        """Turns rendered prompts into token ids, what they begin with once."""
-        return PromptTokens(self.tokenizer)
-
-
-@dataclass(frozen=True)
-class Columns:
-    """Which columns hold what; see `data.read_rows`."""
-
-    text: str = "text"
-    prompt: str | None = None
-    completion: str | None = None
-    max_bad_rows: int = 0
-    assistant_turns: bool = False
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How rows become token ids.
-
-    Attributes:
-        student: The student's side.
-        teacher: The teacher's side.
-        columns: Where to look in the data.
-        completions: "auto", "data" or "teacher", see DESIGN and `sources_of`.
-        plain_text: Under "auto", a row of text alone and two templates `{input}` is learnt as SFT would.
-        overflow: "error" or "left", see `fitting.fit`.
-        write: Has the teacher write completions for its prompts: token ids, or text and messages (`reads_text`).
-        vocabulary: Rows that both models share: a completion's ids are among them.
-        reads_text: The teacher is handed prompts as text or chat messages.
-        as_read: What of such a prompt its ids are made from; None takes its text alone.
-        estimates: Whether these ids only estimate the prompt's length.
-        take: Fetches what a server says of prepared rows, and returns the share of completion tokens with targets;
-            called with the rows and with whether at least one token must have any.
-        weighing: How the loss is weighed, with what is another than asked for; None is not known.
-        crossing: How the completion becomes tokens of a teacher with another tokenizer; None where it is the student's.
-        in_one_piece: Why a completion may have no gaps, as the end of a sentence; None where it may.
-        prompt_dropout: Share of the training rows in which the student reads the teacher's prompt.
-        teaches_nothing: Returns whether the teacher has nothing to teach where both read the same tokens, see
-            `same_weights`; None is no check.
-        seed: Of the draw of those rows.
-        num_proc: Processes that read and tokenize; None is this one.
-        serves: Whether the saved chat template renders the student's prompt, see `serving_template`.
-        options: Keywords of both chat templates; a row's own take their place.
-    """
-
-    student: Reading
-    teacher: Reading
-    columns: Columns
-    write: Write
-    completions: str = "auto"
-    plain_text: bool = True
-    overflow: str = "error"
-    vocabulary: int | None = None
-    reads_text: bool = False
-    as_read: Callable[[Any], Any] | None = None
-    estimates: bool = False
-    take: Callable[[Dataset, bool], float] | None = None
-    weighing: Weighing | None = None
-    crossing: Crossing | None = None
-    in_one_piece: str | None = None
-    prompt_dropout: float = 0.0
-    teaches_nothing: Callable[[], bool] | None = None
-    seed: int = 0
-    serves: bool = True
-    options: Mapping[str, Any] = field(default_factory=dict)
-    num_proc: int | None = None
-
-    @cached_property
-    def dropped_tokens(self) -> PromptTokens:
-        """Turns the teacher's prompts into the student's token ids."""
-        return PromptTokens(self.student.tokenizer)
-
-    def drops(self, row: Mapping[str, Any]) -> bool:
-        """Whether the student reads the teacher's prompt in a row, drawn by the seed, the row's number and its text."""
-        if self.prompt_dropout == 0:
-            return False
-        return Random(f"{self.seed} {row['row']} {row['input']}").random() < self.prompt_dropout
 
 
 def is_prepared(dataset: Any) -> bool:
@@ -249,17 +142,36 @@ def align(rows: Dataset, recipe: Recipe, *, split: Split, name: str, whole: bool
     if split is not Split.TRAIN:
         recipe = replace(recipe, prompt_dropout=0.0)  # evaluation is of the student under its own prompt
     _check_sources(rows, recipe, name)
-    how: dict[str, Any] = {"remove_columns": rows.column_names, "features": TOKENS}
     # other processes get a copy, which must not hold the teacher; what is asked in text is asked here
     alone = recipe if recipe.reads_text else replace(recipe, write=_nobody, take=None, teaches_nothing=None)
-    processes = {"num_proc": None if recipe.reads_text else recipe.num_proc}
-    tokens = mapped(rows, partial(tokenize_row, recipe=alone, name=name), f"Tokenizing {name}", **how, **processes)
+    tokens = (
+        rows.with_format("arrow")  # values go from Arrow to Arrow, without what datasets does with each
+        .map(
+            partial(_align_batch, recipe=alone, name=name),
+            batched=True,
+            remove_columns=rows.column_names,
+            features=ALIGNED,
+            num_proc=None if recipe.reads_text else recipe.num_proc,
+            load_from_cache_file=False,
+            new_fingerprint=uuid.uuid4().hex,
+            desc=f"Tokenizing {name}",
+        )
+        .with_format(None)
+    )
     turns.check_in_one_piece(tokens, recipe.in_one_piece, name=name)
     _check_ids(tokens, recipe, name)
     if whole and split is Split.TRAIN and recipe.teaches_nothing is not None:
         check_differs(rows, tokens, recipe, recipe.teaches_nothing, name=name)
-    tokens = _write_missing(tokens, recipe, name)
-    return mapped(tokens, partial(_fit, recipe=alone, name=name), f"Aligning {name}", **processes)
+    return _write_missing(tokens, recipe, name)
+
+
+def _align_batch(table: Any, *, recipe: Recipe, name: str) -> Any:
+    """Return an Arrow table of rows that were read as one with the columns of `ALIGNED`."""
+    import pyarrow as pa
+
+    rows = [fit_row(tokenize_row(row, recipe, name=name), recipe, name=name) for row in table.to_pylist()]
+    schema = ALIGNED.arrow_schema
+    return pa.table({column: [row[column] for row in rows] for column in schema.names}, schema=schema)
 
 
 def _nobody(prompts: list[Any]) -> list[Completion]:
@@ -293,10 +205,11 @@ def conclude(
     Raises:
         NoUsableRows: No row has a completion token.
     """
-    kept = column_of(fitted, "kept").to_pylist()
-    usable = fitted if all(kept) else fitted.select([i for i, tokens in enumerate(kept) if tokens > 0])
-    learnt = set(column_of(usable, "row").to_pylist())
-    reasons = dict(zip(*(column_of(fitted, column).to_pylist() for column in ("row", "unusable")), strict=True))
+    learns = array_of(fitted, "kept") > 0
+    usable = fitted if learns.all() else fitted.select(learns.nonzero()[0])
+    lost = fitted.select((~learns).nonzero()[0]).select_columns(["row", "unusable"])
+    learnt = set(array_of(usable, "row").tolist()) if len(lost) else set()
+    reasons = {row["row"]: row["unusable"] for row in lost}
     empty = tuple((f"row {n}", why or "no completion token") for n, why in reasons.items() if n not in learnt)
     report = replace(report, used=report.used - len(empty), set_aside=(*report.set_aside, *empty))
     if len(usable) == 0:
@@ -313,11 +226,8 @@ def conclude(
 
 def _example(usable: Dataset, rows: Dataset, recipe: Recipe) -> Example:
     """Return the first row's prompt as the student reads it, whole and without the teacher's."""
-    shown = next(
-        (row for row in usable.select_columns(["row", "dropped", "opening", "student_prompt"]) if not row["dropped"]),
-        usable[0],
-    )
-    row = next(row for row in rows if row["row"] == shown["row"])
+    shown = usable[int(array_of(usable, "dropped").argmin())]  # the first row if the student's prompt is in none
+    row = _row_of(rows, shown["row"])
     tokenizer, template, values = recipe.student.tokenizer, recipe.student.template, json.loads(row["values"])
     if row.get("ids") is not None:
         ids = usable[0]["student_prompt"] or usable[0]["completion"][:SHOWN_IDS]
@@ -335,11 +245,17 @@ def _example(usable: Dataset, rows: Dataset, recipe: Recipe) -> Example:
 def _serving(usable: Dataset, rows: Dataset, recipe: Recipe) -> Serving | None:
     """Return how the student is served, None as its own chat template does or if no prompt was trained."""
     frames: list[Frame | None] = [None for key in usable.unique("frame") if key == WITH_TOOLS]
-    found = {(row["frame"], row["opening"]): row["row"] for row in usable.select_columns(["row", "frame", "opening"])}
-    for number, opening in [(n, o) for (key, o), n in found.items() if key not in ("", WITH_TOOLS)][:2]:
-        row = next(row for row in rows if row["row"] == number)
-        frames.append(row_frame(row, recipe, json.loads(opening or "{}")))
+    columns = usable.select_columns(["row", "frame", "opening"]).with_format("arrow")[:]
+    kinds = columns.group_by(["frame", "opening"], use_threads=False).aggregate([("row", "min")]).to_pylist()
+    for kind in [kind for kind in kinds if kind["frame"] not in ("", WITH_TOOLS)][:2]:
+        row = _row_of(rows, kind["row_min"])
+        frames.append(row_frame(row, recipe, json.loads(kind["opening"] or "{}")))
     return serving_of(recipe.student.tokenizer, recipe.student.template, frames) if frames else None
+
+
+def _row_of(rows: Dataset, number: int) -> dict[str, Any]:
+    """Return the row of a number."""
+    return dict(rows[int((array_of(rows, "row") == number).argmax())])
 
 
 def mapped(dataset: Dataset, function: Callable[..., Any], what: str, **more: Any) -> Dataset:
@@ -423,31 +339,33 @@ def check_differs(
 
 def _write_missing(tokens: Dataset, recipe: Recipe, name: str) -> Dataset:
     """Have the teacher write the completions that are missing."""
-    places = [i for i, source in enumerate(column_of(tokens, "source").to_pylist()) if source == "teacher"]
+    places = (array_of(tokens, "source") == "teacher").nonzero()[0].tolist()
     if not places:
         return tokens
     if recipe.overflow == "error":
         _check_lengths(tokens, recipe, name)
-    prompts: list[Any] = [_cut(tokens[i]["teacher_prompt"], recipe) for i in places]
-    if recipe.reads_text:
-        prompts = [json.loads(tokens[i]["read"]) for i in places]
+    asked = tokens.select(places).select_columns(["teacher_prompt", "read"])
+    prompts = [json.loads(row["read"]) if recipe.reads_text else _cut(row["teacher_prompt"], recipe) for row in asked]
     written = dict(zip(places, recipe.write(prompts), strict=True))
 
     def put(row: dict[str, Any], i: int) -> dict[str, Any]:
-        if i not in written:
-            return row
-        ids, finished, text = list(written[i].ids), written[i].finished, written[i].text
-        if recipe.crossing is not None:
-            return {**row, **recipe.crossing.taken(ids, finished=finished, chat=row["chat"]), "finished": finished}
-        if text is not None:
-            unusable = written[i].unusable or ("" if text.strip() else EMPTY)
-            if unusable:
-                return {**row, "completion": [], "unusable": unusable}
-            own = completion_of_text(row, text, recipe, reasoning=written[i].reasoning, finished=finished)
-            return {**row, **own, "finished": finished}
-        return {**row, "completion": ids, "finished": finished}
+        return fit_row({**row, **_taken(row, written[i], recipe)}, recipe, name=name) if i in written else row
 
     return mapped(tokens, put, "Taking completions", with_indices=True)
+
+
+def _taken(row: dict[str, Any], written: Completion, recipe: Recipe) -> dict[str, Any]:
+    """Return what changes in a row by a completion that the teacher wrote."""
+    ids, finished, text = list(written.ids), written.finished, written.text
+    if recipe.crossing is not None:
+        return {**recipe.crossing.taken(ids, finished=finished, chat=row["chat"]), "finished": finished}
+    if text is None:
+        return {"completion": ids, "finished": finished}
+    unusable = written.unusable or ("" if text.strip() else EMPTY)
+    if unusable:
+        return {"completion": [], "unusable": unusable}
+    own = completion_of_text(row, text, recipe, reasoning=written.reasoning, finished=finished)
+    return {**own, "finished": finished}
 
 
 def _check_lengths(tokens: Dataset, recipe: Recipe, name: str) -> None:
@@ -462,34 +380,3 @@ def _cut(prompt: list[int], recipe: Recipe) -> list[int]:
     """Cut the start of a teacher's prompt that would leave it no room to write."""
     limit = recipe.teacher.limit
     return prompt if limit is None or len(prompt) < limit else prompt[-(limit // 2) :]
-
-
-def _fit(row: dict[str, Any], recipe: Recipe, name: str) -> dict[str, Any]:
-    """Fit a row into both models."""
-    if not row["completion"]:
-        empty: dict[str, Any] = {key: [] for key in CROSSING_COLUMNS if recipe.crossing is not None}
-        return {**row, **empty, "prompt_cut": 0, "completion_cut": 0, "kept": 0}
-    limits = {"student_limit": recipe.student.limit, "teacher_limit": recipe.teacher.limit}
-    how: Any = {**limits, "overflow": recipe.overflow, "where": f"{name}, row {row['row']}"}
-    if row["completion_mask"]:
-        return {**row, **fit_stretches(row, **how)}
-    if recipe.crossing is not None:
-        pieces = recipe.crossing.fit(row, **how)
-        unpredictable = not pieces["student_prompt"] or not pieces["teacher_prompt"]
-        return {**row, **pieces, "kept": len(pieces["completion"]) - unpredictable}
-    fitted = fit(
-        row["student_prompt"],
-        row["teacher_prompt"],
-        row["completion"],
-        **how,
-    )
-    unpredictable = not fitted.student_prompt or not fitted.teacher_prompt
-    return {
-        **row,
-        "student_prompt": fitted.student_prompt,
-        "teacher_prompt": fitted.teacher_prompt,
-        "completion": fitted.completion,
-        "prompt_cut": fitted.prompt_cut,
-        "completion_cut": fitted.completion_cut,
-        "kept": len(fitted.completion) - unpredictable,
-    }

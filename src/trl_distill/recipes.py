@@ -15,8 +15,8 @@ from .config import DistillationSFTConfig
 from .endpoints import is_openai_name
 from .errors import ParamsError, TeacherError
 from .fitting import Limit
-from .preparation import Columns, Reading, Recipe
 from .prompts import parse_template
+from .recipe import Columns, Reading, Recipe
 from .same_weights import Student, teaches_nothing
 from .server_targets import find_targets, reading, taking, weighing
 from .shared_vocabulary import shared_vocabulary

@@ -1,4 +1,4 @@
-"""One row to token ids: both prompts, and the completion if the data has one."""
+"""One row to token ids that fit both models: both prompts, and the completion if the data has one."""
 
 from __future__ import annotations
 
@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 from .alignment import tokenize_behind, tokenize_completion, tokenize_prompt
 from .assistant_turn import Turn
-from .conversation import options_of, own_prompt, render
+from .conversation import options_of, own_prompt, prompt_of
+from .crossing import COLUMNS as CROSSING_COLUMNS
 from .errors import DataError
+from .fitting import fit
 from .messages import REASONING, with_reasoning
 from .serving_template import Frame, frame_of
 from .teachers.written import was_cut
-from .turns import COLUMNS, Stretches, conversation_of, of_ids, side_by_side
+from .turns import COLUMNS, Stretches, conversation_of, fit_stretches, of_ids, side_by_side
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -20,10 +22,15 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from .conversation import Prompt
-    from .preparation import Recipe
+    from .recipe import Recipe
 
 UNWRITTEN = "the completion is reasoning alone, which the chat template does not write"
 WITH_TOOLS = "tools"  # in the column `frame` of a row that brings some
+BLANK: dict[str, Any] = {  # what `tokenize_row` returns of a row of which there is nothing else to say
+    **dict.fromkeys(("read", "asked", "opening", "unusable", "frame", "text"), ""),
+    **dict.fromkeys(("student_prompt", "teacher_prompt", "completion", "whole", *COLUMNS, *CROSSING_COLUMNS), []),
+    **{"finished": True, "dropped": False, "chat": False, "foreign": False},
+}
 DECODED = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
 
 
@@ -43,10 +50,7 @@ def source_of(row: Mapping[str, Any], recipe: Recipe) -> str:
 def tokenize_row(row: Mapping[str, Any], recipe: Recipe, *, name: str) -> dict[str, Any]:
     """Return both prompts' ids, and the completion's if there is one, in the columns of `preparation.TOKENS`."""
     source, where = source_of(row, recipe), f"{name}, row {row['row']}"
-    out: dict[str, Any] = {"row": row["row"], "source": source, "completion": [], "finished": True, "dropped": False}
-    out |= {"read": "", "asked": "", "chat": False, "opening": "", "foreign": False}
-    out |= {"unusable": "", "frame": "", "text": "", "whole": []}
-    out |= {column: [] for column in COLUMNS}
+    out: dict[str, Any] = {**BLANK, "row": row["row"], "source": source}
     if row.get("ids") is not None:
         both = of_ids(row["ids"], row["mask"])
         return out | side_by_side(both, both, where=where)
@@ -61,7 +65,8 @@ def tokenize_row(row: Mapping[str, Any], recipe: Recipe, *, name: str) -> dict[s
     out["frame"] = WITH_TOOLS if frame is None else frame.key
     if row["history"] is not None and source == "data" and recipe.columns.assistant_turns:
         return out | _several(row, recipe, own, options, finished=out["finished"], where=where)
-    student, teacher = render(recipe.student.template, row), render(recipe.teacher.template, row, own)
+    given = {**values, "input": row["input"]}, None if row["history"] is None else json.loads(row["history"])
+    student, teacher = prompt_of(recipe.student.template, *given), prompt_of(recipe.teacher.template, *given, own)
     out["dropped"] = recipe.drops(row)
     student = teacher if out["dropped"] else student
     out["chat"] = not isinstance(student, str)
@@ -75,6 +80,26 @@ def tokenize_row(row: Mapping[str, Any], recipe: Recipe, *, name: str) -> dict[s
     if source == "teacher":
         return out | _without_completion(student, teacher, recipe, options, dropped=out["dropped"])
     return out | _with_completion(row, student, teacher, recipe, options, out, where=where)
+
+
+def fit_row(row: dict[str, Any], recipe: Recipe, *, name: str) -> dict[str, Any]:
+    """Return what `tokenize_row` made of a row as it fits both models; `kept` counts the tokens to learn.
+
+    Raises:
+        DataError: See `fitting.fit`.
+    """
+    if not row["completion"]:
+        return {**row, "prompt_cut": 0, "completion_cut": 0, "kept": 0}
+    limits = {"student_limit": recipe.student.limit, "teacher_limit": recipe.teacher.limit}
+    how: Any = {**limits, "overflow": recipe.overflow, "where": f"{name}, row {row['row']}"}
+    if row["completion_mask"]:
+        return {**row, **fit_stretches(row, **how)}
+    if recipe.crossing is not None:
+        pieces = recipe.crossing.fit(row, **how)
+    else:
+        pieces = vars(fit(row["student_prompt"], row["teacher_prompt"], row["completion"], **how))
+    unpredictable = not pieces["student_prompt"] or not pieces["teacher_prompt"]
+    return {**row, **pieces, "kept": len(pieces["completion"]) - unpredictable}
 
 
 def row_frame(row: Mapping[str, Any], recipe: Recipe, opening: Mapping[str, Any] | None = None) -> Frame | None:

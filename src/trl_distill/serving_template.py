@@ -168,19 +168,18 @@ def frame_of(
     """
     if TOOLS in options:
         return None
-    if row["history"] is None and not options and not opening:
-        return _of_text_rows(template)
-    alone = {**marked(row, template), "input": INPUT}
+    history = None
     if row["history"] is not None:
         leading = takewhile(lambda m: m["role"] in SYSTEM_ROLES, json.loads(row["history"]))
-        alone["history"] = json.dumps([*leading, {"role": "user", "content": INPUT}])
-    return Frame(render(template, alone), options).opened(opening or {})
+        history = json.dumps([*leading, {"role": "user", "content": INPUT}])
+    frame = _frame(template, history, json.dumps(options, default=str))
+    return frame.opened(opening) if opening else frame
 
 
-@lru_cache(maxsize=8)
-def _of_text_rows(template: Template) -> Frame:
-    """Return the frame of any row of text, made once for all of them."""
-    return Frame(render(template, marked({"history": None, "values": "{}"}, template)), {})
+@lru_cache(maxsize=64)
+def _frame(template: Template, history: str | None, options: str) -> Frame:
+    """Return the frame of all rows whose conversations begin with the same system messages, made once for them."""
+    return Frame(render(template, marked({"history": history, "values": "{}"}, template)), json.loads(options))
 
 
 def marked(row: Mapping[str, Any], template: Template) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from .agreement import check_several
 from .combining import SeveralRecipes
 from .errors import ParamsError
 from .fitness import check_fitness
-from .preparation import Recipe
+from .recipe import Recipe
 from .run_list import teachers_of_run
 from .same_weights import Student
 from .server_targets import weighing

@@ -31,8 +31,9 @@ from .doors import spelled
 from .errors import ParamsError
 from .memory import as_dataset
 from .preflight import Preflight
-from .preparation import COLUMNS, IDS, Recipe
+from .preparation import COLUMNS, IDS
 from .readers import PLACE
+from .recipe import Recipe
 from .rows import NoUsableRows
 from .split import Split
 from .tokenized import is_tokenized
