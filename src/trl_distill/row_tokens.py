@@ -28,7 +28,7 @@ UNWRITTEN = "the completion is reasoning alone, which the chat template does not
 WITH_TOOLS = "tools"  # in the column `frame` of a row that brings some
 BLANK: dict[str, Any] = {  # what `tokenize_row` returns of a row of which there is nothing else to say
     **dict.fromkeys(("read", "asked", "opening", "unusable", "frame", "text"), ""),
-    **dict.fromkeys(("student_prompt", "teacher_prompt", "completion", "whole", *COLUMNS, *CROSSING_COLUMNS), []),
+    **{key: [] for key in ("student_prompt", "teacher_prompt", "completion", "whole", *COLUMNS, *CROSSING_COLUMNS)},
     **{"finished": True, "dropped": False, "chat": False, "foreign": False},
 }
 DECODED = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
