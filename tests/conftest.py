@@ -15,6 +15,8 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 # for tiny models more threads only wait for each other, and sums are not the same to the bit
 os.environ["OMP_NUM_THREADS"] = "1"
+# a test runs on the CPU unless it asks for `device`; accelerate and the project's doors read this
+os.environ["ACCELERATE_USE_CPU"] = "1"
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n"
@@ -91,6 +93,20 @@ def make_model_that_writes(folder: Path, token: int, *, chat: bool = False) -> P
         model.lm_head.weight[token] = 1
     model.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture
+def device(request, monkeypatch):
+    """The device at hand, for a test that runs there: a GPU if there is one; not in a test that is marked `cpu`."""
+    import torch
+    from accelerate.state import AcceleratorState
+
+    from trl_distill.devices import accelerator
+
+    if request.node.get_closest_marker("cpu") is None:
+        monkeypatch.delenv("ACCELERATE_USE_CPU")
+    yield accelerator() or torch.device("cpu")
+    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.fixture(scope="session")

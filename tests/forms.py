@@ -6,6 +6,7 @@ from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from trl_distill import DistillationSFTConfig, DistillationSFTTrainer
+from trl_distill.devices import accelerator
 
 IGNORE = -100
 
@@ -41,7 +42,7 @@ def settings(folder, **more):
     """Settings of a short run on the CPU."""
     return {
         "output_dir": str(folder), "per_device_train_batch_size": 2, "max_steps": 2, "learning_rate": 1e-3,
-        "bf16": False, "use_cpu": True, "report_to": "none", "logging_steps": 1, "save_strategy": "no",
+        "bf16": False, "use_cpu": accelerator() is None, "report_to": "none", "logging_steps": 1, "save_strategy": "no",
         "disable_tqdm": True, "gradient_checkpointing": False, "dataloader_pin_memory": False, "max_length": 128,
         **more,
     }  # fmt: skip

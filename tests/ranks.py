@@ -36,7 +36,7 @@ def run_in(ranks: int, code: str, folder: Path) -> Any:
     script = folder / f"in_{ranks}.py"
     script.write_text(PROLOGUE.format(tests=str(Path(__file__).parent)) + code + EPILOGUE)
     launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"] if ranks > 1 else []
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "1", "CUDA_VISIBLE_DEVICES": "", "GLOO_SOCKET_IFNAME": "lo"}
     command = [sys.executable, *launch, str(script)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=180, env=environment)
     assert done.returncode == 0, done.stderr[-3000:]

@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from trl_distill import DistillationSFTConfig, DistillationSFTTrainer
+from trl_distill.devices import accelerator
 
 PAIRS = {
     "prompt": ["a b", "c", "d e f", "g", "b a", "c d", "e", "f g"],
@@ -35,9 +36,9 @@ def make(
         **settings: Of the configuration.
     """
     base = {
-        "per_device_train_batch_size": 4, "max_steps": 3, "learning_rate": 1e-2, "use_cpu": True, "bf16": False,
-        "report_to": "none", "logging_steps": 1, "save_strategy": "no", "disable_tqdm": True,
-        "gradient_checkpointing": False, "dataloader_pin_memory": False,
+        "per_device_train_batch_size": 4, "max_steps": 3, "learning_rate": 1e-2, "bf16": False,
+        "use_cpu": accelerator() is None, "report_to": "none", "logging_steps": 1, "save_strategy": "no",
+        "disable_tqdm": True, "gradient_checkpointing": False, "dataloader_pin_memory": False,
     }  # fmt: skip
     config = DistillationSFTConfig(
         output_dir=str(folder), use_distillation=True, teacher_model=str(teacher), **{**base, **TEMPLATES, **settings}

@@ -11,6 +11,7 @@ from trl import SFTConfig, TrlParser
 
 from trl_distill.arguments import DistillationArguments
 from trl_distill.config import DistillationSFTConfig, from_params
+from trl_distill.devices import accelerator
 from trl_distill.errors import ParamsError
 from trl_distill.params import LLMTrainingParams
 from trl_distill.trainer import DistillationSFTTrainer
@@ -121,6 +122,15 @@ def test_an_optimizer_whose_package_is_missing_is_refused_before_the_teacher_wri
 def test_a_run_is_on_the_accelerator_that_torch_finds(found, tmp_path, monkeypatch):
     """Of whatever kind: torch has one question for all of them."""
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: found)
+    monkeypatch.delenv("ACCELERATE_USE_CPU")
     config = from_params(LLMTrainingParams(model="m", project_name=str(tmp_path)))
     assert config.use_cpu is not found
     assert config.dataloader_pin_memory is found
+
+
+def test_accelerates_word_for_the_cpu_counts(tmp_path, monkeypatch):
+    """`accelerate launch --cpu` sets it; transformers alone would put the model on a GPU and the batches on the CPU."""
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    assert DistillationSFTConfig(str(tmp_path), bf16=False).use_cpu
+    assert accelerator() is None

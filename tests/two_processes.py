@@ -67,7 +67,7 @@ def launched(config, command, *, timeout=150):
     if config != "ddp.yaml":
         command = [str(TESTS / "on_cpu.py"), *command]
     environment = {
-        **os.environ, "ACCELERATE_USE_CPU": "1", "GLOO_SOCKET_IFNAME": "lo",
+        **os.environ, "ACCELERATE_USE_CPU": "1", "CUDA_VISIBLE_DEVICES": "", "GLOO_SOCKET_IFNAME": "lo",
         "PYTHONPATH": os.pathsep.join([str(TESTS.parent / "src"), os.environ.get("PYTHONPATH", "")]),
     }  # fmt: skip
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(CONFIGS / config)]

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import parse_flag_from_env
 from transformers import SchedulerType
 from transformers.training_args import OptimizerNames
 from transformers.utils import ExplicitEnum, is_torch_xla_available
@@ -73,6 +74,8 @@ class DistillationSFTConfig(DistillationArguments, SFTConfig):
         _check_known("scheduler", self.lr_scheduler_type, SchedulerType)
         check_arguments(self)
         check_agreement(self)
+        # transformers would put the model on a GPU, and accelerate the batches on the CPU
+        self.use_cpu = self.use_cpu or parse_flag_from_env("ACCELERATE_USE_CPU")
         super().__post_init__()
 
 

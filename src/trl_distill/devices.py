@@ -1,4 +1,4 @@
-"""What the device at hand can do: float64, and a random state of its own."""
+"""The device at hand, and what it can do: float64, and a random state of its own."""
 
 from __future__ import annotations
 
@@ -7,6 +7,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+
+
+def accelerator() -> torch.device | None:
+    """Return this machine's accelerator; None without one, or if accelerate is to use the CPU.
+
+    The second is `accelerate launch --cpu`, which sets ACCELERATE_USE_CPU.
+    """
+    from accelerate.utils import parse_flag_from_env
+
+    if parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available():
+        return None
+    return torch.accelerator.current_accelerator()
 
 
 def to_float64(tensor: torch.Tensor) -> torch.Tensor:

@@ -8,12 +8,12 @@ from __future__ import annotations
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-import torch
 from accelerate.utils import is_peft_model
 from transformers import Trainer
 
 from .agreement import refuse_unused
 from .config import DistillationSFTConfig
+from .devices import accelerator
 from .errors import ParamsError
 from .packing import check_packing
 from .sources import load_config, resolve
@@ -98,9 +98,9 @@ def check_features(args: DistillationSFTConfig, *, model: Any = None, peft_confi
     adapters = [] if peft_config is None else [peft_config]
     if not isinstance(model, str) and is_peft_model(model):
         adapters += model.peft_config.values()
-    if args.activation_offloading and not torch.accelerator.is_available():
+    if args.activation_offloading and (args.use_cpu or accelerator() is None):
         raise ParamsError(
-            "activation_offloading moves activations from an accelerator to main memory, and this machine has no "
+            "activation_offloading moves activations from an accelerator to main memory, and this run has no "
             "accelerator; leave it out, and use gradient_checkpointing to save memory."
         )
     if args.use_liger_kernel and find_spec("liger_kernel") is None:

@@ -170,8 +170,10 @@ class PPOTrainer:
         import torch
         import trl
 
+        from .devices import accelerator
+
         config = self.config
-        accelerated = torch.accelerator.is_available()
+        accelerated = accelerator() is not None
         name = config.algorithm.upper()
         made = getattr(trl, f"{name}Config")(
             output_dir=str(Path(config.project_name).expanduser()),

@@ -136,6 +136,7 @@ def load_model(
     dtype: str = "float32",
     quantization: str | None = None,
     device_map: str | None = None,
+    device: Any = None,
     attn_implementation: str | None = None,
     trust_remote_code: bool = False,
     encoder_decoder: bool = False,
@@ -149,6 +150,8 @@ def load_model(
         dtype: "auto", "float32", "bfloat16" or "float16".
         quantization: "int4" (nf4) or "int8" by bitsandbytes.
         device_map: As in transformers.
+        device: Where the model is to go without a device map. It is loaded on the CPU, except that a quantized one is
+            loaded where it stays: there, by default on the GPU if there is one.
         attn_implementation: As in transformers.
         trust_remote_code: Allow code that the model brings.
         encoder_decoder: Whether it is one; such a model only teaches.
@@ -168,6 +171,7 @@ def load_model(
             revision=adapter.revision,
             dtype=dtype,
             device_map=device_map,
+            device=device,
             attn_implementation=attn_implementation,
             trust_remote_code=trust_remote_code,
             encoder_decoder=encoder_decoder,
@@ -185,6 +189,8 @@ def load_model(
     }
     if quantization is not None:
         options["quantization_config"] = quantization_config(quantization)
+        if device_map is None and device is not None and torch.device(device).type == "cpu":
+            options["device_map"] = {"": "cpu"}  # transformers takes a GPU that it finds
     kind = AutoModelForSeq2SeqLM if encoder_decoder else AutoModelForCausalLM
     return _load(kind, path, role, "weights", **options)
 

@@ -172,14 +172,13 @@ class Run:
         from .stored_targets import from_store
 
         given = None if isinstance(self.params.teacher_model, str) else self.params.teacher_model
-        device = "cpu" if self.args.use_cpu else self.state.device
         config = self.model_config
         self.teacher = teacher_of(
             self.args,
             given,
             tokenizer=self.tokenizer,
             student=config,
-            device=device,
+            device=self._device,
             own=lambda: self.student,
             generation_config=self._generation_config(),
             writing=writing,
@@ -290,6 +289,11 @@ class Run:
             return self.params.model.generation_config
         return load_generation_config(self.model_path, config=self.model_config)
 
+    @property
+    def _device(self) -> Any:
+        """Where this process's models go."""
+        return "cpu" if self.args.use_cpu else self.state.device
+
     @cached_property
     def student(self) -> Any:
         """The student: loaded, or as it was handed over, ready to learn."""
@@ -302,6 +306,7 @@ class Run:
                 role="model",
                 dtype=params.dtype,
                 quantization=params.quantization,
+                device=self._device,
                 attn_implementation=params.attn_implementation,
                 trust_remote_code=params.trust_remote_code,
             )

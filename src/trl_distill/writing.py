@@ -7,10 +7,9 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from .conversation import own_prompt, render
 from .data import read_rows
+from .devices import accelerator
 from .doors import entered, in_python
 from .errors import DataError, ParamsError, TeacherError
 from .memory import TAKEN, as_dataset, is_frame
@@ -193,7 +192,7 @@ def _teacher(model: Any, tokenizer: Any, *, device: Any, **loading: Any) -> Any:
         if tokenizer is None and endpoint_of(model) is not None:
             # a server counts its own tokens, and nothing is cut into a student's here
             tokenizer = load_tokenizer(resolve(EMBEDDED, role="teacher_model"), role="teacher_model")
-        device = torch.accelerator.current_accelerator() if device is None else device
+        device = accelerator() if device is None else device
         teacher = load_teacher(model, tokenizer=tokenizer, device=device, **loading)
     elif isinstance(model, Teacher):
         teacher = model

@@ -146,6 +146,7 @@ def load_teacher(
             dtype=dtype,
             quantization=quantization,
             device_map=device_map,
+            device=device,
             attn_implementation=attn_implementation,
             trust_remote_code=trust_remote_code,
             encoder_decoder=config.is_encoder_decoder,
