@@ -18,17 +18,19 @@ def working_bytes(plan: Plan, vocabulary: int, models: int, itemsize: int) -> in
 @given(
     tokens=st.integers(0, 5000), vocabulary=st.integers(1, 300_000), models=st.sampled_from([1, 2]),
     passes=st.integers(1, 3), itemsize=st.sampled_from([4, 8]), accelerator=st.booleans(),
-    mebibytes=st.sampled_from([None, 8, 64, 512]),
+    frozen=st.booleans(), mebibytes=st.sampled_from([None, 8, 64, 512]),
 )  # fmt: skip
-def test_a_tile_takes_no_more_than_it_is_given(tokens, vocabulary, models, passes, itemsize, accelerator, mebibytes):
+def test_a_tile_takes_no_more_than_it_is_given(
+    tokens, vocabulary, models, passes, itemsize, accelerator, frozen, mebibytes
+):
     given_bytes = None if mebibytes is None else mebibytes * MIB
     plan = plan_tiles(
         tokens, vocabulary, models=models, passes=passes, itemsize=itemsize, accelerator=accelerator,
-        tile_bytes=given_bytes,
+        frozen=frozen, tile_bytes=given_bytes,
     )  # fmt: skip
     assert 1 <= plan.rows <= max(tokens, 1)
     assert 1 <= plan.block <= vocabulary
-    limit = given_bytes or (2048 if accelerator else 56) * MIB
+    limit = given_bytes or (2048 if accelerator else 256 if frozen else 56) * MIB
     assert working_bytes(plan, vocabulary, models, itemsize) <= limit
 
 
@@ -45,3 +47,11 @@ def test_the_last_tile_is_not_left_with_few_tokens():
     plan = plan_tiles(512, 50_257, models=2, passes=2, itemsize=4, accelerator=False)
     assert plan.keep
     assert 512 % plan.rows == 0
+
+
+@pytest.mark.parametrize(("vocabulary", "most"), [(50_257, 56), (151_936, 155), (262_144, 256)])
+def test_a_frozen_head_keeps_the_logits_of_a_large_vocabulary(vocabulary, most):
+    plan = plan_tiles(512, vocabulary, models=2, passes=2, itemsize=4, accelerator=False, frozen=True)
+    assert plan.keep
+    assert plan.rows >= 96
+    assert working_bytes(plan, vocabulary, 2, 4) <= most * MIB

@@ -108,7 +108,8 @@ def fused_distillation_loss(
             default is min(V_s, V_t). The cross-entropy uses the student's V_s.
         ignore_index: Target that marks a token to leave out.
         impl: "fused", or "plain" with the logits of all tokens in memory.
-        tile_bytes: Working memory of "fused" at most, in bytes; 56 MiB on a CPU, 2 GiB elsewhere.
+        tile_bytes: Working memory of "fused" at most, in bytes; 56 MiB on a CPU (up to 256 MiB if the weight gets no
+            gradient and the vocabulary is large), 2 GiB elsewhere.
 
     Returns:
         A `DistillationLoss`. Without any token to count, everything is 0 and so are the gradients.

@@ -56,6 +56,7 @@ def fused_loss(problem: Problem, valid: Tensor | None, weights: Weights, tile_by
         passes=(problem.divergence.passes if problem.teacher else 1) + any(wanted),
         itemsize=problem.student.wide.itemsize,
         accelerator=problem.targets.device.type != "cpu",
+        frozen=not wanted[1],
         tile_bytes=tile_bytes,
     )
     return DistillationLoss(*_FusedLoss.apply(problem, weights, plan, wanted, valid, *problem.tensors()))

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 MIB = 2**20
 SCRATCH_BUFFERS = 6
+FROZEN_ROWS = 128  # products of fewer are slow
+FROZEN_BYTES = 256 * MIB
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,7 @@ def plan_tiles(
     passes: int,
     itemsize: int,
     accelerator: bool,
+    frozen: bool = False,
     tile_bytes: int | None = None,
 ) -> Plan:
     """Choose the fastest tiles whose working memory stays within `tile_bytes`.
@@ -45,10 +48,15 @@ def plan_tiles(
         passes: How often the logits are looked at.
         itemsize: Bytes of a logit.
         accelerator: Whether memory is plenty and launches are dear.
-        tile_bytes: Bound in bytes; 56 MiB on a CPU, 2 GiB on an accelerator.
+        frozen: Whether the weight gets no gradient, so that its room [V, H] is there for logits.
+        tile_bytes: Bound in bytes; 56 MiB on a CPU (256 MiB for a frozen head of a large vocabulary, which takes what
+            128 rows need), 2 GiB on an accelerator.
     """
     if tile_bytes is None:
         tile_bytes = 2048 * MIB if accelerator else 56 * MIB
+        if frozen and passes > 1 and not accelerator:
+            needed = itemsize * (FROZEN_ROWS * vocabulary * models + SCRATCH_BUFFERS * 2**18)
+            tile_bytes = max(tile_bytes, min(needed, FROZEN_BYTES))
     elements = max(1, tile_bytes // itemsize)
     scratch = max(1, min(elements // (2 * SCRATCH_BUFFERS), 2**25 if accelerator else 2**18))
     most = max(1, min(tokens, 4096 if accelerator else 512, scratch))

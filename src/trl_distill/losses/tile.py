@@ -201,10 +201,14 @@ class Tile:
             exp_s, exp_t = torch.exp(s, out=z_s), torch.exp(t, out=z_t)
         else:
             exp_s, exp_t = torch.exp(s, out=es), t.exp_()
-        self.total_s += exp_s.sum(0)
+        mass, T = exp_s.sum(0), self.problem.temperature
+        self.total_s += mass
         self.total_t += exp_t.sum(0)
         self.problem.divergence.add(self, gap, exp_s, exp_t)
-        self._add_at_one(s, power(exp_s, s, self.problem.temperature, out=es), gap)
+        if T == 1:
+            self._add_at_one(s, exp_s, gap, mass)
+        else:
+            self._add_at_one(s, power(exp_s, s, T, out=es), gap)
 
     def _measure_rest(self, block: slice) -> None:
         """The student's logits of a block that is not compared with the teacher's."""
@@ -217,9 +221,9 @@ class Tile:
         torch.exp(torch.sub(z, peak, out=u), out=e)
         self._add_at_one(u, power(e, u, self.problem.temperature, out=e), product)
 
-    def _add_at_one(self, s: Tensor, e: Tensor, product: Tensor) -> None:
-        """Add a block to the student's softmax at T = 1, e = exp(T s): its sum and its mean logit."""
-        self.total += e.sum(0)
+    def _add_at_one(self, s: Tensor, e: Tensor, product: Tensor, mass: Tensor | None = None) -> None:
+        """Add a block to the student's softmax at T = 1, e = exp(T s): its sum, which may be known, and mean logit."""
+        self.total += e.sum(0) if mass is None else mass
         self.moment += settled(torch.mul(e, s, out=product), self).sum(0) * self.problem.temperature
 
     def _note_labels(self, z: Tensor, block: slice) -> None:
@@ -304,13 +308,16 @@ class Tile:
         block: slice,
     ) -> Tensor:
         """The same from kept exponentials; what the maxima have risen since goes into the weights, [R]."""
-        peak_s, peak_t = self._peaks[block.start]
-        e = None if weight_ce is None else power(exp_s, None, self.problem.temperature, out=scratch[0])
-        exp_s.mul_(weight_kl / self.total_s * (peak_s - self.peak_s).exp())
-        exp_s.sub_(exp_t.mul_(weight_kl / self.total_t * (peak_t - self.peak_t).exp()))
-        if e is not None and weight_ce is not None:
-            exp_s.add_(e.mul_(self._at_one(weight_ce, peak_s)))
-        return exp_s
+        (peak_s, peak_t), T = self._peaks[block.start], self.problem.temperature
+        factor = weight_kl / self.total_s * (peak_s - self.peak_s).exp()
+        out = exp_s
+        if weight_ce is None:
+            out.mul_(factor)
+        elif T == 1:
+            out.mul_(factor + self._at_one(weight_ce, peak_s))
+        else:
+            out = power(exp_s, None, T, out=scratch[0]).mul_(self._at_one(weight_ce, peak_s)).addcmul_(exp_s, factor)
+        return out.addcmul_(exp_t, weight_kl / self.total_t * (peak_t - self.peak_t).exp(), value=-1.0)
 
     def _at_one(self, weight_ce: Tensor, peak: Tensor) -> Tensor:
         """Return what turns exp(T (z - peak)) into the weighted softmax at T = 1, [R]."""
