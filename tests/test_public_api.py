@@ -51,7 +51,8 @@ SIGNATURES = {
     ),
     "generate_with_teacher": (
         "model template queries * text_column= max_new_tokens= do_sample= temperature= top_p= seed= batch_size= stop= "
-        "store= progress= tokenizer= revision= dtype= quantization= device_map= trust_remote_code= device= remote="
+        "engine= store= progress= tokenizer= revision= dtype= quantization= device_map= trust_remote_code= device= "
+        "remote="
     ),
     "fused_distillation_loss": (
         "student_hidden student_weight teacher_hidden teacher_weight targets * alpha temperature divergence= jsd_beta= "

@@ -7,6 +7,7 @@ import math
 from collections.abc import Collection
 from dataclasses import fields
 from datetime import date
+from importlib.util import find_spec
 from typing import Any
 
 from .arguments import DistillationArguments
@@ -33,6 +34,7 @@ def check_agreement(arguments: Any) -> None:
     check_several(arguments)
     check_cross_tokenizer(arguments)
     check_policy(arguments)
+    check_engine(arguments)
 
 
 def temperatures_of(arguments: Any) -> tuple[float, ...]:
@@ -216,6 +218,33 @@ def check_policy(arguments: Any) -> None:
         raise ParamsError(
             f"distill_schedule is {arguments.distill_schedule!r}, but nothing moves; give --distill-temperature-end or "
             "--distill-alpha-end, or drop --distill-schedule."
+        )
+
+
+def check_engine(arguments: Any) -> None:
+    """Check that vLLM, where it is named to write for the teacher, has a local teacher that writes before training.
+
+    Args:
+        arguments: Anything with the fields of `DistillationArguments`.
+
+    Raises:
+        ParamsError: Naming the setting and what to do.
+    """
+    teacher = arguments.teacher_model
+    if arguments.teacher_engine != "vllm":
+        return
+    why = None
+    if isinstance(teacher, str) and parse_endpoint(teacher) is not None:
+        why = f"teacher_model {teacher!r} is a server, which writes itself"
+    elif teacher == EMA:
+        why = "teacher_model is 'ema', an average in memory that vLLM cannot load"
+    elif arguments.distill_online:
+        why = "distill_online has the teacher write while training, with the weights that score"
+    if why is not None:
+        raise ParamsError(f"teacher_engine is 'vllm', but {why}; drop --teacher-engine.")
+    if find_spec("vllm") is None:
+        raise ParamsError(
+            "teacher_engine is 'vllm', which is not installed; `pip install vllm`, or drop --teacher-engine."
         )
 
 

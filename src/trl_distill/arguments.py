@@ -23,6 +23,7 @@ ENDPOINTS = ("chat", "completions")
 LOGPROBS = ("auto", "prompt", "top", "none")
 REASONINGS = ("drop", "keep")
 SCHEDULES = ("linear", "cosine")
+ENGINES = ("auto", "transformers", "vllm")
 VLLM = "vLLM"
 VLLM_MODES = ("colocate", "server")
 VLLM_IMPLEMENTATIONS = ("vllm", "transformers")
@@ -191,6 +192,13 @@ class DistillationArguments:
         objects=True,
     )
     teacher_batch_size: int = option(16, "Prompts per batch while the teacher writes.", low=1, group="Teacher")
+    teacher_engine: str = option(
+        "auto",
+        "What a local teacher writes with before training: 'vllm', 'transformers', or 'auto' (on a CUDA device vLLM if "
+        "it is installed and there are many rows).",
+        choices=ENGINES,
+        group="Teacher",
+    )
     teacher_do_sample: bool = option(
         False, "Draw the teacher's completions instead of taking the likeliest token.", group="Teacher"
     )

@@ -45,6 +45,7 @@ from .teachers import (
     LocalTeacher,
     LocalTextTeacher,
     SeveralTeachers,
+    Source,
     Teacher,
     check_apart,
     each,
@@ -129,6 +130,7 @@ class DistillationMixin(DatasetsMixin, StepMixin, CheckpointsMixin, MovingTeache
         self._written_by = writers_of_data(args, teacher_model, train_dataset)
         self._fresh_adapter = kwargs.get("peft_config") is not None
         model = resolve(model, role="model") if isinstance(model, str) else model
+        self._loaded_from = model if isinstance(model, str) else None
         args.remove_unused_columns = False  # the collator takes columns that are no arguments of the model
         args.dataset_kwargs = {**(args.dataset_kwargs or {}), "skip_prepare_dataset": True}
         turns, args.assistant_only_loss = args.assistant_only_loss, False  # TRL's needs a template with its marks
@@ -212,6 +214,7 @@ class DistillationMixin(DatasetsMixin, StepMixin, CheckpointsMixin, MovingTeache
             student=config,
             device=self.accelerator.device,
             own=lambda: self.model,
+            own_source=self._source(),
             generation_config=self.base_student.generation_config,
             written_by=self._written_by,
         )
@@ -240,6 +243,15 @@ class DistillationMixin(DatasetsMixin, StepMixin, CheckpointsMixin, MovingTeache
         )
         ends = weighed.alpha_end, weighed.temperature_end
         self.annealing = Annealing(self.loss_settings, *ends, args.distill_schedule)
+
+    def _source(self) -> Source | None:
+        """Return where the student was loaded from; None for a loaded model, or weights that were quantized then."""
+        model: Any = self.base_student
+        if self._loaded_from is None or getattr(model, "quantization_method", None) is not None:
+            return None
+        how: dict[str, Any] = {"trust_remote_code": self.args.trust_remote_code, "device": self.accelerator.device}
+        options: Any = self.args.model_init_kwargs or {}
+        return Source(self._loaded_from, options.get("revision"), str(model.dtype).removeprefix("torch."), **how)
 
     def check_teacher(self) -> None:
         """Refuse a teacher, or settings beside it, that a subclass cannot use; called before anything is written.

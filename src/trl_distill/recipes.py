@@ -35,12 +35,14 @@ from .teachers import (
     RemoteSettings,
     RemoteTeacher,
     SelfTeacher,
+    Source,
     StoredTeacher,
     TargetFolder,
     Teacher,
     TextTeacher,
     WrittenTeacher,
     check_brings_tokenizer,
+    check_engine,
     complete,
     crossed,
     load_teacher,
@@ -71,6 +73,7 @@ def teacher_of(
     student: PretrainedConfig,
     device: Any = None,
     own: Callable[[], Any] | None = None,
+    own_source: Source | None = None,
     generation_config: GenerationConfig | None = None,
     writing: bool = False,
     written_by: Sequence[str] = (),
@@ -86,6 +89,7 @@ def teacher_of(
         student: The student's configuration.
         device: Where a local model goes.
         own: Returns the student, for a teacher that is the student itself.
+        own_source: Where the student is loaded from, likewise; None for one whose weights are in memory alone.
         generation_config: The student's, likewise.
         writing: Whether the store is to be written, so that the teacher itself is needed.
         written_by: Who wrote the data's completions, where no teacher is named; see `writers_of_data`.
@@ -104,9 +108,10 @@ def teacher_of(
     if spec is None and stored is None:
         raise ParamsError(MISSING)
     if spec == SELF and own is not None:
-        spec = SelfTeacher(own, config=student, tokenizer=tokenizer, generation_config=generation_config)
-    if spec == EMA and own is not None:
         own_sides: dict[str, Any] = {"config": student, "tokenizer": tokenizer, "generation_config": generation_config}
+        spec = SelfTeacher(own, source=own_source, **own_sides)
+    if spec == EMA and own is not None:
+        own_sides = {"config": student, "tokenizer": tokenizer, "generation_config": generation_config}
         spec = EmaTeacher(own, decay=args.teacher_ema_decay, **own_sides)
     if args.cross_tokenizer:
         check_brings_tokenizer(spec)
@@ -122,6 +127,8 @@ def teacher_of(
         remote=_remote_settings(args),
     )
     teacher = _in_text(args, teacher, tokenizer=tokenizer, student=student)
+    if not isinstance(teacher, (StoredTeacher, WrittenTeacher)):  # which have written
+        check_engine(teacher, args.teacher_engine)
     if args.teacher_chat_template is not None:
         _take_chat_template(args, teacher)
     if isinstance(teacher, TextTeacher) and not args.cross_tokenizer:
@@ -278,6 +285,7 @@ def generation_of(args: DistillationSFTConfig) -> GenerationSettings:
         seed=args.seed,
         batch_size=args.teacher_batch_size,
         stop=tuple(args.teacher_stop or ()),
+        engine=args.teacher_engine,
     )
 
 

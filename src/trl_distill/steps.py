@@ -180,6 +180,7 @@ class Run:
             student=config,
             device=self._device,
             own=lambda: self.student,
+            own_source=self._source(),
             generation_config=self._generation_config(),
             writing=writing,
             written_by=writers_of_data(self.args, given, self.train_data),
@@ -213,6 +214,16 @@ class Run:
             self.state.print(f"Dry run: figures are of the first {sample} rows at most; nothing was trained.")
         elif not writing:
             self.teacher = from_store(self.args, self.teacher, self._named())
+
+    def _source(self) -> Any:
+        """Return where the student is loaded from; None for a loaded model."""
+        from .teachers import Source
+
+        if self.model_path is None:
+            return None
+        params = self.params
+        how: dict[str, Any] = {"dtype": params.dtype, "quantization": params.quantization, "device": self._device}
+        return Source(self.model_path, trust_remote_code=params.trust_remote_code, **how)
 
     def _check_rows(self, rows: Dataset, *, fields: Collection[str] | None) -> None:
         """Refuse to resume on other rows, before the teacher writes for any."""

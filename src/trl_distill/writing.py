@@ -7,6 +7,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from .arguments import ENGINES
 from .conversation import own_prompt, render
 from .data import read_rows
 from .devices import accelerator
@@ -27,6 +28,7 @@ from .teachers import (
     StoredTeacher,
     Teacher,
     TextTeacher,
+    check_engine,
     endpoint_of,
     load_teacher,
     loaded_encoder_decoder,
@@ -41,6 +43,7 @@ NAMES = {
     "distill_max_teacher_length": "max_new_tokens",
     "teacher_model": "model",
     **{f"teacher_{name}": name for name in ("revision", "dtype", "quantization", "device_map", "top_p", "do_sample")},
+    "teacher_engine": "engine",
 }
 
 
@@ -58,6 +61,7 @@ def generate_with_teacher(
     seed: int = 42,
     batch_size: int = 16,
     stop: str | Sequence[str] = (),
+    engine: str = "auto",
     store: str | os.PathLike[str] | CompletionStore | None = None,
     progress: bool = True,
     tokenizer: PreTrainedTokenizerBase | None = None,
@@ -90,6 +94,8 @@ def generate_with_teacher(
         seed: Of the drawing.
         batch_size: Prompts at a time.
         stop: Text in front of which a completion ends, or several: what a base model goes on to behind its answer.
+        engine: What a local model writes with: "vllm", "transformers", or "auto", which takes vLLM on a CUDA device if
+            it is installed and there are many queries.
         store: JSON-lines file in which completions are kept as they come, so that a call that was stopped goes on;
             None keeps them in memory.
         progress: Whether to show a progress bar.
@@ -111,6 +117,7 @@ def generate_with_teacher(
         DataError: A query that is no text or empty, or a prompt that is longer than the model reads.
         TeacherError: See `load_teacher`; a store of targets, which writes nothing.
     """
+    _check(engine)
     parsed = parse_template(template, name="template")
     read = _read(queries, text_column)
     parsed.check_columns(json.loads(read[0]["values"]), read=read.column_names)
@@ -125,9 +132,10 @@ def generate_with_teacher(
         device=device,
         remote=remote,
     )
+    check_engine(teacher, engine)
     written = teacher.write(
         [render(parsed, row, _own(row, parsed)) for row in read],
-        GenerationSettings(max_new_tokens, do_sample, temperature, top_p, seed, batch_size, _texts(stop)),
+        GenerationSettings(max_new_tokens, do_sample, temperature, top_p, seed, batch_size, _texts(stop), engine),
         store=store if isinstance(store, CompletionStore) else CompletionStore(store),
         progress=progress,
     )
@@ -155,6 +163,16 @@ def _texts(stop: str | Sequence[str]) -> tuple[str, ...]:
     if not all(isinstance(text, str) and text for text in texts):
         raise ParamsError(f"stop is {stop!r}; accepted is text, or a list of texts, none of them empty.")
     return texts
+
+
+def _check(engine: str) -> None:
+    """Refuse a word that is no engine.
+
+    Raises:
+        ParamsError: Naming those there are.
+    """
+    if engine not in ENGINES:
+        raise ParamsError(f"engine is {engine!r}; accepted are {', '.join(map(repr, ENGINES))}.")
 
 
 def _own(row: dict[str, Any], template: Template) -> Any:

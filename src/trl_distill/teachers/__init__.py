@@ -19,9 +19,10 @@ from ..sources import (
 )
 from . import fingerprint
 from .asking import RemoteSettings
-from .base import Completion, GenerationSettings, Teacher, TextTeacher
+from .base import Completion, GenerationSettings, Source, Teacher, TextTeacher
 from .cross import CrossTeacher, check_brings_tokenizer, crossed
 from .ema import EMA, EmaCallback, EmaTeacher
+from .engines import check_engine
 from .generate import complete, what_matters
 from .lines import LineStore
 from .local import LocalTeacher, check_apart, without_peft
@@ -57,6 +58,7 @@ __all__ = [
     "RemoteTeacher",
     "SelfTeacher",
     "SeveralTeachers",
+    "Source",
     "StartingTeacher",
     "StoredTeacher",
     "TargetFolder",
@@ -66,6 +68,7 @@ __all__ = [
     "WrittenTeacher",
     "check_apart",
     "check_brings_tokenizer",
+    "check_engine",
     "complete",
     "crossed",
     "each",
@@ -163,9 +166,11 @@ def load_teacher(
     check(spec, config, role="teacher_model")
     own = load_tokenizer(path, role="teacher_model", revision=revision, trust_remote_code=trust_remote_code)
     generation_config = load_generation_config(path, config=config, revision=revision)
-    kind: Any = EncoderDecoder if config.is_encoder_decoder else LocalTeacher
-    teacher = kind(path, config=config, load=load, tokenizer=own, generation_config=generation_config, content=content)
-    return LocalTextTeacher(teacher, tokenizer=tokenizer) if config.is_encoder_decoder else teacher
+    own_sides: dict[str, Any] = {"config": config, "tokenizer": own, "generation_config": generation_config}
+    if config.is_encoder_decoder:
+        return LocalTextTeacher(EncoderDecoder(path, load=load, content=content, **own_sides), tokenizer=tokenizer)
+    source = Source(path, revision, dtype, quantization, device_map, trust_remote_code, device)
+    return LocalTeacher(path, load=load, content=content, source=source, **own_sides)
 
 
 def loaded_encoder_decoder(

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import Any
 
 from tqdm.auto import tqdm
 
 from .base import Completion, GenerationSettings, Writer
+from .engines import written
 from .lines import LineStore
 from .store import CompletionStore, key_of
 
@@ -26,11 +26,12 @@ def complete(
 ) -> list[Completion]:
     """Return one completion for each prompt, in the order given.
 
-    Prompts that are equal are written once (unless drawn), prompts already in the store not again. Batches are
-    made of prompts of like length, the longest first, so that a batch too large for the memory fails at once.
+    Prompts that are equal are written once (unless drawn), prompts already in the store not again. What runs the
+    teacher is `settings.engine`, see `engines`. Batches are made of prompts of like length, the longest first, so that
+    a batch too large for the memory fails at once.
 
     Drawn completions depend on which prompts are drawn in one batch, and so on `settings.batch_size`: a batch has
-    one seed, made from the settings' and its prompts, whatever was written before it.
+    one seed, made from the settings' and its prompts, whatever was written before it. vLLM has a seed for each prompt.
 
     Args:
         teacher: Who writes.
@@ -40,6 +41,7 @@ def complete(
         progress: Whether to show a progress bar.
 
     Raises:
+        TeacherError: The engine that is named cannot write for this teacher.
         KeyboardInterrupt: Ctrl-C; its text says where the completions written so far are kept.
     """
     store = CompletionStore(None) if store is None else store
@@ -54,11 +56,9 @@ def complete(
         saying_what_is_kept(store, keys),
         tqdm(total=len(order), desc="Teacher writes completions", unit="row", disable=not shown) as bar,
     ):
-        for start in range(0, len(order), settings.batch_size):
-            batch = order[start : start + settings.batch_size]
-            written = teacher.generate([missing[key] for key in batch], replace(settings, seed=_seed(batch)))
-            store.add(dict(zip(batch, written, strict=True)))
-            bar.update(len(batch))
+        for some in written(teacher, {key: missing[key] for key in order}, settings):
+            store.add(some)
+            bar.update(len(some))
     return [store[key] for key in keys]
 
 
@@ -88,15 +88,11 @@ def what_matters(settings: GenerationSettings) -> dict[str, Any]:
     """Return the settings that a completion depends on."""
     how = asdict(settings)
     how.pop("batch_size")
+    how.pop("engine")
     if not settings.do_sample:
         how = {"max_new_tokens": settings.max_new_tokens}  # nothing else changes a greedy completion
     how.pop("stop", None)
     return {**how, "stop": sorted(set(settings.stop))} if settings.stop else how
-
-
-def _seed(keys: Sequence[str]) -> int:
-    """Return the seed of a batch; the keys hold the settings' seed, and tell apart the copies of one prompt."""
-    return int(hashlib.sha256(" ".join(keys).encode()).hexdigest()[:15], 16)
 
 
 def keys_of(identity: dict[str, Any], prompts: Sequence[Sequence[Any]], *, distinct: bool) -> list[str]:

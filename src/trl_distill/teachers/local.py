@@ -27,7 +27,7 @@ from ..logits_check import check_logits
 from ..targets import HiddenTargets
 from ..turn_ends import ends_of
 from . import fingerprint
-from .base import Completion, GenerationSettings
+from .base import Completion, GenerationSettings, Source
 from .passes import MOST, plan
 from .prefix import Prefix
 from .stop_strings import cut_at_string, stopping
@@ -47,6 +47,7 @@ class LocalTeacher:
         generation_config: The model's, for the tokens it stops at.
         content: Returns what tells its weights from others'; None for a model that is the caller's own: its weights
             are looked at, and it is neither frozen nor left in another mode or with another forward.
+        source: Where the same weights can be loaded from by another process; None for those in memory alone.
 
     Raises:
         TeacherError: The model is no causal language model.
@@ -61,11 +62,13 @@ class LocalTeacher:
         load: Callable[[], PreTrainedModel],
         generation_config: GenerationConfig | None = None,
         content: Callable[[], Any] | None = None,
+        source: Source | None = None,
     ) -> None:
         check_causal(name, config, role="teacher_model")
         self.name = name
         self.config = config
         self.tokenizer = tokenizer
+        self.source = source
         self.vocabulary: int | None = None
         self._load = load
         self._generation_config = generation_config
@@ -147,6 +150,11 @@ class LocalTeacher:
     def _through(self) -> Any:
         """PEFT's wrapper if a learned prompt of this teacher's lives there, which scores and writes then; else None."""
         return None
+
+    @property
+    def writes_through_peft(self) -> bool:
+        """Whether it writes through a learned prompt in PEFT's wrapper."""
+        return self._through is not None
 
     def acting(self) -> AbstractContextManager[None]:
         """Return a context in which the model's weights are the teacher's; a subclass may share them."""
@@ -274,13 +282,31 @@ class LocalTeacher:
                 f"teacher {self.name!r} is sharded over ranks and cannot write completions; have them written before "
                 "(`aitraining teach`), or give rows that have one."
             )
-        device = self.model.device
-        config = self._writing(max(len(p) for p in prompts), settings)
-        with self.acting(), drawing(settings.seed, prompts, device):
+        config = self.generation(max(len(p) for p in prompts), settings)
+        with self.acting(), drawing(settings.seed, prompts, self.model.device):
             written = self._written(prompts, config, settings.stop)
+        return [self.completion(row, settings.stop) for row in written]
+
+    def completion(self, ids: Sequence[int], stop: Sequence[str] = ()) -> Completion:
+        """Return what was written as a completion: up to the first stop token or stop string.
+
+        Args:
+            ids: Token ids, which may go on behind its end.
+            stop: Stop strings.
+        """
         stops, end = self.stop_ids, self.tokenizer.eos_token_id
-        end = stops[0] if end is None else end
-        return [cut_at_string(cut_at_stop(row, stops), settings.stop, self.tokenizer, end=end) for row in written]
+        return cut_at_string(cut_at_stop(ids, stops), stop, self.tokenizer, end=stops[0] if end is None else end)
+
+    @contextmanager
+    def writing(self, config: Any) -> Iterator[Any]:
+        """Have the model write as the teacher, by a generation configuration alone, and yield it."""
+        with self.acting(), evaluating(self.model), configured(self.model, config):
+            yield self.model
+
+    def room(self, prompt: Sequence[int], settings: GenerationSettings) -> int:
+        """Return how many tokens may be written behind a prompt."""
+        limit = self.length_limit
+        return max(1, settings.max_new_tokens if limit is None else min(settings.max_new_tokens, limit - len(prompt)))
 
     def _written(self, prompts: Sequence[Sequence[int]], config: Any, stop: Sequence[str]) -> list[list[int]]:
         """Return the ids written behind each prompt, padding included."""
@@ -291,8 +317,7 @@ class LocalTeacher:
         ids, mask, past = self._prompts(prompts, config.pad_token_id)
         width = ids.shape[1]
         ends = stopping(self.tokenizer, stop, start=width)
-        with evaluating(self.model), configured(self.model, config):
-            model: Any = self.model
+        with self.writing(config) as model:
             written = model.generate(input_ids=ids, attention_mask=mask, generation_config=config, **past, **ends)
         return list(written[:, width:].tolist())
 
@@ -308,15 +333,14 @@ class LocalTeacher:
         past = {"past_key_values": self.prefix.for_writing(pads)} if start else {}
         return ids.to(device), mask.to(device), past
 
-    def _writing(self, width: int, settings: GenerationSettings) -> Any:
+    def generation(self, width: int, settings: GenerationSettings) -> GenerationConfig:
         """Return the generation configuration for prompts of `width` tokens."""
         from transformers import GenerationConfig
 
-        room = settings.max_new_tokens if self.length_limit is None else self.length_limit - width
         draw = {"temperature": settings.temperature, "top_p": settings.top_p, "top_k": 0}
         stops, pad = self.stop_ids, self.tokenizer.pad_token_id
         return GenerationConfig(
-            max_new_tokens=max(1, min(settings.max_new_tokens, room)),
+            max_new_tokens=self.room(range(width), settings),
             do_sample=settings.do_sample,
             bos_token_id=self.tokenizer.bos_token_id,
             eos_token_id=stops,

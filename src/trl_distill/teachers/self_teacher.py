@@ -11,6 +11,7 @@ from accelerate.utils import is_peft_model
 from ..adapters import base_of
 from ..errors import TeacherError
 from . import fingerprint
+from .base import Source
 from .local import LocalTeacher
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ class SelfTeacher(LocalTeacher):
         config: The student's configuration.
         tokenizer: Its tokenizer.
         generation_config: The student's, for the tokens it stops at.
+        source: Where its weights under the adapter can be loaded from; None if in memory alone.
     """
 
     def __init__(
@@ -38,6 +40,7 @@ class SelfTeacher(LocalTeacher):
         config: PretrainedConfig,
         tokenizer: PreTrainedTokenizerBase,
         generation_config: GenerationConfig | None = None,
+        source: Source | None = None,
     ) -> None:
         super().__init__(
             SELF,
@@ -45,6 +48,7 @@ class SelfTeacher(LocalTeacher):
             tokenizer=tokenizer,
             load=self._under_adapter,
             generation_config=generation_config,
+            source=source,
         )
         self._student = student
 

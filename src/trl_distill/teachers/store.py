@@ -95,3 +95,8 @@ def key_of(identity: Mapping[str, Any], prompt: Sequence[Any]) -> str:
     """Return the key of one prompt's completion (token ids or chat messages) under a teacher and its settings."""
     text = json.dumps([identity, list(prompt)], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def seed_of(keys: Sequence[str]) -> int:
+    """Return the seed of completions that are drawn together; the keys hold the settings' and tell copies apart."""
+    return int(hashlib.sha256(" ".join(keys).encode()).hexdigest()[:15], 16)
