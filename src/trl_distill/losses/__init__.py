@@ -13,6 +13,7 @@ from .cross import add_cross_divergence
 from .cross_reference import Matched, cross_divergence_from_logits
 from .divergences import divergence_of
 from .fused import Weights, fused_loss
+from .gpu import serves
 from .mixture import TeacherSide, mixture_distillation_loss
 from .outcome import (
     DistillationLoss,
@@ -127,7 +128,7 @@ def fused_distillation_loss(
     if teacher_hidden is not None:
         theirs = check_head("teacher", teacher_hidden, teacher_weight, teacher_bias)
         shared = shared_vocabulary(vocabulary, rows, theirs)
-    valid = valid_rows(targets, ignore_index, rows)
+    valid = valid_rows(targets, ignore_index, rows, masks=impl == "fused" and serves(student_hidden))
     student = _Side(student_hidden, student_weight, student_bias, student_softcap, student_scale)
     teacher = None
     if teacher_hidden is not None:

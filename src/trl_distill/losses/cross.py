@@ -19,7 +19,8 @@ from .cross_reference import Matched, cross_divergence_from_logits
 from .divergences import settled
 from .outcome import DistillationLoss, check_divergence, check_impl
 from .plan import MIB
-from .projection import Projection, add_product, product_dtype, wide_dtype
+from .products import multiply
+from .projection import Projection, product_dtype, wide_dtype
 from .reference import head_logits
 
 Tensor = torch.Tensor
@@ -240,7 +241,7 @@ class _Tile:
             if hidden is not None:
                 student.add_hidden_gradient(hidden[index], grad[block], block)
             if weight is not None:
-                add_product(weight[block], grad[block], rows)
+                multiply(grad[block], rows, weight[block], add=True)
         if bias is not None:
             bias += grad.sum(1)
 

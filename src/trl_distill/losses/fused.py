@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from torch.autograd.function import once_differentiable
 
+from . import gpu
 from .outcome import DistillationLoss
-from .plan import Plan, plan_tiles
+from .plan import KernelPlan, Plan, plan_tiles
 from .tile import Buffers, Gradients, Problem
 
 Tensor = torch.Tensor
@@ -43,12 +44,15 @@ def fused_loss(problem: Problem, valid: Tensor | None, weights: Weights, tile_by
 
     Args:
         problem: Both models' hidden states and heads, and the targets.
-        valid: Indices [n] of the tokens that count; None is all of them.
+        valid: Indices [n] of the tokens that count; None is all of them, a mask [N] is for the kernels of a GPU.
         weights: What the loss adds up.
-        tile_bytes: Bound on working memory; see `plan_tiles`.
+        tile_bytes: Bound on working memory; see `plan_tiles` and `plan_kernels`.
     """
     own = problem.student.tensors()
     wanted = tuple(torch.is_grad_enabled() and t is not None and t.requires_grad for t in own)
+    if valid is not None and valid.dtype == torch.bool:
+        kernels = gpu.plan_call(problem, wanted, tile_bytes)
+        return DistillationLoss(*_FusedLoss.apply(problem, weights, kernels, wanted, valid, *problem.tensors()))
     plan = plan_tiles(
         len(problem.targets) if valid is None else len(valid),
         problem.student.vocabulary,
@@ -68,7 +72,7 @@ class _FusedLoss(torch.autograd.Function):
         ctx: Any,
         problem: Problem,
         weights: Weights,
-        plan: Plan,
+        plan: Plan | KernelPlan,
         wanted: tuple[bool, ...],
         valid: Tensor | None,
         *tensors: Tensor | None,
@@ -109,9 +113,12 @@ class _FusedLoss(torch.autograd.Function):
 
 
 def _compute(
-    problem: Problem, valid: Tensor | None, weights: Weights, plan: Plan, wanted: tuple[bool, ...]
+    problem: Problem, valid: Tensor | None, weights: Weights, plan: Plan | KernelPlan, wanted: tuple[bool, ...]
 ) -> tuple[DistillationLoss, tuple[Tensor | None, ...]]:
     """Return the outcome, and the gradients of the loss in the student's hidden states, weight and bias."""
+    if isinstance(plan, KernelPlan):
+        assert valid is not None
+        return gpu.compute(problem, valid, weights, plan, wanted)
     student, count = problem.student, len(problem.targets)
     tokens = count if valid is None else len(valid)
     options: dict[str, Any] = {"dtype": student.wide, "device": problem.targets.device}
@@ -165,6 +172,8 @@ def _common_factor(upstream: Weights, weights: Weights) -> Tensor | None:
     """Return c where the upstream weights are c times those of the stored gradient, to rounding; else None."""
     if isinstance(weights.ce, torch.Tensor) or isinstance(weights.kl, torch.Tensor):
         return None
+    if any(isinstance(u, Tensor) and u.device.type != "cpu" for u in (upstream.ce, upstream.kl)):
+        return None  # a GPU is not waited for
     pairs = [(torch.as_tensor(u), w) for u, w in ((upstream.ce, weights.ce), (upstream.kl, weights.kl))]
     largest = max(pairs, key=lambda pair: pair[1])
     factor = largest[0].flatten()[:1] / largest[1]

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
 from .divergences import divergence_of
 from .fused import Weights, fused_loss
+from .gpu import serves
 from .outcome import (
     DistillationLoss,
     check_head,
@@ -24,9 +25,14 @@ from .outcome import (
     shared_vocabulary,
     valid_rows,
 )
+from .plan import padded
 from .projection import Projection, product_dtype, vocabulary_rows, wide_dtype
 from .reference import distillation_loss_from_logits, head_logits, mixture_logits
 from .tile import Problem
+
+if TYPE_CHECKING:
+    from .gpu_pass import MixtureHead
+    from .plan import KernelPlan
 
 Tensor = torch.Tensor
 BLOCK = 4096  # vocabulary rows at a time in the pass for the log-normalisers
@@ -98,7 +104,8 @@ def mixture_distillation_loss(
     check_settings(alpha, temperature, divergence, jsd_beta)
     check_impl(impl)
     shared = _check(student_hidden, student_weight, student_bias, targets, teachers, weights, alpha, vocabulary)
-    valid = valid_rows(targets, ignore_index, vocabulary_rows(student_hidden, student_weight))
+    kernels = impl == "fused" and serves(student_hidden)
+    valid = valid_rows(targets, ignore_index, vocabulary_rows(student_hidden, student_weight), masks=kernels)
     if impl == "plain":
         logits = [head_logits(t.hidden, t.weight, t.bias, softcap=t.softcap, scale=t.scale).detach() for t in teachers]
         own = head_logits(student_hidden, student_weight, student_bias, softcap=student_softcap, scale=student_scale)
@@ -163,6 +170,16 @@ class MixtureProjection:
         """Return itself; see `tensors`."""
         return self
 
+    def kernel_head(self, plan: KernelPlan, columns: int) -> MixtureHead:
+        """Return the mixture over the first `columns` as the kernels of a GPU read it."""
+        from .gpu_pass import MixtureHead
+
+        return MixtureHead(self, plan, columns)
+
+    def kernel_room(self, columns: int) -> int:
+        """Return how many numbers a row takes: the mixture, and one teacher's logits at a time."""
+        return padded(columns) + max(side.kernel_room(columns) for side in self.sides)
+
     def rows(self, index: slice | Tensor) -> MixtureRows:
         """Return a tile of tokens, after a pass over each teacher's vocabulary for its log-normalisers."""
         hidden = tuple(side.rows(index) for side in self.sides)
@@ -215,6 +232,9 @@ def _check(
             f"weights {tuple(weights.shape)} do not fit {len(targets)} tokens and {len(teachers)} teachers; pass "
             "[N, M] of them."
         )
-    if not bool(((weights >= 0) & weights.isfinite()).all() and (weights.sum(1) > 0).all()):
+    # a GPU is not waited for: there such weights make the loss NaN
+    if weights.device.type == "cpu" and not bool(
+        ((weights >= 0) & weights.isfinite()).all() and (weights.sum(1) > 0).all()
+    ):
         raise ValueError("weights must be finite and at least 0, with one above 0 at every token.")
     return shared_vocabulary(vocabulary, rows, min(theirs))

@@ -109,8 +109,15 @@ def check_head(side: str, hidden: torch.Tensor, weight: torch.Tensor | None, bia
     return rows
 
 
-def valid_rows(targets: torch.Tensor, ignore_index: int, vocabulary: int) -> torch.Tensor | None:
-    """Return the indices [n] of the tokens that count, None where all do; ValueError for an id that is no row."""
+def valid_rows(
+    targets: torch.Tensor, ignore_index: int, vocabulary: int, *, masks: bool = False
+) -> torch.Tensor | None:
+    """Return the indices [n] of the tokens that count, None where all do; ValueError for an id that is no row.
+
+    With `masks` it is a mask [N], for kernels: a GPU is not waited for, so an id that is no row makes the loss NaN.
+    """
+    if masks and targets.device.type != "cpu":
+        return targets != ignore_index
     valid = (targets != ignore_index).nonzero()[:, 0]
     counted = targets[valid]
     if len(counted):
@@ -121,4 +128,6 @@ def valid_rows(targets: torch.Tensor, ignore_index: int, vocabulary: int) -> tor
                 f"targets hold the id {wrong}, but the student's head has {vocabulary} rows; mark tokens to leave out "
                 f"by {ignore_index}."
             )
+    if masks:
+        return targets != ignore_index
     return None if len(counted) == len(targets) else valid

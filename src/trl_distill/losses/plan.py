@@ -8,6 +8,9 @@ MIB = 2**20
 SCRATCH_BUFFERS = 6
 FROZEN_ROWS = 128  # products of fewer are slow
 FROZEN_BYTES = 256 * MIB
+BLOCK = 1024  # logits that a program of a kernel looks at together: with 4 warps no register spills on an H100
+CHUNKS = 64  # programs for one row at most
+GROUP_ROWS = 1024  # rows whose product with a weight keeps a GPU busy
 
 
 @dataclass(frozen=True)
@@ -74,3 +77,77 @@ def _even(tokens: int, rows: int) -> int:
     even = -(-tokens // max(1, -(-tokens // rows)))
     rounded = -(-even // 16) * 16  # what processors multiply at a time
     return max(1, rounded if rounded <= rows else even)
+
+
+@dataclass(frozen=True)
+class KernelPlan:
+    """The tiles of one call on a GPU.
+
+    Attributes:
+        rows: Tokens whose logits are in memory together.
+        group: Tokens whose gradient in the logits is kept for one product each of hidden states' and weight's gradient.
+        block: Logits that a program looks at together.
+        processors: Programs that run side by side need about two rows for each of them.
+    """
+
+    rows: int
+    group: int
+    block: int
+    processors: int
+
+    def chunks(self, rows: int, vocabulary: int) -> tuple[int, int]:
+        """Return into how many chunks a tile's rows are cut, and their columns; one where rows are many."""
+        wanted = min(CHUNKS, -(-2 * self.processors // rows)) if rows < 2 * self.processors else 1
+        columns = -(-vocabulary // (wanted * self.block)) * self.block
+        return -(-vocabulary // columns), columns
+
+
+def padded(columns: int) -> int:
+    """Return a row's length in memory, so that every row can be read and written 16 numbers at a time."""
+    return -(-columns // 16) * 16
+
+
+def plan_kernels(
+    tokens: int,
+    vocabulary: int,
+    *,
+    logits: int,
+    width: int,
+    itemsize: int,
+    trains_weight: bool,
+    accumulates: bool,
+    processors: int,
+    tile_bytes: int | None = None,
+) -> KernelPlan:
+    """Choose the tiles of a call on a GPU.
+
+    Logits are large and used once: a tile of them is small, as the products allow. Their gradient is a quarter of
+    that, and the weight's gradient is formed the faster the more rows one product has.
+
+    Args:
+        tokens: Number of tokens.
+        vocabulary: The student's.
+        logits: Numbers that are in memory for a row of a tile.
+        width: The student's hidden size, or 0 if it has no weight.
+        itemsize: Bytes of a number of the gradient.
+        trains_weight: Whether the weight's gradient is wanted.
+        accumulates: Whether several products need a float32 weight gradient of their own to be added up in.
+        processors: Of the GPU.
+        tile_bytes: Bound on logits and their gradient, 2 GiB. More is used if all tokens' gradient takes no more than
+            that float32 weight gradient would.
+    """
+    if tile_bytes is None:
+        tile_bytes = 2048 * MIB
+    whole = max(1, tokens)
+    most = max(1, tile_bytes * 3 // 10 // max(1, 4 * logits))
+    rows = min(whole, most // 128 * 128 if most >= 128 else most, 4096)
+    if trains_weight and accumulates and tokens * itemsize <= 4 * width:
+        group = whole
+    elif trains_weight:
+        left = tile_bytes - 4 * logits * rows
+        group = max(1, left // (itemsize * padded(vocabulary) * rows)) * rows
+        group = -(-whole // -(-whole // group) // rows) * rows  # groups of like size
+    else:
+        group = max(1, GROUP_ROWS // rows) * rows
+    block = min(BLOCK, 1 << max(4, (vocabulary - 1).bit_length()))
+    return KernelPlan(rows, min(group, -(-whole // rows) * rows), block, processors)

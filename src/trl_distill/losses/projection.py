@@ -7,9 +7,16 @@ number per token is contiguous. They are wide (float32, or float64 for float64 i
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
+
+from .plan import padded
+from .products import multiply
+
+if TYPE_CHECKING:
+    from .gpu import Head
+    from .plan import KernelPlan
 
 
 def product_dtype(hidden: torch.Tensor) -> torch.dtype:
@@ -67,6 +74,16 @@ class Projection:
         """Return the same head with other tensors."""
         return replace(self, hidden=hidden, weight=weight, bias=bias)
 
+    def kernel_head(self, plan: KernelPlan, columns: int) -> Head:
+        """Return its first `columns` as the kernels of a GPU read them."""
+        from .gpu import Head
+
+        return Head(self, plan, columns)
+
+    def kernel_room(self, columns: int) -> int:
+        """Return how many numbers a row of them takes beyond what is there."""
+        return 0 if self.weight is None else padded(columns)
+
     @property
     def rules_out(self) -> bool:
         """Whether a logit may be -inf: only a bias can rule a token out, and a softcap bounds it again."""
@@ -87,10 +104,8 @@ class Projection:
         factor = self.scale / (self.temperature if self.softcap is None else self.softcap)
         if self.weight is None:
             out.copy_(rows[:, vocabulary].t()).mul_(factor)
-        elif rows.dtype == out.dtype:
-            torch.addmm(out, self.block(vocabulary), rows.t(), beta=0, alpha=factor, out=out)
         else:
-            out.copy_(self.block(vocabulary) @ rows.t()).mul_(factor)
+            multiply(self.block(vocabulary), rows.t(), out, alpha=factor)
         if self.bias is not None:
             out.add_(self.bias[vocabulary].to(out.dtype)[:, None], alpha=factor)
         if self.softcap is not None:
@@ -109,17 +124,9 @@ class Projection:
         if self.weight is None:
             hidden[:, vocabulary] += gradient.t()
         else:
-            add_product(hidden, gradient.t(), self.block(vocabulary))
+            multiply(gradient.t(), self.block(vocabulary), hidden, add=True)
 
     def _factor(self, matrix: torch.Tensor) -> torch.Tensor:
         """Round to the product's precision; on a CPU half precision is then widened, which loses nothing."""
         matrix = matrix.to(self.dtype)
         return matrix.to(self.wide) if matrix.device.type == "cpu" else matrix
-
-
-def add_product(out: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> None:
-    """Add left @ right to `out`, `left` being rounded to the precision of `right`."""
-    if right.dtype == out.dtype:
-        out.addmm_(left, right)
-    else:
-        out.add_(left.to(right.dtype) @ right)

@@ -7,13 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from .divergences import Divergence, JensenShannon, settled
 from .plan import Plan
-from .projection import Projection, add_product
+from .products import multiply
+from .projection import Projection
+
+if TYPE_CHECKING:
+    from .gpu import Pass
+    from .plan import KernelPlan
 
 Tensor = torch.Tensor
 WHOLE = (1, 2, 3, 4)  # temperatures whose powers are cheap products
@@ -48,6 +53,16 @@ class Problem:
     def rules_out(self) -> bool:
         """Whether a logit of either side may be -inf."""
         return self.student.rules_out or (self.teacher is not None and self.teacher.rules_out)
+
+    def kernel_pass(self, plan: KernelPlan) -> Pass:
+        """Return what the kernels of a GPU do with a tile of the student's logits."""
+        from .gpu_pass import DensePass
+
+        return DensePass(self, plan)
+
+    def kernel_room(self) -> int:
+        """Return how many numbers the teacher's logits take in a row of a tile on a GPU."""
+        return self.teacher.kernel_room(self.vocabulary) if self.teacher else 0
 
     def tile(self, plan: Plan, buffers: Buffers, index: slice | Tensor) -> Tile:
         """Return a tile of its tokens."""
@@ -172,7 +187,7 @@ class Tile:
             if hidden is not None:
                 self.problem.student.add_hidden_gradient(hidden, gradient, block)
             if into.weight is not None:
-                _put_product(into.weight[block], gradient, self.student_rows, first)
+                multiply(gradient, self.student_rows, into.weight[block], add=not first)
             if into.bias is not None:
                 into.bias[block] += gradient.sum(1)
         if hidden is not None and into.hidden is not None:
@@ -376,13 +391,3 @@ def _follow_top(teacher: Tensor, student: Tensor, higher: Tensor, at_top: Tensor
             at_top[rows] = student[teacher[:, rows].argmax(0), rows]
     else:
         torch.where(higher, student.gather(0, teacher.argmax(0)[None])[0], at_top, out=at_top)
-
-
-def _put_product(out: Tensor, left: Tensor, right: Tensor, first: bool) -> None:
-    """Write left @ right into `out` for the first tile, and add it for the others."""
-    if not first:
-        add_product(out, left, right)
-    elif right.dtype == out.dtype:
-        torch.mm(left, right, out=out)
-    else:
-        out.copy_(left.to(right.dtype) @ right)

@@ -1,0 +1,166 @@
+"""What the kernels of a GPU do besides passing the other tests; run by Triton's interpreter, see test_kernels.py."""
+
+from __future__ import annotations
+
+import math
+import os
+
+import pytest
+import torch
+from checks import check_close, relative_error
+from losses.problems import make_case
+
+from trl_distill.losses import fused_distillation_loss, gpu
+from trl_distill.losses.plan import KernelPlan, padded, plan_kernels
+
+KINDS = ["forward_kl", "reverse_kl", "jsd"]
+interpreted = pytest.mark.skipif(
+    os.environ.get("TRITON_INTERPRET") != "1", reason="runs in the process that test_kernels.py starts"
+)
+
+
+@pytest.fixture
+def launched(monkeypatch):
+    """Count the kernels that run."""
+    from trl_distill.losses import gpu_pass
+
+    counts: dict[str, int] = {}
+
+    class Counted:
+        def __init__(self, name):
+            self.name, self.kernel = name, getattr(gpu_pass, name)
+
+        def __getitem__(self, grid):
+            counts[self.name] = counts.get(self.name, 0) + 1
+            return self.kernel[grid]
+
+    for name in ("rows_kernel", "sums_kernel", "mixture_sums_kernel", "finish_kernel", "mix_kernel"):
+        monkeypatch.setattr(gpu_pass, name, Counted(name))
+    return counts
+
+
+@interpreted
+@pytest.mark.parametrize("kind", KINDS)
+def test_few_rows_are_cut_into_chunks_with_the_same_result(kind, launched, monkeypatch):
+    case = make_case(tokens=3, student=(75, 8), teacher=(70, 6), bias=True, divergence=kind, vocabulary=40, masked=0.4)
+    expected, right = case.run(impl="plain")
+    for processors, kernels in ((1, {"rows_kernel"}), (3, {"sums_kernel", "finish_kernel"}), (99, {"sums_kernel"})):
+        launched.clear()
+        monkeypatch.setattr(gpu, "_processors", lambda device, n=processors: n)
+        out, gradients = case.run()
+        assert kernels <= launched.keys()
+        check_close(out._asdict(), expected._asdict(), 1e-12)
+        check_close(gradients, right, 1e-12)
+
+
+@interpreted
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("temperature", [1.0, 3.0])
+def test_the_gradient_is_right_where_models_nearly_agree(kind, temperature, dtype):
+    """A student that converges, and one that is to stay what it was: bf16 logits are useless there."""
+    case = make_case(tokens=12, student=(60, 32), teacher=(60, 32), alpha=1.0, temperature=temperature, divergence=kind)
+    noise = torch.randn(60, 32, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    weight = case.tensors["student_weight"]
+    case.tensors |= {
+        "teacher_hidden": case.tensors["student_hidden"], "teacher_weight": weight + 3e-3 * temperature * noise
+    }  # fmt: skip
+    single = case.to(torch.float32)
+    if dtype == torch.bfloat16:  # of the same numbers, so that what is asked is what float64 gets
+        own = {k: None if t is None else t.to(dtype) for k, t in case.tensors.items()}
+        own["teacher_weight"] = own["student_weight"] + (0.004 * temperature * noise).to(dtype)
+        single.tensors = own
+    expected, right = single.to(torch.float64).run(impl="plain")
+    assert 2e-5 < expected.kl.mean() < 5e-4
+    _, gradients = single.run()
+    most = 2e-3 if dtype == torch.float32 else 3e-3
+    assert relative_error(gradients["student_hidden"], right["student_hidden"]) <= most
+
+
+@interpreted
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("tokens", [3, 20])
+def test_a_half_precision_student_gets_half_precision_gradients(dtype, tokens, launched):
+    case = make_case(tokens=tokens, student=(50, 16), teacher=(50, 16), bias=True).to(dtype)
+    _, right = case.to(torch.float64).run(impl="plain")
+    _, plain = case.run(impl="plain")
+    _, gradients = case.run(tile_bytes=20_000)
+    assert launched
+    for name, gradient in gradients.items():
+        assert gradient.dtype == dtype
+        assert relative_error(gradient, right[name]) <= 2 * relative_error(plain[name], right[name])
+
+
+@interpreted
+def test_what_stands_at_a_token_that_does_not_count_is_not_looked_at():
+    case = make_case(masked=0.4, bias=True)
+    expected, right = case.run(impl="plain")
+    out = case.targets == -100
+    for side in ("student_hidden", "teacher_hidden"):
+        case.tensors[side] = case.tensors[side].masked_fill(out[:, None], math.nan)
+    found, gradients = case.run(tile_bytes=6000)
+    check_close(found._asdict(), expected._asdict(), 1e-12)
+    check_close(gradients, right, 1e-12)
+
+
+@interpreted
+def test_a_frozen_head_costs_no_product_of_its_gradient(monkeypatch):
+    shapes = []
+    multiply = gpu.multiply
+    monkeypatch.setattr(
+        gpu, "multiply", lambda a, b, out, **how: shapes.append(out.shape) or multiply(a, b, out, **how)
+    )
+    case = make_case()
+    own = {k: t if t is None else t.clone() for k, t in case.tensors.items()}
+    own["student_hidden"].requires_grad_()
+    fused_distillation_loss(**own, targets=case.targets, **case.settings).loss.backward()
+    assert shapes == [(23, 31), (23, 31), (23, 8)]  # both models' logits, and the hidden states' gradient
+    shapes.clear()
+    own["student_hidden"].requires_grad_(False)
+    fused_distillation_loss(**own, targets=case.targets, **case.settings)
+    assert shapes == [(23, 31), (23, 31)]
+
+
+def buffers(tokens: int, width: int, vocabulary: int, *, frozen: bool) -> tuple[int, dict[str, int]]:
+    """Return what a call takes of a GPU's memory above its inputs and gradients, in bytes, bf16 on both sides."""
+    plan = plan_kernels(
+        tokens, vocabulary, logits=2 * padded(vocabulary), width=width, itemsize=2, trains_weight=not frozen,
+        accumulates=True, processors=132,
+    )  # fmt: skip
+    several = plan.group < tokens
+    parts = {
+        "logits": plan.rows * 2 * padded(vocabulary) * 4,
+        "gradient of logits": min(plan.group, tokens) * padded(vocabulary) * 2,
+        "hidden states' gradient": tokens * width * 4,
+        "hidden states without rows that do not count": 0 if frozen else min(plan.group, tokens) * width * 2,
+        "weight's gradient": 0 if frozen or not several else vocabulary * width * 4,
+        "workspace of cuBLAS": 32 * 2**20,
+    }
+    return sum(parts.values()), parts
+
+
+@pytest.mark.parametrize(
+    ("tokens", "width", "vocabulary", "frozen", "gib"),
+    [(8192, 4096, 128_256, False, 2.75), (8192, 4096, 128_256, True, 1.1), (8192, 896, 151_936, False, 2.75),
+     (65_536, 4096, 128_256, True, 2.0), (65_536, 896, 151_936, False, 2.75)],
+)  # fmt: skip
+def test_the_buffers_of_a_call_stay_within_their_bound(tokens, width, vocabulary, frozen, gib):
+    total, parts = buffers(tokens, width, vocabulary, frozen=frozen)
+    assert total <= gib * 2**30, {name: f"{size / 2**30:.2f} GiB" for name, size in parts.items()}
+
+
+def test_many_tokens_are_taken_in_groups_of_like_size():
+    plan = plan_kernels(
+        9000, 151_936, logits=2 * 151_936, width=896, itemsize=2, trains_weight=True, accumulates=True, processors=132
+    )
+    assert plan.rows == 512
+    assert plan.group % plan.rows == 0
+    assert -(-9000 // plan.group) * plan.group - 9000 < plan.rows  # no group is left with few
+
+
+@pytest.mark.parametrize(("rows", "chunks"), [(1, 63), (100, 3), (263, 2), (264, 1), (512, 1)])
+def test_a_row_is_cut_where_there_are_fewer_than_two_for_a_processor(rows, chunks):
+    plan = KernelPlan(rows=512, group=512, block=1024, processors=132)
+    count, columns = plan.chunks(rows, 128_256)
+    assert count == chunks
+    assert count * columns >= 128_256 > (count - 1) * columns
