@@ -4,7 +4,7 @@ BIN := .venv/bin
 WORKERS ?= 2
 READY := .venv/.ready
 
-.PHONY: demo test lint typecheck bench docs clean
+.PHONY: demo test kernels lint typecheck bench docs clean
 
 demo: $(READY)
 	$(BIN)/python examples/demo.py
@@ -12,6 +12,10 @@ demo: $(READY)
 # each worker takes whole files, whose models and runs are made once
 test: $(READY)
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+
+# the losses' tests by Triton's interpreter, of which `make test` runs a selection; some minutes
+kernels: $(READY)
+	KERNEL_CASES=all $(BIN)/python -m pytest tests/losses/test_kernels.py
 
 lint: $(READY)
 	$(BIN)/ruff check

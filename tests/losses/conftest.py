@@ -47,7 +47,7 @@ def pytest_collection_modifyitems(config, items):
         return
     kept = []
     for _, group in groupby(items, key=lambda item: (item.path, getattr(item, "originalname", item.name))):
-        kept += _covering(list(group))
+        kept += _covering([item for item in group if not _is_plain(item)])
     config.hook.pytest_deselected(items=[item for item in items if item not in kept])
     items[:] = kept
 
@@ -63,8 +63,17 @@ def _covering(items):
     return kept
 
 
-def _met(item):
-    values = sorted(
-        (name, repr(value)) for name, value in getattr(getattr(item, "callspec", None), "params", {}).items()
+def _params(item):
+    return getattr(getattr(item, "callspec", None), "params", {})
+
+
+def _is_plain(item):
+    """Whether it is about the plain version."""
+    return any(
+        value in ("plain", {"impl": "plain"}) for value in _params(item).values() if isinstance(value, str | dict)
     )
+
+
+def _met(item):
+    values = sorted((name, repr(value)) for name, value in _params(item).items())
     return set(combinations(values, 2 if len(values) > 2 else min(len(values), 1)))

@@ -8,9 +8,9 @@ import os
 import pytest
 import torch
 from checks import check_close, relative_error
-from losses.problems import make_case
+from losses.problems import TOKENS, make_case
 
-from trl_distill.losses import fused_distillation_loss, gpu
+from trl_distill.losses import fused_distillation_loss, gpu, products
 from trl_distill.losses.plan import KernelPlan, padded, plan_kernels
 
 KINDS = ["forward_kl", "reverse_kl", "jsd"]
@@ -114,11 +114,34 @@ def test_a_frozen_head_costs_no_product_of_its_gradient(monkeypatch):
     own = {k: t if t is None else t.clone() for k, t in case.tensors.items()}
     own["student_hidden"].requires_grad_()
     fused_distillation_loss(**own, targets=case.targets, **case.settings).loss.backward()
-    assert shapes == [(23, 31), (23, 31), (23, 8)]  # both models' logits, and the hidden states' gradient
+    assert shapes == [(TOKENS, 31), (TOKENS, 31), (TOKENS, 8)]  # both models' logits, and the hidden states' gradient
     shapes.clear()
     own["student_hidden"].requires_grad_(False)
     fused_distillation_loss(**own, targets=case.targets, **case.settings)
-    assert shapes == [(23, 31), (23, 31)]
+    assert shapes == [(TOKENS, 31), (TOKENS, 31)]
+
+
+@pytest.mark.parametrize("version", ["2.8.0", "2.9.1+cu128", "2.10.0", "2.13.0"])
+@pytest.mark.parametrize("add", [False, True])
+def test_every_torch_multiplies_half_precision_into_float32(version, add, monkeypatch):
+    """A CPU has no such products; these do what a GPU's do, within what the version allows."""
+
+    def mm(left, right, *, out_dtype, out=None):
+        product = left.to(out_dtype) @ right.to(out_dtype)
+        return product if out is None else out.copy_(product)
+
+    def addmm(before, left, right, *, out_dtype, beta, alpha, out):
+        assert version.startswith("2.1"), "what is added is of the factors' precision there"
+        return out.copy_(beta * before + alpha * mm(left, right, out_dtype=out_dtype))
+
+    monkeypatch.setattr(torch, "__version__", version)
+    monkeypatch.setattr(torch, "mm", mm)
+    monkeypatch.setattr(torch, "addmm", addmm)
+    monkeypatch.setattr(products, "CHUNK", 20)
+    left, right = torch.randn(9, 5).bfloat16(), torch.randn(5, 6).bfloat16()
+    out = torch.ones(9, 6)
+    products._multiply_unrounded(left, right, out, 0.3, add)
+    torch.testing.assert_close(out, add + 0.3 * (left.float() @ right.float()))
 
 
 def buffers(tokens: int, width: int, vocabulary: int, *, frozen: bool) -> tuple[int, dict[str, int]]:

@@ -16,14 +16,14 @@ pytest.importorskip("triton", reason="triton is not installed (pip install 'trl-
 
 HERE = Path(__file__).parent
 FILES = ("test_gpu.py", "test_fused.py", "test_mixture.py", "test_own_logits.py", "test_ruled_out.py")
-# what is not about kernels, or takes many small runs
-ELSEWHERE = "not (fit or refused or tile_size or trains or gradcheck or stored or blocks_of)"
+NOT_OF_KERNELS = "fit or refused or trains or stored or blocks_of or across"
+SLOW = "tile_size or gradcheck or tensor_grows"
 
 
 def test_the_losses_tests_pass_over_the_kernels(tmp_path):
     """In a process of their own: Triton reads the variable when it is imported."""
     cases = os.environ.get("KERNEL_CASES", "pairwise")
-    chosen = ELSEWHERE if cases == "pairwise" else ""
+    chosen = f"not ({NOT_OF_KERNELS}{f' or {SLOW}' if cases == 'pairwise' else ''})"
     result = subprocess.run(
         [sys.executable, "-m", "pytest", *(HERE / name for name in FILES), "-k", chosen,
          "-p", "no:cacheprovider", "-W", "ignore::RuntimeWarning:triton"],

@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 from checks import check_close, relative_error
+from losses.problems import TOKENS
 
 from trl_distill.losses import (
     TeacherSide,
@@ -23,7 +24,7 @@ STUDENT = ("student_hidden", "student_weight", "student_bias")
 
 def make_mixture(
     *,
-    tokens: int = 23,
+    tokens: int = TOKENS,
     rows: int = 31,
     teachers: tuple[tuple[int, int], ...] = ((31, 12), (31, 5)),
     bias: bool = False,

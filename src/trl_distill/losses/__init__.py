@@ -1,6 +1,7 @@
 """The distillation loss: one door, two implementations that share no formula.
 
-`impl="fused"` projects tiles of tokens and forms the gradient in the same go; `impl="plain"` holds all logits.
+`impl="fused"` projects tiles of tokens and forms the gradient in the same go, on a GPU by kernels (`gpu`) and elsewhere
+by torch's operations (`tile`); `impl="plain"` holds all logits.
 """
 
 from __future__ import annotations
@@ -93,7 +94,8 @@ def fused_distillation_loss(
         student_weight: [V_s, H_s] of its LM head; None if `student_hidden` are its logits [N, V_s] already.
         teacher_hidden: [N, H_t], the teacher's at the same tokens; may be None when alpha is 0.
         teacher_weight: [V_t, H_t] of its LM head; None if `teacher_hidden` are its logits [N, V_t] already.
-        targets: [N] int64 token ids; rows of `ignore_index` are dropped before anything is computed.
+        targets: [N] int64 token ids; rows of `ignore_index` are left out. On a GPU, which is not waited for, an id that
+            is no row of the head makes the loss NaN.
         alpha: Weight of the divergence, from 0 (the teacher is not projected) to 1.
         temperature: T > 0 of the divergence.
         divergence: "forward_kl" is KL(teacher || student), "reverse_kl" is KL(student || teacher), "jsd" the
@@ -110,7 +112,8 @@ def fused_distillation_loss(
         ignore_index: Target that marks a token to leave out.
         impl: "fused", or "plain" with the logits of all tokens in memory.
         tile_bytes: Working memory of "fused" at most, in bytes; 56 MiB on a CPU (up to 256 MiB if the weight gets no
-            gradient and the vocabulary is large), 2 GiB elsewhere.
+            gradient and the vocabulary is large), 2 GiB elsewhere. A GPU's kernels take more if all tokens' gradient in
+            the logits takes no more than a float32 gradient of the weight.
 
     Returns:
         A `DistillationLoss`. Without any token to count, everything is 0 and so are the gradients.

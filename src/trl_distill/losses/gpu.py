@@ -157,7 +157,7 @@ def plan_call(problem: Problem, wanted: tuple[bool, ...], tile_bytes: int | None
 
 
 def _processors(device: torch.device) -> int:
-    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 4
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 2
 
 
 def compute(

@@ -58,11 +58,11 @@ def has_float32_products(device: str) -> bool:
 def _multiply_unrounded(left: Tensor, right: Tensor, out: Tensor, alpha: float, add: bool) -> None:
     """Multiply half precision into float32; before torch 2.10 such a product can neither be scaled nor added."""
     if tuple(int(part) for part in torch.__version__.split(".")[:2]) >= (2, 10):
-        torch.addmm(out, left, right, torch.float32, beta=int(add), alpha=alpha, out=out)
+        torch.addmm(out, left, right, out_dtype=torch.float32, beta=int(add), alpha=alpha, out=out)
     elif not add:
-        torch.mm(left, right, torch.float32, out=out)
+        torch.mm(left, right, out_dtype=torch.float32, out=out)
         if alpha != 1:
             out.mul_(alpha)
     else:
         for part in zip(*(t.split(max(1, CHUNK // out.shape[1])) for t in (out, left)), strict=True):
-            part[0].add_(torch.mm(part[1], right, torch.float32), alpha=alpha)
+            part[0].add_(torch.mm(part[1], right, out_dtype=torch.float32), alpha=alpha)

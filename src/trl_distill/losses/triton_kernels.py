@@ -25,11 +25,13 @@ from .triton_parts import (
     times,
 )
 
+# places in tensors of all tokens, which are aligned or not: kernels are not compiled anew for that
+PLACES = ["labels", "counted", "weights_ce", "weights_kl", "values"]
 SUMS = tl.constexpr(9)  # what `sum_columns` returns
 ROOM = tl.constexpr(11)  # with what `sum_mixture` returns
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens"], do_not_specialize_on_alignment=PLACES)
 def rows_kernel(
     student, stride_s, readable_s, size, bias_s, teacher, stride_t, readable_t, vocabulary, bias_t,
     labels, counted, weights_ce, weights_kl, values, tokens, gradient, stride_g, temperature_s, temperature_t,
@@ -107,7 +109,7 @@ def merged(sums, chunks, inv_s, inv_t, KIND: tl.constexpr, MOST: tl.constexpr, W
     )  # fmt: skip
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["counted"])
 def sums_kernel(
     student, stride_s, readable_s, size, bias_s, teacher, stride_t, readable_t, vocabulary, bias_t,
     counted, sums, chunk, temperature_s, temperature_t,
@@ -138,7 +140,7 @@ def sums_kernel(
         tl.store(sums + 8, highest)
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["counted"])
 def mixture_sums_kernel(
     student, stride_s, readable_s, bias_s, teacher, stride_t, readable_t, vocabulary, bias_t,
     counted, sums, chunk, temperature_s, temperature_t,
@@ -164,7 +166,7 @@ def mixture_sums_kernel(
         tl.store(sums + part * ROOM + SUMS + 1, to_mixture)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens", "chunks"], do_not_specialize_on_alignment=PLACES)
 def finish_kernel(
     student, stride_s, readable_s, size, bias_s, teacher, stride_t, readable_t, vocabulary, bias_t,
     labels, counted, weights_ce, weights_kl, values, tokens, gradient, stride_g, sums, chunks, chunk,
@@ -213,7 +215,7 @@ def finish_kernel(
         put_zeros(gradient, start, stop, BLOCK)
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["weights"])
 def mix_kernel(
     teacher, stride, readable, vocabulary, bias, weights, mixed, stride_m, temperature,
     SCALE: tl.constexpr, CAP: tl.constexpr, FIRST: tl.constexpr, BLOCK: tl.constexpr,
