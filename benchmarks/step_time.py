@@ -1,7 +1,7 @@
 """A training step's time and peak memory: TRL's SFTTrainer and GKDTrainer, and ours with each kind of teacher.
 
 All train on the same completion tokens of the same rows, with the same prompt for both models, since GKDTrainer takes
-one. It runs off-policy (`lmbda=0`) with KL(teacher || student), its `beta=0`; ours has the cross-entropy besides. A
+one; `self` has one token more in the teacher's. GKD runs off-policy (`lmbda=0`) with KL(teacher || student), its `beta=0`; ours has the cross-entropy besides. A
 step's time is that from the end of one step to the end of the next; sides run in turn, in both orders. Memory is what
 a child process takes at most above the loaded models, optimizer states and gradients included.
 """
@@ -70,7 +70,7 @@ def make_model(width: int, layers: int, size: Size) -> LlamaForCausalLM:
     return LlamaForCausalLM(
         LlamaConfig(
             vocab_size=size.vocabulary, hidden_size=width, intermediate_size=3 * width, num_hidden_layers=layers,
-            num_attention_heads=max(1, width // 64), max_position_embeddings=size.sequence, pad_token_id=0,
+            num_attention_heads=max(1, width // 64), max_position_embeddings=size.sequence + 1, pad_token_id=0,
             eos_token_id=1, bos_token_id=None,
         )
     )  # fmt: skip
@@ -144,6 +144,7 @@ def make_trainer(side: str, size: Size, steps: int, **more: Any) -> Any:
         teacher = make_model(*size.teacher, size)
         return GKDTrainer(student, teacher, config, collator, train_dataset=tokenized, **common)
     kinds = {"plain": {"distill_loss_impl": "plain"}, "stored": {"teacher_store": f"{folder}/store"}}
+    kinds["self"] = {"teacher_prompt_template": "w3 {input}"}  # the same prompt would teach it nothing
     config = DistillationSFTConfig(**settings, use_distillation=True, **kinds.get(side, {}), **more)
     teacher = "self" if side == "self" else make_model(*size.teacher, size).requires_grad_(False)
     with contextlib.redirect_stdout(io.StringIO()):  # the pre-flight

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from checks import check_close
@@ -179,7 +181,8 @@ def test_the_teacher_says_the_same_in_passes(front, most, passes, family, tmp_pa
     trainer.teacher.expect([row["teacher_prompt"] for row in rows])
     batch = trainer.data_collator([rows])
     if most < 4096:
-        batch["row_lengths"] *= 0  # the student's tokens would be room enough
+        layout, student = batch["layout"], batch["layout"].student  # its tokens would be room enough
+        batch["layout"] = replace(layout, student=replace(student, lengths=0 * student.lengths))
     trainer.teacher.score(batch)  # looks whether rows are kept apart, and reads the prefix
     shapes = []
     hook = teacher.base_model.register_forward_pre_hook(
@@ -233,7 +236,7 @@ def test_sequences_are_full_and_what_is_learnt_is_counted_once(tmp_path):
     tokens = sum(len(row["student_prompt"]) + len(row["completion"]) for row in data.rows)
     assert len(data) == -(-tokens // ROOM) < len(ROWS["prompt"])
     batch = next(iter(trainer.get_train_dataloader()))
-    assert batch["input_ids"].shape == batch["position_ids"].shape == (1, int(batch["row_lengths"].sum()))
+    assert batch["input_ids"].shape == batch["position_ids"].shape == (1, batch["layout"].student_tokens)
     assert (batch["labels"] != -100).sum() == sum(len(row["completion"]) for row in data.rows)
     assert batch["labels"][batch["position_ids"] == 0].tolist() == [-100] * len(ROWS["prompt"])
 
@@ -257,7 +260,7 @@ def test_what_fills_a_sequence_up_is_learnt_and_counted_by_nobody():
     assert batch["input_ids"].tolist() == [[5, 10, 11, 5, 10, 11, 3, 3]]
     assert batch["position_ids"].tolist() == [[0, 1, 2, 0, 1, 2, 0, 1]]
     assert batch["labels"][0, 6:].tolist() == [-100, -100]
-    assert batch["row_lengths"].tolist() == [3, 3]
+    assert batch["layout"].student.lengths.tolist() == [3, 3]
 
 
 @pytest.mark.parametrize("settings", [{}, {"packing": True}, {"padding_free": True}], ids=["no", "packing", "free"])

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
+from .batch_layout import IGNORE, LAYOUT, BatchLayout, layout_of
 from .fitting import skipped_tokens
 from .flattening import flatten_student
 from .spans import mark_spans
-
-IGNORE = -100
 
 
 @dataclass
@@ -28,8 +27,9 @@ class DistillationCollator:
     several turns are learnt have a `completion_mask`, and a `teacher_completion` with a mask of its own (see `turns`).
 
     Where rows come in groups (`PackedRows`), or `padding_free` is set, the student's sequences are one, see
-    `flatten_student`, and `item_sizes` tells how many rows each item of the dataset has. The teacher's stay padded,
-    since each kind of teacher reads them in its own way.
+    `flatten_student`. The teacher's stay padded, since each kind of teacher reads them in its own way.
+
+    Lengths, and where the completion tokens are, stand in the batch as numbers too, see `BatchLayout`.
 
     Args:
         pad_token_id: Padding id of the student.
@@ -43,14 +43,15 @@ class DistillationCollator:
     pad_to_multiple_of: int | None = None
     padding_free: bool = False
 
-    def __call__(self, rows: Sequence[Any]) -> dict[str, torch.Tensor]:
+    def __call__(self, rows: Sequence[Any]) -> dict[str, Any]:
         """Return the batch of `rows`, or of groups of them."""
         groups = isinstance(rows[0], list)
-        batch = self._padded([row for group in rows for row in group] if groups else rows)
+        batch: dict[str, Any] = self._padded([row for group in rows for row in group] if groups else rows)
+        layout = BatchLayout.of(batch)
         if groups or self.padding_free:
             flatten_student(batch, pad_token_id=self.pad_token_id, multiple=self.pad_to_multiple_of)
-            batch["item_sizes"] = torch.tensor([len(item) if groups else 1 for item in rows])
-        return batch
+            layout = replace(layout, items=tuple(len(item) if groups else 1 for item in rows))
+        return {**batch, LAYOUT: layout}
 
     def _padded(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
         """Return the batch with both sides padded."""
@@ -96,15 +97,14 @@ class DistillationCollator:
         return {"input_ids": ids, "attention_mask": mask, "labels": labels}
 
 
-def prompts_of(batch: Mapping[str, torch.Tensor], prefix: str = "teacher_") -> list[list[int]]:
+def prompts_of(batch: Mapping[str, Any], prefix: str = "teacher_") -> list[list[int]]:
     """Return the prompts that a batch was made from: the ids before the first completion token.
 
     Args:
         batch: A batch of `DistillationCollator`.
         prefix: "teacher_" for the teacher's prompts, "" for the student's.
     """
-    prompts = []
-    for ids, labels in zip(batch[f"{prefix}input_ids"], batch[f"{prefix}labels"], strict=True):
-        labelled = (labels != IGNORE).nonzero()
-        prompts.append(ids[: int(labelled[0])].tolist() if len(labelled) else [])
-    return prompts
+    layout = layout_of(batch)
+    side = layout.teacher if prefix else layout.student
+    assert side is not None
+    return side.prompts

@@ -1,4 +1,4 @@
-"""The device at hand, and what it can do: float64, and a random state of its own."""
+"""The device at hand, and what it can do: float64, a random state of its own, taking numbers without a wait."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import numpy as np
 import torch
 
 
@@ -34,6 +35,16 @@ def has_float64(device: torch.device) -> bool:
     except (TypeError, RuntimeError):  # MPS cannot hold it, XPU may hold but not add it
         return False
     return True
+
+
+def on_device(values: np.ndarray, device: torch.device | None) -> torch.Tensor:
+    """Return numbers of the host on a device (None is the CPU), without waiting for what the device still computes."""
+    tensor = torch.from_numpy(values)
+    if device is None or device.type == "cpu":
+        return tensor
+    if device.type != "cuda":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)  # a copy from other memory waits
 
 
 @contextmanager

@@ -8,9 +8,9 @@ from __future__ import annotations
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-from accelerate.utils import is_peft_model
 from transformers import Trainer
 
+from .adapters import is_peft_model
 from .agreement import refuse_unused
 from .config import DistillationSFTConfig
 from .devices import accelerator

@@ -6,14 +6,17 @@ since a model that is given one looks at that instead.
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch.nn.functional import pad
 
 from .architectures import backbone_of, vocabulary_rows
+from .devices import on_device
 
 # how TRL marks the rows: kernels of variable length take the bounds, so that no layer has to find them
 MARKS = ("position_ids", "cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "seq_idx")
@@ -24,11 +27,12 @@ LEAK = 0.1  # of what a row that is read behind another differs by without any s
 
 def marks_of(lengths: Sequence[int], *, device: Any = None) -> dict[str, Any]:
     """Return what tells rows of these lengths apart in one sequence: `MARKS`, as the model's forward takes them."""
-    sizes = torch.tensor(lengths)
-    bounds = pad(sizes.cumsum(0), (1, 0))
-    rows = torch.repeat_interleave(torch.arange(len(lengths)), sizes)
-    positions = torch.arange(len(rows)) - bounds[rows]
-    where, ends, numbers = (t.to(device) for t in (positions[None], bounds.to(torch.int32), rows.to(torch.int32)[None]))
+    sizes = np.asarray(lengths)
+    bounds = np.concatenate([[0], sizes.cumsum()])
+    rows = np.repeat(np.arange(len(sizes)), sizes)
+    positions = np.arange(len(rows)) - bounds[rows]
+    kernels_take = bounds.astype(np.int32), rows.astype(np.int32)[None]
+    where, ends, numbers = (on_device(values, device) for values in (positions[None], *kernels_take))
     longest = max(lengths)
     return dict(zip(MARKS, (where, ends, ends, longest, longest, numbers), strict=True))
 
@@ -36,7 +40,7 @@ def marks_of(lengths: Sequence[int], *, device: Any = None) -> dict[str, Any]:
 def flatten_student(batch: MutableMapping[str, Any], *, pad_token_id: int, multiple: int | None = None) -> None:
     """Put the student's sequences of a batch, [B, S_s], into one, [1, S].
 
-    The batch then has `MARKS` and `row_lengths` [B] in the place of `attention_mask`; the teacher's side stays.
+    The batch then has `MARKS` in the place of `attention_mask`; the teacher's side stays.
 
     Args:
         batch: Padded on the right. No row's first token has a label: it is predicted by nothing of its row.
@@ -49,7 +53,7 @@ def flatten_student(batch: MutableMapping[str, Any], *, pad_token_id: int, multi
     for name, fill in {"input_ids": pad_token_id, **STUDENT}.items():
         if name in batch:
             batch[name] = pad(batch[name][kept], (0, filling), value=fill)[None]
-    batch.update(marks_of([*lengths.tolist(), *[filling] * bool(filling)]), row_lengths=lengths)
+    batch.update(marks_of([*lengths.tolist(), *[filling] * bool(filling)]))
 
 
 def student_inputs(batch: Mapping[str, Any], model: Any) -> dict[str, Any]:
@@ -59,23 +63,22 @@ def student_inputs(batch: Mapping[str, Any], model: Any) -> dict[str, Any]:
         batch: A batch of `DistillationCollator`.
         model: The student without wrappers.
     """
-    if "row_lengths" not in batch:
+    if "attention_mask" in batch:
         return {name: batch[name] for name in ("input_ids", "attention_mask")}
     return {"input_ids": batch["input_ids"], **understood(model, {name: batch[name] for name in MARKS})}
 
 
-def student_tokens(batch: Mapping[str, Any]) -> torch.Tensor:
-    """Return how many tokens the student's sequences of a batch have, without padding and rows of no label."""
-    if "row_lengths" in batch:
-        return batch["row_lengths"].sum()
-    return (batch["attention_mask"] * (batch["labels"] != STUDENT["labels"]).any(1, keepdim=True)).sum()
-
-
 def understood(model: Any, marks: Mapping[str, Any]) -> dict[str, Any]:
     """Return the marks that a model's forward takes: all, where it takes any keyword."""
-    taken = inspect.signature(type(backbone_of(model)).forward).parameters
-    anything = any(p.kind is p.VAR_KEYWORD for p in taken.values())
-    return {name: mark for name, mark in marks.items() if anything or name in taken}
+    names, anything = _taken(type(backbone_of(model)).forward)
+    return {name: mark for name, mark in marks.items() if anything or name in names}
+
+
+@functools.cache
+def _taken(forward: Callable[..., Any]) -> tuple[frozenset[str], bool]:
+    """Return which keywords a forward takes, and whether it takes any."""
+    taken = inspect.signature(forward).parameters
+    return frozenset(taken), any(p.kind is p.VAR_KEYWORD for p in taken.values())
 
 
 def keeps_apart(model: Any, forward: Callable[..., Any]) -> bool:

@@ -17,6 +17,8 @@ from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
 from .architectures import backbone_of
+from .batch_layout import Places
+from .devices import on_device
 from .experts import balance_loss
 from .lm_head import LOGITS, LMHead, head_input
 from .targets import LossSettings, Targets, cross_entropy
@@ -51,20 +53,21 @@ class CompletionOutput(ModelOutput):
     entropy: torch.Tensor | None = None
     top1_agreement: torch.Tensor | None = None
     top1_correct: torch.Tensor | None = None
-    teacher_coverage: torch.Tensor | None = None
+    teacher_coverage: torch.Tensor | int | None = None
     distilled: torch.Tensor | None = None
     retain_kl: torch.Tensor | None = None
-    retain_tokens: torch.Tensor | None = None
+    retain_tokens: int | None = None
     aux_loss: torch.Tensor | None = None
 
 
 def add_completion_forward(model: PreTrainedModel) -> None:
-    """Teach `model.forward` the keywords `completion_labels`, `teacher_targets` and `loss_settings`.
+    """Teach `model.forward` the keywords of `completion_arguments`, `teacher_targets` and `loss_settings`.
 
     `model(input_ids=..., attention_mask=..., completion_labels=labels)` with labels [B, S] (-100 but on
     completion tokens) returns the hidden states that predict them; with `loss_settings` (and `teacher_targets`
-    unless alpha is 0) it returns the distillation loss, summed. Call before the model is wrapped by accelerate. A
-    model that is taught already stays as it is.
+    unless alpha is 0) it returns the distillation loss, summed. Without `completion_places` the labels are read, which
+    waits for their device. Call before the model is wrapped by accelerate. A model that is taught already stays as it
+    is.
     """
     if hasattr(model, TAUGHT):
         return
@@ -95,15 +98,28 @@ class OwnLogits:
 
     selects: bool
 
-    def selection(self, labels: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Return what a forward is given so that it makes the logits that predict any of the labels [B, S - 1]."""
-        columns = (labels != -100).any(0).nonzero()[:, 0]
+    def selection(self, columns: torch.Tensor, width: int) -> dict[str, torch.Tensor]:
+        """Return what a forward is given so that it makes the logits of these columns [C] of sequences of a width."""
         # counted from the end, since a learned prompt of PEFT's may stand in front
-        return {"logits_to_keep": columns - labels.shape[1] - 1} if self.selects else {}
+        return {"logits_to_keep": columns - width} if self.selects else {}
 
 
 TAUGHT = "_forward_before_distillation"
 OWN_LOGITS = "_own_logits_in_distillation"  # an `OwnLogits` that `logits_check` has left on a model
+
+
+def completion_arguments(model: Any, labels: torch.Tensor, places: Places) -> dict[str, torch.Tensor]:
+    """Return the keywords that tell a taught forward where the completion is.
+
+    Args:
+        model: Without wrappers.
+        labels: [B, S], -100 but on completion tokens.
+        places: The same, as the host knows it.
+    """
+    given = {"completion_labels": labels, "completion_places": on_device(places.predicting, labels.device)}
+    if hasattr(model, OWN_LOGITS):
+        given["completion_columns"] = on_device(places.predicting_columns, labels.device)
+    return given
 
 
 @functools.cache
@@ -115,6 +131,8 @@ def _forward_of(kind: Any) -> Callable[..., Any]:
         self: Any,
         *args: Any,
         completion_labels: torch.Tensor | None = None,
+        completion_places: torch.Tensor | None = None,
+        completion_columns: torch.Tensor | None = None,
         teacher_targets: Targets | None = None,
         loss_settings: LossSettings | None = None,
         **kwargs: Any,
@@ -124,18 +142,21 @@ def _forward_of(kind: Any) -> Callable[..., Any]:
             return before(*args, **kwargs)
         kwargs.pop("labels", None)  # PEFT passes labels=None on; the backbone takes none
         kwargs["use_cache"] = False
-        labels = completion_labels[:, 1:]
-        how = getattr(self, OWN_LOGITS, None)
+        labels, how = completion_labels, getattr(self, OWN_LOGITS, None)
+        places = _places_in(labels) if completion_places is None else completion_places
         if how is None:
             read = backbone_of(self)(*args, **kwargs)
-            hidden = head_input(self, _predicting(read.last_hidden_state, labels))
+            hidden = head_input(self, _predicting(read.last_hidden_state, labels, places))
         else:
-            read = before(*args, **kwargs, **how.selection(labels))
-            hidden = _predicting(read.logits, labels, how)
+            columns = completion_columns
+            if columns is None:
+                columns = (places % labels.shape[1]).unique()
+            read = before(*args, **kwargs, **how.selection(columns, labels.shape[1]))
+            hidden = _predicting(read.logits, labels, places, columns if how.selects else None)
         if loss_settings is None:
             return CompletionOutput(hidden=hidden)
         head = LMHead.of(self) if how is None else LOGITS
-        targets = labels[labels != -100].to(hidden.device)
+        targets = labels.flatten().index_select(0, places + 1).to(hidden.device)
         output = _loss(head, hidden, targets, teacher_targets, loss_settings)
         output.aux_loss = balance_loss(self, getattr(read, "router_logits", None), kwargs.get("attention_mask"))
         return output
@@ -143,12 +164,31 @@ def _forward_of(kind: Any) -> Callable[..., Any]:
     return forward
 
 
-def _predicting(states: torch.Tensor, labels: torch.Tensor, how: OwnLogits | None = None) -> torch.Tensor:
-    """Return the states or logits [N, ...] of sequences [B, S, ...] that predict the N labels in [B, S - 1]."""
-    mask = (labels != -100).to(states.device)
-    if how is not None and how.selects:
-        return states[mask[:, mask.any(0)]]  # the columns that `selection` asks for
-    return states[:, -mask.shape[1] - 1 : -1][mask]  # a learned prompt of PEFT's stands in front
+def _places_in(labels: torch.Tensor) -> torch.Tensor:
+    """Return the places [N] in flattened labels [B, S] of the tokens that predict a completion token."""
+    rows, columns = (labels[:, 1:] != -100).nonzero(as_tuple=True)
+    return rows * labels.shape[1] + columns
+
+
+def _predicting(
+    states: torch.Tensor, labels: torch.Tensor, places: torch.Tensor, columns: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Return the states or logits [N, ...] of sequences [B, S, ...] at places in flattened labels [B, S].
+
+    Args:
+        states: Of all tokens, a learned prompt of PEFT's in front of them; or of some columns.
+        labels: [B, S].
+        places: [N].
+        columns: [C], those columns, ascending; None is all.
+    """
+    width = labels.shape[1]
+    if columns is not None:
+        columns = columns.to(places.device)
+        among = torch.searchsorted(columns, places % width)
+        places = torch.div(places, width, rounding_mode="floor") * len(columns) + among
+    else:
+        states = states[:, -width:]
+    return states.flatten(0, 1).index_select(0, places.to(states.device))
 
 
 def _loss(
@@ -177,10 +217,9 @@ def _loss(
     kl = out.kl.detach()
     if retained is not None:
         places = retained.to(kl.device)
-        output.retain_kl, output.retain_tokens = kl[places].sum(), kl.new_tensor(len(places))
+        output.retain_kl, output.retain_tokens = kl.index_select(0, places).sum(), len(places)
         kl = kl.index_fill(0, places, 0.0)
     if settings.alpha > 0 and not getattr(teacher, "silent", False):
-        covered = getattr(teacher, "covered", None)
         output.kl, output.top1_agreement = kl.sum(), out.top1_agreement
-        output.teacher_coverage = None if covered is None else out.entropy.new_tensor(covered)
+        output.teacher_coverage = getattr(teacher, "covered", None)
     return output

@@ -8,9 +8,8 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
-from accelerate.utils import is_peft_model
 
-from .adapters import base_of
+from .adapters import base_of, is_peft_model
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig

@@ -7,7 +7,7 @@ Some families do more between the backbone and the logits than an LM head does: 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch.distributed.tensor import DTensor
@@ -18,6 +18,7 @@ from .forward import OWN_LOGITS, OwnLogits
 from .lm_head import LMHead
 from .targets.base import whole
 
+Found = TypeVar("Found")
 PROBE = 8  # tokens
 # what a model raises that has another form than it is asked for
 FORM = (AttributeError, IndexError, KeyError, NotImplementedError, RuntimeError, TypeError, ValueError)
@@ -49,7 +50,7 @@ def check_logits(model: Any, forward: Callable[..., Any]) -> str:
     batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
 
     def found() -> torch.Tensor | None:
-        hidden = _attempt(lambda: forward(**batch, completion_labels=labels).hidden)
+        hidden = attempt(lambda: forward(**batch, completion_labels=labels).hidden)
         if hidden is None or hasattr(model, OWN_LOGITS):
             return hidden
         return _logits(LMHead.of(model), hidden)
@@ -77,7 +78,7 @@ def check_logits(model: Any, forward: Callable[..., Any]) -> str:
     )
 
 
-def _attempt(compute: Callable[[], torch.Tensor]) -> torch.Tensor | None:
+def attempt(compute: Callable[[], Found]) -> Found | None:
     """Return what a forward gives; None if the model has another form than it asks for."""
     try:
         return compute()

@@ -1,16 +1,17 @@
-"""Sums of a run's figures between two log lines, kept on the device and read once a line.
+"""Sums of a run's figures between two log lines, kept where the figures are and read from a device once a line.
 
-A sum is a pair of float32 numbers: the sum, and what rounding has left out of it. That is ten digits without float64,
-which Apple's GPUs and some of Intel's do not have.
+On a device a sum is a pair of float32 numbers: the sum, and what rounding has left out of it. That is ten digits
+without float64, which Apple's GPUs and some of Intel's do not have.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 if TYPE_CHECKING:
@@ -34,40 +35,47 @@ class DistillationMetrics:
     """
 
     def __init__(self) -> None:
-        self._sums: torch.Tensor | None = None  # [2, figures]: the sums, and what rounding has left out of them
         self.tokens_seen = 0.0
         self.restart()
 
     def restart(self) -> None:
         """Forget what was added, and measure time from now."""
-        self._sums, self._since = None, time.perf_counter()
+        self._since = time.perf_counter()
+        # on the device, by what a batch reports: [2, figures], the sums and what rounding has left out of them
+        self._sums: dict[tuple[str, ...], torch.Tensor] = {}
+        self._numbers: dict[str, float] = {}  # sums of what the host knows
         self._reported: set[str] = set()
 
     def add(
         self,
         output: CompletionOutput,
         tokens: torch.Tensor,
-        sequence_tokens: torch.Tensor,
+        sequence_tokens: torch.Tensor | int,
         *,
         on_policy: bool | None = None,
     ) -> None:
-        """Add a batch.
+        """Add a batch; nothing is read from its device.
 
         Args:
             output: The batch's sums.
             tokens: Scalar, completion tokens of the batch.
-            sequence_tokens: Scalar, tokens of the student's sequences, prompts included.
+            sequence_tokens: Tokens of the student's sequences, prompts included.
             on_policy: Whether the student wrote the completions; None where it never does.
         """
         given = {name: getattr(output, name) for name in SUMS if getattr(output, name) is not None}
         self._reported |= given.keys() | ({"on_policy"} if on_policy is not None else set())
-        sums = [given.get(name, 0.0) for name in SUMS]
-        device = tokens.device
-        asked, others = (tokens, tokens - given.get("retain_tokens", 0.0)) if "kl" in given else (0.0, 0.0)
-        own, own_kl = (tokens, given["kl"]) if on_policy else (0.0, 0.0)
-        all_sums = (*sums, asked, others, own, own_kl, tokens, sequence_tokens, 1.0)
-        row = torch.stack([torch.as_tensor(x).detach().to(device, torch.float32) for x in all_sums])
-        self._sums = torch.stack([row, torch.zeros_like(row)]) if self._sums is None else _added(self._sums, row)
+        figures: dict[str, Any] = {**given, "tokens": tokens, "sequence_tokens": sequence_tokens, "batches": 1}
+        if "kl" in given:
+            figures |= {"asked": tokens, "others": tokens - given.get("retain_tokens", 0)}
+        if on_policy:
+            figures |= {"own": tokens} | ({"own_kl": given["kl"]} if "kl" in given else {})
+        for name, number in figures.items():
+            if not isinstance(number, torch.Tensor):
+                self._numbers[name] = self._numbers.get(name, 0) + number
+        sums = {name: figure.detach() for name, figure in figures.items() if isinstance(figure, torch.Tensor)}
+        row = torch.stack([figure.to(tokens.device, torch.float32) for figure in sums.values()])
+        before = self._sums.get(names := tuple(sums))
+        self._sums[names] = torch.stack([row, torch.zeros_like(row)]) if before is None else _added(before, row)
 
     def take(self, gather: Callable[[torch.Tensor], torch.Tensor], device: torch.device) -> dict[str, float]:
         """Return the means since the last call and start anew; nothing where no batch was added.
@@ -76,18 +84,17 @@ class DistillationMetrics:
 
         Args:
             gather: Puts the ranks' tensors [1, ...] one after the other.
-            device: Where a rank without a batch puts its zeros.
+            device: Where they are put together.
         """
-        width = len(SUMS) + len(COUNTS)
-        sums = self._sums if self._sums is not None else torch.zeros(2, width, device=device)
-        values = [0.0] * width
-        for totals, rests in gather(sums[None]).tolist():  # numbers of Python's are as precise as float64
-            both = zip(values, totals, rests, strict=True)
+        names = (*SUMS, *COUNTS)
+        values = [0.0] * len(names)
+        for totals, rests in gather(self._own(names).to(device)[None]).tolist():
+            both = zip(values, totals, rests, strict=True)  # numbers of Python's are as precise as float64
             values = [value + (total + rest if math.isfinite(total) else total) for value, total, rest in both]
         reported = self._reported
         seconds = max(time.perf_counter() - self._since, 1e-9)
         self.restart()
-        found = dict(zip((*SUMS, *COUNTS), values, strict=True))
+        found = dict(zip(names, values, strict=True))
         if found["tokens"] == 0:
             return {}
         self.tokens_seen += found["sequence_tokens"]
@@ -103,6 +110,17 @@ class DistillationMetrics:
             means["on_policy"] = found["own"] / found["tokens"]
             means |= {"on_policy_kl": found["own_kl"] / found["own"]} if found["own"] else {}
         return {**means, "num_tokens": self.tokens_seen, "tokens_per_second": found["sequence_tokens"] / seconds}
+
+    def _own(self, names: Sequence[str]) -> torch.Tensor:
+        """Return this rank's sums of these figures and what float32 leaves out of them, [2, figures]."""
+        sums = dict.fromkeys(names, 0.0) | self._numbers
+        for own, pairs in self._sums.items():
+            for name, total, rest in zip(own, *pairs.tolist(), strict=True):
+                sums[name] += total + rest if math.isfinite(total) else total
+        exact = np.array([sums[name] for name in names])
+        rounded = exact.astype(np.float32)
+        rest = np.subtract(exact, rounded, out=np.zeros_like(exact), where=np.isfinite(exact))
+        return torch.from_numpy(np.stack([rounded, rest.astype(np.float32)]))
 
 
 def _added(sums: torch.Tensor, row: torch.Tensor) -> torch.Tensor:

@@ -14,14 +14,15 @@ import torch
 from transformers.trainer_utils import PredictionOutput
 
 from .adapters import base_of, take_penalty
+from .batch_layout import layout_of
 from .collator import DistillationCollator
 from .config import TRAINER, DistillationSFTConfig, left_alone_on_failure
 from .doors import entered
 from .during import MovingTeacherMixin, StepMixin
 from .errors import ParamsError
 from .features import SEARCH, check_constructor, check_features, check_plain
-from .flattening import student_inputs, student_tokens
-from .forward import CompletionOutput, add_completion_forward
+from .flattening import student_inputs
+from .forward import CompletionOutput, add_completion_forward, completion_arguments
 from .logits_check import check_logits
 from .memory import for_evaluation, for_trainer
 from .metrics import DistillationMetrics
@@ -338,12 +339,11 @@ class DistillationMixin(DatasetsMixin, StepMixin, CheckpointsMixin, MovingTeache
 
     def teacher_targets(self, inputs: Mapping[str, torch.Tensor]) -> Targets | None:
         """Return what the teacher says of a batch's completions; None where alpha is 0 and nothing is asked."""
-        if self.settings_of(inputs).alpha == 0:
-            if not isinstance(self.teacher, SeveralTeachers):
-                return None
-            with self.accelerator.autocast():
+        if self.settings_of(inputs).alpha == 0 and not isinstance(self.teacher, SeveralTeachers):
+            return None
+        with self.accelerator.autocast():  # for those who read as the student does
+            if self.settings_of(inputs).alpha == 0:
                 return self.teacher.score_retained(inputs)
-        with self.accelerator.autocast():
             return self.teacher.score(inputs)
 
     def compute_loss(
@@ -361,9 +361,10 @@ class DistillationMixin(DatasetsMixin, StepMixin, CheckpointsMixin, MovingTeache
         if not self._student_checked:
             self._check_student(model)
             self._student_checked = True
+        student, layout = self.base_student, layout_of(inputs)
         output = model(
-            **student_inputs(inputs, self.base_student),
-            completion_labels=inputs["labels"],
+            **student_inputs(inputs, student),
+            **completion_arguments(student, inputs["labels"], layout.student_places),
             teacher_targets=self.teacher_targets(inputs),
             loss_settings=self.settings_of(inputs),
         )
@@ -373,8 +374,8 @@ class DistillationMixin(DatasetsMixin, StepMixin, CheckpointsMixin, MovingTeache
             balance = self.router_aux_loss_coef * output.aux_loss
             apart = balance if apart is None else apart + balance
         self._count(output, tokens, inputs)
-        items = tokens if num_items_in_batch is None else torch.as_tensor(num_items_in_batch, device=output.loss.device)
-        loss = output.loss / items.clamp(min=1)
+        items = tokens if num_items_in_batch is None else num_items_in_batch
+        loss = output.loss / (items.to(output.loss.device).clamp(min=1) if torch.is_tensor(items) else max(items, 1))
         if self.args.average_tokens_across_devices and num_items_in_batch is not None:
             loss = loss * self.accelerator.num_processes  # DDP averages gradients over ranks
         if apart is not None:  # a mean of its own, whatever the batch holds
@@ -385,7 +386,7 @@ class DistillationMixin(DatasetsMixin, StepMixin, CheckpointsMixin, MovingTeache
         """Add a batch to the metrics."""
         mode = Split.TRAIN if self.model.training else Split.EVAL
         own = self.wrote(inputs) if mode is Split.TRAIN and self.args.distill_on_policy_fraction > 0 else None
-        self.metrics_of[mode].add(output, tokens, student_tokens(inputs) * (tokens > 0), on_policy=own)
+        self.metrics_of[mode].add(output, tokens, layout_of(inputs).student_tokens, on_policy=own)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the metrics of distillation to a log line; evaluation's carry its prefix.

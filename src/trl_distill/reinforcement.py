@@ -132,8 +132,7 @@ class PPOTrainer:
         Raises:
             UsageError: See `PPOConfig.validate`; a model, data or a reward model that cannot be used.
         """
-        from accelerate.utils import is_peft_model
-
+        from .adapters import is_peft_model
         from .generation_config import mend
         from .sources import TOKENIZER, resolve
 

@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from accelerate.utils import is_peft_model
 from torch.distributed.tensor import DTensor
 
-from .adapters import base_of
+from .adapters import base_of, is_peft_model
 from .errors import UsageError
 from .sources import resolve
 from .teachers import (

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from .collator import IGNORE, DistillationCollator
+from .collator import DistillationCollator
 from .errors import DataError
 from .fitting import skipped_tokens
 
@@ -45,25 +45,3 @@ class SeveralCollator(DistillationCollator):
             batch |= {f"teacher{i}_{name}": tensor for name, tensor in side.items()}
             batch[f"teacher{i}_rows"] = torch.tensor(places)
         return batch
-
-
-def parts_of(batch: Mapping[str, torch.Tensor]) -> dict[int, tuple[torch.Tensor, dict[str, torch.Tensor]]]:
-    """Return for each teacher of a batch its rows' places [R] and the batch that one teacher scores.
-
-    Args:
-        batch: A batch of `SeveralCollator`.
-    """
-    teachers = [int(key[len("teacher") : -len("_rows")]) for key in batch if key.endswith("_rows")]
-    names = ("input_ids", "attention_mask", "labels")
-    packed = {name: batch[name] for name in ("row_lengths",) if name in batch}
-    return {
-        i: (batch[f"teacher{i}_rows"], {f"teacher_{name}": batch[f"teacher{i}_{name}"] for name in names} | packed)
-        for i in teachers
-    }
-
-
-def rows_of_tokens(batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
-    """Return for each of the N completion tokens of a batch the place of its row, [N]."""
-    if "row_lengths" in batch:  # one sequence, whose rows are numbered
-        return batch["seq_idx"][batch["labels"] != IGNORE].long()
-    return (batch["labels"][:, 1:] != IGNORE).nonzero()[:, 0]

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from accelerate.utils import DistributedType, fsdp2_prepare_model, parse_flag_from_env
 
-from .collator import IGNORE
+from .batch_layout import IGNORE, LAYOUT, layout_of
 from .errors import ParamsError, TeacherError
 from .teachers import LocalTeacher, SelfTeacher, SeveralTeachers, Teacher
 
@@ -33,7 +33,11 @@ def wrap_teacher(model: Any, accelerator: Any) -> Any:
     if accelerator.is_fsdp2 and not quantized:
         model.requires_grad_(False)  # FSDP2 would make float32 of what can be trained, and reduce gradients
         return fsdp2_prepare_model(accelerator, model)
-    return accelerator.prepare_model(model, evaluation_mode=True)
+    mixed, accelerator.native_amp = accelerator.native_amp, False  # it computes in a precision of its own
+    try:
+        return accelerator.prepare_model(model, evaluation_mode=True)
+    finally:
+        accelerator.native_amp = mixed
 
 
 @contextmanager
@@ -143,19 +147,17 @@ def without_repeats(batch: Mapping[str, torch.Tensor], accelerator: Any) -> Mapp
         batch: A batch of `DistillationCollator` or `SeveralCollator`.
         accelerator: Of the trainer that evaluates.
     """
-    state, flat = accelerator.gradient_state, "row_lengths" in batch
+    state = accelerator.gradient_state
     if accelerator.num_processes == 1 or not state.end_of_dataloader or state.remainder <= 0:
         return batch
-    item_sizes = batch["item_sizes"] if flat else torch.ones(len(batch["labels"]), dtype=torch.long)
-    rows = int(item_sizes[: max(state.remainder - accelerator.process_index * len(item_sizes), 0)].sum())
-    kept = dict(batch)
+    layout = layout_of(batch)
+    items = len(layout.student.lengths) if layout.items is None else len(layout.items)
+    rows = layout.rows_of(max(state.remainder - accelerator.process_index * items, 0))
+    kept: dict[str, Any] = {**batch, LAYOUT: layout.without_labels_from(rows)}
     for name, tensor in batch.items():
         if name.endswith(("labels", "teacher_spans")):
             places = batch.get(f"{name.removesuffix('labels')}rows", torch.arange(len(tensor), device=tensor.device))
             # rows of the student's that share a sequence are numbered in it
-            numbers = batch["seq_idx"] if flat and name == "labels" else places[:, None]
+            numbers = batch["seq_idx"] if layout.flat and name == "labels" else places[:, None]
             kept[name] = tensor.masked_fill(numbers >= rows, IGNORE)
-    if flat:
-        lengths = batch["row_lengths"]
-        kept["row_lengths"] = lengths * (torch.arange(len(lengths), device=lengths.device) < rows)
     return kept

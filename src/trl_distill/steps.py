@@ -250,9 +250,7 @@ class Run:
 
     def make_trainer(self) -> Any:
         """Load the student and make the trainer."""
-        from accelerate.utils import is_peft_model
-
-        from .adapters import lora_config
+        from .adapters import is_peft_model, lora_config
         from .interrupt import StopCallback
         from .quantization import keep_differentiable
         from .watch import WatchCallback

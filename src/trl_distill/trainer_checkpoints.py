@@ -7,8 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from accelerate.utils import is_peft_model
-
+from .adapters import is_peft_model
 from .checkpoints import begin_anew, check_rows, keep_rows, to_resume_from
 from .config import TRAINER
 from .data_fingerprint import fingerprint

@@ -43,7 +43,7 @@ def teacher(*, own, seed=4, rows=V, tokens=N):
 def topk(partial=False):
     top = LOG_P.topk(4)
     ids = top.indices.masked_fill(torch.arange(N)[:, None] % 5 == 0, -1) if partial else top.indices
-    return TopKTargets(ids, top.values, {T: torch.logsumexp(LOG_P / T, 1)}, V, partial=partial)
+    return TopKTargets(ids, top.values, {T: torch.logsumexp(LOG_P / T, 1)}, V)
 
 
 def sampled():
@@ -65,7 +65,7 @@ def cross(own):
     matched = Matched(
         torch.arange(20), torch.arange(20) + 5, torch.arange(20, V), torch.tensor([*range(5), *range(25, 40)])
     )
-    return CrossTargets(side.hidden, side.head, kinds, {1: matched})
+    return CrossTargets(side.hidden, side.head, kinds.numpy(), {1: matched})
 
 
 def grouped(own):

@@ -6,8 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
+from ..devices import on_device
 from ..losses import DistillationLoss, fused_distillation_loss
 from ..losses.cross import Compared, Head, Settings, add_cross_divergence
 from .base import LossSettings, device_of, whole
@@ -24,14 +26,14 @@ class CrossTargets:
     Attributes:
         hidden: [n, H_t], without gradient.
         head: The teacher's LM head.
-        kinds: [N] int64, how the tokens match at each of the student's positions, 0 where it is not compared; the
-            n others are those of `hidden`, in order.
+        kinds: [N] int64 on the host, how the tokens match at each of the student's positions, 0 where it is not
+            compared; the n others are those of `hidden`, in order.
         matched: Which tokens are the same, by kind.
     """
 
     hidden: torch.Tensor
     head: LMHead
-    kinds: torch.Tensor
+    kinds: np.ndarray
     matched: Mapping[int, Matched]
 
     @property
@@ -74,8 +76,7 @@ class CrossTargets:
 
     def _compared(self, device: torch.device) -> list[Compared]:
         """Return the positions of each kind."""
-        kinds = self.kinds.to(device)
-        positions = kinds.nonzero()[:, 0]
+        positions = self.kinds.nonzero()[0]
         if len(positions) != len(self.hidden):
             raise RuntimeError(
                 f"the teacher scored {len(self.hidden)} positions and the student has {len(positions)} to compare; "
@@ -83,9 +84,10 @@ class CrossTargets:
             )
         parts = []
         for kind, matched in self.matched.items():
-            rows = (kinds[positions] == kind).nonzero()[:, 0]
+            rows = (self.kinds[positions] == kind).nonzero()[0]
             if len(rows):
-                parts.append(Compared(positions[rows], rows, matched.to(device)))
+                places, among = (on_device(index, device) for index in (positions[rows], rows))
+                parts.append(Compared(places, among, matched.to(device)))
         return parts
 
 

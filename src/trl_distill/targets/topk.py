@@ -25,29 +25,19 @@ class TopKTargets:
         log_probs: [N, k], their log-probabilities in nats at T = 1 over `vocabulary`.
         log_normalizers: [N] of log sum_v exp(log p_v / T) by temperature T.
         vocabulary: Rows over which the teacher was normalised.
-        partial: Whether there may be positions of which nothing is known.
+        covered: Positions of which anything is known; None where they are all by nature.
     """
 
     token_ids: torch.Tensor
     log_probs: torch.Tensor
     log_normalizers: Mapping[float, torch.Tensor]
     vocabulary: int
-    partial: bool = False
+    covered: int | None = None
 
     @property
     def tokens(self) -> int:
         """N."""
         return len(self.token_ids)
-
-    @property
-    def known(self) -> torch.Tensor:
-        """[N] bool: the positions of which anything is known."""
-        return (self.token_ids >= 0).any(1)
-
-    @property
-    def covered(self) -> int | None:
-        """How many these are; None where they are all by nature."""
-        return int(self.known.sum()) if self.partial else None
 
     def loss(
         self, head: LMHead, hidden: torch.Tensor, labels: torch.Tensor, settings: LossSettings

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from ..batch_layout import LAYOUT, layout_of
 from ..crossing import Crossing
 from ..errors import TeacherError
 from ..spans import ALIKE
@@ -15,6 +16,8 @@ from .local import LocalTeacher
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedTokenizerBase
+
+    from ..losses import Matched
 
 
 class CrossTeacher:
@@ -43,6 +46,7 @@ class CrossTeacher:
             teacher_rows=local.vocabulary_rows,
             teacher_name=local.name,
         )
+        self._matched: dict[torch.device, dict[int, Matched]] = {}
         if self.tokenizer.pad_token_id is None:  # the student's may be no row of the teacher's
             self.tokenizer.pad_token = self.tokenizer.eos_token or self.tokenizer.convert_ids_to_tokens(0)
 
@@ -92,11 +96,18 @@ class CrossTeacher:
         """Write completions in the teacher's own ids."""
         return self.local.generate(prompts, settings)
 
-    def score(self, batch: Mapping[str, torch.Tensor]) -> CrossTargets:
+    def score(self, batch: Mapping[str, Any]) -> CrossTargets:
         """Return the teacher's hidden states where a span of the batch begins, and how the tokens match there."""
-        found = self.local.score({**batch, "teacher_labels": batch["teacher_spans"]})
-        kinds = batch["student_spans"][:, 1:][batch["labels"][:, 1:] != -100]
-        return CrossTargets(found.hidden, found.head, kinds, self.crossing.matched)
+        layout = layout_of(batch)
+        assert layout.kinds is not None
+        found = self.local.score({**batch, LAYOUT: layout})
+        return CrossTargets(found.hidden, found.head, layout.kinds, self._matched_on(batch["input_ids"].device))
+
+    def _matched_on(self, device: torch.device) -> dict[int, Matched]:
+        """Return which tokens are the same, by kind of span; moved to a device once."""
+        if device not in self._matched:
+            self._matched[device] = {kind: one.to(device) for kind, one in self.crossing.matched.items()}
+        return self._matched[device]
 
 
 def check_brings_tokenizer(spec: Any) -> None:

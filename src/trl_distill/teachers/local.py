@@ -12,23 +12,25 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
-from accelerate.utils import is_peft_model
 from torch.distributed.tensor import DTensor
 
+from ..adapters import is_peft_model
 from ..architectures import check_causal, vocabulary_rows
-from ..devices import forked_rng
+from ..batch_layout import BatchLayout, Places, Side, layout_of
+from ..devices import forked_rng, on_device
 from ..errors import TeacherError
-from ..flattening import keeps_apart, marks_of, understood
-from ..forward import OWN_LOGITS, TAUGHT, add_completion_forward
+from ..flattening import keeps_apart
+from ..forward import OWN_LOGITS, TAUGHT, add_completion_forward, completion_arguments
 from ..generation import configured, continuations, padded_left
 from ..lm_head import LOGITS, LMHead
-from ..logits_check import check_logits
+from ..logits_check import attempt, check_logits
 from ..targets import HiddenTargets
 from ..turn_ends import ends_of
 from . import fingerprint
 from .base import Completion, GenerationSettings, Source
-from .passes import MOST, plan
+from .passes import MOST, Pass, flattened, plan
 from .prefix import Prefix
 from .stop_strings import cut_at_string, stopping
 
@@ -77,7 +79,7 @@ class LocalTeacher:
         self._wrapped: dict[str, Any] = {}
         self._sharded = False
         self._checked = False
-        self._flattens: bool | None = None
+        self._flattens = False
         self.prefix = Prefix(config)
 
     @cached_property
@@ -194,76 +196,72 @@ class LocalTeacher:
             return self._through
         return self.model if self._scoring is None else self._scoring
 
+    def precision(self) -> AbstractContextManager[Any]:
+        """Return a context in which the model computes in its own precision.
+
+        A trainer's autocast would cast the weights of a frozen model anew for every batch.
+        """
+        return torch.autocast(self.model.device.type, enabled=False)
+
     def check_logits(self) -> str:
         """Find out once whether the LM head gives the model's logits; return a line if it does not, see `check_logits`.
 
-        All ranks call it together if weights are sharded, under the autocast that scoring is under.
+        Also whether it keeps rows apart that share a sequence, see `keeps_apart`. All ranks call it together if weights
+        are sharded, under the autocast that scoring is under.
         """
         if self._checked:
             return ""
         self._checked = True
         model = self._scorer
-        with self.acting(), evaluating(model), self._teaching():
+        with self.precision(), self.acting(), evaluating(model), self._teaching():
             line = check_logits(self.model, model)
+            self._flattens = self._through is None and attempt(lambda: keeps_apart(self.model, model)) is True
         return line and f"Teacher {self.name!r}: {line}"
 
     @torch.no_grad()
-    def score(self, batch: Mapping[str, torch.Tensor]) -> HiddenTargets:
+    def score(self, batch: Mapping[str, Any]) -> HiddenTargets:
         """Return the hidden states [N, H_t] that predict the batch's completion tokens, and the head."""
-        model = self._scorer
-        ids, mask, labels = (
-            batch[f"teacher_{name}"].to(self.model.device) for name in ("input_ids", "attention_mask", "labels")
-        )
+        layout = layout_of(batch)
+        side = layout.teacher
+        assert side is not None
+        device = self.model.device
+        ids, mask, labels = (batch[f"teacher_{name}"].to(device) for name in ("input_ids", "attention_mask", "labels"))
         self.check_logits()
-        with self.acting(), evaluating(model), self._teaching():
+        with self.precision(), self.acting(), evaluating(self._scorer), self._teaching():
             # the state that predicts the first completion token has to be computed, not taken from the cache
-            start = 0 if self._through else self.prefix.of(ids, _first_label(labels) - 1, self._fill)
-            hidden = (
-                self._in_passes(model, ids, mask, labels, start, student_tokens=int(batch["row_lengths"].sum()))
-                if "row_lengths" in batch
-                else self._read(model, ids, mask, labels, start)
-            )
+            start = 0 if self._through else self.prefix.of(side.ids, side.places.first - 1, self._fill)
+            states = []
+            for rows, flat in self._passes(layout, side.lengths.tolist(), start):
+                if flat:
+                    read = flattened(self.model, ids, labels, side, rows)
+                else:
+                    read = self._padded(ids, mask, labels, side, rows, start)
+                states.append(self._scorer(**read).hidden)
             head = LOGITS if hasattr(self.model, OWN_LOGITS) else LMHead.of(self.model)
-        return HiddenTargets(hidden, head, self.vocabulary)
+        return HiddenTargets(states[0] if len(states) == 1 else torch.cat(states), head, self.vocabulary)
 
-    def _read(self, model: Any, ids: Any, mask: Any, labels: Any, start: int) -> torch.Tensor:
-        """Return the hidden states of padded rows whose first `start` tokens the prefix has."""
-        past = {"past_key_values": self.prefix.for_scoring()} if start else {}
-        hidden = model(
-            input_ids=ids[:, start:], attention_mask=mask, completion_labels=labels[:, start:], **past
-        ).hidden
-        assert isinstance(hidden, torch.Tensor)
-        return hidden
-
-    def _in_passes(
-        self, model: Any, ids: Any, mask: Any, labels: Any, start: int, *, student_tokens: int
-    ) -> torch.Tensor:
-        """Return the hidden states of rows that share a sequence of the student's; see `passes`."""
-        if self._flattens is None:
-            self._flattens = self._through is None and keeps_apart(self.model, model)
-        lengths = mask.sum(1).tolist()
+    def _passes(self, layout: BatchLayout, lengths: list[int], start: int) -> list[Pass]:
+        """Return in which passes a batch is read; one where the student's rows are padded, see `passes`."""
         # ranks that share a teacher's weights have to read as often
-        most = None if self._sharded else max(MOST, student_tokens)
+        most = max(MOST, layout.student_tokens) if layout.flat and not self._sharded else None
         masked = "flash" not in (self.model.config._attn_implementation or "")
         width = self.config.get_text_config().hidden_size
-        how: Any = {"flattens": self._flattens, "hidden_size": width, "masked": masked}
-        states = []
-        for rows, flat in plan(lengths, start=start, most=most, **how):
-            some, kept, marked = (side[rows, : max(lengths[rows])] for side in (ids, mask, labels))
-            if not flat:
-                states.append(self._read(model, some, kept, marked, start))
-                continue
-            kept = kept.bool()
-            marks = understood(self.model, marks_of(lengths[rows], device=ids.device))
-            output = model(input_ids=some[kept][None], completion_labels=marked[kept][None], **marks)
-            states.append(output.hidden)
-        return torch.cat(states)
+        return plan(lengths, start=start, most=most, flattens=self._flattens, hidden_size=width, masked=masked)
 
-    def _fill(self, ids: torch.Tensor, cache: Any) -> None:
+    def _padded(self, ids: Any, mask: Any, labels: Any, side: Side, rows: slice, start: int) -> dict[str, Any]:
+        """Return what the model is given to read padded rows whose first `start` tokens the prefix has."""
+        width = ids.shape[1] if len(side.lengths[rows]) == len(ids) else int(side.lengths[rows].max())
+        places = side.places.of_rows(rows, width).behind(start)
+        past = {"past_key_values": self.prefix.for_scoring()} if start else {}
+        some = {"input_ids": ids[rows, start:width], "attention_mask": mask[rows, :width], **past}
+        return {**some, **completion_arguments(self.model, labels[rows, start:width], places)}
+
+    def _fill(self, ids: np.ndarray, cache: Any) -> None:
         """Run the model over a prefix [1, P] into a cache; no logits are made."""
         model: Any = self.model
-        nothing = torch.full_like(ids, -100)
-        model(input_ids=ids, attention_mask=torch.ones_like(ids), completion_labels=nothing, past_key_values=cache)
+        prefix = on_device(ids, model.device)
+        nothing = completion_arguments(model, torch.full_like(prefix, -100), Places.nowhere(ids.shape[1]))
+        model(input_ids=prefix, attention_mask=torch.ones_like(prefix), **nothing, past_key_values=cache)
 
     @torch.no_grad()
     def generate(self, prompts: Sequence[Sequence[int]], settings: GenerationSettings) -> list[Completion]:
@@ -325,7 +323,7 @@ class LocalTeacher:
         """Return prompts' ids [B, S] and mask for generation, padded on the left, and the cache of their prefix."""
         device = self.model.device
         least = min(len(p) for p in prompts)
-        heads = torch.tensor([list(p[:least]) for p in prompts], device=device)
+        heads = np.array([p[:least] for p in prompts], np.int64)
         with self.acting(), evaluating(self.model), self._teaching():
             start = self.prefix.of(heads, least - 1, self._fill)
         ids, mask = padded_left(prompts, pad)
@@ -394,7 +392,8 @@ def check_apart(*, student: Any, teacher: Any) -> None:
 def evaluating(model: torch.nn.Module) -> Iterator[None]:
     """Put a model into evaluation mode and give each module its own mode back."""
     training = [module for module in model.modules() if module.training]
-    model.eval()
+    if training:
+        model.eval()
     try:
         yield
     finally:
@@ -408,12 +407,6 @@ def drawing(seed: int, prompts: Sequence[Sequence[int]], device: torch.device) -
     with forked_rng(device):
         torch.manual_seed(hash((seed, *map(tuple, prompts))) % 2**63)
         yield
-
-
-def _first_label(labels: torch.Tensor) -> int:
-    """Return the first place of a batch's labels [B, S] that holds a completion token in any row."""
-    labelled = (labels != -100).any(0).nonzero()
-    return int(labelled[0]) if len(labelled) else labels.shape[1]
 
 
 def stop_ids(config: GenerationConfig | None, tokenizer: PreTrainedTokenizerBase) -> list[int]:

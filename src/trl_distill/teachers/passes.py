@@ -1,4 +1,4 @@
-"""How a local teacher reads the rows of a packed student: in which passes, padded behind a cached prefix or flattened.
+"""How a local teacher reads the rows of a batch: in which passes, padded behind a cached prefix or flattened.
 
 A flattened sequence has no padding, but cannot go on from a prefix that is read once, and attention with a mask looks
 from every token at the whole of it. Rows are read the way that takes fewer multiplications: in each layer of width H a
@@ -9,7 +9,18 @@ look at S tokens, which is in proportion to 6 H + S.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from ..devices import on_device
+from ..flattening import marks_of, understood
+from ..forward import completion_arguments
+
+if TYPE_CHECKING:
+    import torch
+
+    from ..batch_layout import Side
 
 MOST = 4096  # tokens; a pass may have as many whatever the student's batch has, since fewer leave a device idle
 
@@ -51,3 +62,22 @@ def plan(
             found.append(Pass(slice(first, end), flat))
             first = end
     return found
+
+
+def flattened(model: Any, ids: torch.Tensor, labels: torch.Tensor, side: Side, rows: slice) -> dict[str, Any]:
+    """Return what a model is given to read a range of rows as one sequence.
+
+    Args:
+        model: Without wrappers.
+        ids: [B, S].
+        labels: [B, S].
+        side: The same rows, as the host knows them.
+        rows: Which of them.
+    """
+    lengths, width = side.lengths[rows], ids.shape[1]
+    within = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+    kept = on_device(np.repeat(np.arange(rows.start, rows.stop), lengths) * width + within, ids.device)
+    some, marked = (tensor.flatten().index_select(0, kept)[None] for tensor in (ids, labels))
+    places = side.places.of_rows(rows, width).flattened(lengths)
+    marks = understood(model, marks_of(lengths.tolist(), device=ids.device))
+    return {"input_ids": some, **completion_arguments(model, marked, places), **marks}

@@ -13,11 +13,13 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 LEAST = 16  # tokens; a shorter prefix saves less than its bookkeeping costs
+Fill = Callable[[np.ndarray, DynamicCache], Any]
 SAMPLE = 1024  # prompts looked at for what they have in common
 logger = logging.getLogger(__name__)
 
@@ -65,12 +67,12 @@ class Prefix:
     def __init__(self, config: Any) -> None:
         self.config = config
         self.off: str | None = None
-        self._expected: torch.Tensor | None = None
+        self._expected: np.ndarray | None = None
         self.forget()
 
     def forget(self) -> None:
         """Start anew, as after the weights have changed; what prompts begin with is still expected."""
-        self.ids = torch.empty(0, dtype=torch.long)
+        self.ids = np.empty(0, np.int64)
         self._cache: DynamicCache | None = None
         self._misses = 0
 
@@ -83,13 +85,13 @@ class Prefix:
             prompts: Token ids.
         """
         self.forget()
-        self._expected = torch.tensor(most_common_beginning(prompts), dtype=torch.long)
+        self._expected = np.array(most_common_beginning(prompts), np.int64)
 
-    def of(self, ids: torch.Tensor, most: int, fill: Callable[[torch.Tensor, DynamicCache], Any]) -> int:
+    def of(self, ids: np.ndarray, most: int, fill: Fill) -> int:
         """Return how many tokens of a batch's beginning the cache has after this call; 0 where it is of no use.
 
         Args:
-            ids: [B, S], rows that begin at the same place.
+            ids: [B, S] on the host, rows that begin at the same place.
             most: Tokens that may be taken from the cache at most.
             fill: Runs the model over ids [1, P] into an empty cache.
         """
@@ -100,7 +102,7 @@ class Prefix:
             return self._of_expected(ids, most, fill)
         common = _leading((ids[:, :most] == ids[:1, :most]).all(0))
         known = len(self.ids)
-        agree = min(_leading(ids[0, : min(known, most)] == self.ids[:most].to(ids.device)), common)
+        agree = min(_leading(ids[0, : min(known, most)] == self.ids[:most]), common)
         if known and agree == known:
             self._misses = 0
             return known
@@ -110,16 +112,16 @@ class Prefix:
             return 0  # a batch of another kind; the prefix of the others stays
         return self._read(ids[0, :length], fill)
 
-    def _of_expected(self, ids: torch.Tensor, most: int, fill: Callable[[torch.Tensor, DynamicCache], Any]) -> int:
+    def _of_expected(self, ids: np.ndarray, most: int, fill: Fill) -> int:
         """Return the length of the prefix that was told, where all rows of a batch begin with it; else 0."""
-        assert self._expected is not None
-        expected = self._expected.to(ids.device)
+        expected = self._expected
+        assert expected is not None
         length = len(expected)
-        if not length or length > most or not bool((ids[:, :length] == expected).all()):
+        if not length or length > most or not (ids[:, :length] == expected).all():
             return 0
         return length if len(self.ids) == length else self._read(expected, fill)
 
-    def _read(self, ids: torch.Tensor, fill: Callable[[torch.Tensor, DynamicCache], Any]) -> int:
+    def _read(self, ids: np.ndarray, fill: Fill) -> int:
         """Compute the cache of a prefix; say so where this model has none that can be reused."""
         try:
             cache = DynamicCache(config=self.config)
@@ -134,7 +136,7 @@ class Prefix:
             self.off = str(error).splitlines()[0] if str(error) else type(error).__name__
             logger.warning("The teacher reads its whole prompt for every row: %s.", self.off.rstrip("."))
             return 0
-        self.ids, self._cache, self._misses = ids.clone(), cache, 0
+        self.ids, self._cache, self._misses = ids.copy(), cache, 0
         return len(ids)
 
     def for_scoring(self) -> DynamicCache:
@@ -208,6 +210,6 @@ def _joined(kept: Any, new: torch.Tensor) -> torch.Tensor:
     return torch.cat([kept.expand(len(new), *kept.shape[1:]), new], dim=-2)
 
 
-def _leading(true: torch.Tensor) -> int:
+def _leading(true: np.ndarray) -> int:
     """Return how many entries of a vector are true before the first that is not."""
-    return int(true.long().cumprod(0).sum())
+    return len(true) if true.all() else int(true.argmin())

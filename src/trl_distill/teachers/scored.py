@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
 
-from ..collator import IGNORE
+from ..batch_layout import layout_of
+from ..devices import on_device
 from ..targets import TopKTargets
 from .shards import sequence_key
 
@@ -79,7 +80,7 @@ def nothing(tokens: int) -> ScoredRow:
 
 def targets_of(
     rows: Mapping[bytes, ScoredRow],
-    batch: Mapping[str, torch.Tensor],
+    batch: Mapping[str, Any],
     *,
     vocabulary: int,
     missing: Callable[[list[int]], Exception],
@@ -92,21 +93,22 @@ def targets_of(
         vocabulary: Rows of the student's.
         missing: Makes the error for a sequence that is not there.
     """
-    sides = (batch[f"teacher_{name}"].cpu() for name in ("input_ids", "attention_mask", "labels"))
+    side, device = layout_of(batch).teacher, batch["teacher_input_ids"].device
+    assert side is not None
     found = [
-        _find(rows, ids[: int(mask.sum())].tolist(), int((labels != IGNORE).sum()), missing)
-        for ids, mask, labels in zip(*sides, strict=True)
-        if (labels != IGNORE).any()  # a row that another rank has too is asked about there
+        _find(rows, ids, int(count), missing)
+        for ids, count in zip(side.sequences, side.counts, strict=True)
+        if count  # a row that another rank has too is asked about there
     ] or [(nothing(0), 0)]
     width = max((row.token_ids.shape[1] for row, _ in found), default=1)
     tokens, values = (
-        torch.from_numpy(
-            np.concatenate([_wide(getattr(row, name), width, fill)[len(row.known) - n :] for row, n in found])
-        )
+        np.concatenate([_wide(getattr(row, name), width, fill)[len(row.known) - n :] for row, n in found])
         for name, fill in (("token_ids", NO_TOKEN), ("log_probs", LOWEST))
     )
+    ids, log_probs = on_device(tokens.astype(np.int64), device), on_device(values, device)
     # at T = 1 the probabilities of the whole vocabulary add up to 1, whose logarithm is 0
-    return TopKTargets(tokens.long(), values, {1.0: torch.zeros(len(tokens))}, vocabulary, partial=True)
+    normalizers = {1.0: torch.zeros(len(tokens), device=device)}
+    return TopKTargets(ids, log_probs, normalizers, vocabulary, covered=int((tokens >= 0).any(1).sum()))
 
 
 def _find(

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
-from accelerate.utils import is_peft_model
-
-from ..adapters import base_of
+from ..adapters import base_of, is_peft_model
 from ..errors import TeacherError
 from . import fingerprint
 from .base import Source
@@ -73,6 +71,10 @@ class SelfTeacher(LocalTeacher):
         if type(self) is SelfTeacher and is_peft_model(student):
             check_untouched(student)
         return base_of(student)
+
+    def precision(self) -> AbstractContextManager[Any]:
+        """Return a context in which the weights, which are the student's, are read as the student reads them."""
+        return nullcontext()
 
     @contextmanager
     def acting(self) -> Iterator[None]:

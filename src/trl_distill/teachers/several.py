@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-import torch
+import numpy as np
 
+from ..batch_layout import LAYOUT, BatchLayout, layout_of
+from ..devices import on_device
 from ..errors import TeacherError
-from ..several_collator import parts_of, rows_of_tokens
 from ..targets import GroupedTargets, HiddenTargets, MixtureTargets, RetainedTargets, Targets
 from ..teacher_list import TeacherList
 from .base import Completion, GenerationSettings, Teacher, TextTeacher
@@ -94,44 +96,46 @@ class SeveralTeachers:
         """
         raise TeacherError("several teachers write under templates of their own; ask one of `teachers`.")
 
-    def score(self, batch: Mapping[str, torch.Tensor]) -> Targets:
+    def score(self, batch: Mapping[str, Any]) -> Targets:
         """Return what the loss takes at the N completion positions of a `SeveralCollator` batch.
 
         Raises:
             TeacherError: A teacher in a mixture that gives no hidden states.
         """
-        rows, parts = rows_of_tokens(batch), parts_of(batch)
-        index = {i: torch.isin(rows, places).nonzero()[:, 0] for i, (places, _) in parts.items()}
-        scored = {i: self._score(i, part) for i, (_, part) in parts.items()}
-        kept = [(index[i], RetainedTargets(scored.pop(i))) for i in parts if i in self._retaining]  # type: ignore[arg-type]
+        layout, device = layout_of(batch), batch["input_ids"].device
+        index = layout.tokens_of_teachers
+        scored = {i: self._score(i, batch, layout) for i in index}
+        kept = [(on_device(index[i], device), RetainedTargets(scored.pop(i))) for i in index if i in self._retaining]  # type: ignore[arg-type]
         if not self.listed.mixed:
-            return GroupedTargets([*((index[i], targets) for i, targets in scored.items()), *kept])
+            return GroupedTargets([*((on_device(index[i], device), targets) for i, targets in scored.items()), *kept])
         if not kept:
-            return self._mixture(len(rows), index, scored)
+            return self._mixture(len(layout.student.places), index, scored)
         if not scored:
             return GroupedTargets(kept)
-        own = torch.cat([index[i] for i in scored]).unique()  # sorted
-        among = {i: torch.searchsorted(own, index[i]) for i in scored}
-        return GroupedTargets([(own, self._mixture(len(own), among, scored)), *kept])
+        own = np.unique(np.concatenate([index[i] for i in scored]))
+        among = {i: np.searchsorted(own, index[i]) for i in scored}
+        return GroupedTargets([(on_device(own, device), self._mixture(len(own), among, scored)), *kept])
 
-    def score_retained(self, batch: Mapping[str, torch.Tensor]) -> GroupedTargets | None:
+    def score_retained(self, batch: Mapping[str, Any]) -> GroupedTargets | None:
         """Return what is said of the rows to retain alone, nothing of the others; None where there are none."""
-        rows, parts = rows_of_tokens(batch), parts_of(batch)
-        kept = [(places, self._score(i, part)) for i, (places, part) in parts.items() if i in self._retaining]
-        if not kept:
+        layout, device = layout_of(batch), batch["input_ids"].device
+        index = {i: tokens for i, tokens in layout.tokens_of_teachers.items() if i in self._retaining}
+        if not index:
             return None
-        among = torch.isin(rows, torch.cat([places for places, _ in kept]))
-        others = (~among).nonzero()[:, 0]
-        scored = [(torch.isin(rows, places).nonzero()[:, 0], RetainedTargets(said)) for places, said in kept if said]
-        return GroupedTargets([*([(others, None)] if len(others) else []), *scored])
+        others = np.setdiff1d(np.arange(len(layout.student.places)), np.concatenate([*index.values()]))
+        scored = [(on_device(tokens, device), self._score(i, batch, layout)) for i, tokens in index.items()]
+        kept = [(tokens, RetainedTargets(said)) for tokens, said in scored if said]
+        return GroupedTargets([*([(on_device(others, device), None)] if len(others) else []), *kept])
 
     @property
     def _retaining(self) -> list[int]:
         """Places in the list of those whose rows are to be retained."""
         return [i for i, entry in enumerate(self.listed.teachers) if entry.retained is not None]
 
-    def _score(self, i: int, batch: Mapping[str, torch.Tensor]) -> Targets | None:
+    def _score(self, i: int, whole: Mapping[str, Any], layout: BatchLayout) -> Targets | None:
         """Return what one teacher says of its rows; None where it gives text only."""
+        batch = {f"teacher_{name}": whole[f"teacher{i}_{name}"] for name in ("input_ids", "attention_mask", "labels")}
+        batch[LAYOUT] = replace(layout, teacher=layout.teachers[i][0])
         teacher = self.teachers[i]
         if isinstance(teacher, TextTeacher) and not (isinstance(teacher, RemoteTeacher) and teacher.scores):
             return None
@@ -166,17 +170,18 @@ class SeveralTeachers:
             return teacher.prefix
         return self._prefixes.setdefault(i, Prefix(teacher.config))
 
-    def _mixture(self, tokens: int, index: Mapping[int, torch.Tensor], scored: Mapping[int, Any]) -> MixtureTargets:
+    def _mixture(self, tokens: int, index: Mapping[int, np.ndarray], scored: Mapping[int, Any]) -> MixtureTargets:
         """Return the mixture at N tokens, each teacher's states put in the places of its rows."""
-        parts, columns = [], []
-        for i, targets in scored.items():
+        parts, weights = [], np.zeros((tokens, len(scored)), np.float32)
+        for column, (i, targets) in enumerate(scored.items()):
             if not isinstance(targets, HiddenTargets):
                 raise TeacherError(f"{self.teachers[i].name} gives no full distribution, and cannot be mixed.")
-            hidden, places = targets.hidden, index[i].to(targets.hidden.device)
+            hidden = targets.hidden
+            places = on_device(index[i], hidden.device)
             everywhere = hidden.new_zeros(tokens, hidden.shape[1]).index_copy_(0, places, hidden)
             parts.append(HiddenTargets(everywhere, targets.head, targets.vocabulary))
-            columns.append(torch.zeros(tokens).index_fill_(0, index[i].cpu(), self.listed.teachers[i].weight))
-        return MixtureTargets(parts, torch.stack(columns, 1), self.vocabulary)
+            weights[index[i], column] = self.listed.teachers[i].weight
+        return MixtureTargets(parts, on_device(weights, parts[0].hidden.device), self.vocabulary)
 
 
 def each(teacher: Teacher) -> tuple[Teacher, ...]:

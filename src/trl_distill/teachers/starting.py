@@ -9,9 +9,9 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from accelerate.utils import is_peft_model
 from torch.distributed.tensor import DTensor
 
+from ..adapters import is_peft_model
 from ..errors import TeacherError
 from ..generation import has_learned_prompt, what_writes
 from . import fingerprint

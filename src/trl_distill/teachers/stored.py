@@ -9,9 +9,9 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
-from ..collator import IGNORE
+from ..batch_layout import layout_of
+from ..devices import on_device
 from ..errors import TeacherError
 from ..losses import check_sparse_divergence
 from ..shared_vocabulary import PROBE
@@ -24,6 +24,7 @@ from .shards import HEAD, TOKENIZER, TargetFolder, TargetRow, TargetTable, seque
 if TYPE_CHECKING:
     import os
 
+    import torch
     from transformers import PreTrainedTokenizerBase
 
     from ..lm_head import LMHead
@@ -159,22 +160,23 @@ class StoredTeacher:
             "store of this data and these settings with `aitraining teach`."
         )
 
-    def score(self, batch: Mapping[str, torch.Tensor]) -> Targets:
+    def score(self, batch: Mapping[str, Any]) -> Targets:
         """Return the stored targets at the batch's completion tokens.
 
         Raises:
             TeacherError: A row that is not in the store.
         """
-        sides = (batch[f"teacher_{name}"].cpu() for name in ("input_ids", "attention_mask", "labels"))
+        side, device = layout_of(batch).teacher, batch["teacher_input_ids"].device
+        assert side is not None
         found = [
-            self._find(ids[: int(mask.sum())].tolist(), labels)
-            for ids, mask, labels in zip(*sides, strict=True)
-            if (labels != IGNORE).any()  # a row that another rank has too is asked about there
+            self._find(ids, int(count))
+            for ids, count in zip(side.sequences, side.counts, strict=True)
+            if count  # a row that another rank has too is asked about there
         ] or [(self.rows.any(), 0)]
         arrays = {}
         for name in found[0][0].arrays:
-            arrays[name] = _as_tensor(stacked([row.arrays[name][row.tokens - n :] for row, n in found]))
-        return self.kind.targets(arrays, self._head_on(batch["teacher_input_ids"].device))
+            arrays[name] = _on(device, stacked([row.arrays[name][row.tokens - n :] for row, n in found]))
+        return self.kind.targets(arrays, self._head_on(device))
 
     def _head_on(self, device: torch.device) -> LMHead | None:
         """Return the teacher's head on a device; None where the targets do without."""
@@ -183,10 +185,8 @@ class StoredTeacher:
             self._head = load_head(self.folder.folder / HEAD, device)
         return self._head
 
-    def _find(self, ids: list[int], labels: torch.Tensor) -> tuple[TargetRow, int]:
-        """Return a sequence's row and how many of its last tokens are asked for."""
-        labelled = (labels != IGNORE).nonzero()
-        count = len(labelled)
+    def _find(self, ids: list[int], count: int) -> tuple[TargetRow, int]:
+        """Return a sequence's row, of which the last `count` tokens are asked for, and the count."""
         # under an empty prompt of the student's the completion's first token is no target
         for prompt in (len(ids) - count, len(ids) - count - 1):
             row = self.rows.get(sequence_key(ids[:prompt], ids[prompt:])) if prompt >= 0 else None
@@ -198,9 +198,9 @@ class StoredTeacher:
         )
 
 
-def _as_tensor(array: np.ndarray) -> torch.Tensor:
-    """Return an array as a tensor; token ids and counts as int64, since torch computes little with unsigned ones."""
-    return torch.from_numpy(array.astype(np.int64) if array.dtype.kind == "u" else array)
+def _on(device: torch.device, array: np.ndarray) -> torch.Tensor:
+    """Return an array on a device; token ids and counts as int64, since torch computes little with unsigned ones."""
+    return on_device(array.astype(np.int64) if array.dtype.kind == "u" else array, device)
 
 
 def check_same(folder: TargetFolder, manifest: Mapping[str, Any], run: Mapping[str, Any], names: Sequence[str]) -> None:
