@@ -79,7 +79,7 @@ class LocalTeacher:
         self._wrapped: dict[str, Any] = {}
         self._sharded = False
         self._checked = False
-        self._flattens = False
+        self._flattens: bool | None = None
         self.prefix = Prefix(config)
 
     @cached_property
@@ -206,8 +206,7 @@ class LocalTeacher:
     def check_logits(self) -> str:
         """Find out once whether the LM head gives the model's logits; return a line if it does not, see `check_logits`.
 
-        Also whether it keeps rows apart that share a sequence, see `keeps_apart`. All ranks call it together if weights
-        are sharded, under the autocast that scoring is under.
+        All ranks call it together if weights are sharded, under the autocast that scoring is under.
         """
         if self._checked:
             return ""
@@ -215,7 +214,6 @@ class LocalTeacher:
         model = self._scorer
         with self.precision(), self.acting(), evaluating(model), self._teaching():
             line = check_logits(self.model, model)
-            self._flattens = self._through is None and attempt(lambda: keeps_apart(self.model, model)) is True
         return line and f"Teacher {self.name!r}: {line}"
 
     @torch.no_grad()
@@ -241,12 +239,19 @@ class LocalTeacher:
         return HiddenTargets(states[0] if len(states) == 1 else torch.cat(states), head, self.vocabulary)
 
     def _passes(self, layout: BatchLayout, lengths: list[int], start: int) -> list[Pass]:
-        """Return in which passes a batch is read; one where the student's rows are padded, see `passes`."""
+        """Return in which passes a batch is read; one where the student's rows are padded, see `passes`.
+
+        Padded rows stay so in attention that has a mask, where a row's states to the bit do not depend on its place.
+        """
+        masked = "flash" not in (self.model.config._attn_implementation or "")
+        flattens = (layout.flat or not masked) and self._through is None
+        if flattens and self._flattens is None:
+            self._flattens = attempt(lambda: keeps_apart(self.model, self._scorer)) is True
         # ranks that share a teacher's weights have to read as often
         most = max(MOST, layout.student_tokens) if layout.flat and not self._sharded else None
-        masked = "flash" not in (self.model.config._attn_implementation or "")
         width = self.config.get_text_config().hidden_size
-        return plan(lengths, start=start, most=most, flattens=self._flattens, hidden_size=width, masked=masked)
+        how: Any = {"flattens": flattens and self._flattens, "hidden_size": width, "masked": masked}
+        return plan(lengths, start=start, most=most, **how)
 
     def _padded(self, ids: Any, mask: Any, labels: Any, side: Side, rows: slice, start: int) -> dict[str, Any]:
         """Return what the model is given to read padded rows whose first `start` tokens the prefix has."""
