@@ -1,9 +1,10 @@
 """A training step's time and peak memory: TRL's SFTTrainer and GKDTrainer, and ours with each kind of teacher.
 
 All train on the same completion tokens of the same rows, with the same prompt for both models, since GKDTrainer takes
-one; `self` has one token more in the teacher's. GKD runs off-policy (`lmbda=0`) with KL(teacher || student), its `beta=0`; ours has the cross-entropy besides. A
-step's time is that from the end of one step to the end of the next; sides run in turn, in both orders. Memory is what
-a child process takes at most above the loaded models, optimizer states and gradients included.
+one; `self` has one token more in the teacher's. GKD runs off-policy (`lmbda=0`) with KL(teacher || student), its
+`beta=0`; ours has the cross-entropy besides. A step's time is that from the end of one step to the end of the next;
+sides run in turn, in both orders. Memory is what a child process takes at most above the loaded models, optimizer
+states and gradients included.
 """
 
 from __future__ import annotations

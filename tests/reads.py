@@ -7,6 +7,9 @@ the CPU; `tests/gpu/test_synchronisation.py` has CUDA count them.
 from __future__ import annotations
 
 import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -48,13 +51,39 @@ class Reads:
             mode.__exit__(*error)
 
     def note(self, what: str) -> None:
-        """Add a read, with the innermost line that is neither torch's nor of this file."""
-        frame = sys._getframe()
-        while frame.f_back is not None and (TORCH in Path(frame.f_code.co_filename).parents or _is_here(frame)):
-            frame = frame.f_back
-        file = frame.f_code.co_filename
-        if OURS / "losses" not in Path(file).parents and not file.endswith(OTHERS):
-            self.found.append(f"{file}:{frame.f_lineno} {what}")
+        """Add a read."""
+        line = innermost()
+        if line is not None and OURS / "losses" not in Path(line.rpartition(":")[0]).parents:
+            self.found.append(f"{line} {what}")
+
+
+@contextmanager
+def waits() -> Iterator[list[str]]:
+    """Yield a list that gets the line of each call for which CUDA waits, but for those of `OTHERS`."""
+    found: list[str] = []
+
+    def note(*args: Any, **kwargs: Any) -> None:
+        line = innermost()
+        if line is not None:
+            found.append(line)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        warnings.showwarning = note
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            yield found
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+
+def innermost() -> str | None:
+    """Return the innermost line that is neither torch's nor of this file; None if it is one of `OTHERS`."""
+    frame = sys._getframe()
+    while frame.f_back is not None and (TORCH in Path(frame.f_code.co_filename).parents or _is_here(frame)):
+        frame = frame.f_back
+    file = frame.f_code.co_filename
+    return None if file.endswith(OTHERS) else f"{file}:{frame.f_lineno}"
 
 
 class _Methods(TorchFunctionMode):
@@ -90,4 +119,4 @@ class _Operators(TorchDispatchMode):
 
 
 def _is_here(frame: Any) -> bool:
-    return frame.f_code.co_filename == __file__
+    return frame.f_code.co_filename in (__file__, warnings.__file__)

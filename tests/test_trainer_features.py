@@ -13,6 +13,7 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from trl_distill import DistillationSFTTrainer
 from trl_distill.errors import ParamsError
+from trl_distill.teachers import load_teacher
 
 renamed = pytest.mark.filterwarnings("ignore:`gradient_checkpointing_:FutureWarning")  # by transformers, not by TRL
 CHECKPOINTING = [{"use_reentrant": False}, {"use_reentrant": True}, {"selective": True}]
@@ -106,6 +107,29 @@ def test_in_half_precision_losses_are_nearly_those_in_whole(dtype, bf16, tiny_mo
     assert found == pytest.approx(plain, rel=5e-3)
     assert (found == plain) == (dtype == "float32" and not bf16)
     check_teacher_is_apart(trainer)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_teacher_computes_in_its_own_precision_and_the_student_itself_in_the_students(
+    dtype, tiny_model_dir, tiny_teacher_dir, tmp_path
+):
+    trainer = make(tiny_model_dir, tiny_teacher_dir, tmp_path, bf16=True, teacher_dtype=dtype, max_steps=1)
+    batch = next(iter(trainer.get_train_dataloader()))
+    seen = []
+    for model in (trainer.teacher.model, trainer.model):
+        model.base_model.layers[0].register_forward_hook(lambda *_: seen.append(torch.is_autocast_enabled("cpu")))
+    trainer.train()
+    assert seen == [False, True]
+    found = trainer.teacher_targets(batch).hidden
+    alone = load_teacher(str(tiny_teacher_dir), dtype=dtype).score(batch).hidden
+    assert found.dtype == alone.dtype == getattr(torch, dtype)
+    assert torch.equal(found, alone)
+    own = make(tiny_model_dir, "self", tmp_path, peft=lora(), bf16=True)
+    own.base_student.base_model.layers[0].register_forward_hook(
+        lambda *_: seen.append(torch.is_autocast_enabled("cpu"))
+    )
+    own.teacher_targets(batch)
+    assert seen == [False, True, False, True]
 
 
 def test_fp16_on_a_cpu_is_left_at_float32_as_by_sft_trainer(tiny_model_dir, tiny_teacher_dir, tmp_path):

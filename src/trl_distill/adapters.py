@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .errors import TeacherError
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
@@ -29,6 +31,22 @@ def is_peft_model(model: Any) -> bool:
 def base_of(model: Any) -> Any:
     """Return a model without PEFT's wrapper; adapters stay in its layers."""
     return model.get_base_model() if is_peft_model(model) else model
+
+
+def without_peft(model: Any) -> Any:
+    """Return a model without PEFT's wrapper; its adapters stay in its layers.
+
+    Raises:
+        TeacherError: An adapter that lives in the wrapper alone (prompt tuning and its kin).
+    """
+    if not is_peft_model(model):
+        return model
+    if model.active_peft_config.is_prompt_learning:
+        raise TeacherError(
+            f"teacher_model has an adapter of the kind {model.active_peft_config.peft_type.value}, which is not in its "
+            "layers; give a model with a LoRA adapter or without one."
+        )
+    return model.get_base_model()
 
 
 @dataclass(frozen=True)

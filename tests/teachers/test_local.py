@@ -5,12 +5,15 @@ from __future__ import annotations
 import copy
 import logging
 import shutil
+from itertools import pairwise
 
 import pytest
 import torch
+import torch.nn.functional as F
 from conftest import make_model_that_writes
 from peft import LoraConfig, PromptTuningConfig, get_peft_model
 from transformers import (
+    AttentionInterface,
     AutoModelForCausalLM,
     AutoTokenizer,
     BertConfig,
@@ -26,6 +29,36 @@ from trl_distill.teachers.local import cut_at_stop, stop_ids
 BATCH = DistillationCollator(pad_token_id=0)(
     [{"student_prompt": [5], "teacher_prompt": [5, 6], "completion": [7, 8]}],
 )
+
+
+def row_by_row(module, query, key, value, attention_mask, **more):
+    """Attend within each row of one sequence, by its bounds, as kernels of variable length do."""
+    bounds, found = more.get("cu_seq_lens_q"), []
+    assert attention_mask is None
+    assert len(query) == 1
+    assert bounds is not None
+    for start, end in pairwise(bounds.tolist()):
+        rows = (states[:, :, start:end] for states in (query, key, value))
+        found.append(F.scaled_dot_product_attention(*rows, is_causal=True, enable_gqa=True))
+    return torch.cat(found, 2).transpose(1, 2), None
+
+
+def test_rows_are_read_without_padding_by_an_attention_that_takes_them_so(tiny_teacher_dir):
+    AttentionInterface.register("flash_on_a_cpu", row_by_row)
+    rows = [
+        {"student_prompt": [5], "teacher_prompt": [5, 6, *range(30, 30 + n)], "completion": [7, 8 + n]}
+        for n in (1, 9, 4)
+    ]
+    batch = DistillationCollator(pad_token_id=0)(rows)
+    padded, flat = (load_teacher(str(tiny_teacher_dir)) for _ in range(2))
+    flat.check_logits()  # by a row alone, which comes without bounds
+    flat.model.config._attn_implementation = "flash_on_a_cpu"
+    shapes = []
+    flat.model.base_model.register_forward_pre_hook(
+        lambda _, args, more: shapes.append(tuple(more["input_ids"].shape)), with_kwargs=True
+    )
+    torch.testing.assert_close(flat.score(batch).hidden, padded.score(batch).hidden, rtol=1e-5, atol=1e-5)
+    assert shapes[-1] == (1, 5 + 13 + 8)
 
 
 def test_no_weight_is_read_before_it_is_needed(tiny_teacher_dir):

@@ -39,6 +39,11 @@ class TopKTargets:
         """N."""
         return len(self.token_ids)
 
+    @property
+    def known(self) -> torch.Tensor:
+        """[N] bool: the positions of which anything is known."""
+        return (self.token_ids >= 0).any(1)
+
     def loss(
         self, head: LMHead, hidden: torch.Tensor, labels: torch.Tensor, settings: LossSettings
     ) -> DistillationLoss:

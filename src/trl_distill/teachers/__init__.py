@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..adapters import without_peft
 from ..architectures import check_causal, check_encoder_decoder
 from ..endpoints import Endpoint, is_openai_name, parse_endpoint
 from ..errors import TeacherError
@@ -25,7 +26,7 @@ from .ema import EMA, EmaCallback, EmaTeacher
 from .engines import check_engine
 from .generate import complete, what_matters
 from .lines import LineStore
-from .local import LocalTeacher, check_apart, without_peft
+from .local import LocalTeacher, check_apart
 from .remote import RemoteTeacher
 from .self_teacher import SELF, SelfTeacher
 from .seq2seq import EncoderDecoder

@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from torch.distributed.tensor import DTensor
 
-from ..adapters import is_peft_model
 from ..architectures import check_causal, vocabulary_rows
 from ..batch_layout import BatchLayout, Places, Side, layout_of
 from ..devices import forked_rng, on_device
@@ -355,22 +354,6 @@ class LocalTeacher:
 
 # what a taught forward and accelerate's wrapping of it leave on a model
 FORWARD = (TAUGHT, OWN_LOGITS, "forward", "_original_forward", "_is_accelerate_prepared")
-
-
-def without_peft(model: Any) -> Any:
-    """Return a model without PEFT's wrapper; its adapters stay in its layers.
-
-    Raises:
-        TeacherError: An adapter that lives in the wrapper alone (prompt tuning and its kin).
-    """
-    if not is_peft_model(model):
-        return model
-    if model.active_peft_config.is_prompt_learning:
-        raise TeacherError(
-            f"teacher_model has an adapter of the kind {model.active_peft_config.peft_type.value}, which is not in its "
-            "layers; give a model with a LoRA adapter or without one."
-        )
-    return model.get_base_model()
 
 
 def check_apart(*, student: Any, teacher: Any) -> None:
