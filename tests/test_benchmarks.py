@@ -1,0 +1,63 @@
+"""The benchmark of a GPU runs in small on the device at hand, every side of it."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.usefixtures("device")
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Return what runs benchmarks/gpu.py and gives its lines."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+
+    def with_arguments(*arguments):
+        monkeypatch.setattr(sys, "argv", ["gpu.py", *arguments])
+        importlib.import_module("gpu").main()
+        return capsys.readouterr().out.splitlines()
+
+    return with_arguments
+
+
+def figures(lines):
+    """Return the figures of the last line; a side that failed has none."""
+    assert not [line for line in lines if "Error" in line]
+    return json.loads(lines[-1])
+
+
+def test_the_loss_is_measured(run):
+    found = figures(run("head", "--tiny", "--json"))
+    problem = "64 x 32 x 500, forward_kl, T=1"
+    assert all(found[f"{problem}: {side}: ms"] > 0 for side in ("bare", "ours", "plain"))
+    assert found["error of hidden states: T=3, float32: ours"] <= 1e-5
+
+
+@pytest.mark.filterwarnings("default")  # those of TRL's other trainer are not ours
+@pytest.mark.parametrize(
+    ("part", "sides"),
+    [
+        ("step", ["sft", "gkd", "local", "plain", "stored", "sft lora", "self lora"]),
+        ("prompt", ["sft", "gkd", "local", "unshared", "self lora"]),
+    ],
+)
+def test_the_steps_are_measured(part, sides, run):
+    found = figures(run(part, "--tiny", "--json"))
+    assert all(found[f"{part}: {side}: ms"] > 0 for side in sides)
+
+
+@pytest.mark.cpu
+def test_nothing_is_measured_without_a_gpu(run):
+    assert run() == ["No CUDA device is present, so nothing is measured; --tiny runs every side once on the CPU."]
+
+
+def test_an_unknown_part_is_refused(run, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        run("loss", "--tiny")
+    assert "unknown part loss; accepted are head, step and prompt." in capsys.readouterr().err
