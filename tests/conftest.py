@@ -105,6 +105,7 @@ def device(request, monkeypatch):
 
     if request.node.get_closest_marker("cpu") is None:
         monkeypatch.delenv("ACCELERATE_USE_CPU")
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)  # convolutions of float32 are rounded by default
     yield accelerator() or torch.device("cpu")
     AcceleratorState._reset_state(reset_partial_state=True)
 

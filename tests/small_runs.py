@@ -51,6 +51,11 @@ def make(
     )  # fmt: skip
 
 
+def on_device(trainer, batch):
+    """Return a batch that a collator made on the device on which a trainer computes."""
+    return {name: value.to(trainer.args.device) for name, value in batch.items()}
+
+
 def losses(trainer):
     """Train and return the loss of each step."""
     trainer.train()

@@ -9,7 +9,10 @@ from transformers.trainer_callback import ExportableState
 
 from trl_distill import DistillationSFTConfig, DistillationSFTTrainer
 from trl_distill.checkpoints import is_complete, last_complete
+from trl_distill.devices import accelerator
 from trl_distill.errors import ParamsError
+
+pytestmark = pytest.mark.usefixtures("device")
 
 PAIRS = {"prompt": ["a b", "c", "d e f", "g"], "completion": [" c d", " e f g a", " b", " d"]}
 
@@ -36,7 +39,8 @@ class KillInCheckpoint(ExportableState, TrainerCallback):
 def distilling(student, teacher, folder, *callbacks):
     config = DistillationSFTConfig(
         output_dir=str(folder), use_distillation=True, teacher_model=str(teacher), max_steps=4, save_strategy="steps",
-        save_steps=1, logging_steps=1, per_device_train_batch_size=2, bf16=False, use_cpu=True, report_to="none",
+        save_steps=1, logging_steps=1, per_device_train_batch_size=2, bf16=False, use_cpu=accelerator() is None,
+        report_to="none",
         dataloader_pin_memory=False, gradient_checkpointing=False, disable_tqdm=True,
     )  # fmt: skip
     return DistillationSFTTrainer(

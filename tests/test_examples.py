@@ -14,6 +14,8 @@ from safetensors.torch import load_file
 
 from trl_distill.embedded import embedded_path
 
+pytestmark = pytest.mark.usefixtures("device")
+
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 

@@ -21,8 +21,11 @@ from transformers import (
 from trl import SFTConfig, SFTTrainer
 
 from trl_distill import ParamsError
+from trl_distill.devices import accelerator
 from trl_distill.forward import add_completion_forward
 from trl_distill.targets import LossSettings
+
+pytestmark = pytest.mark.usefixtures("device")
 
 SIZES = {
     "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -80,7 +83,8 @@ def test_losses_and_weights_are_trls_at_alpha_0(expert_dir, tiny_teacher_dir, tm
     ours = make(expert_dir, tiny_teacher_dir, tmp_path / "ours", distill_alpha=0.0, gradient_accumulation_steps=2)
     config = SFTConfig(
         output_dir=str(tmp_path / "theirs"), per_device_train_batch_size=4, max_steps=3, learning_rate=1e-2,
-        use_cpu=True, bf16=False, report_to="none", logging_steps=1, save_strategy="no", disable_tqdm=True,
+        use_cpu=accelerator() is None, bf16=False, report_to="none", logging_steps=1, save_strategy="no",
+        disable_tqdm=True,
         gradient_checkpointing=False, dataloader_pin_memory=False, gradient_accumulation_steps=2,
     )  # fmt: skip
     theirs = SFTTrainer(

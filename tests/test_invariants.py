@@ -5,11 +5,15 @@ from __future__ import annotations
 import pytest
 import torch
 from datasets import Dataset
+from small_runs import on_device
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import SFTConfig, SFTTrainer
 
 from trl_distill import DistillationSFTConfig, DistillationSFTTrainer
 from trl_distill.collator import DistillationCollator
+from trl_distill.devices import accelerator
+
+pytestmark = pytest.mark.usefixtures("device")
 
 PAIRS = {"prompt": ["a b", "c", "d e f", "g"], "completion": [" c d", " e f g a", " b", " d c b"]}
 ROWS = [
@@ -21,7 +25,8 @@ ROWS = [
 
 def common(folder):
     return {
-        "output_dir": str(folder), "bf16": False, "use_cpu": True, "report_to": "none", "disable_tqdm": True,
+        "output_dir": str(folder), "bf16": False, "use_cpu": accelerator() is None, "report_to": "none",
+        "disable_tqdm": True,
         "gradient_checkpointing": False, "per_device_train_batch_size": 4, "max_steps": 1, "save_strategy": "no",
         "dataloader_pin_memory": False,
     }  # fmt: skip
@@ -43,7 +48,7 @@ def test_a_student_that_is_its_teacher_has_nothing_to_learn(tiny_model_dir, tmp_
     figures = trainer.evaluate(alike)
     assert figures["eval_kl"] == pytest.approx(0, abs=1e-6)
     assert figures["eval_top1_agreement"] == 1
-    loss = trainer.compute_loss(trainer.model, trainer.data_collator(list(alike)))
+    loss = trainer.compute_loss(trainer.model, on_device(trainer, trainer.data_collator(list(alike))))
     loss.backward()
     assert max(p.grad.abs().max() for p in trainer.model.parameters()) < 1e-5
 
@@ -62,10 +67,10 @@ def test_alpha_0_is_trls_own_loss_on_prompt_and_completion(tiny_model_dir, tiny_
 def test_the_order_and_the_padding_of_a_batch_change_nothing(tiny_model_dir, tiny_teacher_dir, tmp_path):
     trainer = distilling(tiny_model_dir, tiny_teacher_dir, tmp_path)
     trainer.model.eval()
-    losses = [
-        trainer.compute_loss(trainer.model, DistillationCollator(pad_token_id=pad, pad_to_multiple_of=multiple)(rows))
-        for pad, multiple, rows in ((2, None, ROWS), (2, 16, ROWS), (3, 8, ROWS[::-1]), (1, None, ROWS[1:] + ROWS[:1]))
-    ]
+    losses = []
+    for pad, multiple, rows in ((2, None, ROWS), (2, 16, ROWS), (3, 8, ROWS[::-1]), (1, None, ROWS[1:] + ROWS[:1])):
+        batch = DistillationCollator(pad_token_id=pad, pad_to_multiple_of=multiple)(rows)
+        losses.append(trainer.compute_loss(trainer.model, on_device(trainer, batch)))
     for loss in losses[1:]:
         torch.testing.assert_close(loss, losses[0], rtol=1e-5, atol=1e-6)
 
@@ -75,15 +80,15 @@ def test_a_batch_is_the_token_weighted_mean_of_its_rows(tiny_model_dir, tiny_tea
     trainer.model.eval()
     collate = DistillationCollator(pad_token_id=2)
     tokens = [len(row["completion"]) for row in ROWS]
-    alone = [trainer.compute_loss(trainer.model, collate([row])) for row in ROWS]
-    together = trainer.compute_loss(trainer.model, collate(ROWS))
+    alone = [trainer.compute_loss(trainer.model, on_device(trainer, collate([row]))) for row in ROWS]
+    together = trainer.compute_loss(trainer.model, on_device(trainer, collate(ROWS)))
     weighted = sum(n * loss for n, loss in zip(tokens, alone, strict=True)) / sum(tokens)
     torch.testing.assert_close(together, weighted, rtol=1e-5, atol=1e-6)
 
 
 def test_a_batch_without_completion_tokens_is_a_finite_differentiable_zero(tiny_model_dir, tiny_teacher_dir, tmp_path):
     trainer = distilling(tiny_model_dir, tiny_teacher_dir, tmp_path)
-    batch = DistillationCollator(pad_token_id=2)(ROWS)
+    batch = on_device(trainer, DistillationCollator(pad_token_id=2)(ROWS))
     batch["labels"][:] = -100
     batch["teacher_labels"][:] = -100
     loss = trainer.compute_loss(trainer.model, batch)
@@ -94,7 +99,7 @@ def test_a_batch_without_completion_tokens_is_a_finite_differentiable_zero(tiny_
 
 def test_both_sides_must_mark_the_same_tokens(tiny_model_dir, tiny_teacher_dir, tmp_path):
     trainer = distilling(tiny_model_dir, tiny_teacher_dir, tmp_path)
-    batch = DistillationCollator(pad_token_id=2)(ROWS)
+    batch = on_device(trainer, DistillationCollator(pad_token_id=2)(ROWS))
     batch["teacher_labels"][0, -1] = -100
     batch["teacher_labels"][0, 4] = -100
     del batch["layout"]  # which says what the collator has marked

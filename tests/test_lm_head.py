@@ -127,7 +127,10 @@ def test_a_quantized_head_is_used_dequantized(kind, tmp_path):
     make("llama", hidden_size=64, intermediate_size=64).save_pretrained(tmp_path)
     how = {"load_in_4bit": True} if kind == "int4" else {"load_in_8bit": True}
     config = BitsAndBytesConfig(**how, llm_int8_skip_modules=["nothing"])  # the default spares the head
-    model = AutoModelForCausalLM.from_pretrained(tmp_path, quantization_config=config, dtype=torch.float32)
+    where = {"": "cpu"}  # transformers takes a GPU that it finds
+    model = AutoModelForCausalLM.from_pretrained(
+        tmp_path, quantization_config=config, dtype=torch.float32, device_map=where
+    )
     assert not model.lm_head.weight.is_floating_point()
     logits = predicting(model(input_ids=IDS, attention_mask=MASK).logits.float())
     add_completion_forward(model)

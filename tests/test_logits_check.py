@@ -21,6 +21,8 @@ from trl_distill.logits_check import check_logits
 from trl_distill.losses import distillation_loss_from_logits
 from trl_distill.teachers import StoredTeacher, TargetFolder, TargetSettings, load_teacher, write_targets
 
+pytestmark = pytest.mark.usefixtures("device")
+
 spec = importlib.util.spec_from_file_location("architectures", Path(__file__).parents[1] / "docs" / "architectures.py")
 architectures = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(architectures)

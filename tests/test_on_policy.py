@@ -13,9 +13,12 @@ from ranks import run_in
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from trl_distill import DistillationSFTConfig, DistillationSFTTrainer, LLMTrainingParams
+from trl_distill.devices import accelerator
 from trl_distill.errors import DataError, ParamsError, TeacherError
 from trl_distill.losses import distillation_loss_from_logits
 from trl_distill.on_policy import Draw
+
+pytestmark = pytest.mark.usefixtures("device")
 
 PAIRS = {
     "prompt": ["a b", "c", "d e f", "g", "b a", "c d", "e", "f g"],
@@ -27,7 +30,8 @@ TEMPLATES = {"teacher_prompt_template": "g f e {input} d", "student_prompt_templ
 def make(student, teacher, folder, data=PAIRS, *, model=None, teacher_model=None, peft=None, **settings):
     """Return a trainer all of whose batches are the student's, six tokens at most."""
     config = DistillationSFTConfig(
-        output_dir=str(folder), use_cpu=True, bf16=False, report_to="none", logging_steps=1, disable_tqdm=True,
+        output_dir=str(folder), use_cpu=accelerator() is None, bf16=False, report_to="none", logging_steps=1,
+        disable_tqdm=True,
         dataloader_pin_memory=False, use_distillation=True,
         teacher_model=None if teacher is None else str(teacher),
         **{"per_device_train_batch_size": 4, "max_steps": 3, "learning_rate": 1e-3, "save_strategy": "no",
@@ -128,6 +132,7 @@ def test_it_learns(tiny_model_dir, tiny_teacher_dir, tmp_path):
     assert sum(kl[-5:]) < 0.5 * sum(kl[:5])
 
 
+@pytest.mark.cpu
 def test_without_a_share_nothing_is_drawn(tiny_model_dir, tiny_teacher_dir, tmp_path):
     """The batches, the random state and the weights are those of a run that knows nothing of on-policy settings."""
     model = AutoModelForCausalLM.from_pretrained(tiny_model_dir, attention_dropout=0.3)
@@ -183,6 +188,7 @@ def test_the_share_is_of_all_batches_and_every_process_draws_the_same(tmp_path):
     assert Draw(42, 1, 0).generation_seed(0) != Draw(42, 1, 0).generation_seed(1)
 
 
+@pytest.mark.cpu
 def test_the_figures_tell_the_two_kinds_of_batches_apart(tiny_model_dir, tiny_teacher_dir, tmp_path):
     all_own = make(tiny_model_dir, tiny_teacher_dir, tmp_path, distill_temperature=2.0)
     all_own.train()
@@ -215,6 +221,7 @@ def test_evaluation_is_on_the_datas_completions(tiny_model_dir, tiny_teacher_dir
     assert not any("on_policy" in name for name in figures[1])
 
 
+@pytest.mark.cpu
 def test_a_resumed_run_draws_what_it_would_have_drawn(tiny_model_dir, tiny_teacher_dir, tmp_path):
     settings = {
         "distill_on_policy_fraction": 0.5, "max_steps": 6, "save_strategy": "steps", "save_steps": 1,

@@ -7,6 +7,9 @@ from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from trl_distill import DistillationSFTConfig, DistillationSFTTrainer, LLMTrainingParams, run
+from trl_distill.devices import accelerator
+
+pytestmark = pytest.mark.usefixtures("device")
 
 PROMPTS = {"prompt": ["a b", "c", "d e f", "g"]}
 PAIRS = {**PROMPTS, "completion": [" c d", " e f g a", " b", " d c b"]}
@@ -14,7 +17,8 @@ PAIRS = {**PROMPTS, "completion": [" c d", " e f g a", " b", " d c b"]}
 
 def make(student, teacher, folder, data=PAIRS, **settings):
     config = DistillationSFTConfig(
-        output_dir=str(folder), use_cpu=True, bf16=False, report_to="none", logging_steps=1, disable_tqdm=True,
+        output_dir=str(folder), use_cpu=accelerator() is None, bf16=False, report_to="none", logging_steps=1,
+        disable_tqdm=True,
         gradient_checkpointing=False, dataloader_pin_memory=False, use_distillation=True, teacher_model=str(teacher),
         **{"per_device_train_batch_size": 4, "max_steps": 4, "learning_rate": 1e-3, "save_strategy": "no",
            "teacher_prompt_template": "g f e {input} d", "distill_max_teacher_length": 5, **settings},
@@ -62,6 +66,7 @@ def test_batch_times_accumulation_changes_nothing(batch, accumulation, tiny_mode
     assert losses(other) == pytest.approx(losses(one), rel=1e-5)
 
 
+@pytest.mark.cpu
 def test_a_resumed_run_draws_what_it_would_have_drawn(tiny_model_dir, tiny_teacher_dir, tmp_path):
     settings = {"distill_online": True, "teacher_do_sample": True, "save_strategy": "steps", "save_steps": 1}
     whole = make(tiny_model_dir, tiny_teacher_dir, tmp_path, **settings)

@@ -37,9 +37,12 @@ from trl_distill import (
     run,
 )
 from trl_distill.collator import DistillationCollator
+from trl_distill.devices import accelerator
 from trl_distill.errors import ModelError, ParamsError
 from trl_distill.packing import PackedRows, best_fit
 from trl_distill.teachers import LocalTeacher, passes
+
+pytestmark = pytest.mark.usefixtures("device")
 
 LETTERS = "abcdefg"
 ROWS = {
@@ -82,7 +85,8 @@ def trainer_of(student, teacher, folder, *, peft=None, evaluated=False, **settin
     config = DistillationSFTConfig(
         **{
             "output_dir": str(folder), "per_device_train_batch_size": 8, "num_train_epochs": 3, "learning_rate": 1e-2,
-            "bf16": False, "use_cpu": True, "report_to": "none", "logging_steps": 1, "save_strategy": "no",
+            "bf16": False, "use_cpu": accelerator() is None, "report_to": "none", "logging_steps": 1,
+            "save_strategy": "no",
             "disable_tqdm": True, "gradient_checkpointing": False, "dataloader_pin_memory": False, "max_length": ROOM,
             "lr_scheduler_type": "constant", "optim": "sgd", **TEMPLATES, **settings,
         },

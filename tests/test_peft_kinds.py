@@ -18,6 +18,8 @@ from trl_distill.collator import DistillationCollator
 from trl_distill.errors import ParamsError, TeacherError
 from trl_distill.sources import load_model
 
+pytestmark = pytest.mark.usefixtures("device")
+
 TASK = {"task_type": "CAUSAL_LM"}
 LINEAR = {**TASK, "r": 4, "target_modules": "all-linear"}
 QV = {**TASK, "target_modules": ["q_proj", "v_proj"]}
@@ -55,8 +57,8 @@ def test_the_adapter_learns_and_the_model_under_it_stays(kind, tiny_model_dir, t
     assert moved <= learning
     assert len(learning) < len(before)
     check_teacher_is_apart(trainer, tmp_path / "checkpoint-3")
-    ids = torch.tensor([[70, 71, 72]])
-    saved = AutoPeftModelForCausalLM.from_pretrained(tmp_path / "checkpoint-3")
+    ids = torch.tensor([[70, 71, 72]], device=trainer.args.device)
+    saved = AutoPeftModelForCausalLM.from_pretrained(tmp_path / "checkpoint-3").to(ids.device)
     torch.testing.assert_close(saved(ids).logits, trainer.model.eval()(input_ids=ids).logits)
 
 
@@ -92,7 +94,7 @@ def test_adaloras_own_penalty_is_a_mean_beside_the_loss(tiny_model_dir, tiny_tea
     vectors = {name: p.detach() for name, p in with_it.model.named_parameters()}
     grams = [p @ p.T for name, p in vectors.items() if "lora_A" in name]
     grams += [p.T @ p for name, p in vectors.items() if "lora_B" in name]
-    penalty = sum((gram - torch.eye(len(gram))).norm().item() for gram in grams) / len(grams)
+    penalty = sum((gram - torch.eye(len(gram), device=gram.device)).norm().item() for gram in grams) / len(grams)
     gap = losses(with_it)[0] - losses(without)[0]
     assert gap == pytest.approx(0.5 * penalty, rel=1e-4)
     assert with_it.state.log_history[0]["kl"] == pytest.approx(without.state.log_history[0]["kl"], rel=1e-6)
@@ -121,6 +123,7 @@ def test_a_quantized_student_learns(kind, adapter, checkpointing, wide_dir, tiny
     check_teacher_is_apart(trainer, tmp_path / "checkpoint-12")
 
 
+@pytest.mark.cpu
 @pytest.mark.parametrize("kind", ["int4", "int8"])
 def test_a_quantized_teacher_teaches_nearly_what_it_did(kind, tiny_model_dir, wide_dir, tmp_path):
     plain = make(tiny_model_dir, wide_dir, tmp_path).evaluate()
@@ -191,6 +194,7 @@ def test_merged_with_tied_embeddings_it_is_the_trained_model(adapter, tiny_model
     assert again.config.tie_word_embeddings is ("embed_tokens" not in str(adapter))
 
 
+@pytest.mark.cpu
 @pytest.mark.parametrize("bias", ["all", "lora_only"])
 def test_biases_that_are_trained_under_the_adapter_are_no_teacher(bias, tmp_path):
     """GPT-2 has biases. `self` is refused, and what is retained is a copy of where the run starts."""

@@ -9,13 +9,17 @@ import torch
 import yaml
 from click.testing import CliRunner
 from datasets import Dataset
+from small_runs import on_device
 from test_cross_tokenizer import make_other
 from tokenizing import byte_level
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from trl_distill import DistillationSFTConfig, DistillationSFTTrainer, LLMTrainingParams, run
 from trl_distill.cli import main
+from trl_distill.devices import accelerator
 from trl_distill.errors import DataError, ParamsError, TemplateError
+
+pytestmark = pytest.mark.usefixtures("device")
 
 ROWS = {
     "prompt": ["a b", "c", "d e f", "g", "b a", "c d", "e", "f g", "a a", "b b", "c c", "d d"],
@@ -27,7 +31,8 @@ MIXTURE = [{"template": LONG, "weight": 3}, "x {input}"]
 
 def make(student, folder, *, data=ROWS, **settings):
     config = DistillationSFTConfig(
-        output_dir=str(folder), learning_rate=1e-3, use_cpu=True, bf16=False, report_to="none", logging_steps=1,
+        output_dir=str(folder), learning_rate=1e-3, use_cpu=accelerator() is None, bf16=False, report_to="none",
+        logging_steps=1,
         save_strategy="no", disable_tqdm=True, gradient_checkpointing=False, dataloader_pin_memory=False,
         use_distillation=True, **{"max_steps": 3, "per_device_train_batch_size": 12, **settings},
     )  # fmt: skip
@@ -84,6 +89,7 @@ def test_each_row_has_one_template_in_proportion_to_the_weights(tiny_model_dir, 
     assert any(prompts(make(tiny_model_dir, tmp_path, seed=seed, **given)) != found for seed in (1, 2))
 
 
+@pytest.mark.cpu
 def test_a_mixture_is_the_list_of_teachers_that_it_stands_for(tiny_model_dir, tiny_teacher_dir, tmp_path):
     model = str(tiny_teacher_dir)
     mixed = make(tiny_model_dir, tmp_path, teacher_model=model, teacher_prompt_mixture=MIXTURE)
@@ -95,7 +101,8 @@ def test_a_loaded_model_reads_several_prompts(tiny_model_dir, tiny_teacher_dir, 
     loaded = AutoModelForCausalLM.from_pretrained(tiny_teacher_dir)
     tokenizer = AutoTokenizer.from_pretrained(tiny_model_dir)
     config = DistillationSFTConfig(
-        output_dir=str(tmp_path), use_cpu=True, bf16=False, report_to="none", save_strategy="no", max_steps=1,
+        output_dir=str(tmp_path), use_cpu=accelerator() is None, bf16=False, report_to="none", save_strategy="no",
+        max_steps=1,
         use_distillation=True, teacher_prompt_mixture=MIXTURE,
     )  # fmt: skip
     trainer = DistillationSFTTrainer(
@@ -103,7 +110,7 @@ def test_a_loaded_model_reads_several_prompts(tiny_model_dir, tiny_teacher_dir, 
         processing_class=tokenizer, teacher_model=loaded,
     )  # fmt: skip
     named = make(tiny_model_dir, tmp_path, teacher_model=str(tiny_teacher_dir), teacher_prompt_mixture=MIXTURE)
-    batches = [t.data_collator(list(t.train_dataset)) for t in (trainer, named)]
+    batches = [on_device(t, t.data_collator(list(t.train_dataset))) for t in (trainer, named)]
     found = [t.compute_loss(t.model, b).item() for t, b in zip((trainer, named), batches, strict=True)]
     assert found[0] == pytest.approx(found[1], rel=1e-6)
 
@@ -197,7 +204,7 @@ def test_a_student_that_reads_what_its_teacher_reads_loses_nothing(tiny_model_di
     trainer = make(tiny_model_dir, tmp_path, teacher_prompt_dropout=0.5, **settings)
     alike = [row for row in trainer.train_dataset if row["student_prompt"] == row["teacher_prompt"]]
     assert 0 < len(alike) < len(trainer.train_dataset)
-    batch = trainer.data_collator(alike)
+    batch = on_device(trainer, trainer.data_collator(alike))
     assert trainer.compute_loss(trainer.model, batch).item() == pytest.approx(0, abs=1e-6)
     # evaluation is of the student under its own prompt
     alone = make(tiny_model_dir, tmp_path, **settings)

@@ -8,7 +8,10 @@ from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from trl_distill import DistillationSFTConfig, PromptDistillationTrainer
+from trl_distill.devices import accelerator
 from trl_distill.errors import ParamsError, TeacherError
+
+pytestmark = pytest.mark.usefixtures("device")
 
 PAIRS = {"prompt": ["a b", "c", "d e f", "g"], "completion": [" c d", " e f g a", " b", " d c b"]}
 
@@ -16,7 +19,7 @@ PAIRS = {"prompt": ["a b", "c", "d e f", "g"], "completion": [" c d", " e f g a"
 def trainer_of(trainer_class, student, teacher, folder, **settings):
     config = DistillationSFTConfig(
         output_dir=str(folder), per_device_train_batch_size=2, max_steps=4, learning_rate=1e-3, bf16=False,
-        use_cpu=True, report_to="none", logging_steps=1, save_strategy="no", disable_tqdm=True,
+        use_cpu=accelerator() is None, report_to="none", logging_steps=1, save_strategy="no", disable_tqdm=True,
         gradient_checkpointing=False, dataloader_pin_memory=False,
         **{"use_distillation": True, "teacher_model": str(teacher), "teacher_prompt_template": "g {input}", **settings},
     )  # fmt: skip

@@ -17,8 +17,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from trl_distill import DistillationSFTConfig, DistillationSFTTrainer, LLMTrainingParams, PromptDistillationTrainer, run
 from trl_distill.cli import main
+from trl_distill.devices import accelerator
 from trl_distill.errors import DataError, ParamsError
 from trl_distill.losses import distillation_loss_from_logits
+
+pytestmark = pytest.mark.usefixtures("device")
 
 ROWS = {
     "prompt": ["a b", "c", "d e f", "g", "b a", "c d", "e", "f g", "a a"],
@@ -33,7 +36,7 @@ def make(student, folder, *, data=ROWS, retain=RETAIN, peft=None, kind=Distillat
     """Return a trainer with rows to retain; `student` is a folder or a loaded model."""
     given = {} if retain is None else {"retain_data": Dataset.from_dict(retain)}
     config = DistillationSFTConfig(
-        output_dir=str(folder), use_cpu=True, bf16=False, report_to="none", logging_steps=1,
+        output_dir=str(folder), use_cpu=accelerator() is None, bf16=False, report_to="none", logging_steps=1,
         save_strategy="no", disable_tqdm=True, gradient_checkpointing=False, dataloader_pin_memory=False,
         use_distillation=True, **given,
         **{"max_steps": 3, "per_device_train_batch_size": 12, "teacher_prompt_template": LONG,
@@ -131,6 +134,7 @@ def test_each_divergence_is_logged_over_its_own_tokens(tiny_model_dir, tiny_teac
     assert "retain_kl" not in alone.state.log_history[0]
 
 
+@pytest.mark.cpu
 def test_an_adapter_is_switched_off_and_nothing_is_copied(tiny_model_dir, tiny_teacher_dir, tmp_path, capsys):
     trainer = make(tiny_model_dir, tmp_path, teacher_model=str(tiny_teacher_dir), peft=LORA)
     start = trainer.teacher.teachers[-1]
@@ -161,6 +165,7 @@ def test_an_adapter_that_was_trained_before_is_part_of_the_starting_point(tiny_m
     assert found[-1] > 1e-6
 
 
+@pytest.mark.cpu
 def test_without_an_adapter_the_weights_are_copied_and_that_is_said(tiny_model_dir, tiny_teacher_dir, tmp_path, capsys):
     trainer = make(tiny_model_dir, tmp_path, teacher_model=str(tiny_teacher_dir))
     assert "frozen copy of the weights that the student starts from takes" in capsys.readouterr().out
@@ -304,6 +309,7 @@ def test_the_command_retains_tells_and_is_resumed(settings, tmp_path):
     assert "with --retain-fraction 0.25" in refused.output
 
 
+@pytest.mark.cpu
 def test_a_run_that_is_resumed_ends_with_the_same_weights(settings, tmp_path):
     params = {**settings, "scheduler": "constant", "warmup_ratio": 0.0, "lr": 1e-2}
     whole = run(LLMTrainingParams(**params)).model.state_dict()

@@ -10,7 +10,10 @@ from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from trl_distill import DistillationSFTConfig, DistillationSFTTrainer, LLMTrainingParams
+from trl_distill.devices import accelerator
 from trl_distill.errors import ParamsError
+
+pytestmark = pytest.mark.usefixtures("device")
 
 PAIRS = {"prompt": ["a b", "c", "d e f", "g"], "completion": [" c d", " e f g a", " b", " d c b"]}
 STEPS = 5
@@ -18,7 +21,8 @@ STEPS = 5
 
 def make(student, teacher, folder, data=PAIRS, **settings):
     config = DistillationSFTConfig(
-        output_dir=str(folder), use_cpu=True, bf16=False, report_to="none", logging_steps=1, disable_tqdm=True,
+        output_dir=str(folder), use_cpu=accelerator() is None, bf16=False, report_to="none", logging_steps=1,
+        disable_tqdm=True,
         gradient_checkpointing=False, dataloader_pin_memory=False, use_distillation=True,
         teacher_model=None if teacher is None else str(teacher),
         **{"per_device_train_batch_size": 2, "max_steps": STEPS, "learning_rate": 1e-3, "save_strategy": "no",
@@ -56,6 +60,7 @@ def test_each_step_has_the_alpha_and_temperature_of_the_formula(schedule, tiny_m
         assert line["loss"] == pytest.approx(alpha * temperature**2 * line["kl"] + (1 - alpha) * line["ce"], rel=1e-4)
 
 
+@pytest.mark.cpu
 def test_evaluation_measures_with_the_end_values_at_any_time(tiny_model_dir, tiny_teacher_dir, tmp_path):
     moving = make(
         tiny_model_dir,
@@ -84,6 +89,7 @@ def test_an_evaluation_between_steps_does_not_move_the_schedule(tiny_model_dir, 
     assert found[0] == found[1]
 
 
+@pytest.mark.cpu
 def test_without_an_end_nothing_moves_and_nothing_is_logged(tiny_model_dir, tiny_teacher_dir, tmp_path):
     still = make(tiny_model_dir, tiny_teacher_dir, tmp_path)
     still.train()
@@ -101,6 +107,7 @@ def test_alpha_may_start_at_nothing(tiny_model_dir, tiny_teacher_dir, tmp_path):
     assert trainer.evaluate()["eval_loss"] == pytest.approx(9 * trainer.evaluate()["eval_kl"], rel=1e-5)
 
 
+@pytest.mark.cpu
 def test_a_resumed_run_goes_on_where_the_schedule_was(tiny_model_dir, tiny_teacher_dir, tmp_path):
     settings = {"distill_temperature_end": 1.0, "distill_alpha_end": 0.1, "save_strategy": "steps", "save_steps": 1}
     whole = make(tiny_model_dir, tiny_teacher_dir, tmp_path, **settings)

@@ -13,8 +13,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from trl_distill import DistillationSFTConfig, DistillationSFTTrainer, LLMTrainingParams, run
 from trl_distill.cli import main
+from trl_distill.devices import accelerator
 from trl_distill.errors import ParamsError, TeacherError
 from trl_distill.teachers import LocalTeacher, StoredTeacher, TargetFolder
+
+pytestmark = pytest.mark.usefixtures("device")
 
 PAIRS = {
     "prompt": ["a b", "c", "d e f", "g", "b a", "c d", "e", "f g"],
@@ -26,7 +29,8 @@ TEMPLATE = "g f e {input} d"
 def make_trainer(student, folder, data=PAIRS, **settings):
     config = DistillationSFTConfig(
         output_dir=str(folder / "out"), max_steps=4, learning_rate=1e-3, bf16=False,
-        use_cpu=True, report_to="none", logging_steps=1, save_strategy="no", disable_tqdm=True, max_length=64,
+        use_cpu=accelerator() is None, report_to="none", logging_steps=1, save_strategy="no", disable_tqdm=True,
+        max_length=64,
         gradient_checkpointing=False, dataloader_pin_memory=False, use_distillation=True,
         **{"teacher_prompt_template": TEMPLATE, "per_device_train_batch_size": 4, **settings},
     )  # fmt: skip
@@ -217,6 +221,7 @@ def test_teach_refuses_in_a_sentence(arguments, with_teacher, sentence, command,
     assert not (tmp_path / "store").exists()
 
 
+@pytest.mark.cpu
 def test_a_store_serves_a_loaded_teacher_too(tiny_model_dir, tiny_teacher_dir, tmp_path):
     params = {
         "model": str(tiny_model_dir), "data_path": Dataset.from_dict(PAIRS), "epochs": 1,
@@ -252,6 +257,7 @@ result = figures(trainer) + [trainer.evaluate()["eval_kl"]]
 """
 
 
+@pytest.mark.cpu
 @pytest.mark.parametrize("kind", ["topk", "hidden"])
 def test_two_processes_write_one_store_and_lose_what_one_process_does(kind, tiny_model_dir, tiny_teacher_dir, tmp_path):
     found = []

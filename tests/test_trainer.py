@@ -13,8 +13,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from trl import SFTConfig, SFTTrainer
 
 from trl_distill import DistillationSFTConfig, DistillationSFTTrainer
+from trl_distill.devices import accelerator
 from trl_distill.errors import DataError, ParamsError, TeacherError
 from trl_distill.losses import distillation_loss_from_logits
+
+pytestmark = pytest.mark.usefixtures("device")
 
 PLAIN = {"text": ["a b c d", "b c", "c d e f g", "e f", "g a b", "f e d c"]}
 CHAT = {
@@ -34,7 +37,7 @@ def quick(folder, **more):
     """Settings of a short run on the CPU."""
     settings = {
         "output_dir": str(folder), "per_device_train_batch_size": 2, "max_steps": 10, "learning_rate": 1e-3,
-        "bf16": False, "use_cpu": True, "report_to": "none", "logging_steps": 1, "save_strategy": "no",
+        "bf16": False, "use_cpu": accelerator() is None, "report_to": "none", "logging_steps": 1, "save_strategy": "no",
         "disable_tqdm": True, "gradient_checkpointing": False, "dataloader_pin_memory": False,
     }  # fmt: skip
     return {**settings, **more}
@@ -51,6 +54,7 @@ def weights(trainer):
 LORA = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")
 
 
+@pytest.mark.cpu
 @pytest.mark.parametrize(
     ("data", "settings", "peft"),
     [
@@ -107,8 +111,8 @@ def test_the_loss_is_the_formula_on_full_logits(kind, impl, tiny_model_dir, tiny
     )  # fmt: skip
     batch = next(iter(trainer.get_train_dataloader()))
     loss = trainer.compute_loss(trainer.model, batch)
-    student = AutoModelForCausalLM.from_pretrained(tiny_model_dir)
-    teacher = AutoModelForCausalLM.from_pretrained(tiny_teacher_dir)
+    student = AutoModelForCausalLM.from_pretrained(tiny_model_dir).to(loss.device)
+    teacher = AutoModelForCausalLM.from_pretrained(tiny_teacher_dir).to(loss.device)
     rows = []
     for b in range(len(batch["input_ids"])):
         sides = []
@@ -362,10 +366,10 @@ def test_a_loaded_teacher_is_left_as_it_was_and_can_be_the_next_student(bf16, ti
     assert all(p.requires_grad and p.grad is None for p in teacher.parameters())
     assert all(module.training for module in teacher.modules())
     assert teacher.generation_config.suppress_tokens is None
-    assert all(torch.equal(tensor, before[name]) for name, tensor in teacher.state_dict().items())
+    assert all(torch.equal(tensor.cpu(), before[name]) for name, tensor in teacher.state_dict().items())
     second = taught_by(first.model, tmp_path / "second", student=teacher)
     second.train()
-    assert not all(torch.equal(tensor, before[name]) for name, tensor in teacher.state_dict().items())
+    assert not all(torch.equal(tensor.cpu(), before[name]) for name, tensor in teacher.state_dict().items())
 
 
 def test_a_teacher_with_an_adapter_teaches(tiny_model_dir, tmp_path):

@@ -15,6 +15,8 @@ from trl_distill import DistillationSFTTrainer
 from trl_distill.errors import ParamsError
 from trl_distill.teachers import load_teacher
 
+pytestmark = pytest.mark.usefixtures("device")
+
 renamed = pytest.mark.filterwarnings("ignore:`gradient_checkpointing_:FutureWarning")  # by transformers, not by TRL
 CHECKPOINTING = [{"use_reentrant": False}, {"use_reentrant": True}, {"selective": True}]
 
@@ -30,6 +32,7 @@ def counted(trainer):
     return losses(trainer), len(calls)
 
 
+@pytest.mark.cpu
 @renamed
 @pytest.mark.parametrize("how", CHECKPOINTING, ids=["plain", "reentrant", "selective"])
 def test_gradient_checkpointing_computes_again_and_changes_nothing(how, tiny_model_dir, tiny_teacher_dir, tmp_path):
@@ -68,6 +71,7 @@ def test_selective_checkpointing_of_an_adapter_is_refused(tiny_model_dir, tiny_t
         make(tiny_model_dir, tiny_teacher_dir, tmp_path, peft=lora(), **how)
 
 
+@pytest.mark.cpu
 def test_activation_offloading_is_refused_without_an_accelerator(tiny_model_dir, tiny_teacher_dir, tmp_path):
     with pytest.raises(ParamsError, match=r"activation_offloading .* this run has no accelerator; leave it out"):
         make(tiny_model_dir, tiny_teacher_dir, tmp_path, activation_offloading=True)
@@ -97,6 +101,7 @@ def test_torch_compile_changes_nothing(teacher, tiny_model_dir, tiny_teacher_dir
     torch._dynamo.reset()
 
 
+@pytest.mark.cpu
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("bf16", [False, True])
 def test_in_half_precision_losses_are_nearly_those_in_whole(dtype, bf16, tiny_model_dir, tiny_teacher_dir, tmp_path):
@@ -109,6 +114,7 @@ def test_in_half_precision_losses_are_nearly_those_in_whole(dtype, bf16, tiny_mo
     check_teacher_is_apart(trainer)
 
 
+@pytest.mark.cpu
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_teacher_computes_in_its_own_precision_and_the_student_itself_in_the_students(
     dtype, tiny_model_dir, tiny_teacher_dir, tmp_path
@@ -132,6 +138,7 @@ def test_a_teacher_computes_in_its_own_precision_and_the_student_itself_in_the_s
     assert seen == [False, True, False, True]
 
 
+@pytest.mark.cpu
 def test_fp16_on_a_cpu_is_left_at_float32_as_by_sft_trainer(tiny_model_dir, tiny_teacher_dir, tmp_path):
     plain, half = (losses(make(tiny_model_dir, tiny_teacher_dir, tmp_path, fp16=fp16)) for fp16 in (False, True))
     assert half == plain
@@ -149,6 +156,7 @@ def test_bf16_full_eval_evaluates_in_half(teacher, tiny_model_dir, tiny_teacher_
     assert found["eval_ce"] != plain["eval_ce"]
 
 
+@pytest.mark.cpu
 def test_neftune_is_the_students_noise_alone(tiny_model_dir, tmp_path):
     trainer = make(tiny_model_dir, "self", tmp_path, peft=lora(), neftune_noise_alpha=50.0, max_steps=1)
     batch = next(iter(trainer.get_train_dataloader()))

@@ -25,6 +25,8 @@ from trl_distill.errors import (
     UsageError,
 )
 
+pytestmark = pytest.mark.usefixtures("device")
+
 QUERIES = ["a b", "c", "d e f", "g", "b a", "c d", "e", "f g"]
 
 
@@ -45,6 +47,7 @@ def settings(tiny_model_dir, tiny_teacher_dir, tmp_path, data):
     }  # fmt: skip
 
 
+@pytest.mark.cpu
 def test_train_returns_the_model_and_leaves_the_folder(settings, tmp_path):
     model = train(LLMTrainingParams(**settings))
     folder = tmp_path / "run_2.5-x"
@@ -66,6 +69,7 @@ def test_run_returns_the_whole_result(settings):
     assert result.tokenizer.eos_token_id is not None
 
 
+@pytest.mark.cpu
 def test_sft_with_the_flag_reaches_the_same_trainer(settings):
     first = run(LLMTrainingParams(**settings))
     other = {**settings, "trainer": "sft", "use_distillation": True, "project_name": settings["project_name"] + "b"}
@@ -147,6 +151,7 @@ def test_completions_are_paid_for_once(settings, tmp_path):
     assert store.read_text() == before
 
 
+@pytest.mark.cpu
 def test_an_unfinished_run_is_resumed_and_ends_alike(settings, tmp_path):
     whole = run(LLMTrainingParams(**settings, save_strategy="steps", save_steps=1))
     parts = {**settings, "project_name": str(tmp_path / "parts"), "save_strategy": "steps", "save_steps": 1}
@@ -211,6 +216,7 @@ def test_bad_validation_rows_are_found_before_the_teacher_writes(settings, tmp_p
     assert not (tmp_path / "run_2.5-x" / "teacher_completions.jsonl").exists()
 
 
+@pytest.mark.cpu
 def test_the_returned_model_is_ready_to_answer_to_be_copied_and_pickled(settings):
     model = train(LLMTrainingParams(**settings, mixed_precision="bf16"))
     ids = torch.tensor([[5, 6, 7]])

@@ -9,6 +9,7 @@ from peft import LoraConfig, get_peft_model
 from teachers.writers import make_other_llama, make_t5
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from trl_distill.devices import accelerator
 from trl_distill.embedded import embedded_path
 from trl_distill.teachers import (
     EmaTeacher,
@@ -29,19 +30,19 @@ ROWS = [
 
 
 def from_folder(folder: Path, scratch: Path, request: Any) -> Any:
-    return load_teacher(str(folder))
+    return load_teacher(str(folder), device=accelerator())
 
 
 def from_loaded_model(folder: Path, scratch: Path, request: Any) -> Any:
     model = AutoModelForCausalLM.from_pretrained(folder)
-    return load_teacher(model, tokenizer=AutoTokenizer.from_pretrained(folder))
+    return load_teacher(model, tokenizer=AutoTokenizer.from_pretrained(folder), device=accelerator())
 
 
 def its_own(folder: Path, scratch: Path, request: Any) -> Any:
     """The model under an adapter that would change every score."""
     model = AutoModelForCausalLM.from_pretrained(folder)
     adapter = LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM", init_lora_weights=False)
-    student = get_peft_model(model, adapter)
+    student = get_peft_model(model, adapter).to(accelerator() or "cpu")
     return SelfTeacher(
         lambda: student, config=model.config, tokenizer=AutoTokenizer.from_pretrained(folder),
         generation_config=model.generation_config,
@@ -50,7 +51,7 @@ def its_own(folder: Path, scratch: Path, request: Any) -> Any:
 
 def average(folder: Path, scratch: Path, request: Any) -> Any:
     """The average of a student whose weights have moved away from it since."""
-    model = AutoModelForCausalLM.from_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder).to(accelerator() or "cpu")
     teacher = EmaTeacher(
         lambda: model, decay=0.5, config=model.config, tokenizer=AutoTokenizer.from_pretrained(folder),
         generation_config=model.generation_config,
@@ -65,7 +66,7 @@ def stored(kind: str) -> Any:
     def make(folder: Path, scratch: Path, request: Any) -> Any:
         target = TargetFolder(scratch / kind)
         settings = TargetSettings(20, (1.0, 2.0), teacher_prompt_template="", generation={}, kind=kind)
-        write_targets(load_teacher(str(folder)), ROWS, target, settings, progress=False)
+        write_targets(load_teacher(str(folder), device=accelerator()), ROWS, target, settings, progress=False)
         return StoredTeacher(target.folder)
 
     make.__name__ = f"stored_{kind}"

@@ -21,6 +21,8 @@ from trl_distill.losses import head_logits
 from trl_distill.targets import HiddenTargets, LossSettings
 from trl_distill.teachers import CompletionStore, GenerationSettings, Teacher, TextTeacher
 
+pytestmark = pytest.mark.usefixtures("device")
+
 PROMPTS = [[5, 6, 7], [8], [9, 10, 11, 12, 13]]
 TEXTS = ["why is the sky blue", "a red cat", "a dog and a house near the tall tree"]
 GREEDY = GenerationSettings(max_new_tokens=5, batch_size=2)
@@ -122,7 +124,7 @@ def test_its_hidden_states_are_those_that_predict_the_completions(whole, tiny_te
     assert isinstance(targets, HiddenTargets)
     model = AutoModelForCausalLM.from_pretrained(tiny_teacher_dir).eval()
     expected = model(torch.tensor([[5, 6, 7, 8, 10, 11, 12]])).logits[0, 3:6]
-    found = head_logits(targets.hidden[:3], targets.head.weight, targets.head.bias)
+    found = head_logits(targets.hidden[:3], targets.head.weight, targets.head.bias).cpu()
     assert (found - expected).norm() <= 1e-5 * expected.norm()
 
 

@@ -13,7 +13,10 @@ from ranks import run_in
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 
 from trl_distill import DistillationSFTConfig, DistillationSFTTrainer, LLMTrainingParams, run
+from trl_distill.devices import accelerator
 from trl_distill.errors import ParamsError, TeacherError
+
+pytestmark = pytest.mark.usefixtures("device")
 
 PAIRS = {"prompt": ["a b", "c", "d e f", "g"], "completion": [" c d", " e f g a", " b", " d c b"]}
 TEMPLATES = {
@@ -26,7 +29,7 @@ DECAY = 0.7
 
 def make(student, folder, teacher="ema", *, lora=False, model=None, **settings):
     config = DistillationSFTConfig(
-        output_dir=str(folder), use_cpu=True, report_to="none", logging_steps=1, disable_tqdm=True,
+        output_dir=str(folder), use_cpu=accelerator() is None, report_to="none", logging_steps=1, disable_tqdm=True,
         gradient_checkpointing=False, dataloader_pin_memory=False, use_distillation=True, teacher_model=teacher,
         **{"per_device_train_batch_size": 4, "max_steps": 4, "learning_rate": 1e-2, "save_strategy": "no",
            "bf16": False, "teacher_ema_decay": DECAY, **TEMPLATES, **settings},
@@ -106,6 +109,7 @@ def test_it_begins_as_a_copy_of_the_student_and_then_moves(tiny_model_dir, tmp_p
     assert moving[-1] != pytest.approx(fixed[-1], rel=1e-2)
 
 
+@pytest.mark.cpu
 @pytest.mark.parametrize("lora", [False, True])
 def test_a_resumed_run_goes_on_with_the_average_to_the_bit(lora, tiny_model_dir, tmp_path):
     settings = {"save_strategy": "steps", "save_steps": 2, "max_steps": 6, "lora": lora}

@@ -12,6 +12,8 @@ from teachers.writers import make_t5
 from trl_distill import generate_with_teacher
 from trl_distill.cli import main
 
+pytestmark = pytest.mark.usefixtures("device")
+
 WORDS = ["red cat", "blue dog moon", "tall tree", "old green house"]
 TEMPLATE = "Write the words in reverse order.\n{input}\n"
 OTHER = "Put a comma between the words.\n\nText: {input}\nResult:"

@@ -8,8 +8,11 @@ from conftest import make_tokenizer
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from trl_distill.collator import DistillationCollator, prompts_of
+from trl_distill.devices import accelerator
 from trl_distill.losses import head_logits
 from trl_distill.teachers import GenerationSettings, load_teacher
+
+pytestmark = pytest.mark.usefixtures("device")
 
 SIZE = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4}
 GROUPED = {**SIZE, "num_key_value_heads": 2, "max_position_embeddings": 256}
@@ -42,7 +45,7 @@ def make(family):
     )  # fmt: skip
     torch.manual_seed(1)
     model = AutoModelForCausalLM.from_config(config).eval()
-    teachers = [load_teacher(model, tokenizer=tokenizer) for _ in range(2)]
+    teachers = [load_teacher(model, tokenizer=tokenizer, device=accelerator()) for _ in range(2)]
     teachers[1].prefix.off = "the test compares"
     return teachers
 

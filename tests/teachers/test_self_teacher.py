@@ -12,8 +12,11 @@ from ranks import run_in
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 from trl_distill import DistillationSFTConfig, DistillationSFTTrainer, LLMTrainingParams, run
+from trl_distill.devices import accelerator
 from trl_distill.errors import ParamsError, TeacherError
 from trl_distill.teachers import fingerprint
+
+pytestmark = pytest.mark.usefixtures("device")
 
 PAIRS = {"prompt": ["a b", "c", "d e f", "g"], "completion": [" c d", " e f g a", " b", " d c b"]}
 TEMPLATES = {
@@ -25,7 +28,7 @@ TEMPLATES = {
 def make(student, folder, teacher="self", *, lora_dropout=0.0, model=None, **settings):
     """Return a trainer with an adapter on all layers."""
     config = DistillationSFTConfig(
-        output_dir=str(folder), max_steps=3, learning_rate=1e-2, use_cpu=True,
+        output_dir=str(folder), max_steps=3, learning_rate=1e-2, use_cpu=accelerator() is None,
         bf16=False, report_to="none", logging_steps=1, save_strategy="no", disable_tqdm=True,
         gradient_checkpointing=False, dataloader_pin_memory=False, use_distillation=True, teacher_model=teacher,
         **{"per_device_train_batch_size": 4, **TEMPLATES, **settings},
@@ -61,6 +64,7 @@ def test_there_is_no_second_copy_and_the_weights_under_the_adapter_stay(tiny_mod
     assert before == fingerprint.of_model(AutoModelForCausalLM.from_pretrained(tiny_model_dir))
 
 
+@pytest.mark.cpu
 def test_a_score_leaves_the_student_its_dropout_its_adapter_and_its_gradients(tiny_model_dir, tmp_path):
     trainer = make(tiny_model_dir, tmp_path, lora_dropout=0.5)
     trainer.model.train()
@@ -131,7 +135,8 @@ def test_without_an_adapter_it_says_what_to_do(tiny_model_dir, tmp_path):
     given.peft, given.teacher_dtype = True, "bfloat16"
     with pytest.raises(ParamsError, match="teacher_dtype is 'bfloat16', but teacher_model is 'self'"):
         given.validate()
-    config = DistillationSFTConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False, use_distillation=True,
+    config = DistillationSFTConfig(output_dir=str(tmp_path), use_cpu=accelerator() is None, bf16=False,
+                                   use_distillation=True,
                                    teacher_model="self", report_to="none")  # fmt: skip
     with pytest.raises(TeacherError, match="the student has none; train a LoRA adapter"):
         DistillationSFTTrainer(str(tiny_model_dir), config, train_dataset=Dataset.from_dict(PAIRS))

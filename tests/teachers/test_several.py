@@ -17,10 +17,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from trl_distill import DistillationSFTConfig, DistillationSFTTrainer, LLMTrainingParams, PromptDistillationTrainer, run
 from trl_distill.cli import main
+from trl_distill.devices import accelerator
 from trl_distill.errors import DataError, ParamsError, TeacherError, TemplateError, UsageError
 from trl_distill.losses import distillation_loss_from_logits
 from trl_distill.targets import GroupedTargets, HiddenTargets, LossSettings
 from trl_distill.teacher_list import read_teachers
+
+pytestmark = pytest.mark.usefixtures("device")
 
 ROWS = {
     "prompt": ["a b", "c", "d e f", "g", "b a", "c d", "e", "f g"],
@@ -42,7 +45,8 @@ def make(student, teachers, folder, *, data=ROWS, peft=None, **settings):
     """Return a trainer with a list of teachers, or with settings of a single one."""
     given = {"teacher_config": teachers} if teachers is not None else {}
     config = DistillationSFTConfig(
-        output_dir=str(folder), learning_rate=1e-3, use_cpu=True, bf16=False, report_to="none", logging_steps=1,
+        output_dir=str(folder), learning_rate=1e-3, use_cpu=accelerator() is None, bf16=False, report_to="none",
+        logging_steps=1,
         save_strategy="no", disable_tqdm=True, gradient_checkpointing=False, dataloader_pin_memory=False,
         use_distillation=True, **given, **{"max_steps": 3, "per_device_train_batch_size": 8, **settings},
     )  # fmt: skip
@@ -472,7 +476,8 @@ def test_a_trainer_that_writes_every_batch_anew_takes_one_teacher(tiny_model_dir
         def generate_teacher_outputs(self, batch):
             return super().generate_teacher_outputs(batch)
 
-    config = DistillationSFTConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False, use_distillation=True,
+    config = DistillationSFTConfig(output_dir=str(tmp_path), use_cpu=accelerator() is None, bf16=False,
+                                   use_distillation=True,
                                    report_to="none", teacher_config=[{"model": str(tiny_teacher_dir)}])  # fmt: skip
     with pytest.raises(ParamsError, match="several teachers, but generate_teacher_outputs writes with one"):
         Online(str(tiny_model_dir), config, train_dataset=Dataset.from_dict(ROWS))
@@ -529,7 +534,9 @@ def test_a_file_that_cannot_be_read_and_settings_of_one_teacher_are_refused(file
         with pytest.raises(ParamsError, match=f"{name} is '.*does not go together with teacher_config"):
             LLMTrainingParams(**settings, **{name: value}).validate()
         with pytest.raises(ParamsError, match=f"{name} is"):
-            DistillationSFTConfig(output_dir=str(tmp_path), teacher_config="x.yaml", use_cpu=True, **{name: value})
+            DistillationSFTConfig(
+                output_dir=str(tmp_path), teacher_config="x.yaml", use_cpu=accelerator() is None, **{name: value}
+            )
 
 
 def test_the_project_is_no_teachers_folder(files, tiny_teacher_dir):
