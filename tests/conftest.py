@@ -135,6 +135,7 @@ def running_server(tmp_path_factory):
 @pytest.fixture
 def server(running_server, monkeypatch):
     """The server with no fault asked for, and a key in the environment."""
+    pytest.importorskip("openai", reason="the extra 'openai' is not installed")
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
     running_server.revive()
