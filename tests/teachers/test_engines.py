@@ -63,6 +63,20 @@ def test_on_a_cpu_batches_write_what_each_prompt_gets_alone(engine, embedded, ex
     assert len(embedded.prefix.ids) > 10
 
 
+@pytest.mark.parametrize(("engine", "batch_size"), [("transformers", 4), ("auto", 1)])
+def test_the_engine_for_the_device_at_hand_writes_what_generate_does(engine, batch_size, device, expected):
+    """On a GPU continuous batching; for `auto`, with more than eight batches, vLLM where it is installed."""
+    prompts, alone = expected
+    teacher = load_teacher("embedded", dtype="float32", device=device)
+    settings = GenerationSettings(max_new_tokens=24, batch_size=batch_size, engine=engine)
+    first = engines.engines_of(teacher, settings, len(prompts))[0]
+    on_gpu = Continuous if missing or engine == "transformers" else engines.VLLM
+    assert type(first) is (on_gpu if device.type == "cuda" else engines.Batches)
+    written = complete(teacher, prompts, settings, progress=False)
+    same = sum(a == b for a, b in zip(written, alone, strict=True))
+    assert same >= (len(alone) if device.type == "cpu" else 0.8 * len(alone))  # a near tie may fall otherwise on a GPU
+
+
 def test_continuous_batching_writes_what_generate_does(embedded, expected):
     prompts, alone = expected
     attention, before = embedded.model.config._attn_implementation, torch.random.get_rng_state()

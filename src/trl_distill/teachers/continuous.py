@@ -91,7 +91,7 @@ class Continuous:
                     generation_config=config, continuous_batching_config=ContinuousBatchingConfig(**how)
                 ) as manager:
                     for key in sorted(prompts, key=lambda key: list(prompts[key]), reverse=True):  # alike ones together
-                        room = teacher.room(prompts[key], settings)
+                        room = teacher.room(len(prompts[key]), settings)
                         manager.add_request(list(prompts[key]), request_id=key, max_new_tokens=room)
                     for key, ids in _finished(manager, len(prompts)):
                         yield {key: teacher.completion(ids)}

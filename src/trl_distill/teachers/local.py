@@ -305,10 +305,10 @@ class LocalTeacher:
         with self.acting(), evaluating(self.model), configured(self.model, config):
             yield self.model
 
-    def room(self, prompt: Sequence[int], settings: GenerationSettings) -> int:
-        """Return how many tokens may be written behind a prompt."""
+    def room(self, width: int, settings: GenerationSettings) -> int:
+        """Return how many tokens may be written behind a prompt of `width` tokens."""
         limit = self.length_limit
-        return max(1, settings.max_new_tokens if limit is None else min(settings.max_new_tokens, limit - len(prompt)))
+        return max(1, settings.max_new_tokens if limit is None else min(settings.max_new_tokens, limit - width))
 
     def _written(self, prompts: Sequence[Sequence[int]], config: Any, stop: Sequence[str]) -> list[list[int]]:
         """Return the ids written behind each prompt, padding included."""
@@ -342,7 +342,7 @@ class LocalTeacher:
         draw = {"temperature": settings.temperature, "top_p": settings.top_p, "top_k": 0}
         stops, pad = self.stop_ids, self.tokenizer.pad_token_id
         return GenerationConfig(
-            max_new_tokens=self.room(range(width), settings),
+            max_new_tokens=self.room(width, settings),
             do_sample=settings.do_sample,
             bos_token_id=self.tokenizer.bos_token_id,
             eos_token_id=stops,

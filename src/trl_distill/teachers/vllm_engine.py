@@ -88,7 +88,7 @@ class VLLM:
     def _put(self, job: Path, prompts: Mapping[str, Sequence[int]], settings: GenerationSettings) -> None:
         """Write what the process is to do."""
         teacher = self.teacher
-        rooms = {key: teacher.room(prompt, settings) for key, prompt in prompts.items()}
+        rooms = {key: teacher.room(len(prompt), settings) for key, prompt in prompts.items()}
         longest = max(len(prompt) + rooms[key] for key, prompt in prompts.items())
         with job.open("w", encoding="utf-8") as file:
             head = {**self._engine(longest, settings), "sampling": self._sampling(settings)}
@@ -212,24 +212,31 @@ def _environment(source: Source) -> dict[str, str]:
     environment["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)
     environment["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # the engine ends with its process
     environment.setdefault("VLLM_CPU_KVCACHE_SPACE", CPU_CACHE)
-    if not source.spread and torch.cuda.is_available():
-        index = torch.device(source.device or "cpu").index
-        visible = environment.get("CUDA_VISIBLE_DEVICES", "").split(",")
-        index = torch.cuda.current_device() if index is None else index
-        environment["CUDA_VISIBLE_DEVICES"] = visible[index] if index < len(visible) and visible[0] else str(index)
+    gpus, visible = _gpus(source), environment.get("CUDA_VISIBLE_DEVICES", "")
+    if gpus:
+        names = visible.split(",") if visible else [str(gpu) for gpu in range(torch.cuda.device_count())]
+        environment["CUDA_VISIBLE_DEVICES"] = ",".join(names[gpu] for gpu in gpus)
     return environment
 
 
 def _place(source: Source) -> dict[str, Any]:
-    """Return how much of which devices vLLM takes: of one GPU, or of all for a teacher with a device map."""
-    if not torch.cuda.is_available():
+    """Return how much of which devices vLLM takes."""
+    gpus = _gpus(source)
+    if not gpus:
         return {"enforce_eager": True}  # compiling costs more than it saves
-    one = torch.device(source.device or "cuda").index
-    every = source.device_map is not None
-    devices = range(torch.cuda.device_count()) if every else [torch.cuda.current_device() if one is None else one]
     torch.cuda.empty_cache()
-    free = min(free / total for free, total in map(torch.cuda.mem_get_info, devices))
-    return {"gpu_memory_utilization": round(SHARE * free, 2), "tensor_parallel_size": len(devices)}
+    free = min(free / total for free, total in map(torch.cuda.mem_get_info, gpus))
+    return {"gpu_memory_utilization": round(SHARE * free, 2), "tensor_parallel_size": len(gpus)}
+
+
+def _gpus(source: Source) -> list[int]:
+    """Return the GPUs that a teacher is written with: its own, or all of them for one with a device map."""
+    if not torch.cuda.is_available():
+        return []
+    if source.device_map is not None:
+        return list(range(torch.cuda.device_count()))
+    index = torch.device(source.device or "cuda").index
+    return [torch.cuda.current_device() if index is None else index]
 
 
 def _settings_of(adapter: Adapter) -> dict[str, Any]:
