@@ -123,6 +123,7 @@ def main() -> None:
     parser.add_argument("--processes", type=int, nargs="+", default=[1, 2], help="0 is none beside this one")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--tokenizer", default=str(embedded_path()), help="folder or name of any other")
+    parser.add_argument("--forms", nargs="+", default=list(FORMS), choices=FORMS)
     parser.add_argument("--sides", nargs="+", default=list(SIDES), choices=list(SIDES))
     options = parser.parse_args()
     warnings.simplefilter("ignore")
@@ -131,7 +132,7 @@ def main() -> None:
     print(machine("datasets", "tokenizers", "transformers", "trl"))
     print(f"{options.rows:,} rows; medians of {options.rounds} alternating runs\n")
     tokenizer, found, figures = AutoTokenizer.from_pretrained(options.tokenizer), [], {}
-    for form in FORMS:
+    for form in options.forms:
         rows = make_rows(options.rows, chat=form == "chat")
         check_alike(rows.select(range(min(len(rows), 200))), tokenizer)
         for count in options.processes:

@@ -102,7 +102,7 @@ class Preflight:
     ) -> Preflight:
         """Measure a prepared dataset."""
         lengths = lengths_of(rows, "completion")
-        if "completion_mask" in rows.column_names and any(lengths_of(rows, "completion_mask")):
+        if "completion_mask" in rows.column_names and lengths_of(rows, "completion_mask").any():
             lengths = np.array([sum(mask) for mask in column_of(rows, "completion_mask").to_pylist()])
         finished, sources = array_of(rows, "finished"), array_of(rows, "source")
         row = rows[0]

@@ -89,11 +89,11 @@ def read(dataset: Dataset, recipe: Recipe, *, name: str = "train") -> tuple[Data
     for template in templates:
         template.check_columns(json.loads(rows[0]["values"]), read=dataset.column_names)
     check_prompts(rows, recipe.teacher.template, name=name)
-    text = next((row["row"] for row in rows if row["history"] is None), None) if columns.assistant_turns else None
-    if text is not None:
+    texts = column_of(rows, "row").filter(column_of(rows, "history").is_null())
+    if columns.assistant_turns and len(texts):
         raise DataError(
-            f"{name}, row {text}, is text, and assistant_only_loss learns what the assistant says in conversations; "
-            "give messages, or drop assistant_only_loss."
+            f"{name}, row {texts[0]}, is text, and assistant_only_loss learns what the assistant says in "
+            "conversations; give messages, or drop assistant_only_loss."
         )
     return rows, report
 
@@ -127,7 +127,7 @@ def prepare(
         rows, whole = rows.select(range(rows_at_most)), False
     aligned = align(rows, recipe, split=split, name=name, whole=whole)
     columns: tuple[str, ...] = COLUMNS if recipe.crossing is None else (*COLUMNS, *CROSSING_COLUMNS)
-    if any(lengths_of(aligned, "completion_mask")):
+    if lengths_of(aligned, "completion_mask").any():
         aligned, columns = mapped(aligned, turns.with_masks, f"Marking {name}"), (*COLUMNS, *turns.COLUMNS)
     required = whole and split is Split.TRAIN
     return conclude(aligned, rows, report, recipe, name=name, columns=columns, required=required, serves=required)

@@ -11,6 +11,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from .arrow_values import lengths_of
 from .conversation import Message, Prompt, prompt_of
 from .errors import DataError
 from .fitting import fit
@@ -161,14 +162,13 @@ def check_in_one_piece(rows: Dataset, reason: str | None, *, name: str) -> None:
     Raises:
         DataError: Naming the first row.
     """
-    if reason is None:
-        return
-    for number, mask in zip(rows["row"], rows["completion_mask"], strict=True):
-        if mask:
-            raise DataError(
-                f"{name}, row {number}: what is learnt stands in several places of the conversation, and {reason}; "
-                "give one local teacher, or have one turn learnt (no assistant_only_loss, no mask with gaps)."
-            )
+    gaps = lengths_of(rows, "completion_mask") > 0
+    if reason is not None and gaps.any():
+        raise DataError(
+            f"{name}, row {rows[int(gaps.argmax())]['row']}: what is learnt stands in several places of the "
+            f"conversation, and {reason}; give one local teacher, or have one turn learnt (no assistant_only_loss, no "
+            "mask with gaps)."
+        )
 
 
 def _end_of(mask: Sequence[int], tokens: int) -> int:
