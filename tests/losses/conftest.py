@@ -7,12 +7,14 @@ test with two parameters, every value.
 from __future__ import annotations
 
 import os
+from inspect import getmembers
 from itertools import combinations, groupby
 
 import numpy as np
 import pytest
 import torch
 
+BUILTINS: dict[object, list[str]] = {}  # of a package of Triton's language
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 
@@ -41,6 +43,23 @@ def bfloat16_is_rounded(monkeypatch):
         monkeypatch.setattr(interpreter, "_convert_float", rounded)
 
 
+@pytest.fixture(autouse=True)
+def builtins_are_looked_for_once(monkeypatch):
+    """Triton's interpreter looks through its whole language at each call of a function, half of the time here."""
+    if INTERPRETED:
+        from triton.language.core import is_builtin
+        from triton.runtime import interpreter
+
+        def patch(package, builder, scope):
+            if package not in BUILTINS:
+                BUILTINS[package] = [name for name, member in getmembers(package) if is_builtin(member)]
+            for name in BUILTINS[package]:
+                if is_builtin(member := getattr(package, name)):
+                    interpreter._patch_attr(package, name, member, builder, scope)
+
+        monkeypatch.setattr(interpreter, "_patch_builtin", patch)
+
+
 def pytest_collection_modifyitems(config, items):
     """Leave out what meets nothing new."""
     if os.environ.get("KERNEL_CASES") != "pairwise":
@@ -54,7 +73,8 @@ def pytest_collection_modifyitems(config, items):
 
 def _covering(items):
     """Return tests that meet every pair of values, the ones that meet most first."""
-    wanted = {item: _met(item) for item in items}
+    varied = {name for item in items for name, value in _params(item).items() if value != _params(items[0]).get(name)}
+    wanted = {item: _met(item, varied) for item in items}
     left, kept = set().union(*wanted.values()), []
     while left:
         best = max(items, key=lambda item: len(wanted[item] & left))
@@ -64,16 +84,14 @@ def _covering(items):
 
 
 def _params(item):
-    return getattr(getattr(item, "callspec", None), "params", {})
+    return {name: repr(value) for name, value in getattr(getattr(item, "callspec", None), "params", {}).items()}
 
 
 def _is_plain(item):
     """Whether it is about the plain version."""
-    return any(
-        value in ("plain", {"impl": "plain"}) for value in _params(item).values() if isinstance(value, str | dict)
-    )
+    return not {repr("plain"), repr({"impl": "plain"})}.isdisjoint(_params(item).values())
 
 
-def _met(item):
-    values = sorted((name, repr(value)) for name, value in _params(item).items())
+def _met(item, varied):
+    values = sorted(pair for pair in _params(item).items() if pair[0] in varied)
     return set(combinations(values, 2 if len(values) > 2 else min(len(values), 1)))

@@ -9,8 +9,10 @@ import pytest
 import torch
 from checks import check_close, relative_error
 from losses.problems import TOKENS, make_case
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from trl_distill.losses import fused_distillation_loss, gpu, products
+from trl_distill import losses
+from trl_distill.losses import fused, fused_distillation_loss, gpu, products
 from trl_distill.losses.plan import KernelPlan, padded, plan_kernels
 
 KINDS = ["forward_kl", "reverse_kl", "jsd"]
@@ -119,6 +121,30 @@ def test_a_frozen_head_costs_no_product_of_its_gradient(monkeypatch):
     own["student_hidden"].requires_grad_(False)
     fused_distillation_loss(**own, targets=case.targets, **case.settings)
     assert shapes == [(TOKENS, 31), (TOKENS, 31)]
+
+
+class _Waits(TorchDispatchMode):
+    """Fails where an operation would wait for a GPU: its result, or the size of it, is a number of Python's."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        assert name not in ("_local_scalar_dense", "nonzero", "masked_select", "equal", "is_nonzero"), name
+        return func(*args, **(kwargs or {}))
+
+
+@interpreted
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("through", ["loss", "ce"])
+def test_nothing_waits_for_a_gpu(kind, through, monkeypatch):
+    """But for the check of labels, which a CPU makes and a GPU does not."""
+    monkeypatch.setattr(losses, "valid_rows", lambda targets, ignored, *_, **__: targets != ignored)
+    monkeypatch.setattr(fused, "_common_factor", lambda *_: None)  # as on a GPU
+    case = make_case(masked=0.4, bias=True, divergence=kind)
+    own = {k: t.clone().requires_grad_("student" in k) for k, t in case.tensors.items()}
+    with _Waits():
+        out = fused_distillation_loss(**own, targets=case.targets, **case.settings)
+        getattr(out, through).sum().backward()
+    assert own["student_weight"].grad.isfinite().all()
 
 
 @pytest.mark.parametrize("version", ["2.8.0", "2.9.1+cu128", "2.10.0", "2.13.0"])

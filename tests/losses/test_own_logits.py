@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from checks import check_close
+from losses.problems import TOKENS
 
 from trl_distill.lm_head import LOGITS, LMHead
 from trl_distill.losses import Matched, fused_distillation_loss, topk_distillation_loss
@@ -21,7 +22,7 @@ from trl_distill.targets import (
     cross_entropy,
 )
 
-N, V = 23, 31
+N, V = TOKENS, 31
 T = 2.0
 
 
@@ -69,10 +70,9 @@ def cross(own):
 
 
 def grouped(own):
-    first, second, last = torch.arange(9), torch.arange(9, 15), torch.arange(15, N)
-    return GroupedTargets([
-        (first, teacher(own=own, tokens=9)), (second, None), (last, RetainedTargets(teacher(own=own, tokens=8))),
-    ])  # fmt: skip
+    first, second, last = torch.arange(N).tensor_split(3)
+    retained = RetainedTargets(teacher(own=own, tokens=len(last)))
+    return GroupedTargets([(first, teacher(own=own, tokens=len(first))), (second, None), (last, retained)])
 
 
 KINDS = {
