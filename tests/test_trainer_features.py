@@ -11,7 +11,7 @@ from small_runs import check_teacher_is_apart, losses, make
 from transformers import AutoModelForCausalLM, TrainerCallback
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
-from trl_distill import DistillationSFTTrainer
+from trl_distill import DistillationSFTConfig, DistillationSFTTrainer
 from trl_distill.errors import ParamsError
 from trl_distill.teachers import load_teacher
 
@@ -75,6 +75,12 @@ def test_selective_checkpointing_of_an_adapter_is_refused(tiny_model_dir, tiny_t
 def test_activation_offloading_is_refused_without_an_accelerator(tiny_model_dir, tiny_teacher_dir, tmp_path):
     with pytest.raises(ParamsError, match=r"activation_offloading .* this run has no accelerator; leave it out"):
         make(tiny_model_dir, tiny_teacher_dir, tmp_path, activation_offloading=True)
+
+
+def test_two_gpus_of_one_process_are_refused(tiny_model_dir, tiny_teacher_dir, tmp_path, monkeypatch):
+    monkeypatch.setattr(DistillationSFTConfig, "n_gpu", 2, raising=False)
+    with pytest.raises(ParamsError, match=r"one process sees 2 GPUs .* \(accelerate launch\), or show it one"):
+        make(tiny_model_dir, tiny_teacher_dir, tmp_path)
 
 
 @pytest.mark.skipif(find_spec("liger_kernel") is not None, reason="liger-kernel is installed")

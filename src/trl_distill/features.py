@@ -95,6 +95,11 @@ def check_features(args: DistillationSFTConfig, *, model: Any = None, peft_confi
     Raises:
         ParamsError: Naming the setting and what to do.
     """
+    if args.n_gpu > 1:
+        raise ParamsError(
+            f"one process sees {args.n_gpu} GPUs and would split batches over them without the teacher's part; start a "
+            "process for each (accelerate launch), or show it one (CUDA_VISIBLE_DEVICES=0)."
+        )
     adapters = [] if peft_config is None else [peft_config]
     if not isinstance(model, str) and is_peft_model(model):
         adapters += model.peft_config.values()

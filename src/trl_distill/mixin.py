@@ -22,10 +22,10 @@ from .during import MovingTeacherMixin, StepMixin
 from .errors import ParamsError
 from .features import SEARCH, check_constructor, check_features, check_plain
 from .flattening import student_inputs
-from .forward import CompletionOutput, add_completion_forward, completion_arguments
+from .forward import add_completion_forward, completion_arguments
 from .logits_check import check_logits
 from .memory import for_evaluation, for_trainer
-from .metrics import DistillationMetrics
+from .metrics import MetricsMixin
 from .packing import check_apart_in, packed, unseen
 from .quantization import keep_differentiable
 from .recipes import template_date, writers_of_data
@@ -63,7 +63,7 @@ else:
     _Base = object  # so that it can stand in front of any subclass of SFTTrainer
 
 
-class DistillationMixin(DatasetsMixin, StepMixin, CheckpointsMixin, MovingTeacherMixin, _Base):
+class DistillationMixin(DatasetsMixin, StepMixin, MetricsMixin, CheckpointsMixin, MovingTeacherMixin, _Base):
     """Put in front of `trl.SFTTrainer`: `class MyTrainer(DistillationMixin, SFTTrainer)`.
 
     Args:
@@ -167,7 +167,7 @@ class DistillationMixin(DatasetsMixin, StepMixin, CheckpointsMixin, MovingTeache
         keep_differentiable(self.model)
         keep_loss_precise(self.accelerator)
         self.model_accepts_loss_kwargs = True  # our loss divides by num_items_in_batch itself
-        self.metrics_of = {split: DistillationMetrics() for split in Split}
+        self.start_counting()
         add_completion_forward(self.base_student)
         self._student_checked = not (self.is_fsdp_enabled or self.is_deepspeed_enabled)
         if self._student_checked:  # else its weights may not be here yet
@@ -373,7 +373,8 @@ class DistillationMixin(DatasetsMixin, StepMixin, CheckpointsMixin, MovingTeache
         if output.aux_loss is not None:
             balance = self.router_aux_loss_coef * output.aux_loss
             apart = balance if apart is None else apart + balance
-        self._count(output, tokens, inputs)
+        own = self.wrote(inputs) if self.model.training and self.args.distill_on_policy_fraction > 0 else None
+        self.count(output, tokens, layout.student_tokens, on_policy=own)
         items = tokens if num_items_in_batch is None else num_items_in_batch
         loss = output.loss / (items.to(output.loss.device).clamp(min=1) if torch.is_tensor(items) else max(items, 1))
         if self.args.average_tokens_across_devices and num_items_in_batch is not None:
@@ -381,30 +382,3 @@ class DistillationMixin(DatasetsMixin, StepMixin, CheckpointsMixin, MovingTeache
         if apart is not None:  # a mean of its own, whatever the batch holds
             loss = loss + apart / (1 if num_items_in_batch is None else self.current_gradient_accumulation_steps)
         return (loss, output) if return_outputs else loss
-
-    def _count(self, output: CompletionOutput, tokens: torch.Tensor, inputs: Mapping[str, torch.Tensor]) -> None:
-        """Add a batch to the metrics."""
-        mode = Split.TRAIN if self.model.training else Split.EVAL
-        own = self.wrote(inputs) if mode is Split.TRAIN and self.args.distill_on_policy_fraction > 0 else None
-        self.metrics_of[mode].add(output, tokens, layout_of(inputs).student_tokens, on_policy=own)
-
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add the metrics of distillation to a log line; evaluation's carry its prefix.
-
-        Evaluation's loss is replaced by the mean over its tokens: Trainer's is a mean over batches.
-        """
-        if self.distilling and "train_loss" not in logs:  # that is the summary of a run, not of its last steps
-            training = self.model.training
-            metrics = self.metrics_of[Split.TRAIN if training else Split.EVAL]
-            if training and not metrics.tokens_seen:  # a resumed run goes on counting
-                seen = (line["num_tokens"] for line in reversed(self.state.log_history) if "num_tokens" in line)
-                metrics.tokens_seen = next(seen, 0.0)
-            means = metrics.take(self.accelerator.gather, self.accelerator.device)
-            prefix = "" if training else next((k for k in logs if k.endswith("_loss")), "loss").removesuffix("loss")
-            if training:
-                means.pop("loss", None)
-                means |= self.annealing.figures(self.loss_settings)
-            else:
-                metrics.tokens_seen = 0.0
-            logs.update({prefix + name: value for name, value in means.items()})
-        super().log(logs, start_time)

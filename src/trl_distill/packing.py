@@ -100,14 +100,14 @@ def packed(dataset: Any, args: Any, split: Split) -> Any:
 
 
 def check_packing(args: Any) -> None:
-    """Check the settings of packing among themselves.
+    """Check how rows become batches.
 
     Raises:
         ParamsError: A strategy that cuts rows, no length to pack up to, or batches that one rank makes for all.
     """
-    if (args.padding_free or args.packing or args.eval_packing) and args.accelerator_config.dispatch_batches:
+    if args.accelerator_config.dispatch_batches:
         raise ParamsError(
-            "dispatch_batches hands out a batch row by row, but under packing and padding_free it is one sequence; set "
+            "dispatch_batches hands out batches that one process makes, whose sequences have unlike lengths; set "
             "dispatch_batches=False in accelerator_config."
         )
     if not (args.packing or args.eval_packing):
