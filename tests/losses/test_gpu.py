@@ -147,6 +147,18 @@ def test_nothing_waits_for_a_gpu(kind, through, monkeypatch):
     assert own["student_weight"].grad.isfinite().all()
 
 
+@interpreted
+@pytest.mark.parametrize("label", [31, -7, 10**6])
+def test_a_label_that_is_no_token_shows_in_the_loss(label, monkeypatch):
+    """A GPU is not waited for to raise an error; what lies beside its memory is not read."""
+    monkeypatch.setattr(losses, "valid_rows", lambda targets, ignored, *_, **__: targets != ignored)
+    case = make_case()
+    case.targets[2] = label
+    out, _ = case.run()
+    assert out.loss.isnan()
+    assert out.ce.isnan().tolist() == [i == 2 for i in range(TOKENS)]
+
+
 @pytest.mark.parametrize("version", ["2.8.0", "2.9.1+cu128", "2.10.0", "2.13.0"])
 @pytest.mark.parametrize("add", [False, True])
 def test_every_torch_multiplies_half_precision_into_float32(version, add, monkeypatch):

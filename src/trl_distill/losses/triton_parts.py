@@ -232,7 +232,7 @@ def put_values(
     SCALE: tl.constexpr, CAP: tl.constexpr, KIND: tl.constexpr, HAS_TEACHER: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     """Write cross-entropy, divergence, entropy, agreement, correctness and loss of a row; JSD is `cross` already."""
-    own = load_logits(student, bias, label + tl.arange(0, 1), size, size, SCALE, CAP, WIDE)
+    own = load_logits(student, bias, tl.maximum(label, 0) + tl.arange(0, 1), size, size, SCALE, CAP, WIDE)
     logit = tl.sum(tl.where((label < 0) | (label >= size), float("nan"), own))  # an id that is no row shows
     log_total = tl.log(total)
     ce = log_total - (logit - highest)
