@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ from trl import SFTConfig
 
 from .agreement import check_agreement
 from .arguments import DistillationArguments, check_arguments
+from .devices import computes_in_bfloat16, has_fused_adamw
 from .doors import entered, in_python
 from .errors import ParamsError, nearest
 from .params import FIELDS, LLMTrainingParams
@@ -97,7 +99,7 @@ def from_params(params: LLMTrainingParams) -> DistillationSFTConfig:
     shared = {name: getattr(params, name) for name in DistillationArguments.__dataclass_fields__}
     shared["use_distillation"] = params.distills
     try:
-        return DistillationSFTConfig(
+        args = DistillationSFTConfig(
             **shared,
             **_training(params),
             **_saving(params),
@@ -112,11 +114,16 @@ def from_params(params: LLMTrainingParams) -> DistillationSFTConfig:
         if isinstance(error, ParamsError):
             raise
         raise ParamsError(str(error).strip().splitlines()[0]) from error
+    if args.optim == OptimizerNames.ADAMW_TORCH_FUSED and not has_fused_adamw(args.device):
+        args.optim = OptimizerNames.ADAMW_TORCH
+    return args
 
 
 def _training(params: LLMTrainingParams) -> dict[str, Any]:
     """Return optimizer, schedule, precision and batch."""
     accelerated = torch.accelerator.is_available() or is_torch_xla_available()
+    accelerated = accelerated and not parse_flag_from_env("ACCELERATE_USE_CPU")
+    precision = _mixed_precision(params, accelerated=accelerated)
     return {
         "num_train_epochs": params.epochs,
         "max_steps": params.max_steps,
@@ -132,12 +139,31 @@ def _training(params: LLMTrainingParams) -> dict[str, Any]:
         "weight_decay": params.weight_decay,
         "max_grad_norm": params.max_grad_norm,
         "seed": params.seed,
-        "bf16": params.mixed_precision == "bf16",
-        "fp16": params.mixed_precision == "fp16",
+        "bf16": precision == "bf16",
+        "fp16": precision == "fp16",
         "gradient_checkpointing": params.gradient_checkpointing,
         "use_cpu": not accelerated,
         "dataloader_pin_memory": accelerated and not torch.backends.mps.is_available(),  # which has no pinned memory
     }
+
+
+def _mixed_precision(params: LLMTrainingParams, *, accelerated: bool) -> str | None:
+    """Return the mixed precision that a run asks for; under "auto" accelerate's, if it was launched with one.
+
+    Raises:
+        ParamsError: None is asked for, and accelerate was given one.
+    """
+    launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")  # as TrainingArguments reads it
+    if params.mixed_precision == "no" and launched != "no":
+        raise ParamsError(
+            f"mixed_precision is 'no', but accelerate was launched with {launched}; drop --mixed-precision, or launch "
+            "accelerate without it."
+        )
+    if params.mixed_precision != "auto":
+        return params.mixed_precision
+    if launched == "no":
+        return "bf16" if accelerated and computes_in_bfloat16() else None
+    return launched
 
 
 def _saving(params: LLMTrainingParams) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The device at hand, and what it can do: float64, a random state of its own, taking numbers without a wait."""
+"""The device at hand and what it can do: float64, bfloat16, a fused AdamW, its own randomness, copies without a wait."""
 
 from __future__ import annotations
 
@@ -45,6 +45,29 @@ def on_device(values: np.ndarray, device: torch.device | None) -> torch.Tensor:
     if device.type != "cuda":
         return tensor.to(device)
     return tensor.pin_memory().to(device, non_blocking=True)  # a copy from other memory waits
+
+
+def computes_in_bfloat16() -> bool:
+    """Whether every CUDA device of this process computes in bfloat16 itself; a T4 or a V100 only emulates it.
+
+    All are looked at, since it is asked before a process of several has its own, and all must answer alike.
+    """
+    if not torch.cuda.is_available():
+        return False
+    if torch.version.hip is not None:  # all that ROCm runs on
+        return True
+    return all(torch.cuda.get_device_capability(i) >= (8, 0) for i in range(torch.cuda.device_count()))
+
+
+def has_fused_adamw(device: torch.device) -> bool:
+    """Whether torch has its fused AdamW for a device; it is tried, since torch's list is private."""
+    weight = torch.zeros(1, device=device, requires_grad=True)
+    weight.grad = torch.zeros_like(weight)
+    try:
+        torch.optim.AdamW([weight], fused=True).step()
+    except (RuntimeError, NotImplementedError):
+        return False
+    return True
 
 
 @contextmanager

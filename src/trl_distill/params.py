@@ -24,7 +24,7 @@ OWN_TEACHERS = ("self", "ema")
 # settings of distillation that say how data is read, with a teacher or without
 OF_PLAIN_SFT = ("completion_column", "prompt_text_column", "max_bad_rows", "chat_template_kwargs")
 STRATEGIES = ("no", "steps", "epoch")
-MIXED_PRECISIONS = ("no", "bf16", "fp16")
+MIXED_PRECISIONS = ("auto", "no", "bf16", "fp16")
 
 # what users of AutoTrain and TRL type for the same thing; flags of the command line as well
 ALIASES = {
@@ -114,13 +114,20 @@ class LLMTrainingParams(CheckedSettings, DistillationArguments):
         "linear", "Learning rate schedule, by transformers' name (linear, cosine, constant, ...).", group="Training"
     )
     optimizer: str = option(
-        "adamw_torch", "Optimizer, by transformers' name (adamw_torch, adafactor, ...).", group="Training"
+        "adamw_torch_fused",
+        "Optimizer, by transformers' name (adamw_torch, adafactor, ...); on a device without the fused AdamW it is "
+        "adamw_torch.",
+        group="Training",
     )
     weight_decay: float = option(0.0, "Weight decay.", low=0.0, group="Training")
     max_grad_norm: float = option(1.0, "Gradient norm at most; 0 does not clip.", low=0.0, group="Training")
     seed: int = option(42, "Seed of everything random.", low=0, high=2**32 - 1, group="Training")  # numpy's range
     mixed_precision: str | None = option(
-        None, "Mixed precision of training.", choices=MIXED_PRECISIONS, group="Training"
+        "auto",
+        "Mixed precision of training; 'auto' is bf16 on CUDA devices that compute in it (capability 8.0 and later), "
+        "else none.",
+        choices=MIXED_PRECISIONS,
+        group="Training",
     )
     gradient_checkpointing: bool = option(False, "Recompute activations to save memory.", group="Training")
 

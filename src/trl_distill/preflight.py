@@ -27,6 +27,7 @@ SOURCES = {
     "teacher": "the teacher, under its prompt",
 }
 SAME = "teacher and student are the same weights and read the same tokens, which teaches nothing"
+COMPUTES = "training      "  # the label of how a run computes
 SHOWN_TOKENS = 120  # of a prompt in the first row: a screen holds both sides
 
 
@@ -150,8 +151,12 @@ class Preflight:
         """Return the alpha that was asked for and does not count."""
         return f"; alpha {self.changed['distill_alpha'][0]} counts as 0" if "distill_alpha" in self.changed else ""
 
-    def text(self) -> str:
-        """Return the lines for the terminal."""
+    def text(self, *, computes: str = "") -> str:
+        """Return the lines for the terminal.
+
+        Args:
+            computes: How the run computes, where that is to be shown; see `how_it_computes`.
+        """
         low, middle, high = self.completion
         sources = "; ".join(f"{n:,} from {SOURCES[s]}" for s, n in sorted(self.sources.items()))
         lines = [
@@ -191,6 +196,7 @@ class Preflight:
         if "distill_temperature" in self.changed:
             asked, why = self.changed["distill_temperature"]
             lines.append(f"  temperature   1 on both sides instead of {asked}: {why}")
+        lines += [f"  {COMPUTES}{computes}"] if computes else []
         lines += [f"  warning       {self.warning}"] if self.warning else []
         lines += [f"  note          {note}" for note in self.notes]
         if self.serving is not None:

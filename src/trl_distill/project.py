@@ -19,6 +19,7 @@ import os
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from copy import copy
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -27,7 +28,7 @@ import yaml
 from .checkpoints import last_complete
 from .data_fingerprint import difference
 from .errors import ProjectError
-from .params import LLMTrainingParams
+from .params import FIELDS, LLMTrainingParams
 from .teacher_list import read_teachers
 
 MANIFEST, MARKER = "run.json", ".unfinished"
@@ -45,6 +46,8 @@ FREE_ON_RESUME = frozenset(
         *("teacher_price_input", "teacher_price_output"),
     )
 )
+# defaults of an earlier version, with which a run that was begun under it goes on
+EARLIER_DEFAULTS = {"optimizer": "adamw_torch", "mixed_precision": None}
 NOT_KEPT = frozenset(("overwrite", "resume", "dry_run", "train"))
 
 
@@ -118,12 +121,33 @@ class Project:
         if not above.is_dir() or not os.access(above, os.W_OK):
             raise ProjectError(f"{name} cannot be made: {str(above)!r} is no folder that can be written to.")
 
+    def as_begun(self, params: LLMTrainingParams) -> LLMTrainingParams:
+        """Return parameters that resume a run begun with defaults of an earlier version, with those defaults."""
+        if not params.resume or self.last_checkpoint() is None:
+            return params
+        before = self._begun_with()
+        earlier = {
+            name: value
+            for name, value in EARLIER_DEFAULTS.items()
+            if getattr(params, name) == FIELDS[name].default and name in before and before[name] == value
+        }
+        if not earlier:
+            return params
+        params = copy(params)
+        for name, value in earlier.items():
+            setattr(params, name, value)
+        return params
+
+    def _begun_with(self) -> dict[str, Any]:
+        """Return the parameters of the run that stands here; empty if they cannot be read."""
+        try:
+            return yaml.safe_load((self.folder / "config.yaml").read_text(encoding="utf-8")) or {}
+        except (OSError, yaml.YAMLError):
+            return {}
+
     def _check_same(self, name: str, params: LLMTrainingParams) -> None:
         """Refuse to go on with a run under settings that learn something else."""
-        try:
-            before = yaml.safe_load((self.folder / "config.yaml").read_text(encoding="utf-8")) or {}
-        except (OSError, yaml.YAMLError):
-            return  # there is nothing to compare with
+        before = self._begun_with()
         for key, value in _kept(params).items():
             if key not in FREE_ON_RESUME and before.get(key, value) != value:
                 raise ProjectError(

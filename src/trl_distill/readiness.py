@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from typing import Any
 
 from .architectures import check_causal
@@ -9,23 +10,29 @@ from .errors import ParamsError, nearest
 from .params import LLMTrainingParams
 
 
-def check_ready(params: LLMTrainingParams, config: Any) -> None:
+def check_ready(params: LLMTrainingParams, config: Any) -> Any:
     """Check a run's parameters against the libraries that are installed and the student's architecture.
 
     Args:
         params: The run's parameters.
         config: The student's configuration.
 
+    Returns:
+        The student without weights; the model itself if it was handed over.
+
     Raises:
         ModelError: A student without a next-token distribution.
-        ParamsError: A logger that is unknown or not installed, or target modules that the student does not have.
+        ParamsError: A logger that is unknown or not installed, an attention implementation that cannot be used, or
+            target modules that the student does not have.
     """
     given = params.model
     name = given if isinstance(given, str) else config._name_or_path or type(given).__name__
     check_causal(name, config, role="model")
     _check_logger(params.log)
+    student = _without_weights(params, config) if isinstance(given, str) else given
     if params.peft:
-        _check_target_modules(params.target_modules, config)
+        _check_target_modules(params.target_modules, student)
+    return student
 
 
 def _check_logger(name: str) -> None:
@@ -44,15 +51,35 @@ def _check_logger(name: str) -> None:
         raise ParamsError(f"log is {name!r}, which is not installed; `pip install {name}`, or give --log none.")
 
 
-def _check_target_modules(given: str, config: Any) -> None:
-    """Refuse names of modules that a model of this configuration does not have; it is built without weights."""
-    if given == "all-linear":
-        return
+def _without_weights(params: LLMTrainingParams, config: Any) -> Any:
+    """Return the student as it will be loaded, but without weights, for what its configuration alone does not say."""
     import torch
     from transformers import AutoModelForCausalLM
 
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
+    dtype = {} if params.dtype == "auto" else {"dtype": getattr(torch, params.dtype)}
+    attention = params.attn_implementation
+    try:
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(
+                deepcopy(config),  # which it changes
+                attn_implementation=attention,
+                trust_remote_code=params.trust_remote_code,
+                **dtype,
+            )
+    except (ImportError, ValueError) as error:
+        if attention is None:
+            raise
+        reason = str(error).strip().splitlines()[0].partition(". ")[0].rstrip(".")
+        raise ParamsError(
+            f"attn_implementation is {attention!r}, which cannot be used here ({reason}); give --attn-implementation "
+            "sdpa or eager."
+        ) from error
+
+
+def _check_target_modules(given: str, model: Any) -> None:
+    """Refuse names of modules that a model does not have."""
+    if given == "all-linear":
+        return
     there = sorted({path.rpartition(".")[2] for path, _ in model.named_modules()} - {""})
     for name in (part.strip() for part in given.split(",")):
         if not any(path == name or path.endswith(f".{name}") for path, _ in model.named_modules()):

@@ -44,6 +44,7 @@ def write_card(
     model: Any,
     tokenizer: Any,
     preflight: Preflight | None,
+    computes: str = "",
 ) -> Path:
     """Write README.md, the model card, into a project folder that holds the saved model.
 
@@ -55,6 +56,7 @@ def write_card(
         model: The trained model; None if this process cannot have it generate, as with sharded weights.
         tokenizer: Its tokenizer.
         preflight: Figures of the training data; None where nothing was distilled.
+        computes: How the run computed, see `how_it_computes`.
     """
     head = {"library_name": "transformers", "pipeline_tag": "text-generation", "tags": _tags(params)}
     parts = [
@@ -65,7 +67,7 @@ def write_card(
     if preflight is not None:
         parts += ["## Use", _use(folder, model, tokenizer, preflight)]
         parts += ["## Teacher and prompts", _prompts(params, templates), *_system(*templates)]
-    parts += ["## Training", _training(params, preflight), "## Figures", _figures(metrics)]
+    parts += ["## Training", _training(params, preflight, computes), "## Figures", _figures(metrics)]
     return write_text(folder / "README.md", "\n\n".join(parts) + "\n")
 
 
@@ -171,7 +173,7 @@ def _shown(template: Template) -> str:
     return "\n".join(f"{role}: {t}" if role else t for role, t in text)
 
 
-def _training(params: LLMTrainingParams, preflight: Preflight | None) -> str:
+def _training(params: LLMTrainingParams, preflight: Preflight | None, computes: str) -> str:
     """Return a table of the settings that matter."""
     names = [
         "epochs",
@@ -179,6 +181,7 @@ def _training(params: LLMTrainingParams, preflight: Preflight | None) -> str:
         "gradient_accumulation",
         "lr",
         "scheduler",
+        "mixed_precision",
         "seed",
         "peft",
         "quantization",
@@ -204,6 +207,8 @@ def _training(params: LLMTrainingParams, preflight: Preflight | None) -> str:
         if params.teacher_prompt_dropout > 0:
             rows["teacher_prompt_dropout"] = params.teacher_prompt_dropout
         rows |= {"rows": preflight.rows.used, "completions from": ", ".join(preflight.sources)}
+    if computes:
+        rows["computed"] = computes
     return _table(("setting", "value"), rows)
 
 

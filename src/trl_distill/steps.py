@@ -114,7 +114,7 @@ class Run:
         self.state = PartialState(cpu=self.args.use_cpu)
         self.load_tokenizer()
         with read_whole(self.args):  # a model is made of the configuration, without weights
-            check_ready(params, self.model_config)
+            self.outline = check_ready(params, self.model_config)
         check_apart(student=params.model, teacher=params.teacher_model)
         check_list(params, student=params.model)
 
@@ -150,13 +150,17 @@ class Run:
         if self.params.distills:
             self._prepare_for_teacher()
             return
+        from .compute import how_it_computes
         from .plain import check_marks, plain_rows
+        from .preflight import COMPUTES
 
+        self.computes = how_it_computes(self.args, self.outline, quantization=self.params.quantization)
         if self.params.assistant_only_loss:
             check_marks(self.tokenizer)
         for split, data in self._datasets().items():
             rows, report = plain_rows(data, self.params, name=NAMES[split])
-            self.state.print(f"Pre-flight ({NAMES[split]})\n  rows          {report.summary()}")
+            computes = f"\n  {COMPUTES}{self.computes}" if split is Split.TRAIN else ""
+            self.state.print(f"Pre-flight ({NAMES[split]})\n  rows          {report.summary()}{computes}")
             if split is Split.TRAIN:
                 self._check_rows(rows, fields=None)
             self._put(split, rows)
@@ -164,6 +168,7 @@ class Run:
     def _prepare_for_teacher(self, *, writing: bool = False) -> None:
         """Prepare rows for a teacher; all are read before the teacher writes for any."""
         from .combining import fields_read, prepare, read
+        from .compute import how_it_computes
         from .recipes import template_date, writers_of_data
         from .same_weights import Student
         from .server_targets import check_teaches
@@ -198,6 +203,9 @@ class Run:
             self.trainer_class,
         )
         recipe = recipe_of(self.args, self.teacher, tokenizer=self.tokenizer, student=config, weights=weights)
+        self.computes = how_it_computes(
+            self.args, self.outline, teacher=self.teacher, quantization=self.params.quantization
+        )
         sample = DRY_RUN_ROWS if self.params.dry_run and not writing else None
         readings = {split: read(data, recipe, name=NAMES[split]) for split, data in self._datasets().items()}
         self._check_rows(readings[Split.TRAIN][0], fields=fields_read(recipe))
@@ -206,7 +214,8 @@ class Run:
                 prepared, self.preflights[split] = prepare(
                     reading, recipe, split=split, name=NAMES[split], rows_at_most=sample
                 )
-            self.state.print(self.preflights[split].text())
+            computes = self.computes if split is Split.TRAIN and not writing else ""
+            self.state.print(self.preflights[split].text(computes=computes))
             if split is Split.TRAIN:
                 check_teaches(self.args, self.teacher, self.preflights[split])
             self._put(split, prepared)
@@ -375,7 +384,7 @@ class Run:
             sharded = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
             shown = None if sharded else model
             paths["card"] = write_card(
-                folder, self.params, self.templates, metrics, shown, self.served_tokenizer, preflight
+                folder, self.params, self.templates, metrics, shown, self.served_tokenizer, preflight, self.computes
             )
             paths |= self.project.finish()
             print(closing(folder, metrics))

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from accelerate import PartialState
 
 from .combining import prepare
+from .compute import how_it_computes
 from .errors import ParamsError
 from .features import with_lengths
 from .memory import for_trainer
@@ -63,7 +64,10 @@ class DatasetsMixin(_Base):
                 prepared, preflight = prepare_stream(dataset, self.recipe, split=split, name=name, apart=apart)
             else:
                 prepared, preflight = prepare(dataset, self.recipe, split=split, name=name)
-        self.accelerator.print(preflight.text())
+        computes = ""
+        if split is Split.TRAIN:
+            computes = how_it_computes(self.args, self.base_student, teacher=self.teacher, optimizer=self.optimizer)
+        self.accelerator.print(preflight.text(computes=computes))
         if split is Split.TRAIN:
             check_teaches(self.args, self.teacher, preflight)
             if preflight.serving is not None:

@@ -91,6 +91,7 @@ def _checked(params: LLMTrainingParams, *, trains: bool = True) -> Run:
         params.teacher_prompt_mixture = plain_mixture(params.teacher_prompt_mixture)  # type: ignore[assignment]
     trainer_class = _trainer_class(params)
     project = Project(params.project_name)
+    params = project.as_begun(params)
     if trains and not params.dry_run:
         project.check(params)
     from .data import load_data
