@@ -1,10 +1,11 @@
-"""A training step's time and peak memory: TRL's SFTTrainer and GKDTrainer, and ours with each kind of teacher.
+"""A training step's time and peak memory: TRL's SFTTrainer and GKDTrainer, ours with each kind of teacher, the command.
 
 All train on the same completion tokens of the same rows, with the same prompt for both models, since GKDTrainer takes
 one; `self` has one token more in the teacher's. GKD runs off-policy (`lmbda=0`) with KL(teacher || student), its
 `beta=0`; ours has the cross-entropy besides. A step's time is that from the end of one step to the end of the next;
 sides run in turn, in both orders. Memory is what a child process takes at most above the loaded models, optimizer
-states and gradients included.
+states and gradients included. The command loads its own models, of which only
+the steps are timed; it runs with its defaults, and with torch's unfused AdamW.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ import contextlib
 import functools
 import gc
 import io
+import json
+import shutil
 import statistics
 import sys
 import tempfile
@@ -34,7 +37,7 @@ from trl import SFTConfig, SFTTrainer
 from trl.experimental.gkd import GKDConfig, GKDTrainer
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
-from trl_distill import DistillationSFTConfig, DistillationSFTTrainer
+from trl_distill import DistillationSFTConfig, DistillationSFTTrainer, LLMTrainingParams, register_trainer, run
 
 LORA = LoraConfig(r=8, target_modules="all-linear", task_type="CAUSAL_LM")
 SIDES = {
@@ -46,7 +49,8 @@ SIDES = {
     "sft-lora": "TRL SFT, LoRA",
     "self": "ours, self, LoRA",
 }
-
+COMMANDS = {"command": "the command", "unfused": "the command, adamw_torch"}
+OPTIMIZERS: dict[str, dict[str, Any]] = {"command": {}, "unfused": {"optimizer": "adamw_torch"}}
 
 SPECIAL = ["<pad>", "<end>", "<unknown>"]
 
@@ -60,19 +64,22 @@ class Size:
     vocabulary: int = 50_257
     batch: int = 4
     sequence: int = 256
+    tied: bool = False
 
 
-SMALL = Size(student=(32, 1), teacher=(32, 1), vocabulary=512, sequence=16)
+# the embeddings of Gemma 3 270M, which are most of it
+LARGE_VOCABULARY = Size(student=(640, 2), teacher=(768, 2), vocabulary=262_144, tied=True)
+SMALL = Size(student=(32, 1), teacher=(64, 1), vocabulary=512, sequence=16)
 
 
 def make_model(width: int, layers: int, size: Size) -> LlamaForCausalLM:
-    """Return a random model, its input and output embeddings apart."""
+    """Return a random model."""
     torch.manual_seed(width)
     return LlamaForCausalLM(
         LlamaConfig(
             vocab_size=size.vocabulary, hidden_size=width, intermediate_size=3 * width, num_hidden_layers=layers,
             num_attention_heads=max(1, width // 64), max_position_embeddings=size.sequence + 1, pad_token_id=0,
-            eos_token_id=1, bos_token_id=None,
+            eos_token_id=1, bos_token_id=None, tie_word_embeddings=size.tied,
         )
     )  # fmt: skip
 
@@ -152,6 +159,47 @@ def make_trainer(side: str, size: Size, steps: int, **more: Any) -> Any:
         return DistillationSFTTrainer(student, config, train_dataset=text, teacher_model=teacher, **common)
 
 
+class TimedTrainer(DistillationSFTTrainer):
+    """The command's trainer, with a look at the clock."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.add_callback(StepTimes())
+
+
+class Command:
+    """What `aitraining llm` does, by its Python entry, on models and rows in files.
+
+    Args:
+        side: One of `COMMANDS`.
+        size: Models and rows.
+        steps: Optimizer steps of a run.
+        folder: Where models and rows are, or are put.
+    """
+
+    def __init__(self, side: str, size: Size, steps: int, folder: Path) -> None:
+        register_trainer("timed", TimedTrainer)
+        for name in ("student", "teacher"):
+            if not (folder / name).exists():
+                make_model(*getattr(size, name), size).save_pretrained(folder / name)
+                make_tokenizer(size).save_pretrained(folder / name)
+        rows = folder / "rows.jsonl"
+        rows.write_text("".join(json.dumps(row) + "\n" for row in make_rows(size)[0]), encoding="utf-8")
+        self.project = folder / side
+        self.params = LLMTrainingParams(
+            model=str(folder / "student"), teacher_model=str(folder / "teacher"), trainer="timed", data_path=str(rows),
+            project_name=str(self.project), max_steps=steps, batch_size=size.batch, gradient_accumulation=1,
+            block_size=size.sequence, save_strategy="no", logging_steps=1_000, **OPTIMIZERS[side],
+        )  # fmt: skip
+
+    def seconds(self) -> float:
+        """Run and return the median seconds of a step."""
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            trainer = run(self.params).trainer
+        shutil.rmtree(self.project)
+        return median_step(trainer)
+
+
 def train(trainer: Any) -> None:
     """Train without the summary that a trainer prints."""
     with contextlib.redirect_stdout(io.StringIO()):
@@ -161,18 +209,28 @@ def train(trainer: Any) -> None:
 def step_seconds(trainer: Any) -> float:
     """Train and return the median seconds of a step."""
     train(trainer)
+    return median_step(trainer)
+
+
+def median_step(trainer: Any) -> float:
+    """Return the median seconds of a step of the last run."""
     times = next(c for c in trainer.callback_handler.callbacks if isinstance(c, StepTimes))
     return statistics.median(times.seconds())
 
 
 def timed(sides: Sequence[str], size: Size, *, rounds: int, steps: int) -> dict[str, list[float]]:
     """Return the seconds of a step by side and round, the order reversed in every other one."""
-    trainers = {side: make_trainer(side, size, steps) for side in sides}
+    trainers = {side: make_trainer(side, size, steps) for side in sides if side not in COMMANDS}
     seconds: dict[str, list[float]] = {side: [] for side in sides}
-    for number in range(rounds):
-        for side in sides if number % 2 == 0 else reversed(sides):
-            seconds[side].append(step_seconds(trainers[side]))
-            trainers[side].optimizer = trainers[side].lr_scheduler = None
+    with tempfile.TemporaryDirectory() as folder:
+        commands = {side: Command(side, size, steps, Path(folder)) for side in sides if side in COMMANDS}
+        for number in range(rounds):
+            for side in sides if number % 2 == 0 else reversed(sides):
+                if side in commands:
+                    seconds[side].append(commands[side].seconds())
+                    continue
+                seconds[side].append(step_seconds(trainers[side]))
+                trainers[side].optimizer = trainers[side].lr_scheduler = None
     del trainers
     gc.collect()
     return seconds
@@ -254,6 +312,22 @@ def plot(found: dict[str, list[Any]], path: Path) -> None:
     figure.savefig(path)
 
 
+def large_vocabulary(rounds: int, steps: int) -> None:
+    """Print the seconds of a step where the embeddings are most of the model, and the optimizer most of the step."""
+    sides, size = ("sft", "local", *COMMANDS), LARGE_VOCABULARY
+    print(f"{size}, fp32; medians of {rounds} alternating runs of {steps - 1} steps\n")
+    seconds = timed(sides, size, rounds=rounds, steps=steps)
+    rows = [
+        [
+            (SIDES | COMMANDS)[side],
+            f"{statistics.median(seconds[side]):.2f}",
+            f"{median_ratio(seconds[side], seconds['command']):.2f}",
+        ]
+        for side in sides
+    ]
+    print(table(["side", "s per step", "time/the command"], rows))
+
+
 def main() -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -264,6 +338,11 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=6, help="runs of each side, half of them in each order")
     parser.add_argument("--steps", type=int, default=3, help="steps of a run; the first is not counted")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument(
+        "--large-vocabulary",
+        action="store_true",
+        help="measure instead a small model of 262,144 tokens, by the command and the trainers",
+    )
     parser.add_argument("--grow", action="store_true", help="also grow vocabulary, sequence and batch")
     parser.add_argument("--plot", type=Path, help="with --grow: draw it into this file (needs matplotlib)")
     parser.add_argument("--json", action="store_true", help="print the figures as one last line too")
@@ -275,18 +354,22 @@ def main() -> None:
             parser.error("--plot needs matplotlib; pip install 'trl-distill[report]', or leave it out.")
     torch.set_num_threads(options.threads)
     warnings.simplefilter("ignore")
+    if options.large_vocabulary:
+        print(machine("torch", "transformers", "trl"))
+        large_vocabulary(options.rounds, options.steps)
+        return
     size = Size(tuple(options.student), tuple(options.teacher), options.vocabulary, options.batch, options.sequence)
     print(machine("torch", "transformers", "trl", "peft"))
     print(f"{size}, fp32; medians of {options.rounds} alternating runs of {options.steps - 1} steps")
     print(f"completion tokens of a batch, equal for all: {check_alike(size):,}\n")
-    seconds, memory = timed([*SIDES], size, rounds=options.rounds, steps=options.steps), peaks([*SIDES], size)
+    seconds = timed([*SIDES, *COMMANDS], size, rounds=options.rounds, steps=options.steps)
+    memory = peaks([*SIDES], size)
     rows = []
-    for side, label in SIDES.items():
-        ratios = [median_ratio(seconds[side], seconds[other]) for other in ("gkd", "sft")]
-        ratios += [memory[side] / memory[other] for other in ("gkd", "sft")]
-        rows.append(
-            [label, f"{statistics.median(seconds[side]):.2f}", f"{memory[side]:,.0f}", *(f"{r:.2f}" for r in ratios)]
-        )
+    for side, label in (SIDES | COMMANDS).items():
+        times = [f"{median_ratio(seconds[side], seconds[other]):.2f}" for other in ("gkd", "sft")]
+        peak = [f"{memory[side] / memory[other]:.2f}" for other in ("gkd", "sft")] if side in memory else ["", ""]
+        mib = f"{memory[side]:,.0f}" if side in memory else ""
+        rows.append([label, f"{statistics.median(seconds[side]):.2f}", mib, *times, *peak])
     print(table(["side", "s per step", "peak MiB", "time/GKD", "time/SFT", "memory/GKD", "memory/SFT"], rows))
     lora = median_ratio(seconds["self"], seconds["sft-lora"]), memory["self"] / memory["sft-lora"]
     print(f"\nself over TRL SFT with the same adapter: time {lora[0]:.2f}, memory {lora[1]:.2f}")

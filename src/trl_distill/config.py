@@ -142,6 +142,7 @@ def _training(params: LLMTrainingParams) -> dict[str, Any]:
         "bf16": precision == "bf16",
         "fp16": precision == "fp16",
         "gradient_checkpointing": params.gradient_checkpointing,
+        "torch_compile": params.torch_compile,
         "use_cpu": not accelerated,
         "dataloader_pin_memory": accelerated and not torch.backends.mps.is_available(),  # which has no pinned memory
     }

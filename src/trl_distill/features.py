@@ -5,6 +5,8 @@ What SFTTrainer would only stumble over in its first step is said here in one se
 
 from __future__ import annotations
 
+import os
+import shutil
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
@@ -111,6 +113,7 @@ def check_features(args: DistillationSFTConfig, *, model: Any = None, peft_confi
     if args.use_liger_kernel and find_spec("liger_kernel") is None:
         raise ParamsError("use_liger_kernel needs a package that is missing; `pip install liger-kernel` or drop it.")
     check_optimizer(args)
+    check_compiler(args)
     if args.use_vllm:
         check_vllm(model)
     how: Any = args.gradient_checkpointing_kwargs or {}
@@ -140,6 +143,27 @@ def check_optimizer(args: Any) -> None:
             return
         name = getattr(args.optim, "value", args.optim)
         raise ParamsError(f"optimizer is {name!r}, which cannot be used here ({reason}); choose another.") from error
+
+
+def check_compiler(args: Any) -> None:
+    """Refuse torch.compile where what generates its code is missing; it would be missed in the first step.
+
+    Args:
+        args: The configuration.
+
+    Raises:
+        ParamsError: Naming what to install.
+    """
+    if not args.torch_compile or args.torch_compile_backend != "inductor":
+        return
+    if args.device.type == "cpu" and not any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "clang++")):
+        raise ParamsError(
+            "torch_compile needs a C++ compiler on a CPU, and there is none; install g++, or drop --torch-compile."
+        )
+    if args.device.type == "cuda" and find_spec("triton") is None:
+        raise ParamsError(
+            "torch_compile needs a package that is missing; `pip install triton`, or drop --torch-compile."
+        )
 
 
 def check_vllm(model: Any) -> None:

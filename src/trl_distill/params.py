@@ -130,6 +130,9 @@ class LLMTrainingParams(CheckedSettings, DistillationArguments):
         group="Training",
     )
     gradient_checkpointing: bool = option(False, "Recompute activations to save memory.", group="Training")
+    torch_compile: bool = option(
+        False, "Compile the student by torch.compile: slow first steps, faster ones later.", group="Training"
+    )
 
     dtype: str = option("float32", "Precision the student is loaded in.", choices=DTYPES, group="Model")
     attn_implementation: str | None = option(

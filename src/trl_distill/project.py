@@ -40,7 +40,7 @@ FREE_ON_RESUME = frozenset(
     (
         *("epochs", "max_steps", "log", "logging_steps", "eval_strategy", "eval_steps", "eval_batch_size"),
         *("save_strategy", "save_steps", "save_total_limit", "push_to_hub", "username", "merge_adapter"),
-        *("project_name", "dataset_num_proc", "teacher_batch_size", "teacher_engine"),
+        *("project_name", "dataset_num_proc", "teacher_batch_size", "teacher_engine", "torch_compile"),
         *("teacher_concurrency", "teacher_timeout"),
         *("teacher_max_requests", "teacher_max_tokens", "teacher_max_cost"),
         *("teacher_price_input", "teacher_price_output"),

@@ -96,7 +96,7 @@ class Run:
         from transformers import set_seed
 
         from .config import from_params
-        from .features import check_optimizer, check_vllm
+        from .features import check_compiler, check_optimizer, check_vllm
         from .several import check_list
         from .sharding import check_merging, read_whole
         from .teachers import check_apart
@@ -106,6 +106,7 @@ class Run:
         if params.merge_adapter:
             check_merging(self.args)
         check_optimizer(self.args)
+        check_compiler(self.args)
         if params.use_vllm:
             check_vllm(params.model)
         if self.valid_data is None:
