@@ -115,6 +115,7 @@ def test_precision_is_the_runs_then_accelerates_then_the_devices(
     monkeypatch.setattr(config, "computes_in_bfloat16", lambda: card)
     monkeypatch.setattr("transformers.training_args.is_torch_bf16_gpu_available", lambda: True)
     monkeypatch.delenv("ACCELERATE_MIXED_PRECISION", raising=False)
+    monkeypatch.delenv("ACCELERATE_USE_CPU", raising=False)
     if launched is not None:
         monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", launched)
     if on_cpu:
