@@ -1,4 +1,4 @@
-"""The device at hand and what it can do: float64, bfloat16, a fused AdamW, its own randomness, copies without a wait."""
+"""The device at hand and what it can do: float64, bfloat16, a fused AdamW, randomness, copies without a wait."""
 
 from __future__ import annotations
 
