@@ -143,25 +143,44 @@ def _forward_of(kind: Any) -> Callable[..., Any]:
         kwargs.pop("labels", None)  # PEFT passes labels=None on; the backbone takes none
         kwargs["use_cache"] = False
         labels, how = completion_labels, getattr(self, OWN_LOGITS, None)
-        places = _places_in(labels) if completion_places is None else completion_places
+        columns = None
         if how is None:
             read = backbone_of(self)(*args, **kwargs)
-            hidden = head_input(self, _predicting(read.last_hidden_state, labels, places))
         else:
             columns = completion_columns
             if columns is None:
-                columns = (places % labels.shape[1]).unique()
+                columns = (_places_in(labels) % labels.shape[1]).unique()
             read = before(*args, **kwargs, **how.selection(columns, labels.shape[1]))
-            hidden = _predicting(read.logits, labels, places, columns if how.selects else None)
-        if loss_settings is None:
-            return CompletionOutput(hidden=hidden)
-        head = LMHead.of(self) if how is None else LOGITS
-        targets = labels.flatten().index_select(0, places + 1).to(hidden.device)
-        output = _loss(head, hidden, targets, teacher_targets, loss_settings)
-        output.aux_loss = balance_loss(self, getattr(read, "router_logits", None), kwargs.get("attention_mask"))
-        return output
+            columns = columns if how.selects else None
+        where, mask = (labels, completion_places, columns), kwargs.get("attention_mask")
+        return _output(self, read, where, teacher_targets, loss_settings, mask)
 
     return forward
+
+
+@torch.compiler.disable  # it would be compiled anew for each number of tokens; the model is compiled
+def _output(
+    model: Any,
+    read: Any,
+    where: tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None],
+    teacher: Targets | None,
+    settings: LossSettings | None,
+    attention_mask: torch.Tensor | None,
+) -> CompletionOutput:
+    """Return what the taught forward makes of what the model has read, `where` being as in `_predicting`."""
+    labels, given, columns = where
+    places = _places_in(labels) if given is None else given
+    if hasattr(model, OWN_LOGITS):
+        hidden = _predicting(read.logits, labels, places, columns)
+    else:
+        hidden = head_input(model, _predicting(read.last_hidden_state, labels, places))
+    if settings is None:
+        return CompletionOutput(hidden=hidden)
+    head = LOGITS if hasattr(model, OWN_LOGITS) else LMHead.of(model)
+    targets = labels.flatten().index_select(0, places + 1).to(hidden.device)
+    output = _loss(head, hidden, targets, teacher, settings)
+    output.aux_loss = balance_loss(model, getattr(read, "router_logits", None), attention_mask)
+    return output
 
 
 def _places_in(labels: torch.Tensor) -> torch.Tensor:

@@ -16,9 +16,12 @@ triton = pytest.importorskip("triton", reason="triton is not installed (pip inst
 VERSION = tuple(int(part) for part in triton.__version__.split(".")[:2])
 
 HERE = Path(__file__).parent
-FILES = ("test_gpu.py", "test_fused.py", "test_mixture.py", "test_own_logits.py", "test_ruled_out.py")
+FILES = (
+    "test_gpu.py", "test_fused.py", "test_mixture.py", "test_own_logits.py", "test_ruled_out.py", "test_topk.py",
+    "test_sampled.py",
+)  # fmt: skip
 NOT_OF_KERNELS = "fit or refused or trains or stored or blocks_of or across"
-SLOW = "tile_size or gradcheck or tensor_grows"
+SLOW = "tile_size or gradcheck or tensor_grows or linear or rises_with_k or rounded"
 
 
 @pytest.mark.skipif(VERSION < (3, 7), reason="the interpreter of triton before 3.7 does not work with numpy 2.4")
@@ -48,6 +51,11 @@ MIX = {
     "teacher": "*fp32", "stride": "i32", "readable": "i32", "vocabulary": "i32", "weights": "*fp32", "mixed": "*fp32",
     "stride_m": "i32", "temperature": "fp32",
 }  # fmt: skip
+KNOWN = {"ids": "*i64", "k": "i32", "picked": "*fp32"}
+SPARSE = (
+    MODELS | TILE | SUMS | KNOWN | {"probs": "*fp32", "tails": "*fp32", "negentropies": "*fp32", "temperature": "fp32"}
+)
+TOPK = {"K": 64, "MOST": CHUNKS, "ONE": False}
 HEADS = {"SCALE_S": 1.0, "CAP_S": None, "SCALE_T": 1.0, "CAP_T": None, "BLOCK": BLOCK, "bias_s": None, "bias_t": None}
 CAPPED = {"SCALE_S": 0.5, "CAP_S": 30.0, "SCALE_T": 2.0, "CAP_T": 50.0}
 MERGING = {"MOST": CHUNKS, "BETA": 0.5}
@@ -62,6 +70,10 @@ COMPILED = {
     "chunks": ("sums", MODELS | SUMS, {"KIND": 2, "ONE": False}),
     "chunks of a JSD": ("mixture_sums", MODELS | SUMS, MERGING),
     "chunks' end": ("finish", MODELS | TILE | SUMS, {"KIND": 2, "ONE": False, **MERGING}),
+    "known tokens": ("pick", MODELS | KNOWN, TOPK),
+    "a tail": ("tail_sums", SPARSE, TOPK),
+    "a tail's end": ("tail_finish", SPARSE, {**TOPK, "negentropies": None}),
+    "drawn tokens' end": ("tail_finish", SPARSE, {**TOPK, **CAPPED, "tails": None}),
     "a mixture": ("mix", MIX, {"SCALE": 1.0, "CAP": None, "FIRST": False, "BLOCK": BLOCK, "bias": None}),
 }
 
@@ -73,10 +85,10 @@ def test_a_kernel_compiles_for_an_h100_and_spills_no_register(name, tmp_path, mo
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from trl_distill.losses import triton_kernels
+    from trl_distill.losses import triton_kernels, triton_sparse
 
     kernel, types, constants = COMPILED[name]
-    kernel = getattr(triton_kernels, f"{kernel}_kernel")
+    kernel = getattr(triton_kernels, f"{kernel}_kernel", None) or getattr(triton_sparse, f"{kernel}_kernel")
     names = kernel.arg_names
     constants = {n: v for n, v in {**HEADS, **constants}.items() if n in names}
     aligned = [n for n in names if n in types and n not in constants and types[n] != "fp32" and n != "chunks"]
@@ -99,4 +111,4 @@ def test_a_kernel_compiles_for_an_h100_and_spills_no_register(name, tmp_path, mo
     if VERSION >= (3, 7):  # earlier ones use fewer registers, and spill two with a softcap
         assert "0 bytes spill stores, 0 bytes spill loads" in how
     assert registers <= 128  # so that four programs of 128 threads share a processor
-    assert "cp.async" in built.asm["ptx"]  # logits are on their way before they are wanted
+    assert "cp.async" in built.asm["ptx"] or name == "known tokens"  # logits are on their way before they are wanted

@@ -23,10 +23,17 @@ Tensor = torch.Tensor
 
 @dataclass(frozen=True)
 class Weights:
-    """sum(ce * cross-entropy + kl * divergence): one number for all tokens, or one for each, [N]."""
+    """sum(ce * cross-entropy + kl * divergence): one number for all tokens, or one for each, [N].
+
+    Attributes:
+        ce: Of the cross-entropy.
+        kl: Of the divergence.
+        typical_ce: The order of `ce`, if that is a tensor and `kl` is none; a GPU is not asked for it then.
+    """
 
     ce: float | Tensor
     kl: float | Tensor
+    typical_ce: float | None = None
 
     def of(self, index: slice | Tensor, like: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """Return both for a tile of tokens, [R]; None where the weight is 0 for all."""

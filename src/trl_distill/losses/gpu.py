@@ -1,4 +1,4 @@
-"""The dense loss on a GPU: products by cuBLAS, everything else about logits in two passes of a Triton kernel.
+"""The loss on a GPU: products by cuBLAS, everything else about logits in two passes of a Triton kernel.
 
 A tile's logits of both models are projected into buffers that are made once. A kernel sums a row up for its values and
 writes the gradient of its logits; that of several tiles is kept for one large product each for the gradients of the
@@ -208,10 +208,11 @@ class _Scaled(NamedTuple):
 def _scaled(weights: Weights, problem: Problem, counted: Tensor, like: Tensor) -> _Scaled:
     """Spread weights over the tokens; those that do not count have none."""
     student = problem.student
+    typical = weights.ce if weights.typical_ce is None else weights.typical_ce
     unit: float | Tensor
     if student.weight is None:
         unit = 1 / student.scale  # the kernels write the gradient of `hidden` itself
-    elif isinstance(weights.ce, Tensor) or isinstance(weights.kl, Tensor):
+    elif isinstance(typical, Tensor) or isinstance(weights.kl, Tensor):
         largest = [
             _on(like, w).abs().amax() for w in (weights.ce, weights.kl) if not isinstance(w, Tensor) or w.numel()
         ]
@@ -219,7 +220,7 @@ def _scaled(weights: Weights, problem: Problem, counted: Tensor, like: Tensor) -
         unit = unit.masked_fill(unit == 0, 1.0)
     else:
         of_logits = weights.kl / student.temperature
-        unit = weights.ce if weights.ce > LEAST * of_logits else of_logits
+        unit = typical if typical > LEAST * of_logits else of_logits
     ce, kl = (torch.where(counted, _on(like, w) / unit, 0.0) for w in (weights.ce, weights.kl))
     return _Scaled(ce, kl, unit)
 

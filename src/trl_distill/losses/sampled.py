@@ -46,6 +46,8 @@ def sampled_distillation_loss(
         student_weight: [V_s, H_s] of its LM head; None if `student_hidden` are its logits [N, V_s] already.
         targets: [N] int64 token ids; rows of `ignore_index` are dropped before anything is computed.
         token_ids: [N, k] int64, distinct in a row, the teacher's likeliest first (its share may be 0); -1 for none.
+            These and what follows of the teacher's may be on the CPU; there ids are checked, while on a GPU an id that
+            is no row makes the loss NaN.
         probs: [N, k], each token's share of the draws from the teacher at T over `vocabulary`.
         negentropy: [N], the teacher's sum_v p log p in nats at T.
         vocabulary: Rows [0, vocabulary) over which teacher and student are normalised; at most V_s.
@@ -77,6 +79,7 @@ def sampled_distillation_loss(
         ignore_index=ignore_index,
         impl=impl,
     )
+    token_ids, probs, negentropy = (t.to(targets.device, non_blocking=True) for t in (token_ids, probs, negentropy))
     token_ids = token_ids.long()
     if impl == "plain":
         return sampled_loss_from_logits(

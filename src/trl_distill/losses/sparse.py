@@ -13,16 +13,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from .divergences import ForwardKL, settled
 from .fused import Weights, fused_loss
+from .gpu import serves
 from .outcome import DistillationLoss, check_head, check_impl, check_settings, check_targets, valid_rows
 from .plan import Plan
 from .projection import Projection, product_dtype, wide_dtype
 from .tile import Buffers, Problem, Tile, power
+
+if TYPE_CHECKING:
+    from .gpu import Pass
+    from .plan import KernelPlan
 
 Tensor = torch.Tensor
 MASKED = -2e30  # a logit that adds nothing, below the lowest peak of a tile
@@ -86,13 +91,14 @@ def sparse_loss(
         wide=wide_dtype(student_hidden.dtype),
     )
     problem = SparseProblem(student, None, targets, vocabulary, temperature, ForwardKL(), known)
-    return fused_loss(problem, valid, Weights(ce_weight(known, alpha), alpha * temperature**2), tile_bytes)
+    weights = Weights(ce_weight(known, alpha), alpha * temperature**2, typical_ce=1.0 - alpha)
+    return fused_loss(problem, valid, weights, tile_bytes)
 
 
 def ce_weight(known: Sparse, alpha: float) -> float | Tensor:
     """Return the weight of the cross-entropy: 1 - alpha, and 1 for tokens of which nothing is known."""
     unknown = (known.token_ids < 0).all(1)
-    if not unknown.any():
+    if unknown.device.type == "cpu" and not unknown.any():  # a GPU is not waited for
         return 1.0 - alpha
     return torch.full_like(known.probs[:, 0], 1.0 - alpha).masked_fill(unknown, 1.0)
 
@@ -148,7 +154,7 @@ def checked_rows(
     check_targets(targets, hidden, hidden, alpha)
     rows = check_head("student", hidden, weight, bias)
     check_known(targets, *known, vocabulary, rows)
-    return valid_rows(targets, ignore_index, rows)
+    return valid_rows(targets, ignore_index, rows, masks=impl == "fused" and serves(hidden))
 
 
 def check_known(
@@ -181,7 +187,9 @@ def check_known(
             raise ValueError(f"{name} {tuple(tensor.shape)} must be [N], one for each of the N = {tokens} targets.")
     if not 0 < vocabulary <= rows or k > vocabulary:
         raise ValueError(f"vocabulary {vocabulary} must lie between k = {k} and {rows}, the student's rows.")
-    low, high = (int(i) for i in token_ids.aminmax()) if token_ids.numel() else (0, 0)
+    if token_ids.device.type != "cpu" or not token_ids.numel():
+        return  # a GPU is not waited for: there such an id makes the loss NaN
+    low, high = (int(i) for i in token_ids.aminmax())
     if low < -1 or high >= vocabulary:
         wrong = low if low < -1 else high
         raise ValueError(
@@ -199,6 +207,16 @@ class SparseProblem(Problem):
     def shared(self) -> int:
         """Rows over which the divergence is taken."""
         return self.vocabulary
+
+    def kernel_pass(self, plan: KernelPlan) -> Pass:
+        """Return what the kernels of a GPU do with a tile of the student's logits."""
+        from .gpu_sparse import SparsePass
+
+        return SparsePass(self, plan)
+
+    def kernel_room(self) -> int:
+        """Return how many numbers a row takes beside the student's logits: a copy of those that a caller has made."""
+        return self.student.vocabulary if self.student.weight is None else 0
 
     def tile(self, plan: Plan, buffers: Buffers, index: slice | Tensor) -> Tile:
         """Return a tile of its tokens."""

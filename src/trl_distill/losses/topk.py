@@ -51,7 +51,8 @@ def topk_distillation_loss(
         student_weight: [V_s, H_s] of its LM head; None if `student_hidden` are its logits [N, V_s] already.
         targets: [N] int64 token ids; rows of `ignore_index` are dropped before anything is computed.
         token_ids: [N, k] int64, distinct in a row, the teacher's likeliest first; -1 where fewer are known. A token
-            with none trains on the cross-entropy alone, as with alpha 0.
+            with none trains on the cross-entropy alone, as with alpha 0. These and what follows of the teacher's may be
+            on the CPU; there ids are checked, while on a GPU an id that is no row makes the loss NaN.
         log_probs: [N, k], the teacher's log-probabilities of them in nats at T = 1 over `vocabulary`.
         log_normalizer: [N], log sum_v exp(log p_v / T) over `vocabulary`, at the temperature given here.
         vocabulary: Rows [0, vocabulary) over which teacher and student are normalised; at most V_s.
@@ -82,6 +83,9 @@ def topk_distillation_loss(
         divergence=divergence,
         ignore_index=ignore_index,
         impl=impl,
+    )
+    token_ids, log_probs, log_normalizer = (
+        t.to(targets.device, non_blocking=True) for t in (token_ids, log_probs, log_normalizer)
     )
     token_ids = token_ids.long()
     if impl == "plain":

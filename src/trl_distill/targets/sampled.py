@@ -60,9 +60,9 @@ class SampledTargets:
             return sampled_distillation_loss(
                 hidden.to(device),
                 targets=labels.to(device),
-                token_ids=drawn.token_ids.to(device),
-                probs=drawn.shares.to(device),
-                negentropy=drawn.negentropy.to(device),
+                token_ids=drawn.token_ids,  # where they were read, so that they are checked there
+                probs=drawn.shares,
+                negentropy=drawn.negentropy,
                 vocabulary=self.vocabulary,
                 alpha=settings.alpha,
                 temperature=settings.temperature,

@@ -58,9 +58,9 @@ class TopKTargets:
             return topk_distillation_loss(
                 hidden.to(device),
                 targets=labels.to(device),
-                token_ids=self.token_ids.to(device),
-                log_probs=self.log_probs.to(device),
-                log_normalizer=normalizer.to(device),
+                token_ids=self.token_ids,  # where they were read, so that they are checked there
+                log_probs=self.log_probs,
+                log_normalizer=normalizer,
                 vocabulary=self.vocabulary,
                 alpha=settings.alpha,
                 temperature=settings.temperature,
