@@ -7,7 +7,7 @@ import torch
 from checks import check_close, relative_error
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from losses.problems import make_case
+from losses.problems import TOKENS, make_case
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from trl_distill.losses import DistillationLoss, fused_distillation_loss
@@ -74,7 +74,7 @@ def test_values_and_gradients_in_float32(name, kind):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", ["plain heads", "biases", "softcap and scale", "everything at once"])
 def test_half_precision_is_at_most_twice_as_wrong_as_the_plain_version(name, kind, dtype):
-    case = make_case(divergence=kind, tokens=64, student=(200, 32), teacher=(200, 48))
+    case = make_case(divergence=kind, tokens=3 * TOKENS, student=(200, 32), teacher=(200, 48))
     case = case.with_settings(**{k: v for k, v in CASES[name].items() if k.endswith(("cap", "scale"))})
     if name != "plain heads":
         bias = torch.linspace(-2, 2, 200).double()
@@ -93,7 +93,7 @@ def test_half_precision_is_at_most_twice_as_wrong_as_the_plain_version(name, kin
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_under_autocast_products_are_rounded_as_those_of_a_linear_layer(dtype):
-    case = make_case(tokens=64, student=(200, 32), teacher=(200, 48), bias=True)
+    case = make_case(tokens=3 * TOKENS, student=(200, 32), teacher=(200, 48), bias=True)
     expected, right = case.run(impl="plain")
     single = case.to(torch.float32)
     with torch.autocast("cpu", dtype=dtype):
