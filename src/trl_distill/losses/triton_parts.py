@@ -222,7 +222,7 @@ def put_zeros(gradient, start, stop, BLOCK: tl.constexpr):
     """Write zeros into columns [start, stop)."""
     for first in range(start, stop, BLOCK):
         columns = first + tl.arange(0, BLOCK)
-        tl.store(gradient + columns, tl.zeros([BLOCK], gradient.dtype.element_ty), mask=columns < stop)
+        tl.store(gradient + columns, tl.zeros([BLOCK], tl.float32).to(gradient.dtype.element_ty), mask=columns < stop)
 
 
 @triton.jit

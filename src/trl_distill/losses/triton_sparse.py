@@ -53,7 +53,7 @@ def pick_kernel(
         )
         z = tl.where(columns >= vocabulary, float("nan"), z)
         tl.store(picked + row * k + rank, z, mask=rank < k)
-        gone = tl.full([K], float("-inf"), student.dtype.element_ty)
+        gone = tl.full([K], float("-inf"), tl.float32).to(student.dtype.element_ty)
         tl.store(student + columns, gone, mask=there)
 
 
