@@ -107,6 +107,37 @@ def test_under_autocast_products_are_rounded_as_those_of_a_linear_layer(dtype):
         assert 1e-5 < error <= 2 * relative_error(rounded[part], wanted), part  # rounded, but no more than theirs
 
 
+def test_a_gradient_whose_sum_is_beyond_float16_fits_once_it_is_a_mean():
+    hidden, weight = torch.full((30, 8), 3000.0).half(), torch.zeros(20, 8).half().requires_grad_()
+    targets = torch.zeros(30, dtype=torch.long)
+    out = fused_distillation_loss(hidden, weight, None, None, targets, alpha=0.0, temperature=1.0)
+    (out.loss / 30).backward()
+    right = torch.full((20, 8), 3000 / 20)
+    right[0] -= 3000
+    torch.testing.assert_close(weight.grad.float(), right, rtol=2e-3, atol=0)
+
+
+def test_targets_may_be_a_column_of_a_matrix():
+    case = make_case(masked=0.3)
+    expected, right = case.run()
+    case.targets = torch.stack([case.targets, torch.full_like(case.targets, 7)], 1)[:, 0]
+    out, gradients = case.run()
+    check_close(out._asdict(), expected._asdict(), 1e-12)
+    check_close(gradients, right, 1e-12)
+
+
+def test_what_is_weighed_at_a_token_that_does_not_count_is_not_looked_at():
+    case = make_case(masked=0.3)
+    weights = torch.where(case.targets == -100, torch.nan, 1.0)
+    found = []
+    for upstream in (weights, weights.nan_to_num(0.0)):
+        own = {k: None if t is None else t.clone().requires_grad_("student" in k) for k, t in case.tensors.items()}
+        out = fused_distillation_loss(**own, targets=case.targets, **case.settings)
+        torch.autograd.backward(out.ce, upstream.to(out.ce.dtype))
+        found.append({k: own[k].grad for k in ("student_hidden", "student_weight")})
+    check_close(found[0], found[1], 1e-12)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("term", ["ce", "kl"])
 @pytest.mark.parametrize("temperature", [2.5, 3.0])

@@ -16,6 +16,7 @@ from torch.autograd.function import once_differentiable
 from . import gpu
 from .outcome import DistillationLoss
 from .plan import KernelPlan, Plan, plan_tiles
+from .products import kept_dtype
 from .tile import Buffers, Gradients, Problem
 
 Tensor = torch.Tensor
@@ -145,7 +146,7 @@ def _compute(
                 tile.add_gradients(*own, gradients, first=start == 0)
     weight = gradients.weight
     if weight is not None and student.weight is not None:
-        weight = weight.to(student.weight.dtype)
+        weight = weight.to(kept_dtype(student.weight.dtype, student.wide))
     return DistillationLoss(ce, kl, *sums.unbind()), (gradients.hidden, weight, gradients.bias)
 
 
@@ -155,7 +156,7 @@ def _empty_gradients(problem: Problem, wanted: tuple[bool, ...], tiles: int) -> 
     hidden = torch.zeros_like(student.hidden, dtype=student.wide) if wanted[0] else None
     weight = bias = None
     if wanted[1] and student.weight is not None:
-        dtype = student.wide if tiles > 1 else student.weight.dtype
+        dtype = student.wide if tiles > 1 else kept_dtype(student.weight.dtype, student.wide)
         weight = (torch.empty_like if tiles else torch.zeros_like)(student.weight, dtype=dtype)
     if wanted[2] and student.bias is not None:
         bias = torch.zeros_like(student.bias, dtype=student.wide)

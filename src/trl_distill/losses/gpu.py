@@ -18,7 +18,7 @@ import torch
 
 from .outcome import DistillationLoss
 from .plan import KernelPlan, padded, plan_kernels
-from .products import HALF, multiply
+from .products import HALF, kept_dtype, multiply
 
 if TYPE_CHECKING:
     from .fused import Weights
@@ -175,6 +175,7 @@ def compute(
     student, tokens = problem.student, len(problem.targets)
     with torch.cuda.device_of(student.hidden), torch.autocast(student.hidden.device.type, enabled=False):
         values = torch.zeros(6, tokens, dtype=student.wide, device=student.hidden.device)
+        labels = problem.targets.contiguous()  # kernels go from one to the next
         scaled = _scaled(weights, problem, counted, values[0])
         head, kernels = Head(student, plan), problem.kernel_pass(plan)
         gradients = _Gradients(head, counted, scaled.unit, plan, wanted)
@@ -182,7 +183,7 @@ def compute(
             for span in _spans(group, plan.rows):
                 kernels(
                     Rows(
-                        *(span, head.logits(span), problem.targets[span], counted[span]),
+                        *(span, head.logits(span), labels[span], counted[span]),
                         *(scaled.ce[span], scaled.kl[span], values[:, span], gradients.of_logits(group, span)),
                     )
                 )
@@ -209,20 +210,17 @@ def _scaled(weights: Weights, problem: Problem, counted: Tensor, like: Tensor) -
     """Spread weights over the tokens; those that do not count have none."""
     student = problem.student
     typical = weights.ce if weights.typical_ce is None else weights.typical_ce
+    ce, kl = (torch.where(counted, _on(like, w), 0.0) for w in (weights.ce, weights.kl))
     unit: float | Tensor
     if student.weight is None:
         unit = 1 / student.scale  # the kernels write the gradient of `hidden` itself
     elif isinstance(typical, Tensor) or isinstance(weights.kl, Tensor):
-        largest = [
-            _on(like, w).abs().amax() for w in (weights.ce, weights.kl) if not isinstance(w, Tensor) or w.numel()
-        ]
-        unit = torch.stack(largest).amax() if largest else like.new_ones(())
+        unit = torch.maximum(ce.abs(), kl.abs()).amax() if len(counted) else like.new_ones(())
         unit = unit.masked_fill(unit == 0, 1.0)
     else:
         of_logits = weights.kl / student.temperature
         unit = typical if typical > LEAST * of_logits else of_logits
-    ce, kl = (torch.where(counted, _on(like, w) / unit, 0.0) for w in (weights.ce, weights.kl))
-    return _Scaled(ce, kl, unit)
+    return _Scaled(ce / unit, kl / unit, unit)
 
 
 def _on(like: Tensor, weight: float | Tensor) -> Tensor:
@@ -251,7 +249,7 @@ class _Gradients:
         if wanted[0]:
             self.hidden = self.place if side.weight is None else torch.empty(side.hidden.shape, **options)
         if wanted[1] and side.weight is not None:
-            options["dtype"] = side.wide if tokens > plan.group else side.weight.dtype
+            options["dtype"] = side.wide if tokens > plan.group else kept_dtype(side.weight.dtype, side.wide)
             self.weight = torch.empty(side.weight.shape, **options) if tokens else torch.zeros_like(side.weight)
         if wanted[2] and side.bias is not None:
             self.bias = torch.zeros_like(side.bias, dtype=side.wide)
@@ -288,5 +286,5 @@ class _Gradients:
                 if gradient is not None:
                     gradient.mul_(self.unit)
         if weight is not None and self.head.side.weight is not None:
-            weight = weight.to(self.head.side.weight.dtype)
+            weight = weight.to(kept_dtype(self.head.side.weight.dtype, self.head.side.wide))
         return self.hidden, weight, self.bias

@@ -43,6 +43,11 @@ def multiply(left: Tensor, right: Tensor, out: Tensor, *, alpha: float = 1.0, ad
             out.copy_(product).mul_(alpha)
 
 
+def kept_dtype(dtype: torch.dtype, wide: torch.dtype) -> torch.dtype:
+    """Return the precision in which a weight's gradient waits for the factor of the loss: float16 would overflow."""
+    return wide if dtype == torch.float16 else dtype
+
+
 @functools.cache
 def has_float32_products(device: str) -> bool:
     """Whether half-precision products come with their float32 sums on a kind of device; says once if they do not."""
