@@ -100,7 +100,8 @@ def test_under_autocast_products_are_rounded_as_those_of_a_linear_layer(dtype):
         plain, rounded = single.run(impl="plain")
         out, gradients = single.run(tile_bytes=60_000)
     assert out.loss.dtype == torch.float32
-    assert relative_error(out.loss, expected.loss) <= 2 * relative_error(plain.loss, expected.loss) + 1e-6
+    # token by token, since errors of their sum cancel by luck
+    assert relative_error(out.ce, expected.ce) <= 2 * relative_error(plain.ce, expected.ce)
     for part, wanted in right.items():
         error = relative_error(gradients[part], wanted)
         assert gradients[part].dtype == torch.float32
