@@ -127,6 +127,20 @@ def test_precision_is_the_runs_then_accelerates_then_the_devices(
     assert args.use_cpu == on_cpu
 
 
+@pytest.mark.parametrize("more", [{}, {"peft": True}, {"dtype": "float32"}, {"mixed_precision": "bf16"}], ids=str)
+def test_fp16_is_refused_beside_float16_weights_that_are_trained(more, settings, monkeypatch):
+    """The accelerator is played; a CPU computes fp16 in float32."""
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr("transformers.training_args.is_torch_bf16_gpu_available", lambda: True)
+    monkeypatch.delenv("ACCELERATE_USE_CPU", raising=False)
+    params = LLMTrainingParams(**settings | {"mixed_precision": "fp16", "dtype": "float16", **more})
+    if more:
+        assert from_params(params).mixed_precision == params.mixed_precision
+        return
+    with pytest.raises(ParamsError, match=r"^fp16 scales .* the student's are in float16; load it in float32\."):
+        run(params)
+
+
 def test_none_and_accelerates_bf16_contradict_each_other(settings, monkeypatch):
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
     with pytest.raises(ParamsError, match=r"mixed_precision is 'no', but accelerate was launched with bf16; drop"):

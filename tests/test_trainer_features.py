@@ -8,8 +8,9 @@ import pytest
 import torch
 from peft import LoraConfig
 from small_runs import check_teacher_is_apart, losses, make
-from transformers import AutoModelForCausalLM, TrainerCallback
+from transformers import AutoModelForCausalLM, PreTrainedModel, TrainerCallback
 from transformers.trainer_pt_utils import LengthGroupedSampler
+from transformers.utils import is_kernels_available
 
 from trl_distill import DistillationSFTConfig, DistillationSFTTrainer
 from trl_distill.errors import ParamsError
@@ -83,10 +84,64 @@ def test_two_gpus_of_one_process_are_refused(tiny_model_dir, tiny_teacher_dir, t
         make(tiny_model_dir, tiny_teacher_dir, tmp_path)
 
 
-@pytest.mark.skipif(find_spec("liger_kernel") is not None, reason="liger-kernel is installed")
-def test_liger_is_refused_where_it_is_not_installed(tiny_model_dir, tiny_teacher_dir, tmp_path):
-    with pytest.raises(ParamsError, match="use_liger_kernel needs a package that is missing; `pip install liger"):
-        make(tiny_model_dir, tiny_teacher_dir, tmp_path, use_liger_kernel=True)
+@pytest.mark.cpu
+@pytest.mark.parametrize("teacher", ["other", "self"])
+def test_what_offloading_would_move_of_a_step_has_no_head_and_no_logits(
+    teacher, tiny_model_dir, tiny_teacher_dir, tmp_path
+):
+    """The hooks that `activation_offloading` sets, with the main memory on both sides."""
+    name, peft = (tiny_teacher_dir, None) if teacher == "other" else ("self", lora)
+    plain = losses(make(tiny_model_dir, name, tmp_path, peft=peft and peft()))
+    trainer = make(tiny_model_dir, name, tmp_path, peft=peft and peft())
+    moved = []
+
+    def away(tensor):
+        if isinstance(tensor, torch.nn.Parameter):  # TRL leaves these where they are
+            return tensor
+        moved.append(tuple(tensor.shape))
+        return tensor.clone()
+
+    trainer.maybe_activation_offload_context = torch.autograd.graph.saved_tensors_hooks(away, lambda tensor: tensor)
+    assert losses(trainer) == plain
+    vocabularies = {model.config.vocab_size for model in (trainer.base_student, trainer.teacher.model)}
+    assert moved
+    assert not [shape for shape in moved if vocabularies & {*shape}]
+
+
+def test_liger_is_refused_on_a_cpu_and_where_it_is_not_installed(tiny_model_dir, tiny_teacher_dir, tmp_path):
+    why = "they need a GPU .* cpu: drop it" if find_spec("liger_kernel") else "a package that is missing; `pip install"
+    with pytest.raises(ParamsError, match=f"^use_liger_kernel .*{why}"):
+        make(tiny_model_dir, tiny_teacher_dir, tmp_path, use_liger_kernel=True, use_cpu=True)
+
+
+@pytest.mark.cpu
+@pytest.mark.skipif(is_kernels_available(), reason="the package kernels is installed")
+def test_kernels_of_the_hub_are_refused_before_a_model_loads_where_their_package_is_missing(tiny_model_dir, tmp_path):
+    with pytest.raises(ParamsError, match=r"^model_init_kwargs has 'use_kernels', which .*kernels\]'` or leave it out"):
+        make(tiny_model_dir, "missing", tmp_path, model="missing", model_init_kwargs={"use_kernels": True})
+
+
+@pytest.mark.cpu
+def test_a_teacher_that_is_the_student_leaves_it_the_kernels_of_training(tiny_model_dir, tmp_path, monkeypatch):
+    """With `use_kernels` transformers looks for kernels whenever a model changes its mode, here a call that counts."""
+    found = []
+    monkeypatch.setattr(PreTrainedModel, "set_use_kernels", lambda model, *_: found.append(model.training))
+    trainer = make(tiny_model_dir, "self", tmp_path, peft=lora())
+    trainer.base_student._use_kernels = True
+    trainer.base_student.eval()
+    found.clear()
+    losses(trainer)
+    assert found == [True]  # not once more for what the teacher scores in three steps
+
+
+@pytest.mark.cpu
+def test_float16_weights_under_fp16_are_refused_on_an_accelerator(
+    tiny_model_dir, tiny_teacher_dir, tmp_path, monkeypatch
+):
+    model = AutoModelForCausalLM.from_pretrained(tiny_model_dir, dtype=torch.float16)
+    monkeypatch.setattr(DistillationSFTConfig, "device", torch.device("cuda"))
+    with pytest.raises(ParamsError, match=r"^fp16 scales .* the student's are in float16; load it in float32\."):
+        make(tiny_model_dir, tiny_teacher_dir, tmp_path, model=model, fp16=True)
 
 
 @pytest.mark.filterwarnings("default")  # torch.compile looks at attributes that warn

@@ -27,6 +27,8 @@ from .params import FIELDS, LLMTrainingParams
 # transformers takes warmup_steps below 1 for a share of the steps, rounded up, and 1 for one step
 ALL_STEPS = math.nextafter(1.0, 0.0)
 
+SCALED = "fp16 scales the gradients of float32 weights, and the student's are in float16; load it in float32."
+
 # what the trainer calls a parameter of a run: a field of its configuration, or an argument
 NAMES = {
     "batch_size": "per_device_train_batch_size",
@@ -124,6 +126,8 @@ def _training(params: LLMTrainingParams) -> dict[str, Any]:
     accelerated = torch.accelerator.is_available() or is_torch_xla_available()
     accelerated = accelerated and not parse_flag_from_env("ACCELERATE_USE_CPU")
     precision = _mixed_precision(params, accelerated=accelerated)
+    if precision == "fp16" and params.dtype == "float16" and accelerated and not params.peft:
+        raise ParamsError(SCALED)
     return {
         "num_train_epochs": params.epochs,
         "max_steps": params.max_steps,

@@ -10,13 +10,16 @@ import shutil
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
+import torch
 from transformers import Trainer
+from transformers.utils import is_kernels_available, is_liger_kernel_available
 
 from .adapters import is_peft_model
 from .agreement import refuse_unused
-from .config import DistillationSFTConfig
+from .config import SCALED, DistillationSFTConfig
 from .devices import accelerator
 from .errors import ParamsError
+from .losses.gpu import INTERPRETED
 from .packing import check_packing
 from .sources import load_config, resolve
 from .system_message import templates_of
@@ -110,8 +113,9 @@ def check_features(args: DistillationSFTConfig, *, model: Any = None, peft_confi
             "activation_offloading moves activations from an accelerator to main memory, and this run has no "
             "accelerator; leave it out, and use gradient_checkpointing to save memory."
         )
-    if args.use_liger_kernel and find_spec("liger_kernel") is None:
-        raise ParamsError("use_liger_kernel needs a package that is missing; `pip install liger-kernel` or drop it.")
+    check_kernels(args)
+    if peft_config is None:
+        check_scaled(args, model)
     check_optimizer(args)
     check_compiler(args)
     if args.use_vllm:
@@ -143,6 +147,53 @@ def check_optimizer(args: Any) -> None:
             return
         name = getattr(args.optim, "value", args.optim)
         raise ParamsError(f"optimizer is {name!r}, which cannot be used here ({reason}); choose another.") from error
+
+
+def check_kernels(args: Any) -> None:
+    """Refuse Liger's layers, or the Hub's, if they cannot run here; training would find that out in its first step.
+
+    Args:
+        args: The configuration.
+
+    Raises:
+        ParamsError: A package is missing, there is no GPU, or Liger's loss is to take the place of distillation's.
+    """
+    if (args.model_init_kwargs or {}).get("use_kernels") and not is_kernels_available():
+        raise ParamsError(
+            "model_init_kwargs has 'use_kernels', which needs the package kernels in a version that transformers "
+            "accepts; `pip install 'transformers[kernels]'` or leave it out."
+        )
+    if not args.use_liger_kernel:
+        return
+    if not is_liger_kernel_available():
+        raise ParamsError("use_liger_kernel needs a package that is missing; `pip install liger-kernel` or drop it.")
+    if args.device.type in ("cpu", "mps") and not INTERPRETED:
+        raise ParamsError(
+            f"use_liger_kernel puts Triton's kernels in the place of layers, and they need a GPU that Triton knows; "
+            f"this run is on {args.device.type}: drop it."
+        )
+    for name in ("fused_linear_cross_entropy", "cross_entropy"):
+        if (args.liger_kernel_config or {}).get(name):
+            raise ParamsError(
+                f"liger_kernel_config has {name!r}, a loss that would take the place of distillation's or of torch's; "
+                "leave it out."
+            )
+
+
+def check_scaled(args: Any, model: Any) -> None:
+    """Refuse float16 weights that are to be trained under fp16: torch scales gradients in float32 alone.
+
+    Args:
+        args: The configuration.
+        model: The student; the weights of a name are not known yet.
+
+    Raises:
+        ParamsError: What to do instead.
+    """
+    if not args.fp16 or args.device.type == "cpu" or isinstance(model, str):
+        return
+    if any(p.requires_grad and p.dtype == torch.float16 for p in model.parameters()):
+        raise ParamsError(SCALED)
 
 
 def check_compiler(args: Any) -> None:

@@ -378,10 +378,13 @@ def check_apart(*, student: Any, teacher: Any) -> None:
 
 @contextmanager
 def evaluating(model: torch.nn.Module) -> Iterator[None]:
-    """Put a model into evaluation mode and give each module its own mode back."""
+    """Put a model into evaluation mode and give each module its own mode back.
+
+    By the flags alone: `eval()` of a model with `use_kernels` looks for other kernels, which know no backward.
+    """
     training = [module for module in model.modules() if module.training]
-    if training:
-        model.eval()
+    for module in training:
+        module.training = False
     try:
         yield
     finally:
