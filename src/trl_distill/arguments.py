@@ -194,8 +194,8 @@ class DistillationArguments:
     teacher_batch_size: int = option(16, "Prompts per batch while the teacher writes.", low=1, group="Teacher")
     teacher_engine: str = option(
         "auto",
-        "What a local teacher writes with before training: 'vllm', 'transformers', or 'auto' (on a CUDA device vLLM if "
-        "it is installed and there are many rows).",
+        "What a local teacher writes with before training: 'vllm' (which also computes a top-k store's targets at T = "
+        "1), 'transformers', or 'auto' (on a CUDA device vLLM if it is installed and there are many rows).",
         choices=ENGINES,
         group="Teacher",
     )

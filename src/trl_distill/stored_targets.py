@@ -63,6 +63,7 @@ def write_store(args: DistillationSFTConfig, teacher: Teacher, datasets: Sequenc
         **prompts_and_writing(args),
         batch_size=args.teacher_batch_size,
         kind=args.teacher_store_kind or STORE_KINDS[0],
+        engine=args.teacher_engine,
     )
     rows = (row for _, dataset in datasets for row in dataset)
     folder, progress = TargetFolder(str(args.teacher_store)), not args.disable_tqdm

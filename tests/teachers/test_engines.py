@@ -6,16 +6,32 @@ import json
 import random
 from importlib.util import find_spec
 
+import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from click.testing import CliRunner
 from conftest import make_model
+from transformers import Gemma2Config, Gemma2ForCausalLM
 
 from trl_distill import LLMTrainingParams, ParamsError, TeacherError, generate_with_teacher
 from trl_distill.cli import main
 from trl_distill.sources import load_model
-from trl_distill.teachers import CompletionStore, GenerationSettings, complete, engines, load_teacher
+from trl_distill.teachers import (
+    CompletionStore,
+    GenerationSettings,
+    StoredTeacher,
+    TargetFolder,
+    TargetSettings,
+    complete,
+    engines,
+    load_teacher,
+    teaching,
+    write_targets,
+)
 from trl_distill.teachers.continuous import Continuous
+from trl_distill.teachers.shards import rows_of as rows_of_shard
+from trl_distill.teachers.shards import sequence_key
 
 WORDS = ["where", "is", "my", "parcel", "and", "why", "was", "the", "card", "charged", "twice", "please", "refund"]
 FRONT = "You sort messages of customers into queues, and answer with the name of a queue alone.\n"
@@ -207,16 +223,23 @@ def with_vllm(settings):
     return GenerationSettings(**{**vars(settings), "engine": "vllm"})
 
 
-@foreign
-@needs_vllm
-def test_vllm_applies_an_adapter_and_writes_no_row_that_the_student_lacks(expected, on_cpu, tmp_path):
+@pytest.fixture(scope="module")
+def adapted(tmp_path_factory):
+    """The folder of a LoRA adapter of the embedded model."""
     import peft
 
+    folder = tmp_path_factory.mktemp("adapted")
     base = load_model(load_teacher("embedded").source.path, role="model")
     config = peft.LoraConfig(r=4, target_modules=["q_proj", "v_proj", "down_proj"], init_lora_weights=False)
     torch.manual_seed(0)
-    peft.get_peft_model(base, config).save_pretrained(tmp_path)
-    teacher = load_teacher(str(tmp_path), dtype="float32")
+    peft.get_peft_model(base, config).save_pretrained(folder)
+    return str(folder)
+
+
+@foreign
+@needs_vllm
+def test_vllm_applies_an_adapter_and_writes_no_row_that_the_student_lacks(expected, adapted, on_cpu):
+    teacher = load_teacher(adapted, dtype="float32")
     teacher.share(1200)
     written = [complete(teacher, expected[0], how, progress=False) for how in (IN_FLOAT32, with_vllm(IN_FLOAT32))]
     assert written[0] == written[1] != expected[1]
@@ -269,3 +292,181 @@ def test_adapters_that_vllm_does_not_apply_are_refused(settings, why, tmp_path):
 def test_a_loaded_model_is_none_that_vllm_loads(embedded):
     with pytest.raises(TeacherError, match="its weights are in memory alone, and vLLM loads a model by its folder"):
         generate_with_teacher(embedded.model, "{input}", ["a"], engine="vllm", tokenizer=embedded.tokenizer)
+
+
+# -- a store's targets
+
+BF16 = {"log_probs": 0.05, "mass": 0.02, "tokens": 0.5}
+AT_ONE = TargetSettings(k=12, temperatures=(1.0,), teacher_prompt_template="", generation={}, batch_size=4)
+
+
+def rows_of(expected, teacher):
+    """Return rows with completions of unequal lengths, one of a single token and one behind an empty prompt."""
+    prompts, alone = expected
+    given = [list(one.ids) for one in alone] + [teacher.tokenizer(word)["input_ids"] for word in WORDS]
+    fronts = [*prompts, *(prompts[0][: 3 + i] for i in range(len(WORDS)))]
+    rows = [{"teacher_prompt": front, "completion": ids} for front, ids in zip(fronts, given, strict=True)]
+    rows += [{"teacher_prompt": [], "completion": ids} for ids in (given[0], given[0][:1])]
+    rows.append({"teacher_prompt": prompts[1], "completion": given[1][:1]})
+    return [{"row": i, "student_prompt": [5], **row} for i, row in enumerate(rows)]
+
+
+def rows_of_table(folder):
+    """Return the rows of a store in the order of their keys."""
+    shards = [rows_of_shard(pq.read_table(path)) for path in sorted(folder.glob("*.parquet"))]
+    return sorted((row for shard in shards for row in shard), key=lambda row: row.key)
+
+
+def stored_by(engine, teacher, rows, folder, **changes):
+    """Write a store and return its manifest, and its rows by key."""
+    target = TargetFolder(folder / engine)
+    settings = TargetSettings(**{**vars(AT_ONE), "engine": engine, **changes})
+    write_targets(teacher, rows, target, settings)
+    manifest = target.manifest()
+    table = target.rows(manifest)
+    keys = [sequence_key(row["teacher_prompt"], row["completion"]) for row in rows]
+    return manifest, [table.get(key) for key in keys]
+
+
+def check_alike(ours, theirs, *, log_probs=2**-10, mass=1e-5, tokens=0.99):
+    """Compare rows: log-probabilities by rank, by default to float16's rounding, the tail's mass, and the tokens."""
+    same = total = 0
+    for row, other in zip(ours, theirs, strict=True):
+        assert row.key == other.key
+        assert row.completion.tolist() == other.completion.tolist()
+        mine, yours = row.arrays, other.arrays
+        assert mine.keys() == yours.keys()
+        assert {name: (a.dtype, a.shape) for name, a in mine.items()} == {
+            name: (a.dtype, a.shape) for name, a in yours.items()
+        }
+        values, expected = (own["log_probs"].astype(np.float64) for own in (mine, yours))
+        assert (np.abs(values - expected) <= log_probs * np.maximum(1, np.abs(expected))).all()
+        masses = [np.exp(v - own["log_normalizers"]).sum(1) for v, own in ((values, mine), (expected, yours))]
+        assert np.abs(masses[0] - masses[1]).max(initial=0) <= mass
+        same += (mine["token_ids"] == yours["token_ids"]).sum()
+        total += mine["token_ids"].size
+    assert same >= tokens * total > 0
+
+
+@pytest.fixture(scope="module")
+def padded(tmp_path_factory):
+    """A random model whose head has more rows than its tokenizer has tokens, with a soft cap on its logits."""
+    folder, tokenizer = tmp_path_factory.mktemp("padded"), load_teacher("embedded").tokenizer
+    config = Gemma2Config(
+        vocab_size=len(tokenizer) + 52, hidden_size=64, intermediate_size=128, num_hidden_layers=2,
+        num_attention_heads=2, num_key_value_heads=1, head_dim=64, max_position_embeddings=128,
+        final_logit_softcapping=5.0, attn_logit_softcapping=None, initializer_range=0.3, query_pre_attn_scalar=64,
+        pad_token_id=0, bos_token_id=None, eos_token_id=1,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    Gemma2ForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+@foreign
+@needs_vllm
+def test_vllm_scores_as_transformers_does(embedded, expected, on_cpu, tmp_path):
+    rows = rows_of(expected, embedded)
+    _, theirs = stored_by("transformers", embedded, rows, tmp_path)
+    fresh = load_teacher("embedded", dtype="float32")
+    manifest, ours = stored_by("vllm", fresh, rows, tmp_path)
+    assert not fresh.loaded
+    assert [shard["engine"] for shard in manifest["shards"]] == ["vLLM"]
+    check_alike(ours, theirs)
+
+
+@foreign
+@needs_vllm
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_vllm_counts_rows_that_pad_a_vocabulary_and_reads_to_the_limit(dtype, padded, expected, on_cpu, tmp_path):
+    teacher = load_teacher(padded, dtype=dtype)
+    rows = rows_of(expected, teacher)
+    rows.append({**rows[0], "row": 99, "teacher_prompt": [7] * 100, "completion": [9] * 28})
+    theirs = stored_by("transformers", teacher, rows, tmp_path)[1]
+    ours = stored_by("vllm", teacher, rows, tmp_path)[1]
+    assert any((row.arrays["token_ids"] >= len(teacher.tokenizer)).any() for row in ours)
+    check_alike(ours, theirs, **({} if dtype == "float32" else BF16))
+
+
+@foreign
+@needs_vllm
+def test_vllm_goes_on_with_a_store_that_transformers_began(expected, on_cpu, tmp_path, monkeypatch):
+    """Shards are kept; of the one that was stopped no batch is, since a shard says what scored it."""
+    monkeypatch.setattr(teaching, "ROWS", 10)
+    teacher = load_teacher("embedded", dtype="float32")
+    rows = rows_of(expected, teacher)
+    theirs = stored_by("transformers", teacher, rows, tmp_path / "whole")[1]
+    score, asked = teacher.score, []
+    monkeypatch.setattr(teacher, "score", lambda batch: asked.append(batch) or (score(batch) if asked[4:] == [] else 1))
+    target = tmp_path / "stopped" / "vllm"
+    with pytest.raises(TeacherError, match="gives no full distribution"):
+        write_targets(teacher, rows, TargetFolder(target), AT_ONE, progress=False)
+    assert len(list((target / ".parts").iterdir())) == 1
+    manifest, ours = stored_by("vllm", teacher, rows, tmp_path / "stopped")
+    assert [shard["engine"] for shard in manifest["shards"]] == ["transformers", "vLLM", "vLLM"]
+    assert len(asked) == 5
+    check_alike(ours, theirs)
+    assert not (target / ".parts").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"temperatures": (1.0, 3.0)}, "it has probabilities at T = 1, and the store is for T = 1, 3"),
+        ({"temperatures": (2.0,)}, "it has probabilities at T = 1, and the store is for T = 2"),
+        ({"kind": "sample"}, "targets of the kind sample are more than the likeliest tokens"),
+        ({"kind": "hidden"}, "targets of the kind hidden are more than the likeliest tokens"),
+        ({}, "its probabilities are over the teacher's 2,560 tokens, of which the student has 2,000"),
+    ],
+)
+def test_what_vllm_does_not_give_is_computed_by_transformers(changes, why, expected, tmp_path, capsys):
+    teacher = load_teacher("embedded", dtype="float32")
+    teacher.share(2560 if changes else 2000)
+    rows = [{**row, "completion": [5, 6]} for row in rows_of(expected, teacher)[:3]]
+    manifest, ours = stored_by("vllm", teacher, rows, tmp_path, **changes)
+    assert f"Targets are computed by transformers, not by vLLM: {why}.\n" in capsys.readouterr().out
+    assert [shard["engine"] for shard in manifest["shards"]] == ["transformers"]
+    _, theirs = stored_by("transformers", teacher, rows, tmp_path, **changes)
+    for row, other in zip(ours, theirs, strict=True):
+        for name, array in row.arrays.items():
+            assert np.array_equal(array, other.arrays[name])
+    assert capsys.readouterr().out == ""
+
+
+def test_a_teacher_with_an_adapter_is_scored_by_transformers(expected, adapted, tmp_path, capsys):
+    teacher = load_teacher(adapted, dtype="float32")
+    manifest, _ = stored_by("vllm", teacher, rows_of(expected, teacher)[:3], tmp_path)
+    assert "transformers, not by vLLM: of a teacher with an adapter it gives none" in capsys.readouterr().out
+    assert [shard["engine"] for shard in manifest["shards"]] == ["transformers"]
+
+
+@foreign
+@needs_vllm
+def test_a_teacher_that_vllm_cannot_run_scores_nothing(tiny_teacher_dir, on_cpu, tmp_path):
+    teacher = load_teacher(str(tiny_teacher_dir))
+    rows = [{"row": 0, "student_prompt": [5], "teacher_prompt": [5, 6], "completion": [7, 8]}]
+    with pytest.raises(TeacherError, match=r"it cannot score for teacher_model .*; its log is /.*vllm\.log"):
+        stored_by("vllm", teacher, rows, tmp_path)
+
+
+@foreign
+@needs_vllm
+def test_the_command_has_vllm_write_and_score_and_trains_from_the_store(on_cpu, tmp_path):
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps({"text": word}) + "\n" for word in WORDS[:6]))
+    flags = ["--model", "embedded", "--data-path", str(tmp_path / "rows.jsonl"), "--distill-max-teacher-length", "8"]
+    flags += ["--teacher-prompt-template", FRONT + "{input}", "--distill-temperature", "1"]
+    stores = {}
+    for engine in ("transformers", "vllm"):
+        own = ["--teacher-model", "embedded", "--teacher-engine", engine, "--output", str(tmp_path / engine)]
+        own += ["--teacher-dtype", "float32"]
+        done = CliRunner().invoke(main, ["teach", *flags, *own])
+        assert done.exit_code == 0, done.output
+        assert "not by vLLM" not in done.output
+        stored = StoredTeacher(tmp_path / engine)
+        stores[engine] = rows_of_table(stored.folder.folder)
+        assert {shard["engine"] for shard in stored.manifest["shards"]} == {{"vllm": "vLLM"}.get(engine, engine)}
+    check_alike(stores["vllm"], stores["transformers"])
+    own = ["--teacher-store", str(tmp_path / "vllm"), "--max-steps", "1", "--project-name", str(tmp_path / "run")]
+    done = CliRunner().invoke(main, ["llm", "--trainer", "distillation", *flags, *own])
+    assert done.exit_code == 0, done.output

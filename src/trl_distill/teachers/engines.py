@@ -71,10 +71,7 @@ def written(
             return
         except EngineError as error:
             if settings.engine == NAMED:
-                raise TeacherError(
-                    f"teacher_engine is 'vllm', and it cannot write for teacher_model {teacher.name!r}: {error}; drop "
-                    "--teacher-engine."
-                ) from error
+                raise refusal(teacher, error) from error
             if str(error):
                 logger.warning("%s does not write for teacher %r: %s.", engine.name, teacher.name, error)
 
@@ -130,7 +127,12 @@ def check_engine(teacher: Any, engine: str) -> None:
         return
     lacks = VLLM(_writer(teacher)).lacks
     if lacks is not None:
-        raise TeacherError(
-            f"teacher_engine is 'vllm', and it cannot write for teacher_model {teacher.name!r}: {lacks}; drop "
-            "--teacher-engine."
-        )
+        raise refusal(teacher, lacks)
+
+
+def refusal(teacher: Any, why: object, does: str = "write") -> TeacherError:
+    """Return what is raised if vLLM is named and cannot write or score for a teacher."""
+    return TeacherError(
+        f"teacher_engine is 'vllm', and it cannot {does} for teacher_model {teacher.name!r}: {why}; drop "
+        "--teacher-engine."
+    )

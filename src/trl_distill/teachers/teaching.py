@@ -12,6 +12,7 @@ import json
 import shutil
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,12 +23,14 @@ from ..collator import DistillationCollator
 from ..errors import TeacherError
 from ..targets import HiddenTargets
 from .base import Teacher
+from .engines import NAMED, Batches
 from .head import save_head
 from .kinds import Kind, Span, kind_of
 from .local import LocalTeacher
 from .shards import COMPLETIONS, DATE, FORMAT, HEAD, TOKENIZER, TargetFolder, TargetRow, sequence_key
 from .store import CompletionStore
 from .stored import check_same, tokenizer_hash
+from .vllm_scores import VLLMScores, unlike
 
 ROWS = 256  # sequences of a shard
 FIXED = (
@@ -48,6 +51,8 @@ class TargetSettings:
         batch_size: Sequences scored at a time: what a kill costs.
         kind: "topk", "sample" or "hidden", see `kinds`.
         teacher_system: The teacher's system message, to tell a store from another; "" is the rows' own.
+        engine: What scores: with "vllm" it does if what it gives is what is stored, see `unlike`; else transformers.
+            No part of what tells a store from another.
     """
 
     k: int
@@ -57,6 +62,7 @@ class TargetSettings:
     batch_size: int = 16
     kind: str = "topk"
     teacher_system: str = ""
+    engine: str = "auto"
 
 
 def write_targets(
@@ -77,33 +83,40 @@ def write_targets(
         progress: Whether to show a progress bar.
 
     Raises:
-        TeacherError: A folder of something else, a store made with other settings, a damaged shard, or an LM head to
-            keep that does not give the teacher's logits.
+        TeacherError: A folder of something else, a store made with other settings, a damaged shard, an LM head to
+            keep that does not give the teacher's logits, or vLLM failed.
     """
     sequences = {sequence_key(row["teacher_prompt"], row["completion"]): row for row in rows}
     vocabulary = teacher.vocabulary_rows if teacher.vocabulary is None else teacher.vocabulary
     kind = kind_of(settings.kind, k=settings.k, temperatures=settings.temperatures, vocabulary=vocabulary)
     header = _header(teacher, list(sequences), settings, kind, vocabulary)
-    if not folder.begun and isinstance(teacher, LocalTeacher):
+    by_vllm = settings.engine == NAMED and _suits_vllm(teacher, kind, progress=progress)
+    if not by_vllm and not folder.begun and isinstance(teacher, LocalTeacher):
         _check_logits(teacher, kind, progress=progress)
     manifest = _begin(folder, header)
     _keep_tokenizer(folder, teacher)
     done = {shard["name"]: shard for shard in manifest["shards"]}
     todo = list(sequences.items())
     made = 0
-    if hasattr(teacher, "expect"):
+    vllm = None
+    if by_vllm:
+        vllm = VLLMScores(teacher, kind, [row for i, (_, row) in enumerate(todo) if _shard(i // ROWS) not in done])
+    elif hasattr(teacher, "expect"):
         teacher.expect([row["teacher_prompt"] for row in sequences.values()])
-    with tqdm(total=len(todo), desc="Teacher scores", unit="row", disable=not progress) as bar:
-        scorer = _Scorer(teacher, kind, folder, vocabulary, settings.batch_size, bar)
+    with (
+        tqdm(total=len(todo), desc="Teacher scores", unit="row", disable=not progress) as bar,
+        closing(_Scorer(teacher, kind, folder, vocabulary, settings.batch_size, bar, vllm)) as scorer,
+    ):
         for i, start in enumerate(range(0, len(todo), ROWS)):
-            name, part = f"shard-{i:05d}.parquet", todo[start : start + ROWS]
+            name, part = _shard(i), todo[start : start + ROWS]
             if name in done:
                 bar.update(len(part))
                 continue
             content = list(scorer.rows(name, part))
             checksum = folder.write_shard(name, content, vocabulary=vocabulary)
             tokens = sum(row.tokens for row in content)
-            done[name] = {"name": name, "rows": len(part), "tokens": tokens, "sha256": checksum}
+            shard = {"name": name, "rows": len(part), "tokens": tokens, "sha256": checksum}
+            done[name] = {**shard, "engine": scorer.engine}
             folder.write_manifest({**header, "shards": _in_order(done), "files": {}, "complete": False})
             folder.discard_parts(name)
             made += 1
@@ -117,6 +130,14 @@ def write_targets(
     folder.discard_parts()
     folder.write_manifest({**header, "shards": _in_order(done), "files": files, "complete": True})
     return made
+
+
+def _suits_vllm(teacher: Teacher, kind: Kind, *, progress: bool) -> bool:
+    """Whether vLLM, which is named, gives what is stored; say why if it does not."""
+    why = unlike(teacher, kind)
+    if why is not None and progress:
+        tqdm.write(f"Targets are computed by transformers, not by vLLM: {why}.", file=sys.stdout)
+    return why is None
 
 
 def _check_logits(teacher: LocalTeacher, kind: Kind, *, progress: bool) -> None:
@@ -133,6 +154,10 @@ def _check_logits(teacher: LocalTeacher, kind: Kind, *, progress: bool) -> None:
         )
     if line and progress:
         tqdm.write(line, file=sys.stdout)
+
+
+def _shard(number: int) -> str:
+    return f"shard-{number:05d}.parquet"
 
 
 def _in_order(shards: Mapping[str, Any]) -> list[Any]:
@@ -199,29 +224,41 @@ class _Scorer:
     """Has a teacher score the sequences of shards, and keeps each batch until its shard is written."""
 
     def __init__(
-        self, teacher: Teacher, kind: Kind, folder: TargetFolder, vocabulary: int, batch_size: int, bar: Any
+        self,
+        teacher: Teacher,
+        kind: Kind,
+        folder: TargetFolder,
+        vocabulary: int,
+        batch_size: int,
+        bar: Any,
+        vllm: VLLMScores | None,
     ) -> None:
         self.teacher, self.kind, self.folder = teacher, kind, folder
         self.vocabulary, self.batch_size, self.bar = vocabulary, batch_size, bar
+        self.vllm = vllm
+        self.engine = Batches.name if vllm is None else vllm.name
         pad = teacher.tokenizer.pad_token_id
         self._collate = DistillationCollator(pad_token_id=0 if pad is None else pad)
 
     def rows(self, shard: str, sequences: Sequence[tuple[bytes, Mapping[str, Any]]]) -> Iterator[TargetRow]:
-        """Yield the targets of a shard's sequences, those of batches that were kept unasked."""
+        """Yield the targets of a shard's sequences, those of batches that the same engine scored unasked."""
+        kept = f"{shard}.{self.engine}"
         for number, start in enumerate(range(0, len(sequences), self.batch_size)):
             batch = sequences[start : start + self.batch_size]
-            rows = self.folder.read_part(shard, number)
+            rows = self.folder.read_part(kept, number)
             if [row.key for row in rows] != [key for key, _ in batch]:
                 rows = self._score(batch)
-                self.folder.write_part(shard, number, rows, vocabulary=self.vocabulary)
+                self.folder.write_part(kept, number, rows, vocabulary=self.vocabulary)
             self.bar.update(len(batch))
             yield from rows
 
     def _score(self, batch: Sequence[tuple[bytes, Mapping[str, Any]]]) -> list[TargetRow]:
         """Return the targets of a batch."""
-        scored = self._ask(batch)
         spans = [Span(key, len(row["completion"]) - (not row["teacher_prompt"])) for key, row in batch]
-        arrays = self.kind.arrays(scored, spans)
+        if self.vllm is None:
+            arrays = self.kind.arrays(self._ask(batch), spans)
+        else:
+            arrays = self.vllm.arrays([row for _, row in batch])
         rows, end = [], 0
         for span, (key, row) in zip(spans, batch, strict=True):
             begin, end = end, end + span.tokens
@@ -239,6 +276,11 @@ class _Scorer:
         if self.kind.has_head and not path.is_file():
             save_head(scored.head, path, rows=self.vocabulary)
         return scored
+
+    def close(self) -> None:
+        """End vLLM's process, if there is one."""
+        if self.vllm is not None:
+            self.vllm.close()
 
     def keep_head(self, batch: Sequence[tuple[bytes, Mapping[str, Any]]]) -> None:
         """Write the teacher's head where it went missing while all shards stayed."""

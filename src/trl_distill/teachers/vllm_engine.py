@@ -1,10 +1,11 @@
-"""vLLM's offline engine as the writer of a teacher's completions, in a process of its own.
+"""vLLM's offline engine, which writes a teacher's completions and scores given ones, in a process of its own.
 
 The process loads the teacher from where it was named, and its GPU memory is free before training begins.
 """
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import shutil
@@ -12,21 +13,26 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import IO, Any
 
+import numpy as np
 import torch
 
 from ..adapters import CONFIG, Adapter
 from .base import Completion, EngineError, GenerationSettings, Source
 from .store import seed_of
 
-CHILD = "trl_distill.vllm_process"
+Scores = tuple[np.ndarray, np.ndarray]
+CHILD, JOB = "trl_distill.vllm_process", "job.jsonl"
 SHARE = 0.9  # of the GPU memory that is free
 CPU_CACHE = "4"  # GiB of a CPU's memory for keys and values
+# while it scores: logits [tokens, V] of a step are made in float32, out of the memory that is left
+SCORING: dict[str, Any] = {"max_num_batched_tokens": 1024, "max_num_seqs": 64}
+IN_FLIGHT = 128  # sequences handed to it at a time while it scores: what may wait for the one that comes next
 RANKS = ("RANK", "WORLD_SIZE", "MASTER_", "LOCAL_", "GROUP_", "ROLE_", "TORCHELASTIC_", "ACCELERATE_")
 # what of a LoRA adapter vLLM does not apply, and the value with which it need not
 PLAIN_LORA: dict[str, Any] = {
@@ -74,38 +80,78 @@ class VLLM:
         Raises:
             EngineError: It cannot load the teacher, or fails; the text says where its log is.
         """
+        for line in self._run(lambda: self._to_write(prompts, settings)):
+            yield {line["key"]: self.teacher.completion(line["ids"], settings.stop)}
+
+    def score(self, sequences: Mapping[str, tuple[Sequence[int], int]], k: int) -> Iterator[tuple[str, Scores]]:
+        """Yield the likeliest tokens at the end of each sequence, by its key, as they are finished.
+
+        Args:
+            sequences: Token ids, and how many of the last ones (n, at least 1) are targets, by key.
+            k: Tokens of each distribution.
+
+        Yields:
+            A key with [n, k] int32 token ids, the likeliest first, and [n, k] float32 log-probabilities at T = 1 over
+            the teacher's whole vocabulary.
+
+        Raises:
+            EngineError: See `write`.
+        """
+        for line in self._run(lambda: self._to_score(sequences, k)):
+            ids, log_probs = (
+                np.frombuffer(base64.b64decode(line[name]), kind).reshape(-1, k)
+                for name, kind in (("ids", np.int32), ("log_probs", np.float32))
+            )
+            yield line["key"], (ids, log_probs)
+
+    def _run(self, job: Callable[[], Iterable[dict[str, Any]]]) -> Iterator[dict[str, Any]]:
+        """Have the process do a job, given by its lines, and yield its answers."""
         if self.lacks is not None:
             raise EngineError(self.lacks)
         with _scratch() as folder:
-            job = folder / "job.jsonl"
-            self._put(job, prompts, settings)
-            for line in _lines_of(job, folder / "vllm.log", _environment(self.teacher.source)):
+            path = folder / JOB
+            with path.open("w", encoding="utf-8") as file:
+                file.writelines(json.dumps(line) + "\n" for line in job())
+            for line in _lines_of(path, folder / "vllm.log", _environment(self.teacher.source)):
                 if "started" in line:
                     self.started = time.perf_counter()
                 elif "key" in line:
-                    yield {line["key"]: self.teacher.completion(line["ids"], settings.stop)}
+                    yield line
 
-    def _put(self, job: Path, prompts: Mapping[str, Sequence[int]], settings: GenerationSettings) -> None:
-        """Write what the process is to do."""
+    def _to_write(self, prompts: Mapping[str, Sequence[int]], settings: GenerationSettings) -> Iterator[dict[str, Any]]:
+        """Yield the lines of a job that is to write."""
         teacher = self.teacher
         rooms = {key: teacher.room(len(prompt), settings) for key, prompt in prompts.items()}
         longest = max(len(prompt) + rooms[key] for key, prompt in prompts.items())
-        with job.open("w", encoding="utf-8") as file:
-            head = {**self._engine(longest, settings), "sampling": self._sampling(settings)}
-            # a CPU's generator is one for all prompts: vLLM 0.32 fails with one for each
-            each = settings.do_sample and torch.cuda.is_available()
-            head["engine"]["seed"] = seed_of([*prompts]) % 2**31
-            file.write(json.dumps(head) + "\n")
-            for key, prompt in prompts.items():
-                own = {"max_tokens": rooms[key], **({"seed": seed_of([key])} if each else {})}
-                file.write(json.dumps({"key": key, "prompt": list(prompt), "sampling": own}) + "\n")
+        head = {**self._engine(longest, decodes=bool(settings.stop)), "sampling": self._sampling(settings)}
+        # a CPU's generator is one for all prompts: vLLM 0.32 fails with one for each
+        each = settings.do_sample and torch.cuda.is_available()
+        head["engine"]["seed"] = seed_of([*prompts]) % 2**31
+        yield head
+        for key, prompt in prompts.items():
+            own = {"max_tokens": rooms[key], **({"seed": seed_of([key])} if each else {})}
+            yield {"key": key, "prompt": list(prompt), "sampling": own}
 
-    def _engine(self, longest: int, settings: GenerationSettings) -> dict[str, Any]:
+    def _to_score(self, sequences: Mapping[str, tuple[Sequence[int], int]], k: int) -> Iterator[dict[str, Any]]:
+        """Yield the lines of a job that is to score: all but a sequence's last token are read, and one is written.
+
+        The distribution at the last token is that of the one that is written, so that a sequence may fill the model's
+        length.
+        """
+        head = self._engine(max(2, *(len(ids) for ids, _ in sequences.values())), decodes=False)
+        head["engine"] |= {"max_logprobs": k, **SCORING}
+        sampling = {"temperature": 0.0, "max_tokens": 1, "logprobs": k, "detokenize": False, "flat_logprobs": True}
+        yield {**head, "sampling": {**sampling, "ignore_eos": True}, "in_flight": IN_FLIGHT}
+        for key, (ids, targets) in sequences.items():
+            own = {"prompt_logprobs": k} if targets > 1 else {}
+            yield {"key": key, "prompt": list(ids[:-1]), "sampling": own, "targets": targets}
+
+    def _engine(self, longest: int, *, decodes: bool) -> dict[str, Any]:
         """Return the arguments of vLLM's engine, and the folder of an adapter.
 
         Args:
             longest: Tokens of a prompt and its completion at most.
-            settings: How the teacher writes.
+            decodes: Whether it needs the text of what it writes.
         """
         source: Source = self.teacher.source
         adapter = Adapter.of(source.path)
@@ -114,7 +160,7 @@ class VLLM:
         engine: dict[str, Any] = {
             "model": model,
             "tokenizer": source.path if adapter is not None and adapter.has_tokenizer else model,
-            "skip_tokenizer_init": not settings.stop,  # it is read and written in token ids
+            "skip_tokenizer_init": not decodes,  # it is read and written in token ids
             "dtype": str(dtype or "float32").removeprefix("torch."),  # "auto" of vLLM's own is half precision
             "max_model_len": longest,
             "enable_prefix_caching": True,
@@ -162,7 +208,7 @@ def _scratch() -> Iterator[Path]:
         failed = True
         raise
     finally:
-        (folder / "job.jsonl").unlink(missing_ok=True)
+        (folder / JOB).unlink(missing_ok=True)
         if not failed:
             shutil.rmtree(folder)
 
@@ -188,7 +234,7 @@ def _lines_of(job: Path, log: Path, environment: Mapping[str, str]) -> Iterator[
                 raise EngineError(f"{_why(line, process)}; its log is {log}")
         finally:
             process.kill()
-            process.wait()
+            process.communicate()  # waits, and closes its standard input
 
 
 def _parsed(said: IO[str]) -> Iterator[dict[str, Any]]:

@@ -12,8 +12,12 @@ from ...targets import TopKTargets
 from .base import Arrays, Span, tokens_at_a_time
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from ...lm_head import LMHead
     from ...targets import HiddenTargets
+
+NAMES = ("token_ids", "log_probs", "log_normalizers")
 
 
 class TopK:
@@ -50,16 +54,32 @@ class TopK:
         for hidden in scored.hidden.split(tokens_at_a_time(rows)):
             logits = scored.head.logits(hidden, rows).float()
             values, ids = logits.log_softmax(-1).topk(self.k)
-            rounded = to_float64(values.half())
-            normalizers = []
+            masses = []
             for temperature in self.temperatures:
                 softened = to_float64(logits / temperature)
-                # log of the mass of the stored tokens
-                mass = torch.logsumexp(softened.gather(1, ids.to(softened.device)), 1) - torch.logsumexp(softened, 1)
-                normalizers.append(torch.logsumexp(rounded / temperature, 1) - mass)
-            parts.append((ids, values.half(), torch.stack(normalizers, 1).float()))
-        names = ("token_ids", "log_probs", "log_normalizers")
-        return {name: torch.cat(own).cpu().numpy() for name, own in zip(names, zip(*parts, strict=True), strict=True)}
+                stored = softened.gather(1, ids.to(softened.device))
+                masses.append(torch.logsumexp(stored, 1) - torch.logsumexp(softened, 1))
+            parts.append(self._rounded(ids, values, masses))
+        return {name: torch.cat(own).cpu().numpy() for name, own in zip(NAMES, zip(*parts, strict=True), strict=True)}
+
+    def at_one(self, ids: np.ndarray, log_probs: np.ndarray) -> Arrays:
+        """Return what is stored at T = 1, as `arrays` does, from the likeliest tokens alone.
+
+        Args:
+            ids: [N, k] token ids, the likeliest first.
+            log_probs: [N, k] float32, their log-probabilities over the whole vocabulary.
+        """
+        values = torch.from_numpy(log_probs)
+        mass = torch.logsumexp(values.double(), 1).clamp(max=0)
+        rounded = self._rounded(torch.from_numpy(ids).long(), values, [mass])
+        return {name: own.numpy() for name, own in zip(NAMES, rounded, strict=True)}
+
+    def _rounded(self, ids: torch.Tensor, values: torch.Tensor, masses: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """Return what is stored of log-probabilities [N, k] and the log of their mass [N] at each temperature."""
+        rounded, half = to_float64(values.half()), values.half()
+        pairs = zip(self.temperatures, masses, strict=True)
+        normalizers = [torch.logsumexp(rounded / temperature, 1) - mass for temperature, mass in pairs]
+        return [ids, half, torch.stack(normalizers, 1).float()]
 
     def targets(self, arrays: Mapping[str, torch.Tensor], head: LMHead | None) -> TopKTargets:
         """Return the tokens, their log-probabilities and the normalisers by temperature."""
