@@ -162,7 +162,7 @@ def test_teach_then_train_without_the_teacher(command, tmp_path, no_teacher_load
     assert command("llm", *TRAINING, "--project-name", str(local)).exit_code == 0
     taught = command("teach", "--output", str(store), "--top-k", "9999", "--temperatures", "2,3")
     assert taught.exit_code == 0, taught.output
-    assert taught.stdout.splitlines()[-1] == f"Done: 1 shards written; targets are in {store}."
+    assert taught.stdout.splitlines()[-1] == f"Done: 1 shard written; targets are in {store}."
     no_teacher_loads()
     done = command(
         "llm", *TRAINING, "--teacher-store", str(store), "--project-name", str(again), with_teacher=False

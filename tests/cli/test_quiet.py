@@ -52,6 +52,20 @@ def test_a_run_shows_its_own_lines_and_one_bar(flags):
     assert len([text for text in done.stdout.splitlines() if text.startswith("step ")]) == 2
 
 
+def test_an_error_stands_alone(tmp_path):
+    """What transformers says of a row too long, and of compiling on a CPU, is not before it."""
+    data = tmp_path / "queries.jsonl"
+    data.write_text(json.dumps({"text": "red " * 1100, "completion": "red"}))
+    flags = ["--model", "embedded", "--teacher-model", "embedded", "--teacher-system", "x", "--torch-compile"]
+    done = subprocess.run(
+        [*COMMAND, *flags, "--data-path", str(data), "--project-name", str(tmp_path / "run")],
+        capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert done.stderr.startswith("aitraining: error: "), done.stderr
+    assert len(done.stderr.splitlines()) == 1, done.stderr
+
+
 def test_debug_shows_everything(flags):
     done = subprocess.run([*COMMAND, *flags, "--debug"], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr

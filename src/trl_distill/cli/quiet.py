@@ -22,6 +22,10 @@ MESSAGES = (
     ("transformers.trainer_utils", "mtime may not be reliable"),
     # said by an installed DeepSpeed, also to a run that does not use it
     ("DeepSpeed", "Setting accelerator to CPU"),
+    # rows are cut to the model's context, or refused in a sentence of our own
+    ("transformers.tokenization_utils_base", "Token indices sequence length is longer"),
+    # --torch-compile was asked for
+    ("transformers.training_args", "The speedups for torchdynamo"),
 )
 # category and the start of the text
 WARNINGS = (

@@ -86,7 +86,8 @@ def run_command(ctx: click.Context, **_: Any) -> None:
 
         with entered(COMMAND), quiet_unless_debug(ctx, params):
             made = write(params, repair=ctx.params["repair"])
-        click.echo(f"Done: {made} shards written; targets are in {params.teacher_store}.")
+        shards = "shard" if made == 1 else "shards"
+        click.echo(f"Done: {made} {shards} written; targets are in {params.teacher_store}.")
 
 
 teach = LLMCommand(
