@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import subprocess
 import sys
 from pathlib import Path
 
@@ -39,7 +40,6 @@ def test_the_loss_is_measured(run):
     assert found["error of hidden states: T=3, float32: ours"] <= 1e-5
 
 
-@pytest.mark.filterwarnings("default")  # those of TRL's other trainer are not ours
 @pytest.mark.parametrize(
     ("part", "sides"),
     [
@@ -47,8 +47,12 @@ def test_the_loss_is_measured(run):
         ("prompt", ["sft", "gkd", "local", "unshared", "self lora"]),
     ],
 )
-def test_the_steps_are_measured(part, sides, run):
-    found = figures(run(part, "--tiny", "--json"))
+def test_the_steps_are_measured(part, sides):
+    command = [sys.executable, "-W", "ignore", str(BENCHMARKS / "gpu.py"), part, "--tiny", "--json"]
+    # in a process of their own: Liger changes the classes of a whole family of models
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = figures(done.stdout.splitlines())
     assert all(found[f"{part}: {side}: ms"] > 0 for side in sides)
 
 

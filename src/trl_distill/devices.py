@@ -73,6 +73,9 @@ def has_fused_adamw(device: torch.device) -> bool:
 @contextmanager
 def forked_rng(device: torch.device) -> Iterator[None]:
     """Give the CPU and a device back the random state that they have now."""
-    devices, kind = ([], None) if device.type == "cpu" else ([device], device.type)
-    with torch.random.fork_rng(devices=devices, device_type=kind):
-        yield
+    if device.type == "cpu":  # without a type, which torch before 2.12 does not take as None
+        with torch.random.fork_rng(devices=[]):
+            yield
+    else:
+        with torch.random.fork_rng(devices=[device], device_type=device.type):
+            yield

@@ -113,9 +113,10 @@ class _FusedLoss(torch.autograd.Function):
                 valid, *tensors = ctx.saved_tensors
                 _, stored = _compute(problem.with_tensors(tensors), valid, upstream, plan, wanted)
         if factor is not None:
+            scale = gpu.scale if isinstance(plan, KernelPlan) else Tensor.mul_
             for gradient in stored:
                 if gradient is not None:
-                    gradient.mul_(factor)  # in place: there is no room for a second [V, H]
+                    scale(gradient, factor)  # in place: there is no room for a second [V, H]
         own = (None if g is None else g.to(dtype) for g, dtype in zip(stored, ctx.dtypes, strict=True))
         return (*[None] * 5, *own, *[None] * (len(ctx.needs_input_grad) - 8))
 

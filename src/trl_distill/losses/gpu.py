@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 Tensor = torch.Tensor
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # Triton runs its kernels on the CPU then
 LEAST = 2**-10  # of the divergence's weight, for the cross-entropy's to be the one that gradients are divided by
+SCALED = 2048  # numbers that a program multiplies
 logger = logging.getLogger(__name__)
 
 
@@ -160,6 +161,17 @@ def _processors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 2
 
 
+def scale(numbers: Tensor, factor: Tensor) -> None:
+    """Multiply a gradient by a number on its device, in place; torch is four times slower where precisions differ."""
+    if numbers.dtype == factor.dtype or not numbers.is_contiguous() or numbers.numel() == 0:
+        numbers.mul_(factor)
+        return
+    from .triton_kernels import scale_kernel
+
+    with torch.cuda.device_of(numbers):
+        scale_kernel[(-(-numbers.numel() // SCALED),)](numbers, numbers.numel(), factor, BLOCK=SCALED)
+
+
 def compute(
     problem: Problem, counted: Tensor, weights: Weights, plan: KernelPlan, wanted: tuple[bool, ...]
 ) -> tuple[DistillationLoss, tuple[Tensor | None, ...]]:
@@ -284,7 +296,7 @@ class _Gradients:
         if isinstance(self.unit, Tensor):
             for gradient in (self.hidden, weight, self.bias):
                 if gradient is not None:
-                    gradient.mul_(self.unit)
+                    scale(gradient, self.unit)
         if weight is not None and self.head.side.weight is not None:
             weight = weight.to(kept_dtype(self.head.side.weight.dtype, self.head.side.wide))
         return self.hidden, weight, self.bias

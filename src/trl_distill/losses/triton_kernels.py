@@ -238,3 +238,12 @@ def mix_kernel(
             sum_of_both = high + tl.log(tl.exp(out - high) + tl.exp(before - high))
             out = tl.where(high == float("-inf"), high, sum_of_both)
         tl.store(mixed + columns, out, mask=there)
+
+
+@triton.jit
+def scale_kernel(numbers, count, factor, BLOCK: tl.constexpr):
+    """Multiply numbers of half precision by one of float32, in place."""
+    places = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    there = places < count
+    product = tl.load(numbers + places, mask=there, other=0.0).to(factor.dtype.element_ty) * tl.load(factor)
+    tl.store(numbers + places, product.to(numbers.dtype.element_ty), mask=there)
