@@ -210,6 +210,16 @@ def test_the_buffers_of_a_call_stay_within_their_bound(tokens, width, vocabulary
     assert total <= gib * 2**30, {name: f"{size / 2**30:.2f} GiB" for name, size in parts.items()}
 
 
+@pytest.mark.parametrize("trains_weight", [True, False])
+@pytest.mark.parametrize("mib", [16, 64, 256])
+def test_logits_and_their_gradient_stay_within_the_bound_that_is_given(mib, trains_weight):
+    plan = plan_kernels(
+        4096, 32_000, logits=2 * 32_000, width=256, itemsize=2, trains_weight=trains_weight, accumulates=True,
+        processors=132, tile_bytes=mib * 2**20,
+    )  # fmt: skip
+    assert plan.rows * 2 * 32_000 * 4 + plan.group * 32_000 * 2 <= mib * 2**20
+
+
 def test_many_tokens_are_taken_in_groups_of_like_size():
     plan = plan_kernels(
         9000, 151_936, logits=2 * 151_936, width=896, itemsize=2, trains_weight=True, accumulates=True, processors=132

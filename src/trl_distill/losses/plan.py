@@ -143,11 +143,12 @@ def plan_kernels(
     rows = min(whole, most // 128 * 128 if most >= 128 else most, 4096)
     if trains_weight and accumulates and tokens * itemsize <= 4 * width:
         group = whole
-    elif trains_weight:
-        left = tile_bytes - 4 * logits * rows
-        group = max(1, left // (itemsize * padded(vocabulary) * rows)) * rows
-        group = -(-whole // -(-whole // group) // rows) * rows  # groups of like size
     else:
-        group = max(1, GROUP_ROWS // rows) * rows
+        left = tile_bytes - 4 * logits * rows
+        tiles = max(1, left // (itemsize * padded(vocabulary) * rows))
+        if trains_weight:
+            group = -(-whole // -(-whole // (tiles * rows)) // rows) * rows  # groups of like size
+        else:
+            group = min(tiles, max(1, GROUP_ROWS // rows)) * rows
     block = min(BLOCK, 1 << max(4, (vocabulary - 1).bit_length()))
     return KernelPlan(rows, min(group, -(-whole // rows) * rows), block, processors)
