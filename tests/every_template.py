@@ -10,7 +10,7 @@ from typing import Any
 
 import trl
 from conftest import make_tokenizer
-from datasets import Dataset
+from datasets import Dataset, Features, Json, List
 from transformers import LlamaConfig, LlamaForCausalLM
 from trl import SFTConfig, SFTTrainer
 
@@ -111,8 +111,12 @@ def trls(tokenizer: Any, form: str, options: dict[str, Any], row: dict[str, Any]
         how = {"use_cpu": True, "bf16": False, "report_to": "none", "max_length": None, "disable_tqdm": True}
         config = SFTConfig(folder, **how, assistant_only_loss=form in ALL_TURNS)
         model = LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), **shape))
+        # as columns of JSON, for a message to get no key that it lacks; transformers 5.17 does not take its None away
+        columns = {name: List(Json()) for name in row if name in ("messages", "prompt", "completion")}
+        data = Dataset.from_list([row])
+        data = Dataset.from_list([row], features=Features({**data.features, **columns}))
         try:
-            trainer = SFTTrainer(model, config, train_dataset=Dataset.from_list([row]), processing_class=tokenizer)
+            trainer = SFTTrainer(model, config, train_dataset=data, processing_class=tokenizer)
         except ValueError as error:
             return Learned(refused=str(error))
     ids, labels = trainer.train_dataset[0]["input_ids"], trainer.train_dataset[0]["labels"]

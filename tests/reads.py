@@ -68,9 +68,10 @@ def waits() -> Iterator[list[str]]:
             found.append(line)
 
     with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # once in a process torch says that the mode is a prototype
+        torch.cuda.set_sync_debug_mode("warn")
         warnings.simplefilter("always")
         warnings.showwarning = note
-        torch.cuda.set_sync_debug_mode("warn")
         try:
             yield found
         finally:

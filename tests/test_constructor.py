@@ -125,7 +125,8 @@ def test_a_generation_configuration_that_cannot_be_saved_is_mended(
     assert load_file(done.paths["project"] / "model.safetensors")
     saved = AutoModelForCausalLM.from_pretrained(done.paths["project"]).generation_config
     assert saved.temperature in (None, 1.0)
-    assert saved.eos_token_id == model.generation_config.eos_token_id
+    end = model.generation_config.eos_token_id
+    assert saved.eos_token_id in (end, [end])  # transformers 5.17 saves a list
 
 
 class Spoils(TrainerCallback):

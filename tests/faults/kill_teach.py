@@ -17,6 +17,7 @@ import shutil
 import signal
 import sys
 import time
+import warnings
 from pathlib import Path
 
 os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", OMP_NUM_THREADS="1", ACCELERATE_USE_CPU="1")
@@ -43,7 +44,9 @@ def command(folder: Path, store: Path) -> list[str]:
 
 def start(arguments: list[str]) -> int:
     """Start the command in a forked process and return its id."""
-    child = os.fork()
+    with warnings.catch_warnings():  # since Python 3.12, of the libraries' threads
+        warnings.filterwarnings("ignore", ".*fork", DeprecationWarning)
+        child = os.fork()
     if child:
         return child
     silent = os.open(os.devnull, os.O_WRONLY)

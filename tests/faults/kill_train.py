@@ -18,6 +18,7 @@ import shutil
 import signal
 import sys
 import time
+import warnings
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -79,7 +80,9 @@ def script(folder: Path, project: Path) -> None:
 def start(work: Callable[[], None], log: Path) -> int:
     """Start the work in a forked process that writes to a log, and return its id."""
     log.write_text("")
-    child = os.fork()
+    with warnings.catch_warnings():  # since Python 3.12, of the libraries' threads
+        warnings.filterwarnings("ignore", ".*fork", DeprecationWarning)
+        child = os.fork()
     if child:
         return child
     written = os.open(log, os.O_WRONLY | os.O_APPEND)

@@ -13,6 +13,7 @@ from conftest import make_model
 from datasets import Dataset
 from peft import LoraConfig
 from ranks import run_in
+from small_runs import on_device
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from trl_distill import DistillationSFTConfig, DistillationSFTTrainer, LLMTrainingParams, PromptDistillationTrainer, run
@@ -63,7 +64,7 @@ def losses(trainer):
 
 def whole_batch(trainer):
     """Return all rows of a trainer as one batch, in their order."""
-    return trainer.data_collator(list(trainer.train_dataset))
+    return on_device(trainer, trainer.data_collator(list(trainer.train_dataset)))
 
 
 @pytest.mark.parametrize("divergence", ["forward_kl", "reverse_kl", "jsd"])
@@ -95,8 +96,9 @@ def test_a_mixture_is_the_formula_on_full_logits(
         distill_temperature=2.0, distill_divergence=kind, distill_loss_impl=impl,
     )  # fmt: skip
     loss = trainer.compute_loss(trainer.model, whole_batch(trainer))
-    student = AutoModelForCausalLM.from_pretrained(tiny_model_dir)
-    models = [AutoModelForCausalLM.from_pretrained(folder) for folder, *_ in listed]
+    device = trainer.args.device
+    student = AutoModelForCausalLM.from_pretrained(tiny_model_dir).to(device)
+    models = [AutoModelForCausalLM.from_pretrained(folder).to(device) for folder, *_ in listed]
     tokenizer, vocabulary = trainer.tokenizer, student.config.vocab_size
     mine, theirs, labels = [], [], []
     for prompt, completion, team in zip(ROWS["prompt"], ROWS["completion"], ROWS["team"], strict=True):
@@ -104,7 +106,7 @@ def test_a_mixture_is_the_formula_on_full_logits(
 
         def logits(model, text, ids=ids):
             whole = [*tokenizer(text)["input_ids"], *ids]
-            return model(torch.tensor([whole])).logits[0, -len(ids) - 1 : -1, :vocabulary]
+            return model(torch.tensor([whole], device=device)).logits[0, -len(ids) - 1 : -1, :vocabulary]
 
         p, total = 0, 0
         for model, (_, template, weight, rows) in zip(models, listed, strict=True):
@@ -115,8 +117,9 @@ def test_a_mixture_is_the_formula_on_full_logits(
         theirs.append(2 * (p / total).log())
         labels += ids
     out = distillation_loss_from_logits(
-        torch.cat(mine), torch.cat(theirs).float(), torch.tensor(labels), alpha=0.6, temperature=2.0, divergence=kind
-    )
+        torch.cat(mine), torch.cat(theirs).float(), torch.tensor(labels, device=device), alpha=0.6, temperature=2.0,
+        divergence=kind,
+    )  # fmt: skip
     expected = out.loss / len(labels)
     torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-6)
     loss.backward()
@@ -228,7 +231,7 @@ def test_evaluation_may_have_rows_of_some_teachers_only(tiny_model_dir, tiny_tea
     trainer = make(tiny_model_dir, teachers, tmp_path, per_device_eval_batch_size=2)
     of_x = [i for i, team in enumerate(ROWS["team"]) if team == "x"]
     found = trainer.evaluate(Dataset.from_dict(ROWS).select(of_x))["eval_loss"]
-    batch = trainer.data_collator([trainer.train_dataset[i] for i in of_x])
+    batch = on_device(trainer, trainer.data_collator([trainer.train_dataset[i] for i in of_x]))
     assert found == pytest.approx(trainer.compute_loss(trainer.model, batch).item(), rel=1e-6)
 
 
@@ -416,7 +419,7 @@ def test_loaded_models_teach_and_are_saved_by_name(files, tiny_model_dir, other_
     assert result.trainer.args.teacher_config["teachers"] == kept
     assert torch.load(folder / "training_args.bin", weights_only=False).teacher_config["teachers"] == kept
     for name, parameter in loaded.named_parameters():
-        assert torch.equal(parameter, before[name])
+        assert torch.equal(parameter.cpu(), before[name])
     again = CliRunner().invoke(main, ["llm", "--config", str(folder / "config.yaml"), "--overwrite"])
     assert again.exit_code == 2
     assert "teacher 1: model was a LlamaForCausalLM in memory" in again.output
