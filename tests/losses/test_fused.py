@@ -343,3 +343,13 @@ def test_what_does_not_fit_is_said(change, said, impl):
     arguments = {**case.tensors, "targets": case.targets, **case.settings, "impl": impl, **change}
     with pytest.raises(ValueError, match=said):
         fused_distillation_loss(**arguments)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 3.0])
+def test_the_divergence_has_no_gradient_where_both_models_are_the_same(temperature):
+    case = make_case(tokens=9, student=(300, 16), teacher=(300, 16), temperature=temperature, alpha=1.0)
+    case.tensors |= {
+        f"teacher_{name}": case.tensors[f"student_{name}"].detach().clone() for name in ("hidden", "weight")
+    }
+    _, gradients = case.to(torch.float32).run()
+    assert all(not gradient.any() for gradient in gradients.values() if gradient is not None)

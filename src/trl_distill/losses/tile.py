@@ -323,16 +323,14 @@ class Tile:
         block: slice,
     ) -> Tensor:
         """The same from kept exponentials; what the maxima have risen since goes into the weights, [R]."""
-        (peak_s, peak_t), T = self._peaks[block.start], self.problem.temperature
-        factor = weight_kl / self.total_s * (peak_s - self.peak_s).exp()
-        out = exp_s
-        if weight_ce is None:
-            out.mul_(factor)
-        elif T == 1:
-            out.mul_(factor + self._at_one(weight_ce, peak_s))
-        else:
-            out = power(exp_s, None, T, out=scratch[0]).mul_(self._at_one(weight_ce, peak_s)).addcmul_(exp_s, factor)
-        return out.addcmul_(exp_t, weight_kl / self.total_t * (peak_t - self.peak_t).exp(), value=-1.0)
+        peak_s, peak_t = self._peaks[block.start]
+        e = None if weight_ce is None else power(exp_s, None, self.problem.temperature, out=scratch[0])
+        # the difference first and rounded alike: it is 0 where both agree, and Adam makes steps of what rounding leaves
+        exp_s.mul_(weight_kl / self.total_s * (peak_s - self.peak_s).exp())
+        exp_s.sub_(exp_t.mul_(weight_kl / self.total_t * (peak_t - self.peak_t).exp()))
+        if e is not None and weight_ce is not None:
+            exp_s.addcmul_(e, self._at_one(weight_ce, peak_s))
+        return exp_s
 
     def _at_one(self, weight_ce: Tensor, peak: Tensor) -> Tensor:
         """Return what turns exp(T (z - peak)) into the weighted softmax at T = 1, [R]."""
