@@ -37,7 +37,7 @@ def without_peft(model: Any) -> Any:
     """Return a model without PEFT's wrapper; its adapters stay in its layers.
 
     Raises:
-        TeacherError: An adapter that lives in the wrapper alone (prompt tuning and its kin).
+        TeacherError: An adapter that lives in the wrapper alone (prompt tuning, for example).
     """
     if not is_peft_model(model):
         return model

@@ -89,8 +89,8 @@ def teacher_of(
         student: The student's configuration.
         device: Where a local model goes.
         own: Returns the student, for a teacher that is the student itself.
-        own_source: Where the student is loaded from, likewise; None for one whose weights are in memory alone.
-        generation_config: The student's, likewise.
+        own_source: Where the student is loaded from, for that teacher too; None if its weights are only in memory.
+        generation_config: The student's, for that teacher too.
         writing: Whether the store is to be written, so that the teacher itself is needed.
         written_by: Who wrote the data's completions, where no teacher is named; see `writers_of_data`.
 

@@ -106,8 +106,8 @@ def tail_sums_kernel(
             student, bias_s, tl.maximum(start, vocabulary), stop, readable_s, SCALE_S, CAP_S, BLOCK, WIDE
         )
         sums += (row * tl.num_programs(1) + part) * ROOM
-        tl.store(sums, peak)
-        tl.store(sums + 1, total_t)
+        tl.store(sums, total_t)
+        tl.store(sums + 1, peak)
         tl.store(sums + 2, total)
         tl.store(sums + 3, moment)
         tl.store(sums + 4, peak_r)
@@ -152,14 +152,9 @@ def tail_finish_kernel(
         there = part_of_row < chunks
         every = part_of_row * ROOM
         sums += row * chunks * ROOM
-        peaks = tl.load(sums + every, mask=there, other=LOW)
-        peak_t = tl.max(peaks)
-        tail = tl.sum(tl.load(sums + every + 1, mask=there, other=0.0) * tl.exp((peaks - peak_t) * inv))
-        factors = tl.exp(peaks - peak_t)
-        totals = tl.load(sums + every + 2, mask=there, other=0.0)
-        moments = tl.load(sums + every + 3, mask=there, other=0.0)
-        total = tl.sum(totals * factors)
-        moment = tl.sum(times(factors, moments + (peaks - peak_t) * totals))
+        peak_t, total, moment = merge_at_one(sums + 1, every, there)
+        falls = tl.load(sums + every + 1, mask=there, other=LOW) - peak_t
+        tail = tl.sum(tl.load(sums + every, mask=there, other=0.0) * tl.exp(falls * inv))
         peak_r, total_r, moment_r = merge_at_one(sums + 4, every, there)
         peak = tl.maximum(peak_t, tl.max(z))
         highest = tl.maximum(peak, peak_r)
