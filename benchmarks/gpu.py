@@ -17,7 +17,7 @@ import torch
 from _device import card
 from _measure import table
 
-from trl_distill.devices import accelerator
+from trl_distill.config.devices import accelerator
 
 SIZES = [(8192, 4096, 128_256), (8192, 896, 151_936), (1024, 4096, 128_256)]
 TINY = [(64, 32, 500)]

@@ -10,9 +10,9 @@ import torch
 from _measure import alternating, machine, median_ratio, print_json, table
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from trl_distill.collator import DistillationCollator
+from trl_distill.data.collator import DistillationCollator
 from trl_distill.embedded import embedded_path
-from trl_distill.teachers import load_teacher
+from trl_distill.teachers.loading import load_teacher
 
 VOCABULARY = 2560
 

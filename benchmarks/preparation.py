@@ -19,10 +19,10 @@ from _measure import alternating, machine, median_ratio, print_json, table
 from datasets import Dataset, disable_caching, disable_progress_bars
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from trl_distill.data.preparation import prepare
+from trl_distill.data.recipe import Columns, Reading, Recipe
 from trl_distill.embedded import embedded_path
-from trl_distill.preparation import prepare
-from trl_distill.prompts import parse_template
-from trl_distill.recipe import Columns, Reading, Recipe
+from trl_distill.prompts.template import parse_template
 
 TEACHER = (
     "You are a careful assistant. Read the task, think about it step by step, and answer in a sentence or two. Say so "

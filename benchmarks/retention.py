@@ -19,11 +19,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from trl_distill import DistillationSFTConfig, DistillationSFTTrainer
 from trl_distill.embedded import embedded_path
-from trl_distill.embedded.measure import accuracy_by_kind, exact_match
-from trl_distill.embedded.tasks import KINDS, make_example
 
+sys.path.insert(0, str(Path(__file__).parents[1]))  # tools/ is beside this folder
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 from demo import LONG_PROMPT, SHORT_PROMPT, make_messages
+
+from tools.embedded_model.measure import accuracy_by_kind, exact_match
+from tools.embedded_model.tasks import KINDS, make_example
 
 PLAIN = "{input}"
 
@@ -85,7 +87,7 @@ def drift(model: Any, rows: Dataset) -> float:
 
 def measured(model: Any, held_out: Dataset, count: int) -> dict[str, float]:
     """Return the drift, the accuracy on the policy under the short prompt, and that on each other task."""
-    from trl_distill.forward import restore_forward
+    from trl_distill.models.completion_forward import restore_forward
 
     found = {"drift": drift(model, held_out)}
     restore_forward(model)

@@ -19,6 +19,7 @@ import contextlib
 import copy
 import io
 import statistics
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -30,15 +31,17 @@ from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from trl_distill import DistillationSFTConfig, DistillationSFTTrainer
-from trl_distill.collator import DistillationCollator
+from trl_distill.data.collator import DistillationCollator
 from trl_distill.embedded import embedded_path
-from trl_distill.embedded.measure import held_out_examples
-from trl_distill.embedded.tasks import KINDS
-from trl_distill.forward import add_completion_forward
-from trl_distill.lm_head import LMHead
-from trl_distill.targets import HiddenTargets, LossSettings, Targets
-from trl_distill.teachers.kinds import Span, kind_of
-from trl_distill.teachers.shards import TargetFolder, TargetRow, sequence_key
+from trl_distill.losses.signals import HiddenTargets, LossSettings, Targets
+from trl_distill.models.completion_forward import add_completion_forward
+from trl_distill.models.lm_head import LMHead
+from trl_distill.teachers.target_store.folder import TargetFolder, TargetRow, sequence_key
+from trl_distill.teachers.target_store.formats import Span, kind_of
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # tools/ is beside this folder
+from tools.embedded_model.measure import held_out_examples
+from tools.embedded_model.tasks import KINDS
 
 ROOT = Path(__file__).parents[1]
 STORED = [*(("topk", k) for k in (16, 50, 64, 256)), *(("sample", k) for k in (16, 50, 64, 256)), ("hidden", 0)]

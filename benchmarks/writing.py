@@ -19,9 +19,11 @@ from _measure import alternating, machine, print_json, table
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from trl_distill.embedded import embedded_path
-from trl_distill.teachers import GenerationSettings, complete, load_teacher
-from trl_distill.teachers.continuous import Continuous
-from trl_distill.teachers.vllm_engine import VLLM
+from trl_distill.teachers.base import GenerationSettings
+from trl_distill.teachers.completions.engines.continuous_batching import Continuous
+from trl_distill.teachers.completions.engines.vllm import VLLM
+from trl_distill.teachers.completions.generate import complete
+from trl_distill.teachers.loading import load_teacher
 
 WORDS = ["where", "is", "my", "parcel", "and", "why", "was", "the", "card", "charged", "twice", "please", "refund"]
 

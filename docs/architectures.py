@@ -26,12 +26,12 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils import logging
 
-from trl_distill.architectures import ENCODERS, check_causal
 from trl_distill.errors import ModelError
-from trl_distill.forward import OWN_LOGITS, add_completion_forward
-from trl_distill.lm_head import LMHead
-from trl_distill.logits_check import check_logits
-from trl_distill.targets import HiddenTargets, LossSettings
+from trl_distill.losses.signals import HiddenTargets, LossSettings
+from trl_distill.models.architectures import ENCODERS, check_causal
+from trl_distill.models.completion_forward import OWN_LOGITS, add_completion_forward
+from trl_distill.models.lm_head import LMHead
+from trl_distill.models.logits_check import check_logits
 
 DECODER = "(is_decoder=True)"
 PAGE = Path(__file__).with_suffix(".md")
@@ -111,9 +111,9 @@ student and teacher. If they differ by more than 1e-3 of the largest (2e-2 in ha
 forward are used and one line says so; that is slower, and the logits of all completion tokens of a batch are then in
 memory at a time. `head`: the LM head gives them ({head}). `own logits`: the model's own forward does ({own}).
 
-<!-- tests/test_logits_check.py::test_a_trainer_learns_what_the_models_own_logits_say -->
-<!-- tests/test_logits_check.py::test_a_family_that_is_not_known_learns_from_its_own_logits -->
-<!-- tests/test_logits_check.py::test_a_teacher_that_is_not_known_teaches_by_its_own_logits -->
+<!-- tests/models/test_logits_check.py::test_a_trainer_learns_what_the_models_own_logits_say -->
+<!-- tests/models/test_logits_check.py::test_a_family_that_is_not_known_learns_from_its_own_logits -->
+<!-- tests/models/test_logits_check.py::test_a_teacher_that_is_not_known_teaches_by_its_own_logits -->
 
 The errors are those of one loss (alpha 0.6, T = 2, a random teacher) and of all its gradients together, relative to a
 bare loop over the model's own full logits. A model that computes something in float32 by itself, or cannot compute in

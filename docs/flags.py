@@ -10,7 +10,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from trl_distill.params import FIELDS
+from trl_distill.config.training_params import FIELDS
 
 ROOT = Path(__file__).parents[1]
 PAGES = ("README.md", "docs/cli.md")

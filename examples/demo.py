@@ -19,6 +19,7 @@ import time
 from pathlib import Path
 from random import Random
 
+sys.path.insert(0, str(Path(__file__).parents[1]))  # tools/ is beside this folder
 POLICY = {
     "Billing": ("invoice", "refund", "payment"),
     "Shipping": ("parcel", "delivery", "courier"),
@@ -39,7 +40,7 @@ SHORT_PROMPT = "{input}\nAnswer:"
 
 def make_messages(count: int, *, held_out: bool, seed: int) -> dict[str, str]:
     """Return messages and the right completion of each; a held-out one is in nobody's training data."""
-    from trl_distill.embedded.tasks import is_held_out, make_message
+    from tools.embedded_model.tasks import is_held_out, make_message
 
     rng, topics, found = Random(seed), sorted(TEAM_OF), {}
     while len(found) < count:
@@ -75,7 +76,7 @@ def measure(sides: dict[str, tuple[str, str]], messages: dict[str, str]) -> dict
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from trl_distill.embedded.measure import complete, exact_match
+    from tools.embedded_model.measure import complete, exact_match
 
     rows: dict[str, dict[str, float]] = {}
     seconds: dict[str, list[float]] = {name: [] for name in sides}

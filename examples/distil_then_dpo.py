@@ -16,8 +16,13 @@ from datasets import Dataset
 from trl import DPOConfig, DPOTrainer
 
 from trl_distill import LLMTrainingParams, run
-from trl_distill.embedded.words import WORDS
 
+# fmt: off
+WORDS = [
+    "apple", "pear", "plum", "lemon", "cherry", "grape", "peach", "melon", "berry", "onion", "carrot",
+    "tomato", "potato", "bean", "rice", "bread", "butter", "cheese", "honey", "sugar", "salt",
+]
+# fmt: on
 INPUTS = [f"{a} {b} {c}" for a, b, c in zip(WORDS[:12], WORDS[5:], WORDS[9:], strict=False)]
 
 

@@ -10,7 +10,7 @@ from datasets import Dataset
 from trl import TrlParser
 
 from trl_distill import DistillationSFTConfig, PromptDistillationTrainer
-from trl_distill.sources import load_model, load_tokenizer, resolve
+from trl_distill.models.loading import load_model, load_tokenizer, resolve
 
 
 class OnlineDistillationTrainer(PromptDistillationTrainer):

@@ -101,7 +101,7 @@ def device(request, monkeypatch):
     import torch
     from accelerate.state import AcceleratorState
 
-    from trl_distill.devices import accelerator
+    from trl_distill.config.devices import accelerator
 
     if request.node.get_closest_marker("cpu") is None:
         monkeypatch.delenv("ACCELERATE_USE_CPU")

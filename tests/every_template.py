@@ -14,10 +14,10 @@ from datasets import Dataset, Features, Json, List
 from transformers import LlamaConfig, LlamaForCausalLM
 from trl import SFTConfig, SFTTrainer
 
+from trl_distill.data.preparation import prepare
+from trl_distill.data.recipe import Columns, Reading, Recipe
 from trl_distill.errors import UsageError
-from trl_distill.preparation import prepare
-from trl_distill.prompts import parse_template
-from trl_distill.recipe import Columns, Reading, Recipe
+from trl_distill.prompts.template import parse_template
 
 IGNORE = -100
 FOLDER = Path(trl.__file__).parent / "chat_templates"

@@ -6,7 +6,7 @@ from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from trl_distill import DistillationSFTConfig, DistillationSFTTrainer
-from trl_distill.devices import accelerator
+from trl_distill.config.devices import accelerator
 
 IGNORE = -100
 

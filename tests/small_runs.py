@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from trl_distill import DistillationSFTConfig, DistillationSFTTrainer
-from trl_distill.devices import accelerator
+from trl_distill.config.devices import accelerator
 
 PAIRS = {
     "prompt": ["a b", "c", "d e f", "g", "b a", "c d", "e", "f g"],

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from data.test_cross_tokenizer import make_other
 from datasets import Dataset
 from forms import settings
 from peft import LoraConfig
 from small_runs import PAIRS
-from test_cross_tokenizer import make_other
 from tokenizing import byte_level
 from transformers import AutoModelForCausalLM, AutoTokenizer
 

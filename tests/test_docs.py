@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from trl_distill.cli.llm import llm, params_from_command, params_of
-from trl_distill.cli.teach import teach
+from trl_distill.cli.llm_command import llm, params_from_command, params_of
+from trl_distill.cli.teach_command import teach
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]

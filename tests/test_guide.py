@@ -33,8 +33,8 @@ from trl_distill import (
     train,
 )
 from trl_distill.cli import main
-from trl_distill.reinforcement import PPOConfig
-from trl_distill.trainer import PromptDistillationTrainer
+from trl_distill.trainer.reinforcement import PPOConfig
+from trl_distill.trainer.trainer import PromptDistillationTrainer
 
 QUERIES = ["What is 2+2?", "Name a colour.", "red cat", "Spell 'cat'."]
 SHORT = {"max_steps": 1, "distill_max_teacher_length": 4, "overwrite": True}

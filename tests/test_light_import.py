@@ -11,7 +11,17 @@ import pytest
 
 HEAVY = ("accelerate", "datasets", "numpy", "openai", "peft", "torch", "transformers", "trl")
 SOURCE = Path(__file__).parents[1] / "src" / "trl_distill"
-FOUNDATION = ("agreement", "arguments", "doors", "endpoints", "errors", "option", "params", "prompts", "registry")
+FOUNDATION = (
+    "config.distillation_arguments",
+    "config.doors",
+    "config.endpoints",
+    "config.fields",
+    "config.training_params",
+    "config.validation",
+    "errors",
+    "prompts.template",
+    "trainer.registry",
+)
 
 
 def heavy_after(code: str) -> list[str]:
@@ -31,7 +41,7 @@ def test_the_check_sees_a_heavy_import():
     [
         "import trl_distill; dir(trl_distill); trl_distill.__version__",
         "from trl_distill import LLMTrainingParams, get_trainer, parse_template, register_trainer, run, train",
-        "from trl_distill import ParamsError; from trl_distill.registry import names_of_trainers as n; n()",
+        "from trl_distill import ParamsError; from trl_distill.trainer.registry import names_of_trainers as n; n()",
         "from autotrain.trainers.clm import train; from autotrain.trainers.clm.params import LLMTrainingParams",
     ],
 )
@@ -70,10 +80,11 @@ except SystemExit as end:
 
 @pytest.mark.parametrize("module", FOUNDATION)
 def test_the_foundation_imports_the_standard_library_and_itself(module):
-    for node in ast.walk(ast.parse((SOURCE / f"{module}.py").read_text())):
+    for node in ast.walk(ast.parse((SOURCE / (module.replace(".", "/") + ".py")).read_text())):
         if isinstance(node, ast.Import):
             assert {alias.name.partition(".")[0] for alias in node.names} <= sys.stdlib_module_names
         elif isinstance(node, ast.ImportFrom) and node.level:
-            assert node.module in FOUNDATION, f"{module} imports {node.module}"
+            package = module.split(".")[: -node.level]
+            assert ".".join([*package, node.module]) in FOUNDATION, f"{module} imports {node.module}"
         elif isinstance(node, ast.ImportFrom):
             assert str(node.module).partition(".")[0] in sys.stdlib_module_names

@@ -11,21 +11,21 @@ from typing import TYPE_CHECKING, Any
 
 # name -> module; tests/test_public_api.py pins both and the signatures
 _HOME = {
-    "DistillationMixin": "mixin",
-    "DistillationSFTConfig": "config",
-    "DistillationSFTTrainer": "trainer",
-    "LLMTrainingParams": "params",
-    "PromptDistillationTrainer": "trainer",
-    "RunResult": "training",
+    "DistillationMixin": "trainer.mixin",
+    "DistillationSFTConfig": "config.sft_config",
+    "DistillationSFTTrainer": "trainer.trainer",
+    "LLMTrainingParams": "config.training_params",
+    "PromptDistillationTrainer": "trainer.trainer",
+    "RunResult": "runs.api",
     "distillation_loss_from_logits": "losses",
     "fused_distillation_loss": "losses",
-    "generate_with_teacher": "writing",
-    "get_trainer": "registry",
-    "load_teacher": "teachers",
-    "parse_template": "prompts",
-    "register_trainer": "registry",
-    "run": "training",
-    "train": "training",
+    "generate_with_teacher": "runs.generate_with_teacher",
+    "get_trainer": "trainer.registry",
+    "load_teacher": "teachers.loading",
+    "parse_template": "prompts.template",
+    "register_trainer": "trainer.registry",
+    "run": "runs.api",
+    "train": "runs.api",
     **dict.fromkeys(
         (
             "DataError",
@@ -45,7 +45,8 @@ _HOME = {
 __all__ = [*sorted(_HOME)]
 
 if TYPE_CHECKING:  # "as" tells type checkers that the name is public
-    from .config import DistillationSFTConfig as DistillationSFTConfig
+    from .config.sft_config import DistillationSFTConfig as DistillationSFTConfig
+    from .config.training_params import LLMTrainingParams as LLMTrainingParams
     from .errors import DataError as DataError
     from .errors import DistillError as DistillError
     from .errors import ModelError as ModelError
@@ -57,18 +58,17 @@ if TYPE_CHECKING:  # "as" tells type checkers that the name is public
     from .errors import UsageError as UsageError
     from .losses import distillation_loss_from_logits as distillation_loss_from_logits
     from .losses import fused_distillation_loss as fused_distillation_loss
-    from .mixin import DistillationMixin as DistillationMixin
-    from .params import LLMTrainingParams as LLMTrainingParams
-    from .prompts import parse_template as parse_template
-    from .registry import get_trainer as get_trainer
-    from .registry import register_trainer as register_trainer
-    from .teachers import load_teacher as load_teacher
-    from .trainer import DistillationSFTTrainer as DistillationSFTTrainer
-    from .trainer import PromptDistillationTrainer as PromptDistillationTrainer
-    from .training import RunResult as RunResult
-    from .training import run as run
-    from .training import train as train
-    from .writing import generate_with_teacher as generate_with_teacher
+    from .prompts.template import parse_template as parse_template
+    from .runs.api import RunResult as RunResult
+    from .runs.api import run as run
+    from .runs.api import train as train
+    from .runs.generate_with_teacher import generate_with_teacher as generate_with_teacher
+    from .teachers.loading import load_teacher as load_teacher
+    from .trainer.mixin import DistillationMixin as DistillationMixin
+    from .trainer.registry import get_trainer as get_trainer
+    from .trainer.registry import register_trainer as register_trainer
+    from .trainer.trainer import DistillationSFTTrainer as DistillationSFTTrainer
+    from .trainer.trainer import PromptDistillationTrainer as PromptDistillationTrainer
 
     __version__: str
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from trl_distill.cli.llm import params_from_command
+from trl_distill.cli.llm_command import params_from_command
+from trl_distill.config.training_params import LLMTrainingParams
 from trl_distill.errors import ParamsError
-from trl_distill.params import LLMTrainingParams
-from trl_distill.project import Project
+from trl_distill.runs.project_folder import Project
 
 
 @pytest.fixture

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 from click.testing import CliRunner
 
-import trl_distill.training
+import trl_distill.runs.api
 from trl_distill.cli import main
-from trl_distill.cli.failures import without_secrets
+from trl_distill.cli.error_messages import without_secrets
 from trl_distill.errors import DataError, DistillError, RunInterrupted
 
 
@@ -19,7 +19,7 @@ def ended(monkeypatch):
         def run(params):
             raise error
 
-        monkeypatch.setattr(trl_distill.training, "run", run)
+        monkeypatch.setattr(trl_distill.runs.api, "run", run)
         return CliRunner().invoke(main, ["llm", *arguments])
 
     return end
@@ -54,7 +54,7 @@ def test_debug_shows_the_traceback(error, ended):
 
 def test_parameters_reach_the_run(monkeypatch):
     seen = []
-    monkeypatch.setattr(trl_distill.training, "run", seen.append)
+    monkeypatch.setattr(trl_distill.runs.api, "run", seen.append)
     result = CliRunner().invoke(main, ["llm", "--model", "gpt2", "--teacher_model", "gpt2-large", "--debug"])
     assert (result.exit_code, result.output) == (0, "")
     assert (seen[0].model, seen[0].teacher_model) == ("gpt2", "gpt2-large")

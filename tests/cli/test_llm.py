@@ -9,10 +9,10 @@ import click
 import pytest
 from guide import COMMANDS
 
-from trl_distill.cli.llm import HELP, llm, params_from_command
+from trl_distill.cli.llm_command import HELP, llm, params_from_command
 from trl_distill.cli.options import flag_of
+from trl_distill.config.training_params import ALIASES, FIELDS, LLMTrainingParams
 from trl_distill.errors import ParamsError
-from trl_distill.params import ALIASES, FIELDS, LLMTrainingParams
 
 # the three commands of the user's guide, with the values they must lead to
 GUIDE = list(

@@ -15,7 +15,7 @@ import warnings
 
 import pytest
 
-from trl_distill.cli.quiet import KERNEL, MESSAGES, WARNINGS, quiet
+from trl_distill.cli.library_output import KERNEL, MESSAGES, WARNINGS, quiet
 
 COMMAND = [sys.executable, "-m", "trl_distill.cli", "llm"]
 ASIDES = (

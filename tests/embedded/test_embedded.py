@@ -12,10 +12,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from tools.embedded_model.measure import complete, exact_match, held_out_examples
+from tools.embedded_model.tasks import KINDS, is_held_out
+from tools.embedded_model.train import IGNORED, Settings, batches, encode, main, train_tokenizer
 from trl_distill.embedded import embedded_path
-from trl_distill.embedded.measure import complete, exact_match, held_out_examples
-from trl_distill.embedded.tasks import KINDS, is_held_out
-from trl_distill.embedded.train import IGNORED, Settings, batches, encode, main, train_tokenizer
 
 AT_LEAST = {"lookup": 0.85, "route": 0.55, "translate": 0.8, "edit": 0.75, "form": 0.9, "extract": 0.9}
 SAMPLE = 48
@@ -137,8 +137,8 @@ def test_asking_for_the_path_loads_no_torch():
 
 
 def test_missing_weights_are_named(monkeypatch):
-    import trl_distill.embedded as embedded
+    import trl_distill.models.embedded as embedded
 
     monkeypatch.setattr(embedded, "__file__", "/nowhere/__init__.py")
-    with pytest.raises(FileNotFoundError, match=r"trl_distill\.embedded\.train"):
+    with pytest.raises(FileNotFoundError, match=r"tools\.embedded_model\.train"):
         embedded_path()

@@ -8,8 +8,8 @@ from random import Random
 
 import pytest
 
-from trl_distill.embedded.tasks import KINDS, Example, is_held_out, make_example, make_message
-from trl_distill.embedded.words import CITIES, NAMES, TEAMS, TOPICS, WORDS
+from tools.embedded_model.tasks import KINDS, Example, is_held_out, make_example, make_message
+from tools.embedded_model.words import CITIES, NAMES, TEAMS, TOPICS, WORDS
 
 
 def draw(count: int, seed: int = 0, **options) -> list[Example]:

@@ -25,9 +25,9 @@ os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", OMP_NUM_TH
 import torch
 from transformers import AutoModelForCausalLM  # noqa: F401 - loaded before the forks
 
-import trl_distill.training  # noqa: F401
+import trl_distill.runs.api  # noqa: F401
 from trl_distill.cli import main
-from trl_distill.teachers import teaching
+from trl_distill.teachers.target_store import writer as teaching
 
 WORDS = ["red", "blue", "green", "cat", "dog", "bird", "sun", "moon", "tree", "fish"]
 ROWS = 40

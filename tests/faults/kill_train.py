@@ -31,11 +31,11 @@ from conftest import make_model
 from datasets import load_dataset
 from transformers import AutoModelForCausalLM  # noqa: F401 - loaded before the forks
 
-import trl_distill.training  # noqa: F401
+import trl_distill.runs.api  # noqa: F401
 from trl_distill import DistillationSFTConfig, DistillationSFTTrainer
 from trl_distill.cli import main
 from trl_distill.errors import ParamsError
-from trl_distill.progress import show_lines
+from trl_distill.runs.progress import show_lines
 
 ROWS, STEPS = 40, 20
 PROMPT = "t h e s e a r e t h e r u l e s o f t h e g a m e {input}"

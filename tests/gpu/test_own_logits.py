@@ -10,8 +10,9 @@ from peft import LoraConfig
 from small_runs import losses, make
 from transformers import AutoModelForCausalLM
 
-from trl_distill.forward import OWN_LOGITS
-from trl_distill.teachers import GenerationSettings, load_teacher
+from trl_distill.models.completion_forward import OWN_LOGITS
+from trl_distill.teachers.base import GenerationSettings
+from trl_distill.teachers.loading import load_teacher
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])

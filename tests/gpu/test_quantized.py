@@ -11,7 +11,7 @@ from peft import LoraConfig
 from small_runs import check_teacher_is_apart, losses, make
 
 from trl_distill.cli import main
-from trl_distill.sources import load_model
+from trl_distill.models.loading import load_model
 
 KINDS = ["int4", "int8"]
 

@@ -1,4 +1,7 @@
-"""No step waits for the GPU, as CUDA itself counts it; `tests/test_synchronisation.py` is the same without a GPU."""
+"""No step waits for the GPU, as CUDA itself counts it.
+
+`tests/trainer/test_synchronisation.py` is the same without a GPU.
+"""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 def several_blocks_in_a_row(monkeypatch):
     """The vocabularies here are smaller than a block of a kernel on a GPU."""
     if INTERPRETED:
-        monkeypatch.setattr("trl_distill.losses.plan.BLOCK", 16)
+        monkeypatch.setattr("trl_distill.losses.fused.tile_plan.BLOCK", 16)
 
 
 @pytest.fixture(autouse=True)

@@ -11,8 +11,8 @@ from checks import check_close, relative_error
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from trl_distill.losses import distillation_loss_from_logits, divergence, fused_distillation_loss
-from trl_distill.losses.cross import Compared, Head, Settings, add_cross_divergence, cross_divergence
-from trl_distill.losses.cross_reference import Matched, cross_divergence_from_logits
+from trl_distill.losses.cross_tokenizer import Compared, Head, Settings, add_cross_divergence, cross_divergence
+from trl_distill.losses.cross_tokenizer_reference import Matched, cross_divergence_from_logits
 
 KINDS = ["forward_kl", "reverse_kl", "jsd"]
 

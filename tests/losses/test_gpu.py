@@ -11,9 +11,11 @@ from checks import check_close, relative_error
 from losses.problems import TOKENS, make_case
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from trl_distill import losses
-from trl_distill.losses import fused, fused_distillation_loss, gpu, products
-from trl_distill.losses.plan import KernelPlan, padded, plan_kernels
+from trl_distill.losses import dense as losses
+from trl_distill.losses import fused_distillation_loss
+from trl_distill.losses.fused import autograd as fused
+from trl_distill.losses.fused import gpu, products
+from trl_distill.losses.fused.tile_plan import KernelPlan, padded, plan_kernels
 
 KINDS = ["forward_kl", "reverse_kl", "jsd"]
 interpreted = pytest.mark.skipif(
@@ -24,7 +26,7 @@ interpreted = pytest.mark.skipif(
 @pytest.fixture
 def launched(monkeypatch):
     """Count the kernels that run."""
-    from trl_distill.losses import gpu_pass
+    from trl_distill.losses.fused import gpu_pass
 
     counts: dict[str, int] = {}
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from trl_distill.losses.plan import BLOCK, CHUNKS
+from trl_distill.losses.fused.tile_plan import BLOCK, CHUNKS
 
 triton = pytest.importorskip("triton", reason="triton is not installed (pip install 'trl-distill[kernels]')")
 VERSION = tuple(int(part) for part in triton.__version__.split(".")[:2])
@@ -85,7 +85,7 @@ def test_a_kernel_compiles_for_an_h100_and_spills_no_register(name, tmp_path, mo
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from trl_distill.losses import triton_kernels, triton_sparse
+    from trl_distill.losses.fused import triton_kernels, triton_sparse
 
     kernel, types, constants = COMPILED[name]
     kernel = getattr(triton_kernels, f"{kernel}_kernel", None) or getattr(triton_sparse, f"{kernel}_kernel")

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trl_distill.losses.plan import MIB, SCRATCH_BUFFERS, Plan, plan_tiles
+from trl_distill.losses.fused.tile_plan import MIB, SCRATCH_BUFFERS, Plan, plan_tiles
 
 
 def working_bytes(plan: Plan, vocabulary: int, models: int, itemsize: int) -> int:

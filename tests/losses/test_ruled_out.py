@@ -23,7 +23,7 @@ from trl_distill.losses import (
     sampled_distillation_loss,
     topk_distillation_loss,
 )
-from trl_distill.losses.cross import Settings, cross_divergence
+from trl_distill.losses.cross_tokenizer import Settings, cross_divergence
 
 KINDS = ["forward_kl", "reverse_kl", "jsd"]
 OUT = (3, 17, 30)  # rows of the vocabulary

@@ -9,18 +9,15 @@ from peft import LoraConfig, get_peft_model
 from teachers.writers import make_other_llama, make_t5
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from trl_distill.devices import accelerator
+from trl_distill.config.devices import accelerator
 from trl_distill.embedded import embedded_path
-from trl_distill.teachers import (
-    EmaTeacher,
-    LocalTextTeacher,
-    SelfTeacher,
-    StoredTeacher,
-    TargetFolder,
-    TargetSettings,
-    load_teacher,
-    write_targets,
-)
+from trl_distill.teachers.loading import load_teacher
+from trl_distill.teachers.local.ema import EmaTeacher
+from trl_distill.teachers.local.self_teacher import SelfTeacher
+from trl_distill.teachers.target_store.folder import TargetFolder
+from trl_distill.teachers.target_store.reader import StoredTeacher
+from trl_distill.teachers.target_store.writer import TargetSettings, write_targets
+from trl_distill.teachers.text.local_text import LocalTextTeacher
 
 ROWS = [
     {"row": 0, "student_prompt": [5], "teacher_prompt": [5, 6, 7, 8], "completion": [10, 11, 12]},

@@ -238,8 +238,8 @@ class Model:
     def __init__(self, folder: Path | str) -> None:
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
-        from trl_distill.teachers.local import stop_ids
-        from trl_distill.token_bytes import token_bytes
+        from trl_distill.data.cross_tokenizer.token_bytes import token_bytes
+        from trl_distill.teachers.local.teacher import stop_ids
 
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
         self.model = AutoModelForCausalLM.from_pretrained(folder, dtype="float32").eval()
@@ -248,7 +248,7 @@ class Model:
 
     def ids(self, prompt) -> list[int]:
         """Return a prompt's ids: text, messages, or ids that are so already."""
-        from trl_distill.alignment import tokenize_prompt
+        from trl_distill.prompts.tokenization import tokenize_prompt
 
         return prompt if prompt and isinstance(prompt[0], int) else tokenize_prompt(self.tokenizer, prompt)
 
@@ -256,7 +256,7 @@ class Model:
         """Return the text of the likeliest completion, whether it ended, and its ids."""
         import torch
 
-        from trl_distill.teachers.local import cut_at_stop
+        from trl_distill.teachers.local.teacher import cut_at_stop
 
         with torch.no_grad():
             row = self.model.generate(

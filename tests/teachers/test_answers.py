@@ -12,7 +12,11 @@ from transformers import AutoTokenizer
 
 from trl_distill import DistillError, TeacherError, generate_with_teacher, load_teacher
 from trl_distill.embedded import embedded_path
-from trl_distill.teachers import CompletionStore, GenerationSettings, LineStore, RemoteSettings, asking
+from trl_distill.teachers.base import GenerationSettings
+from trl_distill.teachers.completions.jsonl_store import LineStore
+from trl_distill.teachers.completions.store import CompletionStore
+from trl_distill.teachers.remote import request_pool as asking
+from trl_distill.teachers.remote.request_pool import RemoteSettings
 
 HOW = GenerationSettings(max_new_tokens=12)
 ONE = RemoteSettings(concurrency=1, timeout=20)
@@ -256,8 +260,8 @@ def test_rows_for_later_hold_the_reasoning_that_is_kept_and_nothing_that_cannot_
 
 def matched(server, tokenizer, tmp_path, reasoning):
     """Return what is known of a completion that was written with log-probabilities, and its ids."""
-    from trl_distill.alignment import tokenize_completion
-    from trl_distill.messages import with_reasoning
+    from trl_distill.prompts.messages import with_reasoning
+    from trl_distill.prompts.tokenization import tokenize_completion
 
     remote = replace(ONE, top_k=5, reasoning=reasoning)
     teacher = load_teacher(server.teacher, tokenizer=tokenizer, remote=remote)

@@ -14,12 +14,13 @@ import torch
 from teachers.kinds import ALL, ROWS, SCORING, TEXT, WHOLE, WRITING, from_folder, from_loaded_model
 from transformers import AutoModelForCausalLM
 
-from trl_distill.collator import DistillationCollator
+from trl_distill.data.collator import DistillationCollator
 from trl_distill.errors import TeacherError
-from trl_distill.lm_head import LMHead
 from trl_distill.losses import head_logits
-from trl_distill.targets import HiddenTargets, LossSettings
-from trl_distill.teachers import CompletionStore, GenerationSettings, Teacher, TextTeacher
+from trl_distill.losses.signals import HiddenTargets, LossSettings
+from trl_distill.models.lm_head import LMHead
+from trl_distill.teachers.base import GenerationSettings, Teacher, TextTeacher
+from trl_distill.teachers.completions.store import CompletionStore
 
 pytestmark = pytest.mark.usefixtures("device")
 

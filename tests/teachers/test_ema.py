@@ -13,7 +13,7 @@ from ranks import run_in
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 
 from trl_distill import DistillationSFTConfig, DistillationSFTTrainer, LLMTrainingParams, run
-from trl_distill.devices import accelerator
+from trl_distill.config.devices import accelerator
 from trl_distill.errors import ParamsError, TeacherError
 
 pytestmark = pytest.mark.usefixtures("device")

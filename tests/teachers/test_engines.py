@@ -16,22 +16,18 @@ from transformers import Gemma2Config, Gemma2ForCausalLM
 
 from trl_distill import LLMTrainingParams, ParamsError, TeacherError, generate_with_teacher
 from trl_distill.cli import main
-from trl_distill.sources import load_model
-from trl_distill.teachers import (
-    CompletionStore,
-    GenerationSettings,
-    StoredTeacher,
-    TargetFolder,
-    TargetSettings,
-    complete,
-    engines,
-    load_teacher,
-    teaching,
-    write_targets,
-)
-from trl_distill.teachers.continuous import Continuous
-from trl_distill.teachers.shards import rows_of as rows_of_shard
-from trl_distill.teachers.shards import sequence_key
+from trl_distill.models.loading import load_model
+from trl_distill.teachers.base import GenerationSettings
+from trl_distill.teachers.completions.engines import selection as engines
+from trl_distill.teachers.completions.engines.continuous_batching import Continuous
+from trl_distill.teachers.completions.generate import complete
+from trl_distill.teachers.completions.store import CompletionStore
+from trl_distill.teachers.loading import load_teacher
+from trl_distill.teachers.target_store import writer as teaching
+from trl_distill.teachers.target_store.folder import TargetFolder, sequence_key
+from trl_distill.teachers.target_store.folder import rows_of as rows_of_shard
+from trl_distill.teachers.target_store.reader import StoredTeacher
+from trl_distill.teachers.target_store.writer import TargetSettings, write_targets
 
 WORDS = ["where", "is", "my", "parcel", "and", "why", "was", "the", "card", "charged", "twice", "please", "refund"]
 FRONT = "You sort messages of customers into queues, and answer with the name of a queue alone.\n"

@@ -9,7 +9,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from trl_distill.teachers import CompletionStore, GenerationSettings, complete, load_teacher
+from trl_distill.teachers.base import GenerationSettings
+from trl_distill.teachers.completions.generate import complete
+from trl_distill.teachers.completions.store import CompletionStore
+from trl_distill.teachers.loading import load_teacher
 
 PROMPTS = [[5, 6], [7], [8, 9, 10], [5, 6], [11, 12, 13, 14]]
 SETTINGS = GenerationSettings(max_new_tokens=4, batch_size=2)

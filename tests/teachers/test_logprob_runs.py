@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl_distill import DistillationSFTConfig, DistillationSFTTrainer, LLMTrainingParams, ParamsError, run
 from trl_distill.cli import main
 from trl_distill.embedded import embedded_path
-from trl_distill.teachers import asking
+from trl_distill.teachers.remote import request_pool as asking
 
 WORDS = ["red cat", "blue dog", "tall tree", "old house"]
 TEMPLATE = "Write the words in reverse order.\n{input}\n"

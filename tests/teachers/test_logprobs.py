@@ -14,15 +14,18 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from trl_distill import DistillError, TeacherError, load_teacher
-from trl_distill.alignment import tokenize_behind, tokenize_completion, tokenize_prompt
-from trl_distill.assistant_turn import ChatTurns
-from trl_distill.collator import DistillationCollator
+from trl_distill.data.collator import DistillationCollator
+from trl_distill.data.cross_tokenizer.token_bytes import token_bytes
 from trl_distill.embedded import embedded_path
 from trl_distill.losses import head_logits
-from trl_distill.shared_vocabulary import PROBE
-from trl_distill.teachers import GenerationSettings, LineStore, RemoteSettings, asking
-from trl_distill.teachers.matching import Matcher, spans
-from trl_distill.token_bytes import token_bytes
+from trl_distill.prompts.assistant_turn import ChatTurns
+from trl_distill.prompts.shared_vocabulary import PROBE
+from trl_distill.prompts.tokenization import tokenize_behind, tokenize_completion, tokenize_prompt
+from trl_distill.teachers.base import GenerationSettings
+from trl_distill.teachers.completions.jsonl_store import LineStore
+from trl_distill.teachers.remote import request_pool as asking
+from trl_distill.teachers.remote.byte_matching import Matcher, spans
+from trl_distill.teachers.remote.request_pool import RemoteSettings
 
 K = 6
 ONE = RemoteSettings(endpoint="completions", concurrency=1, timeout=20, top_k=K)
@@ -321,7 +324,7 @@ def test_of_the_datas_own_completions_nothing_is_known(teacher_of, server, token
 def test_what_was_written_without_is_asked_for_and_what_was_written_with_is_not(
     teacher_of, server, tokenizer, tmp_path
 ):
-    from trl_distill.teachers import CompletionStore
+    from trl_distill.teachers.completions.store import CompletionStore
 
     server.give("top")
     path = tmp_path / "completions.jsonl"

@@ -7,10 +7,11 @@ import torch
 from conftest import make_tokenizer
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from trl_distill.collator import DistillationCollator, prompts_of
-from trl_distill.devices import accelerator
+from trl_distill.config.devices import accelerator
+from trl_distill.data.collator import DistillationCollator, prompts_of
 from trl_distill.losses import head_logits
-from trl_distill.teachers import GenerationSettings, load_teacher
+from trl_distill.teachers.base import GenerationSettings
+from trl_distill.teachers.loading import load_teacher
 
 pytestmark = pytest.mark.usefixtures("device")
 

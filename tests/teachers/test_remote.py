@@ -13,9 +13,12 @@ from conftest import KEY
 from transformers import AutoTokenizer
 
 from trl_distill import DistillError, TeacherError, load_teacher
-from trl_distill.alignment import tokenize_prompt
 from trl_distill.embedded import embedded_path
-from trl_distill.teachers import CompletionStore, GenerationSettings, RemoteSettings, Teacher, TextTeacher, asking
+from trl_distill.prompts.tokenization import tokenize_prompt
+from trl_distill.teachers.base import GenerationSettings, Teacher, TextTeacher
+from trl_distill.teachers.completions.store import CompletionStore
+from trl_distill.teachers.remote import request_pool as asking
+from trl_distill.teachers.remote.request_pool import RemoteSettings
 
 HOW = GenerationSettings(max_new_tokens=12)
 ONE = RemoteSettings(concurrency=1, timeout=20)
@@ -229,7 +232,7 @@ def test_ctrl_c_keeps_what_came(ask, server):
 
 
 def test_what_is_missing_is_told_before_anything_is_asked(ask, server, monkeypatch):
-    import trl_distill.teachers.connection as module
+    import trl_distill.teachers.remote.http as module
 
     monkeypatch.setenv("OPENAI_API_KEY", "two words")
     with pytest.raises(TeacherError, match="no key has") as error:

@@ -13,8 +13,8 @@ from transformers import AutoTokenizer
 
 from trl_distill import DistillationSFTConfig, DistillationSFTTrainer, LLMTrainingParams, TeacherError, run
 from trl_distill.cli import main
-from trl_distill.teachers import asking
-from trl_distill.turn_ends import turn_end
+from trl_distill.prompts.turn_ends import turn_end
+from trl_distill.teachers.remote import request_pool as asking
 
 WORDS = ["red cat", "blue dog", "tall tree", "old house"]
 TEMPLATE = "Write the words in reverse order.\n{input}\n"

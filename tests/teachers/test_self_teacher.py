@@ -12,9 +12,9 @@ from ranks import run_in
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 from trl_distill import DistillationSFTConfig, DistillationSFTTrainer, LLMTrainingParams, run
-from trl_distill.devices import accelerator
+from trl_distill.config.devices import accelerator
 from trl_distill.errors import ParamsError, TeacherError
-from trl_distill.teachers import fingerprint
+from trl_distill.teachers.local import fingerprint
 
 pytestmark = pytest.mark.usefixtures("device")
 

@@ -18,11 +18,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from trl_distill import DistillationSFTConfig, DistillationSFTTrainer, LLMTrainingParams, PromptDistillationTrainer, run
 from trl_distill.cli import main
-from trl_distill.devices import accelerator
+from trl_distill.config.devices import accelerator
 from trl_distill.errors import DataError, ParamsError, TeacherError, TemplateError, UsageError
 from trl_distill.losses import distillation_loss_from_logits
-from trl_distill.targets import GroupedTargets, HiddenTargets, LossSettings
-from trl_distill.teacher_list import read_teachers
+from trl_distill.losses.signals import GroupedTargets, HiddenTargets, LossSettings
+from trl_distill.teachers.multi.entries import read_teachers
 
 pytestmark = pytest.mark.usefixtures("device")
 
@@ -175,7 +175,7 @@ def test_each_teacher_of_a_row_makes_a_row_of_its_own(tiny_model_dir, tiny_teach
 
 
 def test_grouped_tokens_lose_what_they_lose_together():
-    from trl_distill.lm_head import LMHead
+    from trl_distill.models.lm_head import LMHead
 
     generator = torch.Generator().manual_seed(0)
     hidden, states = torch.randn(2, 7, 6, generator=generator, dtype=torch.float64).unbind()

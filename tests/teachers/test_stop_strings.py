@@ -17,22 +17,18 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import SFTConfig, SFTTrainer
 
 from trl_distill import DistillationSFTConfig, DistillationSFTTrainer, PromptDistillationTrainer, generate_with_teacher
-from trl_distill.alignment import tokenize_behind
 from trl_distill.cli import main
-from trl_distill.cli.llm import params_from_command
+from trl_distill.cli.llm_command import params_from_command
+from trl_distill.config.training_params import LLMTrainingParams
 from trl_distill.embedded import embedded_path
 from trl_distill.errors import ParamsError
-from trl_distill.params import LLMTrainingParams
-from trl_distill.teachers import (
-    Completion,
-    CompletionStore,
-    GenerationSettings,
-    RemoteSettings,
-    TextTeacher,
-    load_teacher,
-    what_matters,
-)
-from trl_distill.teachers.stop_strings import cut_at_string
+from trl_distill.prompts.tokenization import tokenize_behind
+from trl_distill.teachers.base import Completion, GenerationSettings, TextTeacher
+from trl_distill.teachers.completions.generate import what_matters
+from trl_distill.teachers.completions.stop_strings import cut_at_string
+from trl_distill.teachers.completions.store import CompletionStore
+from trl_distill.teachers.loading import load_teacher
+from trl_distill.teachers.remote.request_pool import RemoteSettings
 
 PROMPTS = ["a b", "c", "d e f", "g h"]
 ANSWERS = [" c d", " e f g", " b", " h a"]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 
-from trl_distill.teachers import Completion, CompletionStore
-from trl_distill.teachers.store import key_of
+from trl_distill.teachers.base import Completion
+from trl_distill.teachers.completions.store import CompletionStore, key_of
 
 
 def test_what_was_added_is_there_for_the_next_run(tmp_path):

@@ -8,22 +8,17 @@ import numpy as np
 import pytest
 import torch
 
-from trl_distill.collator import DistillationCollator
+from trl_distill.data.collator import DistillationCollator
 from trl_distill.errors import TeacherError
-from trl_distill.lm_head import LMHead
 from trl_distill.losses import head_logits
-from trl_distill.teachers import (
-    GenerationSettings,
-    StoredTeacher,
-    TargetFolder,
-    TargetSettings,
-    Teacher,
-    load_teacher,
-    teaching,
-    write_targets,
-)
-from trl_distill.teachers.head import load_head, save_head
-from trl_distill.teachers.shards import TargetRow, sequence_key
+from trl_distill.models.lm_head import LMHead
+from trl_distill.teachers.base import GenerationSettings, Teacher
+from trl_distill.teachers.loading import load_teacher
+from trl_distill.teachers.target_store import writer as teaching
+from trl_distill.teachers.target_store.folder import TargetFolder, TargetRow, sequence_key
+from trl_distill.teachers.target_store.lm_head_file import load_head, save_head
+from trl_distill.teachers.target_store.reader import StoredTeacher
+from trl_distill.teachers.target_store.writer import TargetSettings, write_targets
 
 ROWS = [
     {"row": 0, "student_prompt": [5], "teacher_prompt": [5, 6, 7, 8], "completion": [10, 11, 12]},

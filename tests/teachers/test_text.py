@@ -22,7 +22,9 @@ from trl_distill import (
     run,
 )
 from trl_distill.cli import main
-from trl_distill.teachers import CompletionStore, GenerationSettings, LocalTextTeacher, Teacher, TextTeacher
+from trl_distill.teachers.base import GenerationSettings, Teacher, TextTeacher
+from trl_distill.teachers.completions.store import CompletionStore
+from trl_distill.teachers.text.local_text import LocalTextTeacher
 
 PROMPTS = ["why is the sky blue", "a red cat", "2+2", "a dog and a house near the tall tree"]
 GREEDY = GenerationSettings(max_new_tokens=6, batch_size=2)

@@ -1,5 +1,5 @@
-"""`from autotrain.trainers.rl import PPOConfig, PPOTrainer`: `trl_distill.reinforcement`."""
+"""`from autotrain.trainers.rl import PPOConfig, PPOTrainer`: `trl_distill.trainer.reinforcement`."""
 
-from trl_distill.reinforcement import PPOConfig, PPOTrainer
+from trl_distill.trainer.reinforcement import PPOConfig, PPOTrainer
 
 __all__ = ["PPOConfig", "PPOTrainer"]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import click
 
-from .llm import llm
-from .teach import teach
+from .llm_command import llm
+from .teach_command import teach
 
 __all__ = ["main"]
 

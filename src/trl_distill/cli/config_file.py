@@ -6,8 +6,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+from ..config.training_params import ALIASES, LLMTrainingParams
 from ..errors import ParamsError
-from ..params import ALIASES, LLMTrainingParams
 
 # what `LLMTrainingParams.to_dict` writes for a model or dataset that was handed over in Python
 _LIVE = re.compile(r"<(\w+)>")

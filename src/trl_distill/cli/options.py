@@ -14,7 +14,7 @@ from typing import Any
 
 import click
 
-from ..prompts import is_file_name, messages_in
+from ..prompts.template import is_file_name, messages_in
 
 # width of a help line's first column; a longer flag has its description on the next line
 FIRST_COLUMN = 33
@@ -73,7 +73,7 @@ def options_of(specs: Iterable[Field[Any]], aliases: Mapping[str, str]) -> list[
     """Return one flag for each field.
 
     Args:
-        specs: Fields made by `option.option`.
+        specs: Fields made by `fields.option`.
         aliases: Other names of fields; each is a flag too.
     """
     return [_option(spec, [other for other, name in aliases.items() if name == spec.name]) for spec in specs]

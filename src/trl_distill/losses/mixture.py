@@ -13,10 +13,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
-from .divergences import divergence_of
-from .fused import Weights, fused_loss
-from .gpu import serves
-from .outcome import (
+from .fused.autograd import Weights, fused_loss
+from .fused.divergences import divergence_of
+from .fused.gpu import serves
+from .fused.projection import Projection, product_dtype, vocabulary_rows, wide_dtype
+from .fused.tile import Problem
+from .fused.tile_plan import padded
+from .reference import distillation_loss_from_logits, head_logits, mixture_logits
+from .result import (
     DistillationLoss,
     check_head,
     check_impl,
@@ -25,14 +29,10 @@ from .outcome import (
     shared_vocabulary,
     valid_rows,
 )
-from .plan import padded
-from .projection import Projection, product_dtype, vocabulary_rows, wide_dtype
-from .reference import distillation_loss_from_logits, head_logits, mixture_logits
-from .tile import Problem
 
 if TYPE_CHECKING:
-    from .gpu_pass import MixtureHead
-    from .plan import KernelPlan
+    from .fused.gpu_pass import MixtureHead
+    from .fused.tile_plan import KernelPlan
 
 Tensor = torch.Tensor
 BLOCK = 4096  # vocabulary rows at a time in the pass for the log-normalisers
@@ -172,7 +172,7 @@ class MixtureProjection:
 
     def kernel_head(self, plan: KernelPlan, columns: int) -> MixtureHead:
         """Return the mixture over the first `columns` as the kernels of a GPU read it."""
-        from .gpu_pass import MixtureHead
+        from .fused.gpu_pass import MixtureHead
 
         return MixtureHead(self, plan, columns)
 

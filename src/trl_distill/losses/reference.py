@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 
-from .outcome import DistillationLoss, check_divergence, check_settings, check_targets, shared_vocabulary
+from .result import DistillationLoss, check_divergence, check_settings, check_targets, shared_vocabulary
 
 
 def divergence(

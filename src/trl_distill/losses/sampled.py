@@ -12,10 +12,10 @@ from __future__ import annotations
 
 import torch
 
-from .outcome import DistillationLoss
-from .projection import wide_dtype
+from .fused.projection import wide_dtype
+from .fused.sparse_tile import Sparse, checked_rows, sparse_loss
 from .reference import head_logits, sampled_loss_from_logits
-from .sparse import Sparse, checked_rows, sparse_loss
+from .result import DistillationLoss
 
 Tensor = torch.Tensor
 

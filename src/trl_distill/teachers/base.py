@@ -10,8 +10,8 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedTokenizerBase
 
-    from ..targets import Targets
-    from .store import CompletionStore
+    from ..losses.signals import Targets
+    from .completions.store import CompletionStore
 
 
 @dataclass(frozen=True)

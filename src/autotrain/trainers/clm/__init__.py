@@ -1,5 +1,5 @@
 """`from autotrain.trainers.clm import train`: `trl_distill.train`."""
 
-from trl_distill.training import train
+from trl_distill.runs.api import train
 
 __all__ = ["train"]

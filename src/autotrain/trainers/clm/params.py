@@ -1,5 +1,5 @@
 """`from autotrain.trainers.clm.params import LLMTrainingParams`: `trl_distill.LLMTrainingParams`."""
 
-from trl_distill.params import LLMTrainingParams
+from trl_distill.config.training_params import LLMTrainingParams
 
 __all__ = ["LLMTrainingParams"]

@@ -1,0 +1,165 @@
+"""`aitraining llm`: one flag for each field of `LLMTrainingParams`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import fields
+from typing import Any
+
+import click
+from click.core import ParameterSource
+
+from ..config.doors import as_flags, entered
+from ..config.fields import check_value
+from ..config.training_params import ALIASES, FIELDS, LLMTrainingParams
+from ..errors import ParamsError
+from .config_file import read_config, refuse_live
+from .error_messages import told_in_a_sentence, without_secrets
+from .library_output import quiet
+from .options import GroupedCommand, Setting, dashed, options_of, unescaped
+
+HELP = """Train a language model to answer without the prompt that its teacher reads.
+
+\b
+A first run, on the model that comes with the package. Each line of
+queries.jsonl is a row, as {"text": "red cat"}; the teacher writes the rest:
+  aitraining llm --model embedded --teacher-model embedded \\
+    --teacher-prompt-template "Write the words in reverse order.\\n{input}\\n" \\
+    --data-path queries.jsonl --project-name runs/first
+
+\b
+A larger teacher, and an adapter instead of all weights:
+  aitraining llm --model ./small --teacher-model ./large --peft --lora-r 32 \\
+    --teacher-prompt-template @prompt.txt --data-path ./data \\
+    --project-name runs/lora
+
+A run needs --model and --teacher-model; all else has a default. A file of settings (--config) takes the same
+names; a flag overrides it. Underscores in flags are taken for dashes.
+"""
+
+
+def refuse_token(ctx: click.Context, param: click.Parameter, value: str | None) -> None:
+    """Say where the token belongs; its value is not repeated."""
+    if value is not None:
+        flag = typed_flag(ctx, param)
+        with told_in_a_sentence(debug=False):
+            raise ParamsError(
+                f"{flag} is not taken, so that it is written nowhere; set the environment variable HF_TOKEN."
+            )
+
+
+COMMAND = as_flags(FIELDS)  # how the command names settings, in errors of what it runs
+
+COMMAND_OPTIONS = [
+    Setting(["--config"], heading="Basic", shown="--config FILE", help="YAML file of settings; flags override it."),
+    Setting(
+        ["--debug"],
+        is_flag=True,
+        heading="Basic",
+        shown="--debug",
+        help="Show the traceback of an error, and all that the libraries say.",
+    ),
+    Setting(
+        ["--token", "--hub-token", "--hf-token"],
+        hidden=True,
+        expose_value=False,
+        is_flag=False,
+        flag_value="",
+        callback=refuse_token,
+        heading="Basic",
+        shown="",
+    ),
+]
+
+
+CONTEXT = {
+    "token_normalize_func": dashed,
+    "allow_extra_args": True,  # refused in parse_args, with a better sentence
+    "help_option_names": ["-h", "--help"],
+    "max_content_width": 100,
+}
+
+
+class LLMCommand(GroupedCommand):
+    """Keeps the arguments as typed, so that a message can name the flag that was used."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse; what is left over is told in a sentence of our own, without anything that looks like a token."""
+        ctx.meta["typed"] = list(args)
+        rest = super().parse_args(ctx, args)
+        if rest and not ctx.resilient_parsing:
+            raise click.UsageError(
+                f"unexpected argument {without_secrets(rest[0])!r}; put a value with spaces in quotes, and give a "
+                "switch no value (--peft, or --no-peft).",
+                ctx,
+            )
+        return rest
+
+
+def typed_flag(ctx: click.Context, param: click.Parameter) -> str:
+    """Return the flag with which a parameter was given last."""
+    spelled = [token.partition("=")[0] for token in ctx.meta["typed"]]
+    return next((flag for flag in reversed(spelled) if dashed(flag) in param.opts), param.opts[0])
+
+
+def params_of(ctx: click.Context) -> LLMTrainingParams:
+    """Return the parameters of a parsed command: what was typed, over the file, over the defaults.
+
+    Raises:
+        ParamsError: Naming the flag as it was typed, or the file, and what is accepted.
+    """
+    typed: dict[str, Any] = {}
+    for param in ctx.command.params:
+        name = str(param.name)
+        if name in FIELDS and ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE:
+            value = ctx.params[name]
+            if FIELDS[name].metadata["help"].escapes:
+                value = [unescaped(text) for text in value] if isinstance(value, tuple) else unescaped(value)
+            typed[name] = check_value(typed_flag(ctx, param), value, FIELDS[name])
+    path = ctx.params["config"]
+    values = {**read_config(path), **typed} if path else typed
+    if path:
+        refuse_live(path, values)
+    return LLMTrainingParams(**values)
+
+
+def params_from_command(argv: Sequence[str]) -> LLMTrainingParams:
+    """Return the parameters that a command line means; nothing is run.
+
+    Args:
+        argv: What follows `aitraining llm`.
+
+    Raises:
+        ParamsError: See `params_of`.
+        click.UsageError: An unknown flag, or a flag without its value.
+    """
+    return params_of(llm.make_context("llm", list(argv)))
+
+
+def quiet_unless_debug(ctx: click.Context, params: LLMTrainingParams) -> AbstractContextManager[None]:
+    """Return a context that keeps the libraries' asides off the terminal, or all of them on it under --debug."""
+    if ctx.params["debug"]:
+        return nullcontext()
+    return quiet(four_bits="int4" in (params.quantization, params.teacher_quantization))
+
+
+@click.pass_context
+def run_command(ctx: click.Context, **_: Any) -> None:
+    """Run what was asked for."""
+    with told_in_a_sentence(debug=ctx.params["debug"]):
+        params = params_of(ctx)
+        from ..runs.api import run
+
+        with entered(COMMAND), quiet_unless_debug(ctx, params):
+            run(params)
+
+
+llm = LLMCommand(
+    "llm",
+    callback=run_command,
+    params=[*options_of(fields(LLMTrainingParams), ALIASES), *COMMAND_OPTIONS],
+    help=HELP,
+    short_help="Train a language model by distillation, or by plain SFT.",
+    context_settings=CONTEXT,
+)

@@ -1,0 +1,122 @@
+"""How a message names a setting: as the user of the door that was used writes it.
+
+Shared code writes a setting as its flag (`--text-column`) or as its field (`text_column`). The command, the library and
+the trainer each have a spelling, which turns both into their own users' words. Standard library only.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+from ..errors import DistillError
+
+Spelling = Callable[[str], str]
+
+_door: ContextVar[Spelling | None] = ContextVar("door", default=None)
+
+_QUOTED = r"(?<!\w)'[^']*'(?!\w)|\"[^\"]*\"|`[^`]*`"  # what a user wrote stays as it is
+# "give --completions teacher", "add --peft", "--distill-alpha 0.7"
+_FLAG = re.compile(
+    _QUOTED + r"|(\b(?:add|give) )?--([a-z][a-z0-9-]*[a-z0-9])( '[^']*'| \d+(?:\.\d+)?(?:e-?\d+)?\b| \w+)?"
+)
+# a field in a sentence: of several words, not a part of a path or a longer name
+_FIELD = re.compile(
+    _QUOTED + r"|(?<![\w./@{-])([a-z]+(?:_[a-z0-9]+)+)(?:=(True|\d+(?:\.\d+)?|'\w+'))?(?![\w/{=-]|\.\w)"
+)
+_SUBJECT = re.compile(r"[a-z_]+(?= (?:is|has|needs|cannot|'|\d))")  # the field that a message begins with
+
+
+@contextmanager
+def entered(spelling: Spelling) -> Iterator[None]:
+    """Have errors from inside, and `spelled`, name settings as a door does; the outermost door decides.
+
+    Args:
+        spelling: Turns the text of a message into the door's.
+    """
+    if _door.get() is not None:
+        yield
+        return
+    token = _door.set(spelling)
+    try:
+        yield
+    except DistillError as error:
+        error.args = (spelling(str(error)),)
+        raise
+    finally:
+        _door.reset(token)
+
+
+def spelled(text: str) -> str:
+    """Return a line for the terminal with settings named as at the door that was entered."""
+    spelling = _door.get()
+    return text if spelling is None else spelling(text)
+
+
+def in_python(specs: Mapping[str, Any], names: Mapping[str, str]) -> Spelling:
+    """Return the spelling of a door in Python: flags become fields or arguments.
+
+    Args:
+        specs: Dataclass fields by name; a flag of no other is left alone.
+        names: What the door calls a field that has another name there.
+    """
+
+    def field_of(found: re.Match[str]) -> str:
+        if found[2] is None:
+            return found[0]
+        verb, flag, value = found[1] or "", found[2].replace("-", "_"), found[3] or ""
+        spec, name = specs.get(flag), names.get(flag, flag)
+        if spec is None and flag not in names:
+            return found[0]
+        word = value[1:]
+        if word in _words(spec):
+            return f"{verb}{name}={word!r}"
+        if word and word[0] in "'0123456789":
+            return f"{verb}{name}={word}"
+        on = "=True" if verb and name == flag and spec is not None and "bool" in str(spec.type) else ""
+        return f"{verb}{name}{on}{value}"
+
+    def renamed(found: re.Match[str]) -> str:
+        name = found[1]
+        return found[0].replace(name, names[name], 1) if name in names else found[0]
+
+    def as_written(text: str) -> str:
+        subject = _SUBJECT.match(text)
+        if subject and subject[0] in names:
+            text = names[subject[0]] + text[subject.end() :]
+        return _FIELD.sub(renamed, _FLAG.sub(field_of, text))
+
+    return as_written
+
+
+def as_flags(specs: Mapping[str, Any]) -> Spelling:
+    """Return the spelling of the command line: fields become flags.
+
+    Args:
+        specs: Dataclass fields by name.
+    """
+
+    def flag_of(name: str) -> str:
+        return "--" + name.replace("_", "-")
+
+    def dashed(found: re.Match[str]) -> str:
+        if found[1] not in specs:
+            return found[0]
+        value = "" if found[2] in (None, "True") else " " + found[2].strip("'")
+        return flag_of(found[1]) + value
+
+    def as_typed(text: str) -> str:
+        subject = _SUBJECT.match(text)
+        if subject and subject[0] in specs and subject[0] != "train":  # that is a dataset
+            text = flag_of(subject[0]) + text[subject.end() :]
+        return _FIELD.sub(dashed, text)
+
+    return as_typed
+
+
+def _words(spec: Any) -> tuple[str, ...]:
+    """Return the words that are values of a field when they stand behind its flag."""
+    return (*(spec.metadata.get("choices") or ()), "none") if spec is not None else ()

@@ -1,0 +1,91 @@
+"""Names of teachers that are asked over HTTP: `openai:MODEL`, OpenAI's own bare names, `http(s)://host:port/v1#model`."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+from ..errors import TeacherError
+
+PREFIX = "openai:"
+# OpenAI's own models: gpt-3.5-turbo, gpt-4o, chatgpt-4o-latest; o1, o4-mini; code-davinci-002, text-davinci-003. Not
+# gpt2, gpt-neo-1.3B or gpt-oss-20b, which are weights
+OPENAI_NAME = re.compile(r"((gpt-\d|chatgpt-|(code|text)-davinci-)[\w.:-]*|o\d+(-[\w.:-]*)?)")
+# those of them that think before they answer take no temperature
+REASONING_NAME = re.compile(r"(o\d|gpt-[5-9](?!.*chat))[\w.:-]*")
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """Where a model is asked.
+
+    Attributes:
+        model: The model's name there.
+        url: Base URL of the server, without credentials; None is OpenAI's.
+    """
+
+    model: str
+    url: str | None = None
+
+
+def parse_endpoint(name: str) -> Endpoint | None:
+    """Return the server and model that a teacher's name spells out; None for a folder, a Hub or a bare name.
+
+    Args:
+        name: As given for teacher_model.
+
+    Raises:
+        TeacherError: A URL with credentials or a query (it is not repeated), or one without a host or a model.
+    """
+    if name.startswith(PREFIX):
+        model = name[len(PREFIX) :].strip()
+        if not model:
+            raise TeacherError("teacher_model 'openai:' names no model; write for example openai:gpt-4o-mini.")
+        return Endpoint(model)
+    if not re.match(r"https?://", name, re.IGNORECASE):
+        return None
+    address, _, model = name.partition("#")
+    if "@" in address or "?" in address:
+        raise TeacherError(
+            "teacher_model is a URL with credentials or a query, which would be written to logs and files; leave them "
+            "out and set the environment variable OPENAI_API_KEY."
+        )
+    if not model.strip():
+        raise TeacherError(f"teacher_model {name!r} names no model; add it behind a '#': {address}#MODEL.")
+    return Endpoint(model.strip(), base_url(address, setting="teacher_model"))
+
+
+def is_openai_name(name: str) -> bool:
+    """Whether a bare name is one of OpenAI's models; a local folder of this name goes first."""
+    return OPENAI_NAME.fullmatch(name) is not None
+
+
+def takes_temperature(model: str) -> bool:
+    """Whether a model of this name may be told a temperature: OpenAI's reasoning models refuse one."""
+    return REASONING_NAME.fullmatch(model) is None
+
+
+def base_url(address: str, *, setting: str) -> str:
+    """Return a base URL in one spelling: scheme and host in lower case, no slash at the end.
+
+    Args:
+        address: The URL.
+        setting: Where it was given, for messages.
+
+    Raises:
+        TeacherError: It has credentials or a query (it is not repeated), or no host.
+    """
+    if "@" in address or "?" in address:
+        raise TeacherError(
+            f"{setting} is a URL with credentials or a query; leave them out and set the environment variable "
+            "OPENAI_API_KEY."
+        )
+    try:
+        parts = urlsplit(address)
+        there = bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        there = False
+    if not there or parts.scheme.lower() not in ("http", "https"):
+        raise TeacherError(f"{setting} {address!r} is no URL of a server; write http://host:port/v1.")
+    return f"{parts.scheme.lower()}://{parts.netloc.lower()}{parts.path.rstrip('/')}"

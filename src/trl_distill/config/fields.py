@@ -1,0 +1,212 @@
+"""One setting: its help text, its heading, and the values it accepts. Standard library only."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import field
+from typing import Any, Self
+
+from ..errors import ParamsError, nearest
+
+
+class Help(str):
+    """A help text that also carries its heading and what is accepted.
+
+    HfArgumentParser hands every metadata key of a field to argparse, so nothing but help and choices may
+    stand there.
+    """
+
+    group: str
+    low: float | None
+    high: float | None
+    above: float | None
+    off: float | None
+    listed: bool
+    objects: bool
+    escapes: bool
+
+
+def option(
+    default: Any,
+    help: str,
+    *,
+    group: str = "Distillation",
+    choices: tuple[str, ...] | None = None,
+    low: float | None = None,
+    high: float | None = None,
+    above: float | None = None,
+    off: float | None = None,
+    listed: bool = False,
+    objects: bool = False,
+    escapes: bool = False,
+) -> Any:
+    """Make a dataclass field that knows its help text, its group in `--help` and the values it accepts.
+
+    Args:
+        default: The default; also tells the type that is accepted when the annotation is optional.
+        help: One sentence for `--help`.
+        group: Heading under which the flag stands in `aitraining llm --help`.
+        choices: Accepted values, if they are few.
+        low: Smallest accepted number (inclusive).
+        high: Largest accepted number (inclusive).
+        above: Accepted numbers are greater than this.
+        off: A number outside the range that is accepted too.
+        listed: Whether a list of texts is taken, to be joined by commas.
+        objects: Whether Python may give another object than text; who takes it says what it must be.
+        escapes: Whether a backslash with n or t is a newline or a tab when it is typed as a flag.
+    """
+    text = Help(help)
+    text.group, text.low, text.high, text.above = group, low, high, above
+    text.off, text.listed, text.objects, text.escapes = off, listed, objects, escapes
+    metadata: dict[str, Any] = {"help": text}
+    if choices is not None:
+        metadata["choices"] = list(choices)
+    return field(default=default, metadata=metadata)
+
+
+def check_value(name: str, value: Any, spec: Any) -> Any:
+    """Return `value` as the type of the dataclass field `spec`, or say what is accepted.
+
+    Numbers given as text are converted (a YAML file writes `5e-5` as text), an int is taken for a float, a path
+    becomes text (for a template or a system message one that names a file), and so does a list where commas separate.
+    YAML reads the word `no` as false: where "no" is a choice, false means it.
+
+    Raises:
+        ParamsError: Wrong type, not among the choices, not finite, or outside the range.
+    """
+    text, kind = spec.metadata["help"], _types(spec)
+    choices = spec.metadata.get("choices")
+    if value is None:
+        if "None" in kind or spec.default is None:
+            return value
+        raise ParamsError(f"{name} is empty; give {_accepted(spec)}.")
+    if value is False and "no" in (choices or ()):
+        value = "no"
+    if isinstance(value, os.PathLike):
+        value = ("@" if name.endswith(("_prompt_template", "_system")) else "") + os.fspath(value)
+    if text.listed and isinstance(value, (list, tuple)) and value and all(isinstance(v, str) for v in value):
+        value = ",".join(value)
+    if "list" in kind:
+        return _texts(name, value)
+    value = _converted(name, value, kind, spec)
+    if choices is not None and value not in choices:
+        raise ParamsError(f"{name} is {value!r}; accepted are {', '.join(map(repr, choices))}.")
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and not _inside(value, text):
+        accepted = _accepted(spec)
+        if isinstance(value, float) and math.isinf(value):
+            accepted = accepted.replace("a number", "a finite number")
+        raise ParamsError(f"{name} is {value!r}; accepted is {accepted}.")
+    return value
+
+
+def plain(value: Any) -> Any:
+    """Return plain data as it is, and `<its class>` for what else stands in it."""
+    if isinstance(value, (list, tuple)):
+        return [plain(v) for v in value]
+    if isinstance(value, dict):
+        return {k: plain(v) for k, v in value.items()}
+    return value if isinstance(value, (str, int, float, bool, type(None))) else f"<{type(value).__name__}>"
+
+
+class CheckedSettings:
+    """A dataclass of `option` fields whose values are checked when they are set, in the constructor and afterwards.
+
+    Raises:
+        ParamsError: An unknown name, with the nearest known ones, or a value outside what is accepted.
+    """
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        """Refuse an unknown keyword before the dataclass would."""
+        for name in kwargs:
+            cls._check_known(name)
+        return super().__new__(cls)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set a field to a checked value."""
+        self._check_known(name)
+        object.__setattr__(self, name, check_value(name, value, _fields_of(type(self))[name]))
+
+    @classmethod
+    def _check_known(cls, name: str) -> None:
+        """Refuse a name that is no field."""
+        if name not in _fields_of(cls):
+            raise ParamsError(cls._unknown(name))
+
+    @classmethod
+    def _unknown(cls, name: str) -> str:
+        """Return the sentence on a name that is no field."""
+        return f"unknown parameter {name!r} of {cls.__name__}.{nearest(name, _fields_of(cls))}"
+
+
+def _fields_of(kind: Any) -> Mapping[str, Any]:
+    """Return a dataclass's fields by name."""
+    return kind.__dataclass_fields__
+
+
+def _texts(name: str, value: Any) -> list[str] | None:
+    """Return one text or several as a list, None for none of them."""
+    texts = [value] if isinstance(value, str) else value
+    if not isinstance(texts, (list, tuple)) or not all(isinstance(text, str) and text for text in texts):
+        raise ParamsError(f"{name} is {value!r}; accepted is text, or a list of texts, none of them empty.")
+    return list(texts) or None
+
+
+def _inside(value: float, text: Help) -> bool:
+    """Whether a number is finite and in the range."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return False
+    inside = (text.low is None or value >= text.low) and (text.high is None or value <= text.high)
+    return (inside and (text.above is None or value > text.above)) or value == text.off
+
+
+def _types(spec: Any) -> set[str]:
+    """Return the names of a field's types; HfArgumentParser turns the annotation's text into types."""
+    return set(re.findall(r"\w+", str(spec.type)))
+
+
+def _converted(name: str, value: Any, kind: set[str], spec: Any) -> Any:
+    """Return `value` as a bool, int or float where the annotation asks for one, and as it is where it is text."""
+    wanted = next((k for k in ("bool", "int", "float") if k in kind), None)
+    if wanted is None:
+        if "str" not in kind or isinstance(value, str) or spec.metadata["help"].objects:
+            return value
+        raise ParamsError(f"{name} is {value!r}; accepted is {_accepted(spec)}.")
+    if wanted != "bool" and "str" in kind and isinstance(value, str):
+        return value
+    try:
+        if wanted == "bool":
+            words = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+            return value if isinstance(value, bool) else words[str(value).lower()]
+        if isinstance(value, bool):
+            raise ValueError
+        if wanted == "int" and not isinstance(value, int):  # an int may be too long for a float
+            if float(value) != int(float(value)):
+                raise ValueError
+            return int(float(value))
+        return int(value) if wanted == "int" else float(value)
+    except (ValueError, TypeError, KeyError, OverflowError):
+        raise ParamsError(f"{name} is {value!r}; accepted is {_accepted(spec)}.") from None
+
+
+def _accepted(spec: Any) -> str:
+    """Say in words what a field accepts."""
+    text, kind = spec.metadata["help"], _types(spec)
+    if spec.metadata.get("choices"):
+        return "one of " + ", ".join(map(repr, spec.metadata["choices"]))
+    noun = {"bool": "true or false", "int": "a whole number", "float": "a number"}
+    word = next((word for key, word in noun.items() if key in kind), "text")
+    low, high, above = (None if x is None else _figure(x) for x in (text.low, text.high, text.above))
+    other = "" if text.off is None else f", or {_figure(text.off)}"
+    if low is not None and high is not None:
+        return f"{word} from {low} to {high}{other}"
+    if above is not None:
+        return f"{word} above {above}" + (f" and at most {high}" if high is not None else "") + other
+    return f"{word} of at least {low}{other}" if low is not None else word
+
+
+def _figure(number: float) -> str:
+    """Return a bound as a sentence shows it, a whole one with all its digits."""
+    return str(int(number)) if number == int(number) else f"{number:g}"

@@ -1,0 +1,200 @@
+"""`DistillationSFTConfig`: TRL's SFTConfig with the settings of distillation, each a flag under TrlParser too."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import parse_flag_from_env
+from transformers import SchedulerType
+from transformers.training_args import OptimizerNames
+from transformers.utils import ExplicitEnum, is_torch_xla_available
+from trl import SFTConfig
+
+from ..errors import ParamsError, nearest
+from .devices import computes_in_bfloat16, has_fused_adamw
+from .distillation_arguments import DistillationArguments, check_arguments
+from .doors import entered, in_python
+from .training_params import FIELDS, LLMTrainingParams
+from .validation import check_agreement
+
+# transformers takes warmup_steps below 1 for a share of the steps, rounded up, and 1 for one step
+ALL_STEPS = math.nextafter(1.0, 0.0)
+
+SCALED = "fp16 scales the gradients of float32 weights, and the student's are in float16; load it in float32."
+
+# what the trainer calls a parameter of a run: a field of its configuration, or an argument
+NAMES = {
+    "batch_size": "per_device_train_batch_size",
+    "block_size": "max_length",
+    "chat_template": "chat_template_path",
+    "data_path": "train_dataset",
+    "epochs": "num_train_epochs",
+    "eval_batch_size": "per_device_eval_batch_size",
+    "gradient_accumulation": "gradient_accumulation_steps",
+    "log": "report_to",
+    "lr": "learning_rate",
+    "optimizer": "optim",
+    "peft": "peft_config",
+    "project_name": "output_dir",
+    "quantization": "quantization_config",
+    "scheduler": "lr_scheduler_type",
+    "text_column": "dataset_text_field",
+    "valid_split": "eval_dataset",
+}
+TRAINER = in_python(FIELDS, NAMES)  # how the trainer and its configuration name settings
+
+
+@dataclass
+class DistillationSFTConfig(DistillationArguments, SFTConfig):
+    """SFTConfig with a teacher; with `use_distillation=False` (the default) it is SFTConfig.
+
+    Args:
+        distill_plain_text: Under `completions="auto"`, a row of text alone and two templates `{input}` is learnt
+            as SFT would, the divergence running over the same tokens (default), instead of being the prompt of a
+            completion that the teacher writes. `trainer="distillation"` sets it to False.
+
+    All other fields are `distillation_arguments.DistillationArguments`' and SFTConfig's.
+
+    Raises:
+        ParamsError: A value outside what is accepted.
+    """
+
+    distill_plain_text: bool = field(
+        default=True,
+        metadata={"help": "With completions=auto, learn a row of text alone as SFT does, not as a prompt."},
+    )
+
+    @entered(TRAINER)
+    def __post_init__(self) -> None:
+        """Check the settings of distillation, then let TRL check its own."""
+        _check_known("optimizer", self.optim, OptimizerNames)
+        _check_known("scheduler", self.lr_scheduler_type, SchedulerType)
+        check_arguments(self)
+        check_agreement(self)
+        # transformers would put the model on a GPU, and accelerate the batches on the CPU
+        self.use_cpu = self.use_cpu or parse_flag_from_env("ACCELERATE_USE_CPU")
+        super().__post_init__()
+
+
+def _check_known(setting: str, given: Any, known: type[ExplicitEnum]) -> None:
+    """Refuse a name that transformers does not know, with the nearest ones."""
+    names = [one.value for one in known]
+    if getattr(given, "value", given) not in names:
+        hint = nearest(str(given), names) or f" Accepted are {', '.join(names)}."
+        raise ParamsError(f"{setting} is {given!r}, which transformers does not know.{hint}")
+
+
+def from_params(params: LLMTrainingParams) -> DistillationSFTConfig:
+    """Turn a run's parameters into TRL's configuration; the one place where names are translated.
+
+    Raises:
+        ParamsError: A name that transformers does not know (optimizer, scheduler, log), or a precision that this
+            machine cannot train in.
+    """
+    shared = {name: getattr(params, name) for name in DistillationArguments.__dataclass_fields__}
+    shared["use_distillation"] = params.distills
+    try:
+        args = DistillationSFTConfig(
+            **shared,
+            **_training(params),
+            **_saving(params),
+            distill_plain_text=params.trainer == "sft",
+            dataset_text_field=params.text_column,
+            max_length=params.block_size,
+            dataset_num_proc=params.dataset_num_proc,
+            assistant_only_loss=params.assistant_only_loss,
+            trust_remote_code=params.trust_remote_code,
+        )
+    except ValueError as error:
+        if isinstance(error, ParamsError):
+            raise
+        raise ParamsError(str(error).strip().splitlines()[0]) from error
+    if args.optim == OptimizerNames.ADAMW_TORCH_FUSED and not has_fused_adamw(args.device):
+        args.optim = OptimizerNames.ADAMW_TORCH
+    return args
+
+
+def _training(params: LLMTrainingParams) -> dict[str, Any]:
+    """Return optimizer, schedule, precision and batch."""
+    accelerated = torch.accelerator.is_available() or is_torch_xla_available()
+    accelerated = accelerated and not parse_flag_from_env("ACCELERATE_USE_CPU")
+    precision = _mixed_precision(params, accelerated=accelerated)
+    if precision == "fp16" and params.dtype == "float16" and accelerated and not params.peft:
+        raise ParamsError(SCALED)
+    return {
+        "num_train_epochs": params.epochs,
+        "max_steps": params.max_steps,
+        "per_device_train_batch_size": params.batch_size,
+        "per_device_eval_batch_size": params.eval_batch_size or params.batch_size,
+        "gradient_accumulation_steps": params.gradient_accumulation,
+        "packing": params.packing,
+        "padding_free": params.padding_free,
+        "learning_rate": params.lr,
+        "warmup_steps": min(params.warmup_ratio, ALL_STEPS),
+        "lr_scheduler_type": params.scheduler,
+        "optim": params.optimizer,
+        "weight_decay": params.weight_decay,
+        "max_grad_norm": params.max_grad_norm,
+        "seed": params.seed,
+        "bf16": precision == "bf16",
+        "fp16": precision == "fp16",
+        "gradient_checkpointing": params.gradient_checkpointing,
+        "torch_compile": params.torch_compile,
+        "use_cpu": not accelerated,
+        "dataloader_pin_memory": accelerated and not torch.backends.mps.is_available(),  # which has no pinned memory
+    }
+
+
+def _mixed_precision(params: LLMTrainingParams, *, accelerated: bool) -> str | None:
+    """Return the mixed precision that a run asks for; under "auto" accelerate's, if it was launched with one.
+
+    Raises:
+        ParamsError: None is asked for, and accelerate was given one.
+    """
+    launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")  # as TrainingArguments reads it
+    if params.mixed_precision == "no" and launched != "no":
+        raise ParamsError(
+            f"mixed_precision is 'no', but accelerate was launched with {launched}; drop --mixed-precision, or launch "
+            "accelerate without it."
+        )
+    if params.mixed_precision != "auto":
+        return params.mixed_precision
+    if launched == "no":
+        return "bf16" if accelerated and computes_in_bfloat16() else None
+    return launched
+
+
+def _saving(params: LLMTrainingParams) -> dict[str, Any]:
+    """Return what is logged, evaluated and written where; the result itself is saved by `training`."""
+    return {
+        "output_dir": str(Path(params.project_name).expanduser()),
+        "report_to": params.log,
+        "logging_steps": params.logging_steps,
+        "logging_nan_inf_filter": False,  # it would write another number in the place of one that is none
+        "eval_strategy": params.eval_strategy,
+        "eval_steps": params.eval_steps,
+        "save_strategy": params.save_strategy,
+        "save_steps": params.save_steps,
+        "save_total_limit": params.save_total_limit,
+        "push_to_hub": False,  # the trainer would upload every checkpoint
+    }
+
+
+@contextmanager
+def left_alone_on_failure(args: Any) -> Iterator[None]:
+    """Give a caller's configuration back as it was if the constructor fails."""
+    before = dict(vars(args)) if args is not None else {}
+    try:
+        yield
+    except BaseException:
+        if args is not None:
+            vars(args).clear()
+            vars(args).update(before)
+        raise

@@ -1,0 +1,296 @@
+"""`LLMTrainingParams`: everything a run can be told, as flat data of the standard library.
+
+One field is one flag of `aitraining llm`; `sft_config.from_params` turns the whole into TRL's configuration.
+A value is checked when it is set, in the constructor and afterwards; `validate` checks what several fields
+must agree on.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass, fields
+from typing import Any
+
+from ..errors import ParamsError, nearest
+from .distillation_arguments import DTYPES, QUANTIZATIONS, DistillationArguments
+from .doors import entered, in_python
+from .endpoints import parse_endpoint
+from .fields import CheckedSettings, option, plain
+from .validation import check_agreement, refuse_unused
+
+HUB_DATA = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")  # a dataset of an account
+OWN_TEACHERS = ("self", "ema")
+# settings of distillation that say how data is read, with a teacher or without
+OF_PLAIN_SFT = ("completion_column", "prompt_text_column", "max_bad_rows", "chat_template_kwargs")
+STRATEGIES = ("no", "steps", "epoch")
+MIXED_PRECISIONS = ("auto", "no", "bf16", "fp16")
+
+# what users of AutoTrain and TRL type for the same thing; flags of the command line as well
+ALIASES = {
+    "max_seq_length": "block_size",
+    "model_max_length": "block_size",
+    "max_length": "block_size",
+    "learning_rate": "lr",
+    "gradient_accumulation_steps": "gradient_accumulation",
+    "per_device_train_batch_size": "batch_size",
+    "num_train_epochs": "epochs",
+}
+
+
+@dataclass
+class LLMTrainingParams(CheckedSettings, DistillationArguments):
+    """Parameters of one training run; the defaults are those of the guide.
+
+    Example:
+        >>> config = LLMTrainingParams(model="gpt2", teacher_model="gpt2-large", data_path="queries.json")
+        >>> config.distill_temperature
+        3.0
+
+    Raises:
+        ParamsError: An unknown name (with the nearest known ones) or a value outside what is accepted, when
+            the object is made and when a field is set later.
+    """
+
+    model: Any = option(
+        None, "Student, required: a folder, a Hub name, 'embedded', or (in Python) a loaded model.", group="Basic"
+    )
+    trainer: str = option(
+        "distillation",
+        "What trains: 'distillation', 'sft' (with or without a teacher), or another registered name.",
+        group="Basic",
+    )
+    project_name: str = option("project-name", "Folder to write to; any path, made when missing.", group="Basic")
+    data_path: Any = option(
+        "data",
+        "A file (json, jsonl, csv, tsv, parquet, arrow, txt), a folder of them, a Hub dataset, or (in Python) rows.",
+        group="Basic",
+    )
+    train: bool = option(True, "Accepted for AutoTrain's sake; a run trains without it.", group="Basic")
+    overwrite: bool = option(False, "Replace a finished run in the project folder.", group="Basic")
+    resume: bool = option(False, "Go on from the project folder's last checkpoint.", group="Basic")
+    dry_run: bool = option(
+        False, "Show figures and the first row of what would be trained on, and stop.", group="Basic"
+    )
+
+    train_split: str = option("train", "Split to train on.", group="Data")
+    valid_split: str | None = option(None, "Split to evaluate on (default: a folder's validation files).", group="Data")
+    data_config: str | None = option(None, "Configuration name of a Hub dataset.", group="Data")
+    text_column: str = option("text", "Column with the input, which is {input} in a template.", group="Data")
+    chat_template: str | None = option(
+        None,
+        "Chat template of the student: 'chatml', 'zephyr', a Jinja file, or a model that has one "
+        "(default: 'tokenizer', its own).",
+        group="Data",
+    )
+    assistant_only_loss: bool = option(
+        False, "Learn all that the assistant says in a conversation, not its last turn alone.", group="Data"
+    )
+    block_size: int = option(
+        1024, "Tokens at most in a student's sequence, prompt and completion.", low=2, group="Data"
+    )
+    dataset_num_proc: int | None = option(
+        None, "Processes that read and tokenize the data (default: this one).", low=1, group="Data"
+    )
+
+    epochs: float = option(3, "Training epochs.", above=0.0, group="Training")
+    max_steps: int = option(-1, "Optimizer steps at most; -1 leaves it to --epochs.", low=1, off=-1, group="Training")
+    batch_size: int = option(4, "Rows per device and step.", low=1, group="Training")
+    eval_batch_size: int | None = option(
+        None, "Rows per device in evaluation (default: batch size).", low=1, group="Training"
+    )
+    gradient_accumulation: int = option(4, "Batches per optimizer step.", low=1, group="Training")
+    packing: bool = option(
+        False, "Fill sequences up to --block-size with several rows each, kept apart.", group="Training"
+    )
+    padding_free: bool = option(
+        False, "Put a batch's rows into one sequence without padding, kept apart.", group="Training"
+    )
+    lr: float = option(5e-5, "Learning rate.", above=0.0, group="Training")
+    warmup_ratio: float = option(
+        0.1, "Share of the steps in which the learning rate rises.", low=0.0, high=1.0, group="Training"
+    )
+    scheduler: str = option(
+        "linear", "Learning rate schedule, by transformers' name (linear, cosine, constant, ...).", group="Training"
+    )
+    optimizer: str = option(
+        "adamw_torch_fused",
+        "Optimizer, by transformers' name (adamw_torch, adafactor, ...); on a device without the fused AdamW it is "
+        "adamw_torch.",
+        group="Training",
+    )
+    weight_decay: float = option(0.0, "Weight decay.", low=0.0, group="Training")
+    max_grad_norm: float = option(1.0, "Gradient norm at most; 0 does not clip.", low=0.0, group="Training")
+    seed: int = option(42, "Seed of everything random.", low=0, high=2**32 - 1, group="Training")  # numpy's range
+    mixed_precision: str | None = option(
+        "auto",
+        "Mixed precision of training; 'auto' is bf16 on CUDA devices that compute in it (capability 8.0 and later), "
+        "else none.",
+        choices=MIXED_PRECISIONS,
+        group="Training",
+    )
+    gradient_checkpointing: bool = option(False, "Recompute activations to save memory.", group="Training")
+    torch_compile: bool = option(
+        False, "Compile the student by torch.compile: slow first steps, faster ones later.", group="Training"
+    )
+
+    dtype: str = option("float32", "Precision the student is loaded in.", choices=DTYPES, group="Model")
+    attn_implementation: str | None = option(
+        None, "Attention implementation, by transformers' name (sdpa, eager, ...).", group="Model"
+    )
+    quantization: str | None = option(
+        None,
+        "Load the student quantized by bitsandbytes (needs --peft).",
+        choices=QUANTIZATIONS,
+        group="Model",
+    )
+    peft: bool = option(False, "Train a LoRA adapter instead of all weights.", group="Model")
+    lora_r: int = option(16, "Rank of the adapter.", low=1, group="Model")
+    lora_alpha: int = option(32, "Scale of the adapter.", low=1, group="Model")
+    lora_dropout: float = option(0.05, "Dropout of the adapter.", low=0.0, high=1.0, group="Model")
+    target_modules: str = option(
+        "all-linear", "Modules that get an adapter, separated by commas.", listed=True, group="Model"
+    )
+    merge_adapter: bool = option(False, "Save the adapter merged into the model.", group="Model")
+    trust_remote_code: bool = option(False, "Allow models that bring their own code.", group="Model")
+
+    log: str = option(
+        "none",
+        "Where to log besides the terminal: none, tensorboard, wandb, trackio, ...",
+        group="Logging and saving",
+    )
+    logging_steps: int = option(10, "Steps between two log lines.", low=1, group="Logging and saving")
+    eval_strategy: str = option(
+        "epoch",
+        "When to evaluate, where there is a validation split.",
+        choices=STRATEGIES,
+        group="Logging and saving",
+    )
+    eval_steps: int | None = option(None, "Steps between evaluations.", low=1, group="Logging and saving")
+    save_strategy: str = option("epoch", "When to write a checkpoint.", choices=STRATEGIES, group="Logging and saving")
+    save_steps: int = option(500, "Steps between checkpoints.", low=1, group="Logging and saving")
+    save_total_limit: int = option(1, "Checkpoints to keep.", low=1, group="Logging and saving")
+    push_to_hub: bool = option(False, "Upload the result; the token is read from HF_TOKEN.", group="Logging and saving")
+    username: str | None = option(None, "Hub account to upload to (default: the token's).", group="Logging and saving")
+
+    @classmethod
+    def _unknown(cls, name: str) -> str:
+        """Return the sentence on a name that is no field."""
+        if name in ("token", "hub_token"):
+            return f"{name} is not taken, so that it is written nowhere; set the environment variable HF_TOKEN."
+        if name in ALIASES:
+            return f"unknown parameter {name!r}; it is called {ALIASES[name]!r} here."
+        return f"unknown parameter {name!r}.{nearest(name, FIELDS)} `aitraining llm --help` lists all."
+
+    def validate(self) -> None:
+        """Check what several fields must agree on; needs no model, no data and no network.
+
+        Raises:
+            ParamsError: A missing model or teacher, one that is neither a name nor a model, or two settings that
+                contradict each other.
+            TeacherError: A teacher's URL that cannot be used.
+        """
+        with entered(LIBRARY):
+            self._check()
+
+    def _check(self) -> None:
+        """Check, see `validate`."""
+        if self.model is None:
+            raise ParamsError("model is missing; give --model a folder, a Hub name or 'embedded'.")
+        if not self.project_name.strip():
+            raise ParamsError("project_name is empty; give --project-name a folder.")
+        for name in ("model", "teacher_model"):
+            given = getattr(self, name)
+            if not (given is None or isinstance(given, str) or _is_model(given)):
+                raise ParamsError(f"{name} is of type {type(given).__name__}; give a name, a folder or a loaded model.")
+        check_agreement(self)
+        none = self.teacher_model is self.teacher_store is self.teacher_config is None
+        if self.distills and none and not self._may_be_written():
+            raise ParamsError(
+                "teacher_model is missing; distillation needs a teacher: give --teacher-model a folder, a Hub name "
+                "or 'embedded'."
+            )
+        if isinstance(self.teacher_model, str):
+            parse_endpoint(self.teacher_model)  # a URL with a password goes no further
+        if not self.distills:
+            why = f"trainer {self.trainer!r} does not distil; add --use-distillation"
+            refuse_unused(self, why=why, used=OF_PLAIN_SFT)
+        elif self.teacher_model == "self":
+            self._check_own_teacher()
+        if self.teacher_model in OWN_TEACHERS:
+            self._check_own_weights()
+        if self.quantization is not None and not self.peft:
+            raise ParamsError(f"quantization {self.quantization!r} trains an adapter; add --peft.")
+        if self.use_vllm and self.quantization == "int8":
+            raise ParamsError("use_vllm cannot be used with --quantization int8, which vLLM does not load; use int4.")
+        if self.merge_adapter and not self.peft:
+            raise ParamsError("merge_adapter has no adapter to merge; add --peft.")
+        if self.merge_adapter and self.quantization is not None:
+            raise ParamsError("merge_adapter cannot merge into a quantized model; drop one of the two.")
+        if self.padding_free and not self.packing and not self.distills:
+            raise ParamsError("padding_free without a teacher is for packed rows only, as in TRL; add --packing.")
+        if self.overwrite and self.resume:
+            raise ParamsError("overwrite and resume contradict each other; give one of them.")
+
+    def _may_be_written(self) -> bool:
+        """Whether the data, which may name the teachers that wrote its completions, can be looked at for that."""
+        path = self.data_path
+        return (
+            not isinstance(path, str)
+            or os.path.exists(os.path.expanduser(path))
+            or HUB_DATA.fullmatch(path) is not None
+        )
+
+    def _check_own_teacher(self) -> None:
+        """Check that a student which is its own teacher has an adapter to switch off."""
+        if not self.peft and isinstance(self.model, str):
+            raise ParamsError(
+                "teacher_model is 'self', the student with its adapter switched off, but there is no adapter; add "
+                "--peft, or give --teacher-model the model's own name for a teacher that is a copy."
+            )
+
+    def _check_own_weights(self) -> None:
+        """Refuse settings of how a teacher is loaded where the student's own weights teach."""
+        for name in ("teacher_revision", "teacher_dtype", "teacher_quantization", "teacher_device_map"):
+            if getattr(self, name) != FIELDS[name].default:
+                raise ParamsError(
+                    f"{name} is {getattr(self, name)!r}, but teacher_model is {self.teacher_model!r}: the student's "
+                    f"own weights teach as they are; drop --{name.replace('_', '-')}."
+                )
+
+    @property
+    def distills(self) -> bool:
+        """Whether this run has a teacher: any trainer but plain SFT."""
+        return self.trainer != "sft" or self.use_distillation
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return all fields as plain data; a loaded model or dataset is named by its class."""
+        values = {name: getattr(self, name) for name in FIELDS}
+        for name in ("data_path", "retain_data"):
+            if not isinstance(values[name], (str, os.PathLike, type(None))):
+                values[name] = f"<{type(values[name]).__name__}>"  # rows, of which a list is plain data
+        return {name: plain(value) for name, value in values.items()}
+
+
+FIELDS = {spec.name: spec for spec in fields(LLMTrainingParams)}
+
+# flags of `aitraining teach` that are no fields
+_OF_TEACH = {"output": "teacher_store", "temperatures": "teacher_temperatures", "repair": "repair=True"}
+LIBRARY = in_python(FIELDS, _OF_TEACH)  # how `train`, `run` and `teach` name settings
+
+
+def check_params(params: Any) -> None:
+    """Check that these are parameters of a run and that they agree, see `LLMTrainingParams.validate`.
+
+    Raises:
+        ParamsError: Something else was given, or see `validate`.
+    """
+    if not isinstance(params, LLMTrainingParams):
+        hint = "LLMTrainingParams(**settings)" if isinstance(params, dict) else "LLMTrainingParams(model=..., ...)"
+        raise ParamsError(f"a run takes LLMTrainingParams, not {type(params).__name__}; make one with {hint}.")
+    params.validate()
+
+
+def _is_model(given: Any) -> bool:
+    """Whether an object may be a loaded model or a teacher; what it is asked for is looked at where it is used."""
+    return not isinstance(given, type) and (hasattr(given, "config") or hasattr(given, "score"))

@@ -1,0 +1,209 @@
+"""A student and a teacher with different tokenizers: one completion in both, and which of their tokens are the same."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ...errors import TeacherError
+from ...losses.cross_tokenizer_reference import Matched
+from ...prompts.fitting import fit
+from ...prompts.shared_vocabulary import PROBE
+from ...prompts.tokenization import tokenize_completion
+from ...prompts.turn_ends import stop_of_turn
+from .byte_spans import ALIKE, STUDENT_SPACE, TEACHER_SPACE, Span, align
+from .token_bytes import token_bytes
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+COLUMNS = ("teacher_completion", "student_starts", "teacher_starts", "span_kinds")
+KINDS = (ALIKE, STUDENT_SPACE, TEACHER_SPACE)
+
+
+class Crossing:
+    """Two tokenizers side by side.
+
+    The tokens that end a completion (of a turn, of a text) are matched with each other, special tokens by their name,
+    all others by their bytes, those with equal ones from the highest id on.
+
+    Args:
+        student: The student's tokenizer.
+        teacher: The teacher's.
+        student_rows: Rows of the student's LM head; ids beyond are left out.
+        teacher_rows: Rows of the teacher's.
+        teacher_name: For messages.
+
+    Attributes:
+        ends: The teacher's token that ends a completion, by the student's.
+        matched: Which tokens are the same, by kind of span.
+
+    Raises:
+        TeacherError: Both write a text of plain English in bytes that have nothing in common.
+    """
+
+    def __init__(
+        self,
+        student: PreTrainedTokenizerBase,
+        teacher: PreTrainedTokenizerBase,
+        *,
+        student_rows: int,
+        teacher_rows: int,
+        teacher_name: str = "the teacher",
+    ) -> None:
+        self.student, self.teacher = student, teacher
+        self.ends = _ends(student, teacher)
+        self._student_bytes = _without(token_bytes(student)[:student_rows], self.ends)
+        self._teacher_bytes = _without(token_bytes(teacher)[:teacher_rows], self.ends.values())
+        if not self.spans(*(list(t(PROBE, add_special_tokens=False)["input_ids"]) for t in (student, teacher))):
+            raise TeacherError(
+                f"teacher_model {teacher_name!r} has a tokenizer whose tokens cannot be held against the student's by "
+                "their bytes; choose a teacher with byte-level BPE or sentencepiece, or learn from its completions "
+                "alone."
+            )
+        named = self._named()
+        self.matched = {kind: self._matched(kind, named) for kind in KINDS}
+
+    @property
+    def shared(self) -> int:
+        """How many tokens are the same."""
+        return len(self.matched[ALIKE].student)
+
+    def teacher_completion(self, text: str, completion: Sequence[int]) -> list[int]:
+        """Return the teacher's ids of a text; they end as the student's `completion` does."""
+        return self._ended(tokenize_completion(self.teacher, text, finished=False), completion)
+
+    def taken(self, ids: Sequence[int], *, finished: bool, chat: bool) -> dict[str, list[int]]:
+        """Return both sides' ids of a completion that the teacher wrote: its own ids, and the student's of its text.
+
+        Args:
+            ids: The teacher's, with its stop token where it is finished.
+            finished: Whether it ended it.
+            chat: Whether it is an assistant's turn.
+        """
+        own = list(ids[:-1] if finished else ids)
+        text = str(self.teacher.decode(own, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+        if not finished:
+            text = text.rstrip("\ufffd")  # a character that was cut
+        completion = tokenize_completion(self.student, text, chat=chat, finished=finished) if text or finished else []
+        return {"completion": completion, "teacher_completion": self._ended(own, completion)}
+
+    def spans(self, student: Sequence[int], teacher: Sequence[int]) -> list[Span]:
+        """Return the spans of a completion's ids on both sides; its end is one where both end the same text."""
+        ended = self._is_ended(student) and bool(teacher) and teacher[-1] == self.ends[student[-1]]
+        mine, theirs = (student[:-1], teacher[:-1]) if ended else (student, teacher)
+        spans, whole = align([_at(self._student_bytes, i) for i in mine], [_at(self._teacher_bytes, i) for i in theirs])
+        if ended and whole:
+            spans.append(Span((len(mine), len(student)), (len(theirs), len(teacher))))
+        return spans
+
+    def fit(
+        self, row: dict[str, Any], *, student_limit: int | None, teacher_limit: int | None, overflow: str, where: str
+    ) -> dict[str, Any]:
+        """Return a row's pieces as they fit both models, each side by its own limit, and its spans.
+
+        Args:
+            row: With `student_prompt`, `teacher_prompt`, `completion` and `teacher_completion`.
+            student_limit: As in `fitting.fit`.
+            teacher_limit: As in `fitting.fit`.
+            overflow: As in `fitting.fit`.
+            where: The row's name in messages.
+
+        Raises:
+            DataError: See `fitting.fit`.
+        """
+        completion, theirs = list(row["completion"]), list(row["teacher_completion"])
+        spans = self.spans(completion, theirs)
+        limits = {"overflow": overflow, "where": where}
+        mine = fit(row["student_prompt"], [], completion, student_limit=student_limit, teacher_limit=None, **limits)
+        other = fit([], row["teacher_prompt"], theirs, student_limit=None, teacher_limit=teacher_limit, **limits)
+        ends = len(mine.completion), len(other.completion)
+        spans = [span for span in spans if span.student[1] <= ends[0] and span.teacher[1] <= ends[1]]
+        return {
+            "student_prompt": mine.student_prompt,
+            "teacher_prompt": other.teacher_prompt,
+            "completion": mine.completion,
+            "teacher_completion": theirs[: spans[-1].teacher[1] if spans else 1],  # what follows is not compared
+            "student_starts": [span.student[0] for span in spans],
+            "teacher_starts": [span.teacher[0] for span in spans],
+            "span_kinds": [span.kind for span in spans],
+            "prompt_cut": mine.prompt_cut + other.prompt_cut,
+            "completion_cut": mine.completion_cut,
+        }
+
+    def _is_ended(self, completion: Sequence[int]) -> bool:
+        """Whether the student's completion ends in a token that the teacher has a match for."""
+        return bool(completion) and completion[-1] in self.ends
+
+    def _ended(self, own: list[int], completion: Sequence[int]) -> list[int]:
+        """Return the teacher's ids with its match of the token that ends the student's."""
+        return [*own, self.ends[completion[-1]]] if self._is_ended(completion) else own
+
+    def _named(self) -> list[tuple[int, int]]:
+        """Return the pairs of tokens without bytes: the ends, and special tokens of one name."""
+        pairs = dict(self.ends)
+        theirs = self.teacher.get_vocab()
+        for token, index in self.student.get_vocab().items():
+            other = theirs.get(token)
+            if other is None or index in pairs or other in pairs.values():
+                continue
+            if _at(self._student_bytes, index) is _at(self._teacher_bytes, other) is None:
+                pairs[index] = other
+        rows = len(self._student_bytes), len(self._teacher_bytes)
+        return [(mine, other) for mine, other in pairs.items() if mine < rows[0] and other < rows[1]]
+
+    def _matched(self, kind: int, named: list[tuple[int, int]]) -> Matched:
+        """Return which tokens are the same at a span of a kind, in the order of the student's ids."""
+        mine = _by_bytes(self._student_bytes, spaced=kind == STUDENT_SPACE)
+        theirs = _by_bytes(self._teacher_bytes, spaced=kind == TEACHER_SPACE)
+        pairs = list(named)
+        for text in mine.keys() & theirs.keys():  # from the last on: a byte piece has a lower id than a token of it
+            pairs += zip(reversed(mine[text]), reversed(theirs[text]), strict=False)
+        pairs.sort()
+        left = [_tokens(self.student, self._student_bytes), _tokens(self.teacher, self._teacher_bytes)]
+        for pair in pairs:
+            for side, index in zip(left, pair, strict=True):
+                side.discard(index)
+        columns = [[pair[side] for pair in pairs] for side in (0, 1)]
+        return Matched(*(torch.tensor(ids, dtype=torch.long) for ids in (*columns, *map(sorted, left))))
+
+
+def _ends(student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase) -> dict[int, int]:
+    """Return the teacher's token that ends a turn, and that ends a text, by the student's; each is taken once."""
+    pairs: dict[int, int] = {}
+    for mine, theirs in (
+        (stop_of_turn(student), stop_of_turn(teacher)),
+        (student.eos_token_id, teacher.eos_token_id),
+    ):
+        if mine is not None and theirs is not None and mine not in pairs and theirs not in pairs.values():
+            pairs[mine] = theirs
+    return pairs
+
+
+def _at(table: Sequence[bytes | None], index: int) -> bytes | None:
+    """Return a token's bytes, None beyond the table."""
+    return table[index] if index < len(table) else None
+
+
+def _without(table: list[bytes | None], ids: Any) -> list[bytes | None]:
+    """Return bytes by id with none for some ids, which need not be special tokens."""
+    for index in ids:
+        if index < len(table):
+            table[index] = None
+    return table
+
+
+def _by_bytes(table: Sequence[bytes | None], *, spaced: bool) -> dict[bytes, list[int]]:
+    """Return ids by their bytes; with `spaced`, of the tokens that begin with a space, by what follows it."""
+    found: dict[bytes, list[int]] = {}
+    for index, text in enumerate(table):
+        if text is not None and (not spaced or (text.startswith(b" ") and len(text) > 1)):
+            found.setdefault(text[1:] if spaced else text, []).append(index)
+    return found
+
+
+def _tokens(tokenizer: PreTrainedTokenizerBase, table: Sequence[bytes | None]) -> set[int]:
+    """Return the ids that are tokens, below the rows of the head."""
+    return {index for index in tokenizer.get_vocab().values() if index < len(table)}

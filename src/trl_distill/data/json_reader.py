@@ -1,0 +1,163 @@
+"""JSON files to rows: a list, lines, one object, or an object of splits."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from typing import Any
+
+from ..errors import DataError
+from .row_faults import RepeatedKey, json_object, with_faults
+
+LINES, DOCUMENTS = (".jsonl", ".ndjson"), (".json",)
+CONVERSATIONS = ("messages", "conversations")
+WRAPPERS = ("data", "rows", "examples")  # keys whose list is the rows, whatever else stands beside it
+
+Placed = Iterator[tuple[str, dict[str, Any]]]
+
+
+class _Parser:
+    """Parses JSON and remembers whether the last text may hold a value that needs a look.
+
+    Attributes:
+        suspicious: Whether a key stood twice, or a surrogate was escaped.
+    """
+
+    def __init__(self) -> None:
+        self._parse = json.JSONDecoder(object_pairs_hook=self._object).decode
+        self.suspicious = False
+
+    def __call__(self, text: str) -> Any:
+        self.suspicious = "\\ud" in text or "\\uD" in text
+        return self._parse(text)
+
+    def _object(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = json_object(pairs)
+        self.suspicious = self.suspicious or type(found) is RepeatedKey
+        return found
+
+
+def json_rows(path: Path, split: str | None = None) -> Placed:
+    """Yield the rows of a JSON list, of JSON lines, or of one JSON object, each with its place.
+
+    Args:
+        path: The file.
+        split: The key of an object of splits whose rows are wanted, see `json_splits`.
+
+    Raises:
+        DataError: The file is malformed (with its line), or holds no rows.
+        OSError, UnicodeDecodeError: It cannot be read.
+    """
+    if split is not None:
+        yield from _rows_of(_document(path)[split])
+        return
+    first, lines = _looked_at(path)
+    if lines:
+        yield from _json_lines(path)
+    elif first:
+        yield from _json_document(path)
+
+
+def json_splits(path: Path, names: Collection[str]) -> list[str]:
+    """Return the keys of a file that is one object of splits, `{"train": [...], "test": [...]}`; else nothing.
+
+    Args:
+        path: A file that ends in `.json`.
+        names: What splits are called, in small letters.
+    """
+    try:
+        first, lines = _looked_at(path)
+        if lines or not first.lstrip().startswith("{"):
+            return []
+        value = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError):
+        return []  # reading its rows says why
+    found = [key for key, rows in value.items() if key.lower() in names and isinstance(rows, list)]
+    lists = [key for key, rows in value.items() if isinstance(rows, list)]
+    objects = all(isinstance(row, dict) for key in found for row in value[key])
+    return found if found == lists and objects else []
+
+
+def _looked_at(path: Path) -> tuple[str, bool]:
+    """Return a file's first line that is not empty, and whether each line is a row."""
+    with path.open(encoding="utf-8-sig") as file:
+        first = next((line for line in file if line.strip()), "")
+        lines = path.suffix.lower() in LINES or (_parses(first) and any(line.strip() for line in file))
+    return first, lines and not first.lstrip().startswith("[")
+
+
+def _parses(text: str) -> bool:
+    """Whether a text is JSON by itself."""
+    try:
+        json.loads(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _json_lines(path: Path) -> Placed:
+    """Yield one row per line that is not empty."""
+    parse = _Parser()
+    with path.open(encoding="utf-8-sig") as file:
+        for number, line in enumerate(file, 1):
+            if not line.strip():
+                continue
+            try:
+                value = parse(line.strip())
+            except ValueError as error:
+                raise DataError(_malformed(path, number, error)) from None
+            yield f"line {number}", _row(value, parse.suspicious)
+
+
+def _json_document(path: Path) -> Placed:
+    """Yield the rows of a file that is one JSON value."""
+    value = _document(path)
+    if isinstance(value, dict):
+        value = _unwrapped(value)
+    if not isinstance(value, list):
+        raise DataError(f"{path} holds a single {type(value).__name__}; give a list of objects or one object a line.")
+    yield from _rows_of(value)
+
+
+def _document(path: Path) -> Any:
+    """Return a file's one JSON value."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=json_object)
+    except json.JSONDecodeError as error:
+        raise DataError(_malformed(path, error.lineno, error)) from None
+
+
+def _rows_of(values: list[Any]) -> Placed:
+    """Yield the rows of a list."""
+    for number, value in enumerate(values, 1):
+        yield f"row {number}", _row(value, True)
+
+
+def _unwrapped(value: dict[str, Any]) -> list[Any]:
+    """Return the rows of an object: a list under a wrapper's name, its columns, or itself as the only row."""
+    for name in WRAPPERS:
+        rows = value.get(name)
+        if isinstance(rows, list) and all(isinstance(row, dict) for row in rows):
+            return rows
+    lists = [cells for cells in value.values() if isinstance(cells, list) and cells]
+    if len(lists) < len(value) or set(value) & {*CONVERSATIONS, "prompt", "completion"}:
+        return [value]
+    objects = [all(isinstance(cell, dict) for cell in cells) for cells in lists]
+    if objects == [True]:
+        return lists[0]
+    if not any(objects) and len({len(cells) for cells in lists}) == 1:
+        return [dict(zip(value, cells, strict=True)) for cells in zip(*lists, strict=True)]
+    return [value]
+
+
+def _row(value: Any, suspicious: bool) -> dict[str, Any]:
+    """Return a row; a bare value is a row of text, good or bad."""
+    row = value if isinstance(value, dict) else {"text": value}
+    return with_faults(row) if suspicious else row
+
+
+def _malformed(path: Path, line: int, error: ValueError) -> str:
+    """Say where a JSON file is broken."""
+    reason = f"{error.msg}, column {error.colno}" if isinstance(error, json.JSONDecodeError) else str(error)
+    return f"{path}, line {line}, is not valid JSON ({reason}); repair the line or remove it."

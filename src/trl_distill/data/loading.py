@@ -1,0 +1,335 @@
+"""`data_path` to datasets: a file, a folder, a saved dataset, a Hub name, or a dataset in memory."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import DataError, nearest
+from .arrow_values import plain_values
+from .file_readers import PLACE, TEXTS, Part, read_placed, read_texts
+from .json_reader import DOCUMENTS, Placed, json_splits
+from .memory import TAKEN, as_dataset, is_stream
+from .rows import RowReport, read_rows
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+__all__ = ["RowReport", "load_data", "read_rows"]
+
+BINARIES = (".parquet", ".arrow")
+SUFFIXES = (*TEXTS, *BINARIES)
+ACCEPTED = f"files end in {', '.join(SUFFIXES)}"
+SPLITS = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("validation", "valid", "val", "dev"), "validation"),
+    **dict.fromkeys(("test", "testing", "eval", "evaluation"), "test"),
+}
+BOOKKEEPING = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
+HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
+BUILDERS = ("json", "csv", "text", "parquet", "arrow", "pandas", "xml", "webdataset", "imagefolder", "audiofolder")
+
+Splits = Mapping[str, "Callable[[], Dataset]"]
+
+
+def load_data(
+    data_path: Any,
+    *,
+    train_split: str = "train",
+    valid_split: str | None = None,
+    config_name: str | None = None,
+) -> tuple[Dataset, Dataset | None]:
+    """Load the rows to train on, and those to evaluate on where there are any.
+
+    Args:
+        data_path: A file (json as a list or as lines, jsonl, csv, tsv, parquet, arrow, or txt with one row per line
+            that is not empty); a folder of them, in which names such as `train` and `valid` of files or sub-folders
+            tell the splits, as the keys of a JSON object do; a `save_to_disk` folder; a Hub dataset; or, in memory, a
+            list of dicts, a pandas DataFrame, a `datasets.Dataset`, or a dict of them by split (`DatasetDict`).
+        train_split: Split to train on, as `datasets` writes it: "train", "train[:90%]", "train+test".
+        valid_split: Split to evaluate on (default: the validation split of a folder or a `DatasetDict`).
+        config_name: Configuration of a Hub dataset.
+
+    Returns:
+        (train, validation or None), with the columns of the data; rows of a line-based file also tell their line in
+        the column `file_readers.PLACE`.
+
+    Raises:
+        DataError: Data that cannot be found or read, or a split that is not there.
+    """
+    if not _is_local(data_path):
+        return _from_hub(str(data_path), train_split, valid_split, config_name)
+    if config_name is not None:
+        raise DataError(f"data_config is {config_name!r}, but only a Hub dataset has configurations; leave it out.")
+    name, splits = _local(data_path)
+    train = _take(name, splits, train_split, "train_split")
+    if valid_split is None:
+        used = {_known(split, splits) for split in _names(train_split)}
+        spare = _known("validation", splits)
+        valid_split = spare if spare is not None and spare not in used else None
+    return train, None if valid_split is None else _take(name, splits, valid_split, "valid_split")
+
+
+def _is_local(data_path: Any) -> bool:
+    """Whether data is in memory, or its name is that of a file or folder, there or not."""
+    if not isinstance(data_path, (str, os.PathLike)):
+        return True
+    text = os.fspath(data_path)
+    exists = bool(text) and Path(text).expanduser().exists()
+    named = text.lower().endswith(SUFFIXES) or HUB_NAME.fullmatch(text) is None or text in BUILDERS
+    return exists or named or isinstance(data_path, os.PathLike)
+
+
+def _local(data_path: Any) -> tuple[str, Splits]:
+    """Return what to call local data in messages, and its splits, not yet read.
+
+    Raises:
+        DataError: Nothing is there, or nothing that can be read.
+    """
+    if not isinstance(data_path, (str, os.PathLike)):
+        return _in_memory(data_path)
+    if not os.fspath(data_path):
+        raise DataError("data_path is empty; give a file, a folder or a Hub dataset.")
+    path, name = Path(data_path).expanduser(), repr(os.fspath(data_path))
+    if not path.exists():
+        folder = path.parent
+        there = sorted(p.name for p in folder.iterdir()) if folder.is_dir() else []
+        what = "no such file or folder" if folder.is_dir() else f"there is no folder {str(folder)!r}"
+        raise DataError(f"data_path {name}: {what}.{nearest(path.name, there)} Give a file, a folder or a Hub dataset.")
+    if path.is_dir():
+        return name, _folder(path, name)
+    if path.suffix.lower() not in SUFFIXES:
+        raise DataError(f"data_path {name} ends in {path.suffix or 'nothing'!r}; {ACCEPTED}.")
+    return name, {split: partial(_read, parts) for split, parts in _parts(path, "train").items()}
+
+
+def _parts(path: Path, split: str) -> dict[str, list[Part]]:
+    """Return the splits of a file: those that a JSON object holds, else `split`."""
+    keys = json_splits(path, SPLITS) if path.suffix.lower() in DOCUMENTS else []
+    found: dict[str, list[Part]] = {}
+    for key in keys:
+        found.setdefault(SPLITS[key.lower()], []).append(Part(path, key))
+    return found or {split: [Part(path)]}
+
+
+def _in_memory(data: Any) -> tuple[str, Splits]:
+    """Return the splits of data in memory."""
+    if isinstance(data, Mapping) and data and not is_stream(data):  # a DatasetDict is one
+        parts = {str(split): as_dataset(part, name=f"data_path[{split!r}]") for split, part in data.items()}
+        return "the datasets", {split: partial(_itself, part) for split, part in parts.items()}
+    if is_stream(data):
+        raise DataError(
+            "data_path is a stream, and a run reads all rows before it trains; give a datasets.Dataset, or the stream "
+            "to DistillationSFTTrainer."
+        )
+    taken = f"a file, a folder, a Hub dataset, {TAKEN}"
+    return "the dataset", {"train": partial(_itself, as_dataset(data, name="data_path", taken=taken))}
+
+
+def _itself(data: Dataset) -> Dataset:
+    """Return a dataset that needs no reading."""
+    return data
+
+
+def _folder(folder: Path, name: str) -> Splits:
+    """Return the splits of a folder: one that `save_to_disk` wrote, or data files sorted by their names.
+
+    Raises:
+        DataError: No data file is in it.
+    """
+    from datasets import load_from_disk
+
+    saved = (folder / "state.json").is_file() and (folder / "dataset_info.json").is_file()
+    if saved or (folder / "dataset_dict.json").is_file():
+        try:
+            return _in_memory(load_from_disk(str(folder)))[1]
+        except Exception as error:
+            raise DataError(f"data_path {name} is a saved dataset that cannot be read ({_first(error)}).") from error
+    files: dict[str, list[Part]] = {}
+    for path in _data_files(folder):
+        for split, parts in _parts(path, _split_of(path.relative_to(folder))).items():
+            files.setdefault(split, []).extend(parts)
+    if not files:
+        raise DataError(f"data_path {name} is a folder without a data file; {ACCEPTED}; sub-folders name a split.")
+    return {split: partial(_read, parts) for split, parts in files.items()}
+
+
+def _data_files(folder: Path) -> list[Path]:
+    """Return the data files of a folder, and of sub-folders named by a split or `data`, in order."""
+    found: list[Path] = []
+    for path in sorted(folder.iterdir()):
+        if path.name.startswith((".", "_")):
+            continue
+        if path.is_dir():
+            if path.name.lower() == "data" or set(_words(path.name)) & set(SPLITS):
+                found += _data_files(path)
+        elif path.suffix.lower() in SUFFIXES and path.name not in BOOKKEEPING:
+            found.append(path)
+    return found
+
+
+def _words(text: str) -> list[str]:
+    """Return the lower-case words of a file's name."""
+    return re.findall(r"[a-z]+", text.lower())
+
+
+def _split_of(path: Path) -> str:
+    """Return the split that a path names, by its first word that is one; else "train"."""
+    words = _words(" ".join(path.with_suffix("").parts))
+    return next((SPLITS[word] for word in words if word in SPLITS), "train")
+
+
+def _read(parts: list[Part]) -> Dataset:
+    """Read files of any accepted kinds into one dataset.
+
+    Raises:
+        DataError: A file that cannot be read.
+    """
+    from datasets import concatenate_datasets
+
+    texts = [part for part in parts if part.path.suffix.lower() in TEXTS]
+    read = [read_texts(texts)] if texts else []
+    for suffix in BINARIES:
+        same = [part.path for part in parts if part.path.suffix.lower() == suffix]
+        if same:
+            read.append(_binary(suffix[1:], same))
+    if len(read) == 1:
+        return read[0]
+    try:
+        return concatenate_datasets(read)
+    except Exception:  # a column has other types in one of them; its values are read as they are
+        return _as_they_are(read)
+
+
+def _as_they_are(datasets: list[Dataset]) -> Dataset:
+    """Put datasets together whose columns have unlike types."""
+
+    def rows() -> Placed:
+        before = 0
+        for dataset in datasets:
+            columns = {name: plain_values(dataset.data[name], kind) for name, kind in dataset.features.items()}
+            places = columns.pop(PLACE, [f"row {i}" for i in range(before + 1, before + len(dataset) + 1)])
+            for place, values in zip(places, zip(*columns.values(), strict=True), strict=True):
+                yield place, dict(zip(columns, values, strict=True))
+            before += len(dataset)
+
+    found = read_placed(rows)
+    assert found is not None
+    return found
+
+
+def _binary(kind: str, paths: list[Path]) -> Dataset:
+    """Read parquet or arrow files through the datasets cache."""
+    from datasets import load_dataset
+
+    files = ", ".join(map(str, paths[:3]))
+    how: dict[str, Any] = {"data_files": [str(path) for path in paths], "split": "train"}
+    try:
+        return load_dataset(kind, **how, **({} if kind != "parquet" else _readable(paths[0])))
+    except Exception as error:
+        if "corresponds to no data" in str(error):  # how datasets says that there are no rows
+            raise DataError(f"{files} has no rows; give a file with at least one.") from None
+        raise DataError(f"{files} cannot be read as {kind} ({_first(error.__cause__ or error)}).") from error
+
+
+def _readable(path: Path) -> dict[str, Any]:
+    """Return how to read a parquet file with columns of types that `datasets` does not have: without those."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+    from datasets import Features
+
+    features, schema = Features(), pq.read_schema(path)
+    for field in schema:
+        with suppress(ValueError, TypeError):
+            features |= Features.from_arrow_schema(pa.schema([field]))
+    return {} if len(features) == len(schema) else {"columns": list(features), "features": features}
+
+
+def _names(spec: str) -> list[str]:
+    """Return the split names in "train[:90%]+test"."""
+    return [part.split("[")[0].strip() for part in spec.split("+")]
+
+
+def _known(name: str, splits: Splits) -> str | None:
+    """Return the split of that name, or the one that means the same ("val" is "validation")."""
+    if name in splits:
+        return name
+    return next((split for split in splits if SPLITS.get(name, name) == SPLITS.get(split, split)), None)
+
+
+def _take(name: str, splits: Splits, spec: str, setting: str) -> Dataset:
+    """Read the split, slice or sum of splits that `spec` asks for.
+
+    Raises:
+        DataError: A split that is not there, or a slice that cannot be understood or is empty.
+    """
+    from datasets import ReadInstruction, concatenate_datasets
+
+    found = {wanted: _known(wanted, splits) for wanted in _names(spec)}
+    for wanted, split in found.items():
+        if split is None:
+            raise DataError(_no_split(name, wanted, splits, setting))
+    parts = {wanted: splits[str(split)]() for wanted, split in found.items()}
+    if spec in parts:
+        return parts[spec]
+    try:
+        pieces = ReadInstruction.from_spec(spec).to_absolute({wanted: len(part) for wanted, part in parts.items()})
+        chosen = [parts[p.splitname].select(range(p.from_, p.to)) for p in pieces if p.from_ < p.to]
+    except (ValueError, AssertionError, AttributeError) as error:
+        raise DataError(f"{setting} is {spec!r}, which is no split or slice ({_first(error)}).") from error
+    if not chosen:
+        raise DataError(f"{setting} is {spec!r}, which leaves no row of {name}; take a larger slice.")
+    return concatenate_datasets(chosen)
+
+
+def _no_split(name: str, wanted: str, splits: Splits, setting: str) -> str:
+    """Say that a split is not there."""
+    if list(splits) == ["train"]:
+        return (
+            f"{setting} is {wanted!r}, but {name} has 'train' only; give slices such as --train-split 'train[:90%]' "
+            "--valid-split 'train[90%:]', or a folder with train and validation files."
+        )
+    there = ", ".join(map(repr, splits))
+    flag = "--" + setting.replace("_", "-")
+    return f"{setting} is {wanted!r}, but {name} has {there}.{nearest(wanted, splits)} Name one with {flag}."
+
+
+def _from_hub(
+    name: str, train_split: str, valid_split: str | None, config_name: str | None
+) -> tuple[Dataset, Dataset | None]:
+    """Load a Hub dataset.
+
+    Raises:
+        DataError: It cannot be found, reached or read.
+    """
+    from datasets import load_dataset
+
+    loaded = []
+    for split in (train_split, valid_split):
+        try:
+            loaded.append(None if split is None else load_dataset(name, config_name, split=split))
+            _refuse_leftover(loaded[0])
+        except Exception as error:
+            raise DataError(
+                f"data_path {name!r}: no such file or folder here, and no Hub dataset could be loaded "
+                f"({_first(error)}); check the name, split and configuration, or give a file."
+            ) from error
+    return loaded[0], loaded[1]
+
+
+def _refuse_leftover(loaded: Any) -> None:
+    """Refuse what `datasets` still has in its cache of some local folder of that name; a commit has 40 digits."""
+    files = [Path(file["filename"]) for file in loaded.cache_files]
+    if files and re.fullmatch("[0-9a-f]{16}", files[0].parent.name):
+        raise DataError("the cache has only a copy of another local folder of that name")
+
+
+def _first(error: BaseException) -> str:
+    """Return the first line of an error's message, without its full stop."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0][:300].rstrip(".")

@@ -1,0 +1,330 @@
+"""What a run is about to learn, in a few lines: shown before the first forward, and all that a dry run shows."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..config.doors import spelled
+from .arrow_values import array_of, column_of, counts_of, lengths_of
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from ..prompts.serving_template import Serving
+    from ..runs.usage_snippet import Example
+    from ..trainer.schedule import Weighing
+    from .loading import RowReport
+    from .recipe import Recipe
+
+SOURCES = {
+    "data": "the data",
+    "text": "the text itself, as SFT would train on it",
+    "teacher": "the teacher, under its prompt",
+}
+SAME = "teacher and student are the same weights and read the same tokens, which teaches nothing"
+COMPUTES = "training      "  # the label of how a run computes
+SHOWN_TOKENS = 120  # of a prompt in the first row: a screen holds both sides
+
+
+@dataclass(frozen=True)
+class Preflight:
+    """Figures of a prepared dataset; lengths are in tokens.
+
+    Attributes:
+        name: The dataset.
+        rows: How many rows are used and set aside.
+        sources: Rows by where their completion comes from.
+        student_prompt: Mean length of the student's prompts.
+        teacher_prompt: Mean length of the teacher's prompts.
+        completion: Smallest, mean and largest length of the completions.
+        completions_cut: Completions cut at a length limit or unfinished by the teacher: they are taught no end.
+        unfinished: Those of them that the teacher wrote to the length it may write, and did not end.
+        prompts_cut: Rows whose prompt lost its start.
+        vocabulary: Rows of the vocabulary that both models share.
+        first: The first row as the student and the teacher see it, and the completion.
+        example: The prompt of the first row.
+        matched: Tokens that a teacher with another tokenizer has too; None where the tokenizer is the student's.
+        compared: Share of the completion tokens at which such a teacher is compared with the student.
+        teachers: Of several teachers each one's name, how many rows it takes, and its first prompt.
+        text_only: The teacher gives text alone.
+        weighing: How the loss is weighed, with what is another than asked for.
+        estimated: Whether its prompts are counted with the student's tokenizer, which is another.
+        dropped: Rows in which the student reads the teacher's prompt.
+        retained: Of rows to retain how many there are, where they come from, and their own figures.
+        notes: What a user may have meant otherwise, a sentence each.
+        warning: Why the run teaches nothing, or saves no token though it is meant to; empty if neither is so.
+        openings: Rows by how their prompt differs from the student's own generation prompt: `Turn.opening` as JSON.
+        foreign: Rows in which the teacher's chat template would write the assistant's turn in other words.
+        coverage: Share of the completion tokens for which a server gave log-probabilities; None where none was asked.
+        serving: How the student is served; None is by its own chat template, or none.
+    """
+
+    name: str
+    rows: RowReport
+    sources: dict[str, int]
+    student_prompt: float
+    teacher_prompt: float
+    completion: tuple[int, float, int]
+    completions_cut: int
+    prompts_cut: int
+    vocabulary: int | None
+    first: tuple[str, str, str]
+    example: Example
+    text_only: bool = False
+    weighing: Weighing | None = None
+    matched: int | None = None
+    compared: float = 1.0
+    teachers: tuple[tuple[str, int, str], ...] = ()
+    estimated: bool = False
+    coverage: float | None = None
+    dropped: int = 0
+    openings: dict[str, int] = field(default_factory=dict)
+    foreign: int = 0
+    retained: tuple[int, str, Preflight] | None = None
+    notes: tuple[str, ...] = ()
+    warning: str = ""
+    serving: Serving | None = None
+    unfinished: int = 0
+
+    @classmethod
+    def of(
+        cls,
+        rows: Dataset,
+        report: RowReport,
+        recipe: Recipe,
+        name: str,
+        *,
+        example: Example,
+    ) -> Preflight:
+        """Measure a prepared dataset."""
+        lengths = lengths_of(rows, "completion")
+        if "completion_mask" in rows.column_names and lengths_of(rows, "completion_mask").any():
+            lengths = np.array([sum(mask) for mask in column_of(rows, "completion_mask").to_pylist()])
+        finished, sources = array_of(rows, "finished"), array_of(rows, "source")
+        row = rows[0]
+        crossed = recipe.crossing is not None
+        return cls(
+            name=name,
+            rows=report,
+            sources=counts_of(rows, "source"),
+            student_prompt=float(lengths_of(rows, "student_prompt").mean()),
+            teacher_prompt=float(lengths_of(rows, "teacher_prompt").mean()),
+            completion=(int(lengths.min()), float(lengths.mean()), int(lengths.max())),
+            completions_cut=int(((array_of(rows, "completion_cut") > 0) | ~finished).sum()),
+            prompts_cut=int((array_of(rows, "prompt_cut") > 0).sum()),
+            vocabulary=recipe.vocabulary,
+            first=(
+                text_of(recipe.student.tokenizer, row["student_prompt"]),
+                text_of(recipe.teacher.tokenizer, row["teacher_prompt"]),
+                text_of(recipe.student.tokenizer, row["completion"]),
+            ),
+            example=example,
+            matched=None if recipe.crossing is None else recipe.crossing.shared,
+            compared=float(lengths_of(rows, "student_starts").sum() / lengths.sum()) if crossed else 1.0,
+            text_only=recipe.reads_text and recipe.take is None,
+            weighing=recipe.weighing,
+            estimated=recipe.estimates,
+            dropped=int(array_of(rows, "dropped").sum()),
+            notes=notes_of(recipe),
+            warning=_warning(rows, recipe),
+            unfinished=int((~finished & (sources == "teacher")).sum()),
+            openings=counts_of(rows, "opening"),
+            foreign=int(array_of(rows, "foreign").sum()),
+        )
+
+    @property
+    def saved(self) -> float:
+        """Prompt tokens saved per query once the student needs no teacher's prompt."""
+        return self.teacher_prompt - self.student_prompt
+
+    @property
+    def changed(self) -> Mapping[str, tuple[str, str]]:
+        """Settings of the loss that are others than asked for: what was asked for, and why."""
+        return {} if self.weighing is None else self.weighing.changed
+
+    def _given(self) -> str:
+        """Return the alpha that was asked for and does not count."""
+        return f"; alpha {self.changed['distill_alpha'][0]} counts as 0" if "distill_alpha" in self.changed else ""
+
+    def text(self, *, computes: str = "") -> str:
+        """Return the lines for the terminal.
+
+        Args:
+            computes: How the run computes, where that is to be shown; see `how_it_computes`.
+        """
+        low, middle, high = self.completion
+        sources = "; ".join(f"{n:,} from {SOURCES[s]}" for s, n in sorted(self.sources.items()))
+        lines = [
+            f"Pre-flight ({self.name})",
+            f"  rows          {self.rows.summary()}",
+            f"  completions   {sources}",
+            f"  prompt        student {self.student_prompt:,.1f} tokens, teacher {self.teacher_prompt:,.1f}; "
+            f"{self.saved:,.1f} saved per query"
+            + (" (estimated with the student's tokenizer)" if self.estimated else ""),
+            f"  completion    {low:,} to {high:,} tokens, mean {middle:,.1f}; {self.completions_cut:,} cut"
+            + (" (taught no end of sequence)" if self.completions_cut else ""),
+        ]
+        lines += self._cut()
+        if self.prompts_cut:
+            lines.append(f"  cut prompts   {self.prompts_cut:,} rows lost the start of a prompt")
+        if self.dropped:
+            lines.append(f"  dropout       {self.dropped:,} rows show the student the teacher's prompt")
+        lines += self._rendered()
+        if self.retained is not None:
+            lines.append(f"  retained      {self._retained(*self.retained)}")
+        if self.text_only:
+            lines.append(
+                f"  loss          cross-entropy alone: the teacher gives text, no probabilities{self._given()}"
+            )
+        elif self.matched is not None:
+            lines.append(
+                f"  tokenizers    {self.matched:,} tokens matched, compared at {self.compared:.1%} of the "
+                "completion tokens"
+            )
+        elif self.coverage is not None:
+            lines.append(
+                f"  loss          {self.coverage:.1%} of completion tokens have the teacher's log-probabilities; "
+                "cross-entropy alone at the others"
+            )
+        elif self.vocabulary is not None:
+            lines.append(f"  vocabulary    {self.vocabulary:,} rows shared")
+        if "distill_temperature" in self.changed:
+            asked, why = self.changed["distill_temperature"]
+            lines.append(f"  temperature   1 on both sides instead of {asked}: {why}")
+        lines += [f"  {COMPUTES}{computes}"] if computes else []
+        lines += [f"  warning       {self.warning}"] if self.warning else []
+        lines += [f"  note          {note}" for note in self.notes]
+        if self.serving is not None:
+            lines.append(f"  chat template {self.serving.line}")
+        lines += [f"  teacher {n}     {who}: {rows:,} rows" for n, (who, rows, _) in enumerate(self.teachers, 1)]
+        lines = [spelled(line) for line in lines]
+        for label, text in self._shown():
+            lines += [f"  {label}:", *(f"    | {line}" for line in text.split("\n"))]
+        return "\n".join(lines)
+
+    def _cut(self) -> list[str]:
+        """Return what to do about completions that were cut, with a warning if the teacher ends few of its own."""
+        lines, others = [], self.completions_cut - self.unfinished
+        if others > 0:
+            lines.append(f"  cut           {others:,} did not fit into a sequence, or came cut; raise --block-size")
+        if self.unfinished:
+            were = "was" if self.unfinished == 1 else "were"
+            lines.append(
+                f"  cut           {self.unfinished:,} {were} not ended by the teacher; raise "
+                "--distill-max-teacher-length, or give --teacher-stop the text that a base model goes on to"
+            )
+        if 2 * self.unfinished > self.sources.get("teacher", 0):
+            lines.append(
+                f"  warning       the teacher ends {self.sources['teacher'] - self.unfinished:,} of its "
+                f"{self.sources['teacher']:,} completions: the student learns no end either, and will go on as it does"
+            )
+        return [spelled(line) for line in lines]
+
+    @property
+    def opening(self) -> dict[str, Any]:
+        """How the student's prompts differ from its own generation prompt, if all do alike; see `Turn.opening`."""
+        if len(self.openings) != 1:
+            return {}
+        return dict(json.loads(next(iter(self.openings)) or "{}"))
+
+    def _rendered(self) -> list[str]:
+        """Return what there is to say of the chat templates."""
+        lines = []
+        for text, rows in self.openings.items():
+            if not text:
+                continue
+            opening = json.loads(text)
+            left_out = opening.pop("left_out", None)
+            how = ", ".join(f"{name}={json.dumps(value)}" for name, value in opening.items())
+            what = f"rendered with {how}" if left_out is None else f"without {left_out!r} at the end of the prompt"
+            lines.append(f"  template      {rows:,} rows {what}: their turns do not begin with the generation prompt")
+        if self.foreign:
+            lines.append(
+                f"  template      the teacher reads {self.foreign:,} turns as the student's chat template writes them; "
+                "its own writes them otherwise"
+            )
+        return lines
+
+    def _retained(self, count: int, source: str, own: Preflight) -> str:
+        """Return what there is to say of rows to retain."""
+        share = count / (count + sum(self.sources.values()))
+        written = own.sources.get("teacher", 0)
+        by = f", {written:,} completions written by the student as it starts" if written else ""
+        again = f", {own.rows.used:,} different ones" if own.rows.used < count else ""
+        return f"{count:,} more rows ({share:.1%}) of {source}{again}{by}"
+
+    def _shown(self) -> list[tuple[str, str]]:
+        """Return the texts to show, with what they are: of several teachers each one's first prompt."""
+        student, teacher, completion = self.first
+        theirs = [("first row, teacher", teacher)]
+        if self.teachers:
+            theirs = [(f"first row of teacher {n}", text) for n, (_, rows, text) in enumerate(self.teachers, 1) if rows]
+        return [("first row, student", student), *theirs, ("first row, completion", completion)]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the figures as plain data, for the run's report and the model card."""
+        return {
+            "rows": self.rows.used,
+            "rows_set_aside": self.rows.total - self.rows.used,
+            "completions_from": self.sources,
+            "student_prompt_tokens": round(self.student_prompt, 1),
+            "teacher_prompt_tokens": round(self.teacher_prompt, 1),
+            "prompt_tokens_saved": round(self.saved, 1),
+            "completion_tokens": round(self.completion[1], 1),
+            "completions_cut": self.completions_cut,
+            "vocabulary_rows_shared": self.vocabulary,
+            **({} if self.matched is None else {"tokens_matched": self.matched, "compared": round(self.compared, 4)}),
+            **({"rows_of_teachers": [rows for _, rows, _ in self.teachers]} if self.teachers else {}),
+            **({"rows_with_the_teachers_prompt": self.dropped} if self.dropped else {}),
+            **({} if self.retained is None else {"rows_retained": self.retained[0]}),
+            **({"used_instead": self.weighing.used} if self.weighing is not None and self.changed else {}),
+            **({} if self.coverage is None else {"teacher_coverage": round(self.coverage, 4)}),
+        }
+
+
+def differ(row: Mapping[str, Any]) -> bool:
+    """Whether teacher and student read different tokens in a row."""
+    between = bool(row.get("completion_mask")) and row["completion"] != row["teacher_completion"]
+    return bool(row["student_prompt"] != row["teacher_prompt"]) or between
+
+
+def _warning(rows: Dataset, recipe: Recipe) -> str:
+    """Return what is wrong with two prompts of which the teacher's is not the longer one; see `Preflight.warning`."""
+    student, teacher = (lengths_of(rows, f"{side}_prompt").sum() for side in ("student", "teacher"))
+    if teacher > student:
+        return ""
+    same = recipe.teaches_nothing is not None and recipe.teaches_nothing()
+    if not any(differ(row) for row in rows):
+        return SAME if same else ""
+    mine, theirs = (
+        ([(role, text.pieces) for role, text in template.messages], template.system)
+        for template in (recipe.student.template, recipe.teacher.template)
+    )
+    if mine == theirs and not same:
+        return ""  # a larger teacher under the same prompt: nothing was to be saved
+    system = recipe.student.template.system
+    drop = " or --student-system drop" if system.keep or system.text is not None else ""
+    return (
+        "no prompt token is saved: the teacher's prompt is not longer than the student's; lengthen it with "
+        f"--teacher-system or --teacher-prompt-template, or shorten the student's with --student-prompt-template{drop}"
+    )
+
+
+def notes_of(*recipes: Recipe) -> tuple[str, ...]:
+    """Return what is to be noted of the templates of one teacher or several."""
+    found = [note for r in recipes for side in (r.student, r.teacher) for note in side.template.notes()]
+    return tuple(dict.fromkeys(found))
+
+
+def text_of(tokenizer: Any, ids: list[int]) -> str:
+    """Return the text of token ids, its middle left out where it is long."""
+    if len(ids) <= SHOWN_TOKENS:
+        return str(tokenizer.decode(ids))
+    half = SHOWN_TOKENS // 2
+    gap = f" [... {len(ids) - SHOWN_TOKENS:,} tokens ...] "
+    return f"{tokenizer.decode(ids[:half])}{gap}{tokenizer.decode(ids[-half:])}"

@@ -1,0 +1,125 @@
+"""How rows become token ids: what each model reads, which columns hold what, and who writes what is missing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from random import Random
+from typing import TYPE_CHECKING, Any
+
+from ..prompts.assistant_turn import ChatTurns
+from ..prompts.prefix_tokenizer import PromptTokens
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import PreTrainedTokenizerBase
+
+    from ..prompts.template import Template
+    from ..teachers.base import Completion
+    from ..trainer.schedule import Weighing
+    from .cross_tokenizer.tokenizer_pair import Crossing
+
+    Write = Callable[[list[Any]], list[Completion]]
+
+
+@dataclass(frozen=True)
+class Reading:
+    """One model's side: what it reads and how much of it.
+
+    Attributes:
+        tokenizer: Of the prompts.
+        template: Renders a row's prompt.
+        limit: Tokens a sequence may have; None is no limit.
+        rows: Rows of the model's vocabulary, for a check of the ids it reads; None is no check.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    template: Template
+    limit: int | None
+    rows: int | None = None
+
+    @cached_property
+    def turns(self) -> ChatTurns:
+        """Renders the assistant's turns of conversations."""
+        return ChatTurns(self.tokenizer)
+
+    @cached_property
+    def prompt_tokens(self) -> PromptTokens:
+        """Turns rendered prompts into token ids, what they begin with once."""
+        return PromptTokens(self.tokenizer)
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Which columns hold what; see `rows.read_rows`."""
+
+    text: str = "text"
+    prompt: str | None = None
+    completion: str | None = None
+    max_bad_rows: int = 0
+    assistant_turns: bool = False
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How rows become token ids.
+
+    Attributes:
+        student: The student's side.
+        teacher: The teacher's side.
+        columns: Where to look in the data.
+        completions: "auto", "data" or "teacher", see DESIGN and `sources_of`.
+        plain_text: Under "auto", a row of text alone and two templates `{input}` is learnt as SFT would.
+        overflow: "error" or "left", see `fitting.fit`.
+        write: Has the teacher write completions for its prompts: token ids, or text and messages (`reads_text`).
+        vocabulary: Rows that both models share: a completion's ids are among them.
+        reads_text: The teacher is handed prompts as text or chat messages.
+        as_read: What of such a prompt its ids are made from; None takes its text alone.
+        estimates: Whether these ids only estimate the prompt's length.
+        take: Fetches what a server says of prepared rows, and returns the share of completion tokens with targets;
+            called with the rows and with whether at least one token must have any.
+        weighing: How the loss is weighed, with what is another than asked for; None is not known.
+        crossing: How the completion becomes tokens of a teacher with another tokenizer; None where it is the student's.
+        in_one_piece: Why a completion may have no gaps, as the end of a sentence; None where it may.
+        prompt_dropout: Share of the training rows in which the student reads the teacher's prompt.
+        teaches_nothing: Returns whether the teacher has nothing to teach where both read the same tokens, see
+            `same_weights`; None is no check.
+        seed: Of the draw of those rows.
+        num_proc: Processes that read and tokenize; None is this one.
+        serves: Whether the saved chat template renders the student's prompt, see `serving_template`.
+        options: Keywords of both chat templates; a row's own take their place.
+    """
+
+    student: Reading
+    teacher: Reading
+    columns: Columns
+    write: Write
+    completions: str = "auto"
+    plain_text: bool = True
+    overflow: str = "error"
+    vocabulary: int | None = None
+    reads_text: bool = False
+    as_read: Callable[[Any], Any] | None = None
+    estimates: bool = False
+    take: Callable[[Dataset, bool], float] | None = None
+    weighing: Weighing | None = None
+    crossing: Crossing | None = None
+    in_one_piece: str | None = None
+    prompt_dropout: float = 0.0
+    teaches_nothing: Callable[[], bool] | None = None
+    seed: int = 0
+    serves: bool = True
+    options: Mapping[str, Any] = field(default_factory=dict)
+    num_proc: int | None = None
+
+    @cached_property
+    def dropped_tokens(self) -> PromptTokens:
+        """Turns the teacher's prompts into the student's token ids."""
+        return PromptTokens(self.student.tokenizer)
+
+    def drops(self, row: Mapping[str, Any]) -> bool:
+        """Whether the student reads the teacher's prompt in a row, drawn by the seed, the row's number and its text."""
+        if self.prompt_dropout == 0:
+            return False
+        return Random(f"{self.seed} {row['row']} {row['input']}").random() < self.prompt_dropout

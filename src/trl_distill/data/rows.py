@@ -1,0 +1,387 @@
+"""Rows of any accepted form to one form: the input, what came before it, the completion and the other columns.
+
+A row that cannot be used is counted and named; nothing is dropped silently.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from ..errors import DataError, nearest, there_are
+from ..prompts.messages import (
+    ROLES,
+    UNKNOWN_ROLE,
+    Unusable,
+    is_learned,
+    messages_of,
+    says_something,
+    text_of,
+    without_weight,
+)
+from .arrow_values import holds_bytes, plain_values
+from .file_readers import CONVERSATIONS, PLACE, scratch_file
+from .row_faults import FAULTS
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+SHOWN = 10
+COMPLETIONS = ("completion", "response")
+INSTRUCTION, OUTPUT = "instruction", "output"  # Alpaca's words; the latter is a completion beside the former alone
+INPUT, INPUT_COLUMN = "input", "input_column"  # {input} is the text column; a column of that name is the latter
+OURS = (PLACE, FAULTS)
+EMPTY = "the completion is empty"
+NUMBERED = re.compile(r"(?:line|row) (\d+)")
+
+
+@dataclass(frozen=True)
+class RowReport:
+    """What became of the rows of a dataset.
+
+    Attributes:
+        total: Rows read.
+        used: Rows that can be learnt from.
+        set_aside: (place, reason) of each other row, for example ("line 7", "'text' is empty").
+    """
+
+    total: int
+    used: int
+    set_aside: tuple[tuple[str, str], ...]
+
+    def summary(self) -> str:
+        """Return one line: rows used and, for each reason, how many were set aside and where the first stand."""
+        if not self.set_aside:
+            return f"{self.used:,} of {self.total:,} used"
+        reasons: dict[str, list[str]] = {}
+        for place, reason in self.set_aside:
+            reasons.setdefault(reason, []).append(place)
+        parts = [
+            f"{len(places):,} because {reason} ({', '.join(places[:3])}{', ...' if len(places) > 3 else ''})"
+            for reason, places in reasons.items()
+        ]
+        return f"{self.used:,} of {self.total:,} used; {len(self.set_aside):,} set aside: {'; '.join(parts)}"
+
+
+class NoUsableRows(DataError):
+    """Data of which no row can be learnt."""
+
+
+def read_rows(
+    dataset: Dataset,
+    *,
+    text_column: str = "text",
+    prompt_text_column: str | None = None,
+    completion_column: str | None = None,
+    max_bad_rows: int = 0,
+    assistant_turns: bool = False,
+    fields: Collection[str] = (),
+    num_proc: int | None = None,
+    source: str = "data",
+) -> tuple[Dataset, RowReport]:
+    """Bring rows of any accepted form into one.
+
+    The input is `prompt_text_column` where it is given, else `text_column`, else `prompt`, `messages` or
+    `conversations`; with `text_column` at its default, a dataset of `prompt` and `completion` is read as such. The
+    completion is `completion_column`, else `completion` or `response` (or `output`, if the input is `instruction`),
+    else the last assistant message of the conversation; with `prompt_text_column`, `text_column` is the completion if
+    there is no other.
+
+    Args:
+        dataset: Text rows (str columns) or conversations (lists of messages, `role`/`content` or `from`/`value`).
+        text_column: Column with the input.
+        prompt_text_column: Column with the input, where it is not `text_column`.
+        completion_column: Column with the completion (default: `completion` or `response` where there is one).
+        max_bad_rows: Rows with a missing or non-text value to set aside before it is an error.
+        assistant_turns: Whether all assistant messages of a conversation are completions, not the last one alone.
+        fields: Fields of templates and other columns that are read: a broken value there makes a row bad.
+        num_proc: Processes that read; None is this one.
+        source: What to call the dataset in messages.
+
+    Returns:
+        A dataset with the columns `row` (int, the line of a single line-based file, else the row's number from 1),
+        `input` (str), `history` (str or None: the messages before the completion as JSON, the last one being the
+        user's or a tool's), `completion` (str or None), `turns` (str or None: where the completion is more than a text,
+        JSON of the `last` message and of the place `start` in the conversation from which assistant messages are
+        learnt; an assistant message among them that is not to be learned has the weight 0) and `values` (str: the other
+        columns as a JSON object of texts and numbers, a column `input` as `input_column`; columns of bytes, images and
+        sounds are left out, undecoded); and the report. A row whose input or completion is empty, or whose completion
+        has the weight 0, is set aside and not counted against `max_bad_rows`.
+
+    Raises:
+        DataError: A column that is not there, more bad rows than allowed, or (`NoUsableRows`) no row left to use.
+    """
+    if not hasattr(dataset, "__len__"):
+        raise DataError(f"{source} is a {type(dataset).__name__}; give a datasets.Dataset, whose rows can be counted.")
+    columns = _Columns.choose(dataset.column_names, text_column, prompt_text_column, completion_column, source)
+    read_too = frozenset(INPUT if name == INPUT_COLUMN else name for name in fields if name != INPUT)
+    columns = replace(columns, turns=assistant_turns, fields=read_too)
+    if len(dataset) == 0:
+        raise DataError(f"{source} has no rows; give data with at least one.")
+    read = _map(dataset, columns, source, num_proc)
+    problems = _problems(read)
+    _check(problems, len(dataset), max_bad_rows, source)
+    if problems:
+        unusable = {index for index, *_ in problems}
+        read = read.select([i for i in range(len(read)) if i not in unusable])
+    report = RowReport(len(dataset), len(read), tuple((place, reason) for _, place, reason, _ in problems))
+    return read.select_columns(["row", "input", "history", "completion", "turns", "values"]), report
+
+
+def _map(dataset: Dataset, columns: _Columns, source: str, num_proc: int | None) -> Dataset:
+    """Read every row; `problem` says why a row cannot be used, `bad` whether that counts against the limit."""
+    from datasets import Features, Value
+
+    used = {columns.input, columns.completion}
+    readable = [name for name, kind in dataset.features.items() if name in used or not holds_bytes(kind)]
+    bytes_named = sorted(columns.fields & set(dataset.column_names) - set(readable))
+    if bytes_named:
+        raise DataError(f"{source}: the column {bytes_named[0]!r} holds bytes, which a template cannot write; drop it.")
+    text, number, flag = Value("string"), Value("int64"), Value("bool")
+    features = {"row": number, "input": text, "history": text, "completion": text, "turns": text, "values": text}
+    features |= {"place": text, "problem": text, "bad": flag}
+    schema = Features(features).arrow_schema
+    return (
+        dataset.select_columns(readable)
+        .with_format("arrow")  # values come as Arrow has them: nothing is decoded
+        .map(
+            partial(_read_batch, columns=columns, kinds={name: dataset.features[name] for name in readable}),
+            batched=True,
+            with_indices=True,
+            fn_kwargs={"schema": schema},
+            remove_columns=readable,
+            features=Features(features),
+            num_proc=num_proc,
+            # the default is beside the data, which may be the user's folder
+            cache_file_name=scratch_file() if dataset.cache_files else None,
+            load_from_cache_file=False,
+            desc=f"Reading {source}",
+        )
+        .with_format(None)
+    )
+
+
+def _read_batch(table: Any, indices: list[int], *, columns: _Columns, kinds: dict[str, Any], schema: Any) -> Any:
+    """Read a batch of rows that is an Arrow table; return one with the columns of `schema`."""
+    import pyarrow as pa
+
+    cells = {name: plain_values(table[name], kind) for name, kind in kinds.items()}
+    rows = [_read(dict(zip(cells, values, strict=True)), columns) for values in zip(*cells.values(), strict=True)]
+    out: dict[str, list[Any]] = {name: [row.get(name) for row in rows] for name in schema.names}
+    places = cells.get(PLACE, [None] * len(rows))
+    out["place"] = [place or f"row {i + 1}" for place, i in zip(places, indices, strict=True)]
+    known = [NUMBERED.fullmatch(place) for place in out["place"]]
+    out["row"] = [int(found[1]) if found else i + 1 for found, i in zip(known, indices, strict=True)]
+    return pa.table(out, schema=schema)
+
+
+def _problems(read: Dataset) -> list[tuple[int, str, str, bool]]:
+    """Return (index, place, reason, bad) of each row that cannot be used."""
+    import pyarrow.compute as pc
+
+    table = read.with_format("arrow").select_columns(["place", "problem", "bad"])[:]
+    where = pc.indices_nonzero(pc.is_valid(table["problem"]))
+    found = table.take(where).to_pydict()
+    return list(zip(where.to_pylist(), found["place"], found["problem"], found["bad"], strict=True))
+
+
+def _check(problems: list[tuple[int, str, str, bool]], total: int, max_bad_rows: int, source: str) -> None:
+    """Refuse more bad rows than allowed, and data without a usable row."""
+    bad = [problem for problem in problems if problem[3]]
+    if len(bad) > max_bad_rows:
+        rows, them = ("row", "it") if len(bad) == 1 else ("rows", "them")
+        roles = f" Known roles are {', '.join(ROLES)}." if any(UNKNOWN_ROLE in problem[2] for problem in bad) else ""
+        raise DataError(
+            f"{source}: {len(bad):,} bad {rows}, more than --max-bad-rows {max_bad_rows}: {_list(bad)}; repair {them}, "
+            f"or raise --max-bad-rows to set {them} aside.{roles}"
+        )
+    if len(problems) == total:
+        raise NoUsableRows(f"{source}: none of {total:,} rows can be used: {_list(problems)}; repair the data.")
+
+
+def _list(problems: list[tuple[int, str, str, bool]]) -> str:
+    """Name the first rows and what is wrong with them."""
+    more = f", and {len(problems) - SHOWN:,} more" if len(problems) > SHOWN else ""
+    return ", ".join(f"{place} ({reason})" for _, place, reason, _ in problems[:SHOWN]) + more
+
+
+@dataclass(frozen=True)
+class _Columns:
+    """The columns of the input and of the completion (None: there is none), and whether the user named the latter.
+
+    `turns`: whether all assistant messages of a conversation are completions. `fields`: other columns that are read.
+    """
+
+    input: str
+    completion: str | None
+    named: bool
+    turns: bool = False
+    fields: frozenset[str] = frozenset()
+
+    @classmethod
+    def choose(cls, names: list[str], text: str, prompt: str | None, completion: str | None, source: str) -> _Columns:
+        """Choose them as `read_rows` says.
+
+        Raises:
+            DataError: A column that is not there.
+        """
+        there = [name for name in names if name not in OURS]
+        for flag, name in (("--prompt-text-column", prompt), ("--completion-column", completion)):
+            if name is not None and name not in there:
+                raise DataError(_missing(name, there, flag, source))
+        pair = text == "text" and "prompt" in there and any(name in there for name in COMPLETIONS)
+        known = ["prompt" if pair else text]
+        if text == "text":  # a column that the user named is not replaced by another
+            known += ["prompt", *CONVERSATIONS]
+        column = prompt or next((name for name in known if name in there), None)
+        if column is None:
+            raise DataError(_missing(text, there, "--text-column", source))
+        found = completion or next((name for name in COMPLETIONS if name in there and name != column), None)
+        if found is None and column == INSTRUCTION and OUTPUT in there:
+            found = OUTPUT
+        if found is None and prompt is not None and text in there and text != prompt:
+            found, completion = text, text
+        return cls(column, found, completion is not None)
+
+
+def _missing(name: str, there: list[str], flag: str, source: str) -> str:
+    """Say that a column is not there."""
+    return f"{source} has no column {name!r}; {there_are(there)}.{nearest(name, there)} Name it with {flag}."
+
+
+def _read(row: dict[str, Any], columns: _Columns) -> dict[str, Any]:
+    """Return a row's input, history, completion and values, or its problem."""
+    try:
+        _check_faults(row.get(FAULTS), columns)
+        given = _decoded(row.get(columns.input), columns.input)
+        said = _said(row.get(columns.completion or ""), columns.completion or "", columns.turns)
+        history = turns = None
+        if isinstance(given, list):
+            history, said, turns = _talk(messages_of(given, columns.input), said, columns)
+            text = history[_last_user(history)]["content"]
+        else:
+            text = text_of(given, repr(columns.input))
+        if not text.strip():
+            raise Unusable(f"{columns.input!r} is empty", bad=False)
+        completion = _one(said, columns.completion or "")
+        if completion == "" and turns is None:
+            raise Unusable(f"{columns.completion or columns.input!r}: {EMPTY}", bad=False)
+    except Unusable as problem:
+        return {"problem": str(problem), "bad": problem.bad}
+    values = {name: _value(value) for name, value in row.items() if name not in (columns.input, columns.completion)}
+    for name in OURS:
+        values.pop(name, None)
+    if INPUT in values:
+        values.setdefault(INPUT_COLUMN, values.pop(INPUT))
+    dumped = {name: None if x is None else _json(x) for name, x in (("history", history), ("turns", turns))}
+    return {"input": text, "completion": completion, "values": _json(values), **dumped}
+
+
+def _check_faults(faults: str | None, columns: _Columns) -> None:
+    """Refuse a row with a broken value in a column that is read."""
+    for name, reason in json.loads(faults or "{}").items():
+        if name in (columns.input, columns.completion) or name in columns.fields:
+            raise Unusable(f"{name!r}: {reason}")
+
+
+def _json(value: Any) -> str:
+    """Return plain data as JSON."""
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _decoded(value: Any, column: str) -> Any:
+    """Return the messages that a conversation's column writes as JSON text, as csv files have them."""
+    if isinstance(value, str) and column in CONVERSATIONS:
+        try:
+            return json.loads(value)
+        except ValueError:
+            raise Unusable(f"{column!r} is text, not a list of messages") from None
+    return value
+
+
+def _said(value: Any, column: str, turns: bool) -> str | list[dict[str, Any]] | None:
+    """Return the completion of a row that has one: text, or messages, which are one of the assistant's or several."""
+    if value is None:
+        return None
+    if isinstance(value, list) and value:
+        messages = messages_of(value, column)
+        ends = messages[0]["role"] == messages[-1]["role"] == "assistant"
+        if not ends or (len(messages) > 1 and not turns):
+            more = "; several are learnt with assistant_only_loss" if ends else ""
+            raise Unusable(f"{column!r} is not one assistant message{more}")
+        return messages
+    return text_of(value, repr(column))
+
+
+def _one(said: str | list[dict[str, Any]] | None, column: str) -> str | None:
+    """Return the text of a completion."""
+    if isinstance(said, list):
+        if len(said) > 1:
+            raise Unusable(f"{column!r} is not one assistant message, as a prompt of text needs")
+        _check_learned(said[0], column)
+        return str(said[0]["content"])
+    return said
+
+
+def _talk(
+    messages: list[dict[str, Any]], said: str | list[dict[str, Any]] | None, columns: _Columns
+) -> tuple[list[dict[str, Any]], str | list[dict[str, Any]] | None, dict[str, Any] | None]:
+    """Return a conversation's messages before its completion, the completion, and what `turns` says of it."""
+    if not messages:
+        raise Unusable(f"{columns.input!r} is empty", bad=False)
+    whole, start, last = columns.input in CONVERSATIONS and not columns.named, 0, None
+    if (said is None or whole) and messages[-1]["role"] == "assistant":
+        messages, last = messages[:-1], messages[-1]
+    elif isinstance(said, list):
+        _check_asks(messages, columns.input)
+        start, last = len(messages), said[-1]
+        messages = [*messages, *said[:-1]]
+    _check_asks(messages, columns.input)
+    if last is None:
+        return [without_weight(message) for message in messages], said, None
+    several = columns.turns and any(is_learned(m) for m in messages[max(start, _first_user(messages)) :])
+    if not several:
+        _check_learned(last, columns.completion if isinstance(said, list) else columns.input)
+        messages, last = [without_weight(message) for message in messages], without_weight(last)
+    turns = {"last": last, "start": start if columns.turns else len(messages)}
+    more = several or set(last) - {"role", "content"} or not str(last["content"]).strip()
+    return messages, str(last["content"]), turns if more else None
+
+
+def _check_learned(message: dict[str, Any], column: str | None) -> None:
+    """Set a row aside whose completion says nothing or has the weight 0."""
+    if not says_something(message):
+        raise Unusable(f"{column!r}: {EMPTY}", bad=False)
+    if not is_learned(message):
+        raise Unusable(f"{column!r}: the completion has the weight 0", bad=False)
+
+
+def _check_asks(messages: list[dict[str, Any]], column: str) -> None:
+    """Check that the last message is the user's, or a tool's after one of the user's."""
+    asks = messages and messages[-1]["role"] in ("user", "tool")
+    if not asks or not any(message["role"] == "user" for message in messages):
+        last = f"the {messages[-1]['role']}'s" if messages else "no"
+        raise Unusable(f"{column!r}: {last} message stands where the user's last one should")
+
+
+def _first_user(messages: list[dict[str, Any]]) -> int:
+    """Return the place of the first user message."""
+    return next(i for i, message in enumerate(messages) if message["role"] == "user")
+
+
+def _last_user(messages: list[dict[str, Any]]) -> int:
+    """Return the place of the last user message."""
+    return max(i for i, message in enumerate(messages) if message["role"] == "user")
+
+
+def _value(value: Any) -> str | int | float:
+    """Return a column's value for a template: text, numbers and times as they are, nothing as "", all else as JSON."""
+    if value is None:
+        return ""
+    if isinstance(value, (str, int, float)) and not isinstance(value, bool):
+        return value
+    return json.dumps(value, ensure_ascii=False, default=str) if isinstance(value, (bool, dict, list)) else str(value)

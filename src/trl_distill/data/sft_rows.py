@@ -1,0 +1,99 @@
+"""Rows for plain SFT: read and checked as for distillation, then in the forms that TRL's SFTTrainer takes."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from ..config.training_params import LLMTrainingParams
+from ..config.validation import chat_template_options
+from ..errors import DataError, ParamsError
+from ..prompts.messages import WEIGHT, is_learned
+from ..prompts.rendering import KWARGS, TOOLS
+from ..prompts.turn_ends import training_template
+from .file_readers import CONVERSATIONS
+from .rows import RowReport, read_rows
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import PreTrainedTokenizerBase
+
+
+def plain_rows(dataset: Dataset, params: LLMTrainingParams, *, name: str) -> tuple[Dataset, RowReport]:
+    """Return rows as TRL's SFTTrainer takes them: text, prompt and completion, or messages.
+
+    Args:
+        dataset: Rows of any form that `read_rows` takes.
+        params: Which columns hold what, and how many bad rows are allowed.
+        name: What to call the dataset in messages.
+
+    Raises:
+        DataError: See `read_rows`; only some rows have a completion; or a turn among those learned is not to be.
+    """
+    rows, report = read_rows(
+        dataset,
+        text_column=params.text_column,
+        prompt_text_column=params.prompt_text_column,
+        completion_column=params.completion_column,
+        max_bad_rows=params.max_bad_rows,
+        assistant_turns=params.assistant_only_loss,
+        num_proc=params.dataset_num_proc,
+        source=name,
+    )
+    lacking = [n for n, completion in zip(rows["row"], rows["completion"], strict=True) if completion is None]
+    pairs, chat = len(lacking) < len(rows), any(history is not None for history in rows["history"])
+    if params.assistant_only_loss and not chat:
+        raise DataError(
+            f"{name}, row {rows[0]['row']}, is text, and assistant_only_loss learns what the assistant says in "
+            "conversations; give messages, or drop assistant_only_loss."
+        )
+    if pairs and lacking and not chat:
+        raise DataError(
+            f"{name}: {len(lacking)} rows have no completion (row {', '.join(map(str, lacking[:10]))}) where others "
+            "have one; complete them, or take them out."
+        )
+    options = chat_template_options(params)
+    apart = params.completion_column is not None or not {*CONVERSATIONS} & {*dataset.column_names}
+    text_column = params.text_column  # the closure must not hold the parameters: they may hold a model
+
+    def shaped(row: dict[str, Any]) -> dict[str, Any]:
+        said = row["completion"]
+        if chat:
+            messages = json.loads(row["history"] or json.dumps([{"role": "user", "content": row["input"]}]))
+            last = {"role": "assistant", "content": said} if row["turns"] is None else json.loads(row["turns"])["last"]
+            if any(WEIGHT in message and not is_learned(message) for message in (*messages, last)):
+                raise DataError(
+                    f"{name}, row {row['row']}, has an assistant message of weight 0, or an empty one, which TRL's "
+                    "SFTTrainer would learn with the others; leave it out, or drop assistant_only_loss."
+                )
+            more = _for_chat_template(row, options)
+            if said is not None and apart:
+                return {"prompt": messages, "completion": [last], **more}
+            return {"messages": messages + ([last] if said is not None else []), **more}
+        return {"prompt": row["input"], "completion": said} if pairs else {text_column: row["input"]}
+
+    return rows.map(shaped, remove_columns=rows.column_names, load_from_cache_file=False), report
+
+
+def check_marks(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Check that a chat template marks what the assistant says, or is one of those that TRL has marks for.
+
+    Args:
+        tokenizer: The student's, with its chat template.
+
+    Raises:
+        ParamsError: Neither.
+    """
+    if tokenizer.chat_template is not None and training_template(tokenizer) is None:
+        raise ParamsError(
+            "assistant_only_loss without a teacher needs a chat template that marks what the assistant says, and the "
+            "student's has no {% generation %}; give one by --chat-template, or drop --assistant-only-loss."
+        )
+
+
+def _for_chat_template(row: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
+    """Return the columns that TRL hands to a chat template, where the data has them."""
+    values = json.loads(row["values"])
+    more = {TOOLS: values[TOOLS] or None} if TOOLS in values else {}
+    own = {**options, **json.loads(values.get(KWARGS) or "{}")}
+    return more | ({KWARGS: own} if own or KWARGS in values else {})

@@ -1,0 +1,165 @@
+"""Rows that stream: read, completed and aligned block by block while training goes on.
+
+The pre-flight and the checks of columns and templates are of the first block; every later one is checked when it is
+reached.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import islice
+from typing import Any
+
+from datasets import (
+    Dataset,
+    Features,
+    IterableDataset,
+    Value,
+    are_progress_bars_disabled,
+    disable_progress_bars,
+    enable_progress_bars,
+)
+
+from ..config.doors import spelled
+from ..config.validation import freshness
+from ..errors import ParamsError
+from ..prompts import multi_turn as turns
+from ..teachers.multi.preparation import SeveralRecipes, prepare
+from .arrow_values import holds_bytes
+from .file_readers import PLACE
+from .memory import as_dataset
+from .preflight import Preflight
+from .preparation import COLUMNS, IDS
+from .pretokenized import is_tokenized
+from .recipe import Recipe
+from .rows import NoUsableRows
+from .split import Split
+
+logger = logging.getLogger(__name__)
+BLOCK = 64  # rows that are prepared at a time, and that the pre-flight is of
+
+
+def is_stream(dataset: Any) -> bool:
+    """Whether a dataset's rows can be had one after the other only."""
+    return isinstance(dataset, IterableDataset)
+
+
+def columns_of(dataset: Dataset | IterableDataset) -> list[str]:
+    """Return the names of a dataset's columns; those of a stream that does not know them are its first row's."""
+    return list(dataset.column_names or next(iter(dataset), {}))
+
+
+def completions_of(dataset: Dataset | IterableDataset) -> list[list[int]]:
+    """Return the completions of prepared rows, of a stream those of its first block."""
+    if isinstance(dataset, IterableDataset):
+        return [row["completion"] for row in islice(dataset, BLOCK)]  # take() would read the next block too
+    return list(dataset["completion"])
+
+
+def check_streams(args: Any, train: Any, evaluation: Any) -> None:
+    """Refuse settings that need all rows at once, and have each rank read a stream by itself.
+
+    Args:
+        args: The configuration.
+        train: The dataset to train on.
+        evaluation: Another, a dict of them, or None.
+
+    Raises:
+        ParamsError: No `max_steps` for a stream to train on, or a setting that needs all rows at once.
+    """
+    if is_stream(train) and args.max_steps <= 0:
+        raise ParamsError("train_dataset is a stream, whose length is not known; set max_steps.")
+    parts = evaluation.values() if isinstance(evaluation, dict) else [evaluation]
+    if not any(is_stream(part) for part in (train, *parts)):
+        return
+    if args.teacher_store is not None:
+        raise ParamsError(
+            "teacher_store keeps the targets of rows that are known beforehand, and a dataset is a stream; give a "
+            "datasets.Dataset, or drop teacher_store."
+        )
+    settings = {name: bool(getattr(args, name)) for name in ("packing", "eval_packing", "retain_data")}
+    settings |= {"group_by_length": args.train_sampling_strategy == "group_by_length"}
+    settings |= {str(fresh): True for fresh in [freshness(args)] if fresh is not None}
+    for name, given in settings.items():
+        if given:
+            raise ParamsError(f"{name} needs all rows at once, and a dataset is a stream; give a datasets.Dataset.")
+    args.accelerator_config = copy.copy(args.accelerator_config)  # the caller's stays as it is if all this fails
+    args.accelerator_config.dispatch_batches = False  # as TRL: batches of different widths cannot be handed around
+
+
+def prepare_stream(
+    dataset: IterableDataset, recipe: Recipe | SeveralRecipes, *, split: Split, name: str, apart: bool
+) -> tuple[IterableDataset, Preflight]:
+    """Return a stream of aligned token ids, and the pre-flight of its first block.
+
+    Args:
+        dataset: Rows of any accepted form.
+        recipe: How rows become token ids.
+        split: What the dataset is for.
+        name: What to call the dataset in messages.
+        apart: Whether several processes read it, each a part.
+
+    Raises:
+        DataError: There is no row, or see `preparation.prepare`; of a later block it is raised when that is reached.
+        ParamsError: Several processes read rows for which the teacher has to be asked.
+        TemplateError: A template field that is no column.
+    """
+    if dataset.features is not None:  # else the first row decides, and nothing is known of it before it is decoded
+        dataset = dataset.remove_columns([column for column, kind in dataset.features.items() if holds_bytes(kind)])
+    first = as_dataset(list(islice(dataset, BLOCK)), name=name)
+    prepared, preflight = prepare(first, recipe, split=split, name=name)
+    asked = "teacher" in preflight.sources or preflight.coverage is not None
+    if apart and asked:
+        raise ParamsError(
+            f"{name} is a stream whose completions the teacher is asked about while it is read, which one process must "
+            "do; set dataloader_num_workers=0 and train on one device, or give a datasets.Dataset."
+        )
+    masked = _may_have_gaps(first, recipe)
+    columns = (*COLUMNS, *turns.COLUMNS)
+    features = Features({"row": Value("int64"), **dict.fromkeys(columns[1:], IDS)}) if masked else prepared.features
+
+    def block(batch: dict[str, list[Any]], indices: list[int]) -> dict[str, list[Any]]:
+        cells = zip(*batch.values(), strict=True)
+        rows = as_dataset([dict(zip(batch, values, strict=True)) for values in cells], name=name)
+        rows = rows.add_column(PLACE, [f"row {i + 1}" for i in indices])
+        try:
+            with _quiet():
+                made, flight = prepare(rows, recipe, split=split, name=f"{name} (streamed)", whole=False)
+                if masked and turns.COLUMNS[0] not in made.column_names:
+                    made = made.map(_whole)
+        except NoUsableRows as error:
+            logger.warning("%s", spelled(str(error)))
+            return {column: [] for column in features}
+        if flight.rows.set_aside:
+            logger.warning("%s (streamed): %s", name, spelled(flight.rows.summary()))
+        return dict(made.select_columns(list(features))[:])
+
+    how: dict[str, Any] = {"batched": True, "batch_size": BLOCK, "with_indices": True, "features": features}
+    return dataset.map(block, remove_columns=columns_of(dataset), **how), preflight
+
+
+def _may_have_gaps(rows: Dataset, recipe: Recipe | SeveralRecipes) -> bool:
+    """Whether rows of a stream may have completions in several pieces, be it not in the first block."""
+    if not isinstance(recipe, Recipe) or recipe.in_one_piece is not None:
+        return False
+    return recipe.columns.assistant_turns or is_tokenized(rows)
+
+
+def _whole(row: dict[str, Any]) -> dict[str, Any]:
+    """Return an ordinary prepared row with masks."""
+    return turns.with_masks({**row, turns.COLUMNS[0]: []})
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Show no bar of `datasets`: there would be several a block."""
+    off = are_progress_bars_disabled()
+    disable_progress_bars()
+    try:
+        yield
+    finally:
+        if not off:
+            enable_progress_bars()

@@ -1,0 +1,1 @@
+"""The fused loss: tiles of tokens, in which the gradient is formed with the value."""

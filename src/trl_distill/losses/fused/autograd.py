@@ -1,0 +1,192 @@
+"""The distillation loss from hidden states and heads, without the logits of a whole batch ever in memory.
+
+Tokens are taken in tiles. A tile's logits give the values in one pass over the vocabulary and the gradient in a
+second, both in the forward; the backward multiplies by the upstream scalar. Where a tile's logits are too large to
+keep between the passes they are projected a second time, which is cheaper than tiles of few rows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.autograd.function import once_differentiable
+
+from ..result import DistillationLoss
+from . import gpu
+from .products import kept_dtype
+from .tile import Buffers, Gradients, Problem
+from .tile_plan import KernelPlan, Plan, plan_tiles
+
+Tensor = torch.Tensor
+
+
+@dataclass(frozen=True)
+class Weights:
+    """sum(ce * cross-entropy + kl * divergence): one number for all tokens, or one for each, [N].
+
+    Attributes:
+        ce: Of the cross-entropy.
+        kl: Of the divergence.
+        typical_ce: The order of `ce`, if that is a tensor and `kl` is none; a GPU is not asked for it then.
+    """
+
+    ce: float | Tensor
+    kl: float | Tensor
+    typical_ce: float | None = None
+
+    def of(self, index: slice | Tensor, like: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """Return both for a tile of tokens, [R]; None where the weight is 0 for all."""
+        ce, kl = (
+            None
+            if isinstance(w, float) and w == 0
+            else torch.as_tensor(w, dtype=like.dtype, device=like.device).expand_as(like)[index]
+            for w in (self.ce, self.kl)
+        )
+        return ce, kl
+
+
+def fused_loss(problem: Problem, valid: Tensor | None, weights: Weights, tile_bytes: int | None) -> DistillationLoss:
+    """Compute the loss, differentiable in the student's three tensors.
+
+    Args:
+        problem: Both models' hidden states and heads, and the targets.
+        valid: Indices [n] of the tokens that count; None is all of them, a mask [N] is for the kernels of a GPU.
+        weights: What the loss adds up.
+        tile_bytes: Bound on working memory; see `plan_tiles` and `plan_kernels`.
+    """
+    own = problem.student.tensors()
+    wanted = tuple(torch.is_grad_enabled() and t is not None and t.requires_grad for t in own)
+    if valid is not None and valid.dtype == torch.bool:
+        kernels = gpu.plan_call(problem, wanted, tile_bytes)
+        return DistillationLoss(*_FusedLoss.apply(problem, weights, kernels, wanted, valid, *problem.tensors()))
+    plan = plan_tiles(
+        len(problem.targets) if valid is None else len(valid),
+        problem.student.vocabulary,
+        models=2 if problem.teacher else 1,
+        passes=(problem.divergence.passes if problem.teacher else 1) + any(wanted),
+        itemsize=problem.student.wide.itemsize,
+        accelerator=problem.targets.device.type != "cpu",
+        frozen=not wanted[1],
+        tile_bytes=tile_bytes,
+    )
+    return DistillationLoss(*_FusedLoss.apply(problem, weights, plan, wanted, valid, *problem.tensors()))
+
+
+class _FusedLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        problem: Problem,
+        weights: Weights,
+        plan: Plan | KernelPlan,
+        wanted: tuple[bool, ...],
+        valid: Tensor | None,
+        *tensors: Tensor | None,
+    ) -> tuple[Tensor, ...]:
+        ctx.save_for_backward(valid, *tensors)
+        ctx.set_materialize_grads(False)
+        ctx.settings = (
+            problem.with_tensors([None] * len(tensors)),
+            weights,
+            plan,
+            wanted,
+        )  # autograd keeps the tensors
+        ctx.dtypes = [t.dtype if t is not None else None for t in tensors[:3]]
+        outcome, ctx.stored = _compute(problem, valid, weights, plan, wanted)
+        ctx.mark_non_differentiable(outcome.entropy, outcome.top1_agreement, outcome.top1_correct)
+        return tuple(outcome)
+
+    @staticmethod
+    @once_differentiable
+    def backward(
+        ctx: Any, ce: Tensor | None, kl: Tensor | None, _1: None, _2: None, _3: None, loss: Tensor | None
+    ) -> tuple[Tensor | None, ...]:
+        problem, weights, plan, wanted = ctx.settings
+        stored, ctx.stored = ctx.stored, None  # handed out once; a second backward computes them again
+        factor = loss
+        if ce is not None or kl is not None or stored is None:
+            upstream = _upstream(weights, ce, kl, loss)
+            factor = None if stored is None else _common_factor(upstream, weights)
+            if factor is None:
+                valid, *tensors = ctx.saved_tensors
+                _, stored = _compute(problem.with_tensors(tensors), valid, upstream, plan, wanted)
+        if factor is not None:
+            scale = gpu.scale if isinstance(plan, KernelPlan) else Tensor.mul_
+            for gradient in stored:
+                if gradient is not None:
+                    scale(gradient, factor)  # in place: there is no room for a second [V, H]
+        own = (None if g is None else g.to(dtype) for g, dtype in zip(stored, ctx.dtypes, strict=True))
+        return (*[None] * 5, *own, *[None] * (len(ctx.needs_input_grad) - 8))
+
+
+def _compute(
+    problem: Problem, valid: Tensor | None, weights: Weights, plan: Plan | KernelPlan, wanted: tuple[bool, ...]
+) -> tuple[DistillationLoss, tuple[Tensor | None, ...]]:
+    """Return the outcome, and the gradients of the loss in the student's hidden states, weight and bias."""
+    if isinstance(plan, KernelPlan):
+        assert valid is not None
+        return gpu.compute(problem, valid, weights, plan, wanted)
+    student, count = problem.student, len(problem.targets)
+    tokens = count if valid is None else len(valid)
+    options: dict[str, Any] = {"dtype": student.wide, "device": problem.targets.device}
+    ce, kl, sums = torch.zeros(count, **options), torch.zeros(count, **options), torch.zeros(4, **options)
+    gradients = _empty_gradients(problem, wanted, tiles=-(-tokens // plan.rows))
+    with torch.autocast(problem.targets.device.type, enabled=False):
+        buffers = Buffers(plan, problem)
+        for start in range(0, tokens, plan.rows):
+            span = slice(start, min(start + plan.rows, tokens))
+            index = span if valid is None else valid[span]
+            tile = problem.tile(plan, buffers, index)
+            tile.measure()
+            ce[index], kl[index], *counts = tile.values()
+            own = weights.of(index, ce)
+            sums += torch.stack([*(c.sum() for c in counts), _sum(own, ce[index], kl[index])])
+            if any(wanted):
+                tile.add_gradients(*own, gradients, first=start == 0)
+    weight = gradients.weight
+    if weight is not None and student.weight is not None:
+        weight = weight.to(kept_dtype(student.weight.dtype, student.wide))
+    return DistillationLoss(ce, kl, *sums.unbind()), (gradients.hidden, weight, gradients.bias)
+
+
+def _empty_gradients(problem: Problem, wanted: tuple[bool, ...], tiles: int) -> Gradients:
+    """Return room for the gradients; wide, but for a weight gradient that a single tile writes at once."""
+    student = problem.student
+    hidden = torch.zeros_like(student.hidden, dtype=student.wide) if wanted[0] else None
+    weight = bias = None
+    if wanted[1] and student.weight is not None:
+        dtype = student.wide if tiles > 1 else kept_dtype(student.weight.dtype, student.wide)
+        weight = (torch.empty_like if tiles else torch.zeros_like)(student.weight, dtype=dtype)
+    if wanted[2] and student.bias is not None:
+        bias = torch.zeros_like(student.bias, dtype=student.wide)
+    return Gradients(hidden, weight, bias)
+
+
+def _sum(weights: tuple[Tensor | None, Tensor | None], ce: Tensor, kl: Tensor) -> Tensor:
+    """Return the loss of a tile."""
+    zero = ce.new_zeros(())
+    pairs = ((w, value) for w, value in zip(weights, (ce, kl), strict=True) if w is not None)
+    return sum((w @ value.masked_fill(w == 0, 0.0) for w, value in pairs), zero)  # an infinite value may have none
+
+
+def _upstream(weights: Weights, ce: Tensor | None, kl: Tensor | None, loss: Tensor | None) -> Weights:
+    """Return the weight of every token's cross-entropy and divergence in what is differentiated."""
+    through_ce, through_kl = (0.0, 0.0) if loss is None else (loss * weights.ce, loss * weights.kl)
+    return Weights(through_ce + (0.0 if ce is None else ce), through_kl + (0.0 if kl is None else kl))
+
+
+def _common_factor(upstream: Weights, weights: Weights) -> Tensor | None:
+    """Return c where the upstream weights are c times those of the stored gradient, to rounding; else None."""
+    if isinstance(weights.ce, torch.Tensor) or isinstance(weights.kl, torch.Tensor):
+        return None
+    if any(isinstance(u, Tensor) and u.device.type != "cpu" for u in (upstream.ce, upstream.kl)):
+        return None  # a GPU is not waited for
+    pairs = [(torch.as_tensor(u), w) for u, w in ((upstream.ce, weights.ce), (upstream.kl, weights.kl))]
+    largest = max(pairs, key=lambda pair: pair[1])
+    factor = largest[0].flatten()[:1] / largest[1]
+    near = 8 * torch.finfo(factor.dtype).eps * factor.abs()
+    if factor.numel() and all(((u - factor * w).abs() <= near * w).all() for u, w in pairs):
+        return factor[0]
+    return None

@@ -1,0 +1,302 @@
+"""The loss on a GPU: products by cuBLAS, everything else about logits in two passes of a Triton kernel.
+
+A tile's logits of both models are projected into buffers that are made once. A kernel sums a row up for its values and
+writes the gradient of its logits; that of several tiles is kept for one large product each for the gradients of the
+hidden states and of the weight. Nothing waits for the GPU: rows that do not count are masked, not picked out.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import logging
+import os
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+import torch
+
+from ..result import DistillationLoss
+from .products import HALF, kept_dtype, multiply
+from .tile_plan import KernelPlan, padded, plan_kernels
+
+if TYPE_CHECKING:
+    from .autograd import Weights
+    from .projection import Projection
+    from .tile import Problem
+
+Tensor = torch.Tensor
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # Triton runs its kernels on the CPU then
+LEAST = 2**-10  # of the divergence's weight, for the cross-entropy's to be the one that gradients are divided by
+SCALED = 2048  # numbers that a program multiplies
+logger = logging.getLogger(__name__)
+
+
+def serves(hidden: Tensor) -> bool:
+    """Whether the kernels compute the loss of these hidden states; else it is the tiles of a CPU that do."""
+    device = hidden.device
+    if device.type == "cpu":
+        return INTERPRETED and importlib.util.find_spec("triton") is not None
+    return device.type == "cuda" and hidden.dtype != torch.float64 and _has_kernels(device)
+
+
+@functools.cache
+def _has_kernels(device: torch.device) -> bool:
+    """Whether Triton is there and knows the GPU; says once if it is not."""
+    if torch.version.cuda is None or torch.cuda.get_device_capability(device) < (7, 0):
+        missing = "Triton's kernels are for NVIDIA GPUs of compute capability 7.0 and later"
+    elif importlib.util.find_spec("triton") is None:
+        missing = "triton is not installed (pip install triton)"
+    else:
+        return True
+    logger.warning("The distillation loss runs on %s without its kernels, several times slower: %s.", device, missing)
+    return False
+
+
+class Logits(NamedTuple):
+    """A tile's numbers of one model as the kernels take them, and what makes logits of them.
+
+    Attributes:
+        place: [R, >= size], columns contiguous: hidden @ weight.T.
+        size: Columns that count.
+        readable: Columns that lie in memory.
+        bias: [size] or None.
+        softcap: Bound of the logits, or None.
+        scale: Factor of the logits before the softcap.
+        temperature: T, by which they are divided for the divergence.
+    """
+
+    place: Tensor
+    size: int
+    readable: int
+    bias: Tensor | None
+    softcap: float | None
+    scale: float
+    temperature: float
+
+
+class Rows(NamedTuple):
+    """A tile of R tokens, as a kernel takes it.
+
+    Attributes:
+        span: Its place among the N tokens.
+        student: Its logits.
+        labels: [R] int64.
+        counted: [R] bool, the tokens that count.
+        weight_ce: [R], of the cross-entropy in loss and gradient, 0 where a token does not count.
+        weight_kl: [R], of the divergence.
+        values: [6, R] for cross-entropy, divergence, entropy, agreement, correctness and loss; zeros.
+        gradient: [R, >= V] for the gradient of hidden @ weight.T over the scale, without content; None if not wanted.
+    """
+
+    span: slice
+    student: Logits
+    labels: Tensor
+    counted: Tensor
+    weight_ce: Tensor
+    weight_kl: Tensor
+    values: Tensor
+    gradient: Tensor | None
+
+
+class Pass(Protocol):
+    """What a teacher makes of a tile of the student's logits."""
+
+    def __call__(self, rows: Rows) -> None:
+        """Write values and gradient of a tile."""
+        ...
+
+
+class Head:
+    """One model's head: its weight as a factor of products, and room for a tile's logits."""
+
+    def __init__(
+        self, side: Projection, plan: KernelPlan, columns: int | None = None, place: Tensor | None = None
+    ) -> None:
+        """Take the head's first `columns`, all of them by default; `place` is another head's room to share."""
+        self.side, self.columns = side, side.vocabulary if columns is None else columns
+        self.bias = None if side.bias is None else side.bias.contiguous()
+        self.weight = None if side.weight is None else side.weight[: self.columns].to(side.dtype)
+        if side.weight is not None and place is None:
+            place = torch.empty(plan.rows, padded(self.columns), dtype=side.wide, device=side.hidden.device)
+        self.place = place
+
+    def factor(self, span: slice) -> Tensor:
+        """Return the hidden states [R, H] of a tile as a factor of products."""
+        return self.side.hidden[span].to(self.side.dtype)
+
+    def logits(self, span: slice) -> Logits:
+        """Project a tile."""
+        side = self.side
+        if self.weight is None or self.place is None:
+            place = side.hidden[span] if side.hidden.stride(1) == 1 else side.hidden[span].contiguous()
+            readable = side.vocabulary
+        else:
+            place = self.place[: span.stop - span.start]
+            readable = place.shape[1]
+            multiply(self.factor(span), self.weight.t(), place[:, : self.columns])
+        return Logits(place, self.columns, readable, self.bias, side.softcap, side.scale, side.temperature)
+
+
+def plan_call(problem: Problem, wanted: tuple[bool, ...], tile_bytes: int | None) -> KernelPlan:
+    """Choose the tiles of a problem."""
+    student = problem.student
+    itemsize = student.dtype.itemsize
+    weight = student.weight
+    own = 0 if weight is None else padded(student.vocabulary)
+    return plan_kernels(
+        len(problem.targets),
+        student.vocabulary,
+        logits=own + problem.kernel_room(),
+        width=0 if weight is None else weight.shape[1],
+        itemsize=itemsize,
+        trains_weight=weight is not None and wanted[1],
+        accumulates=weight is not None and weight.dtype in HALF,
+        processors=_processors(student.hidden.device),
+        tile_bytes=tile_bytes,
+    )
+
+
+def _processors(device: torch.device) -> int:
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 2
+
+
+def scale(numbers: Tensor, factor: Tensor) -> None:
+    """Multiply a gradient by a number on its device, in place; torch is four times slower where precisions differ."""
+    if numbers.dtype == factor.dtype or not numbers.is_contiguous() or numbers.numel() == 0:
+        numbers.mul_(factor)
+        return
+    from .triton_kernels import scale_kernel
+
+    with torch.cuda.device_of(numbers):
+        scale_kernel[(-(-numbers.numel() // SCALED),)](numbers, numbers.numel(), factor, BLOCK=SCALED)
+
+
+def compute(
+    problem: Problem, counted: Tensor, weights: Weights, plan: KernelPlan, wanted: tuple[bool, ...]
+) -> tuple[DistillationLoss, tuple[Tensor | None, ...]]:
+    """Return the outcome, and the gradients of the loss in the student's hidden states, weight and bias.
+
+    Args:
+        problem: Both models' hidden states and heads, and the targets.
+        counted: [N] bool, the tokens that count.
+        weights: What the loss adds up.
+        plan: The tiles.
+        wanted: Which of the three gradients are wanted.
+    """
+    student, tokens = problem.student, len(problem.targets)
+    with torch.cuda.device_of(student.hidden), torch.autocast(student.hidden.device.type, enabled=False):
+        values = torch.zeros(6, tokens, dtype=student.wide, device=student.hidden.device)
+        labels = problem.targets.contiguous()  # kernels go from one to the next
+        scaled = _scaled(weights, problem, counted, values[0])
+        head, kernels = Head(student, plan), problem.kernel_pass(plan)
+        gradients = _Gradients(head, counted, scaled.unit, plan, wanted)
+        for group in _spans(slice(0, tokens), plan.group):
+            for span in _spans(group, plan.rows):
+                kernels(
+                    Rows(
+                        *(span, head.logits(span), labels[span], counted[span]),
+                        *(scaled.ce[span], scaled.kl[span], values[:, span], gradients.of_logits(group, span)),
+                    )
+                )
+            gradients.multiply(group)
+        entropy, agreement, correct, loss = values[2:].sum(1).unbind()
+        outcome = DistillationLoss(values[0], values[1], entropy, agreement, correct, loss * scaled.unit)
+        return outcome, gradients.finished()
+
+
+def _spans(whole: slice, size: int) -> Iterator[slice]:
+    for start in range(whole.start, whole.stop, size):
+        yield slice(start, min(start + size, whole.stop))
+
+
+class _Scaled(NamedTuple):
+    """Weights [N] of both terms over `unit`, which keeps the gradient of logits where half precision is at its best."""
+
+    ce: Tensor
+    kl: Tensor
+    unit: float | Tensor
+
+
+def _scaled(weights: Weights, problem: Problem, counted: Tensor, like: Tensor) -> _Scaled:
+    """Spread weights over the tokens; those that do not count have none."""
+    student = problem.student
+    typical = weights.ce if weights.typical_ce is None else weights.typical_ce
+    ce, kl = (torch.where(counted, _on(like, w), 0.0) for w in (weights.ce, weights.kl))
+    unit: float | Tensor
+    if student.weight is None:
+        unit = 1 / student.scale  # the kernels write the gradient of `hidden` itself
+    elif isinstance(typical, Tensor) or isinstance(weights.kl, Tensor):
+        unit = torch.maximum(ce.abs(), kl.abs()).amax() if len(counted) else like.new_ones(())
+        unit = unit.masked_fill(unit == 0, 1.0)
+    else:
+        of_logits = weights.kl / student.temperature
+        unit = typical if typical > LEAST * of_logits else of_logits
+    return _Scaled(ce / unit, kl / unit, unit)
+
+
+def _on(like: Tensor, weight: float | Tensor) -> Tensor:
+    """Return a weight as a tensor; a number is written by the device, which a copy would wait for."""
+    return weight.to(like) if isinstance(weight, Tensor) else like.new_full((), weight)
+
+
+class _Gradients:
+    """The gradients that are wanted, each in float32 but for a weight's that a single product writes."""
+
+    def __init__(
+        self, head: Head, counted: Tensor, unit: float | Tensor, plan: KernelPlan, wanted: tuple[bool, ...]
+    ) -> None:
+        side, tokens = head.side, len(counted)
+        self.head, self.counted, self.unit = head, counted, unit
+        self.alpha = side.scale * unit if isinstance(unit, float) else side.scale
+        options: dict[str, Any] = {"dtype": side.wide, "device": counted.device}
+        self.hidden = self.weight = self.bias = self.place = None
+        dtype = side.hidden.dtype if side.weight is None else side.dtype
+        if any(wanted):
+            rows = min(plan.group, tokens)
+            room = padded(side.vocabulary)
+            if side.weight is None and wanted[0]:
+                rows, room = tokens, side.vocabulary
+            self.place = torch.empty(rows, room, dtype=dtype, device=counted.device)
+        if wanted[0]:
+            self.hidden = self.place if side.weight is None else torch.empty(side.hidden.shape, **options)
+        if wanted[1] and side.weight is not None:
+            options["dtype"] = side.wide if tokens > plan.group else kept_dtype(side.weight.dtype, side.wide)
+            self.weight = torch.empty(side.weight.shape, **options) if tokens else torch.zeros_like(side.weight)
+        if wanted[2] and side.bias is not None:
+            self.bias = torch.zeros_like(side.bias, dtype=side.wide)
+
+    def of_logits(self, group: slice, span: slice) -> Tensor | None:
+        """Return the place of a tile's gradient of logits."""
+        if self.place is None:
+            return None
+        first = 0 if self.place is self.hidden else group.start
+        return self.place[span.start - first : span.stop - first]
+
+    def multiply(self, group: slice) -> None:
+        """Add a group's part to the gradients."""
+        of_logits = self.of_logits(group, group)
+        if of_logits is None:
+            return
+        of_logits = of_logits[:, : self.head.columns]
+        if self.hidden is not None and self.head.weight is not None:
+            multiply(of_logits, self.head.weight, self.hidden[group], alpha=self.alpha)
+        if self.weight is not None:
+            # what stands at a token that does not count may be no number
+            factor = self.head.factor(group).masked_fill(~self.counted[group, None], 0.0)
+            multiply(of_logits.t(), factor, self.weight, alpha=self.alpha, add=group.start > 0)
+        if self.bias is not None:
+            ones = of_logits.new_ones(1, len(of_logits))
+            multiply(ones, of_logits, self.bias[None], alpha=self.alpha, add=True)
+
+    def finished(self) -> tuple[Tensor | None, ...]:
+        """Return the gradients of hidden states, weight and bias."""
+        weight = self.weight
+        del self.place
+        if isinstance(self.unit, Tensor):
+            for gradient in (self.hidden, weight, self.bias):
+                if gradient is not None:
+                    scale(gradient, self.unit)
+        if weight is not None and self.head.side.weight is not None:
+            weight = weight.to(kept_dtype(self.head.side.weight.dtype, self.head.side.wide))
+        return self.hidden, weight, self.bias

@@ -1,0 +1,149 @@
+"""A folder that holds an adapter alone: what it is an adapter of, and how the two become one plain model."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import TeacherError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from ..config.training_params import LLMTrainingParams
+
+CONFIG = "adapter_config.json"
+TOKENIZER_FILES = ("tokenizer_config.json", "tokenizer.json", "tokenizer.model", "vocab.json")
+
+
+def is_peft_model(model: Any) -> bool:
+    """Return whether a model has PEFT's wrapper.
+
+    accelerate's function of this name reads the metadata of packages from disk at every call, which takes 5 ms.
+    """
+    peft = sys.modules.get("peft")  # without it there is no such model
+    return peft is not None and isinstance(getattr(model, "_orig_mod", model), peft.PeftModel)
+
+
+def base_of(model: Any) -> Any:
+    """Return a model without PEFT's wrapper; adapters stay in its layers."""
+    return model.get_base_model() if is_peft_model(model) else model
+
+
+def without_peft(model: Any) -> Any:
+    """Return a model without PEFT's wrapper; its adapters stay in its layers.
+
+    Raises:
+        TeacherError: An adapter that lives in the wrapper alone (prompt tuning, for example).
+    """
+    if not is_peft_model(model):
+        return model
+    if model.active_peft_config.is_prompt_learning:
+        raise TeacherError(
+            f"teacher_model has an adapter of the kind {model.active_peft_config.peft_type.value}, which is not in its "
+            "layers; give a model with a LoRA adapter or without one."
+        )
+    return model.get_base_model()
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """What an adapter's configuration says.
+
+    Attributes:
+        folder: Where it is.
+        base: Folder or Hub name of the model that it belongs to; empty where it does not say.
+        revision: Of a base on the Hub.
+    """
+
+    folder: str
+    base: str
+    revision: str | None
+
+    @classmethod
+    def of(cls, path: str) -> Adapter | None:
+        """Return the adapter in a folder; None where there is a whole model, or no folder.
+
+        Raises:
+            ValueError: Its configuration is no JSON object.
+        """
+        folder = Path(path)
+        if (folder / "config.json").is_file() or not (folder / CONFIG).is_file():
+            return None
+        written = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        if not isinstance(written, dict):
+            raise ValueError(f"{CONFIG} holds no object")
+        return cls(path, str(written.get("base_model_name_or_path") or ""), written.get("revision"))
+
+    @property
+    def has_tokenizer(self) -> bool:
+        """Whether a tokenizer was saved beside the adapter."""
+        return any((Path(self.folder) / name).is_file() for name in TOKENIZER_FILES)
+
+    def merged_into(self, base: PreTrainedModel) -> PreTrainedModel:
+        """Return the base with the adapter's weights added to its own: a plain model, all of which can be trained.
+
+        Raises:
+            ValueError: A kind of adapter that cannot be merged, such as a learnt prompt, or one of another model.
+        """
+        from peft import PeftModel
+
+        try:
+            model: Any = PeftModel.from_pretrained(base, self.folder)
+            whole = merged(model)
+        except (AttributeError, RuntimeError) as error:
+            raise ValueError(f"it cannot be merged into {self.base}: {error}") from error
+        whole.requires_grad_(True)  # PEFT has frozen the base
+        return whole
+
+
+def merged(model: Any) -> PreTrainedModel:
+    """Return a model with PEFT's wrapper as a plain one, the adapter's weights added to its own.
+
+    A head that is tied to an embedding with an adapter gets a weight of its own: the adapter was learned for the
+    embedding alone, and merged into a shared weight it would change the head too.
+    """
+    from peft.tuners.tuners_utils import BaseTunerLayer
+    from peft.utils import AuxiliaryTrainingWrapper
+
+    base = model.get_base_model()
+    head, embedding = base.get_output_embeddings(), base.get_input_embeddings()
+    adapted = isinstance(embedding, (BaseTunerLayer, AuxiliaryTrainingWrapper))
+    if head is not None and adapted and any(p is head.weight for p in embedding.parameters()):
+        head.weight = type(head.weight)(head.weight.detach().clone(), requires_grad=False)
+    whole: PreTrainedModel = model.merge_and_unload()
+    if adapted and head is not None and whole.get_output_embeddings().weight is not whole.get_input_embeddings().weight:
+        for config in {id(c): c for c in (whole.config, whole.config.get_text_config())}.values():
+            config.tie_word_embeddings = False
+    return whole
+
+
+def lora_config(params: LLMTrainingParams) -> Any:
+    """Return the configuration of the adapter that a run asks for."""
+    from peft import LoraConfig
+
+    modules: Any = [name.strip() for name in params.target_modules.split(",")]
+    return LoraConfig(
+        r=params.lora_r,
+        lora_alpha=params.lora_alpha,
+        lora_dropout=params.lora_dropout,
+        bias="none",
+        task_type="CAUSAL_LM",
+        target_modules=modules[0] if modules == ["all-linear"] else modules,
+    )
+
+
+def take_penalty(model: Any, output: Any) -> Any:
+    """Return what PEFT has added to a summed loss for the adapter's own sake (AdaLoRA's), and take it off again.
+
+    Args:
+        model: The student.
+        output: Its `CompletionOutput`.
+    """
+    if not is_peft_model(model) or model.active_peft_config.peft_type != "ADALORA":
+        return None
+    penalty, output.loss = output.loss - output.distilled, output.distilled
+    return penalty

@@ -1,0 +1,79 @@
+"""Which architectures give a next-token distribution, and what their parts and sizes are called."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from ..errors import ModelError, TeacherError
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+# encoders that transformers can also build as decoders, which their released weights are not
+ENCODERS = frozenset(
+    (
+        *("bert", "bert-generation", "big_bird", "camembert", "data2vec-text", "electra", "ernie", "megatron-bert"),
+        *("modernbert", "rembert", "roberta", "roberta-prelayernorm", "roc_bert", "roformer", "xlm", "xlm-roberta"),
+        *("xlm-roberta-xl", "xmod"),
+    )
+)
+
+
+def check_causal(name: str, config: PretrainedConfig, *, role: str) -> None:
+    """Refuse a model that has no next-token distribution.
+
+    Args:
+        name: What the user calls it.
+        config: Its configuration.
+        role: "model" or "teacher_model", for the message.
+
+    Raises:
+        ModelError, TeacherError: Encoder-decoder or encoder-only.
+    """
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    kind = TeacherError if role == "teacher_model" else ModelError
+    if config.is_encoder_decoder:
+        raise kind(f"{role} {name!r} is an encoder-decoder ({config.model_type}); choose a decoder-only model.")
+    bidirectional = config.model_type in ENCODERS and not getattr(config, "is_decoder", False)
+    known = config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or bool(getattr(config, "auto_map", None))
+    if bidirectional or not known:
+        what = " but an encoder," if bidirectional else ""
+        raise kind(
+            f"{role} {name!r} ({config.model_type}) is no causal language model{what} and has no next-token "
+            "distribution; choose a decoder-only model."
+        )
+
+
+def check_encoder_decoder(name: str, config: PretrainedConfig, *, role: str) -> None:
+    """Refuse a model that is no encoder-decoder from text to text.
+
+    Args:
+        name: What the user calls it.
+        config: Its configuration.
+        role: "model" or "teacher_model", for the message.
+
+    Raises:
+        ModelError, TeacherError: Another kind of model, or one that reads sounds or images.
+    """
+    from transformers.models.auto.modeling_auto import MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES as KNOWN
+
+    kind = TeacherError if role == "teacher_model" else ModelError
+    known = config.model_type in KNOWN or bool(getattr(config, "auto_map", None))
+    if not (config.is_encoder_decoder and known):
+        raise kind(
+            f"{role} {name!r} ({config.model_type}) is no encoder-decoder that reads and writes text; choose one that "
+            "does, or a decoder-only model."
+        )
+
+
+def backbone_of(model: Any) -> Any:
+    """Return the part of a causal language model that gives hidden states."""
+    found = model.base_model
+    return getattr(model, "model", model) if found is model else found  # Llama 4's prefix is its multimodal model's
+
+
+def vocabulary_rows(config: PretrainedConfig) -> int:
+    """Return how many tokens a model's logits are of; Inkling's LM head has more rows."""
+    text = config.get_text_config()
+    return int(getattr(text, "unpadded_vocab_size", None) or text.vocab_size)

@@ -1,0 +1,110 @@
+"""A causal language model's LM head as one value: how its hidden states become logits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from peft.tuners.lora.layer import LoraLayer
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.integrations import dequantize_module_weight
+
+from ..errors import ModelError
+from ..losses import head_logits
+
+
+@dataclass(frozen=True)
+class LMHead:
+    """logits = softcap * tanh(scale * (hidden @ weight.T + bias) / softcap), the softcap if there is one.
+
+    Attributes:
+        weight: [V, H]; None if the hidden states are the logits that the model's own forward gave, [N, V].
+        bias: [V] or None.
+        softcap: `final_logit_softcapping` of Gemma and others, or None.
+        scale: Factor of the logits before the softcap (Cohere multiplies, Granite divides).
+        rows: Rows of `weight` and `bias` that the logits have; None is all. The others pad the matrix.
+    """
+
+    weight: torch.Tensor | None
+    bias: torch.Tensor | None = None
+    softcap: float | None = None
+    scale: float = 1.0
+    rows: int | None = None
+
+    @classmethod
+    def of(cls, model: Any) -> LMHead:
+        """Return the head of a transformers causal language model, PEFT-wrapped or not.
+
+        A quantized head is returned dequantized, one with a LoRA adapter as the sum of both: differentiable in the
+        adapter, whose dropout is left out.
+
+        Raises:
+            ModelError: No LM head, or one whose adapter is not a sum of two matrices (DoRA and other kinds).
+        """
+        head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+        if head is None:
+            raise ModelError(f"{type(model).__name__} has no LM head; load a causal language model.")
+        config = model.config
+        text = config.get_text_config() if hasattr(config, "get_text_config") else config
+        rows = getattr(text, "unpadded_vocab_size", None)  # Inkling's
+        return cls(_weight(head), getattr(head, "bias", None), _softcap(text), _scale(text), rows)
+
+    def logits(self, hidden: torch.Tensor, rows: int) -> torch.Tensor:
+        """Return the logits [N, rows] of hidden states [N, H] over the first rows of the vocabulary."""
+        if self.weight is None:
+            return hidden[:, :rows]
+        bias = None if self.bias is None else self.bias[:rows]
+        hidden = hidden.to(self.weight.dtype)
+        return head_logits(hidden, self.weight[:rows], bias, softcap=self.softcap, scale=self.scale)
+
+
+LOGITS = LMHead(None)  # of a model whose own forward gives the logits
+
+
+def head_input(model: Any, hidden: torch.Tensor) -> torch.Tensor:
+    """Return what the LM head multiplies: hidden states [N, H], for some models behind one more module."""
+    name = PREDICTION_HEADS.get(model.config.model_type)
+    return hidden if name is None else getattr(model, name)(hidden)
+
+
+PREDICTION_HEADS = {"modernbert-decoder": "lm_head"}  # its output embeddings are `decoder`
+
+
+def _weight(head: Any) -> torch.Tensor:
+    """Return the [V, H] matrix that a head multiplies by: its own, dequantized, with its adapters."""
+    base = head.get_base_layer() if isinstance(head, BaseTunerLayer) else head
+    weight = dequantize_module_weight(base)
+    if base is head or head.merged or head.disable_adapters:
+        return weight
+    for name in head.active_adapters:
+        if not isinstance(head, LoraLayer) or head.lora_variant.get(name):
+            raise ModelError(
+                f"the LM head has an adapter of the kind {type(head).__name__}, which is no sum of two matrices; leave "
+                "the head out of target_modules, or train it whole with modules_to_save."
+            )
+        if name in head.lora_A:
+            adapter: Any = head
+            weight = weight + adapter.get_delta_weight(name)
+    return weight
+
+
+def _softcap(config: Any) -> float | None:
+    """Return the bound of the logits; each family has its own name for it."""
+    for name in ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap"):
+        if getattr(config, name, None) is not None:
+            return float(getattr(config, name))
+    return None
+
+
+def _scale(config: Any) -> float:
+    """Return the factor of the logits; each family has its own name for it, and None means none."""
+    if config.model_type == "mpt":  # has a `logit_scale` that transformers does not apply
+        return 1.0
+    for name in ("logit_scale", "output_multiplier", "lm_head_multiplier"):
+        if getattr(config, name, None) is not None:
+            return float(getattr(config, name))
+    scaling = getattr(config, "logits_scaling", None) or getattr(config, "logits_mup_width_multiplier", None)
+    if scaling is None:
+        return 1.0
+    return float(scaling) if config.model_type == "hyperclovax" else 1 / scaling

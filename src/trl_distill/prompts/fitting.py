@@ -1,0 +1,122 @@
+"""Prompts and completion into both models' limits and vocabularies."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ..errors import DataError
+
+
+class Limit(int):
+    """Tokens that a sequence may have.
+
+    Args:
+        tokens: How many.
+        whose: What sets the limit, in messages.
+        remedy: What to do about it, if something can be done.
+    """
+
+    whose: str
+    remedy: str
+
+    def __new__(cls, tokens: int, whose: str, remedy: str = "") -> Limit:
+        """Make the number with its source."""
+        limit = super().__new__(cls, tokens)
+        limit.whose, limit.remedy = whose, remedy
+        return limit
+
+    def __getnewargs__(self) -> tuple[int, str, str]:  # type: ignore[override]
+        """Say how a copy is made, in another process too."""
+        return int(self), self.whose, self.remedy
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """The three pieces of a row as they fit both models.
+
+    Attributes:
+        student_prompt: Ids the student reads before the completion.
+        teacher_prompt: Ids the teacher reads before it.
+        completion: The shared ids.
+        prompt_cut: Tokens cut from the start of a prompt, both sides together.
+        completion_cut: Tokens cut from the end of the completion.
+    """
+
+    student_prompt: list[int]
+    teacher_prompt: list[int]
+    completion: list[int]
+    prompt_cut: int = 0
+    completion_cut: int = 0
+
+
+def fit(
+    student_prompt: list[int],
+    teacher_prompt: list[int],
+    completion: list[int],
+    *,
+    student_limit: int | None,
+    teacher_limit: int | None,
+    overflow: str = "error",
+    where: str = "a row",
+) -> Fitted:
+    """Fit prompts and completion into both models' limits, each prompt by its own model's.
+
+    Args:
+        student_prompt: Token ids.
+        teacher_prompt: Token ids.
+        completion: Token ids, at least one.
+        student_limit: Tokens the student's sequence may have; None is no limit.
+        teacher_limit: Tokens the teacher's sequence may have; None is no limit.
+        overflow: "error", or "left" to cut a prompt's start so that the completion fits.
+        where: The row's name in messages.
+
+    Raises:
+        DataError: A prompt that leaves no room for a completion token, under `overflow="error"`.
+    """
+    room, cut, prompts = len(completion), 0, []
+    sides = (("student", student_prompt, student_limit), ("teacher", teacher_prompt, teacher_limit))
+    for side, prompt, limit in sides:
+        if limit is None:
+            prompts.append(prompt)
+            continue
+        keep = len(prompt)
+        if overflow == "left":
+            keep = min(keep, max(limit - len(completion), 1))
+        elif keep >= limit:
+            whose, remedy = (limit.whose, limit.remedy) if isinstance(limit, Limit) else ("the limit", "")
+            raise DataError(
+                f"{where}: the {side}'s prompt has {keep} tokens, which leaves no room for a completion: {whose} is "
+                f"{limit}; shorten the template or the input, {f'{remedy}, ' if remedy else ''}or cut the prompt's "
+                "start with --prompt-overflow left."
+            )
+        prompts.append(prompt[len(prompt) - keep :])
+        cut += len(prompt) - keep
+        room = min(room, limit - keep)
+    return Fitted(prompts[0], prompts[1], completion[:room], cut, len(completion) - room)
+
+
+def check_ids(ids: Sequence[int], rows: int | None, *, what: str, whose: str, where: str) -> None:
+    """Refuse token ids that a vocabulary does not have: a model would fail on them, or read a row that means nothing.
+
+    Args:
+        ids: Token ids.
+        rows: Rows of the vocabulary; None is not known.
+        what: What the ids are, in messages.
+        whose: Who has the vocabulary, with a verb, in messages.
+        where: The row's name in messages.
+
+    Raises:
+        DataError: An id outside of it.
+    """
+    highest = max(ids, default=-1)
+    if rows is not None and highest >= rows:
+        raise DataError(
+            f"{where}: {what} holds token {highest}, and {whose} the tokens 0 to {rows - 1}; leave it out of the data, "
+            "or choose models that have it."
+        )
+
+
+def skipped_tokens(student_prompt: Sequence[int], teacher_prompt: Sequence[int]) -> int:
+    """Return how many completion tokens have no token before them to be predicted from: 1 under an empty prompt."""
+    return int(not student_prompt or not teacher_prompt)

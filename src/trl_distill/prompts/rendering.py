@@ -1,0 +1,175 @@
+"""A row's prompt under a template: alone, inside a conversation, or as the row itself gives it to the teacher."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from ..errors import DataError
+from .messages import parsed
+from .template import SYSTEM_ROLES, System, Template
+
+TOOLS, KWARGS = "tools", "chat_template_kwargs"  # columns that a chat template is handed, as TRL names them
+TEXT, MESSAGES = OWN = "teacher_prompt", "teacher_messages"  # columns with the teacher's prompt of a row
+
+Message = dict[str, Any]
+Prompt = str | list[Message]
+
+
+def render(template: Template, row: Mapping[str, Any], own: Prompt | None = None) -> Prompt:
+    """Return a row's prompt under a template: text, or chat messages where template or row are a chat.
+
+    In a conversation the template renders the last user message; the turns around it stay, and the template's own
+    system message takes the place of the conversation's. Then the template's `system` decides what becomes of that.
+
+    Args:
+        template: The side's.
+        row: What `read_rows` made of a row.
+        own: What stands in the place of the rendered template, see `own_prompt`.
+    """
+    values = {**json.loads(row["values"]), "input": row["input"]}
+    return prompt_of(template, values, None if row["history"] is None else json.loads(row["history"]), own)
+
+
+def prompt_of(
+    template: Template, values: Mapping[str, Any], history: list[Message] | None, own: Prompt | None = None
+) -> Prompt:
+    """Return a prompt as `render` does.
+
+    Args:
+        template: The side's.
+        values: Of its fields, `input` among them.
+        history: The conversation up to the completion; None where the row is text.
+        own: As in `render`.
+    """
+    return with_system(_without_system(template, values, history, own), template.system)
+
+
+def with_system(prompt: Prompt, system: System) -> Prompt:
+    """Return a prompt with the system message that its side reads; see `System`."""
+    if system.keep and system.as_message:
+        return prompt
+    text = system.text
+    if isinstance(prompt, str):
+        if text is None:
+            return prompt
+        if system.opens_chat:
+            return [{"role": "system", "content": text}, {"role": "user", "content": prompt}]
+        return f"{text}\n\n{prompt}"
+    if system.keep:
+        text = "\n\n".join(m["content"] for m in prompt if m["role"] in SYSTEM_ROLES) or None
+    others = [message for message in prompt if message["role"] not in SYSTEM_ROLES]
+    if text is None:
+        return others
+    first = next((i for i, message in enumerate(others) if message["role"] == "user"), None)
+    if system.as_message or first is None:
+        return [{"role": "system", "content": text}, *others]
+    asked = {**others[first], "content": f"{text}\n\n{others[first]['content']}"}
+    return [*others[:first], asked, *others[first + 1 :]]
+
+
+def _without_system(
+    template: Template, values: Mapping[str, Any], history: list[Message] | None, own: Prompt | None
+) -> Prompt:
+    """Return a prompt before anything is done with its system message."""
+    if isinstance(own, list):
+        return own
+    rendered = template.render(values) if own is None else own
+    if history is None:
+        return rendered
+    at = max(i for i, message in enumerate(history) if message["role"] == "user")
+    after = history[at + 1 :]
+    if isinstance(rendered, str):
+        return [*history[:at], {**history[at], "content": rendered}, *after]
+    leads = rendered and rendered[0]["role"] in SYSTEM_ROLES
+    earlier = [m for m in history[:at] if not (leads and m["role"] in SYSTEM_ROLES)]
+    return [*rendered[:1], *earlier, *rendered[1:], *after] if leads else [*earlier, *rendered, *after]
+
+
+def own_prompt(values: Mapping[str, Any], template: Template, *, where: str) -> Prompt | None:
+    """Return the teacher's prompt that a row brings in its column `teacher_prompt` or `teacher_messages`.
+
+    A column that the teacher's template names is a field of it and nothing more; an empty one leaves the row to the
+    template.
+
+    Args:
+        values: The row's other columns, see `read_rows`.
+        template: The teacher's.
+        where: The row's name in messages.
+
+    Raises:
+        DataError: Another kind of value, or both columns at once.
+    """
+    text, messages = (None if name in template.fields else values.get(name, "") for name in OWN)
+    if text not in (None, "") and messages not in (None, "", "[]"):
+        raise DataError(f"{where} has a {TEXT!r} and {MESSAGES!r}; give one of them.")
+    if text not in (None, ""):
+        if not isinstance(text, str):
+            raise DataError(f"{where}: {TEXT!r} is {text!r}, not text; write it as text, or leave it empty.")
+        return text
+    if messages in (None, "", "[]"):
+        return None
+    found = parsed(messages)
+    if not isinstance(found, list) or not all(_is_message(message) for message in found):
+        raise DataError(
+            f"{where}: {MESSAGES!r} is not a list of messages; give objects with 'role' and 'content', or leave it "
+            "empty."
+        )
+    if found[-1]["role"] == "assistant":
+        raise DataError(
+            f"{where}: {MESSAGES!r} ends with the assistant's message, which would be the completion; end it with the "
+            "user's."
+        )
+    return found
+
+
+def options_of(values: Mapping[str, Any], *, where: str) -> dict[str, Any]:
+    """Return what a row's chat template is handed besides the messages: its columns `tools`, `chat_template_kwargs`.
+
+    Args:
+        values: The row's other columns, see `read_rows`.
+        where: The row's name in messages.
+
+    Raises:
+        DataError: No list of tools, or no object.
+    """
+    options: dict[str, Any] = {}
+    tools, more = values.get(TOOLS, ""), values.get(KWARGS, "")
+    if tools not in ("", "[]"):
+        options["tools"] = parsed(tools)
+        if not isinstance(options["tools"], list) or not all(isinstance(tool, dict) for tool in options["tools"]):
+            raise DataError(f"{where}: {TOOLS!r} is not a list of tools; give objects with a name and its parameters.")
+    if more not in ("", "{}"):
+        found = parsed(more)
+        if not isinstance(found, dict):
+            raise DataError(f"{where}: {KWARGS!r} is not an object; give names and values for the chat template.")
+        options |= found
+    return options
+
+
+def check_prompts(rows: Any, template: Template, *, name: str) -> None:
+    """Check the columns of a dataset from which `own_prompt` and `options_of` read.
+
+    Args:
+        rows: What `read_rows` made of it.
+        template: The teacher's.
+        name: What to call the dataset in messages.
+
+    Raises:
+        DataError: See there.
+    """
+    if not {*OWN, TOOLS, KWARGS} & set(json.loads(rows[0]["values"])):
+        return
+    for row in rows.select_columns(["row", "values", "history"]):
+        values, where = json.loads(row["values"]), f"{name}, row {row['row']}"
+        own_prompt(values, template, where=where)
+        if row["history"] is not None:
+            options_of(values, where=where)
+
+
+def _is_message(message: Any) -> bool:
+    """Whether this is one message of a chat."""
+    if not isinstance(message, dict) or not isinstance(message.get("role"), str):
+        return False
+    return isinstance(message.get("content"), str) or bool(message.get("tool_calls"))

@@ -1,0 +1,352 @@
+"""The chat template that is saved with a student, so that what was trained is what is served.
+
+A user's message alone is rendered as the student read it in training; all else is left to the model's own template,
+which is kept under the name `original`.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
+from itertools import takewhile
+from typing import TYPE_CHECKING, Any
+
+from ..errors import TemplateError
+from .chat_rendering import NOW, dated, own_source, rendered_prompt
+from .rendering import TOOLS, Prompt, render
+from .template import SYSTEM_ROLES
+from .tokenization import prompt_ids, tokenize_prompt
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from .template import Template
+
+ORIGINAL = "original"
+HEAD = "{#- trl-distill: a user's message alone is rendered as in training, all else by the model's own template -#}"
+MARK = "\ue0f0{}\ue0f1"  # where a field goes: in no text, and of no meaning to a chat template
+INPUT = MARK.format("input")
+
+# `served_prompt.text` is the message, if the conversation is one and perhaps its answer
+PLAIN = """
+{%- set served_prompt = namespace(text=none, given=none) -%}
+{%- if messages and not tools and not documents and messages[0]['role'] == 'user' and (messages | length == 1 or \
+(messages | length == 2 and messages[1]['role'] == 'assistant')) -%}
+{%- set served_prompt.given = messages[0]['content'] -%}
+{%- if served_prompt.given is string -%}{%- set served_prompt.text = served_prompt.given -%}
+{%- elif served_prompt.given and served_prompt.given is iterable and served_prompt.given is not mapping and \
+served_prompt.given | rejectattr('type', 'equalto', 'text') | list | length == 0 -%}
+{%- set served_prompt.text = served_prompt.given | map(attribute='text') | join -%}
+{%- endif -%}
+{%- endif -%}
+"""
+# a tag that ends a line swallows the newline behind it, and no white space of the model's own template
+WRITES = "{%%- if served_prompt.text is not none and %s -%%}{{- %s -}}{%%- else %%}\n%s{{ '' }}{%% endif %%}"
+REPLACES = (
+    "{%%- if served_prompt.text is not none -%%}{%%- set messages = [%s] + messages[1:] -%%}{%%- endif -%%}"
+    "{%%- set served_prompt.given = none %%}\n%s"
+)
+# the tag before the template swallows a newline that it begins with, hence the empty expression
+WITHOUT = (
+    "{%% set trained_prompt %%}{{ '' }}%s{%% endset %%}{%%- if add_generation_prompt and trained_prompt.endswith(%s) "
+    "-%%}{{- trained_prompt[:-%d] -}}{%%- else -%%}{{- trained_prompt -}}{%%- endif -%%}"
+)
+DEFAULT = "{%%- if %s is not defined -%%}{%%- set %s = %s -%%}{%%- endif -%%}"
+REFUSES = "{{- raise_exception('%s') -}}"
+ALONE = (
+    "this model was trained on one user message and has no chat template for conversations: send that message alone, "
+    "without a system message, earlier turns or tools"
+)
+PROBES = (
+    "What is 2 + 2?",
+    "a",
+    "  Two spaces, {braces}, {{ x }}, {% y %}, {# z #} and 'quotes' \"of\" both kinds \\n.\n\n",
+    "\tdéjà vu — naïve 東京 <b>x</b>\r\n- item",
+)
+
+
+@dataclass(frozen=True)
+class Frame:
+    """What the student reads around a user's message.
+
+    Attributes:
+        prompt: Its prompt, `INPUT` standing for the message: text, or chat messages.
+        options: What the chat template is handed besides the messages.
+        left_out: The end of the template's generation prompt that is not in the prompt.
+    """
+
+    prompt: Prompt
+    options: Mapping[str, Any]
+    left_out: str = ""
+
+    @cached_property
+    def key(self) -> str:
+        """A short text that differs for different frames."""
+        return hashlib.sha256(json.dumps([self.prompt, self.options], default=str).encode()).hexdigest()[:16]
+
+    def ids(self, tokenizer: PreTrainedTokenizerBase, message: str) -> list[int]:
+        """Return the ids of training for a message."""
+        return replace(self, prompt=filled(self.prompt, message)).prompt_ids(tokenizer)
+
+    def prompt_ids(self, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+        """Return the ids of the prompt as it stands."""
+        text, special = rendered_prompt(tokenizer, self.prompt, self.options)
+        return prompt_ids(tokenizer, text.removesuffix(self.left_out), special)
+
+    def opened(self, opening: Mapping[str, Any]) -> Frame:
+        """Return the frame of a row whose prompt differs from the generation prompt, see `Turn.opening`."""
+        more = {name: value for name, value in opening.items() if name != "left_out"}
+        return replace(self, options={**self.options, **more}, left_out=str(opening.get("left_out", "")))
+
+
+@dataclass(frozen=True)
+class Serving:
+    """How a student is served.
+
+    Attributes:
+        source: The chat template to save; None keeps the model's own.
+        line: What to tell the user of it.
+    """
+
+    source: str | None
+    line: str
+
+    def put(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Give a tokenizer the chat templates to be saved; its own is read from it no more."""
+        if self.source is not None:
+            tokenizer.chat_template = with_serving(tokenizer, self.source)
+
+
+def serving_of(
+    tokenizer: PreTrainedTokenizerBase, template: Template, frames: Sequence[Frame | None]
+) -> Serving | None:
+    """Return how a student is served; None if its own chat template does that as it is.
+
+    Args:
+        tokenizer: The student's, as it was trained.
+        template: The student's.
+        frames: Those of the training rows, each once; None stands for rows with tools.
+    """
+    own = own_source(tokenizer)
+    named = [frame for frame in frames if frame is not None]
+    field = next((name for name in template.fields if name != "input"), None)
+    if field is not None:
+        reason = f"the student's template has the field {{{field}}}, which a message does not bring"
+    elif len(named) != 1:
+        if template.is_identity and template.system.keep and own is not None:
+            return None  # it renders all that such rows bring
+        reason = "the rows bring tools" if not named else "what surrounds the user's message differs between rows"
+    else:
+        source = serving_template(named[0], tokenizer)
+        if source is not None and source == own:
+            return None
+        if source is not None:
+            rest = "stay the model's own" if own is not None else "are refused"
+            return Serving(
+                source,
+                f"saved with the student: a user's message renders this prompt; several turns and tools {rest}",
+            )
+        reason = "no chat template gives the tokenizer's ids of training"
+    kept = "none is saved" if own is None else "stays the model's own"
+    return Serving(None, f"{kept}: {reason}")
+
+
+def frame_of(
+    row: Mapping[str, Any], template: Template, options: Mapping[str, Any], opening: Mapping[str, Any] | None = None
+) -> Frame | None:
+    """Return what the student reads around a user's message that comes alone; None if the row brings tools.
+
+    Args:
+        row: What `read_rows` made of a row. Of its conversation the leading system messages are kept.
+        template: The student's, whose fields besides `input` stand for themselves.
+        options: What the row's chat template is handed besides the messages.
+        opening: How its prompt differs from the template's generation prompt.
+    """
+    if TOOLS in options:
+        return None
+    history = None
+    if row["history"] is not None:
+        leading = takewhile(lambda m: m["role"] in SYSTEM_ROLES, json.loads(row["history"]))
+        history = json.dumps([*leading, {"role": "user", "content": INPUT}])
+    frame = _frame(template, history, json.dumps(options, default=str))
+    return frame.opened(opening) if opening else frame
+
+
+@lru_cache(maxsize=64)
+def _frame(template: Template, history: str | None, options: str) -> Frame:
+    """Return the frame of all rows whose conversations begin with the same system messages, made once for them."""
+    return Frame(render(template, marked({"history": history, "values": "{}"}, template)), json.loads(options))
+
+
+def marked(row: Mapping[str, Any], template: Template) -> dict[str, Any]:
+    """Return a row whose prompt has a `MARK` for each field of a template."""
+    values = {**json.loads(row["values"]), **{name: MARK.format(name) for name in template.fields}}
+    return {**row, "input": INPUT, "values": json.dumps(values)}
+
+
+def serving_template(frame: Frame, tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """Return the Jinja source of a chat template that gives a user's message the ids of training.
+
+    Args:
+        frame: What the student reads around it.
+        tokenizer: The student's, with the template it was trained with; its own is returned if it does that already.
+
+    Returns:
+        The source; None if no template does, as with a tokenizer that writes the same text otherwise.
+    """
+    own, day = own_source(tokenizer), frame.options.get(NOW)
+    expected = [frame.ids(tokenizer, probe) for probe in PROBES]
+    for source in _candidates(frame, own, tokenizer):
+        written = source if day is None else dated(source, day)  # it is served with the day's own date
+        if [served_ids(tokenizer, probe, written) for probe in PROBES] == expected:
+            return source
+    return None
+
+
+def served_ids(tokenizer: PreTrainedTokenizerBase, message: str, source: str | None = None) -> list[int] | None:
+    """Return the ids that a chat endpoint sends for a user's message; None if the template does not take it.
+
+    Args:
+        tokenizer: The student's.
+        message: The text.
+        source: A chat template (default: the tokenizer's).
+    """
+    return chat_ids(tokenizer, [{"role": "user", "content": message}], {"chat_template": source})
+
+
+def chat_ids(tokenizer: PreTrainedTokenizerBase, messages: Any, options: Mapping[str, Any]) -> list[int] | None:
+    """Return the ids of `apply_chat_template` for a prompt of messages; None if the template does not take them."""
+    from jinja2 import TemplateError as JinjaError
+
+    how: dict[str, Any] = {**options, "add_generation_prompt": True, "return_dict": False}
+    try:
+        return list(tokenizer.apply_chat_template(messages, **how))
+    except (JinjaError, TypeError, KeyError, ValueError):
+        return None
+
+
+def filled(prompt: Any, message: str) -> Any:
+    """Return a frame's prompt with a message in its place."""
+    if isinstance(prompt, str):
+        return prompt.replace(INPUT, message)
+    return [{**m, "content": m["content"].replace(INPUT, message)} for m in prompt]
+
+
+def with_serving(tokenizer: PreTrainedTokenizerBase, source: str) -> dict[str, str]:
+    """Return the named chat templates of a tokenizer that serves by `source` and keeps its own under `ORIGINAL`."""
+    named = tokenizer.chat_template if isinstance(tokenizer.chat_template, dict) else {}
+    return {**named, "default": source, ORIGINAL: own_source(tokenizer) or ""}
+
+
+def own_template(saved: Any) -> Any:
+    """Return the model's own chat templates of those that were saved: what training and later stages read.
+
+    Args:
+        saved: `tokenizer.chat_template`: None, a source, or sources by name. If none of them was written here, it is
+            returned as it is.
+    """
+    default = saved.get("default", "") if isinstance(saved, Mapping) else saved
+    if not isinstance(default, str) or not default.startswith(HEAD):
+        return saved
+    named = dict(saved) if isinstance(saved, Mapping) else {}
+    own = named.pop(ORIGINAL, "")
+    named = {**named, "default": own} if own else {k: v for k, v in named.items() if k != "default"}
+    return named if set(named) - {"default"} else named.get("default")
+
+
+def own_tokenizer(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    """Return a tokenizer with the model's own chat template: itself, or a copy if it was saved with another."""
+    own = own_template(tokenizer.chat_template)
+    if own is tokenizer.chat_template:
+        return tokenizer
+    tokenizer = copy.copy(tokenizer)
+    tokenizer.chat_template = own
+    return tokenizer
+
+
+def _candidates(frame: Frame, own: str | None, tokenizer: PreTrainedTokenizerBase) -> Iterator[str]:
+    """Return the templates to try, the likeliest first."""
+    if isinstance(frame.prompt, str):
+        yield from _of_text(frame.prompt, own, tokenizer)
+        return
+    assert own is not None
+    own = _without(own, frame.left_out)
+    yield own
+    yield _of_messages(frame, own)
+    try:
+        text, _ = rendered_prompt(tokenizer, frame.prompt, frame.options)
+    except TemplateError:
+        return
+    text, defaults = text.removesuffix(frame.left_out), _defaults(frame.options)
+    for message in ("served_prompt.text", "(served_prompt.text | trim)"):
+        expression = _written(text, message)
+        yield _source(defaults + WRITES % ("messages | length == 1", expression, own.removesuffix("\n")))
+
+
+def _of_text(prompt: str, own: str | None, tokenizer: PreTrainedTokenizerBase) -> Iterator[str]:
+    """Return templates that write a text with the special tokens that the tokenizer adds to one."""
+    front, back = added_tokens(tokenizer, filled(prompt, PROBES[0]))
+    spaced = not prompt.startswith(" ")
+    opened = prompt.startswith(INPUT)
+    # SentencePiece's space in front of a text is not written behind a token
+    space = "('' if served_prompt.text[:1] == ' ' else ' ')" if opened else "' '"
+    rest = REFUSES % ALONE if own is None else own.removesuffix("\n")
+    fits = "(messages | length == 1 or (messages[1]['content'] is string and not messages[1]['tool_calls']))"
+    end = f"('' if messages | length == 1 else messages[1]['content'] ~ {_literal(tokenizer.eos_token)})"
+    for gap in ("", space) if spaced else ("",):
+        parts = [_literal(front) if front else "", gap, _written(prompt, "served_prompt.text"), _literal(back), end]
+        yield _source(WRITES % (fits, " ~ ".join(part for part in parts if part not in ("", '""')), rest))
+
+
+def _of_messages(frame: Frame, own: str) -> str:
+    """Return a template that puts the student's messages in the message's place and has the model's own go on."""
+    messages = ", ".join(_literal(message) for message in frame.prompt)
+    return _source(_defaults(frame.options) + REPLACES % (messages, own))
+
+
+def _source(body: str) -> str:
+    """Return a whole template."""
+    return HEAD + PLAIN + body
+
+
+def _defaults(options: Mapping[str, Any]) -> str:
+    """Return what sets the options of training where a request leaves them out."""
+    return "".join(DEFAULT % (name, name, _literal(value)) for name, value in options.items() if name != NOW)
+
+
+def _without(own: str, left_out: str) -> str:
+    """Return a model's own template without the end of its generation prompt."""
+    return own if not left_out else WITHOUT % (own.removesuffix("\n"), _literal(left_out), len(left_out))
+
+
+def added_tokens(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[str, str]:
+    """Return the special tokens that the tokenizer adds in front of a prompt of text, and those behind it."""
+    plain, ids = list(tokenizer(text, add_special_tokens=False)["input_ids"]), tokenize_prompt(tokenizer, text)
+    for k in range(len(ids) - len(plain) + 1):
+        if ids[k : k + len(plain)] == plain:
+            around = ids[:k], ids[k + len(plain) :]
+            front, back = ("".join(tokenizer.convert_ids_to_tokens(part)) for part in around)
+            return front, back
+    return "", ""
+
+
+def _written(text: str, message: str) -> str:
+    """Return a Jinja expression of a text in which `INPUT` stands for a message."""
+    parts = [_literal(part) for part in text.split(INPUT)]
+    joined = f" ~ {message} ~ ".join(parts)
+    return joined.removeprefix('"" ~ ').removesuffix(' ~ ""')
+
+
+def _literal(value: Any) -> str:
+    """Return a value as Jinja writes it; texts are JSON's, whose escapes Jinja reads too, and may hold `INPUT`."""
+    if isinstance(value, str):
+        return _written(value, "served_prompt.text") if INPUT in value else json.dumps(value, ensure_ascii=False)
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{_literal(str(k))}: {_literal(v)}" for k, v in value.items()) + "}"
+    if isinstance(value, Sequence):
+        return "[" + ", ".join(map(_literal, value)) + "]"
+    return "none" if value is None else json.dumps(value)

@@ -1,0 +1,311 @@
+"""Prompt templates: text or chat, with `{input}` and other column names as plain fields.
+
+A field is replaced by the row's value and by nothing else: no attribute access, no indexing, no format code.
+In a template in which every single brace belongs to a field `{identifier}`, `{{` and `}}` are literal braces. Any other
+template is read literally: `{identifier}` is a field, `{{identifier}}` writes `{identifier}`, and all other braces are
+text, so that JSON, LaTeX and code need no change. Standard library only.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from ..errors import TemplateError, nearest, there_are
+
+IDENTITY = "{input}"
+SYSTEM_ROLES = ("system", "developer")
+_NAME = r"[^\W\d]\w*"
+_TOKEN = re.compile(rf"\{{\{{|\}}\}}|\{{({_NAME})\}}|[{{}}]")
+_LITERALLY = re.compile(rf"\{{(\{{{_NAME}\}})\}}|\{{({_NAME})\}}")
+_BRACED = re.compile(r"\{([^{}]*)\}")
+_ROLES = ("system", "user", "assistant", "developer", "tool")
+
+
+@dataclass(frozen=True)
+class TextTemplate:
+    """A parsed text: literal pieces and field names in turn.
+
+    Attributes:
+        pieces: Literals at even places, field names at odd ones; always an odd number of them.
+        name: What the template is called in messages, for example `teacher_prompt_template`.
+        literal: Whether it was read literally, since some single brace of it belongs to no field.
+    """
+
+    pieces: tuple[str, ...]
+    name: str
+    literal: bool = False
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """Names of the fields, in order."""
+        return self.pieces[1::2]
+
+    @property
+    def prefix(self) -> str:
+        """The literal text before the first field: the same in every row."""
+        return self.pieces[0]
+
+    def render(self, values: Mapping[str, Any]) -> str:
+        """Return the text with each field replaced by `str(values[field])`."""
+        return "".join(p if i % 2 == 0 else str(values[p]) for i, p in enumerate(self.pieces))
+
+    def braced(self) -> list[str]:
+        """Return what stands in braces in a text that was read literally, and could not be a field."""
+        words = [word for text in self.pieces[::2] for word in _BRACED.findall(text)]
+        return [word for word in words if not word.isidentifier()] if self.literal else []
+
+
+@dataclass(frozen=True)
+class System:
+    """What one side does with the system message of a row.
+
+    Attributes:
+        keep: Whether a row's own system message stays.
+        text: The system message to read instead; None is none.
+        as_message: Whether it stays a system message; if not, as for a chat template that takes none, it goes before
+            the first user message, with a blank line between.
+        opens_chat: Whether a text prompt becomes a user message behind it, as for a chat server; if not, the text
+            goes before the prompt, with a blank line between.
+    """
+
+    keep: bool = True
+    text: str | None = None
+    as_message: bool = True
+    opens_chat: bool = False
+
+
+@dataclass(frozen=True)
+class Template:
+    """One side's prompt: a single text, or chat messages rendered by the tokenizer's chat template.
+
+    Attributes:
+        messages: (role, text) pairs; a text template has the single role "".
+        name: What the template is called in messages.
+        system: What becomes of a row's system message.
+    """
+
+    messages: tuple[tuple[str, TextTemplate], ...]
+    name: str
+    system: System = field(default_factory=System)
+
+    @property
+    def is_chat(self) -> bool:
+        """Whether the template is a list of chat messages."""
+        return self.messages[0][0] != ""
+
+    @property
+    def content(self) -> str:
+        """Its roles and texts as one text, whether they came from a file or a list of messages."""
+        return json.dumps([[role, list(text.pieces)] for role, text in self.messages])
+
+    @property
+    def has_system(self) -> bool:
+        """Whether one of its chat messages is a system message."""
+        return any(role in SYSTEM_ROLES for role, _ in self.messages)
+
+    @property
+    def is_identity(self) -> bool:
+        """Whether the prompt is the input itself."""
+        return not self.is_chat and self.messages[0][1].pieces == ("", "input", "") and self.system.text is None
+
+    @cached_property  # asked for in every row
+    def fields(self) -> tuple[str, ...]:
+        """Names of all fields, in order."""
+        return tuple(f for _, text in self.messages for f in text.fields)
+
+    def check_columns(self, columns: Iterable[str], *, read: Iterable[str] = ()) -> None:
+        """Refuse a field that is no column, and a column in braces whose name cannot be a field.
+
+        Args:
+            columns: Columns that a template may name.
+            read: All columns of the data; those that are not in `columns` were read as the input or the completion.
+
+        Raises:
+            TemplateError: Naming the field, the names that would work and the nearest of them.
+        """
+        known, taken = ["input", *columns], set(read)
+        usable = [name for name in known if name.isidentifier()]
+        for name in self.fields:
+            if name not in known and name in taken:
+                raise TemplateError(
+                    f"{self.name} has the field {{{name}}}, but that column is read as the input or the completion; "
+                    "the text column is {input} in a template."
+                )
+            if name not in known:
+                raise TemplateError(
+                    f"{self.name} has the field {{{name}}}, but the data has no such column; "
+                    f"{there_are(usable)}.{nearest(name, usable)} Write {{{{{name}}}}} for the text "
+                    f"{{{name}}}."
+                )
+        for word in (word for _, text in self.messages for word in text.braced()):
+            if word in known and any(c.isalpha() for c in word):  # {1} is more likely LaTeX than a column
+                raise TemplateError(
+                    f"{self.name} has {{{word}}}, but a field is a name of letters, digits and underscores; rename the "
+                    f"column {word!r}."
+                )
+
+    def notes(self) -> list[str]:
+        """Return what a user may have meant otherwise, a sentence each."""
+        found = []
+        for _, text in self.messages:
+            like = next((word for word in text.braced() if _is_like_a_field(word, text.fields)), None)
+            if like is not None:
+                found.append(f"{self.name}: {{{like}}} is text; a field is a plain name, such as {{{_head(like)}}}")
+            indent = _indent_of(text)
+            if indent > 0:
+                found.append(
+                    f"{self.name}: all lines but the first are indented by {indent}, and the model reads that too; "
+                    "textwrap.dedent removes it"
+                )
+        return list(dict.fromkeys(found))
+
+    def render(self, values: Mapping[str, Any]) -> str | list[dict[str, str]]:
+        """Return the text, or the list of `{"role", "content"}` messages of a chat template."""
+        if not self.is_chat:
+            return self.messages[0][1].render(values)
+        return [{"role": role, "content": text.render(values)} for role, text in self.messages]
+
+
+def parse_template(source: Any, *, name: str) -> Template:
+    """Parse a template given as text, as a file, or as chat messages.
+
+    Args:
+        source: Text; `@path`, a `pathlib.Path` or text that is the path of an existing file without any field;
+            a list of `{"role", "content"}`, or that list as JSON text. Backslashes are text: the command line makes
+            newlines of those that were typed in a flag.
+        name: What to call the template in messages.
+
+    Raises:
+        TemplateError: No `{input}`, a file that cannot be read, or messages of another shape.
+    """
+    if isinstance(source, (list, tuple)):
+        messages = _chat(source, name)
+    else:
+        text = _read(source, name)
+        listed = messages_in(text)
+        messages = _chat(listed, name) if listed is not None else (("", _parse_text(text, name)),)
+    template = Template(messages, name)
+    if "input" not in template.fields:
+        raise TemplateError(f"{name} has no {{input}}{_instead(template)}")
+    return template
+
+
+def _instead(template: Template) -> str:
+    """Return the end of the sentence that {input} is missing: what was found in its place, and what to do."""
+    put = "put it where the row's input belongs."
+    braced = [word for _, text in template.messages for word in text.braced()]
+    like = next((word for word in braced if _is_like_a_field(word, ["input"])), None)
+    if like is not None:
+        return f" but {{{like}}}; a field is a column's plain name, without attribute, index or format code: {put}"
+    if template.fields:
+        found = "}, {".join(dict.fromkeys(template.fields))
+        return f", only {{{found}}}; the text column is {{input}} in a template: {put}"
+    return f"; {put}"
+
+
+def _head(word: str) -> str:
+    """Return a field's name without what Python's own format would take after it."""
+    return re.split(r"[.!:\[]", word, maxsplit=1)[0].strip()
+
+
+def _is_like_a_field(word: str, fields: Iterable[str]) -> bool:
+    """Whether a word in braces is a field's name with an attribute, an index or a format code, or spaces around it."""
+    return word not in fields and _head(word) in fields
+
+
+def _indent_of(text: TextTemplate) -> int:
+    """Return by how much all lines but the first are indented, as in a triple-quoted text amid code; 0 if not."""
+    first, *rest = text.render(dict.fromkeys(text.fields, "x")).split("\n")
+    widths = [len(line) - len(line.lstrip(" \t")) for line in rest if line.strip()]
+    return min(widths) if len(widths) > 1 and first.strip() and not first[0].isspace() else 0
+
+
+def _read(source: Any, name: str) -> str:
+    """Return the template's text, from a file where one is meant."""
+    if isinstance(source, Path):
+        return read_file(source, name)
+    if not isinstance(source, str):
+        raise TemplateError(f"{name} is a {type(source).__name__}; give text, a path or a list of messages.")
+    if source.startswith("@"):
+        return read_file(source[1:], name)
+    return read_file(source, name) if is_file_name(source) else source
+
+
+def is_file_name(text: str) -> bool:
+    """Whether a text is the path of an existing file rather than a template."""
+    if not text or "{" in text or "\n" in text:
+        return False
+    try:
+        return Path(text).is_file()
+    except OSError:  # longer than a file name may be
+        return False
+
+
+def read_file(path: str | os.PathLike[str], name: str) -> str:
+    """Return a file's text, without a byte-order mark and the newline that every editor appends.
+
+    Args:
+        path: Of the file; `~` is the home folder.
+        name: What to call the setting in messages.
+
+    Raises:
+        TemplateError: It cannot be read, or is not UTF-8.
+    """
+    try:
+        text = Path(path).expanduser().read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or error  # an OSError's text names the file again
+        raise TemplateError(
+            f"{name} names the file {str(path)!r}, which cannot be read: {reason}; give the path of a UTF-8 text file."
+        ) from None
+    return text[:-1] if text.endswith("\n") else text
+
+
+def messages_in(text: str) -> list[Any] | None:
+    """Return the chat messages that a text writes as JSON; None if it is something else."""
+    if not text.lstrip().startswith("["):
+        return None
+    try:
+        value = json.loads(text)
+    except ValueError:
+        return None
+    return value if value and all(isinstance(m, dict) and "role" in m for m in value) else None
+
+
+def _chat(messages: Iterable[Any], name: str) -> tuple[tuple[str, TextTemplate], ...]:
+    """Parse a list of messages."""
+    parsed = []
+    for i, message in enumerate(messages):
+        if not (isinstance(message, Mapping) and isinstance(message.get("content"), str)):
+            raise TemplateError(f"{name}: message {i + 1} is not of the form {{'role': ..., 'content': text}}.")
+        if message.get("role") not in _ROLES:
+            raise TemplateError(
+                f"{name}: message {i + 1} has the role {message.get('role')!r}; accepted are {', '.join(_ROLES)}."
+            )
+        parsed.append((message["role"], _parse_text(message["content"], name)))
+    if not parsed:
+        raise TemplateError(f"{name} is an empty list; give at least one message with {{input}}.")
+    return tuple(parsed)
+
+
+def _parse_text(text: str, name: str) -> TextTemplate:
+    """Split a text into literals and fields, see the head of this file."""
+    literal = any(match[0] in "{}" for match in _TOKEN.finditer(text))
+    pieces, before, end = [], "", 0
+    for match in (_LITERALLY if literal else _TOKEN).finditer(text):
+        before += text[end : match.start()]
+        end = match.end()
+        field_name = match[2] if literal else match[1]
+        if field_name:
+            pieces += [before, field_name]
+            before = ""
+        else:
+            before += match[1] if literal else match[0][0]
+    return TextTemplate((*pieces, before + text[end:]), name, literal)

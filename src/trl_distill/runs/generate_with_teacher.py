@@ -1,0 +1,227 @@
+"""`generate_with_teacher`: a teacher's completions for queries, as rows that a run takes for its data."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from ..config.devices import accelerator
+from ..config.distillation_arguments import ENGINES
+from ..config.doors import entered, in_python
+from ..config.training_params import FIELDS
+from ..data.loading import read_rows
+from ..data.memory import TAKEN, as_dataset, is_frame
+from ..data.rows import INPUT, INPUT_COLUMN
+from ..errors import DataError, ParamsError, TeacherError
+from ..models.loading import EMBEDDED, TOKENIZER, load_tokenizer, resolve
+from ..prompts.messages import with_reasoning
+from ..prompts.rendering import own_prompt, render
+from ..prompts.template import Template, parse_template
+from ..teachers.base import Completion, GenerationSettings, Teacher, TextTeacher
+from ..teachers.completions.engines.selection import check_engine
+from ..teachers.completions.store import CompletionStore
+from ..teachers.loading import endpoint_of, load_teacher, loaded_encoder_decoder
+from ..teachers.remote.request_pool import RemoteSettings
+from ..teachers.target_store.reader import StoredTeacher
+from ..teachers.text.local_text import LocalTextTeacher
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+# what `generate_with_teacher` calls a parameter of a run
+NAMES = {
+    "distill_max_teacher_length": "max_new_tokens",
+    "teacher_model": "model",
+    **{f"teacher_{name}": name for name in ("revision", "dtype", "quantization", "device_map", "top_p", "do_sample")},
+    "teacher_engine": "engine",
+}
+
+
+@entered(in_python(FIELDS, NAMES))
+def generate_with_teacher(
+    model: str | PreTrainedModel | Teacher,
+    template: Any,
+    queries: Sequence[str | Mapping[str, Any]] | Dataset,
+    *,
+    text_column: str = "text",
+    max_new_tokens: int = 512,
+    do_sample: bool = False,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    seed: int = 42,
+    batch_size: int = 16,
+    stop: str | Sequence[str] = (),
+    engine: str = "auto",
+    store: str | os.PathLike[str] | CompletionStore | None = None,
+    progress: bool = True,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    revision: str | None = None,
+    dtype: str = "auto",
+    quantization: str | None = None,
+    device_map: str | None = None,
+    trust_remote_code: bool = False,
+    device: Any = None,
+    remote: RemoteSettings | None = None,
+) -> list[dict[str, Any]]:
+    """Have a teacher write one completion for each query, in the order given.
+
+    Example:
+        >>> rows = generate_with_teacher("t5-large", "Summarize: {input}", ["A long text."])  # doctest: +SKIP
+        >>> json.dump(rows, open("summaries.json", "w"))  # doctest: +SKIP
+
+    A run with such rows as its `data_path` needs no teacher, and one with several teachers' rows learns from all.
+
+    Args:
+        model: A folder, a Hub name, "embedded", `openai:MODEL`, a server's URL with `#MODEL`, a loaded model, or a
+            teacher; a causal model or an encoder-decoder.
+        template: The prompt that it reads: text with `{input}` and other columns, `@file`, or chat messages.
+        queries: Texts, dicts with a text column, a pandas DataFrame, or a dataset of rows.
+        text_column: Column with the query, where rows are given.
+        max_new_tokens: Tokens of a completion at most; one that is cut there says so.
+        do_sample: Draw instead of taking the likeliest token.
+        temperature: Of the drawing.
+        top_p: Nucleus of the drawing.
+        seed: Of the drawing.
+        batch_size: Prompts at a time.
+        stop: Text in front of which a completion ends, or several: what a base model goes on to behind its answer.
+        engine: What a local model writes with: "vllm", "transformers", or "auto", which takes vLLM on a CUDA device if
+            it is installed and there are many queries.
+        store: JSON-lines file in which completions are kept as they come, so that a call that was stopped goes on;
+            None keeps them in memory.
+        progress: Whether to show a progress bar.
+        tokenizer: The tokenizer of a loaded model.
+        revision: Revision of a Hub model.
+        dtype: "auto" (as saved), "float32", "bfloat16" or "float16".
+        quantization: "int4" or "int8" by bitsandbytes, else None.
+        device_map: As in transformers; None puts the model on `device`.
+        trust_remote_code: Allow a model that brings its own code.
+        device: Where the model goes without a device map (default: this machine's accelerator).
+        remote: How a server is asked.
+
+    Returns:
+        A row for each query: its own columns, `text` (or `messages`, for a conversation), `completion`, `teacher` (the
+        name given) and `finished`, false where the completion was cut.
+
+    Raises:
+        TemplateError: A template that does not parse, or names a column that is not there.
+        DataError: A query that is no text or empty, or a prompt that is longer than the model reads.
+        TeacherError: See `load_teacher`; a store of targets, which writes nothing.
+    """
+    _check(engine)
+    parsed = parse_template(template, name="template")
+    read = _read(queries, text_column)
+    parsed.check_columns(json.loads(read[0]["values"]), read=read.column_names)
+    teacher = _teacher(
+        model,
+        tokenizer,
+        revision=revision,
+        dtype=dtype,
+        quantization=quantization,
+        device_map=device_map,
+        trust_remote_code=trust_remote_code,
+        device=device,
+        remote=remote,
+    )
+    check_engine(teacher, engine)
+    written = teacher.write(
+        [render(parsed, row, _own(row, parsed)) for row in read],
+        GenerationSettings(max_new_tokens, do_sample, temperature, top_p, seed, batch_size, _texts(stop), engine),
+        store=store if isinstance(store, CompletionStore) else CompletionStore(store),
+        progress=progress,
+    )
+    name = model if isinstance(model, str) else teacher.name
+    return [
+        {**_query(row), "completion": _text(completion), "teacher": name, "finished": completion.finished}
+        for row, completion in zip(read, written, strict=True)
+    ]
+
+
+def _text(completion: Completion) -> str:
+    """Return what a run is to learn of a completion: nothing of one that cannot be learned."""
+    if completion.unusable or not completion.text:
+        return ""
+    return with_reasoning(completion.text, completion.reasoning) if completion.reasoning else completion.text
+
+
+def _texts(stop: str | Sequence[str]) -> tuple[str, ...]:
+    """Return one stop string or several.
+
+    Raises:
+        ParamsError: Something else, or one that is empty.
+    """
+    texts = (stop,) if isinstance(stop, str) else tuple(stop)
+    if not all(isinstance(text, str) and text for text in texts):
+        raise ParamsError(f"stop is {stop!r}; accepted is text, or a list of texts, none of them empty.")
+    return texts
+
+
+def _check(engine: str) -> None:
+    """Refuse a word that is no engine.
+
+    Raises:
+        ParamsError: Naming those there are.
+    """
+    if engine not in ENGINES:
+        raise ParamsError(f"engine is {engine!r}; accepted are {', '.join(map(repr, ENGINES))}.")
+
+
+def _own(row: dict[str, Any], template: Template) -> Any:
+    """Return the prompt that a query brings for its teacher, None where it has none."""
+    return own_prompt(json.loads(row["values"]), template, where=f"queries, row {row['row']}")
+
+
+def _read(queries: Any, text_column: str) -> Any:
+    """Return queries as `read_rows` does, all of them.
+
+    Raises:
+        DataError: Something else than queries, or one that cannot be used.
+    """
+    from datasets import Dataset
+
+    if isinstance(queries, (str, bytes, Mapping)):
+        raise DataError(f"queries is a {type(queries).__name__}; give a list of texts, {TAKEN}.")
+    if hasattr(queries, "__iter__") and not (isinstance(queries, Dataset) or is_frame(queries)):
+        queries = [query if isinstance(query, Mapping) else {text_column: query} for query in queries]
+    queries = as_dataset(queries, name="queries", taken=f"a list of texts, {TAKEN}")
+    read, report = read_rows(queries, text_column=text_column, completion_column=None, source="queries")
+    if report.set_aside:
+        place, reason = report.set_aside[0]
+        raise DataError(f"queries, {place}: {reason}; every query needs a completion, so leave such ones out.")
+    return read
+
+
+def _teacher(model: Any, tokenizer: Any, *, device: Any, **loading: Any) -> Any:
+    """Return a teacher that writes text.
+
+    Raises:
+        TeacherError: See `load_teacher`; one that writes nothing.
+    """
+    if isinstance(model, str):
+        if tokenizer is None and endpoint_of(model) is not None:
+            # a server counts its own tokens, and nothing is cut into a student's here
+            tokenizer = load_tokenizer(resolve(EMBEDDED, role="teacher_model"), role="teacher_model")
+        device = accelerator() if device is None else device
+        teacher = load_teacher(model, tokenizer=tokenizer, device=device, **loading)
+    elif isinstance(model, Teacher):
+        teacher = model
+    else:
+        tokenizer = getattr(model, TOKENIZER, None) if tokenizer is None else tokenizer
+        if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
+            return LocalTextTeacher(loaded_encoder_decoder(model, tokenizer=tokenizer, device=device))
+        teacher = load_teacher(model, tokenizer=tokenizer, device=device)
+    if isinstance(teacher, StoredTeacher):
+        raise TeacherError(f"teacher_model {teacher.name!r} is a store of targets, which writes nothing; give a model.")
+    return teacher if isinstance(teacher, TextTeacher) else LocalTextTeacher(teacher)
+
+
+def _query(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a query's columns as a run reads them."""
+    values = json.loads(row["values"])
+    if INPUT_COLUMN in values:
+        values[INPUT] = values.pop(INPUT_COLUMN)
+    if row["history"] is not None:
+        return {**values, "messages": json.loads(row["history"])}
+    return {**values, "text": row["input"]}

@@ -1,0 +1,44 @@
+"""Uploading a finished project; the token comes from the environment and goes nowhere else."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from ..config.training_params import LLMTrainingParams
+from ..errors import DistillError, ParamsError
+
+# checkpoints and what the teacher was paid for are the run's own business
+KEPT_BACK = ["checkpoints/*", "teacher_completions.jsonl", "teacher_logprobs.jsonl", ".*"]
+
+
+def check_token(params: LLMTrainingParams) -> None:
+    """Refuse to start a run that could not upload its result.
+
+    Raises:
+        ParamsError: `push_to_hub` without HF_TOKEN in the environment.
+    """
+    if params.push_to_hub and not os.environ.get("HF_TOKEN"):
+        raise ParamsError("push_to_hub needs a token; set the environment variable HF_TOKEN, or drop --push-to-hub.")
+
+
+def push(folder: Path, params: LLMTrainingParams) -> str:
+    """Upload a project folder as a private model and return its address.
+
+    Raises:
+        DistillError: The Hub refused or cannot be reached; the folder is complete on disk.
+    """
+    from huggingface_hub import HfApi
+
+    api = HfApi(token=os.environ["HF_TOKEN"])
+    try:
+        account = params.username or api.whoami()["name"]
+        repository = api.create_repo(f"{account}/{folder.resolve().name}", private=True, exist_ok=True).repo_id
+        api.upload_folder(folder_path=folder, repo_id=repository, ignore_patterns=KEPT_BACK)
+    except Exception as error:
+        raise DistillError(
+            f"the result is complete in {folder} but could not be uploaded ({type(error).__name__}); upload it with "
+            "`hf upload` when the Hub answers."
+        ) from error
+    print(f"Uploaded to {repository}.")
+    return repository

@@ -1,0 +1,290 @@
+"""A run's folder: what it holds, when it may be written to, and writing that a kill cannot spoil.
+
+project/
+  model.safetensors, tokenizer, ...   the result
+  README.md                           model card
+  config.yaml                         the effective parameters, without secrets
+  metrics.json                        figures
+  teacher_completions.jsonl           completions already paid for
+  teacher_logprobs.jsonl              what a server said of them, already paid for
+  checkpoints/                        to resume from
+  .unfinished                         a run has begun here and not ended; on which rows
+  run.json                            the manifest, written last: the run is finished
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from copy import copy
+from pathlib import Path
+from typing import Any, Protocol
+
+import yaml
+
+from ..config.training_params import FIELDS, LLMTrainingParams
+from ..data.data_fingerprint import difference
+from ..errors import ProjectError
+from ..teachers.multi.entries import read_teachers
+from ..trainer.checkpoints import last_complete
+
+MANIFEST, MARKER = "run.json", ".unfinished"
+WEIGHTS = ("*.safetensors", "*.bin", "*.index.json", "adapter_config.json", "config.json", "generation_config.json")
+OURS = ("README.md", "config.yaml", "metrics.json")
+
+# what a run may change when it goes on: how long it trains, what it tells and keeps, but not what it learns
+FREE_ON_RESUME = frozenset(
+    (
+        *("epochs", "max_steps", "log", "logging_steps", "eval_strategy", "eval_steps", "eval_batch_size"),
+        *("save_strategy", "save_steps", "save_total_limit", "push_to_hub", "username", "merge_adapter"),
+        *("project_name", "dataset_num_proc", "teacher_batch_size", "teacher_engine", "torch_compile"),
+        *("teacher_concurrency", "teacher_timeout"),
+        *("teacher_max_requests", "teacher_max_tokens", "teacher_max_cost"),
+        *("teacher_price_input", "teacher_price_output"),
+    )
+)
+# defaults of an earlier version, with which a run that was begun under it goes on
+EARLIER_DEFAULTS = {"optimizer": "adamw_torch", "mixed_precision": None}
+NOT_KEPT = frozenset(("overwrite", "resume", "dry_run", "train"))
+
+
+class Ranks(Protocol):
+    """What writing needs to know of the other processes; accelerate's PartialState is one."""
+
+    is_main_process: bool
+
+    def wait_for_everyone(self) -> None:
+        """Return once all processes have called it."""
+
+
+class Project:
+    """The folder of one run.
+
+    Args:
+        name: Any path; dots and dashes are part of it.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.folder = Path(name).expanduser()
+        self.checkpoints = self.folder / "checkpoints"
+        self._rows = ""
+        self._written: set[str] = set()
+
+    def check(self, params: LLMTrainingParams) -> None:
+        """Refuse to write over work that is there; `overwrite` allows it, `resume` goes on with an unfinished run.
+
+        Raises:
+            ProjectError: The folder cannot be made, is that of the model, the teacher or the data, holds a finished
+                run, an unfinished one without `resume`, one that learns something else, or files that are not ours.
+        """
+        name = f"project_name {str(self.folder)!r}"
+        self._check_place(name, params)
+        if params.overwrite:
+            return
+        if (self.folder / MANIFEST).is_file():
+            raise ProjectError(
+                f"{name} holds a finished run; give --overwrite to replace it, or another --project-name."
+            )
+        checkpoint, begun = self.last_checkpoint(), (self.folder / MARKER).is_file()
+        if checkpoint is not None and not params.resume:
+            raise ProjectError(
+                f"{name} holds an unfinished run ({checkpoint.name}); go on with --resume, or start anew with "
+                "--overwrite."
+            )
+        if checkpoint is not None:
+            self._check_same(name, params)
+        elif not begun:
+            foreign = next((p.name for pattern in (*WEIGHTS, *OURS) for p in sorted(self.folder.glob(pattern))), None)
+            if foreign is not None:
+                raise ProjectError(
+                    f"{name} holds {foreign!r}, which is from no run of this command; give another --project-name, or "
+                    "--overwrite to replace it."
+                )
+
+    def _check_place(self, name: str, params: LLMTrainingParams) -> None:
+        """Refuse a place that no folder can be made in, and one that the run reads from."""
+        if self.folder.exists() and not self.folder.is_dir():
+            raise ProjectError(f"{name} is a file; give --project-name a folder.")
+        places = [
+            (setting, getattr(params, setting)) for setting in ("model", "teacher_model", "data_path", "retain_data")
+        ]
+        if params.teacher_config is not None:
+            places += [(entry.place, entry.model) for entry in read_teachers(params.teacher_config).teachers]
+        for setting, value in places:
+            path = Path(value).expanduser() if isinstance(value, (str, os.PathLike)) else None
+            if path is not None and path.is_dir() and path.resolve() == self.folder.resolve():
+                raise ProjectError(f"{name} is also the folder of {setting}; give another --project-name.")
+        above = next(p for p in (self.folder, *self.folder.absolute().parents) if p.exists())
+        if not above.is_dir() or not os.access(above, os.W_OK):
+            raise ProjectError(f"{name} cannot be made: {str(above)!r} is no folder that can be written to.")
+
+    def as_begun(self, params: LLMTrainingParams) -> LLMTrainingParams:
+        """Return parameters that resume a run begun with defaults of an earlier version, with those defaults."""
+        if not params.resume or self.last_checkpoint() is None:
+            return params
+        before = self._begun_with()
+        earlier = {
+            name: value
+            for name, value in EARLIER_DEFAULTS.items()
+            if getattr(params, name) == FIELDS[name].default and name in before and before[name] == value
+        }
+        if not earlier:
+            return params
+        params = copy(params)
+        for name, value in earlier.items():
+            setattr(params, name, value)
+        return params
+
+    def _begun_with(self) -> dict[str, Any]:
+        """Return the parameters of the run that stands here; empty if they cannot be read."""
+        try:
+            return yaml.safe_load((self.folder / "config.yaml").read_text(encoding="utf-8")) or {}
+        except (OSError, yaml.YAMLError):
+            return {}
+
+    def _check_same(self, name: str, params: LLMTrainingParams) -> None:
+        """Refuse to go on with a run under settings that learn something else."""
+        before = self._begun_with()
+        for key, value in _kept(params).items():
+            if key not in FREE_ON_RESUME and before.get(key, value) != value:
+                raise ProjectError(
+                    f"{name} holds an unfinished run with {key} {before[key]!r}, and this one has {value!r}; give the "
+                    "same with --resume, or start anew with --overwrite."
+                )
+
+    def check_rows(self, rows: str, numbers: Sequence[int], params: LLMTrainingParams) -> None:
+        """Refuse to go on with a run on other rows, and keep what these are for `begin`.
+
+        Args:
+            rows: Their fingerprint.
+            numbers: What they are called.
+            params: The run's parameters.
+
+        Raises:
+            ProjectError: Naming what changed.
+        """
+        self._rows = rows
+        if not params.resume or self.last_checkpoint() is None:
+            return
+        before = self._marked().get("rows", rows)
+        changed = difference(before, rows, numbers)
+        if changed is not None:
+            raise ProjectError(
+                f"project_name {str(self.folder)!r} holds an unfinished run whose training data has changed: "
+                f"{changed}; give the same data with --resume, or start anew with --overwrite."
+            )
+
+    def _marked(self) -> dict[str, Any]:
+        """Return what the marker of an unfinished run says."""
+        path = self.folder / MARKER
+        return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
+
+    def begin(self, params: LLMTrainingParams) -> Path:
+        """Make the folder and write the effective parameters.
+
+        With `overwrite` the manifest and the checkpoints of an earlier run go; its model stays until the new one is
+        there, and completions paid for stay.
+
+        Raises:
+            ProjectError: The folder cannot be made.
+        """
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            reason = f"project_name {str(self.folder)!r} cannot be made ({error.strerror})"
+            raise ProjectError(f"{reason}; give another --project-name.") from error
+        marked = {"replaces": sorted(self._replaced(params.overwrite)), "rows": self._rows}
+        write_text(self.folder / MARKER, json.dumps(marked) + "\n")
+        if params.overwrite:
+            (self.folder / MANIFEST).unlink(missing_ok=True)
+            shutil.rmtree(self.checkpoints, ignore_errors=True)
+        text = yaml.safe_dump(_kept(params), sort_keys=False, allow_unicode=True)
+        return self._write("config.yaml", "# aitraining llm --config config.yaml\n" + text)
+
+    def _replaced(self, overwrite: bool) -> set[str]:
+        """Return the files of an earlier result that must not stay beside the new one."""
+        names: set[str] = set()
+        names |= set(self._marked().get("replaces", ()))
+        if (self.folder / MANIFEST).is_file():
+            files = json.loads((self.folder / MANIFEST).read_text(encoding="utf-8")).get("files", ())
+            names |= {name.split("/")[0] for name in files}
+        elif overwrite:
+            names |= {p.name for pattern in WEIGHTS for p in self.folder.glob(pattern)}
+        return names - {*OURS, MANIFEST}
+
+    def last_checkpoint(self) -> Path | None:
+        """Return the newest complete checkpoint."""
+        return last_complete(self.checkpoints)
+
+    @contextmanager
+    def writing(self, ranks: Ranks) -> Iterator[Path]:
+        """Give all processes one temporary folder; the main one moves its files into the project when all are written.
+
+        What an earlier result had and the new one has not goes then.
+        """
+        temporary = self.folder / ".writing"
+        if ranks.is_main_process:
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir(parents=True)
+        ranks.wait_for_everyone()
+        yield temporary
+        ranks.wait_for_everyone()
+        if ranks.is_main_process:
+            self._publish(temporary)
+        ranks.wait_for_everyone()
+
+    def _publish(self, temporary: Path) -> None:
+        """Move files into the project, and remove those they replace."""
+        old = self._replaced(overwrite=False)
+        for path in sorted(temporary.iterdir()):
+            target = self.folder / path.name
+            if target.is_dir():
+                shutil.rmtree(target)
+            os.replace(path, target)
+            self._written.add(path.name)
+        temporary.rmdir()
+        for name in old - self._written:
+            path = self.folder / name
+            if path.is_dir():  # of chat templates
+                shutil.rmtree(path)
+            path.unlink(missing_ok=True)
+
+    def write_metrics(self, metrics: dict[str, Any], history: Sequence[dict[str, Any]]) -> dict[str, Path]:
+        """Write the figures and the log lines."""
+        text = json.dumps({"metrics": metrics, "history": list(history)}, indent=2, default=float)
+        return {"metrics": self._write("metrics.json", text + "\n"), "config": self.folder / "config.yaml"}
+
+    def finish(self) -> dict[str, Path]:
+        """Write the manifest: from here on the run is finished."""
+        from importlib.metadata import version
+
+        names = sorted({*self._written, "README.md"})
+        written = [path for name in names for path in (self.folder / name, *sorted((self.folder / name).glob("*")))]
+        files = {p.relative_to(self.folder).as_posix(): p.stat().st_size for p in written if p.is_file()}
+        text = json.dumps({"trl_distill": version("trl-distill"), "files": files}, indent=2)
+        path = write_text(self.folder / MANIFEST, text + "\n")
+        (self.folder / MARKER).unlink(missing_ok=True)
+        return {"manifest": path}
+
+    def _write(self, name: str, text: str) -> Path:
+        """Write one of the run's own files."""
+        self._written.add(name)
+        return write_text(self.folder / name, text)
+
+
+def _kept(params: LLMTrainingParams) -> dict[str, Any]:
+    """Return the parameters as config.yaml has them, a list of teachers with what its file says now."""
+    values = {k: v for k, v in params.to_dict().items() if k not in NOT_KEPT}
+    listed = params.teacher_config
+    return values if listed is None else {**values, "teacher_config": read_teachers(listed).plain()}
+
+
+def write_text(path: Path, text: str) -> Path:
+    """Write a file under a temporary name and rename it."""
+    temporary = path.with_name(f".{path.name}.writing")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
+    return path

@@ -1,0 +1,1 @@
+"""Completions that a teacher writes, and the files that keep them."""

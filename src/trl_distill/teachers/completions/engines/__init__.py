@@ -1,0 +1,1 @@
+"""What runs a teacher while it writes many completions."""

@@ -1,0 +1,138 @@
+"""What runs a teacher while it writes many completions: vLLM, transformers' continuous batching, or batch by batch.
+
+vLLM and continuous batching take up the next prompt as soon as a completion is finished, where a batch waits for its
+longest. All stop at the same tokens, and what they write is kept under the same key.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+
+from ....errors import TeacherError
+from ...base import Completion, Engine, EngineError, GenerationSettings, Source
+from ..store import seed_of
+from .continuous_batching import Continuous
+from .vllm import VLLM
+
+AUTO, NAMED = "auto", "vllm"
+WORTH = 8  # batches; vLLM takes about a minute to start
+logger = logging.getLogger(__name__)
+
+
+class Batches:
+    """A teacher's own `generate`, a batch at a time.
+
+    Args:
+        teacher: Any that writes token ids.
+    """
+
+    name = "transformers"
+
+    def __init__(self, teacher: Any) -> None:
+        self.teacher = teacher
+
+    def write(
+        self, prompts: Mapping[str, Sequence[int]], settings: GenerationSettings
+    ) -> Iterator[dict[str, Completion]]:
+        """Yield the completions of each batch; see `Engine.write`."""
+        keys = list(prompts)
+        for start in range(0, len(keys), settings.batch_size):
+            batch = keys[start : start + settings.batch_size]
+            some = self.teacher.generate([prompts[key] for key in batch], replace(settings, seed=seed_of(batch)))
+            yield dict(zip(batch, some, strict=True))
+
+
+def written(
+    teacher: Any, prompts: Mapping[str, Sequence[int]], settings: GenerationSettings
+) -> Iterator[dict[str, Completion]]:
+    """Yield a teacher's completions by key as they come; where "auto" meets an engine that fails, the next goes on.
+
+    Args:
+        teacher: Who writes.
+        prompts: Token ids by key, the longest first.
+        settings: How it writes.
+
+    Raises:
+        TeacherError: vLLM is named and cannot write for this teacher.
+    """
+    left = dict(prompts)
+    for engine in engines_of(teacher, settings, len(left)) if left else ():
+        try:
+            for some in engine.write(dict(left), settings):
+                yield some
+                for key in some:
+                    del left[key]
+            return
+        except EngineError as error:
+            if settings.engine == NAMED:
+                raise refusal(teacher, error) from error
+            if str(error):
+                logger.warning("%s does not write for teacher %r: %s.", engine.name, teacher.name, error)
+
+
+def engines_of(teacher: Any, settings: GenerationSettings, prompts: int) -> list[Engine]:
+    """Return what may write for a teacher, the best first.
+
+    "auto" is vLLM if it is installed, the teacher is on a CUDA device, and there is enough to write that its start is
+    worth the wait; then as "transformers": continuous batching on a CUDA device, else batch by batch.
+
+    Args:
+        teacher: Who writes.
+        settings: How it writes.
+        prompts: How many prompts there are.
+    """
+    local = _writer(teacher)
+    if settings.engine == NAMED:
+        return [VLLM(local)]
+    engines: list[Engine] = [Batches(teacher)]
+    if not on_cuda(local):
+        return engines
+    engines.insert(0, Continuous(local))
+    if settings.engine == AUTO and prompts > WORTH * settings.batch_size and find_spec("vllm") is not None:
+        engines.insert(0, VLLM(local))
+    return engines
+
+
+def on_cuda(teacher: Any) -> bool:
+    """Whether a local model writes on a CUDA device; one that is named is not loaded for that."""
+    source: Source | None = getattr(teacher, "source", None)
+    if source is None:
+        return torch.cuda.is_available() and hasattr(teacher, "model") and teacher.model.device.type == "cuda"
+    unplaced = "cuda" if source.spread else "cpu"
+    return torch.cuda.is_available() and torch.device(source.device or unplaced).type == "cuda"
+
+
+def _writer(teacher: Any) -> Any:
+    """Return the model in a teacher that gives text, or has another tokenizer than its student."""
+    return getattr(teacher, "writer", getattr(teacher, "local", teacher))
+
+
+def check_engine(teacher: Any, engine: str) -> None:
+    """Refuse vLLM, where it is named, for a teacher that it cannot load.
+
+    Args:
+        teacher: Who writes.
+        engine: "auto", "transformers" or "vllm".
+
+    Raises:
+        TeacherError: Saying why, and what to do.
+    """
+    if engine != NAMED:
+        return
+    lacks = VLLM(_writer(teacher)).lacks
+    if lacks is not None:
+        raise refusal(teacher, lacks)
+
+
+def refusal(teacher: Any, why: object, does: str = "write") -> TeacherError:
+    """Return what is raised if vLLM is named and cannot write or score for a teacher."""
+    return TeacherError(
+        f"teacher_engine is 'vllm', and it cannot {does} for teacher_model {teacher.name!r}: {why}; drop "
+        "--teacher-engine."
+    )

@@ -1,0 +1,308 @@
+"""vLLM's offline engine, which writes a teacher's completions and scores given ones, in a process of its own.
+
+The process loads the teacher from where it was named, and its GPU memory is free before training begins.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import torch
+
+from ....models.adapters import CONFIG, Adapter
+from ...base import Completion, EngineError, GenerationSettings, Source
+from ..store import seed_of
+
+Scores = tuple[np.ndarray, np.ndarray]
+CHILD, JOB = "trl_distill.teachers.completions.engines.vllm_process", "job.jsonl"
+SHARE = 0.9  # of the GPU memory that is free
+CPU_CACHE = "4"  # GiB of a CPU's memory for keys and values
+# while it scores: logits [tokens, V] of a step are made in float32, out of the memory that is left
+SCORING: dict[str, Any] = {"max_num_batched_tokens": 1024, "max_num_seqs": 64}
+IN_FLIGHT = 128  # sequences handed to it at a time while it scores: what may wait for the one that comes next
+RANKS = ("RANK", "WORLD_SIZE", "MASTER_", "LOCAL_", "GROUP_", "ROLE_", "TORCHELASTIC_", "ACCELERATE_")
+# what of a LoRA adapter vLLM does not apply, and the value with which it need not
+PLAIN_LORA: dict[str, Any] = {
+    "use_dora": False, "bias": "none", "modules_to_save": None, "rank_pattern": {}, "alpha_pattern": {},
+    "trainable_token_indices": None, "layer_replication": None, "fan_in_fan_out": False,
+}  # fmt: skip
+
+
+class VLLM:
+    """vLLM, which loads a local teacher by its name.
+
+    Args:
+        teacher: A `LocalTeacher`, or any other, of which `lacks` says why it cannot.
+
+    Attributes:
+        started: When it had loaded the teacher, in seconds of `time.perf_counter`; 0 before.
+    """
+
+    name = "vLLM"
+
+    def __init__(self, teacher: Any) -> None:
+        self.teacher = teacher
+        self.started = 0.0
+
+    @property
+    def lacks(self) -> str | None:
+        """Why it cannot write for this teacher; None if nothing is known that stands against it."""
+        if find_spec("vllm") is None:
+            return "vLLM is not installed (`pip install vllm`)"
+        source: Source | None = getattr(self.teacher, "source", None)
+        if source is None:
+            known = {None: "it is no local model", True: "it is an encoder-decoder, which vLLM does not write with"}
+            config = getattr(self.teacher, "config", None)
+            kind = None if config is None else bool(config.is_encoder_decoder)
+            return known.get(kind, "its weights are in memory alone, and vLLM loads a model by its folder or Hub name")
+        if source.quantization == "int8" or (source.quantization is not None and not torch.cuda.is_available()):
+            return f"vLLM does not load {source.quantization} weights of bitsandbytes here"
+        return _not_plain(Adapter.of(source.path))
+
+    def write(
+        self, prompts: Mapping[str, Sequence[int]], settings: GenerationSettings
+    ) -> Iterator[dict[str, Completion]]:
+        """Yield completions as they are finished; see `Engine.write`.
+
+        Raises:
+            EngineError: It cannot load the teacher, or fails; the text says where its log is.
+        """
+        for line in self._run(lambda: self._to_write(prompts, settings)):
+            yield {line["key"]: self.teacher.completion(line["ids"], settings.stop)}
+
+    def score(self, sequences: Mapping[str, tuple[Sequence[int], int]], k: int) -> Iterator[tuple[str, Scores]]:
+        """Yield the likeliest tokens at the end of each sequence, by its key, as they are finished.
+
+        Args:
+            sequences: Token ids, and how many of the last ones (n, at least 1) are targets, by key.
+            k: Tokens of each distribution.
+
+        Yields:
+            A key with [n, k] int32 token ids, the likeliest first, and [n, k] float32 log-probabilities at T = 1 over
+            the teacher's whole vocabulary.
+
+        Raises:
+            EngineError: See `write`.
+        """
+        for line in self._run(lambda: self._to_score(sequences, k)):
+            ids, log_probs = (
+                np.frombuffer(base64.b64decode(line[name]), kind).reshape(-1, k)
+                for name, kind in (("ids", np.int32), ("log_probs", np.float32))
+            )
+            yield line["key"], (ids, log_probs)
+
+    def _run(self, job: Callable[[], Iterable[dict[str, Any]]]) -> Iterator[dict[str, Any]]:
+        """Have the process do a job, given by its lines, and yield its answers."""
+        if self.lacks is not None:
+            raise EngineError(self.lacks)
+        with _scratch() as folder:
+            path = folder / JOB
+            with path.open("w", encoding="utf-8") as file:
+                file.writelines(json.dumps(line) + "\n" for line in job())
+            for line in _lines_of(path, folder / "vllm.log", _environment(self.teacher.source)):
+                if "started" in line:
+                    self.started = time.perf_counter()
+                elif "key" in line:
+                    yield line
+
+    def _to_write(self, prompts: Mapping[str, Sequence[int]], settings: GenerationSettings) -> Iterator[dict[str, Any]]:
+        """Yield the lines of a job that is to write."""
+        teacher = self.teacher
+        rooms = {key: teacher.room(len(prompt), settings) for key, prompt in prompts.items()}
+        longest = max(len(prompt) + rooms[key] for key, prompt in prompts.items())
+        head = {**self._engine(longest, decodes=bool(settings.stop)), "sampling": self._sampling(settings)}
+        # a CPU's generator is one for all prompts: vLLM 0.32 fails with one for each
+        each = settings.do_sample and torch.cuda.is_available()
+        head["engine"]["seed"] = seed_of([*prompts]) % 2**31
+        yield head
+        for key, prompt in prompts.items():
+            own = {"max_tokens": rooms[key], **({"seed": seed_of([key])} if each else {})}
+            yield {"key": key, "prompt": list(prompt), "sampling": own}
+
+    def _to_score(self, sequences: Mapping[str, tuple[Sequence[int], int]], k: int) -> Iterator[dict[str, Any]]:
+        """Yield the lines of a job that is to score: all but a sequence's last token are read, and one is written.
+
+        The distribution at the last token is that of the one that is written, so that a sequence may fill the model's
+        length.
+        """
+        head = self._engine(max(2, *(len(ids) for ids, _ in sequences.values())), decodes=False)
+        head["engine"] |= {"max_logprobs": k, **SCORING}
+        sampling = {"temperature": 0.0, "max_tokens": 1, "logprobs": k, "detokenize": False, "flat_logprobs": True}
+        yield {**head, "sampling": {**sampling, "ignore_eos": True}, "in_flight": IN_FLIGHT}
+        for key, (ids, targets) in sequences.items():
+            own = {"prompt_logprobs": k} if targets > 1 else {}
+            yield {"key": key, "prompt": list(ids[:-1]), "sampling": own, "targets": targets}
+
+    def _engine(self, longest: int, *, decodes: bool) -> dict[str, Any]:
+        """Return the arguments of vLLM's engine, and the folder of an adapter.
+
+        Args:
+            longest: Tokens of a prompt and its completion at most.
+            decodes: Whether it needs the text of what it writes.
+        """
+        source: Source = self.teacher.source
+        adapter = Adapter.of(source.path)
+        model = source.path if adapter is None else adapter.base
+        dtype = getattr(self.teacher.config, "dtype", None) if source.dtype == "auto" else source.dtype
+        engine: dict[str, Any] = {
+            "model": model,
+            "tokenizer": source.path if adapter is not None and adapter.has_tokenizer else model,
+            "skip_tokenizer_init": not decodes,  # it is read and written in token ids
+            "dtype": str(dtype or "float32").removeprefix("torch."),  # "auto" of vLLM's own is half precision
+            "max_model_len": longest,
+            "enable_prefix_caching": True,
+            "generation_config": "vllm",  # no limits and penalties of the model's own
+            "trust_remote_code": source.trust_remote_code,
+            "disable_log_stats": True,
+        }
+        revision = source.revision if adapter is None else adapter.revision
+        if revision is not None:
+            engine |= {"revision": revision, "tokenizer_revision": revision}
+        if source.quantization is not None:
+            engine["quantization"] = "bitsandbytes"
+        if adapter is not None:
+            engine |= {"enable_lora": True, "max_lora_rank": _rank_for(_settings_of(adapter)["r"])}
+        return {"engine": engine | _place(source), "adapter": None if adapter is None else adapter.folder}
+
+    def _sampling(self, settings: GenerationSettings) -> dict[str, Any]:
+        """Return the sampling parameters of all prompts."""
+        teacher = self.teacher
+        sampling: dict[str, Any] = {"temperature": 0.0}
+        if settings.do_sample:
+            sampling = {"temperature": settings.temperature, "top_p": settings.top_p}
+        # its own end-of-sequence token may be none of the teacher's stop tokens
+        sampling |= {"stop_token_ids": list(teacher.stop_ids), "ignore_eos": True, "detokenize": bool(settings.stop)}
+        suppressed = teacher.suppressed
+        if suppressed:
+            sampling["allowed_token_ids"] = list(range(suppressed[0]))
+        if settings.stop:
+            sampling |= {
+                "stop": list(settings.stop),
+                "include_stop_str_in_output": True,
+                "skip_special_tokens": False,
+                "spaces_between_special_tokens": False,
+            }
+        return sampling
+
+
+@contextmanager
+def _scratch() -> Iterator[Path]:
+    """Yield a folder, of which the log alone stays where vLLM failed."""
+    folder, failed = Path(tempfile.mkdtemp(prefix="trl-distill-vllm-")), False
+    try:
+        yield folder
+    except EngineError:
+        failed = True
+        raise
+    finally:
+        (folder / JOB).unlink(missing_ok=True)
+        if not failed:
+            shutil.rmtree(folder)
+
+
+def _lines_of(job: Path, log: Path, environment: Mapping[str, str]) -> Iterator[dict[str, Any]]:
+    """Run the process and yield what it says, line by line; it ends with this generator.
+
+    Raises:
+        EngineError: It failed; the text says where its log is.
+    """
+    reading, writing = os.pipe()
+    with log.open("w") as out, os.fdopen(reading, encoding="utf-8") as said:
+        command = [sys.executable, "-m", CHILD, str(job), str(writing)]
+        process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=out, stderr=out, pass_fds=[writing], env=dict(environment)
+        )
+        os.close(writing)
+        try:
+            line: dict[str, Any] = {}
+            for line in _parsed(said):
+                yield line
+            if "done" not in line:
+                raise EngineError(f"{_why(line, process)}; its log is {log}")
+        finally:
+            process.kill()
+            process.communicate()  # waits, and closes its standard input
+
+
+def _parsed(said: IO[str]) -> Iterator[dict[str, Any]]:
+    """Yield lines of JSON up to the first that is torn."""
+    for line in said:
+        if not line.endswith("\n"):
+            return
+        yield json.loads(line)
+
+
+def _why(last: Mapping[str, Any], process: subprocess.Popen[bytes]) -> str:
+    """Return why a process failed, from its last line or its exit status."""
+    error = str(last.get("error", "")).strip()
+    return error.splitlines()[0].rstrip(".") if error else f"its process ended with status {process.wait()}"
+
+
+def _environment(source: Source) -> dict[str, str]:
+    """Return the environment of the process: one rank alone, on the teacher's own device."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(RANKS)}
+    paths = [str(Path(__file__).parents[2]), environment.get("PYTHONPATH")]
+    environment["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)
+    environment["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # the engine ends with its process
+    environment.setdefault("VLLM_CPU_KVCACHE_SPACE", CPU_CACHE)
+    gpus, visible = _gpus(source), environment.get("CUDA_VISIBLE_DEVICES", "")
+    if gpus:
+        names = visible.split(",") if visible else [str(gpu) for gpu in range(torch.cuda.device_count())]
+        environment["CUDA_VISIBLE_DEVICES"] = ",".join(names[gpu] for gpu in gpus)
+    return environment
+
+
+def _place(source: Source) -> dict[str, Any]:
+    """Return how much of which devices vLLM takes."""
+    gpus = _gpus(source)
+    if not gpus:
+        return {"enforce_eager": True}  # compiling costs more than it saves
+    torch.cuda.empty_cache()
+    free = min(free / total for free, total in map(torch.cuda.mem_get_info, gpus))
+    return {"gpu_memory_utilization": round(SHARE * free, 2), "tensor_parallel_size": len(gpus)}
+
+
+def _gpus(source: Source) -> list[int]:
+    """Return the GPUs that a teacher is written with: its own, or all of them for one with a device map."""
+    if not torch.cuda.is_available():
+        return []
+    if source.device_map is not None:
+        return list(range(torch.cuda.device_count()))
+    index = torch.device(source.device or "cuda").index
+    return [torch.cuda.current_device() if index is None else index]
+
+
+def _settings_of(adapter: Adapter) -> dict[str, Any]:
+    """Return an adapter's configuration."""
+    return dict(json.loads((Path(adapter.folder) / CONFIG).read_text(encoding="utf-8")))
+
+
+def _not_plain(adapter: Adapter | None) -> str | None:
+    """Return why vLLM does not apply an adapter; None if it does, or there is none."""
+    if adapter is None:
+        return None
+    settings = _settings_of(adapter)
+    if settings.get("peft_type") != "LORA":
+        return f"vLLM applies LoRA adapters, and this one is of the kind {settings.get('peft_type')}"
+    for name, plain in PLAIN_LORA.items():
+        if settings.get(name) and settings[name] != plain:
+            return f"vLLM applies plain LoRA adapters, and this one has {name}"
+    return None
+
+
+def _rank_for(rank: int) -> int:
+    """Return the smallest rank that vLLM makes room for and that is no smaller."""
+    return next((room for room in (8, 16, 32, 64, 128, 256, 320, 512) if room >= rank), rank)

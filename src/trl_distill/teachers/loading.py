@@ -1,0 +1,153 @@
+"""Teachers: where they come from. `load_teacher` turns what the user named into one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..config.endpoints import Endpoint, is_openai_name, parse_endpoint
+from ..errors import TeacherError
+from ..models.adapters import without_peft
+from ..models.architectures import check_causal, check_encoder_decoder
+from ..models.loading import check_can_merge, load_config, load_generation_config, load_model, load_tokenizer, resolve
+from ..prompts.serving_template import own_tokenizer
+from .base import Source, Teacher
+from .local import fingerprint
+from .local.teacher import LocalTeacher
+from .remote.request_pool import RemoteSettings
+from .remote.teacher import RemoteTeacher
+from .text.encoder_decoder import EncoderDecoder
+from .text.local_text import LocalTextTeacher
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+def load_teacher(
+    spec: str | PreTrainedModel | Teacher,
+    *,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    revision: str | None = None,
+    dtype: str = "auto",
+    quantization: str | None = None,
+    device_map: str | None = None,
+    attn_implementation: str | None = None,
+    trust_remote_code: bool = False,
+    device: Any = None,
+    remote: RemoteSettings | None = None,
+) -> Teacher:
+    """Return the teacher that `spec` names; its weights are loaded when it is first asked.
+
+    Args:
+        spec: A folder, a Hub name, "embedded", `openai:MODEL`, a server's URL with `#MODEL`, a bare name of OpenAI's, a
+            loaded model, or a teacher. Encoder-decoders write completions and score nothing.
+        tokenizer: The student's, taken for a loaded causal model, which brings none of its own, and for teachers that
+            give text.
+        revision: Revision of a Hub model.
+        dtype: "auto" (as saved), "float32", "bfloat16" or "float16".
+        quantization: "int4" or "int8" by bitsandbytes, else None.
+        device_map: As in transformers; None puts the model on `device`.
+        attn_implementation: As in transformers.
+        trust_remote_code: Allow a model that brings its own code.
+        device: Where the model goes without a device map.
+        remote: How a server is asked.
+
+    Raises:
+        TeacherError: Not found, an encoder, or a model with an adapter that is not in its layers.
+    """
+    if isinstance(spec, Teacher):
+        return spec
+    if not isinstance(spec, str):
+        loaded = without_peft(spec)
+        if loaded.config.is_encoder_decoder:
+            return LocalTextTeacher(loaded_encoder_decoder(loaded, device=device), tokenizer=tokenizer)
+        if tokenizer is None:
+            raise TeacherError("teacher_model is a loaded model without a tokenizer; pass tokenizer=.")
+        return LocalTeacher(
+            loaded.config._name_or_path or type(loaded).__name__,
+            config=loaded.config,
+            tokenizer=own_tokenizer(tokenizer),
+            load=lambda: loaded if device is None else loaded.to(device),
+            generation_config=loaded.generation_config,
+        )
+    endpoint = endpoint_of(spec)
+    if endpoint is not None:
+        if tokenizer is None:
+            raise TeacherError(f"teacher_model {spec!r} has no tokenizer of its own; pass the student's as tokenizer=.")
+        return RemoteTeacher(endpoint, tokenizer=tokenizer, settings=remote)
+    path = resolve(spec, role="teacher_model")
+    check_can_merge(path, role="teacher_model", quantization=quantization, trust_remote_code=trust_remote_code)
+    config = load_config(path, role="teacher_model", revision=revision, trust_remote_code=trust_remote_code)
+
+    def load() -> PreTrainedModel:
+        model = load_model(
+            path,
+            role="teacher_model",
+            revision=revision,
+            dtype=dtype,
+            quantization=quantization,
+            device_map=device_map,
+            device=device,
+            attn_implementation=attn_implementation,
+            trust_remote_code=trust_remote_code,
+            encoder_decoder=config.is_encoder_decoder,
+        )
+        placed = device_map is not None or quantization is not None or device is None
+        return model if placed else model.to(device)
+
+    def content() -> list[Any]:
+        hub = [path, revision, getattr(config, "_commit_hash", None)]
+        return [fingerprint.of_folder(path) or hub, dtype, quantization]
+
+    # before its tokenizer is looked for: an encoder's would load
+    check = check_encoder_decoder if config.is_encoder_decoder else check_causal
+    check(spec, config, role="teacher_model")
+    own = load_tokenizer(path, role="teacher_model", revision=revision, trust_remote_code=trust_remote_code)
+    generation_config = load_generation_config(path, config=config, revision=revision)
+    own_sides: dict[str, Any] = {"config": config, "tokenizer": own, "generation_config": generation_config}
+    if config.is_encoder_decoder:
+        return LocalTextTeacher(EncoderDecoder(path, load=load, content=content, **own_sides), tokenizer=tokenizer)
+    source = Source(path, revision, dtype, quantization, device_map, trust_remote_code, device)
+    return LocalTeacher(path, load=load, content=content, source=source, **own_sides)
+
+
+def loaded_encoder_decoder(
+    loaded: Any, *, tokenizer: PreTrainedTokenizerBase | None = None, device: Any = None
+) -> EncoderDecoder:
+    """Return what writes with a loaded encoder-decoder.
+
+    Args:
+        loaded: The model.
+        tokenizer: Its own, which no causal student has; None takes that of the folder the model came from.
+        device: Where the model goes; None leaves it where it is.
+
+    Raises:
+        TeacherError: It does not say where its tokenizer is.
+    """
+    name = loaded.config._name_or_path or type(loaded).__name__
+    if tokenizer is None and not loaded.config._name_or_path:
+        raise TeacherError(
+            "teacher_model is a loaded encoder-decoder that does not say where its tokenizer is; save both to a folder "
+            "and give that."
+        )
+    return EncoderDecoder(
+        name,
+        config=loaded.config,
+        tokenizer=load_tokenizer(name, role="teacher_model") if tokenizer is None else tokenizer,
+        load=lambda: loaded if device is None else loaded.to(device),
+        generation_config=loaded.generation_config,
+    )
+
+
+def endpoint_of(name: str) -> Endpoint | None:
+    """Return the server that a teacher's name means; None for a folder or a model of the Hub.
+
+    A bare name is a local folder first, then one of OpenAI's models where it reads like one.
+
+    Raises:
+        TeacherError: See `parse_endpoint`.
+    """
+    endpoint = parse_endpoint(name)
+    if endpoint is None and is_openai_name(name) and not Path(name).is_dir():
+        return Endpoint(name)
+    return endpoint

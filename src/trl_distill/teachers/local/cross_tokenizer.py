@@ -1,0 +1,147 @@
+"""A local teacher whose tokenizer is not the student's, compared where both have read the same text."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from ...data.cross_tokenizer.byte_spans import ALIKE
+from ...data.cross_tokenizer.tokenizer_pair import Crossing
+from ...errors import TeacherError
+from ...losses.signals import CrossTargets
+from ...models.batch_layout import LAYOUT, layout_of
+from ..base import Completion, GenerationSettings, Teacher
+from .teacher import LocalTeacher
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedTokenizerBase
+
+    from ...losses import Matched
+
+
+class CrossTeacher:
+    """A local teacher and how its tokens stand to the student's.
+
+    Args:
+        local: The teacher; its tokenizer gets a padding token where it has none.
+        tokenizer: The student's.
+        student_rows: Rows of the student's LM head.
+
+    Attributes:
+        vocabulary: None; no row means the same to both.
+
+    Raises:
+        TeacherError: See `Crossing`.
+    """
+
+    vocabulary: int | None = None
+
+    def __init__(self, local: LocalTeacher, *, tokenizer: PreTrainedTokenizerBase, student_rows: int) -> None:
+        self.local, self.name = local, local.name
+        self.crossing = Crossing(
+            tokenizer,
+            local.tokenizer,
+            student_rows=student_rows,
+            teacher_rows=local.vocabulary_rows,
+            teacher_name=local.name,
+        )
+        self._matched: dict[torch.device, dict[int, Matched]] = {}
+        if self.tokenizer.pad_token_id is None:  # the student's may be no row of the teacher's
+            self.tokenizer.pad_token = self.tokenizer.eos_token or self.tokenizer.convert_ids_to_tokens(0)
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The teacher's tokenizer."""
+        return self.local.tokenizer
+
+    @property
+    def vocabulary_rows(self) -> int:
+        """Rows of the teacher's LM head."""
+        return self.local.vocabulary_rows
+
+    @property
+    def length_limit(self) -> int | None:
+        """Tokens a sequence of the teacher's may have."""
+        return self.local.length_limit
+
+    @property
+    def stop_ids(self) -> list[int]:
+        """The ids of the teacher's that end what it writes."""
+        return self.local.stop_ids
+
+    @property
+    def student_stop_ids(self) -> list[int]:
+        """The student's ids of those tokens, where it has them too."""
+        same = self.crossing.matched[ALIKE]
+        by_theirs = dict(zip(same.teacher.tolist(), same.student.tolist(), strict=True))
+        return [by_theirs[stop] for stop in self.stop_ids if stop in by_theirs]
+
+    def share(self, vocabulary: int) -> None:
+        """Nothing is restricted: what it writes reaches the student as text."""
+
+    def identity(self) -> dict[str, Any]:
+        """Return the local teacher's."""
+        return self.local.identity()
+
+    def prepare(self, wrap: Callable[[Any], Any]) -> None:
+        """Let accelerate or DeepSpeed wrap the model for scoring."""
+        self.local.prepare(wrap)
+
+    def expect(self, prompts: Sequence[Sequence[int]]) -> None:
+        """Take what a run's prompts (token ids) begin with as the prefix that is read once."""
+        self.local.expect(prompts)
+
+    def generate(self, prompts: Sequence[Sequence[int]], settings: GenerationSettings) -> list[Completion]:
+        """Write completions in the teacher's own ids."""
+        return self.local.generate(prompts, settings)
+
+    def score(self, batch: Mapping[str, Any]) -> CrossTargets:
+        """Return the teacher's hidden states where a span of the batch begins, and how the tokens match there."""
+        layout = layout_of(batch)
+        assert layout.kinds is not None
+        found = self.local.score({**batch, LAYOUT: layout})
+        return CrossTargets(found.hidden, found.head, layout.kinds, self._matched_on(batch["input_ids"].device))
+
+    def _matched_on(self, device: torch.device) -> dict[int, Matched]:
+        """Return which tokens are the same, by kind of span; moved to a device once."""
+        if device not in self._matched:
+            self._matched[device] = {kind: one.to(device) for kind, one in self.crossing.matched.items()}
+        return self._matched[device]
+
+
+def check_brings_tokenizer(spec: Any) -> None:
+    """Refuse a loaded model as a teacher with another tokenizer, since it does not say which.
+
+    Args:
+        spec: A name, a loaded model or a teacher.
+
+    Raises:
+        TeacherError: It is a loaded model.
+    """
+    if not isinstance(spec, (str, Teacher)):
+        raise TeacherError(
+            "teacher_model is a loaded model, and cross_tokenizer needs its tokenizer too; give "
+            "load_teacher(model, tokenizer=its_tokenizer)."
+        )
+
+
+def crossed(teacher: Teacher, *, tokenizer: PreTrainedTokenizerBase, student_rows: int) -> CrossTeacher:
+    """Return a teacher as one with another tokenizer than the student's.
+
+    Args:
+        teacher: A local one; one that is crossed already is returned as it is.
+        tokenizer: The student's.
+        student_rows: Rows of the student's LM head.
+
+    Raises:
+        TeacherError: No local teacher, or see `Crossing`.
+    """
+    if isinstance(teacher, CrossTeacher):
+        return teacher
+    if type(teacher) is not LocalTeacher:
+        raise TeacherError(
+            f"cross_tokenizer compares a student with a local model, and teacher_model {teacher.name!r} is a "
+            f"{type(teacher).__name__}; give a folder or a name of the Hub, or drop --cross-tokenizer."
+        )
+    return CrossTeacher(teacher, tokenizer=tokenizer, student_rows=student_rows)

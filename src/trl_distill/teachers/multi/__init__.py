@@ -1,0 +1,1 @@
+"""Several teachers in one run."""

@@ -1,0 +1,339 @@
+"""`teacher_config`: several teachers for one run, read from a YAML file or given as a Python list, and checked.
+
+    combine: completions        # or mixture
+    teachers:
+      - model: ./large          # whatever teacher_model takes
+        revision: main          # of a Hub model
+        template: "Be brief. {input}"
+        weight: 1.0             # in a mixture
+        rows: all               # or a share such as 0.3, or column=value
+
+A list alone is the list of teachers.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import random
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ...config.endpoints import parse_endpoint
+from ...errors import DataError, ParamsError, nearest
+from ...prompts.template import Template, parse_template
+
+SETTING = "teacher_config"
+COMBINE = ("completions", "mixture")
+KEYS = ("model", "revision", "template", "weight", "rows")
+_LIVE = re.compile(r"<(\w+)>")  # how a model that was handed over in Python stands in config.yaml
+
+
+@dataclass(frozen=True)
+class TeacherEntry:
+    """One teacher of the list.
+
+    Attributes:
+        model: Whatever `load_teacher` takes.
+        prompt: The teacher's template as it was given.
+        template: The same, parsed.
+        place: What to call it in messages, for example "teachers.yaml, teacher 2".
+        revision: Revision of a Hub model.
+        weight: In a mixture.
+        share: Share of the rows that it takes, above 0 and at most 1.
+        column: It takes the rows whose column has `value`; None is all, or a share of them.
+        value: As text.
+        note: What follows its name in the pre-flight.
+        retained: The rows that are its own, none of the data's; None where it takes the data's.
+    """
+
+    model: Any
+    prompt: Any
+    template: Template
+    place: str
+    revision: str | None = None
+    weight: float = 1.0
+    share: float = 1.0
+    column: str | None = None
+    value: str = ""
+    note: str = ""
+    retained: Any = None
+
+    @property
+    def name(self) -> str:
+        """The model's name in messages, files and the pre-flight."""
+        return model_name(self.model)
+
+    @property
+    def takes(self) -> str:
+        """Which rows it takes, and its weight where it is not 1, in words."""
+        rows = "all rows" if self.share == 1 else f"{self.share:g} of the rows"
+        rows = rows if self.column is None else f"rows whose {self.column} is {self.value}"
+        return rows if self.weight == 1 else f"{rows}, weight {self.weight:g}"
+
+
+@dataclass(frozen=True)
+class TeacherList:
+    """The teachers of a run.
+
+    Attributes:
+        combine: "completions" (each row once with each teacher that takes it) or "mixture" (once with all of them).
+        teachers: In the order given.
+    """
+
+    combine: str
+    teachers: tuple[TeacherEntry, ...]
+
+    @property
+    def mixed(self) -> bool:
+        """Whether the teachers' distributions are mixed."""
+        return self.combine == "mixture"
+
+    @property
+    def of_data(self) -> tuple[TeacherEntry, ...]:
+        """Those that take rows of the data."""
+        return tuple(entry for entry in self.teachers if entry.retained is None)
+
+    def plain(self) -> dict[str, Any]:
+        """Return the list as `read_teachers` takes it, of plain data: a loaded model is named by its class."""
+        teachers = []
+        for entry in self.of_data:
+            given = isinstance(entry.model, str)
+            rows = entry.share if entry.column is None else f"{entry.column}={entry.value}"
+            teachers.append(
+                {
+                    "model": entry.model if given else f"<{type(entry.model).__name__}>",
+                    **({} if entry.revision is None else {"revision": entry.revision}),
+                    "template": plain_template(entry.template),
+                    "weight": entry.weight,
+                    "rows": "all" if rows == 1.0 else rows,
+                }
+            )
+        return {"combine": self.combine, "teachers": teachers}
+
+
+def read_teachers(given: Any) -> TeacherList:
+    """Return the checked list of teachers; needs no model and no data.
+
+    Args:
+        given: Path of a YAML file, or what stands in one: a mapping, or the list of teachers alone. A list that was
+            read is returned as it is.
+
+    Raises:
+        ParamsError: A file that cannot be read, an unknown key or a wrong value, with its place.
+        TemplateError: A template that does not parse, with its place.
+        TeacherError: A server's URL that cannot be used.
+    """
+    if isinstance(given, TeacherList):
+        return given
+    where = SETTING
+    if isinstance(given, (str, os.PathLike)):
+        where, given = Path(given).name, read_yaml(given, SETTING)
+    if isinstance(given, Mapping):
+        check_keys(given, ("combine", "teachers"), where)
+        combine, teachers = given.get("combine", COMBINE[0]), given.get("teachers")
+    else:
+        combine, teachers = COMBINE[0], given
+    if combine not in COMBINE:
+        hint = nearest(str(combine), COMBINE)
+        raise ParamsError(f"{where}: combine is {combine!r}; accepted are {', '.join(map(repr, COMBINE))}.{hint}")
+    if not isinstance(teachers, (list, tuple)) or not teachers:
+        raise ParamsError(f"{where}: 'teachers' is {_shown(teachers)}; give a list of teachers, each with a model.")
+    entries = [_entry(teacher, f"{where}, teacher {n}", combine) for n, teacher in enumerate(teachers, 1)]
+    return TeacherList(combine, tuple(entries))
+
+
+def check_rows(teachers: TeacherList, columns: Sequence[str]) -> None:
+    """Refuse a column of `rows` that is not in the data.
+
+    Args:
+        teachers: The list.
+        columns: Those that are not read as the input or the completion.
+
+    Raises:
+        ParamsError: Naming the place and the nearest column.
+    """
+    for entry in teachers.teachers:
+        if entry.column is not None and entry.column not in columns:
+            there = ", ".join(map(repr, columns)) or "none beside the input and the completion"
+            raise ParamsError(
+                f"{entry.place}: rows name the column {entry.column!r}, but the data has no such column; there are "
+                f"{there}.{nearest(entry.column, columns)}"
+            )
+
+
+def takers(
+    teachers: TeacherList, values: Sequence[Mapping[str, Any]], *, seed: int, name: str, required: bool
+) -> list[list[int]]:
+    """Return for each row the teachers that take it, by their places in the list.
+
+    Shares are stretches of one random order of the rows, one after the other: shares of 0.3 and 0.7 have no row in
+    common and take them all; those beyond the end go on from the start.
+
+    Args:
+        teachers: The list.
+        values: The rows' columns.
+        seed: Of the order.
+        name: What to call the dataset in messages.
+        required: Whether each teacher must take a row, as of the data to train on.
+
+    Raises:
+        DataError: A teacher that takes no row, if each must.
+    """
+    order = list(range(len(values)))
+    random.Random(seed).shuffle(order)
+    taking: list[list[int]] = [[] for _ in values]
+    end = 0.0
+    for i, entry in enumerate(teachers.teachers):
+        if entry.retained is not None:
+            continue
+        if entry.column is not None:
+            rows = [n for n, row in enumerate(values) if _is(row[entry.column], entry.value)]
+        elif entry.share < 1:
+            start, end = end, end + entry.share
+            stretch = range(round(start * len(order)), round(end * len(order)))
+            rows = sorted(order[n % len(order)] for n in stretch)
+        else:
+            rows = list(range(len(values)))
+        if not rows and required:
+            what = f"{entry.share:g}" if entry.column is None else f"{entry.column}={entry.value}"
+            raise DataError(
+                f"{entry.place} ({entry.name}) takes none of the {len(values):,} rows of {name}: its rows are {what}; "
+                "change 'rows', or leave the teacher out."
+            )
+        for n in rows:
+            taking[n].append(i)
+    return taking
+
+
+def read_yaml(path: str | os.PathLike[str], setting: str) -> Any:
+    """Return what stands in a YAML file.
+
+    Args:
+        path: Of the file.
+        setting: Where it was given, for messages.
+
+    Raises:
+        ParamsError: It cannot be read, or is not YAML.
+    """
+    import yaml
+
+    try:
+        return yaml.safe_load(Path(path).expanduser().read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
+        raise ParamsError(f"{setting} {str(path)!r} cannot be read: {reason}; give a YAML file.") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" in line {mark.line + 1}" if mark is not None else ""
+        problem = getattr(error, "problem", None) or "error"
+        raise ParamsError(f"{setting} {str(path)!r} is not YAML: {problem}{where}.") from None
+
+
+def check_keys(given: Mapping[Any, Any], known: Sequence[str], place: str) -> None:
+    """Refuse a key that is not known.
+
+    Raises:
+        ParamsError: Naming the place and the nearest key.
+    """
+    for key in given:
+        if key not in known:
+            hint = nearest(str(key), known)
+            raise ParamsError(f"{place}: unknown key {key!r}; there are {', '.join(map(repr, known))}.{hint}")
+
+
+def _entry(given: Any, place: str, combine: str) -> TeacherEntry:
+    """Return one teacher, checked."""
+    if not isinstance(given, Mapping):
+        raise ParamsError(
+            f"{place} is {_shown(given)}; write its 'model', and what else there is to say, as a mapping."
+        )
+    check_keys(given, KEYS, place)
+    model, weight, revision = given.get("model"), given.get("weight", 1.0), given.get("revision")
+    _check_model(model, place)
+    if revision is not None and not isinstance(revision, str):
+        raise ParamsError(f"{place}: revision is {revision!r}; accepted is text.")
+    if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 < weight < math.inf:
+        raise ParamsError(f"{place}: weight is {weight!r}; accepted is a number above 0.")
+    if weight != 1 and combine != "mixture":
+        raise ParamsError(
+            f"{place}: weight is {weight:g}, but completions of several teachers have no weights; say with 'rows' how "
+            "many rows a teacher takes, or write combine: mixture."
+        )
+    prompt = given.get("template", "{input}")
+    template = parse_template(prompt, name=f"{place}: template")
+    return TeacherEntry(
+        model, prompt, template, place, revision, float(weight), **_rows(given.get("rows", "all"), place)
+    )
+
+
+def _check_model(model: Any, place: str) -> None:
+    """Refuse what is neither a name nor a model."""
+    if model is None or model == "":
+        raise ParamsError(f"{place}: model is missing; give a folder, a Hub name, 'embedded' or a server's model.")
+    if not isinstance(model, str):
+        if isinstance(model, type) or not (hasattr(model, "config") or hasattr(model, "score")):
+            raise ParamsError(f"{place}: model is {_shown(model)}; give a name, a folder or a loaded model.")
+        return
+    live = _LIVE.fullmatch(model)
+    if live:
+        raise ParamsError(f"{place}: model was a {live[1]} in memory, not a file; give its folder or its name.")
+    parse_endpoint(model)  # a URL with a password goes no further
+
+
+def _rows(given: Any, place: str) -> dict[str, Any]:
+    """Return which rows a teacher takes: fields of `TeacherEntry`."""
+    if given == "all":
+        return {}
+    if isinstance(given, str) and "=" in given.strip("= "):
+        column, _, value = (part.strip() for part in given.partition("="))
+        return {"column": column, "value": value}
+    try:
+        share = math.nan if isinstance(given, bool) else float(given)
+    except (TypeError, ValueError):
+        share = math.nan
+    if not 0 < share <= 1:
+        raise ParamsError(
+            f"{place}: rows are {given!r}; accepted are all, a share above 0 and at most 1 (0.3), or column=value."
+        )
+    return {"share": share}
+
+
+def _is(value: Any, wanted: str) -> bool:
+    """Whether a column's value is the one that was written: as text, or as the same number."""
+    if str(value) == wanted:
+        return True
+    try:
+        return not isinstance(value, str) and float(value) == float(wanted)
+    except ValueError:
+        return False
+
+
+def model_name(model: Any) -> str:
+    """Return the name of a model: what was given, or for a loaded one where it comes from."""
+    if isinstance(model, str):
+        return model
+    found = getattr(model, "name", "") or getattr(getattr(model, "config", None), "_name_or_path", "")
+    return found if isinstance(found, str) and found else type(model).__name__
+
+
+def _shown(value: Any) -> str:
+    """Return what stands somewhere, in words."""
+    if value is None:
+        return "missing"
+    return repr(value) if isinstance(value, (str, int, float)) else f"a {type(value).__name__}"
+
+
+def plain_template(template: Template) -> str | list[dict[str, str]]:
+    """Return a parsed template as one writes it: text, or a list of chat messages."""
+    messages = [{"role": role, "content": _source(text)} for role, text in template.messages]
+    return messages if template.is_chat else messages[0]["content"]
+
+
+def _source(text: Any) -> str:
+    """Return a parsed text as one writes it."""
+    pieces = (p.replace("{", "{{").replace("}", "}}") if i % 2 == 0 else f"{{{p}}}" for i, p in enumerate(text.pieces))
+    return "".join(pieces)

@@ -1,0 +1,282 @@
+"""Rows for several teachers: which of them take a row, under which prompts, and who writes its completion.
+
+The outcome has the columns of `preparation.prepare`, `teachers` (places in the list) and `teacher_prompts` (the token
+ids of each), as `SeveralCollator` takes them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from datasets import Features, List, Value, concatenate_datasets
+
+from ...data import preparation
+from ...data.loading import RowReport
+from ...data.preflight import Preflight, notes_of, text_of
+from ...data.preparation import COLUMNS, IDS, align, check_differs, conclude, mapped, tokenize_row
+from ...data.pretokenized import check_tokenized, is_tokenized
+from ...data.recipe import Recipe
+from ...data.rows import NoUsableRows
+from ...data.split import Split
+from ...errors import DataError
+from ...prompts.fitting import check_ids, fit
+from ...prompts.rendering import KWARGS, OWN, TOOLS
+from ...prompts.tokenization import tokenize_prompt
+from .entries import TeacherList, check_rows, takers
+from .retention import Retained, mixed_in
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+UNTAKEN = "no teacher takes it"
+RETURNED = (*COLUMNS, "teachers", "teacher_prompts")
+FEATURES = Features(
+    {
+        **{"row": Value("int64"), "source": Value("string"), "finished": Value("bool"), "kept": Value("int64")},
+        **{"student_prompt": IDS, "teacher_prompt": IDS, "completion": IDS, "frame": Value("string")},
+        **{
+            "prompt_cut": Value("int64"),
+            "completion_cut": Value("int64"),
+            "dropped": Value("bool"),
+            "unusable": Value("string"),
+        },
+        **{"opening": Value("string"), "foreign": Value("bool")},
+        **{"teachers": IDS, "teacher_prompts": List(IDS)},
+    }
+)
+
+
+@dataclass(frozen=True)
+class SeveralRecipes:
+    """How rows become token ids for several teachers.
+
+    Attributes:
+        recipes: One for each teacher, each as if it were the only one; the first is one of the data's rows.
+        teachers: The list.
+        seed: Of the shares.
+    """
+
+    recipes: tuple[Recipe, ...]
+    teachers: TeacherList
+    seed: int
+
+
+def fields_read(recipe: Recipe | SeveralRecipes) -> set[str] | None:
+    """Return which of a row's other columns its prompts are made of; None if any may be."""
+    if not isinstance(recipe, Recipe):
+        return None  # they also say which teacher takes the row
+    templates = (recipe.student.template, recipe.teacher.template)
+    return {field for template in templates for field in template.fields} | {*OWN, TOOLS, KWARGS}
+
+
+def read(dataset: Dataset, recipe: Recipe | SeveralRecipes, *, name: str = "train") -> tuple[Dataset, RowReport]:
+    """Read a dataset's rows and check the templates, and which rows teachers take, against its columns.
+
+    Raises:
+        DataError: See `rows.read_rows`.
+        TemplateError: A template field that is no column.
+        ParamsError: A column of `rows` that is not in the data.
+    """
+    if isinstance(recipe, Recipe):
+        return preparation.read(dataset, recipe, name=name)
+    rows, report = preparation.read(dataset, recipe.recipes[0], name=name)
+    columns = json.loads(rows[0]["values"])
+    for other in recipe.recipes[1:]:
+        if is_tokenized(dataset):
+            check_tokenized(dataset, [other.teacher.template], source=name)
+        other.teacher.template.check_columns(columns, read=dataset.column_names)
+    check_rows(recipe.teachers, list(columns))
+    return rows, report
+
+
+def prepare(
+    dataset: Dataset | tuple[Dataset, RowReport],
+    recipe: Recipe | SeveralRecipes,
+    *,
+    split: Split = Split.TRAIN,
+    name: str = "train",
+    rows_at_most: int | None = None,
+    whole: bool = True,
+) -> tuple[Dataset, Preflight]:
+    """Turn a dataset of any accepted form into aligned token ids, for one teacher or several.
+
+    Args:
+        dataset: The rows, or what `read` made of them.
+        recipe: How.
+        split: What the dataset is for.
+        name: What to call the dataset in messages.
+        rows_at_most: Rows to go on with after all have been read and checked (a dry run's sample).
+        whole: Whether these are all rows of the dataset, not a block of a stream.
+
+    Raises:
+        DataError: See `preparation.prepare`; a teacher that takes no row, or no row that a teacher takes.
+        TemplateError: A template field that is no column.
+    """
+    if isinstance(recipe, Recipe):
+        return preparation.prepare(dataset, recipe, split=split, name=name, rows_at_most=rows_at_most, whole=whole)
+    rows, report = dataset if isinstance(dataset, tuple) else read(dataset, recipe, name=name)
+    values = [json.loads(text) for text in rows["values"]]
+    required = whole and split is Split.TRAIN
+    taking = takers(recipe.teachers, values, seed=recipe.seed, name=name, required=required)
+    taken = [n for n, teachers in enumerate(taking) if teachers]
+    if not taken:
+        raise NoUsableRows(f"{name}: no teacher takes any of {len(rows):,} rows; change 'rows' in teacher_config.")
+    left = tuple((f"row {rows[n]['row']}", UNTAKEN) for n, teachers in enumerate(taking) if not teachers)
+    report = replace(report, used=len(taken), set_aside=(*report.set_aside, *left))
+    taken = taken[:rows_at_most]
+    rows, taking = rows.select(taken), [taking[n] for n in taken]
+    if required and len(taking) == len(values) - len(left):
+        _check_differ(rows, taking, recipe, name)
+    if recipe.teachers.mixed:
+        parts = _mixtures(rows, taking, recipe, split=split, name=name)
+    else:
+        parts = _completions(rows, taking, recipe, split=split, name=name, required=required)
+    fitted = _in_order(parts, rows)
+    # lengths and examples are of each row's first teacher, the vocabulary is what all have
+    of_data = recipe.recipes[: len(recipe.teachers.of_data)]
+    vocabularies = [r.vocabulary for r in of_data if r.vocabulary is not None]
+    shown = replace(
+        of_data[0],
+        vocabulary=min(vocabularies, default=None),
+        reads_text=all(r.reads_text for r in of_data),
+    )
+    prepared, preflight = conclude(fitted, rows, report, shown, name=name, columns=RETURNED, serves=required)
+    preflight = replace(preflight, notes=notes_of(*of_data))
+    retained = recipe.teachers.teachers[-1].retained
+    if len(of_data) > 1 or retained is None:
+        preflight = replace(preflight, teachers=_shown(prepared, recipe))
+    if retained is None or split is not Split.TRAIN:
+        return prepared, preflight
+    return _with_retained(prepared, preflight, recipe, retained)
+
+
+def _check_differ(rows: Dataset, taking: list[list[int]], recipe: SeveralRecipes, name: str) -> None:
+    """Refuse several prompts or teachers none of which differs from the student, see `preparation.check_differs`."""
+    asked = [one.teaches_nothing for one in recipe.recipes[: len(recipe.teachers.of_data)]]
+    given = [ask for ask in asked if ask is not None]
+    if len(given) < len(asked):
+        return
+    tokens = (
+        tokenize_row(row, recipe.recipes[i], name=name)
+        for row, teachers in zip(rows, taking, strict=True)
+        for i in teachers
+    )
+    check_differs(rows, tokens, recipe.recipes[0], lambda: all(ask() for ask in given), name=name)
+
+
+def _with_retained(
+    prepared: Dataset, preflight: Preflight, recipe: SeveralRecipes, retained: Retained
+) -> tuple[Dataset, Preflight]:
+    """Return prepared rows with rows to retain among them, which the last teacher of the list teaches."""
+    name, last = "retain_data", len(recipe.recipes) - 1
+    count = retained.count(len(prepared))
+    rows = retained.drawn(count, seed=recipe.seed)
+    part = mapped(
+        align(rows, recipe.recipes[last], split=Split.TRAIN, name=name, whole=False),
+        lambda row: _alone(row, last),
+        f"Aligning {name}",
+    )
+    report = RowReport(len(rows), len(rows), ())
+    own, flight = conclude(_in_order([part], rows), rows, report, recipe.recipes[last], name=name, columns=RETURNED)
+    return mixed_in(prepared, own, count), replace(preflight, retained=(count, retained.source, flight))
+
+
+def _completions(
+    rows: Dataset, taking: list[list[int]], recipe: SeveralRecipes, *, split: Split, name: str, required: bool
+) -> list[Dataset]:
+    """Return each row once for each teacher that takes it, its completion from the data or that teacher's own."""
+    parts = []
+    for i, one in enumerate(recipe.recipes):
+        own = [n for n, teachers in enumerate(taking) if i in teachers]
+        if own:
+            part = align(rows.select(own), one, split=split, name=name, whole=False)
+            if one.take is not None:
+                one.take(part.filter(lambda row: row["kept"] > 0, load_from_cache_file=False), required)
+            parts.append(mapped(part, lambda row, i=i: _alone(row, i), f"Aligning {name}"))
+    return parts
+
+
+def _alone(row: dict[str, Any], i: int) -> dict[str, Any]:
+    """Return what a row of one teacher says of teachers."""
+    return {"teachers": [i], "teacher_prompts": [row["teacher_prompt"]]}
+
+
+def _mixtures(
+    rows: Dataset, taking: list[list[int]], recipe: SeveralRecipes, *, split: Split, name: str
+) -> list[Dataset]:
+    """Return each row once, with the prompts of all teachers that take it; the first of them writes what is missing."""
+    parts = []
+    for i, one in enumerate(recipe.recipes):
+        own = [n for n, teachers in enumerate(taking) if teachers[0] == i]
+        if own:
+            part = align(rows.select(own), one, split=split, name=name, whole=False)
+            given = {rows[n]["row"]: (rows[n], taking[n]) for n in own}
+
+            def mix(row: dict[str, Any], given: dict[int, Any] = given) -> dict[str, Any]:
+                return _mixed(row, *given[row["row"]], recipe=recipe, name=name)
+
+            parts.append(mapped(part, mix, f"Mixing {name}"))
+    return parts
+
+
+def _mixed(
+    row: dict[str, Any], given: dict[str, Any], teachers: Sequence[int], *, recipe: SeveralRecipes, name: str
+) -> dict[str, Any]:
+    """Return an aligned row with the prompts of all its teachers, fitted into all of them."""
+    out = {**row, **_alone(row, teachers[0]), "teachers": list(teachers)}
+    for i in teachers[1:]:
+        one, where = recipe.recipes[i], f"{name}, row {row['row']}"
+        if row["source"] == "text":
+            if not one.teacher.template.is_identity:
+                raise DataError(
+                    f"{where}: there is no completion, and {recipe.teachers.teachers[i].place} has a template of its "
+                    "own; name the column with --completion-column, or let a teacher write with --completions teacher."
+                )
+            prompt = tokenize_prompt(one.teacher.tokenizer, "")
+        else:
+            prompt = tokenize_row(given, one, name=name)["teacher_prompt"]
+        check_ids(prompt, one.teacher.rows, what="the teacher's prompt", whose="the teacher has", where=where)
+        if not out["completion"]:
+            out["teacher_prompts"].append(prompt)
+            continue
+        fitted = fit(
+            out["student_prompt"],
+            prompt,
+            out["completion"],
+            student_limit=one.student.limit,
+            teacher_limit=one.teacher.limit,
+            overflow=one.overflow,
+            where=where,
+        )
+        out["student_prompt"], out["completion"] = fitted.student_prompt, fitted.completion
+        out["teacher_prompts"].append(fitted.teacher_prompt)
+        out["prompt_cut"] += fitted.prompt_cut
+        out["completion_cut"] += fitted.completion_cut
+    unpredictable = not out["student_prompt"] or not all(out["teacher_prompts"])
+    return {**out, "kept": max(len(out["completion"]) - unpredictable, 0)}
+
+
+def _in_order(parts: list[Dataset], rows: Dataset) -> Dataset:
+    """Return the parts as one dataset, in the order of the rows."""
+    whole = concatenate_datasets([part.select_columns(list(FEATURES)).cast(FEATURES) for part in parts])
+    place = {row: n for n, row in enumerate(rows["row"])}
+    return whole.select(sorted(range(len(whole)), key=[place[row] for row in whole["row"]].__getitem__))
+
+
+def _shown(prepared: Dataset, recipe: SeveralRecipes) -> tuple[tuple[str, int, str], ...]:
+    """Return each teacher's name, how many rows it takes, and its first prompt."""
+    found: dict[int, tuple[int, list[int]]] = {}
+    for teachers, prompts in zip(prepared["teachers"], prepared["teacher_prompts"], strict=True):
+        for i, prompt in zip(teachers, prompts, strict=True):
+            count, first = found.get(i, (0, prompt))
+            found[i] = count + 1, first
+    shown = []
+    for i, entry in enumerate(recipe.teachers.of_data):
+        count, first = found.get(i, (0, []))
+        one = recipe.recipes[i]
+        alone = " (cross-entropy alone: it gives text)" if one.reads_text and one.take is None else ""
+        shown.append((entry.name + entry.note + alone, count, text_of(one.teacher.tokenizer, first)))
+    return tuple(shown)

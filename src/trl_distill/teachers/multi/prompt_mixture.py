@@ -1,0 +1,85 @@
+"""`teacher_prompt_mixture`: several templates of one teacher, read from a YAML file or given as a Python list.
+
+    - template: "Be brief. {input}"     # or @file, or chat messages
+      weight: 3                         # share of the rows, in proportion to the others' weights (1)
+    - "Give reasons. {input}"           # a template alone
+
+They become a list of teachers that are one model, with a share of the rows each.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ...errors import ParamsError
+from ...prompts.template import parse_template
+from .entries import TeacherEntry, TeacherList, check_keys, plain_template, read_yaml
+
+SETTING = "teacher_prompt_mixture"
+KEYS = ("template", "weight")
+
+
+def read_mixture(given: Any, *, model: Any = None, revision: str | None = None) -> TeacherList:
+    """Return a mixture of prompts as a list of teachers; needs no model and no data.
+
+    Args:
+        given: Path of a YAML file, or the list that stands in one.
+        model: The teacher.
+        revision: Of a Hub model.
+
+    Raises:
+        ParamsError: A file that cannot be read, an unknown key or a wrong value, with its place.
+        TemplateError: A template that does not parse, with its place.
+    """
+    where = SETTING
+    if isinstance(given, (str, os.PathLike)):
+        where, given = Path(given).name, read_yaml(given, SETTING)
+    if not isinstance(given, (list, tuple)) or not given:
+        shown = "empty" if not given else f"a {type(given).__name__}"
+        raise ParamsError(f"{where}: the templates are {shown}; give a list, each with a template and a weight.")
+    if all(isinstance(item, Mapping) and "role" in item for item in given):
+        raise ParamsError(
+            f"{where} is a list of chat messages; give a list of templates, for example - template: [the messages]."
+        )
+    parts = [_part(item, f"{where}, template {n}") for n, item in enumerate(given, 1)]
+    total = sum(weight for _, weight, _ in parts)
+    entries = [
+        TeacherEntry(
+            model,
+            prompt,
+            parse_template(prompt, name=f"{place}: template" if isinstance(given[n - 1], Mapping) else place),
+            place,
+            revision,
+            share=weight / total,
+            note=f", template {n}",
+        )
+        for n, (prompt, weight, place) in enumerate(parts, 1)
+    ]
+    return TeacherList("completions", tuple(entries))
+
+
+def plain_mixture(given: Any) -> list[dict[str, Any]]:
+    """Return a mixture of prompts as `read_mixture` takes it, of plain data, files read and weights as shares.
+
+    Raises:
+        ParamsError, TemplateError: See `read_mixture`.
+    """
+    entries = read_mixture(given).teachers
+    return [{"template": plain_template(entry.template), "weight": entry.share} for entry in entries]
+
+
+def _part(given: Any, place: str) -> tuple[Any, float, str]:
+    """Return a template, its weight and its place, checked."""
+    if not isinstance(given, Mapping):
+        return given, 1.0, place
+    check_keys(given, KEYS, place)
+    weight = given.get("weight", 1.0)
+    if "template" not in given:
+        raise ParamsError(f"{place}: template is missing; give text with {{input}}, @file or chat messages.")
+    if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 < weight < math.inf:
+        raise ParamsError(f"{place}: weight is {weight!r}; accepted is a number above 0.")
+    return given["template"], float(weight), place

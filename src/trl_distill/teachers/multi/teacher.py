@@ -1,0 +1,189 @@
+"""Several teachers of one run: each scores the rows it takes, or all of them are mixed at the rows they share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ...config.devices import on_device
+from ...errors import TeacherError
+from ...losses.signals import GroupedTargets, HiddenTargets, MixtureTargets, RetainedTargets, Targets
+from ...models.batch_layout import LAYOUT, BatchLayout, layout_of
+from ..base import Completion, GenerationSettings, Teacher, TextTeacher
+from ..local.prefix_cache import Prefix
+from ..local.teacher import LocalTeacher
+from ..remote.teacher import RemoteTeacher
+from ..target_store.reader import StoredTeacher
+from .entries import TeacherList
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import PreTrainedTokenizerBase
+
+
+class SeveralTeachers:
+    """Teachers, each with a template of its own.
+
+    One that stands in the list twice, under two templates, is one model in memory.
+
+    Args:
+        teachers: In the order of the list, each with its shared vocabulary set.
+        listed: The list. Of a mixture, all that take a row score it; else the one teacher that a row names.
+
+    Raises:
+        TeacherError: A teacher of text or a store where their distributions are needed.
+    """
+
+    def __init__(self, teachers: Sequence[Teacher], listed: TeacherList) -> None:
+        self.teachers = tuple(teachers)
+        self.listed = listed
+        self._prefixes: dict[int, Prefix] = {}
+        for teacher, entry in zip(self.teachers, listed.teachers, strict=True):
+            place = entry.place
+            if isinstance(teacher, StoredTeacher):
+                raise TeacherError(f"{place}: a store of targets is no teacher of a list; give the model it is of.")
+            if listed.mixed and isinstance(teacher, TextTeacher):
+                raise TeacherError(
+                    f"{place}: {teacher.name!r} gives text only, which cannot be mixed; write combine: completions, or "
+                    "leave it out."
+                )
+        both = zip(self.teachers, listed.teachers, strict=True)
+        self.name = ", ".join(dict.fromkeys(teacher.name for teacher, entry in both if entry.retained is None))
+        self.vocabulary = min((t.vocabulary for t in self.teachers if t.vocabulary is not None), default=None)
+        if listed.mixed:
+            self.share(min(t.vocabulary_rows if t.vocabulary is None else t.vocabulary for t in self.teachers))
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The first one's; they agree."""
+        return self.teachers[0].tokenizer
+
+    @property
+    def vocabulary_rows(self) -> int:
+        """Rows of the smallest LM head."""
+        return min(teacher.vocabulary_rows for teacher in self.teachers)
+
+    @property
+    def length_limit(self) -> int | None:
+        """The smallest limit."""
+        return min((t.length_limit for t in self.teachers if t.length_limit is not None), default=None)
+
+    @property
+    def stop_ids(self) -> list[int]:
+        """The ids that end what any of them writes."""
+        return list(dict.fromkeys(stop for teacher in self.teachers for stop in teacher.stop_ids))
+
+    def share(self, vocabulary: int) -> None:
+        """Restrict all of them to the rows [0, vocabulary)."""
+        self.vocabulary = vocabulary
+        for teacher in self.teachers:
+            teacher.share(vocabulary)
+
+    def identity(self) -> dict[str, Any]:
+        """Return each one's, and how they are combined."""
+        weights = [entry.weight for entry in self.listed.teachers]
+        teachers = [teacher.identity() for teacher in self.teachers]
+        return {"teachers": teachers, "combine": self.listed.combine, "weights": weights}
+
+    def generate(self, prompts: Sequence[Sequence[int]], settings: GenerationSettings) -> list[Completion]:
+        """Refuse: prompts do not say whose they are.
+
+        Raises:
+            TeacherError: Always.
+        """
+        raise TeacherError("several teachers write under templates of their own; ask one of `teachers`.")
+
+    def score(self, batch: Mapping[str, Any]) -> Targets:
+        """Return what the loss takes at the N completion positions of a `SeveralCollator` batch.
+
+        Raises:
+            TeacherError: A teacher in a mixture that gives no hidden states.
+        """
+        layout, device = layout_of(batch), batch["input_ids"].device
+        index = layout.tokens_of_teachers
+        scored = {i: self._score(i, batch, layout) for i in index}
+        kept = [(on_device(index[i], device), RetainedTargets(scored.pop(i))) for i in index if i in self._retaining]  # type: ignore[arg-type]
+        if not self.listed.mixed:
+            return GroupedTargets([*((on_device(index[i], device), targets) for i, targets in scored.items()), *kept])
+        if not kept:
+            return self._mixture(len(layout.student.places), index, scored)
+        if not scored:
+            return GroupedTargets(kept)
+        own = np.unique(np.concatenate([index[i] for i in scored]))
+        among = {i: np.searchsorted(own, index[i]) for i in scored}
+        return GroupedTargets([(on_device(own, device), self._mixture(len(own), among, scored)), *kept])
+
+    def score_retained(self, batch: Mapping[str, Any]) -> GroupedTargets | None:
+        """Return what is said of the rows to retain alone, nothing of the others; None where there are none."""
+        layout, device = layout_of(batch), batch["input_ids"].device
+        index = {i: tokens for i, tokens in layout.tokens_of_teachers.items() if i in self._retaining}
+        if not index:
+            return None
+        others = np.setdiff1d(np.arange(len(layout.student.places)), np.concatenate([*index.values()]))
+        scored = [(on_device(tokens, device), self._score(i, batch, layout)) for i, tokens in index.items()]
+        kept = [(tokens, RetainedTargets(said)) for tokens, said in scored if said]
+        return GroupedTargets([*([(on_device(others, device), None)] if len(others) else []), *kept])
+
+    @property
+    def _retaining(self) -> list[int]:
+        """Places in the list of those whose rows are to be retained."""
+        return [i for i, entry in enumerate(self.listed.teachers) if entry.retained is not None]
+
+    def _score(self, i: int, whole: Mapping[str, Any], layout: BatchLayout) -> Targets | None:
+        """Return what one teacher says of its rows; None where it gives text only."""
+        batch = {f"teacher_{name}": whole[f"teacher{i}_{name}"] for name in ("input_ids", "attention_mask", "labels")}
+        batch[LAYOUT] = replace(layout, teacher=layout.teachers[i][0])
+        teacher = self.teachers[i]
+        if isinstance(teacher, TextTeacher) and not (isinstance(teacher, RemoteTeacher) and teacher.scores):
+            return None
+        if not isinstance(teacher, LocalTeacher) or self.teachers.index(teacher) == i:
+            return teacher.score(batch)
+        first, mine = teacher.prefix, self._prefix_of(i)
+        mine.off = first.off
+        teacher.prefix = mine
+        try:
+            return teacher.score(batch)
+        finally:
+            teacher.prefix = first
+
+    def expect_of(self, rows: Dataset) -> None:
+        """Take what the prompts of each local teacher begin with as the prefix that is read once.
+
+        Args:
+            rows: Prepared rows, with `teachers` and `teacher_prompts`.
+        """
+        prompts: dict[int, list[list[int]]] = {}
+        for teachers, own in zip(rows["teachers"], rows["teacher_prompts"], strict=True):
+            for i, prompt in zip(teachers, own, strict=True):
+                prompts.setdefault(i, []).append(prompt)
+        for i, some in prompts.items():
+            if isinstance(self.teachers[i], LocalTeacher):
+                self._prefix_of(i).expect(some)
+
+    def _prefix_of(self, i: int) -> Prefix:
+        """Return a local teacher's prefix; the same model under another template has another beginning."""
+        teacher: Any = self.teachers[i]
+        if self.teachers.index(teacher) == i:
+            return teacher.prefix
+        return self._prefixes.setdefault(i, Prefix(teacher.config))
+
+    def _mixture(self, tokens: int, index: Mapping[int, np.ndarray], scored: Mapping[int, Any]) -> MixtureTargets:
+        """Return the mixture at N tokens, each teacher's states put in the places of its rows."""
+        parts, weights = [], np.zeros((tokens, len(scored)), np.float32)
+        for column, (i, targets) in enumerate(scored.items()):
+            if not isinstance(targets, HiddenTargets):
+                raise TeacherError(f"{self.teachers[i].name} gives no full distribution, and cannot be mixed.")
+            hidden = targets.hidden
+            places = on_device(index[i], hidden.device)
+            everywhere = hidden.new_zeros(tokens, hidden.shape[1]).index_copy_(0, places, hidden)
+            parts.append(HiddenTargets(everywhere, targets.head, targets.vocabulary))
+            weights[index[i], column] = self.listed.teachers[i].weight
+        return MixtureTargets(parts, on_device(weights, parts[0].hidden.device), self.vocabulary)
+
+
+def each(teacher: Teacher) -> tuple[Teacher, ...]:
+    """Return the teachers that a run has: those of a list, each model once, or the one."""
+    return tuple(dict.fromkeys(teacher.teachers)) if isinstance(teacher, SeveralTeachers) else (teacher,)

@@ -1,0 +1,140 @@
+"""Whether a teacher is the student itself: the same weights teach nothing if both read the same tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.distributed.tensor import DTensor
+
+from ..errors import UsageError
+from ..models.adapters import base_of, is_peft_model
+from ..models.loading import resolve
+from .base import Teacher
+from .local import fingerprint
+from .local.cross_tokenizer import CrossTeacher
+from .local.ema import EmaTeacher
+from .local.self_teacher import SelfTeacher
+from .local.teacher import LocalTeacher
+from .target_store.reader import StoredTeacher
+
+if TYPE_CHECKING:
+    from ..config.sft_config import DistillationSFTConfig
+
+LIBRARIES = ("trl_distill", "autotrain", "trl", "transformers")
+
+
+@dataclass(frozen=True)
+class Student:
+    """The weights that a student starts from.
+
+    Attributes:
+        load: Returns the model.
+        path: The folder or Hub name that it is loaded from; None for a model that is in memory already.
+        commit: Of a Hub model.
+        quantization: What it is loaded in, "int4", "int8" or None.
+        trainer: The class that trains it.
+    """
+
+    load: Callable[[], Any]
+    path: str | None = None
+    commit: str | None = None
+    quantization: str | None = None
+    trainer: type | None = None
+
+
+def teaches_nothing(args: DistillationSFTConfig, teacher: Teacher, student: Student) -> bool:
+    """Whether a teacher has nothing to teach where it reads what the student reads.
+
+    A divergence from the same weights is 0. It is allowed if alpha is 0, so that the teacher is not asked; for a moving
+    average if alpha is below 1, since the cross-entropy moves the student away from it; and under a loss of the
+    user's own.
+
+    Args:
+        args: The configuration.
+        teacher: One teacher.
+        student: What it teaches.
+    """
+    alphas = {args.distill_alpha, args.distill_alpha if args.distill_alpha_end is None else args.distill_alpha_end}
+    if alphas == {0.0} or _has_own_loss(student.trainer):
+        return False
+    if isinstance(teacher, EmaTeacher):
+        return alphas == {1.0}
+    return shares_weights(teacher, student)
+
+
+def shares_weights(teacher: Teacher, student: Student) -> bool:
+    """Whether a teacher's weights are those that the student starts from; models are loaded only to compare them.
+
+    A quantized model is another one than its original. An adapter that was trained before makes a student another
+    model than its base.
+    """
+    if isinstance(teacher, CrossTeacher):
+        teacher = teacher.local
+    if isinstance(teacher, StoredTeacher):
+        return _was_loaded_alike(teacher.identity().get("weights"), student)
+    if isinstance(teacher, SelfTeacher):
+        return student.path is not None or _is_fresh(student.load())
+    if type(teacher) is not LocalTeacher:
+        return False
+    if student.path is not None and not teacher.lent:
+        return _was_loaded_alike(teacher.weights(), student)
+    if student.path is None and teacher.lent:
+        return _are_equal(teacher.model, student.load())
+    named = str(student.path or getattr(student.load().config, "_name_or_path", ""))
+    return _place(named) == _place(teacher.name) and _are_equal(teacher.model, student.load())
+
+
+def _was_loaded_alike(theirs: Any, student: Student) -> bool:
+    """Whether what a teacher says of its weights (files, precision, quantization) is true of a student's files."""
+    if student.path is None or not isinstance(theirs, list) or theirs[-1] != student.quantization:
+        return False
+    files = fingerprint.of_folder(student.path)
+    if files is not None:
+        return bool(files) and theirs[0] == files
+    name, *version = theirs[0]
+    return name == student.path and (student.commit in version if student.commit else version[0] in (None, "main"))
+
+
+def _place(name: str) -> str:
+    """Return the folder that a name means."""
+    try:
+        return resolve(name, role="model")
+    except UsageError:
+        return name
+
+
+def _is_fresh(student: Any) -> bool:
+    """Whether a student is its base, since it has no adapter or a LoRA adapter that does nothing yet."""
+    if not is_peft_model(student):
+        return True
+    new = [p for name, p in student.named_parameters() if "lora_B" in name or "lora_embedding_B" in name]
+    return bool(new) and not any(p.is_meta or p.detach().any() for p in new)
+
+
+def _are_equal(teacher: Any, student: Any) -> bool:
+    """Whether two loaded models have the same weights; sharded ones are not compared."""
+    if not _is_fresh(student):
+        return False
+    mine, theirs = fingerprint.without_adapters(base_of(student)), teacher.state_dict()
+    return mine.keys() == theirs.keys() and all(_is_same(theirs[name], tensor) for name, tensor in mine.items())
+
+
+def _is_same(one: Any, other: Any) -> bool:
+    """Whether two tensors are the same, in the lower of their precisions."""
+    if not (isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor)):
+        return bool(one == other)
+    if one.shape != other.shape or any(
+        isinstance(t, DTensor) or hasattr(t, "ds_id") or t.is_meta for t in (one, other)
+    ):
+        return False
+    dtype = min((one.dtype, other.dtype), key=lambda dtype: dtype.itemsize)
+    return torch.equal(one.to(dtype), other.to(device=one.device, dtype=dtype))
+
+
+def _has_own_loss(trainer: type | None) -> bool:
+    """Whether a trainer's class computes a loss of its user's own."""
+    classes = () if trainer is None else trainer.__mro__
+    return any("compute_loss" in vars(c) and c.__module__.split(".")[0] not in LIBRARIES for c in classes)

@@ -1,0 +1,182 @@
+"""When a run uses the log-probabilities of a server: what they need of its settings, and how many tokens they cover."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeGuard
+
+from accelerate import PartialState
+
+from ..config.sft_config import DistillationSFTConfig
+from ..errors import ParamsError, TeacherError
+from ..losses import check_sparse_divergence
+from ..trainer.schedule import Weighing
+from .base import Teacher, TextTeacher
+from .completions.jsonl_store import LineStore
+from .multi.teacher import each
+from .remote.teacher import RemoteTeacher
+from .text.recorded import WrittenTeacher
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from ..data.preflight import Preflight
+
+LOGPROBS = "teacher_logprobs.jsonl"
+
+
+def find_targets(args: DistillationSFTConfig, teacher: Teacher) -> None:
+    """Find out whether a server gives the log-probabilities that a run weighs, before anything costly is asked.
+
+    Args:
+        args: The configuration.
+        teacher: Any; one that was asked already is not asked again.
+
+    Raises:
+        ParamsError: Settings that such log-probabilities cannot serve; raised before anything is asked.
+        TeacherError: The server gives none and they were named or `strict` is set; see `RemoteTeacher.find` too.
+    """
+    if not isinstance(teacher, TextTeacher) or not _weighs(args):
+        return
+    if isinstance(teacher, RemoteTeacher) and args.teacher_logprobs != "none":
+        unfit = _other_divergence(args) or (_other_temperature(args) if args.strict else None)
+        if unfit is not None and not args.allow_text_only_teacher:
+            raise ParamsError(unfit)
+        if unfit is None and not teacher.scores:
+            with PartialState().main_process_first():  # the others find what was found in the file
+                teacher.find(args.teacher_logprobs, LineStore(Path(str(args.output_dir)) / LOGPROBS))
+    if has_targets(teacher, args) or args.allow_text_only_teacher or isinstance(teacher, WrittenTeacher):
+        return
+    named = isinstance(teacher, RemoteTeacher) and args.teacher_logprobs in ("prompt", "top")
+    if args.strict or named:
+        reasons = teacher.lacks if isinstance(teacher, RemoteTeacher) else ()
+        why = f" ({'; '.join(reasons)})" if reasons else ""
+        drop = f"--teacher-logprobs {args.teacher_logprobs}" if named else "--strict"
+        raise TeacherError(
+            f"teacher_model {teacher.name!r} gives text only{why}, which has nothing for the divergence that "
+            f"--distill-alpha {args.distill_alpha:g} weighs; give --distill-alpha 0, or drop {drop} to learn from its "
+            "completions alone."
+        )
+
+
+def _weighs(args: DistillationSFTConfig) -> bool:
+    """Whether a run weighs a divergence, at its beginning or at its end."""
+    return args.distill_alpha > 0 or bool(args.distill_alpha_end)
+
+
+def _moving(start: float, end: float | None) -> str:
+    """Return a setting and where it moves to."""
+    return f"{start:g}" if end is None else f"{start:g} to {end:g}"
+
+
+def _other_temperature(args: DistillationSFTConfig) -> str | None:
+    """Return why a server's log-probabilities cannot be used at the temperatures asked for."""
+    if args.distill_temperature == 1 and args.distill_temperature_end in (None, 1):
+        return None
+    return (
+        f"distill_temperature is {_moving(args.distill_temperature, args.distill_temperature_end)}, and a server's "
+        "log-probabilities are at temperature 1: the mass of the tokens that they leave out cannot be had at another; "
+        "give --distill-temperature 1, --distill-alpha 0 to learn from its completions alone, or drop --strict."
+    )
+
+
+def _other_divergence(args: DistillationSFTConfig) -> str | None:
+    """Return why a server's log-probabilities cannot be used in the divergence asked for."""
+    try:
+        check_sparse_divergence(args.distill_divergence, "topk")
+    except ValueError:
+        return (
+            f"distill_divergence {args.distill_divergence!r} needs the teacher's probability of every token, and a "
+            "server gives its likeliest alone; give --distill-divergence forward_kl."
+        )
+    return None
+
+
+def weighing(args: DistillationSFTConfig, teacher: Teacher) -> Weighing:
+    """Return how a run weighs its loss: as it was asked to, or as near as what the teacher gives allows.
+
+    Args:
+        args: The configuration.
+        teacher: Who gives the targets; one, or several as one.
+    """
+    asked = Weighing(args.distill_alpha, args.distill_temperature, args.distill_alpha_end, args.distill_temperature_end)
+    if not _weighs(args):
+        return asked
+    if isinstance(teacher, TextTeacher) and not has_targets(teacher, args):
+        was = _moving(args.distill_alpha, args.distill_alpha_end)
+        return replace(
+            asked, alpha=0.0, alpha_end=None, changed={"distill_alpha": (was, "the teacher gives text only")}
+        )
+    if any(has_targets(one, args) for one in each(teacher)) and _other_temperature(args) is not None:
+        was = _moving(args.distill_temperature, args.distill_temperature_end)
+        why = "a server's log-probabilities are at temperature 1"
+        return replace(asked, temperature=1.0, temperature_end=None, changed={"distill_temperature": (was, why)})
+    return asked
+
+
+def has_targets(teacher: Any, args: DistillationSFTConfig) -> TypeGuard[RemoteTeacher]:
+    """Whether a teacher is a server whose log-probabilities a run uses."""
+    wanted = _weighs(args) and args.teacher_logprobs != "none" and _other_divergence(args) is None
+    return wanted and isinstance(teacher, RemoteTeacher) and teacher.scores
+
+
+def check_teaches(args: DistillationSFTConfig, teacher: Teacher, preflight: Preflight) -> None:
+    """Refuse to train where a teacher is named from which nothing is learned.
+
+    Args:
+        args: The configuration.
+        teacher: Who gives the targets.
+        preflight: Of the rows to train on.
+
+    Raises:
+        TeacherError: It gives text only, every row has a completion of its own, and alpha is above 0.
+    """
+    idle = preflight.text_only and "teacher" not in preflight.sources and not isinstance(teacher, WrittenTeacher)
+    if idle and _weighs(args) and not args.allow_text_only_teacher:
+        local = "" if isinstance(teacher, RemoteTeacher) else "--cross-tokenizer to compare both, "
+        raise TeacherError(
+            f"teacher_model {teacher.name!r} teaches nothing: it gives text only, and every row has a completion of "
+            f"its own; give {local}--completions teacher to have it write them, or --distill-alpha 0."
+        )
+
+
+def reading(args: DistillationSFTConfig, teacher: Teacher) -> Callable[[Any], Any] | None:
+    """Return how a server reads a prompt whose ids it is sent; None for any other teacher."""
+    return teacher.as_read if has_targets(teacher, args) and teacher.reads_ids else None
+
+
+def taking(args: DistillationSFTConfig, teacher: Teacher) -> Callable[[Dataset, bool], float] | None:
+    """Return what fetches a server's targets of prepared rows and returns the share of tokens that have any.
+
+    None for any other teacher. The function takes rows and whether at least one token must have targets, and raises
+    TeacherError if none has.
+    """
+    if not has_targets(teacher, args):
+        return None
+
+    def take(rows: Dataset, required: bool) -> float:
+        coverage = teacher.take(rows, progress=not args.disable_tqdm)
+        if coverage.known == 0 and required and not args.allow_text_only_teacher:
+            _refuse_silence(args, teacher, rows, coverage.tokens)
+        return coverage.share
+
+    return take
+
+
+def _refuse_silence(args: DistillationSFTConfig, teacher: RemoteTeacher, rows: Dataset, tokens: int) -> None:
+    """Refuse a server without a log-probability of any token, unless there is its text to learn from."""
+    written = "teacher" in rows["source"]
+    if written and not args.strict:
+        return
+    reason = (
+        "none of its tokens are the student's; drop --strict to learn from its completions alone"
+        if written
+        else "a server that tells of what it writes tells nothing of the data's own completions; give --completions "
+        "teacher, or --distill-alpha 0"
+    )
+    raise TeacherError(
+        f"teacher_model {teacher.name!r} gave log-probabilities for none of the {tokens:,} completion tokens of train, "
+        f"so there is nothing for the divergence: {reason}."
+    )

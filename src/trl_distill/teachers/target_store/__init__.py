@@ -1,0 +1,1 @@
+"""Targets that are stored: written once, read in each epoch."""

@@ -1,0 +1,54 @@
+"""One date for chat templates that write today's: what is prepared on two days must be the same tokens.
+
+The date is kept beside the completions or targets that were made with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+from ...prompts.chat_rendering import NOW
+from ...runs.project_folder import write_text
+from .folder import DATE
+
+
+@dataclass(frozen=True)
+class TemplateDate:
+    """The date that chat templates are given.
+
+    Attributes:
+        day: None if no template writes one.
+        folder: Where it is kept.
+    """
+
+    day: date | None
+    folder: Path
+
+    @classmethod
+    def of(cls, templates: Iterable[Any], given: str | None, folder: Path) -> TemplateDate:
+        """Return the date given, else the one kept in a folder, else today.
+
+        Args:
+            templates: The chat templates of both sides.
+            given: `YYYY-MM-DD`, or None.
+            folder: Of the project, or of its store.
+        """
+        if not any(NOW in str(template) for template in templates):
+            return cls(None, folder)
+        kept = folder / DATE
+        text = given or (kept.read_text(encoding="utf-8").strip() if kept.is_file() else "")
+        return cls(date.fromisoformat(text) if text else date.today(), folder)
+
+    def options(self) -> dict[str, str]:
+        """Return the keyword that gives the date to a chat template; see `chat_rendering.rendered`."""
+        return {} if self.day is None else {NOW: self.day.isoformat()}
+
+    def keep(self) -> None:
+        """Write the date into its folder, for the next run with the same completions."""
+        if self.day is not None and not (self.folder / DATE).is_file():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_text(self.folder / DATE, f"{self.day.isoformat()}\n")

@@ -1,0 +1,308 @@
+"""A folder of stored targets: Parquet shards, a tokenizer, the completions and a manifest with all their checksums.
+
+store/
+  manifest.json              what the targets were made with, and the checksum of each file; rewritten after each shard
+  shard-00000.parquet ...    a row for each sequence: its key, its completion and the teacher's targets
+  head.safetensors           the teacher's LM head; only where the targets are its hidden states
+  completions.jsonl          what the teacher wrote, see `store.CompletionStore`; only where it wrote anything
+  tokenizer/                 the teacher's
+
+A file is written under a temporary name, flushed and renamed: it is complete or not there. A shard that the manifest
+does not name, because a kill came in between, is made again, from the batches of it that are in `.parts/`. Nothing here
+knows a model.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ...errors import TeacherError
+
+FORMAT = 2
+MANIFEST, COMPLETIONS, TOKENIZER, HEAD = "manifest.json", "completions.jsonl", "tokenizer", "head.safetensors"
+DATE = "chat_template_date.txt"  # see `TemplateDate`
+PARTS = ".parts"
+REPAIR = "re-make it with the same `aitraining teach` command and --repair"
+
+
+@dataclass(frozen=True)
+class TargetRow:
+    """One sequence's targets, at n tokens of a completion.
+
+    Attributes:
+        key: See `sequence_key`.
+        completion: All of the completion's token ids; the first has no target where the prompt is empty.
+        arrays: What its kind stores, by name: [n, width] each.
+    """
+
+    key: bytes
+    completion: np.ndarray
+    arrays: Mapping[str, np.ndarray]
+
+    @property
+    def tokens(self) -> int:
+        """N."""
+        return len(next(iter(self.arrays.values())))
+
+
+def sequence_key(prompt: Sequence[int], completion: Sequence[int]) -> bytes:
+    """Return the 16 bytes by which a teacher's prompt and completion (token ids) are found."""
+    text = json.dumps([[int(i) for i in prompt], [int(i) for i in completion]], separators=(",", ":"))
+    return hashlib.sha256(text.encode()).digest()[:16]
+
+
+class TargetFolder:
+    """The files of a store.
+
+    Args:
+        folder: Where they are or will be.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str]) -> None:
+        self.folder = Path(folder).expanduser()
+
+    def __str__(self) -> str:
+        return f"teacher_store {str(self.folder)!r}"
+
+    @property
+    def begun(self) -> bool:
+        """Whether there is a manifest."""
+        return (self.folder / MANIFEST).is_file()
+
+    @property
+    def complete(self) -> bool:
+        """Whether everything was written."""
+        return self.begun and bool(self.manifest().get("complete"))
+
+    def manifest(self) -> dict[str, Any]:
+        """Return the manifest.
+
+        Raises:
+            TeacherError: It is missing, damaged or of another format.
+        """
+        try:
+            read = json.loads((self.folder / MANIFEST).read_text(encoding="utf-8"))
+            found = read["format"]
+        except FileNotFoundError:
+            raise TeacherError(f"{self} holds no {MANIFEST}; make one with `aitraining teach`.") from None
+        except (OSError, ValueError, KeyError, TypeError):
+            raise TeacherError(f"{self}: {MANIFEST} is damaged; {REPAIR}.") from None
+        if found != FORMAT:
+            raise TeacherError(f"{self} has format {found} and this version reads {FORMAT}; make a new store.")
+        if _checksum_of(read) != read.get("checksum"):
+            raise TeacherError(f"{self}: {MANIFEST} is damaged; {REPAIR}.")
+        return dict(read)
+
+    def write_manifest(self, content: Mapping[str, Any]) -> None:
+        """Write the manifest, its own checksum included."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        text = json.dumps({**content, "checksum": _checksum_of(content)}, indent=1, sort_keys=True)
+        _write(self.folder / MANIFEST, text.encode() + b"\n")
+
+    def write_shard(self, name: str, rows: Sequence[TargetRow], *, vocabulary: int) -> str:
+        """Write a shard and return its checksum.
+
+        Args:
+            name: File name.
+            rows: In order.
+            vocabulary: Token ids are below this; 65,536 and less are stored in two bytes.
+        """
+        _write(self.folder / name, _parquet(_table(rows, vocabulary)))
+        return self.checksum(name)
+
+    def write_part(self, shard: str, number: int, rows: Sequence[TargetRow], *, vocabulary: int) -> None:
+        """Keep a batch of a shard that is not complete yet."""
+        path = self._part(shard, number)
+        path.parent.mkdir(exist_ok=True)
+        _write(path, _parquet(_table(rows, vocabulary)))
+
+    def read_part(self, shard: str, number: int) -> list[TargetRow]:
+        """Return a batch that was kept; nothing where there is none, or it is damaged."""
+        try:
+            return rows_of(pq.read_table(self._part(shard, number), page_checksum_verification=True))
+        except (OSError, pa.ArrowException):
+            return []
+
+    def discard_parts(self, shard: str = "") -> None:
+        """Delete the batches of a shard, or of all."""
+        for path in (self.folder / PARTS).glob(f"{shard}*"):
+            path.unlink()
+        if not shard and (self.folder / PARTS).is_dir():
+            (self.folder / PARTS).rmdir()
+
+    def _part(self, shard: str, number: int) -> Path:
+        return self.folder / PARTS / f"{shard}.{number:03d}"
+
+    def checksum(self, name: str) -> str:
+        """Return the sha256 of a file; an empty text where it cannot be read."""
+        try:
+            return hashlib.sha256((self.folder / name).read_bytes()).hexdigest()
+        except OSError:
+            return ""
+
+    def damaged(self, manifest: Mapping[str, Any]) -> list[str]:
+        """Return the files that are missing, or whose content is not what the manifest says."""
+        return [name for name, expected in files_of(manifest).items() if self.checksum(name) != expected]
+
+    def discard_damaged(self) -> list[str]:
+        """Delete the files that are not what the manifest says, and return their names.
+
+        A damaged manifest goes too: which shards are whole is then not known any more.
+        """
+        try:
+            damaged = self.damaged(self.manifest()) if self.begun else []
+        except TeacherError:
+            damaged = [MANIFEST]
+        for name in damaged:
+            (self.folder / name).unlink(missing_ok=True)
+        return damaged
+
+    def check(self, manifest: Mapping[str, Any]) -> None:
+        """Refuse a store with a damaged file.
+
+        Raises:
+            TeacherError: Naming the file.
+        """
+        for name in self.damaged(manifest):
+            what = "differs from its checksum" if (self.folder / name).is_file() else "is missing"
+            raise TeacherError(f"{self}: {name} is damaged: it {what}; {REPAIR}.")
+
+    def rows(self, manifest: Mapping[str, Any]) -> TargetTable:
+        """Return a store's rows by key, read from disk as they are asked for."""
+        return TargetTable([str(self.folder / shard["name"]) for shard in manifest["shards"]])
+
+
+class TargetTable:
+    """Rows of shards by key, memory-mapped: datasets unpacks the shards into its cache once.
+
+    Args:
+        paths: The shards.
+    """
+
+    def __init__(self, paths: Sequence[str]) -> None:
+        import datasets
+
+        if not paths:
+            self._table, self._places = None, {}
+            return
+        shown = datasets.is_progress_bar_enabled()
+        datasets.disable_progress_bars()
+        try:
+            self._table = datasets.Dataset.from_parquet(list(paths)).data
+        finally:
+            if shown:
+                datasets.enable_progress_bars()
+        self._places = {key: i for i, key in enumerate(self._table.column("key").to_pylist())}
+
+    def __contains__(self, key: bytes) -> bool:
+        return key in self._places
+
+    def any(self) -> TargetRow:
+        """Return a row, to tell what rows look like."""
+        row = self.get(next(iter(self._places)))
+        assert row is not None
+        return row
+
+    def get(self, key: bytes) -> TargetRow | None:
+        """Return a row; None where there is none. Its arrays are views of the file."""
+        place = self._places.get(key)
+        if place is None or self._table is None:
+            return None
+        columns = {name: self._table.column(name)[place] for name in self._table.column_names if name != "key"}
+        tokens = columns.pop("tokens").as_py()
+        flat = {name: cell.values.to_numpy(zero_copy_only=False) for name, cell in columns.items()}
+        return TargetRow(key, flat.pop("completion"), {name: _by_token(own, tokens) for name, own in flat.items()})
+
+
+def rows_of(table: pa.Table) -> list[TargetRow]:
+    """Return a table's rows; the arrays are views of one piece of memory."""
+    keys, tokens = table["key"].to_pylist(), table["tokens"].to_pylist()
+    flat = {n: _lists(table[n].combine_chunks()) for n in table.column_names if n not in ("key", "tokens")}
+    completions = flat.pop("completion")
+    return [
+        TargetRow(key, completions[i], {name: _by_token(own[i], tokens[i]) for name, own in flat.items()})
+        for i, key in enumerate(keys)
+    ]
+
+
+def files_of(manifest: Mapping[str, Any]) -> dict[str, str]:
+    """Return the checksum of each file that a manifest names."""
+    files = {shard["name"]: shard["sha256"] for shard in manifest["shards"]}
+    return {**files, **manifest["files"]}
+
+
+def _checksum_of(content: Mapping[str, Any]) -> str:
+    """Return the checksum of a manifest's content."""
+    text = json.dumps({k: v for k, v in content.items() if k != "checksum"}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _table(rows: Sequence[TargetRow], vocabulary: int) -> pa.Table:
+    """Return rows as a table; what is two-dimensional lies rank by rank, so that like stands beside like."""
+    ids = np.dtype(np.uint16 if vocabulary <= 2**16 else np.uint32)
+    columns: dict[str, Any] = {
+        "key": pa.array([row.key for row in rows], pa.binary(16)),
+        "tokens": pa.array([row.tokens for row in rows], pa.int32()),
+        "completion": _column([row.completion.astype(ids) for row in rows]),
+    }
+    for name in rows[0].arrays:
+        parts = [row.arrays[name].T.ravel() for row in rows]
+        columns[name] = _column([part.astype(ids) if part.dtype == np.int64 else part for part in parts])
+    return pa.table(columns)
+
+
+def _parquet(table: pa.Table) -> pa.Buffer:
+    """Return a table as a file: numbers as a dictionary, floats byte by byte, both packed."""
+    lists = [field for field in table.schema if pa.types.is_list(field.type)]
+    floats = [f"{f.name}.list.element" for f in lists if pa.types.is_floating(f.type.value_type)]
+    sink = pa.BufferOutputStream()
+    pq.write_table(
+        table,
+        sink,
+        compression="zstd",
+        compression_level=9,
+        use_dictionary=[f"{f.name}.list.element" for f in lists if not pa.types.is_floating(f.type.value_type)],
+        column_encoding=dict.fromkeys(floats, "BYTE_STREAM_SPLIT"),
+        write_statistics=False,
+        write_page_checksum=True,
+    )
+    return sink.getvalue()
+
+
+def _column(parts: Sequence[np.ndarray]) -> pa.ListArray:
+    """Return arrays as one column of lists."""
+    offsets = np.cumsum([0, *(len(part) for part in parts)], dtype=np.int32)
+    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(np.concatenate(parts)))
+
+
+def _lists(column: pa.ListArray) -> list[np.ndarray]:
+    """Return a column of lists as views of its values."""
+    values = column.values.to_numpy(zero_copy_only=False)
+    offsets = column.offsets.to_numpy()
+    return [values[a:b] for a, b in itertools.pairwise(offsets)]
+
+
+def _by_token(flat: np.ndarray, tokens: int) -> np.ndarray:
+    """Return [n, width] of what lies rank by rank."""
+    return flat.reshape(-1, tokens).T if tokens else flat.reshape(0, 1)
+
+
+def _write(path: Path, content: Any) -> None:
+    """Write a file so that it is complete or not there, whenever the power goes."""
+    temporary = path.with_name(f".{path.name}.writing")
+    with temporary.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)

@@ -1,0 +1,112 @@
+"""Tokens drawn from a teacher's distributions: fewer bytes than the likeliest, and unbiased (arXiv:2503.16870)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+import torch
+
+from ....config.devices import to_float64
+from ....losses.signals import Draws, SampledTargets
+from .base import Arrays, Span, stacked, tokens_at_a_time
+
+if TYPE_CHECKING:
+    from ....losses.signals import HiddenTargets
+    from ....models.lm_head import LMHead
+
+
+class Sample:
+    """How often each token came in m draws from each distribution, for every temperature apart.
+
+    The likeliest token stands first, drawn or not; the others by how often they came. A sequence's draws depend on its
+    content alone, whatever batch it is scored in.
+
+    Args:
+        draws: Tokens drawn of each distribution, with replacement.
+        temperatures: T of the distributions that are drawn from.
+        vocabulary: Rows over which the teacher is normalised.
+    """
+
+    name: ClassVar[str] = "sample"
+    has_head: ClassVar[bool] = False
+
+    def __init__(self, draws: int, temperatures: tuple[float, ...], vocabulary: int) -> None:
+        self.draws, self.temperatures, self.vocabulary = draws, temperatures, vocabulary
+
+    @classmethod
+    def of(cls, *, k: int, temperatures: tuple[float, ...], vocabulary: int) -> Sample:
+        """Return the kind under a store's settings."""
+        return cls(k, temperatures, vocabulary)
+
+    def header(self) -> dict[str, Any]:
+        """Return what the manifest says of it."""
+        return {"kind": self.name, "k": self.draws, "temperatures": list(self.temperatures)}
+
+    @torch.no_grad()
+    def arrays(self, scored: HiddenTargets, spans: Sequence[Span]) -> Arrays:
+        """Return token ids and counts [N, width] of each temperature, and float32 sums of p log p [N, m]."""
+        rows = self.vocabulary
+        uniform = torch.from_numpy(self._uniform(spans))
+        parts: list[list[tuple[np.ndarray, np.ndarray, np.ndarray]]] = [[] for _ in self.temperatures]
+        chunk = tokens_at_a_time(rows)
+        for hidden, places in zip(scored.hidden.split(chunk), uniform.split(chunk), strict=True):
+            logits = to_float64(scored.head.logits(hidden, rows))
+            for i, temperature in enumerate(self.temperatures):
+                log_p = (logits / temperature).log_softmax(-1)
+                p = log_p.exp()
+                edges = p.cumsum(1)
+                where = places[:, i].to(edges.device) * edges[:, -1:]
+                drawn = torch.searchsorted(edges, where.contiguous(), right=True).clamp(max=rows - 1)
+                counted = count(drawn.cpu().numpy(), p.argmax(1).cpu().numpy())
+                parts[i].append((*counted, (p * log_p).sum(1).float().cpu().numpy()))
+        out: Arrays = {}
+        for i, chunks in enumerate(parts):
+            ids, counts, _ = zip(*chunks, strict=True)
+            out[f"token_ids_{i}"], out[f"counts_{i}"] = stacked(ids), stacked(counts)
+        sums = [np.concatenate([negentropy for *_, negentropy in chunks]) for chunks in parts]
+        return {**out, "negentropies": np.stack(sums, 1)}
+
+    def _uniform(self, spans: Sequence[Span]) -> np.ndarray:
+        """Return numbers in [0, 1) to draw by, [N, m, draws], from a generator of each sequence's own."""
+        shape = (len(self.temperatures), self.draws)
+        seeds = (np.random.Generator(np.random.PCG64(int.from_bytes(span.key, "big"))) for span in spans)
+        return np.concatenate([own.random((span.tokens, *shape)) for own, span in zip(seeds, spans, strict=True)])
+
+    def targets(self, arrays: Mapping[str, torch.Tensor], head: LMHead | None) -> SampledTargets:
+        """Return the drawn tokens by temperature."""
+        draws = {}
+        for i, temperature in enumerate(self.temperatures):
+            ids, counts = arrays[f"token_ids_{i}"].long(), arrays[f"counts_{i}"].float()
+            none = counts == 0
+            none[:, :1] = False  # the likeliest, even if it was not drawn
+            shares = counts / self.draws
+            draws[temperature] = Draws(ids.masked_fill(none, -1), shares, arrays["negentropies"][:, i])
+        return SampledTargets(draws, self.vocabulary)
+
+
+def count(drawn: np.ndarray, likeliest: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return distinct tokens and how often each was drawn, [N, width] both, zeros where a row has fewer.
+
+    Args:
+        drawn: [N, draws] token ids.
+        likeliest: [N] token ids, which stand first, drawn or not.
+    """
+    tokens, draws = drawn.shape
+    ordered = np.sort(drawn, 1)
+    new = np.ones_like(ordered, dtype=bool)
+    new[:, 1:] = ordered[:, 1:] != ordered[:, :-1]
+    row, place = np.arange(tokens)[:, None], np.cumsum(new, 1) - 1  # of each draw among its row's distinct tokens
+    ids, counts = np.zeros((tokens, draws), np.int64), np.zeros((tokens, draws), np.int64)
+    ids[row, place] = ordered
+    np.add.at(counts, (np.broadcast_to(row, place.shape), place), 1)
+    first = np.where((ids == likeliest[:, None]) & (counts > 0), counts, 0)
+    others = counts - first
+    order = np.argsort(-others, 1, kind="stable")
+    ids, others = np.take_along_axis(ids, order, 1), np.take_along_axis(others, order, 1)
+    ids = np.concatenate([likeliest[:, None], np.where(others > 0, ids, 0)], 1)
+    counts = np.concatenate([first.sum(1, keepdims=True), others], 1)
+    width = max(1, int(np.flatnonzero((counts > 0).any(0)).max(initial=0)) + 1)
+    kind = np.uint8 if draws < 2**8 else np.uint16 if draws < 2**16 else np.uint32
+    return ids[:, :width], counts[:, :width].astype(kind)

@@ -1,0 +1,87 @@
+"""A teacher's likeliest tokens, and the log-normalisers at the temperatures they are to be used at."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+
+from ....config.devices import to_float64
+from ....losses.signals import TopKTargets
+from .base import Arrays, Span, tokens_at_a_time
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from ....losses.signals import HiddenTargets
+    from ....models.lm_head import LMHead
+
+NAMES = ("token_ids", "log_probs", "log_normalizers")
+
+
+class TopK:
+    """The k likeliest tokens of each distribution, the first the likeliest.
+
+    A normaliser is that of the rounded log-probabilities: with it their mass at T, and so the tail's, is the exact
+    one, and rounding moves mass among the stored tokens alone.
+
+    Args:
+        k: Tokens to keep; all of the vocabulary where that is smaller.
+        temperatures: The m temperatures T of the normalisers.
+        vocabulary: Rows over which the teacher is normalised.
+    """
+
+    name: ClassVar[str] = "topk"
+    has_head: ClassVar[bool] = False
+
+    def __init__(self, k: int, temperatures: tuple[float, ...], vocabulary: int) -> None:
+        self.k, self.temperatures, self.vocabulary = min(k, vocabulary), temperatures, vocabulary
+
+    @classmethod
+    def of(cls, *, k: int, temperatures: tuple[float, ...], vocabulary: int) -> TopK:
+        """Return the kind under a store's settings."""
+        return cls(k, temperatures, vocabulary)
+
+    def header(self) -> dict[str, Any]:
+        """Return what the manifest says of it."""
+        return {"kind": self.name, "k": self.k, "temperatures": list(self.temperatures)}
+
+    @torch.no_grad()
+    def arrays(self, scored: HiddenTargets, spans: Sequence[Span]) -> Arrays:
+        """Return token ids [N, k], float16 log-probabilities [N, k] and float32 log-normalisers [N, m]."""
+        rows, parts = self.vocabulary, []
+        for hidden in scored.hidden.split(tokens_at_a_time(rows)):
+            logits = scored.head.logits(hidden, rows).float()
+            values, ids = logits.log_softmax(-1).topk(self.k)
+            masses = []
+            for temperature in self.temperatures:
+                softened = to_float64(logits / temperature)
+                stored = softened.gather(1, ids.to(softened.device))
+                masses.append(torch.logsumexp(stored, 1) - torch.logsumexp(softened, 1))
+            parts.append(self._rounded(ids, values, masses))
+        return {name: torch.cat(own).cpu().numpy() for name, own in zip(NAMES, zip(*parts, strict=True), strict=True)}
+
+    def at_one(self, ids: np.ndarray, log_probs: np.ndarray) -> Arrays:
+        """Return what is stored at T = 1, as `arrays` does, from the likeliest tokens alone.
+
+        Args:
+            ids: [N, k] token ids, the likeliest first.
+            log_probs: [N, k] float32, their log-probabilities over the whole vocabulary.
+        """
+        values = torch.from_numpy(log_probs)
+        mass = torch.logsumexp(values.double(), 1).clamp(max=0)
+        rounded = self._rounded(torch.from_numpy(ids).long(), values, [mass])
+        return {name: own.numpy() for name, own in zip(NAMES, rounded, strict=True)}
+
+    def _rounded(self, ids: torch.Tensor, values: torch.Tensor, masses: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """Return what is stored of log-probabilities [N, k] and the log of their mass [N] at each temperature."""
+        rounded, half = to_float64(values.half()), values.half()
+        pairs = zip(self.temperatures, masses, strict=True)
+        normalizers = [torch.logsumexp(rounded / temperature, 1) - mass for temperature, mass in pairs]
+        return [ids, half, torch.stack(normalizers, 1).float()]
+
+    def targets(self, arrays: Mapping[str, torch.Tensor], head: LMHead | None) -> TopKTargets:
+        """Return the tokens, their log-probabilities and the normalisers by temperature."""
+        normalizers = {t: arrays["log_normalizers"][:, i] for i, t in enumerate(self.temperatures)}
+        return TopKTargets(arrays["token_ids"].long(), arrays["log_probs"].float(), normalizers, self.vocabulary)

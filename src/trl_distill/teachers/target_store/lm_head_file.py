@@ -1,0 +1,37 @@
+"""A teacher's LM head on disk, beside targets that are its hidden states."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from ...models.lm_head import LMHead
+
+
+def save_head(head: LMHead, path: Path, *, rows: int) -> None:
+    """Write the first rows of a head, whole or not at all.
+
+    Args:
+        head: The head.
+        path: The file.
+        rows: Rows of the vocabulary to keep.
+    """
+    tensors = {"weight": head.weight, "bias": head.bias}
+    kept = {name: t[:rows].detach().cpu().contiguous() for name, t in tensors.items() if t is not None}
+    temporary = path.with_name(f".{path.name}.writing")
+    # one entry: the order of several is another in each file
+    save_file(kept, temporary, metadata={"head": json.dumps({"softcap": head.softcap, "scale": head.scale})})
+    os.replace(temporary, path)
+
+
+def load_head(path: Path, device: torch.device) -> LMHead:
+    """Return the head of a file, its tensors on a device."""
+    with safe_open(path, framework="pt", device=str(device)) as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
+        settings = json.loads(file.metadata()["head"])
+    return LMHead(tensors["weight"], tensors.get("bias"), settings["softcap"], settings["scale"])

@@ -1,0 +1,240 @@
+"""A teacher that is not there: its targets come from a store, found by the content of prompt and completion."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ...config.devices import on_device
+from ...errors import TeacherError
+from ...losses import check_sparse_divergence
+from ...models.batch_layout import layout_of
+from ...prompts.shared_vocabulary import PROBE
+from ...prompts.turn_ends import ends_of
+from ..base import Completion, GenerationSettings
+from .folder import HEAD, TOKENIZER, TargetFolder, TargetRow, TargetTable, sequence_key
+from .formats import kind_from, stacked
+from .lm_head_file import load_head
+
+if TYPE_CHECKING:
+    import os
+
+    import torch
+    from transformers import PreTrainedTokenizerBase
+
+    from ...losses.signals import Targets
+    from ...models.lm_head import LMHead
+
+# what a run must agree with a store on, in the order in which the first difference is named
+COMPARED = ("kind", "teacher", "tokenizer", "teacher_prompt_template", "teacher_system", "generation")
+
+
+class StoredTeacher:
+    """The reader of a store of targets; it loads no model.
+
+    Rows are read from disk as a batch asks for them; the index of their keys and, of the kind hidden, the teacher's LM
+    head are in memory.
+
+    Args:
+        folder: The store, complete.
+
+    Raises:
+        TeacherError: There is none, it is unfinished, of another format, or a file of it is damaged.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str]) -> None:
+        self.folder = TargetFolder(folder)
+        self.manifest = self.folder.manifest()
+        if not self.manifest["complete"]:
+            raise TeacherError(f"{self.folder} is unfinished; go on with the same `aitraining teach` command.")
+        self.folder.check(self.manifest)
+        self.name = str(self.manifest["name"])
+        self.vocabulary: int | None = int(self.manifest["vocabulary"])
+        self.kind = kind_from(self.manifest)
+        self._head: LMHead | None = None
+
+    @cached_property
+    def rows(self) -> TargetTable:
+        """The store's rows by key."""
+        return self.folder.rows(self.manifest)
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The teacher's tokenizer, kept with the targets."""
+        from transformers import AutoTokenizer
+
+        return AutoTokenizer.from_pretrained(self.folder.folder / TOKENIZER)
+
+    @property
+    def vocabulary_rows(self) -> int:
+        """Rows of the teacher's LM head."""
+        return int(self.manifest["vocabulary_rows"])
+
+    @property
+    def length_limit(self) -> int | None:
+        """Tokens a sequence of the teacher's may have."""
+        return self.manifest["length_limit"]
+
+    @property
+    def stop_ids(self) -> list[int]:
+        """The ids that end what the teacher writes; of a store that does not say, those that its tokenizer knows."""
+        return list(self.manifest.get("stop_ids") or ends_of(self.tokenizer))
+
+    def share(self, vocabulary: int) -> None:
+        """Accept a student that has all the rows over which the targets were normalised.
+
+        Raises:
+            TeacherError: It has fewer.
+        """
+        if self.vocabulary is not None and vocabulary < self.vocabulary:
+            raise TeacherError(
+                f"{self.folder} has targets over {self.vocabulary} tokens and the student shares {vocabulary} of them; "
+                "make a store for this student with `aitraining teach`."
+            )
+
+    def identity(self) -> dict[str, Any]:
+        """Return the teacher's own, so that what it wrote is found by it."""
+        return dict(self.manifest["teacher"])
+
+    def check_matches(self, run: Mapping[str, Any]) -> None:
+        """Refuse a run that the targets were not made for.
+
+        Args:
+            run: What the run has of `COMPARED`; what is left out is not compared.
+
+        Raises:
+            TeacherError: Naming the first difference.
+        """
+        check_same(self.folder, self.manifest, run, COMPARED)
+
+    def check_loss(self, temperature: float, divergence: str) -> None:
+        """Refuse a loss that the targets do not have everything for.
+
+        Raises:
+            TeacherError: A temperature they were not written for, or a divergence that needs the whole distribution.
+        """
+        there = self.kind.temperatures
+        if there is None:
+            return
+        if temperature not in there:
+            known = ", ".join(f"{t:g}" for t in there)
+            raise TeacherError(
+                f"{self.folder} was written for the temperatures {known}, and distill_temperature is "
+                f"{temperature:g}; train at one of them, or make a store with --temperatures {temperature:g}."
+            )
+        try:
+            check_sparse_divergence(divergence, self.kind.name)
+        except ValueError as error:
+            raise TeacherError(f"distill_{error}") from None
+
+    def check_rows(self, rows: Iterable[Mapping[str, Any]], *, name: str) -> None:
+        """Refuse prepared rows that the store has no targets for.
+
+        Args:
+            rows: With `row`, `teacher_prompt` and `completion`.
+            name: What to call the dataset in messages.
+
+        Raises:
+            TeacherError: Naming the first row.
+        """
+        for row in rows:
+            if sequence_key(row["teacher_prompt"], row["completion"]) not in self.rows:
+                raise TeacherError(
+                    f"{self.folder} has no targets for {name}, row {row['row']}: its teacher's prompt or its "
+                    "completion is another; make a store of this data with `aitraining teach`."
+                )
+
+    def generate(self, prompts: Sequence[Sequence[int]], settings: GenerationSettings) -> list[Completion]:
+        """Refuse to write: completions that were written are in the store.
+
+        Raises:
+            TeacherError: Always.
+        """
+        raise TeacherError(
+            f"{self.folder} has no completion for a prompt, {self.tokenizer.decode(list(prompts[0]))!r:.80}; make a "
+            "store of this data and these settings with `aitraining teach`."
+        )
+
+    def score(self, batch: Mapping[str, Any]) -> Targets:
+        """Return the stored targets at the batch's completion tokens.
+
+        Raises:
+            TeacherError: A row that is not in the store.
+        """
+        side, device = layout_of(batch).teacher, batch["teacher_input_ids"].device
+        assert side is not None
+        found = [
+            self._find(ids, int(count))
+            for ids, count in zip(side.sequences, side.counts, strict=True)
+            if count  # a row that another rank has too is asked about there
+        ] or [(self.rows.any(), 0)]
+        arrays = {}
+        for name in found[0][0].arrays:
+            arrays[name] = _on(device, stacked([row.arrays[name][row.tokens - n :] for row, n in found]))
+        return self.kind.targets(arrays, self._head_on(device))
+
+    def _head_on(self, device: torch.device) -> LMHead | None:
+        """Return the teacher's head on a device; None where the targets do without."""
+        kept = None if self._head is None else self._head.weight
+        if self.kind.has_head and (kept is None or kept.device != device):
+            self._head = load_head(self.folder.folder / HEAD, device)
+        return self._head
+
+    def _find(self, ids: list[int], count: int) -> tuple[TargetRow, int]:
+        """Return a sequence's row, of which the last `count` tokens are asked for, and the count."""
+        # under an empty prompt of the student's the completion's first token is no target
+        for prompt in (len(ids) - count, len(ids) - count - 1):
+            row = self.rows.get(sequence_key(ids[:prompt], ids[prompt:])) if prompt >= 0 else None
+            if row is not None and count <= row.tokens:
+                return row, count
+        raise TeacherError(
+            f"{self.folder} has no targets for the sequence {self.tokenizer.decode(ids)!r:.120}; make a store of this "
+            "data with `aitraining teach`."
+        )
+
+
+def _on(device: torch.device, array: np.ndarray) -> torch.Tensor:
+    """Return an array on a device; token ids and counts as int64, since torch computes little with unsigned ones."""
+    return on_device(array.astype(np.int64) if array.dtype.kind == "u" else array, device)
+
+
+def check_same(folder: TargetFolder, manifest: Mapping[str, Any], run: Mapping[str, Any], names: Sequence[str]) -> None:
+    """Refuse a run whose settings are not those in a store's manifest.
+
+    Raises:
+        TeacherError: Naming the first difference, in the order of `names`.
+    """
+    for name in names:
+        mine, theirs = run.get(name), manifest.get(name)
+        if mine is None or theirs is None or mine == theirs:
+            continue
+        what, old, new = name, theirs, mine
+        if isinstance(theirs, dict) and isinstance(mine, dict):
+            key = next(key for key in sorted({*theirs, *mine}) if theirs.get(key) != mine.get(key))
+            what, old, new = f"{name}'s {key}", theirs.get(key), mine.get(key)
+        raise TeacherError(
+            f"{folder} was made with another {what}: {_short(old)}, and this run has {_short(new)}; give the same, or "
+            "make another store."
+        )
+
+
+def _short(value: Any) -> str:
+    """Return a value as a sentence shows it."""
+    text = repr(value)
+    return text if len(text) <= 80 else text[:60] + "..." + text[-17:]
+
+
+def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Return what tells a tokenizer from others: tokens, special ids, chat template and how it splits a text."""
+    content = [
+        sorted(tokenizer.get_vocab().items()),
+        sorted(tokenizer.all_special_ids),
+        tokenizer.chat_template,
+        list(tokenizer(PROBE)["input_ids"]),
+    ]
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,105 @@
+"""A top-k store's targets from vLLM: as they are finished there, in the store's order here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ...models.adapters import Adapter
+from ..base import EngineError, Source
+from ..completions.engines.selection import refusal
+from ..completions.engines.vllm import VLLM
+from .folder import sequence_key
+from .formats import Kind, TopK
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from ..base import Teacher
+    from ..completions.engines.vllm import Scores
+    from .formats.base import Arrays
+
+Row = Mapping[str, Any]
+
+
+class VLLMScores:
+    """What vLLM says of sequences; its process starts when a batch is first asked for, and ends with `close`.
+
+    Args:
+        teacher: A local teacher that vLLM can load.
+        kind: Of the targets, one of which `unlike` says nothing.
+        rows: Prepared rows in the order in which they will be asked for; some may be left out.
+    """
+
+    name = VLLM.name
+
+    def __init__(self, teacher: Teacher, kind: Kind, rows: Sequence[Row]) -> None:
+        assert isinstance(kind, TopK)
+        self.teacher, self.kind, self._rows = teacher, kind, rows
+        self._coming: Iterator[tuple[str, Scores]] | None = None
+        self._found: dict[str, Scores] = {}
+
+    def arrays(self, batch: Sequence[Row]) -> Arrays:
+        """Return what is stored of a batch's N tokens, by name: [N, width] each.
+
+        Raises:
+            TeacherError: vLLM fails; the text says where its log is.
+        """
+        if self._coming is None:
+            first = next(i for i, row in enumerate(self._rows) if _key(row) == _key(batch[0]))
+            asked = {_key(row): _sequence(row) for row in self._rows[first:] if _targets(row)}
+            self._coming = VLLM(self.teacher).score(asked, self.kind.k) if asked else iter(())
+        nothing = (np.empty((0, self.kind.k), np.int32), np.empty((0, self.kind.k), np.float32))
+        found = [self._take(_key(row)) if _targets(row) else nothing for row in batch]
+        ids, log_probs = (np.concatenate(parts) for parts in zip(*found, strict=True))
+        return self.kind.at_one(ids, log_probs)
+
+    def _take(self, key: str) -> Scores:
+        """Return a sequence's scores as soon as they are there."""
+        assert self._coming is not None
+        try:
+            while key not in self._found:
+                name, scores = next(self._coming)
+                self._found[name] = scores
+        except EngineError as error:
+            raise refusal(self.teacher, error, "score") from error
+        return self._found.pop(key)
+
+    def close(self) -> None:
+        """End the process."""
+        if self._coming is not None:
+            getattr(self._coming, "close", bool)()
+
+
+def unlike(teacher: Teacher, kind: Kind) -> str | None:
+    """Return why vLLM's log-probabilities are not what a store of this kind holds; None if they are.
+
+    They are those of the k likeliest tokens, at T = 1, over all of the teacher's rows.
+    """
+    if not isinstance(kind, TopK):
+        return f"targets of the kind {kind.name} are more than the likeliest tokens"
+    if kind.temperatures != (1.0,):
+        there = ", ".join(f"{temperature:g}" for temperature in kind.temperatures)
+        return f"it has probabilities at T = 1, and the store is for T = {there}"
+    if kind.vocabulary != teacher.vocabulary_rows:
+        rows = f"{teacher.vocabulary_rows:,} tokens, of which the student has {kind.vocabulary:,}"
+        return f"its probabilities are over the teacher's {rows}"
+    source: Source | None = getattr(teacher, "source", None)
+    if source is not None and Adapter.of(source.path) is not None:
+        return "of a teacher with an adapter it gives none of a given completion"  # vLLM 0.32 fails, or reads another
+    return None
+
+
+def _key(row: Row) -> str:
+    return sequence_key(row["teacher_prompt"], row["completion"]).hex()
+
+
+def _targets(row: Row) -> int:
+    """Return how many tokens of a completion have a target: under an empty prompt the first has none."""
+    return len(row["completion"]) - (not row["teacher_prompt"])
+
+
+def _sequence(row: Row) -> tuple[list[int], int]:
+    return [*row["teacher_prompt"], *row["completion"]], _targets(row)

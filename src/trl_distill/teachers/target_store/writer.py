@@ -1,0 +1,287 @@
+"""Writes a store of targets: each distinct sequence once, a batch at a time, to be gone on with after a kill.
+
+Shard i has the sequences i * ROWS to (i + 1) * ROWS of the data in its order, scored in batches of a fixed make-up, so
+that a store that was gone on with is byte by byte the one that an uninterrupted run writes. A batch is kept as it is
+scored; when all of a shard are there, they become the shard.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from tqdm.auto import tqdm
+
+from ...data.collator import DistillationCollator
+from ...errors import TeacherError
+from ...losses.signals import HiddenTargets
+from ..base import Teacher
+from ..completions.engines.selection import NAMED, Batches
+from ..completions.store import CompletionStore
+from ..local.teacher import LocalTeacher
+from .folder import COMPLETIONS, DATE, FORMAT, HEAD, TOKENIZER, TargetFolder, TargetRow, sequence_key
+from .formats import Kind, Span, kind_of
+from .lm_head_file import save_head
+from .reader import check_same, tokenizer_hash
+from .vllm_scores import VLLMScores, unlike
+
+ROWS = 256  # sequences of a shard
+FIXED = (
+    *("kind", "teacher", "tokenizer", "teacher_prompt_template", "teacher_system", "generation"),
+    *("k", "temperatures", "sequences"),
+)
+
+
+@dataclass(frozen=True)
+class TargetSettings:
+    """What to store.
+
+    Attributes:
+        k: Tokens of each distribution, at most the shared vocabulary; draws with the kind "sample".
+        temperatures: Those the targets can be used at; "hidden" has all.
+        teacher_prompt_template: The teacher's template as it was given, to tell a store from another.
+        generation: How completions were written, for the same.
+        batch_size: Sequences scored at a time: what a kill costs.
+        kind: "topk", "sample" or "hidden", see `kinds`.
+        teacher_system: The teacher's system message, to tell a store from another; "" is the rows' own.
+        engine: What scores: with "vllm" it does if what it gives is what is stored, see `unlike`; else transformers.
+            No part of what tells a store from another.
+    """
+
+    k: int
+    temperatures: tuple[float, ...]
+    teacher_prompt_template: str
+    generation: Mapping[str, Any]
+    batch_size: int = 16
+    kind: str = "topk"
+    teacher_system: str = ""
+    engine: str = "auto"
+
+
+def write_targets(
+    teacher: Teacher,
+    rows: Iterable[Mapping[str, Any]],
+    folder: TargetFolder,
+    settings: TargetSettings,
+    *,
+    progress: bool = True,
+) -> int:
+    """Write what is missing of a store and return how many shards were made.
+
+    Args:
+        teacher: Who scores; its vocabulary is shared with the student already.
+        rows: Prepared rows, with `teacher_prompt` and `completion`; equal ones are stored once.
+        folder: Where to.
+        settings: What to store.
+        progress: Whether to show a progress bar.
+
+    Raises:
+        TeacherError: A folder of something else, a store made with other settings, a damaged shard, an LM head to
+            keep that does not give the teacher's logits, or vLLM failed.
+    """
+    sequences = {sequence_key(row["teacher_prompt"], row["completion"]): row for row in rows}
+    vocabulary = teacher.vocabulary_rows if teacher.vocabulary is None else teacher.vocabulary
+    kind = kind_of(settings.kind, k=settings.k, temperatures=settings.temperatures, vocabulary=vocabulary)
+    header = _header(teacher, list(sequences), settings, kind, vocabulary)
+    by_vllm = settings.engine == NAMED and _suits_vllm(teacher, kind, progress=progress)
+    if not by_vllm and not folder.begun and isinstance(teacher, LocalTeacher):
+        _check_logits(teacher, kind, progress=progress)
+    manifest = _begin(folder, header)
+    _keep_tokenizer(folder, teacher)
+    done = {shard["name"]: shard for shard in manifest["shards"]}
+    todo = list(sequences.items())
+    made = 0
+    vllm = None
+    if by_vllm:
+        vllm = VLLMScores(teacher, kind, [row for i, (_, row) in enumerate(todo) if _shard(i // ROWS) not in done])
+    elif hasattr(teacher, "expect"):
+        teacher.expect([row["teacher_prompt"] for row in sequences.values()])
+    with (
+        tqdm(total=len(todo), desc="Teacher scores", unit="row", disable=not progress) as bar,
+        closing(_Scorer(teacher, kind, folder, vocabulary, settings.batch_size, bar, vllm)) as scorer,
+    ):
+        for i, start in enumerate(range(0, len(todo), ROWS)):
+            name, part = _shard(i), todo[start : start + ROWS]
+            if name in done:
+                bar.update(len(part))
+                continue
+            content = list(scorer.rows(name, part))
+            checksum = folder.write_shard(name, content, vocabulary=vocabulary)
+            tokens = sum(row.tokens for row in content)
+            shard = {"name": name, "rows": len(part), "tokens": tokens, "sha256": checksum}
+            done[name] = {**shard, "engine": scorer.engine}
+            folder.write_manifest({**header, "shards": _in_order(done), "files": {}, "complete": False})
+            folder.discard_parts(name)
+            made += 1
+        if todo and kind.has_head and not (folder.folder / HEAD).is_file():
+            scorer.keep_head(todo[: settings.batch_size])
+    if (folder.folder / COMPLETIONS).is_file():
+        CompletionStore(folder.folder / COMPLETIONS).settle()
+    tokenizer = sorted((folder.folder / TOKENIZER).iterdir())
+    beside = [COMPLETIONS, HEAD, *(f"{TOKENIZER}/{path.name}" for path in tokenizer)]
+    files = {name: folder.checksum(name) for name in beside if (folder.folder / name).is_file()}
+    folder.discard_parts()
+    folder.write_manifest({**header, "shards": _in_order(done), "files": files, "complete": True})
+    return made
+
+
+def _suits_vllm(teacher: Teacher, kind: Kind, *, progress: bool) -> bool:
+    """Whether vLLM, which is named, gives what is stored; say why if it does not."""
+    why = unlike(teacher, kind)
+    if why is not None and progress:
+        tqdm.write(f"Targets are computed by transformers, not by vLLM: {why}.", file=sys.stdout)
+    return why is None
+
+
+def _check_logits(teacher: LocalTeacher, kind: Kind, *, progress: bool) -> None:
+    """Say once where a teacher's logits come from, and refuse to keep an LM head that does not give them.
+
+    Raises:
+        TeacherError: The kind keeps the head.
+    """
+    line = teacher.check_logits()
+    if line and kind.has_head:
+        raise TeacherError(
+            f"teacher {teacher.name!r} has logits that its LM head alone does not give, and targets of the kind "
+            f"{kind.name} are hidden states and that head; store the kind topk or sample."
+        )
+    if line and progress:
+        tqdm.write(line, file=sys.stdout)
+
+
+def _shard(number: int) -> str:
+    return f"shard-{number:05d}.parquet"
+
+
+def _in_order(shards: Mapping[str, Any]) -> list[Any]:
+    return [shards[name] for name in sorted(shards)]
+
+
+def _header(
+    teacher: Teacher, keys: Sequence[bytes], settings: TargetSettings, kind: Kind, vocabulary: int
+) -> dict[str, Any]:
+    """Return all of the manifest that is known before anything is scored."""
+    return {
+        **kind.header(),
+        "format": FORMAT,
+        "name": teacher.name,
+        "revision": getattr(getattr(teacher, "config", None), "_commit_hash", None),
+        "teacher": teacher.identity(),
+        "vocabulary": vocabulary,
+        "vocabulary_rows": teacher.vocabulary_rows,
+        "length_limit": teacher.length_limit,
+        "stop_ids": teacher.stop_ids,
+        "tokenizer": tokenizer_hash(teacher.tokenizer),
+        "teacher_prompt_template": settings.teacher_prompt_template,
+        "teacher_system": settings.teacher_system,
+        "generation": dict(settings.generation),
+        "sequences": {"count": len(keys), "sha256": hashlib.sha256(b"".join(keys)).hexdigest()},
+    }
+
+
+def _begin(folder: TargetFolder, header: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the manifest to go on from, without the shards that are missing."""
+    empty = {**header, "shards": [], "files": {}, "complete": False}
+    if folder.begun:
+        manifest = folder.manifest()
+        check_same(folder, manifest, _plain(header), FIXED)
+        there = [shard for shard in manifest["shards"] if (folder.folder / shard["name"]).is_file()]
+        manifest = {**manifest, "shards": there, "files": {}}
+        folder.check(manifest)
+        return manifest
+    known = ("shard-", COMPLETIONS, TOKENIZER, HEAD, DATE, ".")
+    foreign = sorted(p.name for p in folder.folder.glob("*") if not p.name.startswith(known))
+    if foreign:
+        raise TeacherError(f"{folder} holds {foreign[0]!r}, which is of no store; give another folder.")
+    folder.discard_parts()  # of what settings is not known
+    (folder.folder / HEAD).unlink(missing_ok=True)
+    folder.write_manifest(empty)
+    return empty
+
+
+def _plain(header: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a header as it reads after JSON: tuples are lists there."""
+    return dict(json.loads(json.dumps(header)))
+
+
+def _keep_tokenizer(folder: TargetFolder, teacher: Teacher) -> None:
+    """Save the teacher's tokenizer into the store, whole or not at all."""
+    target, temporary = folder.folder / TOKENIZER, folder.folder / f".{TOKENIZER}.writing"
+    shutil.rmtree(temporary, ignore_errors=True)
+    teacher.tokenizer.save_pretrained(temporary)
+    shutil.rmtree(target, ignore_errors=True)
+    temporary.rename(target)
+
+
+class _Scorer:
+    """Has a teacher score the sequences of shards, and keeps each batch until its shard is written."""
+
+    def __init__(
+        self,
+        teacher: Teacher,
+        kind: Kind,
+        folder: TargetFolder,
+        vocabulary: int,
+        batch_size: int,
+        bar: Any,
+        vllm: VLLMScores | None,
+    ) -> None:
+        self.teacher, self.kind, self.folder = teacher, kind, folder
+        self.vocabulary, self.batch_size, self.bar = vocabulary, batch_size, bar
+        self.vllm = vllm
+        self.engine = Batches.name if vllm is None else vllm.name
+        pad = teacher.tokenizer.pad_token_id
+        self._collate = DistillationCollator(pad_token_id=0 if pad is None else pad)
+
+    def rows(self, shard: str, sequences: Sequence[tuple[bytes, Mapping[str, Any]]]) -> Iterator[TargetRow]:
+        """Yield the targets of a shard's sequences, those of batches that the same engine scored unasked."""
+        kept = f"{shard}.{self.engine}"
+        for number, start in enumerate(range(0, len(sequences), self.batch_size)):
+            batch = sequences[start : start + self.batch_size]
+            rows = self.folder.read_part(kept, number)
+            if [row.key for row in rows] != [key for key, _ in batch]:
+                rows = self._score(batch)
+                self.folder.write_part(kept, number, rows, vocabulary=self.vocabulary)
+            self.bar.update(len(batch))
+            yield from rows
+
+    def _score(self, batch: Sequence[tuple[bytes, Mapping[str, Any]]]) -> list[TargetRow]:
+        """Return the targets of a batch."""
+        spans = [Span(key, len(row["completion"]) - (not row["teacher_prompt"])) for key, row in batch]
+        if self.vllm is None:
+            arrays = self.kind.arrays(self._ask(batch), spans)
+        else:
+            arrays = self.vllm.arrays([row for _, row in batch])
+        rows, end = [], 0
+        for span, (key, row) in zip(spans, batch, strict=True):
+            begin, end = end, end + span.tokens
+            own = {name: array[begin:end] for name, array in arrays.items()}
+            rows.append(TargetRow(key, np.asarray(row["completion"]), own))
+        return rows
+
+    def _ask(self, batch: Sequence[tuple[bytes, Mapping[str, Any]]]) -> HiddenTargets:
+        """Have the teacher score a batch; its head is kept at the first one, where it belongs to the targets."""
+        sides = [{**row, "student_prompt": row["teacher_prompt"]} for _, row in batch]  # the teacher's alone counts
+        scored = self.teacher.score(self._collate(sides))
+        if not isinstance(scored, HiddenTargets):
+            raise TeacherError(f"{self.teacher.name} gives no full distribution; store the targets of a local model.")
+        path = self.folder.folder / HEAD
+        if self.kind.has_head and not path.is_file():
+            save_head(scored.head, path, rows=self.vocabulary)
+        return scored
+
+    def close(self) -> None:
+        """End vLLM's process, if there is one."""
+        if self.vllm is not None:
+            self.vllm.close()
+
+    def keep_head(self, batch: Sequence[tuple[bytes, Mapping[str, Any]]]) -> None:
+        """Write the teacher's head where it went missing while all shards stayed."""
+        self._ask(batch)

@@ -1,0 +1,54 @@
+"""Where a student stops: at the tokens that end the completions it learns, or that its teacher ends with."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ..prompts.turn_ends import ends_of
+from .base import Teacher
+from .local.cross_tokenizer import CrossTeacher
+from .multi.teacher import SeveralTeachers, each
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from transformers import GenerationConfig, PreTrainedTokenizerBase
+
+ENDING = 4  # tokens at the end of a completion among which its end is: templates write white space behind it
+
+
+def add_taught_ends(
+    generation: GenerationConfig,
+    completions: Iterable[Sequence[int]],
+    *,
+    teacher: Teacher,
+    tokenizer: PreTrainedTokenizerBase,
+    all_ends: bool = False,
+) -> None:
+    """Have a student stop at the tokens that end the completions it learns: a turn's end, the teacher's own stop.
+
+    Args:
+        generation: The student's generation configuration, whose own stop tokens stay in front.
+        completions: Token ids; one that was cut ends in no stop token and adds none.
+        teacher: Who scored them.
+        tokenizer: The student's.
+        all_ends: Whether the student learns all of the teacher's ends, whatever the completions end in: from its
+            distribution, or because it writes while training.
+    """
+    theirs = _ends_of(teacher)
+    ends = {*ends_of(tokenizer), *theirs}
+    own = generation.eos_token_id
+    stops = [*own] if isinstance(own, (list, tuple)) else [own]
+    learned = {token for ids in completions for token in ids[-ENDING:]} & ends
+    taught = sorted(learned | {*(theirs if all_ends else ())})
+    stops = [stop for stop in dict.fromkeys([*stops, *taught]) if stop is not None]
+    generation.eos_token_id = stops if len(stops) > 1 else stops[0] if stops else None
+
+
+def _ends_of(teacher: Teacher) -> list[int]:
+    """Return the ids of the student's vocabulary that end what a teacher writes."""
+    if isinstance(teacher, SeveralTeachers):
+        return [end for one in each(teacher) for end in _ends_of(one)]
+    if isinstance(teacher, CrossTeacher):
+        return teacher.student_stop_ids
+    return [end for end in teacher.stop_ids if teacher.vocabulary is None or end < teacher.vocabulary]

@@ -1,0 +1,1 @@
+"""Teachers that give text only."""

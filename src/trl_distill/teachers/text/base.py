@@ -1,0 +1,65 @@
+"""What all teachers of text have in common: servers, local models with other tokens, and those who wrote the data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from ...errors import TeacherError
+from ...prompts.turn_ends import ends_of
+from ..base import Completion, GenerationSettings
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedTokenizerBase
+
+    from ...losses.signals import Targets
+
+
+class TextOnly:
+    """What all teachers without probabilities have in common: the student's tokenizer stands in the place of theirs.
+
+    Args:
+        name: What it is called in messages and in the model card.
+        tokenizer: The student's.
+    """
+
+    def __init__(self, name: str, *, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.name = name
+        self.tokenizer = tokenizer
+        self.vocabulary: int | None = None
+
+    @property
+    def vocabulary_rows(self) -> int:
+        """Rows of the student's vocabulary, which its completions are cut into."""
+        return len(self.tokenizer) if self.vocabulary is None else self.vocabulary
+
+    @property
+    def length_limit(self) -> int | None:
+        """None: its own tokens are counted where it reads them."""
+        return None
+
+    @property
+    def stop_ids(self) -> list[int]:
+        """The student's ids that may end a completion."""
+        return ends_of(self.tokenizer)
+
+    def share(self, vocabulary: int) -> None:
+        """Take the student's vocabulary: completions become tokens of its tokenizer."""
+        self.vocabulary = vocabulary
+
+    def score(self, batch: Mapping[str, torch.Tensor]) -> Targets:
+        """Refuse: there are no probabilities of the student's tokens.
+
+        Raises:
+            TeacherError: Always.
+        """
+        raise TeacherError(f"teacher_model {self.name!r} gives text only and scores nothing; set --distill-alpha 0.")
+
+    def generate(self, prompts: Sequence[Sequence[int]], settings: GenerationSettings) -> list[Completion]:
+        """Refuse: it reads text, see `write`.
+
+        Raises:
+            TeacherError: Always.
+        """
+        raise TeacherError(f"teacher_model {self.name!r} reads text, no token ids; have it write with write().")

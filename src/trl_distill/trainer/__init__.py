@@ -1,0 +1,1 @@
+"""The trainers, their set-up, and what goes with TRL's SFTTrainer."""

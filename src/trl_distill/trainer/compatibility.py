@@ -1,0 +1,308 @@
+"""Which features of SFTTrainer a run may use beside a teacher, on this machine and with these libraries.
+
+What SFTTrainer would only stumble over in its first step is said here in one sentence.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import Trainer
+from transformers.utils import is_kernels_available, is_liger_kernel_available
+
+from ..config.devices import accelerator
+from ..config.sft_config import SCALED, DistillationSFTConfig
+from ..config.validation import refuse_unused
+from ..data.packing import check_packing
+from ..errors import ParamsError
+from ..losses.fused.gpu import INTERPRETED
+from ..models.adapters import is_peft_model
+from ..models.loading import load_config, resolve
+from ..prompts.system_message import templates_of
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from datasets import Dataset
+
+SEARCH = (
+    "needs a new student, teacher and trainer for each trial; have optuna call trl_distill.run(params).metrics in its "
+    "objective, with a project_name for each trial."
+)
+
+
+def check_constructor(args: DistillationSFTConfig, collator: Any, kwargs: Mapping[str, Any]) -> None:
+    """Refuse what does not go together with distillation.
+
+    Raises:
+        ParamsError: Naming the setting and what to do.
+        TemplateError: A template that does not parse.
+    """
+    refused = {
+        "data_collator": (collator is not None, "distillation makes its own batches; drop it"),
+        "completion_only_loss": (
+            args.completion_only_loss is False,
+            "prompts are not learnt; leave it out",
+        ),
+        "loss_type": (args.loss_type != "nll", "distillation has its own loss; leave it at 'nll'"),
+        "label_smoothing_factor": (
+            args.label_smoothing_factor > 0,
+            "the teacher's distribution smooths; set it to 0",
+        ),
+        "compute_loss_func": (kwargs.get("compute_loss_func") is not None, "override compute_loss instead"),
+        "model_init": (kwargs.get("model_init") is not None, SEARCH),
+        "compute_metrics": (kwargs.get("compute_metrics") is not None, "no logits are built; use a callback"),
+        "formatting_func": (
+            kwargs.get("formatting_func") is not None and args.completion_only_loss is True,
+            "it makes text, which has no completion, and completion_only_loss is True; leave that out",
+        ),
+    }
+    for name, (given, why) in refused.items():
+        if given:
+            raise ParamsError(f"{name} cannot be used when distilling: {why.rstrip('.')}.")
+    check_packing(args)
+    templates_of(args)  # before the model loads
+
+
+def check_plain(args: Any, teacher: Any, *, must_distil: str | None) -> None:
+    """Refuse settings of distillation where SFTTrainer alone trains.
+
+    Args:
+        args: The configuration, of any class.
+        teacher: What is given for teacher_model.
+        must_distil: Name of a trainer that does nothing else; None for one that may.
+
+    Raises:
+        ParamsError: Naming the setting.
+    """
+    if must_distil is not None:
+        raise ParamsError(f"{must_distil} only distils; set use_distillation=True in its configuration.")
+    if teacher is not None:
+        raise ParamsError(
+            "teacher_model is given, but use_distillation is False; set use_distillation=True, or drop it."
+        )
+    if isinstance(args, DistillationSFTConfig):
+        refuse_unused(args, why="use_distillation is False; set use_distillation=True")
+
+
+def check_features(args: DistillationSFTConfig, *, model: Any = None, peft_config: Any = None) -> None:
+    """Refuse what cannot run here.
+
+    Args:
+        args: The configuration.
+        model: The student, or its name.
+        peft_config: Of the adapter to be made, or None.
+
+    Raises:
+        ParamsError: Naming the setting and what to do.
+    """
+    if args.n_gpu > 1:
+        raise ParamsError(
+            f"one process sees {args.n_gpu} GPUs and would split batches over them without the teacher's part; start a "
+            "process for each (accelerate launch), or show it one (CUDA_VISIBLE_DEVICES=0)."
+        )
+    adapters = [] if peft_config is None else [peft_config]
+    if not isinstance(model, str) and is_peft_model(model):
+        adapters += model.peft_config.values()
+    if args.activation_offloading and (args.use_cpu or accelerator() is None):
+        raise ParamsError(
+            "activation_offloading moves activations from an accelerator to main memory, and this run has no "
+            "accelerator; leave it out, and use gradient_checkpointing to save memory."
+        )
+    check_kernels(args)
+    if peft_config is None:
+        check_scaled(args, model)
+    check_optimizer(args)
+    check_compiler(args)
+    if args.use_vllm:
+        check_vllm(model)
+    how: Any = args.gradient_checkpointing_kwargs or {}
+    if args.gradient_checkpointing and how.get("selective") and adapters:
+        raise ParamsError(
+            "gradient_checkpointing_kwargs has 'selective', which TRL hands on to a model with an adapter as it is; "
+            "leave it out."
+        )
+    for config in adapters:
+        _check_adapter(config, model, args)
+
+
+def check_optimizer(args: Any) -> None:
+    """Refuse an optimizer whose package is missing; one that only a model can make is looked at later.
+
+    Args:
+        args: The configuration.
+
+    Raises:
+        ParamsError: Naming the package.
+    """
+    try:
+        Trainer.get_optimizer_cls_and_kwargs(args)
+    except (ImportError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0].rstrip(".")
+        if "pass a `model`" in reason:
+            return
+        name = getattr(args.optim, "value", args.optim)
+        raise ParamsError(f"optimizer is {name!r}, which cannot be used here ({reason}); choose another.") from error
+
+
+def check_kernels(args: Any) -> None:
+    """Refuse Liger's layers, or the Hub's, if they cannot run here; training would find that out in its first step.
+
+    Args:
+        args: The configuration.
+
+    Raises:
+        ParamsError: A package is missing, there is no GPU, or Liger's loss is to take the place of distillation's.
+    """
+    if (args.model_init_kwargs or {}).get("use_kernels") and not is_kernels_available():
+        raise ParamsError(
+            "model_init_kwargs has 'use_kernels', which needs the package kernels in a version that transformers "
+            "accepts; `pip install 'transformers[kernels]'` or leave it out."
+        )
+    if not args.use_liger_kernel:
+        return
+    if not is_liger_kernel_available():
+        raise ParamsError("use_liger_kernel needs a package that is missing; `pip install liger-kernel` or drop it.")
+    if args.device.type in ("cpu", "mps") and not INTERPRETED:
+        raise ParamsError(
+            f"use_liger_kernel puts Triton's kernels in the place of layers, and they need a GPU that Triton knows; "
+            f"this run is on {args.device.type}: drop it."
+        )
+    for name in ("fused_linear_cross_entropy", "cross_entropy"):
+        if (args.liger_kernel_config or {}).get(name):
+            raise ParamsError(
+                f"liger_kernel_config has {name!r}, a loss that would take the place of distillation's or of torch's; "
+                "leave it out."
+            )
+
+
+def check_scaled(args: Any, model: Any) -> None:
+    """Refuse float16 weights that are to be trained under fp16: torch scales gradients in float32 alone.
+
+    Args:
+        args: The configuration.
+        model: The student; the weights of a name are not known yet.
+
+    Raises:
+        ParamsError: What to do instead.
+    """
+    if not args.fp16 or args.device.type == "cpu" or isinstance(model, str):
+        return
+    if any(p.requires_grad and p.dtype == torch.float16 for p in model.parameters()):
+        raise ParamsError(SCALED)
+
+
+def check_compiler(args: Any) -> None:
+    """Refuse torch.compile where what generates its code is missing; it would be missed in the first step.
+
+    Args:
+        args: The configuration.
+
+    Raises:
+        ParamsError: Naming what to install.
+    """
+    if not args.torch_compile or args.torch_compile_backend != "inductor":
+        return
+    if args.device.type == "cpu" and not any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "clang++")):
+        raise ParamsError(
+            "torch_compile needs a C++ compiler on a CPU, and there is none; install g++, or drop --torch-compile."
+        )
+    if args.device.type == "cuda" and find_spec("triton") is None:
+        raise ParamsError(
+            "torch_compile needs a package that is missing; `pip install triton`, or drop --torch-compile."
+        )
+
+
+def check_vllm(model: Any) -> None:
+    """Refuse a student that vLLM cannot load, or vLLM itself where it is missing.
+
+    Args:
+        model: The student, or its name.
+
+    Raises:
+        ParamsError: Naming what to do.
+    """
+    if find_spec("vllm") is None:
+        raise ParamsError("use_vllm needs a package that is missing; `pip install 'trl[vllm]'` or drop it.")
+    if isinstance(model, str):
+        return
+    if getattr(model, "is_loaded_in_8bit", False):
+        raise ParamsError("use_vllm cannot be used with an int8 student, which vLLM does not load; drop one.")
+    if not model.name_or_path:
+        raise ParamsError(
+            "use_vllm has vLLM load the student itself, and model is a loaded model that does not say where it is; "
+            "save it to a folder with its tokenizer and load it from there."
+        )
+
+
+def _check_adapter(config: Any, model: Any, args: DistillationSFTConfig) -> None:
+    """Refuse an adapter that would not be trained, or that PEFT cannot train on this student."""
+    head = _name_of(model, "get_output_embeddings", "lm_head")
+    embedding = _name_of(model, "get_input_embeddings", "embed_tokens")
+    targets = getattr(config, "target_modules", None) or ()
+    targets = {targets} if isinstance(targets, str) else {name.rpartition(".")[2] for name in targets}
+    if head in targets:
+        raise ParamsError(
+            f"target_modules has {head!r}, whose adapter SFTTrainer does not train; leave it out, or train the head "
+            f"whole with modules_to_save=[{head!r}]."
+        )
+    if _has_trained_tokens(config) and _is_tied(model):
+        raise ParamsError(
+            "trainable_token_indices trains tokens of an embedding whose weight is the LM head's too (tied "
+            "embeddings), and SFTTrainer does not train an adapter of the head; leave it out, or choose a model whose "
+            "embeddings are not tied."
+        )
+    if getattr(config, "ensure_weight_tying", False) and embedding in targets and _is_tied(model):
+        raise ParamsError(
+            f"ensure_weight_tying has the LM head share the adapter of {embedding!r}, and SFTTrainer does not train an "
+            "adapter of the head; leave it out: the embedding is then trained alone."
+        )
+    if args.use_vllm and getattr(config, "is_prompt_learning", False):
+        raise ParamsError(
+            f"use_vllm hands vLLM the student's weights, and an adapter of the kind {config.peft_type.value} has a "
+            "learned prompt beside them; drop use_vllm, or train a LoRA adapter."
+        )
+    int8_on_cpu = getattr(model, "is_loaded_in_8bit", False) and model.device.type == "cpu"
+    if getattr(config, "use_dora", False) and int8_on_cpu:
+        raise ParamsError(
+            "use_dora cannot be trained on an int8 model on a CPU, where bitsandbytes drops scales that PEFT reads; "
+            "load the model in int4, or use LoRA."
+        )
+
+
+def _name_of(model: Any, getter: str, usual: str) -> str:
+    """Return the name of a student's LM head or embedding; of one that is not loaded yet, the usual name."""
+    found = None if isinstance(model, str) else getattr(model, getter)()
+    names = (name for name, module in model.named_modules() if module is found) if found is not None else iter(())
+    return next(names, usual).rpartition(".")[2]
+
+
+def _has_trained_tokens(config: Any) -> bool:
+    """Whether an adapter trains single tokens of the embedding."""
+    return any(getattr(config, name, None) for name in ("trainable_token_indices", "token_indices"))
+
+
+def _is_tied(model: Any) -> bool:
+    """Whether a student's embedding and head are one weight."""
+    config = load_config(resolve(model, role="model"), role="model") if isinstance(model, str) else model.config
+    return bool(getattr(config.get_text_config(), "tie_word_embeddings", False))
+
+
+def with_lengths(dataset: Dataset, args: DistillationSFTConfig) -> Dataset:
+    """Return prepared rows with the column by which Trainer groups them, where it is told to.
+
+    A row's length is the tokens that both models read of it.
+
+    Args:
+        dataset: Rows as `preparation.prepare` returns them.
+        args: The configuration.
+    """
+    if args.train_sampling_strategy != "group_by_length" or args.length_column_name in dataset.column_names:
+        return dataset
+    sides = zip(dataset["student_prompt"], dataset["teacher_prompt"], dataset["completion"], strict=True)
+    lengths = [len(student) + len(teacher) + 2 * len(completion) for student, teacher, completion in sides]
+    return dataset.add_column(args.length_column_name, lengths)

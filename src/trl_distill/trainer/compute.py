@@ -1,0 +1,78 @@
+"""How a run computes, in one line: device, precision, optimizer and attention."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from ..teachers.base import Teacher
+from ..teachers.local.cross_tokenizer import CrossTeacher
+from ..teachers.local.self_teacher import SelfTeacher
+from ..teachers.local.teacher import LocalTeacher
+
+if TYPE_CHECKING:
+    from torch import dtype
+
+    from ..config.sft_config import DistillationSFTConfig
+
+BITS = (("is_loaded_in_4bit", "int4"), ("is_loaded_in_8bit", "int8"))
+
+
+def how_it_computes(
+    args: DistillationSFTConfig,
+    student: Any,
+    *,
+    teacher: Teacher | None = None,
+    quantization: str | None = None,
+    optimizer: Any = None,
+) -> str:
+    """Return the line.
+
+    Args:
+        args: The configuration.
+        student: The model, with or without its weights.
+        teacher: Whose weights are named if they are in another precision.
+        quantization: What a student without weights will be loaded in.
+        optimizer: One that takes the place of the configuration's.
+    """
+    device = args.device.type
+    own = quantization or _precision(student)
+    computes = f"in {own}"
+    if args.mixed_precision == "fp16" and device == "cpu":
+        computes += " (fp16 needs an accelerator)"
+    elif args.mixed_precision != "no":
+        computes = f"in {args.mixed_precision} mixed precision, weights in {own}"
+    theirs = _teachers_precision(args, teacher)
+    attention = getattr(student.config, "_attn_implementation", None)
+    named = getattr(args.optim, "value", args.optim) if optimizer is None else type(optimizer).__name__
+    parts = [
+        f"on {device} {computes}" + (f", the teacher in {theirs}" if theirs not in (None, own) else ""),
+        f"optimizer {named}",
+        *([f"attention {attention}"] if attention else []),
+        *([f"compiled by {args.torch_compile_backend}"] if args.torch_compile else []),
+    ]
+    return "; ".join(parts)
+
+
+def _precision(model: Any) -> str:
+    """Return what a model's weights are in."""
+    bits = next((name for attribute, name in BITS if getattr(model, attribute, False)), None)
+    return bits or _named(model.dtype)
+
+
+def _teachers_precision(args: DistillationSFTConfig, teacher: Teacher | None) -> str | None:
+    """Return what a teacher's weights are in, or will be; None for one that is no model of its own on this machine."""
+    local = teacher.local if isinstance(teacher, CrossTeacher) else teacher
+    if not isinstance(local, LocalTeacher) or isinstance(local, SelfTeacher):
+        return None
+    if local.loaded:
+        return _precision(local.model)
+    asked = args.teacher_quantization or args.teacher_dtype
+    saved = getattr(local.config, "dtype", None)
+    if asked != "auto":
+        return asked
+    return None if saved is None else _named(saved)
+
+
+def _named(kind: dtype | str) -> str:
+    """Return a dtype's name as a flag has it."""
+    return str(kind).removeprefix("torch.")

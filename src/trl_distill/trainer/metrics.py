@@ -1,0 +1,181 @@
+"""Sums of a run's figures between two log lines, kept where the figures are and read from a device once a line.
+
+On a device a sum is a pair of float32 numbers: the sum, and what rounding has left out of it. That is ten digits
+without float64, which Apple's GPUs and some of Intel's do not have.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from ..data.split import Split
+
+if TYPE_CHECKING:
+    from trl import SFTTrainer as _Base
+
+    from ..losses.signals import LossSettings
+    from ..models.completion_forward import CompletionOutput
+    from .schedule import Annealing
+else:
+    _Base = object  # so that it can stand in front of any subclass of SFTTrainer
+
+ASKED = ("top1_agreement", "teacher_coverage")  # of tokens that a teacher was asked about
+SUMS = (
+    *("loss", "kl", "ce", "entropy", "top1_agreement", "top1_correct", "teacher_coverage"),
+    *("retain_kl", "retain_tokens", "aux_loss"),
+)
+COUNTS = ("asked", "others", "own", "own_kl", "tokens", "sequence_tokens", "batches")
+
+
+class DistillationMetrics:
+    """Token-weighted means since the last log line, over all ranks.
+
+    Each mean is the sum over completion tokens divided by their number, so that batch size, accumulation and the
+    number of ranks do not change it. What no batch reported has no mean: the divergence where no teacher is asked.
+    Figures that need a teacher are means over the tokens that one was asked about. Rows to retain have a divergence of
+    their own, over their tokens; `kl` is over the others'. The load-balancing loss of experts is a mean over batches.
+    """
+
+    def __init__(self) -> None:
+        self.tokens_seen = 0.0
+        self.restart()
+
+    def restart(self) -> None:
+        """Forget what was added, and measure time from now."""
+        self._since = time.perf_counter()
+        # on the device, by what a batch reports: [2, figures], the sums and what rounding has left out of them
+        self._sums: dict[tuple[str, ...], torch.Tensor] = {}
+        self._numbers: dict[str, float] = {}  # sums of what the host knows
+        self._reported: set[str] = set()
+
+    def add(
+        self,
+        output: CompletionOutput,
+        tokens: torch.Tensor,
+        sequence_tokens: torch.Tensor | int,
+        *,
+        on_policy: bool | None = None,
+    ) -> None:
+        """Add a batch; nothing is read from its device.
+
+        Args:
+            output: The batch's sums.
+            tokens: Scalar, completion tokens of the batch.
+            sequence_tokens: Tokens of the student's sequences, prompts included.
+            on_policy: Whether the student wrote the completions; None where it never does.
+        """
+        given = {name: getattr(output, name) for name in SUMS if getattr(output, name) is not None}
+        self._reported |= given.keys() | ({"on_policy"} if on_policy is not None else set())
+        figures: dict[str, Any] = {**given, "tokens": tokens, "sequence_tokens": sequence_tokens, "batches": 1}
+        if "kl" in given:
+            figures |= {"asked": tokens, "others": tokens - given.get("retain_tokens", 0)}
+        if on_policy:
+            figures |= {"own": tokens} | ({"own_kl": given["kl"]} if "kl" in given else {})
+        for name, number in figures.items():
+            if not isinstance(number, torch.Tensor):
+                self._numbers[name] = self._numbers.get(name, 0) + number
+        sums = {name: figure.detach() for name, figure in figures.items() if isinstance(figure, torch.Tensor)}
+        row = torch.stack([figure.to(tokens.device, torch.float32) for figure in sums.values()])
+        before = self._sums.get(names := tuple(sums))
+        self._sums[names] = torch.stack([row, torch.zeros_like(row)]) if before is None else _added(before, row)
+
+    def take(self, gather: Callable[[torch.Tensor], torch.Tensor], device: torch.device) -> dict[str, float]:
+        """Return the means since the last call and start anew; nothing where no batch was added.
+
+        `tokens_seen` is what the means' `num_tokens` goes on from.
+
+        Args:
+            gather: Puts the ranks' tensors [1, ...] one after the other.
+            device: Where they are put together.
+        """
+        names = (*SUMS, *COUNTS)
+        values = [0.0] * len(names)
+        for totals, rests in gather(self._own(names).to(device)[None]).tolist():
+            both = zip(values, totals, rests, strict=True)  # numbers of Python's are as precise as float64
+            values = [value + (total + rest if math.isfinite(total) else total) for value, total, rest in both]
+        reported = self._reported
+        seconds = max(time.perf_counter() - self._since, 1e-9)
+        self.restart()
+        found = dict(zip(names, values, strict=True))
+        if found["tokens"] == 0:
+            return {}
+        self.tokens_seen += found["sequence_tokens"]
+        counts = {"kl": found["others"], "retain_kl": found["retain_tokens"], "aux_loss": found["batches"]}
+        counts |= dict.fromkeys(ASKED, found["asked"])
+        if found["retain_tokens"]:
+            reported = reported | {"retain_kl"}  # the batches that had such rows may have been other ranks'
+        shown = [name for name in SUMS if name in reported and name != "retain_tokens"]
+        means = {n: found[n] / count for n in shown if (count := counts.get(n, found["tokens"])) > 0}
+        if "top1_correct" in means:
+            means["mean_token_accuracy"] = means.pop("top1_correct")
+        if "on_policy" in reported:
+            means["on_policy"] = found["own"] / found["tokens"]
+            means |= {"on_policy_kl": found["own_kl"] / found["own"]} if found["own"] else {}
+        return {**means, "num_tokens": self.tokens_seen, "tokens_per_second": found["sequence_tokens"] / seconds}
+
+    def _own(self, names: Sequence[str]) -> torch.Tensor:
+        """Return this rank's sums of these figures and what float32 leaves out of them, [2, figures]."""
+        sums = dict.fromkeys(names, 0.0) | self._numbers
+        for own, pairs in self._sums.items():
+            for name, total, rest in zip(own, *pairs.tolist(), strict=True):
+                sums[name] += total + rest if math.isfinite(total) else total
+        exact = np.array([sums[name] for name in names])
+        rounded = exact.astype(np.float32)
+        rest = np.subtract(exact, rounded, out=np.zeros_like(exact), where=np.isfinite(exact))
+        return torch.from_numpy(np.stack([rounded, rest.astype(np.float32)]))
+
+
+def _added(sums: torch.Tensor, row: torch.Tensor) -> torch.Tensor:
+    """Return sums [2, figures] with a row [figures] added, and what that rounds off kept (Knuth's two-sum)."""
+    before, rest = sums
+    total = before + row
+    added = total - before
+    return torch.stack([total, rest + ((before - (total - added)) + (row - added))])
+
+
+class MetricsMixin(_Base):
+    """What a distilling trainer counts and logs; a part of `DistillationMixin`."""
+
+    distilling: bool
+    model: Any
+    annealing: Annealing
+    loss_settings: LossSettings
+
+    def start_counting(self) -> None:
+        """Begin with no figures."""
+        self.metrics_of = {split: DistillationMetrics() for split in Split}
+
+    def count(self, output: CompletionOutput, tokens: torch.Tensor, student_tokens: int, **more: Any) -> None:
+        """Add a batch to the figures of training or of evaluation; see `DistillationMetrics.add`."""
+        self.metrics_of[self._split].add(output, tokens, student_tokens, **more)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add the metrics of distillation to a log line; evaluation's carry its prefix.
+
+        Evaluation's loss is replaced by the mean over its tokens: Trainer's is a mean over batches.
+        """
+        if self.distilling and "train_loss" not in logs:  # that is the summary of a run, not of its last steps
+            training, metrics = self.model.training, self.metrics_of[self._split]
+            if training and not metrics.tokens_seen:  # a resumed run goes on counting
+                seen = (line["num_tokens"] for line in reversed(self.state.log_history) if "num_tokens" in line)
+                metrics.tokens_seen = next(seen, 0.0)
+            means = metrics.take(self.accelerator.gather, self.accelerator.device)
+            prefix = "" if training else next((k for k in logs if k.endswith("_loss")), "loss").removesuffix("loss")
+            if training:
+                means.pop("loss", None)
+                means |= self.annealing.figures(self.loss_settings)
+            else:
+                metrics.tokens_seen = 0.0
+            logs.update({prefix + name: value for name, value in means.items()})
+        super().log(logs, start_time)
+
+    @property
+    def _split(self) -> Split:
+        """Which figures a batch counts for now."""
+        return Split.TRAIN if self.model.training else Split.EVAL

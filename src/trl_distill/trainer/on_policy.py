@@ -1,0 +1,199 @@
+"""Completions written while training, by the student (on-policy) or by the teacher (online), each under its own prompt.
+
+On-policy batches are GKD's (arXiv:2306.13649); the teacher scores them under the teacher's prompt.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import GenerationConfig
+
+from ..data.collator import prompts_of
+from ..errors import DataError
+from ..models.architectures import vocabulary_rows
+from ..models.generation import continuations
+from ..teachers.base import Completion, GenerationSettings
+from ..teachers.local.teacher import cut_at_stop, drawing, evaluating, stop_ids
+from .setup import generation_of
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import PreTrainedTokenizerBase
+
+    from ..config.sft_config import DistillationSFTConfig
+    from ..data.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Draw:
+    """A training batch's lot: the same on all ranks, and the same again when a run is resumed.
+
+    Attributes:
+        seed: The run's.
+        step: Optimizer steps that are done.
+        place: Of the batch in its step, from 0.
+    """
+
+    seed: int
+    step: int
+    place: int
+
+    def falls(self, fraction: float) -> bool:
+        """Whether the batch is among this fraction of all, 0 to 1."""
+        return self._random("share").random() < fraction
+
+    def generation_seed(self, rank: int) -> int:
+        """Return the seed with which a rank draws the batch's completions."""
+        return self._random(f"rank {rank}").getrandbits(62)
+
+    def _random(self, what: str) -> random.Random:
+        """Return a generator of its own for each purpose; text seeds it alike in every process."""
+        return random.Random(f"{self.seed} {self.step} {self.place} {what}")
+
+
+def student_settings(args: DistillationSFTConfig, seed: int) -> GenerationSettings:
+    """Return how the student writes; a temperature of 0 takes the likeliest token."""
+    temperature = args.distill_on_policy_temperature
+    return GenerationSettings(
+        max_new_tokens=args.distill_on_policy_max_new_tokens or args.distill_max_teacher_length,
+        do_sample=temperature > 0,
+        temperature=temperature or 1.0,
+        seed=seed,
+    )
+
+
+def teacher_settings(args: DistillationSFTConfig, seed: int) -> GenerationSettings:
+    """Return how the teacher writes a batch."""
+    return replace(generation_of(args), seed=seed)
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """Within what the student writes a batch, whoever generates for it.
+
+    Attributes:
+        stops: Token ids that end a completion.
+        max_new_tokens: Tokens at most.
+        known: Rows [0, known) may be written: tokens that the tokenizer and the teacher have too.
+        rows: Of the student's LM head.
+    """
+
+    stops: list[int]
+    max_new_tokens: int
+    known: int
+    rows: int
+
+    @classmethod
+    def of(
+        cls,
+        model: Any,
+        prompts: Sequence[Sequence[int]],
+        settings: GenerationSettings,
+        *,
+        tokenizer: PreTrainedTokenizerBase,
+        vocabulary: int | None,
+        limit: int | None,
+    ) -> Bounds:
+        """Return a batch's bounds.
+
+        Args:
+            model: The student, for its configurations alone.
+            prompts: Token ids, each of at least one.
+            settings: How it writes.
+            tokenizer: The student's.
+            vocabulary: Rows that the teacher has too; None is all.
+            limit: Tokens that a sequence may have.
+        """
+        rows = vocabulary_rows(model.config)
+        room = settings.max_new_tokens if limit is None else limit - max(len(p) for p in prompts)
+        return cls(
+            stops=stop_ids(model.generation_config, tokenizer),
+            max_new_tokens=max(1, min(settings.max_new_tokens, room)),
+            known=min(len(tokenizer), rows if vocabulary is None else vocabulary),
+            rows=rows,
+        )
+
+
+def written_by_student(
+    model: Any,
+    prompts: Sequence[Sequence[int]],
+    settings: GenerationSettings,
+    bounds: Bounds,
+    *,
+    tokenizer: PreTrainedTokenizerBase,
+) -> list[Completion]:
+    """Write one completion per prompt with the student, in evaluation mode and without gradients.
+
+    It stops at the tokens of its generation configuration, its tokenizer and the end of a turn; nothing else of its
+    generation configuration is looked at. The program's random state is left alone.
+
+    Args:
+        model: The student, see `what_writes`.
+        prompts: Token ids, each of at least one.
+        settings: How it writes.
+        bounds: Of this batch.
+        tokenizer: The student's.
+    """
+    draw = {"temperature": settings.temperature, "top_p": settings.top_p, "top_k": 0}
+    config = GenerationConfig(
+        max_new_tokens=bounds.max_new_tokens,
+        do_sample=settings.do_sample,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=bounds.stops,
+        pad_token_id=tokenizer.pad_token_id,
+        suppress_tokens=list(range(bounds.known, bounds.rows)) or None,
+        **(draw if settings.do_sample else {}),
+    )
+    with evaluating(model), drawing(settings.seed, prompts, model.device):
+        written = continuations(model, prompts, config)
+    return [cut_at_stop(row, bounds.stops) for row in written]
+
+
+def with_completions(
+    batch: Mapping[str, torch.Tensor],
+    completions: Sequence[Completion],
+    *,
+    recipe: Recipe,
+    collate: Callable[[Any], Mapping[str, torch.Tensor]],
+) -> dict[str, torch.Tensor]:
+    """Return a batch with other completions behind its prompts.
+
+    A completion that does not fit behind one of its two prompts is cut, and a cut one has no end.
+
+    Args:
+        batch: A batch of `DistillationCollator`.
+        completions: One for each row.
+        recipe: How many tokens each model may read.
+        collate: Makes the batch; padding is on the right.
+    """
+    rows = []
+    for mine, theirs, completion in zip(prompts_of(batch, ""), prompts_of(batch), completions, strict=True):
+        limits = ((recipe.student.limit, mine), (recipe.teacher.limit, theirs))
+        room = min((limit - len(prompt) for limit, prompt in limits if limit is not None), default=None)
+        ids = list(completion.ids if room is None else completion.ids[: max(room, 1)])
+        rows.append({"student_prompt": mine, "teacher_prompt": theirs, "completion": ids})
+    device = batch["input_ids"].device
+    return {name: tensor.to(device) for name, tensor in collate(rows).items()}
+
+
+def check_prompts(rows: Dataset, fresh: str) -> None:
+    """Refuse rows without a prompt, behind which nothing can be written.
+
+    Args:
+        rows: Prepared rows to train on.
+        fresh: The setting that has completions written.
+
+    Raises:
+        DataError: Naming the first such row.
+    """
+    for row in rows:
+        if not row["student_prompt"] or not row["teacher_prompt"]:
+            raise DataError(
+                f"{fresh} has completions written behind prompts, and row {row['row']} has none: its text is learnt as "
+                "a whole; give a template other than {input}, or leave out --completions data."
+            )

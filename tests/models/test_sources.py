@@ -1,0 +1,159 @@
+"""From a name to a model, with a sentence when there is none."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+import torch
+
+from trl_distill import LLMTrainingParams, run
+from trl_distill.errors import ModelError, TeacherError
+from trl_distill.models.loading import check_can_merge, load_config, load_model, load_tokenizer, resolve
+from trl_distill.teachers.loading import load_teacher
+
+
+def test_embedded_is_a_folder_with_a_model():
+    from pathlib import Path
+
+    assert (Path(resolve("embedded", role="model")) / "config.json").is_file()
+
+
+def test_a_folder_is_itself_and_a_hub_name_too(tiny_model_dir):
+    assert resolve(str(tiny_model_dir), role="model") == str(tiny_model_dir)
+    assert resolve("org/name", role="model") == "org/name"
+    assert resolve("gpt2", role="model") == "gpt2"
+
+
+def test_a_missing_folder_names_its_neighbour(tmp_path):
+    (tmp_path / "student").mkdir()
+    with pytest.raises(ModelError, match="Did you mean 'student'"):
+        resolve(str(tmp_path / "studnet"), role="model")
+
+
+def test_a_folder_without_a_model_is_said(tmp_path):
+    with pytest.raises(TeacherError, match=r"teacher_model .* without config\.json"):
+        resolve(str(tmp_path), role="teacher_model")
+
+
+def test_a_tokenizer_gets_a_padding_token_and_needs_an_end(tiny_model_dir, tmp_path):
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
+
+    assert load_tokenizer(str(tiny_model_dir), role="model").pad_token_id is not None
+    backend = Tokenizer(models.WordLevel({"a": 0, "<unk>": 1}, unk_token="<unk>"))
+    PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<unk>").save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match="no end-of-sequence token"):
+        load_tokenizer(str(tmp_path), role="model")
+
+
+@pytest.mark.parametrize("kind", ["int4", "int8"])
+def test_a_quantized_model_is_quantized(kind, tiny_model_dir):
+    model = load_model(str(tiny_model_dir), role="model", quantization=kind, dtype="auto")
+    assert model.is_quantized
+
+
+@pytest.fixture(scope="module")
+def adapter_dir(tiny_model_dir, tmp_path_factory):
+    """An adapter that changes the student, as a run with --peft leaves it: without config.json."""
+    from peft import LoraConfig, get_peft_model
+
+    folder = tmp_path_factory.mktemp("adapter") / "run"
+    base = load_model(resolve(str(tiny_model_dir), role="model"), role="model")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        config = LoraConfig(r=2, target_modules="all-linear", init_lora_weights=False, task_type="CAUSAL_LM")
+        get_peft_model(base, config).save_pretrained(folder)
+    assert not (folder / "config.json").exists()
+    return folder
+
+
+def logits(model):
+    with torch.no_grad():
+        return model(torch.tensor([[5, 6, 7]])).logits
+
+
+def test_an_adapter_is_its_base_with_the_adapter_merged_into_it(adapter_dir, tiny_model_dir):
+    from transformers import AutoModelForCausalLM
+
+    model = load_model(str(adapter_dir), role="model")
+    assert type(model).__name__ == "LlamaForCausalLM"
+    assert not any("lora" in name for name, _ in model.named_modules())
+    assert all(p.requires_grad for p in model.parameters())
+    expected = logits(AutoModelForCausalLM.from_pretrained(adapter_dir))
+    torch.testing.assert_close(logits(model), expected, rtol=1e-4, atol=1e-5)
+    assert (logits(load_model(str(tiny_model_dir), role="model")) - expected).abs().max() > 0.01
+    assert load_config(str(adapter_dir), role="model").model_type == "llama"
+
+
+def test_an_adapters_tokenizer_is_its_own_where_there_is_one_else_its_bases(adapter_dir, tmp_path):
+    assert load_tokenizer(str(adapter_dir), role="model").chat_template is None
+    folder = shutil.copytree(adapter_dir, tmp_path / "with")
+    tokenizer = load_tokenizer(str(adapter_dir), role="model")
+    tokenizer.chat_template = "mine"
+    tokenizer.save_pretrained(folder)
+    assert load_tokenizer(str(folder), role="model").chat_template == "mine"
+
+
+def test_a_project_of_an_adapter_teaches_and_learns(tiny_model_dir, tmp_path):
+    (tmp_path / "data.json").write_text(json.dumps([{"text": t} for t in ("a b", "c", "d e", "f")]))
+    settings = {
+        "model": str(tiny_model_dir), "teacher_model": str(tiny_model_dir), "data_path": str(tmp_path / "data.json"),
+        "teacher_prompt_template": "e {input}", "distill_max_teacher_length": 4, "max_steps": 1, "lr": 1e-2,
+    }  # fmt: skip
+    first = tmp_path / "first"
+    run(LLMTrainingParams(**settings, project_name=str(first), peft=True, lora_r=2))
+    assert (first / "adapter_config.json").is_file()
+    assert not (first / "config.json").exists()
+    second = {**settings, "model": str(first), "teacher_model": str(first)}
+    run(LLMTrainingParams(**second, project_name=str(tmp_path / "full")))
+    run(LLMTrainingParams(**second, project_name=str(tmp_path / "merged"), peft=True, merge_adapter=True, lora_r=2))
+    for name in ("full", "merged"):
+        assert (tmp_path / name / "config.json").is_file()
+        assert not (tmp_path / name / "adapter_config.json").exists()
+    with pytest.raises(ModelError, match=r"a model that is in no folder; add merge_adapter=True .* or drop peft"):
+        run(LLMTrainingParams(**second, project_name=str(tmp_path / "no"), peft=True))
+    with pytest.raises(ModelError, match=r"quantized base; drop quantization, or merge"):
+        run(LLMTrainingParams(**second, project_name=str(tmp_path / "no"), peft=True, quantization="int4"))
+    with pytest.raises(TeacherError, match=r"quantized base; drop --teacher-quantization, or merge"):
+        load_teacher(str(first), quantization="int8")
+
+
+def test_an_adapter_of_a_base_that_is_saved_quantized_is_refused(adapter_dir, tiny_model_dir, tmp_path):
+    base = shutil.copytree(tiny_model_dir, tmp_path / "base")
+    config = json.loads((base / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "bitsandbytes", "load_in_8bit": True}
+    (base / "config.json").write_text(json.dumps(config))
+    folder = shutil.copytree(adapter_dir, tmp_path / "adapter")
+    edit(folder, base_model_name_or_path=str(base))
+    with pytest.raises(ModelError, match="quantized base; set its base to the unquantized model"):
+        check_can_merge(str(folder), role="model")
+    check_can_merge(str(base), role="model", quantization="int4", new_adapter=True)
+
+
+def edit(folder, **values):
+    """Change an adapter's configuration."""
+    path = folder / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+
+
+@pytest.mark.parametrize("base", ["/nowhere/base", None, "itself"])
+def test_an_adapter_without_its_base_says_where_to_name_it(base, adapter_dir, tmp_path):
+    folder = shutil.copytree(adapter_dir, tmp_path / "moved")
+    edit(folder, base_model_name_or_path=str(folder) if base == "itself" else base)
+    for load in (load_config, load_tokenizer, load_model):
+        with pytest.raises(TeacherError, match=r"is an adapter of .*set base_model_name_or_path in its adapter_config"):
+            load(str(folder), role="teacher_model")
+
+
+def test_an_adapter_that_cannot_be_read_or_merged_is_one_sentence(adapter_dir, tiny_teacher_dir, tmp_path):
+    folder = shutil.copytree(adapter_dir, tmp_path / "other")
+    edit(folder, base_model_name_or_path=str(tiny_teacher_dir))  # of another width
+    with pytest.raises(ModelError, match="no adapter could be loaded") as caught:
+        load_model(str(folder), role="model")
+    assert "\n" not in str(caught.value)
+    for text in ("{", "[]"):
+        (folder / "adapter_config.json").write_text(text)
+        with pytest.raises(ModelError, match=r"no adapter_config\.json could be loaded"):
+            load_config(str(folder), role="model")

@@ -1,0 +1,167 @@
+"""The run's folder: what may be written over, and what a kill leaves."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from accelerate import PartialState
+
+from trl_distill.config.training_params import LLMTrainingParams
+from trl_distill.errors import ProjectError
+from trl_distill.runs.project_folder import Project, write_text
+
+
+def params(folder, **more):
+    return LLMTrainingParams(model="m", teacher_model="t", data_path="d.json", project_name=str(folder), **more)
+
+
+def check(folder, **more):
+    Project(str(folder)).check(params(folder, **more))
+
+
+@pytest.fixture
+def alone():
+    return PartialState(cpu=True)
+
+
+def save(project, alone, *names):
+    """Write a result of these files."""
+    with project.writing(alone) as folder:
+        for name in names:
+            (folder / name).write_text("new")
+
+
+def checkpoint(project, step):
+    folder = project.checkpoints / f"checkpoint-{step}"
+    folder.mkdir(parents=True)
+    (folder / "trainer_state.json").write_text("{}")
+
+
+def test_a_checkpoint_whose_state_was_not_written_is_passed_over(tmp_path):
+    project = Project(str(tmp_path))
+    checkpoint(project, 5)
+    checkpoint(project, 10)
+    (project.checkpoints / "checkpoint-15").mkdir()
+    assert project.last_checkpoint().name == "checkpoint-10"
+
+
+@pytest.mark.parametrize(
+    "name", ["config.json", "adapter_config.json", "README.md", "metrics.json", "model.safetensors"]
+)
+@pytest.mark.parametrize("resume", [False, True])
+def test_files_of_somebody_else_are_not_overwritten(name, resume, tmp_path):
+    (tmp_path / name).write_text("{}")
+    with pytest.raises(ProjectError, match=f"holds '{name}', which is from no run of this command"):
+        check(tmp_path, resume=resume)
+    check(tmp_path, overwrite=True)
+
+
+@pytest.mark.parametrize("setting", ["model", "teacher_model", "data_path"])
+def test_what_a_run_reads_from_is_not_written_to(setting, tmp_path):
+    given = params(tmp_path / "x" / "..", overwrite=True)
+    setattr(given, setting, str(tmp_path))
+    with pytest.raises(ProjectError, match=f"is also the folder of {setting}"):
+        Project(given.project_name).check(given)
+
+
+def test_a_place_without_room_for_a_folder_is_said(tmp_path):
+    (tmp_path / "x").write_text("")
+    with pytest.raises(ProjectError, match="is a file"):
+        check(tmp_path / "x", overwrite=True)
+    with pytest.raises(ProjectError, match="cannot be made"):
+        check(tmp_path / "x" / "y")
+
+
+def test_an_empty_folder_or_one_with_data_is_fine(tmp_path):
+    (tmp_path / "queries.json").write_text("[]")
+    check(tmp_path)
+    check(tmp_path / "new", resume=True)
+
+
+def test_a_run_that_was_killed_early_may_be_started_again(tmp_path):
+    Project(str(tmp_path)).begin(params(tmp_path))
+    check(tmp_path)
+    check(tmp_path, resume=True)
+
+
+def test_only_the_run_that_stands_there_is_gone_on_with(tmp_path):
+    project = Project(str(tmp_path))
+    project.begin(params(tmp_path))
+    checkpoint(project, 1)
+    check(tmp_path, resume=True)
+    check(tmp_path, resume=True, epochs=9, logging_steps=1)
+    with pytest.raises(ProjectError, match=r"with distill_temperature 3\.0, and this one has 1\.0"):
+        check(tmp_path, resume=True, distill_temperature=1.0)
+
+
+def test_overwriting_takes_the_manifest_first_and_keeps_completions(tmp_path):
+    project = Project(str(tmp_path))
+    (tmp_path / "run.json").write_text("{}")
+    (tmp_path / "teacher_completions.jsonl").write_text("{}\n")
+    checkpoint(project, 1)
+    project.begin(params(tmp_path, overwrite=True))
+    assert not (tmp_path / "run.json").exists()
+    assert not project.checkpoints.exists()
+    assert (tmp_path / "teacher_completions.jsonl").exists()
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_a_new_result_leaves_nothing_of_the_old_one(killed, tmp_path, alone):
+    first = Project(str(tmp_path))
+    first.begin(params(tmp_path))
+    save(first, alone, "adapter_config.json", "adapter_model.safetensors", "tokenizer.json")
+    first.finish()
+    (tmp_path / "my_notes.txt").write_text("mine")
+    if killed:  # an overwriting run that got no further than this
+        Project(str(tmp_path)).begin(params(tmp_path, overwrite=True))
+    second = Project(str(tmp_path))
+    second.begin(params(tmp_path, overwrite=True))
+    assert (tmp_path / "adapter_model.safetensors").exists()  # until the new one is there
+    save(second, alone, "model.safetensors", "config.json", "tokenizer.json")
+    second.finish()
+    found = {p.name for p in tmp_path.iterdir()}
+    assert found == {"model.safetensors", "config.json", "tokenizer.json", "my_notes.txt", "config.yaml", "run.json"}
+    assert "my_notes.txt" not in json.loads((tmp_path / "run.json").read_text())["files"]
+
+
+def test_a_writing_that_fails_leaves_what_was_there(tmp_path, alone):
+    project = Project(str(tmp_path))
+    (tmp_path / "model.safetensors").write_text("old")
+
+    def fail():
+        with project.writing(alone) as folder:
+            (folder / "model.safetensors").write_text("half")
+            raise OSError("disk full")
+
+    with pytest.raises(OSError, match="full"):
+        fail()
+    assert (tmp_path / "model.safetensors").read_text() == "old"
+    save(project, alone, "model.safetensors")
+    assert (tmp_path / "model.safetensors").read_text() == "new"
+    assert not (tmp_path / ".writing").exists()
+
+
+def test_all_ranks_write_into_one_folder(tmp_path):
+    """The main one makes it before the others go on, and moves it when they are done."""
+    steps = []
+
+    class Rank:
+        def __init__(self, main):
+            self.is_main_process = main
+
+        def wait_for_everyone(self):
+            steps.append("wait")
+
+    with Project(str(tmp_path)).writing(Rank(True)) as folder:
+        with Project(str(tmp_path)).writing(Rank(False)) as other:
+            (other / "part-2").write_text("")
+        (folder / "part-1").write_text("")
+    assert {p.name for p in tmp_path.iterdir()} == {"part-1", "part-2"}
+    assert len(steps) == 6
+
+
+def test_a_file_is_renamed_into_place(tmp_path):
+    path = write_text(tmp_path / "a.txt", "x")
+    assert path.read_text() == "x"
+    assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]

@@ -1,0 +1,181 @@
+"""The precision, optimizer and attention of a run: what is chosen where nothing is asked for, and that it is said."""
+
+from __future__ import annotations
+
+import json
+from importlib.util import find_spec
+
+import pytest
+import torch
+import yaml
+from click.testing import CliRunner
+from small_runs import make
+from transformers import AutoModelForCausalLM
+
+from trl_distill import LLMTrainingParams, run
+from trl_distill.cli import main
+from trl_distill.config import sft_config as config
+from trl_distill.config.devices import computes_in_bfloat16, has_fused_adamw
+from trl_distill.config.sft_config import from_params
+from trl_distill.errors import ParamsError
+
+
+@pytest.fixture
+def settings(tiny_model_dir, tiny_teacher_dir, tmp_path):
+    data = tmp_path / "rows.jsonl"
+    data.write_text("".join(json.dumps({"text": text, "completion": f"{text} c"}) + "\n" for text in "abcdefgh"))
+    return {
+        "model": str(tiny_model_dir), "teacher_model": str(tiny_teacher_dir), "data_path": str(data),
+        "project_name": str(tmp_path / "run"), "max_steps": 2, "gradient_accumulation": 1,
+    }  # fmt: skip
+
+
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="for a machine without an accelerator")
+@pytest.mark.parametrize("trainer", ["distillation", "sft"])
+def test_on_a_cpu_a_run_is_in_float32_with_the_fused_adamw_and_says_so(trainer, settings, capsys):
+    if trainer == "sft":
+        del settings["teacher_model"]
+    result = run(LLMTrainingParams(**settings, trainer=trainer))
+    line = "on cpu in float32; optimizer adamw_torch_fused; attention sdpa"
+    assert f"  training      {line}\n" in capsys.readouterr().out
+    assert result.trainer.accelerator.mixed_precision == "no"
+    assert [group["fused"] for group in result.trainer.optimizer.param_groups] == [True, True]
+    assert result.model.config._attn_implementation == "sdpa"
+    assert "| mixed_precision | auto |\n" in result.paths["card"].read_text()
+    assert f"| computed | {line} |\n" in result.paths["card"].read_text()
+    assert yaml.safe_load(result.paths["config"].read_text())["mixed_precision"] == "auto"
+
+
+SAID = {
+    "bf16": (["--mixed-precision", "bf16"], "in bf16 mixed precision, weights in float32, the teacher in float16;"),
+    "weights": (["--dtype", "bfloat16"], "in bfloat16, the teacher in float16;"),
+    "int4": (["--peft", "--quantization", "int4", "--teacher-quantization", "int8"], "in int4, the teacher in int8;"),
+    "optimizer": (["--optimizer", "adafactor"], "in float32, the teacher in float16; optimizer adafactor;"),
+    "eager": (["--attn-implementation", "eager"], "optimizer adamw_torch_fused; attention eager"),
+    "no mixed precision": (["--mixed-precision", "no"], "in float32, the teacher in float16;"),
+}
+
+
+@pytest.mark.parametrize("flags", SAID)
+def test_a_dry_run_says_what_was_asked_for(flags, settings, tmp_path):
+    given, said = SAID[flags]
+    if "--teacher-quantization" not in given:
+        given = [*given, "--teacher-dtype", "float16"]
+    typed = [x for name, value in settings.items() for x in (f"--{name.replace('_', '-')}", str(value))]
+    shown = CliRunner().invoke(main, ["llm", *typed, *given, "--dry-run"], catch_exceptions=False).output
+    line = next(line for line in shown.splitlines() if line.startswith("  training "))
+    assert said in line + "\n"
+
+
+def test_fp16_on_a_cpu_is_said_to_be_float32(settings, capsys):
+    settings["dry_run"] = True
+    run(LLMTrainingParams(**settings, mixed_precision="fp16"))
+    assert "on cpu in float32 (fp16 needs an accelerator);" in capsys.readouterr().out
+
+
+def test_the_trainer_says_it_too(tiny_model_dir, tiny_teacher_dir, tmp_path, capsys):
+    model = AutoModelForCausalLM.from_pretrained(tiny_model_dir, dtype=torch.bfloat16, attn_implementation="eager")
+    sgd = torch.optim.SGD(model.parameters(), lr=0.1)
+    make(tiny_model_dir, tiny_teacher_dir, tmp_path, model=model, more={"optimizers": (sgd, None)})
+    line = "training      on cpu in bfloat16, the teacher in float32; optimizer SGD; attention eager\n"
+    assert line in capsys.readouterr().out
+
+
+CARDS = {"T4": [(7, 5)], "A100": [(8, 0)], "H100": [(9, 0), (9, 0)], "A100 and T4": [(8, 0), (7, 5)]}
+
+
+@pytest.mark.parametrize("card", CARDS)
+def test_bfloat16_is_for_cards_made_for_it(card, monkeypatch):
+    found = CARDS[card]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: len(found))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: found[device])
+    monkeypatch.setattr(torch.version, "hip", None)
+    assert computes_in_bfloat16() == ("T4" not in card)
+
+
+@pytest.mark.parametrize(
+    ("asked", "card", "launched", "on_cpu", "expected"),
+    [
+        ("auto", True, None, False, "bf16"),
+        ("auto", True, "no", False, "bf16"),
+        ("auto", False, None, False, "no"),
+        ("auto", True, None, True, "no"),
+        ("auto", True, "fp16", False, "fp16"),
+        ("bf16", True, "no", False, "bf16"),
+        ("no", True, "no", False, "no"),
+        (None, True, None, False, "no"),
+        (None, True, "bf16", False, "bf16"),
+    ],
+)
+def test_precision_is_the_runs_then_accelerates_then_the_devices(
+    asked, card, launched, on_cpu, expected, tmp_path, monkeypatch
+):
+    """The accelerator is played, since the choice is made before any is used."""
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(config, "computes_in_bfloat16", lambda: card)
+    monkeypatch.setattr("transformers.training_args.is_torch_bf16_gpu_available", lambda: True)
+    monkeypatch.delenv("ACCELERATE_MIXED_PRECISION", raising=False)
+    monkeypatch.delenv("ACCELERATE_USE_CPU", raising=False)
+    if launched is not None:
+        monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", launched)
+    if on_cpu:
+        monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    args = from_params(LLMTrainingParams(model="m", project_name=str(tmp_path), mixed_precision=asked))
+    assert args.mixed_precision == expected
+    if asked is not None:  # DeepSpeed refuses a run whose own settings say another
+        assert (args.bf16, args.fp16) == (expected == "bf16", expected == "fp16")
+    assert args.use_cpu == on_cpu
+
+
+@pytest.mark.parametrize("more", [{}, {"peft": True}, {"dtype": "float32"}, {"mixed_precision": "bf16"}], ids=str)
+def test_fp16_is_refused_beside_float16_weights_that_are_trained(more, settings, monkeypatch):
+    """The accelerator is played; a CPU computes fp16 in float32."""
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr("transformers.training_args.is_torch_bf16_gpu_available", lambda: True)
+    monkeypatch.delenv("ACCELERATE_USE_CPU", raising=False)
+    params = LLMTrainingParams(**settings | {"mixed_precision": "fp16", "dtype": "float16", **more})
+    if more:
+        assert from_params(params).mixed_precision == params.mixed_precision
+        return
+    with pytest.raises(ParamsError, match=r"^fp16 scales .* the student's are in float16; load it in float32\."):
+        run(params)
+
+
+def test_none_and_accelerates_bf16_contradict_each_other(settings, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    with pytest.raises(ParamsError, match=r"mixed_precision is 'no', but accelerate was launched with bf16; drop"):
+        run(LLMTrainingParams(**settings, mixed_precision="no"))
+
+
+def test_a_device_without_the_fused_adamw_has_the_other(tmp_path, monkeypatch):
+    assert has_fused_adamw(torch.device("cpu"))
+    assert not has_fused_adamw(torch.device("meta"))
+    monkeypatch.setattr(config, "has_fused_adamw", lambda device: False)
+    params = LLMTrainingParams(model="m", project_name=str(tmp_path))
+    assert from_params(params).optim == "adamw_torch"
+    params.optimizer = "adafactor"
+    assert from_params(params).optim == "adafactor"
+
+
+@pytest.mark.parametrize("name", ["flash_attn", "kernels-community/flash-attn2"])
+@pytest.mark.skipif(find_spec("kernels") is not None, reason="it may be usable here")
+def test_attention_that_cannot_be_used_is_refused_before_the_teacher_writes(name, settings, tmp_path):
+    with pytest.raises(ParamsError, match=f"^attn_implementation is '{name}', which cannot be used here .*; give"):
+        run(LLMTrainingParams(**settings, completions="teacher", attn_implementation=name))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_begun_with_the_earlier_defaults_is_resumed_with_them(settings, tmp_path):
+    saving = {"save_strategy": "steps", "save_steps": 1, "scheduler": "constant", "warmup_ratio": 0.0}
+    earlier = {**saving, "optimizer": "adamw_torch", "mixed_precision": None}
+    whole = run(LLMTrainingParams(**settings | {"project_name": str(tmp_path / "whole")}, **earlier))
+    run(LLMTrainingParams(**settings | {"max_steps": 1}, **earlier))
+    (tmp_path / "run" / "run.json").unlink()  # as if it had been killed
+    resumed = run(LLMTrainingParams(**settings, **saving, resume=True))
+    assert resumed.trainer.args.optim == "adamw_torch"
+    assert not any(group["fused"] for group in resumed.trainer.optimizer.param_groups)
+    for mine, theirs in zip(resumed.model.parameters(), whole.model.parameters(), strict=True):
+        assert torch.equal(mine, theirs)
+    kept = yaml.safe_load(resumed.paths["config"].read_text())
+    assert (kept["optimizer"], kept["mixed_precision"]) == ("adamw_torch", None)

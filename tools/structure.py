@@ -1,0 +1,191 @@
+"""Prints how the package is built: entries, layers, files, lines, and the way of one setting through a run.
+
+    python tools/structure.py [--json]
+
+The run distils the embedded model into itself for one step, under a profiler. A module counts as passed by
+`distill_temperature` if the value is an argument, a local or a return value of one of its functions, or if one of them
+reads it from an object's field. A check is a function named `check_...` that is handed the value; each place that calls
+one counts once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import contextlib
+import dataclasses
+import importlib
+import io
+import json
+import os
+import pkgutil
+import sys
+import tempfile
+import threading
+import tomllib
+from collections import Counter
+from pathlib import Path
+from types import CodeType, FrameType
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / "src" / "trl_distill"
+SETTING, VALUE = "temperature", 3.25  # in binary exact, and no other value of a run
+SET_UP = (
+    *("teacher_of", "recipe_of", "teachers_of_run", "find_targets", "has_targets", "weighing", "parse_template"),
+    *("resolve", "load_config", "load_tokenizer", "load_model", "adapter_of", "template_date", "is_prepared"),
+    *("check_agreement", "check_arguments", "check_fitness", "check_list", "check_apart", "check_mixing", "freshness"),
+    *("check_several", "check_value", "temperatures_of"),
+)
+
+
+class Watch:
+    """What the package's functions do with the value, as `sys.setprofile` shows it."""
+
+    def __init__(self) -> None:
+        self.passed: dict[str, None] = {}
+        self.checks: dict[tuple[str, str], None] = {}
+        self.calls: Counter[str] = Counter()
+        self.known: dict[CodeType, str] = {}
+
+    def __call__(self, frame: FrameType, event: str, argument: Any) -> None:
+        """Look at a call or a return of one of the package's functions."""
+        if event not in ("call", "return"):
+            return
+        module = self.module_of(frame.f_code)
+        if not module:
+            return
+        held = has_value(argument) if event == "return" else False
+        held = held or any(has_value(local) for local in frame.f_locals.values())
+        if held:
+            self.passed.setdefault(module)
+        name = frame.f_code.co_name
+        if event == "call":
+            self.calls[f"{module}.{name}"] += 1
+            if held and name.startswith("check_") and frame.f_back is not None:
+                self.checks.setdefault((name, self.module_of(frame.f_back.f_code) or "outside"))
+
+    def module_of(self, code: CodeType) -> str:
+        """Return the dotted module of a function of the package, else an empty text."""
+        if code not in self.known:
+            path = Path(code.co_filename)
+            inside = path.is_absolute() and path.is_relative_to(PACKAGE)
+            self.known[code] = ".".join(path.relative_to(PACKAGE).with_suffix("").parts) if inside else ""
+        return self.known[code]
+
+    def watch_fields(self) -> None:
+        """Have every class that has the setting as a field say who reads it."""
+        for cls in classes_with_field():
+            plain = cls.__getattribute__
+
+            def reading(owner: Any, name: str, plain: Any = plain) -> Any:
+                found = plain(owner, name)
+                if SETTING in name and is_value(found):
+                    module = self.module_of(sys._getframe(1).f_code)
+                    if module:
+                        self.passed.setdefault(module)
+                return found
+
+            cls.__getattribute__ = reading
+
+
+def is_value(found: Any) -> bool:
+    """Whether something is the traced value, as a number or as the text of a flag."""
+    return (type(found) is float and found == VALUE) or (type(found) is str and found == str(VALUE))
+
+
+def has_value(found: Any) -> bool:
+    """Whether something is the value, or a plain container with it."""
+    if type(found) is dict:
+        return len(found) < 200 and any(is_value(value) for value in found.values())
+    if type(found) in (list, tuple):
+        return len(found) < 200 and any(is_value(value) for value in found)
+    return is_value(found)
+
+
+def classes_with_field() -> list[type[Any]]:
+    """Return the package's dataclasses that have the setting under any name."""
+    import trl_distill
+
+    found: dict[type[Any], None] = {}
+    for info in pkgutil.walk_packages(trl_distill.__path__, "trl_distill."):
+        if info.name.endswith("__main__") or "triton" in info.name:
+            continue
+        with contextlib.suppress(ImportError):
+            for thing in vars(importlib.import_module(info.name)).values():
+                if isinstance(thing, type) and dataclasses.is_dataclass(thing) and "trl_distill" in thing.__module__:
+                    found.setdefault(thing)
+    return [cls for cls in found if any(SETTING in field.name for field in dataclasses.fields(cls))]
+
+
+def traced_run() -> dict[str, Any]:
+    """Run the command for one step and return what the setting passed, its checks and the calls of set-up functions."""
+    os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    sys.path.insert(0, str(PACKAGE.parent))
+    from trl_distill.cli import main
+
+    watch = Watch()
+    watch.watch_fields()
+    with tempfile.TemporaryDirectory() as folder:
+        data = Path(folder) / "rows.jsonl"
+        data.write_text("".join(json.dumps({"text": f"apple pear {word}"}) + "\n" for word in ("plum", "tea", "salt")))
+        arguments = ["llm", "--model", "embedded", "--teacher-model", "embedded", "--trainer", "distillation"]
+        arguments += ["--teacher-prompt-template", "Write the words in reverse order.\n{input}\n"]
+        arguments += ["--distill-temperature", str(VALUE), "--max-steps", "1", "--batch-size", "2"]
+        arguments += ["--data-path", str(data), "--project-name", str(Path(folder) / "run")]
+        out = io.StringIO()
+        threading.setprofile(watch)
+        sys.setprofile(watch)
+        try:
+            with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
+                main(arguments, standalone_mode=False)
+        except SystemExit as end:
+            raise SystemExit(f"the run failed:\n{out.getvalue()}") from end
+        finally:
+            sys.setprofile(None)
+            threading.setprofile(None)
+    calls = {name: count for name, count in watch.calls.items() if name.rpartition(".")[2] in SET_UP}
+    checks = [f"{check} from {caller}" for check, caller in watch.checks]
+    return {"modules passed": sorted(watch.passed), "checks": checks, "calls": calls}
+
+
+def measured() -> dict[str, int]:
+    """Return what can be counted without running anything."""
+    files = sorted(PACKAGE.rglob("*.py"))
+    trees = [ast.parse(file.read_text(encoding="utf-8")) for file in files]
+    hidden = {"__init__.py"}
+    contract = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["importlinter"]["contracts"]
+    texts = [file.read_text(encoding="utf-8").splitlines() for file in files]
+    return {
+        "entries at the top": len({file.relative_to(PACKAGE).parts[0] for file in files} - hidden),
+        "layers": len(contract[0]["layers"]),
+        "files": len(files),
+        "lines": sum(map(len, texts)),
+        "lines of the longest file": max(map(len, texts)),
+        "uses of Any": sum(isinstance(n, ast.Name) and n.id == "Any" for tree in trees for n in ast.walk(tree)),
+    }
+
+
+def main() -> None:
+    """Measure, run and print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    as_json = parser.parse_args().json
+    found: dict[str, Any] = {**measured(), **traced_run()}
+    if as_json:
+        print(json.dumps(found, indent=2))
+        return
+    for name, value in found.items():
+        if isinstance(value, int):
+            print(f"{name:46}{value:>8,}")
+    print(f"\ndistill_temperature passes {len(found['modules passed'])} modules:")
+    print("  " + "\n  ".join(found["modules passed"]))
+    print(f"\nand is checked at {len(found['checks'])} places:")
+    print("  " + "\n  ".join(found["checks"]))
+    print("\ncalls of set-up functions:")
+    for name, count in sorted(found["calls"].items(), key=lambda item: (-item[1], item[0])):
+        print(f"  {name:44}{count:>8,}")
+
+
+if __name__ == "__main__":
+    main()
