@@ -19,7 +19,7 @@ from _measure import alternating, machine, print_json, table
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from trl_distill.embedded import embedded_path
-from trl_distill.teachers.base import GenerationSettings
+from trl_distill.models.generation import GenerationSettings
 from trl_distill.teachers.completions.engines.continuous_batching import Continuous
 from trl_distill.teachers.completions.engines.vllm import VLLM
 from trl_distill.teachers.completions.generate import complete

@@ -14,8 +14,8 @@ from transformers import AutoTokenizer
 from trl_distill.data.preparation import prepare
 from trl_distill.data.recipe import Columns, Reading, Recipe
 from trl_distill.errors import DataError, TemplateError
+from trl_distill.models.generation import Completion
 from trl_distill.prompts.template import parse_template
-from trl_distill.teachers.base import Completion
 
 WROTE = Completion((7, 8), False)
 

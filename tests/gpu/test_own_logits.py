@@ -11,7 +11,7 @@ from small_runs import losses, make
 from transformers import AutoModelForCausalLM
 
 from trl_distill.models.completion_forward import OWN_LOGITS
-from trl_distill.teachers.base import GenerationSettings
+from trl_distill.models.generation import GenerationSettings
 from trl_distill.teachers.loading import load_teacher
 
 

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 
 from trl_distill.data.collator import DistillationCollator
 from trl_distill.errors import ParamsError
-from trl_distill.teachers.base import GenerationSettings
+from trl_distill.models.generation import GenerationSettings
 from trl_distill.trainer.on_policy import Draw
 
 LEARNED = ("prompt", "prefix", "p_tuning")

@@ -256,7 +256,7 @@ class Model:
         """Return the text of the likeliest completion, whether it ended, and its ids."""
         import torch
 
-        from trl_distill.teachers.local.teacher import cut_at_stop
+        from trl_distill.models.generation import cut_at_stop
 
         with torch.no_grad():
             row = self.model.generate(

@@ -12,7 +12,7 @@ from transformers import AutoTokenizer
 
 from trl_distill import DistillError, TeacherError, generate_with_teacher, load_teacher
 from trl_distill.embedded import embedded_path
-from trl_distill.teachers.base import GenerationSettings
+from trl_distill.models.generation import GenerationSettings
 from trl_distill.teachers.completions.jsonl_store import LineStore
 from trl_distill.teachers.completions.store import CompletionStore
 from trl_distill.teachers.remote import request_pool as asking

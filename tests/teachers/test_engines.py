@@ -16,8 +16,8 @@ from transformers import Gemma2Config, Gemma2ForCausalLM
 
 from trl_distill import LLMTrainingParams, ParamsError, TeacherError, generate_with_teacher
 from trl_distill.cli import main
+from trl_distill.models.generation import GenerationSettings
 from trl_distill.models.loading import load_model
-from trl_distill.teachers.base import GenerationSettings
 from trl_distill.teachers.completions.engines import selection as engines
 from trl_distill.teachers.completions.engines.continuous_batching import Continuous
 from trl_distill.teachers.completions.generate import complete

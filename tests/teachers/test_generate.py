@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from trl_distill.teachers.base import GenerationSettings
+from trl_distill.models.generation import GenerationSettings
 from trl_distill.teachers.completions.generate import complete
 from trl_distill.teachers.completions.store import CompletionStore
 from trl_distill.teachers.loading import load_teacher

@@ -18,10 +18,10 @@ from trl_distill.data.collator import DistillationCollator
 from trl_distill.data.cross_tokenizer.token_bytes import token_bytes
 from trl_distill.embedded import embedded_path
 from trl_distill.losses import head_logits
+from trl_distill.models.generation import GenerationSettings
 from trl_distill.prompts.assistant_turn import ChatTurns
 from trl_distill.prompts.shared_vocabulary import PROBE
 from trl_distill.prompts.tokenization import tokenize_behind, tokenize_completion, tokenize_prompt
-from trl_distill.teachers.base import GenerationSettings
 from trl_distill.teachers.completions.jsonl_store import LineStore
 from trl_distill.teachers.remote import request_pool as asking
 from trl_distill.teachers.remote.byte_matching import Matcher, spans

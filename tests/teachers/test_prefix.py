@@ -10,7 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from trl_distill.config.devices import accelerator
 from trl_distill.data.collator import DistillationCollator, prompts_of
 from trl_distill.losses import head_logits
-from trl_distill.teachers.base import GenerationSettings
+from trl_distill.models.generation import GenerationSettings
 from trl_distill.teachers.loading import load_teacher
 
 pytestmark = pytest.mark.usefixtures("device")

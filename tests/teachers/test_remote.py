@@ -14,8 +14,9 @@ from transformers import AutoTokenizer
 
 from trl_distill import DistillError, TeacherError, load_teacher
 from trl_distill.embedded import embedded_path
+from trl_distill.models.generation import GenerationSettings
 from trl_distill.prompts.tokenization import tokenize_prompt
-from trl_distill.teachers.base import GenerationSettings, Teacher, TextTeacher
+from trl_distill.teachers.base import Teacher, TextTeacher
 from trl_distill.teachers.completions.store import CompletionStore
 from trl_distill.teachers.remote import request_pool as asking
 from trl_distill.teachers.remote.request_pool import RemoteSettings

@@ -22,8 +22,9 @@ from trl_distill.cli.llm_command import params_from_command
 from trl_distill.config.training_params import LLMTrainingParams
 from trl_distill.embedded import embedded_path
 from trl_distill.errors import ParamsError
+from trl_distill.models.generation import Completion, GenerationSettings
 from trl_distill.prompts.tokenization import tokenize_behind
-from trl_distill.teachers.base import Completion, GenerationSettings, TextTeacher
+from trl_distill.teachers.base import TextTeacher
 from trl_distill.teachers.completions.generate import what_matters
 from trl_distill.teachers.completions.stop_strings import cut_at_string
 from trl_distill.teachers.completions.store import CompletionStore

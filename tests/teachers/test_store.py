@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from trl_distill.teachers.base import Completion
+from trl_distill.models.generation import Completion
 from trl_distill.teachers.completions.store import CompletionStore, key_of
 
 

@@ -22,7 +22,8 @@ from trl_distill import (
     run,
 )
 from trl_distill.cli import main
-from trl_distill.teachers.base import GenerationSettings, Teacher, TextTeacher
+from trl_distill.models.generation import GenerationSettings
+from trl_distill.teachers.base import Teacher, TextTeacher
 from trl_distill.teachers.completions.store import CompletionStore
 from trl_distill.teachers.text.local_text import LocalTextTeacher
 

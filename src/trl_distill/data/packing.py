@@ -16,8 +16,8 @@ import pyarrow.compute
 from torch.utils.data import Dataset as TorchDataset
 
 from ..errors import ModelError, ParamsError
+from ..models.generation import evaluating
 from ..models.padding_free import keeps_apart
-from ..teachers.local.teacher import evaluating
 from .split import Split
 
 if TYPE_CHECKING:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from datasets import Features, List, Value
 
 from ..errors import DataError, ParamsError, TemplateError
+from ..models.generation import EMPTY, Completion
 from ..prompts import multi_turn as turns
 from ..prompts.chat_rendering import NOW
 from ..prompts.fitting import check_ids, fit
@@ -24,8 +25,6 @@ from ..prompts.rendering import KWARGS, OWN, TOOLS, check_prompts, options_of, r
 from ..prompts.serving_template import Frame, Serving, marked, serving_of
 from ..prompts.template import SYSTEM_ROLES
 from ..runs.usage_snippet import Example
-from ..teachers.base import Completion
-from ..teachers.remote.answers import EMPTY
 from .arrow_values import array_of, column_of, highest_of, lengths_of
 from .cross_tokenizer.tokenizer_pair import COLUMNS as CROSSING_COLUMNS
 from .loading import RowReport, read_rows

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
 
+    from ..models.generation import Completion
     from ..prompts.template import Template
-    from ..teachers.base import Completion
     from ..trainer.schedule import Weighing
     from .cross_tokenizer.tokenizer_pair import Crossing
 

@@ -15,11 +15,12 @@ from ..data.loading import read_rows
 from ..data.memory import TAKEN, as_dataset, is_frame
 from ..data.rows import INPUT, INPUT_COLUMN
 from ..errors import DataError, ParamsError, TeacherError
+from ..models.generation import Completion, GenerationSettings
 from ..models.loading import EMBEDDED, TOKENIZER, load_tokenizer, resolve
 from ..prompts.messages import with_reasoning
 from ..prompts.rendering import own_prompt, render
 from ..prompts.template import Template, parse_template
-from ..teachers.base import Completion, GenerationSettings, Teacher, TextTeacher
+from ..teachers.base import Teacher, TextTeacher
 from ..teachers.completions.engines.selection import check_engine
 from ..teachers.completions.store import CompletionStore
 from ..teachers.loading import endpoint_of, load_teacher, loaded_encoder_decoder

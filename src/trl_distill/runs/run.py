@@ -227,7 +227,7 @@ class Run:
 
     def _source(self) -> Any:
         """Return where the student is loaded from; None for a loaded model."""
-        from ..teachers.base import Source
+        from ..teachers.completions.engines.base import Source
 
         if self.model_path is None:
             return None

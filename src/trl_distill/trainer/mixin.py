@@ -26,15 +26,17 @@ from ..losses.signals import LossSettings, Targets
 from ..models.adapters import base_of, take_penalty
 from ..models.batch_layout import layout_of
 from ..models.completion_forward import add_completion_forward, completion_arguments
+from ..models.generation import evaluating
 from ..models.loading import resolve
 from ..models.logits_check import check_logits
 from ..models.padding_free import student_inputs
 from ..models.quantization import keep_differentiable
 from ..prompts.serving_template import own_template
-from ..teachers.base import Source, Teacher
+from ..teachers.base import Teacher
+from ..teachers.completions.engines.base import Source
 from ..teachers.local.cross_tokenizer import CrossTeacher
 from ..teachers.local.initial_student import take_student
-from ..teachers.local.teacher import LocalTeacher, check_apart, evaluating
+from ..teachers.local.teacher import LocalTeacher, check_apart
 from ..teachers.multi.teacher import SeveralTeachers, each
 from ..teachers.same_weights import Student
 from ..teachers.server_requirements import weighing

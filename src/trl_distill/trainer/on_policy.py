@@ -16,9 +16,8 @@ from transformers import GenerationConfig
 from ..data.collator import prompts_of
 from ..errors import DataError
 from ..models.architectures import vocabulary_rows
-from ..models.generation import continuations
-from ..teachers.base import Completion, GenerationSettings
-from ..teachers.local.teacher import cut_at_stop, drawing, evaluating, stop_ids
+from ..models.generation import Completion, GenerationSettings, continuations, cut_at_stop, drawing, evaluating
+from ..teachers.local.teacher import stop_ids
 from .setup import generation_of
 
 if TYPE_CHECKING:

@@ -319,8 +319,8 @@ def _student(given: Any, trust: bool) -> Any:
 
 def _check_lengths(rows: Dataset, model: Any, tokenizer: Any, new: int) -> None:
     """Refuse a prompt behind which the student has no room for a completion."""
+    from ..models.generation import length_limit
     from ..prompts.prefix_tokenizer import PromptTokens
-    from ..teachers.local.teacher import length_limit
 
     limit, tokens = length_limit(model.config), PromptTokens(tokenizer)
     if limit is None:

@@ -13,12 +13,14 @@ from ..config.validation import chat_template_options, freshness
 from ..data.recipe import Columns, Reading, Recipe
 from ..errors import ParamsError, TeacherError
 from ..models.architectures import vocabulary_rows
+from ..models.generation import Completion, GenerationSettings, length_limit
 from ..prompts.chat_template import take_chat_template
 from ..prompts.fitting import Limit
 from ..prompts.shared_vocabulary import shared_vocabulary
 from ..prompts.system_message import for_reader, teachers_system, templates_of
 from ..prompts.template import parse_template
-from ..teachers.base import Completion, GenerationSettings, Source, Teacher, TextTeacher
+from ..teachers.base import Teacher, TextTeacher
+from ..teachers.completions.engines.base import Source
 from ..teachers.completions.engines.selection import check_engine
 from ..teachers.completions.generate import complete, what_matters
 from ..teachers.completions.store import CompletionStore
@@ -26,7 +28,7 @@ from ..teachers.loading import load_teacher
 from ..teachers.local.cross_tokenizer import CrossTeacher, check_brings_tokenizer, crossed
 from ..teachers.local.ema import EMA, EmaTeacher
 from ..teachers.local.self_teacher import SELF, SelfTeacher
-from ..teachers.local.teacher import LocalTeacher, length_limit
+from ..teachers.local.teacher import LocalTeacher
 from ..teachers.remote.request_pool import RemoteSettings
 from ..teachers.remote.teacher import RemoteTeacher
 from ..teachers.same_weights import Student, teaches_nothing

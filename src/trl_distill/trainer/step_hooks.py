@@ -13,8 +13,7 @@ import torch
 from ..config.doors import spelled
 from ..config.validation import freshness
 from ..data.collator import prompts_of
-from ..models.generation import what_writes
-from ..teachers.base import Completion, GenerationSettings
+from ..models.generation import Completion, GenerationSettings, what_writes
 from ..teachers.local.ema import EmaCallback, EmaTeacher
 from .on_policy import (
     Bounds,

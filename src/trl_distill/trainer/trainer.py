@@ -12,11 +12,11 @@ from trl import SFTTrainer
 from ..data.collator import DistillationCollator, prompts_of
 from ..errors import ParamsError, TeacherError
 from ..losses import divergence
+from ..models.generation import Completion, GenerationSettings, cut_at_stop
 from ..models.padding_free import student_inputs
-from ..teachers.base import Completion, GenerationSettings
 from ..teachers.completions.stop_strings import cut_at_string
 from ..teachers.local.cross_tokenizer import CrossTeacher
-from ..teachers.local.teacher import LocalTeacher, cut_at_stop
+from ..teachers.local.teacher import LocalTeacher
 from ..teachers.multi.teacher import SeveralTeachers
 from .mixin import DistillationMixin
 from .on_policy import Draw

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..teachers.base import Completion
-from ..teachers.local.teacher import cut_at_stop, drawing
+from ..models.generation import Completion, cut_at_stop, drawing
 
 if TYPE_CHECKING:
     import torch

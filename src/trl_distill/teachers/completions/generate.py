@@ -6,14 +6,26 @@ import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
-from typing import Any
+from typing import Any, Protocol
 
 from tqdm.auto import tqdm
 
-from ..base import Completion, GenerationSettings, Writer
+from ...models.generation import Completion, GenerationSettings
 from .engines.selection import written
 from .jsonl_store import LineStore
 from .store import CompletionStore, key_of
+
+
+class Writer(Protocol):
+    """What writes completions as token ids of its own: every teacher but those that give text."""
+
+    def identity(self) -> dict[str, Any]:
+        """All that its completions depend on but prompt and settings; part of the key of everything stored."""
+        ...
+
+    def generate(self, prompts: Sequence[Sequence[int]], settings: GenerationSettings) -> list[Completion]:
+        """Write one completion for each prompt (token ids), as one batch, in the order given."""
+        ...
 
 
 def complete(

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import StoppingCriteria, StoppingCriteriaList
 
+from ...models.generation import Completion
 from ...prompts.tokenization import tokenize_behind
-from ..base import Completion
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..base import Completion
+from ...models.generation import Completion
 
 
 class CompletionStore:

@@ -10,7 +10,8 @@ from ...data.cross_tokenizer.tokenizer_pair import Crossing
 from ...errors import TeacherError
 from ...losses.signals import CrossTargets
 from ...models.batch_layout import LAYOUT, layout_of
-from ..base import Completion, GenerationSettings, Teacher
+from ...models.generation import Completion, GenerationSettings
+from ..base import Teacher
 from .teacher import LocalTeacher
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...errors import TeacherError
 from ...models.adapters import base_of, is_peft_model
-from ..base import Source
+from ..completions.engines.base import Source
 from . import fingerprint
 from .teacher import LocalTeacher
 

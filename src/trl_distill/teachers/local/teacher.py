@@ -16,18 +16,28 @@ import numpy as np
 import torch
 from torch.distributed.tensor import DTensor
 
-from ...config.devices import forked_rng, on_device
+from ...config.devices import on_device
 from ...errors import TeacherError
 from ...losses.signals import HiddenTargets
 from ...models.architectures import check_causal, vocabulary_rows
 from ...models.batch_layout import BatchLayout, Places, Side, layout_of
 from ...models.completion_forward import OWN_LOGITS, TAUGHT, add_completion_forward, completion_arguments
-from ...models.generation import configured, continuations, padded_left
+from ...models.generation import (
+    Completion,
+    GenerationSettings,
+    configured,
+    continuations,
+    cut_at_stop,
+    drawing,
+    evaluating,
+    length_limit,
+    padded_left,
+)
 from ...models.lm_head import LOGITS, LMHead
 from ...models.logits_check import attempt, check_logits
 from ...models.padding_free import keeps_apart
 from ...prompts.turn_ends import ends_of
-from ..base import Completion, GenerationSettings, Source
+from ..completions.engines.base import Source
 from ..completions.stop_strings import cut_at_string, stopping
 from . import fingerprint
 from .forward_batches import MOST, Pass, flattened, plan
@@ -376,30 +386,6 @@ def check_apart(*, student: Any, teacher: Any) -> None:
         )
 
 
-@contextmanager
-def evaluating(model: torch.nn.Module) -> Iterator[None]:
-    """Put a model into evaluation mode and give each module its own mode back.
-
-    By the flags alone: `eval()` of a model with `use_kernels` looks for other kernels, which know no backward.
-    """
-    training = [module for module in model.modules() if module.training]
-    for module in training:
-        module.training = False
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
-
-
-@contextmanager
-def drawing(seed: int, prompts: Sequence[Sequence[int]], device: torch.device) -> Iterator[None]:
-    """Draw by a seed and the prompts (token ids), and give the program its random state back."""
-    with forked_rng(device):
-        torch.manual_seed(hash((seed, *map(tuple, prompts))) % 2**63)
-        yield
-
-
 def stop_ids(config: GenerationConfig | None, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Return every id that ends a completion.
 
@@ -410,18 +396,3 @@ def stop_ids(config: GenerationConfig | None, tokenizer: PreTrainedTokenizerBase
     configured = getattr(config, "eos_token_id", None)
     ids = list(configured) if isinstance(configured, (list, tuple)) else [configured]
     return list(dict.fromkeys(i for i in (*ids, *ends_of(tokenizer)) if i is not None))
-
-
-def cut_at_stop(ids: Sequence[int], stops: Sequence[int]) -> Completion:
-    """Return the completion up to its first stop token, that token included."""
-    for k, token in enumerate(ids):
-        if token in stops:
-            return Completion(tuple(ids[: k + 1]), True)
-    return Completion(tuple(ids), False)
-
-
-def length_limit(config: PretrainedConfig) -> int | None:
-    """Return how many tokens a sequence of this model may have, where its configuration says so."""
-    text = config.get_text_config()
-    limit = getattr(text, "max_position_embeddings", None) or getattr(text, "n_positions", None)
-    return int(limit) if limit else None

@@ -12,7 +12,8 @@ from ...config.devices import on_device
 from ...errors import TeacherError
 from ...losses.signals import GroupedTargets, HiddenTargets, MixtureTargets, RetainedTargets, Targets
 from ...models.batch_layout import LAYOUT, BatchLayout, layout_of
-from ..base import Completion, GenerationSettings, Teacher, TextTeacher
+from ...models.generation import Completion, GenerationSettings
+from ..base import Teacher, TextTeacher
 from ..local.prefix_cache import Prefix
 from ..local.teacher import LocalTeacher
 from ..remote.teacher import RemoteTeacher

@@ -11,13 +11,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from ...models.generation import EMPTY
 from ...prompts.messages import CLOSED, OPENED, REASONING
 from ..completions.stop_strings import cut_text
 
 if TYPE_CHECKING:
     from .request_pool import Answer
 
-EMPTY = "the teacher's answer is empty"
 CUT = {  # OpenAI, vLLM, TGI, Ollama; Anthropic, Gemini; Mistral; watsonx
     *("length", "max_tokens", "max_length", "max_new_tokens", "max_output_tokens", "max_completion_tokens"),
     *("model_length", "context_length", "model_context_window_exceeded", "time_limit"),

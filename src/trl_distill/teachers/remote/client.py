@@ -10,7 +10,7 @@ from tqdm.auto import tqdm
 
 from ...config.endpoints import Endpoint
 from ...errors import DistillError, TeacherError
-from ..base import Completion
+from ...models.generation import Completion
 from .answers import failure_of, filtered, read_choice
 from .http import Connection, Refused
 from .request_pool import Again, Answer, Asking, BudgetSpent, RemoteSettings, Spent

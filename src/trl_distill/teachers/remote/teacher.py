@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from ...config.doors import spelled
 from ...config.endpoints import Endpoint, takes_temperature
 from ...errors import DistillError, TeacherError
-from ..base import Completion, GenerationSettings
+from ...models.generation import Completion, GenerationSettings
 from ..completions.generate import identity_of, keys_of, saying_what_is_kept
 from ..completions.jsonl_store import LineStore
 from ..completions.store import CompletionStore

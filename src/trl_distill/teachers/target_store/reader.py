@@ -14,9 +14,9 @@ from ...config.devices import on_device
 from ...errors import TeacherError
 from ...losses import check_sparse_divergence
 from ...models.batch_layout import layout_of
+from ...models.generation import Completion, GenerationSettings
 from ...prompts.shared_vocabulary import PROBE
 from ...prompts.turn_ends import ends_of
-from ..base import Completion, GenerationSettings
 from .folder import HEAD, TOKENIZER, TargetFolder, TargetRow, TargetTable, sequence_key
 from .formats import kind_from, stacked
 from .lm_head_file import load_head

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ...models.adapters import Adapter
-from ..base import EngineError, Source
+from ..completions.engines.base import EngineError, Source
 from ..completions.engines.selection import refusal
 from ..completions.engines.vllm import VLLM
 from .folder import sequence_key

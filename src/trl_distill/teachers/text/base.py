@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from ...errors import TeacherError
+from ...models.generation import Completion, GenerationSettings
 from ...prompts.turn_ends import ends_of
-from ..base import Completion, GenerationSettings
 
 if TYPE_CHECKING:
     import torch

@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ...models.architectures import check_encoder_decoder
-from ...models.generation import configured
-from ..base import Completion, GenerationSettings
+from ...models.generation import Completion, GenerationSettings, configured, cut_at_stop, drawing, evaluating
 from ..completions.stop_strings import cut_at_string, stopping
 from ..local import fingerprint
-from ..local.teacher import cut_at_stop, drawing, evaluating, stop_ids
+from ..local.teacher import stop_ids
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase

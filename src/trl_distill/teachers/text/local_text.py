@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from ...config.doors import spelled
 from ...errors import DataError, TeacherError
+from ...models.generation import Completion, GenerationSettings
 from ...prompts.chat_rendering import rendered
 from ...prompts.tokenization import tokenize_prompt
-from ..base import Completion, GenerationSettings, Teacher
+from ..base import Teacher
 from ..completions.generate import complete
 from ..completions.store import CompletionStore
 from ..local.teacher import LocalTeacher

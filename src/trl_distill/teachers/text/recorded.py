@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ...errors import DataError
-from ..base import Completion, GenerationSettings
+from ...models.generation import Completion, GenerationSettings
 from ..completions.store import CompletionStore
 from .base import TextOnly
 

@@ -10,8 +10,9 @@ from typing import Any
 import torch
 
 from ....config.devices import forked_rng
-from ...base import Completion, EngineError, GenerationSettings
+from ....models.generation import Completion, GenerationSettings
 from ..store import seed_of
+from .base import EngineError
 
 PAGE = 256  # tokens; transformers' default
 PROBED, PROBE_TOKENS = 4, 8

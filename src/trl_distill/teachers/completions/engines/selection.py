@@ -15,8 +15,9 @@ from typing import Any
 import torch
 
 from ....errors import TeacherError
-from ...base import Completion, Engine, EngineError, GenerationSettings, Source
+from ....models.generation import Completion, GenerationSettings
 from ..store import seed_of
+from .base import Engine, EngineError, Source
 from .continuous_batching import Continuous
 from .vllm import VLLM
 

@@ -23,8 +23,9 @@ import numpy as np
 import torch
 
 from ....models.adapters import CONFIG, Adapter
-from ...base import Completion, EngineError, GenerationSettings, Source
+from ....models.generation import Completion, GenerationSettings
 from ..store import seed_of
+from .base import EngineError, Source
 
 Scores = tuple[np.ndarray, np.ndarray]
 CHILD, JOB = "trl_distill.teachers.completions.engines.vllm_process", "job.jsonl"
