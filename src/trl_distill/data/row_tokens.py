@@ -13,8 +13,8 @@ from ..prompts.multi_turn import COLUMNS, Stretches, conversation_of, fit_stretc
 from ..prompts.rendering import options_of, own_prompt, prompt_of
 from ..prompts.serving_template import Frame, frame_of
 from ..prompts.tokenization import tokenize_behind, tokenize_completion, tokenize_prompt
-from ..teachers.text.recorded import was_cut
 from .cross_tokenizer.tokenizer_pair import COLUMNS as CROSSING_COLUMNS
+from .rows import was_cut
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

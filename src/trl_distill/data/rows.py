@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -29,6 +29,18 @@ from .row_faults import FAULTS
 
 if TYPE_CHECKING:
     from datasets import Dataset
+
+WRITER, FINISHED = "teacher", "finished"  # columns of what `generate_with_teacher` returns
+
+
+def was_cut(values: Mapping[str, Any]) -> bool:
+    """Whether a row with a teacher's completion says that it was cut, so that it is taught no end.
+
+    Args:
+        values: The row's other columns, see `read_rows`; those of rows that no teacher wrote are not looked at.
+    """
+    return WRITER in values and str(values.get(FINISHED)).lower() == "false"
+
 
 SHOWN = 10
 COMPLETIONS = ("completion", "response")

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from ...data.rows import WRITER
 from ...errors import DataError
 from ...models.generation import Completion, GenerationSettings
 from ..completions.store import CompletionStore
@@ -13,8 +14,6 @@ from .base import TextOnly
 if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
-
-WRITER, FINISHED = "teacher", "finished"  # columns of what `generate_with_teacher` returns
 
 
 class WrittenTeacher(TextOnly):
@@ -69,12 +68,3 @@ def writers_of(dataset: Dataset | None) -> tuple[str, ...]:
     assert dataset is not None
     names = dataset.unique(WRITER)
     return tuple(names) if all(isinstance(name, str) and name.strip() for name in names) else ()
-
-
-def was_cut(values: Mapping[str, Any]) -> bool:
-    """Whether a row with a teacher's completion says that it was cut, so that it is taught no end.
-
-    Args:
-        values: The row's other columns, see `read_rows`; those of rows that no teacher wrote are not looked at.
-    """
-    return WRITER in values and str(values.get(FINISHED)).lower() == "false"
