@@ -8,11 +8,12 @@ import pytest
 from forms import user
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from trl_distill.data.preflight import Example
 from trl_distill.prompts.rendering import render
 from trl_distill.prompts.serving_template import marked
 from trl_distill.prompts.template import parse_template
 from trl_distill.prompts.tokenization import tokenize_prompt
-from trl_distill.runs.usage_snippet import Example, loading, printed, snippet
+from trl_distill.runs.usage_snippet import loading, printed, snippet
 
 
 @pytest.fixture(scope="module")

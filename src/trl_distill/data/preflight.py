@@ -10,16 +10,36 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..config.doors import spelled
+from ..prompts.rendering import Prompt
 from .arrow_values import array_of, column_of, counts_of, lengths_of
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
     from ..prompts.serving_template import Serving
-    from ..runs.usage_snippet import Example
+
+    pass
     from ..trainer.schedule import Weighing
     from .loading import RowReport
     from .recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Example:
+    """A row's prompt as the student read it.
+
+    Attributes:
+        prompt: Text or chat messages, with a `MARK` for each field of the student's template.
+        values: The fields by name, `input` among them.
+        options: What the chat template is handed besides the messages.
+        ids: The prompt's ids in training.
+    """
+
+    prompt: Prompt
+    values: Mapping[str, Any]
+    options: Mapping[str, Any]
+    ids: list[int]
+
 
 SOURCES = {
     "data": "the data",

@@ -24,11 +24,10 @@ from ..prompts.fitting import check_ids, fit
 from ..prompts.rendering import KWARGS, OWN, TOOLS, check_prompts, options_of, render
 from ..prompts.serving_template import Frame, Serving, marked, serving_of
 from ..prompts.template import SYSTEM_ROLES
-from ..runs.usage_snippet import Example
 from .arrow_values import array_of, column_of, highest_of, lengths_of
 from .cross_tokenizer.tokenizer_pair import COLUMNS as CROSSING_COLUMNS
 from .loading import RowReport, read_rows
-from .preflight import Preflight, differ
+from .preflight import Example, Preflight, differ
 from .pretokenized import check_tokenized, is_tokenized, read_tokenized
 from .row_tokens import WITH_TOOLS, completion_of_text, fit_row, row_frame, source_of, tokenize_row
 from .rows import NoUsableRows

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..prompts.rendering import Prompt
+from ..data.preflight import Example
 from ..prompts.serving_template import INPUT, MARK, ORIGINAL, added_tokens, chat_ids
 
 if TYPE_CHECKING:
@@ -45,23 +44,6 @@ completion = model.generate(**inputs, max_new_tokens={new_tokens}, do_sample=Fal
 print(tokenizer.decode(completion, skip_special_tokens=True))
 """
 NEW_TOKENS = 64
-
-
-@dataclass(frozen=True)
-class Example:
-    """A row's prompt as the student read it.
-
-    Attributes:
-        prompt: Text or chat messages, with a `MARK` for each field of the student's template.
-        values: The fields by name, `input` among them.
-        options: What the chat template is handed besides the messages.
-        ids: The prompt's ids in training.
-    """
-
-    prompt: Prompt
-    values: Mapping[str, Any]
-    options: Mapping[str, Any]
-    ids: list[int]
 
 
 def snippet(example: Example, tokenizer: PreTrainedTokenizerBase, *, new_tokens: int = NEW_TOKENS) -> str:
