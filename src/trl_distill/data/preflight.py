@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from ..prompts.serving_template import Serving
 
     pass
-    from ..trainer.schedule import Weighing
+    from ..losses.signals.base import Weighing
     from .loading import RowReport
     from .recipe import Recipe
 

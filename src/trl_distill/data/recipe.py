@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
 
+    from ..losses.signals.base import Weighing
     from ..models.generation import Completion
     from ..prompts.template import Template
-    from ..trainer.schedule import Weighing
     from .cross_tokenizer.tokenizer_pair import Crossing
 
     Write = Callable[[list[Any]], list[Completion]]

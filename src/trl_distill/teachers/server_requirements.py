@@ -12,7 +12,7 @@ from accelerate import PartialState
 from ..config.sft_config import DistillationSFTConfig
 from ..errors import ParamsError, TeacherError
 from ..losses import check_sparse_divergence
-from ..trainer.schedule import Weighing
+from ..losses.signals.base import Weighing
 from .base import Teacher, TextTeacher
 from .completions.jsonl_store import LineStore
 from .multi.teacher import each

@@ -3,36 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from ..losses.signals import LossSettings
-
-
-@dataclass(frozen=True)
-class Weighing:
-    """How a run weighs its loss, which need not be what was asked for.
-
-    Attributes:
-        alpha: Weight of the divergence in the first step.
-        temperature: Of both sides in the first step; the divergence is multiplied by its square.
-        alpha_end: Alpha after the last step; None leaves it where it is.
-        temperature_end: Temperature after the last step; None leaves it where it is.
-        changed: By setting, what was asked for and why it is another.
-    """
-
-    alpha: float
-    temperature: float
-    alpha_end: float | None = None
-    temperature_end: float | None = None
-    changed: Mapping[str, tuple[str, str]] = field(default_factory=dict)
-
-    @property
-    def used(self) -> dict[str, float]:
-        """The settings that are others than asked for, as they are."""
-        return {name: getattr(self, name.removeprefix("distill_")) for name in self.changed}
 
 
 @dataclass(frozen=True)

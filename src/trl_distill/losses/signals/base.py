@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from torch.distributed.tensor import DTensor
@@ -17,6 +17,31 @@ if TYPE_CHECKING:
     import torch
 
     from ...models.lm_head import LMHead
+
+
+@dataclass(frozen=True)
+class Weighing:
+    """How a run weighs its loss, which need not be what was asked for.
+
+    Attributes:
+        alpha: Weight of the divergence in the first step.
+        temperature: Of both sides in the first step; the divergence is multiplied by its square.
+        alpha_end: Alpha after the last step; None leaves it where it is.
+        temperature_end: Temperature after the last step; None leaves it where it is.
+        changed: By setting, what was asked for and why it is another.
+    """
+
+    alpha: float
+    temperature: float
+    alpha_end: float | None = None
+    temperature_end: float | None = None
+    changed: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+
+    @property
+    def used(self) -> dict[str, float]:
+        """The settings that are others than asked for, as they are."""
+        return {name: getattr(self, name.removeprefix("distill_")) for name in self.changed}
+
 
 Known = TypeVar("Known")
 
