@@ -14,8 +14,9 @@ from tokenizing import byte_level, llama, pieces
 from transformers import AutoTokenizer
 
 from trl_distill.errors import TemplateError
+from trl_distill.models.own_chat_template import own_template
 from trl_distill.prompts.rendering import render
-from trl_distill.prompts.serving_template import Serving, frame_of, own_template, serving_of
+from trl_distill.prompts.serving_template import Serving, frame_of, serving_of
 from trl_distill.prompts.template import parse_template
 from trl_distill.prompts.tokenization import tokenize_prompt
 

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ModelError, TeacherError, UsageError, nearest
-from ..prompts.serving_template import own_template
 from .adapters import CONFIG, Adapter
 from .embedded import embedded_path
+from .own_chat_template import own_template
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase

@@ -6,7 +6,6 @@ which is kept under the name `original`.
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,6 +15,7 @@ from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
 from ..errors import TemplateError
+from ..models.own_chat_template import HEAD, ORIGINAL
 from .chat_rendering import NOW, dated, own_source, rendered_prompt
 from .rendering import TOOLS, Prompt, render
 from .template import SYSTEM_ROLES
@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 
     from .template import Template
 
-ORIGINAL = "original"
-HEAD = "{#- trl-distill: a user's message alone is rendered as in training, all else by the model's own template -#}"
 MARK = "\ue0f0{}\ue0f1"  # where a field goes: in no text, and of no meaning to a chat template
 INPUT = MARK.format("input")
 
@@ -240,32 +238,6 @@ def with_serving(tokenizer: PreTrainedTokenizerBase, source: str) -> dict[str, s
     """Return the named chat templates of a tokenizer that serves by `source` and keeps its own under `ORIGINAL`."""
     named = tokenizer.chat_template if isinstance(tokenizer.chat_template, dict) else {}
     return {**named, "default": source, ORIGINAL: own_source(tokenizer) or ""}
-
-
-def own_template(saved: Any) -> Any:
-    """Return the model's own chat templates of those that were saved: what training and later stages read.
-
-    Args:
-        saved: `tokenizer.chat_template`: None, a source, or sources by name. If none of them was written here, it is
-            returned as it is.
-    """
-    default = saved.get("default", "") if isinstance(saved, Mapping) else saved
-    if not isinstance(default, str) or not default.startswith(HEAD):
-        return saved
-    named = dict(saved) if isinstance(saved, Mapping) else {}
-    own = named.pop(ORIGINAL, "")
-    named = {**named, "default": own} if own else {k: v for k, v in named.items() if k != "default"}
-    return named if set(named) - {"default"} else named.get("default")
-
-
-def own_tokenizer(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
-    """Return a tokenizer with the model's own chat template: itself, or a copy if it was saved with another."""
-    own = own_template(tokenizer.chat_template)
-    if own is tokenizer.chat_template:
-        return tokenizer
-    tokenizer = copy.copy(tokenizer)
-    tokenizer.chat_template = own
-    return tokenizer
 
 
 def _candidates(frame: Frame, own: str | None, tokenizer: PreTrainedTokenizerBase) -> Iterator[str]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from ..config.training_params import LLMTrainingParams
-from ..prompts.serving_template import ORIGINAL
+from ..models.own_chat_template import ORIGINAL
 from ..prompts.template import Template
 from ..teachers.multi.entries import TeacherEntry, read_teachers
 from ..teachers.multi.prompt_mixture import read_mixture

@@ -122,8 +122,8 @@ class Run:
     def load_tokenizer(self) -> None:
         """Load the student's configuration and tokenizer, with the chat template asked for."""
         from ..models.loading import check_can_merge, load_config, load_tokenizer, resolve, tokenizer_of
+        from ..models.own_chat_template import own_tokenizer
         from ..prompts.chat_template import take_chat_template
-        from ..prompts.serving_template import own_tokenizer
 
         model, trust = self.params.model, self.params.trust_remote_code
         if isinstance(model, str):

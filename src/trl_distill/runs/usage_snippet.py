@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..data.preflight import Example
-from ..prompts.serving_template import INPUT, MARK, ORIGINAL, added_tokens, chat_ids
+from ..models.own_chat_template import ORIGINAL
+from ..prompts.serving_template import INPUT, MARK, added_tokens, chat_ids
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -10,7 +10,7 @@ from ..errors import TeacherError
 from ..models.adapters import without_peft
 from ..models.architectures import check_causal, check_encoder_decoder
 from ..models.loading import check_can_merge, load_config, load_generation_config, load_model, load_tokenizer, resolve
-from ..prompts.serving_template import own_tokenizer
+from ..models.own_chat_template import own_tokenizer
 from .base import Teacher
 from .completions.engines.base import Source
 from .local import fingerprint

@@ -29,9 +29,9 @@ from ..models.completion_forward import add_completion_forward, completion_argum
 from ..models.generation import evaluating
 from ..models.loading import resolve
 from ..models.logits_check import check_logits
+from ..models.own_chat_template import own_template
 from ..models.padding_free import student_inputs
 from ..models.quantization import keep_differentiable
-from ..prompts.serving_template import own_template
 from ..teachers.base import Teacher
 from ..teachers.completions.engines.base import Source
 from ..teachers.local.cross_tokenizer import CrossTeacher

@@ -294,7 +294,7 @@ def _tokenizers(given: Any, trust: bool) -> tuple[Any, Any]:
     from transformers import AutoTokenizer
 
     from ..models.loading import adapter_of, load_tokenizer, tokenizer_of
-    from ..prompts.serving_template import own_tokenizer
+    from ..models.own_chat_template import own_tokenizer
 
     if not isinstance(given, str):
         served = tokenizer_of(given, trust_remote_code=trust)

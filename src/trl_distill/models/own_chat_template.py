@@ -1,0 +1,39 @@
+"""A model's own chat template among those that a distilled student was saved with."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+ORIGINAL = "original"
+HEAD = "{#- trl-distill: a user's message alone is rendered as in training, all else by the model's own template -#}"
+
+
+def own_template(saved: Any) -> Any:
+    """Return the model's own chat templates of those that were saved: what training and later stages read.
+
+    Args:
+        saved: `tokenizer.chat_template`: None, a source, or sources by name. If none of them was written here, it is
+            returned as it is.
+    """
+    default = saved.get("default", "") if isinstance(saved, Mapping) else saved
+    if not isinstance(default, str) or not default.startswith(HEAD):
+        return saved
+    named = dict(saved) if isinstance(saved, Mapping) else {}
+    own = named.pop(ORIGINAL, "")
+    named = {**named, "default": own} if own else {k: v for k, v in named.items() if k != "default"}
+    return named if set(named) - {"default"} else named.get("default")
+
+
+def own_tokenizer(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    """Return a tokenizer with the model's own chat template: itself, or a copy if it was saved with another."""
+    own = own_template(tokenizer.chat_template)
+    if own is tokenizer.chat_template:
+        return tokenizer
+    tokenizer = copy.copy(tokenizer)
+    tokenizer.chat_template = own
+    return tokenizer
