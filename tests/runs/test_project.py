@@ -8,8 +8,9 @@ import pytest
 from accelerate import PartialState
 
 from trl_distill.config.training_params import LLMTrainingParams
+from trl_distill.data.atomic_file import write_text
 from trl_distill.errors import ProjectError
-from trl_distill.runs.project_folder import Project, write_text
+from trl_distill.runs.project_folder import Project
 
 
 def params(folder, **more):

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from ..config.training_params import LLMTrainingParams
+from ..data.atomic_file import write_text
 from ..models.own_chat_template import ORIGINAL
 from ..prompts.template import Template
 from ..teachers.multi.entries import TeacherEntry, read_teachers
 from ..teachers.multi.prompt_mixture import read_mixture
-from .project_folder import write_text
 from .usage_snippet import loading, printed, snippet
 
 if TYPE_CHECKING:

@@ -26,6 +26,7 @@ from typing import Any, Protocol
 import yaml
 
 from ..config.training_params import FIELDS, LLMTrainingParams
+from ..data.atomic_file import write_text
 from ..data.data_fingerprint import difference
 from ..errors import ProjectError
 from ..teachers.multi.entries import read_teachers
@@ -280,11 +281,3 @@ def _kept(params: LLMTrainingParams) -> dict[str, Any]:
     values = {k: v for k, v in params.to_dict().items() if k not in NOT_KEPT}
     listed = params.teacher_config
     return values if listed is None else {**values, "teacher_config": read_teachers(listed).plain()}
-
-
-def write_text(path: Path, text: str) -> Path:
-    """Write a file under a temporary name and rename it."""
-    temporary = path.with_name(f".{path.name}.writing")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
-    return path

@@ -11,8 +11,8 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+from ...data.atomic_file import write_text
 from ...prompts.chat_rendering import NOW
-from ...runs.project_folder import write_text
 from .folder import DATE
 
 
