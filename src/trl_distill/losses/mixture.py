@@ -16,7 +16,7 @@ import torch
 from .fused.autograd import Weights, fused_loss
 from .fused.divergences import divergence_of
 from .fused.gpu import serves
-from .fused.projection import Projection, product_dtype, vocabulary_rows, wide_dtype
+from .fused.projection import Projection, product_dtype, wide_dtype
 from .fused.tile import Problem
 from .fused.tile_plan import padded
 from .reference import distillation_loss_from_logits, head_logits, mixture_logits
@@ -28,6 +28,7 @@ from .result import (
     check_targets,
     shared_vocabulary,
     valid_rows,
+    vocabulary_rows,
 )
 
 if TYPE_CHECKING:

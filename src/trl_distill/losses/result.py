@@ -7,7 +7,11 @@ from typing import NamedTuple
 import torch
 
 from ..config.distillation_arguments import DIVERGENCES, LOSS_IMPLEMENTATIONS
-from .fused.projection import vocabulary_rows
+
+
+def vocabulary_rows(hidden: torch.Tensor, weight: torch.Tensor | None) -> int:
+    """Return V of a weight [V, H]; of logits [N, V] if there is none."""
+    return hidden.shape[1] if weight is None else len(weight)
 
 
 class DistillationLoss(NamedTuple):

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ..result import vocabulary_rows
 from .products import multiply
 from .tile_plan import padded
 
@@ -30,11 +31,6 @@ def product_dtype(hidden: torch.Tensor) -> torch.dtype:
 def wide_dtype(dtype: torch.dtype) -> torch.dtype:
     """Return the precision of logits, sums and accumulators."""
     return torch.float64 if dtype == torch.float64 else torch.float32
-
-
-def vocabulary_rows(hidden: torch.Tensor, weight: torch.Tensor | None) -> int:
-    """Return V of a weight [V, H]; of logits [N, V] if there is none."""
-    return hidden.shape[1] if weight is None else len(weight)
 
 
 @dataclass(frozen=True)
