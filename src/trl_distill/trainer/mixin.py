@@ -35,9 +35,8 @@ from ..models.quantization import keep_differentiable
 from ..teachers.base import Teacher
 from ..teachers.completions.engines.base import Source
 from ..teachers.local.cross_tokenizer import CrossTeacher
-from ..teachers.local.initial_student import take_student
 from ..teachers.local.teacher import LocalTeacher, check_apart
-from ..teachers.multi.teacher import SeveralTeachers, each
+from ..teachers.multi.teacher import SeveralTeachers, each, take_student
 from ..teachers.same_weights import Student
 from ..teachers.server_requirements import weighing
 from ..teachers.taught_ends import add_taught_ends

@@ -8,19 +8,15 @@ from contextlib import contextmanager, nullcontext
 from functools import cached_property
 from typing import Any
 
-import torch
 from torch.distributed.tensor import DTensor
 
 from ...errors import TeacherError
 from ...models.adapters import is_peft_model
 from ...models.generation import has_learned_prompt, what_writes
-from ..base import Teacher
-from ..multi.teacher import SeveralTeachers, each
 from . import fingerprint
 from .self_teacher import SelfTeacher, touches_base
 from .teacher import LocalTeacher
 
-MIB = 2**20
 SHARDED = (
     "retain_data needs the weights that the student starts from, and those are sharded (FSDP, ZeRO-3); drop "
     "--retain-data."
@@ -106,46 +102,3 @@ class StartingTeacher(SelfTeacher):
             super().prepare(wrap)
         except TeacherError:
             raise TeacherError(SHARDED) from None
-
-
-def take_student(teacher: Teacher, student: Any, *, fresh: bool = True) -> str:
-    """Give those teachers that are the student itself the student as its trainer has wrapped it.
-
-    A teacher whose weights are the student's serves as its starting point too.
-
-    Args:
-        teacher: Of the run.
-        student: As it is before the first step.
-        fresh: Whether its adapter, if it has one, was made for this run.
-
-    Returns:
-        What a copy of its starting weights takes in memory, in a sentence; empty where none was made.
-
-    Raises:
-        TeacherError: See `SelfTeacher.take` and `StartingTeacher.take`.
-    """
-    if isinstance(teacher, SeveralTeachers) and not is_peft_model(student):
-        same = next((t for t in teacher.teachers if _is_of(t, student)), None)
-        if same is not None:
-            teacher.teachers = tuple(same if isinstance(t, StartingTeacher) else t for t in teacher.teachers)
-    said = ""
-    for one in each(teacher):
-        if isinstance(one, StartingTeacher):
-            one.take(student, fresh=fresh)
-        elif isinstance(one, SelfTeacher):
-            one.take(student)
-        if isinstance(one, StartingTeacher) and one.copied:
-            size = sum(p.numel() * p.element_size() for p in one.model.parameters()) / MIB
-            said = f"Retention: a frozen copy of the weights that the student starts from takes {size:,.0f} MiB more."
-    return said
-
-
-def _is_of(teacher: Teacher, student: Any) -> bool:
-    """Whether a teacher's weights are the student's, precision included."""
-    if type(teacher) is not LocalTeacher or teacher.config._name_or_path != student.config._name_or_path:
-        return False
-    mine, theirs = (dict(model.named_parameters()) for model in (student, teacher.model))
-    return mine.keys() == theirs.keys() and all(
-        p.dtype == theirs[name].dtype and p.shape == theirs[name].shape and torch.equal(p, theirs[name].to(p.device))
-        for name, p in mine.items()
-    )
