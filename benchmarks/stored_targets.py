@@ -33,9 +33,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 from trl_distill import DistillationSFTConfig, DistillationSFTTrainer
 from trl_distill.data.collator import DistillationCollator
 from trl_distill.embedded import embedded_path
+from trl_distill.losses.lm_head import LMHead
 from trl_distill.losses.signals import HiddenTargets, LossSettings, Targets
 from trl_distill.models.completion_forward import add_completion_forward
-from trl_distill.models.lm_head import LMHead
+from trl_distill.models.lm_head import lm_head_of
 from trl_distill.teachers.target_store.folder import TargetFolder, TargetRow, sequence_key
 from trl_distill.teachers.target_store.formats import Span, kind_of
 
@@ -105,7 +106,7 @@ class Side:
     def __init__(self, teacher: Any, student: Any, rows: Rows) -> None:
         self.rows = rows
         self.theirs, self.mine = hidden_of(teacher, rows), hidden_of(student, rows).requires_grad_()
-        self.student, head = (LMHead(LMHead.of(model).weight.detach().clone()) for model in (student, teacher))
+        self.student, head = (LMHead(lm_head_of(model).weight.detach().clone()) for model in (student, teacher))
         self.student.weight.requires_grad_()
         self.full = HiddenTargets(self.theirs, head)
         self.labels = torch.tensor([i for row in rows for i in row["completion"]])

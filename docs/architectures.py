@@ -27,10 +27,10 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from transformers.utils import logging
 
 from trl_distill.errors import ModelError
+from trl_distill.losses.lm_head import LMHead
 from trl_distill.losses.signals import HiddenTargets, LossSettings
 from trl_distill.models.architectures import ENCODERS, check_causal
 from trl_distill.models.completion_forward import OWN_LOGITS, add_completion_forward
-from trl_distill.models.lm_head import LMHead
 from trl_distill.models.logits_check import check_logits
 
 DECODER = "(is_decoder=True)"

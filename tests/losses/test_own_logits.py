@@ -8,6 +8,7 @@ from checks import check_close
 from losses.problems import TOKENS
 
 from trl_distill.losses import Matched, fused_distillation_loss, topk_distillation_loss
+from trl_distill.losses.lm_head import LOGITS, LMHead
 from trl_distill.losses.signals import (
     CrossTargets,
     Draws,
@@ -20,7 +21,6 @@ from trl_distill.losses.signals import (
     TopKTargets,
     cross_entropy,
 )
-from trl_distill.models.lm_head import LOGITS, LMHead
 
 N, V = TOKENS, 31
 T = 2.0

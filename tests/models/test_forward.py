@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from trl_distill.losses.signals import HiddenTargets, LossSettings, TopKTargets
 from trl_distill.models.completion_forward import add_completion_forward, restore_forward
-from trl_distill.models.lm_head import LMHead
+from trl_distill.models.lm_head import lm_head_of
 
 IDS = torch.tensor([[5, 6, 7, 8]])
 LABELS = torch.tensor([[-100, -100, 7, 8]])
@@ -74,7 +74,7 @@ def topk_of_all(model, *, k, temperature):
     """Return a model's targets for the two labelled tokens, its hidden states and both as the loss takes them."""
     add_completion_forward(model)
     hidden = model(input_ids=IDS, completion_labels=LABELS).hidden.detach()
-    head = LMHead.of(model)
+    head = lm_head_of(model)
     log_p = (hidden @ head.weight.detach().T).log_softmax(-1)
     top = log_p.topk(k)
     normalizers = {temperature: torch.logsumexp(log_p / temperature, -1)}

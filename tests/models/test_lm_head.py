@@ -11,9 +11,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig
 
 from trl_distill.errors import ModelError
 from trl_distill.losses import distillation_loss_from_logits, head_logits
+from trl_distill.losses.lm_head import LMHead
 from trl_distill.losses.signals import HiddenTargets, LossSettings
 from trl_distill.models.completion_forward import add_completion_forward
-from trl_distill.models.lm_head import LMHead
+from trl_distill.models.lm_head import lm_head_of
 
 SIZE = {"vocab_size": 50, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
 GROUPED = {**SIZE, "num_key_value_heads": 1}
@@ -68,7 +69,7 @@ def test_the_logits_and_the_loss_are_the_models_own(family):
 
     add_completion_forward(model)
     hidden = model(input_ids=IDS, attention_mask=MASK, completion_labels=LABELS).hidden
-    head = LMHead.of(model)
+    head = lm_head_of(model)
     found = head_logits(hidden, head.weight, head.bias, softcap=head.softcap, scale=head.scale)
     torch.testing.assert_close(found, logits, rtol=1e-5, atol=1e-5)
     out = model(
@@ -110,16 +111,16 @@ def test_a_head_whose_adapter_is_switched_off_is_the_bare_one():
     model = get_peft_model(base, LoraConfig(r=4, target_modules=["lm_head"]))
     nn.init.normal_(model.get_parameter("base_model.model.lm_head.lora_B.default.weight"))
     bare = base.lm_head.get_base_layer().weight
-    assert not torch.equal(LMHead.of(base).weight, bare)
+    assert not torch.equal(lm_head_of(base).weight, bare)
     with model.disable_adapter():
-        assert torch.equal(LMHead.of(base).weight, bare)
+        assert torch.equal(lm_head_of(base).weight, bare)
 
 
 def test_an_adapter_that_is_no_sum_of_two_matrices_is_refused():
     base = make("llama")
     get_peft_model(base, LoraConfig(r=4, target_modules=["lm_head"], use_dora=True))
     with pytest.raises(ModelError, match="no sum of two matrices; leave the head out of target_modules"):
-        LMHead.of(base)
+        lm_head_of(base)
 
 
 @pytest.mark.parametrize("kind", ["int4", "int8"])
@@ -135,11 +136,11 @@ def test_a_quantized_head_is_used_dequantized(kind, tmp_path):
     logits = predicting(model(input_ids=IDS, attention_mask=MASK).logits.float())
     add_completion_forward(model)
     hidden = model(input_ids=IDS, attention_mask=MASK, completion_labels=LABELS).hidden
-    head = LMHead.of(model)
+    head = lm_head_of(model)
     found = head_logits(hidden.float(), head.weight.float())
     assert (found - logits).norm() <= 2e-2 * logits.norm()  # int8 rounds the hidden states too
 
 
 def test_a_model_without_a_head_is_refused():
     with pytest.raises(ModelError, match="Linear has no LM head; load a causal language model"):
-        LMHead.of(nn.Linear(2, 2))
+        lm_head_of(nn.Linear(2, 2))

@@ -17,9 +17,9 @@ from transformers import AutoModelForCausalLM
 from trl_distill.data.collator import DistillationCollator
 from trl_distill.errors import TeacherError
 from trl_distill.losses import head_logits
+from trl_distill.losses.lm_head import LMHead
 from trl_distill.losses.signals import HiddenTargets, LossSettings
 from trl_distill.models.generation import GenerationSettings
-from trl_distill.models.lm_head import LMHead
 from trl_distill.teachers.base import Teacher, TextTeacher
 from trl_distill.teachers.completions.store import CompletionStore
 

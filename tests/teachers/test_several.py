@@ -175,7 +175,7 @@ def test_each_teacher_of_a_row_makes_a_row_of_its_own(tiny_model_dir, tiny_teach
 
 
 def test_grouped_tokens_lose_what_they_lose_together():
-    from trl_distill.models.lm_head import LMHead
+    from trl_distill.losses.lm_head import LMHead
 
     generator = torch.Generator().manual_seed(0)
     hidden, states = torch.randn(2, 7, 6, generator=generator, dtype=torch.float64).unbind()

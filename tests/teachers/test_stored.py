@@ -11,8 +11,8 @@ import torch
 from trl_distill.data.collator import DistillationCollator
 from trl_distill.errors import TeacherError
 from trl_distill.losses import head_logits
+from trl_distill.losses.lm_head import LMHead
 from trl_distill.models.generation import GenerationSettings
-from trl_distill.models.lm_head import LMHead
 from trl_distill.teachers.base import Teacher
 from trl_distill.teachers.loading import load_teacher
 from trl_distill.teachers.target_store import writer as teaching

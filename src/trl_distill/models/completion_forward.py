@@ -17,10 +17,11 @@ from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
 from ..config.devices import on_device
+from ..losses.lm_head import LOGITS, LMHead
 from ..losses.signals import LossSettings, Targets, cross_entropy
 from .architectures import backbone_of
 from .batch_layout import Places
-from .lm_head import LOGITS, LMHead, head_input
+from .lm_head import head_input, lm_head_of
 from .router_loss import balance_loss
 
 
@@ -176,7 +177,7 @@ def _output(
         hidden = head_input(model, _predicting(read.last_hidden_state, labels, places))
     if settings is None:
         return CompletionOutput(hidden=hidden)
-    head = LOGITS if hasattr(model, OWN_LOGITS) else LMHead.of(model)
+    head = LOGITS if hasattr(model, OWN_LOGITS) else lm_head_of(model)
     targets = labels.flatten().index_select(0, places + 1).to(hidden.device)
     output = _loss(head, hidden, targets, teacher, settings)
     output.aux_loss = balance_loss(model, getattr(read, "router_logits", None), attention_mask)

@@ -1,8 +1,7 @@
-"""A causal language model's LM head as one value: how its hidden states become logits."""
+"""Where a causal language model has its LM head: the matrix with its adapters, its bound and its factor."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,55 +10,25 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.integrations import dequantize_module_weight
 
 from ..errors import ModelError
-from ..losses import head_logits
+from ..losses.lm_head import LMHead
 
 
-@dataclass(frozen=True)
-class LMHead:
-    """logits = softcap * tanh(scale * (hidden @ weight.T + bias) / softcap), the softcap if there is one.
+def lm_head_of(model: Any) -> LMHead:
+    """Return the head of a transformers causal language model, PEFT-wrapped or not.
 
-    Attributes:
-        weight: [V, H]; None if the hidden states are the logits that the model's own forward gave, [N, V].
-        bias: [V] or None.
-        softcap: `final_logit_softcapping` of Gemma and others, or None.
-        scale: Factor of the logits before the softcap (Cohere multiplies, Granite divides).
-        rows: Rows of `weight` and `bias` that the logits have; None is all. The others pad the matrix.
+    A quantized head is returned dequantized, one with a LoRA adapter as the sum of both: differentiable in the
+    adapter, whose dropout is left out.
+
+    Raises:
+        ModelError: No LM head, or one whose adapter is not a sum of two matrices (DoRA and other kinds).
     """
-
-    weight: torch.Tensor | None
-    bias: torch.Tensor | None = None
-    softcap: float | None = None
-    scale: float = 1.0
-    rows: int | None = None
-
-    @classmethod
-    def of(cls, model: Any) -> LMHead:
-        """Return the head of a transformers causal language model, PEFT-wrapped or not.
-
-        A quantized head is returned dequantized, one with a LoRA adapter as the sum of both: differentiable in the
-        adapter, whose dropout is left out.
-
-        Raises:
-            ModelError: No LM head, or one whose adapter is not a sum of two matrices (DoRA and other kinds).
-        """
-        head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
-        if head is None:
-            raise ModelError(f"{type(model).__name__} has no LM head; load a causal language model.")
-        config = model.config
-        text = config.get_text_config() if hasattr(config, "get_text_config") else config
-        rows = getattr(text, "unpadded_vocab_size", None)  # Inkling's
-        return cls(_weight(head), getattr(head, "bias", None), _softcap(text), _scale(text), rows)
-
-    def logits(self, hidden: torch.Tensor, rows: int) -> torch.Tensor:
-        """Return the logits [N, rows] of hidden states [N, H] over the first rows of the vocabulary."""
-        if self.weight is None:
-            return hidden[:, :rows]
-        bias = None if self.bias is None else self.bias[:rows]
-        hidden = hidden.to(self.weight.dtype)
-        return head_logits(hidden, self.weight[:rows], bias, softcap=self.softcap, scale=self.scale)
-
-
-LOGITS = LMHead(None)  # of a model whose own forward gives the logits
+    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    if head is None:
+        raise ModelError(f"{type(model).__name__} has no LM head; load a causal language model.")
+    config = model.config
+    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    rows = getattr(text, "unpadded_vocab_size", None)  # Inkling's
+    return LMHead(_weight(head), getattr(head, "bias", None), _softcap(text), _scale(text), rows)
 
 
 def head_input(model: Any, hidden: torch.Tensor) -> torch.Tensor:

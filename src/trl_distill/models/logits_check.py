@@ -13,10 +13,11 @@ import torch
 from torch.distributed.tensor import DTensor
 
 from ..errors import ModelError
+from ..losses.lm_head import LMHead
 from ..losses.signals.base import whole
 from .architectures import vocabulary_rows
 from .completion_forward import OWN_LOGITS, OwnLogits
-from .lm_head import LMHead
+from .lm_head import lm_head_of
 
 Found = TypeVar("Found")
 PROBE = 8  # tokens
@@ -53,7 +54,7 @@ def check_logits(model: Any, forward: Callable[..., Any]) -> str:
         hidden = attempt(lambda: forward(**batch, completion_labels=labels).hidden)
         if hidden is None or hasattr(model, OWN_LOGITS):
             return hidden
-        return _logits(LMHead.of(model), hidden)
+        return _logits(lm_head_of(model), hidden)
 
     # the head goes first: once ZeRO-3 has seen it called, it would fetch it ahead while the loss gathers it
     by_head = None if model.get_output_embeddings() is None else found()

@@ -16,7 +16,7 @@ from ..result import DistillationLoss
 if TYPE_CHECKING:
     import torch
 
-    from ...models.lm_head import LMHead
+    from ..lm_head import LMHead
 
 
 @dataclass(frozen=True)

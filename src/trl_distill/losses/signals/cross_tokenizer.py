@@ -16,8 +16,8 @@ from ..result import DistillationLoss
 from .base import LossSettings, device_of, whole
 
 if TYPE_CHECKING:
-    from ...models.lm_head import LMHead
     from ..cross_tokenizer_reference import Matched
+    from ..lm_head import LMHead
 
 
 @dataclass

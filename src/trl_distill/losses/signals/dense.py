@@ -12,7 +12,7 @@ from .base import LossSettings, device_of, whole
 if TYPE_CHECKING:
     import torch
 
-    from ...models.lm_head import LMHead
+    from ..lm_head import LMHead
 
 
 @dataclass

@@ -15,7 +15,7 @@ from .dense import HiddenTargets
 if TYPE_CHECKING:
     import torch
 
-    from ...models.lm_head import LMHead
+    from ..lm_head import LMHead
 
 
 @dataclass

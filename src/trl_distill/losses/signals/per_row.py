@@ -13,7 +13,7 @@ from .base import LossSettings, Targets, cross_entropy, device_of, whole
 from .retained import RetainedTargets
 
 if TYPE_CHECKING:
-    from ...models.lm_head import LMHead
+    from ..lm_head import LMHead
 
 
 @dataclass

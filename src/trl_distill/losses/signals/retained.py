@@ -11,7 +11,7 @@ from .base import LossSettings, Targets
 if TYPE_CHECKING:
     import torch
 
-    from ...models.lm_head import LMHead
+    from ..lm_head import LMHead
 
 
 @dataclass

@@ -13,7 +13,7 @@ from .base import LossSettings, at_temperature, device_of, whole
 if TYPE_CHECKING:
     import torch
 
-    from ...models.lm_head import LMHead
+    from ..lm_head import LMHead
 
 
 @dataclass

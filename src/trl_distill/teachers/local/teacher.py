@@ -18,6 +18,7 @@ from torch.distributed.tensor import DTensor
 
 from ...config.devices import on_device
 from ...errors import TeacherError
+from ...losses.lm_head import LOGITS
 from ...losses.signals import HiddenTargets
 from ...models.architectures import check_causal, vocabulary_rows
 from ...models.batch_layout import BatchLayout, Places, Side, layout_of
@@ -33,7 +34,7 @@ from ...models.generation import (
     length_limit,
     padded_left,
 )
-from ...models.lm_head import LOGITS, LMHead
+from ...models.lm_head import lm_head_of
 from ...models.logits_check import attempt, check_logits
 from ...models.padding_free import keeps_apart
 from ...prompts.turn_ends import ends_of
@@ -244,7 +245,7 @@ class LocalTeacher:
                 else:
                     read = self._padded(ids, mask, labels, side, rows, start)
                 states.append(self._scorer(**read).hidden)
-            head = LOGITS if hasattr(self.model, OWN_LOGITS) else LMHead.of(self.model)
+            head = LOGITS if hasattr(self.model, OWN_LOGITS) else lm_head_of(self.model)
         return HiddenTargets(states[0] if len(states) == 1 else torch.cat(states), head, self.vocabulary)
 
     def _passes(self, layout: BatchLayout, lengths: list[int], start: int) -> list[Pass]:

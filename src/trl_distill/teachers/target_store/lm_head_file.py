@@ -10,7 +10,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from ...models.lm_head import LMHead
+from ...losses.lm_head import LMHead
 
 
 def save_head(head: LMHead, path: Path, *, rows: int) -> None:

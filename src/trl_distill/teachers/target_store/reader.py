@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedTokenizerBase
 
+    from ...losses.lm_head import LMHead
     from ...losses.signals import Targets
-    from ...models.lm_head import LMHead
 
 # what a run must agree with a store on, in the order in which the first difference is named
 COMPARED = ("kind", "teacher", "tokenizer", "teacher_prompt_template", "teacher_system", "generation")

@@ -10,8 +10,8 @@ import numpy as np
 if TYPE_CHECKING:
     import torch
 
+    from ....losses.lm_head import LMHead
     from ....losses.signals import HiddenTargets, Targets
-    from ....models.lm_head import LMHead
 
 Arrays = dict[str, np.ndarray]
 ELEMENTS = 2**25  # logits in memory at a time while targets are written

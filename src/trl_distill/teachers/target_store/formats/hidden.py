@@ -7,8 +7,8 @@ from typing import Any, ClassVar
 
 import torch
 
+from ....losses.lm_head import LMHead
 from ....losses.signals import HiddenTargets
-from ....models.lm_head import LMHead
 from .base import Arrays, Span
 
 

@@ -13,8 +13,8 @@ from ....losses.signals import Draws, SampledTargets
 from .base import Arrays, Span, stacked, tokens_at_a_time
 
 if TYPE_CHECKING:
+    from ....losses.lm_head import LMHead
     from ....losses.signals import HiddenTargets
-    from ....models.lm_head import LMHead
 
 
 class Sample:

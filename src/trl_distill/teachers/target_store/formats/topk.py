@@ -14,8 +14,8 @@ from .base import Arrays, Span, tokens_at_a_time
 if TYPE_CHECKING:
     import numpy as np
 
+    from ....losses.lm_head import LMHead
     from ....losses.signals import HiddenTargets
-    from ....models.lm_head import LMHead
 
 NAMES = ("token_ids", "log_probs", "log_normalizers")
 
