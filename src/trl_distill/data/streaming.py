@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import islice
 from typing import Any
@@ -27,7 +27,6 @@ from ..config.doors import spelled
 from ..config.validation import freshness
 from ..errors import ParamsError
 from ..prompts import multi_turn as turns
-from ..teachers.multi.preparation import SeveralRecipes, prepare
 from .arrow_values import holds_bytes
 from .file_readers import PLACE
 from .memory import as_dataset
@@ -39,6 +38,7 @@ from .rows import NoUsableRows
 from .split import Split
 
 logger = logging.getLogger(__name__)
+Prepare = Callable[..., tuple[Dataset, Preflight]]
 BLOCK = 64  # rows that are prepared at a time, and that the pre-flight is of
 
 
@@ -91,13 +91,20 @@ def check_streams(args: Any, train: Any, evaluation: Any) -> None:
 
 
 def prepare_stream(
-    dataset: IterableDataset, recipe: Recipe | SeveralRecipes, *, split: Split, name: str, apart: bool
+    dataset: IterableDataset,
+    recipe: object,
+    prepare: Prepare,
+    *,
+    split: Split,
+    name: str,
+    apart: bool,
 ) -> tuple[IterableDataset, Preflight]:
     """Return a stream of aligned token ids, and the pre-flight of its first block.
 
     Args:
         dataset: Rows of any accepted form.
-        recipe: How rows become token ids.
+        recipe: How rows become token ids, for one teacher or several.
+        prepare: Makes them of a block of rows under the recipe, as `preparation.prepare` does.
         split: What the dataset is for.
         name: What to call the dataset in messages.
         apart: Whether several processes read it, each a part.
@@ -141,7 +148,7 @@ def prepare_stream(
     return dataset.map(block, remove_columns=columns_of(dataset), **how), preflight
 
 
-def _may_have_gaps(rows: Dataset, recipe: Recipe | SeveralRecipes) -> bool:
+def _may_have_gaps(rows: Dataset, recipe: object) -> bool:
     """Whether rows of a stream may have completions in several pieces, be it not in the first block."""
     if not isinstance(recipe, Recipe) or recipe.in_one_piece is not None:
         return False

@@ -61,7 +61,7 @@ class DatasetsMixin(_Base):
         with read_whole(self.args), PartialState().main_process_first():  # the others find completions in the store
             if is_stream(dataset):
                 apart = self.args.dataloader_num_workers > 0 or self.accelerator.num_processes > 1
-                prepared, preflight = prepare_stream(dataset, self.recipe, split=split, name=name, apart=apart)
+                prepared, preflight = prepare_stream(dataset, self.recipe, prepare, split=split, name=name, apart=apart)
             else:
                 prepared, preflight = prepare(dataset, self.recipe, split=split, name=name)
         computes = ""
