@@ -239,7 +239,7 @@ class Model:
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
         from trl_distill.data.cross_tokenizer.token_bytes import token_bytes
-        from trl_distill.teachers.local.teacher import stop_ids
+        from trl_distill.prompts.turn_ends import stop_ids
 
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
         self.model = AutoModelForCausalLM.from_pretrained(folder, dtype="float32").eval()

@@ -24,8 +24,9 @@ from trl_distill.data.collator import DistillationCollator
 from trl_distill.errors import TeacherError
 from trl_distill.losses import head_logits
 from trl_distill.models.generation import GenerationSettings, cut_at_stop
+from trl_distill.prompts.turn_ends import stop_ids
 from trl_distill.teachers.loading import load_teacher
-from trl_distill.teachers.local.teacher import LocalTeacher, stop_ids
+from trl_distill.teachers.local.teacher import LocalTeacher
 
 BATCH = DistillationCollator(pad_token_id=0)(
     [{"student_prompt": [5], "teacher_prompt": [5, 6], "completion": [7, 8]}],

@@ -10,7 +10,19 @@ from ..errors import TemplateError
 from .chat_rendering import own_source, rendered
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import GenerationConfig, PreTrainedTokenizerBase
+
+
+def stop_ids(config: GenerationConfig | None, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Return every id that ends a completion.
+
+    Args:
+        config: A model's generation configuration.
+        tokenizer: Its tokenizer; with a chat template, the token after a turn ends a completion too.
+    """
+    configured = getattr(config, "eos_token_id", None)
+    ids = list(configured) if isinstance(configured, (list, tuple)) else [configured]
+    return list(dict.fromkeys(i for i in (*ids, *ends_of(tokenizer)) if i is not None))
 
 
 @dataclass(frozen=True)

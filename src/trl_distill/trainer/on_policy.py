@@ -17,7 +17,7 @@ from ..data.collator import prompts_of
 from ..errors import DataError
 from ..models.architectures import vocabulary_rows
 from ..models.generation import Completion, GenerationSettings, continuations, cut_at_stop, drawing, evaluating
-from ..teachers.local.teacher import stop_ids
+from ..prompts.turn_ends import stop_ids
 from .setup import generation_of
 
 if TYPE_CHECKING:

@@ -37,7 +37,7 @@ from ...models.generation import (
 from ...models.lm_head import lm_head_of
 from ...models.logits_check import attempt, check_logits
 from ...models.padding_free import keeps_apart
-from ...prompts.turn_ends import ends_of
+from ...prompts.turn_ends import stop_ids
 from ..completions.engines.base import Source
 from ..completions.stop_strings import cut_at_string, stopping
 from . import fingerprint
@@ -385,15 +385,3 @@ def check_apart(*, student: Any, teacher: Any) -> None:
             "teacher_model is the model that is trained, so it would move with it; give a copy "
             "(copy.deepcopy(model)) or the folder it was saved to."
         )
-
-
-def stop_ids(config: GenerationConfig | None, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Return every id that ends a completion.
-
-    Args:
-        config: A model's generation configuration.
-        tokenizer: Its tokenizer; with a chat template, the token after a turn ends a completion too.
-    """
-    configured = getattr(config, "eos_token_id", None)
-    ids = list(configured) if isinstance(configured, (list, tuple)) else [configured]
-    return list(dict.fromkeys(i for i in (*ids, *ends_of(tokenizer)) if i is not None))

@@ -11,9 +11,9 @@ import torch
 
 from ...models.architectures import check_encoder_decoder
 from ...models.generation import Completion, GenerationSettings, configured, cut_at_stop, drawing, evaluating
+from ...prompts.turn_ends import stop_ids
 from ..completions.stop_strings import cut_at_string, stopping
 from ..local import fingerprint
-from ..local.teacher import stop_ids
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
