@@ -29,7 +29,7 @@ from .cross_tokenizer.tokenizer_pair import COLUMNS as CROSSING_COLUMNS
 from .loading import RowReport, read_rows
 from .preflight import Example, Preflight, differ
 from .pretokenized import check_tokenized, is_tokenized, read_tokenized
-from .row_tokens import WITH_TOOLS, completion_of_text, fit_row, row_frame, source_of, tokenize_row
+from .row_tokens import WITH_TOOLS, check_in_one_piece, completion_of_text, fit_row, row_frame, source_of, tokenize_row
 from .rows import NoUsableRows
 from .split import Split
 
@@ -156,7 +156,7 @@ def align(rows: Dataset, recipe: Recipe, *, split: Split, name: str, whole: bool
         )
         .with_format(None)
     )
-    turns.check_in_one_piece(tokens, recipe.in_one_piece, name=name)
+    check_in_one_piece(tokens, recipe.in_one_piece, name=name)
     _check_ids(tokens, recipe, name)
     if whole and split is Split.TRAIN and recipe.teaches_nothing is not None:
         check_differs(rows, tokens, recipe, recipe.teaches_nothing, name=name)

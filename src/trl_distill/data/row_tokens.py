@@ -13,16 +13,39 @@ from ..prompts.multi_turn import COLUMNS, Stretches, conversation_of, fit_stretc
 from ..prompts.rendering import options_of, own_prompt, prompt_of
 from ..prompts.serving_template import Frame, frame_of
 from ..prompts.tokenization import tokenize_behind, tokenize_completion, tokenize_prompt
+from .arrow_values import lengths_of
 from .cross_tokenizer.tokenizer_pair import COLUMNS as CROSSING_COLUMNS
 from .rows import was_cut
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
 
     from ..prompts.rendering import Prompt
     from .recipe import Recipe
+
+
+def check_in_one_piece(rows: Dataset, reason: str | None, *, name: str) -> None:
+    """Refuse completions with gaps where the teacher takes none.
+
+    Args:
+        rows: With `row` and `completion_mask`.
+        reason: Why it takes none, as the end of a sentence; None where it does.
+        name: What to call the dataset in messages.
+
+    Raises:
+        DataError: Naming the first row.
+    """
+    gaps = lengths_of(rows, "completion_mask") > 0
+    if reason is not None and gaps.any():
+        raise DataError(
+            f"{name}, row {rows[int(gaps.argmax())]['row']}: what is learnt stands in several places of the "
+            f"conversation, and {reason}; give one local teacher, or have one turn learnt (no assistant_only_loss, no "
+            "mask with gaps)."
+        )
+
 
 UNWRITTEN = "the completion is reasoning alone, which the chat template does not write"
 WITH_TOOLS = "tools"  # in the column `frame` of a row that brings some

@@ -11,7 +11,6 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ..data.arrow_values import lengths_of
 from ..errors import DataError
 from .fitting import fit
 from .messages import is_learned
@@ -19,7 +18,7 @@ from .rendering import Message, Prompt, prompt_of
 from .template import SYSTEM_ROLES, Template
 
 if TYPE_CHECKING:
-    from datasets import Dataset
+    pass
 
 # columns beside the student's prompt, the teacher's prompt and the completion
 COLUMNS = ("completion_mask", "teacher_completion", "teacher_completion_mask")
@@ -149,26 +148,6 @@ def with_masks(row: dict[str, Any]) -> dict[str, Any]:
         return row
     ids = row["completion"]
     return {**row, **dict(zip(COLUMNS, ([1] * len(ids), ids, [1] * len(ids)), strict=True))}
-
-
-def check_in_one_piece(rows: Dataset, reason: str | None, *, name: str) -> None:
-    """Refuse completions with gaps where the teacher takes none.
-
-    Args:
-        rows: With `row` and `completion_mask`.
-        reason: Why it takes none, as the end of a sentence; None where it does.
-        name: What to call the dataset in messages.
-
-    Raises:
-        DataError: Naming the first row.
-    """
-    gaps = lengths_of(rows, "completion_mask") > 0
-    if reason is not None and gaps.any():
-        raise DataError(
-            f"{name}, row {rows[int(gaps.argmax())]['row']}: what is learnt stands in several places of the "
-            f"conversation, and {reason}; give one local teacher, or have one turn learnt (no assistant_only_loss, no "
-            "mask with gaps)."
-        )
 
 
 def _end_of(mask: Sequence[int], tokens: int) -> int:
