@@ -12,6 +12,7 @@ import pytest
 HEAVY = ("accelerate", "datasets", "numpy", "openai", "peft", "torch", "transformers", "trl")
 SOURCE = Path(__file__).parents[1] / "src" / "trl_distill"
 FOUNDATION = (
+    "config.choices",
     "config.distillation_arguments",
     "config.doors",
     "config.endpoints",

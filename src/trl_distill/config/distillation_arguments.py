@@ -9,24 +9,25 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Any
 
+from .choices import (
+    COMPLETIONS,
+    DIVERGENCES,
+    DTYPES,
+    ENDPOINTS,
+    ENGINES,
+    LOGPROBS,
+    LOSS_IMPLEMENTATIONS,
+    OVERFLOWS,
+    QUANTIZATIONS,
+    REASONINGS,
+    SCHEDULES,
+    STORE_KINDS,
+    VLLM,
+    VLLM_IMPLEMENTATIONS,
+    VLLM_MODES,
+)
 from .endpoints import parse_endpoint
 from .fields import check_value, option
-
-DIVERGENCES = ("forward_kl", "reverse_kl", "jsd")
-COMPLETIONS = ("auto", "data", "teacher")
-OVERFLOWS = ("error", "left")
-QUANTIZATIONS = ("int4", "int8")
-DTYPES = ("auto", "float32", "bfloat16", "float16")
-LOSS_IMPLEMENTATIONS = ("fused", "plain")
-STORE_KINDS = ("topk", "sample", "hidden")
-ENDPOINTS = ("chat", "completions")
-LOGPROBS = ("auto", "prompt", "top", "none")
-REASONINGS = ("drop", "keep")
-SCHEDULES = ("linear", "cosine")
-ENGINES = ("auto", "transformers", "vllm")
-VLLM = "vLLM"
-VLLM_MODES = ("colocate", "server")
-VLLM_IMPLEMENTATIONS = ("vllm", "transformers")
 
 
 @dataclass

@@ -13,7 +13,8 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from ..errors import ParamsError, nearest
-from .distillation_arguments import DTYPES, QUANTIZATIONS, DistillationArguments
+from .choices import DTYPES, MIXED_PRECISIONS, QUANTIZATIONS, STRATEGIES
+from .distillation_arguments import DistillationArguments
 from .doors import entered, in_python
 from .endpoints import parse_endpoint
 from .fields import CheckedSettings, option, plain
@@ -23,8 +24,6 @@ HUB_DATA = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")  # a dataset of an account
 OWN_TEACHERS = ("self", "ema")
 # settings of distillation that say how data is read, with a teacher or without
 OF_PLAIN_SFT = ("completion_column", "prompt_text_column", "max_bad_rows", "chat_template_kwargs")
-STRATEGIES = ("no", "steps", "epoch")
-MIXED_PRECISIONS = ("auto", "no", "bf16", "fp16")
 
 # what users of AutoTrain and TRL type for the same thing; flags of the command line as well
 ALIASES = {

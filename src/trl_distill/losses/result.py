@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import torch
 
-from ..config.distillation_arguments import DIVERGENCES, LOSS_IMPLEMENTATIONS
+from ..config.choices import DIVERGENCES, LOSS_IMPLEMENTATIONS
 
 
 def vocabulary_rows(hidden: torch.Tensor, weight: torch.Tensor | None) -> int:

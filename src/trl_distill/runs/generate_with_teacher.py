@@ -7,8 +7,8 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from ..config.choices import ENGINES
 from ..config.devices import accelerator
-from ..config.distillation_arguments import ENGINES
 from ..config.doors import entered, in_python
 from ..config.training_params import FIELDS
 from ..data.loading import read_rows

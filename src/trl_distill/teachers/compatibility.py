@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ..config.distillation_arguments import STORE_KINDS
+from ..config.choices import STORE_KINDS
 from ..config.validation import check_average, freshness
 from ..errors import ParamsError, TeacherError
 from .base import Teacher, TextTeacher

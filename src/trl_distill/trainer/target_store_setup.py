@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from accelerate import PartialState
 
-from ..config.distillation_arguments import STORE_KINDS
+from ..config.choices import STORE_KINDS
 from ..config.validation import temperatures_of
 from ..teachers.base import Teacher
 from ..teachers.target_store.folder import TargetFolder
