@@ -20,7 +20,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from trl_distill.embedded import embedded_path
 from trl_distill.models.generation import GenerationSettings
-from trl_distill.teachers.completions.engines.continuous_batching import Continuous
+from trl_distill.teachers.completions.engines.continuous_batching import ContinuousBatching
 from trl_distill.teachers.completions.engines.vllm import VLLM
 from trl_distill.teachers.completions.generate import complete
 from trl_distill.teachers.loading import load_teacher
@@ -59,7 +59,8 @@ def measured(model: str, options: argparse.Namespace, device: str) -> tuple[list
     keyed = {str(i): prompt for i, prompt in enumerate(prompts)}
 
     def continuously():
-        found = {key: one for some in Continuous(reusing).completions(keyed, settings) for key, one in some.items()}
+        engine = ContinuousBatching(reusing)
+        found = {key: one for some in engine.completions(keyed, settings) for key, one in some.items()}
         return [found[key] for key in keyed]
 
     sides = {

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizing import byte_level, llama, pieces
 
-from trl_distill.data.cross_tokenizer.byte_spans import ALIKE, STUDENT_SPACE, TEACHER_SPACE, Span, align
+from trl_distill.data.cross_tokenizer.byte_spans import ALIKE, STUDENT_SPACE, TEACHER_SPACE, Span, align, token_spans
 from trl_distill.data.cross_tokenizer.token_bytes import token_bytes
 
 MAKERS = {"byte-level": byte_level, "larger": lambda: byte_level(size=400), "unigram": pieces, "llama": llama}
@@ -71,3 +71,12 @@ def test_equal_tokenizers_have_one_token_a_span(text, name):
 def test_spans_by_hand(student, teacher, expected, whole):
     assert align(student, teacher) == (expected, whole)
     assert all(span.kind == ALIKE for span in expected[1:])
+
+
+def test_a_space_in_front_of_a_text_is_before_it():
+    assert token_spans([b" red", b" cat"], b"red cat") == [(-1, 3), (3, 7)]
+    assert token_spans([b"red", b" cat"], b"red cat") == [(0, 3), (3, 7)]
+    assert token_spans([b" red"], b" red") == [(0, 4)]
+    assert token_spans([b" ", b" red"], b" red") == [(-1, 0), (0, 4)]
+    assert token_spans([b"red", None, b" cat"], b"red cat") == [(0, 3)]
+    assert token_spans([], b"red") == []

@@ -13,9 +13,8 @@ from transformers import AutoTokenizer
 from trl_distill import DistillError, TeacherError, generate_with_teacher, load_teacher
 from trl_distill.embedded import embedded_path
 from trl_distill.models.generation import GenerationSettings
-from trl_distill.teachers.completions.jsonl_store import LineStore
-from trl_distill.teachers.completions.store import CompletionStore
-from trl_distill.teachers.remote import request_pool as asking
+from trl_distill.teachers.completions.store import CompletionStore, JsonlStore
+from trl_distill.teachers.remote import request_pool
 from trl_distill.teachers.remote.request_pool import RemoteSettings
 
 HOW = GenerationSettings(max_new_tokens=12)
@@ -31,7 +30,7 @@ def tokenizer():
 @pytest.fixture
 def ask(server, tokenizer, tmp_path, monkeypatch):
     """Return a function that has a fresh teacher write, with one store for the test."""
-    monkeypatch.setattr(asking, "BACKOFF", 0.02)
+    monkeypatch.setattr(request_pool, "BACKOFF", 0.02)
 
     def write(prompts=PROMPTS[:1], remote=ONE, settings=HOW, spec=server.teacher):
         teacher = load_teacher(spec, tokenizer=tokenizer, remote=remote)
@@ -178,7 +177,7 @@ def test_an_error_in_an_answer_that_will_not_pass_is_a_sentence(body, said, ask,
 
 def test_an_error_that_stays_is_told_in_the_servers_words(ask, server):
     body = {"choices": [{"message": {}, "finish_reason": "error", "error": {"message": "the GPU is on fire"}}]}
-    server.fail(*[{"kind": "body", "body": body}] * asking.TRIES)
+    server.fail(*[{"kind": "body", "body": body}] * request_pool.TRIES)
     with pytest.raises(DistillError, match=r"the GPU is on fire \(6 tries\)"):
         ask()
 
@@ -266,13 +265,13 @@ def matched(server, tokenizer, tmp_path, reasoning):
     remote = replace(ONE, top_k=5, reasoning=reasoning)
     teacher = load_teacher(server.teacher, tokenizer=tokenizer, remote=remote)
     teacher.share(len(tokenizer))
-    teacher.find("top", LineStore(tmp_path / "logprobs.jsonl"))
+    teacher.probe("top", JsonlStore(tmp_path / "logprobs.jsonl"))
     (written,) = teacher.write(PROMPTS[:1], HOW, progress=False)
     text = with_reasoning(written.text, written.reasoning) if written.reasoning else written.text
     ids = tokenize_completion(tokenizer, text, chat=True, finished=written.finished)
     row = {"student_prompt": [5], "teacher_prompt": [5], "completion": ids, "source": "teacher", "whole": ids}
     row["text"] = written.text
-    coverage = teacher.take([{**row, "read": json.dumps(PROMPTS[0])}], progress=False)
+    coverage = teacher.fetch_targets([{**row, "read": json.dumps(PROMPTS[0])}], progress=False)
     return coverage, ids
 
 

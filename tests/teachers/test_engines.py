@@ -19,7 +19,7 @@ from trl_distill.cli import main
 from trl_distill.models.generation import GenerationSettings
 from trl_distill.models.loading import load_model
 from trl_distill.teachers.completions.engines import selection as engines
-from trl_distill.teachers.completions.engines.continuous_batching import Continuous
+from trl_distill.teachers.completions.engines.continuous_batching import ContinuousBatching
 from trl_distill.teachers.completions.generate import complete
 from trl_distill.teachers.completions.store import CompletionStore
 from trl_distill.teachers.loading import load_teacher
@@ -61,7 +61,7 @@ def expected(embedded):
 def by_continuous(teacher, prompts, settings):
     """Return completions and the order in which they came."""
     found = {}
-    for some in Continuous(teacher).completions({str(i): prompt for i, prompt in enumerate(prompts)}, settings):
+    for some in ContinuousBatching(teacher).completions({str(i): prompt for i, prompt in enumerate(prompts)}, settings):
         found |= some
     return [found[str(i)] for i in range(len(prompts))], list(found)
 
@@ -81,8 +81,8 @@ def test_the_engine_for_the_device_at_hand_writes_what_generate_does(engine, bat
     prompts, alone = expected
     teacher = load_teacher("embedded", dtype="float32", device=device)
     settings = GenerationSettings(max_new_tokens=24, batch_size=batch_size, engine=engine)
-    first = engines.engines_of(teacher, settings, len(prompts))[0]
-    on_gpu = Continuous if missing or engine == "transformers" else engines.VLLM
+    first = engines.engines_for(teacher, settings, len(prompts))[0]
+    on_gpu = ContinuousBatching if missing or engine == "transformers" else engines.VLLM
     assert type(first) is (on_gpu if device.type == "cuda" else engines.Batches)
     written = complete(teacher, prompts, settings, progress=False)
     same = sum(a == b for a, b in zip(written, alone, strict=True))
@@ -123,12 +123,12 @@ def test_continuous_batching_draws_again_what_it_drew(embedded, expected):
 def test_continuous_batching_is_held_against_generate_before_it_is_used(embedded, expected):
     prompts = {str(i): prompt for i, prompt in enumerate(expected[0])}
     written = {}
-    for some in Continuous(embedded).write(prompts, IN_FLOAT32):
+    for some in ContinuousBatching(embedded).write(prompts, IN_FLOAT32):
         written |= some
     assert [written[key] for key in prompts] == expected[1]
     with pytest.raises(engines.EngineError, match=r"^$"):  # it looks for no text
-        next(Continuous(embedded).write(prompts, GenerationSettings(stop=("x",), batch_size=4)))
-    other = Continuous(embedded)
+        next(ContinuousBatching(embedded).write(prompts, GenerationSettings(stop=("x",), batch_size=4)))
+    other = ContinuousBatching(embedded)
     other.completions = lambda prompts, settings: iter([{key: engines.Completion((), False) for key in prompts}])
     with pytest.raises(engines.EngineError, match="not those that `generate` writes"):
         next(other.write(prompts, IN_FLOAT32))
@@ -159,7 +159,7 @@ class Failing:
 def test_where_an_engine_fails_transformers_goes_on(embedded, expected, monkeypatch, caplog):
     prompts, alone = expected
     both = [Failing(embedded), engines.Batches(embedded)]
-    monkeypatch.setattr(engines, "engines_of", lambda *_: both)
+    monkeypatch.setattr(engines, "engines_for", lambda *_: both)
     assert complete(embedded, prompts, IN_FLOAT32, progress=False) == alone
     assert f"A failing one does not write for teacher {embedded.name!r}: it has no more memory." in caplog.text
 

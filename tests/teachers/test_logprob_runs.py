@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl_distill import DistillationSFTConfig, DistillationSFTTrainer, LLMTrainingParams, ParamsError, run
 from trl_distill.cli import main
 from trl_distill.embedded import embedded_path
-from trl_distill.teachers.remote import request_pool as asking
+from trl_distill.teachers.remote import request_pool
 
 WORDS = ["red cat", "blue dog", "tall tree", "old house"]
 TEMPLATE = "Write the words in reverse order.\n{input}\n"
@@ -22,7 +22,7 @@ K = 12
 
 @pytest.fixture
 def settings(server, student_dir, tmp_path, monkeypatch):
-    monkeypatch.setattr(asking, "BACKOFF", 0.02)
+    monkeypatch.setattr(request_pool, "BACKOFF", 0.02)
     data = [{"text": words, "completion": " ".join(reversed(words.split()))} for words in WORDS]
     (tmp_path / "data.json").write_text(json.dumps(data))
     return {

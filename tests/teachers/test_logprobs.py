@@ -22,9 +22,9 @@ from trl_distill.models.generation import GenerationSettings
 from trl_distill.prompts.assistant_turn import ChatTurns
 from trl_distill.prompts.shared_vocabulary import PROBE
 from trl_distill.prompts.tokenization import tokenize_behind, tokenize_completion, tokenize_prompt
-from trl_distill.teachers.completions.jsonl_store import LineStore
-from trl_distill.teachers.remote import request_pool as asking
-from trl_distill.teachers.remote.byte_matching import Matcher, spans
+from trl_distill.teachers.completions.store import CompletionStore, JsonlStore
+from trl_distill.teachers.remote import request_pool
+from trl_distill.teachers.remote.byte_matching import ByteMatcher
 from trl_distill.teachers.remote.request_pool import RemoteSettings
 
 K = 6
@@ -42,12 +42,12 @@ def tokenizer():
 @pytest.fixture
 def teacher_of(server, tmp_path, monkeypatch):
     """Return a function that makes a fresh teacher which has found out what the server gives."""
-    monkeypatch.setattr(asking, "BACKOFF", 0.02)
+    monkeypatch.setattr(request_pool, "BACKOFF", 0.02)
 
     def make(tokenizer, wanted="auto", remote=ONE):
         teacher = load_teacher(server.teacher, tokenizer=tokenizer, remote=remote)
         teacher.share(len(tokenizer))
-        teacher.reasons = teacher.find(wanted, LineStore(tmp_path / "logprobs.jsonl"))
+        teacher.reasons = teacher.probe(wanted, JsonlStore(tmp_path / "logprobs.jsonl"))
         return teacher
 
     return make
@@ -75,8 +75,8 @@ def test_log_probabilities_of_prompts_are_the_models_own(teacher_of, server, tok
     server.give("prompt")
     teacher = teacher_of(tokenizer)
     rows = rows_of(tokenizer)
-    coverage = teacher.take([*rows, rows[0]], progress=False)
-    assert coverage.share == 1
+    coverage = teacher.fetch_targets([*rows, rows[0]], progress=False)
+    assert coverage.fraction == 1
     mine = score(teacher, rows)
     local = load_teacher("embedded", dtype="float32")
     local.share(len(tokenizer))
@@ -146,7 +146,7 @@ def test_what_may_pass_is_tried_again(fault, teacher_of, server, tokenizer):
     server.fail(None, fault, fault)
     server.give("prompt")
     rows = rows_of(tokenizer)
-    assert teacher.take(rows, progress=False).share == 1
+    assert teacher.fetch_targets(rows, progress=False).fraction == 1
     assert len(server.requests()) == len(rows) + 2
     assert set(scored(server)) == {(*row["teacher_prompt"], *row["completion"]) for row in rows}
 
@@ -158,16 +158,16 @@ def test_a_server_that_gives_up_half_way_loses_nothing(teacher_of, server, token
     server.fail(None, None, {"kind": "die"})
     server.give("prompt")
     with pytest.raises(DistillError, match=r"does not answer.*2 of 6 scored completions are kept in") as error:
-        teacher.take(rows, progress=False)
+        teacher.fetch_targets(rows, progress=False)
     assert error.value.exit_code == 1
     server.revive()
     torn = (tmp_path / "logprobs.jsonl").read_bytes()
     (tmp_path / "logprobs.jsonl").write_bytes(torn + b'{"key": "half of a li')  # as a kill leaves it
     again = teacher_of(tokenizer)
-    assert again.take(rows, progress=False).share == 1
+    assert again.fetch_targets(rows, progress=False).fraction == 1
     sent = [(*row["teacher_prompt"], *row["completion"]) for row in rows]
     assert sorted(scored(server)) == sorted(sent)  # nothing is asked twice
-    assert len(LineStore(tmp_path / "logprobs.jsonl")) == 1 + len(rows)
+    assert len(JsonlStore(tmp_path / "logprobs.jsonl")) == 1 + len(rows)
     assert torch.equal(score(again, rows).log_probs, score(again, rows).log_probs)
 
 
@@ -175,19 +175,19 @@ def test_it_gives_up_on_log_probabilities_that_none_can_be(teacher_of, server, t
     server.give("prompt")
     teacher = teacher_of(tokenizer)
     wrong = {"kind": "change", "name": "prompt_logprobs", "how": [None, {"5": {"logprob": 0.5}}]}
-    server.fail(None, *[wrong] * asking.TRIES)
+    server.fail(None, *[wrong] * request_pool.TRIES)
     server.give("prompt")
     with pytest.raises(DistillError, match=r"log-probabilities of 2 tokens where \d+ were sent \(6 tries\); 1 of 6"):
-        teacher.take(rows_of(tokenizer), progress=False)
+        teacher.fetch_targets(rows_of(tokenizer), progress=False)
 
 
 def test_budgets_are_over_all_that_a_run_asks(teacher_of, server, tokenizer):
     server.give("prompt")
     rows = rows_of(tokenizer)
     with pytest.raises(DistillError, match=r"--teacher-max-requests 3\): 2 of 6 scored completions are kept"):
-        teacher_of(tokenizer, remote=replace(ONE, max_requests=3)).take(rows, progress=False)
+        teacher_of(tokenizer, remote=replace(ONE, max_requests=3)).fetch_targets(rows, progress=False)
     again = teacher_of(tokenizer, remote=replace(ONE, max_requests=4))  # what it gives is known by now
-    assert again.take(rows, progress=False).share == 1
+    assert again.fetch_targets(rows, progress=False).fraction == 1
     assert len(server.requests()) == 1 + len(rows)
 
 
@@ -200,10 +200,10 @@ def test_a_budget_of_money_ends_the_asking_and_the_next_run_goes_on(teacher_of, 
     server.fail()
     server.give("prompt")
     with pytest.raises(DistillError, match=r"at a cost of [\d.]+ reach --teacher-max-cost .*: 1 of 6 scored") as error:
-        teacher_of(tokenizer, remote=replace(priced, max_cost=float(first))).take(rows, progress=False)
+        teacher_of(tokenizer, remote=replace(priced, max_cost=float(first))).fetch_targets(rows, progress=False)
     assert f"{first:,.4f}" in str(error.value)
     assert error.value.exit_code == 1
-    teacher_of(tokenizer, remote=replace(priced, max_cost=1e9)).take(rows, progress=False)
+    teacher_of(tokenizer, remote=replace(priced, max_cost=1e9)).fetch_targets(rows, progress=False)
     assert len(server.requests()) == len(rows)
 
 
@@ -278,7 +278,7 @@ def test_what_it_writes_is_matched_to_other_tokens_by_their_bytes(endpoint, teac
     server.give("top")
     teacher = teacher_of(student, remote=replace(ONE, endpoint=endpoint))
     rows = written_rows(teacher, student)
-    coverage = teacher.take(rows, progress=False)
+    coverage = teacher.fetch_targets(rows, progress=False)
     assert 0 < coverage.known < coverage.tokens
     assert len(server.requests()) == 2 + len(rows)
     targets = score(teacher, rows[:1])
@@ -305,7 +305,7 @@ def test_with_the_servers_own_tokens_all_that_it_writes_is_known(teacher_of, ser
     server.give("top")
     teacher = teacher_of(tokenizer, remote=replace(ONE, endpoint="chat"))
     rows = written_rows(teacher, tokenizer)
-    coverage = teacher.take(rows, progress=False)
+    coverage = teacher.fetch_targets(rows, progress=False)
     ends = sum(row["completion"][-1] == tokenizer.eos_token_id for row in rows)
     assert ends > 0
     assert coverage.tokens - coverage.known == ends  # of the end, nothing is told
@@ -316,7 +316,7 @@ def test_of_the_datas_own_completions_nothing_is_known(teacher_of, server, token
     teacher = teacher_of(tokenizer)
     asked = len(server.requests())
     rows = rows_of(tokenizer)
-    assert teacher.take(rows, progress=False).known == 0
+    assert teacher.fetch_targets(rows, progress=False).known == 0
     assert not score(teacher, rows).known.any()
     assert len(server.requests()) == asked
 
@@ -324,8 +324,6 @@ def test_of_the_datas_own_completions_nothing_is_known(teacher_of, server, token
 def test_what_was_written_without_is_asked_for_and_what_was_written_with_is_not(
     teacher_of, server, tokenizer, tmp_path
 ):
-    from trl_distill.teachers.completions.store import CompletionStore
-
     server.give("top")
     path = tmp_path / "completions.jsonl"
     plain = load_teacher(server.teacher, tokenizer=tokenizer, remote=ONE)
@@ -349,7 +347,7 @@ def test_log_probabilities_that_do_not_fit_are_asked_again(teacher_of, server, t
     server.fail(*({"kind": "change", "name": "logprobs", "how": how} for how in (broken, "text", {"tokens": [3]})))
     server.give("top")
     rows = written_rows(teacher, tokenizer)
-    assert teacher.take(rows, progress=False).known > 0
+    assert teacher.fetch_targets(rows, progress=False).known > 0
     assert len(server.requests()) == 3 - 1 + len(rows)  # what has no top_logprobs is an answer that tells nothing
 
 
@@ -364,7 +362,7 @@ def entry(text, *tokens, finished=True):
 
 def test_a_character_in_pieces_and_an_end_that_is_told(tokenizer):
     tokenizer = make_tokenizer()
-    matcher = Matcher(token_bytes(tokenizer), len(tokenizer))
+    matcher = ByteMatcher(token_bytes(tokenizer), len(tokenizer))
     text = "é b"
     completion = tokenize_completion(tokenizer, text)
     pieces = [token_bytes(tokenizer)[i] for i in completion[:-1]]
@@ -383,7 +381,7 @@ def test_white_space_that_the_students_chat_template_trims_costs_no_other_token(
     turn = ChatTurns(tokenizer).last([USER, {"role": "assistant", "content": text}], {}, where="row 1")
     completion = tokenize_behind(tokenizer, turn.learned, prompt=turn.prompt)
     said = entry(text, *(character.encode() for character in text), b"<eot>")
-    found = Matcher(token_bytes(tokenizer), len(tokenizer)).match(said, completion)
+    found = ByteMatcher(token_bytes(tokenizer), len(tokenizer)).match(said, completion)
     first = completion.index(tokenizer.convert_tokens_to_ids("r"))
     ended = text == text.rstrip()  # the teacher ends behind the white space, which the student does not read
     assert found.known[first:].tolist()[:4] == [True, True, True, ended]
@@ -393,17 +391,8 @@ def test_white_space_that_the_students_chat_template_trims_costs_no_other_token(
 
 def test_the_same_bytes_twice_add_up():
     tokenizer = make_tokenizer()
-    matcher = Matcher(token_bytes(tokenizer), len(tokenizer))
+    matcher = ByteMatcher(token_bytes(tokenizer), len(tokenizer))
     said = entry("a", b"a")
     said["alternatives"] = [[["a", float(np.log(0.5))], ["b", float(np.log(0.2))], ["a", float(np.log(0.1))]]]
     row = matcher.match(said, tokenizer("a")["input_ids"])
     assert np.exp(row.log_probs[0]).tolist() == pytest.approx([0.6, 0.2])
-
-
-def test_a_space_in_front_of_a_text_is_before_it():
-    assert spans([b" red", b" cat"], b"red cat") == [(-1, 3), (3, 7)]
-    assert spans([b"red", b" cat"], b"red cat") == [(0, 3), (3, 7)]
-    assert spans([b" red"], b" red") == [(0, 4)]
-    assert spans([b" ", b" red"], b" red") == [(-1, 0), (0, 4)]
-    assert spans([b"red", None, b" cat"], b"red cat") == [(0, 3)]
-    assert spans([], b"red") == []

@@ -18,7 +18,7 @@ from trl_distill.models.generation import GenerationSettings
 from trl_distill.prompts.tokenization import tokenize_prompt
 from trl_distill.teachers.base import Teacher, TextTeacher
 from trl_distill.teachers.completions.store import CompletionStore
-from trl_distill.teachers.remote import request_pool as asking
+from trl_distill.teachers.remote import request_pool
 from trl_distill.teachers.remote.request_pool import RemoteSettings
 
 HOW = GenerationSettings(max_new_tokens=12)
@@ -35,7 +35,7 @@ def tokenizer():
 @pytest.fixture
 def ask(server, tokenizer, tmp_path, monkeypatch):
     """Return a function that has a fresh teacher write, with one store for the test."""
-    monkeypatch.setattr(asking, "BACKOFF", 0.02)
+    monkeypatch.setattr(request_pool, "BACKOFF", 0.02)
 
     def write(prompts=PROMPTS, remote=ONE, settings=HOW, spec=server.teacher):
         teacher = load_teacher(spec, tokenizer=tokenizer, remote=remote)
@@ -160,7 +160,7 @@ def test_a_refusal_is_a_sentence_and_not_tried_again(fault, said, ask, server):
 
 
 def test_it_gives_up_and_goes_on_another_time(ask, server):
-    server.fail(None, *[{"kind": "500"}] * asking.TRIES)
+    server.fail(None, *[{"kind": "500"}] * request_pool.TRIES)
     with pytest.raises(DistillError, match=r"status 500: told to fail \(6 tries\); 1 of 6 completions") as error:
         ask()
     assert error.value.exit_code == 1
@@ -224,7 +224,8 @@ def test_ctrl_c_keeps_what_came(ask, server):
         os.kill(os.getpid(), signal.SIGINT)
 
     threading.Thread(target=interrupt).start()
-    with pytest.raises(KeyboardInterrupt, match=r"[12] of 6 are kept") as caught:  # the second may still be on its way
+    # the second may still be on its way
+    with pytest.raises(KeyboardInterrupt, match=r"[12] of 6 completions are kept") as caught:
         ask()
     kept = int(re.findall(r"(\d) of 6", str(caught.value))[0])
     server.fail()
@@ -233,7 +234,7 @@ def test_ctrl_c_keeps_what_came(ask, server):
 
 
 def test_what_is_missing_is_told_before_anything_is_asked(ask, server, monkeypatch):
-    import trl_distill.teachers.remote.http as module
+    import trl_distill.teachers.remote.client as module
 
     monkeypatch.setenv("OPENAI_API_KEY", "two words")
     with pytest.raises(TeacherError, match="no key has") as error:

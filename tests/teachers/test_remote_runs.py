@@ -14,7 +14,7 @@ from transformers import AutoTokenizer
 from trl_distill import DistillationSFTConfig, DistillationSFTTrainer, LLMTrainingParams, TeacherError, run
 from trl_distill.cli import main
 from trl_distill.prompts.turn_ends import turn_end
-from trl_distill.teachers.remote import request_pool as asking
+from trl_distill.teachers.remote import request_pool
 
 WORDS = ["red cat", "blue dog", "tall tree", "old house"]
 TEMPLATE = "Write the words in reverse order.\n{input}\n"
@@ -33,7 +33,7 @@ def settings(server, tiny_model_dir, tmp_path):
 @pytest.fixture
 def command(settings, monkeypatch):
     """Return a function that runs the command with the settings and others."""
-    monkeypatch.setattr(asking, "BACKOFF", 0.02)
+    monkeypatch.setattr(request_pool, "BACKOFF", 0.02)
 
     def go(*more, **changed):
         flags = [word for k, v in {**settings, **changed}.items() for word in (f"--{k.replace('_', '-')}", str(v))]

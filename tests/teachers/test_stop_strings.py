@@ -25,7 +25,7 @@ from trl_distill.errors import ParamsError
 from trl_distill.models.generation import Completion, GenerationSettings
 from trl_distill.prompts.tokenization import tokenize_behind
 from trl_distill.teachers.base import TextTeacher
-from trl_distill.teachers.completions.generate import what_matters
+from trl_distill.teachers.completions.generate import settings_identity
 from trl_distill.teachers.completions.stop_strings import cut_at_string
 from trl_distill.teachers.completions.store import CompletionStore
 from trl_distill.teachers.loading import load_teacher
@@ -150,12 +150,12 @@ def test_it_stops_writing_soon_and_reads_the_completion_alone(base_teacher):
 
 
 def test_completions_are_kept_by_their_stop_strings():
-    assert what_matters(GenerationSettings(8)) == {"max_new_tokens": 8}  # as stores of before have it
-    assert "stop" not in what_matters(GenerationSettings(8, do_sample=True))
-    one = what_matters(GenerationSettings(8, stop=("a", "b")))
-    assert one == what_matters(GenerationSettings(8, stop=("b", "a", "b")))
+    assert settings_identity(GenerationSettings(8)) == {"max_new_tokens": 8}  # as stores of before have it
+    assert "stop" not in settings_identity(GenerationSettings(8, do_sample=True))
+    one = settings_identity(GenerationSettings(8, stop=("a", "b")))
+    assert one == settings_identity(GenerationSettings(8, stop=("b", "a", "b")))
     assert one == {"max_new_tokens": 8, "stop": ["a", "b"]}
-    assert what_matters(GenerationSettings(8, do_sample=True, stop=("a",)))["stop"] == ["a"]
+    assert settings_identity(GenerationSettings(8, do_sample=True, stop=("a",)))["stop"] == ["a"]
 
 
 def test_generate_with_teacher_takes_one_or_several(base_teacher, tmp_path):

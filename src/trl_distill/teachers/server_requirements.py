@@ -14,7 +14,7 @@ from ..errors import ParamsError, TeacherError
 from ..losses import check_sparse_divergence
 from ..losses.signals.base import Weighing
 from .base import Teacher, TextTeacher
-from .completions.jsonl_store import LineStore
+from .completions.store import JsonlStore
 from .multi.teacher import each
 from .remote.teacher import RemoteTeacher
 from .text.recorded import WrittenTeacher
@@ -36,7 +36,7 @@ def find_targets(args: DistillationSFTConfig, teacher: Teacher) -> None:
 
     Raises:
         ParamsError: Settings that such log-probabilities cannot serve; raised before anything is asked.
-        TeacherError: The server gives none and they were named or `strict` is set; see `RemoteTeacher.find` too.
+        TeacherError: The server gives none and they were named or `strict` is set; see `RemoteTeacher.probe` too.
     """
     if not isinstance(teacher, TextTeacher) or not _weighs(args):
         return
@@ -45,8 +45,8 @@ def find_targets(args: DistillationSFTConfig, teacher: Teacher) -> None:
         if unfit is not None and not args.allow_text_only_teacher:
             raise ParamsError(unfit)
         if unfit is None and not teacher.scores:
-            with PartialState().main_process_first():  # the others find what was found in the file
-                teacher.find(args.teacher_logprobs, LineStore(Path(str(args.output_dir)) / LOGPROBS))
+            with PartialState().main_process_first():  # the others read the answer from the file
+                teacher.probe(args.teacher_logprobs, JsonlStore(Path(str(args.output_dir)) / LOGPROBS))
     if has_targets(teacher, args) or args.allow_text_only_teacher or isinstance(teacher, WrittenTeacher):
         return
     named = isinstance(teacher, RemoteTeacher) and args.teacher_logprobs in ("prompt", "top")
@@ -144,7 +144,7 @@ def check_teaches(args: DistillationSFTConfig, teacher: Teacher, preflight: Pref
 
 def reading(args: DistillationSFTConfig, teacher: Teacher) -> Callable[[Any], Any] | None:
     """Return how a server reads a prompt whose ids it is sent; None for any other teacher."""
-    return teacher.as_read if has_targets(teacher, args) and teacher.reads_ids else None
+    return teacher.format_prompt if has_targets(teacher, args) and teacher.reads_ids else None
 
 
 def taking(args: DistillationSFTConfig, teacher: Teacher) -> Callable[[Dataset, bool], float] | None:
@@ -157,10 +157,10 @@ def taking(args: DistillationSFTConfig, teacher: Teacher) -> Callable[[Dataset, 
         return None
 
     def take(rows: Dataset, required: bool) -> float:
-        coverage = teacher.take(rows, progress=not args.disable_tqdm)
+        coverage = teacher.fetch_targets(rows, progress=not args.disable_tqdm)
         if coverage.known == 0 and required and not args.allow_text_only_teacher:
             _refuse_silence(args, teacher, rows, coverage.tokens)
-        return coverage.share
+        return coverage.fraction
 
     return take
 

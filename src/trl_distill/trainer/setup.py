@@ -22,7 +22,7 @@ from ..prompts.template import parse_template
 from ..teachers.base import Teacher, TextTeacher
 from ..teachers.completions.engines.base import Source
 from ..teachers.completions.engines.selection import check_engine
-from ..teachers.completions.generate import complete, what_matters
+from ..teachers.completions.generate import complete, settings_identity
 from ..teachers.completions.store import CompletionStore
 from ..teachers.loading import load_teacher
 from ..teachers.local.cross_tokenizer import CrossTeacher, check_brings_tokenizer, crossed
@@ -178,7 +178,7 @@ def prompts_and_writing(args: DistillationSFTConfig) -> dict[str, Any]:
     return {
         "teacher_prompt_template": template.content,
         "teacher_system": teachers_system(args).text or "",
-        "generation": what_matters(generation_of(args)),
+        "generation": settings_identity(generation_of(args)),
     }
 
 

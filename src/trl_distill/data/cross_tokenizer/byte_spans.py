@@ -5,8 +5,8 @@ At the start of a span both models have read the same text, so that what they sa
 
 from __future__ import annotations
 
-from collections.abc import Mapping, MutableMapping, Sequence
-from itertools import accumulate, pairwise
+from collections.abc import Iterable, Mapping, MutableMapping, Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
@@ -42,15 +42,29 @@ def align(student: Sequence[bytes | None], teacher: Sequence[bytes | None]) -> t
     if kind == TEACHER_SPACE:
         theirs[0] = theirs[0][1:]
     texts = b"".join(mine), b"".join(theirs)
-    alike = _common(*texts)
-    starts = _starts(mine), _starts(theirs)
-    bounds = sorted(bound for bound in starts[0].keys() & starts[1].keys() if bound <= alike)
-    places = [(starts[0][bound], starts[1][bound]) for bound in bounds]
+    alike = texts[0][: _common(*texts)]
+    # by byte the token that starts there; of several the last, which alone has bytes
+    starts = [{byte: k for k, byte in enumerate(_bounds(side, alike))} for side in (mine, theirs)]
+    places = [(starts[0][byte], starts[1][byte]) for byte in sorted(starts[0].keys() & starts[1].keys())]
     spans = [Span((a, b), (c, d)) for (a, c), (b, d) in pairwise(places)]
     if spans and spans[0].student[0] == spans[0].teacher[0] == 0:  # else the space is a token of its own
         spans[0] = spans[0]._replace(kind=kind)
     whole = texts[0] == texts[1] and (len(mine), len(theirs)) == (len(student), len(teacher))
     return spans, whole
+
+
+def token_spans(tokens: Sequence[bytes | None], text: bytes) -> list[tuple[int, int]]:
+    """Return begin and end in a text of the tokens it is made of, as far as they follow each other.
+
+    A space that a tokenizer puts in front of a text begins at -1.
+
+    Args:
+        tokens: Their bytes; one that is None or empty ends them.
+        text: The text.
+    """
+    plain, spaced = (_bounds((token or None for token in tokens), front + text) for front in (b"", b" "))
+    shift = len(spaced) > len(plain)
+    return [(begin - shift, end - shift) for begin, end in pairwise(spaced if shift else plain)]
 
 
 def mark_spans(
@@ -103,6 +117,11 @@ def _common(mine: bytes, theirs: bytes) -> int:
     return most if mine[:most] == theirs[:most] else next(k for k in range(most) if mine[k] != theirs[k])
 
 
-def _starts(tokens: Sequence[bytes]) -> dict[int, int]:
-    """Return by byte the token that starts there; of several the last, which alone has bytes. The end is one too."""
-    return {byte: k for k, byte in enumerate(accumulate(map(len, tokens), initial=0))}
+def _bounds(tokens: Iterable[bytes | None], text: bytes) -> list[int]:
+    """Return where tokens begin in a text and where the last one ends, as far as they follow each other."""
+    bounds = [0]
+    for token in tokens:
+        if token is None or not text.startswith(token, bounds[-1]):
+            break
+        bounds.append(bounds[-1] + len(token))
+    return bounds

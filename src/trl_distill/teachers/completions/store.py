@@ -1,7 +1,7 @@
-"""Completions already paid for: one line of JSON each, found by content, safe to kill.
+"""What a teacher was already paid for, completions and log-probabilities: one line of JSON each, found by its key.
 
 A key is made from the teacher, the prompt (token ids, or messages) and the generation settings, never from a row
-number. A line is appended and flushed as soon as its batch is written; a line torn by a kill is ignored and made again.
+number. A line is appended and flushed before the next is asked for; a line torn by a kill is ignored and made again.
 """
 
 from __future__ import annotations
@@ -9,94 +9,114 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from ...models.generation import Completion
 
+Entry = TypeVar("Entry")
+JsonObject = dict[str, Any]
 
-class CompletionStore:
-    """Completions by key, kept in memory and appended to a file.
+
+class JsonlStore(Generic[Entry]):
+    """Entries by key, kept in memory and appended to a file; they are JSON objects unless a subclass converts them.
 
     Args:
-        path: JSON-lines file, made when the first completion is added; None keeps nothing on disk.
+        path: JSON-lines file, made when the first entry is added; None keeps nothing on disk.
     """
+
+    to_line: Callable[[Entry], JsonObject] = dict  # type: ignore[assignment]
+    from_line: Callable[[JsonObject], Entry] = dict  # type: ignore[assignment]
 
     def __init__(self, path: str | os.PathLike[str] | None) -> None:
         self.path = None if path is None else Path(path)
-        self._known: dict[str, Completion] = {}
-        self._torn = False
-        if self.path is not None and self.path.is_file():
-            text = self.path.read_text(encoding="utf-8")
-            self._torn = bool(text) and not text.endswith("\n")
-            for line in text.splitlines():
-                try:
-                    entry = json.loads(line)
-                    self._known[entry["key"]] = from_plain(entry)
-                except (ValueError, KeyError, TypeError):
-                    continue  # torn by a kill: it is made again
+        self._entries: dict[str, Entry] = {}
+        self._size, self._torn = 0, False
+        self.refresh()
 
     def __len__(self) -> int:
-        return len(self._known)
+        return len(self._entries)
 
     def __contains__(self, key: str) -> bool:
-        return key in self._known
+        return key in self._entries
 
-    def __getitem__(self, key: str) -> Completion:
-        return self._known[key]
+    def __getitem__(self, key: str) -> Entry:
+        return self._entries[key]
 
-    def add(self, entries: Mapping[str, Completion]) -> None:
-        """Keep completions and write them to the file before returning."""
-        self._known.update(entries)
+    def refresh(self) -> None:
+        """Read what another process has added since."""
+        if self.path is None or not self.path.is_file() or self.path.stat().st_size == self._size:
+            return
+        content = self.path.read_bytes()
+        self._size, self._torn = len(content), bool(content) and not content.endswith(b"\n")
+        for text in content.split(b"\n"):
+            try:
+                line = json.loads(text)
+                self._entries[line["key"]] = self.from_line(line)
+            except (ValueError, KeyError, TypeError):
+                continue  # torn by a kill: it is made again
+
+    def add(self, entries: Mapping[str, Entry]) -> None:
+        """Keep entries and write them to the file before returning."""
+        self._entries.update(entries)
         if self.path is None:
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        lines = [json.dumps({"key": key, **plain(completion)}) for key, completion in entries.items()]
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(("\n" if self._torn else "") + "\n".join(lines) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        self._torn = False
+        data = (b"\n" if self._torn else b"") + self._lines(entries)
+        self._write(self.path, "ab", data)
+        self._size += len(data)
 
     def settle(self) -> None:
-        """Rewrite the file in the order of its keys, without torn lines: what it holds then tells nothing of kills."""
+        """Rewrite the file in the order of its keys and without torn lines, so that it does not depend on kills."""
         if self.path is None:
             return
-        lines = [json.dumps({"key": key, **plain(completion)}) for key, completion in sorted(self._known.items())]
+        data = self._lines(dict(sorted(self._entries.items())))
         temporary = self.path.with_name(f".{self.path.name}.writing")
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write("".join(f"{line}\n" for line in lines))
+        self._write(temporary, "wb", data)
+        os.replace(temporary, self.path)
+        self._size = len(data)
+
+    def _write(self, path: Path, mode: str, data: bytes) -> None:
+        with path.open(mode) as file:
+            file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, self.path)
         self._torn = False
 
-
-def plain(completion: Completion) -> dict[str, Any]:
-    """Return a completion as a line has it; only a teacher without token ids has more than these."""
-    more = {"text": completion.text, "reasoning": completion.reasoning, "unusable": completion.unusable}
-    written = {name: value for name, value in more.items() if value or (name == "text" and value is not None)}
-    return {"ids": completion.ids, "finished": completion.finished, **written}
+    def _lines(self, entries: Mapping[str, Entry]) -> bytes:
+        lines = (json.dumps({"key": key, **self.to_line(entry)}) for key, entry in entries.items())
+        return "".join(f"{line}\n" for line in lines).encode()
 
 
-def from_plain(entry: Mapping[str, Any]) -> Completion:
-    """Return the completion of a line.
+class CompletionStore(JsonlStore[Completion]):
+    """Completions that a teacher wrote; only one without token ids has more than `ids` and `finished`."""
 
-    Raises:
-        KeyError, TypeError: It is none.
-    """
-    more = {name: str(entry.get(name, "")) for name in ("reasoning", "unusable")}
-    ids = entry["ids"] if entry.get("text") is None else entry.get("ids", ())
-    return Completion(tuple(ids), bool(entry["finished"]), entry.get("text"), **more)
+    @staticmethod
+    def to_line(entry: Completion) -> JsonObject:
+        """Return a completion as its line has it."""
+        more = {"text": entry.text, "reasoning": entry.reasoning, "unusable": entry.unusable}
+        given = {name: value for name, value in more.items() if value or (name == "text" and value is not None)}
+        return {"ids": entry.ids, "finished": entry.finished, **given}
+
+    @staticmethod
+    def from_line(line: JsonObject) -> Completion:
+        """Return the completion of a line.
+
+        Raises:
+            KeyError, TypeError: It is none.
+        """
+        more = {name: str(line.get(name, "")) for name in ("reasoning", "unusable")}
+        ids = line["ids"] if line.get("text") is None else line.get("ids", ())
+        return Completion(tuple(ids), bool(line["finished"]), line.get("text"), **more)
 
 
-def key_of(identity: Mapping[str, Any], prompt: Sequence[Any]) -> str:
+def key_of(identity: Mapping[str, object], prompt: Sequence[object]) -> str:
     """Return the key of one prompt's completion (token ids or chat messages) under a teacher and its settings."""
     text = json.dumps([identity, list(prompt)], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def seed_of(keys: Sequence[str]) -> int:
-    """Return the seed of completions that are drawn together; the keys hold the settings' and tell copies apart."""
+    """Return the seed of completions that are sampled together; the keys hold the settings' and tell copies apart."""
     return int(hashlib.sha256(" ".join(keys).encode()).hexdigest()[:15], 16)

@@ -1,22 +1,20 @@
 """What a server's answer says: the text, whether it is whole, its reasoning, and why there may be nothing to learn.
 
-Servers of the same protocol use many words. Only those of `CUT` mean that a completion stopped at a limit; any other
-reason to finish, a missing one included, means that the model ended it. `FAILED` and `FILTERED` are neither.
+Servers of the same protocol give many reasons to finish. Only those of `CUT` mean that a completion stopped at a limit;
+any other reason, a missing one included, means that the model ended it. `FAILED` and `FILTERED` are neither.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ...models.generation import EMPTY
 from ...prompts.messages import CLOSED, OPENED, REASONING
 from ..completions.stop_strings import cut_text
-
-if TYPE_CHECKING:
-    from .request_pool import Answer
+from ..completions.store import JsonObject
+from .request_pool import Answer
 
 CUT = {  # OpenAI, vLLM, TGI, Ollama; Anthropic, Gemini; Mistral; watsonx
     *("length", "max_tokens", "max_length", "max_new_tokens", "max_output_tokens", "max_completion_tokens"),
@@ -33,33 +31,19 @@ TEXTS = ("text", "output_text", "input_text")  # kinds of parts; others are reas
 BLOCK = re.compile(rf"\s*(?:{OPENED})?(.*?){CLOSED}(.*)", re.DOTALL)  # the chat template may have opened it
 
 
-class Said(NamedTuple):
-    """What a choice says.
-
-    Attributes:
-        text: The completion; empty if there is none.
-        finished: Whether the model ended it; if not it was cut.
-        reasoning: What the model thought before it, empty if the server does not show it.
-        unusable: Why nothing can be learned from it, with what to do; empty if something can.
-    """
-
-    text: str
-    finished: bool
-    reasoning: str = ""
-    unusable: str = ""
-
-
-def read_choice(choice: Mapping[str, Any], *, chat: bool, hidden: int = 0) -> Said:
-    """Read one choice of an answer.
+def read_answer(content: JsonObject, *, chat: bool) -> Answer:
+    """Read the body of a response.
 
     Args:
-        choice: Of `/chat/completions` or `/completions`.
+        content: Of `/chat/completions` or `/completions`.
         chat: Whether it is of the former.
-        hidden: Tokens of reasoning that the server counts and does not show.
 
     Raises:
-        KeyError, TypeError, AttributeError: It has another form.
+        KeyError, IndexError, ValueError, TypeError, AttributeError: It has another form.
     """
+    choice, used = content["choices"][0], content.get("usage") or {}
+    prompt_tokens, tokens = (int(used.get(f"{kind}_tokens") or 0) for kind in ("prompt", "completion"))
+    hidden = int((used.get("completion_tokens_details") or {}).get("reasoning_tokens") or 0)
     message = choice["message"] if chat else {"content": choice["text"]}
     reason = reason_of(choice)
     text, thought = _parts(message.get("content"))
@@ -67,23 +51,24 @@ def read_choice(choice: Mapping[str, Any], *, chat: bool, hidden: int = 0) -> Sa
         thought = thought or next((str(message[name]) for name in REASONING if message.get(name)), "")
         text, thought = (text, thought) if thought else _split(text)
         text = text.lstrip("\n") if thought else text  # the newlines that close the reasoning
-    return Said(text, reason not in CUT, thought, _unusable(message, text, thought, reason, hidden))
+    unusable = _unusable(message, text, bool(thought or hidden), reason)
+    return Answer(text, reason not in CUT, prompt_tokens, tokens, reasoning=thought, unusable=unusable)
 
 
-def reason_of(choice: Mapping[str, Any]) -> str:
+def reason_of(choice: JsonObject) -> str:
     """Return why a choice ended, in lower case; empty if it does not say."""
     return str(choice.get("finish_reason") or "").lower()
 
 
-def _parts(content: Any) -> tuple[str, str]:
+def _parts(content: object) -> tuple[str, str]:
     """Return the text and the reasoning of a message's content: a text, nothing, or a list of parts."""
     if not isinstance(content, list):
         return content if isinstance(content, str) else "", ""
     text, thought = [], []
     for part in content:
-        said = part if isinstance(part, str) else part.get("text")
-        if isinstance(said, str) and (isinstance(part, str) or part.get("type", "text") in TEXTS):
-            text.append(said)
+        piece = part if isinstance(part, str) else part.get("text")
+        if isinstance(piece, str) and (isinstance(part, str) or part.get("type", "text") in TEXTS):
+            text.append(piece)
         elif not isinstance(part, str):  # Mistral's thinking is a list of parts itself
             inner = next((part[name] for name in ("thinking", "reasoning", "text") if part.get(name)), "")
             thought.append(inner if isinstance(inner, str) else _parts(inner)[0])
@@ -99,7 +84,7 @@ def _split(text: str) -> tuple[str, str]:
     return ("", text.strip().removeprefix(OPENED).strip()) if opened else (text, "")
 
 
-def _unusable(message: Mapping[str, Any], text: str, thought: str, reason: str, hidden: int) -> str:
+def _unusable(message: JsonObject, text: str, reasons: bool, reason: str) -> str:
     """Return why nothing can be learned from an answer, empty if something can."""
     if reason in FILTERED:
         return filtered(reason)
@@ -109,9 +94,9 @@ def _unusable(message: Mapping[str, Any], text: str, thought: str, reason: str, 
         return "the teacher refused to answer"
     if message.get("tool_calls") or message.get("function_call"):
         return "the teacher called a tool instead of answering"
-    if (thought or hidden) and reason in CUT:
+    if reasons and reason in CUT:
         return "the teacher was still reasoning when it was cut; raise --distill-max-teacher-length"
-    if thought or hidden:
+    if reasons:
         return "the teacher answered with reasoning alone; have its server switch reasoning off, or its parser right"
     return EMPTY
 
@@ -121,11 +106,11 @@ def filtered(reason: str) -> str:
     return f"the server filtered the teacher's answer ({reason})"
 
 
-def failure_of(content: Any) -> Any:
-    """Return the error that the body of an answer holds in the place of a completion; None if it holds none.
+def failure_of(content: object) -> object:
+    """Return the error that the body of a response holds in place of a completion; None if it holds none.
 
     Args:
-        content: What the body says; Gemini wraps it in a list, vLLM has the error at its top.
+        content: The body; Gemini wraps it in a list, vLLM has the error at its top.
     """
     if isinstance(content, list):
         content = next((one for one in content if isinstance(one, dict) and one.get("error")), None)
@@ -137,16 +122,15 @@ def failure_of(content: Any) -> Any:
     if content.get("object") == "error":
         return content
     choice = choices[0] if isinstance(choices, list) and choices and isinstance(choices[0], dict) else {}
-    if choice.get("error"):
-        return choice["error"]
     reason = reason_of(choice)
-    return {"message": f"the answer ended with finish_reason {reason!r}"} if reason in FAILED else None
+    failed = {"message": f"the answer ended with finish_reason {reason!r}"} if reason in FAILED else None
+    return choice.get("error") or failed
 
 
 def cut_at_stop_string(answer: Answer, stop: Sequence[str]) -> Answer:
     """Return an answer up to the first stop string in it, finished there; as it is if there is none.
 
-    Of the tokens that were logged those of the text that is left stay.
+    Log-probabilities stay for the tokens of the text that is left.
 
     Args:
         answer: A server may have ended it at some of the stop strings, at all, or at none.
@@ -155,11 +139,11 @@ def cut_at_stop_string(answer: Answer, stop: Sequence[str]) -> Answer:
     text, found = cut_text(answer.text, stop)
     if not found or answer.unusable:
         return answer
-    said = answer.said
-    if said:
-        kept, over = len(said["tokens"]), len(answer.text.encode()) - len(text.encode())
+    logprobs = answer.logprobs
+    if logprobs:
+        kept, over = len(logprobs["tokens"]), len(answer.text.encode()) - len(text.encode())
         while kept and over > 0:
             kept -= 1
-            over -= len(said["tokens"][kept] or "")
-        said = {name: values[:kept] for name, values in said.items()}
-    return replace(answer, text=text, finished=True, said=said, unusable="" if text.strip() else EMPTY)
+            over -= len(logprobs["tokens"][kept] or "")
+        logprobs = {name: values[:kept] for name, values in logprobs.items()}
+    return replace(answer, text=text, finished=True, logprobs=logprobs, unusable="" if text.strip() else EMPTY)

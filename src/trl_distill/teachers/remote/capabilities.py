@@ -2,31 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ...errors import TeacherError
 from ...prompts.shared_vocabulary import PROBE
-from .http import Refused
-from .logprob_format import MOST, PROMPT, TOP, for_prompt, for_top, read_prompt, read_top
-from .request_pool import Answer
+from ..completions.store import JsonObject
+from .client import RefusedError, Server
+from .logprob_format import MOST, PROMPT, prompt_request, read_prompt, read_top, top_fields
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+
 # statuses that say that a server does not do what it was asked, not that it cannot be asked
-UNKNOWN = (400, 405, 422, 501)
-MOST_OF_PROMPTS = 20  # vLLM's own limit, where its operator has set no other
+UNSUPPORTED = (400, 405, 422, 501)
+MOST_OF_PROMPTS = 20  # vLLM's own limit, unless its operator has set another
 FEWEST = 5  # a limit of other servers
 NEW_TOKENS = 8
 
-Read = Callable[[dict[str, Any]], Any]
-Once = Callable[[dict[str, Any], Read], Answer]
-
 
 @dataclass(frozen=True)
-class Found:
+class LogprobSupport:
     """What a server gives.
 
     Attributes:
@@ -37,72 +35,53 @@ class Found:
     kind: str
     k: int
 
-    def text(self) -> str:
+    def describe(self) -> str:
         """Say it as part of a line."""
-        if self.kind == PROMPT:
-            return f"it gives the {self.k} likeliest tokens at each token of a given completion (prompt_logprobs)"
-        return f"it gives the {self.k} likeliest tokens at each token that it writes (top_logprobs)"
+        where = "of a given completion" if self.kind == PROMPT else "that it writes"
+        return f"it gives the {self.k} likeliest tokens at each token {where} ({self.kind}_logprobs)"
 
 
-def find_prompt(once: Once, tokenizer: PreTrainedTokenizerBase, k: int) -> Found | str:
-    """Return what a server tells of the tokens of a prompt, or why it tells nothing.
+def probe(
+    server: Server, kind: str, tokenizer: PreTrainedTokenizerBase, question: Mapping[str, object]
+) -> LogprobSupport | str:
+    """Return what log-probabilities of a kind a server gives, or why it gives none.
 
     Args:
-        once: Sends a request and returns the answer.
-        tokenizer: The student's, which must be the server's too.
-        k: Tokens that are wanted.
+        server: Who is asked.
+        kind: "prompt" or "top".
+        tokenizer: The student's, which must be the server's too for the kind "prompt".
+        question: A request for a few tokens of a completion.
     """
+    endpoint, wanted = server.settings.endpoint, server.settings.top_k
     ids = list(tokenizer(PROBE, add_special_tokens=False)["input_ids"])
-    said = ""
-    for many in dict.fromkeys((k, min(k, MOST_OF_PROMPTS))):
+    most = wanted if kind == PROMPT else min(wanted, MOST[endpoint])
+    why = ""
+    for k in dict.fromkeys((most, min(most, MOST_OF_PROMPTS if kind == PROMPT else FEWEST))):
+        request = prompt_request(ids, k) if kind == PROMPT else {**question, **top_fields(endpoint, k)}
+
+        def read(choice: JsonObject, k: int = k) -> JsonObject | None:
+            return read_prompt(choice, ids, 0, k) if kind == PROMPT else read_top(choice, chat=endpoint == "chat")
+
         try:
-            request = for_prompt(ids, many)
-            entry = once(request, lambda choice, many=many: read_prompt(choice, ids, 0, many)).said  # type: ignore[misc]
-        except Refused as error:
-            if error.status != 404 and not _lacks_it(error):  # a server may have chats alone
+            logprobs = server.send_one(request, read).logprobs
+        except RefusedError as error:
+            # a server may have chats alone; OpenAI refuses some models' log-probabilities like a key
+            only_chats = kind == PROMPT and error.status == 404
+            if not (only_chats or error.status in UNSUPPORTED or (error.status == 403 and "logprobs" in error.message)):
                 raise
-            said = f"asked for prompt_logprobs it said {error.said!r}"
+            why = f"asked for {kind}_logprobs it said {error.message!r}"
             continue
-        if entry is None:
-            return "asked for prompt_logprobs it gave none"
-        other = differs(entry["texts"], tokenizer)
-        if other is None and not entry["texts"]:
+        if logprobs is None:
+            return f"asked for {kind}_logprobs it gave none"
+        other = other_token(logprobs["texts"], tokenizer) if kind == PROMPT else None
+        if kind == PROMPT and not logprobs["texts"]:
             other = "its prompt_logprobs do not tell which tokens they are of"
-        return Found(PROMPT, many) if other is None else other
-    return said
+        return LogprobSupport(kind, k) if other is None else other
+    return why
 
 
-def find_top(once: Once, request: Mapping[str, Any], endpoint: str, k: int) -> Found | str:
-    """Return what a server tells of the tokens that it writes, or why it tells nothing.
-
-    Args:
-        once: Sends a request and returns the answer.
-        request: A question of few tokens.
-        endpoint: "chat" or "completions".
-        k: Tokens that are wanted.
-    """
-    said = ""
-    most = min(k, MOST[endpoint])
-    for many in dict.fromkeys((most, min(most, FEWEST))):
-        try:
-            asked = {**request, **for_top(endpoint, many)}
-            entry = once(asked, lambda choice: read_top(choice, chat=endpoint == "chat")).said
-        except Refused as error:
-            if not _lacks_it(error):
-                raise
-            said = f"asked for top_logprobs it said {error.said!r}"
-            continue
-        return "asked for top_logprobs it gave none" if entry is None else Found(TOP, many)
-    return said
-
-
-def _lacks_it(error: Refused) -> bool:
-    """Whether a server does not do what it was asked; OpenAI refuses some models' log-probabilities like a key."""
-    return error.status in UNKNOWN or (error.status == 403 and "logprobs" in error.said)
-
-
-def differs(texts: Mapping[int, str], tokenizer: PreTrainedTokenizerBase) -> str | None:
-    """Return the first token that a server takes for another than the student does; None where it takes them alike.
+def other_token(texts: Mapping[int, str], tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """Say which token a server reads as another one than the student does; None if all are the same.
 
     Servers show a token as its text or as the vocabulary writes it, with its space or without.
 
@@ -130,6 +109,6 @@ def check_same_tokens(texts: Mapping[int, str], tokenizer: PreTrainedTokenizerBa
     Raises:
         TeacherError: Naming the first.
     """
-    other = differs(texts, tokenizer)
+    other = other_token(texts, tokenizer)
     if other is not None:
         raise TeacherError(f"teacher_model {name!r} cannot score the student's tokens ({other}); choose another.")

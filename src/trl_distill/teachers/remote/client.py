@@ -1,21 +1,63 @@
-"""One server and its model as a run asks it: within one budget, each answer handed on as it comes."""
+"""One OpenAI-compatible server and its model: requests within one budget, and what its failures mean.
+
+The key is read from the environment when the server is first asked, and is nowhere else.
+"""
 
 from __future__ import annotations
 
+import email.utils
 import json
-from collections.abc import Callable, Mapping
-from typing import Any, NoReturn
+import logging
+import math
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import cached_property
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, NoReturn
 
 from tqdm.auto import tqdm
 
-from ...config.endpoints import Endpoint
+from ...config.endpoints import Endpoint, base_url
 from ...errors import DistillError, TeacherError
-from ...models.generation import Completion
-from .answers import failure_of, filtered, read_choice
-from .http import Connection, Refused
-from .request_pool import Again, Answer, Asking, BudgetSpent, RemoteSettings, Spent
+from ..completions.generate import report_kept_on_interrupt
+from ..completions.store import Entry, JsonlStore, JsonObject
+from .answers import failure_of, filtered, read_answer
+from .refusals import DISPENSABLE, filter_of, is_temporary, status_of, unsupported_in, unwrapped
+from .request_pool import Answer, BudgetSpent, Job, RemoteSettings, RequestPool, RetryableError, Usage
 
-Read = Callable[[dict[str, Any]], Any]
+if TYPE_CHECKING:
+    from openai import OpenAI
+
+logger = logging.getLogger(__name__)
+
+ReadLogprobs = Callable[[JsonObject], JsonObject | None]
+OPENAI_URL = "https://api.openai.com/v1"
+KEY, URL = "OPENAI_API_KEY", "OPENAI_BASE_URL"
+LONGEST = 200  # characters of what a server says
+TODO = {
+    401: f"set the environment variable {KEY} to a key that it knows",
+    402: "add credit to your account there, or choose another model",
+    403: f"use a key ({KEY}) that may ask for this model",
+    404: "check the model's name and the URL, which ends in /v1 for most servers",
+}
+
+
+class RefusedError(TeacherError):
+    """A server will not answer a request.
+
+    Args:
+        text: The sentence.
+        status: The HTTP status; None if the error stands in a successful response.
+        message: What the server said, short and without the key.
+        filters: What the server calls the filter that refused the prompt; empty if it was no filter.
+    """
+
+    def __init__(self, text: str, status: int | None, message: str, filters: str = "") -> None:
+        super().__init__(text)
+        self.status, self.message, self.filters = status, message, filters
 
 
 class Server:
@@ -31,123 +73,233 @@ class Server:
 
     def __init__(self, endpoint: Endpoint, settings: RemoteSettings) -> None:
         self.model, self.settings = endpoint.model, settings
-        self.connection = Connection(endpoint, timeout=settings.timeout)
-        self.url = self.connection.url
-        self.spent = Spent()
+        self.url = endpoint.url or base_url(os.environ.get(URL) or OPENAI_URL, setting=URL)
+        self.usage = Usage()
+        self._replacements: dict[str, str | None] = {}  # of parameters that the server does not support; None drops one
 
-    def ask_all(
+    @cached_property
+    def client(self) -> OpenAI:
+        """The `openai` client, without its retries, which count towards no budget.
+
+        Raises:
+            TeacherError: The package or the key is missing.
+        """
+        if find_spec("openai") is None:
+            raise TeacherError(
+                f"teacher_model {self.model!r} is asked through the openai package, which is not installed; "
+                "pip install 'trl-distill[openai]'."
+            )
+        from openai import OpenAI
+
+        key = _key()
+        if not key and self.url == OPENAI_URL:
+            raise TeacherError(f"teacher_model {self.model!r} needs a key; set the environment variable {KEY}.")
+        return OpenAI(api_key=key or "none", base_url=self.url, timeout=self.settings.timeout, max_retries=0)
+
+    def send_all(
         self,
-        jobs: Mapping[str, Any],
-        ask: Callable[[str, Any], Answer],
+        jobs: Mapping[str, Job],
+        send: Callable[[str, Job], Answer],
         keep: Callable[[str, Answer], None],
         *,
-        what: str = "",
+        description: str = "",
         progress: bool = False,
     ) -> None:
-        """Ask within the run's budget and hand each answer on as it comes, with a progress bar.
+        """Send jobs within the run's budget and keep each answer as it comes, with a progress bar.
 
         Args:
-            jobs: What to ask, by key.
-            ask: Asks one of them once.
-            keep: Takes a key and its answer.
-            what: What the bar says.
-            progress: Whether there is one.
+            jobs: What to send, by key.
+            send: Sends one of them once.
+            keep: Stores an answer under its key.
+            description: Of the bar.
+            progress: Whether to show it.
 
         Raises:
-            DistillError: See `Asking.run`.
+            DistillError: See `RequestPool.run`.
         """
-        _ = self.connection.client  # a key that is missing is told before anything is sent
-        with tqdm(total=len(jobs), desc=what, unit="row", disable=not progress) as bar:
+        _ = self.client  # refuses a missing key before anything is sent
+        with tqdm(total=len(jobs), desc=description, unit="row", disable=not progress) as bar:
 
-            def came(key: str, answer: Answer) -> None:
+            def keep_and_show(key: str, answer: Answer) -> None:
                 keep(key, answer)
-                bar.set_postfix_str(self.spent.text(self.settings), refresh=False)
+                bar.set_postfix_str(self.usage.text(self.settings), refresh=False)
                 bar.update()
 
-            Asking(ask, self.settings, self.spent).run(jobs.items(), came)
+            RequestPool(send, self.settings, self.usage).run(jobs, keep_and_show)
 
-    def ask(self, request: Mapping[str, Any], read: Read | None = None) -> Answer:
-        """Ask once.
+    def send_one(self, request: Mapping[str, object], read_logprobs: ReadLogprobs) -> Answer:
+        """Send one request, with retries as any other."""
+        answers: list[Answer] = []
+        send, keep = (lambda _, sent: self.send(sent, read_logprobs)), (lambda _, answer: answers.append(answer))
+        self.send_all({"": request}, send, keep)
+        return answers[0]
 
-        Args:
-            request: The fields of the protocol but for the model.
-            read: What to read out of the answer's choice besides its text.
-
-        Raises:
-            Again: It failed in a way that may pass.
-            TeacherError: The server refuses.
-        """
-        body = self.connection.ask({"model": self.model, **request})
-        return self._read(body, chat="messages" in request, read=read)
-
-    def write(self, request: Mapping[str, Any], read: Read | None = None) -> Answer:
-        """Ask once for a completion; a prompt that the server filters has none, and the others may.
+    def complete(self, request: Mapping[str, object], read_logprobs: ReadLogprobs) -> Answer:
+        """Send a request for a completion once; a prompt that the server filters has none, and the others may.
 
         Raises:
-            Again, TeacherError: See `ask`.
+            RetryableError, RefusedError: See `send`.
         """
         try:
-            return self.ask(request, read)
-        except Refused as error:
+            return self.send(request, read_logprobs)
+        except RefusedError as error:
             if not error.filters:
                 raise
             return Answer("", True, 0, 0, unusable=filtered(error.filters), billed=False)
 
-    def _read(self, body: str, *, chat: bool, read: Read | None) -> Answer:
-        """Return the answer in a response, and what `read` finds in its choice.
+    def send(self, request: Mapping[str, object], read_logprobs: ReadLogprobs) -> Answer:
+        """Send a request once: to `/chat/completions` if it has messages, else to `/completions`.
+
+        Args:
+            request: The fields of the protocol but for the model.
+            read_logprobs: Reads log-probabilities out of the answer's choice.
 
         Raises:
-            Again: It is no JSON, not of the form that it should have, or an error that may pass.
-            Refused: It is an error that will not pass.
+            RetryableError: It may succeed later, or without a parameter that the server does not support.
+            RefusedError: The server does not want it.
         """
+        body = self._post(request)
         try:
             content = json.loads(body)
             failure = failure_of(content)
             if failure is not None:
-                self.connection.fail(failure, None)
-            choice, used = content["choices"][0], content.get("usage") or {}
-            tokens = int(used.get("prompt_tokens") or 0), int(used.get("completion_tokens") or 0)
-            hidden = int((used.get("completion_tokens_details") or {}).get("reasoning_tokens") or 0)
-            said = read_choice(choice, chat=chat, hidden=hidden)
+                self._fail(failure)
+            answer = read_answer(content, chat="messages" in request)
+        except TeacherError:
+            raise
         except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
-            if isinstance(error, TeacherError):
-                raise
-            raise Again(f"an answer that is no completion ({type(error).__name__})") from None
-        more = None if read is None else read(choice)
-        return Answer(said.text, said.finished, *tokens, more, said.reasoning, said.unusable)
+            raise RetryableError(f"an answer that is no completion ({type(error).__name__})") from None
+        return replace(answer, logprobs=read_logprobs(content["choices"][0]))
 
-    def once(self, request: Mapping[str, Any], read: Read) -> Answer:
-        """Ask one question with patience, as any other."""
-        answers: list[Answer] = []
-        self.ask_all({"": request}, lambda _, sent: self.ask(sent, read), lambda _, answer: answers.append(answer))
-        return answers[0]
+    def _post(self, request: Mapping[str, object]) -> str:
+        """Send a request once and return the body of the response."""
+        import httpx
+        import openai
 
-    def end(self, error: DistillError, kept: str, *, none: bool = False) -> NoReturn:
-        """End with what happened, what is kept, and how to go on.
+        sent = self._supported(request)
+        path = "/chat/completions" if "messages" in sent else "/completions"
+        try:
+            return self.client.post(path, cast_to=httpx.Response, body={"model": self.model, **sent}).text
+        except openai.APITimeoutError:
+            raise RetryableError(f"no answer within {self.settings.timeout:g} s") from None
+        except openai.APIConnectionError as error:
+            raise RetryableError(_message(error.__cause__ or error)) from None
+        except openai.APIStatusError as error:
+            body = unwrapped(error.body)
+            self._replace_unsupported(body, error.status_code, sent)
+            self._fail(body or error, error.status_code, _retry_after(error.response.headers))
+
+    def _supported(self, request: Mapping[str, object]) -> JsonObject:
+        """Return a request without the parameters that the server was found not to support."""
+        sent = dict(request)
+        for name, instead in self._replacements.items():
+            value = sent.pop(name, None)
+            if value is not None and instead is not None and "messages" in sent:
+                sent[instead] = value
+        return sent
+
+    def _replace_unsupported(self, error: object, status: int, sent: JsonObject) -> None:
+        """Remember a parameter that the server does not support, and have the request sent again without it.
+
+        Raises:
+            RetryableError: There is one.
+        """
+        name = unsupported_in(error, status, sent)
+        if name is None or DISPENSABLE[name] in self._replacements:  # it supports neither the one nor the other
+            return
+        if name not in self._replacements:
+            instead = self._replacements.setdefault(name, DISPENSABLE[name])
+            logger.warning(
+                "teacher_model %r at %s does not take %s; it is asked %s.",
+                self.model,
+                self.url,
+                name,
+                f"with {instead} instead" if instead else "without it",
+            )
+        raise RetryableError(f"the server does not take {name}", after=0.0) from None
+
+    def _fail(self, error: object, status: int | None = None, after: float | None = None) -> NoReturn:
+        """Raise a server's error.
 
         Args:
-            error: What happened.
-            kept: How much is kept, and where.
-            none: Whether that is nothing, which a refusal need not say.
+            error: What the server said.
+            status: The HTTP status; None if the error stands in the body of a successful response.
+            after: Seconds that the server asks to be left alone.
+
+        Raises:
+            RetryableError: The same request may succeed later.
+            RefusedError: It will not.
         """
-        if isinstance(error, BudgetSpent):
-            raise BudgetSpent(
-                f"the teacher's budget is spent ({error}): {kept}; the same command asks for the others with a budget "
-                "of its own."
-            ) from None
-        if isinstance(error, TeacherError):
-            raise TeacherError(f"{str(error).rstrip('.')}{'' if none else f'; {kept}'}.") from None
-        raise type(error)(
-            f"teacher_model {self.model!r} at {self.url} does not answer: {error}; {kept}, and the same command goes "
-            "on from them."
-        ) from None
+        message = _message(error)
+        code = status_of(error) if status is None else status
+        how = f"status {code}" if code is not None else "an error"
+        if is_temporary(error, code):
+            raise RetryableError(f"{how}: {message}", after) from None
+        todo = TODO.get(code or 0, "change what is asked, or choose another model")
+        if "v1/completions" in message:  # OpenAI's words for a model that has no chats
+            todo = "give --teacher-endpoint completions"
+        sentence = f"teacher_model {self.model!r} at {self.url} refuses the request with {how} ({message}); {todo}."
+        raise RefusedError(sentence, code, message, filter_of(error)) from None
+
+    @contextmanager
+    def reporting_kept(self, keys: Sequence[str], store: JsonlStore[Entry], what: str) -> Iterator[None]:
+        """Have an error or Ctrl-C say what happened, how much is kept, and how to resume.
+
+        Args:
+            keys: Of what is asked for.
+            store: Where it is kept.
+            what: What it is, in words.
+        """
+        with report_kept_on_interrupt(store, keys, what=what):
+            try:
+                yield
+            except DistillError as error:
+                kept = sum(key in store for key in keys)
+                place = "" if store.path is None else f" in {store.path}"
+                said = f"{kept:,} of {len(keys):,} {what} are kept{place}"
+                if isinstance(error, BudgetSpent):
+                    raise BudgetSpent(
+                        f"the teacher's budget is spent ({error}): {said}; the same command asks for the others with "
+                        "a budget of its own."
+                    ) from None
+                if isinstance(error, TeacherError):
+                    raise TeacherError(f"{str(error).rstrip('.')}{f'; {said}' if kept else ''}.") from None
+                raise type(error)(
+                    f"teacher_model {self.model!r} at {self.url} does not answer: {error}; {said}. Run the same "
+                    "command again to resume."
+                ) from None
 
 
-def kept(count: int, of: int, what: str, path: Any) -> str:
-    """Say how much of something is kept, and where."""
-    return f"{count:,} of {of:,} {what} are kept{'' if path is None else f' in {path}'}"
+def _key() -> str:
+    """Return the key in the environment, or an empty text.
+
+    Raises:
+        TeacherError: It cannot be sent; it is not repeated.
+    """
+    key = os.environ.get(KEY, "").strip()
+    if not (key.isascii() and key.isprintable()) or " " in key:
+        raise TeacherError(f"the environment variable {KEY} holds characters that no key has; set it anew.")
+    return key
 
 
-def written(answer: Answer) -> Completion:
-    """Return an answer as the completion that is kept, what cannot be learned included: it is paid for too."""
-    return Completion((), answer.finished, answer.text, answer.reasoning, answer.unusable)
+def _message(error: object) -> str:
+    """Return what a server or the connection said in one short line, without the key."""
+    said = error.get("message", error.get("detail", error)) if isinstance(error, dict) else error
+    text = " ".join(str(said).split()) or type(error).__name__
+    key = _key()
+    return (text.replace(key, "***") if key else text)[:LONGEST].rstrip(".")
+
+
+def _retry_after(headers: Mapping[str, str]) -> float | None:
+    """Return how many seconds a server asks to be left alone."""
+    given = headers.get("retry-after")
+    if given is None:
+        return None
+    try:
+        return None if math.isnan(float(given)) else max(float(given), 0.0)
+    except ValueError:
+        pass
+    try:
+        return max(email.utils.parsedate_to_datetime(given).timestamp() - time.time(), 0.0)
+    except ValueError:
+        return None

@@ -1,7 +1,7 @@
-"""The targets of a server: found out, fetched once, kept as they come, and found again by content.
+"""A server's log-probabilities as targets: probed once, fetched once, kept as they come, and found again by content.
 
-Of kind "prompt" a server scores given completions, whose ids it is sent. Of kind "top" it tells what it thinks while it
-writes: then its completions come with it, and of others nothing is known.
+Of the kind "prompt" a server scores given completions, whose ids it is sent. Of the kind "top" it gives them while it
+writes: then they come with its own completions, and there are none of others.
 """
 
 from __future__ import annotations
@@ -12,18 +12,16 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from ...data.cross_tokenizer.token_bytes import token_bytes
-from ...errors import DistillError, TeacherError
+from ...errors import TeacherError
 from ...prompts.fitting import skipped_tokens
-from ..completions.generate import saying_what_is_kept
-from ..completions.jsonl_store import LineStore
-from ..completions.store import CompletionStore, from_plain, key_of, plain
+from ..completions.store import CompletionStore, JsonlStore, JsonObject, key_of
 from ..target_store.folder import sequence_key
-from .byte_matching import Matcher
-from .capabilities import Found, check_same_tokens, find_prompt, find_top
-from .client import Server, kept, written
-from .logprob_format import PROMPT, TOP, for_prompt, for_top, read_prompt, read_top
-from .request_pool import Again, Answer
-from .scored_rows import Coverage, ScoredRow, nothing, pack, targets_of
+from .byte_matching import ByteMatcher
+from .capabilities import LogprobSupport, check_same_tokens, probe
+from .client import Server
+from .logprob_format import PROMPT, TOP, prompt_request, read_prompt, read_top, top_fields
+from .request_pool import Answer, RetryableError
+from .scored_rows import Coverage, ScoredRow, batch_targets, pack, unknown
 
 if TYPE_CHECKING:
     import torch
@@ -32,8 +30,8 @@ if TYPE_CHECKING:
     from ...losses.signals import TopKTargets
 
 
-class ServerTargets:
-    """What a server says of completions.
+class LogprobTargets:
+    """A server's log-probabilities of completions.
 
     Args:
         server: Who is asked.
@@ -43,60 +41,55 @@ class ServerTargets:
 
     def __init__(self, server: Server, tokenizer: PreTrainedTokenizerBase, vocabulary: Callable[[], int]) -> None:
         self.server, self.tokenizer, self._vocabulary = server, tokenizer, vocabulary
-        self.gives: Found | None = None
-        self.reasons: list[str] = []  # why it gives none
-        self.lines = LineStore(None)
+        self.support: LogprobSupport | None = None
+        self.unsupported: list[str] = []  # why the server gives none
+        self.store: JsonlStore[JsonObject] = JsonlStore(None)
         self._rows: dict[bytes, ScoredRow] = {}
-        self._wrote: dict[str, list[dict[str, Any]]] = {}
+        self._of_prompts: dict[str, list[JsonObject]] = {}
 
-    def is_kind(self, kind: str) -> bool:
-        """Whether log-probabilities of this kind are used."""
-        return self.gives is not None and self.gives.kind == kind
+    @property
+    def kind(self) -> str:
+        """The kind of log-probabilities that are used; empty if there are none."""
+        return "" if self.support is None else self.support.kind
 
-    def find(self, wanted: str, lines: LineStore, question: Mapping[str, Any]) -> list[str]:
+    def probe(self, wanted: str, store: JsonlStore[JsonObject], question: Mapping[str, object]) -> list[str]:
         """Find out what log-probabilities the server gives, and return why it gives none of a kind.
 
-        What it gives is kept in `lines` and not asked again.
+        What it gives is kept in `store` and not asked again.
 
         Args:
             wanted: "auto", "prompt" or "top".
-            lines: Where log-probabilities are kept from one run to the next.
+            store: Where log-probabilities are kept from one run to the next.
             question: A request for a few tokens of a completion.
 
         Raises:
             TeacherError: The server refuses the key or the model.
             DistillError: It does not answer, or the budget is spent.
         """
-        self.lines, self.reasons = lines, []
-        endpoint, k = self.server.settings.endpoint, self.server.settings.top_k
+        self.store, self.unsupported = store, []
+        settings = self.server.settings
         kinds = [kind for kind in (PROMPT, TOP) if wanted in ("auto", kind)]
-        keys = {kind: key_of(self._identity(kind, k), [endpoint]) for kind in kinds}
-        known = [kind for kind in kinds if keys[kind] in lines]
-        if known:
-            self.gives = Found(known[0], int(lines[keys[known[0]]]["k"]))
+        keys = {kind: key_of(self._identity(kind, settings.top_k), [settings.endpoint]) for kind in kinds}
+        known = next((kind for kind in kinds if keys[kind] in store), None)
+        if known is not None:
+            self.support = LogprobSupport(known, int(store[keys[known]]["k"]))
             return []
         for kind in kinds:
-            try:
-                found = (
-                    find_prompt(self.server.once, self.tokenizer, k)
-                    if kind == PROMPT
-                    else find_top(self.server.once, question, endpoint, k)
-                )
-            except DistillError as error:
-                self.server.end(error, kept(0, 1, "answers about what it can do", None), none=True)
-            if isinstance(found, Found):
-                self.gives = found
-                lines.add(keys[kind], {"gives": kind, "k": found.k})
+            with self.server.reporting_kept([keys[kind]], JsonlStore(None), "answers about what it can do"):
+                found = probe(self.server, kind, self.tokenizer, question)
+            if isinstance(found, LogprobSupport):
+                self.support = found
+                store.add({keys[kind]: {"gives": kind, "k": found.k}})
                 break
-            self.reasons.append(found)
-        return self.reasons
+            self.unsupported.append(found)
+        return self.unsupported
 
-    def _identity(self, kind: str, k: int) -> dict[str, Any]:
-        """Return all that log-probabilities depend on besides prompt and completion."""
+    def _identity(self, kind: str, k: int) -> JsonObject:
+        """Return all that log-probabilities depend on except prompt and completion."""
         return {"url": self.server.url, "model": self.server.model, "kind": kind, "k": k}
 
-    def take(self, rows: Iterable[Mapping[str, Any]], *, progress: bool = True) -> Coverage:
-        """Fetch what the server says of completions, so that `targets` finds it; what is kept is not asked again.
+    def fetch(self, rows: Iterable[Mapping[str, Any]], *, progress: bool = True) -> Coverage:
+        """Fetch log-probabilities of completions, so that `targets` finds them; what is kept is not asked again.
 
         Args:
             rows: With `student_prompt`, `teacher_prompt`, `completion` (ids), and of `preparation` also `source`; if
@@ -110,117 +103,118 @@ class ServerTargets:
             KeyboardInterrupt: Ctrl-C; its text says where what came is kept.
         """
         rows = list(rows)
-        scored = self._score(rows, progress) if self.is_kind(PROMPT) else [self._matched(row) for row in rows]
+        scored = self._score(rows, progress) if self.kind == PROMPT else [self._matched(row) for row in rows]
         known = tokens = 0
-        for row, said in zip(rows, scored, strict=True):
-            self._rows[sequence_key(row["teacher_prompt"], row["completion"])] = said
-            learnt = said.known[skipped_tokens(row["student_prompt"], row["teacher_prompt"]) :]
-            known, tokens = known + int(learnt.sum()), tokens + len(learnt)
+        for row, own in zip(rows, scored, strict=True):
+            self._rows[sequence_key(row["teacher_prompt"], row["completion"])] = own
+            supervised = own.known[skipped_tokens(row["student_prompt"], row["teacher_prompt"]) :]
+            known, tokens = known + int(supervised.sum()), tokens + len(supervised)
         return Coverage(known, tokens)
 
     def targets(self, batch: Mapping[str, torch.Tensor]) -> TopKTargets:
-        """Return what was taken of a batch's completion tokens.
+        """Return what was fetched for a batch's completion tokens.
 
         Raises:
-            TeacherError: A row that was not taken.
+            TeacherError: A row that was not fetched.
         """
+        return batch_targets(self._row_of, batch, vocabulary=self._vocabulary())
 
-        def missing(ids: list[int]) -> TeacherError:
-            return TeacherError(
-                f"teacher_model {self.server.model!r} was not asked about the sequence "
-                f"{self.tokenizer.decode(ids)!r:.120}; give the trainer rows that are not prepared yet."
-            )
-
-        return targets_of(self._rows, batch, vocabulary=self._vocabulary(), missing=missing)
+    def _row_of(self, ids: list[int], count: int) -> ScoredRow:
+        """Return the row of a sequence of whose last ids so many are targets."""
+        # under an empty prompt of the student's the completion's first token is no target
+        for prompt in (len(ids) - count, len(ids) - count - 1):
+            row = self._rows.get(sequence_key(ids[:prompt], ids[prompt:])) if prompt >= 0 else None
+            if row is not None:
+                return row
+        raise TeacherError(
+            f"teacher_model {self.server.model!r} was not asked about the sequence "
+            f"{self.tokenizer.decode(ids)!r:.120}; give the trainer rows that are not prepared yet."
+        )
 
     def _score(self, rows: Sequence[Mapping[str, Any]], progress: bool) -> list[ScoredRow]:
         """Have given completions scored, each distinct sequence once."""
-        assert self.gives is not None
-        self.lines.refresh()
-        identity = self._identity(PROMPT, self.gives.k)
+        assert self.support is not None
+        self.store.refresh()
+        identity = self._identity(PROMPT, self.support.k)
         keys = [key_of(identity, [row["teacher_prompt"], row["completion"]]) for row in rows]
-        missing = {key: row for key, row in zip(keys, rows, strict=True) if key not in self.lines}
+        missing = {key: row for key, row in zip(keys, rows, strict=True) if key not in self.store}
         if missing:
-            with saying_what_is_kept(self.lines, keys, what="the teacher scored completions"):
-                try:
-                    what = "Teacher scores completions"
-                    self.server.ask_all(missing, self._ask, self._keep, what=what, progress=progress)
-                except DistillError as error:
-                    there = sum(key in self.lines for key in keys)
-                    told = kept(there, len(keys), "scored completions", self.lines.path)
-                    self.server.end(error, told, none=not there)
-        found = [self.lines[key] for key in keys]
-        return [pack(entry["ids"], entry["log_probs"], vocabulary=self._vocabulary()) for entry in found]
+            with self.server.reporting_kept(keys, self.store, "scored completions"):
+                self.server.send_all(
+                    missing, self._send, self._keep, description="Teacher scores completions", progress=progress
+                )
+        pairs = [
+            [list(zip(*own, strict=True)) for own in zip(entry["ids"], entry["log_probs"], strict=True)]
+            for entry in (self.store[key] for key in keys)
+        ]
+        return [pack(own, vocabulary=self._vocabulary()) for own in pairs]
 
-    def _ask(self, _: str, row: Mapping[str, Any]) -> Answer:
+    def _send(self, _: str, row: Mapping[str, Any]) -> Answer:
         """Have one completion scored."""
-        assert self.gives is not None
-        ids, start, k = [*row["teacher_prompt"], *row["completion"]], len(row["teacher_prompt"]), self.gives.k
+        assert self.support is not None
+        ids, start, k = [*row["teacher_prompt"], *row["completion"]], len(row["teacher_prompt"]), self.support.k
 
-        def read(choice: dict[str, Any]) -> dict[str, Any]:
+        def read(choice: JsonObject) -> JsonObject:
             entry = read_prompt(choice, ids, start, k)
             if entry is None:
-                raise Again("an answer without log-probabilities")
+                raise RetryableError("an answer without log-probabilities")
             check_same_tokens(entry.pop("texts"), self.tokenizer, name=self.server.model)
             return entry
 
-        return self.server.ask(for_prompt(ids, k), read)
+        return self.server.send(prompt_request(ids, k), read)
 
     def _keep(self, key: str, answer: Answer) -> None:
-        """Keep one completion's scores."""
-        self.lines.add(key, answer.said)
+        self.store.add({key: answer.logprobs or {}})
 
-    # what is said while it writes
+    # what comes with the completions that it writes
 
-    def fields(self) -> dict[str, Any]:
-        """Return what a request for a completion asks for besides."""
-        return for_top(self.server.settings.endpoint, self.gives.k) if self.gives and self.is_kind(TOP) else {}
+    def fields(self) -> JsonObject:
+        """Return the fields with which a request for a completion also asks for log-probabilities."""
+        return top_fields(self.server.settings.endpoint, self.support.k) if self.support and self.kind == TOP else {}
 
-    def read(self, choice: dict[str, Any]) -> dict[str, Any] | None:
-        """Return what was said of a completion's tokens."""
-        return read_top(choice, chat=self.server.settings.endpoint == "chat") if self.is_kind(TOP) else None
+    def read(self, choice: JsonObject) -> JsonObject | None:
+        """Return the log-probabilities in a choice of an answer."""
+        return read_top(choice, chat=self.server.settings.endpoint == "chat") if self.kind == TOP else None
 
     def lacks(self, key: str) -> bool:
-        """Whether a completion (by its key) is to be written for what is said of it."""
-        return self.is_kind(TOP) and self._line(key) not in self.lines
+        """Whether a completion (by its key) has to be written for its log-probabilities."""
+        return self.kind == TOP and self._line(key) not in self.store
 
     def keep_written(self, key: str, answer: Answer) -> None:
-        """Keep what was said of a completion; the line holds the completion too, so that neither is lost alone."""
-        if self.is_kind(TOP):
-            said = answer.said if answer.said and answer.text else {"tokens": [], "alternatives": []}
-            self.lines.add(self._line(key), {**plain(written(answer)), **said})
+        """Keep a completion's log-probabilities; the line holds the completion too, so that neither is lost alone."""
+        if self.kind == TOP:
+            logprobs = answer.logprobs if answer.logprobs and answer.text else {"tokens": [], "alternatives": []}
+            self.store.add({self._line(key): {**CompletionStore.to_line(answer.completion()), **logprobs}})
 
     def recover(self, keys: Iterable[str], store: CompletionStore) -> None:
         """Put completions into their store that a kill has kept from it."""
-        if not self.is_kind(TOP):
+        if self.kind != TOP:
             return
-        self.lines.refresh()
-        there = {key: self.lines[self._line(key)] for key in keys if key not in store and not self.lacks(key)}
+        self.store.refresh()
+        there = {key: self.store[self._line(key)] for key in keys if key not in store and not self.lacks(key)}
         if there:
-            store.add({key: from_plain(entry) for key, entry in there.items()})
+            store.add({key: CompletionStore.from_line(line) for key, line in there.items()})
 
-    def note(self, prompts: Sequence[Any], keys: Sequence[str]) -> None:
+    def remember(self, prompts: Sequence[object], keys: Sequence[str]) -> None:
         """Remember which completions were written for which prompts."""
-        if self.is_kind(TOP):
+        if self.kind == TOP:
             for prompt, key in zip(prompts, keys, strict=True):
-                self._wrote.setdefault(json.dumps(prompt), []).append(self.lines[self._line(key)])
+                self._of_prompts.setdefault(json.dumps(prompt), []).append(self.store[self._line(key)])
 
     def _line(self, key: str) -> str:
-        """Return the key of what was said of a completion."""
-        assert self.gives is not None
-        return key_of(self._identity(TOP, self.gives.k), [key])
+        """Return the key of a completion's log-probabilities."""
+        assert self.support is not None
+        return key_of(self._identity(TOP, self.support.k), [key])
 
     def _matched(self, row: Mapping[str, Any]) -> ScoredRow:
-        """Match what was said of a written completion to the student's tokens; of others nothing is known."""
-        completion = list(row["completion"])
-        entries = self._wrote.get(row["read"], []) if row.get("source") == "teacher" else []
-        for entry in entries:
-            thought = str(entry.get("reasoning", "")) if self.server.settings.reasoning == "keep" else ""
+        """Match the log-probabilities of a written completion to the student's tokens; there are none of others."""
+        count = len(row["completion"])
+        for entry in self._of_prompts.get(row["read"], []) if row.get("source") == "teacher" else []:
+            reasoning = str(entry.get("reasoning", "")) if self.server.settings.reasoning == "keep" else ""
             if entry["text"] == row["text"]:
-                return self._matcher.match(entry, row["whole"], thought).first(len(completion))
-        return nothing(len(completion))
+                return self._matcher.match(entry, row["whole"], reasoning).first(count)
+        return unknown(count)
 
     @cached_property
-    def _matcher(self) -> Matcher:
-        """The student's tokens by their bytes."""
-        return Matcher(token_bytes(self.tokenizer), self._vocabulary())
+    def _matcher(self) -> ByteMatcher:
+        return ByteMatcher(token_bytes(self.tokenizer), self._vocabulary())

@@ -1,14 +1,15 @@
-"""What an error of a server means: whether it may pass, which parameter it does not know, whether it filters."""
+"""What an error of a server means: whether it is temporary, which parameter is not supported, whether it filters."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any
 
-ONCE_MORE = (408, 409, 425, 429)  # and whatever begins with 5, but what is not implemented
+from ..completions.store import JsonObject
+
+TEMPORARY = (408, 409, 425, 429)  # and whatever begins with 5, but what is not implemented
 NEVER = 501
-# names that errors without a status have in the place of one; another failure may pass
+# what errors without a status call themselves if they will not pass
 FINAL = {
     *("insufficient_quota", "invalid_api_key", "model_not_found", "context_length_exceeded", "unsupported_parameter"),
     *("invalid_request_error", "authentication_error", "permission_error", "not_found_error", "billing_error"),
@@ -27,14 +28,14 @@ UNSUPPORTED = re.compile(
 )
 
 
-def unwrapped(body: Any) -> Any:
+def unwrapped(body: object) -> object:
     """Return the error itself: Gemini's stands in a list."""
     if isinstance(body, list) and body and isinstance(body[0], Mapping):
         body = body[0]
     return body.get("error", body) if isinstance(body, Mapping) else body
 
 
-def names_of(error: Any) -> set[str]:
+def names_of(error: object) -> set[str]:
     """Return what an error calls itself, in lower case."""
     if not isinstance(error, Mapping):
         return set()
@@ -44,22 +45,22 @@ def names_of(error: Any) -> set[str]:
     return {str(name).lower() for name in given if name is not None}
 
 
-def status_of(error: Any) -> int | None:
+def status_of(error: object) -> int | None:
     """Return the status that an error in the body of a successful response stands for; None if it has none."""
     codes = (int(name) for name in names_of(error) if name.isdecimal())
     return next((code for code in codes if 400 <= code < 600), None)
 
 
-def may_pass(error: Any, status: int | None) -> bool:
+def is_temporary(error: object, status: int | None) -> bool:
     """Whether the same request may succeed another time."""
     if names_of(error) & {"insufficient_quota"}:
         return False
     if status is None:
         return not names_of(error) & FINAL
-    return status in ONCE_MORE or (status >= 500 and status != NEVER)
+    return status in TEMPORARY or (status >= 500 and status != NEVER)
 
 
-def filter_of(error: Any) -> str:
+def filter_of(error: object) -> str:
     """Return what a server calls the filter that refused a prompt; empty if it was no filter."""
     found = sorted(names_of(error) & FILTERS)
     data = error.get("metadata") if isinstance(error, Mapping) else None
@@ -68,7 +69,7 @@ def filter_of(error: Any) -> str:
     return found[0] if found else ""
 
 
-def unsupported_in(error: Any, status: int | None, sent: Mapping[str, Any]) -> str | None:
+def unsupported_in(error: object, status: int | None, sent: JsonObject) -> str | None:
     """Return the dispensable parameter of a request that a server does not support; None if it is something else.
 
     Args:

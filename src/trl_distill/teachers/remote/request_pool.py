@@ -1,25 +1,24 @@
-"""Many questions to one server: a bounded number at a time, tried again with patience, within a budget.
-
-Answers are handed back one by one in the caller's thread as they come, so that each can be kept at once. What is
-asked and what an answer is are the caller's business.
-"""
+"""Many requests to one server: a bounded number at a time, retried with back-off, within a budget."""
 
 from __future__ import annotations
 
-import queue
 import random
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from multiprocessing.pool import ThreadPool
+from typing import Generic, TypeVar
 
 from ...errors import DistillError, TeacherError
+from ...models.generation import Completion
+from ..completions.store import JsonObject
 
 TRIES = 6
 BACKOFF = 0.5  # seconds before the second try, doubled for each further one
 LONGEST_BACKOFF = 30.0
 LONGEST_PAUSE = 600.0  # a server that asks for more is not waited for
+Job = TypeVar("Job")
 
 
 @dataclass(frozen=True)
@@ -28,14 +27,14 @@ class RemoteSettings:
 
     Attributes:
         endpoint: "chat" (`/chat/completions`) or "completions" (`/completions`, text prompts alone).
-        concurrency: Requests under way at a time.
+        concurrency: Requests in flight at a time.
         timeout: Seconds to wait for an answer.
-        max_requests: Requests to send at most, repeated ones included; None is no limit.
+        max_requests: Requests to send at most, retries included; None is no limit.
         max_tokens: Tokens of prompts and completions after which nothing more is asked; None is no limit.
         max_cost: Money after which nothing more is asked, in the unit of the prices; None is no limit.
         price_input: Money for a million tokens of prompts.
         price_output: Money for a million tokens of completions.
-        top_k: Log-probabilities of a token to ask for, where they are.
+        top_k: Log-probabilities of a token to ask for, if the server gives any.
         reasoning: "drop" what a model thought before it answered, or "keep" it as a part of the completion.
     """
 
@@ -66,8 +65,8 @@ class Answer:
         finished: Whether the model ended it; if not it was cut.
         prompt_tokens: Of the prompt, as the server counts them.
         completion_tokens: Of the completion, likewise.
-        said: The log-probabilities that were asked for.
-        reasoning: What the model thought before it; empty if it did not, or the server does not tell.
+        logprobs: The log-probabilities that were asked for, see `logprob_format`.
+        reasoning: What the model thought before it; empty if it did not, or the server does not show it.
         unusable: Why nothing can be learned from it; empty if something can.
         billed: Whether it has tokens that a server bills; a prompt that it refuses has none.
     """
@@ -76,25 +75,29 @@ class Answer:
     finished: bool
     prompt_tokens: int
     completion_tokens: int
-    said: Any = None
+    logprobs: JsonObject | None = None
     reasoning: str = ""
     unusable: str = ""
     billed: bool = True
 
+    def completion(self) -> Completion:
+        """Return the completion to keep, also one that cannot be learned: it is paid for too."""
+        return Completion((), self.finished, self.text, self.reasoning, self.unusable)
+
 
 @dataclass
-class Spent:
-    """What a run has asked of a server so far, over all rounds of questions.
+class Usage:
+    """What a run has used of a server so far, over all its request pools.
 
     Attributes:
-        requests: Sent, repeated ones included.
-        repeated: Those of them that were repeated.
+        requests: Sent, retries included.
+        retries: Those of them that were sent again.
         prompt_tokens: Of the answers' prompts.
         completion_tokens: Of their completions.
     """
 
     requests: int = 0
-    repeated: int = 0
+    retries: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0
 
@@ -104,14 +107,33 @@ class Spent:
         return self.prompt_tokens + self.completion_tokens
 
     def text(self, settings: RemoteSettings) -> str:
-        """Return it as a progress line shows it, with what it cost where prices are given."""
-        repeated = f", {self.repeated:,} repeated" if self.repeated else ""
+        """Return it as a progress line shows it, with what it cost if prices are given."""
+        retries = f", {self.retries:,} repeated" if self.retries else ""
         cost = settings.cost(self.prompt_tokens, self.completion_tokens)
         priced = "" if cost is None else f", cost {cost:,.4f}"
-        return f"{self.requests:,} requests{repeated}, {self.tokens:,} tokens{priced}"
+        return f"{self.requests:,} requests{retries}, {self.tokens:,} tokens{priced}"
+
+    def check_budget(self, settings: RemoteSettings) -> None:
+        """Refuse another request once a limit is reached.
+
+        Raises:
+            BudgetSpent: Naming the limit.
+        """
+        cost = settings.cost(self.prompt_tokens, self.completion_tokens)
+        limits = (
+            (self.requests, settings.max_requests, "--teacher-max-requests"),
+            (self.tokens, settings.max_tokens, "--teacher-max-tokens"),
+            (cost, settings.max_cost, "--teacher-max-cost"),
+        )
+        for used, limit, flag in limits:
+            if limit is not None and used is not None and used >= limit:
+                priced = f" at a cost of {used:,.4f}" if flag == "--teacher-max-cost" else ""
+                raise BudgetSpent(
+                    f"{self.requests:,} requests and {self.tokens:,} tokens{priced} reach {flag} {limit:,}"
+                )
 
 
-class Again(Exception):
+class RetryableError(Exception):
     """A request that failed and may succeed another time.
 
     Args:
@@ -124,7 +146,7 @@ class Again(Exception):
         self.reason, self.after = reason, after
 
 
-class Unanswered(DistillError):
+class NoResponseError(DistillError):
     """The server gave no answer after all tries."""
 
 
@@ -132,146 +154,120 @@ class BudgetSpent(DistillError):
     """As much was asked as was allowed."""
 
 
-class Asking:
-    """One round of questions.
+class _Stopped(Exception):
+    """No request is sent any more: another failed, or the user interrupted."""
+
+
+class RequestPool(Generic[Job]):
+    """Sends jobs from several threads.
+
+    The threads are daemons, unlike those of `concurrent.futures`: after Ctrl-C the program does not wait for answers
+    that may never come.
 
     Args:
-        ask: Asks one question once and returns its `Answer`; raises `Again` for what may be tried again.
+        send: Sends a job once and returns its `Answer`; raises `RetryableError` for what may be tried again.
         settings: Bounds and budget.
-        spent: What was asked before, to be counted on; the budget is over all of it.
+        usage: What was used before, to be counted on; the budget is over all of it.
     """
 
-    def __init__(self, ask: Callable[[str, Any], Answer], settings: RemoteSettings, spent: Spent | None = None) -> None:
-        self.settings = settings
-        self.spent = Spent() if spent is None else spent
-        self._ask = ask
-        self._jobs: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
-        self._came: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        self._lock = threading.Lock()
+    def __init__(self, send: Callable[[str, Job], Answer], settings: RemoteSettings, usage: Usage) -> None:
+        self.settings, self.usage = settings, usage
+        self._send = send
+        self._lock, self._keeping = threading.Lock(), threading.Lock()
         self._stop = threading.Event()
+        self._failure: BaseException | None = None
         self._quiet_until = 0.0
 
-    def run(self, jobs: Iterable[tuple[str, Any]], keep: Callable[[str, Answer], None]) -> None:
-        """Ask all and hand each answer to `keep` in this thread as it comes.
+    def run(self, jobs: Mapping[str, Job], keep: Callable[[str, Answer], None]) -> None:
+        """Send all jobs and hand each answer to `keep` as it comes.
 
-        After a failure nothing new is asked; what is under way is awaited and kept.
+        After a failure nothing new is sent; what is in flight is awaited and kept.
 
         Args:
-            jobs: Keys and what to ask.
-            keep: Takes a key and its answer.
+            jobs: What to send, by key; at least one.
+            keep: Stores an answer under its key; called by one thread at a time.
 
         Raises:
-            DistillError: The first failure; `BudgetSpent` and `Unanswered` are ours, others are `ask`'s.
-            KeyboardInterrupt: Ctrl-C; what had come is kept, what was under way is given up.
+            DistillError: The first failure; `BudgetSpent` and `NoResponseError` are ours, others are `send`'s.
+            KeyboardInterrupt: Ctrl-C; what had come is kept, what was in flight is given up.
         """
-        for job in jobs:
-            self._jobs.put(job)
-        working = min(self.settings.concurrency, self._jobs.qsize())
-        failure: BaseException | None = None
-        try:
-            for _ in range(working):  # daemons: an answer that never comes must not hold up the end of the program
-                threading.Thread(target=self._work, daemon=True).start()
-            while working:
-                came = self._came.get()
-                if came is None:
-                    working -= 1
-                elif isinstance(came, BaseException):
-                    failure = failure or came
-                else:
-                    keep(*came)
-        except KeyboardInterrupt:
-            self._stop.set()
-            while not self._came.empty():
-                came = self._came.get()
-                if isinstance(came, tuple):
-                    keep(*came)
-            raise
-        finally:
-            self._stop.set()
-        if failure is not None:
-            raise failure
+        with ThreadPool(min(self.settings.concurrency, len(jobs))) as pool:
+            try:
+                pool.map(lambda job: self._work(*job, keep), jobs.items(), chunksize=1)
+            except BaseException as interrupt:  # a signal: no job raises
+                self._fail(interrupt)
+        if self._failure is not None:
+            raise self._failure
 
-    def _work(self) -> None:
-        """Answer one question after another, until there are none or something failed."""
+    def _work(self, key: str, job: Job, keep: Callable[[str, Answer], None]) -> None:
+        """Answer a job, unless something failed before."""
         try:
-            while not self._stop.is_set():
-                try:
-                    key, question = self._jobs.get_nowait()
-                except queue.Empty:
+            answer = self._with_retries(key, job)
+            with self._keeping:
+                if isinstance(self._failure, KeyboardInterrupt):
                     return
-                answer = self._answer(key, question)
-                if answer is not None:
-                    self._came.put((key, answer))
-                    self._check_counted(answer)
+                keep(key, answer)
+            self._check_counted(answer)
+        except _Stopped:
+            return
         except BaseException as error:
-            self._stop.set()
-            self._came.put(error)
-        finally:
-            self._came.put(None)
+            self._fail(error)
 
-    def _answer(self, key: str, question: Any) -> Answer | None:
-        """Ask until there is an answer; None when all was stopped meanwhile."""
+    def _fail(self, error: BaseException) -> None:
+        with self._lock:
+            self._failure = self._failure or error
+            self._stop.set()
+
+    def _with_retries(self, key: str, job: Job) -> Answer:
+        """Send a job until there is an answer."""
         reason = ""
         for attempt in range(TRIES):
-            if not self._may_ask(repeated=attempt > 0):
-                return None
+            self._wait_for_turn(retry=attempt > 0)
             try:
-                answer = self._ask(key, question)
-            except Again as failure:
+                answer = self._send(key, job)
+            except RetryableError as failure:
                 reason = failure.reason
                 if failure.after is not None and failure.after > LONGEST_PAUSE:
-                    raise Unanswered(f"{reason}, and asks to wait {failure.after:,.0f} s") from None
-                if attempt + 1 < TRIES and not self._put_off(failure, attempt):
-                    return None
+                    raise NoResponseError(f"{reason}, and asks to wait {failure.after:,.0f} s") from None
+                if attempt + 1 < TRIES:
+                    self._backoff(failure, attempt)
                 continue
             with self._lock:
-                self.spent.prompt_tokens += answer.prompt_tokens
-                self.spent.completion_tokens += answer.completion_tokens
+                self.usage.prompt_tokens += answer.prompt_tokens
+                self.usage.completion_tokens += answer.completion_tokens
             return answer
-        raise Unanswered(f"{reason} ({TRIES} tries)")
+        raise NoResponseError(f"{reason} ({TRIES} tries)")
 
-    def _may_ask(self, *, repeated: bool) -> bool:
-        """Wait while the server wants to be left alone, then count a request; False when all was stopped."""
+    def _wait_for_turn(self, *, retry: bool) -> None:
+        """Wait while the server wants to be left alone, then count a request."""
         while True:
             with self._lock:
                 wait = self._quiet_until - time.monotonic()
                 if wait <= 0 and not self._stop.is_set():
-                    self._check_budget()
-                    self.spent.requests += 1
-                    self.spent.repeated += repeated
-                    return True
-            if self._stop.wait(max(wait, 0)):
-                return False
+                    self.usage.check_budget(self.settings)
+                    self.usage.requests += 1
+                    self.usage.retries += retry
+                    return
+            self._pause(wait)
 
-    def _check_budget(self) -> None:
-        """End where the budget ends."""
-        settings, spent = self.settings, self.spent
-        limits = (
-            (spent.requests, settings.max_requests, "--teacher-max-requests"),
-            (spent.tokens, settings.max_tokens, "--teacher-max-tokens"),
-            (settings.cost(spent.prompt_tokens, spent.completion_tokens), settings.max_cost, "--teacher-max-cost"),
-        )
-        for used, limit, flag in limits:
-            if limit is not None and used is not None and used >= limit:
-                cost = f" at a cost of {used:,.4f}" if flag == "--teacher-max-cost" else ""
-                raise BudgetSpent(
-                    f"{spent.requests:,} requests and {spent.tokens:,} tokens{cost} reach {flag} {limit:,}"
-                )
+    def _backoff(self, failure: RetryableError, attempt: int) -> None:
+        """Wait before another try; all jobs wait if the server says for how long."""
+        if failure.after is not None:
+            with self._lock:
+                self._quiet_until = max(self._quiet_until, time.monotonic() + failure.after)
+            return
+        delay = min(BACKOFF * 2**attempt, LONGEST_BACKOFF)
+        self._pause(delay * random.uniform(0.75, 1.25))  # not all at the same moment
+
+    def _pause(self, seconds: float) -> None:
+        if self._stop.wait(max(seconds, 0)):
+            raise _Stopped
 
     def _check_counted(self, answer: Answer) -> None:
-        """End where a budget in money cannot be kept: the server does not say how many tokens an answer has."""
+        """Refuse an answer without counted tokens if they are needed for a budget in money."""
         counted = answer.prompt_tokens + answer.completion_tokens > 0 or not answer.billed
         if self.settings.max_cost is not None and not counted:
             raise TeacherError(
                 "the server does not count the tokens of its answers, so --teacher-max-cost cannot be kept; give "
                 "--teacher-max-requests instead."
             )
-
-    def _put_off(self, failure: Again, attempt: int) -> bool:
-        """Wait before another try: all wait where the server says for how long; False when all was stopped."""
-        if failure.after is not None:
-            with self._lock:
-                self._quiet_until = max(self._quiet_until, time.monotonic() + failure.after)
-            return True
-        delay = min(BACKOFF * 2**attempt, LONGEST_BACKOFF)
-        return not self._stop.wait(delay * random.uniform(0.75, 1.25))  # not all at the same moment

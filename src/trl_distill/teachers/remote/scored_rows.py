@@ -1,11 +1,11 @@
-"""What a server said of completions, row by row, and the targets of a batch made from it."""
+"""A server's log-probabilities of completions, row by row, and the targets of a batch made from them."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -13,10 +13,6 @@ import torch
 from ...config.devices import on_device
 from ...losses.signals import TopKTargets
 from ...models.batch_layout import layout_of
-from ..target_store.folder import sequence_key
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 LOWEST = -9999.0  # what servers write for a probability of 0
 NO_TOKEN = -1
@@ -27,7 +23,7 @@ class ScoredRow:
     """One completion's n tokens, at most k of the teacher's at each.
 
     Attributes:
-        token_ids: [n, k] int32, the likeliest first, -1 where there are fewer.
+        token_ids: [n, k] int32, the likeliest first, -1 if there are fewer.
         log_probs: [n, k] float32 at T = 1, over the teacher's whole vocabulary.
     """
 
@@ -45,64 +41,58 @@ class ScoredRow:
 
 
 class Coverage(NamedTuple):
-    """How many of the completion tokens that are learnt have targets."""
+    """How many of the supervised completion tokens have targets."""
 
     known: int
     tokens: int
 
     @property
-    def share(self) -> float:
+    def fraction(self) -> float:
         """Known ones among all, from 0 to 1."""
         return self.known / max(self.tokens, 1)
 
 
-def pack(ids: Sequence[Sequence[int]], log_probs: Sequence[Sequence[float]], *, vocabulary: int) -> ScoredRow:
+def pack(pairs: Sequence[Sequence[tuple[int, float]]], *, vocabulary: int) -> ScoredRow:
     """Return a row of lists of unlike lengths; ids that the student does not have are left to the tail.
 
     Args:
-        ids: For each position, the likeliest first; empty where nothing is known.
-        log_probs: Likewise.
+        pairs: For each position ids with their log-probabilities, the likeliest first; empty if nothing is known.
         vocabulary: Rows of the student's.
     """
-    kept = [[(i, p) for i, p in zip(*pair, strict=True) if i < vocabulary] for pair in zip(ids, log_probs, strict=True)]
+    kept = [[(i, p) for i, p in own if i < vocabulary] for own in pairs]
     shape = (len(kept), max([1, *map(len, kept)]))
     tokens, values = np.full(shape, NO_TOKEN, np.int32), np.full(shape, LOWEST, np.float32)
-    for n, pairs in enumerate(kept):
-        for rank, (token, log_prob) in enumerate(pairs):
+    for n, own in enumerate(kept):
+        for rank, (token, log_prob) in enumerate(own):
             tokens[n, rank], values[n, rank] = token, max(log_prob, LOWEST)
     return ScoredRow(tokens, values)
 
 
-def nothing(tokens: int) -> ScoredRow:
+def unknown(tokens: int) -> ScoredRow:
     """Return a row of which nothing is known."""
-    return pack([[]] * tokens, [[]] * tokens, vocabulary=0)
+    return pack([[]] * tokens, vocabulary=0)
 
 
-def targets_of(
-    rows: Mapping[bytes, ScoredRow],
-    batch: Mapping[str, Any],
-    *,
-    vocabulary: int,
-    missing: Callable[[list[int]], Exception],
+def batch_targets(
+    row_of: Callable[[list[int], int], ScoredRow], batch: Mapping[str, torch.Tensor], *, vocabulary: int
 ) -> TopKTargets:
     """Return the targets at the N completion positions of a `DistillationCollator` batch.
 
     Args:
-        rows: By `sequence_key` of the teacher's prompt and the completion.
+        row_of: Returns the row of a sequence's ids, of whose last ones so many are targets.
         batch: The batch.
         vocabulary: Rows of the student's.
-        missing: Makes the error for a sequence that is not there.
     """
     side, device = layout_of(batch).teacher, batch["teacher_input_ids"].device
     assert side is not None
     found = [
-        _find(rows, ids, int(count), missing)
-        for ids, count in zip(side.sequences, side.counts, strict=True)
+        (row_of(ids, count), count)
+        for ids, count in zip(side.sequences, side.counts.tolist(), strict=True)
         if count  # a row that another rank has too is asked about there
-    ] or [(nothing(0), 0)]
-    width = max((row.token_ids.shape[1] for row, _ in found), default=1)
+    ] or [(unknown(0), 0)]
+    width = max(row.token_ids.shape[1] for row, _ in found)
     tokens, values = (
-        np.concatenate([_wide(getattr(row, name), width, fill)[len(row.known) - n :] for row, n in found])
+        np.concatenate([_padded(getattr(row, name), width, fill)[len(row.known) - n :] for row, n in found])
         for name, fill in (("token_ids", NO_TOKEN), ("log_probs", LOWEST))
     )
     ids, log_probs = on_device(tokens.astype(np.int64), device), on_device(values, device)
@@ -111,20 +101,7 @@ def targets_of(
     return TopKTargets(ids, log_probs, normalizers, vocabulary, covered=int((tokens >= 0).any(1).sum()))
 
 
-def _find(
-    rows: Mapping[bytes, ScoredRow], ids: list[int], count: int, missing: Callable[[list[int]], Exception]
-) -> tuple[ScoredRow, int]:
-    """Return a sequence's row and how many of its last tokens are asked for."""
-    # under an empty prompt of the student's the completion's first token is no target
-    for prompt in (len(ids) - count, len(ids) - count - 1):
-        row = rows.get(sequence_key(ids[:prompt], ids[prompt:])) if prompt >= 0 else None
-        if row is not None:
-            return row, count
-    raise missing(ids)
-
-
-def _wide(array: np.ndarray, width: int, fill: float) -> np.ndarray:
-    """Return [n, k] as [n, width]."""
+def _padded(array: np.ndarray, width: int, fill: float) -> np.ndarray:
     return np.pad(array, ((0, 0), (0, width - array.shape[1])), constant_values=fill)
 
 

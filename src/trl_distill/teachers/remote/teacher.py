@@ -1,7 +1,7 @@
 """A teacher behind an OpenAI-compatible server: it reads prompts as text or chat messages and answers with text.
 
-It has no token ids of its own; the student's tokenizer counts its prompts and cuts its completions into tokens. Where
-the server gives log-probabilities they are fetched once, before training, and are its targets, see `server_targets`.
+It has no token ids of its own; the student's tokenizer counts its prompts and cuts its completions into tokens. If the
+server gives log-probabilities they are fetched once, before training, and are its targets, see `logprob_targets`.
 """
 
 from __future__ import annotations
@@ -13,17 +13,16 @@ from typing import TYPE_CHECKING, Any
 
 from ...config.doors import spelled
 from ...config.endpoints import Endpoint, takes_temperature
-from ...errors import DistillError, TeacherError
+from ...errors import TeacherError
 from ...models.generation import Completion, GenerationSettings
-from ..completions.generate import identity_of, keys_of, saying_what_is_kept
-from ..completions.jsonl_store import LineStore
-from ..completions.store import CompletionStore
+from ..completions.generate import identity_of, keys_of
+from ..completions.store import CompletionStore, JsonlStore, JsonObject
 from ..text.base import TextOnly
 from .answers import cut_at_stop_string
 from .capabilities import NEW_TOKENS
-from .client import Server, kept, written
+from .client import Server
 from .logprob_format import PROMPT
-from .logprob_targets import ServerTargets
+from .logprob_targets import LogprobTargets
 from .request_pool import Answer, RemoteSettings
 from .scored_rows import Coverage
 
@@ -32,6 +31,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from ...losses.signals import Targets
+    from ...prompts.rendering import Message, Prompt
 
 logger = logging.getLogger(__name__)
 SEEDS = 2**31  # what servers take
@@ -58,8 +58,8 @@ class RemoteTeacher(TextOnly):
         self.settings = RemoteSettings() if settings is None else settings
         self.server = Server(endpoint, self.settings)
         self.url = self.server.url
-        self._said = False
-        self.targets = ServerTargets(self.server, tokenizer, lambda: self.vocabulary_rows)
+        self._warned = False
+        self.logprobs = LogprobTargets(self.server, tokenizer, lambda: self.vocabulary_rows)
 
     def identity(self) -> dict[str, Any]:
         """What its completions depend on: the server, the model, and the endpoint that is asked."""
@@ -67,50 +67,50 @@ class RemoteTeacher(TextOnly):
 
     def describe(self) -> str:
         """Say which model it is, where it is asked, and what log-probabilities it was found to give."""
-        given = "" if self.targets.gives is None else f"; {self.targets.gives.text()}"
-        given = f"; it gives text only ({'; '.join(self.lacks)})" if self.lacks else given
-        return f"{self.endpoint.model} at {self.url}{given}"
+        support, why = self.logprobs.support, "; ".join(self.lacks)
+        given = f"it gives text only ({why})" if why else "" if support is None else support.describe()
+        return f"{self.endpoint.model} at {self.url}{f'; {given}' if given else ''}"
 
-    def find(self, wanted: str, lines: LineStore) -> list[str]:
-        """Find out what log-probabilities the server gives, and return why it gives none; see `ServerTargets.find`."""
-        asked = self._request("0", self._messages("Hello"), GenerationSettings(max_new_tokens=NEW_TOKENS))
-        return self.targets.find(wanted, lines, asked)
+    def probe(self, wanted: str, store: JsonlStore[JsonObject]) -> list[str]:
+        """Find out what log-probabilities the server gives, and return why it gives none; see `LogprobTargets`."""
+        question = self._request("0", self._messages("Hello"), GenerationSettings(max_new_tokens=NEW_TOKENS))
+        return self.logprobs.probe(wanted, store, question)
 
     @property
     def lacks(self) -> list[str]:
         """Why it gives no log-probabilities; empty if it does, or was not asked."""
-        return [] if self.scores else self.targets.reasons
+        return [] if self.scores else self.logprobs.unsupported
 
     @property
     def scores(self) -> bool:
-        """Whether log-probabilities were found, so that `take` and `score` can be called."""
-        return self.targets.gives is not None
+        """Whether log-probabilities were found, so that `fetch_targets` and `score` can be called."""
+        return self.logprobs.support is not None
 
     @property
     def reads_ids(self) -> bool:
         """Whether completions are scored after the ids of a prompt, made by the student's tokenizer."""
-        return self.targets.is_kind(PROMPT)
+        return self.logprobs.kind == PROMPT
 
-    def as_read(self, prompt: str | list[dict[str, Any]]) -> str | list[dict[str, Any]]:
-        """Return a prompt as its ids are made from where completions are scored after them."""
+    def format_prompt(self, prompt: Prompt) -> Prompt:
+        """Return a prompt in the form that its ids are made from when completions are scored after them."""
         messages = self._messages(prompt)
         return messages[0]["content"] if self.settings.endpoint == "completions" else messages
 
-    def take(self, rows: Iterable[Mapping[str, Any]], *, progress: bool = True) -> Coverage:
-        """Fetch what the server says of prepared rows, so that `score` finds it; see `ServerTargets.take`."""
-        return self.targets.take(rows, progress=progress)
+    def fetch_targets(self, rows: Iterable[Mapping[str, Any]], *, progress: bool = True) -> Coverage:
+        """Fetch log-probabilities of prepared rows, so that `score` finds them; see `LogprobTargets.fetch`."""
+        return self.logprobs.fetch(rows, progress=progress)
 
     def score(self, batch: Mapping[str, torch.Tensor]) -> Targets:
-        """Return what the server said of the batch's completion tokens, at T = 1.
+        """Return the log-probabilities of the batch's completion tokens, at T = 1.
 
         Raises:
             TeacherError: It gives text only, or was not asked about a row.
         """
-        return self.targets.targets(batch) if self.scores else super().score(batch)
+        return self.logprobs.targets(batch) if self.scores else super().score(batch)
 
     def write(
         self,
-        prompts: Sequence[str | list[dict[str, Any]]],
+        prompts: Sequence[Prompt],
         settings: GenerationSettings,
         *,
         store: CompletionStore | None = None,
@@ -118,7 +118,7 @@ class RemoteTeacher(TextOnly):
     ) -> list[Completion]:
         """Return one completion (its `text`) for each prompt, in the order given.
 
-        Equal prompts are asked once (unless drawn), those in the store not at all; each answer is kept as it comes.
+        Equal prompts are sent once (unless sampled), those in the store not at all; each answer is kept as it comes.
 
         Args:
             prompts: Text or chat messages.
@@ -132,28 +132,24 @@ class RemoteTeacher(TextOnly):
             KeyboardInterrupt: Ctrl-C; its text says where the completions written so far are kept.
         """
         store = CompletionStore(None) if store is None else store
-        asked = [self._messages(prompt) for prompt in prompts]
-        keys = keys_of(identity_of(self, settings), asked, distinct=settings.do_sample)
-        self.targets.recover(keys, store)
-        asked_by_key = dict(zip(keys, asked, strict=True))
-        missing = {k: messages for k, messages in asked_by_key.items() if k not in store or self.targets.lacks(k)}
+        messages = [self._messages(prompt) for prompt in prompts]
+        keys = keys_of(identity_of(self, settings), messages, distinct=settings.do_sample)
+        self.logprobs.recover(keys, store)
+        by_key = dict(zip(keys, messages, strict=True))
+        missing = {key: own for key, own in by_key.items() if key not in store or self.logprobs.lacks(key)}
         if missing:
-            with saying_what_is_kept(store, keys):
-                try:
-                    self._write_missing(missing, settings, store, progress=progress)
-                except DistillError as error:
-                    there = sum(key in store for key in keys)
-                    self.server.end(error, kept(there, len(keys), "completions", store.path), none=not there)
-        self.targets.note(prompts, keys)
+            with self.server.reporting_kept(keys, store, "completions"):
+                self._write_missing(missing, settings, store, progress=progress)
+        self.logprobs.remember(prompts, keys)
         return self._learnable([store[key] for key in keys])
 
     def _learnable(self, completions: list[Completion]) -> list[Completion]:
-        """Return completions with their reasoning where it is to be learned; say once where it is not."""
+        """Return completions with their reasoning if it is to be learned; warn once if it is not."""
         thought = sum(bool(completion.reasoning) for completion in completions)
         if self.settings.reasoning == "keep" or not thought:
             return completions
-        if not self._said:
-            self._said = True
+        if not self._warned:
+            self._warned = True
             logger.warning(
                 spelled(
                     f"teacher_model {self.name!r} reasons before it answers ({thought:,} of {len(completions):,} "
@@ -163,21 +159,27 @@ class RemoteTeacher(TextOnly):
         return [replace(completion, reasoning="") for completion in completions]
 
     def _write_missing(
-        self, missing: Mapping[str, Any], settings: GenerationSettings, store: CompletionStore, *, progress: bool
+        self,
+        missing: Mapping[str, list[Message]],
+        settings: GenerationSettings,
+        store: CompletionStore,
+        *,
+        progress: bool,
     ) -> None:
         """Ask for completions and keep each as it comes."""
 
-        def ask(key: str, messages: list[dict[str, Any]]) -> Answer:
-            return self.server.write(self._request(key, messages, settings) | self.targets.fields(), self.targets.read)
+        def send(key: str, messages: list[Message]) -> Answer:
+            request = self._request(key, messages, settings) | self.logprobs.fields()
+            return self.server.complete(request, self.logprobs.read)
 
         def keep(key: str, answer: Answer) -> None:
             answer = cut_at_stop_string(answer, settings.stop)
-            self.targets.keep_written(key, answer)
-            store.add({key: written(answer)})
+            self.logprobs.keep_written(key, answer)
+            store.add({key: answer.completion()})
 
-        self.server.ask_all(missing, ask, keep, what="Teacher writes completions", progress=progress)
+        self.server.send_all(missing, send, keep, description="Teacher writes completions", progress=progress)
 
-    def _messages(self, prompt: str | list[dict[str, Any]]) -> list[dict[str, Any]]:
+    def _messages(self, prompt: Prompt) -> list[Message]:
         """Return a prompt as chat messages; text is what a user says.
 
         Raises:
@@ -192,20 +194,18 @@ class RemoteTeacher(TextOnly):
             )
         return prompt
 
-    def _request(self, key: str, messages: list[dict[str, Any]], settings: GenerationSettings) -> dict[str, Any]:
-        """Return what is sent; a drawn completion's seed is made from its key, so that copies of a prompt differ."""
-        length = (
-            "max_completion_tokens" if self.endpoint.url is None else "max_tokens"
-        )  # other servers know the old name
-        # servers take so many; at the others the answer is cut here, as at all if a server ignores them
-        request: dict[str, Any] = {"stop": list(settings.stop[:STOPS])} if settings.stop else {}
+    def _request(self, key: str, messages: list[Message], settings: GenerationSettings) -> JsonObject:
+        """Return what is sent; a sampled completion's seed is made from its key, so that copies of a prompt differ."""
+        # servers take so many; the answer is cut here at the others, and at all if a server ignores them
+        request: JsonObject = {"stop": list(settings.stop[:STOPS])} if settings.stop else {}
         if self.settings.endpoint == "completions":
             request |= {"prompt": messages[0]["content"], "max_tokens": settings.max_new_tokens}
-        else:
+        else:  # OpenAI has renamed the limit, other servers know the old name
+            length = "max_completion_tokens" if self.endpoint.url is None else "max_tokens"
             request |= {"messages": messages, length: settings.max_new_tokens}
         if not takes_temperature(self.endpoint.model):
             return request
         if not settings.do_sample:
             return request | {"temperature": 0}
-        drawn = {"temperature": settings.temperature, "top_p": settings.top_p}
-        return request | drawn | {"seed": int(key[:15], 16) % SEEDS}
+        sampling = {"temperature": settings.temperature, "top_p": settings.top_p}
+        return request | sampling | {"seed": int(key[:15], 16) % SEEDS}

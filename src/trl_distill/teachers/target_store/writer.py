@@ -23,7 +23,7 @@ from ...data.collator import DistillationCollator
 from ...errors import TeacherError
 from ...losses.signals import HiddenTargets
 from ..base import Teacher
-from ..completions.engines.selection import NAMED, Batches
+from ..completions.engines.selection import VLLM_ALONE, Batches
 from ..completions.store import CompletionStore
 from ..local.teacher import LocalTeacher
 from .folder import COMPLETIONS, DATE, FORMAT, HEAD, TOKENIZER, TargetFolder, TargetRow, sequence_key
@@ -90,7 +90,7 @@ def write_targets(
     vocabulary = teacher.vocabulary_rows if teacher.vocabulary is None else teacher.vocabulary
     kind = kind_of(settings.kind, k=settings.k, temperatures=settings.temperatures, vocabulary=vocabulary)
     header = _header(teacher, list(sequences), settings, kind, vocabulary)
-    by_vllm = settings.engine == NAMED and _suits_vllm(teacher, kind, progress=progress)
+    by_vllm = settings.engine == VLLM_ALONE and _suits_vllm(teacher, kind, progress=progress)
     if not by_vllm and not folder.begun and isinstance(teacher, LocalTeacher):
         _check_logits(teacher, kind, progress=progress)
     manifest = _begin(folder, header)

@@ -37,6 +37,20 @@ class Source:
         return self.device_map is not None or self.quantization is not None
 
 
+class Writer(Protocol):
+    """What writes completions as token ids of its own: every teacher but those that give text."""
+
+    name: str
+
+    def identity(self) -> dict[str, Any]:
+        """All that its completions depend on except prompt and settings; part of the key of everything stored."""
+        ...
+
+    def generate(self, prompts: Sequence[Sequence[int]], settings: GenerationSettings) -> list[Completion]:
+        """Write one completion for each prompt (token ids), as one batch, in the order given."""
+        ...
+
+
 class EngineError(Exception):
     """An engine cannot write, or not to the end; the text says why."""
 

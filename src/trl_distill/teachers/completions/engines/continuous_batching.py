@@ -18,7 +18,7 @@ PAGE = 256  # tokens; transformers' default
 PROBED, PROBE_TOKENS = 4, 8
 
 
-class Continuous:
+class ContinuousBatching:
     """What `generate_batch` runs, with each completion as it is finished.
 
     Args:

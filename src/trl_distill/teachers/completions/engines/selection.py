@@ -1,6 +1,6 @@
 """What runs a teacher while it writes many completions: vLLM, transformers' continuous batching, or batch by batch.
 
-vLLM and continuous batching take up the next prompt as soon as a completion is finished, where a batch waits for its
+vLLM and continuous batching start the next prompt as soon as a completion is finished, while a batch waits for its
 longest. All stop at the same tokens, and what they write is kept under the same key.
 """
 
@@ -17,11 +17,11 @@ import torch
 from ....errors import TeacherError
 from ....models.generation import Completion, GenerationSettings
 from ..store import seed_of
-from .base import Engine, EngineError, Source
-from .continuous_batching import Continuous
+from .base import Engine, EngineError, Source, Writer
+from .continuous_batching import ContinuousBatching
 from .vllm import VLLM
 
-AUTO, NAMED = "auto", "vllm"
+AUTO, VLLM_ALONE = "auto", "vllm"
 WORTH = 8  # batches; vLLM takes about a minute to start
 logger = logging.getLogger(__name__)
 
@@ -35,7 +35,7 @@ class Batches:
 
     name = "transformers"
 
-    def __init__(self, teacher: Any) -> None:
+    def __init__(self, teacher: Writer) -> None:
         self.teacher = teacher
 
     def write(
@@ -49,10 +49,10 @@ class Batches:
             yield dict(zip(batch, some, strict=True))
 
 
-def written(
-    teacher: Any, prompts: Mapping[str, Sequence[int]], settings: GenerationSettings
+def generate_all(
+    teacher: Writer, prompts: Mapping[str, Sequence[int]], settings: GenerationSettings
 ) -> Iterator[dict[str, Completion]]:
-    """Yield a teacher's completions by key as they come; where "auto" meets an engine that fails, the next goes on.
+    """Yield a teacher's completions by key as they come; under "auto" the next engine continues if one fails.
 
     Args:
         teacher: Who writes.
@@ -63,7 +63,7 @@ def written(
         TeacherError: vLLM is named and cannot write for this teacher.
     """
     left = dict(prompts)
-    for engine in engines_of(teacher, settings, len(left)) if left else ():
+    for engine in engines_for(teacher, settings, len(left)) if left else ():
         try:
             for some in engine.write(dict(left), settings):
                 yield some
@@ -71,13 +71,13 @@ def written(
                     del left[key]
             return
         except EngineError as error:
-            if settings.engine == NAMED:
+            if settings.engine == VLLM_ALONE:
                 raise refusal(teacher, error) from error
             if str(error):
                 logger.warning("%s does not write for teacher %r: %s.", engine.name, teacher.name, error)
 
 
-def engines_of(teacher: Any, settings: GenerationSettings, prompts: int) -> list[Engine]:
+def engines_for(teacher: Writer, settings: GenerationSettings, prompts: int) -> list[Engine]:
     """Return what may write for a teacher, the best first.
 
     "auto" is vLLM if it is installed, the teacher is on a CUDA device, and there is enough to write that its start is
@@ -88,19 +88,19 @@ def engines_of(teacher: Any, settings: GenerationSettings, prompts: int) -> list
         settings: How it writes.
         prompts: How many prompts there are.
     """
-    local = _writer(teacher)
-    if settings.engine == NAMED:
-        return [VLLM(local)]
+    model = _inner(teacher)
+    if settings.engine == VLLM_ALONE:
+        return [VLLM(model)]
     engines: list[Engine] = [Batches(teacher)]
-    if not on_cuda(local):
+    if not _on_cuda(model):
         return engines
-    engines.insert(0, Continuous(local))
+    engines.insert(0, ContinuousBatching(model))
     if settings.engine == AUTO and prompts > WORTH * settings.batch_size and find_spec("vllm") is not None:
-        engines.insert(0, VLLM(local))
+        engines.insert(0, VLLM(model))
     return engines
 
 
-def on_cuda(teacher: Any) -> bool:
+def _on_cuda(teacher: Any) -> bool:
     """Whether a local model writes on a CUDA device; one that is named is not loaded for that."""
     source: Source | None = getattr(teacher, "source", None)
     if source is None:
@@ -109,13 +109,13 @@ def on_cuda(teacher: Any) -> bool:
     return torch.cuda.is_available() and torch.device(source.device or unplaced).type == "cuda"
 
 
-def _writer(teacher: Any) -> Any:
+def _inner(teacher: object) -> Any:
     """Return the model in a teacher that gives text, or has another tokenizer than its student."""
     return getattr(teacher, "writer", getattr(teacher, "local", teacher))
 
 
 def check_engine(teacher: Any, engine: str) -> None:
-    """Refuse vLLM, where it is named, for a teacher that it cannot load.
+    """Refuse vLLM by name for a teacher that it cannot load.
 
     Args:
         teacher: Who writes.
@@ -124,9 +124,7 @@ def check_engine(teacher: Any, engine: str) -> None:
     Raises:
         TeacherError: Saying why, and what to do.
     """
-    if engine != NAMED:
-        return
-    lacks = VLLM(_writer(teacher)).lacks
+    lacks = VLLM(_inner(teacher)).lacks if engine == VLLM_ALONE else None
     if lacks is not None:
         raise refusal(teacher, lacks)
 
