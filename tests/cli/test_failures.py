@@ -66,8 +66,8 @@ def test_a_token_is_not_taken_and_not_repeated(flag, form, ended):
     result = ended(AssertionError(), *[part.format(flag) for part in form])
     assert result.exit_code == 2
     assert result.output == (
-        f"aitraining: error: {flag} is not taken, so that it is written nowhere; set the environment variable "
-        "HF_TOKEN.\n"
+        f"aitraining: error: {flag} is not accepted, so that the token is written nowhere; set the environment "
+        "variable HF_TOKEN.\n"
     )
 
 

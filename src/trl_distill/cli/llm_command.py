@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import fields
 from typing import Any
 
@@ -15,7 +15,7 @@ from ..config.fields import check_value
 from ..config.training_params import ALIASES, FIELDS, LLMTrainingParams
 from ..errors import ParamsError
 from .config_file import read_config, refuse_live
-from .error_messages import told_in_a_sentence, without_secrets
+from .error_messages import exit_on_error, without_secrets
 from .library_output import quiet
 from .options import GroupedCommand, Setting, dashed, options_of, unescaped
 
@@ -23,29 +23,30 @@ HELP = """Train a language model to answer without the prompt that its teacher r
 
 \b
 A first run, on the model that comes with the package. Each line of
-queries.jsonl is a row, as {"text": "red cat"}; the teacher writes the rest:
+queries.jsonl is a row such as {"text": "red cat"}; the teacher writes the
+completions:
   aitraining llm --model embedded --teacher-model embedded \\
     --teacher-prompt-template "Write the words in reverse order.\\n{input}\\n" \\
     --data-path queries.jsonl --project-name runs/first
 
 \b
-A larger teacher, and an adapter instead of all weights:
+A larger teacher, and a LoRA adapter instead of all weights:
   aitraining llm --model ./small --teacher-model ./large --peft --lora-r 32 \\
     --teacher-prompt-template @prompt.txt --data-path ./data \\
     --project-name runs/lora
 
-A run needs --model and --teacher-model; all else has a default. A file of settings (--config) takes the same
-names; a flag overrides it. Underscores in flags are taken for dashes.
+A run needs --model and --teacher-model; everything else has a default. A YAML file of settings (--config) takes
+the same names, and flags override it. Underscores in flags are read as dashes.
 """
 
 
 def refuse_token(ctx: click.Context, param: click.Parameter, value: str | None) -> None:
-    """Say where the token belongs; its value is not repeated."""
+    """Refuse a token on the command line, without repeating it."""
     if value is not None:
         flag = typed_flag(ctx, param)
-        with told_in_a_sentence(debug=False):
+        with exit_on_error(debug=False):
             raise ParamsError(
-                f"{flag} is not taken, so that it is written nowhere; set the environment variable HF_TOKEN."
+                f"{flag} is not accepted, so that the token is written nowhere; set the environment variable HF_TOKEN."
             )
 
 
@@ -58,7 +59,7 @@ COMMAND_OPTIONS = [
         is_flag=True,
         heading="Basic",
         shown="--debug",
-        help="Show the traceback of an error, and all that the libraries say.",
+        help="Show the traceback of an error, and all library messages.",
     ),
     Setting(
         ["--token", "--hub-token", "--hf-token"],
@@ -75,17 +76,17 @@ COMMAND_OPTIONS = [
 
 CONTEXT = {
     "token_normalize_func": dashed,
-    "allow_extra_args": True,  # refused in parse_args, with a better sentence
+    "allow_extra_args": True,  # rejected in parse_args, with a better message
     "help_option_names": ["-h", "--help"],
     "max_content_width": 100,
 }
 
 
 class LLMCommand(GroupedCommand):
-    """Keeps the arguments as typed, so that a message can name the flag that was used."""
+    """A command that keeps its arguments as typed, so that a message can name the flag that was used."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Parse; what is left over is told in a sentence of our own, without anything that looks like a token."""
+        """Parse, and reject what is left over without repeating anything that looks like a token."""
         ctx.meta["typed"] = list(args)
         rest = super().parse_args(ctx, args)
         if rest and not ctx.resilient_parsing:
@@ -137,22 +138,23 @@ def params_from_command(argv: Sequence[str]) -> LLMTrainingParams:
     return params_of(llm.make_context("llm", list(argv)))
 
 
-def quiet_unless_debug(ctx: click.Context, params: LLMTrainingParams) -> AbstractContextManager[None]:
-    """Return a context that keeps the libraries' asides off the terminal, or all of them on it under --debug."""
-    if ctx.params["debug"]:
-        return nullcontext()
-    return quiet(four_bits="int4" in (params.quantization, params.teacher_quantization))
+@contextmanager
+def running(ctx: click.Context) -> Iterator[LLMTrainingParams]:
+    """Yield the parameters of a command; what fails inside ends it with a sentence and an exit code."""
+    with exit_on_error(debug=ctx.params["debug"]):
+        params = params_of(ctx)
+        four_bits = "int4" in (params.quantization, params.teacher_quantization)
+        with entered(COMMAND), nullcontext() if ctx.params["debug"] else quiet(four_bits=four_bits):
+            yield params
 
 
 @click.pass_context
-def run_command(ctx: click.Context, **_: Any) -> None:
-    """Run what was asked for."""
-    with told_in_a_sentence(debug=ctx.params["debug"]):
-        params = params_of(ctx)
+def run_command(ctx: click.Context, **_: object) -> None:
+    """Train."""
+    with running(ctx) as params:
         from ..runs.api import run
 
-        with entered(COMMAND), quiet_unless_debug(ctx, params):
-            run(params)
+        run(params)
 
 
 llm = LLMCommand(

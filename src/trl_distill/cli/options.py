@@ -1,7 +1,7 @@
-"""Flags made of the fields of a dataclass, and help that shows them under headings.
+r"""Flags made from the fields of a dataclass, and help that shows them under headings.
 
-A value stays the text that was typed: converting and checking it is the field's own business. Only a backslash with n
-or t becomes what it stands for, in the fields that say so.
+A value stays the text that was typed; the field converts and checks it. Only `\n` and `\t` are replaced here, in the
+fields that allow it.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ _ESCAPE = re.compile(r"\\(\\|n|t)")
 
 
 class Setting(click.Option):
-    """A flag with the heading and the shape that it has in `--help`.
+    """A flag with its heading and its first column in `--help`.
 
     Args:
-        decls: Flags, the one that is shown first.
+        decls: The flags, the one that `--help` shows first.
         heading: Heading in `--help`.
         shown: The flag with its value, as `--help` shows it.
-        **more: As in click.
+        **more: See `click.Option`.
     """
 
     def __init__(self, decls: Sequence[str], *, heading: str, shown: str, **more: Any) -> None:
@@ -85,7 +85,7 @@ def flag_of(name: str) -> str:
 
 
 def dashed(token: str) -> str:
-    """Take underscores in a flag for dashes, as AutoTrain and TRL write them."""
+    """Return a flag with dashes for underscores, which AutoTrain and TRL write."""
     return token.replace("_", "-")
 
 
@@ -108,7 +108,7 @@ def _option(spec: Field[Any], others: Sequence[str]) -> Setting:
         several = "list" in str(spec.type)
         return Setting([spec.name, *flags], type=str, multiple=several, help=help, heading=heading, shown=shown)
     shown = flags[0]
-    if not spec.default:  # the opposite of a switch that is on by default would be a run without purpose
+    if not spec.default:  # no flag turns off a switch that is on by default
         shown = f"--[no-]{flags[0][2:]}"
         flags = [f"{flag}/--no-{flag[2:]}" for flag in flags]
     return Setting([spec.name, *flags], is_flag=True, default=None, help=help, heading=heading, shown=shown)

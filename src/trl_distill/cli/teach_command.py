@@ -1,19 +1,16 @@
-"""`aitraining teach`: writes a store of the teacher's targets, for `aitraining llm --teacher-store`."""
+"""`aitraining teach`: stores the teacher's targets for `aitraining llm --teacher-store`."""
 
 from __future__ import annotations
 
-from dataclasses import fields
-from typing import Any
+from dataclasses import Field, fields
 
 import click
 
-from ..config.doors import entered
 from ..config.training_params import ALIASES, LLMTrainingParams
-from .error_messages import told_in_a_sentence
-from .llm_command import COMMAND, COMMAND_OPTIONS, CONTEXT, LLMCommand, params_of, quiet_unless_debug
+from .llm_command import COMMAND_OPTIONS, CONTEXT, LLMCommand, running
 from .options import Setting, options_of
 
-HELP = """Have a teacher say what it thinks of every completion, once, and keep that: a store.
+HELP = """Store a teacher's predictions for every completion, to train from them later.
 
 \b
   aitraining teach --model ./small --teacher-model ./large \\
@@ -21,10 +18,10 @@ HELP = """Have a teacher say what it thinks of every completion, once, and keep 
   aitraining llm --model ./small --teacher-store store \\
     --teacher-prompt-template @prompt.txt --data-path queries.jsonl
 
-The second command loads no teacher. A store that was stopped is gone on with by the same command.
+The second command trains without loading the teacher. If the first is interrupted, run it again to resume.
 """
 
-# the settings of a run that its targets depend on, besides all of the groups Data and Teacher
+# the settings of a run that its targets depend on, in addition to the groups Data and Teacher
 BASIC = frozenset(
     (
         *("model", "trainer", "use_distillation", "teacher_model", "data_path", "seed", "trust_remote_code"),
@@ -37,38 +34,38 @@ OWN = [
         ["teacher_store", "--output", "--teacher-store"],
         heading="Basic",
         shown="--output TEXT",
-        help="Store to write, required: a folder, made when missing.",
+        help="Folder of the store, required; created if missing.",
     ),
     Setting(
         ["teacher_store_kind", "--kind", "--teacher-store-kind"],
         heading="Teacher",
         shown="--kind TEXT",
-        help="Likeliest tokens ('topk', default), drawn ones ('sample'), or hidden states and LM head ('hidden').",
+        help="Likeliest tokens ('topk', default), sampled tokens ('sample'), or hidden states and LM head ('hidden').",
     ),
     Setting(
         ["teacher_top_k", "--top-k", "--teacher-top-k"],
         heading="Teacher",
         shown="--top-k INT",
-        help="Tokens of each distribution to keep, or draws.  [default: 64]",
+        help="Tokens to store of each distribution, or samples to draw.  [default: 64]",
     ),
     Setting(
         ["teacher_temperatures", "--temperatures", "--teacher-temperatures"],
         heading="Teacher",
         shown="--temperatures TEXT",
-        help="Temperatures to train at later, separated by commas (default: --distill-temperature).",
+        help="Temperatures to train at, separated by commas (default: --distill-temperature).",
     ),
     Setting(
         ["--repair"],
         is_flag=True,
         heading="Basic",
         shown="--repair",
-        help="Make damaged files of the store again.",
+        help="Write damaged files of the store again.",
     ),
 ]
 
 
-def fields_of_teaching() -> list[Any]:
-    """Return the fields of a run that are flags here under their own names."""
+def fields_of_teaching() -> list[Field]:
+    """Return the fields of a run that are flags of this command under their own names."""
     own = {option.name for option in OWN}
     return [
         spec
@@ -78,16 +75,14 @@ def fields_of_teaching() -> list[Any]:
 
 
 @click.pass_context
-def run_command(ctx: click.Context, **_: Any) -> None:
-    """Write what was asked for."""
-    with told_in_a_sentence(debug=ctx.params["debug"]):
-        params = params_of(ctx)
+def run_command(ctx: click.Context, **_: object) -> None:
+    """Write the store."""
+    with running(ctx) as params:
         from ..runs.api import teach as write
 
-        with entered(COMMAND), quiet_unless_debug(ctx, params):
-            made = write(params, repair=ctx.params["repair"])
-        shards = "shard" if made == 1 else "shards"
-        click.echo(f"Done: {made} {shards} written; targets are in {params.teacher_store}.")
+        made = write(params, repair=ctx.params["repair"])
+    shards = "shard" if made == 1 else "shards"
+    click.echo(f"Done: {made} {shards} written; the targets are in {params.teacher_store}.")
 
 
 teach = LLMCommand(
@@ -95,6 +90,6 @@ teach = LLMCommand(
     callback=run_command,
     params=[*OWN, *options_of(fields_of_teaching(), ALIASES), *COMMAND_OPTIONS],
     help=HELP,
-    short_help="Write a teacher's targets into a store, to train from without the teacher.",
+    short_help="Store a teacher's targets, to train from without the teacher.",
     context_settings=CONTEXT,
 )

@@ -176,7 +176,9 @@ class LLMTrainingParams(CheckedSettings, DistillationArguments):
     def _unknown(cls, name: str) -> str:
         """Return the sentence on a name that is no field."""
         if name in ("token", "hub_token"):
-            return f"{name} is not taken, so that it is written nowhere; set the environment variable HF_TOKEN."
+            return (
+                f"{name} is not accepted, so that the token is written nowhere; set the environment variable HF_TOKEN."
+            )
         if name in ALIASES:
             return f"unknown parameter {name!r}; it is called {ALIASES[name]!r} here."
         return f"unknown parameter {name!r}.{nearest(name, FIELDS)} `aitraining llm --help` lists all."
