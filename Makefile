@@ -4,10 +4,13 @@ BIN := .venv/bin
 WORKERS ?= 2
 READY := .venv/.ready
 
-.PHONY: demo test kernels lint typecheck bench docs clean
+.PHONY: demo check test kernels lint typecheck bench docs clean
 
 demo: $(READY)
 	$(BIN)/python examples/demo.py
+
+# what CI runs
+check: test lint typecheck
 
 # each worker takes whole files, whose models and runs are made once
 test: $(READY)
