@@ -15,6 +15,7 @@ from trl_distill.data.preparation import prepare
 from trl_distill.data.recipe import Columns, Reading, Recipe
 from trl_distill.errors import DataError, TemplateError
 from trl_distill.models.generation import Completion
+from trl_distill.prompts.fitting import Limit
 from trl_distill.prompts.template import parse_template
 
 WROTE = Completion((7, 8), False)
@@ -168,6 +169,17 @@ def test_the_limit_that_was_exceeded_is_named(longest, settings, said, completio
         distilling(*folders, tmp_path / "run", rows, completions=completions, **template, **settings)
     assert str(caught.value).startswith("train, row 1: ")
     assert said in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "limit", [Limit(6, "--block-size", "raise --block-size"), Limit(6, "the student's own length")]
+)
+def test_cut_completions_are_fitted_by_a_longer_block_only_if_the_model_allows_it(limit, tokenizer):
+    data = Dataset.from_dict({"prompt": ["a", "b"], "completion": ["b c d e f g a b", "c"]})
+    _, preflight = prepare(data, recipe(tokenizer, teacher="e {input}", limit=limit))
+    line = next(line for line in preflight.text().splitlines() if "did not fit into a sequence" in line)
+    assert line.startswith("  cut           1 did not fit")
+    assert line.endswith("; raise --block-size") is bool(limit.remedy)
 
 
 def test_nothing_is_written_if_a_prompt_of_either_side_is_too_long(tokenizer):

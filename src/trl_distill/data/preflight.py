@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..config.doors import spelled
+from ..prompts.fitting import Limit
 from ..prompts.rendering import Prompt
 from .arrow_values import array_of, column_of, counts_of, lengths_of
 
@@ -64,6 +65,7 @@ class Preflight:
         completion: Smallest, mean and largest length of the completions.
         completions_cut: Completions cut at a length limit or unfinished by the teacher: they are taught no end.
         unfinished: Those of them that the teacher wrote to the length it may write, and did not end.
+        limit: What limits the student's sequences; None if nothing does.
         prompts_cut: Rows whose prompt lost its start.
         vocabulary: Rows of the vocabulary that both models share.
         first: The first row as the student and the teacher see it, and the completion.
@@ -110,6 +112,7 @@ class Preflight:
     warning: str = ""
     serving: Serving | None = None
     unfinished: int = 0
+    limit: int | None = None
 
     @classmethod
     def of(
@@ -153,6 +156,7 @@ class Preflight:
             notes=notes_of(recipe),
             warning=_warning(rows, recipe),
             unfinished=int((~finished & (sources == "teacher")).sum()),
+            limit=recipe.student.limit,
             openings=counts_of(rows, "opening"),
             foreign=int(array_of(rows, "foreign").sum()),
         )
@@ -231,7 +235,8 @@ class Preflight:
         """Return what to do about completions that were cut, with a warning if the teacher ends few of its own."""
         lines, others = [], self.completions_cut - self.unfinished
         if others > 0:
-            lines.append(f"  cut           {others:,} did not fit into a sequence, or came cut; raise --block-size")
+            remedy = f"; {self.limit.remedy}" if isinstance(self.limit, Limit) and self.limit.remedy else ""
+            lines.append(f"  cut           {others:,} did not fit into a sequence, or came cut{remedy}")
         if self.unfinished:
             were = "was" if self.unfinished == 1 else "were"
             lines.append(
