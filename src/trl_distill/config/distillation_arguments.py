@@ -39,7 +39,7 @@ class DistillationArguments:
     """
 
     use_distillation: bool = option(
-        False, "Learn from a teacher where the trainer is sft; the trainer distillation always does."
+        False, "Learn from a teacher with the trainer sft too; the trainer distillation always does."
     )
     teacher_model: str | None = option(
         None,
@@ -54,17 +54,18 @@ class DistillationArguments:
         escapes=True,
     )
     student_prompt_template: str = option(
-        "{input}", "Prompt the student reads; written like the teacher's.", objects=True, escapes=True
+        "{input}", "Prompt the student reads, in the same forms as the teacher's.", objects=True, escapes=True
     )
     teacher_system: str | None = option(
         None,
-        "System message the teacher reads, in the place of the row's: text or @file. The student's is dropped then.",
+        "System message the teacher reads instead of the row's: text or @file. The student's is then dropped by "
+        "default.",
         escapes=True,
     )
     student_system: str | None = option(
         None,
-        "The student's system message: 'keep' (the row's; default), 'drop' (none; default with --teacher-system), or "
-        "another's text or @file.",
+        "The student's system message: 'keep' (the row's; default), 'drop' (none; default with "
+        "--teacher-system), or text or @file.",
         escapes=True,
     )
     distill_temperature: float = option(
@@ -76,37 +77,38 @@ class DistillationArguments:
         low=0.0,
         high=1.0,
     )
-    distill_max_teacher_length: int = option(512, "New tokens at most in a completion that the teacher writes.", low=1)
+    distill_max_teacher_length: int = option(512, "Maximum number of new tokens in a completion by the teacher.", low=1)
     distill_divergence: str = option("forward_kl", "Divergence of the student from the teacher.", choices=DIVERGENCES)
     distill_jsd_beta: float = option(
-        0.5, "With the divergence jsd: weight of the teacher in the mixture.", above=0.0, high=0.999999
+        0.5, "Weight of the teacher in the mixture, with the divergence jsd.", above=0.0, high=0.999999
     )
     distill_loss_impl: str = option(
         "fused",
-        "Loss implementation, of equal results: 'fused' in tiles of little memory, 'plain' with full logits.",
+        "Loss implementation; both give the same results: 'fused' computes in tiles to save memory, 'plain' with "
+        "full logits.",
         choices=LOSS_IMPLEMENTATIONS,
     )
     distill_alpha_end: float | None = option(
-        None, "Alpha at the end of training, which it moves to from --distill-alpha.", low=0.0, high=1.0
+        None, "Alpha at the end of training, starting from --distill-alpha.", low=0.0, high=1.0
     )
     distill_temperature_end: float | None = option(
-        None, "Temperature at the end of training, which it moves to from --distill-temperature.", above=0.0
+        None, "Temperature at the end of training, starting from --distill-temperature.", above=0.0
     )
-    distill_schedule: str = option("linear", "How alpha and temperature move to their ends.", choices=SCHEDULES)
+    distill_schedule: str = option("linear", "How alpha and temperature change over training.", choices=SCHEDULES)
     distill_on_policy_fraction: float = option(
         0.0,
-        "Share of batches whose completions the student writes under its prompt, to be scored by the teacher.",
+        "Share of batches whose completions the student generates under its prompt and the teacher scores.",
         low=0.0,
         high=1.0,
     )
     distill_on_policy_temperature: float = option(
-        1.0, "Temperature at which the student draws them; 0 takes the likeliest token.", low=0.0
+        1.0, "Sampling temperature of these completions; 0 takes the likeliest token.", low=0.0
     )
     distill_on_policy_max_new_tokens: int | None = option(
-        None, "New tokens at most in one of them (default: --distill-max-teacher-length).", low=1
+        None, "Maximum number of new tokens in these completions (default: --distill-max-teacher-length).", low=1
     )
     distill_online: bool = option(
-        False, "Have the teacher write the completions of every training batch anew, instead of before training."
+        False, "Have the teacher generate new completions for every training batch, instead of once before training."
     )
     completions: str = option(
         "auto",
@@ -115,35 +117,35 @@ class DistillationArguments:
     )
     completion_column: str | None = option(
         None,
-        "Column with the completion (default: 'completion' or 'response' where there is one).",
+        "Column with the completion (default: 'completion' or 'response', if the data has one).",
         group="Data",
     )
-    prompt_text_column: str | None = option(None, "Column with the input, where it is not --text-column.", group="Data")
+    prompt_text_column: str | None = option(None, "Column with the input, if it is not --text-column.", group="Data")
     chat_template_kwargs: str | None = option(
         None,
-        "Keywords of both chat templates, as JSON, such as '{\"enable_thinking\": false}'; a row's column of this name "
-        "takes their place.",
+        "Keyword arguments of both chat templates, as JSON, such as '{\"enable_thinking\": false}'; a row's column "
+        "of this name replaces them.",
         group="Data",
         objects=True,
     )
     chat_template_date: str | None = option(
         None,
-        "Date (YYYY-MM-DD) for chat templates that write today's (default: the day on which the project or store was "
-        "begun).",
+        "Date (YYYY-MM-DD) for chat templates that insert today's (default: the day on which the project or "
+        "store was started).",
         group="Data",
     )
     prompt_overflow: str = option(
         "error",
-        "A prompt too long for its model: 'error' names the row, 'left' cuts its start.",
+        "What to do with a prompt that is too long for its model: 'error' names the row, 'left' cuts its start.",
         choices=OVERFLOWS,
         group="Data",
     )
     max_bad_rows: int = option(
-        0, "Rows with a missing or non-text value to set aside before it is an error.", low=0, group="Data"
+        0, "Maximum number of rows with a missing or non-text value to skip before it is an error.", low=0, group="Data"
     )
     keep_chat_template: bool = option(
         False,
-        "Save the model's own chat template, not one that renders the student's prompt for a user's message.",
+        "Save the model's own chat template, instead of one that renders the student's prompt for a user's message.",
         group="Data",
     )
     teacher_config: str | None = option(
@@ -154,31 +156,30 @@ class DistillationArguments:
     )
     teacher_prompt_mixture: str | None = option(
         None,
-        "Several templates instead of --teacher-prompt-template, one of them for each row: a YAML file with a list of "
+        "Several templates instead of --teacher-prompt-template, one for each row: a YAML file with a list of "
         "template and weight.",
         group="Teacher",
         objects=True,
     )
     teacher_prompt_dropout: float = option(
         0.0,
-        "Share of the training rows in which the student reads the teacher's own prompt, so that it goes on following "
-        "it.",
+        "Share of the training rows in which the student reads the teacher's prompt, so that it still follows it.",
         low=0.0,
         high=1.0,
         group="Teacher",
     )
     retain_data: str | None = option(
         None,
-        "Rows, as --data-path takes them, on which the student learns to stay what it was before the run.",
+        "Rows, in the forms of --data-path, on which the student learns to stay as it was before the run.",
         group="Teacher",
         objects=True,
     )
     retain_fraction: float = option(
-        0.25, "Share of a training epoch's rows that are of --retain-data.", above=0.0, high=0.95, group="Teacher"
+        0.25, "Share of a training epoch's rows that come from --retain-data.", above=0.0, high=0.95, group="Teacher"
     )
     teacher_chat_template: str | None = option(
         None,
-        "Chat template of the teacher, given as --chat-template (default: its own, else the student's).",
+        "Chat template of the teacher, in the forms of --chat-template (default: its own, else the student's).",
         group="Teacher",
     )
     teacher_revision: str | None = option(None, "Revision of a Hub teacher.", group="Teacher")
@@ -192,147 +193,150 @@ class DistillationArguments:
         group="Teacher",
         objects=True,
     )
-    teacher_batch_size: int = option(16, "Prompts per batch while the teacher writes.", low=1, group="Teacher")
+    teacher_batch_size: int = option(16, "Prompts per batch when the teacher generates.", low=1, group="Teacher")
     teacher_engine: str = option(
         "auto",
-        "What a local teacher writes with before training: 'vllm' (which also computes a top-k store's targets at T = "
-        "1), 'transformers', or 'auto' (on a CUDA device vLLM if it is installed and there are many rows).",
+        "What a local teacher generates with before training: 'vllm' (which also computes a top-k store's "
+        "targets at T = 1), 'transformers', or 'auto' (vLLM on a CUDA device if it is installed and there are "
+        "many rows).",
         choices=ENGINES,
         group="Teacher",
     )
     teacher_do_sample: bool = option(
-        False, "Draw the teacher's completions instead of taking the likeliest token.", group="Teacher"
+        False, "Sample the teacher's completions instead of taking the likeliest token.", group="Teacher"
     )
     teacher_sampling_temperature: float = option(
         1.0,
-        "Temperature of --teacher-do-sample; --distill-temperature is another setting.",
+        "Sampling temperature of --teacher-do-sample; not the --distill-temperature.",
         above=0.0,
         group="Teacher",
     )
     teacher_top_p: float = option(
         1.0,
-        "Nucleus of --teacher-do-sample: the smallest set of tokens with this probability.",
+        "Nucleus probability of --teacher-do-sample: the smallest set of tokens with this probability.",
         above=0.0,
         high=1.0,
         group="Teacher",
     )
     teacher_stop: list[str] | None = option(
         None,
-        r"Text in front of which the teacher's completions end, such as '\nMessage:' for a base model, which goes on; "
-        "repeat the flag for several.",
+        "Text that ends the teacher's completions and is left out of them, such as '\\nMessage:' for a base "
+        "model, which does not stop by itself; repeat the flag for several.",
         escapes=True,
         group="Teacher",
     )
     teacher_ema_decay: float = option(
         0.95,
-        "With the teacher 'ema': share of the average that each optimizer step keeps.",
+        "Share of the average that each optimizer step keeps, with the teacher 'ema'.",
         low=0.0,
         high=1.0,
         group="Teacher",
     )
     cross_tokenizer: bool = option(
         False,
-        "With a local teacher of another tokenizer: compare both where they have read the same text.",
+        "Compare a local teacher that has another tokenizer with the student at positions where both have read "
+        "the same text.",
         group="Teacher",
     )
     teacher_store: str | None = option(
         None,
-        "Folder of stored targets: trained from where it is complete, without loading the teacher; else written first.",
+        "Folder of stored targets: if it is complete, they are used without loading the teacher, else they are "
+        "written first.",
         group="Teacher",
     )
     teacher_store_kind: str | None = option(
         None,
-        "What a store is written with: 'topk' (default; the likeliest tokens), 'sample' (drawn ones, few bytes) or "
-        "'hidden' (hidden states and LM head: everything).",
+        "What to store: 'topk' (default; the likeliest tokens), 'sample' (sampled tokens; the smallest) or "
+        "'hidden' (hidden states and LM head; everything).",
         choices=STORE_KINDS,
         group="Teacher",
     )
     teacher_top_k: int = option(
         64,
-        "Tokens of each distribution that a store is written with or a server is asked for, or draws.",
+        "Tokens of each distribution to store or to request from a server, or samples to draw.",
         low=1,
         group="Teacher",
     )
     teacher_temperatures: str | None = option(
         None,
-        "Temperatures that a store is written for, separated by commas (default: --distill-temperature).",
+        "Temperatures to write a store for, separated by commas (default: --distill-temperature).",
         listed=True,
         group="Teacher",
     )
     teacher_endpoint: str = option(
-        "chat", "What of a server is asked; 'completions' takes text prompts only.", choices=ENDPOINTS, group="Teacher"
+        "chat", "A server's endpoint; 'completions' takes text prompts only.", choices=ENDPOINTS, group="Teacher"
     )
-    teacher_concurrency: int = option(8, "Requests to a server under way at a time.", low=1, group="Teacher")
-    teacher_timeout: float = option(300.0, "Seconds to wait for a server's answer.", above=0.0, group="Teacher")
+    teacher_concurrency: int = option(8, "Maximum number of concurrent requests to a server.", low=1, group="Teacher")
+    teacher_timeout: float = option(300.0, "Seconds to wait for a server's response.", above=0.0, group="Teacher")
     teacher_max_requests: int | None = option(
-        None, "Requests a run may send to a server, repeated ones included.", low=1, group="Teacher"
+        None, "Maximum number of requests that a run sends to a server, retries included.", low=1, group="Teacher"
     )
     teacher_max_tokens: int | None = option(
         None,
-        "Tokens, of prompts and completions, after which a run asks a server nothing more.",
+        "Tokens of prompts and completions after which a run sends no more requests.",
         low=1,
         group="Teacher",
     )
     teacher_max_cost: float | None = option(
         None,
-        "Money, in the unit of the two prices, after which a run asks a server nothing more.",
+        "Cost, in the unit of the two prices, after which a run sends no more requests.",
         above=0.0,
         group="Teacher",
     )
     teacher_price_input: float | None = option(
-        None, "Price of a million tokens of prompts, as your server bills them.", low=0.0, group="Teacher"
+        None, "Price of a million prompt tokens of your server.", low=0.0, group="Teacher"
     )
     teacher_price_output: float | None = option(
-        None, "Price of a million tokens of completions, as your server bills them.", low=0.0, group="Teacher"
+        None, "Price of a million completion tokens of your server.", low=0.0, group="Teacher"
     )
     teacher_logprobs: str = option(
         "auto",
-        "Log-probabilities of a server to learn from where alpha is above 0: of given completions ('prompt'), of what "
-        "it writes ('top'), 'none', or what it is found to give.",
+        "A server's log-probabilities to learn from if alpha is above 0: of given completions ('prompt'), of its "
+        "own ('top'), 'none', or whatever it provides ('auto').",
         choices=LOGPROBS,
         group="Teacher",
     )
     teacher_reasoning: str = option(
         "drop",
-        "What a server's model thought before it answered: 'drop' it, or 'keep' it as a part of the completion.",
+        "A server model's reasoning before its answer: 'drop' it, or 'keep' it as a part of the completion.",
         choices=REASONINGS,
         group="Teacher",
     )
     allow_text_only_teacher: bool = option(
         False,
-        "Accept a teacher that gives text only, also with --strict or beside rows that all have completions.",
+        "Accept a teacher that gives text only, even with --strict or if all rows have completions.",
         group="Teacher",
     )
     strict: bool = option(
         False,
-        "Refuse settings that the teacher cannot serve (alpha above 0 with one that gives text only, a server's "
-        "log-probabilities at another temperature than 1) instead of using the nearest.",
+        "Reject settings that the teacher does not support (alpha above 0 with one that gives text only, a "
+        "server's log-probabilities at a temperature other than 1) instead of using the nearest.",
         group="Teacher",
     )
     use_vllm: bool = option(
         False,
-        "Have vLLM write what the student writes (--distill-on-policy-fraction), as in GRPO.",
+        "Generate the student's completions (--distill-on-policy-fraction) with vLLM, as in GRPO.",
         group=VLLM,
     )
     vllm_mode: str = option(
         "colocate",
-        "'colocate' runs vLLM in the training's own processes, 'server' asks a `vllm serve` elsewhere.",
+        "'colocate' runs vLLM in the training processes, 'server' uses a running `vllm serve`.",
         choices=VLLM_MODES,
         group=VLLM,
     )
     vllm_gpu_memory_utilization: float = option(
-        0.3, "Share of a GPU's memory that a colocated vLLM takes.", above=0.0, high=1.0, group=VLLM
+        0.3, "Share of a GPU's memory for a colocated vLLM.", above=0.0, high=1.0, group=VLLM
     )
     vllm_tensor_parallel_size: int = option(1, "GPUs that share a colocated vLLM.", low=1, group=VLLM)
     vllm_max_model_length: int | None = option(
-        None, "Tokens, prompt included, that a colocated vLLM has room for (default: --block-size).", low=1, group=VLLM
+        None, "Context length of a colocated vLLM, prompt included (default: --block-size).", low=1, group=VLLM
     )
     vllm_model_impl: str = option(
-        "vllm", "Whose code of the student a colocated vLLM runs.", choices=VLLM_IMPLEMENTATIONS, group=VLLM
+        "vllm", "Model code that a colocated vLLM runs.", choices=VLLM_IMPLEMENTATIONS, group=VLLM
     )
-    vllm_enable_sleep_mode: bool = option(False, "Free a colocated vLLM's memory while the student learns.", group=VLLM)
+    vllm_enable_sleep_mode: bool = option(False, "Free a colocated vLLM's memory during training steps.", group=VLLM)
     vllm_server_base_url: str | None = option(None, "URL of the server (default: http://0.0.0.0:8000).", group=VLLM)
-    vllm_server_timeout: float = option(240.0, "Seconds to wait until the server is up.", above=0.0, group=VLLM)
+    vllm_server_timeout: float = option(240.0, "Seconds to wait for the server to start.", above=0.0, group=VLLM)
     vllm_group_port: int = option(51216, "Port over which the server is sent weights.", low=1, high=65535, group=VLLM)
 
 

@@ -56,21 +56,19 @@ class LLMTrainingParams(CheckedSettings, DistillationArguments):
     )
     trainer: str = option(
         "distillation",
-        "What trains: 'distillation', 'sft' (with or without a teacher), or another registered name.",
+        "Trainer: 'distillation', 'sft' (with or without a teacher), or another registered name.",
         group="Basic",
     )
-    project_name: str = option("project-name", "Folder to write to; any path, made when missing.", group="Basic")
+    project_name: str = option("project-name", "Folder to write to; any path, created if missing.", group="Basic")
     data_path: Any = option(
         "data",
         "A file (json, jsonl, csv, tsv, parquet, arrow, txt), a folder of them, a Hub dataset, or (in Python) rows.",
         group="Basic",
     )
-    train: bool = option(True, "Accepted for AutoTrain's sake; a run trains without it.", group="Basic")
+    train: bool = option(True, "Accepted for compatibility with AutoTrain; has no effect.", group="Basic")
     overwrite: bool = option(False, "Replace a finished run in the project folder.", group="Basic")
-    resume: bool = option(False, "Go on from the project folder's last checkpoint.", group="Basic")
-    dry_run: bool = option(
-        False, "Show figures and the first row of what would be trained on, and stop.", group="Basic"
-    )
+    resume: bool = option(False, "Resume from the project folder's last checkpoint.", group="Basic")
+    dry_run: bool = option(False, "Show the figures and the first row of the training data, and stop.", group="Basic")
 
     train_split: str = option("train", "Split to train on.", group="Data")
     valid_split: str | None = option(None, "Split to evaluate on (default: a folder's validation files).", group="Data")
@@ -83,10 +81,10 @@ class LLMTrainingParams(CheckedSettings, DistillationArguments):
         group="Data",
     )
     assistant_only_loss: bool = option(
-        False, "Learn all that the assistant says in a conversation, not its last turn alone.", group="Data"
+        False, "Learn every assistant turn of a conversation, not only the last.", group="Data"
     )
     block_size: int = option(
-        1024, "Tokens at most in a student's sequence, prompt and completion.", low=2, group="Data"
+        1024, "Maximum number of tokens in a student's sequence, prompt and completion.", low=2, group="Data"
     )
     dataset_num_proc: int | None = option(
         None, "Processes that read and tokenize the data (default: this one).", low=1, group="Data"
@@ -94,43 +92,43 @@ class LLMTrainingParams(CheckedSettings, DistillationArguments):
 
     epochs: float = option(3, "Training epochs.", above=0.0, group="Training")
     max_steps: int = option(-1, "Optimizer steps at most; -1 leaves it to --epochs.", low=1, off=-1, group="Training")
-    batch_size: int = option(4, "Rows per device and step.", low=1, group="Training")
+    batch_size: int = option(4, "Rows per device in a batch.", low=1, group="Training")
     eval_batch_size: int | None = option(
-        None, "Rows per device in evaluation (default: batch size).", low=1, group="Training"
+        None, "Rows per device in evaluation (default: --batch-size).", low=1, group="Training"
     )
     gradient_accumulation: int = option(4, "Batches per optimizer step.", low=1, group="Training")
     packing: bool = option(
-        False, "Fill sequences up to --block-size with several rows each, kept apart.", group="Training"
+        False, "Fill sequences up to --block-size with several rows each, kept separate.", group="Training"
     )
     padding_free: bool = option(
-        False, "Put a batch's rows into one sequence without padding, kept apart.", group="Training"
+        False, "Concatenate a batch's rows into one sequence without padding, kept separate.", group="Training"
     )
     lr: float = option(5e-5, "Learning rate.", above=0.0, group="Training")
     warmup_ratio: float = option(
-        0.1, "Share of the steps in which the learning rate rises.", low=0.0, high=1.0, group="Training"
+        0.1, "Share of the steps over which the learning rate increases from 0.", low=0.0, high=1.0, group="Training"
     )
     scheduler: str = option(
         "linear", "Learning rate schedule, by transformers' name (linear, cosine, constant, ...).", group="Training"
     )
     optimizer: str = option(
         "adamw_torch_fused",
-        "Optimizer, by transformers' name (adamw_torch, adafactor, ...); on a device without the fused AdamW it is "
-        "adamw_torch.",
+        "Optimizer, by transformers' name (adamw_torch, adafactor, ...); adamw_torch on a device without the "
+        "fused AdamW.",
         group="Training",
     )
     weight_decay: float = option(0.0, "Weight decay.", low=0.0, group="Training")
-    max_grad_norm: float = option(1.0, "Gradient norm at most; 0 does not clip.", low=0.0, group="Training")
-    seed: int = option(42, "Seed of everything random.", low=0, high=2**32 - 1, group="Training")  # numpy's range
+    max_grad_norm: float = option(1.0, "Maximum gradient norm; 0 turns clipping off.", low=0.0, group="Training")
+    seed: int = option(42, "Seed for everything random.", low=0, high=2**32 - 1, group="Training")  # numpy's range
     mixed_precision: str | None = option(
         "auto",
-        "Mixed precision of training; 'auto' is bf16 on CUDA devices that compute in it (capability 8.0 and later), "
-        "else none.",
+        "Mixed precision of training; 'auto' is bf16 on CUDA devices that support it (compute capability 8.0 and "
+        "later), else none.",
         choices=MIXED_PRECISIONS,
         group="Training",
     )
     gradient_checkpointing: bool = option(False, "Recompute activations to save memory.", group="Training")
     torch_compile: bool = option(
-        False, "Compile the student by torch.compile: slow first steps, faster ones later.", group="Training"
+        False, "Compile the student with torch.compile: slow first steps, faster ones later.", group="Training"
     )
 
     dtype: str = option("float32", "Precision the student is loaded in.", choices=DTYPES, group="Model")
@@ -147,21 +145,19 @@ class LLMTrainingParams(CheckedSettings, DistillationArguments):
     lora_r: int = option(16, "Rank of the adapter.", low=1, group="Model")
     lora_alpha: int = option(32, "Scale of the adapter.", low=1, group="Model")
     lora_dropout: float = option(0.05, "Dropout of the adapter.", low=0.0, high=1.0, group="Model")
-    target_modules: str = option(
-        "all-linear", "Modules that get an adapter, separated by commas.", listed=True, group="Model"
-    )
+    target_modules: str = option("all-linear", "Modules to adapt, separated by commas.", listed=True, group="Model")
     merge_adapter: bool = option(False, "Save the adapter merged into the model.", group="Model")
     trust_remote_code: bool = option(False, "Allow models that bring their own code.", group="Model")
 
     log: str = option(
         "none",
-        "Where to log besides the terminal: none, tensorboard, wandb, trackio, ...",
+        "Trackers to log to in addition to the terminal: none, tensorboard, wandb, trackio, ...",
         group="Logging and saving",
     )
     logging_steps: int = option(10, "Steps between two log lines.", low=1, group="Logging and saving")
     eval_strategy: str = option(
         "epoch",
-        "When to evaluate, where there is a validation split.",
+        "When to evaluate, if there is a validation split.",
         choices=STRATEGIES,
         group="Logging and saving",
     )
