@@ -11,7 +11,7 @@ from datasets import Dataset
 from trl import TrlParser
 
 from trl_distill import DistillationSFTConfig, PromptDistillationTrainer
-from trl_distill.models.loading import load_model, load_tokenizer, resolve
+from trl_distill.models.loading import ModelSource, resolve
 
 
 class CustomDistillationTrainer(PromptDistillationTrainer):
@@ -50,12 +50,12 @@ def main(args: list[str] | None = None) -> CustomDistillationTrainer:
         teacher_model="embedded", teacher_prompt_template="Write the words in reverse order.\n{input}\n",
     )  # fmt: skip
     config, rest = parser.parse_args_and_config(args)
-    path = resolve(rest.model, role="model")
+    source = ModelSource(resolve(rest.model, role="model"))
     trainer = CustomDistillationTrainer(
-        load_model(path, role="model"),
+        source.load_model(),
         config,
         train_dataset=Dataset.from_dict({"text": ["red green blue", "one two three", "sun moon star", "up down left"]}),
-        processing_class=load_tokenizer(path, role="model"),
+        processing_class=source.load_tokenizer(),
     )
     trainer.train()
     return trainer

@@ -33,7 +33,7 @@ PACKAGE = ROOT / "src" / "trl_distill"
 SETTING, VALUE = "temperature", 3.25  # in binary exact, and no other value of a run
 SET_UP = (
     *("teacher_of", "recipe_of", "teachers_of_run", "find_targets", "has_targets", "weighing", "parse_template"),
-    *("resolve", "load_config", "load_tokenizer", "load_model", "adapter_of", "template_date", "is_prepared"),
+    *("resolve", "config", "load_tokenizer", "load_model", "adapter", "template_date", "is_prepared"),
     *("check_agreement", "check_arguments", "check_fitness", "check_list", "check_apart", "check_mixing", "freshness"),
     *("check_several", "check_value", "temperatures_of"),
 )

@@ -11,7 +11,7 @@ from peft import LoraConfig
 from small_runs import check_teacher_is_apart, losses, make
 
 from trl_distill.cli import main
-from trl_distill.models.loading import load_model
+from trl_distill.models.loading import ModelSource
 
 KINDS = ["int4", "int8"]
 
@@ -32,7 +32,7 @@ def lora():
 def test_a_quantized_student_learns(kind, teacher, wide_dir, wide_teacher_dir, tmp_path, gpu):
     name = wide_teacher_dir if teacher == "other" else "self"
     plain = losses(make(wide_dir, name, tmp_path, peft=lora()))
-    model = load_model(str(wide_dir), role="model", quantization=kind, device=gpu)
+    model = ModelSource(str(wide_dir), quantization=kind, device=gpu).load_model()
     assert {p.device for p in model.parameters()} == {gpu}
     trainer = make(wide_dir, name, tmp_path, model=model, peft=lora(), max_steps=20)
     found = losses(trainer)
@@ -57,7 +57,7 @@ def test_a_quantized_teacher_teaches_nearly_what_it_did(kind, wide_dir, wide_tea
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_quantized_model_stays_on_the_cpu_if_it_is_to(kind, wide_dir):
-    model = load_model(str(wide_dir), role="model", quantization=kind, device="cpu")
+    model = ModelSource(str(wide_dir), quantization=kind, device="cpu").load_model()
     assert {p.device.type for p in model.parameters()} == {"cpu"}
 
 

@@ -10,7 +10,7 @@ import torch
 
 from trl_distill import LLMTrainingParams, run
 from trl_distill.errors import ModelError, TeacherError
-from trl_distill.models.loading import check_can_merge, load_config, load_model, load_tokenizer, resolve
+from trl_distill.models.loading import ModelSource, resolve
 from trl_distill.teachers.loading import load_teacher
 
 
@@ -41,16 +41,16 @@ def test_a_tokenizer_gets_a_padding_token_and_needs_an_end(tiny_model_dir, tmp_p
     from tokenizers import Tokenizer, models
     from transformers import PreTrainedTokenizerFast
 
-    assert load_tokenizer(str(tiny_model_dir), role="model").pad_token_id is not None
+    assert ModelSource(str(tiny_model_dir)).load_tokenizer().pad_token_id is not None
     backend = Tokenizer(models.WordLevel({"a": 0, "<unk>": 1}, unk_token="<unk>"))
     PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<unk>").save_pretrained(tmp_path)
     with pytest.raises(ModelError, match="no end-of-sequence token"):
-        load_tokenizer(str(tmp_path), role="model")
+        ModelSource(str(tmp_path)).load_tokenizer()
 
 
 @pytest.mark.parametrize("kind", ["int4", "int8"])
 def test_a_quantized_model_is_quantized(kind, tiny_model_dir):
-    model = load_model(str(tiny_model_dir), role="model", quantization=kind, dtype="auto")
+    model = ModelSource(str(tiny_model_dir), quantization=kind, dtype="auto").load_model()
     assert model.is_quantized
 
 
@@ -60,7 +60,7 @@ def adapter_dir(tiny_model_dir, tmp_path_factory):
     from peft import LoraConfig, get_peft_model
 
     folder = tmp_path_factory.mktemp("adapter") / "run"
-    base = load_model(resolve(str(tiny_model_dir), role="model"), role="model")
+    base = ModelSource(resolve(str(tiny_model_dir), role="model")).load_model()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         config = LoraConfig(r=2, target_modules="all-linear", init_lora_weights=False, task_type="CAUSAL_LM")
@@ -77,23 +77,23 @@ def logits(model):
 def test_an_adapter_is_its_base_with_the_adapter_merged_into_it(adapter_dir, tiny_model_dir):
     from transformers import AutoModelForCausalLM
 
-    model = load_model(str(adapter_dir), role="model")
+    model = ModelSource(str(adapter_dir)).load_model()
     assert type(model).__name__ == "LlamaForCausalLM"
     assert not any("lora" in name for name, _ in model.named_modules())
     assert all(p.requires_grad for p in model.parameters())
     expected = logits(AutoModelForCausalLM.from_pretrained(adapter_dir))
     torch.testing.assert_close(logits(model), expected, rtol=1e-4, atol=1e-5)
-    assert (logits(load_model(str(tiny_model_dir), role="model")) - expected).abs().max() > 0.01
-    assert load_config(str(adapter_dir), role="model").model_type == "llama"
+    assert (logits(ModelSource(str(tiny_model_dir)).load_model()) - expected).abs().max() > 0.01
+    assert ModelSource(str(adapter_dir)).config.model_type == "llama"
 
 
 def test_an_adapters_tokenizer_is_its_own_where_there_is_one_else_its_bases(adapter_dir, tmp_path):
-    assert load_tokenizer(str(adapter_dir), role="model").chat_template is None
+    assert ModelSource(str(adapter_dir)).load_tokenizer().chat_template is None
     folder = shutil.copytree(adapter_dir, tmp_path / "with")
-    tokenizer = load_tokenizer(str(adapter_dir), role="model")
+    tokenizer = ModelSource(str(adapter_dir)).load_tokenizer()
     tokenizer.chat_template = "mine"
     tokenizer.save_pretrained(folder)
-    assert load_tokenizer(str(folder), role="model").chat_template == "mine"
+    assert ModelSource(str(folder)).load_tokenizer().chat_template == "mine"
 
 
 def test_a_project_of_an_adapter_teaches_and_learns(tiny_model_dir, tmp_path):
@@ -128,8 +128,8 @@ def test_an_adapter_of_a_base_that_is_saved_quantized_is_refused(adapter_dir, ti
     folder = shutil.copytree(adapter_dir, tmp_path / "adapter")
     edit(folder, base_model_name_or_path=str(base))
     with pytest.raises(ModelError, match="quantized base; set its base to the unquantized model"):
-        check_can_merge(str(folder), role="model")
-    check_can_merge(str(base), role="model", quantization="int4", new_adapter=True)
+        ModelSource(str(folder)).check_can_merge()
+    ModelSource(str(base), quantization="int4").check_can_merge(new_adapter=True)
 
 
 def edit(folder, **values):
@@ -142,18 +142,19 @@ def edit(folder, **values):
 def test_an_adapter_without_its_base_says_where_to_name_it(base, adapter_dir, tmp_path):
     folder = shutil.copytree(adapter_dir, tmp_path / "moved")
     edit(folder, base_model_name_or_path=str(folder) if base == "itself" else base)
-    for load in (load_config, load_tokenizer, load_model):
+    source = ModelSource(str(folder), role="teacher_model")
+    for load in (lambda: source.config, source.load_tokenizer, source.load_model):
         with pytest.raises(TeacherError, match=r"is an adapter of .*set base_model_name_or_path in its adapter_config"):
-            load(str(folder), role="teacher_model")
+            load()
 
 
 def test_an_adapter_that_cannot_be_read_or_merged_is_one_sentence(adapter_dir, tiny_teacher_dir, tmp_path):
     folder = shutil.copytree(adapter_dir, tmp_path / "other")
     edit(folder, base_model_name_or_path=str(tiny_teacher_dir))  # of another width
     with pytest.raises(ModelError, match="no adapter could be loaded") as caught:
-        load_model(str(folder), role="model")
+        ModelSource(str(folder)).load_model()
     assert "\n" not in str(caught.value)
     for text in ("{", "[]"):
         (folder / "adapter_config.json").write_text(text)
         with pytest.raises(ModelError, match=r"no adapter_config\.json could be loaded"):
-            load_config(str(folder), role="model")
+            ModelSource(str(folder)).load_model()

@@ -17,7 +17,7 @@ from trl import SFTConfig, SFTTrainer
 
 from trl_distill import DistillationSFTConfig, DistillationSFTTrainer, LLMTrainingParams
 from trl_distill.embedded import embedded_path
-from trl_distill.models.loading import load_model
+from trl_distill.models.loading import ModelSource
 from trl_distill.runs.api import run
 from trl_distill.teachers.target_store.folder import TargetFolder
 
@@ -184,7 +184,7 @@ def test_a_run_saves_the_end_beside_an_adapter_and_in_a_merged_model(merge, tiny
     assert stops_of(tmp_path / "run") == [eos, end]
     base = result.model if merge else result.model.get_base_model()
     assert base.generation_config.eos_token_id == [eos, end]
-    again = load_model(str(tmp_path / "run"), role="model")  # as a next stage's student
+    again = ModelSource(str(tmp_path / "run")).load_model()  # as a next stage's student
     assert again.generation_config.eos_token_id == [eos, end]
 
 

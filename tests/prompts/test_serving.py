@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
 from trl import SFTConfig, SFTTrainer
 
 from trl_distill import DistillationSFTTrainer, LLMTrainingParams, generate_with_teacher, run
-from trl_distill.models.loading import load_tokenizer
+from trl_distill.models.loading import ModelSource
 from trl_distill.prompts.tokenization import tokenize_prompt
 
 ROWS = [
@@ -102,7 +102,7 @@ def test_a_conversations_system_message_is_served_if_it_is_the_same_in_all_rows(
     result = run(LLMTrainingParams(**{**chat, **more}))  # each conversation brings its own, which its template renders
     assert "  chat template" not in capsys.readouterr().out
     loaded = AutoTokenizer.from_pretrained(result.paths["project"])
-    assert loaded.chat_template == load_tokenizer(str(chat_model_dir), role="model").chat_template
+    assert loaded.chat_template == ModelSource(str(chat_model_dir)).load_tokenizer().chat_template
     assert not (result.paths["project"] / "additional_chat_templates").exists()
 
 
@@ -155,8 +155,8 @@ def test_the_models_own_stays_and_a_line_says_why(
 def test_later_stages_read_the_models_own(settings, chat_model_dir, tmp_path):
     chat = {**settings, "model": str(chat_model_dir)}
     first = run(LLMTrainingParams(**chat))
-    folder, own = first.paths["project"], load_tokenizer(str(chat_model_dir), role="model").chat_template
-    assert load_tokenizer(str(folder), role="model").chat_template == own
+    folder, own = first.paths["project"], ModelSource(str(chat_model_dir)).load_tokenizer().chat_template
+    assert ModelSource(str(folder)).load_tokenizer().chat_template == own
     later = {**settings, "data_path": Dataset.from_list(TALKS), "student_prompt_template": "{input}"}
     expected = ids_of(chat_model_dir)
     for number, model in enumerate((str(folder), first.model)):
@@ -266,6 +266,6 @@ def test_the_cards_snippet_gives_the_ids_of_training(kind, ends, settings, tiny_
         exec(code.replace(repr(result.paths["project"].name), repr(str(result.paths["project"]))), names)
     expected = read_in_training(result.trainer)
     if kind == "text itself":
-        expected = tokenize_prompt(load_tokenizer(str(model), role="model"), "a b c")
+        expected = tokenize_prompt(ModelSource(str(model)).load_tokenizer(), "a b c")
     assert names["inputs"]["input_ids"][0].tolist() == expected
     assert printed.getvalue() == shown + "\n"

@@ -17,7 +17,7 @@ from transformers import Gemma2Config, Gemma2ForCausalLM
 from trl_distill import LLMTrainingParams, ParamsError, TeacherError, generate_with_teacher
 from trl_distill.cli import main
 from trl_distill.models.generation import GenerationSettings
-from trl_distill.models.loading import load_model
+from trl_distill.models.loading import ModelSource
 from trl_distill.teachers.completions.engines import selection as engines
 from trl_distill.teachers.completions.engines.continuous_batching import ContinuousBatching
 from trl_distill.teachers.completions.generate import complete
@@ -225,7 +225,7 @@ def adapted(tmp_path_factory):
     import peft
 
     folder = tmp_path_factory.mktemp("adapted")
-    base = load_model(load_teacher("embedded").source.path, role="model")
+    base = ModelSource(load_teacher("embedded").source.path).load_model()
     config = peft.LoraConfig(r=4, target_modules=["q_proj", "v_proj", "down_proj"], init_lora_weights=False)
     torch.manual_seed(0)
     peft.get_peft_model(base, config).save_pretrained(folder)

@@ -168,8 +168,7 @@ WRONG = [
 
 @pytest.mark.parametrize(("changed", "error", "sentence"), WRONG, ids=[w[2][-24:] for w in WRONG])
 def test_what_is_wrong_is_named_before_a_model_loads(changed, error, sentence, settings, monkeypatch):
-    for module in ("sources", "teachers"):
-        monkeypatch.setattr(f"trl_distill.{module}.load_model", None)  # calling it would be another error
+    monkeypatch.setattr("trl_distill.models.loading.ModelSource.load_model", None)  # calling it would be another error
     with pytest.raises(error, match=sentence):
         run(LLMTrainingParams(**{**settings, **changed}))
 

@@ -58,8 +58,7 @@ def no_model(*_, **__):
 
 
 def test_the_command_refuses_before_a_model_loads(command, chat_model_dir, tmp_path, monkeypatch):
-    monkeypatch.setattr("trl_distill.models.loading.load_model", no_model)
-    monkeypatch.setattr("trl_distill.models.loading.load_model", no_model)
+    monkeypatch.setattr("trl_distill.models.loading.ModelSource.load_model", no_model)
     result = command(chat_model_dir, chat_model_dir, rows=CHATS)
     assert result.exit_code == 2
     assert REFUSED in result.stderr

@@ -514,8 +514,7 @@ WRONG = [
 
 @pytest.mark.parametrize(("content", "error", "sentence"), WRONG, ids=[w[2][-30:] for w in WRONG])
 def test_what_is_wrong_is_named_before_a_model_loads(content, error, sentence, files, tiny_teacher_dir, monkeypatch):
-    for module in ("sources", "teachers"):
-        monkeypatch.setattr(f"trl_distill.{module}.load_model", None)  # calling it would be another error
+    monkeypatch.setattr("trl_distill.models.loading.ModelSource.load_model", None)  # calling it would be another error
     settings, text = files(), yaml.safe_dump(content).replace("EMBEDDED", str(tiny_teacher_dir))
     with open(settings["teacher_config"], "w") as file:
         file.write(text)

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 from trl_distill.data.collator import DistillationCollator
 from trl_distill.errors import ParamsError, TeacherError
 from trl_distill.models.adapters import merged
-from trl_distill.models.loading import load_model
+from trl_distill.models.loading import ModelSource
 
 pytestmark = pytest.mark.usefixtures("device")
 
@@ -186,7 +186,7 @@ def test_merged_with_tied_embeddings_it_is_the_trained_model(adapter, tiny_model
     ids = torch.tensor([[70, 71, 72]])
     expected = model(ids).logits
     model.save_pretrained(tmp_path / "adapter")
-    loaded = load_model(str(tmp_path / "adapter"), role="model")  # as a teacher, or a next stage's student
+    loaded = ModelSource(str(tmp_path / "adapter")).load_model()  # as a teacher, or a next stage's student
     torch.testing.assert_close(loaded(ids).logits, expected, rtol=1e-4, atol=1e-5)
     merged(model).save_pretrained(tmp_path / "merged")
     again = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")

@@ -1,11 +1,14 @@
-"""From the name a user gives to a configuration, a tokenizer and a model, with a sentence when there is none.
+"""From a model's name to its configuration, tokenizer and weights, with one sentence if they cannot be loaded.
 
 A folder that holds an adapter alone is its base with the adapter merged into it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +18,14 @@ from .embedded import embedded_path
 from .own_chat_template import own_template
 
 if TYPE_CHECKING:
-    from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+    import torch
+    from transformers import (
+        BitsAndBytesConfig,
+        GenerationConfig,
+        PretrainedConfig,
+        PreTrainedModel,
+        PreTrainedTokenizerBase,
+    )
 
 EMBEDDED = "embedded"
 TOKENIZER = "_trl_distill_tokenizer"  # a model that was trained here carries its tokenizer to the next stage
@@ -37,76 +47,197 @@ def resolve(name: str, *, role: str) -> str:
     path = Path(name).expanduser()
     if path.is_dir():
         if not (path / "config.json").is_file() and not (path / "adapter_config.json").is_file():
-            raise _error(role)(f"{role} {name!r} is a folder without config.json; give a folder with a saved model.")
+            raise _error_class(role)(
+                f"{role} {name!r} is a folder without config.json; give a folder with a saved model."
+            )
         return str(path.absolute())  # an adapter names its base by this, wherever it is loaded from
     if name.startswith(("/", "./", "../", "~")) or name.count("/") > 1 or path.is_file():
         there = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
-        raise _error(role)(
+        raise _error_class(role)(
             f"{role} {name!r} is no folder.{nearest(path.name, there)} Give a folder, a Hub name or 'embedded'."
         )
     return name
 
 
-def load_config(
-    path: str, *, role: str, revision: str | None = None, trust_remote_code: bool = False
-) -> PretrainedConfig:
-    """Return a model's configuration, an adapter's base's.
+@dataclass(frozen=True)
+class ModelSource:
+    """Where a model's files are and how its weights are loaded, so that another process can load the same.
 
-    Raises:
-        ModelError, TeacherError: It cannot be found or read.
+    Every property and method raises a ModelError, or a TeacherError for a teacher, if files are missing or cannot be
+    read.
+
+    Attributes:
+        path: What `resolve` returned: a folder or a Hub name.
+        role: The setting that named it, for messages: "model" or "teacher_model".
+        revision: Of a Hub model.
+        dtype: "auto" (as saved), "float32", "bfloat16" or "float16".
+        quantization: "int4" or "int8" by bitsandbytes, else None.
+        device_map: As in transformers.
+        device: Where the model goes without a device map; None is the CPU.
+        attn_implementation: As in transformers.
+        trust_remote_code: Whether code that the model brings may run.
     """
-    from transformers import AutoConfig
 
-    adapter = adapter_of(path, role=role)
-    if adapter is not None:
-        return load_config(adapter.base, role=role, revision=adapter.revision, trust_remote_code=trust_remote_code)
-    return _load(AutoConfig, path, role, "configuration", revision=revision, trust_remote_code=trust_remote_code)
+    path: str
+    role: str = "model"
+    revision: str | None = None
+    dtype: str = "float32"
+    quantization: str | None = None
+    device_map: str | None = None
+    device: str | torch.device | None = None
+    attn_implementation: str | None = None
+    trust_remote_code: bool = False
+
+    @property
+    def is_placed(self) -> bool:
+        """Whether a device map or bitsandbytes decides where the model goes, not `device`."""
+        return self.device_map is not None or self.quantization is not None
+
+    @cached_property
+    def adapter(self) -> Adapter | None:
+        """The adapter that the folder holds, its base found; None for a whole model."""
+        with self._clear_errors(CONFIG):
+            adapter = Adapter.of(self.path)
+        if adapter is None:
+            return None
+        try:
+            base = resolve(adapter.base, role=self.role) if adapter.base else self.path
+        except UsageError:
+            base = self.path
+        if base == self.path:
+            raise self._error(
+                f"is an adapter of {adapter.base!r}, which is no folder with a model; set base_model_name_or_path in "
+                f"its {CONFIG} to where that model is."
+            )
+        return replace(adapter, base=base)
+
+    @cached_property
+    def base(self) -> ModelSource:
+        """Where the adapter's base is; the source itself for a whole model."""
+        if self.adapter is None:
+            return self
+        return replace(self, path=self.adapter.base, revision=self.adapter.revision, quantization=None)
+
+    @cached_property
+    def config(self) -> PretrainedConfig:
+        """The model's configuration, an adapter's base's."""
+        from transformers import AutoConfig
+
+        return self._from_files(AutoConfig, "configuration") if self.adapter is None else self.base.config
+
+    def load_generation_config(self) -> GenerationConfig:
+        """Return how the model generates, from its files (an adapter's base's) or else from its configuration."""
+        from transformers import GenerationConfig
+
+        if self.adapter is not None and not (Path(self.path) / "generation_config.json").is_file():
+            return self.base.load_generation_config()
+        try:
+            return GenerationConfig.from_pretrained(self.path, revision=self.revision or "main")
+        except OSError:
+            return GenerationConfig.from_model_config(self.config)
+
+    def load_tokenizer(self) -> PreTrainedTokenizerBase:
+        """Return the tokenizer, with a padding token; an adapter's own, else its base's.
+
+        Its chat template is the model's own, also if the student was saved with one that renders its trained prompt.
+
+        Raises:
+            ModelError, TeacherError: It has no token that ends a sequence.
+        """
+        from transformers import AutoTokenizer
+
+        if self.adapter is not None and not self.adapter.has_tokenizer:
+            return self.base.load_tokenizer()
+        tokenizer: PreTrainedTokenizerBase = self._from_files(AutoTokenizer, "tokenizer")
+        if tokenizer.eos_token_id is None:
+            raise self._error("has a tokenizer with no end-of-sequence token; set eos_token in its files.")
+        if tokenizer.pad_token_id is None:
+            tokenizer.pad_token = tokenizer.eos_token
+        tokenizer.chat_template = own_template(tokenizer.chat_template)
+        return tokenizer
+
+    def load_model(self) -> PreTrainedModel:
+        """Load a causal language model, or an encoder-decoder; an adapter is merged into its base.
+
+        Raises:
+            ModelError, TeacherError: It is an adapter of a quantized base, or of another model.
+        """
+        import torch
+        from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
+
+        if self.adapter is not None:
+            self.check_can_merge()
+            base = self.base.load_model()
+            with self._clear_errors("adapter"):
+                merged = self.adapter.merged_into(base)
+            if not self.config.is_encoder_decoder:
+                merged.generation_config = self.load_generation_config()  # it may end elsewhere
+            return merged
+        device_map: str | dict[str, str] | None = self.device_map
+        if self.quantization is not None and device_map is None and self.device is not None:
+            # transformers takes a GPU that it finds
+            device_map = {"": "cpu"} if torch.device(self.device).type == "cpu" else None
+        return self._from_files(
+            AutoModelForSeq2SeqLM if self.config.is_encoder_decoder else AutoModelForCausalLM,
+            "weights",
+            dtype=self.dtype if self.dtype == "auto" else getattr(torch, self.dtype),
+            device_map=device_map,
+            attn_implementation=self.attn_implementation,
+            quantization_config=None if self.quantization is None else quantization_config(self.quantization),
+        )
+
+    def check_can_merge(self, *, new_adapter: bool = False) -> None:
+        """Refuse an adapter that cannot become a plain model, or must not; a whole model passes.
+
+        Args:
+            new_adapter: Whether another adapter will be saved that belongs to the merged model, which is in no folder.
+        """
+        if self.adapter is None:
+            return
+        flag = "--teacher-quantization" if self.role == "teacher_model" else "--quantization"
+        if self.quantization is not None or getattr(self.config, "quantization_config", None) is not None:
+            do = f"drop {flag}" if self.quantization is not None else "set its base to the unquantized model"
+            raise self._error(
+                f"is an adapter, which cannot be merged into a quantized base; {do}, or merge the two and save a whole "
+                "model first (--merge-adapter)."
+            )
+        if new_adapter:
+            raise self._error(
+                "is an adapter, and a new one would belong to a model that is in no folder; add --merge-adapter to "
+                "save a whole model, or drop --peft."
+            )
+
+    def _from_files(self, kind: Any, what: str, **options: object) -> Any:
+        """Call `from_pretrained` with the options that are given."""
+        options |= {"revision": self.revision, "trust_remote_code": self.trust_remote_code}
+        with self._clear_errors(what):
+            return kind.from_pretrained(self.path, **{k: v for k, v in options.items() if v is not None})
+
+    @contextmanager
+    def _clear_errors(self, what: str) -> Iterator[None]:
+        """Turn the many errors of loading into one sentence."""
+        try:
+            yield
+        except (OSError, ValueError, KeyError) as error:
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            server = ""
+            if self.role == "teacher_model" and not Path(self.path).exists():
+                server = (
+                    f" A model behind a server is openai:{self.path} at OpenAI, or http://host:port/v1#{self.path} "
+                    "elsewhere."
+                )
+            raise _error_class(self.role)(
+                f"{self.role} {self.path!r}: no {what} could be loaded ({reason.rstrip('.')}); give a folder with a "
+                f"saved model, a Hub name that this machine can reach, or 'embedded'.{server}"
+            ) from error
+
+    def _error(self, problem: str) -> UsageError:
+        return _error_class(self.role)(f"{self.role} {self.path!r} {problem}")
 
 
-def load_generation_config(path: str, *, config: PretrainedConfig, revision: str | None = None) -> GenerationConfig:
-    """Return how a model generates, from its files (an adapter's base's) or, where they are silent, its configuration.
-
-    Args:
-        path: What `resolve` returned.
-        config: The model's configuration.
-        revision: Revision of a Hub model.
-    """
-    from transformers import GenerationConfig
-
-    adapter = adapter_of(path, role="teacher_model")
-    if adapter is not None and not (Path(path) / "generation_config.json").is_file():
-        return load_generation_config(adapter.base, config=config, revision=adapter.revision)
-    try:
-        return GenerationConfig.from_pretrained(path, revision=revision or "main")
-    except OSError:
-        return GenerationConfig.from_model_config(config)
-
-
-def load_tokenizer(
-    path: str, *, role: str, revision: str | None = None, trust_remote_code: bool = False
+def tokenizer_of(
+    model: PreTrainedModel, *, role: str = "model", trust_remote_code: bool = False
 ) -> PreTrainedTokenizerBase:
-    """Return a model's tokenizer, with a padding token; an adapter's own, else its base's.
-
-    Its chat template is the model's own, also if the student was saved with one that renders its trained prompt.
-
-    Raises:
-        ModelError, TeacherError: It cannot be found or read, or has no token that ends a sequence.
-    """
-    from transformers import AutoTokenizer
-
-    adapter = adapter_of(path, role=role)
-    if adapter is not None and not adapter.has_tokenizer:
-        return load_tokenizer(adapter.base, role=role, revision=adapter.revision, trust_remote_code=trust_remote_code)
-    tokenizer = _load(AutoTokenizer, path, role, "tokenizer", revision=revision, trust_remote_code=trust_remote_code)
-    if tokenizer.eos_token_id is None:
-        raise _error(role)(f"{role} {path!r}: its tokenizer has no end-of-sequence token; set eos_token in its files.")
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    tokenizer.chat_template = own_template(tokenizer.chat_template)
-    return tokenizer
-
-
-def tokenizer_of(model: Any, *, role: str = "model", trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
     """Return the tokenizer of a loaded model: the one that it carries from an earlier stage, else its folder's.
 
     Args:
@@ -115,87 +246,20 @@ def tokenizer_of(model: Any, *, role: str = "model", trust_remote_code: bool = F
         trust_remote_code: Allow code that the tokenizer brings.
 
     Raises:
-        ModelError, TeacherError: It does not say where it is, or see `load_tokenizer`.
+        ModelError, TeacherError: It does not say where it is, or see `ModelSource.load_tokenizer`.
     """
     carried, source = getattr(model, TOKENIZER, None), model.config._name_or_path
     if carried is not None:
         return carried
     if not source:
-        raise _error(role)(
+        raise _error_class(role)(
             f"{role} is a loaded model that does not say where its tokenizer is; save it to a folder with its "
             "tokenizer and give that."
         )
-    return load_tokenizer(source, role=role, trust_remote_code=trust_remote_code)
+    return ModelSource(source, role, trust_remote_code=trust_remote_code).load_tokenizer()
 
 
-def load_model(
-    path: str,
-    *,
-    role: str,
-    revision: str | None = None,
-    dtype: str = "float32",
-    quantization: str | None = None,
-    device_map: str | None = None,
-    device: Any = None,
-    attn_implementation: str | None = None,
-    trust_remote_code: bool = False,
-    encoder_decoder: bool = False,
-) -> PreTrainedModel:
-    """Load a causal language model, or an encoder-decoder; an adapter is merged into its base.
-
-    Args:
-        path: What `resolve` returned.
-        role: "model" or "teacher_model", for messages.
-        revision: Revision of a Hub model.
-        dtype: "auto", "float32", "bfloat16" or "float16".
-        quantization: "int4" (nf4) or "int8" by bitsandbytes.
-        device_map: As in transformers.
-        device: Where the model is to go without a device map. It is loaded on the CPU, except that a quantized one is
-            loaded where it stays: there, by default on the GPU if there is one.
-        attn_implementation: As in transformers.
-        trust_remote_code: Allow code that the model brings.
-        encoder_decoder: Whether it is one; such a model only teaches.
-
-    Raises:
-        ModelError, TeacherError: It cannot be found or read, or is an adapter of a quantized base.
-    """
-    import torch
-    from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
-
-    adapter = adapter_of(path, role=role)
-    if adapter is not None:
-        check_can_merge(path, role=role, quantization=quantization, trust_remote_code=trust_remote_code)
-        base = load_model(
-            adapter.base,
-            role=role,
-            revision=adapter.revision,
-            dtype=dtype,
-            device_map=device_map,
-            device=device,
-            attn_implementation=attn_implementation,
-            trust_remote_code=trust_remote_code,
-            encoder_decoder=encoder_decoder,
-        )
-        merged = _told(lambda: adapter.merged_into(base), path, role, "adapter")
-        if not encoder_decoder:
-            merged.generation_config = load_generation_config(path, config=merged.config)  # it may end elsewhere
-        return merged
-    options: dict[str, Any] = {
-        "revision": revision,
-        "trust_remote_code": trust_remote_code,
-        "device_map": device_map,
-        "attn_implementation": attn_implementation,
-        "dtype": dtype if dtype == "auto" else getattr(torch, dtype),
-    }
-    if quantization is not None:
-        options["quantization_config"] = quantization_config(quantization)
-        if device_map is None and device is not None and torch.device(device).type == "cpu":
-            options["device_map"] = {"": "cpu"}  # transformers takes a GPU that it finds
-    kind = AutoModelForSeq2SeqLM if encoder_decoder else AutoModelForCausalLM
-    return _load(kind, path, role, "weights", **options)
-
-
-def quantization_config(kind: str) -> Any:
+def quantization_config(kind: str) -> BitsAndBytesConfig:
     """Return the bitsandbytes configuration of "int4" (nf4, computed in bfloat16) or "int8"."""
     import torch
     from transformers import BitsAndBytesConfig
@@ -210,89 +274,5 @@ def quantization_config(kind: str) -> Any:
     )
 
 
-def adapter_of(path: str, *, role: str) -> Adapter | None:
-    """Return the adapter that a folder holds, its base found; None where it holds a whole model.
-
-    Args:
-        path: What `resolve` returned.
-        role: "model" or "teacher_model", for messages.
-
-    Raises:
-        ModelError, TeacherError: Its configuration cannot be read, or its base is no longer where it says.
-    """
-    adapter: Adapter | None = _told(lambda: Adapter.of(path), path, role, CONFIG)
-    if adapter is None:
-        return None
-    try:
-        base = resolve(adapter.base, role=role) if adapter.base else path
-    except UsageError:
-        base = path
-    if base == path:
-        raise _error(role)(
-            f"{role} {path!r} is an adapter of {adapter.base!r}, which is no folder with a model; set "
-            f"base_model_name_or_path in its {CONFIG} to where that model is."
-        ) from None
-    return Adapter(adapter.folder, base, adapter.revision)
-
-
-def check_can_merge(
-    path: str,
-    *,
-    role: str,
-    quantization: str | None = None,
-    new_adapter: bool = False,
-    trust_remote_code: bool = False,
-) -> None:
-    """Refuse an adapter that cannot become a plain model, or must not; a whole model passes.
-
-    Args:
-        path: What `resolve` returned.
-        role: "model" or "teacher_model", for messages.
-        quantization: What its base would be quantized to; nothing can be added to such weights.
-        new_adapter: Whether another adapter will be saved that belongs to the merged model, which is in no folder.
-        trust_remote_code: Allow code that the base brings.
-
-    Raises:
-        ModelError, TeacherError: Saying what to do.
-    """
-    if adapter_of(path, role=role) is None:
-        return
-    saved = load_config(path, role=role, trust_remote_code=trust_remote_code)
-    flag = "--teacher-quantization" if role == "teacher_model" else "--quantization"
-    if quantization is not None or getattr(saved, "quantization_config", None) is not None:
-        do = f"drop {flag}" if quantization is not None else "set its base to the unquantized model"
-        raise _error(role)(
-            f"{role} {path!r} is an adapter, which cannot be merged into a quantized base; {do}, or merge the two and "
-            "save a whole model first (--merge-adapter)."
-        )
-    if new_adapter:
-        raise _error(role)(
-            f"{role} {path!r} is an adapter, and a new one would belong to a model that is in no folder; add "
-            "--merge-adapter to save a whole model, or drop --peft."
-        )
-
-
-def _load(kind: Any, path: str, role: str, what: str, **options: Any) -> Any:
-    """Call `from_pretrained` and turn its many errors into one sentence."""
-    given = {k: v for k, v in options.items() if v is not None}
-    return _told(lambda: kind.from_pretrained(path, **given), path, role, what)
-
-
-def _told(load: Callable[[], Any], path: str, role: str, what: str) -> Any:
-    """Return what `load` returns, its errors as one sentence."""
-    try:
-        return load()
-    except (OSError, ValueError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        server = ""
-        if role == "teacher_model" and not Path(path).exists():
-            server = f" A model behind a server is openai:{path} at OpenAI, or http://host:port/v1#{path} elsewhere."
-        raise _error(role)(
-            f"{role} {path!r}: no {what} could be loaded ({reason.rstrip('.')}); give a folder with a saved model, a "
-            f"Hub name that this machine can reach, or 'embedded'.{server}"
-        ) from error
-
-
-def _error(role: str) -> type[UsageError]:
-    """Return the error class of the student or of the teacher."""
+def _error_class(role: str) -> type[UsageError]:
     return TeacherError if role == "teacher_model" else ModelError

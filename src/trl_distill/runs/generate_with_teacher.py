@@ -16,7 +16,7 @@ from ..data.memory import TAKEN, as_dataset, is_frame
 from ..data.rows import INPUT, INPUT_COLUMN
 from ..errors import DataError, ParamsError, TeacherError
 from ..models.generation import Completion, GenerationSettings
-from ..models.loading import EMBEDDED, TOKENIZER, load_tokenizer, resolve
+from ..models.loading import EMBEDDED, TOKENIZER, ModelSource, resolve
 from ..prompts.messages import with_reasoning
 from ..prompts.rendering import own_prompt, render
 from ..prompts.template import Template, parse_template
@@ -203,7 +203,7 @@ def _teacher(model: Any, tokenizer: Any, *, device: Any, **loading: Any) -> Any:
     if isinstance(model, str):
         if tokenizer is None and endpoint_of(model) is not None:
             # a server counts its own tokens, and nothing is cut into a student's here
-            tokenizer = load_tokenizer(resolve(EMBEDDED, role="teacher_model"), role="teacher_model")
+            tokenizer = ModelSource(resolve(EMBEDDED, role="teacher_model")).load_tokenizer()
         device = accelerator() if device is None else device
         teacher = load_teacher(model, tokenizer=tokenizer, device=device, **loading)
     elif isinstance(model, Teacher):

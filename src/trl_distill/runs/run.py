@@ -121,29 +121,26 @@ class Run:
 
     def load_tokenizer(self) -> None:
         """Load the student's configuration and tokenizer, with the chat template asked for."""
-        from ..models.loading import check_can_merge, load_config, load_tokenizer, resolve, tokenizer_of
+        from ..models.loading import ModelSource, resolve, tokenizer_of
         from ..models.own_chat_template import own_tokenizer
         from ..prompts.chat_template import take_chat_template
 
-        model, trust = self.params.model, self.params.trust_remote_code
+        params, model, trust = self.params, self.params.model, self.params.trust_remote_code
+        self.source: ModelSource | None = None
         if isinstance(model, str):
-            self.model_path: str | None = resolve(model, role="model")
-            check_can_merge(
-                self.model_path,
-                role="model",
-                quantization=self.params.quantization,
-                new_adapter=self.params.peft and not self.params.merge_adapter,
+            self.source = ModelSource(
+                resolve(model, role="model"),
+                dtype=params.dtype,
+                quantization=params.quantization,
+                device=self._device,
+                attn_implementation=params.attn_implementation,
                 trust_remote_code=trust,
             )
-            self.model_config = load_config(self.model_path, role="model", trust_remote_code=trust)
+            self.source.check_can_merge(new_adapter=params.peft and not params.merge_adapter)
+            self.model_config, self.tokenizer = self.source.config, self.source.load_tokenizer()
         else:
-            self.model_path, self.model_config = None, model.config
-        if self.model_path is None:
-            self.tokenizer = copy(
-                own_tokenizer(tokenizer_of(model, trust_remote_code=trust))
-            )  # that one stays as it is
-        else:
-            self.tokenizer = load_tokenizer(self.model_path, role="model", trust_remote_code=trust)
+            self.model_config = model.config
+            self.tokenizer = copy(own_tokenizer(tokenizer_of(model, trust_remote_code=trust)))  # that one stays
         take_chat_template(self.tokenizer, self.params.chat_template, trust_remote_code=trust)
 
     def prepare_data(self) -> None:
@@ -186,7 +183,7 @@ class Run:
             student=config,
             device=self._device,
             own=lambda: self.student,
-            own_source=self._source(),
+            own_source=self.source,
             generation_config=self._generation_config(),
             writing=writing,
             written_by=writers_of_data(self.args, given, self.train_data),
@@ -198,7 +195,7 @@ class Run:
         self.args.chat_template_date = None if self.day.day is None else self.day.day.isoformat()
         weights = Student(
             lambda: self.student,
-            self.model_path,
+            None if self.source is None else self.source.path,
             getattr(config, "_commit_hash", None),
             self.params.quantization,
             self.trainer_class,
@@ -224,16 +221,6 @@ class Run:
             self.state.print(f"Dry run: figures are of the first {sample} rows at most; nothing was trained.")
         elif not writing:
             self.teacher = from_store(self.args, self.teacher, self._named())
-
-    def _source(self) -> Any:
-        """Return where the student is loaded from; None for a loaded model."""
-        from ..teachers.completions.engines.base import Source
-
-        if self.model_path is None:
-            return None
-        params = self.params
-        how: dict[str, Any] = {"dtype": params.dtype, "quantization": params.quantization, "device": self._device}
-        return Source(self.model_path, trust_remote_code=params.trust_remote_code, **how)
 
     def _check_rows(self, rows: Dataset, *, fields: Collection[str] | None) -> None:
         """Refuse to resume on other rows, before the teacher writes for any."""
@@ -302,11 +289,7 @@ class Run:
 
     def _generation_config(self) -> Any:
         """Return the student's generation configuration, without its weights."""
-        from ..models.loading import load_generation_config
-
-        if self.model_path is None:
-            return self.params.model.generation_config
-        return load_generation_config(self.model_path, config=self.model_config)
+        return self.params.model.generation_config if self.source is None else self.source.load_generation_config()
 
     @property
     def _device(self) -> Any:
@@ -316,19 +299,9 @@ class Run:
     @cached_property
     def student(self) -> Any:
         """The student: loaded, or as it was handed over, ready to learn."""
-        from ..models.loading import load_model
-
         params = self.params
-        if self.model_path is not None:
-            return load_model(
-                self.model_path,
-                role="model",
-                dtype=params.dtype,
-                quantization=params.quantization,
-                device=self._device,
-                attn_implementation=params.attn_implementation,
-                trust_remote_code=params.trust_remote_code,
-            )
+        if self.source is not None:
+            return self.source.load_model()
         if not any(p.requires_grad for p in params.model.parameters()):
             params.model.requires_grad_(True)  # one that was a teacher, or whose adapter was merged, is frozen
         return params.model

@@ -9,10 +9,9 @@ from ..config.endpoints import Endpoint, is_openai_name, parse_endpoint
 from ..errors import TeacherError
 from ..models.adapters import without_peft
 from ..models.architectures import check_causal, check_encoder_decoder
-from ..models.loading import check_can_merge, load_config, load_generation_config, load_model, load_tokenizer, resolve
+from ..models.loading import ModelSource, resolve
 from ..models.own_chat_template import own_tokenizer
 from .base import Teacher
-from .completions.engines.base import Source
 from .local import fingerprint
 from .local.teacher import LocalTeacher
 from .remote.request_pool import RemoteSettings
@@ -76,25 +75,23 @@ def load_teacher(
         if tokenizer is None:
             raise TeacherError(f"teacher_model {spec!r} has no tokenizer of its own; pass the student's as tokenizer=.")
         return RemoteTeacher(endpoint, tokenizer=tokenizer, settings=remote)
-    path = resolve(spec, role="teacher_model")
-    check_can_merge(path, role="teacher_model", quantization=quantization, trust_remote_code=trust_remote_code)
-    config = load_config(path, role="teacher_model", revision=revision, trust_remote_code=trust_remote_code)
+    source = ModelSource(
+        resolve(spec, role="teacher_model"),
+        role="teacher_model",
+        revision=revision,
+        dtype=dtype,
+        quantization=quantization,
+        device_map=device_map,
+        device=device,
+        attn_implementation=attn_implementation,
+        trust_remote_code=trust_remote_code,
+    )
+    source.check_can_merge()
+    path, config = source.path, source.config
 
     def load() -> PreTrainedModel:
-        model = load_model(
-            path,
-            role="teacher_model",
-            revision=revision,
-            dtype=dtype,
-            quantization=quantization,
-            device_map=device_map,
-            device=device,
-            attn_implementation=attn_implementation,
-            trust_remote_code=trust_remote_code,
-            encoder_decoder=config.is_encoder_decoder,
-        )
-        placed = device_map is not None or quantization is not None or device is None
-        return model if placed else model.to(device)
+        model = source.load_model()
+        return model if source.is_placed or device is None else model.to(device)
 
     def content() -> list[Any]:
         hub = [path, revision, getattr(config, "_commit_hash", None)]
@@ -103,12 +100,13 @@ def load_teacher(
     # before its tokenizer is looked for: an encoder's would load
     check = check_encoder_decoder if config.is_encoder_decoder else check_causal
     check(spec, config, role="teacher_model")
-    own = load_tokenizer(path, role="teacher_model", revision=revision, trust_remote_code=trust_remote_code)
-    generation_config = load_generation_config(path, config=config, revision=revision)
-    own_sides: dict[str, Any] = {"config": config, "tokenizer": own, "generation_config": generation_config}
+    own_sides: dict[str, Any] = {
+        "config": config,
+        "tokenizer": source.load_tokenizer(),
+        "generation_config": source.load_generation_config(),
+    }
     if config.is_encoder_decoder:
         return LocalTextTeacher(EncoderDecoder(path, load=load, content=content, **own_sides), tokenizer=tokenizer)
-    source = Source(path, revision, dtype, quantization, device_map, trust_remote_code, device)
     return LocalTeacher(path, load=load, content=content, source=source, **own_sides)
 
 
@@ -134,7 +132,7 @@ def loaded_encoder_decoder(
     return EncoderDecoder(
         name,
         config=loaded.config,
-        tokenizer=load_tokenizer(name, role="teacher_model") if tokenizer is None else tokenizer,
+        tokenizer=ModelSource(name, "teacher_model").load_tokenizer() if tokenizer is None else tokenizer,
         load=lambda: loaded if device is None else loaded.to(device),
         generation_config=loaded.generation_config,
     )

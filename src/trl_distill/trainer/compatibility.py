@@ -21,7 +21,7 @@ from ..data.packing import check_packing
 from ..errors import ParamsError
 from ..losses.fused.gpu import INTERPRETED
 from ..models.adapters import is_peft_model
-from ..models.loading import load_config, resolve
+from ..models.loading import ModelSource, resolve
 from ..prompts.system_message import templates_of
 
 if TYPE_CHECKING:
@@ -288,7 +288,7 @@ def _has_trained_tokens(config: Any) -> bool:
 
 def _is_tied(model: Any) -> bool:
     """Whether a student's embedding and head are one weight."""
-    config = load_config(resolve(model, role="model"), role="model") if isinstance(model, str) else model.config
+    config = ModelSource(resolve(model, role="model")).config if isinstance(model, str) else model.config
     return bool(getattr(config.get_text_config(), "tie_word_embeddings", False))
 
 

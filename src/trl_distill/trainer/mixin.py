@@ -27,13 +27,12 @@ from ..models.adapters import base_of, take_penalty
 from ..models.batch_layout import layout_of
 from ..models.completion_forward import add_completion_forward, completion_arguments
 from ..models.generation import evaluating
-from ..models.loading import resolve
+from ..models.loading import ModelSource, resolve
 from ..models.logits_check import check_logits
 from ..models.own_chat_template import own_template
 from ..models.padding_free import student_inputs
 from ..models.quantization import keep_differentiable
 from ..teachers.base import Teacher
-from ..teachers.completions.engines.base import Source
 from ..teachers.local.cross_tokenizer import CrossTeacher
 from ..teachers.local.teacher import LocalTeacher, check_apart
 from ..teachers.multi.teacher import SeveralTeachers, each, take_student
@@ -240,14 +239,18 @@ class DistillationMixin(DatasetsMixin, StepMixin, MetricsMixin, CheckpointsMixin
         ends = weighed.alpha_end, weighed.temperature_end
         self.annealing = Annealing(self.loss_settings, *ends, args.distill_schedule)
 
-    def _source(self) -> Source | None:
+    def _source(self) -> ModelSource | None:
         """Return where the student was loaded from; None for a loaded model, or weights that were quantized then."""
         model: Any = self.base_student
         if self._loaded_from is None or getattr(model, "quantization_method", None) is not None:
             return None
-        how: dict[str, Any] = {"trust_remote_code": self.args.trust_remote_code, "device": self.accelerator.device}
-        options: Any = self.args.model_init_kwargs or {}
-        return Source(self._loaded_from, options.get("revision"), str(model.dtype).removeprefix("torch."), **how)
+        return ModelSource(
+            self._loaded_from,
+            revision=(self.args.model_init_kwargs or {}).get("revision"),
+            dtype=str(model.dtype).removeprefix("torch."),
+            device=self.accelerator.device,
+            trust_remote_code=self.args.trust_remote_code,
+        )
 
     def check_teacher(self) -> None:
         """Refuse a teacher, or settings beside it, that a subclass cannot use; called before anything is written.

@@ -264,7 +264,7 @@ def _reward(config: PPOConfig) -> tuple[Any, Any]:
     """
     from transformers import AutoConfig, AutoModelForSequenceClassification
 
-    from ..models.loading import load_tokenizer, resolve, tokenizer_of
+    from ..models.loading import ModelSource, resolve, tokenizer_of
 
     given, trust = config.reward_model, config.trust_remote_code
     if not isinstance(given, str):
@@ -273,7 +273,7 @@ def _reward(config: PPOConfig) -> tuple[Any, Any]:
         _check_scores(given.config, type(given).__name__)
         return given, tokenizer_of(given, role="reward_model", trust_remote_code=trust)
     path = resolve(given, role="reward_model")
-    tokenizer = load_tokenizer(path, role="reward_model", trust_remote_code=trust)
+    tokenizer = ModelSource(path, "reward_model", trust_remote_code=trust).load_tokenizer()
     found = AutoConfig.from_pretrained(path, trust_remote_code=trust)
     _check_scores(found, *(found.architectures or ["a model of no known kind"])[:1])
     return AutoModelForSequenceClassification.from_pretrained(path, trust_remote_code=trust), tokenizer
@@ -293,25 +293,25 @@ def _tokenizers(given: Any, trust: bool) -> tuple[Any, Any]:
     """Return the student's tokenizer with its own chat template, and as the student is served."""
     from transformers import AutoTokenizer
 
-    from ..models.loading import adapter_of, load_tokenizer, tokenizer_of
+    from ..models.loading import ModelSource, tokenizer_of
     from ..models.own_chat_template import own_tokenizer
 
     if not isinstance(given, str):
         served = tokenizer_of(given, trust_remote_code=trust)
         return own_tokenizer(served), served
-    own = load_tokenizer(given, role="model", trust_remote_code=trust)
-    adapter = adapter_of(given, role="model")
-    if adapter is not None and not adapter.has_tokenizer:
+    source = ModelSource(given, trust_remote_code=trust)
+    own = source.load_tokenizer()
+    if source.adapter is not None and not source.adapter.has_tokenizer:
         return own, own
     return own, AutoTokenizer.from_pretrained(given, trust_remote_code=trust)
 
 
 def _student(given: Any, trust: bool) -> Any:
     """Return the student, its weights to be trained."""
-    from ..models.loading import load_model
+    from ..models.loading import ModelSource
 
     if isinstance(given, str):
-        return load_model(given, role="model", trust_remote_code=trust)
+        return ModelSource(given, trust_remote_code=trust).load_model()
     if not any(parameter.requires_grad for parameter in given.parameters()):
         given.requires_grad_(True)
     return given

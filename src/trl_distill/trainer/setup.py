@@ -14,13 +14,13 @@ from ..data.recipe import Columns, Reading, Recipe
 from ..errors import ParamsError, TeacherError
 from ..models.architectures import vocabulary_rows
 from ..models.generation import Completion, GenerationSettings, length_limit
+from ..models.loading import ModelSource
 from ..prompts.chat_template import take_chat_template
 from ..prompts.fitting import Limit
 from ..prompts.shared_vocabulary import shared_vocabulary
 from ..prompts.system_message import for_reader, teachers_system, templates_of
 from ..prompts.template import parse_template
 from ..teachers.base import Teacher, TextTeacher
-from ..teachers.completions.engines.base import Source
 from ..teachers.completions.engines.selection import check_engine
 from ..teachers.completions.generate import complete, settings_identity
 from ..teachers.completions.store import CompletionStore
@@ -60,7 +60,7 @@ def teacher_of(
     student: PretrainedConfig,
     device: Any = None,
     own: Callable[[], Any] | None = None,
-    own_source: Source | None = None,
+    own_source: ModelSource | None = None,
     generation_config: GenerationConfig | None = None,
     writing: bool = False,
     written_by: Sequence[str] = (),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...errors import TeacherError
 from ...models.adapters import base_of, is_peft_model
-from ..completions.engines.base import Source
+from ...models.loading import ModelSource
 from . import fingerprint
 from .teacher import LocalTeacher
 
@@ -38,7 +38,7 @@ class SelfTeacher(LocalTeacher):
         config: PretrainedConfig,
         tokenizer: PreTrainedTokenizerBase,
         generation_config: GenerationConfig | None = None,
-        source: Source | None = None,
+        source: ModelSource | None = None,
     ) -> None:
         super().__init__(
             SELF,

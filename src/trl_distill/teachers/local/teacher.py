@@ -35,10 +35,10 @@ from ...models.generation import (
     padded_left,
 )
 from ...models.lm_head import lm_head_of
+from ...models.loading import ModelSource
 from ...models.logits_check import attempt, check_logits
 from ...models.padding_free import keeps_apart
 from ...prompts.turn_ends import stop_ids
-from ..completions.engines.base import Source
 from ..completions.stop_strings import cut_at_string, stopping
 from . import fingerprint
 from .forward_batches import MOST, Pass, flattened, plan
@@ -74,7 +74,7 @@ class LocalTeacher:
         load: Callable[[], PreTrainedModel],
         generation_config: GenerationConfig | None = None,
         content: Callable[[], Any] | None = None,
-        source: Source | None = None,
+        source: ModelSource | None = None,
     ) -> None:
         check_causal(name, config, role="teacher_model")
         self.name = name

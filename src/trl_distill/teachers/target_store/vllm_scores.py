@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ...models.adapters import Adapter
-from ..completions.engines.base import EngineError, Source
+from ...models.loading import ModelSource
+from ..completions.engines.base import EngineError
 from ..completions.engines.selection import refusal
 from ..completions.engines.vllm import VLLM
 from .folder import sequence_key
@@ -86,8 +86,8 @@ def unlike(teacher: Teacher, kind: Kind) -> str | None:
     if kind.vocabulary != teacher.vocabulary_rows:
         rows = f"{teacher.vocabulary_rows:,} tokens, of which the student has {kind.vocabulary:,}"
         return f"its probabilities are over the teacher's {rows}"
-    source: Source | None = getattr(teacher, "source", None)
-    if source is not None and Adapter.of(source.path) is not None:
+    source: ModelSource | None = getattr(teacher, "source", None)
+    if source is not None and source.adapter is not None:
         return "of a teacher with an adapter it gives none of a given completion"  # vLLM 0.32 fails, or reads another
     return None
 

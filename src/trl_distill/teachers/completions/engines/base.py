@@ -3,38 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 from ....models.generation import Completion, GenerationSettings
-
-
-@dataclass(frozen=True)
-class Source:
-    """Where a local model's weights are, so that another process can load the same.
-
-    Attributes:
-        path: A folder or a Hub name; an adapter's folder is its base with the adapter.
-        revision: Of a Hub model.
-        dtype: "auto" (as saved), "float32", "bfloat16" or "float16".
-        quantization: "int4" or "int8" by bitsandbytes, else None.
-        device_map: As in transformers.
-        trust_remote_code: Whether code that the model brings may run.
-        device: Where it goes without a device map; None is the CPU.
-    """
-
-    path: str
-    revision: str | None = None
-    dtype: str = "auto"
-    quantization: str | None = None
-    device_map: str | None = None
-    trust_remote_code: bool = False
-    device: Any = None
-
-    @property
-    def spread(self) -> bool:
-        """Whether it is placed by a device map, or by bitsandbytes, and not on `device`."""
-        return self.device_map is not None or self.quantization is not None
 
 
 class Writer(Protocol):

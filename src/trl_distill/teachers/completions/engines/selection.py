@@ -16,8 +16,9 @@ import torch
 
 from ....errors import TeacherError
 from ....models.generation import Completion, GenerationSettings
+from ....models.loading import ModelSource
 from ..store import seed_of
-from .base import Engine, EngineError, Source, Writer
+from .base import Engine, EngineError, Writer
 from .continuous_batching import ContinuousBatching
 from .vllm import VLLM
 
@@ -102,10 +103,10 @@ def engines_for(teacher: Writer, settings: GenerationSettings, prompts: int) -> 
 
 def _on_cuda(teacher: Any) -> bool:
     """Whether a local model writes on a CUDA device; one that is named is not loaded for that."""
-    source: Source | None = getattr(teacher, "source", None)
+    source: ModelSource | None = getattr(teacher, "source", None)
     if source is None:
         return torch.cuda.is_available() and hasattr(teacher, "model") and teacher.model.device.type == "cuda"
-    unplaced = "cuda" if source.spread else "cpu"
+    unplaced = "cuda" if source.is_placed else "cpu"
     return torch.cuda.is_available() and torch.device(source.device or unplaced).type == "cuda"
 
 

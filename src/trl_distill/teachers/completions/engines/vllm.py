@@ -24,8 +24,9 @@ import torch
 
 from ....models.adapters import CONFIG, Adapter
 from ....models.generation import Completion, GenerationSettings
+from ....models.loading import ModelSource
 from ..store import seed_of
-from .base import EngineError, Source
+from .base import EngineError
 
 Scores = tuple[np.ndarray, np.ndarray]
 CHILD, JOB = "trl_distill.teachers.completions.engines.vllm_process", "job.jsonl"
@@ -63,7 +64,7 @@ class VLLM:
         """Why it cannot write for this teacher; None if nothing is known that stands against it."""
         if find_spec("vllm") is None:
             return "vLLM is not installed (`pip install vllm`)"
-        source: Source | None = getattr(self.teacher, "source", None)
+        source: ModelSource | None = getattr(self.teacher, "source", None)
         if source is None:
             known = {None: "it is no local model", True: "it is an encoder-decoder, which vLLM does not write with"}
             config = getattr(self.teacher, "config", None)
@@ -71,7 +72,7 @@ class VLLM:
             return known.get(kind, "its weights are in memory alone, and vLLM loads a model by its folder or Hub name")
         if source.quantization == "int8" or (source.quantization is not None and not torch.cuda.is_available()):
             return f"vLLM does not load {source.quantization} weights of bitsandbytes here"
-        return _not_plain(Adapter.of(source.path))
+        return _not_plain(source.adapter)
 
     def write(
         self, prompts: Mapping[str, Sequence[int]], settings: GenerationSettings
@@ -154,9 +155,8 @@ class VLLM:
             longest: Tokens of a prompt and its completion at most.
             decodes: Whether it needs the text of what it writes.
         """
-        source: Source = self.teacher.source
-        adapter = Adapter.of(source.path)
-        model = source.path if adapter is None else adapter.base
+        source: ModelSource = self.teacher.source
+        adapter, model = source.adapter, source.base.path
         dtype = getattr(self.teacher.config, "dtype", None) if source.dtype == "auto" else source.dtype
         engine: dict[str, Any] = {
             "model": model,
@@ -169,9 +169,8 @@ class VLLM:
             "trust_remote_code": source.trust_remote_code,
             "disable_log_stats": True,
         }
-        revision = source.revision if adapter is None else adapter.revision
-        if revision is not None:
-            engine |= {"revision": revision, "tokenizer_revision": revision}
+        if source.base.revision is not None:
+            engine |= {"revision": source.base.revision, "tokenizer_revision": source.base.revision}
         if source.quantization is not None:
             engine["quantization"] = "bitsandbytes"
         if adapter is not None:
@@ -252,7 +251,7 @@ def _why(last: Mapping[str, Any], process: subprocess.Popen[bytes]) -> str:
     return error.splitlines()[0].rstrip(".") if error else f"its process ended with status {process.wait()}"
 
 
-def _environment(source: Source) -> dict[str, str]:
+def _environment(source: ModelSource) -> dict[str, str]:
     """Return the environment of the process: one rank alone, on the teacher's own device."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith(RANKS)}
     paths = [str(Path(__file__).parents[2]), environment.get("PYTHONPATH")]
@@ -266,7 +265,7 @@ def _environment(source: Source) -> dict[str, str]:
     return environment
 
 
-def _place(source: Source) -> dict[str, Any]:
+def _place(source: ModelSource) -> dict[str, Any]:
     """Return how much of which devices vLLM takes."""
     gpus = _gpus(source)
     if not gpus:
@@ -276,7 +275,7 @@ def _place(source: Source) -> dict[str, Any]:
     return {"gpu_memory_utilization": round(SHARE * free, 2), "tensor_parallel_size": len(gpus)}
 
 
-def _gpus(source: Source) -> list[int]:
+def _gpus(source: ModelSource) -> list[int]:
     """Return the GPUs that a teacher is written with: its own, or all of them for one with a device map."""
     if not torch.cuda.is_available():
         return []
