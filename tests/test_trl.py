@@ -8,7 +8,7 @@ import torch
 import trl
 from transformers import Trainer
 
-from trl_distill._trl import gathered
+from trl_distill._trl import gathered, has_marks
 
 
 def test_gathering_is_nothing_without_zero_3():
@@ -21,6 +21,11 @@ def test_trl_still_gathers_heads():
     from trl.trainer.utils import maybe_gather_lm_head_ctx
 
     assert inspect.signature(maybe_gather_lm_head_ctx).parameters["params"].kind is inspect.Parameter.VAR_POSITIONAL
+
+
+def test_trl_still_knows_the_marks_of_a_training_template():
+    assert has_marks("{% for m in messages %}{% generation %}{{ m['content'] }}{% endgeneration %}{% endfor %}")
+    assert not has_marks("{% for m in messages %}{{ m['content'] }}{% endfor %}")
 
 
 def test_trl_still_lets_preparation_be_skipped():

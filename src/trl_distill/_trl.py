@@ -6,14 +6,17 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
 
 
-def gathered(*parameters: Any) -> AbstractContextManager[Any]:
-    """Gather head parameters that DeepSpeed ZeRO-3 has sharded; nothing to do elsewhere."""
+def gathered(*parameters: torch.Tensor | None) -> AbstractContextManager[object]:
+    """Gather head parameters that DeepSpeed ZeRO-3 has sharded; without it, do nothing."""
     from trl.trainer.utils import maybe_gather_lm_head_ctx
 
-    return maybe_gather_lm_head_ctx(*(p for p in parameters if p is not None))
+    return maybe_gather_lm_head_ctx(*(p for p in parameters if p is not None))  # type: ignore[arg-type]
 
 
 def has_marks(chat_template: str) -> bool:

@@ -65,6 +65,11 @@ class RunInterrupted(DistillError):
     exit_code = 130
 
 
+def model_error(role: str) -> type[UsageError]:
+    """Return the error of a model by the setting that named it: a teacher's for "teacher_model"."""
+    return TeacherError if role == "teacher_model" else ModelError
+
+
 def there_are(names: Sequence[str]) -> str:
     """Return "there are 'a', 'b'", as an error lists the names that would work."""
     return f"there {'is' if len(names) == 1 else 'are'} {', '.join(map(repr, names)) or 'none'}"

@@ -12,11 +12,11 @@ from transformers import AutoTokenizer
 from trl_distill.data.preparation import prepare
 from trl_distill.data.recipe import Columns, Reading, Recipe
 from trl_distill.errors import DataError, TeacherError, TemplateError
+from trl_distill.prompts.chat_template import ChatTemplate
 from trl_distill.prompts.fitting import fit, skipped_tokens
 from trl_distill.prompts.shared_vocabulary import shared_vocabulary
 from trl_distill.prompts.template import parse_template
 from trl_distill.prompts.tokenization import tokenize_behind, tokenize_completion, tokenize_prompt
-from trl_distill.prompts.turn_ends import stop_of_turn, training_template, turn_end
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +58,7 @@ def test_chat_prompt_and_completion_are_the_rendered_conversation(chat_tokenizer
     whole = chat_tokenizer.apply_chat_template([*turn, {"role": "assistant", "content": "c"}], tokenize=False)
     ids = tokenize_prompt(chat_tokenizer, turn) + tokenize_completion(chat_tokenizer, "c", chat=True)
     assert whole.strip().startswith(chat_tokenizer.decode(ids).strip())
-    assert ids[-1] == turn_end(chat_tokenizer)
+    assert ids[-1] == ChatTemplate(chat_tokenizer).end.token
 
 
 @pytest.mark.parametrize(
@@ -76,7 +76,7 @@ def test_a_chat_template_that_cannot_be_used_is_a_sentence(template, said, chat_
     broken = AutoTokenizer.from_pretrained(chat_model_dir)
     broken.chat_template = template
     with pytest.raises(TemplateError, match=said):
-        turn_end(broken)
+        tokenize_completion(broken, "c", chat=True)
     if "no message" not in template:
         with pytest.raises(TemplateError, match=said.replace("user, .*", "user")):
             tokenize_prompt(broken, [{"role": "user", "content": "a"}])
@@ -128,14 +128,14 @@ def test_a_token_added_for_the_student_alone_is_not_shared(padding, tokenizer):
 def test_a_template_for_other_conversations_ends_in_end_of_sequence(template, tokenizer):
     other = AutoTokenizer.from_pretrained(tokenizer.name_or_path)
     other.chat_template = template
-    assert stop_of_turn(other) == tokenizer.eos_token_id
+    assert ChatTemplate(other).end_token == tokenizer.eos_token_id
 
 
 def test_the_marks_of_a_named_default_template_are_those_of_training(chat_tokenizer):
     tokenizer = copy(chat_tokenizer)
     marked = "{% for m in messages %}{% generation %}{{ m.content }}{% endgeneration %}{% endfor %}"
     tokenizer.chat_template = {"default": marked, "tool_use": "{{ tools }}"}
-    assert training_template(tokenizer) == marked
+    assert ChatTemplate(tokenizer).training_source == marked
 
 
 def test_another_tokenizer_is_refused(tokenizer, tmp_path):

@@ -15,8 +15,8 @@ from trl_distill import DistillationSFTConfig, DistillationSFTTrainer, LLMTraini
 from trl_distill.data.preparation import prepare
 from trl_distill.data.recipe import Columns, Reading, Recipe
 from trl_distill.errors import ParamsError, TemplateError
-from trl_distill.prompts.chat_rendering import rendered
-from trl_distill.prompts.chat_template import take_chat_template
+from trl_distill.prompts.chat_template import ChatTemplate
+from trl_distill.prompts.chat_template_choice import set_chat_template
 from trl_distill.prompts.template import parse_template
 from trl_distill.prompts.tokenization import tokenize_completion, tokenize_prompt
 from trl_distill.runs.api import teach
@@ -32,11 +32,11 @@ def tokenizer(tiny_model_dir):
 
 @pytest.mark.parametrize("source", [None, "tokenizer", "none"])
 def test_the_models_own_is_left_as_it_is(source, tokenizer, chat_model_dir):
-    take_chat_template(tokenizer, source)
+    set_chat_template(tokenizer, source)
     assert tokenizer.chat_template is None
     chat = AutoTokenizer.from_pretrained(chat_model_dir)
     before = chat.chat_template
-    take_chat_template(chat, source)
+    set_chat_template(chat, source)
     assert chat.chat_template == before
 
 
@@ -48,7 +48,7 @@ def test_the_models_own_is_left_as_it_is(source, tokenizer, chat_model_dir):
     ],
 )
 def test_the_built_in_ones_render_and_end_a_turn(source, prompt, end, tokenizer):
-    take_chat_template(tokenizer, source)
+    set_chat_template(tokenizer, source)
     assert tokenizer.decode(tokenize_prompt(tokenizer, TURNS)) == prompt
     assert tokenizer.decode(tokenize_completion(tokenizer, "c", chat=True)) == "c" + end
 
@@ -57,9 +57,9 @@ def test_a_file_with_and_without_the_sign_and_another_model(tokenizer, chat_mode
     path = tmp_path / "chat.jinja"
     path.write_text(SAID)
     for source in (str(path), f"@{path}"):
-        take_chat_template(tokenizer, source)
+        set_chat_template(tokenizer, source)
         assert tokenizer.chat_template == SAID
-    take_chat_template(tokenizer, str(chat_model_dir))
+    set_chat_template(tokenizer, str(chat_model_dir))
     assert tokenizer.chat_template == AutoTokenizer.from_pretrained(chat_model_dir).chat_template
 
 
@@ -80,7 +80,7 @@ def test_a_file_that_is_no_chat_template_is_refused_and_changes_nothing(text, sa
     path = tmp_path / "broken.jinja"
     path.write_text(text)
     with pytest.raises(TemplateError, match=said) as caught:
-        take_chat_template(tokenizer, str(path))
+        set_chat_template(tokenizer, str(path))
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
     assert tokenizer.chat_template is None
@@ -89,10 +89,10 @@ def test_a_file_that_is_no_chat_template_is_refused_and_changes_nothing(text, sa
 def test_what_cannot_be_found_or_read_lists_what_is_accepted(tokenizer, tiny_model_dir, tmp_path):
     for source, said in (("alpaca", "is no template"), ("./none.jinja", "is no"), (str(tiny_model_dir), "without a")):
         with pytest.raises(TemplateError, match=rf"{said}.*'tokenizer'.*'chatml', 'zephyr', a Jinja file"):
-            take_chat_template(tokenizer, source)
+            set_chat_template(tokenizer, source)
     (tmp_path / "latin").write_bytes(b"\xe9")
     with pytest.raises(TemplateError, match="cannot be read: it is not UTF-8 text"):
-        take_chat_template(tokenizer, str(tmp_path / "latin"))
+        set_chat_template(tokenizer, str(tmp_path / "latin"))
 
 
 def test_a_run_takes_and_refuses_it_before_a_model_loads(chat_model_dir, tmp_path):
@@ -312,7 +312,7 @@ def test_one_date_is_kept_for_a_project(tmp_path, monkeypatch):
 def test_a_date_is_fixed_whether_its_format_is_written_in_the_call_or_kept_in_a_variable(call, tokenizer):
     template = "{% set form = '%d %B %Y' %}{{ " + call + " }}" + SAID
     tokenizer.chat_template = template
-    written = rendered(tokenizer, TURNS, options={"strftime_now": "2026-01-31"})
+    written = ChatTemplate(tokenizer).render(TURNS, {"strftime_now": "2026-01-31"})
     fixed = template.replace(call, "'31 January 2026'")
     assert written == tokenizer.apply_chat_template(TURNS, chat_template=fixed, tokenize=False)
 

@@ -27,7 +27,7 @@ from trl_distill import (
     train,
 )
 from trl_distill.cli import main
-from trl_distill.prompts.turn_ends import turn_end
+from trl_distill.prompts.chat_template import ChatTemplate
 from trl_distill.teachers.local.teacher import LocalTeacher
 from trl_distill.teachers.target_store.reader import StoredTeacher
 
@@ -119,7 +119,7 @@ def test_columns_of_queries_are_for_the_template_and_come_back(tiny_model_dir):
 
 def test_a_chat_is_answered_without_the_token_that_ends_its_turn(tmp_path):
     tokenizer = AutoTokenizer.from_pretrained(make_model(tmp_path / "names", chat=True))
-    end = turn_end(tokenizer)
+    end = ChatTemplate(tokenizer).end.token
     ends = make_model_that_writes(tmp_path / "ends", end, chat=True)
     turns = [{"role": "system", "content": "Be short."}, {"role": "user", "content": "{input}"}]
     (row,) = short(str(ends), turns, QUERIES[:1])

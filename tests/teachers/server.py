@@ -239,11 +239,11 @@ class Model:
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
         from trl_distill.data.cross_tokenizer.token_bytes import token_bytes
-        from trl_distill.prompts.turn_ends import stop_ids
+        from trl_distill.prompts.chat_template import ChatTemplate
 
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
         self.model = AutoModelForCausalLM.from_pretrained(folder, dtype="float32").eval()
-        self.stops = stop_ids(self.model.generation_config, self.tokenizer)
+        self.stops = ChatTemplate(self.tokenizer).stop_ids(self.model.generation_config)
         self.bytes = token_bytes(self.tokenizer)
 
     def ids(self, prompt) -> list[int]:

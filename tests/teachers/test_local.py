@@ -24,7 +24,7 @@ from trl_distill.data.collator import DistillationCollator
 from trl_distill.errors import TeacherError
 from trl_distill.losses import head_logits
 from trl_distill.models.generation import GenerationSettings, cut_at_stop
-from trl_distill.prompts.turn_ends import stop_ids
+from trl_distill.prompts.chat_template import ChatTemplate
 from trl_distill.teachers.loading import load_teacher
 from trl_distill.teachers.local.teacher import LocalTeacher
 
@@ -106,7 +106,7 @@ def test_several_stop_tokens_end_a_completion(tiny_teacher_dir):
     model = AutoModelForCausalLM.from_pretrained(tiny_teacher_dir)
     tokenizer = AutoTokenizer.from_pretrained(tiny_teacher_dir)
     model.generation_config.eos_token_id = [7, tokenizer.eos_token_id]
-    stops = stop_ids(model.generation_config, tokenizer)
+    stops = ChatTemplate(tokenizer).stop_ids(model.generation_config)
     assert set(stops) == {7, tokenizer.eos_token_id}
     assert cut_at_stop([4, 7, 5], stops).ids == (4, 7)
     assert not cut_at_stop([4, 5], stops).finished

@@ -13,7 +13,7 @@ from transformers import AutoTokenizer
 
 from trl_distill import DistillationSFTConfig, DistillationSFTTrainer, LLMTrainingParams, TeacherError, run
 from trl_distill.cli import main
-from trl_distill.prompts.turn_ends import turn_end
+from trl_distill.prompts.chat_template import ChatTemplate
 from trl_distill.teachers.remote import request_pool
 
 WORDS = ["red cat", "blue dog", "tall tree", "old house"]
@@ -186,7 +186,7 @@ def test_a_script_learns_from_a_server_and_ends_as_its_student_does(server, chat
     data = Dataset.from_list([{"text": w} for w in WORDS[:2]])
     trainer = DistillationSFTTrainer(str(chat_model_dir), args, train_dataset=data)
     ids = list(tokenizer("a b")["input_ids"])
-    ends = [turn_end(tokenizer), *tokenizer("\n")["input_ids"]]  # the chat template writes both
+    ends = [ChatTemplate(tokenizer).end.token, *tokenizer("\n")["input_ids"]]  # the chat template writes both
     assert trainer.train_dataset["completion"][:] == [[*ids, *ends], ids]
     assert server.requests()[0]["request"]["messages"] == [turns[0], {"role": "user", "content": WORDS[0]}]
     trainer.train()
@@ -243,5 +243,5 @@ def test_reasoning_is_learned_where_the_chat_template_has_it(chat_model_dir, ser
         server.fail(said("a b", reasoning_content="hm"))
         data = Dataset.from_list([{"text": "red cat"}])
         trainer = DistillationSFTTrainer(str(chat_model_dir), args, train_dataset=data, processing_class=tokenizer)
-        expected = [*tokenizer(text)["input_ids"], turn_end(tokenizer), *tokenizer("\n")["input_ids"]]
+        expected = [*tokenizer(text)["input_ids"], ChatTemplate(tokenizer).end.token, *tokenizer("\n")["input_ids"]]
         assert trainer.train_dataset["completion"][:] == [expected]

@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl_distill import DistillationSFTConfig, DistillationSFTTrainer, LLMTrainingParams, run
 from trl_distill.cli import main
 from trl_distill.errors import ParamsError
+from trl_distill.models.loading import ModelSource
 from trl_distill.runs.api import teach
 from trl_distill.teachers.loading import load_teacher
 from trl_distill.teachers.same_weights import Student, shares_weights
@@ -152,7 +153,7 @@ def test_a_store_of_the_students_own_weights_is_known_by_its_files(tiny_model_di
 @pytest.mark.parametrize(("mine", "theirs"), [(None, "int4"), ("int4", None), ("int8", "int4"), ("int4", "int4")])
 def test_a_quantized_model_is_another_one(mine, theirs, tiny_model_dir):
     teacher = load_teacher(str(tiny_model_dir), quantization=theirs)
-    student = Student(no_model, str(tiny_model_dir), quantization=mine)
+    student = Student(no_model, ModelSource(str(tiny_model_dir), quantization=mine))
     assert shares_weights(teacher, student) == (mine == theirs)
 
 

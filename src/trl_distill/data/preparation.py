@@ -19,7 +19,7 @@ from datasets import Features, List, Value
 from ..errors import DataError, ParamsError, TemplateError
 from ..models.generation import EMPTY, Completion
 from ..prompts import multi_turn as turns
-from ..prompts.chat_rendering import NOW
+from ..prompts.chat_template import NOW
 from ..prompts.fitting import check_ids, fit
 from ..prompts.rendering import KWARGS, OWN, TOOLS, check_prompts, options_of, render
 from ..prompts.serving_template import Frame, Serving, marked, serving_of

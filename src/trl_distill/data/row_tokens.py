@@ -216,12 +216,11 @@ def _with_completion(
     tokens = recipe.dropped_tokens if known["dropped"] else recipe.student.prompt_tokens
     out: dict[str, Any] = {}
     if isinstance(student, str):
-        turn = Turn(student, row["completion"], options)
+        turn = Turn(student, row["completion"], options, body=row["completion"])
         out["student_prompt"] = tokens.of_text(student, True)
         out["completion"] = tokenize_completion(
             tokenizer, row["completion"], finished=known["finished"], behind=student
         )
-        body = row["completion"]
     else:
         turn = turns.last([*student, last], options, finished=known["finished"], where=where)
         if _says_nothing(last, turn):
@@ -229,19 +228,16 @@ def _with_completion(
         out["student_prompt"] = tokens.of_text(turn.prompt, False)
         out["completion"] = tokenize_behind(tokenizer, turn.learned, prompt=turn.prompt)
         out["opening"] = json.dumps(turn.opening) if turn.opening else ""
-        body = turns.body(turn.learned)
     theirs = _as_read(teacher, recipe)
     if isinstance(theirs, str):
         out["teacher_prompt"] = recipe.teacher.prompt_tokens(theirs)
     else:
-        prompt, same = recipe.teacher.turns.before(
-            [*theirs, last], turn.options, learned=turn.learned, body=body, where=where
-        )
+        prompt, same = recipe.teacher.turns.before([*theirs, last], turn, where=where)
         out["teacher_prompt"] = recipe.teacher.prompt_tokens.of_text(prompt, False)
         out["foreign"] = not same and not recipe.reads_text
     if recipe.crossing is not None:
         out["completion"] = _up_to_end(tokenizer, out["completion"], recipe)
-        out |= _crossed(body, out["completion"], recipe)
+        out |= _crossed(turn.body, out["completion"], recipe)
     return out
 
 

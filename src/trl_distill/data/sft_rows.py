@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 from ..config.training_params import LLMTrainingParams
 from ..config.validation import chat_template_options
 from ..errors import DataError, ParamsError
+from ..prompts.chat_template import ChatTemplate
 from ..prompts.messages import WEIGHT, is_learned
 from ..prompts.rendering import KWARGS, TOOLS
-from ..prompts.turn_ends import training_template
 from .file_readers import CONVERSATIONS
 from .rows import RowReport, read_rows
 
@@ -84,7 +84,7 @@ def check_marks(tokenizer: PreTrainedTokenizerBase) -> None:
     Raises:
         ParamsError: Neither.
     """
-    if tokenizer.chat_template is not None and training_template(tokenizer) is None:
+    if tokenizer.chat_template is not None and ChatTemplate(tokenizer).training_source is None:
         raise ParamsError(
             "assistant_only_loss without a teacher needs a chat template that marks what the assistant says, and the "
             "student's has no {% generation %}; give one by --chat-template, or drop --assistant-only-loss."

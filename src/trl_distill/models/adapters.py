@@ -1,4 +1,4 @@
-"""A folder that holds an adapter alone: what it is an adapter of, and how the two become one plain model."""
+"""Adapters: PEFT's wrapper, a folder that holds an adapter alone, and how adapter and base become one plain model."""
 
 from __future__ import annotations
 
@@ -6,21 +6,25 @@ import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, cast
 
 from ..errors import TeacherError
 
 if TYPE_CHECKING:
+    import torch
+    from peft import LoraConfig, PeftModel
     from transformers import PreTrainedModel
+    from typing_extensions import TypeIs
 
     from ..config.training_params import LLMTrainingParams
+    from .completion_forward import CompletionOutput
 
 CONFIG = "adapter_config.json"
 TOKENIZER_FILES = ("tokenizer_config.json", "tokenizer.json", "tokenizer.model", "vocab.json")
 
 
-def is_peft_model(model: Any) -> bool:
-    """Return whether a model has PEFT's wrapper.
+def is_peft_model(model: object) -> TypeIs[PeftModel]:
+    """Whether a model has PEFT's wrapper.
 
     accelerate's function of this name reads the metadata of packages from disk at every call, which takes 5 ms.
     """
@@ -28,25 +32,23 @@ def is_peft_model(model: Any) -> bool:
     return peft is not None and isinstance(getattr(model, "_orig_mod", model), peft.PeftModel)
 
 
-def base_of(model: Any) -> Any:
+def base_of(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
     """Return a model without PEFT's wrapper; adapters stay in its layers."""
-    return model.get_base_model() if is_peft_model(model) else model
+    return cast("PreTrainedModel", model.get_base_model()) if is_peft_model(model) else model
 
 
-def without_peft(model: Any) -> Any:
+def without_peft(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
     """Return a model without PEFT's wrapper; its adapters stay in its layers.
 
     Raises:
         TeacherError: An adapter that lives in the wrapper alone (prompt tuning, for example).
     """
-    if not is_peft_model(model):
-        return model
-    if model.active_peft_config.is_prompt_learning:
+    if is_peft_model(model) and model.active_peft_config.is_prompt_learning:
         raise TeacherError(
             f"teacher_model has an adapter of the kind {model.active_peft_config.peft_type.value}, which is not in its "
             "layers; give a model with a LoRA adapter or without one."
         )
-    return model.get_base_model()
+    return base_of(model)
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,7 @@ class Adapter:
 
     Attributes:
         folder: Where it is.
-        base: Folder or Hub name of the model that it belongs to; empty where it does not say.
+        base: Folder or Hub name of the model that it belongs to; empty if the configuration does not say.
         revision: Of a base on the Hub.
     """
 
@@ -65,7 +67,7 @@ class Adapter:
 
     @classmethod
     def of(cls, path: str) -> Adapter | None:
-        """Return the adapter in a folder; None where there is a whole model, or no folder.
+        """Return the adapter in a folder; None if it holds a whole model, or there is no folder.
 
         Raises:
             ValueError: Its configuration is no JSON object.
@@ -87,20 +89,19 @@ class Adapter:
         """Return the base with the adapter's weights added to its own: a plain model, all of which can be trained.
 
         Raises:
-            ValueError: A kind of adapter that cannot be merged, such as a learnt prompt, or one of another model.
+            ValueError: A kind of adapter that cannot be merged, such as prompt tuning, or one of another model.
         """
         from peft import PeftModel
 
         try:
-            model: Any = PeftModel.from_pretrained(base, self.folder)
-            whole = merged(model)
+            whole = merged(PeftModel.from_pretrained(base, self.folder))
         except (AttributeError, RuntimeError) as error:
             raise ValueError(f"it cannot be merged into {self.base}: {error}") from error
         whole.requires_grad_(True)  # PEFT has frozen the base
         return whole
 
 
-def merged(model: Any) -> PreTrainedModel:
+def merged(model: PeftModel) -> PreTrainedModel:
     """Return a model with PEFT's wrapper as a plain one, the adapter's weights added to its own.
 
     A head that is tied to an embedding with an adapter gets a weight of its own: the adapter was learned for the
@@ -109,7 +110,7 @@ def merged(model: Any) -> PreTrainedModel:
     from peft.tuners.tuners_utils import BaseTunerLayer
     from peft.utils import AuxiliaryTrainingWrapper
 
-    base = model.get_base_model()
+    base = base_of(model)
     head, embedding = base.get_output_embeddings(), base.get_input_embeddings()
     adapted = isinstance(embedding, (BaseTunerLayer, AuxiliaryTrainingWrapper))
     if head is not None and adapted and any(p is head.weight for p in embedding.parameters()):
@@ -121,11 +122,11 @@ def merged(model: Any) -> PreTrainedModel:
     return whole
 
 
-def lora_config(params: LLMTrainingParams) -> Any:
+def lora_config(params: LLMTrainingParams) -> LoraConfig:
     """Return the configuration of the adapter that a run asks for."""
     from peft import LoraConfig
 
-    modules: Any = [name.strip() for name in params.target_modules.split(",")]
+    modules = [name.strip() for name in params.target_modules.split(",")]
     return LoraConfig(
         r=params.lora_r,
         lora_alpha=params.lora_alpha,
@@ -136,14 +137,16 @@ def lora_config(params: LLMTrainingParams) -> Any:
     )
 
 
-def take_penalty(model: Any, output: Any) -> Any:
-    """Return what PEFT has added to a summed loss for the adapter's own sake (AdaLoRA's), and take it off again.
+def split_adapter_penalty(model: torch.nn.Module, output: CompletionOutput) -> torch.Tensor | None:
+    """Return the penalty that PEFT has added to a summed loss (AdaLoRA's), and subtract it from there.
 
     Args:
         model: The student.
-        output: Its `CompletionOutput`.
+        output: What its forward returned.
     """
     if not is_peft_model(model) or model.active_peft_config.peft_type != "ADALORA":
         return None
+    assert output.loss is not None
+    assert output.distilled is not None
     penalty, output.loss = output.loss - output.distilled, output.distilled
     return penalty

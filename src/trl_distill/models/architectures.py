@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from ..errors import ModelError, TeacherError
+from ..errors import model_error
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig
+    import torch
+    from transformers import PretrainedConfig, PreTrainedModel
 
 # encoders that transformers can also build as decoders, which their released weights are not
 ENCODERS = frozenset(
@@ -32,14 +33,14 @@ def check_causal(name: str, config: PretrainedConfig, *, role: str) -> None:
     """
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-    kind = TeacherError if role == "teacher_model" else ModelError
+    error = model_error(role)
     if config.is_encoder_decoder:
-        raise kind(f"{role} {name!r} is an encoder-decoder ({config.model_type}); choose a decoder-only model.")
+        raise error(f"{role} {name!r} is an encoder-decoder ({config.model_type}); choose a decoder-only model.")
     bidirectional = config.model_type in ENCODERS and not getattr(config, "is_decoder", False)
     known = config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or bool(getattr(config, "auto_map", None))
     if bidirectional or not known:
         what = " but an encoder," if bidirectional else ""
-        raise kind(
+        raise error(
             f"{role} {name!r} ({config.model_type}) is no causal language model{what} and has no next-token "
             "distribution; choose a decoder-only model."
         )
@@ -58,16 +59,16 @@ def check_encoder_decoder(name: str, config: PretrainedConfig, *, role: str) -> 
     """
     from transformers.models.auto.modeling_auto import MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES as KNOWN
 
-    kind = TeacherError if role == "teacher_model" else ModelError
+    error = model_error(role)
     known = config.model_type in KNOWN or bool(getattr(config, "auto_map", None))
     if not (config.is_encoder_decoder and known):
-        raise kind(
+        raise error(
             f"{role} {name!r} ({config.model_type}) is no encoder-decoder that reads and writes text; choose one that "
             "does, or a decoder-only model."
         )
 
 
-def backbone_of(model: Any) -> Any:
+def backbone_of(model: PreTrainedModel) -> torch.nn.Module:
     """Return the part of a causal language model that gives hidden states."""
     found = model.base_model
     return getattr(model, "model", model) if found is model else found  # Llama 4's prefix is its multimodal model's

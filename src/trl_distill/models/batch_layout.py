@@ -9,10 +9,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+if TYPE_CHECKING:
+    import torch
+
+Batch = Mapping[str, Any]  # tensors by name, and a layout
 IGNORE = -100
 LAYOUT = "layout"  # its key in a batch
 
@@ -88,7 +92,7 @@ class Side:
     places: Places
 
     @classmethod
-    def of(cls, batch: Mapping[str, Any], prefix: str, *, labels: str = "labels") -> Side:
+    def of(cls, batch: Batch, prefix: str, *, labels: str = "labels") -> Side:
         """Return one side of a padded batch.
 
         Args:
@@ -128,8 +132,8 @@ class BatchLayout:
     """A batch of `DistillationCollator` or `SeveralCollator`, as the host knows it.
 
     It stands in the batch under `LAYOUT` and goes to every device unchanged. Labels that are masked later are left out
-    of the loss; whoever marks other tokens than the collator did has to take the layout out of the batch, which is
-    then looked at anew.
+    of the loss. Code that marks other tokens than the collator did has to remove the layout from the batch, so that it
+    is read from the tensors again.
 
     Attributes:
         student: The student's side, as it was before its sequences were flattened.
@@ -146,7 +150,7 @@ class BatchLayout:
     kinds: np.ndarray | None = None
 
     @classmethod
-    def of(cls, batch: Mapping[str, Any]) -> BatchLayout:
+    def of(cls, batch: Batch) -> BatchLayout:
         """Return the layout of a padded batch, read from its tensors."""
         student = Side.of(batch, "")
         crossed = "student_spans" in batch
@@ -195,16 +199,15 @@ class BatchLayout:
             kinds=None if self.kinds is None else self.kinds[kept[self.student.places.rows]],
         )
 
-    def to(self, *args: Any, **kwargs: Any) -> BatchLayout:
+    def to(self, *args: object, **kwargs: object) -> BatchLayout:
         """Return itself: whatever moves the tensors of a batch leaves it on the host."""
         return self
 
 
-def layout_of(batch: Mapping[str, Any]) -> BatchLayout:
-    """Return a batch's layout; of a padded batch without one, what its tensors say, which waits for their device."""
+def layout_of(batch: Batch) -> BatchLayout:
+    """Return a batch's layout, else read it from the tensors of a padded batch, which waits for their device."""
     return batch[LAYOUT] if LAYOUT in batch else BatchLayout.of(batch)
 
 
-def _host(tensor: Any) -> np.ndarray:
-    """Return a tensor's numbers."""
+def _host(tensor: torch.Tensor) -> np.ndarray:
     return tensor.cpu().numpy()

@@ -1,4 +1,4 @@
-"""How a model writes: by one generation configuration alone, and through a prompt that PEFT has it learn."""
+"""How a model generates: by one generation configuration alone, and through a prompt that PEFT has learned."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, cast
 
 import torch
 
@@ -14,7 +14,9 @@ from ..config.devices import forked_rng
 from .adapters import base_of, is_peft_model
 
 if TYPE_CHECKING:
-    from transformers import GenerationConfig, PretrainedConfig
+    from peft import PeftModel
+    from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel
+    from typing_extensions import TypeIs
 
 EMPTY = "the teacher's answer is empty"
 
@@ -52,7 +54,7 @@ def cut_at_stop(ids: Sequence[int], stops: Sequence[int]) -> Completion:
 
 
 def length_limit(config: PretrainedConfig) -> int | None:
-    """Return how many tokens a sequence of this model may have, where its configuration says so."""
+    """Return how many tokens a sequence of this model may have; None if its configuration does not say."""
     text = config.get_text_config()
     limit = getattr(text, "max_position_embeddings", None) or getattr(text, "n_positions", None)
     return int(limit) if limit else None
@@ -63,11 +65,11 @@ class Completion:
     """A completion that a teacher wrote.
 
     Attributes:
-        ids: Token ids, the stop token included where there was one.
+        ids: Token ids, with the stop token if there was one.
         finished: Whether it ended, in a stop token (which is its last id) or in front of a stop string (then that is
-            the end-of-sequence token); if not it was cut at the length limit and is taught no end.
-        text: What a teacher wrote that has no token ids of its own; `ids` is then empty.
-        reasoning: What it thought before, if that is to be learned too; empty if not.
+            the end-of-sequence token); if not it was cut at the length limit, and no end is learned.
+        text: The completion of a teacher that returns text; `ids` is then empty.
+        reasoning: The reasoning before it, if that is to be learned too; empty if not.
         unusable: Why nothing can be learned from it, with what to do; empty if something can.
     """
 
@@ -80,16 +82,16 @@ class Completion:
 
 @dataclass(frozen=True)
 class GenerationSettings:
-    """How a teacher writes; everything here is part of what a stored completion is found by.
+    """How a teacher writes; every field is part of the key of a stored completion.
 
     Attributes:
         max_new_tokens: Tokens at most.
-        do_sample: Draw instead of taking the likeliest token.
-        temperature: Of the drawing, not of the distillation.
-        top_p: Nucleus of the drawing.
-        seed: Of the drawing.
-        batch_size: Prompts at a time; changes no greedy completion beyond rounding, and every drawn one.
-        stop: Texts that end a completion and are no part of it, besides the model's own stop tokens.
+        do_sample: Sample instead of greedy decoding.
+        temperature: Of sampling, not of the distillation.
+        top_p: Nucleus of sampling.
+        seed: Of sampling.
+        batch_size: Prompts at a time; changes no greedy completion beyond rounding, and every sampled one.
+        stop: Strings that end a completion and are no part of it, in addition to the model's own stop tokens.
         engine: What runs a local model while it writes: "auto", "transformers" or "vllm", see `engines`; changes
             completions as `batch_size` does.
     """
@@ -104,22 +106,22 @@ class GenerationSettings:
     engine: str = "auto"
 
 
-def has_learned_prompt(model: Any) -> bool:
+def has_learned_prompt(model: torch.nn.Module) -> TypeIs[PeftModel]:
     """Whether PEFT's wrapper puts a learned prompt in front of what a model reads: prompt, prefix and P-tuning."""
-    return bool(is_peft_model(model) and model.active_peft_config.is_prompt_learning)
+    return is_peft_model(model) and bool(model.active_peft_config.is_prompt_learning)
 
 
-def what_writes(model: Any) -> Any:
+def generating_model(model: PreTrainedModel | PeftModel) -> PreTrainedModel | PeftModel:
     """Return what generates as a model does: PEFT's wrapper if it holds a learned prompt, else the model in it."""
     return model if has_learned_prompt(model) else base_of(model)
 
 
 def continuations(
-    model: Any,
+    model: PreTrainedModel | PeftModel,
     prompts: Sequence[Sequence[int]],
     config: GenerationConfig,
     *,
-    more: Callable[[int], dict[str, Any]] | None = None,
+    more: Callable[[int], dict[str, object]] | None = None,
 ) -> list[list[int]]:
     """Return the ids that a model writes behind each prompt, padding included.
 
@@ -127,32 +129,32 @@ def continuations(
     padding there as positions of the row, which would then depend on its neighbours.
 
     Args:
-        model: What `what_writes` returned.
+        model: What `generating_model` returned.
         prompts: Token ids, each of at least one.
         config: How it writes.
         more: Returns other arguments of `generate` for prompts of a width.
     """
     apart = has_learned_prompt(model)
+    generate = cast("Callable[..., torch.Tensor]", model.generate)
     groups: dict[int, list[int]] = {}
     for place, prompt in enumerate(prompts):
         groups.setdefault(len(prompt) if apart else 0, []).append(place)
     written: list[list[int]] = [[] for _ in prompts]
     with torch.no_grad(), configured(model, config), warnings.catch_warnings():
-        warnings.filterwarnings(
-            "ignore", "Position ids are not supported", UserWarning
-        )  # PEFT's: they are those it has
+        # PEFT's: they are those it has
+        warnings.filterwarnings("ignore", "Position ids are not supported", UserWarning)
         for places in groups.values():
             ids, mask = padded_left([prompts[place] for place in places], config.pad_token_id)
             width = ids.shape[1]
             inputs = {"input_ids": ids.to(model.device), "attention_mask": mask.to(model.device)}
-            out = model.generate(**inputs, generation_config=config, **(more(width) if more else {}))
+            out = generate(**inputs, generation_config=config, **(more(width) if more else {}))
             for place, row in zip(places, out[:, width:].tolist(), strict=True):
                 written[place] = row
     return written
 
 
 @contextmanager
-def configured(model: Any, config: GenerationConfig) -> Iterator[None]:
+def configured(model: PreTrainedModel | PeftModel, config: GenerationConfig) -> Iterator[None]:
     """Have a model generate by `config` alone: an argument of generate() is filled up from the model's own."""
     base = base_of(model)
     backbone = getattr(base, "model", None) if is_peft_model(model) else None

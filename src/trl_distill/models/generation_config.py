@@ -5,16 +5,19 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING
 
 from transformers import GenerationConfig
+
+if TYPE_CHECKING:
+    import torch
 
 _NAMED = re.compile(r"^- `(\w+)`:", re.MULTILINE)  # how transformers lists what does not go together
 _KEPT = ("bos_token_id", "eos_token_id", "pad_token_id", "transformers_version", "_from_model_config")
 
 
-def mend(model: Any) -> str:
-    """Have a model's generation configuration be one that transformers saves.
+def make_saveable(model: torch.nn.Module) -> str:
+    """Drop what keeps transformers from saving a model's generation configuration.
 
     Settings that it refuses beside the others, and that `generate` does not look at, are dropped: a temperature without
     `do_sample` for example. If it names none of them, the one without which it can be saved is dropped, or all but
@@ -26,8 +29,8 @@ def mend(model: Any) -> str:
     Returns:
         A line that says what was dropped; empty if nothing was.
     """
-    config = getattr(model, "generation_config", None)
-    problem = _problem(config)
+    config: GenerationConfig | None = getattr(model, "generation_config", None)
+    problem = None if config is None else _problem(config)
     if config is None or problem is None:
         return ""
     dropped = {name: getattr(config, name) for name in _NAMED.findall(problem)}
@@ -59,10 +62,8 @@ def _without(config: GenerationConfig, name: str) -> GenerationConfig:
     return other
 
 
-def _problem(config: Any) -> str | None:
-    """Return why a configuration cannot be saved; None if it can, or if there is none."""
-    if config is None:
-        return None
+def _problem(config: GenerationConfig) -> str | None:
+    """Return why a configuration cannot be saved; None if it can."""
     try:
         config.validate(strict=True)
     except ValueError as error:

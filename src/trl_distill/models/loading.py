@@ -12,7 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import ModelError, TeacherError, UsageError, nearest
+from ..errors import UsageError, model_error, nearest
 from .adapters import CONFIG, Adapter
 from .embedded import embedded_path
 from .own_chat_template import own_template
@@ -47,13 +47,13 @@ def resolve(name: str, *, role: str) -> str:
     path = Path(name).expanduser()
     if path.is_dir():
         if not (path / "config.json").is_file() and not (path / "adapter_config.json").is_file():
-            raise _error_class(role)(
+            raise model_error(role)(
                 f"{role} {name!r} is a folder without config.json; give a folder with a saved model."
             )
         return str(path.absolute())  # an adapter names its base by this, wherever it is loaded from
     if name.startswith(("/", "./", "../", "~")) or name.count("/") > 1 or path.is_file():
         there = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
-        raise _error_class(role)(
+        raise model_error(role)(
             f"{role} {name!r} is no folder.{nearest(path.name, there)} Give a folder, a Hub name or 'embedded'."
         )
     return name
@@ -226,13 +226,13 @@ class ModelSource:
                     f" A model behind a server is openai:{self.path} at OpenAI, or http://host:port/v1#{self.path} "
                     "elsewhere."
                 )
-            raise _error_class(self.role)(
+            raise model_error(self.role)(
                 f"{self.role} {self.path!r}: no {what} could be loaded ({reason.rstrip('.')}); give a folder with a "
                 f"saved model, a Hub name that this machine can reach, or 'embedded'.{server}"
             ) from error
 
     def _error(self, problem: str) -> UsageError:
-        return _error_class(self.role)(f"{self.role} {self.path!r} {problem}")
+        return model_error(self.role)(f"{self.role} {self.path!r} {problem}")
 
 
 def tokenizer_of(
@@ -252,7 +252,7 @@ def tokenizer_of(
     if carried is not None:
         return carried
     if not source:
-        raise _error_class(role)(
+        raise model_error(role)(
             f"{role} is a loaded model that does not say where its tokenizer is; save it to a folder with its "
             "tokenizer and give that."
         )
@@ -272,7 +272,3 @@ def quantization_config(kind: str) -> BitsAndBytesConfig:
         bnb_4bit_compute_dtype=torch.bfloat16,
         bnb_4bit_use_double_quant=True,
     )
-
-
-def _error_class(role: str) -> type[UsageError]:
-    return TeacherError if role == "teacher_model" else ModelError

@@ -1,13 +1,13 @@
-"""Compares head(hidden) with a model's own logits before training, so that none is trained on wrong ones.
+"""Compares head(hidden) with a model's own logits before training, so that no model is trained on wrong ones.
 
 Some families do more between the backbone and the logits than an LM head does: a factor, a bound, a further module.
-`lm_head` has what is known of them; for any other family the logits are taken from the model's own forward.
+`lm_head` knows some of them; for any other family the logits are those of the model's own forward.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch.distributed.tensor import DTensor
@@ -19,6 +19,9 @@ from .architectures import vocabulary_rows
 from .completion_forward import OWN_LOGITS, OwnLogits
 from .lm_head import lm_head_of
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 Found = TypeVar("Found")
 PROBE = 8  # tokens
 # what a model raises that has another form than it is asked for
@@ -27,8 +30,8 @@ EXACT, HALF = 1e-3, 2e-2  # of the largest logit, in single and in half precisio
 
 
 @torch.no_grad()
-def check_logits(model: Any, forward: Callable[..., Any]) -> str:
-    """Have a model's logits taken from its own forward if its hidden states and LM head do not give them.
+def check_logits(model: PreTrainedModel, forward: Callable[..., Any]) -> str:
+    """Use the logits of a model's own forward if its hidden states and LM head do not give them.
 
     All ranks call it together if weights are sharded, and come to the same result.
 
@@ -108,8 +111,8 @@ def _error(found: torch.Tensor | None, own: torch.Tensor, *, sharded: bool) -> f
     return float(error)
 
 
-def _is_half(model: Any, logits: torch.Tensor) -> bool:
-    """Return whether anything on the way to the logits is computed in half precision or quantized."""
+def _is_half(model: PreTrainedModel, logits: torch.Tensor) -> bool:
+    """Whether anything on the way to the logits is computed in half precision or quantized."""
     narrow = (torch.float16, torch.bfloat16)
     return (
         logits.dtype in narrow

@@ -3,27 +3,26 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+Templates = str | dict[str, str] | None  # a source, sources by name, or none
 ORIGINAL = "original"
 HEAD = "{#- trl-distill: a user's message alone is rendered as in training, all else by the model's own template -#}"
 
 
-def own_template(saved: Any) -> Any:
+def own_template(saved: Templates) -> Templates:
     """Return the model's own chat templates of those that were saved: what training and later stages read.
 
     Args:
-        saved: `tokenizer.chat_template`: None, a source, or sources by name. If none of them was written here, it is
-            returned as it is.
+        saved: `tokenizer.chat_template`. If none of them was written here, it is returned as it is.
     """
-    default = saved.get("default", "") if isinstance(saved, Mapping) else saved
-    if not isinstance(default, str) or not default.startswith(HEAD):
+    default = saved.get("default", "") if isinstance(saved, dict) else saved
+    if default is None or not default.startswith(HEAD):
         return saved
-    named = dict(saved) if isinstance(saved, Mapping) else {}
+    named = dict(saved) if isinstance(saved, dict) else {}
     own = named.pop(ORIGINAL, "")
     named = {**named, "default": own} if own else {k: v for k, v in named.items() if k != "default"}
     return named if set(named) - {"default"} else named.get("default")

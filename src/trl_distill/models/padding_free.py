@@ -1,15 +1,15 @@
 """Rows of different lengths as one sequence without padding, and whether a model keeps them apart in it.
 
-The rows stand one after the other in a sequence [1, S]; positions begin at 0 in each, and there is no attention mask,
-since a model that is given one looks at that instead.
+The rows follow each other in a sequence [1, S]. Positions begin at 0 in each, and there is no attention mask, since a
+model that gets one uses it instead.
 """
 
 from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Mapping, MutableMapping, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -17,7 +17,14 @@ from torch.nn.functional import pad
 
 from ..config.devices import on_device
 from .architectures import backbone_of, vocabulary_rows
+from .batch_layout import Batch
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from .completion_forward import CompletionOutput
+
+Inputs = dict[str, Any]  # tensors by name, and `max_length_q` and `max_length_k` as numbers
 # how TRL marks the rows: kernels of variable length take the bounds, so that no layer has to find them
 MARKS = ("position_ids", "cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "seq_idx")
 STUDENT = {"labels": -100, "student_spans": 0}  # what is as long as `input_ids`, and its value in padding
@@ -25,8 +32,8 @@ PROBE = 8  # tokens
 LEAK = 0.1  # of what a row that is read behind another differs by without any separation
 
 
-def marks_of(lengths: Sequence[int], *, device: Any = None) -> dict[str, Any]:
-    """Return what tells rows of these lengths apart in one sequence: `MARKS`, as the model's forward takes them."""
+def marks_of(lengths: Sequence[int], *, device: torch.device | None = None) -> Inputs:
+    """Return what separates rows of these lengths in one sequence: `MARKS`, keywords of the model's forward."""
     sizes = np.asarray(lengths)
     bounds = np.concatenate([[0], sizes.cumsum()])
     rows = np.repeat(np.arange(len(sizes)), sizes)
@@ -37,7 +44,7 @@ def marks_of(lengths: Sequence[int], *, device: Any = None) -> dict[str, Any]:
     return dict(zip(MARKS, (where, ends, ends, longest, longest, numbers), strict=True))
 
 
-def flatten_student(batch: MutableMapping[str, Any], *, pad_token_id: int, multiple: int | None = None) -> None:
+def flatten_student(batch: Inputs, *, pad_token_id: int, multiple: int | None = None) -> None:
     """Put the student's sequences of a batch, [B, S_s], into one, [1, S].
 
     The batch then has `MARKS` in the place of `attention_mask`; the teacher's side stays.
@@ -56,7 +63,7 @@ def flatten_student(batch: MutableMapping[str, Any], *, pad_token_id: int, multi
     batch.update(marks_of([*lengths.tolist(), *[filling] * bool(filling)]))
 
 
-def student_inputs(batch: Mapping[str, Any], model: Any) -> dict[str, Any]:
+def student_inputs(batch: Batch, model: PreTrainedModel) -> Inputs:
     """Return what the student reads of a batch, padded or flattened.
 
     Args:
@@ -68,24 +75,24 @@ def student_inputs(batch: Mapping[str, Any], model: Any) -> dict[str, Any]:
     return {"input_ids": batch["input_ids"], **understood(model, {name: batch[name] for name in MARKS})}
 
 
-def understood(model: Any, marks: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the marks that a model's forward takes: all, where it takes any keyword."""
-    names, anything = _taken(type(backbone_of(model)).forward)
+def understood(model: PreTrainedModel, marks: Inputs) -> Inputs:
+    """Return the marks that a model's forward accepts: all if it accepts any keyword."""
+    names, anything = _keywords(type(backbone_of(model)).forward)
     return {name: mark for name, mark in marks.items() if anything or name in names}
 
 
 @functools.cache
-def _taken(forward: Callable[..., Any]) -> tuple[frozenset[str], bool]:
-    """Return which keywords a forward takes, and whether it takes any."""
-    taken = inspect.signature(forward).parameters
-    return frozenset(taken), any(p.kind is p.VAR_KEYWORD for p in taken.values())
+def _keywords(forward: Callable[..., object]) -> tuple[frozenset[str], bool]:
+    """Return which keywords a forward accepts, and whether it accepts any."""
+    parameters = inspect.signature(forward).parameters
+    return frozenset(parameters), any(p.kind is p.VAR_KEYWORD for p in parameters.values())
 
 
-def keeps_apart(model: Any, forward: Callable[..., Any]) -> bool:
-    """Return whether a model reads a row behind another as it reads it alone.
+def keeps_apart(model: PreTrainedModel, forward: Callable[..., CompletionOutput]) -> bool:
+    """Whether a model reads a row behind another as it reads it alone.
 
-    It is tried: the states of a row behind another, marked, are held against those of the row alone. What half
-    precision or another kernel changes is small beside what the other row changes where nothing is marked.
+    The states of a row behind another, marked, are compared with those of the row alone. What half precision or another
+    kernel changes is small beside what the other row changes if nothing is marked.
 
     Args:
         model: The model without wrappers, taught by `add_completion_forward`.
@@ -98,6 +105,7 @@ def keeps_apart(model: Any, forward: Callable[..., Any]) -> bool:
     def states(ids: torch.Tensor, lengths: Sequence[int]) -> torch.Tensor:
         marks = understood(model, marks_of(lengths, device=device))
         found = forward(input_ids=ids, completion_labels=torch.zeros_like(ids), **marks).hidden
+        assert found is not None
         return found[1 - PROBE :].float()  # those of the last row; its last token predicts nothing
 
     with torch.no_grad():

@@ -1,24 +1,29 @@
-"""The load-balancing loss of a mixture of experts, from what its routers said in a forward."""
+"""The load-balancing loss of a mixture of experts, from the router logits of a forward."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 
 from ..errors import ParamsError
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
-def balance_loss(model: Any, routed: Any, attention_mask: torch.Tensor | None) -> torch.Tensor | None:
-    """Return how unevenly tokens went to the experts, a mean over them: 1 per chosen expert where they went evenly.
 
-    It is the auxiliary loss of Switch Transformers (arXiv:2101.03961, equations 4 to 6), as transformers has it for
-    every family and SFTTrainer adds it.
+def balance_loss(
+    model: PreTrainedModel, routed: tuple[torch.Tensor, ...] | None, attention_mask: torch.Tensor | None
+) -> torch.Tensor | None:
+    """Return how unevenly tokens went to the experts, a mean over them: 1 per chosen expert if they went evenly.
+
+    It is the auxiliary loss of Switch Transformers (arXiv:2101.03961, equations 4 to 6), as transformers computes it
+    for every family and SFTTrainer adds it.
 
     Args:
         model: The model without wrappers.
-        routed: The router logits of its layers, each [tokens, experts]; None or empty where there are no routers.
-        attention_mask: [B, S], 0 on padding; None where every token counts.
+        routed: The router logits of its layers, each [tokens, experts]; None or empty if there are no routers.
+        attention_mask: [B, S], 0 on padding; None if every token counts.
 
     Raises:
         ParamsError: The routers choose in a way of their own, as Doge's do.
@@ -36,5 +41,5 @@ def balance_loss(model: Any, routed: Any, attention_mask: torch.Tensor | None) -
             f"the load-balancing loss of {type(model).__name__} is not one that distillation adds; set "
             "router_aux_loss_coef to 0."
         )
-    loss: Any = load_balancing_loss_func(routed, experts, config.num_experts_per_tok, attention_mask)
+    loss = load_balancing_loss_func(routed, experts, config.num_experts_per_tok, attention_mask)  # type: ignore[arg-type]
     return torch.as_tensor(loss)

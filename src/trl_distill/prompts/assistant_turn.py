@@ -1,7 +1,7 @@
-"""What is learned of a conversation: the text that the chat template renders behind the prompt.
+"""What is learned of a conversation: the text that the chat template renders after the prompt.
 
-The template decides: whatever it writes between the generation prompt and the content (an empty thinking block, a
-channel) is learned with it, as SFTTrainer has it.
+Whatever the template writes between the generation prompt and the content (an empty thinking block, a channel) is
+learned with it, as in SFTTrainer.
 """
 
 from __future__ import annotations
@@ -10,19 +10,17 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ..errors import DataError, TemplateError
-from .chat_rendering import rendered, rendered_prompt, rendered_with_marks
-from .messages import CLOSED, OPENED, REASONING
+from .chat_template import ANOTHER, ChatTemplate, Options
+from .messages import CLOSED, OPENED, REASONING, Message
 from .multi_turn import Stretches, of_ids
 from .tokenization import common_length, tokenize_behind
-from .turn_ends import TurnEnd, end_of_turn, training_template
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-Message = Mapping[str, Any]
 BLOCK = re.compile(rf"\s*{OPENED}\n*(.*?)\n*{CLOSED}\n*", re.DOTALL)
 THINKING = "enable_thinking"  # the keyword by which templates open an empty thinking block, or none
 
@@ -33,16 +31,18 @@ class Turn:
 
     Attributes:
         prompt: What the model reads.
-        learned: What it learns behind that, the end of the turn included.
+        learned: What it learns after that, with the end of the turn.
         options: Keywords with which the template was rendered.
         opening: How the prompt differs from the template's own generation prompt: empty, `enable_thinking` with the
             value that was needed, or `left_out` with the end of the generation prompt that is not in the prompt.
+        body: `learned` without the end.
     """
 
     prompt: str
     learned: str
-    options: dict[str, Any]
-    opening: dict[str, Any] = field(default_factory=dict)
+    options: Options
+    opening: Mapping[str, object] = field(default_factory=dict)
+    body: str = ""
 
 
 class ChatTurns:
@@ -54,51 +54,42 @@ class ChatTurns:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self.tokenizer = tokenizer
-
-    @cached_property
-    def end(self) -> TurnEnd:
-        """How the template ends an assistant's turn; see `end_of_turn`."""
-        return end_of_turn(self.tokenizer)
+        self.template = ChatTemplate(tokenizer)
 
     @cached_property
     def mark(self) -> str:
         """The text of the token that ends a turn; empty if there is none."""
-        return "" if self.end.token is None else str(self.tokenizer.decode([self.end.token]))
+        end = self.template.end.token
+        return "" if end is None else str(self.tokenizer.decode([end]))
 
-    @cached_property
-    def training_template(self) -> str | None:
-        """The chat template by which SFTTrainer learns several turns; None if it has none for this one."""
-        return training_template(self.tokenizer)
-
-    def last(
-        self, messages: Sequence[Message], options: Mapping[str, Any], *, finished: bool = True, where: str
-    ) -> Turn:
+    def last(self, messages: Sequence[Message], options: Options, *, finished: bool = True, where: str) -> Turn:
         """Return the last turn of a conversation and the prompt before it.
 
-        If the rendered turn does not begin with the generation prompt, other values of `enable_thinking` are tried;
-        after that the prompt ends where the two renderings part, as in SFTTrainer.
+        If the rendered turn does not begin with the generation prompt, other values of `enable_thinking` are tried. If
+        none helps, the prompt is what the two renderings have in common, as in SFTTrainer.
 
         Args:
             messages: The conversation, whose last message is the assistant's.
-            options: Keywords of the template besides the messages.
+            options: Keywords of the template.
             finished: Whether the turn ends there; one that was cut has no end.
             where: The row's name in messages.
 
         Raises:
-            TemplateError: There is no chat template, it does not take these messages, or it rewrites what stands
+            TemplateError: There is no chat template, it does not take these messages, or it rewrites the messages
                 before the turn.
         """
         given = [*messages[:-1], self._with_one_block(messages, options)]
         turn = self._rendered(given, options, where)
-        return replace(turn, learned=self._ended(turn, given, finished))
+        learned, end = self._ended(turn, given, finished), self.template.end
+        return replace(turn, learned=learned, body=learned.removesuffix(end.text if end.own else self.mark))
 
-    def _rendered(self, messages: Sequence[Message], options: Mapping[str, Any], where: str) -> Turn:
-        """Return the last turn with what the template writes of it, with an end or without."""
+    def _rendered(self, messages: Sequence[Message], options: Options, where: str) -> Turn:
+        """Return the last turn as the template writes it, with an end or without."""
         asked = messages[:-1]
         parted: tuple[str, str] | None = None
         for how in self._tries(options):
-            before, _ = rendered_prompt(self.tokenizer, asked, how)
-            after = rendered(self.tokenizer, messages, options=how)
+            before, _ = self.template.render_prompt(list(asked), how)
+            after = self.template.render(messages, how)
             if after.startswith(before):
                 opening = {THINKING: how[THINKING]} if how.get(THINKING) != options.get(THINKING) else {}
                 return self._checked(Turn(before, after[len(before) :], how, opening), messages[-1])
@@ -109,39 +100,30 @@ class ChatTurns:
         if not self._is_whole(prompt, before, asked, options):
             k = max(len(prompt) - 20, 0)
             raise TemplateError(
-                f"{where}: the chat template of {self.tokenizer.name_or_path or 'the model'} writes the conversation "
-                f"otherwise once it is answered: the prompt has {before[k:][:80]!r}, and the answered conversation "
-                f"{after[k:][:80]!r} in its place; give another with --chat-template."
+                f"{where}: {self.template.name} writes the conversation otherwise once it is answered: the prompt has "
+                f"{before[k:][:80]!r}, and the answered conversation {after[k:][:80]!r} in its place; {ANOTHER}."
             )
         left_out = {"left_out": before[len(prompt) :]}
         return self._checked(Turn(prompt, after[len(prompt) :], dict(options), left_out), messages[-1])
 
-    def body(self, learned: str) -> str:
-        """Return what is learned of a turn without its end."""
-        return learned.removesuffix(self.end.text if self.end.own else self.mark)
-
-    def before(
-        self, messages: Sequence[Message], options: Mapping[str, Any], *, learned: str, body: str, where: str
-    ) -> tuple[str, bool]:
+    def before(self, messages: Sequence[Message], other: Turn, *, where: str) -> tuple[str, bool]:
         """Return the prompt behind which this side reads a turn that the other side's template has written.
 
         What this template writes before the other's words, such as an empty thinking block, is part of the prompt.
 
         Args:
             messages: The conversation as this side reads it, whose last message is the assistant's.
-            options: Keywords of the template besides the messages.
-            learned: The turn as the other side writes it.
-            body: That without its end.
+            other: The turn as the other side writes it.
             where: The row's name in messages.
 
         Returns:
             The prompt, and whether this template writes these words too.
         """
-        turn = self.last(messages, options, where=where)
-        if turn.learned == learned:
+        turn = self.last(messages, other.options, where=where)
+        if turn.learned == other.learned:
             return turn.prompt, True
-        whole = turn.prompt + self.body(turn.learned)
-        for words in (body, body.strip()):
+        whole = turn.prompt + turn.body
+        for words in (other.body, other.body.strip()):
             if words and whole.endswith(words):
                 return whole.removesuffix(words), True
         return turn.prompt, False
@@ -150,51 +132,52 @@ class ChatTurns:
         self,
         messages: Sequence[Message],
         places: Sequence[int],
-        options: Mapping[str, Any],
+        options: Options,
         *,
         finished: bool = True,
         where: str,
     ) -> Stretches:
         """Return the ids of a conversation of which several turns are learned.
 
-        They are those that SFTTrainer learns by the marks of its training template. For a template without marks that
-        TRL does not know, each turn is what the template adds to the conversation before it.
+        The ids are those that SFTTrainer learns by the marks of its training template. If a template has no marks and
+        TRL does not know it, each turn is what the template adds to the conversation before it.
 
         Args:
             messages: The conversation, whose last message is the assistant's.
             places: Of the messages that are learned.
-            options: Keywords of the template besides the messages.
+            options: Keywords of the template.
             finished: Whether the last message ends there; one that was cut has no end.
             where: The row's name in messages.
 
         Raises:
-            DataError: A template without marks writes earlier turns otherwise than it wrote them while they were last.
+            DataError: A template without marks changes earlier turns once others follow.
             TemplateError: There is no chat template, or it does not take these messages.
         """
         given = [self._once_ended(m) if m["role"] == "assistant" else dict(m) for m in messages]
-        if self.training_template is None or not self.tokenizer.is_fast:
+        if self.template.training_source is None or not self.tokenizer.is_fast:
             return self._one_by_one(given, places, options, finished=finished, where=where)
-        how = {**options, "chat_template": self.training_template}
-        ids, mask = rendered_with_marks(self.tokenizer, given, how)
+        how = {**options, "chat_template": self.template.training_source}
+        ids, mask = self.template.ids_with_mask(given, how)
         for i, message in enumerate(given):
             if message["role"] == "assistant" and i not in places:
                 edges = [self._edge(ids, given[:k], how) for k in (i, i + 1)]
                 mask[edges[0] : edges[1]] = [0] * (edges[1] - edges[0])
         for k in range(1, len(ids)):  # marks that leave out the end of a turn would teach no end
-            if mask[k - 1] and ids[k] == self.end.token:
+            if mask[k - 1] and ids[k] == self.template.end.token:
                 mask[k] = 1
         if not finished:
             self._drop_end(ids, mask)
         return of_ids(ids, mask)
 
-    def _edge(self, ids: Sequence[int], messages: Sequence[Message], how: Mapping[str, Any]) -> int:
+    def _edge(self, ids: Sequence[int], messages: Sequence[Message], how: Options) -> int:
         """Return how many of a conversation's ids are those of its first messages."""
-        return common_length(rendered_with_marks(self.tokenizer, messages, how)[0], ids) if messages else 0
+        return common_length(self.template.ids_with_mask(messages, how)[0], ids) if messages else 0
 
     def _drop_end(self, ids: Sequence[int], mask: list[int]) -> None:
-        """Take the end of the last turn, and white space around it, out of a mask."""
+        """Clear the mask on the end of the last turn and on white space around it."""
         for k in range(len(mask) - 1, -1, -1):
-            if mask[k] and not (ids[k] == self.end.token or not str(self.tokenizer.decode([ids[k]])).strip()):
+            ends = ids[k] == self.template.end.token or not str(self.tokenizer.decode([ids[k]])).strip()
+            if mask[k] and not ends:
                 return
             mask[k] = 0
 
@@ -202,12 +185,12 @@ class ChatTurns:
         self,
         messages: Sequence[Message],
         places: Sequence[int],
-        options: Mapping[str, Any],
+        options: Options,
         *,
         finished: bool,
         where: str,
     ) -> Stretches:
-        """Return the ids of a conversation, each learned turn rendered with what stands before it."""
+        """Return the ids of a conversation, each learned turn rendered with the messages before it."""
         prompt: list[int] | None = None
         rest: list[int] = []
         mask: list[int] = []
@@ -216,13 +199,12 @@ class ChatTurns:
             turn = self._rendered(messages[: i + 1], options, where)
             if not turn.prompt.startswith(done) or turn.opening:
                 raise DataError(
-                    f"{where}: the chat template of {self.tokenizer.name_or_path or 'the model'} does not write "
-                    f"message {i + 1} behind those before it as it wrote them, so that its tokens cannot be found; "
-                    "give another with --chat-template."
+                    f"{where}: {self.template.name} does not write message {i + 1} behind those before it as it wrote "
+                    f"them, so that its tokens cannot be found; {ANOTHER}."
                 )
             gap = list(self.tokenizer(turn.prompt[len(done) :], add_special_tokens=False)["input_ids"])
             own = self._ended(turn, messages[: i + 1], finished) if i == places[-1] else turn.learned
-            own = own.rstrip() if self.end.own else own  # a gap begins behind the end
+            own = own.rstrip() if self.template.end.own else own  # a gap begins behind the end
             ids = tokenize_behind(self.tokenizer, own, prompt=turn.prompt)
             if prompt is None:
                 prompt, gap = gap, []
@@ -230,47 +212,45 @@ class ChatTurns:
             done = turn.prompt + own
         return Stretches(prompt or [], rest, mask)
 
-    def _tries(self, options: Mapping[str, Any]) -> list[dict[str, Any]]:
-        """Return the keywords to try: those given, then both values of `enable_thinking` where none is given."""
+    def _tries(self, options: Options) -> list[dict[str, object]]:
+        """Return the options to try: those given, then both values of `enable_thinking` if it is not among them."""
         tries = [dict(options)]
         if THINKING not in options and THINKING in str(self.tokenizer.chat_template):
             tries += [{**options, THINKING: value} for value in (False, True)]
         return tries
 
-    def _once_ended(self, message: Message) -> dict[str, Any]:
+    def _once_ended(self, message: Message) -> Message:
         """Return a message without the end of a turn in its content, which the template writes."""
         content = message.get("content")
-        if self.end.own and self.mark and isinstance(content, str) and content.rstrip().endswith(self.mark):
+        if self.template.end.own and self.mark and isinstance(content, str) and content.rstrip().endswith(self.mark):
             content = content.rstrip().removesuffix(self.mark)
         return {**message, "content": content}
 
-    def _with_one_block(self, messages: Sequence[Message], options: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the last message, its thinking block apart if the template would open another before it."""
+    def _with_one_block(self, messages: Sequence[Message], options: Options) -> Message:
+        """Return the last message, its thinking block split off if the template would open another before it."""
         last = self._once_ended(messages[-1])
         block = BLOCK.match(last["content"] or "")
         if block is None or any(last.get(key) for key in REASONING):
             return last
         apart = {**last, "reasoning_content": block[1], "content": last["content"][block.end() :]}
-        whole, split = (rendered(self.tokenizer, [*messages[:-1], m], options=options) for m in (last, apart))
+        whole, split = (self.template.render([*messages[:-1], m], options) for m in (last, apart))
         return apart if 0 < split.count(OPENED) < whole.count(OPENED) and block[1] in split else last
 
     def _ended(self, turn: Turn, messages: Sequence[Message], finished: bool) -> str:
-        """Return what is learned of a turn: with an end, also where the template writes none, or without."""
-        learned = turn.learned
+        """Return what is learned of a turn: with an end, also if the template writes none, or without."""
+        learned, end = turn.learned, self.template.end
         if not finished:
-            return learned.removesuffix(self.end.text)
-        if self.end.own:
+            return learned.removesuffix(end.text)
+        if end.own:
             return learned
-        if self.end.trained:
-            longer = rendered(
-                self.tokenizer, messages, options={**turn.options, "chat_template": self.training_template}
-            )
+        if end.trained:
+            longer = self.template.render(messages, {**turn.options, "chat_template": self.template.training_source})
             if longer.startswith(turn.prompt + learned.rstrip()):
                 return longer[len(turn.prompt) :]
         eos = str(self.tokenizer.eos_token or "")
         return learned if learned.rstrip().endswith(eos) else learned + eos
 
-    def _is_whole(self, prompt: str, before: str, asked: Sequence[Message], options: Mapping[str, Any]) -> bool:
+    def _is_whole(self, prompt: str, before: str, asked: Sequence[Message], options: Options) -> bool:
         """Whether a prompt holds the last user message to its end.
 
         Args:
@@ -282,7 +262,8 @@ class ChatTurns:
         last = [str(message.get("content") or "").strip() for message in asked if message["role"] == "user"][-1:]
         if last and before.count(last[0]) == 1:
             return last[0] in prompt
-        return len(prompt) >= self._closed(asked, options, before)
+        closed = self.template.render(asked, options)  # without the generation prompt
+        return len(prompt) >= common_length(closed.rstrip(), before)
 
     def _common(self, before: str, after: str) -> int:
         """Return how many characters two renderings have in common, without a part of a token."""
@@ -300,12 +281,6 @@ class ChatTurns:
             name = str(call.get("function", call).get("name"))
             if name not in turn.learned:
                 raise TemplateError(
-                    f"the chat template of {self.tokenizer.name_or_path or 'the model'} leaves out the tools that the "
-                    f"assistant calls ({name}); give another with --chat-template."
+                    f"{self.template.name} leaves out the tools that the assistant calls ({name}); {ANOTHER}."
                 )
         return turn
-
-    def _closed(self, asked: Sequence[Message], options: Mapping[str, Any], before: str) -> int:
-        """Return how many characters of a prompt are those of its messages, the generation prompt left out."""
-        closed = rendered(self.tokenizer, asked, options=options)
-        return common_length(closed.rstrip(), before)

@@ -1,97 +1,203 @@
-"""A model's chat template: its own, a built-in one, a Jinja file, or another model's.
-
-A template is tried on a short conversation before anything is tokenized with it.
-"""
+"""A tokenizer's chat template: how it writes conversations and ends an assistant's turn, its errors as one sentence."""
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TYPE_CHECKING
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import date
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
-from ..errors import TemplateError, UsageError
-from ..models.loading import load_tokenizer, resolve
-from .chat_rendering import own_source, rendered
+from .._trl import has_marks
+from ..errors import TemplateError
+from .messages import Message, Prompt
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import GenerationConfig, PreTrainedTokenizerBase
 
-OWN = ("tokenizer", "none")  # AutoTrain's words for the template that the model brings
-BUILT_IN = {
-    "chatml": (
-        "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n"
-        "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-    ),
-    "zephyr": (
-        "{% for message in messages %}<|{{ message['role'] }}|>\n{{ message['content'] }}{{ eos_token }}\n"
-        "{% endfor %}{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
-    ),
-}
-ACCEPTED = "give 'tokenizer' (the model's own), 'chatml', 'zephyr', a Jinja file, or a model that has one"
+NOW = "strftime_now"  # the function by which a chat template writes today's date
+CALL = re.compile(NOW + r"\(\s*(['\"])(.*?)\1\s*\)")
+PARTS = [f"%{letter}" for letter in ("-d", "-m", *"aAbBdejmyY")]  # of the formats of dates
+ANOTHER = "give another with --chat-template"
+Options = Mapping[str, object]  # keywords of a chat template, such as `tools`
 
 
-def take_chat_template(
-    tokenizer: PreTrainedTokenizerBase,
-    source: str | None,
-    *,
-    role: str = "chat_template",
-    trust_remote_code: bool = False,
-) -> None:
-    """Give a tokenizer the chat template that was asked for.
+@dataclass(frozen=True)
+class TurnEnd:
+    """How an assistant's turn ends.
+
+    Attributes:
+        text: What the chat template writes behind the content of the last turn.
+        token: The token that ends the turn; None if there is none.
+        own: Whether the chat template writes it.
+        trained: Whether it is TRL's training template that does.
+    """
+
+    text: str
+    token: int | None
+    own: bool = False
+    trained: bool = False
+
+
+class ChatTemplate:
+    """How one tokenizer writes conversations.
+
+    Options of its methods are keywords of the template: `chat_template` is another template, and `strftime_now` the
+    date (YYYY-MM-DD) that it writes as today's.
 
     Args:
-        tokenizer: The model's; it is changed.
-        source: None, "tokenizer" or "none" for its own; "chatml" or "zephyr"; a Jinja file (`@` in front of it is
-            taken too); a folder or Hub name of a model.
-        role: The setting it was given in, for messages.
-        trust_remote_code: Allow code that such a model brings.
-
-    Raises:
-        TemplateError: No such template, a file that is not Jinja, or one that leaves out what is said.
+        tokenizer: One with a chat template; without one it ends a turn by end-of-sequence.
+        name: What to call the template in messages (default: by its tokenizer).
     """
-    if source is None or source in OWN:
-        return
-    template = BUILT_IN.get(source, _from_file(source, role))
-    if template is None:
-        template = _from_model(source, role, trust_remote_code)
-    before, tokenizer.chat_template = tokenizer.chat_template, template
-    try:
-        _check(tokenizer, f"{role} {source!r}")
-    except TemplateError:
-        tokenizer.chat_template = before
-        raise
 
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, name: str = "") -> None:
+        self.tokenizer = tokenizer
+        self.name = name or f"the chat template of {tokenizer.name_or_path or 'the model'}"
 
-def _from_file(source: str, role: str) -> str | None:
-    """Return the text of a file; None where there is none."""
-    path = Path(source.removeprefix("@")).expanduser()
-    if not path.is_file():
-        return None
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
-        raise TemplateError(f"{role} {source!r} cannot be read: {reason}; give a Jinja file.") from None
+    @property
+    def source(self) -> str | None:
+        """The template of conversations without tools; None if there is none."""
+        templates = self.tokenizer.chat_template
+        return templates.get("default") if isinstance(templates, dict) else templates
 
+    @cached_property
+    def training_source(self) -> str | None:
+        """The template with marks by which SFTTrainer learns several turns: its own, or TRL's; None if TRL has none."""
+        if self.source is None or has_marks(self.source):
+            return self.source
+        from trl import get_training_chat_template
 
-def _from_model(source: str, role: str, trust_remote_code: bool) -> str:
-    """Return the chat template of another model's tokenizer."""
-    try:
-        path = resolve(source, role=role)
-        tokenizer = load_tokenizer(path, role=role, trust_remote_code=trust_remote_code)
-    except UsageError as error:
-        raise TemplateError(f"{role} {source!r} is no template, no file and no model; {ACCEPTED}.") from error
-    if own_source(tokenizer) is None:
-        raise TemplateError(f"{role} {source!r} is a model without a chat template; {ACCEPTED}.")
-    return str(own_source(tokenizer))
+        try:
+            return get_training_chat_template(self.tokenizer)
+        except (ValueError, TypeError):
+            return None
 
+    @cached_property
+    def end(self) -> TurnEnd:
+        """How a turn ends: by the template's token, else its training template's, else end-of-sequence.
 
-def _check(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
-    """Render a question and an answer, and look for both."""
-    turns = [{"role": "user", "content": "QUESTION"}, {"role": "assistant", "content": "COMPLETION"}]
-    text = rendered(tokenizer, turns, name=name)
-    for turn in turns:
-        if turn["content"] not in text:
+        Raises:
+            TemplateError: The template leaves out what the assistant says.
+        """
+        eos = self.tokenizer.eos_token_id
+        if self.tokenizer.chat_template is None:
+            return TurnEnd("", eos)
+        text = self._behind_content(None)
+        if text is None:
+            raise TemplateError(f"{self.name} leaves out what the assistant says; {ANOTHER}.")
+        token = self._first_special(text)
+        if token is not None:
+            return TurnEnd(text, token, own=True)
+        longer = self._behind_content(self.training_source)
+        token = None if longer is None else self._first_special(longer)
+        return TurnEnd(text, eos if token is None else token, trained=token is not None)
+
+    @property
+    def end_token(self) -> int | None:
+        """The token that ends a turn, or end-of-sequence if the template is one for other conversations."""
+        try:
+            return self.end.token
+        except TemplateError:  # say one that wants a system message, or tools
+            return self.tokenizer.eos_token_id
+
+    @property
+    def end_tokens(self) -> list[int]:
+        """The ids that end a text or a turn."""
+        ends = (self.tokenizer.eos_token_id, self.end_token)
+        return list(dict.fromkeys(end for end in ends if end is not None))
+
+    def stop_ids(self, config: GenerationConfig | None) -> list[int]:
+        """Return every id that ends a completion: those of a model's generation configuration, and `end_tokens`."""
+        configured = getattr(config, "eos_token_id", None)
+        ids = configured if isinstance(configured, (list, tuple)) else [configured]
+        return list(dict.fromkeys(i for i in (*ids, *self.end_tokens) if i is not None))
+
+    def render(self, messages: Sequence[Message], options: Options | None = None, *, opening: bool = False) -> str:
+        """Return a conversation as text, with what opens an assistant's turn if `opening` is set.
+
+        Raises:
+            TemplateError: The template is not Jinja (with its line), or does not take these messages.
+        """
+        return str(self._apply(messages, {**(options or {}), "tokenize": False, "add_generation_prompt": opening}))
+
+    def render_prompt(self, prompt: Prompt, options: Options | None = None) -> tuple[str, bool]:
+        """Return the text of a prompt, and whether the tokenizer adds its special tokens to it.
+
+        Args:
+            prompt: Text, or chat messages, which are rendered with the generation prompt.
+            options: See the class.
+
+        Raises:
+            TemplateError: See `render`; there is no chat template for messages.
+        """
+        if isinstance(prompt, str):
+            return prompt, True
+        if self.tokenizer.chat_template is None:
             raise TemplateError(
-                f"{name} is no chat template: it leaves out what the {turn['role']} says; write "
-                "{{ message['content'] }} in a loop over messages."
+                f"the tokenizer of {self.tokenizer.name_or_path or 'the model'} has no chat template for a prompt of "
+                "chat messages; give --chat-template or a text template."
             )
+        return self.render(prompt, options, opening=True), False  # the template writes those it wants
+
+    def prompt_ids(self, messages: Sequence[Message], options: Options) -> list[int] | None:
+        """Return the ids that a chat endpoint sends; None if the template does not take these messages."""
+        try:
+            return list(self._apply(messages, {**options, "add_generation_prompt": True, "return_dict": False}))
+        except TemplateError:
+            return None
+
+    def ids_with_mask(self, messages: Sequence[Message], options: Options) -> tuple[list[int], list[int]]:
+        """Return a conversation's ids, and a mask that is 1 on what the template marks as the assistant's.
+
+        Raises:
+            TemplateError: See `render`.
+        """
+        how = {**options, "tokenize": True, "return_dict": True, "return_assistant_tokens_mask": True}
+        found = self._apply(messages, how)
+        return list(found["input_ids"]), list(found["assistant_masks"])
+
+    def _apply(self, messages: Sequence[Message], how: dict[str, Any]) -> Any:
+        """Call `apply_chat_template`, its errors as one sentence."""
+        from jinja2 import TemplateError as JinjaError
+        from jinja2 import TemplateSyntaxError
+
+        day = how.pop(NOW, None)
+        if day is not None:  # transformers hands a template no function
+            template = self.tokenizer.get_chat_template(how.get("chat_template"), how.get("tools"))
+            how["chat_template"] = dated(template, day)
+        try:
+            return self.tokenizer.apply_chat_template([dict(message) for message in messages], **how)
+        except TemplateSyntaxError as error:
+            raise TemplateError(f"{self.name} is not Jinja: line {error.lineno}: {error.message}.") from error
+        except (JinjaError, TypeError, KeyError, ValueError) as error:
+            roles = ", ".join(str(message.get("role")) for message in messages)
+            raise TemplateError(
+                f"{self.name} does not take messages of {roles}: {' '.join(str(error).split()).rstrip('.')}; change "
+                f"the messages, or {ANOTHER}."
+            ) from error
+
+    def _behind_content(self, template: str | None) -> str | None:
+        """Return what a template (default: its own) writes behind the last content; None if it leaves that out."""
+        said = "COMPLETION"
+        turn = [{"role": "user", "content": "a"}, {"role": "assistant", "content": said}]
+        text = self.render(turn, {"chat_template": template})
+        return text[text.rindex(said) + len(said) :] if said in text else None
+
+    def _first_special(self, text: str) -> int | None:
+        """Return the first special or added token of a text."""
+        special = {*self.tokenizer.all_special_ids, *self.tokenizer.get_added_vocab().values()}
+        ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return next((token for token in ids if token in special), None)
+
+
+def dated(template: str, day: str) -> str:
+    """Return a chat template that writes a date (YYYY-MM-DD) where it would write today's."""
+    then = date.fromisoformat(day)
+    written = CALL.sub(lambda call: json.dumps(f"{then:{call[2]}}"), template)
+    if f"{NOW}(" not in written:
+        return written
+    # a format that the template keeps in a variable is written by a macro of the function's name
+    parts = "".join(f" | replace({json.dumps(part)}, {json.dumps(f'{then:{part}}')})" for part in PARTS)
+    return f"{{%- macro {NOW}(form) -%}}{{{{- form{parts} -}}}}{{%- endmacro %}}{{{{ '' }}}}{written}"

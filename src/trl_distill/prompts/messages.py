@@ -1,10 +1,10 @@
-"""Messages of a conversation as people write them, to those that chat templates read."""
+"""From messages as data sets write them to messages as chat templates read them."""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 ROLES = {  # ShareGPT's names beside the usual ones
@@ -13,12 +13,14 @@ ROLES = {  # ShareGPT's names beside the usual ones
     **{"function": "tool", "observation": "tool", "tool_response": "tool"},
     **{"function_call": "assistant", "tool_call": "assistant"},
 }
-CALLS = ("function_call", "tool_call")  # roles, and a key of OpenAI's older form, with a call as JSON
+CALLS = ("function_call", "tool_call")  # roles, and a key of OpenAI's older form, whose content is a call as JSON
 REASONING = ("reasoning_content", "reasoning", "thinking")  # DeepSeek and others; vLLM, Ollama, OpenRouter; gpt-oss
 OPENED, CLOSED = "<think>", "</think>"  # around reasoning in a text
 WEIGHT = "weight"
 UNKNOWN_ROLE = "the unknown role"
 KEYS = ("role", "from", "content", "value")
+Message = dict[str, Any]  # `role`, `content`, and what else a chat template reads
+Prompt = str | list[Message]
 KINDS = {bool: "true or false", int: "a number", float: "a number", dict: "an object", list: "a list", bytes: "bytes"}
 _TAGGED = re.compile(r"<tool_call>(.*?)</tool_call>", re.DOTALL)
 
@@ -31,8 +33,8 @@ class Unusable(Exception):
         self.bad = bad
 
 
-def text_of(value: Any, what: str) -> str:
-    """Return a text, or say what stands there instead, for example under "'text'".
+def text_of(value: object, what: str) -> str:
+    """Return a text, or say what is there instead, for example in "'text'".
 
     Raises:
         Unusable: Anything but text.
@@ -45,21 +47,20 @@ def text_of(value: Any, what: str) -> str:
     raise Unusable(f"{what} is {kind}, not text")
 
 
-def messages_of(value: list[Any], column: str) -> list[dict[str, Any]]:
-    """Return messages as `role` and `content` with what else they say.
+def messages_of(value: Sequence[object], column: str) -> list[Message]:
+    """Return messages with `role`, `content` and their other keys.
 
-    ShareGPT's names are translated. A call of a tool that is a message of its own becomes `tool_calls` of the
-    assistant's, with the assistant's text before it and calls behind it in the same message. An assistant message
-    without text, calls and reasoning has the weight 0.
+    ShareGPT's names are translated. A tool call that is a message of its own becomes `tool_calls` of the assistant's
+    message before it, or of a new one. An assistant message without text, calls and reasoning has the weight 0.
 
     Args:
         value: The messages.
-        column: Where they stand, for reasons.
+        column: Their column, for reasons.
 
     Raises:
         Unusable: Anything but messages, or a role, a weight or a call that is not known.
     """
-    messages: list[dict[str, Any]] = []
+    messages: list[Message] = []
     for number, message in enumerate(value, 1):
         if not isinstance(message, Mapping):
             raise Unusable(f"{column!r} is a list, not text and not messages")
@@ -80,24 +81,24 @@ def messages_of(value: list[Any], column: str) -> list[dict[str, Any]]:
     return messages
 
 
-def says_something(message: Mapping[str, Any]) -> bool:
+def says_something(message: Message) -> bool:
     """Whether an assistant message has text, calls of tools or reasoning."""
     texts = (message.get(key) for key in ("content", *REASONING))
     return bool(message.get("tool_calls")) or any(isinstance(t, str) and t.strip() for t in texts)
 
 
-def is_learned(message: Mapping[str, Any]) -> bool:
+def is_learned(message: Message) -> bool:
     """Whether a message of `messages_of` may be learned: the assistant's, with a weight other than 0."""
     return message["role"] == "assistant" and message.get(WEIGHT, 1) != 0
 
 
-def without_weight(message: dict[str, Any]) -> dict[str, Any]:
+def without_weight(message: Message) -> Message:
     """Return a message without its weight, which no chat template reads."""
     return {key: value for key, value in message.items() if key != WEIGHT}
 
 
-def parsed(value: Any) -> Any:
-    """Return what a text writes as JSON; anything else as it is."""
+def parsed(value: object) -> object:
+    """Return the value of a text that is JSON; anything else as it is."""
     try:
         return json.loads(value) if isinstance(value, str) else value
     except ValueError:
@@ -109,8 +110,8 @@ def with_reasoning(text: str, reasoning: str) -> str:
     return f"{OPENED}\n{reasoning}\n{CLOSED}\n\n{text}"
 
 
-def _message(message: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """Return one message; `joins` says that it is a call of a tool, which belongs to what the assistant said before."""
+def _message(message: Mapping[str, Any], where: str) -> Message:
+    """Return one message; `joins` marks a tool call, which belongs to the assistant's message before it."""
     rest = {key: value for key, value in message.items() if value is not None and key not in KEYS}
     named = message.get("role") or message.get("from")
     content = message["content"] if message.get("content") is not None else message.get("value")
@@ -130,24 +131,24 @@ def _message(message: Mapping[str, Any], where: str) -> dict[str, Any]:
     return {"role": role, "content": _content(content, where), **rest}
 
 
-def _content(value: Any, where: str) -> str:
-    """Return a message's text, joined where it is written as parts of text."""
+def _content(value: object, where: str) -> str:
+    """Return a message's text, joined if it is a list of parts of text."""
     if isinstance(value, list) and value and all(isinstance(p, dict) and p.get("type") == "text" for p in value):
         value = "".join(text_of(part.get("text"), f"a part of {where}") for part in value)
     return text_of(value, f"the content of {where}")
 
 
-def _calls(value: Any, where: str) -> list[dict[str, Any]]:
+def _calls(value: object, where: str) -> list[dict[str, object]]:
     """Return the calls that a message writes as JSON: an object, a list of them, or some in `<tool_call>` tags."""
     texts = (_TAGGED.findall(value) or [value]) if isinstance(value, str) else [value]
-    found: list[Any] = []
+    found: list[object] = []
     for text in texts:
         read = parsed(text)
         found += read if isinstance(read, list) else [read]
     return [_call(call, where) for call in found]
 
 
-def _call(call: Any, where: str) -> dict[str, Any]:
+def _call(call: object, where: str) -> dict[str, object]:
     """Return one call in the form of chat templates."""
     inner = call.get("function", call) if isinstance(call, Mapping) else None
     name = inner.get("name") if isinstance(inner, Mapping) else None

@@ -1,12 +1,12 @@
-"""Token ids of prompts that begin alike: what they have in common is tokenized once."""
+"""Token ids of prompts with a common beginning, which is tokenized once."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from .chat_rendering import rendered_prompt
+from .chat_template import ChatTemplate, Options
+from .messages import Prompt
 from .text_ids import text_ids
 from .tokenization import common_length, prompt_ids, without_closing
 
@@ -36,9 +36,9 @@ class Start:
 class PromptTokens:
     """Tokenizes prompts as `tokenize_prompt` does.
 
-    From the first two prompts it takes what they have in common, and cuts it at a token's edge where the two parts,
-    tokenized apart, are those of the whole. Later prompts with the same beginning are tokenized from there on. Where
-    there is no such edge, as with SentencePiece's space in front of every text, each is tokenized whole.
+    What the first two prompts have in common is cut at an edge between tokens at which both parts, tokenized apart,
+    give the ids of the whole. Later prompts with the same beginning are tokenized from there on. If there is no such
+    edge, as with SentencePiece's space in front of every text, each prompt is tokenized whole.
 
     Args:
         tokenizer: The tokenizer of the model that reads the prompts.
@@ -50,9 +50,9 @@ class PromptTokens:
         self._start: Start | None = None
         self._tried = False
 
-    def __call__(self, prompt: str | Sequence[dict[str, Any]], options: Mapping[str, Any] | None = None) -> list[int]:
+    def __call__(self, prompt: Prompt, options: Options | None = None) -> list[int]:
         """Return the ids of a prompt; see `tokenize_prompt`."""
-        return self.of_text(*rendered_prompt(self.tokenizer, prompt, options))
+        return self.of_text(*ChatTemplate(self.tokenizer).render_prompt(prompt, options))
 
     def of_text(self, text: str, special: bool) -> list[int]:
         """Return the ids of a rendered prompt; see `prompt_ids`."""
@@ -68,7 +68,7 @@ class PromptTokens:
         return ids
 
     def _find(self, common: str, text: str, ids: list[int], special: bool) -> Start | None:
-        """Return the start of a prompt that has `common` in common with another; None where there is no use."""
+        """Return the start of a prompt that has `common` in common with another; None if that saves nothing."""
         if not self.tokenizer.is_fast:
             return None
         encoded = self.tokenizer(text, add_special_tokens=special, return_offsets_mapping=True)

@@ -7,14 +7,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..errors import DataError
-from .messages import parsed
+from .messages import Message, Prompt, parsed
 from .template import SYSTEM_ROLES, System, Template
 
 TOOLS, KWARGS = "tools", "chat_template_kwargs"  # columns that a chat template is handed, as TRL names them
 TEXT, MESSAGES = OWN = "teacher_prompt", "teacher_messages"  # columns with the teacher's prompt of a row
-
-Message = dict[str, Any]
-Prompt = str | list[Message]
 
 
 def render(template: Template, row: Mapping[str, Any], own: Prompt | None = None) -> Prompt:

@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import TemplateError
 from ..models.own_chat_template import HEAD, ORIGINAL
-from .chat_rendering import NOW, dated, own_source, rendered_prompt
-from .rendering import TOOLS, Prompt, render
+from .chat_template import NOW, ChatTemplate, Options
+from .messages import Prompt
+from .rendering import TOOLS, render
 from .template import SYSTEM_ROLES
 from .tokenization import prompt_ids, tokenize_prompt
 
@@ -78,7 +79,7 @@ class Frame:
     """
 
     prompt: Prompt
-    options: Mapping[str, Any]
+    options: Options
     left_out: str = ""
 
     @cached_property
@@ -92,10 +93,10 @@ class Frame:
 
     def prompt_ids(self, tokenizer: PreTrainedTokenizerBase) -> list[int]:
         """Return the ids of the prompt as it stands."""
-        text, special = rendered_prompt(tokenizer, self.prompt, self.options)
+        text, special = ChatTemplate(tokenizer).render_prompt(self.prompt, self.options)
         return prompt_ids(tokenizer, text.removesuffix(self.left_out), special)
 
-    def opened(self, opening: Mapping[str, Any]) -> Frame:
+    def opened(self, opening: Mapping[str, object]) -> Frame:
         """Return the frame of a row whose prompt differs from the generation prompt, see `Turn.opening`."""
         more = {name: value for name, value in opening.items() if name != "left_out"}
         return replace(self, options={**self.options, **more}, left_out=str(opening.get("left_out", "")))
@@ -116,7 +117,9 @@ class Serving:
     def put(self, tokenizer: PreTrainedTokenizerBase) -> None:
         """Give a tokenizer the chat templates to be saved; its own is read from it no more."""
         if self.source is not None:
-            tokenizer.chat_template = with_serving(tokenizer, self.source)
+            named = tokenizer.chat_template if isinstance(tokenizer.chat_template, dict) else {}
+            own = ChatTemplate(tokenizer).source or ""
+            tokenizer.chat_template = {**named, "default": self.source, ORIGINAL: own}
 
 
 def serving_of(
@@ -129,7 +132,7 @@ def serving_of(
         template: The student's.
         frames: Those of the training rows, each once; None stands for rows with tools.
     """
-    own = own_source(tokenizer)
+    own = ChatTemplate(tokenizer).source
     named = [frame for frame in frames if frame is not None]
     field = next((name for name in template.fields if name != "input"), None)
     if field is not None:
@@ -196,61 +199,34 @@ def serving_template(frame: Frame, tokenizer: PreTrainedTokenizerBase) -> str | 
     Returns:
         The source; None if no template does, as with a tokenizer that writes the same text otherwise.
     """
-    own, day = own_source(tokenizer), frame.options.get(NOW)
+    template = ChatTemplate(tokenizer)
     expected = [frame.ids(tokenizer, probe) for probe in PROBES]
-    for source in _candidates(frame, own, tokenizer):
-        written = source if day is None else dated(source, day)  # it is served with the day's own date
-        if [served_ids(tokenizer, probe, written) for probe in PROBES] == expected:
+    for source in _candidates(frame, template):
+        options = {"chat_template": source, NOW: frame.options.get(NOW)}  # it is served with the day's own date
+        served = [template.prompt_ids([{"role": "user", "content": probe}], options) for probe in PROBES]
+        if served == expected:
             return source
     return None
 
 
-def served_ids(tokenizer: PreTrainedTokenizerBase, message: str, source: str | None = None) -> list[int] | None:
-    """Return the ids that a chat endpoint sends for a user's message; None if the template does not take it.
-
-    Args:
-        tokenizer: The student's.
-        message: The text.
-        source: A chat template (default: the tokenizer's).
-    """
-    return chat_ids(tokenizer, [{"role": "user", "content": message}], {"chat_template": source})
-
-
-def chat_ids(tokenizer: PreTrainedTokenizerBase, messages: Any, options: Mapping[str, Any]) -> list[int] | None:
-    """Return the ids of `apply_chat_template` for a prompt of messages; None if the template does not take them."""
-    from jinja2 import TemplateError as JinjaError
-
-    how: dict[str, Any] = {**options, "add_generation_prompt": True, "return_dict": False}
-    try:
-        return list(tokenizer.apply_chat_template(messages, **how))
-    except (JinjaError, TypeError, KeyError, ValueError):
-        return None
-
-
-def filled(prompt: Any, message: str) -> Any:
+def filled(prompt: Prompt, message: str) -> Prompt:
     """Return a frame's prompt with a message in its place."""
     if isinstance(prompt, str):
         return prompt.replace(INPUT, message)
     return [{**m, "content": m["content"].replace(INPUT, message)} for m in prompt]
 
 
-def with_serving(tokenizer: PreTrainedTokenizerBase, source: str) -> dict[str, str]:
-    """Return the named chat templates of a tokenizer that serves by `source` and keeps its own under `ORIGINAL`."""
-    named = tokenizer.chat_template if isinstance(tokenizer.chat_template, dict) else {}
-    return {**named, "default": source, ORIGINAL: own_source(tokenizer) or ""}
-
-
-def _candidates(frame: Frame, own: str | None, tokenizer: PreTrainedTokenizerBase) -> Iterator[str]:
-    """Return the templates to try, the likeliest first."""
+def _candidates(frame: Frame, template: ChatTemplate) -> Iterator[str]:
+    """Yield the templates to try, the likeliest first."""
     if isinstance(frame.prompt, str):
-        yield from _of_text(frame.prompt, own, tokenizer)
+        yield from _of_text(frame.prompt, template)
         return
-    assert own is not None
-    own = _without(own, frame.left_out)
+    assert template.source is not None
+    own = _without(template.source, frame.left_out)
     yield own
     yield _of_messages(frame, own)
     try:
-        text, _ = rendered_prompt(tokenizer, frame.prompt, frame.options)
+        text, _ = template.render_prompt(frame.prompt, frame.options)
     except TemplateError:
         return
     text, defaults = text.removesuffix(frame.left_out), _defaults(frame.options)
@@ -259,9 +235,10 @@ def _candidates(frame: Frame, own: str | None, tokenizer: PreTrainedTokenizerBas
         yield _source(defaults + WRITES % ("messages | length == 1", expression, own.removesuffix("\n")))
 
 
-def _of_text(prompt: str, own: str | None, tokenizer: PreTrainedTokenizerBase) -> Iterator[str]:
-    """Return templates that write a text with the special tokens that the tokenizer adds to one."""
-    front, back = added_tokens(tokenizer, filled(prompt, PROBES[0]))
+def _of_text(prompt: str, template: ChatTemplate) -> Iterator[str]:
+    """Yield templates that write a text with the special tokens that the tokenizer adds to one."""
+    own, tokenizer = template.source, template.tokenizer
+    front, back = added_tokens(tokenizer, prompt.replace(INPUT, PROBES[0]))
     spaced = not prompt.startswith(" ")
     opened = prompt.startswith(INPUT)
     # SentencePiece's space in front of a text is not written behind a token
@@ -285,7 +262,7 @@ def _source(body: str) -> str:
     return HEAD + PLAIN + body
 
 
-def _defaults(options: Mapping[str, Any]) -> str:
+def _defaults(options: Options) -> str:
     """Return what sets the options of training where a request leaves them out."""
     return "".join(DEFAULT % (name, name, _literal(value)) for name, value in options.items() if name != NOW)
 
@@ -313,7 +290,7 @@ def _written(text: str, message: str) -> str:
     return joined.removeprefix('"" ~ ').removesuffix(' ~ ""')
 
 
-def _literal(value: Any) -> str:
+def _literal(value: object) -> str:
     """Return a value as Jinja writes it; texts are JSON's, whose escapes Jinja reads too, and may hold `INPUT`."""
     if isinstance(value, str):
         return _written(value, "served_prompt.text") if INPUT in value else json.dumps(value, ensure_ascii=False)

@@ -9,7 +9,7 @@ from ..errors import TeacherError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-# text that tells apart tokenizers with equal vocabularies but other merges or normalisation
+# a text that tokenizers with equal vocabularies but other merges or normalisation split differently
 PROBE = "The quick brown fox, 1234 + 5 = 1239!\n\tdéjà vu — naïve 東京 def f(x): return x  # ok"
 OTHERWISE = "add --cross-tokenizer, or learn from its completions alone with --distill-alpha 0"  # for other tokenizers
 

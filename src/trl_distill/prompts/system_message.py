@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ..errors import ParamsError, TemplateError
-from .chat_rendering import rendered
+from .chat_template import ChatTemplate
 from .template import System, Template, parse_template, read_file
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from ..config.distillation_arguments import DistillationArguments
+
 KEEP, DROP = "keep", "drop"
 PROBE = "SYSTEM"
 
 
-def templates_of(settings: Any) -> tuple[Template, Template]:
-    """Return the student's and the teacher's template, with what becomes of a row's system message; needs no model.
-
-    Args:
-        settings: Anything with the fields of `DistillationArguments`.
+def templates_of(settings: DistillationArguments) -> tuple[Template, Template]:
+    """Return the student's and the teacher's template, with what is done with a row's system message; needs no model.
 
     Raises:
         TemplateError: A template that does not parse, or a file that cannot be read.
@@ -30,24 +29,13 @@ def templates_of(settings: Any) -> tuple[Template, Template]:
     teacher = parse_template(settings.teacher_prompt_template, name="teacher_prompt_template")
     check_system(teacher, settings.teacher_system, setting="teacher_system")
     check_system(student, settings.student_system, setting="student_system")
-    student = replace(student, system=students_system(settings, student))
-    return student, replace(teacher, system=teachers_system(settings))
-
-
-def teachers_system(settings: Any) -> System:
-    """Return what the teacher does with a row's system message."""
     text = _text(settings.teacher_system, "teacher_system")
-    return System(keep=text is None, text=text)
-
-
-def students_system(settings: Any, template: Template) -> System:
-    """Return what the student does with a row's system message; one of its template stands in its place anyway."""
     given = settings.student_system
-    if given is None:
-        given = KEEP if settings.teacher_system is None or template.has_system else DROP
-    if given in (KEEP, DROP):
-        return System(keep=given == KEEP)
-    return System(keep=False, text=_text(given, "student_system"))
+    if given is None:  # a system message of the student's template replaces the row's in any case
+        given = KEEP if text is None or student.has_system else DROP
+    is_text = given not in (KEEP, DROP)
+    students = System(keep=given == KEEP, text=_text(given, "student_system") if is_text else None)
+    return replace(student, system=students), replace(teacher, system=System(keep=text is None, text=text))
 
 
 def check_system(template: Template, given: str | None, *, setting: str) -> None:
@@ -71,13 +59,13 @@ def check_system(template: Template, given: str | None, *, setting: str) -> None
 def for_reader(
     template: Template, tokenizer: PreTrainedTokenizerBase, *, opens_chat: bool = False, moves: bool = False
 ) -> Template:
-    """Return a template whose system message is put as the model that reads it takes one.
+    """Return a template whose system message is in the form that the model that reads it accepts.
 
     Args:
         template: The side's.
         tokenizer: The model's own.
         opens_chat: Whether a text prompt is a user message to it, as to a chat server.
-        moves: Whether a row's own system message, too, goes before the first user message if the model takes none.
+        moves: Whether a row's own system message, too, goes before the first user message if the model accepts none.
     """
     if template.system.text is None and not moves:
         return template
@@ -95,7 +83,8 @@ def _writes(tokenizer: PreTrainedTokenizerBase, *roles: str) -> bool:
     if tokenizer.chat_template is None:
         return False
     try:
-        return PROBE in rendered(tokenizer, [{"role": r, "content": PROBE if r == roles[0] else "a"} for r in roles])
+        messages = [{"role": r, "content": PROBE if r == roles[0] else "a"} for r in roles]
+        return PROBE in ChatTemplate(tokenizer).render(messages)
     except TemplateError:
         return False
 

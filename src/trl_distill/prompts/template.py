@@ -15,7 +15,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from ..errors import TemplateError, nearest, there_are
 
@@ -52,12 +51,12 @@ class TextTemplate:
         """The literal text before the first field: the same in every row."""
         return self.pieces[0]
 
-    def render(self, values: Mapping[str, Any]) -> str:
+    def render(self, values: Mapping[str, object]) -> str:
         """Return the text with each field replaced by `str(values[field])`."""
         return "".join(p if i % 2 == 0 else str(values[p]) for i, p in enumerate(self.pieces))
 
     def braced(self) -> list[str]:
-        """Return what stands in braces in a text that was read literally, and could not be a field."""
+        """Return the words in braces that cannot be fields, if the text was read literally."""
         words = [word for text in self.pieces[::2] for word in _BRACED.findall(text)]
         return [word for word in words if not word.isidentifier()] if self.literal else []
 
@@ -88,7 +87,7 @@ class Template:
     Attributes:
         messages: (role, text) pairs; a text template has the single role "".
         name: What the template is called in messages.
-        system: What becomes of a row's system message.
+        system: What is done with a row's system message.
     """
 
     messages: tuple[tuple[str, TextTemplate], ...]
@@ -130,10 +129,10 @@ class Template:
         Raises:
             TemplateError: Naming the field, the names that would work and the nearest of them.
         """
-        known, taken = ["input", *columns], set(read)
+        known, consumed = ["input", *columns], set(read)
         usable = [name for name in known if name.isidentifier()]
         for name in self.fields:
-            if name not in known and name in taken:
+            if name not in known and name in consumed:
                 raise TemplateError(
                     f"{self.name} has the field {{{name}}}, but that column is read as the input or the completion; "
                     "the text column is {input} in a template."
@@ -152,7 +151,7 @@ class Template:
                 )
 
     def notes(self) -> list[str]:
-        """Return what a user may have meant otherwise, a sentence each."""
+        """Return a sentence on each thing that the user may not have meant."""
         found = []
         for _, text in self.messages:
             like = next((word for word in text.braced() if _is_like_a_field(word, text.fields)), None)
@@ -166,14 +165,14 @@ class Template:
                 )
         return list(dict.fromkeys(found))
 
-    def render(self, values: Mapping[str, Any]) -> str | list[dict[str, str]]:
+    def render(self, values: Mapping[str, object]) -> str | list[dict[str, str]]:
         """Return the text, or the list of `{"role", "content"}` messages of a chat template."""
         if not self.is_chat:
             return self.messages[0][1].render(values)
         return [{"role": role, "content": text.render(values)} for role, text in self.messages]
 
 
-def parse_template(source: Any, *, name: str) -> Template:
+def parse_template(source: object, *, name: str) -> Template:
     """Parse a template given as text, as a file, or as chat messages.
 
     Args:
@@ -198,7 +197,7 @@ def parse_template(source: Any, *, name: str) -> Template:
 
 
 def _instead(template: Template) -> str:
-    """Return the end of the sentence that {input} is missing: what was found in its place, and what to do."""
+    """Return the end of the sentence that {input} is missing: what was found instead, and what to do."""
     put = "put it where the row's input belongs."
     braced = [word for _, text in template.messages for word in text.braced()]
     like = next((word for word in braced if _is_like_a_field(word, ["input"])), None)
@@ -221,14 +220,14 @@ def _is_like_a_field(word: str, fields: Iterable[str]) -> bool:
 
 
 def _indent_of(text: TextTemplate) -> int:
-    """Return by how much all lines but the first are indented, as in a triple-quoted text amid code; 0 if not."""
+    """Return by how much all lines but the first are indented, as in a triple-quoted text inside code; 0 if not."""
     first, *rest = text.render(dict.fromkeys(text.fields, "x")).split("\n")
     widths = [len(line) - len(line.lstrip(" \t")) for line in rest if line.strip()]
     return min(widths) if len(widths) > 1 and first.strip() and not first[0].isspace() else 0
 
 
-def _read(source: Any, name: str) -> str:
-    """Return the template's text, from a file where one is meant."""
+def _read(source: object, name: str) -> str:
+    """Return the template's text, from a file if it names one."""
     if isinstance(source, Path):
         return read_file(source, name)
     if not isinstance(source, str):
@@ -268,7 +267,7 @@ def read_file(path: str | os.PathLike[str], name: str) -> str:
     return text[:-1] if text.endswith("\n") else text
 
 
-def messages_in(text: str) -> list[Any] | None:
+def messages_in(text: str) -> list[dict[str, object]] | None:
     """Return the chat messages that a text writes as JSON; None if it is something else."""
     if not text.lstrip().startswith("["):
         return None
@@ -279,8 +278,7 @@ def messages_in(text: str) -> list[Any] | None:
     return value if value and all(isinstance(m, dict) and "role" in m for m in value) else None
 
 
-def _chat(messages: Iterable[Any], name: str) -> tuple[tuple[str, TextTemplate], ...]:
-    """Parse a list of messages."""
+def _chat(messages: Iterable[object], name: str) -> tuple[tuple[str, TextTemplate], ...]:
     parsed = []
     for i, message in enumerate(messages):
         if not (isinstance(message, Mapping) and isinstance(message.get("content"), str)):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ def text_ids(tokenizer: PreTrainedTokenizerBase, text: str, *, special: bool = F
         text: The text.
         special: Whether its special tokens are added.
     """
-    kind: Any = type(tokenizer)
+    kind: type = type(tokenizer)
     if _is_plain(kind):
         backend = tokenizer.backend_tokenizer
         as_it_is = backend.truncation is None and backend.padding is None

@@ -1,42 +1,38 @@
-"""A prompt and the completion behind it, to token ids.
+"""A prompt and the completion after it, to token ids.
 
-A completion is tokenized once and appended to each prompt's tokens, so that both sequences end in the same
-ids and position k of one is position k of the other, whatever the prompts.
+A completion is tokenized once and appended to the tokens of each prompt, so that both sequences end in the same
+ids, whatever the prompts.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from .chat_rendering import rendered_prompt
+from .chat_template import ChatTemplate, Options
+from .messages import Prompt
 from .text_ids import kept_ids, special_texts, text_ids
-from .turn_ends import stop_of_turn, turn_end
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-TAIL = 64  # characters at the end of a prompt that its last tokens stand in
+TAIL = 64  # characters at the end of a prompt that hold its last tokens
 
 
-def tokenize_prompt(
-    tokenizer: PreTrainedTokenizerBase,
-    prompt: str | Sequence[Mapping[str, Any]],
-    options: Mapping[str, Any] | None = None,
-) -> list[int]:
+def tokenize_prompt(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, options: Options | None = None) -> list[int]:
     """Return the ids of a prompt, ready for a completion to be appended.
 
     Args:
         tokenizer: The tokenizer of the model that reads the prompt.
         prompt: Text, tokenized with the special tokens the tokenizer adds in front (a closing end-of-sequence
-            is taken off again); or chat messages, rendered by the chat template with the generation prompt.
-        options: What the chat template is handed besides the messages, such as `tools`.
+            is removed); or chat messages, rendered by the chat template with the generation prompt.
+        options: Keywords of the chat template.
 
     Raises:
         TemplateError: Chat messages, but the tokenizer has no chat template, or one that does not take them.
     """
-    return prompt_ids(tokenizer, *rendered_prompt(tokenizer, prompt, options))
+    return prompt_ids(tokenizer, *ChatTemplate(tokenizer).render_prompt(prompt, options))
 
 
 def prompt_ids(tokenizer: PreTrainedTokenizerBase, text: str, special: bool) -> list[int]:
@@ -85,7 +81,7 @@ def tokenize_completion(
         behind: The prompt's text; None is no prompt.
     """
     ids = tokenize_behind(tokenizer, completion, prompt=behind)
-    end = turn_end(tokenizer) if chat else tokenizer.eos_token_id
+    end = ChatTemplate(tokenizer).end.token if chat else tokenizer.eos_token_id
     if finished and end is not None and ids[-1:] != [end] and not _has_end(tokenizer, completion):
         ids.append(end)
     return ids
@@ -96,20 +92,19 @@ def _has_end(tokenizer: PreTrainedTokenizerBase, text: str) -> bool:
     text = text.rstrip()
     if not text.endswith(special_texts(tokenizer)):
         return False
-    ends = {tokenizer.eos_token_id, stop_of_turn(tokenizer)} - {None}
-    return text.endswith(tuple(str(tokenizer.decode([end])) for end in ends))
+    return text.endswith(tuple(str(tokenizer.decode([end])) for end in ChatTemplate(tokenizer).end_tokens))
 
 
 def tokenize_behind(tokenizer: PreTrainedTokenizerBase, text: str, *, prompt: str | None) -> list[int]:
-    """Return the ids of a text as it stands behind a prompt; no special tokens are added.
+    """Return the ids of a text after a prompt, without special tokens.
 
-    SentencePiece writes a space in front of any text, which does not stand behind the prompt. A token that holds the
+    SentencePiece writes a space before any text, but there is none after the prompt. A token that holds the
     end of the prompt and the beginning of the text is split at the text, since the prompt is served as it is.
 
     Args:
         tokenizer: Of the model that reads both.
         text: What follows the prompt.
-        prompt: The prompt's text, of which the end is looked at; None is no prompt.
+        prompt: The prompt's text; None is no prompt.
     """
     for before in (_tail(tokenizer, prompt), "\n") if prompt and text else ():
         start, both = kept_ids(tokenizer, before), text_ids(tokenizer, before + text)
@@ -129,7 +124,7 @@ def _tail(tokenizer: PreTrainedTokenizerBase, prompt: str) -> str:
     return tail[special if special >= 0 else max(newlines, 0) :]
 
 
-def common_length(one: Sequence[Any], other: Sequence[Any]) -> int:
+def common_length(one: Sequence[object], other: Sequence[object]) -> int:
     """Return how many items (characters, token ids) two sequences begin with in common."""
     different = (i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b)
     return next(different, min(len(one), len(other)))

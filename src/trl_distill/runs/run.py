@@ -123,7 +123,7 @@ class Run:
         """Load the student's configuration and tokenizer, with the chat template asked for."""
         from ..models.loading import ModelSource, resolve, tokenizer_of
         from ..models.own_chat_template import own_tokenizer
-        from ..prompts.chat_template import take_chat_template
+        from ..prompts.chat_template_choice import set_chat_template
 
         params, model, trust = self.params, self.params.model, self.params.trust_remote_code
         self.source: ModelSource | None = None
@@ -141,7 +141,7 @@ class Run:
         else:
             self.model_config = model.config
             self.tokenizer = copy(own_tokenizer(tokenizer_of(model, trust_remote_code=trust)))  # that one stays
-        take_chat_template(self.tokenizer, self.params.chat_template, trust_remote_code=trust)
+        set_chat_template(self.tokenizer, self.params.chat_template, trust_remote_code=trust)
 
     def prepare_data(self) -> None:
         """Check everything against everything, have completions written, and show the pre-flight."""
@@ -193,13 +193,7 @@ class Run:
             self.state.print(said)
         self.day = template_date(self.args, self.teacher, self.tokenizer)
         self.args.chat_template_date = None if self.day.day is None else self.day.day.isoformat()
-        weights = Student(
-            lambda: self.student,
-            None if self.source is None else self.source.path,
-            getattr(config, "_commit_hash", None),
-            self.params.quantization,
-            self.trainer_class,
-        )
+        weights = Student(lambda: self.student, self.source, self.trainer_class)
         recipe = recipe_of(self.args, self.teacher, tokenizer=self.tokenizer, student=config, weights=weights)
         self.computes = how_it_computes(
             self.args, self.outline, teacher=self.teacher, quantization=self.params.quantization
@@ -281,9 +275,9 @@ class Run:
 
     def _mend_generation_config(self, model: Any) -> None:
         """Have a model's generation configuration be one that can be saved, so that its weights are."""
-        from ..models.generation_config import mend
+        from ..models.generation_config import make_saveable
 
-        said = mend(model)
+        said = make_saveable(model)
         if said:
             self.state.print(said)
 

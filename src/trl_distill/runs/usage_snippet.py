@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from ..data.preflight import Example
 from ..models.own_chat_template import ORIGINAL
-from ..prompts.serving_template import INPUT, MARK, added_tokens, chat_ids
+from ..prompts.chat_template import ChatTemplate
+from ..prompts.serving_template import INPUT, MARK, added_tokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -97,8 +98,8 @@ def _chat(
 ) -> tuple[str, Callable[[], list[int] | None]]:
     """Return the way by a chat template."""
     more = "".join(f"{name}={value!r}, " for name, value in options.items())
-    return CHAT.format(messages=_expression(prompt), more=more), lambda: chat_ids(
-        tokenizer, _filled(prompt, example.values), options
+    return CHAT.format(messages=_expression(prompt), more=more), lambda: ChatTemplate(tokenizer).prompt_ids(
+        _filled(prompt, example.values), options
     )
 
 

@@ -11,7 +11,7 @@ from torch.distributed.tensor import DTensor
 
 from ..errors import UsageError
 from ..models.adapters import base_of, is_peft_model
-from ..models.loading import resolve
+from ..models.loading import ModelSource, resolve
 from .base import Teacher
 from .local import fingerprint
 from .local.cross_tokenizer import CrossTeacher
@@ -32,16 +32,12 @@ class Student:
 
     Attributes:
         load: Returns the model.
-        path: The folder or Hub name that it is loaded from; None for a model that is in memory already.
-        commit: Of a Hub model.
-        quantization: What it is loaded in, "int4", "int8" or None.
+        source: Where it is loaded from; None for a model that is in memory already.
         trainer: The class that trains it.
     """
 
     load: Callable[[], Any]
-    path: str | None = None
-    commit: str | None = None
-    quantization: str | None = None
+    source: ModelSource | None = None
     trainer: type | None = None
 
 
@@ -76,26 +72,28 @@ def shares_weights(teacher: Teacher, student: Student) -> bool:
     if isinstance(teacher, StoredTeacher):
         return _was_loaded_alike(teacher.identity().get("weights"), student)
     if isinstance(teacher, SelfTeacher):
-        return student.path is not None or _is_fresh(student.load())
+        return student.source is not None or _is_fresh(student.load())
     if type(teacher) is not LocalTeacher:
         return False
-    if student.path is not None and not teacher.lent:
+    if student.source is not None and not teacher.lent:
         return _was_loaded_alike(teacher.weights(), student)
-    if student.path is None and teacher.lent:
+    if student.source is None and teacher.lent:
         return _are_equal(teacher.model, student.load())
-    named = str(student.path or getattr(student.load().config, "_name_or_path", ""))
+    named = str(student.source.path if student.source else getattr(student.load().config, "_name_or_path", ""))
     return _place(named) == _place(teacher.name) and _are_equal(teacher.model, student.load())
 
 
 def _was_loaded_alike(theirs: Any, student: Student) -> bool:
     """Whether what a teacher says of its weights (files, precision, quantization) is true of a student's files."""
-    if student.path is None or not isinstance(theirs, list) or theirs[-1] != student.quantization:
+    source = student.source
+    if source is None or not isinstance(theirs, list) or theirs[-1] != source.quantization:
         return False
-    files = fingerprint.of_folder(student.path)
+    files = fingerprint.of_folder(source.path)
     if files is not None:
         return bool(files) and theirs[0] == files
     name, *version = theirs[0]
-    return name == student.path and (student.commit in version if student.commit else version[0] in (None, "main"))
+    commit = getattr(source.config, "_commit_hash", None)
+    return name == source.path and (commit in version if commit else version[0] in (None, "main"))
 
 
 def _place(name: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ..prompts.turn_ends import ends_of
+from ..prompts.chat_template import ChatTemplate
 from .base import Teacher
 from .local.cross_tokenizer import CrossTeacher
 from .multi.teacher import SeveralTeachers, each
@@ -36,7 +36,7 @@ def add_taught_ends(
             distribution, or because it writes while training.
     """
     theirs = _ends_of(teacher)
-    ends = {*ends_of(tokenizer), *theirs}
+    ends = {*ChatTemplate(tokenizer).end_tokens, *theirs}
     own = generation.eos_token_id
     stops = [*own] if isinstance(own, (list, tuple)) else [own]
     learned = {token for ids in completions for token in ids[-ENDING:]} & ends

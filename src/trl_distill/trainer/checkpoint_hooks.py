@@ -13,7 +13,7 @@ from ..data.data_fingerprint import fingerprint
 from ..data.packing import PackedRows
 from ..data.streaming import is_stream
 from ..models.adapters import is_peft_model
-from ..models.generation_config import mend
+from ..models.generation_config import make_saveable
 from .checkpoints import begin_anew, check_rows, keep_rows, to_resume_from
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ class CheckpointsMixin(_Base):
         super()._save_checkpoint(model, trial)
 
     def mend_generation_config(self) -> None:
-        """Have the student's generation configuration be one that can be saved, see `generation_config.mend`."""
-        said = mend(self.base_student)
+        """Drop what keeps the student's generation configuration from being saved; see `make_saveable`."""
+        said = make_saveable(self.base_student)
         if said:
             self.accelerator.print(said)

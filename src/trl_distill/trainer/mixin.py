@@ -23,7 +23,7 @@ from ..data.split import Split
 from ..data.streaming import check_streams, completions_of, is_stream
 from ..errors import ParamsError
 from ..losses.signals import LossSettings, Targets
-from ..models.adapters import base_of, take_penalty
+from ..models.adapters import base_of, split_adapter_penalty
 from ..models.batch_layout import layout_of
 from ..models.completion_forward import add_completion_forward, completion_arguments
 from ..models.generation import evaluating
@@ -244,9 +244,10 @@ class DistillationMixin(DatasetsMixin, StepMixin, MetricsMixin, CheckpointsMixin
         model: Any = self.base_student
         if self._loaded_from is None or getattr(model, "quantization_method", None) is not None:
             return None
+        options: Any = self.args.model_init_kwargs or {}
         return ModelSource(
             self._loaded_from,
-            revision=(self.args.model_init_kwargs or {}).get("revision"),
+            revision=options.get("revision"),
             dtype=str(model.dtype).removeprefix("torch."),
             device=self.accelerator.device,
             trust_remote_code=self.args.trust_remote_code,
@@ -367,7 +368,7 @@ class DistillationMixin(DatasetsMixin, StepMixin, MetricsMixin, CheckpointsMixin
             loss_settings=self.settings_of(inputs),
         )
         tokens = (inputs["labels"] != -100).sum()
-        apart = take_penalty(self.model, output)
+        apart = split_adapter_penalty(self.model, output)
         if output.aux_loss is not None:
             balance = self.router_aux_loss_coef * output.aux_loss
             apart = balance if apart is None else apart + balance

@@ -17,7 +17,7 @@ from ..data.collator import prompts_of
 from ..errors import DataError
 from ..models.architectures import vocabulary_rows
 from ..models.generation import Completion, GenerationSettings, continuations, cut_at_stop, drawing, evaluating
-from ..prompts.turn_ends import stop_ids
+from ..prompts.chat_template import ChatTemplate
 from .setup import generation_of
 
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ class Bounds:
         rows = vocabulary_rows(model.config)
         room = settings.max_new_tokens if limit is None else limit - max(len(p) for p in prompts)
         return cls(
-            stops=stop_ids(model.generation_config, tokenizer),
+            stops=ChatTemplate(tokenizer).stop_ids(model.generation_config),
             max_new_tokens=max(1, min(settings.max_new_tokens, room)),
             known=min(len(tokenizer), rows if vocabulary is None else vocabulary),
             rows=rows,
@@ -132,7 +132,7 @@ def written_by_student(
     generation configuration is looked at. The program's random state is left alone.
 
     Args:
-        model: The student, see `what_writes`.
+        model: The student, see `generating_model`.
         prompts: Token ids, each of at least one.
         settings: How it writes.
         bounds: Of this batch.

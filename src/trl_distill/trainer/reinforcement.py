@@ -133,7 +133,7 @@ class PPOTrainer:
             UsageError: See `PPOConfig.validate`; a model, data or a reward model that cannot be used.
         """
         from ..models.adapters import is_peft_model
-        from ..models.generation_config import mend
+        from ..models.generation_config import make_saveable
         from ..models.loading import TOKENIZER, resolve
 
         config = self.config
@@ -146,7 +146,7 @@ class PPOTrainer:
         reward, reward_tokenizer = _reward(config)
         model = _student(given, trust)
         _check_lengths(rows, model, tokenizer, config.max_new_tokens)
-        said = mend(model)
+        said = make_saveable(model)
         self.trainer = trainer = self._made(model, tokenizer, rows, reward, reward_tokenizer)
         _check_reference(trainer)
         trainer.accelerator.print("\n".join(filter(None, [said, self._says(trainer, len(rows))])))

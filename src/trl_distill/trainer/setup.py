@@ -15,11 +15,10 @@ from ..errors import ParamsError, TeacherError
 from ..models.architectures import vocabulary_rows
 from ..models.generation import Completion, GenerationSettings, length_limit
 from ..models.loading import ModelSource
-from ..prompts.chat_template import take_chat_template
+from ..prompts.chat_template_choice import set_chat_template
 from ..prompts.fitting import Limit
 from ..prompts.shared_vocabulary import shared_vocabulary
-from ..prompts.system_message import for_reader, teachers_system, templates_of
-from ..prompts.template import parse_template
+from ..prompts.system_message import for_reader, templates_of
 from ..teachers.base import Teacher, TextTeacher
 from ..teachers.completions.engines.selection import check_engine
 from ..teachers.completions.generate import complete, settings_identity
@@ -117,7 +116,7 @@ def teacher_of(
     if not isinstance(teacher, (StoredTeacher, WrittenTeacher)):  # which have written
         check_engine(teacher, args.teacher_engine)
     if args.teacher_chat_template is not None:
-        _take_chat_template(args, teacher)
+        _set_chat_template(args, teacher)
     if isinstance(teacher, TextTeacher) and not args.cross_tokenizer:
         if args.teacher_store is not None:
             raise ParamsError(
@@ -174,10 +173,10 @@ def _remote_settings(args: DistillationSFTConfig) -> RemoteSettings:
 
 def prompts_and_writing(args: DistillationSFTConfig) -> dict[str, Any]:
     """Return what a store keeps of a configuration: what the teacher reads around an input, and how it writes."""
-    template = parse_template(args.teacher_prompt_template, name="teacher_prompt_template")
+    _, template = templates_of(args)
     return {
         "teacher_prompt_template": template.content,
-        "teacher_system": teachers_system(args).text or "",
+        "teacher_system": template.system.text or "",
         "generation": settings_identity(generation_of(args)),
     }
 
@@ -196,13 +195,13 @@ def _in_text(
     return teacher
 
 
-def _take_chat_template(args: DistillationSFTConfig, teacher: Teacher) -> None:
+def _set_chat_template(args: DistillationSFTConfig, teacher: Teacher) -> None:
     """Give a teacher the chat template that was asked for; the student may share its tokenizer, which stays as it is.
 
     Raises:
         ParamsError: The teacher renders chats itself.
         TeacherError: A store that was made with another chat template.
-        TemplateError: See `take_chat_template`.
+        TemplateError: See `set_chat_template`.
     """
     source = str(args.teacher_chat_template)
     owner = teacher.writer if isinstance(teacher, LocalTextTeacher) else teacher
@@ -212,7 +211,7 @@ def _take_chat_template(args: DistillationSFTConfig, teacher: Teacher) -> None:
             "them itself; drop --teacher-chat-template."
         )
     own = copy.deepcopy(owner.tokenizer)
-    take_chat_template(own, source, role="teacher_chat_template", trust_remote_code=args.trust_remote_code)
+    set_chat_template(own, source, role="teacher_chat_template", trust_remote_code=args.trust_remote_code)
     if not isinstance(owner, StoredTeacher):
         owner.tokenizer = own  # type: ignore[misc]
     elif own.chat_template != owner.tokenizer.chat_template:

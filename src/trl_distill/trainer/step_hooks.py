@@ -13,7 +13,7 @@ import torch
 from ..config.doors import spelled
 from ..config.validation import freshness
 from ..data.collator import prompts_of
-from ..models.generation import Completion, GenerationSettings, what_writes
+from ..models.generation import Completion, GenerationSettings, generating_model
 from ..teachers.local.ema import EmaCallback, EmaTeacher
 from .on_policy import (
     Bounds,
@@ -128,7 +128,7 @@ class StepMixin(_Base):
         with warnings.catch_warnings():  # TRL 1.16 calls gradient checkpointing by its older name
             warnings.filterwarnings("ignore", "`gradient_checkpointing_", FutureWarning)
             with unwrap_model_for_generation(self.model_wrapped, self.accelerator, **how) as model:
-                return written_by_student(what_writes(model), prompts, settings, bounds, tokenizer=self.tokenizer)
+                return written_by_student(generating_model(model), prompts, settings, bounds, tokenizer=self.tokenizer)
 
     def start_vllm(self) -> None:
         """Start the engine that writes for the student, where one is asked for."""

@@ -9,10 +9,10 @@ import torch
 
 from ...errors import TeacherError
 from ...losses.cross_tokenizer_reference import Matched
+from ...prompts.chat_template import ChatTemplate
 from ...prompts.fitting import fit
 from ...prompts.shared_vocabulary import PROBE
 from ...prompts.tokenization import tokenize_completion
-from ...prompts.turn_ends import stop_of_turn
 from .byte_spans import ALIKE, STUDENT_SPACE, TEACHER_SPACE, Span, align
 from .token_bytes import token_bytes
 
@@ -174,7 +174,7 @@ def _ends(student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase) ->
     """Return the teacher's token that ends a turn, and that ends a text, by the student's; each is taken once."""
     pairs: dict[int, int] = {}
     for mine, theirs in (
-        (stop_of_turn(student), stop_of_turn(teacher)),
+        (ChatTemplate(student).end_token, ChatTemplate(teacher).end_token),
         (student.eos_token_id, teacher.eos_token_id),
     ):
         if mine is not None and theirs is not None and mine not in pairs and theirs not in pairs.values():

@@ -12,7 +12,7 @@ from torch.distributed.tensor import DTensor
 
 from ...errors import TeacherError
 from ...models.adapters import is_peft_model
-from ...models.generation import has_learned_prompt, what_writes
+from ...models.generation import generating_model, has_learned_prompt
 from . import fingerprint
 from .self_teacher import SelfTeacher, touches_base
 from .teacher import LocalTeacher
@@ -65,7 +65,7 @@ class StartingTeacher(SelfTeacher):
         if self.plain:
             super().take(student)
             return
-        whole = what_writes(student)
+        whole = generating_model(student)
         if any(isinstance(p, DTensor) or hasattr(p, "ds_id") for p in whole.parameters()):
             raise TeacherError(SHARDED)
         frozen = copy.deepcopy(whole).requires_grad_(False).eval()

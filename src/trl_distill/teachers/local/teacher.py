@@ -38,7 +38,7 @@ from ...models.lm_head import lm_head_of
 from ...models.loading import ModelSource
 from ...models.logits_check import attempt, check_logits
 from ...models.padding_free import keeps_apart
-from ...prompts.turn_ends import stop_ids
+from ...prompts.chat_template import ChatTemplate
 from ..completions.stop_strings import cut_at_string, stopping
 from . import fingerprint
 from .forward_batches import MOST, Pass, flattened, plan
@@ -134,7 +134,8 @@ class LocalTeacher:
     @property
     def stop_ids(self) -> list[int]:
         """The ids that end what it writes: its generation configuration's, its tokenizer's, its chat's turn end."""
-        return stop_ids(self.model.generation_config if self.loaded else self._generation_config, self.tokenizer)
+        config = self.model.generation_config if self.loaded else self._generation_config
+        return ChatTemplate(self.tokenizer).stop_ids(config)
 
     @property
     def sharded(self) -> bool:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ...data.atomic_file import write_text
-from ...prompts.chat_rendering import NOW
+from ...prompts.chat_template import NOW
 from .folder import DATE
 
 
@@ -44,7 +44,7 @@ class TemplateDate:
         return cls(date.fromisoformat(text) if text else date.today(), folder)
 
     def options(self) -> dict[str, str]:
-        """Return the keyword that gives the date to a chat template; see `chat_rendering.rendered`."""
+        """Return the keyword that gives the date to a chat template; see `ChatTemplate`."""
         return {} if self.day is None else {NOW: self.day.isoformat()}
 
     def keep(self) -> None:

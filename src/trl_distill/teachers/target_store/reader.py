@@ -15,8 +15,8 @@ from ...errors import TeacherError
 from ...losses import check_sparse_divergence
 from ...models.batch_layout import layout_of
 from ...models.generation import Completion, GenerationSettings
+from ...prompts.chat_template import ChatTemplate
 from ...prompts.shared_vocabulary import PROBE
-from ...prompts.turn_ends import ends_of
 from .folder import HEAD, TOKENIZER, TargetFolder, TargetRow, TargetTable, sequence_key
 from .formats import kind_from, stacked
 from .lm_head_file import load_head
@@ -83,7 +83,7 @@ class StoredTeacher:
     @property
     def stop_ids(self) -> list[int]:
         """The ids that end what the teacher writes; of a store that does not say, those that its tokenizer knows."""
-        return list(self.manifest.get("stop_ids") or ends_of(self.tokenizer))
+        return list(self.manifest.get("stop_ids") or ChatTemplate(self.tokenizer).end_tokens)
 
     def share(self, vocabulary: int) -> None:
         """Accept a student that has all the rows over which the targets were normalised.

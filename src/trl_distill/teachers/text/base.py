@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from ...errors import TeacherError
 from ...models.generation import Completion, GenerationSettings
-from ...prompts.turn_ends import ends_of
+from ...prompts.chat_template import ChatTemplate
 
 if TYPE_CHECKING:
     import torch
@@ -42,7 +42,7 @@ class TextOnly:
     @property
     def stop_ids(self) -> list[int]:
         """The student's ids that may end a completion."""
-        return ends_of(self.tokenizer)
+        return ChatTemplate(self.tokenizer).end_tokens
 
     def share(self, vocabulary: int) -> None:
         """Take the student's vocabulary: completions become tokens of its tokenizer."""

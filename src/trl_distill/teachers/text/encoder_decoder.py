@@ -11,7 +11,7 @@ import torch
 
 from ...models.architectures import check_encoder_decoder
 from ...models.generation import Completion, GenerationSettings, configured, cut_at_stop, drawing, evaluating
-from ...prompts.turn_ends import stop_ids
+from ...prompts.chat_template import ChatTemplate
 from ..completions.stop_strings import cut_at_string, stopping
 from ..local import fingerprint
 
@@ -70,7 +70,7 @@ class EncoderDecoder:
     @property
     def stop_ids(self) -> list[int]:
         """The ids that end what it writes."""
-        return stop_ids(self.generation_config, self.tokenizer)
+        return ChatTemplate(self.tokenizer).stop_ids(self.generation_config)
 
     @property
     def suppressed(self) -> list[int]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ...config.doors import spelled
 from ...errors import DataError, TeacherError
 from ...models.generation import Completion, GenerationSettings
-from ...prompts.chat_rendering import rendered
+from ...prompts.chat_template import ChatTemplate
 from ...prompts.tokenization import tokenize_prompt
 from ..base import Teacher
 from ..completions.generate import complete
@@ -105,7 +105,7 @@ class LocalTextTeacher(TextOnly):
         elif isinstance(prompt, str):
             ids = list(own(prompt)["input_ids"])  # an encoder reads the token that ends its text
         else:
-            text = rendered(own, prompt, opening=True, options=self.options)
+            text = ChatTemplate(own).render(prompt, self.options, opening=True)
             ids = list(own(text, add_special_tokens=False)["input_ids"])
         most = self._most()
         if most is not None and len(ids) > most:

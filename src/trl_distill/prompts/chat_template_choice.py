@@ -1,0 +1,96 @@
+"""The chat template that a model is given: its own, a built-in one, a Jinja file, or another model's.
+
+A template is tried on a short conversation before anything is tokenized with it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..errors import TemplateError, UsageError
+from ..models.loading import ModelSource, resolve
+from .chat_template import ChatTemplate
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+OWN = ("tokenizer", "none")  # AutoTrain's words for the template that the model brings
+BUILT_IN = {
+    "chatml": (
+        "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n"
+        "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    ),
+    "zephyr": (
+        "{% for message in messages %}<|{{ message['role'] }}|>\n{{ message['content'] }}{{ eos_token }}\n"
+        "{% endfor %}{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
+    ),
+}
+ACCEPTED = "give 'tokenizer' (the model's own), 'chatml', 'zephyr', a Jinja file, or a model that has one"
+
+
+def set_chat_template(
+    tokenizer: PreTrainedTokenizerBase,
+    source: str | None,
+    *,
+    role: str = "chat_template",
+    trust_remote_code: bool = False,
+) -> None:
+    """Give a tokenizer the chat template that was asked for.
+
+    Args:
+        tokenizer: The model's; it is changed.
+        source: None, "tokenizer" or "none" for its own; "chatml" or "zephyr"; a Jinja file (`@` before it is
+            accepted); a folder or Hub name of a model.
+        role: The setting it was given in, for messages.
+        trust_remote_code: Allow code that such a model brings.
+
+    Raises:
+        TemplateError: No such template, a file that is not Jinja, or one that leaves out what is said.
+    """
+    if source is None or source in OWN:
+        return
+    template = BUILT_IN.get(source, _from_file(source, role))
+    if template is None:
+        template = _from_model(source, role, trust_remote_code)
+    before, tokenizer.chat_template = tokenizer.chat_template, template
+    try:
+        _check(tokenizer, f"{role} {source!r}")
+    except TemplateError:
+        tokenizer.chat_template = before
+        raise
+
+
+def _from_file(source: str, role: str) -> str | None:
+    """Return the text of a file; None if there is none."""
+    path = Path(source.removeprefix("@")).expanduser()
+    if not path.is_file():
+        return None
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
+        raise TemplateError(f"{role} {source!r} cannot be read: {reason}; give a Jinja file.") from None
+
+
+def _from_model(source: str, role: str, trust_remote_code: bool) -> str:
+    try:
+        path = resolve(source, role=role)
+        template = ChatTemplate(ModelSource(path, role, trust_remote_code=trust_remote_code).load_tokenizer()).source
+    except UsageError as error:
+        raise TemplateError(f"{role} {source!r} is no template, no file and no model; {ACCEPTED}.") from error
+    if template is None:
+        raise TemplateError(f"{role} {source!r} is a model without a chat template; {ACCEPTED}.")
+    return template
+
+
+def _check(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
+    """Render a question and an answer, and look for both."""
+    turns = [{"role": "user", "content": "QUESTION"}, {"role": "assistant", "content": "COMPLETION"}]
+    text = ChatTemplate(tokenizer, name).render(turns)
+    for turn in turns:
+        if turn["content"] not in text:
+            raise TemplateError(
+                f"{name} is no chat template: it leaves out what the {turn['role']} says; write "
+                "{{ message['content'] }} in a loop over messages."
+            )
