@@ -9,7 +9,7 @@ import pytest
 
 from trl_distill.errors import TemplateError
 from trl_distill.prompts.template import parse_template
-from trl_distill.teachers.multi.entries import plain_template
+from trl_distill.teachers.multi.entries import template_source
 
 CHAT = [{"role": "system", "content": "You are {role}."}, {"role": "user", "content": "{input}"}]
 
@@ -87,7 +87,7 @@ def test_a_template_with_a_brace_of_no_field_is_read_literally(source, expected)
     assert render(source, input="q", role="cook", größe=3) == expected
     template = parse(source)
     template.check_columns(["role", "größe", "0"])
-    written = plain_template(template)  # as config.yaml has it
+    written = template_source(template)  # as config.yaml has it
     assert render(written, input="q", role="cook", größe=3) == expected
 
 

@@ -365,7 +365,7 @@ def test_the_command_learns_from_several(combine, files, chat_model_dir, tiny_te
     figures = json.loads((folder / "metrics.json").read_text())["metrics"]["preflight_train"]
     assert figures["rows_of_teachers"] == [4, 8]
     kept = yaml.safe_load((folder / "config.yaml").read_text())["teacher_config"]
-    assert kept == read_teachers(settings["teacher_config"]).plain()
+    assert kept == read_teachers(settings["teacher_config"]).to_dict()
     again = CliRunner().invoke(main, ["llm", "--config", str(folder / "config.yaml"), "--overwrite"])
     assert again.exit_code == 0, again.output
     assert (folder / "teacher_completions.jsonl").read_text() == store  # paid for once
@@ -373,7 +373,7 @@ def test_the_command_learns_from_several(combine, files, chat_model_dir, tiny_te
 
 
 def test_a_file_that_goes_while_a_run_goes_on_changes_nothing(files, tmp_path, monkeypatch):
-    teachers = read_teachers(files()["teacher_config"]).plain()["teachers"][:1]
+    teachers = read_teachers(files()["teacher_config"]).to_dict()["teachers"][:1]
     settings = files(teachers=teachers)
     trained = DistillationSFTTrainer.train
 
@@ -552,8 +552,8 @@ def test_the_list_is_kept_as_it_would_be_read_again():
         {"model": "b", "template": [{"role": "system", "content": r"\n {input}"}], "rows": "team = x=y"},
     ]}  # fmt: skip
     listed = read_teachers(given)
-    again = read_teachers(yaml.safe_load(yaml.safe_dump(listed.plain())))
-    assert again.plain() == listed.plain()
+    again = read_teachers(yaml.safe_load(yaml.safe_dump(listed.to_dict())))
+    assert again.to_dict() == listed.to_dict()
     for one, other in zip(listed.teachers, again.teachers, strict=True):
         assert [t.pieces for _, t in one.template.messages] == [t.pieces for _, t in other.template.messages]
         assert (one.share, one.column, one.value, one.weight, one.revision) == (

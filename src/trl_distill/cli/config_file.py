@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 from typing import Any
 
 from ..config.training_params import ALIASES, LLMTrainingParams
+from ..config.yaml_file import read_yaml
 from ..errors import ParamsError
 
 # what `LLMTrainingParams.to_dict` writes for a model or dataset that was handed over in Python
@@ -52,18 +52,7 @@ def refuse_live(path: str, values: dict[str, Any]) -> None:
 
 def _mapping(path: str) -> dict[Any, Any]:
     """Return the file's top level."""
-    import yaml
-
-    try:
-        read = yaml.safe_load(Path(path).expanduser().read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
-        raise ParamsError(f"--config {path} cannot be read: {reason}.") from None
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f" in line {mark.line + 1}" if mark is not None else ""
-        problem = getattr(error, "problem", None) or "error"
-        raise ParamsError(f"--config {path} is not YAML: {problem}{where}.") from None
+    read = read_yaml(path, name=f"--config {path}")
     if read is None:
         return {}
     if not isinstance(read, dict):

@@ -11,7 +11,7 @@ from ..config.training_params import LLMTrainingParams
 from ..data.atomic_file import write_text
 from ..models.own_chat_template import ORIGINAL
 from ..prompts.template import Template
-from ..teachers.multi.entries import TeacherEntry, read_teachers
+from ..teachers.multi.entries import TeacherEntry, model_name, read_teachers
 from ..teachers.multi.prompt_mixture import read_mixture
 from .usage_snippet import loading, printed, snippet
 
@@ -78,7 +78,7 @@ def _tags(params: LLMTrainingParams) -> list[str]:
 
 def _what(params: LLMTrainingParams, preflight: Preflight | None) -> str:
     """Return the first paragraph."""
-    student = _named(params.model)
+    student = model_name(params.model)
     if preflight is None:
         return f"`{student}`, fine-tuned with TRL."
     if _written(params):
@@ -108,23 +108,16 @@ def _use(folder: Path, model: Any, tokenizer: Any, preflight: Preflight) -> str:
     return "\n\n".join(parts)
 
 
-def _named(model: Any) -> str:
-    """Return the name of a model: what was given, or for a loaded one where it comes from."""
-    if isinstance(model, str):
-        return model
-    return getattr(getattr(model, "config", None), "_name_or_path", "") or type(model).__name__
-
-
 def _teacher(params: LLMTrainingParams) -> str:
     """Return what the teacher was, or the store that was trained from without one."""
     if params.teacher_config is not None:
         names = dict.fromkeys(f"`{entry.name}`" for entry in _listed(params))
         return "; ".join(names) + (" (mixed)" if read_teachers(params.teacher_config).mixed else "")
     if params.teacher_model == "self":
-        return f"`{_named(params.model)}` itself, its adapter switched off,"
+        return f"`{model_name(params.model)}` itself, its adapter switched off,"
     if params.teacher_model == "ema":
-        return f"the exponential moving average of `{_named(params.model)}` itself"
-    return f"`{_named(params.teacher_store if params.teacher_model is None else params.teacher_model)}`"
+        return f"the exponential moving average of `{model_name(params.model)}` itself"
+    return f"`{model_name(params.teacher_store if params.teacher_model is None else params.teacher_model)}`"
 
 
 def _written(params: LLMTrainingParams) -> bool:
@@ -137,7 +130,7 @@ def _prompts(params: LLMTrainingParams, templates: list[Template]) -> str:
     student, teacher = (_shown(template) for template in templates)
     if params.teacher_config is not None:
         each = [
-            f"Teacher {n}: `{entry.name}`, {entry.takes}. Its template:\n\n{_fenced(_shown(entry.template), 'text')}"
+            f"Teacher {n}: `{entry.name}`, {entry.rows}. Its template:\n\n{_fenced(_shown(entry.template), 'text')}"
             for n, entry in enumerate(_listed(params), 1)
         ]
         return "\n\n".join([*each, f"The student's template:\n\n{_fenced(student, 'text')}"])

@@ -280,4 +280,4 @@ def _kept(params: LLMTrainingParams) -> dict[str, Any]:
     """Return the parameters as config.yaml has them, a list of teachers with what its file says now."""
     values = {k: v for k, v in params.to_dict().items() if k not in NOT_KEPT}
     listed = params.teacher_config
-    return values if listed is None else {**values, "teacher_config": read_teachers(listed).plain()}
+    return values if listed is None else {**values, "teacher_config": read_teachers(listed).to_dict()}

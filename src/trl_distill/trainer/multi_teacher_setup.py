@@ -123,7 +123,7 @@ def check_list(settings: Any, *, student: Any = None, given: Any = None) -> Teac
 def put_names(args: DistillationSFTConfig, teacher: Teacher) -> None:
     """Put names into a configuration in the place of loaded models and datasets, so that it can be saved."""
     if isinstance(teacher, SeveralTeachers) and not isinstance(args.teacher_config, (str, type(None))):
-        args.teacher_config = teacher.listed.plain()
+        args.teacher_config = teacher.listed.to_dict()
     if not isinstance(args.retain_data, (str, type(None))):
         args.retain_data = f"<{type(args.retain_data).__name__}>"
 

@@ -23,8 +23,10 @@ from pathlib import Path
 from typing import Any
 
 from ...config.endpoints import parse_endpoint
+from ...config.fields import plain
+from ...config.yaml_file import read_yaml
 from ...errors import DataError, ParamsError, nearest
-from ...prompts.template import Template, parse_template
+from ...prompts.template import Template, TextTemplate, parse_template
 
 SETTING = "teacher_config"
 COMBINE = ("completions", "mixture")
@@ -43,11 +45,11 @@ class TeacherEntry:
         place: What to call it in messages, for example "teachers.yaml, teacher 2".
         revision: Revision of a Hub model.
         weight: In a mixture.
-        share: Share of the rows that it takes, above 0 and at most 1.
-        column: It takes the rows whose column has `value`; None is all, or a share of them.
+        share: Share of the rows that it teaches, above 0 and at most 1.
+        column: It teaches the rows whose column has `value`; None is all, or a share of them.
         value: As text.
         note: What follows its name in the pre-flight.
-        retained: The rows that are its own, none of the data's; None where it takes the data's.
+        retained: The rows to retain, if it teaches those and none of the data's.
     """
 
     model: Any
@@ -68,8 +70,8 @@ class TeacherEntry:
         return model_name(self.model)
 
     @property
-    def takes(self) -> str:
-        """Which rows it takes, and its weight where it is not 1, in words."""
+    def rows(self) -> str:
+        """Which rows it teaches, and its weight unless it is 1, in words."""
         rows = "all rows" if self.share == 1 else f"{self.share:g} of the rows"
         rows = rows if self.column is None else f"rows whose {self.column} is {self.value}"
         return rows if self.weight == 1 else f"{rows}, weight {self.weight:g}"
@@ -80,7 +82,7 @@ class TeacherList:
     """The teachers of a run.
 
     Attributes:
-        combine: "completions" (each row once with each teacher that takes it) or "mixture" (once with all of them).
+        combine: "completions" (each row once for each of its teachers) or "mixture" (once, with all of them mixed).
         teachers: In the order given.
     """
 
@@ -94,20 +96,19 @@ class TeacherList:
 
     @property
     def of_data(self) -> tuple[TeacherEntry, ...]:
-        """Those that take rows of the data."""
+        """Those that teach rows of the data."""
         return tuple(entry for entry in self.teachers if entry.retained is None)
 
-    def plain(self) -> dict[str, Any]:
-        """Return the list as `read_teachers` takes it, of plain data: a loaded model is named by its class."""
+    def to_dict(self) -> dict[str, Any]:
+        """Return the list as plain data that `read_teachers` reads; a loaded model is named by its class."""
         teachers = []
         for entry in self.of_data:
-            given = isinstance(entry.model, str)
             rows = entry.share if entry.column is None else f"{entry.column}={entry.value}"
             teachers.append(
                 {
-                    "model": entry.model if given else f"<{type(entry.model).__name__}>",
+                    "model": plain(entry.model),
                     **({} if entry.revision is None else {"revision": entry.revision}),
-                    "template": plain_template(entry.template),
+                    "template": template_source(entry.template),
                     "weight": entry.weight,
                     "rows": "all" if rows == 1.0 else rows,
                 }
@@ -115,7 +116,7 @@ class TeacherList:
         return {"combine": self.combine, "teachers": teachers}
 
 
-def read_teachers(given: Any) -> TeacherList:
+def read_teachers(given: object) -> TeacherList:
     """Return the checked list of teachers; needs no model and no data.
 
     Args:
@@ -129,20 +130,18 @@ def read_teachers(given: Any) -> TeacherList:
     """
     if isinstance(given, TeacherList):
         return given
-    where = SETTING
-    if isinstance(given, (str, os.PathLike)):
-        where, given = Path(given).name, read_yaml(given, SETTING)
+    given, name = read_settings(given, SETTING)
     if isinstance(given, Mapping):
-        check_keys(given, ("combine", "teachers"), where)
+        check_keys(given, ("combine", "teachers"), name)
         combine, teachers = given.get("combine", COMBINE[0]), given.get("teachers")
     else:
         combine, teachers = COMBINE[0], given
     if combine not in COMBINE:
         hint = nearest(str(combine), COMBINE)
-        raise ParamsError(f"{where}: combine is {combine!r}; accepted are {', '.join(map(repr, COMBINE))}.{hint}")
+        raise ParamsError(f"{name}: combine is {combine!r}; accepted are {', '.join(map(repr, COMBINE))}.{hint}")
     if not isinstance(teachers, (list, tuple)) or not teachers:
-        raise ParamsError(f"{where}: 'teachers' is {_shown(teachers)}; give a list of teachers, each with a model.")
-    entries = [_entry(teacher, f"{where}, teacher {n}", combine) for n, teacher in enumerate(teachers, 1)]
+        raise ParamsError(f"{name}: 'teachers' is {_shown(teachers)}; give a list of teachers, each with a model.")
+    entries = [_entry(teacher, f"{name}, teacher {n}", combine) for n, teacher in enumerate(teachers, 1)]
     return TeacherList(combine, tuple(entries))
 
 
@@ -165,27 +164,27 @@ def check_rows(teachers: TeacherList, columns: Sequence[str]) -> None:
             )
 
 
-def takers(
+def assign_rows(
     teachers: TeacherList, values: Sequence[Mapping[str, Any]], *, seed: int, name: str, required: bool
 ) -> list[list[int]]:
-    """Return for each row the teachers that take it, by their places in the list.
+    """Return for each row its teachers, by their places in the list.
 
-    Shares are stretches of one random order of the rows, one after the other: shares of 0.3 and 0.7 have no row in
-    common and take them all; those beyond the end go on from the start.
+    Shares are consecutive parts of one random order of the rows: shares of 0.3 and 0.7 have no row in common and cover
+    all; those beyond the end continue from the start.
 
     Args:
         teachers: The list.
         values: The rows' columns.
         seed: Of the order.
         name: What to call the dataset in messages.
-        required: Whether each teacher must take a row, as of the data to train on.
+        required: Whether each teacher must have a row, as of the data to train on.
 
     Raises:
-        DataError: A teacher that takes no row, if each must.
+        DataError: A teacher without a row, if each must have one.
     """
     order = list(range(len(values)))
     random.Random(seed).shuffle(order)
-    taking: list[list[int]] = [[] for _ in values]
+    teachers_of: list[list[int]] = [[] for _ in values]
     end = 0.0
     for i, entry in enumerate(teachers.teachers):
         if entry.retained is not None:
@@ -194,8 +193,8 @@ def takers(
             rows = [n for n, row in enumerate(values) if _is(row[entry.column], entry.value)]
         elif entry.share < 1:
             start, end = end, end + entry.share
-            stretch = range(round(start * len(order)), round(end * len(order)))
-            rows = sorted(order[n % len(order)] for n in stretch)
+            part = range(round(start * len(order)), round(end * len(order)))
+            rows = sorted(order[n % len(order)] for n in part)
         else:
             rows = list(range(len(values)))
         if not rows and required:
@@ -205,35 +204,22 @@ def takers(
                 "change 'rows', or leave the teacher out."
             )
         for n in rows:
-            taking[n].append(i)
-    return taking
+            teachers_of[n].append(i)
+    return teachers_of
 
 
-def read_yaml(path: str | os.PathLike[str], setting: str) -> Any:
-    """Return what stands in a YAML file.
-
-    Args:
-        path: Of the file.
-        setting: Where it was given, for messages.
+def read_settings(given: object, setting: str) -> tuple[object, str]:
+    """Return what a setting holds and what to call it in messages: the content of a YAML file, or what was given.
 
     Raises:
-        ParamsError: It cannot be read, or is not YAML.
+        ParamsError: See `read_yaml`.
     """
-    import yaml
-
-    try:
-        return yaml.safe_load(Path(path).expanduser().read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
-        raise ParamsError(f"{setting} {str(path)!r} cannot be read: {reason}; give a YAML file.") from None
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f" in line {mark.line + 1}" if mark is not None else ""
-        problem = getattr(error, "problem", None) or "error"
-        raise ParamsError(f"{setting} {str(path)!r} is not YAML: {problem}{where}.") from None
+    if isinstance(given, (str, os.PathLike)):
+        return read_yaml(given, name=f"{setting} {str(given)!r}"), Path(given).name
+    return given, setting
 
 
-def check_keys(given: Mapping[Any, Any], known: Sequence[str], place: str) -> None:
+def check_keys(given: Mapping[object, object], known: Sequence[str], place: str) -> None:
     """Refuse a key that is not known.
 
     Raises:
@@ -245,8 +231,7 @@ def check_keys(given: Mapping[Any, Any], known: Sequence[str], place: str) -> No
             raise ParamsError(f"{place}: unknown key {key!r}; there are {', '.join(map(repr, known))}.{hint}")
 
 
-def _entry(given: Any, place: str, combine: str) -> TeacherEntry:
-    """Return one teacher, checked."""
+def _entry(given: object, place: str, combine: str) -> TeacherEntry:
     if not isinstance(given, Mapping):
         raise ParamsError(
             f"{place} is {_shown(given)}; write its 'model', and what else there is to say, as a mapping."
@@ -270,7 +255,7 @@ def _entry(given: Any, place: str, combine: str) -> TeacherEntry:
     )
 
 
-def _check_model(model: Any, place: str) -> None:
+def _check_model(model: object, place: str) -> None:
     """Refuse what is neither a name nor a model."""
     if model is None or model == "":
         raise ParamsError(f"{place}: model is missing; give a folder, a Hub name, 'embedded' or a server's model.")
@@ -285,7 +270,7 @@ def _check_model(model: Any, place: str) -> None:
 
 
 def _rows(given: Any, place: str) -> dict[str, Any]:
-    """Return which rows a teacher takes: fields of `TeacherEntry`."""
+    """Return which rows a teacher teaches: fields of `TeacherEntry`."""
     if given == "all":
         return {}
     if isinstance(given, str) and "=" in given.strip("= "):
@@ -302,17 +287,17 @@ def _rows(given: Any, place: str) -> dict[str, Any]:
     return {"share": share}
 
 
-def _is(value: Any, wanted: str) -> bool:
+def _is(value: object, wanted: str) -> bool:
     """Whether a column's value is the one that was written: as text, or as the same number."""
     if str(value) == wanted:
         return True
     try:
-        return not isinstance(value, str) and float(value) == float(wanted)
+        return not isinstance(value, str) and float(value) == float(wanted)  # type: ignore[arg-type]
     except ValueError:
         return False
 
 
-def model_name(model: Any) -> str:
+def model_name(model: object) -> str:
     """Return the name of a model: what was given, or for a loaded one where it comes from."""
     if isinstance(model, str):
         return model
@@ -320,20 +305,19 @@ def model_name(model: Any) -> str:
     return found if isinstance(found, str) and found else type(model).__name__
 
 
-def _shown(value: Any) -> str:
-    """Return what stands somewhere, in words."""
+def _shown(value: object) -> str:
+    """Return a value that was given, in words."""
     if value is None:
         return "missing"
     return repr(value) if isinstance(value, (str, int, float)) else f"a {type(value).__name__}"
 
 
-def plain_template(template: Template) -> str | list[dict[str, str]]:
-    """Return a parsed template as one writes it: text, or a list of chat messages."""
+def template_source(template: Template) -> str | list[dict[str, str]]:
+    """Return a parsed template as a user writes it: text, or a list of chat messages."""
     messages = [{"role": role, "content": _source(text)} for role, text in template.messages]
     return messages if template.is_chat else messages[0]["content"]
 
 
-def _source(text: Any) -> str:
-    """Return a parsed text as one writes it."""
+def _source(text: TextTemplate) -> str:
     pieces = (p.replace("{", "{{").replace("}", "}}") if i % 2 == 0 else f"{{{p}}}" for i, p in enumerate(text.pieces))
     return "".join(pieces)

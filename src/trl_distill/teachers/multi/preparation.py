@@ -25,7 +25,7 @@ from ...errors import DataError
 from ...prompts.fitting import check_ids, fit
 from ...prompts.rendering import KWARGS, OWN, TOOLS
 from ...prompts.tokenization import tokenize_prompt
-from .entries import TeacherList, check_rows, takers
+from .entries import TeacherList, assign_rows, check_rows
 from .retention import Retained, mixed_in
 
 if TYPE_CHECKING:
@@ -120,7 +120,7 @@ def prepare(
     rows, report = dataset if isinstance(dataset, tuple) else read(dataset, recipe, name=name)
     values = [json.loads(text) for text in rows["values"]]
     required = whole and split is Split.TRAIN
-    taking = takers(recipe.teachers, values, seed=recipe.seed, name=name, required=required)
+    taking = assign_rows(recipe.teachers, values, seed=recipe.seed, name=name, required=required)
     taken = [n for n, teachers in enumerate(taking) if teachers]
     if not taken:
         raise NoUsableRows(f"{name}: no teacher takes any of {len(rows):,} rows; change 'rows' in teacher_config.")

@@ -10,20 +10,18 @@ They become a list of teachers that are one model, with a share of the rows each
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from ...errors import ParamsError
 from ...prompts.template import parse_template
-from .entries import TeacherEntry, TeacherList, check_keys, plain_template, read_yaml
+from .entries import TeacherEntry, TeacherList, check_keys, read_settings, template_source
 
 SETTING = "teacher_prompt_mixture"
 KEYS = ("template", "weight")
 
 
-def read_mixture(given: Any, *, model: Any = None, revision: str | None = None) -> TeacherList:
+def read_mixture(given: object, *, model: Any = None, revision: str | None = None) -> TeacherList:
     """Return a mixture of prompts as a list of teachers; needs no model and no data.
 
     Args:
@@ -35,17 +33,15 @@ def read_mixture(given: Any, *, model: Any = None, revision: str | None = None) 
         ParamsError: A file that cannot be read, an unknown key or a wrong value, with its place.
         TemplateError: A template that does not parse, with its place.
     """
-    where = SETTING
-    if isinstance(given, (str, os.PathLike)):
-        where, given = Path(given).name, read_yaml(given, SETTING)
+    given, name = read_settings(given, SETTING)
     if not isinstance(given, (list, tuple)) or not given:
         shown = "empty" if not given else f"a {type(given).__name__}"
-        raise ParamsError(f"{where}: the templates are {shown}; give a list, each with a template and a weight.")
+        raise ParamsError(f"{name}: the templates are {shown}; give a list, each with a template and a weight.")
     if all(isinstance(item, Mapping) and "role" in item for item in given):
         raise ParamsError(
-            f"{where} is a list of chat messages; give a list of templates, for example - template: [the messages]."
+            f"{name} is a list of chat messages; give a list of templates, for example - template: [the messages]."
         )
-    parts = [_part(item, f"{where}, template {n}") for n, item in enumerate(given, 1)]
+    parts = [_part(item, f"{name}, template {n}") for n, item in enumerate(given, 1)]
     total = sum(weight for _, weight, _ in parts)
     entries = [
         TeacherEntry(
@@ -62,17 +58,17 @@ def read_mixture(given: Any, *, model: Any = None, revision: str | None = None) 
     return TeacherList("completions", tuple(entries))
 
 
-def plain_mixture(given: Any) -> list[dict[str, Any]]:
-    """Return a mixture of prompts as `read_mixture` takes it, of plain data, files read and weights as shares.
+def plain_mixture(given: object) -> list[dict[str, Any]]:
+    """Return a mixture of prompts as plain data that `read_mixture` reads, with files read and weights as shares.
 
     Raises:
         ParamsError, TemplateError: See `read_mixture`.
     """
     entries = read_mixture(given).teachers
-    return [{"template": plain_template(entry.template), "weight": entry.share} for entry in entries]
+    return [{"template": template_source(entry.template), "weight": entry.share} for entry in entries]
 
 
-def _part(given: Any, place: str) -> tuple[Any, float, str]:
+def _part(given: object, place: str) -> tuple[object, float, str]:
     """Return a template, its weight and its place, checked."""
     if not isinstance(given, Mapping):
         return given, 1.0, place
