@@ -34,7 +34,7 @@ from trl_distill import DistillationSFTConfig, DistillationSFTTrainer
 from trl_distill.data.collator import DistillationCollator
 from trl_distill.embedded import embedded_path
 from trl_distill.losses.lm_head import LMHead
-from trl_distill.losses.signals import HiddenTargets, LossSettings, Targets
+from trl_distill.losses.signals import DenseSignal, LossSettings, TeacherSignal
 from trl_distill.models.completion_forward import add_completion_forward
 from trl_distill.models.lm_head import lm_head_of
 from trl_distill.teachers.target_store.folder import TargetFolder, TargetRow, sequence_key
@@ -108,11 +108,11 @@ class Side:
         self.theirs, self.mine = hidden_of(teacher, rows), hidden_of(student, rows).requires_grad_()
         self.student, head = (LMHead(lm_head_of(model).weight.detach().clone()) for model in (student, teacher))
         self.student.weight.requires_grad_()
-        self.full = HiddenTargets(self.theirs, head)
+        self.full = DenseSignal(self.theirs, head)
         self.labels = torch.tensor([i for row in rows for i in row["completion"]])
         self.right = {t: self.loss(self.full, t) for t in TEMPERATURES}
 
-    def loss(self, targets: Targets, temperature: float) -> tuple[float, torch.Tensor, torch.Tensor]:
+    def loss(self, targets: TeacherSignal, temperature: float) -> tuple[float, torch.Tensor, torch.Tensor]:
         """Return the divergence, and its gradients in the student's hidden states and head."""
         out = targets.loss(self.student, self.mine, self.labels, LossSettings(1.0, temperature))
         return out.loss.item(), *torch.autograd.grad(out.loss, (self.mine, self.student.weight))

@@ -28,7 +28,7 @@ from transformers.utils import logging
 
 from trl_distill.errors import ModelError
 from trl_distill.losses.lm_head import LMHead
-from trl_distill.losses.signals import HiddenTargets, LossSettings
+from trl_distill.losses.signals import DenseSignal, LossSettings
 from trl_distill.models.architectures import ENCODERS, check_causal
 from trl_distill.models.completion_forward import OWN_LOGITS, add_completion_forward
 from trl_distill.models.logits_check import check_logits
@@ -225,7 +225,7 @@ def trained(model: Any) -> list[torch.Tensor]:
     return [p for p in model.parameters() if p.requires_grad]
 
 
-def prepared(kind: str) -> tuple[Any, HiddenTargets, tuple[torch.Tensor, torch.Tensor]]:
+def prepared(kind: str) -> tuple[Any, DenseSignal, tuple[torch.Tensor, torch.Tensor]]:
     """Return a small model, a random teacher, and the bare loop's loss and gradients.
 
     Raises:
@@ -245,7 +245,7 @@ def prepared(kind: str) -> tuple[Any, HiddenTargets, tuple[torch.Tensor, torch.T
         rows = logits_of(model).shape[-1]
     tokens = int((LABELS != -100).sum())
     hidden, weight = (torch.randn(n, 8, generator=generator, dtype=model.dtype) for n in (tokens, rows))
-    return model, HiddenTargets(hidden, LMHead(weight)), bare_gradients(copy.deepcopy(model), hidden @ weight.T)
+    return model, DenseSignal(hidden, LMHead(weight)), bare_gradients(copy.deepcopy(model), hidden @ weight.T)
 
 
 def tried(kind: str) -> tuple[str, str]:
@@ -264,7 +264,7 @@ def tried(kind: str) -> tuple[str, str]:
         return "refused", str(error).rstrip(".")
     loss = model(
         input_ids=IDS, attention_mask=MASK, completion_labels=LABELS, loss_settings=LossSettings(ALPHA, T),
-        teacher_targets=teacher,
+        teacher_signal=teacher,
     ).loss  # fmt: skip
     off = float((loss.detach() - expected).abs() / expected.abs())
     gradient = float((gradients(model, loss) - right).norm() / right.norm())

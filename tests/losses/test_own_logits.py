@@ -10,15 +10,15 @@ from losses.problems import TOKENS
 from trl_distill.losses import Matched, fused_distillation_loss, topk_distillation_loss
 from trl_distill.losses.lm_head import LOGITS, LMHead
 from trl_distill.losses.signals import (
-    CrossTargets,
-    Draws,
-    GroupedTargets,
-    HiddenTargets,
+    CrossTokenizerSignal,
+    DenseSignal,
     LossSettings,
-    MixtureTargets,
-    RetainedTargets,
-    SampledTargets,
-    TopKTargets,
+    MixtureSignal,
+    PerRowSignal,
+    RetainedSignal,
+    SampledSignal,
+    SampledTokens,
+    TopKSignal,
     cross_entropy,
 )
 
@@ -38,26 +38,26 @@ LOG_P = (2 * normal(N, V, seed=3)).log_softmax(-1)
 def teacher(*, own, seed=4, rows=V, tokens=N):
     """Return a teacher, by its head or by its logits."""
     hidden, weight = normal(tokens, 5, seed=seed), 2 * normal(rows, 5, seed=seed + 1)
-    return HiddenTargets(hidden @ weight.T, LOGITS) if own else HiddenTargets(hidden, LMHead(weight))
+    return DenseSignal(hidden @ weight.T, LOGITS) if own else DenseSignal(hidden, LMHead(weight))
 
 
 def topk(partial=False):
     top = LOG_P.topk(4)
     ids = top.indices.masked_fill(torch.arange(N)[:, None] % 5 == 0, -1) if partial else top.indices
-    return TopKTargets(ids, top.values, {T: torch.logsumexp(LOG_P / T, 1)}, V)
+    return TopKSignal(ids, top.values, {T: torch.logsumexp(LOG_P / T, 1)}, V)
 
 
 def sampled():
     p = (LOG_P / T).softmax(-1)
     top = p.topk(5)
-    return SampledTargets(
-        {T: Draws(top.indices, top.values / top.values.sum(1, keepdim=True), (p * p.log()).sum(1))}, V
+    return SampledSignal(
+        {T: SampledTokens(top.indices, top.values / top.values.sum(1, keepdim=True), (p * p.log()).sum(1))}, V
     )
 
 
 def mixture(own):
     weights = torch.rand(N, 2, generator=torch.Generator().manual_seed(7)) + 0.1
-    return MixtureTargets([teacher(own=own), teacher(own=not own, seed=8, rows=V + 3)], weights, V)
+    return MixtureSignal([teacher(own=own), teacher(own=not own, seed=8, rows=V + 3)], weights, V)
 
 
 def cross(own):
@@ -66,13 +66,13 @@ def cross(own):
     matched = Matched(
         torch.arange(20), torch.arange(20) + 5, torch.arange(20, V), torch.tensor([*range(5), *range(25, 40)])
     )
-    return CrossTargets(side.hidden, side.head, kinds.numpy(), {1: matched})
+    return CrossTokenizerSignal(side.hidden, side.head, kinds.numpy(), {1: matched})
 
 
 def grouped(own):
     first, second, last = torch.arange(N).tensor_split(3)
-    retained = RetainedTargets(teacher(own=own, tokens=len(last)))
-    return GroupedTargets([(first, teacher(own=own, tokens=len(first))), (second, None), (last, retained)])
+    retained = RetainedSignal(teacher(own=own, tokens=len(last)))
+    return PerRowSignal([(first, teacher(own=own, tokens=len(first))), (second, None), (last, retained)])
 
 
 KINDS = {

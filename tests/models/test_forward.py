@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from trl_distill.losses.signals import HiddenTargets, LossSettings, TopKTargets
+from trl_distill.losses.signals import DenseSignal, LossSettings, TopKSignal
 from trl_distill.models.completion_forward import add_completion_forward, restore_forward
 from trl_distill.models.lm_head import lm_head_of
 
@@ -78,7 +78,7 @@ def topk_of_all(model, *, k, temperature):
     log_p = (hidden @ head.weight.detach().T).log_softmax(-1)
     top = log_p.topk(k)
     normalizers = {temperature: torch.logsumexp(log_p / temperature, -1)}
-    return HiddenTargets(hidden, head), TopKTargets(top.indices, top.values, normalizers, log_p.shape[1])
+    return DenseSignal(hidden, head), TopKSignal(top.indices, top.values, normalizers, log_p.shape[1])
 
 
 def test_stored_targets_of_every_token_give_the_teachers_own_loss(tiny_model_dir, tiny_teacher_dir):
@@ -91,7 +91,7 @@ def test_stored_targets_of_every_token_give_the_teachers_own_loss(tiny_model_dir
     settings = LossSettings(alpha=0.6, temperature=2.0)
     for field in ("loss", "kl", "ce", "top1_agreement"):
         outs = [
-            student(input_ids=IDS, completion_labels=LABELS, teacher_targets=targets, loss_settings=settings)[field]
+            student(input_ids=IDS, completion_labels=LABELS, teacher_signal=targets, loss_settings=settings)[field]
             for targets in (full, stored)
         ]
         torch.testing.assert_close(*outs)
@@ -102,5 +102,5 @@ def test_stored_targets_at_another_temperature_are_refused(tiny_model_dir):
     _, stored = topk_of_all(student, k=4, temperature=2.0)
     with pytest.raises(ValueError, match=r"temperature 3 is not among those of the stored targets \(2\)"):
         student(
-            input_ids=IDS, completion_labels=LABELS, teacher_targets=stored, loss_settings=LossSettings(0.5, 3.0)
+            input_ids=IDS, completion_labels=LABELS, teacher_signal=stored, loss_settings=LossSettings(0.5, 3.0)
         )  # fmt: skip

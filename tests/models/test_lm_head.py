@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig
 from trl_distill.errors import ModelError
 from trl_distill.losses import distillation_loss_from_logits, head_logits
 from trl_distill.losses.lm_head import LMHead
-from trl_distill.losses.signals import HiddenTargets, LossSettings
+from trl_distill.losses.signals import DenseSignal, LossSettings
 from trl_distill.models.completion_forward import add_completion_forward
 from trl_distill.models.lm_head import lm_head_of
 
@@ -61,7 +61,7 @@ def test_the_logits_and_the_loss_are_the_models_own(family):
     model = make(family)
     logits = predicting(model(input_ids=IDS, attention_mask=MASK).logits)
     targets = LABELS[LABELS != -100]
-    teacher = HiddenTargets(torch.randn(len(targets), 24), LMHead(torch.randn(50, 24)))
+    teacher = DenseSignal(torch.randn(len(targets), 24), LMHead(torch.randn(50, 24)))
     settings = LossSettings(alpha=0.6, temperature=2.0)
     theirs = teacher.hidden @ teacher.head.weight.T
     expected = distillation_loss_from_logits(logits, theirs, targets, alpha=0.6, temperature=2.0)
@@ -73,7 +73,7 @@ def test_the_logits_and_the_loss_are_the_models_own(family):
     found = head_logits(hidden, head.weight, head.bias, softcap=head.softcap, scale=head.scale)
     torch.testing.assert_close(found, logits, rtol=1e-5, atol=1e-5)
     out = model(
-        input_ids=IDS, attention_mask=MASK, completion_labels=LABELS, teacher_targets=teacher, loss_settings=settings
+        input_ids=IDS, attention_mask=MASK, completion_labels=LABELS, teacher_signal=teacher, loss_settings=settings
     )
     torch.testing.assert_close(out.loss, expected.loss, rtol=1e-5, atol=1e-5)
     gradients = torch.autograd.grad(out.loss, list(model.parameters()), allow_unused=True)

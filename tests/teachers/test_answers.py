@@ -264,7 +264,7 @@ def matched(server, tokenizer, tmp_path, reasoning):
 
     remote = replace(ONE, top_k=5, reasoning=reasoning)
     teacher = load_teacher(server.teacher, tokenizer=tokenizer, remote=remote)
-    teacher.share(len(tokenizer))
+    teacher.restrict_vocabulary(len(tokenizer))
     teacher.probe("top", JsonlStore(tmp_path / "logprobs.jsonl"))
     (written,) = teacher.write(PROMPTS[:1], HOW, progress=False)
     text = with_reasoning(written.text, written.reasoning) if written.reasoning else written.text

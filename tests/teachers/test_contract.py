@@ -18,7 +18,7 @@ from trl_distill.data.collator import DistillationCollator
 from trl_distill.errors import TeacherError
 from trl_distill.losses import head_logits
 from trl_distill.losses.lm_head import LMHead
-from trl_distill.losses.signals import HiddenTargets, LossSettings
+from trl_distill.losses.signals import DenseSignal, LossSettings
 from trl_distill.models.generation import GenerationSettings
 from trl_distill.teachers.base import Teacher, TextTeacher
 from trl_distill.teachers.completions.store import CompletionStore
@@ -68,7 +68,7 @@ def test_it_is_a_teacher(anyone):
 def test_its_identity_is_plain_data_and_stays(anyone):
     identity = anyone.identity()
     assert json.loads(json.dumps(identity)) == json.loads(json.dumps(anyone.identity()))
-    anyone.share(anyone.vocabulary_rows)
+    anyone.restrict_vocabulary(anyone.vocabulary_rows)
     assert isinstance(identity, dict)
 
 
@@ -123,7 +123,7 @@ def test_neither_padding_nor_order_change_its_targets(scorer):
 
 def test_its_hidden_states_are_those_that_predict_the_completions(whole, tiny_teacher_dir):
     targets = whole.score(collate())
-    assert isinstance(targets, HiddenTargets)
+    assert isinstance(targets, DenseSignal)
     model = AutoModelForCausalLM.from_pretrained(tiny_teacher_dir).eval()
     expected = model(torch.tensor([[5, 6, 7, 8, 10, 11, 12]])).logits[0, 3:6]
     found = head_logits(targets.hidden[:3], targets.head.weight, targets.head.bias).cpu()
@@ -147,12 +147,12 @@ def test_its_identity_is_its_content(make, request, tiny_teacher_dir, tmp_path):
 
 def test_its_identity_tells_the_shared_vocabulary(writer):
     before = writer.identity()
-    writer.share(20)
+    writer.restrict_vocabulary(20)
     assert writer.identity() != before
 
 
 def test_nothing_is_written_that_is_not_shared(writer):
-    writer.share(20)
+    writer.restrict_vocabulary(20)
     for settings in (GREEDY, DRAWN):
         assert all(i < 20 for c in writer.generate(PROMPTS, settings) for i in c.ids)
     assert writer.score(collate()).vocabulary == 20

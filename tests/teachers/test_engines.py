@@ -108,7 +108,7 @@ def test_continuous_batching_cuts_at_the_limit_and_writes_no_row_without_a_token
     assert written == teacher.generate(prompts, settings)
     assert not all(completion.finished for completion in written)
     assert all(token < len(teacher.tokenizer) for completion in written for token in completion.ids)
-    teacher.share(20)
+    teacher.restrict_vocabulary(20)
     written, _ = by_continuous(teacher, prompts, settings)
     assert written == teacher.generate(prompts, settings)
     assert all(token < 20 for completion in written for token in completion.ids)
@@ -236,7 +236,7 @@ def adapted(tmp_path_factory):
 @needs_vllm
 def test_vllm_applies_an_adapter_and_writes_no_row_that_the_student_lacks(expected, adapted, on_cpu):
     teacher = load_teacher(adapted, dtype="float32")
-    teacher.share(1200)
+    teacher.restrict_vocabulary(1200)
     written = [complete(teacher, expected[0], how, progress=False) for how in (IN_FLOAT32, with_vllm(IN_FLOAT32))]
     assert written[0] == written[1] != expected[1]
     assert max(token for one in written[1] for token in one.ids) < 1200
@@ -418,7 +418,7 @@ def test_vllm_goes_on_with_a_store_that_transformers_began(expected, on_cpu, tmp
 )
 def test_what_vllm_does_not_give_is_computed_by_transformers(changes, why, expected, tmp_path, capsys):
     teacher = load_teacher("embedded", dtype="float32")
-    teacher.share(2560 if changes else 2000)
+    teacher.restrict_vocabulary(2560 if changes else 2000)
     rows = [{**row, "completion": [5, 6]} for row in rows_of(expected, teacher)[:3]]
     manifest, ours = stored_by("vllm", teacher, rows, tmp_path, **changes)
     assert f"Targets are computed by transformers, not by vLLM: {why}.\n" in capsys.readouterr().out

@@ -150,7 +150,7 @@ def test_a_lent_model_is_given_back_as_it_was(tiny_teacher_dir):
     model.model.norm.weight.requires_grad_(False)
     before = ([m.training for m in model.modules()], [p.requires_grad for p in model.parameters()])
     config = copy.deepcopy(model.generation_config.to_dict())
-    teacher.share(100)
+    teacher.restrict_vocabulary(100)
     teacher.generate([[5, 6]], GenerationSettings(max_new_tokens=3, do_sample=True))
     teacher.score(BATCH)
     assert ([m.training for m in model.modules()], [p.requires_grad for p in model.parameters()]) == before
@@ -193,7 +193,7 @@ def test_sharing_a_vocabulary_keeps_the_loaded_model(tiny_teacher_dir):
     teacher = load_teacher(str(tiny_teacher_dir))
     model = teacher.model
     for rows in (100, 100, 90):
-        teacher.share(rows)
+        teacher.restrict_vocabulary(rows)
         assert teacher.model is model
 
 

@@ -46,7 +46,7 @@ def teacher_of(server, tmp_path, monkeypatch):
 
     def make(tokenizer, wanted="auto", remote=ONE):
         teacher = load_teacher(server.teacher, tokenizer=tokenizer, remote=remote)
-        teacher.share(len(tokenizer))
+        teacher.restrict_vocabulary(len(tokenizer))
         teacher.reasons = teacher.probe(wanted, JsonlStore(tmp_path / "logprobs.jsonl"))
         return teacher
 
@@ -79,7 +79,7 @@ def test_log_probabilities_of_prompts_are_the_models_own(teacher_of, server, tok
     assert coverage.fraction == 1
     mine = score(teacher, rows)
     local = load_teacher("embedded", dtype="float32")
-    local.share(len(tokenizer))
+    local.restrict_vocabulary(len(tokenizer))
     said = score(local, rows)
     expected, ids = head_logits(said.hidden, said.head.weight, None).log_softmax(-1).topk(K)
     assert mine.known.all()

@@ -21,7 +21,7 @@ from trl_distill.cli import main
 from trl_distill.config.devices import accelerator
 from trl_distill.errors import DataError, ParamsError, TeacherError, TemplateError, UsageError
 from trl_distill.losses import distillation_loss_from_logits
-from trl_distill.losses.signals import GroupedTargets, HiddenTargets, LossSettings
+from trl_distill.losses.signals import DenseSignal, LossSettings, PerRowSignal
 from trl_distill.teachers.multi.entries import read_teachers
 
 pytestmark = pytest.mark.usefixtures("device")
@@ -183,14 +183,14 @@ def test_grouped_tokens_lose_what_they_lose_together():
     labels = torch.arange(7)
     settings = LossSettings(alpha=0.7, temperature=2.0)
     places = torch.tensor([5, 0, 3]), torch.tensor([1, 2, 4, 6])
-    whole = HiddenTargets(states, theirs)
-    parts = GroupedTargets([(index, HiddenTargets(states[index], theirs)) for index in places])
+    whole = DenseSignal(states, theirs)
+    parts = PerRowSignal([(index, DenseSignal(states[index], theirs)) for index in places])
     assert parts.tokens == whole.tokens == 7
     for one, other in zip(
         parts.loss(mine, hidden, labels, settings), whole.loss(mine, hidden, labels, settings), strict=True
     ):
         torch.testing.assert_close(one, other)
-    silent = GroupedTargets([(places[0], HiddenTargets(states[places[0]], theirs)), (places[1], None)])
+    silent = PerRowSignal([(places[0], DenseSignal(states[places[0]], theirs)), (places[1], None)])
     out = silent.loss(mine, hidden, labels, settings)
     kl, ce = out.kl[places[0]], out.ce
     assert (out.kl[places[1]] == 0).all()

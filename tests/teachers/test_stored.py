@@ -36,7 +36,7 @@ COLLATE = DistillationCollator(pad_token_id=0)
 @pytest.fixture
 def teacher(tiny_teacher_dir):
     teacher = load_teacher(str(tiny_teacher_dir))
-    teacher.share(280)
+    teacher.restrict_vocabulary(280)
     return teacher
 
 
@@ -229,7 +229,7 @@ def test_a_store_is_gone_on_with_by_the_same_settings_only(teacher, folder):
             write(teacher, folder, settings=TargetSettings(**{**vars(SETTINGS), **change}))
     with pytest.raises(TeacherError, match="another sequences's count: 4, and this run has 2"):
         write(teacher, folder, ROWS[:2])
-    teacher.share(270)
+    teacher.restrict_vocabulary(270)
     with pytest.raises(TeacherError, match="another teacher's rows"):
         write(teacher, folder)
 
@@ -246,10 +246,10 @@ def test_a_folder_of_something_else_is_left_alone(teacher, folder):
 def test_a_student_with_fewer_tokens_is_refused(teacher, folder):
     write(teacher, folder)
     stored = StoredTeacher(folder.folder)
-    stored.share(300)
+    stored.restrict_vocabulary(300)
     assert stored.vocabulary == 280
     with pytest.raises(TeacherError, match="has targets over 280 tokens"):
-        stored.share(270)
+        stored.restrict_vocabulary(270)
 
 
 def test_more_tokens_than_there_are_is_all_of_them(teacher, folder):
@@ -285,7 +285,7 @@ def test_ids_take_the_smallest_type_and_come_back(vocabulary, kind, folder):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_hidden_states_and_head_are_the_teachers_to_the_bit(dtype, tiny_teacher_dir, folder):
     teacher = load_teacher(str(tiny_teacher_dir), dtype=dtype)
-    teacher.share(280)
+    teacher.restrict_vocabulary(280)
     write(teacher, folder, settings=of_kind("hidden", batch_size=5))
     rows = [ROWS[i] for i in (0, 1, 2, 4)]  # one batch, as it was stored
     expected, found = teacher.score(COLLATE(rows)), StoredTeacher(folder.folder).score(COLLATE(rows))

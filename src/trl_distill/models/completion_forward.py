@@ -18,7 +18,7 @@ from transformers.utils import ModelOutput
 
 from ..config.devices import on_device
 from ..losses.lm_head import LOGITS, LMHead
-from ..losses.signals import LossSettings, Targets, cross_entropy
+from ..losses.signals import LossSettings, TeacherSignal, cross_entropy
 from .architectures import backbone_of
 from .batch_layout import Places
 from .lm_head import head_input, lm_head_of
@@ -62,17 +62,17 @@ class CompletionOutput(ModelOutput):
 
 
 def add_completion_forward(model: PreTrainedModel) -> None:
-    """Teach `model.forward` the keywords of `completion_arguments`, `teacher_targets` and `loss_settings`.
+    """Teach `model.forward` the keywords of `completion_arguments`, `teacher_signal` and `loss_settings`.
 
     `model(input_ids=..., attention_mask=..., completion_labels=labels)` with labels [B, S] (-100 but on
-    completion tokens) returns the hidden states that predict them; with `loss_settings` (and `teacher_targets`
+    completion tokens) returns the hidden states that predict them; with `loss_settings` (and `teacher_signal`
     unless alpha is 0) it returns the distillation loss, summed. Without `completion_places` the labels are read, which
     waits for their device. Call before the model is wrapped by accelerate. A model that is taught already stays as it
     is.
     """
-    if hasattr(model, TAUGHT):
+    if hasattr(model, FORWARD_BEFORE):
         return
-    setattr(model, TAUGHT, model.__dict__.get("forward"))  # what a device map or TRL has put there
+    setattr(model, FORWARD_BEFORE, model.__dict__.get("forward"))  # what a device map or TRL has put there
     kind: Any = type(model)
     model.forward = types.MethodType(_forward_of(kind), model)
 
@@ -82,7 +82,7 @@ def restore_forward(model: PreTrainedModel) -> None:
 
     What TRL has put in the place of its forward goes too; what a device map has put there stays.
     """
-    before = model.__dict__.pop(TAUGHT, model.__dict__.get("forward"))
+    before = model.__dict__.pop(FORWARD_BEFORE, model.__dict__.get("forward"))
     model.__dict__.pop(OWN_LOGITS, None)
     model.__dict__.pop("forward", None)
     if before is not None and hasattr(model, "_hf_hook"):
@@ -105,7 +105,7 @@ class OwnLogits:
         return {"logits_to_keep": columns - width} if self.selects else {}
 
 
-TAUGHT = "_forward_before_distillation"
+FORWARD_BEFORE = "_forward_before_distillation"
 OWN_LOGITS = "_own_logits_in_distillation"  # an `OwnLogits` that `logits_check` has left on a model
 
 
@@ -134,11 +134,11 @@ def _forward_of(kind: Any) -> Callable[..., Any]:
         completion_labels: torch.Tensor | None = None,
         completion_places: torch.Tensor | None = None,
         completion_columns: torch.Tensor | None = None,
-        teacher_targets: Targets | None = None,
+        teacher_signal: TeacherSignal | None = None,
         loss_settings: LossSettings | None = None,
         **kwargs: Any,
     ) -> Any:
-        before = getattr(self, TAUGHT) or functools.partial(kind.forward, self)
+        before = getattr(self, FORWARD_BEFORE) or functools.partial(kind.forward, self)
         if completion_labels is None:
             return before(*args, **kwargs)
         kwargs.pop("labels", None)  # PEFT passes labels=None on; the backbone takes none
@@ -154,7 +154,7 @@ def _forward_of(kind: Any) -> Callable[..., Any]:
             read = before(*args, **kwargs, **how.selection(columns, labels.shape[1]))
             columns = columns if how.selects else None
         where, mask = (labels, completion_places, columns), kwargs.get("attention_mask")
-        return _output(self, read, where, teacher_targets, loss_settings, mask)
+        return _output(self, read, where, teacher_signal, loss_settings, mask)
 
     return forward
 
@@ -164,7 +164,7 @@ def _output(
     model: Any,
     read: Any,
     where: tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None],
-    teacher: Targets | None,
+    teacher: TeacherSignal | None,
     settings: LossSettings | None,
     attention_mask: torch.Tensor | None,
 ) -> CompletionOutput:
@@ -212,7 +212,7 @@ def _predicting(
 
 
 def _loss(
-    head: LMHead, hidden: torch.Tensor, labels: torch.Tensor, teacher: Targets | None, settings: LossSettings
+    head: LMHead, hidden: torch.Tensor, labels: torch.Tensor, teacher: TeacherSignal | None, settings: LossSettings
 ) -> CompletionOutput:
     """Return the loss of the student's hidden states [N, H_s] against the completion tokens [N]."""
     if teacher is not None and teacher.tokens != len(hidden):

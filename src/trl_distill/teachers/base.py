@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedTokenizerBase
 
-    from ..losses.signals import Targets
+    from ..losses.signals import TeacherSignal
     from .completions.store import CompletionStore
 
 
@@ -42,7 +42,7 @@ class Teacher(Protocol):
         """The ids that end what it writes; a finished completion's last one is among them."""
         ...
 
-    def share(self, vocabulary: int) -> None:
+    def restrict_vocabulary(self, vocabulary: int) -> None:
         """Restrict what is written and scored to the rows [0, vocabulary) that the student has too."""
         ...
 
@@ -54,7 +54,7 @@ class Teacher(Protocol):
         """Write one completion for each prompt (token ids), as one batch, in the order given."""
         ...
 
-    def score(self, batch: Mapping[str, torch.Tensor]) -> Targets:
+    def score(self, batch: Mapping[str, torch.Tensor]) -> TeacherSignal:
         """Return what the loss takes at the N completion positions of a `DistillationCollator` batch."""
         ...
 

@@ -22,7 +22,7 @@ from ..data.packing import check_apart_in, packed, unseen
 from ..data.split import Split
 from ..data.streaming import check_streams, completions_of, is_stream
 from ..errors import ParamsError
-from ..losses.signals import LossSettings, Targets
+from ..losses.signals import LossSettings, TeacherSignal
 from ..models.adapters import base_of, split_adapter_penalty
 from ..models.batch_layout import layout_of
 from ..models.completion_forward import add_completion_forward, completion_arguments
@@ -336,7 +336,7 @@ class DistillationMixin(DatasetsMixin, StepMixin, MetricsMixin, CheckpointsMixin
         figures = self.evaluate(test_dataset, metric_key_prefix=kwargs.get("metric_key_prefix", "test"))
         return PredictionOutput(predictions=np.empty(0), label_ids=None, metrics=figures)
 
-    def teacher_targets(self, inputs: Mapping[str, torch.Tensor]) -> Targets | None:
+    def teacher_signal(self, inputs: Mapping[str, torch.Tensor]) -> TeacherSignal | None:
         """Return what the teacher says of a batch's completions; None where alpha is 0 and nothing is asked."""
         if self.settings_of(inputs).alpha == 0 and not isinstance(self.teacher, SeveralTeachers):
             return None
@@ -364,7 +364,7 @@ class DistillationMixin(DatasetsMixin, StepMixin, MetricsMixin, CheckpointsMixin
         output = model(
             **student_inputs(inputs, student),
             **completion_arguments(student, inputs["labels"], layout.student_places),
-            teacher_targets=self.teacher_targets(inputs),
+            teacher_signal=self.teacher_signal(inputs),
             loss_settings=self.settings_of(inputs),
         )
         tokens = (inputs["labels"] != -100).sum()

@@ -123,7 +123,7 @@ def teacher_of(
                 f"teacher_store keeps a teacher's probabilities, and {teacher.name!r} gives text only; drop "
                 "--teacher-store."
             )
-        teacher.share(vocabulary_rows(student))
+        teacher.restrict_vocabulary(vocabulary_rows(student))
         find_targets(args, teacher)  # before anything costly is asked
         return teacher
     if teacher.tokenizer.chat_template is None:
@@ -243,7 +243,7 @@ def writers_of_data(args: DistillationSFTConfig, given: Any, dataset: Dataset | 
 def _share(teacher: Teacher, tokenizer: PreTrainedTokenizerBase, student: PretrainedConfig) -> None:
     """Check a teacher's vocabulary against the student's and restrict it to what both have."""
     rows = vocabulary_rows(student)
-    teacher.share(
+    teacher.restrict_vocabulary(
         shared_vocabulary(
             tokenizer,
             teacher.tokenizer,
@@ -257,7 +257,7 @@ def _share(teacher: Teacher, tokenizer: PreTrainedTokenizerBase, student: Pretra
 def _check_teacher(stored: StoredTeacher, teacher: Teacher) -> None:
     """Refuse a store that was made by another teacher."""
     if stored.vocabulary is not None:
-        teacher.share(stored.vocabulary)
+        teacher.restrict_vocabulary(stored.vocabulary)
     stored.check_matches({"teacher": teacher.identity(), "tokenizer": tokenizer_hash(teacher.tokenizer)})
 
 

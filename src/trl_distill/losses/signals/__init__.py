@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-from .base import LossSettings, Targets, cross_entropy
-from .cross_tokenizer import CrossTargets
-from .dense import HiddenTargets
-from .mixture import MixtureTargets
-from .per_row import GroupedTargets
-from .retained import RetainedTargets
-from .sampled import Draws, SampledTargets
-from .topk import TopKTargets
+from .base import LossSettings, TeacherSignal, cross_entropy
+from .cross_tokenizer import CrossTokenizerSignal
+from .dense import DenseSignal
+from .mixture import MixtureSignal
+from .per_row import PerRowSignal
+from .retained import RetainedSignal
+from .sampled import SampledSignal, SampledTokens
+from .topk import TopKSignal
 
 __all__ = [
-    "CrossTargets",
-    "Draws",
-    "GroupedTargets",
-    "HiddenTargets",
+    "CrossTokenizerSignal",
+    "DenseSignal",
     "LossSettings",
-    "MixtureTargets",
-    "RetainedTargets",
-    "SampledTargets",
-    "Targets",
-    "TopKTargets",
+    "MixtureSignal",
+    "PerRowSignal",
+    "RetainedSignal",
+    "SampledSignal",
+    "SampledTokens",
+    "TeacherSignal",
+    "TopKSignal",
     "cross_entropy",
 ]

@@ -57,7 +57,7 @@ class LossSettings:
     impl: str = "fused"
 
 
-class Targets(Protocol):
+class TeacherSignal(Protocol):
     """What a teacher says of N completion tokens."""
 
     @property

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class CrossTargets:
+class CrossTokenizerSignal:
     """A teacher's hidden states at n of N completion positions, and its head.
 
     Attributes:
@@ -50,7 +50,7 @@ class CrossTargets:
     def loss(
         self, head: LMHead, hidden: torch.Tensor, labels: torch.Tensor, settings: LossSettings
     ) -> DistillationLoss:
-        """Return the loss of the student's hidden states [N, H_s]; see `Targets.loss`."""
+        """Return the loss of the student's hidden states [N, H_s]; see `TeacherSignal.loss`."""
         learnt = settings.alpha < 1 or self.covered == 0  # where nothing is compared the loss has to depend on it
         how = Settings(settings.temperature, settings.divergence, settings.jsd_beta, settings.impl)
         with whole(head) as student, whole(self.head, "teacher") as teacher:

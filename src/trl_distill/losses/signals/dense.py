@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class HiddenTargets:
+class DenseSignal:
     """A teacher's hidden states at N completion positions, and its head.
 
     Attributes:
@@ -37,7 +37,7 @@ class HiddenTargets:
     def loss(
         self, head: LMHead, hidden: torch.Tensor, labels: torch.Tensor, settings: LossSettings
     ) -> DistillationLoss:
-        """Return the loss of the student's hidden states [N, H_s]; see `Targets.loss`."""
+        """Return the loss of the student's hidden states [N, H_s]; see `TeacherSignal.loss`."""
         with whole(head) as student, whole(self.head, "teacher") as teacher:
             device = device_of(student["student_weight"], hidden)
             for name in ("teacher_weight", "teacher_bias"):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from ..mixture import TeacherSide, mixture_distillation_loss
 from ..result import DistillationLoss
 from .base import LossSettings, device_of, whole
-from .dense import HiddenTargets
+from .dense import DenseSignal
 
 if TYPE_CHECKING:
     import torch
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class MixtureTargets:
+class MixtureSignal:
     """M teachers at N completion positions.
 
     Attributes:
@@ -28,7 +28,7 @@ class MixtureTargets:
         vocabulary: Rows shared by all; None is the smallest of them.
     """
 
-    parts: Sequence[HiddenTargets]
+    parts: Sequence[DenseSignal]
     weights: torch.Tensor
     vocabulary: int | None = None
 
@@ -40,7 +40,7 @@ class MixtureTargets:
     def loss(
         self, head: LMHead, hidden: torch.Tensor, labels: torch.Tensor, settings: LossSettings
     ) -> DistillationLoss:
-        """Return the loss of the student's hidden states [N, H_s]; see `Targets.loss`."""
+        """Return the loss of the student's hidden states [N, H_s]; see `TeacherSignal.loss`."""
         with whole(head) as student, ExitStack() as stack:
             device = device_of(student["student_weight"], hidden)
             sides = []

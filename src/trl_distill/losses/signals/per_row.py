@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING
 import torch
 
 from ..result import DistillationLoss
-from .base import LossSettings, Targets, cross_entropy, device_of, whole
-from .retained import RetainedTargets
+from .base import LossSettings, TeacherSignal, cross_entropy, device_of, whole
+from .retained import RetainedSignal
 
 if TYPE_CHECKING:
     from ..lm_head import LMHead
 
 
 @dataclass
-class GroupedTargets:
+class PerRowSignal:
     """What each of several teachers says of its part of N completion tokens.
 
     Attributes:
@@ -25,7 +25,7 @@ class GroupedTargets:
             cross-entropy is all that those tokens are learnt by. Every token is in one part.
     """
 
-    parts: Sequence[tuple[torch.Tensor, Targets | None]]
+    parts: Sequence[tuple[torch.Tensor, TeacherSignal | None]]
 
     @property
     def tokens(self) -> int:
@@ -35,18 +35,18 @@ class GroupedTargets:
     @property
     def retained(self) -> torch.Tensor | None:
         """Places [R] of the tokens of rows that are to be retained; None where there are none."""
-        places = [index for index, targets in self.parts if isinstance(targets, RetainedTargets)]
+        places = [index for index, targets in self.parts if isinstance(targets, RetainedSignal)]
         return torch.cat(places) if places else None
 
     @property
     def silent(self) -> bool:
         """Whether nothing is said of the other tokens."""
-        return all(targets is None or isinstance(targets, RetainedTargets) for _, targets in self.parts)
+        return all(targets is None or isinstance(targets, RetainedSignal) for _, targets in self.parts)
 
     def loss(
         self, head: LMHead, hidden: torch.Tensor, labels: torch.Tensor, settings: LossSettings
     ) -> DistillationLoss:
-        """Return the sum of the parts' losses, tokens in their places; see `Targets.loss`."""
+        """Return the sum of the parts' losses, tokens in their places; see `TeacherSignal.loss`."""
         with whole(head) as student:  # sharded weights are gathered once, not once a part
             gathered = replace(head, weight=student["student_weight"], bias=student["student_bias"], rows=None)
             device = device_of(gathered.weight, hidden)

@@ -1,4 +1,4 @@
-"""What the student's starting point says of rows that are to be retained."""
+"""The signal of the initial student on rows that are to be retained."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from ..result import DistillationLoss
-from .base import LossSettings, Targets
+from .base import LossSettings, TeacherSignal
 
 if TYPE_CHECKING:
     import torch
@@ -15,25 +15,25 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class RetainedTargets:
-    """Targets that are learnt by the divergence alone, whatever alpha.
+class RetainedSignal:
+    """A signal that is learned by the divergence alone, whatever alpha is.
 
     The student is at its optimum as long as it is what it was: the cross-entropy of the completions would pull it
     away from there.
 
     Attributes:
-        targets: What is said of N completion tokens.
+        signal: Of N completion tokens.
     """
 
-    targets: Targets
+    signal: TeacherSignal
 
     @property
     def tokens(self) -> int:
         """N."""
-        return self.targets.tokens
+        return self.signal.tokens
 
     def loss(
         self, head: LMHead, hidden: torch.Tensor, labels: torch.Tensor, settings: LossSettings
     ) -> DistillationLoss:
-        """Return the loss with an alpha of 1; see `Targets.loss`."""
-        return self.targets.loss(head, hidden, labels, replace(settings, alpha=1.0))
+        """Return the loss with an alpha of 1; see `TeacherSignal.loss`."""
+        return self.signal.loss(head, hidden, labels, replace(settings, alpha=1.0))

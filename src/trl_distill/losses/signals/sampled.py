@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from ..lm_head import LMHead
 
 
-class Draws(NamedTuple):
+class SampledTokens(NamedTuple):
     """What was drawn at N completion positions at one temperature.
 
     Attributes:
@@ -31,7 +31,7 @@ class Draws(NamedTuple):
 
 
 @dataclass
-class SampledTargets:
+class SampledSignal:
     """Drawn tokens at N completion positions, of a teacher that is not there.
 
     Attributes:
@@ -39,7 +39,7 @@ class SampledTargets:
         vocabulary: Rows over which the teacher was normalised.
     """
 
-    draws: Mapping[float, Draws]
+    draws: Mapping[float, SampledTokens]
     vocabulary: int
 
     @property
@@ -50,7 +50,7 @@ class SampledTargets:
     def loss(
         self, head: LMHead, hidden: torch.Tensor, labels: torch.Tensor, settings: LossSettings
     ) -> DistillationLoss:
-        """Return the loss of the student's hidden states [N, H_s]; see `Targets.loss`.
+        """Return the loss of the student's hidden states [N, H_s]; see `TeacherSignal.loss`.
 
         Raises:
             ValueError: A temperature at which nothing was drawn, or a divergence that needs the whole distribution.

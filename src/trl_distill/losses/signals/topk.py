@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class TopKTargets:
+class TopKSignal:
     """The k likeliest tokens at N completion positions, of a teacher that is not there.
 
     Attributes:
@@ -48,7 +48,7 @@ class TopKTargets:
     def loss(
         self, head: LMHead, hidden: torch.Tensor, labels: torch.Tensor, settings: LossSettings
     ) -> DistillationLoss:
-        """Return the loss of the student's hidden states [N, H_s]; see `Targets.loss`.
+        """Return the loss of the student's hidden states [N, H_s]; see `TeacherSignal.loss`.
 
         Raises:
             ValueError: A temperature that has no log-normalisers, or a divergence that needs the whole distribution.

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from ...data.cross_tokenizer.byte_spans import ALIKE
 from ...data.cross_tokenizer.tokenizer_pair import Crossing
 from ...errors import TeacherError
-from ...losses.signals import CrossTargets
+from ...losses.signals import CrossTokenizerSignal
 from ...models.batch_layout import LAYOUT, layout_of
 from ...models.generation import Completion, GenerationSettings
 from ..base import Teacher
@@ -78,7 +78,7 @@ class CrossTeacher:
         by_theirs = dict(zip(same.teacher.tolist(), same.student.tolist(), strict=True))
         return [by_theirs[stop] for stop in self.stop_ids if stop in by_theirs]
 
-    def share(self, vocabulary: int) -> None:
+    def restrict_vocabulary(self, vocabulary: int) -> None:
         """Nothing is restricted: what it writes reaches the student as text."""
 
     def identity(self) -> dict[str, Any]:
@@ -97,12 +97,12 @@ class CrossTeacher:
         """Write completions in the teacher's own ids."""
         return self.local.generate(prompts, settings)
 
-    def score(self, batch: Mapping[str, Any]) -> CrossTargets:
+    def score(self, batch: Mapping[str, Any]) -> CrossTokenizerSignal:
         """Return the teacher's hidden states where a span of the batch begins, and how the tokens match there."""
         layout = layout_of(batch)
         assert layout.kinds is not None
         found = self.local.score({**batch, LAYOUT: layout})
-        return CrossTargets(found.hidden, found.head, layout.kinds, self._matched_on(batch["input_ids"].device))
+        return CrossTokenizerSignal(found.hidden, found.head, layout.kinds, self._matched_on(batch["input_ids"].device))
 
     def _matched_on(self, device: torch.device) -> dict[int, Matched]:
         """Return which tokens are the same, by kind of span; moved to a device once."""

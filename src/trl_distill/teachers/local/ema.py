@@ -18,7 +18,7 @@ from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback
 
 from ...errors import TeacherError
-from ...losses.signals import HiddenTargets
+from ...losses.signals import DenseSignal
 from ...models.generation import has_learned_prompt
 from . import fingerprint
 from .self_teacher import SelfTeacher
@@ -97,7 +97,7 @@ class EmaTeacher(SelfTeacher):
             torch.clear_autocast_cache()
 
     @torch.no_grad()
-    def score(self, batch: Mapping[str, torch.Tensor]) -> HiddenTargets:
+    def score(self, batch: Mapping[str, torch.Tensor]) -> DenseSignal:
         """Return the hidden states [N, H] that predict the batch's completion tokens, and the average's head."""
         with self.acting():  # the head has to be looked at while the average is in its place
             targets = super().score(batch)

@@ -19,10 +19,10 @@ from torch.distributed.tensor import DTensor
 from ...config.devices import on_device
 from ...errors import TeacherError
 from ...losses.lm_head import LOGITS
-from ...losses.signals import HiddenTargets
+from ...losses.signals import DenseSignal
 from ...models.architectures import check_causal, vocabulary_rows
 from ...models.batch_layout import BatchLayout, Places, Side, layout_of
-from ...models.completion_forward import OWN_LOGITS, TAUGHT, add_completion_forward, completion_arguments
+from ...models.completion_forward import FORWARD_BEFORE, OWN_LOGITS, add_completion_forward, completion_arguments
 from ...models.generation import (
     Completion,
     GenerationSettings,
@@ -111,7 +111,7 @@ class LocalTeacher:
         """Whether the model is the caller's own."""
         return self._content is None
 
-    def share(self, vocabulary: int) -> None:
+    def restrict_vocabulary(self, vocabulary: int) -> None:
         """Restrict what is written and scored to the rows [0, vocabulary) that the student has too."""
         self.vocabulary = vocabulary
 
@@ -228,7 +228,7 @@ class LocalTeacher:
         return line and f"Teacher {self.name!r}: {line}"
 
     @torch.no_grad()
-    def score(self, batch: Mapping[str, Any]) -> HiddenTargets:
+    def score(self, batch: Mapping[str, Any]) -> DenseSignal:
         """Return the hidden states [N, H_t] that predict the batch's completion tokens, and the head."""
         layout = layout_of(batch)
         side = layout.teacher
@@ -247,7 +247,7 @@ class LocalTeacher:
                     read = self._padded(ids, mask, labels, side, rows, start)
                 states.append(self._scorer(**read).hidden)
             head = LOGITS if hasattr(self.model, OWN_LOGITS) else lm_head_of(self.model)
-        return HiddenTargets(states[0] if len(states) == 1 else torch.cat(states), head, self.vocabulary)
+        return DenseSignal(states[0] if len(states) == 1 else torch.cat(states), head, self.vocabulary)
 
     def _passes(self, layout: BatchLayout, lengths: list[int], start: int) -> list[Pass]:
         """Return in which passes a batch is read; one where the student's rows are padded, see `passes`.
@@ -365,7 +365,7 @@ class LocalTeacher:
 
 
 # what a taught forward and accelerate's wrapping of it leave on a model
-FORWARD = (TAUGHT, OWN_LOGITS, "forward", "_original_forward", "_is_accelerate_prepared")
+FORWARD = (FORWARD_BEFORE, OWN_LOGITS, "forward", "_original_forward", "_is_accelerate_prepared")
 
 
 def check_apart(*, student: Any, teacher: Any) -> None:

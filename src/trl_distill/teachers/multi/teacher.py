@@ -11,7 +11,7 @@ import torch
 
 from ...config.devices import on_device
 from ...errors import TeacherError
-from ...losses.signals import GroupedTargets, HiddenTargets, MixtureTargets, RetainedTargets, Targets
+from ...losses.signals import DenseSignal, MixtureSignal, PerRowSignal, RetainedSignal, TeacherSignal
 from ...models.adapters import is_peft_model
 from ...models.batch_layout import LAYOUT, BatchLayout, layout_of
 from ...models.generation import Completion, GenerationSettings
@@ -104,7 +104,9 @@ class SeveralTeachers:
         self.name = ", ".join(dict.fromkeys(teacher.name for teacher, entry in both if entry.retained is None))
         self.vocabulary = min((t.vocabulary for t in self.teachers if t.vocabulary is not None), default=None)
         if listed.mixed:
-            self.share(min(t.vocabulary_rows if t.vocabulary is None else t.vocabulary for t in self.teachers))
+            self.restrict_vocabulary(
+                min(t.vocabulary_rows if t.vocabulary is None else t.vocabulary for t in self.teachers)
+            )
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -126,11 +128,11 @@ class SeveralTeachers:
         """The ids that end what any of them writes."""
         return list(dict.fromkeys(stop for teacher in self.teachers for stop in teacher.stop_ids))
 
-    def share(self, vocabulary: int) -> None:
+    def restrict_vocabulary(self, vocabulary: int) -> None:
         """Restrict all of them to the rows [0, vocabulary)."""
         self.vocabulary = vocabulary
         for teacher in self.teachers:
-            teacher.share(vocabulary)
+            teacher.restrict_vocabulary(vocabulary)
 
     def identity(self) -> dict[str, Any]:
         """Return each one's, and how they are combined."""
@@ -146,7 +148,7 @@ class SeveralTeachers:
         """
         raise TeacherError("several teachers write under templates of their own; ask one of `teachers`.")
 
-    def score(self, batch: Mapping[str, Any]) -> Targets:
+    def score(self, batch: Mapping[str, Any]) -> TeacherSignal:
         """Return what the loss takes at the N completion positions of a `SeveralCollator` batch.
 
         Raises:
@@ -155,18 +157,18 @@ class SeveralTeachers:
         layout, device = layout_of(batch), batch["input_ids"].device
         index = layout.tokens_of_teachers
         scored = {i: self._score(i, batch, layout) for i in index}
-        kept = [(on_device(index[i], device), RetainedTargets(scored.pop(i))) for i in index if i in self._retaining]  # type: ignore[arg-type]
+        kept = [(on_device(index[i], device), RetainedSignal(scored.pop(i))) for i in index if i in self._retaining]  # type: ignore[arg-type]
         if not self.listed.mixed:
-            return GroupedTargets([*((on_device(index[i], device), targets) for i, targets in scored.items()), *kept])
+            return PerRowSignal([*((on_device(index[i], device), targets) for i, targets in scored.items()), *kept])
         if not kept:
             return self._mixture(len(layout.student.places), index, scored)
         if not scored:
-            return GroupedTargets(kept)
+            return PerRowSignal(kept)
         own = np.unique(np.concatenate([index[i] for i in scored]))
         among = {i: np.searchsorted(own, index[i]) for i in scored}
-        return GroupedTargets([(on_device(own, device), self._mixture(len(own), among, scored)), *kept])
+        return PerRowSignal([(on_device(own, device), self._mixture(len(own), among, scored)), *kept])
 
-    def score_retained(self, batch: Mapping[str, Any]) -> GroupedTargets | None:
+    def score_retained(self, batch: Mapping[str, Any]) -> PerRowSignal | None:
         """Return what is said of the rows to retain alone, nothing of the others; None where there are none."""
         layout, device = layout_of(batch), batch["input_ids"].device
         index = {i: tokens for i, tokens in layout.tokens_of_teachers.items() if i in self._retaining}
@@ -174,15 +176,15 @@ class SeveralTeachers:
             return None
         others = np.setdiff1d(np.arange(len(layout.student.places)), np.concatenate([*index.values()]))
         scored = [(on_device(tokens, device), self._score(i, batch, layout)) for i, tokens in index.items()]
-        kept = [(tokens, RetainedTargets(said)) for tokens, said in scored if said]
-        return GroupedTargets([*([(on_device(others, device), None)] if len(others) else []), *kept])
+        kept = [(tokens, RetainedSignal(said)) for tokens, said in scored if said]
+        return PerRowSignal([*([(on_device(others, device), None)] if len(others) else []), *kept])
 
     @property
     def _retaining(self) -> list[int]:
         """Places in the list of those whose rows are to be retained."""
         return [i for i, entry in enumerate(self.listed.teachers) if entry.retained is not None]
 
-    def _score(self, i: int, whole: Mapping[str, Any], layout: BatchLayout) -> Targets | None:
+    def _score(self, i: int, whole: Mapping[str, Any], layout: BatchLayout) -> TeacherSignal | None:
         """Return what one teacher says of its rows; None where it gives text only."""
         batch = {f"teacher_{name}": whole[f"teacher{i}_{name}"] for name in ("input_ids", "attention_mask", "labels")}
         batch[LAYOUT] = replace(layout, teacher=layout.teachers[i][0])
@@ -220,18 +222,18 @@ class SeveralTeachers:
             return teacher.prefix
         return self._prefixes.setdefault(i, Prefix(teacher.config))
 
-    def _mixture(self, tokens: int, index: Mapping[int, np.ndarray], scored: Mapping[int, Any]) -> MixtureTargets:
+    def _mixture(self, tokens: int, index: Mapping[int, np.ndarray], scored: Mapping[int, Any]) -> MixtureSignal:
         """Return the mixture at N tokens, each teacher's states put in the places of its rows."""
         parts, weights = [], np.zeros((tokens, len(scored)), np.float32)
         for column, (i, targets) in enumerate(scored.items()):
-            if not isinstance(targets, HiddenTargets):
+            if not isinstance(targets, DenseSignal):
                 raise TeacherError(f"{self.teachers[i].name} gives no full distribution, and cannot be mixed.")
             hidden = targets.hidden
             places = on_device(index[i], hidden.device)
             everywhere = hidden.new_zeros(tokens, hidden.shape[1]).index_copy_(0, places, hidden)
-            parts.append(HiddenTargets(everywhere, targets.head, targets.vocabulary))
+            parts.append(DenseSignal(everywhere, targets.head, targets.vocabulary))
             weights[index[i], column] = self.listed.teachers[i].weight
-        return MixtureTargets(parts, on_device(weights, parts[0].hidden.device), self.vocabulary)
+        return MixtureSignal(parts, on_device(weights, parts[0].hidden.device), self.vocabulary)
 
 
 def each(teacher: Teacher) -> tuple[Teacher, ...]:

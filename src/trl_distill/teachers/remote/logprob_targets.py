@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedTokenizerBase
 
-    from ...losses.signals import TopKTargets
+    from ...losses.signals import TopKSignal
 
 
 class LogprobTargets:
@@ -111,7 +111,7 @@ class LogprobTargets:
             known, tokens = known + int(supervised.sum()), tokens + len(supervised)
         return Coverage(known, tokens)
 
-    def targets(self, batch: Mapping[str, torch.Tensor]) -> TopKTargets:
+    def targets(self, batch: Mapping[str, torch.Tensor]) -> TopKSignal:
         """Return what was fetched for a batch's completion tokens.
 
         Raises:

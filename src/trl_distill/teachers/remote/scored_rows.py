@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from ...config.devices import on_device
-from ...losses.signals import TopKTargets
+from ...losses.signals import TopKSignal
 from ...models.batch_layout import layout_of
 
 LOWEST = -9999.0  # what servers write for a probability of 0
@@ -75,7 +75,7 @@ def unknown(tokens: int) -> ScoredRow:
 
 def batch_targets(
     row_of: Callable[[list[int], int], ScoredRow], batch: Mapping[str, torch.Tensor], *, vocabulary: int
-) -> TopKTargets:
+) -> TopKSignal:
     """Return the targets at the N completion positions of a `DistillationCollator` batch.
 
     Args:
@@ -98,7 +98,7 @@ def batch_targets(
     ids, log_probs = on_device(tokens.astype(np.int64), device), on_device(values, device)
     # at T = 1 the probabilities of the whole vocabulary add up to 1, whose logarithm is 0
     normalizers = {1.0: torch.zeros(len(tokens), device=device)}
-    return TopKTargets(ids, log_probs, normalizers, vocabulary, covered=int((tokens >= 0).any(1).sum()))
+    return TopKSignal(ids, log_probs, normalizers, vocabulary, covered=int((tokens >= 0).any(1).sum()))
 
 
 def _padded(array: np.ndarray, width: int, fill: float) -> np.ndarray:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedTokenizerBase
 
-    from ...losses.signals import Targets
+    from ...losses.signals import TeacherSignal
     from ...prompts.rendering import Message, Prompt
 
 logger = logging.getLogger(__name__)
@@ -100,7 +100,7 @@ class RemoteTeacher(TextOnly):
         """Fetch log-probabilities of prepared rows, so that `score` finds them; see `LogprobTargets.fetch`."""
         return self.logprobs.fetch(rows, progress=progress)
 
-    def score(self, batch: Mapping[str, torch.Tensor]) -> Targets:
+    def score(self, batch: Mapping[str, torch.Tensor]) -> TeacherSignal:
         """Return the log-probabilities of the batch's completion tokens, at T = 1.
 
         Raises:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from ...losses.lm_head import LMHead
-    from ...losses.signals import Targets
+    from ...losses.signals import TeacherSignal
 
 # what a run must agree with a store on, in the order in which the first difference is named
 COMPARED = ("kind", "teacher", "tokenizer", "teacher_prompt_template", "teacher_system", "generation")
@@ -85,7 +85,7 @@ class StoredTeacher:
         """The ids that end what the teacher writes; of a store that does not say, those that its tokenizer knows."""
         return list(self.manifest.get("stop_ids") or ChatTemplate(self.tokenizer).end_tokens)
 
-    def share(self, vocabulary: int) -> None:
+    def restrict_vocabulary(self, vocabulary: int) -> None:
         """Accept a student that has all the rows over which the targets were normalised.
 
         Raises:
@@ -160,7 +160,7 @@ class StoredTeacher:
             "store of this data and these settings with `aitraining teach`."
         )
 
-    def score(self, batch: Mapping[str, Any]) -> Targets:
+    def score(self, batch: Mapping[str, Any]) -> TeacherSignal:
         """Return the stored targets at the batch's completion tokens.
 
         Raises:

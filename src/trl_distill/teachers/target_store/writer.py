@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 
 from ...data.collator import DistillationCollator
 from ...errors import TeacherError
-from ...losses.signals import HiddenTargets
+from ...losses.signals import DenseSignal
 from ..base import Teacher
 from ..completions.engines.selection import VLLM_ALONE, Batches
 from ..completions.store import CompletionStore
@@ -266,11 +266,11 @@ class _Scorer:
             rows.append(TargetRow(key, np.asarray(row["completion"]), own))
         return rows
 
-    def _ask(self, batch: Sequence[tuple[bytes, Mapping[str, Any]]]) -> HiddenTargets:
+    def _ask(self, batch: Sequence[tuple[bytes, Mapping[str, Any]]]) -> DenseSignal:
         """Have the teacher score a batch; its head is kept at the first one, where it belongs to the targets."""
         sides = [{**row, "student_prompt": row["teacher_prompt"]} for _, row in batch]  # the teacher's alone counts
         scored = self.teacher.score(self._collate(sides))
-        if not isinstance(scored, HiddenTargets):
+        if not isinstance(scored, DenseSignal):
             raise TeacherError(f"{self.teacher.name} gives no full distribution; store the targets of a local model.")
         path = self.folder.folder / HEAD
         if self.kind.has_head and not path.is_file():

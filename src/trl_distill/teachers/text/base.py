@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedTokenizerBase
 
-    from ...losses.signals import Targets
+    from ...losses.signals import TeacherSignal
 
 
 class TextOnly:
@@ -44,11 +44,11 @@ class TextOnly:
         """The student's ids that may end a completion."""
         return ChatTemplate(self.tokenizer).end_tokens
 
-    def share(self, vocabulary: int) -> None:
+    def restrict_vocabulary(self, vocabulary: int) -> None:
         """Take the student's vocabulary: completions become tokens of its tokenizer."""
         self.vocabulary = vocabulary
 
-    def score(self, batch: Mapping[str, torch.Tensor]) -> Targets:
+    def score(self, batch: Mapping[str, torch.Tensor]) -> TeacherSignal:
         """Refuse: there are no probabilities of the student's tokens.
 
         Raises:

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     import torch
 
     from ....losses.lm_head import LMHead
-    from ....losses.signals import HiddenTargets, Targets
+    from ....losses.signals import DenseSignal, TeacherSignal
 
 Arrays = dict[str, np.ndarray]
 ELEMENTS = 2**25  # logits in memory at a time while targets are written
@@ -50,7 +50,7 @@ class Kind(Protocol):
         """Return what the manifest says of it: kind, k and temperatures."""
         ...
 
-    def arrays(self, scored: HiddenTargets, spans: Sequence[Span]) -> Arrays:
+    def arrays(self, scored: DenseSignal, spans: Sequence[Span]) -> Arrays:
         """Return what is stored of N scored tokens, by name: [N, width] each.
 
         Args:
@@ -59,7 +59,7 @@ class Kind(Protocol):
         """
         ...
 
-    def targets(self, arrays: Mapping[str, torch.Tensor], head: LMHead | None) -> Targets:
+    def targets(self, arrays: Mapping[str, torch.Tensor], head: LMHead | None) -> TeacherSignal:
         """Return the targets that the arrays of N tokens are.
 
         Args:

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 
 from ....losses.lm_head import LMHead
-from ....losses.signals import HiddenTargets
+from ....losses.signals import DenseSignal
 from .base import Arrays, Span
 
 
@@ -35,20 +35,20 @@ class Hidden:
         """Return what the manifest says of it."""
         return {"kind": self.name, "k": 0, "temperatures": []}
 
-    def arrays(self, scored: HiddenTargets, spans: Sequence[Span]) -> Arrays:
+    def arrays(self, scored: DenseSignal, spans: Sequence[Span]) -> Arrays:
         """Return the hidden states [N, H]; bfloat16, which numpy does not have, as the float16 of the same bits."""
         hidden = scored.hidden.detach().cpu().contiguous()
         if hidden.dtype == torch.bfloat16:
             return {BITS: hidden.view(torch.float16).numpy()}
         return {HIDDEN: hidden.numpy()}
 
-    def targets(self, arrays: Mapping[str, torch.Tensor], head: LMHead | None) -> HiddenTargets:
+    def targets(self, arrays: Mapping[str, torch.Tensor], head: LMHead | None) -> DenseSignal:
         """Return hidden states and head."""
         if head is None:
             raise ValueError("targets of the kind hidden come with the teacher's LM head.")
         bits = arrays.get(BITS)
         hidden = arrays[HIDDEN] if bits is None else bits.contiguous().view(torch.bfloat16)
-        return HiddenTargets(hidden, head, self.vocabulary)
+        return DenseSignal(hidden, head, self.vocabulary)
 
 
 HIDDEN, BITS = "hidden", "bfloat16"

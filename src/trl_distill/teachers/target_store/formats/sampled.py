@@ -9,12 +9,12 @@ import numpy as np
 import torch
 
 from ....config.devices import to_float64
-from ....losses.signals import Draws, SampledTargets
+from ....losses.signals import SampledSignal, SampledTokens
 from .base import Arrays, Span, stacked, tokens_at_a_time
 
 if TYPE_CHECKING:
     from ....losses.lm_head import LMHead
-    from ....losses.signals import HiddenTargets
+    from ....losses.signals import DenseSignal
 
 
 class Sample:
@@ -45,7 +45,7 @@ class Sample:
         return {"kind": self.name, "k": self.draws, "temperatures": list(self.temperatures)}
 
     @torch.no_grad()
-    def arrays(self, scored: HiddenTargets, spans: Sequence[Span]) -> Arrays:
+    def arrays(self, scored: DenseSignal, spans: Sequence[Span]) -> Arrays:
         """Return token ids and counts [N, width] of each temperature, and float32 sums of p log p [N, m]."""
         rows = self.vocabulary
         uniform = torch.from_numpy(self._uniform(spans))
@@ -74,7 +74,7 @@ class Sample:
         seeds = (np.random.Generator(np.random.PCG64(int.from_bytes(span.key, "big"))) for span in spans)
         return np.concatenate([own.random((span.tokens, *shape)) for own, span in zip(seeds, spans, strict=True)])
 
-    def targets(self, arrays: Mapping[str, torch.Tensor], head: LMHead | None) -> SampledTargets:
+    def targets(self, arrays: Mapping[str, torch.Tensor], head: LMHead | None) -> SampledSignal:
         """Return the drawn tokens by temperature."""
         draws = {}
         for i, temperature in enumerate(self.temperatures):
@@ -82,8 +82,8 @@ class Sample:
             none = counts == 0
             none[:, :1] = False  # the likeliest, even if it was not drawn
             shares = counts / self.draws
-            draws[temperature] = Draws(ids.masked_fill(none, -1), shares, arrays["negentropies"][:, i])
-        return SampledTargets(draws, self.vocabulary)
+            draws[temperature] = SampledTokens(ids.masked_fill(none, -1), shares, arrays["negentropies"][:, i])
+        return SampledSignal(draws, self.vocabulary)
 
 
 def count(drawn: np.ndarray, likeliest: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

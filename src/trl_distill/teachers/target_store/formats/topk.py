@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 
 from ....config.devices import to_float64
-from ....losses.signals import TopKTargets
+from ....losses.signals import TopKSignal
 from .base import Arrays, Span, tokens_at_a_time
 
 if TYPE_CHECKING:
     import numpy as np
 
     from ....losses.lm_head import LMHead
-    from ....losses.signals import HiddenTargets
+    from ....losses.signals import DenseSignal
 
 NAMES = ("token_ids", "log_probs", "log_normalizers")
 
@@ -48,7 +48,7 @@ class TopK:
         return {"kind": self.name, "k": self.k, "temperatures": list(self.temperatures)}
 
     @torch.no_grad()
-    def arrays(self, scored: HiddenTargets, spans: Sequence[Span]) -> Arrays:
+    def arrays(self, scored: DenseSignal, spans: Sequence[Span]) -> Arrays:
         """Return token ids [N, k], float16 log-probabilities [N, k] and float32 log-normalisers [N, m]."""
         rows, parts = self.vocabulary, []
         for hidden in scored.hidden.split(tokens_at_a_time(rows)):
@@ -81,7 +81,7 @@ class TopK:
         normalizers = [torch.logsumexp(rounded / temperature, 1) - mass for temperature, mass in pairs]
         return [ids, half, torch.stack(normalizers, 1).float()]
 
-    def targets(self, arrays: Mapping[str, torch.Tensor], head: LMHead | None) -> TopKTargets:
+    def targets(self, arrays: Mapping[str, torch.Tensor], head: LMHead | None) -> TopKSignal:
         """Return the tokens, their log-probabilities and the normalisers by temperature."""
         normalizers = {t: arrays["log_normalizers"][:, i] for i, t in enumerate(self.temperatures)}
-        return TopKTargets(arrays["token_ids"].long(), arrays["log_probs"].float(), normalizers, self.vocabulary)
+        return TopKSignal(arrays["token_ids"].long(), arrays["log_probs"].float(), normalizers, self.vocabulary)
