@@ -33,7 +33,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 from trl_distill import DistillationSFTConfig, DistillationSFTTrainer
 from trl_distill.data.collator import DistillationCollator
 from trl_distill.embedded import embedded_path
-from trl_distill.losses.lm_head import LMHead
+from trl_distill.losses.lm_head import LMHead, ModelSide
 from trl_distill.losses.signals import DenseSignal, LossSettings, TeacherSignal
 from trl_distill.models.completion_forward import add_completion_forward
 from trl_distill.models.lm_head import lm_head_of
@@ -114,7 +114,7 @@ class Side:
 
     def loss(self, targets: TeacherSignal, temperature: float) -> tuple[float, torch.Tensor, torch.Tensor]:
         """Return the divergence, and its gradients in the student's hidden states and head."""
-        out = targets.loss(self.student, self.mine, self.labels, LossSettings(1.0, temperature))
+        out = targets.loss(ModelSide(self.mine, self.student), self.labels, LossSettings(1.0, temperature))
         return out.loss.item(), *torch.autograd.grad(out.loss, (self.mine, self.student.weight))
 
     def line(self, name: str, k: int, vocabulary: int, spread: np.ndarray) -> list[str]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from trl_distill.losses import DistillationLoss, fused_distillation_loss
 
@@ -77,3 +78,12 @@ def make_case(
     targets = torch.randint(student[0], (tokens,), generator=generator)
     targets[torch.rand(tokens, generator=generator) < masked] = -100
     return Case(tensors, targets, {"alpha": 0.7, "temperature": 3.0, **settings})
+
+
+class NoWaits(TorchDispatchMode):
+    """Fails at an operation that would wait for a GPU: its result, or the size of it, is a number of Python's."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        assert name not in ("_local_scalar_dense", "nonzero", "masked_select", "equal", "is_nonzero"), name
+        return func(*args, **(kwargs or {}))

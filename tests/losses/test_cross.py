@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from checks import check_close, relative_error
+from losses.problems import NoWaits
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from trl_distill.losses import distillation_loss_from_logits, divergence, fused_distillation_loss
-from trl_distill.losses.cross_tokenizer import Compared, Head, Settings, add_cross_divergence, cross_divergence
+from trl_distill.losses import LMHead, LossSettings, ModelSide, distillation_loss_from_logits, divergence
+from trl_distill.losses.checks import check_settings
+from trl_distill.losses.cross_tokenizer import Compared, add_cross_divergence, cross_divergence
 from trl_distill.losses.cross_tokenizer_reference import Matched, cross_divergence_from_logits
+from trl_distill.losses.dense import dense_loss
+from trl_distill.losses.signals import CrossTokenizerSignal
 
 KINDS = ["forward_kl", "reverse_kl", "jsd"]
 
@@ -22,13 +28,10 @@ def normal(*shape, seed=0, spread=1.0):
     return torch.randn(shape, generator=generator, dtype=torch.float64) * spread
 
 
-def make_head(tokens, rows, width, *, bias=False, seed=0, **more):
-    return Head(
-        normal(tokens, width, seed=seed),
-        normal(rows, width, seed=seed + 1) * 3 / math.sqrt(width),
-        normal(rows, seed=seed + 2) if bias else None,
-        **more,
-    )
+def make_side(tokens, rows, width, *, bias=False, seed=0, **more):
+    weight = normal(rows, width, seed=seed + 1) * 3 / math.sqrt(width)
+    head = LMHead(weight, normal(rows, seed=seed + 2) if bias else None, **more)
+    return ModelSide(normal(tokens, width, seed=seed), head)
 
 
 def make_matched(student_rows, teacher_rows, *, both, dropped=0, seed=0):
@@ -78,15 +81,11 @@ def test_it_is_0_where_both_say_the_same_and_positive_elsewhere(kind):
     teacher[:, 5] = -torch.inf
     same = torch.stack([teacher[:, k] for k in (2, 0, 1, 3, 4)], 1)
     for impl in ("plain", "fused"):
-        eye = [Head(z.clamp(min=-900), torch.eye(z.shape[1]).double()) for z in (same, teacher)]
-        how = Settings(temperature=1.5, divergence=kind, impl=impl)
-        assert cross_divergence(student=eye[0], teacher=eye[1], matched=matched, how=how)[0].abs().max() < 1e-14
-        assert (
-            cross_divergence(
-                student=eye[0]._replace(hidden=eye[0].hidden.flip(1)), teacher=eye[1], matched=matched, how=how
-            )[0]
-            > 0
-        ).all()
+        mine, theirs = (ModelSide(z.clamp(min=-900), LMHead(torch.eye(z.shape[1]).double())) for z in (same, teacher))
+        others = replace(mine, hidden=mine.hidden.flip(1))
+        how = {"teacher": theirs, "matched": matched, "settings": LossSettings(1.0, 1.5, kind, impl=impl)}
+        assert cross_divergence(student=mine, **how)[0].abs().max() < 1e-14
+        assert (cross_divergence(student=others, **how)[0] > 0).all()
 
 
 CASES = {
@@ -103,20 +102,20 @@ CASES = {
 
 
 def make_case(*, tokens=11, student=23, teacher=31, both=17, dropped=0, **head):
-    sides = make_head(tokens, student, 8, **head), make_head(tokens, teacher, 12, seed=9, **head)
+    sides = make_side(tokens, student, 8, **head), make_side(tokens, teacher, 12, seed=9, **head)
     return *sides, make_matched(student, teacher, both=both, dropped=dropped)
 
 
-def own(head):
-    return head._replace(
-        hidden=head.hidden.clone().requires_grad_(),
-        weight=head.weight.clone().requires_grad_(),
-        bias=None if head.bias is None else head.bias.clone().requires_grad_(),
-    )
+def with_tensors(side, hidden, weight, bias):
+    return ModelSide(hidden, replace(side.head, weight=weight, bias=bias))
 
 
-def gradients(head):
-    return {name: None if t is None else t.grad for name, t in zip(("hidden", "weight", "bias"), head[:3], strict=True)}
+def own(side):
+    return with_tensors(side, *(None if t is None else t.clone().requires_grad_() for t in side.tensors))
+
+
+def gradients(side):
+    return dict(zip(("hidden", "weight", "bias"), (None if t is None else t.grad for t in side.tensors), strict=True))
 
 
 @pytest.mark.parametrize(("name", "kind"), list(itertools.product(CASES, KINDS)))
@@ -127,12 +126,18 @@ def test_values_and_gradients_are_the_plain_versions(name, kind):
     values.sum().backward()
     for tile_bytes in (None, 1, 6 * 8 * 54 * 3):
         found = own(student)
-        how = Settings(2.5, kind, 0.3, tile_bytes=tile_bytes)
-        kl, _, total = cross_divergence(student=found, teacher=own(teacher), matched=matched, how=how)
+        settings = LossSettings(1.0, 2.5, kind, 0.3, tile_bytes=tile_bytes)
+        kl, _, total = cross_divergence(student=found, teacher=own(teacher), matched=matched, settings=settings)
         (0.5 * total).backward()
         check_close({"kl": kl, "total": 2 * total}, {"kl": values, "total": 2 * values.sum()}, 1e-12)
         half = {k: None if g is None else g / 2 for k, g in gradients(expected).items()}
         check_close(gradients(found), half, 1e-12)
+
+
+def sum_of(student, teacher, matched, **settings):
+    """Return the sum of the divergence at T = 2."""
+    how = LossSettings(1.0, 2.0, **settings)
+    return cross_divergence(student=student, teacher=teacher, matched=matched, settings=how)[2]
 
 
 def test_gradcheck():
@@ -140,9 +145,9 @@ def test_gradcheck():
     student = own(student)
 
     def total(*tensors):
-        return cross_divergence(student=Head(*tensors, 4.0), teacher=teacher, matched=matched, how=Settings(2.0))[2]
+        return sum_of(with_tensors(student, *tensors), teacher, matched)
 
-    assert torch.autograd.gradcheck(total, student[:3])
+    assert torch.autograd.gradcheck(total, student.tensors)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -152,12 +157,13 @@ def test_in_lower_precision_it_is_as_near_as_the_plain_version(dtype):
     plain(exact, teacher, matched, temperature=2.0).sum().backward()
 
     def error(impl):
-        low = own(Head(student.hidden.to(dtype), student.weight.to(dtype)))
-        other = Head(teacher.hidden.to(dtype), teacher.weight.to(dtype))
-        cross_divergence(student=low, teacher=other, matched=matched, how=Settings(2.0, impl=impl))[2].backward()
-        return max(
-            relative_error(low.hidden.grad, exact.hidden.grad), relative_error(low.weight.grad, exact.weight.grad)
+        low, other = (
+            ModelSide(side.hidden.to(dtype), LMHead(side.head.weight.to(dtype))) for side in (student, teacher)
         )
+        low = own(low)
+        sum_of(low, other, matched, impl=impl).backward()
+        right = gradients(exact)
+        return max(relative_error(gradients(low)[name], right[name]) for name in ("hidden", "weight"))
 
     assert error("fused") <= max(2 * error("plain"), 1e-5)
 
@@ -165,12 +171,10 @@ def test_in_lower_precision_it_is_as_near_as_the_plain_version(dtype):
 def test_a_head_without_gradient_gets_none():
     student, teacher, matched = make_case()
     hidden = student.hidden.clone().requires_grad_()
-    cross_divergence(student=student._replace(hidden=hidden), teacher=teacher, matched=matched, how=Settings(2.0))[
-        2
-    ].backward()
+    sum_of(replace(student, hidden=hidden), teacher, matched).backward()
     assert hidden.grad.norm() > 0
-    assert student.weight.grad is None
-    assert not cross_divergence(student=student, teacher=teacher, matched=matched, how=Settings(2.0))[2].requires_grad
+    assert student.head.weight.grad is None
+    assert not sum_of(student, teacher, matched).requires_grad
 
 
 @pytest.mark.parametrize("impl", ["plain", "fused"])
@@ -183,17 +187,14 @@ def test_of_one_vocabulary_the_whole_loss_is_the_ordinary_one(impl, kind):
     expected = distillation_loss_from_logits(
         ordinary.logits(), teacher.logits(), targets, alpha=0.7, temperature=3.0, divergence=kind, jsd_beta=0.5
     )
-    ce = fused_distillation_loss(
-        crossed.hidden, crossed.weight, None, None, targets, alpha=0.0, temperature=3.0, impl=impl
-    )
+    settings = LossSettings(0.7, 3.0, kind, impl=impl)
+    ce = dense_loss(crossed, None, targets, replace(settings, alpha=0.0))
     parts = [  # every position once, in two ways that come to the same
         Compared(torch.arange(0, 11, 2), torch.arange(6), Matched(order, order, nothing, nothing)),
         Compared(torch.arange(1, 11, 2), torch.arange(6, 11), Matched(order.flip(0), order.flip(0), nothing, nothing)),
     ]
-    other = teacher._replace(hidden=torch.cat([teacher.hidden[0::2], teacher.hidden[1::2]]))
-    found = add_cross_divergence(
-        ce, student=crossed, teacher=other, compared=parts, alpha=0.7, how=Settings(3.0, kind, impl=impl)
-    )
+    other = replace(teacher, hidden=torch.cat([teacher.hidden[0::2], teacher.hidden[1::2]]))
+    found = add_cross_divergence(ce, student=crossed, teacher=other, compared=parts, settings=settings)
     check_close(found._asdict(), expected._asdict(), 1e-12)
     expected.loss.backward()
     found.loss.backward()
@@ -203,11 +204,11 @@ def test_of_one_vocabulary_the_whole_loss_is_the_ordinary_one(impl, kind):
 def test_sides_of_different_length_and_unknown_settings_are_refused():
     student, teacher, matched = make_case()
     with pytest.raises(ValueError, match="the student has 11 positions and the teacher 3"):
-        cross_divergence(student=student, teacher=teacher.at(torch.arange(3)), matched=matched, how=Settings(2.0))
+        sum_of(student, teacher.at(torch.arange(3)), matched)
     with pytest.raises(ValueError, match="divergence 'l2' is unknown"):
-        cross_divergence(student=student, teacher=teacher, matched=matched, how=Settings(2.0, "l2"))
+        check_settings(LossSettings(0.5, 2.0, "l2"))
     with pytest.raises(ValueError, match="impl 'fast' is unknown"):
-        cross_divergence(student=student, teacher=teacher, matched=matched, how=Settings(2.0, impl="fast"))
+        check_settings(LossSettings(0.5, 2.0, impl="fast"))
 
 
 def test_the_logits_of_all_positions_are_never_held():
@@ -225,8 +226,21 @@ def test_the_logits_of_all_positions_are_never_held():
 
     tile_bytes = 2 * 2**20
     with Watch():
-        total = cross_divergence(
-            student=own(student), teacher=teacher, matched=matched, how=Settings(2.0, tile_bytes=tile_bytes)
-        )[2]
-        total.backward()
+        sum_of(own(student), teacher, matched, tile_bytes=tile_bytes).backward()
     assert largest * 8 <= tile_bytes / 4 < 256 * 997 * 8 / 3
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_comparison_waits_for_no_gpu(kind, monkeypatch):
+    """But for the cross-entropy, which the kernels of a GPU compute; `test_gpu` has those."""
+    student, teacher, matched = make_case(tokens=11)
+    labels, settings = torch.arange(11), LossSettings(0.7, 2.0, kind)
+    ce = dense_loss(student, None, labels, replace(settings, alpha=0.0))
+    monkeypatch.setattr("trl_distill.losses.signals.cross_tokenizer.dense_loss", lambda *_: ce)
+    kinds = np.arange(11) % 3
+    signal = CrossTokenizerSignal(teacher.hidden[kinds > 0], teacher.head, kinds, {1: matched, 2: matched})
+    found = own(student)
+    with NoWaits():
+        loss = signal.loss(found, labels, settings).loss
+        loss.backward()
+    assert found.head.weight.grad.norm() > 0

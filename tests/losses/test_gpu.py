@@ -8,11 +8,9 @@ import os
 import pytest
 import torch
 from checks import check_close, relative_error
-from losses.problems import TOKENS, make_case
-from torch.utils._python_dispatch import TorchDispatchMode
+from losses.problems import TOKENS, NoWaits, make_case
 
-from trl_distill.losses import dense as losses
-from trl_distill.losses import fused_distillation_loss
+from trl_distill.losses import dense, fused_distillation_loss
 from trl_distill.losses.fused import autograd as fused
 from trl_distill.losses.fused import gpu, products
 from trl_distill.losses.fused.tile_plan import KernelPlan, padded, plan_kernels
@@ -125,25 +123,16 @@ def test_a_frozen_head_costs_no_product_of_its_gradient(monkeypatch):
     assert shapes == [(TOKENS, 31), (TOKENS, 31)]
 
 
-class _Waits(TorchDispatchMode):
-    """Fails where an operation would wait for a GPU: its result, or the size of it, is a number of Python's."""
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        name = func.overloadpacket.__name__
-        assert name not in ("_local_scalar_dense", "nonzero", "masked_select", "equal", "is_nonzero"), name
-        return func(*args, **(kwargs or {}))
-
-
 @interpreted
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("through", ["loss", "ce"])
 def test_nothing_waits_for_a_gpu(kind, through, monkeypatch):
     """But for the check of labels, which a CPU makes and a GPU does not."""
-    monkeypatch.setattr(losses, "valid_rows", lambda targets, ignored, *_, **__: targets != ignored)
+    monkeypatch.setattr(dense, "valid_rows", lambda labels, student, settings: labels != settings.ignore_index)
     monkeypatch.setattr(fused, "_common_factor", lambda *_: None)  # as on a GPU
     case = make_case(masked=0.4, bias=True, divergence=kind)
     own = {k: t.clone().requires_grad_("student" in k) for k, t in case.tensors.items()}
-    with _Waits():
+    with NoWaits():
         out = fused_distillation_loss(**own, targets=case.targets, **case.settings)
         getattr(out, through).sum().backward()
     assert own["student_weight"].grad.isfinite().all()
@@ -153,7 +142,7 @@ def test_nothing_waits_for_a_gpu(kind, through, monkeypatch):
 @pytest.mark.parametrize("label", [31, -7, 10**6])
 def test_a_label_that_is_no_token_shows_in_the_loss(label, monkeypatch):
     """A GPU is not waited for to raise an error; what lies beside its memory is not read."""
-    monkeypatch.setattr(losses, "valid_rows", lambda targets, ignored, *_, **__: targets != ignored)
+    monkeypatch.setattr(dense, "valid_rows", lambda labels, student, settings: labels != settings.ignore_index)
     case = make_case()
     case.targets[2] = label
     out, _ = case.run()

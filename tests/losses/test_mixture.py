@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,7 +11,8 @@ from checks import check_close, relative_error
 from losses.problems import TOKENS
 
 from trl_distill.losses import (
-    TeacherSide,
+    LMHead,
+    ModelSide,
     divergence,
     fused_distillation_loss,
     head_logits,
@@ -56,7 +58,10 @@ def make_mixture(
         return normal(tokens, h), normal(v, h) * spread / math.sqrt(h), normal(v) * spread if bias else None
 
     student = dict(zip(STUDENT, head(rows, 8), strict=True))
-    sides = [TeacherSide(*head(v, h), **(teacher or {})) for v, h in teachers]
+    sides = []
+    for v, h in teachers:
+        hidden, *parameters = head(v, h)
+        sides.append(ModelSide(hidden, LMHead(*parameters, **(teacher or {}))))
     weights = torch.rand(tokens, len(teachers), generator=generator, dtype=torch.float64) + 0.1
     weights[torch.rand(tokens, generator=generator) < left_out, 0] = 0
     targets = torch.randint(rows, (tokens,), generator=generator)
@@ -112,14 +117,14 @@ def test_values_and_gradients_are_the_plain_versions(name, tile_bytes, kind):
 def test_blocks_of_the_normalisers_pass_change_nothing(monkeypatch):
     student, settings, targets = make_mixture()
     whole = run_mixture(student, targets, **settings)[0]
-    monkeypatch.setattr("trl_distill.losses.mixture.BLOCK", 7)
+    monkeypatch.setattr("trl_distill.losses.fused.projection.BLOCK", 7)
     check_close(run_mixture(student, targets, **settings)[0]._asdict(), whole._asdict(), 1e-12)
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 3.0])
 def test_the_mixture_is_of_the_softened_distributions(temperature):
     _, settings, _ = make_mixture(tokens=5)
-    logits = [head_logits(t.hidden, t.weight) for t in settings["teachers"]]
+    logits = [side.logits() for side in settings["teachers"]]
     weights = settings["weights"] / settings["weights"].sum(1, keepdim=True)
     p = sum(w[:, None] * (z / temperature).softmax(-1) for w, z in zip(weights.unbind(1), logits, strict=True))
     mixed = mixture_logits(logits, settings["weights"], temperature=temperature, vocabulary=31)
@@ -138,7 +143,7 @@ def test_one_teacher_twice_is_that_teacher(kind):
     out, gradients = run_mixture(student, targets, **settings)
     own = {name: None if t is None else t.clone().requires_grad_() for name, t in student.items()}
     alone = fused_distillation_loss(
-        **own, teacher_hidden=one.hidden, teacher_weight=one.weight, targets=targets, alpha=0.7, temperature=3.0,
+        **own, teacher_hidden=one.hidden, teacher_weight=one.head.weight, targets=targets, alpha=0.7, temperature=3.0,
         divergence=kind,
     )  # fmt: skip
     alone.loss.backward()
@@ -151,7 +156,7 @@ def test_what_a_teacher_without_weight_says_is_not_heard():
     first, second = settings["teachers"]
     silent = settings["weights"][:, 0] == 0
     assert 0 < silent.sum() < len(silent)
-    other = first._replace(hidden=torch.where(silent[:, None], 0.0, first.hidden))
+    other = replace(first, hidden=torch.where(silent[:, None], 0.0, first.hidden))
     out, gradients = run_mixture(student, targets, **settings)
     changed, same = run_mixture(student, targets, **{**settings, "teachers": [other, second]})
     check_close(changed._asdict(), out._asdict(), 1e-14)
@@ -177,7 +182,9 @@ def test_float32_is_as_exact_as_its_inputs(kind):
     student, settings, targets = make_mixture(divergence=kind, left_out=0.3)
     expected, right = run_mixture(student, targets, impl="plain", **settings)
     narrow = {name: None if t is None else t.float() for name, t in student.items()}
-    settings["teachers"] = [t._replace(hidden=t.hidden.float(), weight=t.weight.float()) for t in settings["teachers"]]
+    settings["teachers"] = [
+        ModelSide(side.hidden.float(), LMHead(side.head.weight.float())) for side in settings["teachers"]
+    ]
     settings["weights"] = settings["weights"].float()
     out, gradients = run_mixture(narrow, targets, tile_bytes=6000, **settings)
     assert relative_error(out.loss, expected.loss) <= 1e-5

@@ -8,7 +8,7 @@ from checks import check_close
 from losses.problems import TOKENS
 
 from trl_distill.losses import Matched, fused_distillation_loss, topk_distillation_loss
-from trl_distill.losses.lm_head import LOGITS, LMHead
+from trl_distill.losses.lm_head import LOGITS, LMHead, ModelSide
 from trl_distill.losses.signals import (
     CrossTokenizerSignal,
     DenseSignal,
@@ -86,8 +86,8 @@ KINDS = {
 def run(targets, *, own, settings):
     """Return a loss's figures, and the gradients of the student's hidden states and weight."""
     hidden, weight = HIDDEN.clone().requires_grad_(), WEIGHT.clone().requires_grad_()
-    side = (LOGITS, hidden @ weight.T) if own else (LMHead(weight), hidden)
-    out = cross_entropy(*side, LABELS, settings) if targets is None else targets.loss(*side, LABELS, settings)
+    side = ModelSide(hidden @ weight.T, LOGITS) if own else ModelSide(hidden, LMHead(weight))
+    out = cross_entropy(side, LABELS, settings) if targets is None else targets.loss(side, LABELS, settings)
     (3 * out.loss).backward()
     return out, {"hidden": hidden.grad, "weight": weight.grad}
 
@@ -153,7 +153,7 @@ def test_no_token_is_a_zero_that_can_be_differentiated():
 def test_rows_that_only_pad_a_head_are_no_logits():
     """As Inkling's: the matrix has more rows than the logits."""
     targets = teacher(own=False)
-    padded = LMHead(torch.cat([WEIGHT, normal(5, 6, seed=9)]), rows=V)
+    padded = ModelSide(HIDDEN, LMHead(torch.cat([WEIGHT, normal(5, 6, seed=9)]), rows=V))
     settings = LossSettings(0.6, T)
-    expected = targets.loss(LMHead(WEIGHT), HIDDEN, LABELS, settings)
-    torch.testing.assert_close(targets.loss(padded, HIDDEN, LABELS, settings).loss, expected.loss)
+    expected = targets.loss(ModelSide(HIDDEN, LMHead(WEIGHT)), LABELS, settings)
+    torch.testing.assert_close(targets.loss(padded, LABELS, settings).loss, expected.loss)

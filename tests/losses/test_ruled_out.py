@@ -8,14 +8,18 @@ import pytest
 import torch
 from checks import check_close
 from losses.problems import STUDENT, Case, make_case
-from losses.test_cross import make_head, make_matched
+from losses.test_cross import gradients as gradients_of
+from losses.test_cross import make_matched, make_side
+from losses.test_cross import own as owned
 from losses.test_sampled import drawn_of, softened
 from losses.test_topk import make_stored
 from small_runs import losses, make
 from transformers import AutoTokenizer, PhiConfig, PhiForCausalLM
 
 from trl_distill.losses import (
-    TeacherSide,
+    LMHead,
+    LossSettings,
+    ModelSide,
     divergence,
     fused_distillation_loss,
     head_logits,
@@ -23,7 +27,7 @@ from trl_distill.losses import (
     sampled_distillation_loss,
     topk_distillation_loss,
 )
-from trl_distill.losses.cross_tokenizer import Settings, cross_divergence
+from trl_distill.losses.cross_tokenizer import cross_divergence
 
 KINDS = ["forward_kl", "reverse_kl", "jsd"]
 OUT = (3, 17, 30)  # rows of the vocabulary
@@ -182,8 +186,8 @@ def test_in_a_mixture_it_is_as_if_the_token_were_not_there(temperature, kind, ho
     case = ruled_out(make_case(bias=True, temperature=temperature, divergence=kind), "student", "teacher")
     found = []
     for one, way in ((case, how), (without(case), {"impl": "plain"})):
-        side = TeacherSide(*(one.tensors[f"teacher_{part}"] for part in ("hidden", "weight", "bias")))
-        other = side._replace(hidden=side.hidden.flip(0), weight=side.weight.flip(1))
+        hidden, weight, bias = (one.tensors[f"teacher_{part}"] for part in ("hidden", "weight", "bias"))
+        side, other = ModelSide(hidden, LMHead(weight, bias)), ModelSide(hidden.flip(0), LMHead(weight.flip(1), bias))
         weights = torch.tensor([[0.3, 0.7]], dtype=torch.float64).repeat(len(one.targets), 1)
         weights[0, 0] = 0
         own = {name: one.tensors[name] for name in STUDENT}
@@ -198,18 +202,16 @@ def test_in_a_mixture_it_is_as_if_the_token_were_not_there(temperature, kind, ho
 @each_kind
 @each_temperature
 def test_across_vocabularies_it_is_as_if_the_token_were_not_there(temperature, kind, how):
-    student, teacher = make_head(12, 20, 6, bias=True), make_head(12, 25, 5, bias=True, seed=9)
+    student, teacher = make_side(12, 20, 6, bias=True), make_side(12, 25, 5, bias=True, seed=9)
     matched = make_matched(20, 25, both=11)
-    student.bias[matched.student[0]] = teacher.bias[matched.teacher[0]] = -math.inf
+    student.head.bias[matched.student[0]] = teacher.head.bias[matched.teacher[0]] = -math.inf
     fewer = matched._replace(student=matched.student[1:], teacher=matched.teacher[1:])
     found = []
     for which, way in ((matched, how), (fewer, {"impl": "plain"})):
-        own = student._replace(**{n: getattr(student, n).clone().requires_grad_() for n in student._fields[:3]})
-        settings = Settings(temperature, kind, **way)
-        values, agreeing, total = cross_divergence(student=own, teacher=teacher, matched=which, how=settings)
+        own, settings = owned(student), LossSettings(1.0, temperature, kind, **way)
+        values, agreeing, total = cross_divergence(student=own, teacher=teacher, matched=which, settings=settings)
         total.backward()
-        gradients = {n: getattr(own, n).grad for n in student._fields[:3]}
-        found.append(({"values": values, "agreeing": agreeing, "total": total}, gradients))
+        found.append(({"values": values, "agreeing": agreeing, "total": total}, gradients_of(own)))
     check_close(found[0][0], found[1][0], 1e-12)
     check_close(found[0][1], found[1][1], 1e-12)
 

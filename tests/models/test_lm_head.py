@@ -70,7 +70,7 @@ def test_the_logits_and_the_loss_are_the_models_own(family):
     add_completion_forward(model)
     hidden = model(input_ids=IDS, attention_mask=MASK, completion_labels=LABELS).hidden
     head = lm_head_of(model)
-    found = head_logits(hidden, head.weight, head.bias, softcap=head.softcap, scale=head.scale)
+    found = head.logits(hidden)
     torch.testing.assert_close(found, logits, rtol=1e-5, atol=1e-5)
     out = model(
         input_ids=IDS, attention_mask=MASK, completion_labels=LABELS, teacher_signal=teacher, loss_settings=settings

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM
 from trl_distill.data.collator import DistillationCollator
 from trl_distill.errors import TeacherError
 from trl_distill.losses import head_logits
-from trl_distill.losses.lm_head import LMHead
+from trl_distill.losses.lm_head import LMHead, ModelSide
 from trl_distill.losses.signals import DenseSignal, LossSettings
 from trl_distill.models.generation import GenerationSettings
 from trl_distill.teachers.base import Teacher, TextTeacher
@@ -76,11 +76,11 @@ def test_its_identity_is_plain_data_and_stays(anyone):
 
 
 def student_of(teacher, tokens):
-    """Return a head and hidden states [N, 8] of a student with the teacher's vocabulary, in float64."""
+    """Return hidden states [N, 8] and the head of a student with the teacher's vocabulary, in float64."""
     generator = torch.Generator().manual_seed(1)
     weight = torch.randn(teacher.vocabulary_rows, 8, generator=generator, dtype=torch.float64).requires_grad_()
     hidden = torch.randn(tokens, 8, generator=generator, dtype=torch.float64).requires_grad_()
-    return LMHead(weight), hidden
+    return ModelSide(hidden, LMHead(weight))
 
 
 def test_its_targets_are_those_of_the_completion_tokens(scorer):
@@ -89,14 +89,14 @@ def test_its_targets_are_those_of_the_completion_tokens(scorer):
     targets = scorer.score(batch)
     assert torch.equal(before, torch.random.get_rng_state())
     assert targets.tokens == 6
-    head, hidden = student_of(scorer, 6)
-    out = targets.loss(head, hidden, labels_of(batch), SETTINGS)
+    student = student_of(scorer, 6)
+    out = targets.loss(student, labels_of(batch), SETTINGS)
     out.loss.backward()
     assert out.kl.shape == (6,)
-    assert head.weight.grad.norm() > 0
-    assert hidden.grad.norm() > 0
+    assert student.head.weight.grad.norm() > 0
+    assert student.hidden.grad.norm() > 0
     with torch.no_grad():
-        expected = targets.loss(head, hidden, labels_of(batch), LossSettings(1.0, 2.0)).kl.sum()
+        expected = targets.loss(student, labels_of(batch), LossSettings(1.0, 2.0)).kl.sum()
     assert out.kl.detach().sum() == pytest.approx(expected.item())
 
 
@@ -108,16 +108,16 @@ def test_no_gradient_reaches_it(scorer):
 
 def test_neither_padding_nor_order_change_its_targets(scorer):
     together, places = collate(), [slice(0, 3), slice(3, 4), slice(4, 6)]
-    head, hidden = student_of(scorer, 6)
+    student = student_of(scorer, 6)
     with torch.no_grad():
-        whole = scorer.score(together).loss(head, hidden, labels_of(together), SETTINGS).kl
+        whole = scorer.score(together).loss(student, labels_of(together), SETTINGS).kl
         for i, place in enumerate(places):
             alone = collate(i)
-            kl = scorer.score(alone).loss(head, hidden[place], labels_of(alone), SETTINGS).kl
+            kl = scorer.score(alone).loss(student.at(place), labels_of(alone), SETTINGS).kl
             assert (kl - whole[place]).norm() <= 1e-5 * whole[place].norm()
         turned = collate(2, 0, 1)
         order = torch.tensor([4, 5, 0, 1, 2, 3])
-        kl = scorer.score(turned).loss(head, hidden[order], labels_of(turned), SETTINGS).kl
+        kl = scorer.score(turned).loss(student.at(order), labels_of(turned), SETTINGS).kl
     assert (kl - whole[order]).norm() <= 1e-5 * whole.norm()
 
 

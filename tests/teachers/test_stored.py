@@ -330,9 +330,9 @@ def test_drawn_tokens_are_the_likeliest_first_and_as_many_as_were_drawn(draws, t
     for temperature, drawn in found.draws.items():
         log_p = (full_logits(teacher) / temperature).log_softmax(-1)
         assert torch.equal(drawn.token_ids[:, 0], log_p.argmax(1))
-        torch.testing.assert_close(drawn.shares.sum(1), torch.ones(len(log_p)))
+        torch.testing.assert_close(drawn.probs.sum(1), torch.ones(len(log_p)))
         torch.testing.assert_close(drawn.negentropy.double(), (log_p.exp() * log_p).sum(1), rtol=1e-6, atol=1e-6)
-        for ids, shares in zip(drawn.token_ids, drawn.shares, strict=True):
+        for ids, shares in zip(drawn.token_ids, drawn.probs, strict=True):
             there = ids[ids >= 0].tolist()
             assert len(set(there)) == len(there)
             assert not shares[ids < 0].any()
@@ -347,7 +347,7 @@ def test_shares_are_the_teachers_probabilities_on_average(teacher, folder):
     for temperature, drawn in found.draws.items():
         p = (full_logits(teacher) / temperature).softmax(-1)
         ids = drawn.token_ids.clamp(min=0)
-        shares = torch.zeros_like(p).scatter_add(1, ids, drawn.shares.double())
+        shares = torch.zeros_like(p).scatter_add(1, ids, drawn.probs.double())
         assert ((shares - p).abs() <= 5 * (p * (1 - p) / draws).sqrt() + 1 / draws).all()
 
 
@@ -358,4 +358,4 @@ def test_what_is_drawn_does_not_depend_on_the_batch(teacher, folder, tmp_path):
     one, two = (StoredTeacher(f.folder).score(COLLATE(ROWS)).draws[3.0] for f in (folder, other))
     width = min(one.token_ids.shape[1], two.token_ids.shape[1])
     assert torch.equal(one.token_ids[:, :width], two.token_ids[:, :width])
-    assert torch.equal(one.shares[:, :width], two.shares[:, :width])
+    assert torch.equal(one.probs[:, :width], two.probs[:, :width])

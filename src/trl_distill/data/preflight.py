@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from ..prompts.serving_template import Serving
 
     pass
-    from ..losses.signals.base import Weighing
+    from ..losses.settings import Weighing
     from .loading import RowReport
     from .recipe import Recipe
 

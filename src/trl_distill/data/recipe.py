@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
 
-    from ..losses.signals.base import Weighing
+    from ..losses.settings import Weighing
     from ..models.generation import Completion
     from ..prompts.template import Template
     from .cross_tokenizer.tokenizer_pair import Crossing

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -18,32 +17,15 @@ from torch.autograd.function import once_differentiable
 from .cross_tokenizer_reference import Matched, cross_divergence_from_logits
 from .fused.divergences import settled
 from .fused.products import multiply
-from .fused.projection import Projection, product_dtype, wide_dtype
+from .fused.projection import Projection, projection_of
 from .fused.tile_plan import MIB
-from .reference import head_logits
-from .result import DistillationLoss, check_divergence, check_impl
+from .lm_head import ModelSide
+from .result import DistillationLoss, wide_dtype
+from .settings import LossSettings
 
 Tensor = torch.Tensor
 COPIES = 6  # numbers held at a time for each logit of a tile: itself, its parts, their sorted copy and its places
 BLOCK = 8192  # vocabulary rows that are projected at a time
-
-
-class Head(NamedTuple):
-    """One model's hidden states [n, H] and head, as `head_logits` takes them; without a weight, logits [n, V]."""
-
-    hidden: Tensor
-    weight: Tensor | None
-    bias: Tensor | None = None
-    softcap: float | None = None
-    scale: float = 1.0
-
-    def logits(self) -> Tensor:
-        """Return [n, V]."""
-        return head_logits(self.hidden, self.weight, self.bias, softcap=self.softcap, scale=self.scale)
-
-    def at(self, positions: Tensor) -> Head:
-        """Return the same head on some of the hidden states."""
-        return self._replace(hidden=self.hidden[positions])
 
 
 class Compared(NamedTuple):
@@ -60,50 +42,46 @@ class Compared(NamedTuple):
     matched: Matched
 
 
-@dataclass(frozen=True)
-class Settings:
-    """How two distributions are compared; see `cross_divergence_from_logits`."""
-
-    temperature: float
-    divergence: str = "forward_kl"
-    jsd_beta: float = 0.5
-    impl: str = "fused"
-    tile_bytes: int | None = None
-
-
 def add_cross_divergence(
-    ce: DistillationLoss, *, student: Head, teacher: Head, compared: Sequence[Compared], alpha: float, how: Settings
+    ce: DistillationLoss,
+    *,
+    student: ModelSide,
+    teacher: ModelSide,
+    compared: Sequence[Compared],
+    settings: LossSettings,
 ) -> DistillationLoss:
-    """Return sum alpha T^2 kl + (1 - alpha) ce over N tokens, kl being 0 where nothing is compared.
+    """Return sum alpha T^2 kl + (1 - alpha) ce over N tokens, kl being 0 at those that are not compared.
 
     Args:
         ce: The cross-entropy's share: a `DistillationLoss` at alpha 0.
         student: Its N hidden states and head.
         teacher: The teacher's, at the positions that are compared.
         compared: The positions, each at most once.
-        alpha: Weight of the divergence, from 0 to 1.
-        how: Of the divergence.
+        settings: Of the loss.
 
     Returns:
         As `fused_distillation_loss`, `loss` alone being differentiable; `top1_agreement` counts the positions at which
         both models' likeliest tokens are the same.
 
     Raises:
-        ValueError: Settings outside what is accepted.
+        ValueError: Sides of different length.
     """
+    alpha = settings.alpha
     kl, agreement, total = torch.zeros_like(ce.ce), torch.zeros_like(ce.top1_agreement), ce.loss.new_zeros(())
     for part in compared:
         values, agree, summed = cross_divergence(
-            student=student.at(part.positions), teacher=teacher.at(part.rows), matched=part.matched, how=how
+            student=student.at(part.positions), teacher=teacher.at(part.rows), matched=part.matched, settings=settings
         )
         kl[part.positions] = values.detach().to(kl.dtype)
         agreement, total = agreement + agree, total + summed
-    own = ce.loss if alpha < 1 else ce.loss.masked_fill(ce.loss.isinf(), 0.0)  # a ruled out label has no weight then
-    loss = alpha * how.temperature**2 * total + (1 - alpha) * own
+    own = ce.loss if alpha < 1 else ce.loss.masked_fill(ce.loss.isinf(), 0.0)  # a ruled-out label has no weight then
+    loss = alpha * settings.temperature**2 * total + (1 - alpha) * own
     return ce._replace(ce=ce.ce.detach(), kl=kl, top1_agreement=agreement, loss=loss)
 
 
-def cross_divergence(*, student: Head, teacher: Head, matched: Matched, how: Settings) -> tuple[Tensor, Tensor, Tensor]:
+def cross_divergence(
+    *, student: ModelSide, teacher: ModelSide, matched: Matched, settings: LossSettings
+) -> tuple[Tensor, Tensor, Tensor]:
     """Return the divergence [n] of every position, how often both models' likeliest tokens agree, and the sum.
 
     The sum is differentiable in the student's hidden states, weight and bias.
@@ -112,29 +90,29 @@ def cross_divergence(*, student: Head, teacher: Head, matched: Matched, how: Set
         student: Its n hidden states and head.
         teacher: The teacher's.
         matched: Which tokens are the same.
-        how: Of the divergence.
+        settings: Of the loss, without alpha.
 
     Raises:
-        ValueError: Settings outside what is accepted, or sides of different length.
+        ValueError: Sides of different length.
     """
-    check_divergence(how.divergence, how.temperature, how.jsd_beta)
-    check_impl(how.impl)
     if len(student.hidden) != len(teacher.hidden):
         raise ValueError(
             f"the student has {len(student.hidden)} positions and the teacher {len(teacher.hidden)}; pass those at "
             "which both have read the same text."
         )
-    if how.impl == "plain":
+    if settings.impl == "plain":
         logits = student.logits(), teacher.logits().detach()
         values = cross_divergence_from_logits(
-            *logits, matched, temperature=how.temperature, divergence=how.divergence, jsd_beta=how.jsd_beta
+            *logits,
+            matched,
+            temperature=settings.temperature,
+            divergence=settings.divergence,
+            jsd_beta=settings.jsd_beta,
         )
         return values.detach(), _agreeing(logits[0].t(), logits[1].t(), matched).sum(), values.sum()
     wide = wide_dtype(student.hidden.dtype)
-    sides = [
-        Projection(*side, how.temperature, dtype=product_dtype(side.hidden), wide=wide) for side in (student, teacher)
-    ]
-    total, values, agree = _CrossDivergence.apply(*sides, matched, how, *student[:3])
+    sides = (projection_of(side, settings, wide) for side in (student, teacher))
+    total, values, agree = _CrossDivergence.apply(*sides, matched, settings, *student.tensors)
     return values, agree, total
 
 
@@ -145,7 +123,7 @@ class _CrossDivergence(torch.autograd.Function):
         student: Projection,
         teacher: Projection,
         matched: Matched,
-        how: Settings,
+        settings: LossSettings,
         hidden: Tensor,
         weight: Tensor | None,
         bias: Tensor | None,
@@ -158,11 +136,11 @@ class _CrossDivergence(torch.autograd.Function):
         ]
         values = torch.zeros(len(hidden), dtype=wide, device=hidden.device)
         agree = values.new_zeros(())
-        size = _tile_rows(student, teacher, how.tile_bytes)
+        size = _tile_rows(student, teacher, settings.tile_bytes)
         with torch.autocast(hidden.device.type, enabled=False):
             for start in range(0, len(hidden), size):
                 index = slice(start, min(start + size, len(hidden)))
-                tile = _Tile(student, teacher, matched, how, index)
+                tile = _Tile(student, teacher, matched, settings, index)
                 values[index] = tile.values
                 agree = agree + tile.agreeing
                 if any(g is not None for g in grads):
@@ -181,8 +159,10 @@ class _CrossDivergence(torch.autograd.Function):
 class _Tile:
     """R positions: their divergence, and its gradient in the student's softened logits [V_s, R]."""
 
-    def __init__(self, student: Projection, teacher: Projection, matched: Matched, how: Settings, index: slice) -> None:
-        self.matched, self.how = matched, how
+    def __init__(
+        self, student: Projection, teacher: Projection, matched: Matched, settings: LossSettings, index: slice
+    ) -> None:
+        self.matched, self.settings = matched, settings
         self.rules_out = student.rules_out or teacher.rules_out
         z_t, self.z = (_logits(side, index) for side in (teacher, student))
         self.agreeing = _agreeing(self.z, z_t, matched).sum()
@@ -199,7 +179,7 @@ class _Tile:
     def _matched(self, log_q: Tensor, log_p: Tensor, mass: Tensor) -> Tensor:
         """Return mass D(p, q) [R] of two distributions over the matched tokens, [M, R], and add its gradient."""
         p, q = log_p.exp(), log_q.exp()
-        ids, kind, beta = self.matched.student, self.how.divergence, self.how.jsd_beta
+        ids, kind, beta = self.matched.student, self.settings.divergence, self.settings.jsd_beta
         if kind == "forward_kl":
             value = settled(p * (log_p - log_q), self).sum(0)
             slope = q.sub_(p)
@@ -234,7 +214,7 @@ class _Tile:
     def add_gradients(self, student: Projection, grads: Sequence[Tensor | None], index: slice) -> None:
         """Add the gradients in hidden states [n, H], weight [V_s, H] and bias [V_s] to those of the other tiles."""
         slope = student.slope(self.z, self.z)
-        grad = self.gradient.mul_(student.scale if slope is None else slope).div_(self.how.temperature)
+        grad = self.gradient.mul_(student.head.scale if slope is None else slope).div_(student.temperature)
         hidden, weight, bias = grads
         rows = student.rows(index)
         for block in _blocks(student):
@@ -248,16 +228,16 @@ class _Tile:
 
 def _logits(side: Projection, index: slice) -> Tensor:
     """Return softened logits [V, R] of a tile."""
-    rows = side.rows(index)
-    z = torch.empty(side.vocabulary, len(rows), dtype=side.wide, device=rows.device)
+    write = side.tile_logits(index)
+    z = torch.empty(side.vocabulary_rows, index.stop - index.start, dtype=side.wide, device=side.hidden.device)
     for block in _blocks(side):
-        side.logits(rows, block, z[block])
+        write(block, z[block])
     return z
 
 
 def _blocks(side: Projection) -> list[slice]:
     """Return the vocabulary in parts, since a part of the weight may be copied to be multiplied."""
-    rows = side.vocabulary
+    rows = side.vocabulary_rows
     return [slice(start, min(start + BLOCK, rows)) for start in range(0, rows, BLOCK)]
 
 
@@ -289,4 +269,4 @@ def _tile_rows(student: Projection, teacher: Projection, tile_bytes: int | None)
     """Return how many positions a tile has, so that its working memory stays within the bound (as `plan_tiles`)."""
     if tile_bytes is None:
         tile_bytes = (56 if student.hidden.device.type == "cpu" else 2048) * MIB
-    return max(1, tile_bytes // (COPIES * student.wide.itemsize * (student.vocabulary + teacher.vocabulary)))
+    return max(1, tile_bytes // (COPIES * student.wide.itemsize * (student.vocabulary_rows + teacher.vocabulary_rows)))

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from .reference import divergence
+from .result import wide_dtype
 
 
 class Matched(NamedTuple):
@@ -70,7 +71,7 @@ def cross_divergence_from_logits(
     Raises:
         ValueError: See `divergence()`.
     """
-    student, teacher = (z if z.dtype == torch.float64 else z.float() for z in (student_logits, teacher_logits))
+    student, teacher = (z.to(wide_dtype(z.dtype)) for z in (student_logits, teacher_logits))
     count = len(matched.student)
     q = (student[:, torch.cat([matched.student, matched.student_rest])] / temperature).softmax(1)
     p = (teacher[:, torch.cat([matched.teacher, matched.teacher_rest])] / temperature).softmax(1)

@@ -6,28 +6,16 @@ by torch's operations (`tile`); `impl="plain"` holds all logits.
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 
-from .fused.autograd import Weights, fused_loss
-from .fused.divergences import divergence_of
-from .fused.gpu import serves
-from .fused.projection import Projection, product_dtype, wide_dtype
-from .fused.tile import Problem
-from .reference import (
-    distillation_loss_from_logits,
-    head_logits,
-)
-from .result import (
-    DistillationLoss,
-    check_head,
-    check_impl,
-    check_settings,
-    check_targets,
-    shared_vocabulary,
-    valid_rows,
-)
+from .checks import check_has_teacher, check_head, check_labels, check_settings, shared_vocabulary, valid_rows
+from .fused.autograd import fused_loss
+from .fused.problem import Problem
+from .fused.projection import projection_of
+from .lm_head import LMHead, ModelSide
+from .reference import loss_from_logits
+from .result import DistillationLoss, wide_dtype
+from .settings import LossSettings
 
 
 def fused_distillation_loss(
@@ -55,7 +43,7 @@ def fused_distillation_loss(
     """Sum of alpha T^2 KL(teacher_T, student_T) + (1 - alpha) CE(student, targets) over N tokens.
 
     The formula is Hinton et al.'s (arXiv:1503.02531), computed from hidden states and LM heads. A model's logits are
-    softcap * tanh(scale * (hidden @ weight.T + bias) / softcap), the softcap where there is one.
+    softcap * tanh(scale * (hidden @ weight.T + bias) / softcap), the softcap if there is one.
     Products run in the precision `nn.Linear` would use (autocast's, or that of the hidden states), sums in float32 or,
     for float64, in float64. `loss`, `ce` and `kl` are differentiable in the student's hidden states, weight and
     bias, with any weight per token; the gradient of `loss` is formed in the forward. Nothing flows to the teacher.
@@ -92,56 +80,44 @@ def fused_distillation_loss(
     Raises:
         ValueError: Arguments that do not fit together or lie outside what is accepted; the sentence names them.
     """
-    check_settings(alpha, temperature, divergence, jsd_beta)
-    check_impl(impl)
-    check_targets(targets, student_hidden, teacher_hidden, alpha)
-    rows = check_head("student", student_hidden, student_weight, student_bias)
-    if alpha == 0:
-        teacher_hidden = teacher_weight = teacher_bias = None
-    shared = 0
-    if teacher_hidden is not None:
-        theirs = check_head("teacher", teacher_hidden, teacher_weight, teacher_bias)
-        shared = shared_vocabulary(vocabulary, rows, theirs)
-    valid = valid_rows(targets, ignore_index, rows, masks=impl == "fused" and serves(student_hidden))
-    student = _Side(student_hidden, student_weight, student_bias, student_softcap, student_scale)
+    settings = LossSettings(alpha, temperature, divergence, jsd_beta, impl, tile_bytes, ignore_index)
+    check_settings(settings)
+    check_has_teacher(alpha, teacher_hidden)
+    student = ModelSide(student_hidden, LMHead(student_weight, student_bias, student_softcap, student_scale))
     teacher = None
     if teacher_hidden is not None:
-        teacher = _Side(teacher_hidden, teacher_weight, teacher_bias, teacher_softcap, teacher_scale)
-    if impl == "plain":
-        return distillation_loss_from_logits(
-            student.logits(),
-            teacher.logits().detach() if teacher else None,
-            targets,
-            alpha=alpha,
-            temperature=temperature,
-            divergence=divergence,
-            jsd_beta=jsd_beta,
-            vocabulary=shared or None,
-            ignore_index=ignore_index,
-        )
-    wide = wide_dtype(student_hidden.dtype)
-    problem = Problem(
-        student.projection(temperature, wide),
-        teacher.projection(temperature, wide) if teacher else None,
-        targets,
-        shared,
-        temperature,
-        divergence_of(divergence, jsd_beta),
-    )
-    return fused_loss(problem, valid, Weights(1.0 - alpha, alpha * temperature**2), tile_bytes)
+        teacher = ModelSide(teacher_hidden, LMHead(teacher_weight, teacher_bias, teacher_softcap, teacher_scale))
+    return dense_loss(student, teacher, targets, settings, vocabulary=vocabulary)
 
 
-class _Side(NamedTuple):
-    """One model's hidden states [N, H] and head, as `head_logits` takes them."""
+def dense_loss(
+    student: ModelSide,
+    teacher: ModelSide | None,
+    labels: torch.Tensor,
+    settings: LossSettings,
+    *,
+    vocabulary: int | None = None,
+) -> DistillationLoss:
+    """As `fused_distillation_loss`, under settings that are checked.
 
-    hidden: torch.Tensor
-    weight: torch.Tensor | None
-    bias: torch.Tensor | None
-    softcap: float | None
-    scale: float
-
-    def logits(self) -> torch.Tensor:
-        return head_logits(self.hidden, self.weight, self.bias, softcap=self.softcap, scale=self.scale)
-
-    def projection(self, temperature: float, wide: torch.dtype) -> Projection:
-        return Projection(*self, temperature, dtype=product_dtype(self.hidden), wide=wide)
+    Args:
+        student: At N tokens.
+        teacher: At the same; may be None when alpha is 0.
+        labels: [N] int64.
+        settings: Of the loss.
+        vocabulary: Rows [0, vocabulary) that both share; None is the smaller of the two.
+    """
+    check_labels(labels, student.hidden, None if teacher is None else teacher.hidden)
+    rows, shared = check_head("student", student), 0
+    if settings.alpha == 0:
+        teacher = None
+    if teacher is not None:
+        shared = shared_vocabulary(vocabulary, rows, check_head("teacher", teacher))
+    valid = valid_rows(labels, student, settings)
+    if settings.impl == "plain":
+        theirs = None if teacher is None else teacher.logits().detach()
+        return loss_from_logits(student.logits(), theirs, labels, shared, settings)
+    wide = wide_dtype(student.hidden.dtype)
+    own = projection_of(student, settings, wide)
+    other = None if teacher is None else projection_of(teacher, settings, wide)
+    return fused_loss(Problem(own, labels, settings, other, vocabulary=shared), valid)

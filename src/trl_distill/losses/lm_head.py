@@ -1,12 +1,11 @@
-"""A causal language model's LM head as one value: how its hidden states become logits."""
+"""A causal language model's LM head as a value: how its hidden states become logits."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
-
-from .reference import head_logits
+import torch.nn.functional as F
 
 
 @dataclass(frozen=True)
@@ -27,13 +26,66 @@ class LMHead:
     scale: float = 1.0
     rows: int | None = None
 
-    def logits(self, hidden: torch.Tensor, rows: int) -> torch.Tensor:
-        """Return the logits [N, rows] of hidden states [N, H] over the first rows of the vocabulary."""
-        if self.weight is None:
-            return hidden[:, :rows]
-        bias = None if self.bias is None else self.bias[:rows]
-        hidden = hidden.to(self.weight.dtype)
-        return head_logits(hidden, self.weight[:rows], bias, softcap=self.softcap, scale=self.scale)
+    def logits(self, hidden: torch.Tensor, rows: int | None = None) -> torch.Tensor:
+        """Return the logits [N, rows] of hidden states [N, H] over the first rows of the vocabulary, all by default."""
+        rows = self.rows if rows is None else rows
+        weight, bias = (None if parameter is None else parameter[:rows] for parameter in (self.weight, self.bias))
+        hidden = hidden[:, :rows] if weight is None else hidden.to(weight.dtype)
+        return head_logits(hidden, weight, bias, softcap=self.softcap, scale=self.scale)
 
 
 LOGITS = LMHead(None)  # of a model whose own forward gives the logits
+
+
+@dataclass(frozen=True)
+class ModelSide:
+    """One of the models that a loss compares, at N tokens.
+
+    Attributes:
+        hidden: [N, H], its hidden states; its logits [N, V] if the head has no weight.
+        head: Its LM head.
+    """
+
+    hidden: torch.Tensor
+    head: LMHead
+
+    @property
+    def vocabulary_rows(self) -> int:
+        """Rows of its vocabulary, V."""
+        return self.hidden.shape[1] if self.head.weight is None else len(self.head.weight)
+
+    @property
+    def tensors(self) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+        """Hidden states, weight and bias."""
+        return self.hidden, self.head.weight, self.head.bias
+
+    def logits(self) -> torch.Tensor:
+        """Return [N, V], as the model's own forward computes them."""
+        return self.head.logits(self.hidden)
+
+    def at(self, tokens: torch.Tensor | slice) -> ModelSide:
+        """Return the same model at some of the tokens."""
+        return replace(self, hidden=self.hidden[tokens])
+
+
+def head_logits(
+    hidden: torch.Tensor,
+    weight: torch.Tensor | None,
+    bias: torch.Tensor | None = None,
+    *,
+    softcap: float | None = None,
+    scale: float = 1.0,
+) -> torch.Tensor:
+    """Project hidden states [..., H] by a head [V, H] to logits [..., V], as a model's own forward does.
+
+    Args:
+        hidden: [..., H].
+        weight: [V, H]; None if `hidden` are logits [..., V] before scale and softcap.
+        bias: [V] or None.
+        softcap: Bound of the logits (Gemma 2's, arXiv:2408.00118), or None.
+        scale: Factor of the logits before the softcap.
+    """
+    logits = hidden if weight is None else F.linear(hidden, weight, bias)
+    if scale != 1.0:
+        logits = logits * scale
+    return logits if softcap is None else softcap * torch.tanh(logits / softcap)

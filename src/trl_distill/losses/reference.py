@@ -12,7 +12,10 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 
-from .result import DistillationLoss, check_divergence, check_settings, check_targets, shared_vocabulary
+from .checks import check_has_teacher, check_labels, check_settings, shared_vocabulary
+from .fused.problem import KnownTokens
+from .result import DistillationLoss, wide_dtype
+from .settings import LossSettings
 
 
 def divergence(
@@ -40,7 +43,7 @@ def divergence(
     Raises:
         ValueError: Logits of unequal shape, T <= 0, an unknown kind, a beta outside (0, 1).
     """
-    check_divergence(kind, temperature, jsd_beta)
+    check_settings(LossSettings(1.0, temperature, kind, jsd_beta))
     if student_logits.shape != teacher_logits.shape:
         raise ValueError(
             f"student_logits {tuple(student_logits.shape)} and teacher_logits {tuple(teacher_logits.shape)} differ in "
@@ -90,27 +93,35 @@ def distillation_loss_from_logits(
     Raises:
         ValueError: Arguments that do not fit together; the sentence names them.
     """
-    check_settings(alpha, temperature, divergence, jsd_beta)
-    check_targets(targets, student_logits, teacher_logits, alpha)
-    valid = targets != ignore_index
-    student, labels = _wide(student_logits)[valid], targets[valid]
-    log_q = F.log_softmax(student, -1)
-    ce = -log_q.gather(1, labels[:, None])[:, 0]
-    kl, agreement = torch.zeros_like(ce), ce.new_zeros(())
+    settings = LossSettings(alpha, temperature, divergence, jsd_beta, ignore_index=ignore_index)
+    check_settings(settings)
+    check_labels(targets, student_logits, teacher_logits)
+    check_has_teacher(alpha, teacher_logits)
+    shared = 0
     if alpha > 0 and teacher_logits is not None:
         shared = shared_vocabulary(vocabulary, student_logits.shape[1], teacher_logits.shape[1])
-        ours, theirs = student[:, :shared], teacher_logits[valid][:, :shared]
-        kl = _divergence(ours, theirs, temperature=temperature, kind=divergence, jsd_beta=jsd_beta)
-        agreement = (ours.argmax(1) == theirs.argmax(1)).sum().to(ce.dtype)
-    with torch.no_grad():
-        entropy = -times(log_q.exp(), log_q).sum()
-        correct = (student.argmax(1) == labels).sum().to(ce.dtype)
-    weight = torch.full_like(ce, 1 - alpha)
-    loss = (alpha * temperature**2 * kl + times(weight, ce)).sum()
-    full = ce.new_zeros(len(targets))
-    return DistillationLoss(
-        full.masked_scatter(valid, ce), full.masked_scatter(valid, kl), entropy, agreement, correct, loss
-    )
+    return loss_from_logits(student_logits, teacher_logits, targets, shared, settings)
+
+
+def loss_from_logits(
+    student_logits: torch.Tensor,
+    teacher_logits: torch.Tensor | None,
+    labels: torch.Tensor,
+    vocabulary: int,
+    settings: LossSettings,
+) -> DistillationLoss:
+    """As `distillation_loss_from_logits`, of arguments that are checked; without a teacher `vocabulary` is 0."""
+    valid = labels != settings.ignore_index
+    student = _wide(student_logits)[valid]
+    kl, top = student.new_zeros(len(student)), None
+    if vocabulary and teacher_logits is not None:
+        ours, theirs = student[:, :vocabulary], teacher_logits[valid][:, :vocabulary]
+        kl = divergence(
+            ours, theirs, temperature=settings.temperature, kind=settings.divergence, jsd_beta=settings.jsd_beta
+        )
+        top = theirs.argmax(1)
+    ce_weight = torch.full_like(kl, 1 - settings.alpha)
+    return _outcome(student, labels, valid, kl, ce_weight, top, vocabulary, settings)
 
 
 def mixture_logits(
@@ -129,139 +140,75 @@ def mixture_logits(
     return temperature * torch.logsumexp(log_p + shares.t()[:, :, None].log(), 0)
 
 
-def topk_loss_from_logits(
-    student_logits: torch.Tensor,
-    targets: torch.Tensor,
-    *,
-    token_ids: torch.Tensor,
-    log_probs: torch.Tensor,
-    log_normalizer: torch.Tensor,
-    vocabulary: int,
-    alpha: float,
-    temperature: float,
-    ignore_index: int = -100,
+def sparse_loss_from_logits(
+    student_logits: torch.Tensor, labels: torch.Tensor, known: KnownTokens, vocabulary: int, settings: LossSettings
 ) -> DistillationLoss:
-    """The loss against stored top-k targets from full logits: both distributions as k tokens and one tail.
+    """The loss against a few known tokens from full logits: both distributions as k tokens and one tail, if any.
 
     Args:
         student_logits: [N, V_s].
-        targets: [N] int64; rows of `ignore_index` contribute nothing.
-        token_ids: [N, k], the teacher's likeliest first.
-        log_probs: [N, k], their log-probabilities at T = 1.
-        log_normalizer: [N], log sum_v exp(log p_v / T) over `vocabulary`.
+        labels: [N] int64; rows of `ignore_index` contribute nothing.
+        known: What is known of the teacher.
         vocabulary: Rows [0, vocabulary) over which the divergence is taken.
-        alpha: Weight of the divergence, between 0 and 1.
-        temperature: T > 0 of the divergence.
-        ignore_index: Target that marks a row to leave out.
+        settings: Of the loss.
 
     Returns:
         As `distillation_loss_from_logits`.
     """
-    valid = targets != ignore_index
-    student, labels, ids = _wide(student_logits)[valid], targets[valid], token_ids[valid]
-    log_q = F.log_softmax(student[:, :vocabulary] / temperature, -1)
-    there = ids >= 0
-    p = (log_probs[valid].to(log_q.dtype) / temperature - log_normalizer[valid].to(log_q.dtype)[:, None]).exp()
-    p = torch.where(there, p, 0.0)
-    mass, whole = p.sum(1, keepdim=True), there.sum(1) == vocabulary
-    p = p / torch.where(whole[:, None], mass, mass.clamp(min=1))  # rounded ones may add up to more
-    kl = (torch.xlogy(p, p) - times(p, log_q.gather(1, ids.clamp(min=0)))).sum(1)
-    stored = torch.zeros_like(log_q).scatter_add(1, ids.clamp(min=0), there.to(log_q.dtype)) > 0
-    z = student[:, :vocabulary] / temperature
-    rest = z.masked_fill(stored & ~whole[:, None], -torch.inf)
-    none = torch.isneginf(rest).all(1)  # a tail that is ruled out, whose sum has no gradient of its own
-    log_rest = torch.logsumexp(rest.masked_fill(none[:, None], 0.0), 1).masked_fill(none, -torch.inf)
-    log_tail = log_rest - torch.logsumexp(z, 1)
-    tail = (1 - p.sum(1)).clamp(min=0).masked_fill(whole, 0.0)
-    kl = kl + (torch.xlogy(tail, tail) - times(tail, log_tail)).masked_fill(~there.any(1), 0.0)
-    return _outcome(student, labels, kl, ids, vocabulary, alpha, temperature, valid)
-
-
-def sampled_loss_from_logits(
-    student_logits: torch.Tensor,
-    targets: torch.Tensor,
-    *,
-    token_ids: torch.Tensor,
-    probs: torch.Tensor,
-    negentropy: torch.Tensor,
-    vocabulary: int,
-    alpha: float,
-    temperature: float,
-    ignore_index: int = -100,
-) -> DistillationLoss:
-    """The loss against drawn tokens from full logits: sum_v p log p - sum_drawn share log q.
-
-    Args:
-        student_logits: [N, V_s].
-        targets: [N] int64; rows of `ignore_index` contribute nothing.
-        token_ids: [N, k], the teacher's likeliest first, drawn or not; -1 where there is none.
-        probs: [N, k], each token's share of the draws at T.
-        negentropy: [N], sum_v p log p of the teacher at T.
-        vocabulary: Rows over which the divergence is taken.
-        alpha: Weight of the divergence, between 0 and 1.
-        temperature: T > 0 of the divergence.
-        ignore_index: Target that marks a row to leave out.
-
-    Returns:
-        As `distillation_loss_from_logits`.
-    """
-    valid = targets != ignore_index
-    student, labels, ids = _wide(student_logits)[valid], targets[valid], token_ids[valid]
-    log_q = F.log_softmax(student[:, :vocabulary] / temperature, -1)
-    drawn = probs[valid].to(log_q.dtype).masked_fill(ids < 0, 0.0)
-    kl = negentropy[valid].to(log_q.dtype) - times(drawn, log_q.gather(1, ids.clamp(min=0))).sum(1)
-    return _outcome(student, labels, kl, ids, vocabulary, alpha, temperature, valid)
+    valid = labels != settings.ignore_index
+    student, ids, p = _wide(student_logits)[valid], known.token_ids[valid], known.probs[valid]
+    z = student[:, :vocabulary] / settings.temperature
+    log_q, p, there = F.log_softmax(z, -1), p.to(z.dtype), ids >= 0
+    own = torch.xlogy(p, p).sum(1) if known.negentropy is None else known.negentropy[valid].to(z.dtype)
+    kl = own - times(p, log_q.gather(1, ids.clamp(min=0))).sum(1)
+    if known.tail is not None:
+        stored = torch.zeros_like(z).scatter_add(1, ids.clamp(min=0), there.to(z.dtype)) > 0
+        rest = z.masked_fill(stored & ~stored.all(1, keepdim=True), -torch.inf)
+        none = torch.isneginf(rest).all(1)  # a tail that is ruled out, whose sum has no gradient of its own
+        log_rest = torch.logsumexp(rest.masked_fill(none[:, None], 0.0), 1).masked_fill(none, -torch.inf)
+        tail = known.tail[valid].to(z.dtype)
+        of_tail = torch.xlogy(tail, tail) - times(tail, log_rest - torch.logsumexp(z, 1))
+        kl = kl + of_tail.masked_fill(~there.any(1), 0.0)
+    ce_weight = torch.full_like(kl, 1 - settings.alpha).masked_fill(~there.any(1), 1.0)
+    return _outcome(student, labels, valid, kl, ce_weight, ids[:, 0], vocabulary, settings)
 
 
 def _outcome(
     student: torch.Tensor,
     labels: torch.Tensor,
-    kl: torch.Tensor,
-    ids: torch.Tensor,
-    vocabulary: int,
-    alpha: float,
-    temperature: float,
     valid: torch.Tensor,
+    kl: torch.Tensor,
+    ce_weight: torch.Tensor,
+    top: torch.Tensor | None,
+    vocabulary: int,
+    settings: LossSettings,
 ) -> DistillationLoss:
-    """Return the outcome of n tokens that count, [n, V_s] logits, of which the teacher's first token is ids[:, 0]."""
+    """Return the loss of N tokens from the logits [n, V_s] of those that are valid.
+
+    Args:
+        student: [n, V_s].
+        labels: [N].
+        valid: [N] bool.
+        kl: [n].
+        ce_weight: [n], weight of the cross-entropy.
+        top: [n], the teacher's likeliest shared token; None without a teacher.
+        vocabulary: Rows that are shared.
+        settings: Of the loss.
+    """
+    labels = labels[valid]
     log_q = F.log_softmax(student, -1)
     ce = -log_q.gather(1, labels[:, None])[:, 0]
     with torch.no_grad():
         entropy = -times(log_q.exp(), log_q).sum()
-        agreement = (student[:, :vocabulary].argmax(1) == ids[:, 0]).sum().to(ce.dtype)
+        agreement = ce.new_zeros(())
+        if top is not None:
+            agreement = (student[:, :vocabulary].argmax(1) == top).sum().to(ce.dtype)
         correct = (student.argmax(1) == labels).sum().to(ce.dtype)
-    weight = torch.full_like(ce, 1 - alpha).masked_fill((ids < 0).all(1), 1.0)
-    loss = (alpha * temperature**2 * kl + times(weight, ce)).sum()
+    loss = (settings.alpha * settings.temperature**2 * kl + times(ce_weight, ce)).sum()
     full = ce.new_zeros(len(valid))
     return DistillationLoss(
         full.masked_scatter(valid, ce), full.masked_scatter(valid, kl), entropy, agreement, correct, loss
     )
-
-
-_divergence = divergence  # the name is a keyword argument above
-
-
-def head_logits(
-    hidden: torch.Tensor,
-    weight: torch.Tensor | None,
-    bias: torch.Tensor | None = None,
-    *,
-    softcap: float | None = None,
-    scale: float = 1.0,
-) -> torch.Tensor:
-    """Project hidden states [..., H] by a head [V, H] to logits [..., V], as a model's own forward does.
-
-    Args:
-        hidden: [..., H].
-        weight: [V, H]; None if `hidden` are logits [..., V] before scale and softcap.
-        bias: [V] or None.
-        softcap: Bound of the logits (Gemma 2's, arXiv:2408.00118), or None.
-        scale: Factor of the logits before the softcap.
-    """
-    logits = hidden if weight is None else F.linear(hidden, weight, bias)
-    if scale != 1.0:
-        logits = logits * scale
-    return logits if softcap is None else softcap * torch.tanh(logits / softcap)
 
 
 def times(weight: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
@@ -278,4 +225,4 @@ def _kl(log_a: torch.Tensor, log_b: torch.Tensor) -> torch.Tensor:
 
 
 def _wide(logits: torch.Tensor) -> torch.Tensor:
-    return logits if logits.dtype == torch.float64 else logits.float()
+    return logits.to(wide_dtype(logits.dtype))

@@ -1,25 +1,89 @@
-"""The loss against stored targets: the teacher's k likeliest tokens, and all others as one bucket, the tail.
+"""The losses against a few known tokens of a teacher's distributions: its likeliest ones, or those drawn from it.
 
-Per token, p_T(v) = exp(log p_v / T - c_T) of the stored tokens needs no teacher, c_T = log sum_v exp(log p_v / T)
-being stored with them; the tail's mass is what they leave of 1. The divergence is the forward KL over these k + 1
-buckets, with the student's tail taken from all of its logits:
+Likeliest (top-k): p_T(v) = exp(log p_v / T - c_T) of the stored tokens needs no teacher, as c_T = log sum_v exp(log p_v
+/ T) is stored with them. All other tokens are one bucket, the tail; its mass is what the stored ones leave of 1. The
+divergence is the forward KL over these k + 1 buckets, with the student's tail from all of its logits:
 
     sum_stored p (log p - log q) + p_tail (log p_tail - log q_tail)
 
-It is never negative, at most the full divergence, and equal to it where k is the whole vocabulary. Its gradient in the
+It is never negative, at most the full divergence, and equal to it if k is the whole vocabulary. Its gradient in the
 student's softened logits is q_v - p_v for a stored token and q_v (1 - p_tail / q_tail) for any other.
+
+Drawn ("Sparse Logit Sampling", arXiv:2503.16870, Random Sampling Knowledge Distillation with the proposal q = p): of m
+tokens drawn from the teacher's p at T, each token's share estimates its probability. With the teacher's sum p log p,
+
+    sum_v p log p - sum_drawn share log q
+
+is in expectation the forward KL, and so is its gradient q_v - share_v. An estimate may be negative.
 """
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 
-from .fused.projection import wide_dtype
-from .fused.sparse_tile import Sparse, checked_rows, sparse_loss
-from .reference import head_logits, topk_loss_from_logits
-from .result import DistillationLoss
+from .checks import check_head, check_labels, check_settings, check_sparse_divergence, valid_rows
+from .fused.autograd import fused_loss
+from .fused.problem import KnownTokens, Problem
+from .fused.projection import projection_of
+from .lm_head import LMHead, ModelSide
+from .reference import sparse_loss_from_logits
+from .result import DistillationLoss, wide_dtype
+from .settings import LossSettings
 
 Tensor = torch.Tensor
+
+
+class TopKTokens(NamedTuple):
+    """A teacher's k likeliest tokens at N positions, and what turns their probabilities into those at one temperature.
+
+    Attributes:
+        token_ids: [N, k] int64, distinct in a row, the likeliest first; -1 where fewer are known.
+        log_probs: [N, k], their log-probabilities in nats at T = 1 over the vocabulary.
+        log_normalizer: [N], log sum_v exp(log p_v / T) over the vocabulary.
+    """
+
+    token_ids: Tensor
+    log_probs: Tensor
+    log_normalizer: Tensor
+
+    @property
+    def kind(self) -> str:
+        """The name of this kind in a store."""
+        return "topk"
+
+    def known(self, vocabulary: int, temperature: float) -> KnownTokens:
+        """Return the tokens' probabilities at the temperature T of the normaliser, and the tail's."""
+        there = self.token_ids >= 0
+        p = (self.log_probs / temperature - self.log_normalizer[:, None]).exp().masked_fill(~there, 0.0)
+        mass, whole = p.sum(1, keepdim=True), there.sum(1) == vocabulary
+        # rounded log-probabilities may add up to more than 1; scaled, both sides stay distributions
+        p = p / torch.where(whole[:, None], mass, mass.clamp(min=1))
+        return KnownTokens(self.token_ids, p, (1 - p.sum(1)).clamp(min=0).masked_fill(whole, 0.0))
+
+
+class SampledTokens(NamedTuple):
+    """Tokens that were drawn from a teacher's distributions at N positions, at one temperature.
+
+    Attributes:
+        token_ids: [N, k] int64, distinct in a row, the teacher's likeliest first, drawn or not; -1 where there is none.
+        probs: [N, k], each token's share of the draws.
+        negentropy: [N], the teacher's sum_v p log p in nats.
+    """
+
+    token_ids: Tensor
+    probs: Tensor
+    negentropy: Tensor
+
+    @property
+    def kind(self) -> str:
+        """The name of this kind in a store."""
+        return "sample"
+
+    def known(self, vocabulary: int, temperature: float) -> KnownTokens:
+        """Return them without a tail."""
+        return KnownTokens(self.token_ids, self.probs.masked_fill(self.token_ids < 0, 0.0), negentropy=self.negentropy)
 
 
 def topk_distillation_loss(
@@ -43,18 +107,17 @@ def topk_distillation_loss(
 ) -> DistillationLoss:
     """Sum of alpha T^2 KL(teacher_T, student_T) + (1 - alpha) CE(student, targets), the teacher's side from a store.
 
-    Only the student is projected, in tiles as by `fused_distillation_loss`. The tail as one bucket is that of
-    "Sparse Logit Sampling" (arXiv:2503.16870, the ghost token).
+    Only the student is projected, in tiles as by `fused_distillation_loss`, whose arguments not named here are the
+    same. A token with no known token trains on the cross-entropy alone, as with alpha 0.
 
     Args:
-        student_hidden: [N, H_s], the student's hidden states.
-        student_weight: [V_s, H_s] of its LM head; None if `student_hidden` are its logits [N, V_s] already.
-        targets: [N] int64 token ids; rows of `ignore_index` are dropped before anything is computed.
-        token_ids: [N, k] int64, distinct in a row, the teacher's likeliest first; -1 where fewer are known. A token
-            with none trains on the cross-entropy alone, as with alpha 0. These and what follows of the teacher's may be
-            on the CPU; there ids are checked, while on a GPU an id that is no row makes the loss NaN.
-        log_probs: [N, k], the teacher's log-probabilities of them in nats at T = 1 over `vocabulary`.
-        log_normalizer: [N], log sum_v exp(log p_v / T) over `vocabulary`, at the temperature given here.
+        student_hidden: [N, H_s].
+        student_weight: [V_s, H_s], or None.
+        targets: [N] int64.
+        token_ids: [N, k]; see `TopKTokens`. These three may be on the CPU; there ids are checked, while on a GPU an id
+            that is no row makes the loss NaN.
+        log_probs: [N, k].
+        log_normalizer: [N], at the temperature given here.
         vocabulary: Rows [0, vocabulary) over which teacher and student are normalised; at most V_s.
         alpha: Weight of the divergence, from 0 to 1.
         temperature: T > 0 of the divergence.
@@ -63,64 +126,104 @@ def topk_distillation_loss(
         student_softcap: Bound of the student's logits, or None.
         student_scale: Factor of the student's logits before the softcap.
         ignore_index: Target that marks a token to leave out.
-        impl: "fused", or "plain" with the logits of all tokens in memory.
+        impl: "fused" or "plain".
         tile_bytes: Working memory of "fused" at most, in bytes.
 
     Returns:
-        As `fused_distillation_loss`; `top1_agreement` counts by the first stored token.
+        As `fused_distillation_loss`; `top1_agreement` counts by the first token.
 
     Raises:
         ValueError: Arguments that do not fit together or lie outside what is accepted; the sentence names them.
     """
-    valid = checked_rows(
-        "topk",
-        (student_hidden, student_weight, student_bias),
-        targets,
-        (token_ids, {"log_probs": log_probs}, {"log_normalizer": log_normalizer}),
-        vocabulary=vocabulary,
-        alpha=alpha,
-        temperature=temperature,
-        divergence=divergence,
-        ignore_index=ignore_index,
-        impl=impl,
-    )
-    token_ids, log_probs, log_normalizer = (
-        t.to(targets.device, non_blocking=True) for t in (token_ids, log_probs, log_normalizer)
-    )
-    token_ids = token_ids.long()
-    if impl == "plain":
-        return topk_loss_from_logits(
-            head_logits(student_hidden, student_weight, student_bias, softcap=student_softcap, scale=student_scale),
-            targets,
-            token_ids=token_ids,
-            log_probs=log_probs,
-            log_normalizer=log_normalizer,
-            vocabulary=vocabulary,
-            alpha=alpha,
-            temperature=temperature,
-            ignore_index=ignore_index,
+    settings = LossSettings(alpha, temperature, divergence, 0.5, impl, tile_bytes, ignore_index)
+    check_settings(settings)
+    student = ModelSide(student_hidden, LMHead(student_weight, student_bias, student_softcap, student_scale))
+    return sparse_loss(student, targets, TopKTokens(token_ids, log_probs, log_normalizer), settings, vocabulary)
+
+
+def sampled_distillation_loss(
+    student_hidden: Tensor,
+    student_weight: Tensor | None,
+    targets: Tensor,
+    *,
+    token_ids: Tensor,
+    probs: Tensor,
+    negentropy: Tensor,
+    vocabulary: int,
+    alpha: float,
+    temperature: float,
+    divergence: str = "forward_kl",
+    student_bias: Tensor | None = None,
+    student_softcap: float | None = None,
+    student_scale: float = 1.0,
+    ignore_index: int = -100,
+    impl: str = "fused",
+    tile_bytes: int | None = None,
+) -> DistillationLoss:
+    """As `topk_distillation_loss`, the KL estimated from tokens drawn at the temperature; see `SampledTokens`."""
+    settings = LossSettings(alpha, temperature, divergence, 0.5, impl, tile_bytes, ignore_index)
+    check_settings(settings)
+    student = ModelSide(student_hidden, LMHead(student_weight, student_bias, student_softcap, student_scale))
+    return sparse_loss(student, targets, SampledTokens(token_ids, probs, negentropy), settings, vocabulary)
+
+
+def sparse_loss(
+    student: ModelSide,
+    labels: Tensor,
+    stored: TopKTokens | SampledTokens,
+    settings: LossSettings,
+    vocabulary: int,
+) -> DistillationLoss:
+    """As `topk_distillation_loss`, under settings that are checked.
+
+    Args:
+        student: At N tokens.
+        labels: [N] int64.
+        stored: What is known of the teacher at settings' temperature.
+        settings: Of the loss.
+        vocabulary: Rows over which teacher and student are normalised.
+    """
+    check_sparse_divergence(settings.divergence, stored.kind)
+    check_labels(labels, student.hidden)
+    _check_stored(stored, len(labels), vocabulary, check_head("student", student))
+    valid = valid_rows(labels, student, settings)
+    wide = wide_dtype(student.hidden.dtype)
+    ids, *numbers = (t.to(labels.device, non_blocking=True) for t in stored)
+    known = type(stored)(ids.long(), *(t.to(wide) for t in numbers)).known(vocabulary, settings.temperature)
+    if settings.impl == "plain":
+        return sparse_loss_from_logits(student.logits(), labels, known, vocabulary, settings)
+    own = projection_of(student, settings, wide)
+    return fused_loss(Problem(own, labels, settings, known=known, vocabulary=vocabulary), valid)
+
+
+def _check_stored(stored: TopKTokens | SampledTokens, tokens: int, vocabulary: int, rows: int) -> None:
+    """Raise ValueError unless what is stored describes N tokens, with ids below the vocabulary or -1.
+
+    Args:
+        stored: Two tensors [N, k] and one [N].
+        tokens: N.
+        vocabulary: Rows over which the teacher was normalised.
+        rows: The student's rows.
+    """
+    *of_tokens, of_row = stored
+    token_ids, k = stored.token_ids, stored.token_ids.shape[-1]
+    for name, tensor in zip(stored._fields, of_tokens, strict=False):
+        if tensor.dim() != 2 or tensor.shape != token_ids.shape or len(tensor) != tokens or k == 0:
+            raise ValueError(
+                f"{name} {tuple(tensor.shape)} must be [N, k] like token_ids {tuple(token_ids.shape)}, for the N = "
+                f"{tokens} targets and at least one token."
+            )
+    if of_row.shape != (tokens,):
+        raise ValueError(
+            f"{stored._fields[-1]} {tuple(of_row.shape)} must be [N], one for each of the N = {tokens} targets."
         )
-    wide = wide_dtype(student_hidden.dtype)
-    known = _at_temperature(token_ids, log_probs.to(wide), log_normalizer.to(wide), vocabulary, temperature)
-    return sparse_loss(
-        *(student_hidden, student_weight, targets, known, valid),
-        student_bias=student_bias,
-        student_softcap=student_softcap,
-        student_scale=student_scale,
-        vocabulary=vocabulary,
-        alpha=alpha,
-        temperature=temperature,
-        tile_bytes=tile_bytes,
-    )
-
-
-def _at_temperature(
-    token_ids: Tensor, log_probs: Tensor, log_normalizer: Tensor, vocabulary: int, temperature: float
-) -> Sparse:
-    """Return the stored tokens' probabilities at T, and the tail's."""
-    there = token_ids >= 0
-    p = (log_probs / temperature - log_normalizer[:, None]).exp().masked_fill(~there, 0.0)
-    mass, whole = p.sum(1, keepdim=True), there.sum(1) == vocabulary
-    # rounded log-probabilities may add up to more than 1; scaled, both sides stay distributions
-    p = p / torch.where(whole[:, None], mass, mass.clamp(min=1))
-    return Sparse(token_ids, p, (1 - p.sum(1)).clamp(min=0).masked_fill(whole, 0.0))
+    if not 0 < vocabulary <= rows or k > vocabulary:
+        raise ValueError(f"vocabulary {vocabulary} must lie between k = {k} and {rows}, the student's rows.")
+    if token_ids.device.type != "cpu" or not token_ids.numel():
+        return  # a GPU is not waited for: there such an id makes the loss NaN
+    low, high = (int(i) for i in token_ids.aminmax())
+    if low < -1 or high >= vocabulary:
+        wrong = low if low < -1 else high
+        raise ValueError(
+            f"token_ids hold {wrong}, which is no row below vocabulary {vocabulary}; the targets are another's."
+        )

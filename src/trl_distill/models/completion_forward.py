@@ -1,4 +1,4 @@
-"""The model's own forward, taught to end at the completion instead of at the logits.
+"""The model's own forward, extended to end at the completion instead of at the logits.
 
 The head runs inside the wrapped model's forward, so that the hooks of DDP, FSDP2 and DeepSpeed fire and sharded
 weights are there. Called without the new keyword, the forward is the model's own.
@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
 from ..config.devices import on_device
-from ..losses.lm_head import LOGITS, LMHead
+from ..losses.lm_head import LOGITS, ModelSide
 from ..losses.signals import LossSettings, TeacherSignal, cross_entropy
 from .architectures import backbone_of
 from .batch_layout import Places
@@ -27,24 +27,24 @@ from .router_loss import balance_loss
 
 @dataclass
 class CompletionOutput(ModelOutput):
-    """What the taught forward returns.
+    """What the extended forward returns.
 
     Attributes:
         hidden: [N, H], the hidden states that predict the N completion tokens (without `settings`); their logits
             [N, V] if the model has an `OwnLogits`.
         loss: Sum over the N tokens (with `settings`), as the fields below.
         ce: Sum of the cross-entropy.
-        kl: Sum of the divergence, without T^2; None where alpha is 0, as is the agreement.
+        kl: Sum of the divergence, without T^2; None if alpha is 0, as is the agreement.
         entropy: Sum of the student's entropy.
         top1_agreement: Tokens on which teacher and student rank the same token first.
         top1_correct: Tokens that the student ranks first.
-        teacher_coverage: Tokens that a teacher says something of, where that may be fewer than all.
+        teacher_coverage: Tokens with a teacher's signal, if that may be fewer than all.
         distilled: `loss` before PEFT adds an adapter's own penalty to it.
-        retain_kl: Sum of the divergence at the tokens of rows to retain, which `kl` leaves out; None where the batch
-            has none.
+        retain_kl: Sum of the divergence at the tokens of rows to retain, which `kl` leaves out; None if the batch has
+            none.
         retain_tokens: Those tokens.
-        aux_loss: The load-balancing loss of a mixture of experts, a mean that `loss` leaves out; None where the
-            model's configuration does not ask for router logits.
+        aux_loss: The load-balancing loss of a mixture of experts, a mean that `loss` leaves out; None if the model's
+            configuration does not ask for router logits.
     """
 
     hidden: torch.Tensor | None = None
@@ -62,13 +62,13 @@ class CompletionOutput(ModelOutput):
 
 
 def add_completion_forward(model: PreTrainedModel) -> None:
-    """Teach `model.forward` the keywords of `completion_arguments`, `teacher_signal` and `loss_settings`.
+    """Extend `model.forward` by the keywords of `completion_arguments`, `teacher_signal` and `loss_settings`.
 
     `model(input_ids=..., attention_mask=..., completion_labels=labels)` with labels [B, S] (-100 but on
     completion tokens) returns the hidden states that predict them; with `loss_settings` (and `teacher_signal`
     unless alpha is 0) it returns the distillation loss, summed. Without `completion_places` the labels are read, which
-    waits for their device. Call before the model is wrapped by accelerate. A model that is taught already stays as it
-    is.
+    waits for their device. Call before the model is wrapped by accelerate. A model that is extended already stays as
+    it is.
     """
     if hasattr(model, FORWARD_BEFORE):
         return
@@ -78,9 +78,9 @@ def add_completion_forward(model: PreTrainedModel) -> None:
 
 
 def restore_forward(model: PreTrainedModel) -> None:
-    """Give a model its own forward back, so that it can be copied and pickled as before it was trained.
+    """Restore a model's own forward, so that it can be copied and pickled as before it was trained.
 
-    What TRL has put in the place of its forward goes too; what a device map has put there stays.
+    What TRL has put in its place is removed too; what a device map has put there stays.
     """
     before = model.__dict__.pop(FORWARD_BEFORE, model.__dict__.get("forward"))
     model.__dict__.pop(OWN_LOGITS, None)
@@ -109,8 +109,8 @@ FORWARD_BEFORE = "_forward_before_distillation"
 OWN_LOGITS = "_own_logits_in_distillation"  # an `OwnLogits` that `logits_check` has left on a model
 
 
-def completion_arguments(model: Any, labels: torch.Tensor, places: Places) -> dict[str, torch.Tensor]:
-    """Return the keywords that tell a taught forward where the completion is.
+def completion_arguments(model: PreTrainedModel, labels: torch.Tensor, places: Places) -> dict[str, torch.Tensor]:
+    """Return the keywords that tell an extended forward where the completion is.
 
     Args:
         model: Without wrappers.
@@ -124,12 +124,12 @@ def completion_arguments(model: Any, labels: torch.Tensor, places: Places) -> di
 
 
 @functools.cache
-def _forward_of(kind: Any) -> Callable[..., Any]:
-    """Return the taught forward of a class of models; it holds no model, so that a copy's is the copy's own."""
+def _forward_of(kind: type[PreTrainedModel]) -> Callable[..., Any]:
+    """Return the extended forward of a class of models; it holds no model, so that a copy's is the copy's own."""
 
     @functools.wraps(kind.forward)  # generate() looks at this signature
     def forward(
-        self: Any,
+        self: PreTrainedModel,
         *args: Any,
         completion_labels: torch.Tensor | None = None,
         completion_places: torch.Tensor | None = None,
@@ -161,14 +161,14 @@ def _forward_of(kind: Any) -> Callable[..., Any]:
 
 @torch.compiler.disable  # it would be compiled anew for each number of tokens; the model is compiled
 def _output(
-    model: Any,
+    model: PreTrainedModel,
     read: Any,
     where: tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None],
     teacher: TeacherSignal | None,
     settings: LossSettings | None,
     attention_mask: torch.Tensor | None,
 ) -> CompletionOutput:
-    """Return what the taught forward makes of what the model has read, `where` being as in `_predicting`."""
+    """Return the extended forward's output from the backbone's, `where` being as in `_predicting`."""
     labels, given, columns = where
     places = _places_in(labels) if given is None else given
     if hasattr(model, OWN_LOGITS):
@@ -178,8 +178,8 @@ def _output(
     if settings is None:
         return CompletionOutput(hidden=hidden)
     head = LOGITS if hasattr(model, OWN_LOGITS) else lm_head_of(model)
-    targets = labels.flatten().index_select(0, places + 1).to(hidden.device)
-    output = _loss(head, hidden, targets, teacher, settings)
+    completion = labels.flatten().index_select(0, places + 1).to(hidden.device)
+    output = _loss(ModelSide(hidden, head), completion, teacher, settings)
     output.aux_loss = balance_loss(model, getattr(read, "router_logits", None), attention_mask)
     return output
 
@@ -212,21 +212,21 @@ def _predicting(
 
 
 def _loss(
-    head: LMHead, hidden: torch.Tensor, labels: torch.Tensor, teacher: TeacherSignal | None, settings: LossSettings
+    student: ModelSide, labels: torch.Tensor, teacher: TeacherSignal | None, settings: LossSettings
 ) -> CompletionOutput:
-    """Return the loss of the student's hidden states [N, H_s] against the completion tokens [N]."""
-    if teacher is not None and teacher.tokens != len(hidden):
+    """Return the student's loss against the completion tokens [N]."""
+    if teacher is not None and teacher.tokens != len(labels):
         raise RuntimeError(
-            f"the teacher scored {teacher.tokens} completion tokens and the student {len(hidden)}; "
+            f"the teacher scored {teacher.tokens} completion tokens and the student {len(labels)}; "
             "both labels of a batch must mark the same tokens."
         )
     retained = getattr(teacher, "retained", None)
     if settings.alpha == 0 and retained is None:
-        out = cross_entropy(head, hidden, labels, settings)
+        out = cross_entropy(student, labels, settings)
     elif teacher is None:
         raise ValueError(f"alpha {settings.alpha} weighs a divergence, but no targets were given; set alpha to 0.")
     else:
-        out = teacher.loss(head, hidden, labels, settings)
+        out = teacher.loss(student, labels, settings)
     output = CompletionOutput(
         loss=out.loss.clone(),  # PEFT and FSDP2 want one that can be changed in place
         ce=out.ce.detach().sum(),

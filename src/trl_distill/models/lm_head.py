@@ -1,4 +1,4 @@
-"""Where a causal language model has its LM head: the matrix with its adapters, its bound and its factor."""
+"""Find a causal language model's LM head: the matrix with its adapters, the softcap and the scale."""
 
 from __future__ import annotations
 
@@ -8,12 +8,14 @@ import torch
 from peft.tuners.lora.layer import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.integrations import dequantize_module_weight
+from torch import nn
+from transformers import PretrainedConfig, PreTrainedModel
 
 from ..errors import ModelError
 from ..losses.lm_head import LMHead
 
 
-def lm_head_of(model: Any) -> LMHead:
+def lm_head_of(model: PreTrainedModel) -> LMHead:
     """Return the head of a transformers causal language model, PEFT-wrapped or not.
 
     A quantized head is returned dequantized, one with a LoRA adapter as the sum of both: differentiable in the
@@ -31,7 +33,7 @@ def lm_head_of(model: Any) -> LMHead:
     return LMHead(_weight(head), getattr(head, "bias", None), _softcap(text), _scale(text), rows)
 
 
-def head_input(model: Any, hidden: torch.Tensor) -> torch.Tensor:
+def head_input(model: PreTrainedModel, hidden: torch.Tensor) -> torch.Tensor:
     """Return what the LM head multiplies: hidden states [N, H], for some models behind one more module."""
     name = PREDICTION_HEADS.get(model.config.model_type)
     return hidden if name is None else getattr(model, name)(hidden)
@@ -40,11 +42,12 @@ def head_input(model: Any, hidden: torch.Tensor) -> torch.Tensor:
 PREDICTION_HEADS = {"modernbert-decoder": "lm_head"}  # its output embeddings are `decoder`
 
 
-def _weight(head: Any) -> torch.Tensor:
+def _weight(head: nn.Module) -> torch.Tensor:
     """Return the [V, H] matrix that a head multiplies by: its own, dequantized, with its adapters."""
-    base = head.get_base_layer() if isinstance(head, BaseTunerLayer) else head
-    weight = dequantize_module_weight(base)
-    if base is head or head.merged or head.disable_adapters:
+    if not isinstance(head, BaseTunerLayer):
+        return dequantize_module_weight(head)
+    weight = dequantize_module_weight(head.get_base_layer())
+    if head.merged or head.disable_adapters:
         return weight
     for name in head.active_adapters:
         if not isinstance(head, LoraLayer) or head.lora_variant.get(name):
@@ -58,7 +61,7 @@ def _weight(head: Any) -> torch.Tensor:
     return weight
 
 
-def _softcap(config: Any) -> float | None:
+def _softcap(config: PretrainedConfig) -> float | None:
     """Return the bound of the logits; each family has its own name for it."""
     for name in ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap"):
         if getattr(config, name, None) is not None:
@@ -66,7 +69,7 @@ def _softcap(config: Any) -> float | None:
     return None
 
 
-def _scale(config: Any) -> float:
+def _scale(config: PretrainedConfig) -> float:
     """Return the factor of the logits; each family has its own name for it, and None means none."""
     if config.model_type == "mpt":  # has a `logit_scale` that transformers does not apply
         return 1.0

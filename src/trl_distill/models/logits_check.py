@@ -13,7 +13,7 @@ import torch
 from torch.distributed.tensor import DTensor
 
 from ..errors import ModelError
-from ..losses.lm_head import LMHead
+from ..losses.lm_head import LMHead, ModelSide
 from ..losses.signals.base import whole
 from .architectures import vocabulary_rows
 from .completion_forward import OWN_LOGITS, OwnLogits
@@ -92,10 +92,8 @@ def attempt(compute: Callable[[], Found]) -> Found | None:
 
 def _logits(head: LMHead, hidden: torch.Tensor) -> torch.Tensor:
     """Return the logits of hidden states under a head, whose weights may be sharded."""
-    with whole(head) as parts:
-        gathered = LMHead(*parts.values())
-        assert gathered.weight is not None
-        return gathered.logits(hidden.to(gathered.weight.device), len(gathered.weight))
+    with whole(ModelSide(hidden, head)) as side:
+        return side.logits()
 
 
 def _error(found: torch.Tensor | None, own: torch.Tensor, *, sharded: bool) -> float:

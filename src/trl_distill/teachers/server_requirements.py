@@ -12,7 +12,7 @@ from accelerate import PartialState
 from ..config.sft_config import DistillationSFTConfig
 from ..errors import ParamsError, TeacherError
 from ..losses import check_sparse_divergence
-from ..losses.signals.base import Weighing
+from ..losses.settings import Weighing
 from .base import Teacher, TextTeacher
 from .completions.store import JsonlStore
 from .multi.teacher import each

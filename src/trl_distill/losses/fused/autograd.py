@@ -7,7 +7,6 @@ keep between the passes they are projected a second time, which is cheaper than 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,63 +14,41 @@ from torch.autograd.function import once_differentiable
 
 from ..result import DistillationLoss
 from . import gpu
+from .problem import Problem
 from .products import kept_dtype
-from .tile import Buffers, Gradients, Problem
+from .projection import Projection
+from .sparse_tile import SparseTile
+from .tile import Buffers, Gradients, Tile, Weights
 from .tile_plan import KernelPlan, Plan, plan_tiles
 
 Tensor = torch.Tensor
 
 
-@dataclass(frozen=True)
-class Weights:
-    """sum(ce * cross-entropy + kl * divergence): one number for all tokens, or one for each, [N].
-
-    Attributes:
-        ce: Of the cross-entropy.
-        kl: Of the divergence.
-        typical_ce: The order of `ce`, if that is a tensor and `kl` is none; a GPU is not asked for it then.
-    """
-
-    ce: float | Tensor
-    kl: float | Tensor
-    typical_ce: float | None = None
-
-    def of(self, index: slice | Tensor, like: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        """Return both for a tile of tokens, [R]; None where the weight is 0 for all."""
-        ce, kl = (
-            None
-            if isinstance(w, float) and w == 0
-            else torch.as_tensor(w, dtype=like.dtype, device=like.device).expand_as(like)[index]
-            for w in (self.ce, self.kl)
-        )
-        return ce, kl
-
-
-def fused_loss(problem: Problem, valid: Tensor | None, weights: Weights, tile_bytes: int | None) -> DistillationLoss:
+def fused_loss(problem: Problem, valid: Tensor | None) -> DistillationLoss:
     """Compute the loss, differentiable in the student's three tensors.
 
     Args:
-        problem: Both models' hidden states and heads, and the targets.
+        problem: Both models' sides, the labels and the settings.
         valid: Indices [n] of the tokens that count; None is all of them, a mask [N] is for the kernels of a GPU.
-        weights: What the loss adds up.
-        tile_bytes: Bound on working memory; see `plan_tiles` and `plan_kernels`.
     """
-    own = problem.student.tensors()
-    wanted = tuple(torch.is_grad_enabled() and t is not None and t.requires_grad for t in own)
+    wanted = tuple(torch.is_grad_enabled() and t is not None and t.requires_grad for t in problem.student.tensors)
+    plan: Plan | KernelPlan
     if valid is not None and valid.dtype == torch.bool:
-        kernels = gpu.plan_call(problem, wanted, tile_bytes)
-        return DistillationLoss(*_FusedLoss.apply(problem, weights, kernels, wanted, valid, *problem.tensors()))
-    plan = plan_tiles(
-        len(problem.targets) if valid is None else len(valid),
-        problem.student.vocabulary,
-        models=2 if problem.teacher else 1,
-        passes=(problem.divergence.passes if problem.teacher else 1) + any(wanted),
-        itemsize=problem.student.wide.itemsize,
-        accelerator=problem.targets.device.type != "cpu",
-        frozen=not wanted[1],
-        tile_bytes=tile_bytes,
-    )
-    return DistillationLoss(*_FusedLoss.apply(problem, weights, plan, wanted, valid, *problem.tensors()))
+        plan = gpu.plan_call(problem, wanted)
+    else:
+        compares = problem.teacher is not None
+        plan = plan_tiles(
+            len(problem.labels) if valid is None else len(valid),
+            problem.student.vocabulary_rows,
+            models=1 + compares,
+            passes=1 + (compares and problem.settings.divergence == "jsd") + any(wanted),
+            itemsize=problem.student.wide.itemsize,
+            accelerator=problem.labels.device.type != "cpu",
+            frozen=not wanted[1],
+            tile_bytes=problem.settings.tile_bytes,
+        )
+    weights = Weights.of_loss(problem)
+    return DistillationLoss(*_FusedLoss.apply(problem, weights, plan, wanted, valid, *problem.tensors))
 
 
 class _FusedLoss(torch.autograd.Function):
@@ -87,12 +64,7 @@ class _FusedLoss(torch.autograd.Function):
     ) -> tuple[Tensor, ...]:
         ctx.save_for_backward(valid, *tensors)
         ctx.set_materialize_grads(False)
-        ctx.settings = (
-            problem.with_tensors([None] * len(tensors)),
-            weights,
-            plan,
-            wanted,
-        )  # autograd keeps the tensors
+        ctx.call = problem.with_tensors([None] * len(tensors)), weights, plan, wanted  # autograd keeps the tensors
         ctx.dtypes = [t.dtype if t is not None else None for t in tensors[:3]]
         outcome, ctx.stored = _compute(problem, valid, weights, plan, wanted)
         ctx.mark_non_differentiable(outcome.entropy, outcome.top1_agreement, outcome.top1_correct)
@@ -103,7 +75,7 @@ class _FusedLoss(torch.autograd.Function):
     def backward(
         ctx: Any, ce: Tensor | None, kl: Tensor | None, _1: None, _2: None, _3: None, loss: Tensor | None
     ) -> tuple[Tensor | None, ...]:
-        problem, weights, plan, wanted = ctx.settings
+        problem, weights, plan, wanted = ctx.call
         stored, ctx.stored = ctx.stored, None  # handed out once; a second backward computes them again
         factor = loss
         if ce is not None or kl is not None or stored is None:
@@ -126,19 +98,23 @@ def _compute(
 ) -> tuple[DistillationLoss, tuple[Tensor | None, ...]]:
     """Return the outcome, and the gradients of the loss in the student's hidden states, weight and bias."""
     if isinstance(plan, KernelPlan):
+        from .gpu_pass import DensePass, SparsePass  # they import triton
+
         assert valid is not None
-        return gpu.compute(problem, valid, weights, plan, wanted)
-    student, count = problem.student, len(problem.targets)
+        kernels = (DensePass if problem.known is None else SparsePass)(problem, plan)
+        return gpu.compute(problem, valid, weights, plan, wanted, kernels)
+    student, count = problem.student, len(problem.labels)
     tokens = count if valid is None else len(valid)
-    options: dict[str, Any] = {"dtype": student.wide, "device": problem.targets.device}
-    ce, kl, sums = torch.zeros(count, **options), torch.zeros(count, **options), torch.zeros(4, **options)
-    gradients = _empty_gradients(problem, wanted, tiles=-(-tokens // plan.rows))
-    with torch.autocast(problem.targets.device.type, enabled=False):
+    ce = torch.zeros(count, dtype=student.wide, device=problem.labels.device)
+    kl, sums = ce.clone(), ce.new_zeros(4)
+    gradients = _empty_gradients(student, wanted, tiles=-(-tokens // plan.rows))
+    kind = Tile if problem.known is None else SparseTile
+    with torch.autocast(problem.labels.device.type, enabled=False):
         buffers = Buffers(plan, problem)
         for start in range(0, tokens, plan.rows):
             span = slice(start, min(start + plan.rows, tokens))
             index = span if valid is None else valid[span]
-            tile = problem.tile(plan, buffers, index)
+            tile = kind(problem, plan, buffers, index)
             tile.measure()
             ce[index], kl[index], *counts = tile.values()
             own = weights.of(index, ce)
@@ -146,21 +122,21 @@ def _compute(
             if any(wanted):
                 tile.add_gradients(*own, gradients, first=start == 0)
     weight = gradients.weight
-    if weight is not None and student.weight is not None:
-        weight = weight.to(kept_dtype(student.weight.dtype, student.wide))
+    if weight is not None and student.head.weight is not None:
+        weight = weight.to(kept_dtype(student.head.weight.dtype, student.wide))
     return DistillationLoss(ce, kl, *sums.unbind()), (gradients.hidden, weight, gradients.bias)
 
 
-def _empty_gradients(problem: Problem, wanted: tuple[bool, ...], tiles: int) -> Gradients:
+def _empty_gradients(student: Projection, wanted: tuple[bool, ...], tiles: int) -> Gradients:
     """Return room for the gradients; wide, but for a weight gradient that a single tile writes at once."""
-    student = problem.student
+    head = student.head
     hidden = torch.zeros_like(student.hidden, dtype=student.wide) if wanted[0] else None
     weight = bias = None
-    if wanted[1] and student.weight is not None:
-        dtype = student.wide if tiles > 1 else kept_dtype(student.weight.dtype, student.wide)
-        weight = (torch.empty_like if tiles else torch.zeros_like)(student.weight, dtype=dtype)
-    if wanted[2] and student.bias is not None:
-        bias = torch.zeros_like(student.bias, dtype=student.wide)
+    if wanted[1] and head.weight is not None:
+        dtype = student.wide if tiles > 1 else kept_dtype(head.weight.dtype, student.wide)
+        weight = (torch.empty_like if tiles else torch.zeros_like)(head.weight, dtype=dtype)
+    if wanted[2] and head.bias is not None:
+        bias = torch.zeros_like(head.bias, dtype=student.wide)
     return Gradients(hidden, weight, bias)
 
 

@@ -10,6 +10,8 @@ from typing import Protocol
 
 import torch
 
+from ..settings import LossSettings
+
 Tensor = torch.Tensor
 
 
@@ -39,7 +41,6 @@ def settled(product: Tensor, of: MayRuleOut) -> Tensor:
 class ForwardKL:
     """KL(p || q) = sum p (t - s) - log Z_t + log Z_s; its gradient in s is q - p."""
 
-    passes = 1
     of_exponentials = True  # the gradient is made of e^s and e^t alone
 
     def add(self, sums: Sums, gap: Tensor, es: Tensor, et: Tensor) -> None:
@@ -63,7 +64,6 @@ class ForwardKL:
 class ReverseKL:
     """KL(q || p) = sum q (s - t) - log Z_s + log Z_t; its gradient in s is q (log q - log p - KL)."""
 
-    passes = 1
     of_exponentials = False
 
     def add(self, sums: Sums, gap: Tensor, es: Tensor, et: Tensor) -> None:
@@ -91,12 +91,11 @@ class JensenShannon:
     its gradient in s is (1 - beta) q (-L - KL(q || m)). Both need complete softmaxes, hence a pass more.
     """
 
-    passes = 2
     of_exponentials = False
 
     def __init__(self, beta: float) -> None:
         self.beta = beta
-        self._value = self._to_mixture = torch.empty(0)
+        self._value = self._to_mixture = torch.zeros(())
 
     def add(self, sums: Sums, gap: Tensor, es: Tensor, et: Tensor) -> None:
         """Nothing can be summed before the softmaxes are complete."""
@@ -104,18 +103,15 @@ class JensenShannon:
     def rescale(self, sums: Sums, factor_s: Tensor, factor_t: Tensor, shift: Tensor) -> None:
         """Nothing to follow."""
 
-    def start(self, sums: Sums) -> None:
-        """Open the second pass over a tile."""
-        self._value, self._to_mixture = torch.zeros_like(sums.total_s), torch.zeros_like(sums.total_s)
-
     def add_complete(self, sums: Sums, s: Tensor, t: Tensor) -> None:
         """Add a block to the value and to KL(q || m); `s` and `t` are used up."""
         gap, log_ratio = self._log_ratio(sums, s, t)
         q = s.exp_().div_(sums.total_s)
         p = t.exp_().div_(sums.total_t)
         to_mixture = -q.mul_(log_ratio).sum(0)
-        self._to_mixture += to_mixture
-        self._value += self.beta * p.mul_(gap.sub_(log_ratio)).sum(0) + (1 - self.beta) * to_mixture
+        self._to_mixture = self._to_mixture + to_mixture
+        part = self.beta * p.mul_(gap.sub_(log_ratio)).sum(0) + (1 - self.beta) * to_mixture
+        self._value = self._value + part
 
     def value(self, sums: Sums) -> Tensor:
         """Return the divergence after the second pass."""
@@ -135,11 +131,8 @@ class JensenShannon:
         return gap, torch.expm1(gap).mul_(self.beta).log1p_()
 
 
-Divergence = ForwardKL | ReverseKL | JensenShannon
-
-
-def divergence_of(kind: str, jsd_beta: float) -> Divergence:
-    """Return the divergence of that name."""
-    if kind == "jsd":
-        return JensenShannon(jsd_beta)
-    return ForwardKL() if kind == "forward_kl" else ReverseKL()
+def divergence_of(settings: LossSettings) -> ForwardKL | ReverseKL | JensenShannon:
+    """Return the divergence of a loss, without any sums."""
+    if settings.divergence == "jsd":
+        return JensenShannon(settings.jsd_beta)
+    return ForwardKL() if settings.divergence == "forward_kl" else ReverseKL()

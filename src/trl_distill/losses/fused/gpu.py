@@ -12,18 +12,19 @@ import importlib.util
 import logging
 import os
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from dataclasses import replace
+from functools import partial
+from typing import NamedTuple, Protocol
 
 import torch
 
+from ..lm_head import LMHead
 from ..result import DistillationLoss
+from .problem import Problem
 from .products import HALF, kept_dtype, multiply
+from .projection import Projection
+from .tile import Weights
 from .tile_plan import KernelPlan, padded, plan_kernels
-
-if TYPE_CHECKING:
-    from .autograd import Weights
-    from .projection import Projection
-    from .tile import Problem
 
 Tensor = torch.Tensor
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # Triton runs its kernels on the CPU then
@@ -60,19 +61,20 @@ class Logits(NamedTuple):
         place: [R, >= size], columns contiguous: hidden @ weight.T.
         size: Columns that count.
         readable: Columns that lie in memory.
-        bias: [size] or None.
-        softcap: Bound of the logits, or None.
-        scale: Factor of the logits before the softcap.
-        temperature: T, by which they are divided for the divergence.
+        head: Bias, softcap and scale.
+        temperature: T, by which the logits are divided for the divergence.
     """
 
     place: Tensor
     size: int
     readable: int
-    bias: Tensor | None
-    softcap: float | None
-    scale: float
+    head: LMHead
     temperature: float
+
+    @property
+    def arguments(self) -> tuple[Tensor | int | None, ...]:
+        """What a kernel is given of a model: its numbers, their stride, both counts of columns, and the bias."""
+        return self.place, self.place.stride(0), self.readable, self.size, self.head.bias
 
 
 class Rows(NamedTuple):
@@ -98,26 +100,33 @@ class Rows(NamedTuple):
     values: Tensor
     gradient: Tensor | None
 
+    @property
+    def arguments(self) -> tuple[Tensor | int | None, ...]:
+        """What a kernel is given of a tile beside the models: labels to values, and the gradient with its stride."""
+        of_tokens = self.labels, self.counted, self.weight_ce, self.weight_kl, self.values, self.values.stride(0)
+        return (*of_tokens, self.gradient, 0 if self.gradient is None else self.gradient.stride(0))
 
-class Pass(Protocol):
-    """What a teacher makes of a tile of the student's logits."""
+
+class KernelPass(Protocol):
+    """The kernels that compare a tile of the student's logits with a kind of teacher."""
 
     def __call__(self, rows: Rows) -> None:
         """Write values and gradient of a tile."""
         ...
 
 
-class Head:
+class KernelHead:
     """One model's head: its weight as a factor of products, and room for a tile's logits."""
 
     def __init__(
         self, side: Projection, plan: KernelPlan, columns: int | None = None, place: Tensor | None = None
     ) -> None:
-        """Take the head's first `columns`, all of them by default; `place` is another head's room to share."""
-        self.side, self.columns = side, side.vocabulary if columns is None else columns
-        self.bias = None if side.bias is None else side.bias.contiguous()
-        self.weight = None if side.weight is None else side.weight[: self.columns].to(side.dtype)
-        if side.weight is not None and place is None:
+        """Use the head's first `columns`, all of them by default; `place` is another head's room to share."""
+        self.side, self.columns = side, side.vocabulary_rows if columns is None else columns
+        head = side.head
+        self.head = head if head.bias is None else replace(head, bias=head.bias.contiguous())
+        self.weight = None if head.weight is None else head.weight[: self.columns].to(side.dtype)
+        if head.weight is not None and place is None:
             place = torch.empty(plan.rows, padded(self.columns), dtype=side.wide, device=side.hidden.device)
         self.place = place
 
@@ -130,30 +139,28 @@ class Head:
         side = self.side
         if self.weight is None or self.place is None:
             place = side.hidden[span] if side.hidden.stride(1) == 1 else side.hidden[span].contiguous()
-            readable = side.vocabulary
+            readable = side.vocabulary_rows
         else:
             place = self.place[: span.stop - span.start]
             readable = place.shape[1]
             multiply(self.factor(span), self.weight.t(), place[:, : self.columns])
-        return Logits(place, self.columns, readable, self.bias, side.softcap, side.scale, side.temperature)
+        return Logits(place, self.columns, readable, self.head, side.temperature)
 
 
-def plan_call(problem: Problem, wanted: tuple[bool, ...], tile_bytes: int | None) -> KernelPlan:
+def plan_call(problem: Problem, wanted: tuple[bool, ...]) -> KernelPlan:
     """Choose the tiles of a problem."""
-    student = problem.student
-    itemsize = student.dtype.itemsize
-    weight = student.weight
-    own = 0 if weight is None else padded(student.vocabulary)
+    student, weight = problem.student, problem.student.head.weight
+    own = 0 if weight is None else padded(student.vocabulary_rows)
     return plan_kernels(
-        len(problem.targets),
-        student.vocabulary,
+        len(problem.labels),
+        student.vocabulary_rows,
         logits=own + problem.kernel_room(),
         width=0 if weight is None else weight.shape[1],
-        itemsize=itemsize,
+        itemsize=student.dtype.itemsize,
         trains_weight=weight is not None and wanted[1],
         accumulates=weight is not None and weight.dtype in HALF,
         processors=_processors(student.hidden.device),
-        tile_bytes=tile_bytes,
+        tile_bytes=problem.settings.tile_bytes,
     )
 
 
@@ -173,23 +180,29 @@ def scale(numbers: Tensor, factor: Tensor) -> None:
 
 
 def compute(
-    problem: Problem, counted: Tensor, weights: Weights, plan: KernelPlan, wanted: tuple[bool, ...]
+    problem: Problem,
+    counted: Tensor,
+    weights: Weights,
+    plan: KernelPlan,
+    wanted: tuple[bool, ...],
+    kernels: KernelPass,
 ) -> tuple[DistillationLoss, tuple[Tensor | None, ...]]:
     """Return the outcome, and the gradients of the loss in the student's hidden states, weight and bias.
 
     Args:
-        problem: Both models' hidden states and heads, and the targets.
+        problem: Both models' sides, the labels and the settings.
         counted: [N] bool, the tokens that count.
         weights: What the loss adds up.
         plan: The tiles.
         wanted: Which of the three gradients are wanted.
+        kernels: What computes a tile.
     """
-    student, tokens = problem.student, len(problem.targets)
+    student, tokens = problem.student, len(problem.labels)
     with torch.cuda.device_of(student.hidden), torch.autocast(student.hidden.device.type, enabled=False):
         values = torch.zeros(6, tokens, dtype=student.wide, device=student.hidden.device)
-        labels = problem.targets.contiguous()  # kernels go from one to the next
-        scaled = _scaled(weights, problem, counted, values[0])
-        head, kernels = Head(student, plan), problem.kernel_pass(plan)
+        labels = problem.labels.contiguous()  # kernels go from one to the next
+        scaled = _scaled(weights, student, counted, values[0])
+        head = KernelHead(student, plan)
         gradients = _Gradients(head, counted, scaled.unit, plan, wanted)
         for group in _spans(slice(0, tokens), plan.group):
             for span in _spans(group, plan.rows):
@@ -218,14 +231,13 @@ class _Scaled(NamedTuple):
     unit: float | Tensor
 
 
-def _scaled(weights: Weights, problem: Problem, counted: Tensor, like: Tensor) -> _Scaled:
+def _scaled(weights: Weights, student: Projection, counted: Tensor, like: Tensor) -> _Scaled:
     """Spread weights over the tokens; those that do not count have none."""
-    student = problem.student
     typical = weights.ce if weights.typical_ce is None else weights.typical_ce
     ce, kl = (torch.where(counted, _on(like, w), 0.0) for w in (weights.ce, weights.kl))
     unit: float | Tensor
-    if student.weight is None:
-        unit = 1 / student.scale  # the kernels write the gradient of `hidden` itself
+    if student.head.weight is None:
+        unit = 1 / student.head.scale  # the kernels write the gradient of `hidden` itself
     elif isinstance(typical, Tensor) or isinstance(weights.kl, Tensor):
         unit = torch.maximum(ce.abs(), kl.abs()).amax() if len(counted) else like.new_ones(())
         unit = unit.masked_fill(unit == 0, 1.0)
@@ -244,27 +256,27 @@ class _Gradients:
     """The gradients that are wanted, each in float32 but for a weight's that a single product writes."""
 
     def __init__(
-        self, head: Head, counted: Tensor, unit: float | Tensor, plan: KernelPlan, wanted: tuple[bool, ...]
+        self, head: KernelHead, counted: Tensor, unit: float | Tensor, plan: KernelPlan, wanted: tuple[bool, ...]
     ) -> None:
-        side, tokens = head.side, len(counted)
+        side, own, tokens = head.side, head.head, len(counted)
         self.head, self.counted, self.unit = head, counted, unit
-        self.alpha = side.scale * unit if isinstance(unit, float) else side.scale
-        options: dict[str, Any] = {"dtype": side.wide, "device": counted.device}
+        self.alpha = own.scale * unit if isinstance(unit, float) else own.scale
         self.hidden = self.weight = self.bias = self.place = None
-        dtype = side.hidden.dtype if side.weight is None else side.dtype
+        empty = partial(torch.empty, device=counted.device)
+        dtype = side.hidden.dtype if own.weight is None else side.dtype
         if any(wanted):
             rows = min(plan.group, tokens)
-            room = padded(side.vocabulary)
-            if side.weight is None and wanted[0]:
-                rows, room = tokens, side.vocabulary
-            self.place = torch.empty(rows, room, dtype=dtype, device=counted.device)
+            room = padded(side.vocabulary_rows)
+            if own.weight is None and wanted[0]:
+                rows, room = tokens, side.vocabulary_rows
+            self.place = empty(rows, room, dtype=dtype)
         if wanted[0]:
-            self.hidden = self.place if side.weight is None else torch.empty(side.hidden.shape, **options)
-        if wanted[1] and side.weight is not None:
-            options["dtype"] = side.wide if tokens > plan.group else kept_dtype(side.weight.dtype, side.wide)
-            self.weight = torch.empty(side.weight.shape, **options) if tokens else torch.zeros_like(side.weight)
-        if wanted[2] and side.bias is not None:
-            self.bias = torch.zeros_like(side.bias, dtype=side.wide)
+            self.hidden = self.place if own.weight is None else empty(side.hidden.shape, dtype=side.wide)
+        if wanted[1] and own.weight is not None:
+            kept = side.wide if tokens > plan.group else kept_dtype(own.weight.dtype, side.wide)
+            self.weight = empty(own.weight.shape, dtype=kept) if tokens else torch.zeros_like(own.weight)
+        if wanted[2] and own.bias is not None:
+            self.bias = torch.zeros_like(own.bias, dtype=side.wide)
 
     def of_logits(self, group: slice, span: slice) -> Tensor | None:
         """Return the place of a tile's gradient of logits."""
@@ -297,6 +309,6 @@ class _Gradients:
             for gradient in (self.hidden, weight, self.bias):
                 if gradient is not None:
                     scale(gradient, self.unit)
-        if weight is not None and self.head.side.weight is not None:
-            weight = weight.to(kept_dtype(self.head.side.weight.dtype, self.head.side.wide))
+        if weight is not None and self.head.head.weight is not None:
+            weight = weight.to(kept_dtype(self.head.head.weight.dtype, self.head.side.wide))
         return self.hidden, weight, self.bias

@@ -1,31 +1,21 @@
-"""The kernels of the dense loss, launched on a tile: a teacher's head or a mixture of several against the student."""
+"""The kernels, launched on a tile: a teacher's logits, a mixture's, or a few known tokens against the student."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Protocol
-
 import torch
 
-from .divergences import ForwardKL, JensenShannon, ReverseKL
-from .gpu import Head, Logits, Rows
+from ...config.choices import DIVERGENCES
+from ..lm_head import LOGITS
+from .gpu import KernelHead, Logits, Rows
+from .problem import Problem
+from .projection import MixtureProjection
 from .tile_plan import CHUNKS, KernelPlan, padded
 from .triton_kernels import ROOM, finish_kernel, mix_kernel, mixture_sums_kernel, rows_kernel, sums_kernel
-
-if TYPE_CHECKING:
-    from ..mixture import MixtureProjection
-    from .tile import Problem
+from .triton_sparse import ROOM as ROOM_OF_TAIL
+from .triton_sparse import pick_kernel, tail_finish_kernel, tail_sums_kernel
 
 Tensor = torch.Tensor
-KINDS = (ForwardKL, ReverseKL, JensenShannon)  # as the kernels number them
 WARPS = 4
-
-
-class Teacher(Protocol):
-    """What has logits of a tile."""
-
-    def logits(self, span: slice) -> Logits:
-        """Return them."""
-        ...
 
 
 class DensePass:
@@ -33,43 +23,39 @@ class DensePass:
 
     def __init__(self, problem: Problem, plan: KernelPlan) -> None:
         self.plan = plan
-        self.teacher: Teacher | None = None
-        if problem.teacher:
-            self.teacher = problem.teacher.kernel_head(plan, problem.vocabulary)
-        self.kind = KINDS.index(type(problem.divergence))
-        self.beta = problem.divergence.beta if isinstance(problem.divergence, JensenShannon) else 0.5
+        self.teacher: KernelHead | MixtureHead | None = None
+        if isinstance(problem.teacher, MixtureProjection):
+            self.teacher = MixtureHead(problem.teacher, plan, problem.vocabulary)
+        elif problem.teacher is not None:
+            self.teacher = KernelHead(problem.teacher, plan, problem.vocabulary)
+        self.kind = DIVERGENCES.index(problem.settings.divergence)
+        self.beta = problem.settings.jsd_beta
 
     def __call__(self, rows: Rows) -> None:
         """Write values and gradient of a tile."""
         own, theirs = rows.student, self.teacher.logits(rows.span) if self.teacher else None
         tokens = len(rows.labels)
-        models: tuple[Any, ...] = (own.place, own.place.stride(0), own.readable, own.size, own.bias)
-        heads: dict[str, Any] = {"SCALE_S": own.scale, "CAP_S": own.softcap, "SCALE_T": 1.0, "CAP_T": None}
+        heads: dict[str, float | None] = {
+            "SCALE_S": own.head.scale,
+            "CAP_S": own.head.softcap,
+            "SCALE_T": 1.0,
+            "CAP_T": None,
+        }
         temperatures = [float(own.temperature), 1.0]
-        if theirs is None:
-            models = (*models, None, 0, 0, 0, None)
-        else:
-            models = (*models, theirs.place, theirs.place.stride(0), theirs.readable, theirs.size, theirs.bias)
-            heads |= {"SCALE_T": theirs.scale, "CAP_T": theirs.softcap}
+        models = (*own.arguments, None, 0, 0, 0, None)
+        if theirs is not None:
+            models = (*own.arguments, *theirs.arguments)
+            heads |= {"SCALE_T": theirs.head.scale, "CAP_T": theirs.head.softcap}
             temperatures[1] = float(theirs.temperature)
-        gradient = (rows.gradient, 0 if rows.gradient is None else rows.gradient.stride(0))
-        tile = (
-            rows.labels,
-            rows.counted,
-            rows.weight_ce,
-            rows.weight_kl,
-            rows.values,
-            rows.values.stride(0),
-        )
         how = {**heads, "KIND": self.kind, "ONE": own.temperature == 1, "BLOCK": self.plan.block, "num_warps": WARPS}
         chunks, columns = self.plan.chunks(tokens, own.size)
         if chunks == 1:
-            rows_kernel[(tokens,)](*models, *tile, *gradient, *temperatures, BETA=self.beta, **how)
+            rows_kernel[(tokens,)](*models, *rows.arguments, *temperatures, BETA=self.beta, **how)
             return
         sums = rows.values.new_empty(tokens, chunks, int(ROOM))
         grid = (tokens, chunks)
         sums_kernel[grid](*models, rows.counted, sums, columns, *temperatures, **how)
-        if theirs is not None and self.kind == KINDS.index(JensenShannon):
+        if theirs is not None and DIVERGENCES[self.kind] == "jsd":
             jsd = {k: how[k] for k in (*heads, "BLOCK", "num_warps")}
             shared = (*models[:3], *models[4:])
             mixture_sums_kernel[grid](
@@ -77,7 +63,7 @@ class DensePass:
             )
         last = grid if rows.gradient is not None else (tokens, 1)
         finish_kernel[last](
-            *models, *tile, *gradient, sums, chunks, columns, *temperatures, BETA=self.beta, MOST=CHUNKS, **how
+            *models, *rows.arguments, sums, chunks, columns, *temperatures, BETA=self.beta, MOST=CHUNKS, **how
         )
 
 
@@ -89,9 +75,9 @@ class MixtureHead:
         hidden, wide = mixture.sides[0].hidden, mixture.sides[0].wide
         shape = (plan.rows, padded(columns))
         place = None
-        if any(side.weight is not None for side in mixture.sides):
+        if any(side.head.weight is not None for side in mixture.sides):
             place = torch.empty(shape, dtype=wide, device=hidden.device)
-        self.heads = [Head(side, plan, columns, place) for side in mixture.sides]
+        self.heads = [KernelHead(side, plan, columns, place) for side in mixture.sides]
         self.mixed = torch.empty(shape, dtype=wide, device=hidden.device)
         weights = mixture.weights.to(wide)
         self.weights = (weights / weights.sum(1, keepdim=True)).t().contiguous()
@@ -102,8 +88,46 @@ class MixtureHead:
         for i, head in enumerate(self.heads):
             z = head.logits(span)
             mix_kernel[(len(mixed),)](
-                *(z.place, z.place.stride(0), z.readable, z.size, z.bias, self.weights[i, span]),
-                *(mixed, mixed.stride(0), float(z.temperature)),
-                SCALE=z.scale, CAP=z.softcap, FIRST=i == 0, BLOCK=self.plan.block, num_warps=WARPS,
+                *(*z.arguments, self.weights[i, span], mixed, mixed.stride(0), float(z.temperature)),
+                SCALE=z.head.scale, CAP=z.head.softcap, FIRST=i == 0, BLOCK=self.plan.block, num_warps=WARPS,
             )  # fmt: skip
-        return Logits(mixed, self.columns, mixed.shape[1], None, None, 1.0, 1.0)
+        return Logits(mixed, self.columns, mixed.shape[1], LOGITS, 1.0)
+
+
+class SparsePass:
+    """Values and gradient of tiles against the few known tokens of a teacher's distributions."""
+
+    def __init__(self, problem: Problem, plan: KernelPlan) -> None:
+        wide, known = problem.student.wide, problem.known
+        assert known is not None
+        self.plan, self.vocabulary = plan, problem.vocabulary
+        self.is_owned = problem.student.head.weight is not None  # logits that the caller has made are not written to
+        self.ids = known.token_ids.contiguous()
+        self.probs = known.probs.to(wide).contiguous()
+        self.tail, self.negentropy = (
+            None if of_row is None else of_row.to(wide).contiguous() for of_row in (known.tail, known.negentropy)
+        )
+        self.picked = torch.empty(plan.rows, self.ids.shape[1], dtype=wide, device=self.ids.device)
+
+    def __call__(self, rows: Rows) -> None:
+        """Write values and gradient of a tile."""
+        own, span, tokens, k = rows.student, rows.span, len(rows.labels), self.ids.shape[1]
+        place = own.place if self.is_owned else own.place.clone()
+        head = {"SCALE_S": own.head.scale, "CAP_S": own.head.softcap}
+        most = {"K": 1 << (k - 1).bit_length()}
+        how = {**head, "ONE": own.temperature == 1, "BLOCK": self.plan.block, "num_warps": WARPS}
+        ids, temperature = self.ids[span], float(own.temperature)
+        pick_kernel[(tokens,)](
+            *(place, place.stride(0), own.readable, own.head.bias, self.vocabulary, rows.counted, ids, k, self.picked),
+            **head, **most, num_warps=WARPS,
+        )  # fmt: skip
+        chunks, columns = self.plan.chunks(tokens, own.size)
+        sums = rows.values.new_empty(tokens, chunks, int(ROOM_OF_TAIL))
+        model = (*own._replace(place=place).arguments, self.vocabulary)
+        tail_sums_kernel[(tokens, chunks)](*model, rows.counted, sums, columns, temperature, **how)
+        of_rows = (None if of_row is None else of_row[span] for of_row in (self.tail, self.negentropy))
+        tail_finish_kernel[(tokens, 1 if rows.gradient is None else chunks)](
+            *(*model, *rows.arguments, ids, k, self.picked, self.probs[span], *of_rows),
+            *(sums, chunks, columns, temperature),
+            MOST=CHUNKS, **most, **how,
+        )  # fmt: skip

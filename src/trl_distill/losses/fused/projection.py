@@ -1,4 +1,4 @@
-"""One model's LM head, applied to tiles: a block of vocabulary rows times a tile of hidden states.
+"""A model's LM head, applied to tiles: a block of vocabulary rows times a tile of hidden states.
 
 Tiles of logits lie as [block, rows], vocabulary first: the products run twice as fast so on a CPU, and what is one
 number per token is contiguous. They are wide (float32, or float64 for float64 inputs) whatever the inputs are.
@@ -6,123 +6,169 @@ number per token is contiguous. They are wide (float32, or float64 for float64 i
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import Any
 
 import torch
 
-from ..result import vocabulary_rows
+from ..lm_head import ModelSide
+from ..settings import LossSettings
 from .products import multiply
 from .tile_plan import padded
 
-if TYPE_CHECKING:
-    from .gpu import Head
-    from .tile_plan import KernelPlan
+Tensor = torch.Tensor
+TileLogits = Callable[[slice, Tensor], Tensor]  # writes a tile's logits over a block of the vocabulary
+BLOCK = 4096  # vocabulary rows at a time in the pass for a mixture's log-normalisers
 
 
-def product_dtype(hidden: torch.Tensor) -> torch.dtype:
-    """Return the precision `nn.Linear` would multiply in: autocast's where it is on, else that of the hidden states."""
+def product_dtype(hidden: Tensor) -> torch.dtype:
+    """Return the precision `nn.Linear` would multiply in: autocast's if it is on, else that of the hidden states."""
     device = hidden.device.type
     if hidden.dtype != torch.float64 and torch.is_autocast_enabled(device):
         return torch.get_autocast_dtype(device)
     return hidden.dtype
 
 
-def wide_dtype(dtype: torch.dtype) -> torch.dtype:
-    """Return the precision of logits, sums and accumulators."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
+def projection_of(side: ModelSide, settings: LossSettings, wide: torch.dtype) -> Projection:
+    """Return a model's softened logits, in the precision that `nn.Linear` multiplies in."""
+    return Projection(side.hidden, side.head, settings.temperature, product_dtype(side.hidden), wide)
 
 
 @dataclass(frozen=True)
-class Projection:
+class Projection(ModelSide):
     """Softened logits z = softcap * tanh(scale * (hidden @ weight.T + bias) / softcap) / temperature.
 
     Attributes:
-        hidden: [N, H].
-        weight: [V, H]; None if `hidden` is hidden @ weight.T already, [N, V].
-        bias: [V] or None.
-        softcap: Bound of the logits, or None.
-        scale: Factor of the logits before the softcap.
-        temperature: T, by which they are divided in the same go.
+        temperature: T, by which the logits are divided in the same go.
         dtype: Precision of the factors of every product.
         wide: Precision of logits and sums.
     """
 
-    hidden: torch.Tensor
-    weight: torch.Tensor | None
-    bias: torch.Tensor | None
-    softcap: float | None
-    scale: float
     temperature: float
     dtype: torch.dtype
     wide: torch.dtype
 
-    @property
-    def vocabulary(self) -> int:
-        """Rows of the vocabulary, V."""
-        return vocabulary_rows(self.hidden, self.weight)
-
-    def tensors(self) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
-        """Return hidden states, weight and bias."""
-        return self.hidden, self.weight, self.bias
-
-    def with_tensors(self, hidden: Any, weight: Any, bias: Any) -> Projection:
-        """Return the same head with other tensors."""
-        return replace(self, hidden=hidden, weight=weight, bias=bias)
-
-    def kernel_head(self, plan: KernelPlan, columns: int) -> Head:
-        """Return its first `columns` as the kernels of a GPU read them."""
-        from .gpu import Head
-
-        return Head(self, plan, columns)
+    def with_tensors(self, tensors: Sequence[Any]) -> Projection:
+        """Return the same head with other hidden states, weight and bias."""
+        hidden, weight, bias = tensors
+        return replace(self, hidden=hidden, head=replace(self.head, weight=weight, bias=bias))
 
     def kernel_room(self, columns: int) -> int:
-        """Return how many numbers a row of them takes beyond what is there."""
-        return 0 if self.weight is None else padded(columns)
+        """Return how many numbers a row of a tile takes on a GPU beyond what is there."""
+        return 0 if self.head.weight is None else padded(columns)
 
     @property
     def rules_out(self) -> bool:
         """Whether a logit may be -inf: only a bias can rule a token out, and a softcap bounds it again."""
-        return self.bias is not None and self.softcap is None
+        return self.head.bias is not None and self.head.softcap is None
 
-    def rows(self, index: slice | torch.Tensor) -> torch.Tensor:
+    def rows(self, index: slice | Tensor) -> Tensor:
         """Hidden states of a tile of tokens, [R, H], as a factor of products; or its logits, [R, V]."""
         rows = self.hidden[index]
-        return rows if self.weight is None else self._factor(rows)
+        return rows if self.head.weight is None else self._factor(rows)
 
-    def block(self, vocabulary: slice) -> torch.Tensor:
+    def block(self, vocabulary: slice) -> Tensor:
         """A block of the weight's rows, [B, H], as a factor of products."""
-        assert self.weight is not None
-        return self._factor(self.weight[vocabulary])
+        assert self.head.weight is not None
+        return self._factor(self.head.weight[vocabulary])
 
-    def logits(self, rows: torch.Tensor, vocabulary: slice, out: torch.Tensor) -> torch.Tensor:
+    def tile_logits(self, index: slice | Tensor) -> TileLogits:
+        """Return what writes the logits of a tile of tokens."""
+        return partial(self.logits_of, self.rows(index))
+
+    def logits_of(self, rows: Tensor, vocabulary: slice, out: Tensor) -> Tensor:
         """Write z of a tile's `rows` over a block of the vocabulary into `out` [B, R]."""
-        factor = self.scale / (self.temperature if self.softcap is None else self.softcap)
-        if self.weight is None:
+        head = self.head
+        factor = head.scale / (self.temperature if head.softcap is None else head.softcap)
+        if head.weight is None:
             out.copy_(rows[:, vocabulary].t()).mul_(factor)
         else:
             multiply(self.block(vocabulary), rows.t(), out, alpha=factor)
-        if self.bias is not None:
-            out.add_(self.bias[vocabulary].to(out.dtype)[:, None], alpha=factor)
-        if self.softcap is not None:
-            out.tanh_().mul_(self.softcap / self.temperature)
+        if head.bias is not None:
+            out.add_(head.bias[vocabulary].to(out.dtype)[:, None], alpha=factor)
+        if head.softcap is not None:
+            out.tanh_().mul_(head.softcap / self.temperature)
         return out
 
-    def slope(self, z: torch.Tensor, out: torch.Tensor) -> torch.Tensor | None:
-        """Write T dz / d (hidden @ weight.T + bias) into `out`, or return None where it is the scale alone."""
-        if self.softcap is None:
+    def slope(self, z: Tensor, out: Tensor) -> Tensor | None:
+        """Write T dz / d (hidden @ weight.T + bias) into `out`, or return None if it is the scale alone."""
+        if self.head.softcap is None:
             return None
-        torch.mul(z, self.temperature / self.softcap, out=out)
-        return out.square_().neg_().add_(1.0).mul_(self.scale)
+        torch.mul(z, self.temperature / self.head.softcap, out=out)
+        return out.square_().neg_().add_(1.0).mul_(self.head.scale)
 
-    def add_hidden_gradient(self, hidden: torch.Tensor, gradient: torch.Tensor, vocabulary: slice) -> None:
+    def add_hidden_gradient(self, hidden: Tensor, gradient: Tensor, vocabulary: slice) -> None:
         """Add a block's gradient [B, R] in hidden @ weight.T to that of a tile's rows, `hidden` [R, H] or [R, V]."""
-        if self.weight is None:
+        if self.head.weight is None:
             hidden[:, vocabulary] += gradient.t()
         else:
             multiply(gradient.t(), self.block(vocabulary), hidden, add=True)
 
-    def _factor(self, matrix: torch.Tensor) -> torch.Tensor:
+    def _factor(self, matrix: Tensor) -> Tensor:
         """Round to the product's precision; on a CPU half precision is then widened, which loses nothing."""
         matrix = matrix.to(self.dtype)
         return matrix.to(self.wide) if matrix.device.type == "cpu" else matrix
+
+
+@dataclass(frozen=True)
+class MixtureProjection:
+    """Several teachers in the place of one: the "logits" are the log-probabilities of their mixture.
+
+    log p(v) = logsumexp_i (log w_i + z_i(v) - lse_i), with z_i teacher i's softened logits and lse_i their
+    log-normaliser, which an earlier pass over that teacher's vocabulary gives.
+
+    Attributes:
+        sides: The M teachers' heads, of one temperature.
+        weights: [N, M], at least 0; rows are normalised.
+        vocabulary: Rows [0, vocabulary) over which each of them is normalised.
+    """
+
+    sides: tuple[Projection, ...]
+    weights: Tensor
+    vocabulary: int
+
+    @property
+    def rules_out(self) -> bool:
+        """Whether a log-probability may be -inf."""
+        return any(side.rules_out for side in self.sides)
+
+    @property
+    def tensors(self) -> tuple[()]:
+        """Nothing for autograd to keep: teachers have no gradient and stay with this object."""
+        return ()
+
+    def with_tensors(self, tensors: Sequence[Any]) -> MixtureProjection:
+        """Return itself; see `tensors`."""
+        return self
+
+    def kernel_room(self, columns: int) -> int:
+        """Return how many numbers a row takes on a GPU: the mixture, and one teacher's logits at a time."""
+        return padded(columns) + max(side.kernel_room(columns) for side in self.sides)
+
+    def tile_logits(self, index: slice | Tensor) -> TileLogits:
+        """Return what writes log p of a tile, after a pass over each teacher's vocabulary for its log-normalisers."""
+        weights = self.weights[index].to(self.sides[0].wide)
+        log_weights = (weights / weights.sum(1, keepdim=True)).log().unbind(1)  # -inf for a weight of 0
+        tiles = [side.tile_logits(index) for side in self.sides]
+        shifts = [log_w - self._log_normalizer(tile, log_w) for tile, log_w in zip(tiles, log_weights, strict=True)]
+        return partial(_mix, tuple(zip(tiles, shifts, strict=True)))
+
+    def _log_normalizer(self, tile: TileLogits, like: Tensor) -> Tensor:
+        """Return log sum_v exp(z(v)) of one teacher's tile, [R]."""
+        total = torch.full_like(like, -torch.inf)
+        for start in range(0, self.vocabulary, BLOCK):
+            block = slice(start, min(start + BLOCK, self.vocabulary))
+            place = like.new_empty(block.stop - start, len(like))
+            total = torch.logaddexp(total, tile(block, place).logsumexp(0))
+        return total
+
+
+def _mix(teachers: Sequence[tuple[TileLogits, Tensor]], vocabulary: slice, out: Tensor) -> Tensor:
+    """Write log p over a block of the vocabulary into `out` [B, R], from each teacher's log w - lse, [R]."""
+    place = torch.empty_like(out)
+    out.fill_(-torch.inf)
+    for tile, shift in teachers:
+        torch.logaddexp(out, tile(vocabulary, place).add_(shift), out=out)
+    return out

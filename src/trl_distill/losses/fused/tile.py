@@ -5,90 +5,59 @@ The elementwise steps of a block run in place on a few small buffers, so they st
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from functools import partial
 
 import torch
 
-from .divergences import Divergence, JensenShannon, settled
+from .divergences import JensenShannon, divergence_of, settled
+from .problem import Problem
 from .products import multiply
-from .projection import Projection
 from .tile_plan import Plan
-
-if TYPE_CHECKING:
-    from .gpu import Pass
-    from .tile_plan import KernelPlan
 
 Tensor = torch.Tensor
 WHOLE = (1, 2, 3, 4)  # temperatures whose powers are cheap products
 
 
 @dataclass(frozen=True)
-class Problem:
-    """What one call computes.
+class Weights:
+    """sum(ce * cross-entropy + kl * divergence): one number for all tokens, or one for each, [N].
 
     Attributes:
-        student: The student's head over N tokens.
-        teacher: The teacher's, or None where the divergence has no weight.
-        targets: [N] token ids.
-        vocabulary: Rows [0, vocabulary) that both share.
-        temperature: T of the divergence.
-        divergence: Which one.
+        ce: Of the cross-entropy.
+        kl: Of the divergence.
+        typical_ce: The order of `ce`, if that is a tensor and `kl` is none; a GPU is not asked for it then.
     """
 
-    student: Projection
-    teacher: Projection | None
-    targets: Tensor
-    vocabulary: int
-    temperature: float
-    divergence: Divergence
+    ce: float | Tensor
+    kl: float | Tensor
+    typical_ce: float | None = None
 
-    @property
-    def shared(self) -> int:
-        """Rows [0, shared) over which a divergence is taken; 0 without a teacher."""
-        return self.vocabulary if self.teacher else 0
+    @classmethod
+    def of_loss(cls, problem: Problem) -> Weights:
+        """Return those of a loss: 1 - alpha, or 1 for tokens of which nothing is known, and alpha T^2."""
+        settings, known = problem.settings, problem.known
+        typical = 1.0 - settings.alpha
+        ce: float | Tensor = typical
+        # a GPU is not waited for
+        if known is not None and (known.token_ids.device.type != "cpu" or known.unknown.any()):
+            ce = torch.full_like(known.probs[:, 0], typical).masked_fill(known.unknown, 1.0)
+        return cls(ce, settings.alpha * settings.temperature**2, typical)
 
-    @property
-    def rules_out(self) -> bool:
-        """Whether a logit of either side may be -inf."""
-        return self.student.rules_out or (self.teacher is not None and self.teacher.rules_out)
-
-    def kernel_pass(self, plan: KernelPlan) -> Pass:
-        """Return what the kernels of a GPU do with a tile of the student's logits."""
-        from .gpu_pass import DensePass
-
-        return DensePass(self, plan)
-
-    def kernel_room(self) -> int:
-        """Return how many numbers the teacher's logits take in a row of a tile on a GPU."""
-        return self.teacher.kernel_room(self.vocabulary) if self.teacher else 0
-
-    def tile(self, plan: Plan, buffers: Buffers, index: slice | Tensor) -> Tile:
-        """Return a tile of its tokens."""
-        return Tile(self, plan, buffers, index)
-
-    def tensors(self) -> tuple[Tensor | None, ...]:
-        """Return the seven tensors that `with_tensors` takes: hidden states, weight and bias of both, targets."""
-        teacher = self.teacher.tensors() if self.teacher else (None, None, None)
-        return (*self.student.tensors(), *teacher, self.targets)
-
-    def with_tensors(self, tensors: Sequence[Any]) -> Problem:
-        """Return the same problem on other tensors."""
-        teacher = self.teacher.with_tensors(*tensors[3:6]) if self.teacher else None
-        return Problem(
-            self.student.with_tensors(*tensors[:3]),
-            teacher,
-            tensors[6],
-            self.vocabulary,
-            self.temperature,
-            self.divergence,
+    def of(self, index: slice | Tensor, like: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """Return both for a tile of tokens, [R]; None if the weight is 0 for all."""
+        ce, kl = (
+            None
+            if isinstance(w, float) and w == 0
+            else torch.as_tensor(w, dtype=like.dtype, device=like.device).expand_as(like)[index]
+            for w in (self.ce, self.kl)
         )
+        return ce, kl
 
 
 @dataclass(frozen=True)
 class Gradients:
-    """Where a tile adds its part of the gradients; None where nobody asks for it.
+    """Where a tile adds its part of the gradients; None for one that is not wanted.
 
     Attributes:
         hidden: [N, H_s].
@@ -105,13 +74,13 @@ class Buffers:
     """Memory that all tiles of a call share: both models' logits, and four blocks of scratch."""
 
     def __init__(self, plan: Plan, problem: Problem) -> None:
-        options: dict[str, Any] = {"dtype": problem.student.wide, "device": problem.targets.device}
-        wide = problem.student.vocabulary if plan.keep else plan.block
+        empty = partial(torch.empty, dtype=problem.student.wide, device=problem.labels.device)
+        wide = problem.student.vocabulary_rows if plan.keep else plan.block
         shared = problem.vocabulary if plan.keep else min(plan.block, problem.vocabulary)
         self._keep, self._shared = plan.keep, problem.vocabulary
-        self._student = torch.empty(wide * plan.rows, **options)
-        self._teacher = torch.empty(shared * plan.rows if problem.teacher else 0, **options)
-        self._scratch = [torch.empty(plan.block * plan.rows, **options) for _ in range(4)]
+        self._student = empty(wide * plan.rows)
+        self._teacher = empty(shared * plan.rows if problem.teacher is not None else 0)
+        self._scratch = [empty(plan.block * plan.rows) for _ in range(4)]
 
     def logits(self, block: slice, rows: int) -> tuple[Tensor, Tensor]:
         """Return the places [B, R] of both models' logits of a block; the teacher's is empty where it is not shared."""
@@ -136,22 +105,23 @@ class Tile:
         self.problem, self.buffers, self.index, self.keep = problem, buffers, index, plan.keep
         self.rules_out = problem.rules_out
         self.student_rows = problem.student.rows(index)
-        self.teacher_rows = problem.teacher.rows(index) if problem.teacher else None
-        self.targets = problem.targets[index]
-        shared, whole = problem.shared, problem.student.vocabulary
-        self.shared = _blocks(0, shared, plan.block)
-        self.rest = _blocks(shared, whole, plan.block)
-        self._sort_targets()
-        zeros = self.student_rows.new_zeros(len(self.targets), dtype=problem.student.wide)
+        self.teacher_logits = None if problem.teacher is None else problem.teacher.tile_logits(index)
+        self.divergence = divergence_of(problem.settings)
+        self.temperature = problem.settings.temperature
+        self.labels = problem.labels[index]
+        self.shared = _blocks(0, problem.vocabulary, plan.block)
+        self.rest = _blocks(problem.vocabulary, problem.student.vocabulary_rows, plan.block)
+        self._sort_labels()
+        zeros = self.student_rows.new_zeros(len(self.labels), dtype=problem.student.wide)
         low = zeros - 1e30  # below every logit, and far from overflow where two of them are subtracted
         self.peak_s, self.peak_t, self.peak_all = low, low.clone(), low
         self.total_s, self.total_t, self.cross = zeros, zeros.clone(), zeros.clone()  # at T, shared vocabulary
         self.total, self.moment = zeros.clone(), zeros.clone()  # at T = 1, whole vocabulary
-        self.label = zeros.clone()  # z of the target
+        self.label = zeros.clone()  # z of the label
         self.at_top = zeros.clone()  # the student's z of the token that the teacher ranks first
         # what is kept of a shared block: exponentials where they are all that the gradient needs, else z
-        simple = problem.divergence.of_exponentials and problem.student.softcap is None
-        self._exponentials = plan.keep and simple and problem.temperature in WHOLE
+        simple = self.divergence.of_exponentials and problem.student.head.softcap is None
+        self._exponentials = plan.keep and simple and self.temperature in WHOLE
         self._peaks: dict[int, tuple[Tensor, Tensor]] = {}  # the maxima that a block's exponentials are taken from
 
     def measure(self) -> None:
@@ -161,13 +131,13 @@ class Tile:
         self.peak_all = self.peak_s
         for block in self.rest:
             self._measure_rest(block)
-        if isinstance(self.problem.divergence, JensenShannon) and self.shared:
-            self._measure_completely(self.problem.divergence)
+        if isinstance(self.divergence, JensenShannon) and self.shared:
+            self._measure_completely(self.divergence)
 
     def values(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """Return per token, [R] each: cross-entropy, divergence, entropy, agreement and correctness (0 or 1)."""
         log_total = self.total.log()
-        ce = log_total - (self.label - self.peak_all) * self.problem.temperature
+        ce = log_total - (self.label - self.peak_all) * self.temperature
         kl = self._divergence() if self.shared else torch.zeros_like(ce)
         agreement = (self.at_top == self.peak_s).to(ce.dtype) * bool(self.shared)
         correct = (self.label == self.peak_all).to(ce.dtype)
@@ -197,12 +167,12 @@ class Tile:
 
     def _divergence(self) -> Tensor:
         """Return the divergence per token once all blocks are in."""
-        return self.problem.divergence.value(self)
+        return self.divergence.value(self)
 
     def _measure_shared(self, block: slice) -> None:
         """Both models' logits of a block that both have."""
         z_s, z_t = self._project(block)
-        s, es, t, gap = self.buffers.scratch(block, len(self.targets))
+        s, es, t, gap = self.buffers.scratch(block, len(self.labels))
         peak_s, highest_t = torch.maximum(self.peak_s, z_s.amax(0)), z_t.amax(0)
         _follow_top(z_t, z_s, highest_t > self.peak_t, self.at_top)
         peak_t = torch.maximum(self.peak_t, highest_t)
@@ -216,10 +186,10 @@ class Tile:
             exp_s, exp_t = torch.exp(s, out=z_s), torch.exp(t, out=z_t)
         else:
             exp_s, exp_t = torch.exp(s, out=es), t.exp_()
-        mass, T = exp_s.sum(0), self.problem.temperature
+        mass, T = exp_s.sum(0), self.temperature
         self.total_s += mass
         self.total_t += exp_t.sum(0)
-        self.problem.divergence.add(self, gap, exp_s, exp_t)
+        self.divergence.add(self, gap, exp_s, exp_t)
         if T == 1:
             self._add_at_one(s, exp_s, gap, mass)
         else:
@@ -228,35 +198,35 @@ class Tile:
     def _measure_rest(self, block: slice) -> None:
         """The student's logits of a block that is not compared with the teacher's."""
         z, _ = self._project(block)
-        u, e, product, _ = self.buffers.scratch(block, len(self.targets))
+        u, e, product, _ = self.buffers.scratch(block, len(self.labels))
         peak = torch.maximum(self.peak_all, z.amax(0))
         self._rescale_at_one(self.peak_all - peak)
         self.peak_all = peak
         self._note_labels(z, block)
         torch.exp(torch.sub(z, peak, out=u), out=e)
-        self._add_at_one(u, power(e, u, self.problem.temperature, out=e), product)
+        self._add_at_one(u, power(e, u, self.temperature, out=e), product)
 
     def _add_at_one(self, s: Tensor, e: Tensor, product: Tensor, mass: Tensor | None = None) -> None:
         """Add a block to the student's softmax at T = 1, e = exp(T s): its sum, which may be known, and mean logit."""
         self.total += e.sum(0) if mass is None else mass
-        self.moment += settled(torch.mul(e, s, out=product), self).sum(0) * self.problem.temperature
+        self.moment += settled(torch.mul(e, s, out=product), self).sum(0) * self.temperature
 
     def _note_labels(self, z: Tensor, block: slice) -> None:
-        """Note the z of the targets that lie in a block."""
-        rows, places = self._targets_in(block)
+        """Note the z of the labels that lie in a block."""
+        rows, places = self._labels_in(block)
         if len(rows):
             self.label[rows] = z[places, rows]
 
     def _rescale(self, fall_s: Tensor, fall_t: Tensor) -> None:
         """Move all sums to higher maxima; the arguments are old less new, [R]."""
         factor_s, factor_t = fall_s.exp(), fall_t.exp()
-        self.problem.divergence.rescale(self, factor_s, factor_t, fall_t - fall_s)
+        self.divergence.rescale(self, factor_s, factor_t, fall_t - fall_s)
         self.total_s *= factor_s
         self.total_t *= factor_t
         self._rescale_at_one(fall_s)
 
     def _rescale_at_one(self, fall: Tensor) -> None:
-        fall = fall * self.problem.temperature
+        fall = fall * self.temperature
         factor = fall.exp()
         self.moment.add_(fall * self.total).mul_(factor)
         self.total *= factor
@@ -265,66 +235,56 @@ class Tile:
 
     def _measure_completely(self, divergence: JensenShannon) -> None:
         """The sums that need both softmaxes complete."""
-        divergence.start(self)
         for block in self.shared:
             z_s, z_t = self._project(block, again=True)
-            s, t, _, _ = self.buffers.scratch(block, len(self.targets))
+            s, t, _, _ = self.buffers.scratch(block, len(self.labels))
             divergence.add_complete(self, torch.sub(z_s, self.peak_s, out=s), torch.sub(z_t, self.peak_t, out=t))
 
     def _logit_gradient(self, block: slice, weight_ce: Tensor | None, weight_kl: Tensor | None) -> Tensor:
         """Return d sum(weight_ce ce + weight_kl kl) / d (hidden @ weight.T + bias) of a block, [B, R]."""
         student = self.problem.student
         z_s, z_t = self._project(block, again=True)
-        s, es, t, place = self.buffers.scratch(block, len(self.targets))
+        s, es, _, place = self.buffers.scratch(block, len(self.labels))
         slope = student.slope(z_s, out=place)
-        if block.start < self.problem.vocabulary and self.shared and weight_kl is not None:
+        if block.start < self.problem.vocabulary and weight_kl is not None:
             shared = self._gradient_of_exponentials if self._exponentials else self._shared_gradient
-            gradient = shared(z_s, z_t, weight_ce, weight_kl / self.problem.temperature, (s, es, t), block)
+            gradient = shared((z_s, z_t), weight_ce, weight_kl / self.temperature, block)
         elif weight_ce is not None:
             torch.exp(torch.sub(z_s, self.peak_all, out=s), out=es)
-            gradient = power(es, s, self.problem.temperature, out=z_s).mul_(weight_ce / self.total)
+            gradient = power(es, s, self.temperature, out=z_s).mul_(weight_ce / self.total)
         else:
             gradient = z_s.zero_()
-        rows, places = self._targets_in(block)
+        rows, places = self._labels_in(block)
         if weight_ce is not None and len(rows):
             gradient[places, rows] -= weight_ce[rows]
         if slope is not None:
             return gradient.mul_(slope)
-        return gradient if student.scale == 1.0 else gradient.mul_(student.scale)
+        return gradient if student.head.scale == 1.0 else gradient.mul_(student.head.scale)
 
     def _shared_gradient(
-        self,
-        z_s: Tensor,
-        z_t: Tensor,
-        weight_ce: Tensor | None,
-        weight_kl: Tensor,
-        scratch: tuple[Tensor, ...],
-        block: slice,
+        self, z: tuple[Tensor, Tensor], weight_ce: Tensor | None, weight_kl: Tensor, block: slice
     ) -> Tensor:
-        """The same for a block that both models have, but for the targets' entries; takes the place of `z_s`.
+        """The same for a block that both models have, but for the labels' entries; takes the place of the student's z.
 
         `weight_kl` is that of the divergence's gradient in z.
         """
-        s, es, t = scratch
+        z_s, z_t = z
+        s, es, t, _ = self.buffers.scratch(block, len(self.labels))
         torch.exp(torch.sub(z_s, self.peak_s, out=s), out=es)
         torch.sub(z_t, self.peak_t, out=t)
-        self.problem.divergence.gradient(self, weight_kl, s, t, es, out=z_s)
+        self.divergence.gradient(self, weight_kl, s, t, es, out=z_s)
         if weight_ce is not None:
-            z_s.add_(power(es, s, self.problem.temperature, out=s).mul_(self._at_one(weight_ce, self.peak_s)))
+            z_s.add_(power(es, s, self.temperature, out=s).mul_(self._at_one(weight_ce, self.peak_s)))
         return z_s
 
     def _gradient_of_exponentials(
-        self,
-        exp_s: Tensor,
-        exp_t: Tensor,
-        weight_ce: Tensor | None,
-        weight_kl: Tensor,
-        scratch: tuple[Tensor, ...],
-        block: slice,
+        self, kept: tuple[Tensor, Tensor], weight_ce: Tensor | None, weight_kl: Tensor, block: slice
     ) -> Tensor:
         """The same from kept exponentials; what the maxima have risen since goes into the weights, [R]."""
+        exp_s, exp_t = kept
         peak_s, peak_t = self._peaks[block.start]
-        e = None if weight_ce is None else power(exp_s, None, self.problem.temperature, out=scratch[0])
+        place = self.buffers.scratch(block, len(self.labels))[0]
+        e = None if weight_ce is None else power(exp_s, None, self.temperature, out=place)
         # the difference first and rounded alike: it is 0 where both agree, and Adam makes steps of what rounding leaves
         exp_s.mul_(weight_kl / self.total_s * (peak_s - self.peak_s).exp())
         exp_s.sub_(exp_t.mul_(weight_kl / self.total_t * (peak_t - self.peak_t).exp()))
@@ -334,32 +294,32 @@ class Tile:
 
     def _at_one(self, weight_ce: Tensor, peak: Tensor) -> Tensor:
         """Return what turns exp(T (z - peak)) into the weighted softmax at T = 1, [R]."""
-        return weight_ce / self.total * ((peak - self.peak_all) * self.problem.temperature).exp()
+        return weight_ce / self.total * ((peak - self.peak_all) * self.temperature).exp()
 
     # -- both
 
     def _project(self, block: slice, *, again: bool = False) -> tuple[Tensor, Tensor]:
         """Return both models' logits of a block, [B, R]; the teacher's only where they are shared."""
-        z_s, z_t = self.buffers.logits(block, len(self.targets))
+        z_s, z_t = self.buffers.logits(block, len(self.labels))
         if again and self.keep:
             return z_s, z_t
-        self.problem.student.logits(self.student_rows, block, out=z_s)
-        if self.problem.teacher and self.teacher_rows is not None and block.start < self.problem.vocabulary:
-            self.problem.teacher.logits(self.teacher_rows, block, out=z_t)
+        self.problem.student.logits_of(self.student_rows, block, out=z_s)
+        if self.teacher_logits is not None and block.start < self.problem.vocabulary:
+            self.teacher_logits(block, z_t)
         return z_s, z_t
 
-    def _sort_targets(self) -> None:
-        """Order the tokens by target, so that a block finds its own at once."""
-        order = self.targets.argsort()
+    def _sort_labels(self) -> None:
+        """Order the tokens by label, so that a block finds its own at once."""
+        order = self.labels.argsort()
         starts = [block.start for block in (*self.shared, *self.rest)]
-        edges = torch.searchsorted(self.targets[order], torch.tensor(starts, device=order.device)).tolist()
+        edges = torch.searchsorted(self.labels[order], torch.tensor(starts, device=order.device)).tolist()
         spans = zip(edges, [*edges[1:], len(order)], strict=True)
         self._in_block = {start: order[a:b] for start, (a, b) in zip(starts, spans, strict=True)}
 
-    def _targets_in(self, block: slice) -> tuple[Tensor, Tensor]:
-        """Return the tokens whose target lies in a block, and the targets' places in it."""
+    def _labels_in(self, block: slice) -> tuple[Tensor, Tensor]:
+        """Return the tokens whose label lies in a block, and the labels' places in it."""
         rows = self._in_block[block.start]
-        return rows, self.targets[rows] - block.start
+        return rows, self.labels[rows] - block.start
 
 
 def _blocks(start: int, stop: int, size: int) -> list[slice]:

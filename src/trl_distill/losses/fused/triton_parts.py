@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 
 LOW = tl.constexpr(-1e30)  # below every logit, and far from overflow where two of them are subtracted
-FORWARD, REVERSE, JSD = (tl.constexpr(kind) for kind in range(3))
+FORWARD, REVERSE, JSD = (tl.constexpr(kind) for kind in range(3))  # the order of `config.choices.DIVERGENCES`
 STAGES = tl.constexpr(3)  # blocks that are on their way from memory while one is summed
 
 

@@ -1,15 +1,16 @@
-"""What teachers say of a batch's completion tokens, each kind with the loss that takes it."""
+"""The signals that teachers give of a batch's completion tokens, each kind with its loss."""
 
 from __future__ import annotations
 
-from .base import LossSettings, TeacherSignal, cross_entropy
+from ..settings import LossSettings, Weighing
+from ..sparse import SampledTokens, TopKTokens
+from .base import TeacherSignal, cross_entropy
 from .cross_tokenizer import CrossTokenizerSignal
 from .dense import DenseSignal
 from .mixture import MixtureSignal
 from .per_row import PerRowSignal
 from .retained import RetainedSignal
-from .sampled import SampledSignal, SampledTokens
-from .topk import TopKSignal
+from .sparse import SampledSignal, TopKSignal
 
 __all__ = [
     "CrossTokenizerSignal",
@@ -22,5 +23,7 @@ __all__ = [
     "SampledTokens",
     "TeacherSignal",
     "TopKSignal",
+    "TopKTokens",
+    "Weighing",
     "cross_entropy",
 ]

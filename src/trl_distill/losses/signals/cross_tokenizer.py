@@ -3,37 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
 from ...config.devices import on_device
-from ..cross_tokenizer import Compared, Head, Settings, add_cross_divergence
-from ..dense import fused_distillation_loss
+from ..cross_tokenizer import Compared, add_cross_divergence
+from ..cross_tokenizer_reference import Matched
+from ..dense import dense_loss
+from ..lm_head import ModelSide
 from ..result import DistillationLoss
-from .base import LossSettings, device_of, whole
-
-if TYPE_CHECKING:
-    from ..cross_tokenizer_reference import Matched
-    from ..lm_head import LMHead
+from ..settings import LossSettings
+from .base import whole
 
 
-@dataclass
-class CrossTokenizerSignal:
-    """A teacher's hidden states at n of N completion positions, and its head.
+@dataclass(frozen=True)
+class CrossTokenizerSignal(ModelSide):
+    """A teacher's hidden states at n of N completion positions, without gradient, and its head.
 
     Attributes:
-        hidden: [n, H_t], without gradient.
-        head: The teacher's LM head.
         kinds: [N] int64 on the host, how the tokens match at each of the student's positions, 0 where it is not
             compared; the n others are those of `hidden`, in order.
         matched: Which tokens are the same, by kind.
     """
 
-    hidden: torch.Tensor
-    head: LMHead
     kinds: np.ndarray
     matched: Mapping[int, Matched]
 
@@ -47,36 +41,18 @@ class CrossTokenizerSignal:
         """The positions that are compared, n."""
         return len(self.hidden)
 
-    def loss(
-        self, head: LMHead, hidden: torch.Tensor, labels: torch.Tensor, settings: LossSettings
-    ) -> DistillationLoss:
-        """Return the loss of the student's hidden states [N, H_s]; see `TeacherSignal.loss`."""
-        learnt = settings.alpha < 1 or self.covered == 0  # where nothing is compared the loss has to depend on it
-        how = Settings(settings.temperature, settings.divergence, settings.jsd_beta, settings.impl)
-        with whole(head) as student, whole(self.head, "teacher") as teacher:
-            device = device_of(student["student_weight"], hidden)
-            with torch.set_grad_enabled(torch.is_grad_enabled() and learnt):
-                ce = fused_distillation_loss(
-                    hidden.to(device),
-                    targets=labels.to(device),
-                    teacher_hidden=None,
-                    teacher_weight=None,
-                    alpha=0.0,
-                    temperature=settings.temperature,
-                    impl=settings.impl,
-                    **student,
-                )
-            return add_cross_divergence(
-                ce,
-                student=Head(hidden.to(device), *student.values()),
-                teacher=Head(self.hidden.to(device), *(_on(device, value) for value in teacher.values())),
-                compared=self._compared(device),
-                alpha=settings.alpha,
-                how=how,
-            )
+    def loss(self, student: ModelSide, labels: torch.Tensor, settings: LossSettings) -> DistillationLoss:
+        """Return the student's loss; see `TeacherSignal.loss`."""
+        needed = settings.alpha < 1 or self.covered == 0  # if nothing is compared the loss has to depend on it
+        with whole(student) as own, whole(self, own.hidden.device) as teacher:
+            device = own.hidden.device
+            with torch.set_grad_enabled(torch.is_grad_enabled() and needed):
+                ce = dense_loss(own, None, labels.to(device), replace(settings, alpha=0.0))
+            compared = self._compared(device)
+            return add_cross_divergence(ce, student=own, teacher=teacher, compared=compared, settings=settings)
 
     def _compared(self, device: torch.device) -> list[Compared]:
-        """Return the positions of each kind."""
+        """Return the positions of each kind; they are picked out on the host, so that the device is not waited for."""
         positions = self.kinds.nonzero()[0]
         if len(positions) != len(self.hidden):
             raise RuntimeError(
@@ -90,8 +66,3 @@ class CrossTokenizerSignal:
                 places, among = (on_device(index, device) for index in (positions[rows], rows))
                 parts.append(Compared(places, among, matched.to(device)))
         return parts
-
-
-def _on(device: torch.device, value: Any) -> Any:
-    """Return a head's part on a device, where it is a tensor."""
-    return value.to(device) if isinstance(value, torch.Tensor) else value

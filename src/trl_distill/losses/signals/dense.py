@@ -3,30 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-from ..dense import fused_distillation_loss
+import torch
+
+from ..dense import dense_loss
+from ..lm_head import ModelSide
 from ..result import DistillationLoss
-from .base import LossSettings, device_of, whole
-
-if TYPE_CHECKING:
-    import torch
-
-    from ..lm_head import LMHead
+from ..settings import LossSettings
+from .base import whole
 
 
-@dataclass
-class DenseSignal:
-    """A teacher's hidden states at N completion positions, and its head.
+@dataclass(frozen=True)
+class DenseSignal(ModelSide):
+    """A teacher's hidden states at N completion positions, without gradient, and its head.
 
     Attributes:
-        hidden: [N, H_t], without gradient.
-        head: The teacher's LM head.
-        vocabulary: Rows shared with the student; None is the smaller of the two.
+        vocabulary: Rows shared with the student; None is the smaller of the two vocabularies.
     """
 
-    hidden: torch.Tensor
-    head: LMHead
     vocabulary: int | None = None
 
     @property
@@ -34,24 +28,7 @@ class DenseSignal:
         """N."""
         return len(self.hidden)
 
-    def loss(
-        self, head: LMHead, hidden: torch.Tensor, labels: torch.Tensor, settings: LossSettings
-    ) -> DistillationLoss:
-        """Return the loss of the student's hidden states [N, H_s]; see `TeacherSignal.loss`."""
-        with whole(head) as student, whole(self.head, "teacher") as teacher:
-            device = device_of(student["student_weight"], hidden)
-            for name in ("teacher_weight", "teacher_bias"):
-                teacher[name] = teacher[name] if teacher[name] is None else teacher[name].to(device)
-            return fused_distillation_loss(
-                hidden.to(device),
-                teacher_hidden=self.hidden.to(device),
-                targets=labels.to(device),
-                vocabulary=self.vocabulary,
-                alpha=settings.alpha,
-                temperature=settings.temperature,
-                divergence=settings.divergence,
-                jsd_beta=settings.jsd_beta,
-                impl=settings.impl,
-                **student,
-                **teacher,
-            )
+    def loss(self, student: ModelSide, labels: torch.Tensor, settings: LossSettings) -> DistillationLoss:
+        """Return the student's loss; see `TeacherSignal.loss`."""
+        with whole(student) as own, whole(self, own.hidden.device) as teacher:
+            return dense_loss(own, teacher, labels.to(own.hidden.device), settings, vocabulary=self.vocabulary)

@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
 
 import torch
 
+from ..lm_head import ModelSide
 from ..result import DistillationLoss
-from .base import LossSettings, TeacherSignal, cross_entropy, device_of, whole
+from ..settings import LossSettings
+from .base import TeacherSignal, cross_entropy, whole
 from .retained import RetainedSignal
-
-if TYPE_CHECKING:
-    from ..lm_head import LMHead
 
 
 @dataclass
 class PerRowSignal:
-    """What each of several teachers says of its part of N completion tokens.
+    """The signals of several teachers, each on its part of N completion tokens.
 
     Attributes:
-        parts: For each, the places [n] of its tokens among the N and what is said of them: None is nothing, and the
-            cross-entropy is all that those tokens are learnt by. Every token is in one part.
+        parts: For each, the places [n] of its tokens among the N and its signal; with None, those tokens train on the
+            cross-entropy alone. Every token is in one part.
     """
 
     parts: Sequence[tuple[torch.Tensor, TeacherSignal | None]]
@@ -34,39 +32,31 @@ class PerRowSignal:
 
     @property
     def retained(self) -> torch.Tensor | None:
-        """Places [R] of the tokens of rows that are to be retained; None where there are none."""
-        places = [index for index, targets in self.parts if isinstance(targets, RetainedSignal)]
+        """Places [R] of the tokens of rows that are to be retained; None if there are none."""
+        places = [index for index, signal in self.parts if isinstance(signal, RetainedSignal)]
         return torch.cat(places) if places else None
 
     @property
     def silent(self) -> bool:
         """Whether nothing is said of the other tokens."""
-        return all(targets is None or isinstance(targets, RetainedSignal) for _, targets in self.parts)
+        return all(signal is None or isinstance(signal, RetainedSignal) for _, signal in self.parts)
 
-    def loss(
-        self, head: LMHead, hidden: torch.Tensor, labels: torch.Tensor, settings: LossSettings
-    ) -> DistillationLoss:
+    def loss(self, student: ModelSide, labels: torch.Tensor, settings: LossSettings) -> DistillationLoss:
         """Return the sum of the parts' losses, tokens in their places; see `TeacherSignal.loss`."""
-        with whole(head) as student:  # sharded weights are gathered once, not once a part
-            gathered = replace(head, weight=student["student_weight"], bias=student["student_bias"], rows=None)
-            device = device_of(gathered.weight, hidden)
-            hidden, labels = hidden.to(device), labels.to(device)
-            places = [index.to(device) for index, _ in self.parts]
+        with whole(student) as own:  # sharded weights are gathered once, not once a part
+            labels = labels.to(own.hidden.device)
+            places = [index.to(labels.device) for index, _ in self.parts]
             losses = []
-            for index, (_, targets) in zip(places, self.parts, strict=True):
-                rows = gathered, hidden[index], labels[index]
-                losses.append(cross_entropy(*rows, settings) if targets is None else targets.loss(*rows, settings))
+            for index, (_, signal) in zip(places, self.parts, strict=True):
+                part = own.at(index), labels[index], settings
+                losses.append(cross_entropy(*part) if signal is None else signal.loss(*part))
         return _joined(places, losses, len(labels))
 
 
 def _joined(places: Sequence[torch.Tensor], losses: Sequence[DistillationLoss], tokens: int) -> DistillationLoss:
     """Return one loss of N tokens from those of its parts."""
-    ce = losses[0].ce.new_zeros(tokens).index_put((places[0],), losses[0].ce)
-    kl = losses[0].kl.new_zeros(tokens).index_put((places[0],), losses[0].kl)
-    for index, loss in zip(places[1:], losses[1:], strict=True):
+    ce, kl = losses[0].ce.new_zeros(tokens), losses[0].kl.new_zeros(tokens)
+    for index, loss in zip(places, losses, strict=True):
         ce, kl = ce.index_put((index,), loss.ce), kl.index_put((index,), loss.kl)
-    sums = (sum((getattr(loss, name) for loss in losses[1:]), getattr(losses[0], name)) for name in SUMS)
+    sums = (sum(values[1:], values[0]) for values in zip(*(loss[2:] for loss in losses), strict=True))
     return DistillationLoss(ce, kl, *sums)
-
-
-SUMS = ("entropy", "top1_agreement", "top1_correct", "loss")

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
+import torch
+
+from ..lm_head import ModelSide
 from ..result import DistillationLoss
-from .base import LossSettings, TeacherSignal
-
-if TYPE_CHECKING:
-    import torch
-
-    from ..lm_head import LMHead
+from ..settings import LossSettings
+from .base import TeacherSignal
 
 
 @dataclass
@@ -32,8 +30,6 @@ class RetainedSignal:
         """N."""
         return self.signal.tokens
 
-    def loss(
-        self, head: LMHead, hidden: torch.Tensor, labels: torch.Tensor, settings: LossSettings
-    ) -> DistillationLoss:
+    def loss(self, student: ModelSide, labels: torch.Tensor, settings: LossSettings) -> DistillationLoss:
         """Return the loss with an alpha of 1; see `TeacherSignal.loss`."""
-        return self.signal.loss(head, hidden, labels, replace(settings, alpha=1.0))
+        return self.signal.loss(student, labels, replace(settings, alpha=1.0))

@@ -1,0 +1,54 @@
+"""How a distillation loss weighs, compares and is computed, as one value."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class LossSettings:
+    """The settings of every loss; `check_settings` checks them where they are not a run's, which the config checks.
+
+    Attributes:
+        alpha: Weight of the divergence, from 0 (cross-entropy only) to 1 (divergence only).
+        temperature: T > 0, which divides the logits of both sides in the divergence.
+        divergence: "forward_kl" is KL(teacher || student), "reverse_kl" is KL(student || teacher), "jsd" the
+            generalised Jensen-Shannon divergence of GKD (arXiv:2306.13649); see `divergence()`.
+        jsd_beta: Weight of the teacher in the mixture of "jsd", strictly between 0 and 1.
+        impl: "fused", or "plain" with the logits of all tokens in memory.
+        tile_bytes: Working memory of "fused" at most, in bytes; see `fused_distillation_loss` for the default.
+        ignore_index: Label that marks a token to leave out.
+    """
+
+    alpha: float
+    temperature: float
+    divergence: str = "forward_kl"
+    jsd_beta: float = 0.5
+    impl: str = "fused"
+    tile_bytes: int | None = None
+    ignore_index: int = -100
+
+
+@dataclass(frozen=True)
+class Weighing:
+    """How a run weighs its loss, which need not be what was asked for.
+
+    Attributes:
+        alpha: Weight of the divergence in the first step.
+        temperature: Of both sides in the first step; the divergence is multiplied by its square.
+        alpha_end: Alpha after the last step; None leaves it where it is.
+        temperature_end: Temperature after the last step; None leaves it where it is.
+        changed: By setting, what was asked for and why it is another.
+    """
+
+    alpha: float
+    temperature: float
+    alpha_end: float | None = None
+    temperature_end: float | None = None
+    changed: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+
+    @property
+    def used(self) -> dict[str, float]:
+        """The changed settings as they are used."""
+        return {name: getattr(self, name.removeprefix("distill_")) for name in self.changed}
