@@ -13,11 +13,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from importlib.util import find_spec
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,7 +25,7 @@ import torch
 from ....models.adapters import CONFIG, Adapter
 from ....models.generation import Completion, GenerationSettings
 from ....models.loading import ModelSource
-from ..store import seed_of
+from ..store import JsonObject, seed_of
 from .base import EngineError
 
 Scores = tuple[np.ndarray, np.ndarray]
@@ -33,11 +33,11 @@ CHILD, JOB = "trl_distill.teachers.completions.engines.vllm_process", "job.jsonl
 SHARE = 0.9  # of the GPU memory that is free
 CPU_CACHE = "4"  # GiB of a CPU's memory for keys and values
 # while it scores: logits [tokens, V] of a step are made in float32, out of the memory that is left
-SCORING: dict[str, Any] = {"max_num_batched_tokens": 1024, "max_num_seqs": 64}
+SCORING: JsonObject = {"max_num_batched_tokens": 1024, "max_num_seqs": 64}
 IN_FLIGHT = 128  # sequences handed to it at a time while it scores: what may wait for the one that comes next
 RANKS = ("RANK", "WORLD_SIZE", "MASTER_", "LOCAL_", "GROUP_", "ROLE_", "TORCHELASTIC_", "ACCELERATE_")
 # what of a LoRA adapter vLLM does not apply, and the value with which it need not
-PLAIN_LORA: dict[str, Any] = {
+PLAIN_LORA: JsonObject = {
     "use_dora": False, "bias": "none", "modules_to_save": None, "rank_pattern": {}, "alpha_pattern": {},
     "trainable_token_indices": None, "layer_replication": None, "fan_in_fan_out": False,
 }  # fmt: skip
@@ -82,7 +82,7 @@ class VLLM:
         Raises:
             EngineError: It cannot load the teacher, or fails; the text says where its log is.
         """
-        for line in self._run(lambda: self._to_write(prompts, settings)):
+        for line in self._run(self._to_write(prompts, settings)):
             yield {line["key"]: self.teacher.completion(line["ids"], settings.stop)}
 
     def score(self, sequences: Mapping[str, tuple[Sequence[int], int]], k: int) -> Iterator[tuple[str, Scores]]:
@@ -99,29 +99,35 @@ class VLLM:
         Raises:
             EngineError: See `write`.
         """
-        for line in self._run(lambda: self._to_score(sequences, k)):
+        for line in self._run(self._to_score(sequences, k)):
             ids, log_probs = (
                 np.frombuffer(base64.b64decode(line[name]), kind).reshape(-1, k)
                 for name, kind in (("ids", np.int32), ("log_probs", np.float32))
             )
             yield line["key"], (ids, log_probs)
 
-    def _run(self, job: Callable[[], Iterable[dict[str, Any]]]) -> Iterator[dict[str, Any]]:
-        """Have the process do a job, given by its lines, and yield its answers."""
+    def _run(self, job: Iterator[JsonObject]) -> Iterator[JsonObject]:
+        """Have the process do a job, given by its lines, and yield its answers; if it fails its log stays."""
         if self.lacks is not None:
             raise EngineError(self.lacks)
-        with _scratch() as folder:
-            path = folder / JOB
-            with path.open("w", encoding="utf-8") as file:
-                file.writelines(json.dumps(line) + "\n" for line in job())
-            for line in _lines_of(path, folder / "vllm.log", _environment(self.teacher.source)):
-                if "started" in line:
-                    self.started = time.perf_counter()
-                elif "key" in line:
-                    yield line
+        folder = Path(tempfile.mkdtemp(prefix="trl-distill-vllm-"))
+        with ExitStack() as stack:
+            stack.callback(shutil.rmtree, folder)
+            with (folder / JOB).open("w", encoding="utf-8") as file:
+                file.writelines(json.dumps(line) + "\n" for line in job)
+            try:
+                for line in _lines_of(folder / JOB, folder / "vllm.log", _environment(self.teacher.source)):
+                    if "started" in line:
+                        self.started = time.perf_counter()
+                    elif "key" in line:
+                        yield line
+            except EngineError:
+                stack.pop_all()
+                (folder / JOB).unlink()
+                raise
 
-    def _to_write(self, prompts: Mapping[str, Sequence[int]], settings: GenerationSettings) -> Iterator[dict[str, Any]]:
-        """Yield the lines of a job that is to write."""
+    def _to_write(self, prompts: Mapping[str, Sequence[int]], settings: GenerationSettings) -> Iterator[JsonObject]:
+        """Yield the lines of a job that writes."""
         teacher = self.teacher
         rooms = {key: teacher.room(len(prompt), settings) for key, prompt in prompts.items()}
         longest = max(len(prompt) + rooms[key] for key, prompt in prompts.items())
@@ -134,8 +140,8 @@ class VLLM:
             own = {"max_tokens": rooms[key], **({"seed": seed_of([key])} if each else {})}
             yield {"key": key, "prompt": list(prompt), "sampling": own}
 
-    def _to_score(self, sequences: Mapping[str, tuple[Sequence[int], int]], k: int) -> Iterator[dict[str, Any]]:
-        """Yield the lines of a job that is to score: all but a sequence's last token are read, and one is written.
+    def _to_score(self, sequences: Mapping[str, tuple[Sequence[int], int]], k: int) -> Iterator[JsonObject]:
+        """Yield the lines of a job that scores: all but a sequence's last token are read, and one is written.
 
         The distribution at the last token is that of the one that is written, so that a sequence may fill the model's
         length.
@@ -148,7 +154,7 @@ class VLLM:
             own = {"prompt_logprobs": k} if targets > 1 else {}
             yield {"key": key, "prompt": list(ids[:-1]), "sampling": own, "targets": targets}
 
-    def _engine(self, longest: int, *, decodes: bool) -> dict[str, Any]:
+    def _engine(self, longest: int, *, decodes: bool) -> JsonObject:
         """Return the arguments of vLLM's engine, and the folder of an adapter.
 
         Args:
@@ -158,7 +164,7 @@ class VLLM:
         source: ModelSource = self.teacher.source
         adapter, model = source.adapter, source.base.path
         dtype = getattr(self.teacher.config, "dtype", None) if source.dtype == "auto" else source.dtype
-        engine: dict[str, Any] = {
+        engine: JsonObject = {
             "model": model,
             "tokenizer": source.path if adapter is not None and adapter.has_tokenizer else model,
             "skip_tokenizer_init": not decodes,  # it is read and written in token ids
@@ -177,10 +183,10 @@ class VLLM:
             engine |= {"enable_lora": True, "max_lora_rank": _rank_for(_settings_of(adapter)["r"])}
         return {"engine": engine | _place(source), "adapter": None if adapter is None else adapter.folder}
 
-    def _sampling(self, settings: GenerationSettings) -> dict[str, Any]:
+    def _sampling(self, settings: GenerationSettings) -> JsonObject:
         """Return the sampling parameters of all prompts."""
         teacher = self.teacher
-        sampling: dict[str, Any] = {"temperature": 0.0}
+        sampling: JsonObject = {"temperature": 0.0}
         if settings.do_sample:
             sampling = {"temperature": settings.temperature, "top_p": settings.top_p}
         # its own end-of-sequence token may be none of the teacher's stop tokens
@@ -198,37 +204,25 @@ class VLLM:
         return sampling
 
 
-@contextmanager
-def _scratch() -> Iterator[Path]:
-    """Yield a folder, of which the log alone stays where vLLM failed."""
-    folder, failed = Path(tempfile.mkdtemp(prefix="trl-distill-vllm-")), False
-    try:
-        yield folder
-    except EngineError:
-        failed = True
-        raise
-    finally:
-        (folder / JOB).unlink(missing_ok=True)
-        if not failed:
-            shutil.rmtree(folder)
-
-
-def _lines_of(job: Path, log: Path, environment: Mapping[str, str]) -> Iterator[dict[str, Any]]:
-    """Run the process and yield what it says, line by line; it ends with this generator.
+def _lines_of(job: Path, log: Path, environment: Mapping[str, str]) -> Iterator[JsonObject]:
+    """Run the process and yield its lines up to the first that is torn; it ends with this generator.
 
     Raises:
         EngineError: It failed; the text says where its log is.
     """
     reading, writing = os.pipe()
-    with log.open("w") as out, os.fdopen(reading, encoding="utf-8") as said:
+    with log.open("w") as out, os.fdopen(reading, encoding="utf-8") as answers:
         command = [sys.executable, "-m", CHILD, str(job), str(writing)]
         process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=out, stderr=out, pass_fds=[writing], env=dict(environment)
         )
         os.close(writing)
         try:
-            line: dict[str, Any] = {}
-            for line in _parsed(said):
+            line: JsonObject = {}
+            for text in answers:
+                if not text.endswith("\n"):
+                    break
+                line = json.loads(text)
                 yield line
             if "done" not in line:
                 raise EngineError(f"{_why(line, process)}; its log is {log}")
@@ -237,15 +231,7 @@ def _lines_of(job: Path, log: Path, environment: Mapping[str, str]) -> Iterator[
             process.communicate()  # waits, and closes its standard input
 
 
-def _parsed(said: IO[str]) -> Iterator[dict[str, Any]]:
-    """Yield lines of JSON up to the first that is torn."""
-    for line in said:
-        if not line.endswith("\n"):
-            return
-        yield json.loads(line)
-
-
-def _why(last: Mapping[str, Any], process: subprocess.Popen[bytes]) -> str:
+def _why(last: JsonObject, process: subprocess.Popen[bytes]) -> str:
     """Return why a process failed, from its last line or its exit status."""
     error = str(last.get("error", "")).strip()
     return error.splitlines()[0].rstrip(".") if error else f"its process ended with status {process.wait()}"
@@ -254,7 +240,7 @@ def _why(last: Mapping[str, Any], process: subprocess.Popen[bytes]) -> str:
 def _environment(source: ModelSource) -> dict[str, str]:
     """Return the environment of the process: one rank alone, on the teacher's own device."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith(RANKS)}
-    paths = [str(Path(__file__).parents[2]), environment.get("PYTHONPATH")]
+    paths = [str(Path(__file__).parents[4]), environment.get("PYTHONPATH")]
     environment["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)
     environment["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # the engine ends with its process
     environment.setdefault("VLLM_CPU_KVCACHE_SPACE", CPU_CACHE)
@@ -265,8 +251,8 @@ def _environment(source: ModelSource) -> dict[str, str]:
     return environment
 
 
-def _place(source: ModelSource) -> dict[str, Any]:
-    """Return how much of which devices vLLM takes."""
+def _place(source: ModelSource) -> JsonObject:
+    """Return how much of which devices vLLM uses."""
     gpus = _gpus(source)
     if not gpus:
         return {"enforce_eager": True}  # compiling costs more than it saves
@@ -285,8 +271,7 @@ def _gpus(source: ModelSource) -> list[int]:
     return [torch.cuda.current_device() if index is None else index]
 
 
-def _settings_of(adapter: Adapter) -> dict[str, Any]:
-    """Return an adapter's configuration."""
+def _settings_of(adapter: Adapter) -> JsonObject:
     return dict(json.loads((Path(adapter.folder) / CONFIG).read_text(encoding="utf-8")))
 
 

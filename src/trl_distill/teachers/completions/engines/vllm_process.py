@@ -90,7 +90,7 @@ def _likeliest(output: Any, count: int) -> dict[str, str]:
 
 
 def _end_with_parent() -> None:
-    """End at once if the process at the other end of the standard input is gone."""
+    """End at once if the process at the other end of the standard input ends."""
     sys.stdin.read()
     os._exit(1)
 
