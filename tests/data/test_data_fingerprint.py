@@ -54,7 +54,7 @@ def test_a_run_is_not_resumed_on_other_rows(rows, said, tiny_model_dir, tmp_path
         save_strategy="steps", save_steps=1, distill_max_teacher_length=2,
     )  # fmt: skip
     with monkeypatch.context() as patched:
-        patched.setattr("trl_distill.runs.watch.WatchCallback.on_step_end", Stop.on_step_end)
+        patched.setattr("trl_distill.runs.callbacks.WatchCallback.on_step_end", Stop.on_step_end)
         with pytest.raises(KeyboardInterrupt):
             run(params)
     path.write_text(json.dumps(rows))
@@ -76,7 +76,7 @@ def test_plain_sft_is_not_resumed_on_other_rows_either(tiny_model_dir, tmp_path,
         batch_size=4, gradient_accumulation=1, save_strategy="steps", save_steps=1,
     )  # fmt: skip
     with monkeypatch.context() as patched:
-        patched.setattr("trl_distill.runs.watch.WatchCallback.on_step_end", Stop.on_step_end)
+        patched.setattr("trl_distill.runs.callbacks.WatchCallback.on_step_end", Stop.on_step_end)
         with pytest.raises(KeyboardInterrupt):
             run(params)
     params.resume, params.data_path = True, changed(0, text="g")

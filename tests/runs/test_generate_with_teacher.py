@@ -218,7 +218,7 @@ def test_a_trained_model_writes_and_a_store_of_targets_does_not(tiny_model_dir, 
     result = run(settings(tiny_model_dir, ROWS, tmp_path, **more))
     by_name = short(str(tmp_path / "run"), "{input}", QUERIES)
     assert [r["completion"] for r in short(result.model, "{input}", QUERIES)] == [r["completion"] for r in by_name]
-    with pytest.raises(TeacherError, match="is a store of targets, which writes nothing"):
+    with pytest.raises(TeacherError, match="is a store of targets, which cannot generate"):
         short(StoredTeacher(store), "{input}", QUERIES)
 
 

@@ -53,7 +53,7 @@ def test_a_checkpoint_whose_state_was_not_written_is_passed_over(tmp_path):
 @pytest.mark.parametrize("resume", [False, True])
 def test_files_of_somebody_else_are_not_overwritten(name, resume, tmp_path):
     (tmp_path / name).write_text("{}")
-    with pytest.raises(ProjectError, match=f"holds '{name}', which is from no run of this command"):
+    with pytest.raises(ProjectError, match=f"holds '{name}', which is not from a run of this command"):
         check(tmp_path, resume=resume)
     check(tmp_path, overwrite=True)
 
@@ -70,7 +70,7 @@ def test_a_place_without_room_for_a_folder_is_said(tmp_path):
     (tmp_path / "x").write_text("")
     with pytest.raises(ProjectError, match="is a file"):
         check(tmp_path / "x", overwrite=True)
-    with pytest.raises(ProjectError, match="cannot be made"):
+    with pytest.raises(ProjectError, match="cannot be created"):
         check(tmp_path / "x" / "y")
 
 

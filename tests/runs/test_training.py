@@ -11,6 +11,7 @@ import torch
 import yaml
 from datasets import Dataset
 from forms import MARKED
+from huggingface_hub import ModelCard
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from trl_distill import LLMTrainingParams, run, train
@@ -160,7 +161,9 @@ def test_an_unfinished_run_is_resumed_and_ends_alike(settings, tmp_path):
     run(LLMTrainingParams(**parts))
     folder = Project(parts["project_name"]).folder
     (folder / "run.json").unlink()  # as a kill after the last checkpoint leaves it
-    with pytest.raises(ProjectError, match=r"unfinished run .*go on with resume, or start anew with overwrite"):
+    with pytest.raises(
+        ProjectError, match=r"unfinished run .*give resume=True to continue it, or overwrite to start over"
+    ):
         run(LLMTrainingParams(**parts))
     resumed = run(LLMTrainingParams(**parts, resume=True))
     for mine, theirs in zip(resumed.model.parameters(), whole.model.parameters(), strict=True):
@@ -193,6 +196,9 @@ def test_the_card_says_how_to_use_the_model(settings, tmp_path):
     card = (tmp_path / "run_2.5-x" / "README.md").read_text()
     for part in ("e f {input}", "c {input} d", settings["teacher_model"], "| distill_temperature | 3.0 |", "printed:"):
         assert part in card
+    head = ModelCard.load(tmp_path / "run_2.5-x" / "README.md").data
+    assert (head.library_name, head.pipeline_tag) == ("transformers", "text-generation")
+    assert head.tags == ["trl", "trl-distill", "prompt-distillation"]
     code = card.split("```python\n")[1].split("```")[0]
     names: dict = {}
     import os
@@ -297,7 +303,9 @@ def test_the_last_evaluation_is_not_made_twice(settings, tmp_path):
 
 
 def test_a_run_that_diverges_fails_and_saves_no_broken_weights(settings, tmp_path):
-    with pytest.raises(DistillError, match=r"training diverged: .* is no number at step .*lower lr ") as raised:
+    with pytest.raises(
+        DistillError, match=r"training diverged: .* is not a finite number at step .*lower lr "
+    ) as raised:
         run(LLMTrainingParams(**{**settings, "lr": 1e30, "epochs": 4, "logging_steps": 1, "max_grad_norm": 0}))
     assert raised.value.exit_code == 1
     assert not (tmp_path / "run_2.5-x" / "model.safetensors").exists()

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     )
 
 EMBEDDED = "embedded"
-TOKENIZER = "_trl_distill_tokenizer"  # a model that was trained here carries its tokenizer to the next stage
+_TOKENIZER = "_trl_distill_tokenizer"  # the attribute of `keep_tokenizer`
 
 
 def resolve(name: str, *, role: str) -> str:
@@ -235,10 +235,23 @@ class ModelSource:
         return model_error(self.role)(f"{self.role} {self.path!r} {problem}")
 
 
+def keep_tokenizer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Attach its tokenizer to a trained model, for a next stage that is given the model alone.
+
+    The folder of a model with an adapter is its base's, whose tokenizer may have another chat template.
+    """
+    setattr(model, _TOKENIZER, tokenizer)
+
+
+def kept_tokenizer(model: PreTrainedModel) -> PreTrainedTokenizerBase | None:
+    """Return what `keep_tokenizer` attached to a model, or to one that it is a copy of."""
+    return getattr(model, _TOKENIZER, None)
+
+
 def tokenizer_of(
     model: PreTrainedModel, *, role: str = "model", trust_remote_code: bool = False
 ) -> PreTrainedTokenizerBase:
-    """Return the tokenizer of a loaded model: the one that it carries from an earlier stage, else its folder's.
+    """Return the tokenizer of a loaded model: the one that an earlier stage attached to it, else its folder's.
 
     Args:
         model: The model.
@@ -248,9 +261,9 @@ def tokenizer_of(
     Raises:
         ModelError, TeacherError: It does not say where it is, or see `ModelSource.load_tokenizer`.
     """
-    carried, source = getattr(model, TOKENIZER, None), model.config._name_or_path
-    if carried is not None:
-        return carried
+    kept, source = kept_tokenizer(model), model.config._name_or_path
+    if kept is not None:
+        return kept
     if not source:
         raise model_error(role)(
             f"{role} is a loaded model that does not say where its tokenizer is; save it to a folder with its "

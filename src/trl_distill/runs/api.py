@@ -1,30 +1,29 @@
-"""`train(params)`: load, prepare, train, save, report - the one engine behind the command and the library.
+"""`train(params)`: prepare, fit, save - the one engine behind the command and the library.
 
-Everything that can be wrong in what the user typed is found before a model loads.
+Everything that can be wrong in what the user typed is found before a model loads, and before torch does if possible.
 """
 
 from __future__ import annotations
 
-import copy
-from typing import Any
+from typing import TYPE_CHECKING
 
 from ..config.doors import entered
-from ..config.training_params import LIBRARY, LLMTrainingParams, check_params
-from ..errors import ParamsError
-from ..prompts.system_message import templates_of
-from ..teachers.multi.entries import read_teachers
-from ..teachers.multi.prompt_mixture import plain_mixture
-from ..trainer.registry import get_trainer
-from .hub import check_token
-from .project_folder import Project
-from .run import Run, RunResult
+from ..config.training_params import LIBRARY, LLMTrainingParams
+from .checks import check_run
+from .result import RunResult
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
-def train(params: LLMTrainingParams) -> Any:
+def train(params: LLMTrainingParams) -> PreTrainedModel | None:
     """Train and return the model, as in the guide. See `run` for the whole result.
 
     Args:
         params: The run's parameters.
+
+    Returns:
+        The trained model; None after a dry run.
 
     Raises:
         UsageError: Something that was asked for cannot be done; raised before a model loads.
@@ -44,67 +43,44 @@ def run(params: LLMTrainingParams) -> RunResult:
         UsageError: Something that was asked for cannot be done; raised before a model loads.
         RunInterrupted: Ctrl-C; a checkpoint is written.
     """
-    return _checked(params).go()
+    checked = check_run(params)
+    from .fit import fit
+    from .prepare import prepare
+    from .save import save
+
+    prepared = prepare(checked)
+    if params.dry_run:
+        return prepared.dry_result()
+    return save(fit(prepared))
 
 
 @entered(LIBRARY)
 def teach(params: LLMTrainingParams, *, repair: bool = False) -> int:
     """Write the targets of a run into its `teacher_store`, and return how many shards were made.
 
-    What is there already is kept: the same call goes on after a kill. `run` with the same parameters then trains
-    from the store and loads no teacher.
+    Targets that are there already are kept, so the same call resumes after a kill. `run` with the same parameters then
+    trains from the store and loads no teacher.
 
     Args:
-        params: The run's parameters; those of training are not looked at.
+        params: The run's parameters; those of training are ignored.
         repair: Make damaged files of the store again instead of refusing them.
 
     Raises:
         ParamsError: No store or no teacher is named.
         UsageError: Something that was asked for cannot be done; raised before a model loads.
     """
-    check_params(params)
-    if params.teacher_store is None:
-        raise ParamsError("there is no store to write; give --output a folder.")
-    if params.teacher_model is None:
-        raise ParamsError("teacher_model is missing; give --teacher-model the model whose targets are to be written.")
-    steps = _checked(params, trains=False)
+    checked = check_run(params, writes_store=True)
     from ..teachers.target_store.folder import TargetFolder
+    from ..trainer.target_store_setup import write_store
+    from .prepare import prepare
 
-    folder = TargetFolder(params.teacher_store)
+    folder = TargetFolder(str(params.teacher_store))
     if repair:
         folder.discard_damaged()
     elif folder.begun:
         folder.check(folder.manifest())
-    return steps.teach()
-
-
-def _checked(params: LLMTrainingParams, *, trains: bool = True) -> Run:
-    """Check what needs no library and load the data."""
-    check_params(params)
-    check_token(params)
-    templates = list(templates_of(params))
-    if params.teacher_config is not None:  # read once: the file may change while a run goes on
-        params = copy.copy(params)
-        params.teacher_config = read_teachers(params.teacher_config)  # type: ignore[assignment]
-    if params.teacher_prompt_mixture is not None:
-        params = copy.copy(params)
-        params.teacher_prompt_mixture = plain_mixture(params.teacher_prompt_mixture)  # type: ignore[assignment]
-    trainer_class = _trainer_class(params)
-    project = Project(params.project_name)
-    params = project.as_begun(params)
-    if trains and not params.dry_run:
-        project.check(params)
-    from ..data.loading import load_data
-
-    data = load_data(
-        params.data_path,
-        train_split=params.train_split,
-        valid_split=params.valid_split,
-        config_name=params.data_config,
-    )
-    return Run(params, project, trainer_class, data, templates)
-
-
-def _trainer_class(params: LLMTrainingParams) -> type:
-    """Return the registered trainer; an unknown name ends here."""
-    return get_trainer(params.trainer, use_distillation=params.use_distillation)
+    prepared = prepare(checked, writes_store=True)
+    if not prepared.state.is_main_process:
+        return 0
+    assert prepared.teacher is not None
+    return write_store(prepared.args, prepared.teacher, prepared.named_datasets)

@@ -1,42 +1,79 @@
-"""What can be wrong with a run and be known before any model's weights are read."""
+"""What can be wrong with a run and is found before any weights are read."""
 
 from __future__ import annotations
 
-from copy import deepcopy
-from typing import Any
+import copy
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from ..config.training_params import LLMTrainingParams
+from ..config.training_params import LLMTrainingParams, check_params
 from ..errors import ParamsError, nearest
-from ..models.architectures import check_causal
+from ..prompts.system_message import templates_of
+from ..prompts.template import Template
+from ..teachers.multi.entries import read_teachers
+from ..teachers.multi.prompt_mixture import plain_mixture
+from ..trainer.registry import get_trainer
+from .hub import check_token
+from .project_folder import Project
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
-def check_ready(params: LLMTrainingParams, config: Any) -> Any:
-    """Check a run's parameters against the libraries that are installed and the student's architecture.
+@dataclass(frozen=True)
+class CheckedRun:
+    """A run as it was asked for, after every check that needs no model and no data.
+
+    Attributes:
+        params: Its parameters. Files that list teachers are read, since they may change during the run; a run that is
+            resumed has the defaults that it was begun with.
+        project: The folder that it writes to.
+        trainer_class: What trains.
+        templates: The student's and the teacher's.
+    """
+
+    params: LLMTrainingParams
+    project: Project
+    trainer_class: type
+    templates: tuple[Template, Template]
+
+
+def check_run(params: LLMTrainingParams, *, writes_store: bool = False) -> CheckedRun:
+    """Check a run's parameters and its project folder.
 
     Args:
         params: The run's parameters.
-        config: The student's configuration.
-
-    Returns:
-        The student without weights; the model itself if it was handed over.
+        writes_store: Whether it writes a store of targets instead of training.
 
     Raises:
-        ModelError: A student without a next-token distribution.
-        ParamsError: A logger that is unknown or not installed, an attention implementation that cannot be used, or
-            target modules that the student does not have.
+        UsageError: Something that was asked for cannot be done.
     """
-    given = params.model
-    name = given if isinstance(given, str) else config._name_or_path or type(given).__name__
-    check_causal(name, config, role="model")
-    _check_logger(params.log)
-    student = _without_weights(params, config) if isinstance(given, str) else given
-    if params.peft:
-        _check_target_modules(params.target_modules, student)
-    return student
+    check_params(params)
+    if writes_store and params.teacher_store is None:
+        raise ParamsError("there is no store to write; give --output a folder.")
+    if writes_store and params.teacher_model is None:
+        raise ParamsError("teacher_model is missing; give --teacher-model the model whose targets are to be written.")
+    check_token(params)
+    templates = templates_of(params)
+    params = copy.copy(params)
+    if params.teacher_config is not None:
+        params.teacher_config = read_teachers(params.teacher_config)  # type: ignore[assignment]
+    if params.teacher_prompt_mixture is not None:
+        params.teacher_prompt_mixture = plain_mixture(params.teacher_prompt_mixture)  # type: ignore[assignment]
+    trainer_class = get_trainer(params.trainer, use_distillation=params.use_distillation)
+    project = Project(params.project_name)
+    params = project.as_begun(params)
+    if not writes_store and not params.dry_run:
+        project.check(params)
+    return CheckedRun(params, project, trainer_class, templates)
 
 
-def _check_logger(name: str) -> None:
-    """Refuse a logger that transformers does not know or that is not installed."""
+def check_logger(name: str) -> None:
+    """Refuse a logger that transformers does not know or that is not installed.
+
+    Raises:
+        ParamsError: Naming those that are known, or the package to install.
+    """
     from transformers.integrations import get_available_reporting_integrations as available
     from transformers.integrations import get_reporting_integration_callbacks as callbacks
 
@@ -51,33 +88,16 @@ def _check_logger(name: str) -> None:
         raise ParamsError(f"log is {name!r}, which is not installed; `pip install {name}`, or give --log none.")
 
 
-def _without_weights(params: LLMTrainingParams, config: Any) -> Any:
-    """Return the student as it will be loaded, but without weights, for what its configuration alone does not say."""
-    import torch
-    from transformers import AutoModelForCausalLM
+def check_target_modules(given: str, model: nn.Module) -> None:
+    """Refuse names of modules that a model does not have.
 
-    dtype = {} if params.dtype == "auto" else {"dtype": getattr(torch, params.dtype)}
-    attention = params.attn_implementation
-    try:
-        with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(
-                deepcopy(config),  # which it changes
-                attn_implementation=attention,
-                trust_remote_code=params.trust_remote_code,
-                **dtype,
-            )
-    except (ImportError, ValueError) as error:
-        if attention is None:
-            raise
-        reason = str(error).strip().splitlines()[0].partition(". ")[0].rstrip(".")
-        raise ParamsError(
-            f"attn_implementation is {attention!r}, which cannot be used here ({reason}); give --attn-implementation "
-            "sdpa or eager."
-        ) from error
+    Args:
+        given: Names separated by commas, or "all-linear".
+        model: The student, with or without weights.
 
-
-def _check_target_modules(given: str, model: Any) -> None:
-    """Refuse names of modules that a model does not have."""
+    Raises:
+        ParamsError: Naming the nearest module.
+    """
     if given == "all-linear":
         return
     there = sorted({path.rpartition(".")[2] for path, _ in model.named_modules()} - {""})

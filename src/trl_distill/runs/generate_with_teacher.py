@@ -1,4 +1,4 @@
-"""`generate_with_teacher`: a teacher's completions for queries, as rows that a run takes for its data."""
+"""`generate_with_teacher`: a teacher's completions for queries, as rows that a run can train on."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from ..data.memory import TAKEN, as_dataset, is_frame
 from ..data.rows import INPUT, INPUT_COLUMN
 from ..errors import DataError, ParamsError, TeacherError
 from ..models.generation import Completion, GenerationSettings
-from ..models.loading import EMBEDDED, TOKENIZER, ModelSource, resolve
+from ..models.loading import EMBEDDED, ModelSource, kept_tokenizer, resolve
 from ..prompts.messages import with_reasoning
-from ..prompts.rendering import own_prompt, render
+from ..prompts.rendering import Prompt, own_prompt, render
 from ..prompts.template import Template, parse_template
 from ..teachers.base import Teacher, TextTeacher
 from ..teachers.completions.engines.selection import check_engine
@@ -29,6 +29,7 @@ from ..teachers.target_store.reader import StoredTeacher
 from ..teachers.text.local_text import LocalTextTeacher
 
 if TYPE_CHECKING:
+    import torch
     from datasets import Dataset
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -64,33 +65,33 @@ def generate_with_teacher(
     quantization: str | None = None,
     device_map: str | None = None,
     trust_remote_code: bool = False,
-    device: Any = None,
+    device: str | torch.device | None = None,
     remote: RemoteSettings | None = None,
 ) -> list[dict[str, Any]]:
-    """Have a teacher write one completion for each query, in the order given.
+    """Generate one completion by a teacher for each query, in the order given.
 
     Example:
         >>> rows = generate_with_teacher("t5-large", "Summarize: {input}", ["A long text."])  # doctest: +SKIP
         >>> json.dump(rows, open("summaries.json", "w"))  # doctest: +SKIP
 
-    A run with such rows as its `data_path` needs no teacher, and one with several teachers' rows learns from all.
+    A run with such rows as its `data_path` needs no other teacher. Rows of several teachers can be joined.
 
     Args:
         model: A folder, a Hub name, "embedded", `openai:MODEL`, a server's URL with `#MODEL`, a loaded model, or a
             teacher; a causal model or an encoder-decoder.
         template: The prompt that it reads: text with `{input}` and other columns, `@file`, or chat messages.
         queries: Texts, dicts with a text column, a pandas DataFrame, or a dataset of rows.
-        text_column: Column with the query, where rows are given.
-        max_new_tokens: Tokens of a completion at most; one that is cut there says so.
-        do_sample: Draw instead of taking the likeliest token.
-        temperature: Of the drawing.
-        top_p: Nucleus of the drawing.
-        seed: Of the drawing.
-        batch_size: Prompts at a time.
-        stop: Text in front of which a completion ends, or several: what a base model goes on to behind its answer.
-        engine: What a local model writes with: "vllm", "transformers", or "auto", which takes vLLM on a CUDA device if
+        text_column: Column with the query, if rows are given.
+        max_new_tokens: Maximum number of tokens of a completion.
+        do_sample: Sample instead of taking the likeliest token.
+        temperature: Sampling temperature.
+        top_p: Nucleus probability of sampling.
+        seed: Seed of sampling.
+        batch_size: Prompts per batch.
+        stop: One text, or several, that end a completion: what a base model continues with after its answer.
+        engine: What a local model generates with: "vllm", "transformers", or "auto", which is vLLM on a CUDA device if
             it is installed and there are many queries.
-        store: JSON-lines file in which completions are kept as they come, so that a call that was stopped goes on;
+        store: JSON-lines file for completions as they arrive, so that the same call resumes after an interruption;
             None keeps them in memory.
         progress: Whether to show a progress bar.
         tokenizer: The tokenizer of a loaded model.
@@ -100,18 +101,20 @@ def generate_with_teacher(
         device_map: As in transformers; None puts the model on `device`.
         trust_remote_code: Allow a model that brings its own code.
         device: Where the model goes without a device map (default: this machine's accelerator).
-        remote: How a server is asked.
+        remote: Settings of requests to a server.
 
     Returns:
         A row for each query: its own columns, `text` (or `messages`, for a conversation), `completion`, `teacher` (the
-        name given) and `finished`, false where the completion was cut.
+        name given) and `finished`, false if the completion was cut.
 
     Raises:
         TemplateError: A template that does not parse, or names a column that is not there.
         DataError: A query that is no text or empty, or a prompt that is longer than the model reads.
-        TeacherError: See `load_teacher`; a store of targets, which writes nothing.
+        TeacherError: See `load_teacher`; a store of targets, which cannot generate.
+        ParamsError: An unknown engine, or an empty stop text.
     """
-    _check(engine)
+    if engine not in ENGINES:
+        raise ParamsError(f"engine is {engine!r}; accepted are {', '.join(map(repr, ENGINES))}.")
     parsed = parse_template(template, name="template")
     read = _read(queries, text_column)
     parsed.check_columns(json.loads(read[0]["values"]), read=read.column_names)
@@ -128,7 +131,7 @@ def generate_with_teacher(
     )
     check_engine(teacher, engine)
     written = teacher.write(
-        [render(parsed, row, _own(row, parsed)) for row in read],
+        [_prompt(parsed, row) for row in read],
         GenerationSettings(max_new_tokens, do_sample, temperature, top_p, seed, batch_size, _texts(stop), engine),
         store=store if isinstance(store, CompletionStore) else CompletionStore(store),
         progress=progress,
@@ -140,46 +143,28 @@ def generate_with_teacher(
     ]
 
 
+def _prompt(template: Template, row: Mapping[str, Any]) -> Prompt:
+    """Return the teacher's prompt for a query, which may bring its own."""
+    own = own_prompt(json.loads(row["values"]), template, where=f"queries, row {row['row']}")
+    return render(template, row, own)
+
+
 def _text(completion: Completion) -> str:
-    """Return what a run is to learn of a completion: nothing of one that cannot be learned."""
+    """Return what a run is to learn of a completion; "" if it is unusable."""
     if completion.unusable or not completion.text:
         return ""
     return with_reasoning(completion.text, completion.reasoning) if completion.reasoning else completion.text
 
 
 def _texts(stop: str | Sequence[str]) -> tuple[str, ...]:
-    """Return one stop string or several.
-
-    Raises:
-        ParamsError: Something else, or one that is empty.
-    """
     texts = (stop,) if isinstance(stop, str) else tuple(stop)
     if not all(isinstance(text, str) and text for text in texts):
         raise ParamsError(f"stop is {stop!r}; accepted is text, or a list of texts, none of them empty.")
     return texts
 
 
-def _check(engine: str) -> None:
-    """Refuse a word that is no engine.
-
-    Raises:
-        ParamsError: Naming those there are.
-    """
-    if engine not in ENGINES:
-        raise ParamsError(f"engine is {engine!r}; accepted are {', '.join(map(repr, ENGINES))}.")
-
-
-def _own(row: dict[str, Any], template: Template) -> Any:
-    """Return the prompt that a query brings for its teacher, None where it has none."""
-    return own_prompt(json.loads(row["values"]), template, where=f"queries, row {row['row']}")
-
-
-def _read(queries: Any, text_column: str) -> Any:
-    """Return queries as `read_rows` does, all of them.
-
-    Raises:
-        DataError: Something else than queries, or one that cannot be used.
-    """
+def _read(queries: Any, text_column: str) -> Dataset:
+    """Return all queries as `read_rows` does; one that cannot be used is an error."""
     from datasets import Dataset
 
     if isinstance(queries, (str, bytes, Mapping)):
@@ -194,27 +179,31 @@ def _read(queries: Any, text_column: str) -> Any:
     return read
 
 
-def _teacher(model: Any, tokenizer: Any, *, device: Any, **loading: Any) -> Any:
-    """Return a teacher that writes text.
-
-    Raises:
-        TeacherError: See `load_teacher`; one that writes nothing.
-    """
+def _teacher(
+    model: str | PreTrainedModel | Teacher,
+    tokenizer: PreTrainedTokenizerBase | None,
+    *,
+    device: str | torch.device | None,
+    **loading: Any,
+) -> Any:
+    """Return a teacher that generates text."""
     if isinstance(model, str):
         if tokenizer is None and endpoint_of(model) is not None:
-            # a server counts its own tokens, and nothing is cut into a student's here
+            # a server counts its own tokens, and no student's tokens are needed
             tokenizer = ModelSource(resolve(EMBEDDED, role="teacher_model")).load_tokenizer()
         device = accelerator() if device is None else device
         teacher = load_teacher(model, tokenizer=tokenizer, device=device, **loading)
     elif isinstance(model, Teacher):
         teacher = model
     else:
-        tokenizer = getattr(model, TOKENIZER, None) if tokenizer is None else tokenizer
+        tokenizer = kept_tokenizer(model) if tokenizer is None else tokenizer
         if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
             return LocalTextTeacher(loaded_encoder_decoder(model, tokenizer=tokenizer, device=device))
         teacher = load_teacher(model, tokenizer=tokenizer, device=device)
     if isinstance(teacher, StoredTeacher):
-        raise TeacherError(f"teacher_model {teacher.name!r} is a store of targets, which writes nothing; give a model.")
+        raise TeacherError(
+            f"teacher_model {teacher.name!r} is a store of targets, which cannot generate; give a model."
+        )
     return teacher if isinstance(teacher, TextTeacher) else LocalTextTeacher(teacher)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from ..config.training_params import LLMTrainingParams
 from ..errors import DistillError, ParamsError
 
-# checkpoints and what the teacher was paid for are the run's own business
+# files of the run that are not part of its result
 KEPT_BACK = ["checkpoints/*", "teacher_completions.jsonl", "teacher_logprobs.jsonl", ".*"]
 
 
@@ -38,7 +38,7 @@ def push(folder: Path, params: LLMTrainingParams) -> str:
     except Exception as error:
         raise DistillError(
             f"the result is complete in {folder} but could not be uploaded ({type(error).__name__}); upload it with "
-            "`hf upload` when the Hub answers."
+            "`hf upload` when the Hub can be reached."
         ) from error
     print(f"Uploaded to {repository}.")
     return repository

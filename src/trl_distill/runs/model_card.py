@@ -5,20 +5,39 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
+from huggingface_hub import ModelCard, ModelCardData
 
 from ..config.training_params import LLMTrainingParams
 from ..data.atomic_file import write_text
+from ..data.split import Split
 from ..models.own_chat_template import ORIGINAL
 from ..prompts.template import Template
-from ..teachers.multi.entries import TeacherEntry, model_name, read_teachers
+from ..teachers.multi.entries import model_name, read_teachers
 from ..teachers.multi.prompt_mixture import read_mixture
 from .usage_snippet import loading, printed, snippet
 
 if TYPE_CHECKING:
-    from ..data.preflight import Preflight
+    from collections.abc import Mapping
 
-SHOWN = (
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from ..data.preflight import Preflight
+    from .fit import Trained
+
+TEMPLATE = Path(__file__).with_name("model_card.md.jinja")
+SETTINGS = (
+    "epochs",
+    "batch_size",
+    "gradient_accumulation",
+    "lr",
+    "scheduler",
+    "mixed_precision",
+    "seed",
+    "peft",
+    "quantization",
+)
+SETTINGS_WITH_TEACHER = ("distill_temperature", "distill_alpha", "distill_divergence", "distill_max_teacher_length")
+FIGURES = (
     "train_loss",
     "train_kl",
     "train_ce",
@@ -30,89 +49,70 @@ SHOWN = (
     "eval_mean_token_accuracy",
     "train_runtime",
 )
-SERVED = (
-    "Send your input as a user's message. The saved chat template renders it as in training, also for `pipeline`, "
-    "`vllm serve` and chat endpoints."
-)
 
 
-def write_card(
-    folder: Path,
-    params: LLMTrainingParams,
-    templates: list[Template],
-    metrics: dict[str, Any],
-    model: Any,
-    tokenizer: Any,
-    preflight: Preflight | None,
-    computes: str = "",
-) -> Path:
+def write_card(trained: Trained, model: PreTrainedModel | None, metrics: Mapping[str, Any]) -> Path:
     """Write README.md, the model card, into a project folder that holds the saved model.
 
     Args:
-        folder: The project folder.
-        params: The run's parameters.
-        templates: The student's and the teacher's.
-        metrics: Figures by name.
+        trained: The run.
         model: The trained model; None if this process cannot have it generate, as with sharded weights.
-        tokenizer: Its tokenizer.
-        preflight: Figures of the training data; None where nothing was distilled.
-        computes: How the run computed, see `how_it_computes`.
+        metrics: Figures by name.
     """
-    head = {"library_name": "transformers", "pipeline_tag": "text-generation", "tags": _tags(params)}
-    parts = [
-        f"---\n{yaml.safe_dump(head, sort_keys=False)}---",
-        f"# {folder.resolve().name}",
-        _what(params, preflight),
-    ]
-    if preflight is not None:
-        parts += ["## Use", _use(folder, model, tokenizer, preflight)]
-        parts += ["## Teacher and prompts", _prompts(params, templates), *_system(*templates)]
-    parts += ["## Training", _training(params, preflight, computes), "## Figures", _figures(metrics)]
-    return write_text(folder / "README.md", "\n\n".join(parts) + "\n")
-
-
-def _tags(params: LLMTrainingParams) -> list[str]:
-    """Return the card's tags."""
-    return ["trl", "trl-distill", "prompt-distillation" if params.distills else "sft"]
-
-
-def _what(params: LLMTrainingParams, preflight: Preflight | None) -> str:
-    """Return the first paragraph."""
-    student = model_name(params.model)
-    if preflight is None:
-        return f"`{student}`, fine-tuned with TRL."
-    if _written(params):
-        return f"`{student}`, trained on the completions of teachers that its data names."
-    return (
-        f"`{student}`, trained to give what {_teacher(params)} gives under a longer prompt. "
-        f"It saves {preflight.saved:,.1f} prompt tokens per query."
+    checked, preflight = trained.prepared.checked, trained.prepared.preflights.get(Split.TRAIN)
+    params, folder, (student, teacher) = checked.params, checked.project.folder, checked.templates
+    kind = "prompt-distillation" if params.distills else "sft"
+    data = ModelCardData(library_name="transformers", pipeline_tag="text-generation", tags=["trl", "trl-distill", kind])
+    mixture = params.teacher_prompt_mixture
+    card = ModelCard.from_template(
+        data,
+        template_path=str(TEMPLATE),
+        name=folder.resolve().name,
+        student=model_name(params.model),
+        teacher=_teacher(params),
+        from_data=params.teacher_model is params.teacher_store is params.teacher_config is None,
+        listed=() if params.teacher_config is None else read_teachers(params.teacher_config).teachers,
+        mixture=() if mixture is None else read_mixture(mixture).teachers,
+        student_template=student,
+        teacher_template=teacher,
+        system_for_teacher_alone=teacher.system.keep and not teacher.has_system and not student.system.keep,
+        preflight=preflight,
+        settings=_settings(params, preflight, trained.prepared.computes),
+        figures={name: metrics[name] for name in FIGURES if name in metrics},
+        fenced=_fenced,
+        shown=_shown,
+        **({} if preflight is None else _use(folder, model, trained.tokenizer, preflight)),
     )
+    return write_text(folder / "README.md", f"{str(card).rstrip()}\n")
 
 
-def _use(folder: Path, model: Any, tokenizer: Any, preflight: Preflight) -> str:
-    """Return how to put an input into the student, with a snippet and what it printed."""
+def _use(
+    folder: Path, model: PreTrainedModel | None, tokenizer: PreTrainedTokenizerBase, preflight: Preflight
+) -> dict[str, Any]:
+    """Return how to put an input into the student: a snippet, and what it printed."""
     place = folder.name if folder.is_absolute() else folder  # as it was typed; a card names no folder of a machine
-    code = (loading(place) + snippet(preflight.example, tokenizer)).rstrip("\n")
-    served = preflight.serving is not None and preflight.serving.source is not None
-    lead = SERVED if served else "Put your input into the student's template:"
-    if served and tokenizer.chat_template[ORIGINAL]:
-        lead += f" The model's own chat template is kept under the name `{ORIGINAL}`."
-    parts = [lead, _fenced(code, "python")]
-    if model is None:
-        return "\n\n".join(parts)
-    try:
-        text = printed(preflight.example, model, tokenizer)
-        parts += ["When this card was written it printed:", _fenced(text, "text")]
-    except Exception as error:  # a card without its snippet's outcome is better than a lost run
-        parts.append(f"It could not be run when this card was written: {type(error).__name__}: {error}")
-    return "\n\n".join(parts)
+    serves = preflight.serving is not None and preflight.serving.source is not None
+    templates = tokenizer.chat_template if serves else {}
+    outcome = ""
+    if model is not None:
+        try:
+            text = printed(preflight.example, model, tokenizer)
+            outcome = f"When this card was written it printed:\n\n{_fenced(text, 'text')}"
+        except Exception as error:  # a card without the snippet's output is better than a lost run
+            outcome = f"It could not be run when this card was written: {type(error).__name__}: {error}"
+    return {
+        "code": (loading(place) + snippet(preflight.example, tokenizer)).rstrip("\n"),
+        "outcome": outcome,
+        "serves": serves,
+        "own_chat_template": ORIGINAL if isinstance(templates, dict) and templates.get(ORIGINAL) else "",
+    }
 
 
 def _teacher(params: LLMTrainingParams) -> str:
     """Return what the teacher was, or the store that was trained from without one."""
     if params.teacher_config is not None:
-        names = dict.fromkeys(f"`{entry.name}`" for entry in _listed(params))
-        return "; ".join(names) + (" (mixed)" if read_teachers(params.teacher_config).mixed else "")
+        listed = read_teachers(params.teacher_config)
+        return "; ".join(dict.fromkeys(f"`{entry.name}`" for entry in listed.teachers)) + " (mixed)" * listed.mixed
     if params.teacher_model == "self":
         return f"`{model_name(params.model)}` itself, its adapter switched off,"
     if params.teacher_model == "ema":
@@ -120,42 +120,25 @@ def _teacher(params: LLMTrainingParams) -> str:
     return f"`{model_name(params.teacher_store if params.teacher_model is None else params.teacher_model)}`"
 
 
-def _written(params: LLMTrainingParams) -> bool:
-    """Whether the run had no teacher but those that wrote its data."""
-    return params.teacher_model is params.teacher_store is params.teacher_config is None
-
-
-def _prompts(params: LLMTrainingParams, templates: list[Template]) -> str:
-    """Return both templates, or all."""
-    student, teacher = (_shown(template) for template in templates)
-    if params.teacher_config is not None:
-        each = [
-            f"Teacher {n}: `{entry.name}`, {entry.rows}. Its template:\n\n{_fenced(_shown(entry.template), 'text')}"
-            for n, entry in enumerate(_listed(params), 1)
-        ]
-        return "\n\n".join([*each, f"The student's template:\n\n{_fenced(student, 'text')}"])
-    if params.teacher_prompt_mixture is not None:
-        entries = read_mixture(params.teacher_prompt_mixture).teachers
-        each = [f"In {e.share:.0%} of the rows:\n\n{_fenced(_shown(e.template), 'text')}" for e in entries]
-        head = f"Teacher: {_teacher(params).rstrip(',')}, under several templates."
-        return "\n\n".join([head, *each, f"The student's template:\n\n{_fenced(student, 'text')}"])
-    if _written(params):
-        return f"The data's column `teacher` says who wrote. The student's template:\n\n{_fenced(student, 'text')}"
-    return (
-        f"Teacher: {_teacher(params).rstrip(',')}. Its template:\n\n{_fenced(teacher, 'text')}\n\n"
-        f"The student's template:\n\n{_fenced(student, 'text')}"
-    )
-
-
-def _system(student: Template, teacher: Template) -> list[str]:
-    """Say whose the rows' own system message is, if only the teacher reads it."""
-    alone = teacher.system.keep and not teacher.has_system and not student.system.keep
-    return ["If a row has a system message, the teacher alone reads it."] if alone else []
-
-
-def _listed(params: LLMTrainingParams) -> tuple[TeacherEntry, ...]:
-    """Return the teachers of a list."""
-    return read_teachers(params.teacher_config).teachers
+def _settings(params: LLMTrainingParams, preflight: Preflight | None, computes: str) -> dict[str, Any]:
+    """Return the settings that matter, by name."""
+    values = params.to_dict()
+    names = SETTINGS if preflight is None else (*SETTINGS_WITH_TEACHER, *SETTINGS)
+    shown = {"data": values["data_path"], **{name: values[name] for name in names}}
+    if preflight is not None:
+        if preflight.text_only:
+            shown["distill_alpha"] = "0 (the teacher gives text only)"
+        if preflight.weighing is not None:
+            used = preflight.weighing.used
+            shown |= {n: f"{used[n]:g} ({why}; {asked} was given)" for n, (asked, why) in preflight.changed.items()}
+        if params.retain_data is not None:
+            shown |= {name: values[name] for name in ("retain_data", "retain_fraction")}
+        if params.teacher_prompt_dropout > 0:
+            shown["teacher_prompt_dropout"] = params.teacher_prompt_dropout
+        shown |= {"rows": preflight.rows.used, "completions from": ", ".join(preflight.sources)}
+    if computes:
+        shown["computed"] = computes
+    return shown
 
 
 def _shown(template: Template) -> str:
@@ -166,57 +149,7 @@ def _shown(template: Template) -> str:
     return "\n".join(f"{role}: {t}" if role else t for role, t in text)
 
 
-def _training(params: LLMTrainingParams, preflight: Preflight | None, computes: str) -> str:
-    """Return a table of the settings that matter."""
-    names = [
-        "epochs",
-        "batch_size",
-        "gradient_accumulation",
-        "lr",
-        "scheduler",
-        "mixed_precision",
-        "seed",
-        "peft",
-        "quantization",
-    ]
-    if preflight is not None:
-        names = [
-            "distill_temperature",
-            "distill_alpha",
-            "distill_divergence",
-            "distill_max_teacher_length",
-            *names,
-        ]
-    values = params.to_dict()
-    rows = {"data": values["data_path"], **{name: values[name] for name in names}}
-    if preflight is not None:
-        if preflight.text_only:
-            rows["distill_alpha"] = "0 (the teacher gives text only)"
-        if preflight.weighing is not None:
-            used = preflight.weighing.used
-            rows |= {n: f"{used[n]:g} ({why}; {asked} was given)" for n, (asked, why) in preflight.changed.items()}
-        if params.retain_data is not None:
-            rows |= {name: values[name] for name in ("retain_data", "retain_fraction")}
-        if params.teacher_prompt_dropout > 0:
-            rows["teacher_prompt_dropout"] = params.teacher_prompt_dropout
-        rows |= {"rows": preflight.rows.used, "completions from": ", ".join(preflight.sources)}
-    if computes:
-        rows["computed"] = computes
-    return _table(("setting", "value"), rows)
-
-
-def _figures(metrics: dict[str, Any]) -> str:
-    """Return a table of the figures."""
-    return _table(("figure", "value"), {k: f"{metrics[k]:.4g}" for k in SHOWN if k in metrics})
-
-
-def _table(head: tuple[str, str], rows: dict[str, Any]) -> str:
-    """Return a Markdown table of two columns."""
-    lines = [f"| {head[0]} | {head[1]} |", "|---|---|"]
-    return "\n".join([*lines, *(f"| {key} | {value} |" for key, value in rows.items())])
-
-
-def _fenced(text: str, language: str) -> str:
+def _fenced(text: str, language: str = "text") -> str:
     """Return a code block whose fence the text does not contain."""
     fence = "```"
     while fence in text:

@@ -7,22 +7,25 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from tqdm.auto import tqdm
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 
-Trainer = TypeVar("Trainer")
+if TYPE_CHECKING:
+    from transformers import Trainer, TrainerControl, TrainerState, TrainingArguments
+
+AnyTrainer = TypeVar("AnyTrainer", bound="Trainer")
 # name in the logs, label, width of the value
 FIGURES = (("loss", "loss", 7), ("kl", "kl", 7), ("ce", "ce", 7), ("retain_kl", "retain", 7))
 SHARES = (("top1_agreement", "agree", 4), ("mean_token_accuracy", "right", 4), ("teacher_coverage", "covered", 4))
-# left out of a line, or in it already
+# left out of a line, or shown under another name
 HIDDEN = ("grad_norm", "entropy", "num_tokens", "num_input_tokens_seen", "total_flos", "epoch", "learning_rate")
 TIMES = ("runtime", "_per_second")
 
 
-def show_lines(trainer: Trainer) -> Trainer:
-    """Put `ProgressLines` in the place of transformers' own progress, except in a notebook, which has a table.
+def show_lines(trainer: AnyTrainer) -> AnyTrainer:
+    """Replace transformers' progress output by `ProgressLines`, except in a notebook, which has a table.
 
     Args:
         trainer: A transformers Trainer.
@@ -30,24 +33,25 @@ def show_lines(trainer: Trainer) -> Trainer:
     Returns:
         The same trainer.
     """
-    handler: Any = trainer
-    own = [c for c in handler.callback_handler.callbacks if type(c) in (ProgressCallback, PrinterCallback)]
+    own = [c for c in trainer.callback_handler.callbacks if type(c) in (ProgressCallback, PrinterCallback)]
     for callback in own:
-        handler.remove_callback(callback)
+        trainer.remove_callback(callback)
     if own:
-        handler.add_callback(ProgressLines())
+        trainer.add_callback(ProgressLines())
     return trainer
 
 
 class ProgressLines(TrainerCallback):
-    """Prints a line for each log to stdout and shows the training's bar on stderr where that is a terminal."""
+    """Prints a line for each log to stdout and shows a progress bar on stderr if that is a terminal."""
 
     def __init__(self) -> None:
-        self.bar: Any = None
+        self.bar: tqdm | None = None
         self.last = ""
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Show the bar, from where a resumed run goes on."""
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
+        """Show the bar; a resumed run starts at its step."""
         if state.is_world_process_zero and sys.stderr.isatty() and not args.disable_tqdm:
             self.bar = tqdm(
                 total=state.max_steps,
@@ -59,38 +63,47 @@ class ProgressLines(TrainerCallback):
                 disable=False,
             )
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Move the bar."""
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
+        """Advance the bar."""
         if self.bar is not None:
             self.bar.update(state.global_step - self.bar.n)
 
-    def on_prediction_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Say why the bar stands still."""
+    def on_prediction_step(self, *args: object, **kwargs: object) -> None:
+        """Show why the bar stands still."""
         if self.bar is not None:
             self.bar.set_postfix_str("evaluating")
 
-    def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Go on."""
+    def on_evaluate(self, *args: object, **kwargs: object) -> None:
+        """Clear that note."""
         if self.bar is not None:
             self.bar.set_postfix_str("")
 
-    def on_log(self, args: Any, state: Any, control: Any, logs: Mapping[str, Any] | None = None, **kwargs: Any) -> None:
-        """Print the line; the summary at the end has a place of its own in the run's last words."""
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: Mapping[str, float] | None = None,
+        **kwargs: object,
+    ) -> None:
+        """Print the line; the summary of the training is printed when the run ends."""
         if state.is_world_process_zero and logs and "train_runtime" not in logs:
             text = line(logs, step=state.global_step, steps=state.max_steps)
             if text != self.last:  # the end of the last epoch and the end of the run evaluate the same model
-                tqdm.write(text, file=sys.stdout)  # beside the bar, if there is one
+                tqdm.write(text, file=sys.stdout)  # above the bar, if there is one
                 sys.stdout.flush()
             self.last = text
 
-    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Take the bar away."""
+    def on_train_end(self, *args: object, **kwargs: object) -> None:
+        """Remove the bar."""
         if self.bar is not None:
             self.bar.close()
             self.bar = None
 
 
-def line(logs: Mapping[str, Any], *, step: int, steps: int) -> str:
+def line(logs: Mapping[str, object], *, step: int, steps: int) -> str:
     """Return one log as one line, the same columns in the same places each time.
 
     Args:

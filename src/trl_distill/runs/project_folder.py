@@ -1,14 +1,14 @@
-"""A run's folder: what it holds, when it may be written to, and writing that a kill cannot spoil.
+"""A run's folder: its files, when it may be written to, and writes that survive a kill.
 
 project/
   model.safetensors, tokenizer, ...   the result
   README.md                           model card
   config.yaml                         the effective parameters, without secrets
   metrics.json                        figures
-  teacher_completions.jsonl           completions already paid for
-  teacher_logprobs.jsonl              what a server said of them, already paid for
+  teacher_completions.jsonl           the teacher's completions
+  teacher_logprobs.jsonl              a server's log-probabilities of them
   checkpoints/                        to resume from
-  .unfinished                         a run has begun here and not ended; on which rows
+  .unfinished                         a run has started here and not finished, and its rows
   run.json                            the manifest, written last: the run is finished
 """
 
@@ -36,7 +36,7 @@ MANIFEST, MARKER = "run.json", ".unfinished"
 WEIGHTS = ("*.safetensors", "*.bin", "*.index.json", "adapter_config.json", "config.json", "generation_config.json")
 OURS = ("README.md", "config.yaml", "metrics.json")
 
-# what a run may change when it goes on: how long it trains, what it tells and keeps, but not what it learns
+# what may differ when a run is resumed: how long it trains, what it logs and keeps, but not what it learns
 FREE_ON_RESUME = frozenset(
     (
         *("epochs", "max_steps", "log", "logging_steps", "eval_strategy", "eval_steps", "eval_batch_size"),
@@ -47,13 +47,13 @@ FREE_ON_RESUME = frozenset(
         *("teacher_price_input", "teacher_price_output"),
     )
 )
-# defaults of an earlier version, with which a run that was begun under it goes on
+# defaults of an earlier version, which a run that was started with them keeps
 EARLIER_DEFAULTS = {"optimizer": "adamw_torch", "mixed_precision": None}
 NOT_KEPT = frozenset(("overwrite", "resume", "dry_run", "train"))
 
 
 class Ranks(Protocol):
-    """What writing needs to know of the other processes; accelerate's PartialState is one."""
+    """What is needed of the other processes; accelerate's PartialState implements it."""
 
     is_main_process: bool
 
@@ -75,7 +75,7 @@ class Project:
         self._written: set[str] = set()
 
     def check(self, params: LLMTrainingParams) -> None:
-        """Refuse to write over work that is there; `overwrite` allows it, `resume` goes on with an unfinished run.
+        """Refuse to overwrite earlier work; `overwrite` allows it, `resume` continues an unfinished run.
 
         Raises:
             ProjectError: The folder cannot be made, is that of the model, the teacher or the data, holds a finished
@@ -92,8 +92,8 @@ class Project:
         checkpoint, begun = self.last_checkpoint(), (self.folder / MARKER).is_file()
         if checkpoint is not None and not params.resume:
             raise ProjectError(
-                f"{name} holds an unfinished run ({checkpoint.name}); go on with --resume, or start anew with "
-                "--overwrite."
+                f"{name} holds an unfinished run ({checkpoint.name}); give --resume to continue it, or --overwrite to "
+                "start over."
             )
         if checkpoint is not None:
             self._check_same(name, params)
@@ -101,12 +101,12 @@ class Project:
             foreign = next((p.name for pattern in (*WEIGHTS, *OURS) for p in sorted(self.folder.glob(pattern))), None)
             if foreign is not None:
                 raise ProjectError(
-                    f"{name} holds {foreign!r}, which is from no run of this command; give another --project-name, or "
-                    "--overwrite to replace it."
+                    f"{name} holds {foreign!r}, which is not from a run of this command; give another --project-name, "
+                    "or --overwrite to replace it."
                 )
 
     def _check_place(self, name: str, params: LLMTrainingParams) -> None:
-        """Refuse a place that no folder can be made in, and one that the run reads from."""
+        """Refuse a path that cannot be a folder, and one that the run reads from."""
         if self.folder.exists() and not self.folder.is_dir():
             raise ProjectError(f"{name} is a file; give --project-name a folder.")
         places = [
@@ -120,10 +120,10 @@ class Project:
                 raise ProjectError(f"{name} is also the folder of {setting}; give another --project-name.")
         above = next(p for p in (self.folder, *self.folder.absolute().parents) if p.exists())
         if not above.is_dir() or not os.access(above, os.W_OK):
-            raise ProjectError(f"{name} cannot be made: {str(above)!r} is no folder that can be written to.")
+            raise ProjectError(f"{name} cannot be created: {str(above)!r} is not a writable folder.")
 
     def as_begun(self, params: LLMTrainingParams) -> LLMTrainingParams:
-        """Return parameters that resume a run begun with defaults of an earlier version, with those defaults."""
+        """Return parameters with the defaults of an earlier version, if the run to resume was started with those."""
         if not params.resume or self.last_checkpoint() is None:
             return params
         before = self._begun_with()
@@ -139,29 +139,29 @@ class Project:
             setattr(params, name, value)
         return params
 
-    def _begun_with(self) -> dict[str, Any]:
-        """Return the parameters of the run that stands here; empty if they cannot be read."""
+    def _begun_with(self) -> dict[str, object]:
+        """Return the parameters of the unfinished run; empty if they cannot be read."""
         try:
             return yaml.safe_load((self.folder / "config.yaml").read_text(encoding="utf-8")) or {}
         except (OSError, yaml.YAMLError):
             return {}
 
     def _check_same(self, name: str, params: LLMTrainingParams) -> None:
-        """Refuse to go on with a run under settings that learn something else."""
+        """Refuse to resume a run with settings that change what it learns."""
         before = self._begun_with()
         for key, value in _kept(params).items():
             if key not in FREE_ON_RESUME and before.get(key, value) != value:
                 raise ProjectError(
                     f"{name} holds an unfinished run with {key} {before[key]!r}, and this one has {value!r}; give the "
-                    "same with --resume, or start anew with --overwrite."
+                    "same with --resume, or start over with --overwrite."
                 )
 
     def check_rows(self, rows: str, numbers: Sequence[int], params: LLMTrainingParams) -> None:
-        """Refuse to go on with a run on other rows, and keep what these are for `begin`.
+        """Refuse to resume a run on other rows, and keep their fingerprint for `begin`.
 
         Args:
-            rows: Their fingerprint.
-            numbers: What they are called.
+            rows: The fingerprint of the rows.
+            numbers: Their numbers in messages.
             params: The run's parameters.
 
         Raises:
@@ -175,27 +175,27 @@ class Project:
         if changed is not None:
             raise ProjectError(
                 f"project_name {str(self.folder)!r} holds an unfinished run whose training data has changed: "
-                f"{changed}; give the same data with --resume, or start anew with --overwrite."
+                f"{changed}; give the same data with --resume, or start over with --overwrite."
             )
 
     def _marked(self) -> dict[str, Any]:
-        """Return what the marker of an unfinished run says."""
+        """Return the content of the marker of an unfinished run."""
         path = self.folder / MARKER
         return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
 
     def begin(self, params: LLMTrainingParams) -> Path:
-        """Make the folder and write the effective parameters.
+        """Create the folder and write the effective parameters.
 
-        With `overwrite` the manifest and the checkpoints of an earlier run go; its model stays until the new one is
-        there, and completions paid for stay.
+        With `overwrite` the manifest and the checkpoints of an earlier run are deleted. Its model stays until it is
+        replaced, and the teacher's completions are kept.
 
         Raises:
-            ProjectError: The folder cannot be made.
+            ProjectError: The folder cannot be created.
         """
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            reason = f"project_name {str(self.folder)!r} cannot be made ({error.strerror})"
+            reason = f"project_name {str(self.folder)!r} cannot be created ({error.strerror})"
             raise ProjectError(f"{reason}; give another --project-name.") from error
         marked = {"replaces": sorted(self._replaced(params.overwrite)), "rows": self._rows}
         write_text(self.folder / MARKER, json.dumps(marked) + "\n")
@@ -207,8 +207,7 @@ class Project:
 
     def _replaced(self, overwrite: bool) -> set[str]:
         """Return the files of an earlier result that must not stay beside the new one."""
-        names: set[str] = set()
-        names |= set(self._marked().get("replaces", ()))
+        names = set(self._marked().get("replaces", ()))
         if (self.folder / MANIFEST).is_file():
             files = json.loads((self.folder / MANIFEST).read_text(encoding="utf-8")).get("files", ())
             names |= {name.split("/")[0] for name in files}
@@ -217,14 +216,13 @@ class Project:
         return names - {*OURS, MANIFEST}
 
     def last_checkpoint(self) -> Path | None:
-        """Return the newest complete checkpoint."""
         return last_complete(self.checkpoints)
 
     @contextmanager
     def writing(self, ranks: Ranks) -> Iterator[Path]:
-        """Give all processes one temporary folder; the main one moves its files into the project when all are written.
+        """Yield one temporary folder to all processes; the main one then moves its files into the project.
 
-        What an earlier result had and the new one has not goes then.
+        Files of an earlier result that the new one does not have are deleted.
         """
         temporary = self.folder / ".writing"
         if ranks.is_main_process:
@@ -238,7 +236,7 @@ class Project:
         ranks.wait_for_everyone()
 
     def _publish(self, temporary: Path) -> None:
-        """Move files into the project, and remove those they replace."""
+        """Move files into the project, and delete those of an earlier result."""
         old = self._replaced(overwrite=False)
         for path in sorted(temporary.iterdir()):
             target = self.folder / path.name
@@ -259,7 +257,7 @@ class Project:
         return {"metrics": self._write("metrics.json", text + "\n"), "config": self.folder / "config.yaml"}
 
     def finish(self) -> dict[str, Path]:
-        """Write the manifest: from here on the run is finished."""
+        """Write the manifest, which marks the run as finished."""
         from importlib.metadata import version
 
         names = sorted({*self._written, "README.md"})
@@ -271,13 +269,12 @@ class Project:
         return {"manifest": path}
 
     def _write(self, name: str, text: str) -> Path:
-        """Write one of the run's own files."""
         self._written.add(name)
         return write_text(self.folder / name, text)
 
 
 def _kept(params: LLMTrainingParams) -> dict[str, Any]:
-    """Return the parameters as config.yaml has them, a list of teachers with what its file says now."""
+    """Return the parameters for config.yaml, with the content of a file that lists teachers."""
     values = {k: v for k, v in params.to_dict().items() if k not in NOT_KEPT}
     listed = params.teacher_config
     return values if listed is None else {**values, "teacher_config": read_teachers(listed).to_dict()}

@@ -1,4 +1,4 @@
-"""A run's figures from its log lines, which a resumed run has from its beginning."""
+"""A run's figures from its log lines; a resumed run has those from before it was stopped too."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ MEANS = (
 )
 
 
-def training_means(history: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+def training_means(history: Sequence[Mapping[str, float]]) -> dict[str, float]:
     """Return the means over a run's steps, as `train_loss`, `train_kl`, ...; the lines must cover all steps.
 
     Args:
         history: `trainer.state.log_history`; a line stands for the steps since the one before.
     """
     sums: dict[str, float] = {}
-    counts: dict[str, int] = {}  # a line without a figure, as where no teacher was asked, tells nothing of its mean
+    counts: dict[str, int] = {}  # a figure is missing from lines whose steps did not measure it
     before = 0
     for line in history:
         if "loss" not in line:
             continue
-        steps, before = line["step"] - before, line["step"]
+        steps, before = int(line["step"]) - before, int(line["step"])
         for name in MEANS:
             if name in line:
                 sums[name] = sums.get(name, 0.0) + steps * line[name]
@@ -42,23 +42,23 @@ def training_means(history: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     return {f"train_{name}": value / counts[name] for name, value in sums.items() if counts[name]}
 
 
-def last_evaluation(history: Sequence[Mapping[str, Any]], step: int) -> dict[str, Any]:
-    """Return what was evaluated at a step; empty where nothing was."""
+def last_evaluation(history: Sequence[Mapping[str, float]], step: int) -> dict[str, float]:
+    """Return the evaluation figures of a step; empty if it was not evaluated."""
     found = [line for line in history if line.get("step") == step and any(k.startswith("eval_") for k in line)]
-    merged: dict[str, Any] = {}
+    merged: dict[str, float] = {}
     for line in found:  # a dict of evaluation sets has a line for each
         merged |= {k: v for k, v in line.items() if k.startswith("eval_")}
     return merged
 
 
-def not_finite(line: Mapping[str, Any]) -> str | None:
+def not_finite(line: Mapping[str, float]) -> str | None:
     """Return the name of a loss in a log line that is not a finite number."""
     names = ("loss", "kl", "ce", "eval_loss")
     return next((name for name in names if name in line and not math.isfinite(line[name])), None)
 
 
-def closing(folder: Path, metrics: dict[str, Any]) -> str:
-    """Return the last lines of a run."""
+def closing(folder: Path, metrics: Mapping[str, Any]) -> str:
+    """Return the last lines that a run prints."""
     shown = {k: metrics[k] for k in ("train_loss", "eval_loss", "eval_kl", "eval_ce") if k in metrics}
     figures = ", ".join(f"{name} {value:.4g}" for name, value in shown.items())
     return f"Done in {metrics['train_runtime']:.0f} s: {figures}.\nModel, card and metrics are in {folder}."

@@ -134,7 +134,7 @@ class PPOTrainer:
         """
         from ..models.adapters import is_peft_model
         from ..models.generation_config import make_saveable
-        from ..models.loading import TOKENIZER, resolve
+        from ..models.loading import keep_tokenizer, resolve
 
         config = self.config
         config.validate()  # it may have been changed since
@@ -161,7 +161,7 @@ class PPOTrainer:
         served.save_pretrained(folder)
         if not is_peft_model(model):
             model.config._name_or_path = folder
-        setattr(model, TOKENIZER, served)
+        keep_tokenizer(model, served)
         return model.eval()
 
     def _made(self, model: Any, tokenizer: Any, rows: Dataset, reward: Any, reward_tokenizer: Any) -> Any:

@@ -1,0 +1,95 @@
+"""How a run ends early: Ctrl-C with a checkpoint after the running step, a loss that is not finite without one."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from types import FrameType
+from typing import TYPE_CHECKING
+
+from transformers import TrainerCallback
+
+from .summary import not_finite
+
+if TYPE_CHECKING:
+    from transformers import TrainerControl, TrainerState, TrainingArguments
+
+
+class StopCallback(TrainerCallback):
+    """Ends training with a checkpoint after the step in which `requested` was set."""
+
+    def __init__(self) -> None:
+        self.requested = False
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
+        """Save and stop if a stop was requested."""
+        if self.requested:
+            control.should_save = True
+            control.should_training_stop = True
+
+
+@contextmanager
+def stopping_on_interrupt(callback: StopCallback) -> Iterator[None]:
+    """Turn the first Ctrl-C into a request to stop; a second one stops at once, without a checkpoint."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread may set a handler
+        return
+
+    def request(signum: int, frame: FrameType | None) -> None:
+        callback.requested = True
+        signal.signal(signal.SIGINT, before)
+        print(
+            "\nStopping after this step, with a checkpoint; press Ctrl-C again to stop at once.",
+            file=sys.stderr,
+            flush=True,
+        )
+
+    before = signal.signal(signal.SIGINT, request)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+class WatchCallback(TrainerCallback):
+    """Logs before every checkpoint and after the last step; stops without a checkpoint when a loss is not finite.
+
+    Attributes:
+        diverged: (step, name) of the first figure that was not finite.
+    """
+
+    def __init__(self) -> None:
+        self.diverged: tuple[int, str] | None = None
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
+        """Request a log line that covers the steps up to here."""
+        if control.should_save or control.should_training_stop or state.global_step >= state.max_steps:
+            control.should_log = True
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
+        """Do the same for checkpoints at the end of an epoch."""
+        control.should_save = control.should_save and self.diverged is None
+        control.should_log = control.should_log or control.should_save
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: Mapping[str, float] | None = None,
+        **kwargs: object,
+    ) -> None:
+        """Stop if a loss in the line is not finite."""
+        name = not_finite(logs or {})
+        if name is not None:
+            self.diverged = self.diverged or (state.global_step, name)
+            control.should_training_stop, control.should_save = True, False

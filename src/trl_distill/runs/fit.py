@@ -1,0 +1,104 @@
+"""The second step of a run: the student is loaded and trained."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from copy import copy
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ..data.split import Split
+from ..errors import DistillError, RunInterrupted
+from ..models.adapters import is_peft_model, lora_config
+from ..models.generation_config import make_saveable
+from ..models.quantization import keep_differentiable
+from .callbacks import StopCallback, WatchCallback, stopping_on_interrupt
+from .prepare import PreparedRun
+from .progress import show_lines
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A run whose training has ended.
+
+    Attributes:
+        prepared: What was trained on.
+        trainer: The trainer, with the trained model.
+        tokenizer: The one to save: its chat template renders the student's prompt.
+        metrics: The trainer's figures by name.
+    """
+
+    prepared: PreparedRun
+    trainer: Trainer
+    tokenizer: PreTrainedTokenizerBase
+    metrics: Mapping[str, float]
+
+
+def fit(prepared: PreparedRun) -> Trained:
+    """Train; Ctrl-C ends at the next step with a checkpoint, a loss that is not finite without one.
+
+    Raises:
+        RunInterrupted: Ctrl-C.
+        DistillError: A loss is not finite.
+    """
+    params, project, state = prepared.checked.params, prepared.checked.project, prepared.state
+    tokenizer = copy(prepared.student.tokenizer)
+    stop, watch = StopCallback(), WatchCallback()
+    trainer = show_lines(_make_trainer(prepared, tokenizer, [stop, watch]))
+    if state.is_main_process:
+        project.begin(params)  # only after everything that can be refused
+        if prepared.day is not None:
+            prepared.day.keep()
+    state.wait_for_everyone()
+    last = project.last_checkpoint() if params.resume else None
+    with stopping_on_interrupt(stop):
+        outcome = trainer.train(resume_from_checkpoint=str(last) if last else None)
+    if watch.diverged is not None:
+        step, name = watch.diverged
+        raise DistillError(
+            f"training diverged: {name} is not a finite number at step {step}, and nothing was saved since "
+            f"{project.last_checkpoint() or 'the beginning'}; lower --lr (it is {params.lr:g}), or check the "
+            "precision."
+        )
+    if stop.requested:
+        raise RunInterrupted(
+            f"stopped on request at step {trainer.state.global_step}; a checkpoint is in "
+            f"{project.last_checkpoint()}; resume with the same command and --resume."
+        )
+    return Trained(prepared, trainer, tokenizer, outcome.metrics)
+
+
+def _make_trainer(
+    prepared: PreparedRun, tokenizer: PreTrainedTokenizerBase, callbacks: list[TrainerCallback]
+) -> Trainer:
+    """Load the student and construct the trainer."""
+    params, args, teacher = prepared.checked.params, prepared.args, prepared.teacher
+    model = prepared.student.model
+    line = make_saveable(model)
+    if line:
+        prepared.state.print(line)
+    keep_differentiable(model)
+    args.output_dir = str(prepared.checked.project.checkpoints)
+    more: dict[str, Any] = {}
+    if teacher is not None:
+        more["teacher_model"] = teacher
+        if not isinstance(args.teacher_model, (str, type(None))):
+            args.teacher_model = teacher.name  # checkpoints hold the configuration, which must not hold a model
+    trainer: Trainer = prepared.checked.trainer_class(
+        model,
+        args,
+        train_dataset=prepared.datasets[Split.TRAIN],
+        eval_dataset=prepared.datasets.get(Split.EVAL),
+        processing_class=tokenizer,
+        # a model that has an adapter, from an earlier stage for example, keeps that one
+        peft_config=lora_config(params) if params.peft and not is_peft_model(model) else None,
+        callbacks=callbacks,
+        **more,
+    )
+    preflight = prepared.preflights.get(Split.TRAIN)
+    if preflight is not None and preflight.serving is not None:  # the trainer does not learn it from prepared rows
+        preflight.serving.put(tokenizer)
+    return trainer

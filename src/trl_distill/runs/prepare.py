@@ -1,0 +1,212 @@
+"""The first step of a run: the teacher and the rows, checked and shown, before the student's weights are loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+from accelerate import PartialState
+from transformers import set_seed
+
+from ..config.sft_config import DistillationSFTConfig, from_params
+from ..config.training_params import LLMTrainingParams
+from ..data.data_fingerprint import fingerprint
+from ..data.loading import load_data
+from ..data.preflight import COMPUTES, Preflight
+from ..data.sft_rows import check_marks, plain_rows
+from ..data.split import Split
+from ..teachers.base import Teacher
+from ..teachers.local.teacher import check_apart
+from ..teachers.multi.preparation import fields_read, read
+from ..teachers.multi.preparation import prepare as prepare_rows
+from ..teachers.server_requirements import check_teaches
+from ..teachers.target_store.chat_template_date import TemplateDate
+from ..trainer.compatibility import check_compiler, check_optimizer, check_vllm
+from ..trainer.compute import how_it_computes
+from ..trainer.distributed import check_merging, read_whole
+from ..trainer.multi_teacher_setup import check_list, describe_teacher, recipe_of, teacher_of
+from ..trainer.setup import template_date, writers_of_data
+from ..trainer.target_store_setup import from_store
+from .checks import CheckedRun, check_logger, check_target_modules
+from .result import RunResult
+from .student import Student
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+DRY_RUN_ROWS = 16
+NAMES = {Split.TRAIN: "train", Split.EVAL: "validation"}  # in messages and in the figures
+
+
+@dataclass(frozen=True)
+class PreparedRun:
+    """A run that is ready to train.
+
+    Attributes:
+        checked: What was asked for.
+        args: The trainer's configuration.
+        state: The other processes.
+        student: Its weights are loaded when they are first needed.
+        datasets: The prepared rows; of a run without a validation split those to train on alone.
+        computes: How the run computes, see `how_it_computes`.
+        preflights: Figures of the rows, if there is a teacher.
+        teacher: Who scores, or the store of its targets; None for plain SFT.
+        day: The date that chat templates are given, if there is a teacher.
+    """
+
+    checked: CheckedRun
+    args: DistillationSFTConfig
+    state: PartialState
+    student: Student
+    datasets: dict[Split, Dataset]
+    computes: str
+    preflights: dict[Split, Preflight] = field(default_factory=dict)
+    teacher: Teacher | None = None
+    day: TemplateDate | None = None
+
+    @property
+    def named_datasets(self) -> list[tuple[str, Dataset]]:
+        """The datasets, each with its name."""
+        return [(NAMES[split], data) for split, data in self.datasets.items()]
+
+    def figures(self) -> dict[str, object]:
+        """Return the pre-flight's figures by name."""
+        return {f"preflight_{NAMES[split]}": flight.to_dict() for split, flight in self.preflights.items()}
+
+    def dry_result(self) -> RunResult:
+        """Return what a dry run leaves."""
+        return RunResult(None, self.student.tokenizer, self.figures(), {"project": self.checked.project.folder})
+
+
+def prepare(checked: CheckedRun, *, writes_store: bool = False) -> PreparedRun:
+    """Load the data and the teacher, have missing completions written, and show the pre-flight.
+
+    Args:
+        checked: What was asked for.
+        writes_store: Whether a store of targets is to be written instead of training.
+
+    Raises:
+        UsageError: Something that was asked for cannot be done; raised before a model loads.
+    """
+    params = checked.params
+    train, valid = load_data(
+        params.data_path,
+        train_split=params.train_split,
+        valid_split=params.valid_split,
+        config_name=params.data_config,
+    )
+    datasets = {Split.TRAIN: train} if valid is None else {Split.TRAIN: train, Split.EVAL: valid}
+    args = _trainer_config(params)
+    if valid is None:
+        args.eval_strategy = "no"  # nothing to evaluate on
+    set_seed(params.seed)
+    state = PartialState(cpu=args.use_cpu)
+    student = Student.of(params, device="cpu" if args.use_cpu else state.device)
+    check_logger(params.log)
+    with read_whole(args):  # a model is made of the configuration, without weights
+        outline = student.outline
+    if params.peft:
+        check_target_modules(params.target_modules, outline)
+    check_apart(student=params.model, teacher=params.teacher_model)
+    check_list(params, student=params.model)
+    if params.distills:
+        return _for_teacher(checked, args, state, student, datasets, writes_store=writes_store)
+    return _for_plain_sft(checked, args, state, student, datasets)
+
+
+def _trainer_config(params: LLMTrainingParams) -> DistillationSFTConfig:
+    """Return the trainer's configuration, checked against this machine."""
+    args = from_params(params)
+    if params.merge_adapter:
+        check_merging(args)
+    check_optimizer(args)
+    check_compiler(args)
+    if params.use_vllm:
+        check_vllm(params.model)
+    return args
+
+
+def _for_plain_sft(
+    checked: CheckedRun,
+    args: DistillationSFTConfig,
+    state: PartialState,
+    student: Student,
+    datasets: dict[Split, Dataset],
+) -> PreparedRun:
+    """Return the run with rows as SFTTrainer takes them."""
+    params = checked.params
+    computes = how_it_computes(args, student.outline, quantization=params.quantization)
+    if params.assistant_only_loss:
+        check_marks(student.tokenizer)
+    prepared = {}
+    for split, data in datasets.items():
+        prepared[split], report = plain_rows(data, params, name=NAMES[split])
+        line = f"\n  {COMPUTES}{computes}" if split is Split.TRAIN else ""
+        state.print(f"Pre-flight ({NAMES[split]})\n  rows          {report.summary()}{line}")
+        if split is Split.TRAIN:
+            _check_rows(checked, prepared[split], fields=None)
+    return PreparedRun(checked, args, state, student, prepared, computes)
+
+
+def _for_teacher(
+    checked: CheckedRun,
+    args: DistillationSFTConfig,
+    state: PartialState,
+    student: Student,
+    datasets: dict[Split, Dataset],
+    *,
+    writes_store: bool,
+) -> PreparedRun:
+    """Return the run with rows for a teacher; all are read before the teacher writes for any."""
+    params = checked.params
+    given = None if isinstance(params.teacher_model, str) else params.teacher_model
+    teacher = teacher_of(
+        args,
+        given,
+        tokenizer=student.tokenizer,
+        student=student.config,
+        device=student.device,
+        own=lambda: student.model,
+        own_source=student.source,
+        generation_config=student.generation_config,
+        writing=writes_store,
+        written_by=writers_of_data(args, given, datasets[Split.TRAIN]),
+    )
+    line = describe_teacher(params.teacher_model, teacher)
+    if line:
+        state.print(line)
+    day = template_date(args, teacher, student.tokenizer)
+    args.chat_template_date = None if day.day is None else day.day.isoformat()
+    recipe = recipe_of(
+        args,
+        teacher,
+        tokenizer=student.tokenizer,
+        student=student.config,
+        weights=student.weights(checked.trainer_class),
+    )
+    computes = how_it_computes(args, student.outline, teacher=teacher, quantization=params.quantization)
+    sample = DRY_RUN_ROWS if params.dry_run and not writes_store else None
+    rows_read = {split: read(data, recipe, name=NAMES[split]) for split, data in datasets.items()}
+    _check_rows(checked, rows_read[Split.TRAIN][0], fields=fields_read(recipe))
+    prepared, preflights = {}, {}
+    for split, rows in rows_read.items():
+        with read_whole(args), state.main_process_first():  # the others find the completions in the store
+            prepared[split], preflights[split] = prepare_rows(
+                rows, recipe, split=split, name=NAMES[split], rows_at_most=sample
+            )
+        shows_computing = split is Split.TRAIN and not writes_store
+        state.print(preflights[split].text(computes=computes if shows_computing else ""))
+        if split is Split.TRAIN:
+            check_teaches(args, teacher, preflights[split])
+    run = PreparedRun(checked, args, state, student, prepared, computes, preflights, teacher, day)
+    if sample is not None:
+        state.print(f"Dry run: figures are of the first {sample} rows at most; nothing was trained.")
+        return run
+    return run if writes_store else replace(run, teacher=from_store(args, teacher, run.named_datasets))
+
+
+def _check_rows(checked: CheckedRun, rows: Dataset, *, fields: Collection[str] | None) -> None:
+    """Refuse to resume on other rows, before the teacher writes for any."""
+    numbers = rows["row"] if "row" in rows.column_names else range(1, len(rows) + 1)
+    checked.project.check_rows(fingerprint(rows, fields=fields), numbers, checked.params)

@@ -1,0 +1,88 @@
+"""The last step of a run: model, tokenizer, figures and card are written, the manifest last."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+import torch
+
+from ..data.split import Split
+from ..models.adapters import base_of, merged
+from ..models.completion_forward import restore_forward
+from ..models.generation_config import make_saveable
+from ..models.loading import keep_tokenizer
+from .fit import Trained
+from .hub import push
+from .model_card import write_card
+from .result import RunResult
+from .summary import closing, last_evaluation, training_means
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel
+
+
+def save(trained: Trained) -> RunResult:
+    """Evaluate, write the project folder and print where it is."""
+    checked, state = trained.prepared.checked, trained.prepared.state
+    trainer, merges = trained.trainer, checked.params.merge_adapter
+    evaluated = _evaluation(trained) if merges else None  # merging takes the adapter apart
+    model = merged(cast("PeftModel", trainer.model)) if merges else cast("PreTrainedModel", trainer.model)
+    with checked.project.writing(state) as folder:
+        _save_model(trained, model, folder)
+    evaluated = _evaluation(trained) if evaluated is None else evaluated
+    model = _ready_to_answer(trained, model)
+    history = trainer.state.log_history
+    metrics = {**trained.prepared.figures(), **trained.metrics, **training_means(history), **evaluated}
+    paths: dict[str, Path] = {"project": checked.project.folder}
+    if state.is_main_process:
+        lines = [entry for entry in history if "loss" in entry or "eval_loss" in entry]
+        paths |= checked.project.write_metrics(metrics, lines)
+        paths["card"] = write_card(trained, None if _is_sharded(trained) else model, metrics)
+        paths |= checked.project.finish()
+        print(closing(checked.project.folder, metrics))
+        if checked.params.push_to_hub:
+            push(checked.project.folder, checked.params)
+    state.wait_for_everyone()
+    if base_of(model) is model:
+        model.config._name_or_path = str(checked.project.folder)
+    keep_tokenizer(model, trained.tokenizer)
+    return RunResult(model, trained.tokenizer, metrics, paths, trainer)
+
+
+def _evaluation(trained: Trained) -> dict[str, float]:
+    """Return the figures at the end, measured now unless the last step's were."""
+    prepared, trainer = trained.prepared, trained.trainer
+    if Split.EVAL not in prepared.datasets or prepared.args.eval_strategy == "no":
+        return {}
+    known = last_evaluation(trainer.state.log_history, trainer.state.global_step)
+    return known or trainer.evaluate()
+
+
+def _is_sharded(trained: Trained) -> bool:
+    """Whether each process holds a part of the weights only."""
+    return trained.trainer.is_fsdp_enabled or trained.trainer.is_deepspeed_enabled
+
+
+def _save_model(trained: Trained, model: PreTrainedModel, folder: Path) -> None:
+    """Write model, tokenizer and training arguments into a folder; every process that holds a part calls this."""
+    state, trainer = trained.prepared.state, trained.trainer
+    line = make_saveable(model)  # a callback may have left one that cannot be saved
+    if line:
+        state.print(line)
+    if model is trainer.model:
+        if state.is_main_process or _is_sharded(trained):
+            trainer.save_model(str(folder))
+    elif state.is_main_process:
+        model.save_pretrained(folder)
+        torch.save(trainer.args, folder / "training_args.bin")
+    if state.is_main_process:
+        trained.tokenizer.save_pretrained(folder)
+
+
+def _ready_to_answer(trained: Trained, model: PreTrainedModel) -> PreTrainedModel:
+    """Return the model with its own forward, in evaluation mode."""
+    model = trained.trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
+    restore_forward(base_of(model))
+    return model.eval()
