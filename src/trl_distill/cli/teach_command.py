@@ -82,7 +82,7 @@ def run_command(ctx: click.Context, **_: object) -> None:
 
         made = write(params, repair=ctx.params["repair"])
     shards = "shard" if made == 1 else "shards"
-    click.echo(f"Done: {made} {shards} written; the targets are in {params.teacher_store}.")
+    click.echo(f"Done: {made} {shards} written; targets are in {params.teacher_store}.")
 
 
 teach = LLMCommand(
