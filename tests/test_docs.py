@@ -18,6 +18,7 @@ from trl_distill.cli.teach_command import teach
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+COMMENT = re.compile(r"<!--.*?-->", re.DOTALL)
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 pages = pytest.mark.parametrize("page", PAGES, ids=[str(page.relative_to(ROOT)) for page in PAGES])
 
@@ -56,6 +57,12 @@ def test_every_test_that_is_named_exists(page):
         tree = ast.parse((ROOT / file).read_text(encoding="utf-8"))
         functions = {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
         assert not name or name in functions, f"{file}::{name}"
+
+
+@pages
+def test_tests_are_named_in_comments_alone(page):
+    if page.name != "CONTRIBUTING.md":  # for those who write tests
+        assert re.findall(r"\btest_\w+", COMMENT.sub("", page.read_text(encoding="utf-8"))) == []
 
 
 @pages
