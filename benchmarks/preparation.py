@@ -20,7 +20,7 @@ from datasets import Dataset, disable_caching, disable_progress_bars
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from trl_distill.data.preparation import prepare
-from trl_distill.data.recipe import Columns, Reading, Recipe
+from trl_distill.data.recipe import Columns, PromptSide, Recipe
 from trl_distill.embedded import embedded_path
 from trl_distill.prompts.template import parse_template
 
@@ -47,7 +47,7 @@ def make_rows(count: int, *, chat: bool, seed: int = 0) -> Dataset:
 
 def ours(rows: Dataset, tokenizer: PreTrainedTokenizerBase, processes: int | None) -> Dataset:
     """Prepare rows as a run does."""
-    side = functools.partial(Reading, tokenizer, limit=1024)
+    side = functools.partial(PromptSide, tokenizer, limit=1024)
     recipe = Recipe(
         student=side(parse_template(STUDENT, name="student_prompt_template")),
         teacher=side(parse_template(TEACHER, name="teacher_prompt_template")),

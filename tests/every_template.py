@@ -15,7 +15,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from trl import SFTConfig, SFTTrainer
 
 from trl_distill.data.preparation import prepare
-from trl_distill.data.recipe import Columns, Reading, Recipe
+from trl_distill.data.recipe import Columns, PromptSide, Recipe
 from trl_distill.errors import UsageError
 from trl_distill.prompts.template import parse_template
 
@@ -86,7 +86,7 @@ def row_of(form: str) -> dict[str, Any]:
 def ours(tokenizer: Any, form: str) -> Learned:
     """Return what a student learns of a form, its teacher reading the same."""
     template = parse_template("{input}", name="template")
-    side, columns = Reading(tokenizer, template, None), Columns(assistant_turns=form in ALL_TURNS)
+    side, columns = PromptSide(tokenizer, template, None), Columns(assistant_turns=form in ALL_TURNS)
     recipe = Recipe(side, side, columns, write=lambda prompts: [], completions="data")
     try:
         rows, preflight = prepare(Dataset.from_list([row_of(form)]), recipe)

@@ -26,7 +26,7 @@ from trl_distill import (
 )
 from trl_distill.cli import main
 from trl_distill.data.cross_tokenizer.token_bytes import token_bytes
-from trl_distill.data.cross_tokenizer.tokenizer_pair import Crossing
+from trl_distill.data.cross_tokenizer.tokenizer_pair import TokenizerPair
 from trl_distill.embedded import embedded_path
 from trl_distill.errors import DataError, ParamsError, TeacherError
 from trl_distill.losses.cross_tokenizer_reference import cross_divergence_from_logits
@@ -68,7 +68,7 @@ def other(request, tmp_path_factory):
 
 def crossing(student, teacher):
     rows = {"student_rows": len(student), "teacher_rows": len(teacher)}
-    return Crossing(student, teacher, **rows)
+    return TokenizerPair(student, teacher, **rows)
 
 
 def test_the_loss_is_the_formula_on_full_logits_where_both_have_read_the_same_text(other, tiny_model_dir, tmp_path):

@@ -12,7 +12,7 @@ from forms import distilling
 from transformers import AutoTokenizer
 
 from trl_distill.data.preparation import prepare
-from trl_distill.data.recipe import Columns, Reading, Recipe
+from trl_distill.data.recipe import Columns, PromptSide, Recipe
 from trl_distill.errors import DataError, TemplateError
 from trl_distill.models.generation import Completion
 from trl_distill.prompts.fitting import Limit
@@ -34,8 +34,8 @@ def recipe(tokenizer, *, student="{input}", teacher="{input}", asked=None, limit
         return [WROTE] * len(prompts)
 
     return Recipe(
-        student=Reading(tokenizer, parse_template(student, name="student_prompt_template"), limit),
-        teacher=Reading(tokenizer, parse_template(teacher, name="teacher_prompt_template"), limit),
+        student=PromptSide(tokenizer, parse_template(student, name="student_prompt_template"), limit),
+        teacher=PromptSide(tokenizer, parse_template(teacher, name="teacher_prompt_template"), limit),
         columns=settings.pop("columns", Columns()),
         write=write,
         **settings,

@@ -9,9 +9,9 @@ import pytest
 from datasets import Dataset
 
 from trl_distill.data.loading import RowReport, load_data, read_rows
+from trl_distill.data.rows import rows_of
 from trl_distill.errors import DataError
 
-COLUMNS = ["row", "input", "history", "completion", "turns", "values"]
 SYSTEM = {"role": "system", "content": "s"}
 USER = {"role": "user", "content": "q"}
 ASSISTANT = {"role": "assistant", "content": "a"}
@@ -23,7 +23,11 @@ def read(*rows, **settings):
 
 
 def only(row, **settings):
-    return read(row, **settings)[0][0]
+    return next(rows_of(read(row, **settings)[0]))
+
+
+def loaded(data):
+    return list(rows_of(read_rows(load_data(data)[0])[0]))
 
 
 @pytest.mark.parametrize(
@@ -48,9 +52,8 @@ def only(row, **settings):
 )
 def test_text_rows_and_the_choice_of_columns(row, settings, expected):
     read = only(row, **settings)
-    assert (read["input"], read["completion"]) == expected
-    assert read["history"] is None
-    assert list(read) == COLUMNS
+    assert (read.input, read.completion) == expected
+    assert read.history is None
 
 
 @pytest.mark.parametrize(
@@ -72,9 +75,9 @@ def test_text_rows_and_the_choice_of_columns(row, settings, expected):
 )
 def test_conversations(row, settings, history, completion):
     read = only(row, **settings)
-    assert json.loads(read["history"]) == history
-    assert read["input"] == "q"
-    assert read["completion"] == completion
+    assert read.history == history
+    assert read.input == "q"
+    assert read.completion == completion
 
 
 CALL = {"role": "assistant", "tool_calls": [{"function": {"name": "f"}}]}
@@ -95,9 +98,9 @@ TOOL = {"role": "tool", "content": "t"}
 )
 def test_completions_that_are_more_than_a_text(row, every, history, start):
     read = only(row, assistant_turns=every)
-    assert len(json.loads(read["history"])) == history
-    assert read["input"] == "q"
-    assert (None if read["turns"] is None else json.loads(read["turns"])["start"]) == start
+    assert len(read.history) == history
+    assert read.input == "q"
+    assert (None if read.turns is None else read.turns.start) == start
 
 
 SUN = {"type": "function", "function": {"name": "sun", "arguments": {"city": "Oslo", "day": None}}}
@@ -122,12 +125,10 @@ NO_DAY = {**SUN, "function": {"name": "sun", "arguments": {"city": "Oslo"}}}
 def test_calls_of_tools_in_other_words_are_tool_calls(messages, calls, thought):
     before = [{"role": "assistant", "content": thought}] if thought and messages[0].get("role") == "tool_call" else []
     answer = {"from": "tool_response", "value": "rain"}
-    rows, _ = read_rows(load_data([{"messages": [USER, *before, *messages, answer, ASSISTANT]}])[0])
-    history = json.loads(rows[0]["history"])
+    history = loaded([{"messages": [USER, *before, *messages, answer, ASSISTANT]}])[0].history
     said = thought if before else ""
     assert history == [USER, {"role": "assistant", "content": said, "tool_calls": calls}, {**TOOL, "content": "rain"}]
-    rows, _ = read_rows(load_data([{"messages": [USER, *messages]}])[0])
-    assert json.loads(rows[0]["turns"])["last"]["tool_calls"] == calls
+    assert loaded([{"messages": [USER, *messages]}])[0].turns.last["tool_calls"] == calls
 
 
 @pytest.mark.parametrize("content", ["sun(Oslo)", '{"city": "Oslo"}', "3", None])
@@ -153,20 +154,20 @@ def test_null_inside_arguments_is_kept_where_the_file_says_it(tmp_path):
     path = tmp_path / "q.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in given))
     for data in (given, path):
-        rows, _ = read_rows(load_data(data)[0])
-        first, second = (json.loads(turns)["last"] for turns in rows["turns"])
+        rows = loaded(data)
+        first, second = (row.turns.last for row in rows)
         assert first == {"role": "assistant", "content": "", "tool_calls": [SUN]}
         assert second == {"role": "assistant", "content": "", "tool_calls": [FOG]}
-        assert json.loads(json.loads(rows[0]["values"])["tools"]) == tools
-    rows, _ = read(*given)  # Arrow's empty keys cannot be told from those of the data
-    assert json.loads(rows[0]["turns"])["last"]["tool_calls"] == [NO_DAY]
+        assert json.loads(rows[0].values["tools"]) == tools
+    first, _ = rows_of(read(*given)[0])  # Arrow's empty keys cannot be told from those of the data
+    assert first.turns.last["tool_calls"] == [NO_DAY]
 
 
 def test_numbers_inside_objects_keep_all_their_digits():
     numbers = [52.52, 0.1 + 0.2, 2**70, -1e-300, 86.12345678901234]
     messages = [USER, {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": {"n": numbers}}}]}]
-    turns = json.loads(read_rows(load_data([{"messages": messages}])[0])[0][0]["turns"])
-    assert turns["last"]["tool_calls"][0]["function"]["arguments"]["n"] == numbers
+    turns = loaded([{"messages": messages}])[0].turns
+    assert turns.last["tool_calls"][0]["function"]["arguments"]["n"] == numbers
 
 
 UNLEARNED = {**ASSISTANT, "weight": 0}
@@ -202,10 +203,10 @@ def test_a_completion_that_is_not_to_be_learned_is_set_aside(row, every, reason)
 def test_turns_that_are_not_to_be_learned_have_the_weight_0():
     messages = [USER, UNLEARNED, USER, NOTHING, USER, {**ASSISTANT, "weight": 1}]
     read = only({"messages": messages}, assistant_turns=True)
-    assert read["turns"] is None  # the last turn alone is learned
-    assert json.loads(read["history"]) == [USER, ASSISTANT, USER, NOTHING, USER]
+    assert read.turns is None  # the last turn alone is learned
+    assert read.history == [USER, ASSISTANT, USER, NOTHING, USER]
     read = only({"messages": [USER, ASSISTANT, *messages[:4]]}, assistant_turns=True)
-    whole = [*json.loads(read["history"]), json.loads(read["turns"])["last"]]
+    whole = [*read.history, read.turns.last]
     assert [m.get("weight", 1) for m in whole if m["role"] == "assistant"] == [1, 0, 0]
 
 
@@ -216,35 +217,35 @@ def test_a_weight_between_is_named():
 
 def test_reasoning_alone_is_a_completion():
     last = {"role": "assistant", "content": "", "reasoning_content": "hm"}
-    assert json.loads(only({"messages": [USER, last]})["turns"])["last"] == last
+    assert only({"messages": [USER, last]}).turns.last == last
 
 
 def test_alpacas_columns():
     row = {"instruction": "Add.", "input": "1 2", "output": "3"}
     read = only(row, text_column="instruction")
-    assert (read["input"], read["completion"]) == ("Add.", "3")
-    assert json.loads(read["values"]) == {"input_column": "1 2"}
+    assert (read.input, read.completion) == ("Add.", "3")
+    assert read.values == {"input_column": "1 2"}
     read = only(row, text_column="input")
-    assert (read["input"], read["completion"]) == ("1 2", None)
-    assert json.loads(read["values"]) == {"instruction": "Add.", "output": "3"}
-    assert only({**row, "completion": "4"}, text_column="instruction")["completion"] == "4"
+    assert (read.input, read.completion) == ("1 2", None)
+    assert read.values == {"instruction": "Add.", "output": "3"}
+    assert only({**row, "completion": "4"}, text_column="instruction").completion == "4"
 
 
 def test_what_a_last_message_says_besides_its_content_is_kept():
     thought = {**ASSISTANT, "reasoning_content": "r"}
-    assert json.loads(only({"messages": [USER, thought]})["turns"])["last"] == thought
-    assert only({"messages": [USER, ASSISTANT]})["turns"] is None
+    assert only({"messages": [USER, thought]}).turns.last == thought
+    assert only({"messages": [USER, ASSISTANT]}).turns is None
 
 
 def test_what_else_a_message_says_is_kept_and_what_arrow_adds_is_not():
     named = {"role": "user", "content": "q", "name": "Ann"}
     read = only({"messages": [SYSTEM, named, ASSISTANT]})
-    assert json.loads(read["history"]) == [SYSTEM, named]
+    assert read.history == [SYSTEM, named]
 
 
 def test_other_columns_are_the_fields_of_templates():
     row = {"text": "q", "completion": "a", "role": "cook", "n": 3, "x": 0.5, "yes": True, "tags": ["u"], "none": None}
-    values = json.loads(only(row)["values"])
+    values = only(row).values
     assert values == {"role": "cook", "n": 3, "x": 0.5, "yes": "true", "tags": '["u"]', "none": ""}
 
 

@@ -10,7 +10,7 @@ from tokenizing import byte_level, llama, pieces
 from transformers import AutoTokenizer
 
 from trl_distill.data.preparation import prepare
-from trl_distill.data.recipe import Columns, Reading, Recipe
+from trl_distill.data.recipe import Columns, PromptSide, Recipe
 from trl_distill.errors import DataError, TeacherError, TemplateError
 from trl_distill.prompts.chat_template import ChatTemplate
 from trl_distill.prompts.fitting import fit, skipped_tokens
@@ -200,7 +200,7 @@ def test_a_text_that_begins_with_the_bos_gets_no_second_one():
     assert tokenizer("<s>the fox")["input_ids"][:2] == [bos, bos]
     assert tokenize_prompt(tokenizer, "<s>the fox") == tokenize_prompt(tokenizer, "the fox")
     template = parse_template("{input}", name="template")
-    side = Reading(tokenizer, template, None)
+    side = PromptSide(tokenizer, template, None)
     recipe = Recipe(side, side, Columns(), write=lambda prompts: [])
     rows, _ = prepare(Dataset.from_list([{"text": "<s>the fox"}, {"text": "the fox"}]), recipe)
     first, second = ([*row["student_prompt"], *row["completion"]] for row in rows)

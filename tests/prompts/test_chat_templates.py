@@ -13,7 +13,7 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from trl_distill import DistillationSFTConfig, DistillationSFTTrainer, LLMTrainingParams, run
 from trl_distill.data.preparation import prepare
-from trl_distill.data.recipe import Columns, Reading, Recipe
+from trl_distill.data.recipe import Columns, PromptSide, Recipe
 from trl_distill.errors import ParamsError, TemplateError
 from trl_distill.prompts.chat_template import ChatTemplate
 from trl_distill.prompts.chat_template_choice import set_chat_template
@@ -245,7 +245,7 @@ REWRITTEN = (
 
 def test_a_template_that_rewrites_the_question_is_refused_with_both_endings(tokenizer, tmp_path):
     tokenizer.chat_template = REWRITTEN
-    side = Reading(tokenizer, parse_template("{input}", name="template"), None)
+    side = PromptSide(tokenizer, parse_template("{input}", name="template"), None)
     rows = Dataset.from_list([{"messages": [*TURNS, {"role": "assistant", "content": "c"}]}])
     with pytest.raises(TemplateError, match=r"row 1: .* the prompt has 'a b\|>', and .* 'old a b\|c\|' in its place"):
         prepare(rows, Recipe(side, side, Columns(), write=lambda prompts: []))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
@@ -16,6 +15,7 @@ from transformers import AutoTokenizer
 from trl_distill.errors import TemplateError
 from trl_distill.models.own_chat_template import own_template
 from trl_distill.prompts.rendering import render
+from trl_distill.prompts.row import Row
 from trl_distill.prompts.serving_template import Serving, frame_of, serving_of
 from trl_distill.prompts.template import parse_template
 from trl_distill.prompts.tokenization import tokenize_prompt
@@ -29,8 +29,7 @@ TALK = [user("a"), assistant("b"), user("c d")]
 
 def row(message, history=None):
     """Return a row as `read_rows` has it."""
-    history = None if history is None else json.dumps([*history, user(message)])
-    return {"row": 1, "input": message, "history": history, "values": "{}"}
+    return Row(1, message, {}, None if history is None else [*history, user(message)])
 
 
 def trained(tokenizer, template, message, history=None, options=None):

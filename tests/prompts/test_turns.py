@@ -140,7 +140,7 @@ def test_of_a_prompt_and_its_completion_only_the_completions_turns_are_learnt(
     rows = [{"prompt": TALK[:3], "completion": TALK[3:]}]
     trainer = distilling(chat_model_dir, tiny_teacher_dir, tmp_path, rows, assistant_only_loss=True)
     assert learnt(trainer, trainer.train_dataset[0])[1] == ["f g a<|im_end|>", "c<|im_end|>"]
-    with pytest.raises(DataError, match="'completion' is not one assistant message; several are learnt with assist"):
+    with pytest.raises(DataError, match="'completion' is not one assistant message; several are learned with assist"):
         distilling(chat_model_dir, tiny_teacher_dir, tmp_path, rows)
 
 
@@ -221,7 +221,7 @@ def test_rows_of_text_have_no_turns(chat_model_dir, tiny_teacher_dir, tmp_path):
 )
 def test_who_takes_one_turn_only_says_so(more, why, chat_model_dir, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(DataError, match=f"row 1: what is learnt stands in several places of the .* {why}"):
+    with pytest.raises(DataError, match=f"row 1: what is learned stands in several places of the .* {why}"):
         distilling(chat_model_dir, chat_model_dir, tmp_path / "run", TALKS, assistant_only_loss=True, **more)
 
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 from forms import user
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from trl_distill.data.preflight import Example
 from trl_distill.prompts.rendering import render
+from trl_distill.prompts.row import Row
 from trl_distill.prompts.serving_template import marked
 from trl_distill.prompts.template import parse_template
 from trl_distill.prompts.tokenization import tokenize_prompt
@@ -24,7 +23,7 @@ def loaded(tiny_model_dir):
 def example(tokenizer, source, values):
     """Return a row of text as the card shows it."""
     template = parse_template(source, name="student_prompt_template")
-    row = {"input": values["input"], "history": None, "values": json.dumps(values)}
+    row = Row(1, values["input"], values)
     return Example(
         render(template, marked(row, template)), values, {}, tokenize_prompt(tokenizer, render(template, row))
     )

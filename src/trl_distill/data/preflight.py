@@ -11,16 +11,14 @@ import numpy as np
 
 from ..config.doors import spelled
 from ..prompts.fitting import Limit
-from ..prompts.rendering import Prompt
+from ..prompts.messages import Prompt
 from .arrow_values import array_of, column_of, counts_of, lengths_of
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-    from ..prompts.serving_template import Serving
-
-    pass
     from ..losses.settings import Weighing
+    from ..prompts.serving_template import Serving
     from .loading import RowReport
     from .recipe import Recipe
 
@@ -130,7 +128,7 @@ class Preflight:
             lengths = np.array([sum(mask) for mask in column_of(rows, "completion_mask").to_pylist()])
         finished, sources = array_of(rows, "finished"), array_of(rows, "source")
         row = rows[0]
-        crossed = recipe.crossing is not None
+        pair = recipe.tokenizer_pair
         return cls(
             name=name,
             rows=report,
@@ -147,9 +145,9 @@ class Preflight:
                 text_of(recipe.student.tokenizer, row["completion"]),
             ),
             example=example,
-            matched=None if recipe.crossing is None else recipe.crossing.shared,
-            compared=float(lengths_of(rows, "student_starts").sum() / lengths.sum()) if crossed else 1.0,
-            text_only=recipe.reads_text and recipe.take is None,
+            matched=None if pair is None else pair.shared,
+            compared=float(lengths_of(rows, "student_starts").sum() / lengths.sum()) if pair is not None else 1.0,
+            text_only=recipe.reads_text and recipe.fetch_targets is None,
             weighing=recipe.weighing,
             estimated=recipe.estimates,
             dropped=int(array_of(rows, "dropped").sum()),

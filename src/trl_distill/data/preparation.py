@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import uuid
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import partial
 from itertools import chain
 from typing import TYPE_CHECKING, Any
@@ -17,39 +17,36 @@ from typing import TYPE_CHECKING, Any
 from datasets import Features, List, Value
 
 from ..errors import DataError, ParamsError, TemplateError
-from ..models.generation import EMPTY, Completion
+from ..models.generation import Completion
 from ..prompts import multi_turn as turns
 from ..prompts.chat_template import NOW
 from ..prompts.fitting import check_ids, fit
-from ..prompts.rendering import KWARGS, OWN, TOOLS, check_prompts, options_of, render
+from ..prompts.messages import Prompt
+from ..prompts.rendering import KWARGS, OWN, TOOLS, options_of, own_prompt, render
+from ..prompts.row import Row
 from ..prompts.serving_template import Frame, Serving, marked, serving_of
 from ..prompts.template import SYSTEM_ROLES
+from .aligned_row import AlignedRow
 from .arrow_values import array_of, column_of, highest_of, lengths_of
-from .cross_tokenizer.tokenizer_pair import COLUMNS as CROSSING_COLUMNS
+from .cross_tokenizer.tokenizer_pair import COLUMNS as PAIR_COLUMNS
 from .loading import RowReport, read_rows
 from .preflight import Example, Preflight, differ
 from .pretokenized import check_tokenized, is_tokenized, read_tokenized
-from .row_tokens import WITH_TOOLS, check_in_one_piece, completion_of_text, fit_row, row_frame, source_of, tokenize_row
-from .rows import NoUsableRows
+from .row_tokens import WITH_TOOLS, check_in_one_piece, fit_row, put_written, row_frame, source_of, tokenize_row
+from .rows import NoUsableRows, rows_of
 from .split import Split
 
 if TYPE_CHECKING:
+    import pyarrow as pa
     from datasets import Dataset
 
+    from ..prompts.template import Template
     from .recipe import Recipe
 
 COLUMNS = ("row", "student_prompt", "teacher_prompt", "completion")
 IDS = List(Value("int64"))
-ALIGNED = Features(  # of a row that is fitted; a column that is empty in the first rows has a type all the same
-    {
-        **{"row": Value("int64"), "source": Value("string"), "finished": Value("bool"), "unusable": Value("string")},
-        **{"read": Value("string"), "asked": Value("string"), "chat": Value("bool"), "dropped": Value("bool")},
-        **{"opening": Value("string"), "foreign": Value("bool"), "frame": Value("string"), "text": Value("string")},
-        **dict.fromkeys(("student_prompt", "teacher_prompt", "completion", "whole"), IDS),
-        **dict.fromkeys((*turns.COLUMNS, *CROSSING_COLUMNS), IDS),
-        **dict.fromkeys(("prompt_cut", "completion_cut", "kept"), Value("int64")),
-    }
-)
+KINDS = {"int": Value("int64"), "bool": Value("bool"), "str": Value("string"), "Source": Value("string")}
+ALIGNED = Features({column.name: KINDS.get(str(column.type), IDS) for column in fields(AlignedRow)})
 SHOWN_IDS = 8  # of a row that is token ids without a prompt
 
 
@@ -69,7 +66,7 @@ def read(dataset: Dataset, recipe: Recipe, *, name: str = "train") -> tuple[Data
     """
     columns, templates = recipe.columns, (recipe.student.template, recipe.teacher.template)
     if is_tokenized(dataset):
-        needs = "cross_tokenizer is on" if recipe.crossing is not None else None
+        needs = "cross_tokenizer is on" if recipe.tokenizer_pair is not None else None
         needs = "completions is 'teacher'" if recipe.completions == "teacher" else needs
         check_tokenized(dataset, templates, needs=needs, source=name)
         return read_tokenized(dataset, source=name)
@@ -84,9 +81,11 @@ def read(dataset: Dataset, recipe: Recipe, *, name: str = "train") -> tuple[Data
         num_proc=recipe.num_proc,
         source=name,
     )
+    values = Row.from_columns(rows[0]).values
     for template in templates:
-        template.check_columns(json.loads(rows[0]["values"]), read=dataset.column_names)
-    check_prompts(rows, recipe.teacher.template, name=name)
+        template.check_columns(values, read=dataset.column_names)
+    if not values.keys().isdisjoint({*OWN, TOOLS, KWARGS}):
+        _check_own_prompts(rows, recipe.teacher.template, name=name)
     texts = column_of(rows, "row").filter(column_of(rows, "history").is_null())
     if columns.assistant_turns and len(texts):
         raise DataError(
@@ -94,6 +93,15 @@ def read(dataset: Dataset, recipe: Recipe, *, name: str = "train") -> tuple[Data
             "conversations; give messages, or drop assistant_only_loss."
         )
     return rows, report
+
+
+def _check_own_prompts(rows: Dataset, template: Template, *, name: str) -> None:
+    """Check the columns that `own_prompt` and `options_of` read."""
+    for row in rows_of(rows):
+        where = f"{name}, row {row.number}"
+        own_prompt(row.values, template, where=where)
+        if row.history is not None:
+            options_of(row.values, where=where)
 
 
 def prepare(
@@ -124,7 +132,7 @@ def prepare(
     if rows_at_most is not None and len(rows) > rows_at_most:
         rows, whole = rows.select(range(rows_at_most)), False
     aligned = align(rows, recipe, split=split, name=name, whole=whole)
-    columns: tuple[str, ...] = COLUMNS if recipe.crossing is None else (*COLUMNS, *CROSSING_COLUMNS)
+    columns = COLUMNS if recipe.tokenizer_pair is None else (*COLUMNS, *PAIR_COLUMNS)
     if lengths_of(aligned, "completion_mask").any():
         aligned, columns = mapped(aligned, turns.with_masks, f"Marking {name}"), (*COLUMNS, *turns.COLUMNS)
     required = whole and split is Split.TRAIN
@@ -132,7 +140,7 @@ def prepare(
 
 
 def align(rows: Dataset, recipe: Recipe, *, split: Split, name: str, whole: bool = True) -> Dataset:
-    """Return rows that were read with their ids, completions and figures; `kept` counts the tokens to learn.
+    """Return rows that were read with their ids, completions and figures, a column for each field of `AlignedRow`.
 
     Raises:
         DataError, ParamsError: See `prepare`.
@@ -141,7 +149,7 @@ def align(rows: Dataset, recipe: Recipe, *, split: Split, name: str, whole: bool
         recipe = replace(recipe, prompt_dropout=0.0)  # evaluation is of the student under its own prompt
     _check_sources(rows, recipe, name)
     # other processes get a copy, which must not hold the teacher; what is asked in text is asked here
-    alone = recipe if recipe.reads_text else replace(recipe, write=_nobody, take=None, teaches_nothing=None)
+    alone = recipe if recipe.reads_text else replace(recipe, write=_nobody, fetch_targets=None, teaches_nothing=None)
     tokens = (
         rows.with_format("arrow")  # values go from Arrow to Arrow, without what datasets does with each
         .map(
@@ -160,16 +168,16 @@ def align(rows: Dataset, recipe: Recipe, *, split: Split, name: str, whole: bool
     _check_ids(tokens, recipe, name)
     if whole and split is Split.TRAIN and recipe.teaches_nothing is not None:
         check_differs(rows, tokens, recipe, recipe.teaches_nothing, name=name)
-    return _write_missing(tokens, recipe, name)
+    return _write_missing(tokens, rows, recipe, name)
 
 
-def _align_batch(table: Any, *, recipe: Recipe, name: str) -> Any:
-    """Return an Arrow table of rows that were read as one with the columns of `ALIGNED`."""
+def _align_batch(table: pa.Table, *, recipe: Recipe, name: str) -> pa.Table:
+    """Return rows that were read as a table with the columns of `ALIGNED`."""
     import pyarrow as pa
 
-    rows = [fit_row(tokenize_row(row, recipe, name=name), recipe, name=name) for row in table.to_pylist()]
-    schema = ALIGNED.arrow_schema
-    return pa.table({column: [row[column] for row in rows] for column in schema.names}, schema=schema)
+    read = map(Row.from_columns, table.to_pylist())
+    aligned = [vars(fit_row(tokenize_row(row, recipe, name=name), recipe, name=name)) for row in read]
+    return pa.Table.from_pylist(aligned, schema=ALIGNED.arrow_schema)
 
 
 def _nobody(prompts: list[Any]) -> list[Completion]:
@@ -215,7 +223,7 @@ def conclude(
         if "teacher" in column_of(fitted, "source").to_pylist() and any(reasons.values()):
             todo = f"{report.summary()}; change the teacher's prompt, or choose another teacher."
         raise NoUsableRows(f"{name}: no row has a completion token to learn; {todo}")
-    coverage = None if recipe.take is None else recipe.take(usable, required)
+    coverage = None if recipe.fetch_targets is None else recipe.fetch_targets(usable, required)
     preflight = Preflight.of(usable, report, recipe, name, example=_example(usable, rows, recipe))
     serving = _serving(usable, rows, recipe) if serves and recipe.serves else None
     preflight = replace(preflight, coverage=coverage, serving=serving)
@@ -226,18 +234,18 @@ def _example(usable: Dataset, rows: Dataset, recipe: Recipe) -> Example:
     """Return the first row's prompt as the student reads it, whole and without the teacher's."""
     shown = usable[int(array_of(usable, "dropped").argmin())]  # the first row if the student's prompt is in none
     row = _row_of(rows, shown["row"])
-    tokenizer, template, values = recipe.student.tokenizer, recipe.student.template, json.loads(row["values"])
-    if row.get("ids") is not None:
+    tokenizer, template = recipe.student.tokenizer, recipe.student.template
+    if row.ids is not None:
         ids = usable[0]["student_prompt"] or usable[0]["completion"][:SHOWN_IDS]
-        return Example(marked(row, template)["input"], {"input": tokenizer.decode(ids)}, {}, ids)
-    options = {} if row["history"] is None else options_of(values, where="")
+        return Example(marked(row, template).input, {"input": tokenizer.decode(ids)}, {}, ids)
+    options = {} if row.history is None else options_of(row.values, where="")
     options = {**{name: value for name, value in recipe.options.items() if name != NOW}, **options}
     frame = Frame(render(template, marked(row, template)), options).opened(json.loads(shown["opening"] or "{}"))
     try:
         ids = replace(frame, prompt=render(template, row)).prompt_ids(tokenizer)
     except TemplateError:  # one that only the training template takes
         ids = shown["student_prompt"]
-    return Example(frame.prompt, {**values, "input": row["input"]}, frame.options, ids)
+    return Example(frame.prompt, row.fields, frame.options, ids)
 
 
 def _serving(usable: Dataset, rows: Dataset, recipe: Recipe) -> Serving | None:
@@ -251,9 +259,9 @@ def _serving(usable: Dataset, rows: Dataset, recipe: Recipe) -> Serving | None:
     return serving_of(recipe.student.tokenizer, recipe.student.template, frames) if frames else None
 
 
-def _row_of(rows: Dataset, number: int) -> dict[str, Any]:
+def _row_of(rows: Dataset, number: int) -> Row:
     """Return the row of a number."""
-    return dict(rows[int((array_of(rows, "row") == number).argmax())])
+    return Row.from_columns(rows[int((array_of(rows, "row") == number).argmax())])
 
 
 def mapped(dataset: Dataset, function: Callable[..., Any], what: str, **more: Any) -> Dataset:
@@ -273,7 +281,7 @@ def _check_sources(rows: Dataset, recipe: Recipe, name: str) -> None:
     """Refuse `completions="data"` where the data has none."""
     if recipe.completions != "data":
         return
-    lacking = [row["row"] for row in rows if source_of(row, recipe) == "teacher"]
+    lacking = [row.number for row in rows_of(rows) if source_of(row, recipe) == "teacher"]
     if lacking:
         raise DataError(
             f"{name}: {len(lacking)} rows have no completion (row {', '.join(map(str, lacking[:10]))}) and completions "
@@ -287,7 +295,7 @@ def _check_ids(tokens: Dataset, recipe: Recipe, name: str) -> None:
         ("student_prompt", recipe.student.rows, "the student's prompt", "the student has"),
         ("teacher_prompt", recipe.teacher.rows, "the teacher's prompt", "the teacher has"),
         ("completion", recipe.vocabulary, "the completion", "teacher and student share")
-        if recipe.crossing is None
+        if recipe.tokenizer_pair is None
         else ("completion", recipe.student.rows, "the completion", "the student has"),
     )
     for column, rows, what, whose in checks:
@@ -319,8 +327,7 @@ def check_differs(
     """
     if any(differ(row) for row in tokens) or not teaches_nothing():
         return
-    histories = [json.loads(history) for history in rows["history"] if history is not None]
-    with_system = any(message["role"] in SYSTEM_ROLES for history in histories for message in history)
+    with_system = any(message["role"] in SYSTEM_ROLES for row in rows_of(rows) for message in row.history or ())
     if "ids" in rows.column_names:
         do = "give rows of text or messages, and the teacher a prompt of its own"
     elif recipe.prompt_dropout == 1:
@@ -335,43 +342,43 @@ def check_differs(
     )
 
 
-def _write_missing(tokens: Dataset, recipe: Recipe, name: str) -> Dataset:
+def _write_missing(tokens: Dataset, rows: Dataset, recipe: Recipe, name: str) -> Dataset:
     """Have the teacher write the completions that are missing."""
     places = (array_of(tokens, "source") == "teacher").nonzero()[0].tolist()
     if not places:
         return tokens
     if recipe.overflow == "error":
         _check_lengths(tokens, recipe, name)
-    asked = tokens.select(places).select_columns(["teacher_prompt", "read"])
-    prompts = [json.loads(row["read"]) if recipe.reads_text else _cut(row["teacher_prompt"], recipe) for row in asked]
+    asked = tokens.select(places)
+    prompts: list[Prompt] | list[list[int]] = (
+        [json.loads(prompt) for prompt in asked["read"]]
+        if recipe.reads_text
+        else [_cut(prompt, recipe) for prompt in asked["teacher_prompt"]]
+    )
     written = dict(zip(places, recipe.write(prompts), strict=True))
 
-    def put(row: dict[str, Any], i: int) -> dict[str, Any]:
-        return fit_row({**row, **_taken(row, written[i], recipe)}, recipe, name=name) if i in written else row
+    def put(columns: dict[str, Any], i: int) -> dict[str, Any]:
+        if i not in written:
+            return columns
+        row = AlignedRow(**columns)
+        put_written(row, Row.from_columns(rows[i]), written[i], recipe)
+        return vars(fit_row(row, recipe, name=name))
 
-    return mapped(tokens, put, "Taking completions", with_indices=True)
-
-
-def _taken(row: dict[str, Any], written: Completion, recipe: Recipe) -> dict[str, Any]:
-    """Return what changes in a row by a completion that the teacher wrote."""
-    ids, finished, text = list(written.ids), written.finished, written.text
-    if recipe.crossing is not None:
-        return {**recipe.crossing.taken(ids, finished=finished, chat=row["chat"]), "finished": finished}
-    if text is None:
-        return {"completion": ids, "finished": finished}
-    unusable = written.unusable or ("" if text.strip() else EMPTY)
-    if unusable:
-        return {"completion": [], "unusable": unusable}
-    own = completion_of_text(row, text, recipe, reasoning=written.reasoning, finished=finished)
-    return {**own, "finished": finished}
+    return mapped(tokens, put, "Adding completions", with_indices=True)
 
 
 def _check_lengths(tokens: Dataset, recipe: Recipe, name: str) -> None:
     """Refuse prompts that leave no room for a completion, before the teacher writes for any row."""
-    limits: Any = {"student_limit": recipe.student.limit, "teacher_limit": recipe.teacher.limit}
     for row in tokens.select_columns(["row", "source", "student_prompt", "teacher_prompt", "completion"]):
         if row["source"] == "teacher" or row["completion"]:
-            fit(row["student_prompt"], row["teacher_prompt"], [0], where=f"{name}, row {row['row']}", **limits)
+            fit(
+                row["student_prompt"],
+                row["teacher_prompt"],
+                [0],
+                student_limit=recipe.student.limit,
+                teacher_limit=recipe.teacher.limit,
+                where=f"{name}, row {row['row']}",
+            )
 
 
 def _cut(prompt: list[int], recipe: Recipe) -> list[int]:

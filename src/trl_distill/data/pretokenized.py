@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import DataError
 from ..prompts.rendering import OWN
+from ..prompts.row import Row
 from ..prompts.template import Template
 from .rows import RowReport
 
@@ -47,9 +48,9 @@ def check_tokenized(dataset: Dataset, templates: Sequence[Template], *, needs: s
 
 
 def read_tokenized(dataset: Dataset, *, source: str) -> tuple[Dataset, RowReport]:
-    """Read rows of token ids in the form of `read_rows`, with `ids` and `mask` (1 on what is learnt) besides.
+    """Read rows of token ids in the form of `read_rows`, and the columns `ids` and `mask` (1 on what is learned).
 
-    `labels` says what is learnt (all that is not -100); else it is what all of `completion_mask` and
+    `labels` says what is learned (all that is not -100); else it is what all of `completion_mask` and
     `assistant_masks` mark; else every token.
 
     Args:
@@ -64,9 +65,7 @@ def read_tokenized(dataset: Dataset, *, source: str) -> tuple[Dataset, RowReport
 
     def read(row: dict[str, Any], i: int) -> dict[str, Any]:
         ids = list(row[IDS])
-        mask = _mask(row, ids, f"{source}, row {i + 1}")
-        nothing = {"history": None, "completion": None, "turns": None}
-        return {"row": i + 1, "input": "", **nothing, "values": "{}", "ids": ids, "mask": mask}
+        return {**Row(i + 1, "", {}).to_columns(), "ids": ids, "mask": _mask(row, ids, f"{source}, row {i + 1}")}
 
     how = {"remove_columns": dataset.column_names, "load_from_cache_file": False, "desc": f"Reading {source}"}
     rows = dataset.with_format(None).map(read, with_indices=True, **how)
@@ -74,7 +73,7 @@ def read_tokenized(dataset: Dataset, *, source: str) -> tuple[Dataset, RowReport
 
 
 def _mask(row: dict[str, Any], ids: list[int], where: str) -> list[int]:
-    """Return 1 for each token that is learnt and 0 for the others."""
+    """Return 1 for each token that is learned and 0 for the others."""
     names = (LABELS,) if row.get(LABELS) is not None else tuple(n for n in MASKS if row.get(n) is not None)
     for name in names:
         if len(row[name]) != len(ids):

@@ -17,14 +17,16 @@ if TYPE_CHECKING:
 
     from ..losses.settings import Weighing
     from ..models.generation import Completion
+    from ..prompts.messages import Prompt
+    from ..prompts.row import Row
     from ..prompts.template import Template
-    from .cross_tokenizer.tokenizer_pair import Crossing
+    from .cross_tokenizer.tokenizer_pair import TokenizerPair
 
     Write = Callable[[list[Any]], list[Completion]]
 
 
 @dataclass(frozen=True)
-class Reading:
+class PromptSide:
     """One model's side: what it reads and how much of it.
 
     Attributes:
@@ -70,20 +72,20 @@ class Recipe:
         teacher: The teacher's side.
         columns: Where to look in the data.
         completions: "auto", "data" or "teacher", see DESIGN and `sources_of`.
-        plain_text: Under "auto", a row of text alone and two templates `{input}` is learnt as SFT would.
+        plain_text: Under "auto", a row of text alone and two templates `{input}` is learned as SFT would.
         overflow: "error" or "left", see `fitting.fit`.
         write: Has the teacher write completions for its prompts: token ids, or text and messages (`reads_text`).
         vocabulary: Rows that both models share: a completion's ids are among them.
         reads_text: The teacher is handed prompts as text or chat messages.
-        as_read: What of such a prompt its ids are made from; None takes its text alone.
+        format_prompt: Returns what of such a prompt its ids are made from; None is its text alone.
         estimates: Whether these ids only estimate the prompt's length.
-        take: Fetches what a server says of prepared rows, and returns the share of completion tokens with targets;
-            called with the rows and with whether at least one token must have any.
+        fetch_targets: Fetches what a server says of prepared rows, and returns the share of completion tokens with
+            targets; called with the rows and with whether at least one token must have any.
         weighing: How the loss is weighed, with what is another than asked for; None is not known.
-        crossing: How the completion becomes tokens of a teacher with another tokenizer; None where it is the student's.
-        in_one_piece: Why a completion may have no gaps, as the end of a sentence; None where it may.
+        tokenizer_pair: How the completion becomes tokens of a teacher with another tokenizer; None if it has the same.
+        in_one_piece: Why a completion may have no gaps, as the end of a sentence; None if it may.
         prompt_dropout: Share of the training rows in which the student reads the teacher's prompt.
-        teaches_nothing: Returns whether the teacher has nothing to teach where both read the same tokens, see
+        teaches_nothing: Returns whether the teacher has nothing to teach if both read the same tokens, see
             `same_weights`; None is no check.
         seed: Of the draw of those rows.
         num_proc: Processes that read and tokenize; None is this one.
@@ -91,8 +93,8 @@ class Recipe:
         options: Keywords of both chat templates; a row's own take their place.
     """
 
-    student: Reading
-    teacher: Reading
+    student: PromptSide
+    teacher: PromptSide
     columns: Columns
     write: Write
     completions: str = "auto"
@@ -100,11 +102,11 @@ class Recipe:
     overflow: str = "error"
     vocabulary: int | None = None
     reads_text: bool = False
-    as_read: Callable[[Any], Any] | None = None
+    format_prompt: Callable[[Prompt], Prompt] | None = None
     estimates: bool = False
-    take: Callable[[Dataset, bool], float] | None = None
+    fetch_targets: Callable[[Dataset, bool], float] | None = None
     weighing: Weighing | None = None
-    crossing: Crossing | None = None
+    tokenizer_pair: TokenizerPair | None = None
     in_one_piece: str | None = None
     prompt_dropout: float = 0.0
     teaches_nothing: Callable[[], bool] | None = None
@@ -114,12 +116,15 @@ class Recipe:
     num_proc: int | None = None
 
     @cached_property
-    def dropped_tokens(self) -> PromptTokens:
-        """Turns the teacher's prompts into the student's token ids."""
+    def _dropped_tokens(self) -> PromptTokens:
         return PromptTokens(self.student.tokenizer)
 
-    def drops(self, row: Mapping[str, Any]) -> bool:
+    def student_tokens(self, dropped: bool) -> PromptTokens:
+        """Return what turns the student's prompts into token ids; with `dropped`, the teacher's that it reads."""
+        return self._dropped_tokens if dropped else self.student.prompt_tokens
+
+    def drops(self, row: Row) -> bool:
         """Whether the student reads the teacher's prompt in a row, drawn by the seed, the row's number and its text."""
         if self.prompt_dropout == 0:
             return False
-        return Random(f"{self.seed} {row['row']} {row['input']}").random() < self.prompt_dropout
+        return Random(f"{self.seed} {row.number} {row.input}").random() < self.prompt_dropout

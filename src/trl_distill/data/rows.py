@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -16,6 +16,7 @@ from ..errors import DataError, nearest, there_are
 from ..prompts.messages import (
     ROLES,
     UNKNOWN_ROLE,
+    Message,
     Unusable,
     is_learned,
     messages_of,
@@ -23,22 +24,22 @@ from ..prompts.messages import (
     text_of,
     without_weight,
 )
+from ..prompts.row import AssistantTurns, Row
 from .arrow_values import holds_bytes, plain_values
 from .file_readers import CONVERSATIONS, PLACE, scratch_file
 from .row_faults import FAULTS
 
 if TYPE_CHECKING:
+    import pyarrow as pa
     from datasets import Dataset
 
+COLUMNS = ("row", "input", "history", "completion", "turns", "values")
+BATCH = 1000
 WRITER, FINISHED = "teacher", "finished"  # columns of what `generate_with_teacher` returns
 
 
-def was_cut(values: Mapping[str, Any]) -> bool:
-    """Whether a row with a teacher's completion says that it was cut, so that it is taught no end.
-
-    Args:
-        values: The row's other columns, see `read_rows`; those of rows that no teacher wrote are not looked at.
-    """
+def was_cut(values: Mapping[str, object]) -> bool:
+    """Whether the other columns of a row that a teacher completed say that it was cut, so that it is taught no end."""
     return WRITER in values and str(values.get(FINISHED)).lower() == "false"
 
 
@@ -57,7 +58,7 @@ class RowReport:
 
     Attributes:
         total: Rows read.
-        used: Rows that can be learnt from.
+        used: Rows that can be learned from.
         set_aside: (place, reason) of each other row, for example ("line 7", "'text' is empty").
     """
 
@@ -115,14 +116,10 @@ def read_rows(
         source: What to call the dataset in messages.
 
     Returns:
-        A dataset with the columns `row` (int, the line of a single line-based file, else the row's number from 1),
-        `input` (str), `history` (str or None: the messages before the completion as JSON, the last one being the
-        user's or a tool's), `completion` (str or None), `turns` (str or None: where the completion is more than a text,
-        JSON of the `last` message and of the place `start` in the conversation from which assistant messages are
-        learnt; an assistant message among them that is not to be learned has the weight 0) and `values` (str: the other
-        columns as a JSON object of texts and numbers, a column `input` as `input_column`; columns of bytes, images and
-        sounds are left out, undecoded); and the report. A row whose input or completion is empty, or whose completion
-        has the weight 0, is set aside and not counted against `max_bad_rows`.
+        A dataset with the columns of `Row.to_columns`, and the report. A column `input` that is not the input stands
+        among a row's values as `input_column`; columns of bytes, images and sounds are left out, undecoded. A row whose
+        input or completion is empty, or whose completion has the weight 0, is set aside and not counted against
+        `max_bad_rows`.
 
     Raises:
         DataError: A column that is not there, more bad rows than allowed, or (`NoUsableRows`) no row left to use.
@@ -141,7 +138,7 @@ def read_rows(
         unusable = {index for index, *_ in problems}
         read = read.select([i for i in range(len(read)) if i not in unusable])
     report = RowReport(len(dataset), len(read), tuple((place, reason) for _, place, reason, _ in problems))
-    return read.select_columns(["row", "input", "history", "completion", "turns", "values"]), report
+    return read.select_columns(list(COLUMNS)), report
 
 
 def _map(dataset: Dataset, columns: _Columns, source: str, num_proc: int | None) -> Dataset:
@@ -154,7 +151,7 @@ def _map(dataset: Dataset, columns: _Columns, source: str, num_proc: int | None)
     if bytes_named:
         raise DataError(f"{source}: the column {bytes_named[0]!r} holds bytes, which a template cannot write; drop it.")
     text, number, flag = Value("string"), Value("int64"), Value("bool")
-    features = {"row": number, "input": text, "history": text, "completion": text, "turns": text, "values": text}
+    features = {"row": number} | dict.fromkeys(COLUMNS[1:], text)
     features |= {"place": text, "problem": text, "bad": flag}
     schema = Features(features).arrow_schema
     return (
@@ -177,18 +174,31 @@ def _map(dataset: Dataset, columns: _Columns, source: str, num_proc: int | None)
     )
 
 
-def _read_batch(table: Any, indices: list[int], *, columns: _Columns, kinds: dict[str, Any], schema: Any) -> Any:
-    """Read a batch of rows that is an Arrow table; return one with the columns of `schema`."""
+def _read_batch(
+    table: pa.Table, indices: list[int], *, columns: _Columns, kinds: Mapping[str, object], schema: pa.Schema
+) -> pa.Table:
+    """Read a batch of rows; return a table with the columns of `schema`."""
     import pyarrow as pa
 
     cells = {name: plain_values(table[name], kind) for name, kind in kinds.items()}
-    rows = [_read(dict(zip(cells, values, strict=True)), columns) for values in zip(*cells.values(), strict=True)]
-    out: dict[str, list[Any]] = {name: [row.get(name) for row in rows] for name in schema.names}
-    places = cells.get(PLACE, [None] * len(rows))
-    out["place"] = [place or f"row {i + 1}" for place, i in zip(places, indices, strict=True)]
-    known = [NUMBERED.fullmatch(place) for place in out["place"]]
-    out["row"] = [int(found[1]) if found else i + 1 for found, i in zip(known, indices, strict=True)]
-    return pa.table(out, schema=schema)
+    places = cells.get(PLACE, [None] * len(indices))
+    out = []
+    for index, given, *values in zip(indices, places, *cells.values(), strict=True):
+        place = given or f"row {index + 1}"
+        known = NUMBERED.fullmatch(place)
+        number = int(known[1]) if known else index + 1
+        try:
+            read = _read(dict(zip(cells, values, strict=True)), columns, number).to_columns()
+        except Unusable as problem:
+            read = {"row": number, "problem": str(problem), "bad": problem.bad}
+        out.append({**read, "place": place})
+    return pa.Table.from_pylist(out, schema=schema)
+
+
+def rows_of(dataset: Dataset) -> Iterator[Row]:
+    """Yield what `read_rows` made of each row."""
+    for table in dataset.with_format("arrow").iter(BATCH):
+        yield from map(Row.from_columns, table.to_pylist())
 
 
 def _problems(read: Dataset) -> list[tuple[int, str, str, bool]]:
@@ -265,32 +275,31 @@ def _missing(name: str, there: list[str], flag: str, source: str) -> str:
     return f"{source} has no column {name!r}; {there_are(there)}.{nearest(name, there)} Name it with {flag}."
 
 
-def _read(row: dict[str, Any], columns: _Columns) -> dict[str, Any]:
-    """Return a row's input, history, completion and values, or its problem."""
-    try:
-        _check_faults(row.get(FAULTS), columns)
-        given = _decoded(row.get(columns.input), columns.input)
-        said = _said(row.get(columns.completion or ""), columns.completion or "", columns.turns)
-        history = turns = None
-        if isinstance(given, list):
-            history, said, turns = _talk(messages_of(given, columns.input), said, columns)
-            text = history[_last_user(history)]["content"]
-        else:
-            text = text_of(given, repr(columns.input))
-        if not text.strip():
-            raise Unusable(f"{columns.input!r} is empty", bad=False)
-        completion = _one(said, columns.completion or "")
-        if completion == "" and turns is None:
-            raise Unusable(f"{columns.completion or columns.input!r}: {EMPTY}", bad=False)
-    except Unusable as problem:
-        return {"problem": str(problem), "bad": problem.bad}
-    values = {name: _value(value) for name, value in row.items() if name not in (columns.input, columns.completion)}
-    for name in OURS:
-        values.pop(name, None)
+def _read(cells: dict[str, Any], columns: _Columns, number: int) -> Row:
+    """Return a row.
+
+    Raises:
+        Unusable: It cannot be used.
+    """
+    _check_faults(cells.get(FAULTS), columns)
+    given = _decoded(cells.get(columns.input), columns.input)
+    said = _said(cells.get(columns.completion or ""), columns.completion or "", columns.turns)
+    history = turns = None
+    if isinstance(given, list):
+        history, said, turns = _talk(messages_of(given, columns.input), said, columns)
+        text = history[_last_user(history)]["content"]
+    else:
+        text = text_of(given, repr(columns.input))
+    if not text.strip():
+        raise Unusable(f"{columns.input!r} is empty", bad=False)
+    completion = _one(said, columns.completion or "")
+    if completion == "" and turns is None:
+        raise Unusable(f"{columns.completion or columns.input!r}: {EMPTY}", bad=False)
+    read = (columns.input, columns.completion, *OURS)
+    values = {name: _value(value) for name, value in cells.items() if name not in read}
     if INPUT in values:
         values.setdefault(INPUT_COLUMN, values.pop(INPUT))
-    dumped = {name: None if x is None else _json(x) for name, x in (("history", history), ("turns", turns))}
-    return {"input": text, "completion": completion, "values": _json(values), **dumped}
+    return Row(number, text, values, history, completion, turns)
 
 
 def _check_faults(faults: str | None, columns: _Columns) -> None:
@@ -300,12 +309,7 @@ def _check_faults(faults: str | None, columns: _Columns) -> None:
             raise Unusable(f"{name!r}: {reason}")
 
 
-def _json(value: Any) -> str:
-    """Return plain data as JSON."""
-    return json.dumps(value, ensure_ascii=False)
-
-
-def _decoded(value: Any, column: str) -> Any:
+def _decoded(value: object, column: str) -> object:
     """Return the messages that a conversation's column writes as JSON text, as csv files have them."""
     if isinstance(value, str) and column in CONVERSATIONS:
         try:
@@ -315,7 +319,7 @@ def _decoded(value: Any, column: str) -> Any:
     return value
 
 
-def _said(value: Any, column: str, turns: bool) -> str | list[dict[str, Any]] | None:
+def _said(value: object, column: str, turns: bool) -> str | list[Message] | None:
     """Return the completion of a row that has one: text, or messages, which are one of the assistant's or several."""
     if value is None:
         return None
@@ -323,13 +327,13 @@ def _said(value: Any, column: str, turns: bool) -> str | list[dict[str, Any]] | 
         messages = messages_of(value, column)
         ends = messages[0]["role"] == messages[-1]["role"] == "assistant"
         if not ends or (len(messages) > 1 and not turns):
-            more = "; several are learnt with assistant_only_loss" if ends else ""
+            more = "; several are learned with assistant_only_loss" if ends else ""
             raise Unusable(f"{column!r} is not one assistant message{more}")
         return messages
     return text_of(value, repr(column))
 
 
-def _one(said: str | list[dict[str, Any]] | None, column: str) -> str | None:
+def _one(said: str | list[Message] | None, column: str) -> str | None:
     """Return the text of a completion."""
     if isinstance(said, list):
         if len(said) > 1:
@@ -340,9 +344,9 @@ def _one(said: str | list[dict[str, Any]] | None, column: str) -> str | None:
 
 
 def _talk(
-    messages: list[dict[str, Any]], said: str | list[dict[str, Any]] | None, columns: _Columns
-) -> tuple[list[dict[str, Any]], str | list[dict[str, Any]] | None, dict[str, Any] | None]:
-    """Return a conversation's messages before its completion, the completion, and what `turns` says of it."""
+    messages: list[Message], said: str | list[Message] | None, columns: _Columns
+) -> tuple[list[Message], str | list[Message] | None, AssistantTurns | None]:
+    """Return a conversation's messages before its completion, the completion, and what else is learned."""
     if not messages:
         raise Unusable(f"{columns.input!r} is empty", bad=False)
     whole, start, last = columns.input in CONVERSATIONS and not columns.named, 0, None
@@ -359,12 +363,12 @@ def _talk(
     if not several:
         _check_learned(last, columns.completion if isinstance(said, list) else columns.input)
         messages, last = [without_weight(message) for message in messages], without_weight(last)
-    turns = {"last": last, "start": start if columns.turns else len(messages)}
+    turns = AssistantTurns(last, start if columns.turns else len(messages))
     more = several or set(last) - {"role", "content"} or not str(last["content"]).strip()
     return messages, str(last["content"]), turns if more else None
 
 
-def _check_learned(message: dict[str, Any], column: str | None) -> None:
+def _check_learned(message: Message, column: str | None) -> None:
     """Set a row aside whose completion says nothing or has the weight 0."""
     if not says_something(message):
         raise Unusable(f"{column!r}: {EMPTY}", bad=False)
@@ -372,7 +376,7 @@ def _check_learned(message: dict[str, Any], column: str | None) -> None:
         raise Unusable(f"{column!r}: the completion has the weight 0", bad=False)
 
 
-def _check_asks(messages: list[dict[str, Any]], column: str) -> None:
+def _check_asks(messages: list[Message], column: str) -> None:
     """Check that the last message is the user's, or a tool's after one of the user's."""
     asks = messages and messages[-1]["role"] in ("user", "tool")
     if not asks or not any(message["role"] == "user" for message in messages):
@@ -380,17 +384,17 @@ def _check_asks(messages: list[dict[str, Any]], column: str) -> None:
         raise Unusable(f"{column!r}: {last} message stands where the user's last one should")
 
 
-def _first_user(messages: list[dict[str, Any]]) -> int:
+def _first_user(messages: list[Message]) -> int:
     """Return the place of the first user message."""
     return next(i for i, message in enumerate(messages) if message["role"] == "user")
 
 
-def _last_user(messages: list[dict[str, Any]]) -> int:
+def _last_user(messages: list[Message]) -> int:
     """Return the place of the last user message."""
     return max(i for i, message in enumerate(messages) if message["role"] == "user")
 
 
-def _value(value: Any) -> str | int | float:
+def _value(value: object) -> str | int | float:
     """Return a column's value for a template: text, numbers and times as they are, nothing as "", all else as JSON."""
     if value is None:
         return ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from ..config.training_params import LLMTrainingParams
@@ -11,6 +12,7 @@ from ..errors import DataError, ParamsError
 from ..prompts.chat_template import ChatTemplate
 from ..prompts.messages import WEIGHT, is_learned
 from ..prompts.rendering import KWARGS, TOOLS
+from ..prompts.row import Row
 from .file_readers import CONVERSATIONS
 from .rows import RowReport, read_rows
 
@@ -56,21 +58,22 @@ def plain_rows(dataset: Dataset, params: LLMTrainingParams, *, name: str) -> tup
     apart = params.completion_column is not None or not {*CONVERSATIONS} & {*dataset.column_names}
     text_column = params.text_column  # the closure must not hold the parameters: they may hold a model
 
-    def shaped(row: dict[str, Any]) -> dict[str, Any]:
-        said = row["completion"]
+    def shaped(columns: dict[str, Any]) -> dict[str, Any]:
+        row = Row.from_columns(columns)
+        said = row.completion
         if chat:
-            messages = json.loads(row["history"] or json.dumps([{"role": "user", "content": row["input"]}]))
-            last = {"role": "assistant", "content": said} if row["turns"] is None else json.loads(row["turns"])["last"]
+            messages = row.history or [{"role": "user", "content": row.input}]
+            last = {"role": "assistant", "content": said} if row.turns is None else row.turns.last
             if any(WEIGHT in message and not is_learned(message) for message in (*messages, last)):
                 raise DataError(
-                    f"{name}, row {row['row']}, has an assistant message of weight 0, or an empty one, which TRL's "
+                    f"{name}, row {row.number}, has an assistant message of weight 0, or an empty one, which TRL's "
                     "SFTTrainer would learn with the others; leave it out, or drop assistant_only_loss."
                 )
-            more = _for_chat_template(row, options)
+            more = _for_chat_template(row.values, options)
             if said is not None and apart:
                 return {"prompt": messages, "completion": [last], **more}
             return {"messages": messages + ([last] if said is not None else []), **more}
-        return {"prompt": row["input"], "completion": said} if pairs else {text_column: row["input"]}
+        return {"prompt": row.input, "completion": said} if pairs else {text_column: row.input}
 
     return rows.map(shaped, remove_columns=rows.column_names, load_from_cache_file=False), report
 
@@ -91,9 +94,8 @@ def check_marks(tokenizer: PreTrainedTokenizerBase) -> None:
         )
 
 
-def _for_chat_template(row: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
-    """Return the columns that TRL hands to a chat template, where the data has them."""
-    values = json.loads(row["values"])
+def _for_chat_template(values: Mapping[str, Any], options: dict[str, Any]) -> dict[str, Any]:
+    """Return the columns that TRL hands to a chat template, if the data has them."""
     more = {TOOLS: values[TOOLS] or None} if TOOLS in values else {}
     own = {**options, **json.loads(values.get(KWARGS) or "{}")}
     return more | ({KWARGS: own} if own or KWARGS in values else {})

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from ..errors import DataError, TemplateError
 from .chat_template import ANOTHER, ChatTemplate, Options
 from .messages import CLOSED, OPENED, REASONING, Message
-from .multi_turn import Stretches, of_ids
+from .multi_turn import MaskedSequence
 from .tokenization import common_length, tokenize_behind
 
 if TYPE_CHECKING:
@@ -128,7 +128,7 @@ class ChatTurns:
                 return whole.removesuffix(words), True
         return turn.prompt, False
 
-    def several(
+    def tokenize_turns(
         self,
         messages: Sequence[Message],
         places: Sequence[int],
@@ -136,7 +136,7 @@ class ChatTurns:
         *,
         finished: bool = True,
         where: str,
-    ) -> Stretches:
+    ) -> MaskedSequence:
         """Return the ids of a conversation of which several turns are learned.
 
         The ids are those that SFTTrainer learns by the marks of its training template. If a template has no marks and
@@ -167,7 +167,7 @@ class ChatTurns:
                 mask[k] = 1
         if not finished:
             self._drop_end(ids, mask)
-        return of_ids(ids, mask)
+        return MaskedSequence.from_ids(ids, mask)
 
     def _edge(self, ids: Sequence[int], messages: Sequence[Message], how: Options) -> int:
         """Return how many of a conversation's ids are those of its first messages."""
@@ -189,7 +189,7 @@ class ChatTurns:
         *,
         finished: bool,
         where: str,
-    ) -> Stretches:
+    ) -> MaskedSequence:
         """Return the ids of a conversation, each learned turn rendered with the messages before it."""
         prompt: list[int] | None = None
         rest: list[int] = []
@@ -210,7 +210,7 @@ class ChatTurns:
                 prompt, gap = gap, []
             rest, mask = [*rest, *gap, *ids], [*mask, *[0] * len(gap), *[1] * len(ids)]
             done = turn.prompt + own
-        return Stretches(prompt or [], rest, mask)
+        return MaskedSequence(prompt or [], rest, mask)
 
     def _tries(self, options: Options) -> list[dict[str, object]]:
         """Return the options to try: those given, then both values of `enable_thinking` if it is not among them."""

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
 from ..errors import DataError
-from .messages import Message, Prompt, parsed
+from .messages import Prompt, parsed
+from .row import Row
 from .template import SYSTEM_ROLES, System, Template
 
 TOOLS, KWARGS = "tools", "chat_template_kwargs"  # columns that a chat template is handed, as TRL names them
 TEXT, MESSAGES = OWN = "teacher_prompt", "teacher_messages"  # columns with the teacher's prompt of a row
 
 
-def render(template: Template, row: Mapping[str, Any], own: Prompt | None = None) -> Prompt:
+def render(template: Template, row: Row, own: Prompt | None = None) -> Prompt:
     """Return a row's prompt under a template: text, or chat messages where template or row are a chat.
 
     In a conversation the template renders the last user message; the turns around it stay, and the template's own
@@ -22,25 +22,10 @@ def render(template: Template, row: Mapping[str, Any], own: Prompt | None = None
 
     Args:
         template: The side's.
-        row: What `read_rows` made of a row.
+        row: The row.
         own: What stands in the place of the rendered template, see `own_prompt`.
     """
-    values = {**json.loads(row["values"]), "input": row["input"]}
-    return prompt_of(template, values, None if row["history"] is None else json.loads(row["history"]), own)
-
-
-def prompt_of(
-    template: Template, values: Mapping[str, Any], history: list[Message] | None, own: Prompt | None = None
-) -> Prompt:
-    """Return a prompt as `render` does.
-
-    Args:
-        template: The side's.
-        values: Of its fields, `input` among them.
-        history: The conversation up to the completion; None where the row is text.
-        own: As in `render`.
-    """
-    return with_system(_without_system(template, values, history, own), template.system)
+    return with_system(_without_system(template, row, own), template.system)
 
 
 def with_system(prompt: Prompt, system: System) -> Prompt:
@@ -66,13 +51,12 @@ def with_system(prompt: Prompt, system: System) -> Prompt:
     return [*others[:first], asked, *others[first + 1 :]]
 
 
-def _without_system(
-    template: Template, values: Mapping[str, Any], history: list[Message] | None, own: Prompt | None
-) -> Prompt:
+def _without_system(template: Template, row: Row, own: Prompt | None) -> Prompt:
     """Return a prompt before anything is done with its system message."""
     if isinstance(own, list):
         return own
-    rendered = template.render(values) if own is None else own
+    rendered = template.render(row.fields) if own is None else own
+    history = row.history
     if history is None:
         return rendered
     at = max(i for i, message in enumerate(history) if message["role"] == "user")
@@ -91,7 +75,7 @@ def own_prompt(values: Mapping[str, Any], template: Template, *, where: str) -> 
     template.
 
     Args:
-        values: The row's other columns, see `read_rows`.
+        values: The row's other columns.
         template: The teacher's.
         where: The row's name in messages.
 
@@ -125,7 +109,7 @@ def options_of(values: Mapping[str, Any], *, where: str) -> dict[str, Any]:
     """Return what a row's chat template is handed besides the messages: its columns `tools`, `chat_template_kwargs`.
 
     Args:
-        values: The row's other columns, see `read_rows`.
+        values: The row's other columns.
         where: The row's name in messages.
 
     Raises:
@@ -143,26 +127,6 @@ def options_of(values: Mapping[str, Any], *, where: str) -> dict[str, Any]:
             raise DataError(f"{where}: {KWARGS!r} is not an object; give names and values for the chat template.")
         options |= found
     return options
-
-
-def check_prompts(rows: Any, template: Template, *, name: str) -> None:
-    """Check the columns of a dataset from which `own_prompt` and `options_of` read.
-
-    Args:
-        rows: What `read_rows` made of it.
-        template: The teacher's.
-        name: What to call the dataset in messages.
-
-    Raises:
-        DataError: See there.
-    """
-    if not {*OWN, TOOLS, KWARGS} & set(json.loads(rows[0]["values"])):
-        return
-    for row in rows.select_columns(["row", "values", "history"]):
-        values, where = json.loads(row["values"]), f"{name}, row {row['row']}"
-        own_prompt(values, template, where=where)
-        if row["history"] is not None:
-            options_of(values, where=where)
 
 
 def _is_message(message: Any) -> bool:

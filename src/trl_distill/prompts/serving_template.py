@@ -19,6 +19,7 @@ from ..models.own_chat_template import HEAD, ORIGINAL
 from .chat_template import NOW, ChatTemplate, Options
 from .messages import Prompt
 from .rendering import TOOLS, render
+from .row import Row
 from .template import SYSTEM_ROLES
 from .tokenization import prompt_ids, tokenize_prompt
 
@@ -157,36 +158,36 @@ def serving_of(
 
 
 def frame_of(
-    row: Mapping[str, Any], template: Template, options: Mapping[str, Any], opening: Mapping[str, Any] | None = None
+    row: Row, template: Template, options: Mapping[str, Any], opening: Mapping[str, Any] | None = None
 ) -> Frame | None:
     """Return what the student reads around a user's message that comes alone; None if the row brings tools.
 
     Args:
-        row: What `read_rows` made of a row. Of its conversation the leading system messages are kept.
-        template: The student's, whose fields besides `input` stand for themselves.
+        row: The row. Of its conversation the leading system messages are kept.
+        template: The student's, whose fields other than `input` stand for themselves.
         options: What the row's chat template is handed besides the messages.
         opening: How its prompt differs from the template's generation prompt.
     """
     if TOOLS in options:
         return None
-    history = None
-    if row["history"] is not None:
-        leading = takewhile(lambda m: m["role"] in SYSTEM_ROLES, json.loads(row["history"]))
-        history = json.dumps([*leading, {"role": "user", "content": INPUT}])
-    frame = _frame(template, history, json.dumps(options, default=str))
+    leading = None
+    if row.history is not None:
+        leading = json.dumps(list(takewhile(lambda m: m["role"] in SYSTEM_ROLES, row.history)))
+    frame = _frame(template, leading, json.dumps(options, default=str))
     return frame.opened(opening) if opening else frame
 
 
 @lru_cache(maxsize=64)
-def _frame(template: Template, history: str | None, options: str) -> Frame:
+def _frame(template: Template, leading: str | None, options: str) -> Frame:
     """Return the frame of all rows whose conversations begin with the same system messages, made once for them."""
-    return Frame(render(template, marked({"history": history, "values": "{}"}, template)), json.loads(options))
+    history = None if leading is None else [*json.loads(leading), {"role": "user", "content": INPUT}]
+    return Frame(render(template, marked(Row(0, INPUT, {}, history), template)), json.loads(options))
 
 
-def marked(row: Mapping[str, Any], template: Template) -> dict[str, Any]:
+def marked(row: Row, template: Template) -> Row:
     """Return a row whose prompt has a `MARK` for each field of a template."""
-    values = {**json.loads(row["values"]), **{name: MARK.format(name) for name in template.fields}}
-    return {**row, "input": INPUT, "values": json.dumps(values)}
+    marks = {name: MARK.format(name) for name in template.fields}
+    return replace(row, input=INPUT, values={**row.values, **marks})
 
 
 def serving_template(frame: Frame, tokenizer: PreTrainedTokenizerBase) -> str | None:

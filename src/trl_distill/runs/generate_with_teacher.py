@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -13,13 +12,14 @@ from ..config.doors import entered, in_python
 from ..config.training_params import FIELDS
 from ..data.loading import read_rows
 from ..data.memory import TAKEN, as_dataset, is_frame
-from ..data.rows import INPUT, INPUT_COLUMN
+from ..data.rows import COLUMNS, INPUT, INPUT_COLUMN, rows_of
 from ..errors import DataError, ParamsError, TeacherError
 from ..models.generation import Completion, GenerationSettings
 from ..models.loading import EMBEDDED, ModelSource, kept_tokenizer, resolve
 from ..prompts.messages import with_reasoning
-from ..prompts.rendering import Prompt, own_prompt, render
-from ..prompts.template import Template, parse_template
+from ..prompts.rendering import own_prompt, render
+from ..prompts.row import Row
+from ..prompts.template import parse_template
 from ..teachers.base import Teacher, TextTeacher
 from ..teachers.completions.engines.selection import check_engine
 from ..teachers.completions.store import CompletionStore
@@ -117,7 +117,7 @@ def generate_with_teacher(
         raise ParamsError(f"engine is {engine!r}; accepted are {', '.join(map(repr, ENGINES))}.")
     parsed = parse_template(template, name="template")
     read = _read(queries, text_column)
-    parsed.check_columns(json.loads(read[0]["values"]), read=read.column_names)
+    parsed.check_columns(read[0].values, read=COLUMNS)
     teacher = _teacher(
         model,
         tokenizer,
@@ -131,7 +131,7 @@ def generate_with_teacher(
     )
     check_engine(teacher, engine)
     written = teacher.write(
-        [_prompt(parsed, row) for row in read],
+        [render(parsed, row, own_prompt(row.values, parsed, where=f"queries, row {row.number}")) for row in read],
         GenerationSettings(max_new_tokens, do_sample, temperature, top_p, seed, batch_size, _texts(stop), engine),
         store=store if isinstance(store, CompletionStore) else CompletionStore(store),
         progress=progress,
@@ -141,12 +141,6 @@ def generate_with_teacher(
         {**_query(row), "completion": _text(completion), "teacher": name, "finished": completion.finished}
         for row, completion in zip(read, written, strict=True)
     ]
-
-
-def _prompt(template: Template, row: Mapping[str, Any]) -> Prompt:
-    """Return the teacher's prompt for a query, which may bring its own."""
-    own = own_prompt(json.loads(row["values"]), template, where=f"queries, row {row['row']}")
-    return render(template, row, own)
 
 
 def _text(completion: Completion) -> str:
@@ -163,7 +157,7 @@ def _texts(stop: str | Sequence[str]) -> tuple[str, ...]:
     return texts
 
 
-def _read(queries: Any, text_column: str) -> Dataset:
+def _read(queries: Any, text_column: str) -> list[Row]:
     """Return all queries as `read_rows` does; one that cannot be used is an error."""
     from datasets import Dataset
 
@@ -176,7 +170,7 @@ def _read(queries: Any, text_column: str) -> Dataset:
     if report.set_aside:
         place, reason = report.set_aside[0]
         raise DataError(f"queries, {place}: {reason}; every query needs a completion, so leave such ones out.")
-    return read
+    return list(rows_of(read))
 
 
 def _teacher(
@@ -207,11 +201,11 @@ def _teacher(
     return teacher if isinstance(teacher, TextTeacher) else LocalTextTeacher(teacher)
 
 
-def _query(row: Mapping[str, Any]) -> dict[str, Any]:
+def _query(row: Row) -> dict[str, Any]:
     """Return a query's columns as a run reads them."""
-    values = json.loads(row["values"])
+    values: dict[str, Any] = dict(row.values)
     if INPUT_COLUMN in values:
         values[INPUT] = values.pop(INPUT_COLUMN)
-    if row["history"] is not None:
-        return {**values, "messages": json.loads(row["history"])}
-    return {**values, "text": row["input"]}
+    if row.history is not None:
+        return {**values, "messages": row.history}
+    return {**values, "text": row.input}

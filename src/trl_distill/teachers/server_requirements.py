@@ -142,12 +142,12 @@ def check_teaches(args: DistillationSFTConfig, teacher: Teacher, preflight: Pref
         )
 
 
-def reading(args: DistillationSFTConfig, teacher: Teacher) -> Callable[[Any], Any] | None:
+def prompt_formatter(args: DistillationSFTConfig, teacher: Teacher) -> Callable[[Any], Any] | None:
     """Return how a server reads a prompt whose ids it is sent; None for any other teacher."""
     return teacher.format_prompt if has_targets(teacher, args) and teacher.reads_ids else None
 
 
-def taking(args: DistillationSFTConfig, teacher: Teacher) -> Callable[[Dataset, bool], float] | None:
+def target_fetcher(args: DistillationSFTConfig, teacher: Teacher) -> Callable[[Dataset, bool], float] | None:
     """Return what fetches a server's targets of prepared rows and returns the share of tokens that have any.
 
     None for any other teacher. The function takes rows and whether at least one token must have targets, and raises

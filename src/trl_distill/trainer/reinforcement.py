@@ -230,21 +230,21 @@ def _prompts(config: PPOConfig, template: Template) -> Dataset:
 
     A row's completion stands in the column `reference`.
     """
-    import json
-
     from datasets import Dataset
 
     from ..data.loading import load_data, read_rows
+    from ..data.rows import rows_of
     from ..prompts.rendering import render
 
     data, _ = load_data(config.data_path)
     rows, _ = read_rows(data, text_column=config.text_column, max_bad_rows=config.max_bad_rows, source="data_path")
-    template.check_columns(json.loads(rows[0]["values"]), read=data.column_names)
-    made = []
-    for row in rows:
-        columns = {name: value for name, value in json.loads(row["values"]).items() if not name.startswith("__")}
-        reference = {} if row["completion"] is None else {"reference": row["completion"]}
-        made.append({**columns, **reference, "input": row["input"], "prompt": render(template, row)})
+    read = list(rows_of(rows))
+    template.check_columns(read[0].values, read=data.column_names)
+    made: list[dict[str, Any]] = []
+    for row in read:
+        columns = {name: value for name, value in row.values.items() if not name.startswith("__")}
+        reference = {} if row.completion is None else {"reference": row.completion}
+        made.append({**columns, **reference, "input": row.input, "prompt": render(template, row)})
     names = dict.fromkeys(name for row in made for name in row)
     table = {name: [row.get(name) for row in made] for name in names}
     for name, values in table.items():

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ..config.endpoints import is_openai_name
 from ..config.sft_config import DistillationSFTConfig
 from ..config.validation import chat_template_options, freshness
-from ..data.recipe import Columns, Reading, Recipe
+from ..data.recipe import Columns, PromptSide, Recipe
 from ..errors import ParamsError, TeacherError
 from ..models.architectures import vocabulary_rows
 from ..models.generation import Completion, GenerationSettings, length_limit
@@ -24,14 +24,14 @@ from ..teachers.completions.engines.selection import check_engine
 from ..teachers.completions.generate import complete, settings_identity
 from ..teachers.completions.store import CompletionStore
 from ..teachers.loading import load_teacher
-from ..teachers.local.cross_tokenizer import CrossTeacher, check_brings_tokenizer, crossed
+from ..teachers.local.cross_tokenizer import CrossTeacher, check_brings_tokenizer, with_cross_tokenizer
 from ..teachers.local.ema import EMA, EmaTeacher
 from ..teachers.local.self_teacher import SELF, SelfTeacher
 from ..teachers.local.teacher import LocalTeacher
 from ..teachers.remote.request_pool import RemoteSettings
 from ..teachers.remote.teacher import RemoteTeacher
 from ..teachers.same_weights import Student, teaches_nothing
-from ..teachers.server_requirements import find_targets, reading, taking, weighing
+from ..teachers.server_requirements import find_targets, prompt_formatter, target_fetcher, weighing
 from ..teachers.target_store.chat_template_date import TemplateDate
 from ..teachers.target_store.folder import COMPLETIONS, TargetFolder
 from ..teachers.target_store.reader import StoredTeacher, tokenizer_hash
@@ -129,7 +129,7 @@ def teacher_of(
     if teacher.tokenizer.chat_template is None:
         teacher.tokenizer.chat_template = tokenizer.chat_template  # a base model reads chats as its student does
     if args.cross_tokenizer:
-        return crossed(teacher, tokenizer=tokenizer, student_rows=vocabulary_rows(student))
+        return with_cross_tokenizer(teacher, tokenizer=tokenizer, student_rows=vocabulary_rows(student))
     _share(teacher, tokenizer, student)
     stored = teacher if isinstance(teacher, StoredTeacher) else stored
     return teacher if stored is None else _checked_store(args, stored, teacher, tokenizer=tokenizer, student=student)
@@ -326,13 +326,13 @@ def recipe_of(
         return complete(teacher, prompts, settings, store=store, progress=not args.disable_tqdm)
 
     return Recipe(
-        student=Reading(
+        student=PromptSide(
             tokenizer,
             for_reader(student_template, tokenizer),
             _students_limit(args, student),
             vocabulary_rows(student),
         ),
-        teacher=Reading(
+        teacher=PromptSide(
             teacher.tokenizer,
             for_reader(
                 teacher_template,
@@ -357,10 +357,10 @@ def recipe_of(
         overflow=args.prompt_overflow,
         vocabulary=teacher.vocabulary,
         reads_text=isinstance(teacher, TextTeacher),
-        crossing=teacher.crossing if isinstance(teacher, CrossTeacher) else None,
-        as_read=reading(args, teacher),
-        estimates=isinstance(teacher, TextTeacher) and reading(args, teacher) is None,
-        take=taking(args, teacher),
+        tokenizer_pair=teacher.tokenizer_pair if isinstance(teacher, CrossTeacher) else None,
+        format_prompt=prompt_formatter(args, teacher),
+        estimates=isinstance(teacher, TextTeacher) and prompt_formatter(args, teacher) is None,
+        fetch_targets=target_fetcher(args, teacher),
         weighing=weighing(args, teacher),
         in_one_piece=_in_one_piece(args, teacher),
         prompt_dropout=args.teacher_prompt_dropout,
@@ -412,6 +412,6 @@ def _in_one_piece(args: DistillationSFTConfig, teacher: Teacher) -> str | None:
         return "a teacher_store keeps targets of completions in one piece"
     if isinstance(teacher, CrossTeacher):
         return "cross_tokenizer compares completions in one piece"
-    if taking(args, teacher) is not None:
+    if target_fetcher(args, teacher) is not None:
         return "a server's log-probabilities are taken of completions in one piece"
     return None

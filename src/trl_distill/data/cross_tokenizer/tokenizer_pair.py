@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -19,12 +19,14 @@ from .token_bytes import token_bytes
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from ..aligned_row import AlignedRow
+
 COLUMNS = ("teacher_completion", "student_starts", "teacher_starts", "span_kinds")
 KINDS = (ALIKE, STUDENT_SPACE, TEACHER_SPACE)
 
 
-class Crossing:
-    """Two tokenizers side by side.
+class TokenizerPair:
+    """A student's and a teacher's tokenizer, and which of their tokens are the same.
 
     The tokens that end a completion (of a turn, of a text) are matched with each other, special tokens by their name,
     all others by their bytes, those with equal ones from the highest id on.
@@ -75,12 +77,12 @@ class Crossing:
         """Return the teacher's ids of a text; they end as the student's `completion` does."""
         return self._ended(tokenize_completion(self.teacher, text, finished=False), completion)
 
-    def taken(self, ids: Sequence[int], *, finished: bool, chat: bool) -> dict[str, list[int]]:
-        """Return both sides' ids of a completion that the teacher wrote: its own ids, and the student's of its text.
+    def written(self, ids: Sequence[int], *, finished: bool, chat: bool) -> tuple[list[int], list[int]]:
+        """Return the student's and the teacher's ids of a completion that the teacher wrote.
 
         Args:
-            ids: The teacher's, with its stop token where it is finished.
-            finished: Whether it ended it.
+            ids: The teacher's, with its stop token if it is finished.
+            finished: Whether the teacher ended it.
             chat: Whether it is an assistant's turn.
         """
         own = list(ids[:-1] if finished else ids)
@@ -88,7 +90,7 @@ class Crossing:
         if not finished:
             text = text.rstrip("\ufffd")  # a character that was cut
         completion = tokenize_completion(self.student, text, chat=chat, finished=finished) if text or finished else []
-        return {"completion": completion, "teacher_completion": self._ended(own, completion)}
+        return completion, self._ended(own, completion)
 
     def spans(self, student: Sequence[int], teacher: Sequence[int]) -> list[Span]:
         """Return the spans of a completion's ids on both sides; its end is one where both end the same text."""
@@ -100,12 +102,12 @@ class Crossing:
         return spans
 
     def fit(
-        self, row: dict[str, Any], *, student_limit: int | None, teacher_limit: int | None, overflow: str, where: str
-    ) -> dict[str, Any]:
-        """Return a row's pieces as they fit both models, each side by its own limit, and its spans.
+        self, row: AlignedRow, *, student_limit: int | None, teacher_limit: int | None, overflow: str, where: str
+    ) -> dict[str, object]:
+        """Return a row's columns as they fit both models, each side by its own limit, and its spans.
 
         Args:
-            row: With `student_prompt`, `teacher_prompt`, `completion` and `teacher_completion`.
+            row: With both prompts and both completions.
             student_limit: As in `fitting.fit`.
             teacher_limit: As in `fitting.fit`.
             overflow: As in `fitting.fit`.
@@ -114,11 +116,11 @@ class Crossing:
         Raises:
             DataError: See `fitting.fit`.
         """
-        completion, theirs = list(row["completion"]), list(row["teacher_completion"])
+        completion, theirs = row.completion, row.teacher_completion
         spans = self.spans(completion, theirs)
         limits = {"overflow": overflow, "where": where}
-        mine = fit(row["student_prompt"], [], completion, student_limit=student_limit, teacher_limit=None, **limits)
-        other = fit([], row["teacher_prompt"], theirs, student_limit=None, teacher_limit=teacher_limit, **limits)
+        mine = fit(row.student_prompt, [], completion, student_limit=student_limit, teacher_limit=None, **limits)
+        other = fit([], row.teacher_prompt, theirs, student_limit=None, teacher_limit=teacher_limit, **limits)
         ends = len(mine.completion), len(other.completion)
         spans = [span for span in spans if span.student[1] <= ends[0] and span.teacher[1] <= ends[1]]
         return {
@@ -187,7 +189,7 @@ def _at(table: Sequence[bytes | None], index: int) -> bytes | None:
     return table[index] if index < len(table) else None
 
 
-def _without(table: list[bytes | None], ids: Any) -> list[bytes | None]:
+def _without(table: list[bytes | None], ids: Iterable[int]) -> list[bytes | None]:
     """Return bytes by id with none for some ids, which need not be special tokens."""
     for index in ids:
         if index < len(table):

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ...data.cross_tokenizer.byte_spans import ALIKE
-from ...data.cross_tokenizer.tokenizer_pair import Crossing
+from ...data.cross_tokenizer.tokenizer_pair import TokenizerPair
 from ...errors import TeacherError
 from ...losses.signals import CrossTokenizerSignal
 from ...models.batch_layout import LAYOUT, layout_of
@@ -33,14 +33,14 @@ class CrossTeacher:
         vocabulary: None; no row means the same to both.
 
     Raises:
-        TeacherError: See `Crossing`.
+        TeacherError: See `TokenizerPair`.
     """
 
     vocabulary: int | None = None
 
     def __init__(self, local: LocalTeacher, *, tokenizer: PreTrainedTokenizerBase, student_rows: int) -> None:
         self.local, self.name = local, local.name
-        self.crossing = Crossing(
+        self.tokenizer_pair = TokenizerPair(
             tokenizer,
             local.tokenizer,
             student_rows=student_rows,
@@ -74,7 +74,7 @@ class CrossTeacher:
     @property
     def student_stop_ids(self) -> list[int]:
         """The student's ids of those tokens, where it has them too."""
-        same = self.crossing.matched[ALIKE]
+        same = self.tokenizer_pair.matched[ALIKE]
         by_theirs = dict(zip(same.teacher.tolist(), same.student.tolist(), strict=True))
         return [by_theirs[stop] for stop in self.stop_ids if stop in by_theirs]
 
@@ -107,7 +107,7 @@ class CrossTeacher:
     def _matched_on(self, device: torch.device) -> dict[int, Matched]:
         """Return which tokens are the same, by kind of span; moved to a device once."""
         if device not in self._matched:
-            self._matched[device] = {kind: one.to(device) for kind, one in self.crossing.matched.items()}
+            self._matched[device] = {kind: one.to(device) for kind, one in self.tokenizer_pair.matched.items()}
         return self._matched[device]
 
 
@@ -127,16 +127,16 @@ def check_brings_tokenizer(spec: Any) -> None:
         )
 
 
-def crossed(teacher: Teacher, *, tokenizer: PreTrainedTokenizerBase, student_rows: int) -> CrossTeacher:
+def with_cross_tokenizer(teacher: Teacher, *, tokenizer: PreTrainedTokenizerBase, student_rows: int) -> CrossTeacher:
     """Return a teacher as one with another tokenizer than the student's.
 
     Args:
-        teacher: A local one; one that is crossed already is returned as it is.
+        teacher: A local one; one with another tokenizer already is returned as it is.
         tokenizer: The student's.
         student_rows: Rows of the student's LM head.
 
     Raises:
-        TeacherError: No local teacher, or see `Crossing`.
+        TeacherError: No local teacher, or see `TokenizerPair`.
     """
     if isinstance(teacher, CrossTeacher):
         return teacher

@@ -6,7 +6,6 @@ ids of each), as `SeveralCollator` takes them.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -19,11 +18,12 @@ from ...data.preflight import Preflight, notes_of, text_of
 from ...data.preparation import COLUMNS, IDS, align, check_differs, conclude, mapped, tokenize_row
 from ...data.pretokenized import check_tokenized, is_tokenized
 from ...data.recipe import Recipe
-from ...data.rows import NoUsableRows
+from ...data.rows import NoUsableRows, rows_of
 from ...data.split import Split
 from ...errors import DataError
 from ...prompts.fitting import check_ids, fit
 from ...prompts.rendering import KWARGS, OWN, TOOLS
+from ...prompts.row import Row
 from ...prompts.tokenization import tokenize_prompt
 from .entries import TeacherList, assign_rows, check_rows
 from .retention import Retained, mixed_in
@@ -83,7 +83,7 @@ def read(dataset: Dataset, recipe: Recipe | SeveralRecipes, *, name: str = "trai
     if isinstance(recipe, Recipe):
         return preparation.read(dataset, recipe, name=name)
     rows, report = preparation.read(dataset, recipe.recipes[0], name=name)
-    columns = json.loads(rows[0]["values"])
+    columns = Row.from_columns(rows[0]).values
     for other in recipe.recipes[1:]:
         if is_tokenized(dataset):
             check_tokenized(dataset, [other.teacher.template], source=name)
@@ -118,7 +118,7 @@ def prepare(
     if isinstance(recipe, Recipe):
         return preparation.prepare(dataset, recipe, split=split, name=name, rows_at_most=rows_at_most, whole=whole)
     rows, report = dataset if isinstance(dataset, tuple) else read(dataset, recipe, name=name)
-    values = [json.loads(text) for text in rows["values"]]
+    values = [row.values for row in rows_of(rows)]
     required = whole and split is Split.TRAIN
     taking = assign_rows(recipe.teachers, values, seed=recipe.seed, name=name, required=required)
     taken = [n for n, teachers in enumerate(taking) if teachers]
@@ -160,8 +160,8 @@ def _check_differ(rows: Dataset, taking: list[list[int]], recipe: SeveralRecipes
     if len(given) < len(asked):
         return
     tokens = (
-        tokenize_row(row, recipe.recipes[i], name=name)
-        for row, teachers in zip(rows, taking, strict=True)
+        vars(tokenize_row(row, recipe.recipes[i], name=name))
+        for row, teachers in zip(rows_of(rows), taking, strict=True)
         for i in teachers
     )
     check_differs(rows, tokens, recipe.recipes[0], lambda: all(ask() for ask in given), name=name)
@@ -193,8 +193,8 @@ def _completions(
         own = [n for n, teachers in enumerate(taking) if i in teachers]
         if own:
             part = align(rows.select(own), one, split=split, name=name, whole=False)
-            if one.take is not None:
-                one.take(part.filter(lambda row: row["kept"] > 0, load_from_cache_file=False), required)
+            if one.fetch_targets is not None:
+                one.fetch_targets(part.filter(lambda row: row["kept"] > 0, load_from_cache_file=False), required)
             parts.append(mapped(part, lambda row, i=i: _alone(row, i), f"Aligning {name}"))
     return parts
 
@@ -213,9 +213,9 @@ def _mixtures(
         own = [n for n, teachers in enumerate(taking) if teachers[0] == i]
         if own:
             part = align(rows.select(own), one, split=split, name=name, whole=False)
-            given = {rows[n]["row"]: (rows[n], taking[n]) for n in own}
+            given = {rows[n]["row"]: (Row.from_columns(rows[n]), taking[n]) for n in own}
 
-            def mix(row: dict[str, Any], given: dict[int, Any] = given) -> dict[str, Any]:
+            def mix(row: dict[str, Any], given: dict[int, tuple[Row, list[int]]] = given) -> dict[str, Any]:
                 return _mixed(row, *given[row["row"]], recipe=recipe, name=name)
 
             parts.append(mapped(part, mix, f"Mixing {name}"))
@@ -223,7 +223,7 @@ def _mixtures(
 
 
 def _mixed(
-    row: dict[str, Any], given: dict[str, Any], teachers: Sequence[int], *, recipe: SeveralRecipes, name: str
+    row: dict[str, Any], given: Row, teachers: Sequence[int], *, recipe: SeveralRecipes, name: str
 ) -> dict[str, Any]:
     """Return an aligned row with the prompts of all its teachers, fitted into all of them."""
     out = {**row, **_alone(row, teachers[0]), "teachers": list(teachers)}
@@ -237,7 +237,7 @@ def _mixed(
                 )
             prompt = tokenize_prompt(one.teacher.tokenizer, "")
         else:
-            prompt = tokenize_row(given, one, name=name)["teacher_prompt"]
+            prompt = tokenize_row(given, one, name=name).teacher_prompt
         check_ids(prompt, one.teacher.rows, what="the teacher's prompt", whose="the teacher has", where=where)
         if not out["completion"]:
             out["teacher_prompts"].append(prompt)
@@ -277,6 +277,6 @@ def _shown(prepared: Dataset, recipe: SeveralRecipes) -> tuple[tuple[str, int, s
     for i, entry in enumerate(recipe.teachers.of_data):
         count, first = found.get(i, (0, []))
         one = recipe.recipes[i]
-        alone = " (cross-entropy alone: it gives text)" if one.reads_text and one.take is None else ""
+        alone = " (cross-entropy alone: it gives text)" if one.reads_text and one.fetch_targets is None else ""
         shown.append((entry.name + entry.note + alone, count, text_of(one.teacher.tokenizer, first)))
     return tuple(shown)

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from ...losses.signals import TeacherSignal
-    from ...prompts.rendering import Message, Prompt
+    from ...prompts.messages import Message, Prompt
 
 logger = logging.getLogger(__name__)
 SEEDS = 2**31  # what servers take
