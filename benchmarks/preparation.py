@@ -20,7 +20,8 @@ from datasets import Dataset, disable_caching, disable_progress_bars
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from trl_distill.data.preparation import prepare
-from trl_distill.data.recipe import Columns, PromptSide, Recipe
+from trl_distill.data.recipe import PromptSide, Recipe
+from trl_distill.data.rows import Columns
 from trl_distill.embedded import embedded_path
 from trl_distill.prompts.template import parse_template
 

@@ -15,7 +15,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from trl import SFTConfig, SFTTrainer
 
 from trl_distill.data.preparation import prepare
-from trl_distill.data.recipe import Columns, PromptSide, Recipe
+from trl_distill.data.recipe import PromptSide, Recipe
+from trl_distill.data.rows import Columns
 from trl_distill.errors import UsageError
 from trl_distill.prompts.template import parse_template
 

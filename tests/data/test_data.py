@@ -14,6 +14,7 @@ from datasets import Audio, Dataset, DatasetDict, Features, Image, IterableDatas
 
 from trl_distill.data import file_readers as readers
 from trl_distill.data.loading import load_data, read_rows
+from trl_distill.data.rows import Columns
 from trl_distill.errors import DataError
 
 ROWS = [{"text": "a b", "n": 1}, {"text": "c", "n": 2}]
@@ -194,7 +195,7 @@ def test_half_of_a_surrogate_pair_makes_a_bad_row(text):
     train, _ = load_data(put("q.jsonl", f'{{"text": "\\ud83d\\ude00"}}\n{{"text": {text}}}\n{{"text": "c"}}\n'))
     with pytest.raises(DataError, match=r"1 bad row, .* line 2 \('text': half of a surrogate pair, .*, stands alone\)"):
         read_rows(train)
-    rows, report = read_rows(train, max_bad_rows=1)
+    rows, report = read_rows(train, Columns(max_bad_rows=1))
     assert rows["input"] == ["\U0001f600", "c"]
     assert report.set_aside[0][0] == "line 2"
 
@@ -212,7 +213,7 @@ def test_a_key_that_stands_twice_makes_a_bad_row():
     assert "2 bad rows" in str(caught.value)
     assert "line 1 ('text': the key 'text' stands twice)" in str(caught.value)
     assert "line 3 ('text': the key 'content' stands twice)" in str(caught.value)
-    assert read_rows(train, max_bad_rows=2)[0]["input"] == ["c", "d"]
+    assert read_rows(train, Columns(max_bad_rows=2))[0]["input"] == ["c", "d"]
     train, _ = load_data(put("q.json", '[{"text": "c"},\n{"text": "a", "text": "b"}]'))
     with pytest.raises(DataError, match=r"row 2 \('text': the key 'text' stands twice"):
         read_rows(train)
@@ -228,7 +229,7 @@ def test_a_column_that_is_not_used_does_not_refuse_a_file():
     train, _ = load_data("q.csv")
     assert read_rows(train)[0]["input"] == ["a"]
     with pytest.raises(DataError, match=r"line 2 \('n': two columns have this name\)"):
-        read_rows(train, text_column="n")
+        read_rows(train, Columns(text_column="n"))
 
 
 def test_files_whose_columns_have_unlike_types_are_read_as_they_are():
@@ -239,7 +240,7 @@ def test_files_whose_columns_have_unlike_types_are_read_as_they_are():
     assert list(train["n"]) == [1, 2, "3", "4"]
     with pytest.raises(DataError, match=r"row 4 \('text' is missing\)"):
         read_rows(train)
-    rows, _ = read_rows(train, max_bad_rows=1)
+    rows, _ = read_rows(train, Columns(max_bad_rows=1))
     assert rows["row"] == [1, 2, 3]
 
 
@@ -345,7 +346,7 @@ def test_a_missing_cell_of_a_frame_is_missing():
     frame["kind"] = pd.Categorical(["x", "y", "x"])
     train, _ = load_data(frame)
     assert texts(train) == ["a", None, None]
-    values = json.loads(read_rows(train, max_bad_rows=2)[0][0]["values"])
+    values = json.loads(read_rows(train, Columns(max_bad_rows=2))[0][0]["values"])
     assert values == {"day": "2020-01-02 00:00:00", "n": 1, "kind": "x"}
 
 
@@ -392,7 +393,7 @@ def test_files_beside_the_text_are_not_decoded():
     with pytest.raises(DataError, match="the column 'picture' holds bytes, which a template cannot write"):
         read_rows(data, fields=["picture"])
     with pytest.raises(DataError, match=r"row 1 \('picture' is an object, not text\)"):
-        read_rows(data, text_column="picture")
+        read_rows(data, Columns(text_column="picture"))
     data.save_to_disk("saved")
     assert read_rows(load_data("saved")[0])[0]["input"] == ["a"]
 

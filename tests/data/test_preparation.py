@@ -12,7 +12,8 @@ from forms import distilling
 from transformers import AutoTokenizer
 
 from trl_distill.data.preparation import prepare
-from trl_distill.data.recipe import Columns, PromptSide, Recipe
+from trl_distill.data.recipe import PromptSide, Recipe
+from trl_distill.data.rows import Columns
 from trl_distill.errors import DataError, TemplateError
 from trl_distill.models.generation import Completion
 from trl_distill.prompts.fitting import Limit

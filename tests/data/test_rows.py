@@ -9,7 +9,7 @@ import pytest
 from datasets import Dataset
 
 from trl_distill.data.loading import RowReport, load_data, read_rows
-from trl_distill.data.rows import rows_of
+from trl_distill.data.rows import Columns, rows_of
 from trl_distill.errors import DataError
 
 SYSTEM = {"role": "system", "content": "s"}
@@ -18,8 +18,8 @@ ASSISTANT = {"role": "assistant", "content": "a"}
 SHARE = [{"from": "system", "value": "s"}, {"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]
 
 
-def read(*rows, **settings):
-    return read_rows(Dataset.from_list(list(rows)), **settings)
+def read(*rows, source="data", **settings):
+    return read_rows(Dataset.from_list(list(rows)), Columns(**settings), source=source)
 
 
 def only(row, **settings):
@@ -193,7 +193,7 @@ NOTHING = {"role": "assistant", "content": " \n"}
 def test_a_completion_that_is_not_to_be_learned_is_set_aside(row, every, reason):
     column = "messages" if "messages" in row else "prompt"
     data, _ = load_data([{"prompt": "r", "completion": "s", "messages": [USER, ASSISTANT]}, row])
-    rows, report = read_rows(data, text_column=column, assistant_turns=every)
+    rows, report = read_rows(data, Columns(column, assistant_turns=every))
     assert rows["row"] == [1]
     (aside,) = report.set_aside
     assert aside[0] == "row 2"

@@ -10,7 +10,8 @@ from tokenizing import byte_level, llama, pieces
 from transformers import AutoTokenizer
 
 from trl_distill.data.preparation import prepare
-from trl_distill.data.recipe import Columns, PromptSide, Recipe
+from trl_distill.data.recipe import PromptSide, Recipe
+from trl_distill.data.rows import Columns
 from trl_distill.errors import DataError, TeacherError, TemplateError
 from trl_distill.prompts.chat_template import ChatTemplate
 from trl_distill.prompts.fitting import fit, skipped_tokens

@@ -13,7 +13,8 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from trl_distill import DistillationSFTConfig, DistillationSFTTrainer, LLMTrainingParams, run
 from trl_distill.data.preparation import prepare
-from trl_distill.data.recipe import Columns, PromptSide, Recipe
+from trl_distill.data.recipe import PromptSide, Recipe
+from trl_distill.data.rows import Columns
 from trl_distill.errors import ParamsError, TemplateError
 from trl_distill.prompts.chat_template import ChatTemplate
 from trl_distill.prompts.chat_template_choice import set_chat_template

@@ -58,7 +58,6 @@ def difference(before: str, now: str, numbers: Sequence[int]) -> str | None:
 
 
 def _digest(values: Sequence[bytes]) -> str:
-    """Return the digest of a row's values."""
     found = hashlib.blake2b(digest_size=DIGEST)
     for value in values:
         found.update(len(value).to_bytes(8, "little") + value)
@@ -81,7 +80,6 @@ def _bytes(column: Any) -> list[bytes]:
 
 
 def _fields(column: Any, fields: Collection[str]) -> list[bytes]:
-    """Return what counts of the column `values`."""
     if not fields:
         return [b""] * len(column)
     wanted = sorted(fields)

@@ -119,7 +119,6 @@ def _guarded(part: Part) -> Placed:
 
 
 def _text(path: Path) -> Placed:
-    """Yield one row per line that is not empty."""
     with path.open(encoding="utf-8-sig") as file:
         for number, line in enumerate(file, 1):
             if line.strip():
@@ -215,7 +214,6 @@ def _widened(known: Any, values: list[Any]) -> Any:
 
 
 def _has_objects(kind: Any) -> bool:
-    """Whether an Arrow type is an object, or a list of them."""
     import pyarrow as pa
 
     return pa.types.is_struct(kind) or (pa.types.is_list(kind) and _has_objects(kind.value_type))
@@ -257,7 +255,6 @@ def _written(rows: Callable[[], Placed], features: Features, cached: Path | None
 
 
 def _write(rows: Callable[[], Placed], features: Features, sink: Any) -> None:
-    """Write all rows to an Arrow stream."""
     import datasets
     import pyarrow as pa
 

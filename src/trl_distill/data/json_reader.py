@@ -88,7 +88,6 @@ def _looked_at(path: Path) -> tuple[str, bool]:
 
 
 def _parses(text: str) -> bool:
-    """Whether a text is JSON by itself."""
     try:
         json.loads(text)
     except ValueError:
@@ -97,7 +96,6 @@ def _parses(text: str) -> bool:
 
 
 def _json_lines(path: Path) -> Placed:
-    """Yield one row per line that is not empty."""
     parse = _Parser()
     with path.open(encoding="utf-8-sig") as file:
         for number, line in enumerate(file, 1):
@@ -111,7 +109,6 @@ def _json_lines(path: Path) -> Placed:
 
 
 def _json_document(path: Path) -> Placed:
-    """Yield the rows of a file that is one JSON value."""
     value = _document(path)
     if isinstance(value, dict):
         value = _unwrapped(value)
@@ -121,7 +118,6 @@ def _json_document(path: Path) -> Placed:
 
 
 def _document(path: Path) -> Any:
-    """Return a file's one JSON value."""
     try:
         return json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=json_object)
     except json.JSONDecodeError as error:
@@ -129,7 +125,6 @@ def _document(path: Path) -> Any:
 
 
 def _rows_of(values: list[Any]) -> Placed:
-    """Yield the rows of a list."""
     for number, value in enumerate(values, 1):
         yield f"row {number}", _row(value, True)
 
@@ -158,6 +153,5 @@ def _row(value: Any, suspicious: bool) -> dict[str, Any]:
 
 
 def _malformed(path: Path, line: int, error: ValueError) -> str:
-    """Say where a JSON file is broken."""
     reason = f"{error.msg}, column {error.colno}" if isinstance(error, json.JSONDecodeError) else str(error)
     return f"{path}, line {line}, is not valid JSON ({reason}); repair the line or remove it."

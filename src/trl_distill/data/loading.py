@@ -118,7 +118,6 @@ def _parts(path: Path, split: str) -> dict[str, list[Part]]:
 
 
 def _in_memory(data: Any) -> tuple[str, Splits]:
-    """Return the splits of data in memory."""
     if isinstance(data, Mapping) and data and not is_stream(data):  # a DatasetDict is one
         parts = {str(split): as_dataset(part, name=f"data_path[{split!r}]") for split, part in data.items()}
         return "the datasets", {split: partial(_itself, part) for split, part in parts.items()}
@@ -132,7 +131,6 @@ def _in_memory(data: Any) -> tuple[str, Splits]:
 
 
 def _itself(data: Dataset) -> Dataset:
-    """Return a dataset that needs no reading."""
     return data
 
 
@@ -174,7 +172,6 @@ def _data_files(folder: Path) -> list[Path]:
 
 
 def _words(text: str) -> list[str]:
-    """Return the lower-case words of a file's name."""
     return re.findall(r"[a-z]+", text.lower())
 
 
@@ -207,7 +204,6 @@ def _read(parts: list[Part]) -> Dataset:
 
 
 def _as_they_are(datasets: list[Dataset]) -> Dataset:
-    """Put datasets together whose columns have unlike types."""
 
     def rows() -> Placed:
         before = 0
@@ -288,7 +284,6 @@ def _take(name: str, splits: Splits, spec: str, setting: str) -> Dataset:
 
 
 def _no_split(name: str, wanted: str, splits: Splits, setting: str) -> str:
-    """Say that a split is not there."""
     if list(splits) == ["train"]:
         return (
             f"{setting} is {wanted!r}, but {name} has 'train' only; give slices such as --train-split 'train[:90%]' "

@@ -124,6 +124,5 @@ def _is_column(value: Any) -> bool:
 
 
 def _article(value: Any) -> str:
-    """Return a value's type with its article."""
     kind = type(value).__name__
     return f"{'an' if kind[:1].lower() in 'aeiou' else 'a'} {kind}"

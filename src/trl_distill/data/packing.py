@@ -79,7 +79,6 @@ def best_fit(lengths: Sequence[int], room: int) -> list[list[int]]:
 
 
 def _lengths(rows: Dataset) -> list[int]:
-    """Return how many tokens of the student's each row has."""
     table = rows.select_columns(["student_prompt", "completion"]).with_format("arrow")[:]
     counts = (pyarrow.compute.list_value_length(table[name]).to_pylist() for name in table.column_names)
     return [prompt + completion for prompt, completion in zip(*counts, strict=True)]

@@ -170,7 +170,6 @@ class Preflight:
         return {} if self.weighing is None else self.weighing.changed
 
     def _given(self) -> str:
-        """Return the alpha that was asked for and does not count."""
         return f"; alpha {self.changed['distill_alpha'][0]} counts as 0" if "distill_alpha" in self.changed else ""
 
     def text(self, *, computes: str = "") -> str:
@@ -230,7 +229,6 @@ class Preflight:
         return "\n".join(lines)
 
     def _cut(self) -> list[str]:
-        """Return what to do about completions that were cut, with a warning if the teacher ends few of its own."""
         lines, others = [], self.completions_cut - self.unfinished
         if others > 0:
             remedy = f"; {self.limit.remedy}" if isinstance(self.limit, Limit) and self.limit.remedy else ""
@@ -256,7 +254,6 @@ class Preflight:
         return dict(json.loads(next(iter(self.openings)) or "{}"))
 
     def _rendered(self) -> list[str]:
-        """Return what there is to say of the chat templates."""
         lines = []
         for text, rows in self.openings.items():
             if not text:
@@ -274,7 +271,6 @@ class Preflight:
         return lines
 
     def _retained(self, count: int, source: str, own: Preflight) -> str:
-        """Return what there is to say of rows to retain."""
         share = count / (count + sum(self.sources.values()))
         written = own.sources.get("teacher", 0)
         by = f", {written:,} completions written by the student as it starts" if written else ""

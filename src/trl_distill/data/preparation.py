@@ -72,11 +72,7 @@ def read(dataset: Dataset, recipe: Recipe, *, name: str = "train") -> tuple[Data
         return read_tokenized(dataset, source=name)
     rows, report = read_rows(
         dataset,
-        text_column=columns.text,
-        prompt_text_column=columns.prompt,
-        completion_column=columns.completion,
-        max_bad_rows=columns.max_bad_rows,
-        assistant_turns=columns.assistant_turns,
+        columns,
         fields={field for template in templates for field in template.fields} | {*OWN, TOOLS, KWARGS},
         num_proc=recipe.num_proc,
         source=name,
@@ -96,7 +92,6 @@ def read(dataset: Dataset, recipe: Recipe, *, name: str = "train") -> tuple[Data
 
 
 def _check_own_prompts(rows: Dataset, template: Template, *, name: str) -> None:
-    """Check the columns that `own_prompt` and `options_of` read."""
     for row in rows_of(rows):
         where = f"{name}, row {row.number}"
         own_prompt(row.values, template, where=where)
@@ -172,7 +167,6 @@ def align(rows: Dataset, recipe: Recipe, *, split: Split, name: str, whole: bool
 
 
 def _align_batch(table: pa.Table, *, recipe: Recipe, name: str) -> pa.Table:
-    """Return rows that were read as a table with the columns of `ALIGNED`."""
     import pyarrow as pa
 
     read = map(Row.from_columns, table.to_pylist())
@@ -260,7 +254,6 @@ def _serving(usable: Dataset, rows: Dataset, recipe: Recipe) -> Serving | None:
 
 
 def _row_of(rows: Dataset, number: int) -> Row:
-    """Return the row of a number."""
     return Row.from_columns(rows[int((array_of(rows, "row") == number).argmax())])
 
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from ..prompts.row import Row
     from ..prompts.template import Template
     from .cross_tokenizer.tokenizer_pair import TokenizerPair
+    from .rows import Columns
 
     Write = Callable[[list[Any]], list[Completion]]
 
@@ -50,17 +51,6 @@ class PromptSide:
     def prompt_tokens(self) -> PromptTokens:
         """Turns rendered prompts into token ids, what they begin with once."""
         return PromptTokens(self.tokenizer)
-
-
-@dataclass(frozen=True)
-class Columns:
-    """Which columns hold what; see `rows.read_rows`."""
-
-    text: str = "text"
-    prompt: str | None = None
-    completion: str | None = None
-    max_bad_rows: int = 0
-    assistant_turns: bool = False
 
 
 @dataclass(frozen=True)

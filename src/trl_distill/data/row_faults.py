@@ -42,7 +42,6 @@ def with_faults(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def _fault(value: Any) -> str | None:
-    """Say what is wrong with a value."""
     if isinstance(value, str):
         found = _SURROGATE.search(value)
         return None if found is None else f"half of a surrogate pair, \\u{ord(found[0]):x}, stands alone"

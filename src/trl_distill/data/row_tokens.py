@@ -156,7 +156,6 @@ def put_written(out: AlignedRow, row: Row, written: Completion, recipe: Recipe) 
 
 
 def _prompts(row: Row, recipe: Recipe, own: Prompt | None) -> tuple[Prompt, Prompt]:
-    """Return what the student and the teacher read."""
     student, teacher = render(recipe.student.template, row), render(recipe.teacher.template, row, own)
     return teacher if recipe.drops(row) else student, teacher
 

@@ -84,33 +84,44 @@ class NoUsableRows(DataError):
     """Data of which no row can be learnt."""
 
 
+@dataclass(frozen=True)
+class Columns:
+    """Which columns of a dataset hold what.
+
+    The input is `prompt_text_column` if it is given, else `text_column`, else `prompt`, `messages` or `conversations`;
+    with `text_column` at its default, a dataset of `prompt` and `completion` is read as such. The completion is
+    `completion_column`, else `completion` or `response` (or `output`, if the input is `instruction`), else the last
+    assistant message of the conversation; with `prompt_text_column`, `text_column` is the completion if there is no
+    other.
+
+    Attributes:
+        text_column: Column with the input.
+        prompt_text_column: Column with the input, if it is not `text_column`.
+        completion_column: Column with the completion.
+        max_bad_rows: Rows with a missing or non-text value to set aside before it is an error.
+        assistant_turns: Whether all assistant messages of a conversation are completions, not the last one alone.
+    """
+
+    text_column: str = "text"
+    prompt_text_column: str | None = None
+    completion_column: str | None = None
+    max_bad_rows: int = 0
+    assistant_turns: bool = False
+
+
 def read_rows(
     dataset: Dataset,
+    columns: Columns | None = None,
     *,
-    text_column: str = "text",
-    prompt_text_column: str | None = None,
-    completion_column: str | None = None,
-    max_bad_rows: int = 0,
-    assistant_turns: bool = False,
     fields: Collection[str] = (),
     num_proc: int | None = None,
     source: str = "data",
 ) -> tuple[Dataset, RowReport]:
     """Bring rows of any accepted form into one.
 
-    The input is `prompt_text_column` where it is given, else `text_column`, else `prompt`, `messages` or
-    `conversations`; with `text_column` at its default, a dataset of `prompt` and `completion` is read as such. The
-    completion is `completion_column`, else `completion` or `response` (or `output`, if the input is `instruction`),
-    else the last assistant message of the conversation; with `prompt_text_column`, `text_column` is the completion if
-    there is no other.
-
     Args:
         dataset: Text rows (str columns) or conversations (lists of messages, `role`/`content` or `from`/`value`).
-        text_column: Column with the input.
-        prompt_text_column: Column with the input, where it is not `text_column`.
-        completion_column: Column with the completion (default: `completion` or `response` where there is one).
-        max_bad_rows: Rows with a missing or non-text value to set aside before it is an error.
-        assistant_turns: Whether all assistant messages of a conversation are completions, not the last one alone.
+        columns: Which columns hold what (default: `Columns()`).
         fields: Fields of templates and other columns that are read: a broken value there makes a row bad.
         num_proc: Processes that read; None is this one.
         source: What to call the dataset in messages.
@@ -126,14 +137,14 @@ def read_rows(
     """
     if not hasattr(dataset, "__len__"):
         raise DataError(f"{source} is a {type(dataset).__name__}; give a datasets.Dataset, whose rows can be counted.")
-    columns = _Columns.choose(dataset.column_names, text_column, prompt_text_column, completion_column, source)
+    columns = columns or Columns()
     read_too = frozenset(INPUT if name == INPUT_COLUMN else name for name in fields if name != INPUT)
-    columns = replace(columns, turns=assistant_turns, fields=read_too)
+    chosen = replace(_chosen(dataset.column_names, columns, source), fields=read_too)
     if len(dataset) == 0:
         raise DataError(f"{source} has no rows; give data with at least one.")
-    read = _map(dataset, columns, source, num_proc)
+    read = _map(dataset, chosen, source, num_proc)
     problems = _problems(read)
-    _check(problems, len(dataset), max_bad_rows, source)
+    _check(problems, len(dataset), columns.max_bad_rows, source)
     if problems:
         unusable = {index for index, *_ in problems}
         read = read.select([i for i in range(len(read)) if i not in unusable])
@@ -141,7 +152,7 @@ def read_rows(
     return read.select_columns(list(COLUMNS)), report
 
 
-def _map(dataset: Dataset, columns: _Columns, source: str, num_proc: int | None) -> Dataset:
+def _map(dataset: Dataset, columns: _Chosen, source: str, num_proc: int | None) -> Dataset:
     """Read every row; `problem` says why a row cannot be used, `bad` whether that counts against the limit."""
     from datasets import Features, Value
 
@@ -175,9 +186,8 @@ def _map(dataset: Dataset, columns: _Columns, source: str, num_proc: int | None)
 
 
 def _read_batch(
-    table: pa.Table, indices: list[int], *, columns: _Columns, kinds: Mapping[str, object], schema: pa.Schema
+    table: pa.Table, indices: list[int], *, columns: _Chosen, kinds: Mapping[str, object], schema: pa.Schema
 ) -> pa.Table:
-    """Read a batch of rows; return a table with the columns of `schema`."""
     import pyarrow as pa
 
     cells = {name: plain_values(table[name], kind) for name, kind in kinds.items()}
@@ -202,7 +212,6 @@ def rows_of(dataset: Dataset) -> Iterator[Row]:
 
 
 def _problems(read: Dataset) -> list[tuple[int, str, str, bool]]:
-    """Return (index, place, reason, bad) of each row that cannot be used."""
     import pyarrow.compute as pc
 
     table = read.with_format("arrow").select_columns(["place", "problem", "bad"])[:]
@@ -226,13 +235,12 @@ def _check(problems: list[tuple[int, str, str, bool]], total: int, max_bad_rows:
 
 
 def _list(problems: list[tuple[int, str, str, bool]]) -> str:
-    """Name the first rows and what is wrong with them."""
     more = f", and {len(problems) - SHOWN:,} more" if len(problems) > SHOWN else ""
     return ", ".join(f"{place} ({reason})" for _, place, reason, _ in problems[:SHOWN]) + more
 
 
 @dataclass(frozen=True)
-class _Columns:
+class _Chosen:
     """The columns of the input and of the completion (None: there is none), and whether the user named the latter.
 
     `turns`: whether all assistant messages of a conversation are completions. `fields`: other columns that are read.
@@ -240,42 +248,42 @@ class _Columns:
 
     input: str
     completion: str | None
-    named: bool
-    turns: bool = False
+    is_named: bool
+    turns: bool
     fields: frozenset[str] = frozenset()
 
-    @classmethod
-    def choose(cls, names: list[str], text: str, prompt: str | None, completion: str | None, source: str) -> _Columns:
-        """Choose them as `read_rows` says.
 
-        Raises:
-            DataError: A column that is not there.
-        """
-        there = [name for name in names if name not in OURS]
-        for flag, name in (("--prompt-text-column", prompt), ("--completion-column", completion)):
-            if name is not None and name not in there:
-                raise DataError(_missing(name, there, flag, source))
-        pair = text == "text" and "prompt" in there and any(name in there for name in COMPLETIONS)
-        known = ["prompt" if pair else text]
-        if text == "text":  # a column that the user named is not replaced by another
-            known += ["prompt", *CONVERSATIONS]
-        column = prompt or next((name for name in known if name in there), None)
-        if column is None:
-            raise DataError(_missing(text, there, "--text-column", source))
-        found = completion or next((name for name in COMPLETIONS if name in there and name != column), None)
-        if found is None and column == INSTRUCTION and OUTPUT in there:
-            found = OUTPUT
-        if found is None and prompt is not None and text in there and text != prompt:
-            found, completion = text, text
-        return cls(column, found, completion is not None)
+def _chosen(names: list[str], columns: Columns, source: str) -> _Chosen:
+    """Choose columns as `Columns` says.
+
+    Raises:
+        DataError: A column that is not there.
+    """
+    text, prompt, completion = columns.text_column, columns.prompt_text_column, columns.completion_column
+    there = [name for name in names if name not in OURS]
+    for flag, name in (("--prompt-text-column", prompt), ("--completion-column", completion)):
+        if name is not None and name not in there:
+            raise DataError(_missing(name, there, flag, source))
+    pair = text == "text" and "prompt" in there and any(name in there for name in COMPLETIONS)
+    known = ["prompt" if pair else text]
+    if text == "text":  # a column that the user named is not replaced by another
+        known += ["prompt", *CONVERSATIONS]
+    column = prompt or next((name for name in known if name in there), None)
+    if column is None:
+        raise DataError(_missing(text, there, "--text-column", source))
+    found = completion or next((name for name in COMPLETIONS if name in there and name != column), None)
+    if found is None and column == INSTRUCTION and OUTPUT in there:
+        found = OUTPUT
+    if found is None and prompt is not None and text in there and text != prompt:
+        found, completion = text, text
+    return _Chosen(column, found, completion is not None, columns.assistant_turns)
 
 
 def _missing(name: str, there: list[str], flag: str, source: str) -> str:
-    """Say that a column is not there."""
     return f"{source} has no column {name!r}; {there_are(there)}.{nearest(name, there)} Name it with {flag}."
 
 
-def _read(cells: dict[str, Any], columns: _Columns, number: int) -> Row:
+def _read(cells: dict[str, Any], columns: _Chosen, number: int) -> Row:
     """Return a row.
 
     Raises:
@@ -283,16 +291,16 @@ def _read(cells: dict[str, Any], columns: _Columns, number: int) -> Row:
     """
     _check_faults(cells.get(FAULTS), columns)
     given = _decoded(cells.get(columns.input), columns.input)
-    said = _said(cells.get(columns.completion or ""), columns.completion or "", columns.turns)
+    said = _completion_of(cells.get(columns.completion or ""), columns.completion or "", columns.turns)
     history = turns = None
     if isinstance(given, list):
-        history, said, turns = _talk(messages_of(given, columns.input), said, columns)
+        history, said, turns = _conversation(messages_of(given, columns.input), said, columns)
         text = history[_last_user(history)]["content"]
     else:
         text = text_of(given, repr(columns.input))
     if not text.strip():
         raise Unusable(f"{columns.input!r} is empty", bad=False)
-    completion = _one(said, columns.completion or "")
+    completion = _completion_text(said, columns.completion or "")
     if completion == "" and turns is None:
         raise Unusable(f"{columns.completion or columns.input!r}: {EMPTY}", bad=False)
     read = (columns.input, columns.completion, *OURS)
@@ -302,7 +310,7 @@ def _read(cells: dict[str, Any], columns: _Columns, number: int) -> Row:
     return Row(number, text, values, history, completion, turns)
 
 
-def _check_faults(faults: str | None, columns: _Columns) -> None:
+def _check_faults(faults: str | None, columns: _Chosen) -> None:
     """Refuse a row with a broken value in a column that is read."""
     for name, reason in json.loads(faults or "{}").items():
         if name in (columns.input, columns.completion) or name in columns.fields:
@@ -319,7 +327,7 @@ def _decoded(value: object, column: str) -> object:
     return value
 
 
-def _said(value: object, column: str, turns: bool) -> str | list[Message] | None:
+def _completion_of(value: object, column: str, turns: bool) -> str | list[Message] | None:
     """Return the completion of a row that has one: text, or messages, which are one of the assistant's or several."""
     if value is None:
         return None
@@ -333,7 +341,7 @@ def _said(value: object, column: str, turns: bool) -> str | list[Message] | None
     return text_of(value, repr(column))
 
 
-def _one(said: str | list[Message] | None, column: str) -> str | None:
+def _completion_text(said: str | list[Message] | None, column: str) -> str | None:
     """Return the text of a completion."""
     if isinstance(said, list):
         if len(said) > 1:
@@ -343,13 +351,13 @@ def _one(said: str | list[Message] | None, column: str) -> str | None:
     return said
 
 
-def _talk(
-    messages: list[Message], said: str | list[Message] | None, columns: _Columns
+def _conversation(
+    messages: list[Message], said: str | list[Message] | None, columns: _Chosen
 ) -> tuple[list[Message], str | list[Message] | None, AssistantTurns | None]:
     """Return a conversation's messages before its completion, the completion, and what else is learned."""
     if not messages:
         raise Unusable(f"{columns.input!r} is empty", bad=False)
-    whole, start, last = columns.input in CONVERSATIONS and not columns.named, 0, None
+    whole, start, last = columns.input in CONVERSATIONS and not columns.is_named, 0, None
     if (said is None or whole) and messages[-1]["role"] == "assistant":
         messages, last = messages[:-1], messages[-1]
     elif isinstance(said, list):
@@ -385,12 +393,10 @@ def _check_asks(messages: list[Message], column: str) -> None:
 
 
 def _first_user(messages: list[Message]) -> int:
-    """Return the place of the first user message."""
     return next(i for i, message in enumerate(messages) if message["role"] == "user")
 
 
 def _last_user(messages: list[Message]) -> int:
-    """Return the place of the last user message."""
     return max(i for i, message in enumerate(messages) if message["role"] == "user")
 
 

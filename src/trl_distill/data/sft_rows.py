@@ -14,7 +14,7 @@ from ..prompts.messages import WEIGHT, is_learned
 from ..prompts.rendering import KWARGS, TOOLS
 from ..prompts.row import Row
 from .file_readers import CONVERSATIONS
-from .rows import RowReport, read_rows
+from .rows import Columns, RowReport, read_rows
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -32,16 +32,14 @@ def plain_rows(dataset: Dataset, params: LLMTrainingParams, *, name: str) -> tup
     Raises:
         DataError: See `read_rows`; only some rows have a completion; or a turn among those learned is not to be.
     """
-    rows, report = read_rows(
-        dataset,
-        text_column=params.text_column,
-        prompt_text_column=params.prompt_text_column,
-        completion_column=params.completion_column,
-        max_bad_rows=params.max_bad_rows,
-        assistant_turns=params.assistant_only_loss,
-        num_proc=params.dataset_num_proc,
-        source=name,
+    columns = Columns(
+        params.text_column,
+        params.prompt_text_column,
+        params.completion_column,
+        params.max_bad_rows,
+        params.assistant_only_loss,
     )
+    rows, report = read_rows(dataset, columns, num_proc=params.dataset_num_proc, source=name)
     lacking = [n for n, completion in zip(rows["row"], rows["completion"], strict=True) if completion is None]
     pairs, chat = len(lacking) < len(rows), any(history is not None for history in rows["history"])
     if params.assistant_only_loss and not chat:

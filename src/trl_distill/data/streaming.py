@@ -156,7 +156,6 @@ def _may_have_gaps(rows: Dataset, recipe: object) -> bool:
 
 
 def _whole(row: dict[str, Any]) -> dict[str, Any]:
-    """Return an ordinary prepared row with masks."""
     return turns.with_masks({**row, turns.COLUMNS[0]: []})
 
 

@@ -12,7 +12,7 @@ from ..config.doors import entered, in_python
 from ..config.training_params import FIELDS
 from ..data.loading import read_rows
 from ..data.memory import TAKEN, as_dataset, is_frame
-from ..data.rows import COLUMNS, INPUT, INPUT_COLUMN, rows_of
+from ..data.rows import COLUMNS, INPUT, INPUT_COLUMN, Columns, rows_of
 from ..errors import DataError, ParamsError, TeacherError
 from ..models.generation import Completion, GenerationSettings
 from ..models.loading import EMBEDDED, ModelSource, kept_tokenizer, resolve
@@ -166,7 +166,7 @@ def _read(queries: Any, text_column: str) -> list[Row]:
     if hasattr(queries, "__iter__") and not (isinstance(queries, Dataset) or is_frame(queries)):
         queries = [query if isinstance(query, Mapping) else {text_column: query} for query in queries]
     queries = as_dataset(queries, name="queries", taken=f"a list of texts, {TAKEN}")
-    read, report = read_rows(queries, text_column=text_column, completion_column=None, source="queries")
+    read, report = read_rows(queries, Columns(text_column), source="queries")
     if report.set_aside:
         place, reason = report.set_aside[0]
         raise DataError(f"queries, {place}: {reason}; every query needs a completion, so leave such ones out.")

@@ -147,7 +147,7 @@ def without_repeats(batch: Mapping[str, torch.Tensor], accelerator: Any) -> Mapp
     Ranks get equally many items, each a row or the rows that share a sequence; the last ones are the first again.
 
     Args:
-        batch: A batch of `DistillationCollator` or `SeveralCollator`.
+        batch: A batch of `DistillationCollator` or `MultiTeacherCollator`.
         accelerator: Of the trainer that evaluates.
     """
     state = accelerator.gradient_state

@@ -15,9 +15,8 @@ from transformers.trainer_utils import PredictionOutput
 
 from ..config.doors import entered
 from ..config.sft_config import TRAINER, DistillationSFTConfig, left_alone_on_failure
-from ..data.collator import DistillationCollator
+from ..data.collator import DistillationCollator, MultiTeacherCollator
 from ..data.memory import for_evaluation, for_trainer
-from ..data.multi_teacher_collator import SeveralCollator
 from ..data.packing import check_apart_in, packed, unseen
 from ..data.split import Split
 from ..data.streaming import check_streams, completions_of, is_stream
@@ -266,7 +265,7 @@ class DistillationMixin(DatasetsMixin, StepMixin, MetricsMixin, CheckpointsMixin
         collator.teacher_pad_token_id = self.teacher.tokenizer.pad_token_id
         if isinstance(self.teacher, SeveralTeachers):
             pads = [teacher.tokenizer.pad_token_id for teacher in self.teacher.teachers]
-            self.data_collator = SeveralCollator(**vars(collator), teacher_pad_token_ids=pads)
+            self.data_collator = MultiTeacherCollator(**vars(collator), teacher_pad_token_ids=pads)
         self.base_student.config.get_text_config().pad_token_id = self.tokenizer.pad_token_id
         self.base_student.generation_config.pad_token_id = self.tokenizer.pad_token_id
         sides: dict[str, Any] = {"tokenizer": self.tokenizer, "student": self.base_student.config}

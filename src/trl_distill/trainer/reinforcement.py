@@ -233,11 +233,11 @@ def _prompts(config: PPOConfig, template: Template) -> Dataset:
     from datasets import Dataset
 
     from ..data.loading import load_data, read_rows
-    from ..data.rows import rows_of
+    from ..data.rows import Columns, rows_of
     from ..prompts.rendering import render
 
     data, _ = load_data(config.data_path)
-    rows, _ = read_rows(data, text_column=config.text_column, max_bad_rows=config.max_bad_rows, source="data_path")
+    rows, _ = read_rows(data, Columns(config.text_column, max_bad_rows=config.max_bad_rows), source="data_path")
     read = list(rows_of(rows))
     template.check_columns(read[0].values, read=data.column_names)
     made: list[dict[str, Any]] = []

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 from ..config.endpoints import is_openai_name
 from ..config.sft_config import DistillationSFTConfig
 from ..config.validation import chat_template_options, freshness
-from ..data.recipe import Columns, PromptSide, Recipe
+from ..data.recipe import PromptSide, Recipe
+from ..data.rows import Columns
 from ..errors import ParamsError, TeacherError
 from ..models.architectures import vocabulary_rows
 from ..models.generation import Completion, GenerationSettings, length_limit

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-BLANK = "▁"  # sentencepiece writes a space so
+BLANK = "▁"  # SentencePiece's space
 BYTE_PIECE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 
 def token_bytes(tokenizer: PreTrainedTokenizerBase) -> list[bytes | None]:
-    """Return what each token writes, by id; None for special tokens and for ids that are no token.
+    """Return what each token writes, by id; None for special tokens and unused ids.
 
     The bytes of an encoding's tokens, joined, are the UTF-8 bytes of the text as the tokenizer has normalised it, with
     the space in front that some tokenizers add. A token may hold a part of a character.
@@ -38,21 +38,20 @@ def token_bytes(tokenizer: PreTrainedTokenizerBase) -> list[bytes | None]:
 
 
 @cache
-def _bytes_of_letters() -> dict[str, int]:
-    """Return GPT-2's table, letter to byte: a printable byte is its own letter, the others follow from U+0100 on."""
-    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
-    others = [byte for byte in range(0x100) if byte not in printable]
-    return {chr(byte): byte for byte in printable} | {chr(0x100 + k): byte for k, byte in enumerate(others)}
+def _byte_of_letter() -> dict[str, int]:
+    """GPT-2's table."""
+    from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+    return {letter: byte for byte, letter in bytes_to_unicode().items()}
 
 
 def _byte_level(token: str) -> bytes:
-    """Return the bytes of a token whose letters stand for one byte each; of another one its text."""
-    table = _bytes_of_letters()
+    """Return the bytes of a token whose letters stand for one byte each, or the bytes of its text."""
+    table = _byte_of_letter()
     return bytes(table[letter] for letter in token) if all(letter in table for letter in token) else token.encode()
 
 
 def _piece(token: str) -> bytes:
-    """Return the bytes of a sentencepiece token."""
     byte = BYTE_PIECE.fullmatch(token)
     return bytes([int(byte[1], 16)]) if byte else token.replace(BLANK, " ").encode()
 

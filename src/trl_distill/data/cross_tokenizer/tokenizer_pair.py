@@ -185,7 +185,6 @@ def _ends(student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase) ->
 
 
 def _at(table: Sequence[bytes | None], index: int) -> bytes | None:
-    """Return a token's bytes, None beyond the table."""
     return table[index] if index < len(table) else None
 
 

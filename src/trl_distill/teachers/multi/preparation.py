@@ -1,7 +1,7 @@
 """Rows for several teachers: which of them take a row, under which prompts, and who writes its completion.
 
 The outcome has the columns of `preparation.prepare`, `teachers` (places in the list) and `teacher_prompts` (the token
-ids of each), as `SeveralCollator` takes them.
+ids of each), as `MultiTeacherCollator` takes them.
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ from random import Random
 from typing import TYPE_CHECKING, Any
 
 from ...data.loading import RowReport, load_data, read_rows
+from ...data.rows import Columns
 from ...errors import DataError
 from ...prompts.template import IDENTITY, parse_template
 from .entries import TeacherEntry, model_name
@@ -66,14 +67,8 @@ def read_retained(settings: Any) -> TeacherEntry:
         data, _ = load_data(given)
     except DataError as error:
         raise DataError(str(error).replace("data_path", SETTING)) from error
-    rows, report = read_rows(
-        data,
-        text_column=text,
-        prompt_text_column=settings.prompt_text_column,
-        completion_column=settings.completion_column,
-        max_bad_rows=settings.max_bad_rows,
-        source=SETTING,
-    )
+    columns = Columns(text, settings.prompt_text_column, settings.completion_column, settings.max_bad_rows)
+    rows, report = read_rows(data, columns, source=SETTING)
     source = given if isinstance(given, str) else f"a {model_name(given)} in memory"
     retained = Retained(rows, report, source, settings.retain_fraction)
     return TeacherEntry(START, IDENTITY, parse_template(IDENTITY, name=SETTING), SETTING, retained=retained)

@@ -149,7 +149,7 @@ class SeveralTeachers:
         raise TeacherError("several teachers write under templates of their own; ask one of `teachers`.")
 
     def score(self, batch: Mapping[str, Any]) -> TeacherSignal:
-        """Return what the loss takes at the N completion positions of a `SeveralCollator` batch.
+        """Return what the loss takes at the N completion positions of a `MultiTeacherCollator` batch.
 
         Raises:
             TeacherError: A teacher in a mixture that gives no hidden states.
