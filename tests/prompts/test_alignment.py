@@ -84,24 +84,24 @@ def test_a_chat_template_that_cannot_be_used_is_a_sentence(template, said, chat_
 
 
 def test_each_prompt_is_fitted_by_its_own_limit():
-    fitted = fit([1] * 3, [2] * 50, [3] * 4, student_limit=8, teacher_limit=60)
+    fitted = fit([1] * 3, [2] * 50, [3] * 4, Limits(8, 60))
     assert (len(fitted.student_prompt), len(fitted.teacher_prompt), len(fitted.completion)) == (3, 50, 4)
     assert fitted.prompt_cut == fitted.completion_cut == 0
 
 
 def test_a_completion_that_does_not_fit_is_cut_and_counted():
-    fitted = fit([1] * 5, [2] * 5, [3] * 10, student_limit=8, teacher_limit=None)
+    fitted = fit([1] * 5, [2] * 5, [3] * 10, Limits(8))
     assert len(fitted.completion) == 3
     assert fitted.completion_cut == 7
 
 
 def test_a_prompt_without_room_is_an_error_that_names_the_row():
     with pytest.raises(DataError, match=r"train, row 7: the teacher's prompt has 9 tokens, .*: the limit is 9; sh"):
-        fit([1], [2] * 9, [3], student_limit=8, teacher_limit=9, where="train, row 7")
+        fit([1], [2] * 9, [3], Limits(8, 9, where="train, row 7"))
 
 
 def test_a_prompt_is_cut_from_the_left_on_request():
-    fitted = fit(list(range(10)), [2], [3] * 4, student_limit=8, teacher_limit=None, overflow="left")
+    fitted = fit(list(range(10)), [2], [3] * 4, Limits(8, overflow="left"))
     assert fitted.student_prompt == [6, 7, 8, 9]
     assert fitted.completion == [3] * 4
     assert fitted.prompt_cut == 6

@@ -9,27 +9,30 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
+    import pyarrow as pa
     from datasets import Dataset
 
+Convert = Callable[[object], object]
 
-def column_of(dataset: Dataset, name: str) -> Any:
-    """Return a column of a dataset as a `pyarrow.ChunkedArray`, without going through its rows."""
+
+def column_of(dataset: Dataset, name: str) -> pa.ChunkedArray:
+    """Return a column of a dataset without going through its rows."""
     return dataset.select_columns([name]).with_format("arrow")[:][name]
 
 
-def array_of(dataset: Dataset, name: str) -> np.ndarray[Any, Any]:
+def array_of(dataset: Dataset, name: str) -> np.ndarray:
     """Return a column of numbers, truths or texts as an array."""
     return np.asarray(column_of(dataset, name).to_numpy())
 
 
-def lengths_of(dataset: Dataset, name: str) -> np.ndarray[Any, Any]:
+def lengths_of(dataset: Dataset, name: str) -> np.ndarray:
     """Return the lengths of the lists in a column."""
     import pyarrow.compute as pc
 
     return np.asarray(pc.list_value_length(column_of(dataset, name)).to_numpy())
 
 
-def counts_of(dataset: Dataset, name: str) -> dict[Any, int]:
+def counts_of(dataset: Dataset, name: str) -> dict[str, int]:
     """Return how many rows have each value of a column, in the order of the first ones."""
     return {pair["values"]: pair["counts"] for pair in column_of(dataset, name).value_counts().to_pylist()}
 
@@ -42,7 +45,7 @@ def highest_of(dataset: Dataset, name: str) -> int:
     return -1 if found is None else int(found)
 
 
-def holds_bytes(kind: Any) -> bool:
+def holds_bytes(kind: object) -> bool:
     """Whether a column's feature holds bytes somewhere, as images, sounds, videos and documents do."""
     from datasets import Json, Value
 
@@ -57,11 +60,11 @@ def holds_bytes(kind: Any) -> bool:
     return hasattr(kind, "decode_example") and not isinstance(kind, Json)
 
 
-def plain_values(column: Any, kind: Any) -> list[Any]:
+def plain_values(column: pa.ChunkedArray, kind: object) -> list[Any]:
     """Return a column's values; an object loses the empty keys that Arrow gives it, JSON text keeps its own.
 
     Args:
-        column: A `pyarrow.ChunkedArray`.
+        column: The values.
         kind: Its feature.
     """
     import pyarrow as pa
@@ -77,7 +80,7 @@ def plain_values(column: Any, kind: Any) -> list[Any]:
     return values if convert is None else [convert(value) for value in values]
 
 
-def _converter(kind: Any) -> Callable[[Any], Any] | None:
+def _converter(kind: object) -> Convert | None:
     """Return what turns an Arrow value of a kind into a plain one; None where it is one."""
     from datasets import Json
 
@@ -94,11 +97,11 @@ def _converter(kind: Any) -> Callable[[Any], Any] | None:
     return lambda value: [convert(part) for part in value] if isinstance(value, list) else value
 
 
-def _from_json(value: Any) -> Any:
+def _from_json(value: object) -> object:
     return json.loads(value) if isinstance(value, str) else value
 
 
-def _object(value: Any, parts: dict[str, Callable[[Any], Any] | None]) -> Any:
+def _object(value: object, parts: dict[str, Convert | None]) -> object:
     """Return an object with converted parts, without those that are empty."""
     if not isinstance(value, dict):
         return value

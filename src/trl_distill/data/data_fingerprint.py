@@ -6,9 +6,10 @@ import hashlib
 import json
 from collections.abc import Collection, Sequence
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    import pyarrow as pa
     from datasets import Dataset
 
 DIGEST = 4  # bytes of a row's
@@ -64,7 +65,7 @@ def _digest(values: Sequence[bytes]) -> str:
     return found.hexdigest()
 
 
-def _bytes(column: Any) -> list[bytes]:
+def _bytes(column: pa.ChunkedArray) -> list[bytes]:
     """Return a column's values as bytes; lists of numbers are not made into Python's."""
     import pyarrow as pa
 
@@ -79,7 +80,7 @@ def _bytes(column: Any) -> list[bytes]:
     return found
 
 
-def _fields(column: Any, fields: Collection[str]) -> list[bytes]:
+def _fields(column: pa.ChunkedArray, fields: Collection[str]) -> list[bytes]:
     if not fields:
         return [b""] * len(column)
     wanted = sorted(fields)

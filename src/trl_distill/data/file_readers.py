@@ -28,6 +28,7 @@ from .row_faults import FAULTS
 __all__ = ["CONVERSATIONS", "PLACE", "TEXTS", "Part", "read_placed", "read_texts", "scratch_file"]
 
 if TYPE_CHECKING:
+    import pyarrow as pa
     from datasets import Dataset, Features
 
 PLACE = "__place__"  # column that says where a row stands, for example "line 7"
@@ -37,6 +38,7 @@ TEXTS = (*LINES, *DOCUMENTS, *TABLES, ".txt")
 HEAD = 4096  # bytes in which UTF-16 text shows itself
 IN_MEMORY = 64 * 1024 * 1024  # bytes of files up to which no copy is written to the cache
 BATCH = 1000
+Batch = dict[str, list[Any]]
 
 
 class Part(NamedTuple):
@@ -164,19 +166,19 @@ def _header_faults(path: Path, header: list[str]) -> dict[str, str]:
     return {FAULTS: json.dumps(twice)} if twice else {}
 
 
-def _batches(rows: Placed) -> Iterator[dict[str, list[Any]]]:
+def _batches(rows: Placed) -> Iterator[Batch]:
     """Yield columns of up to `BATCH` rows; a value that a row lacks is None."""
     while batch := list(islice(rows, BATCH)):
         names = dict.fromkeys(chain.from_iterable(row for _, row in batch))
         yield {PLACE: [place for place, _ in batch], **{n: [row.get(n) for _, row in batch] for n in names}}
 
 
-def _features(batches: Iterable[dict[str, list[Any]]]) -> Features | None:
+def _features(batches: Iterable[Batch]) -> Features | None:
     """Return the type of each column, `Json` where its values are objects or of several types; None without rows."""
     import datasets
     import pyarrow as pa
 
-    known: dict[str, Any] = {}
+    known: dict[str, pa.DataType | None] = {}
     lines = False
     for batch in batches:
         lines = lines or not all(place.startswith("row ") for place in batch[PLACE])
@@ -194,7 +196,7 @@ def _features(batches: Iterable[dict[str, list[Any]]]) -> Features | None:
     return datasets.Features({**columns, PLACE: datasets.Value("string")} if lines else columns)
 
 
-def _widened(known: Any, values: list[Any]) -> Any:
+def _widened(known: pa.DataType, values: list[object]) -> pa.DataType | None:
     """Return the Arrow type that holds what is `known` and new values as they are, or None when there is none."""
     import pyarrow as pa
 
@@ -213,7 +215,7 @@ def _widened(known: Any, values: list[Any]) -> Any:
     return new
 
 
-def _has_objects(kind: Any) -> bool:
+def _has_objects(kind: pa.DataType) -> bool:
     import pyarrow as pa
 
     return pa.types.is_struct(kind) or (pa.types.is_list(kind) and _has_objects(kind.value_type))
@@ -254,7 +256,7 @@ def _written(rows: Callable[[], Placed], features: Features, cached: Path | None
     return datasets.Dataset.from_file(str(cached))
 
 
-def _write(rows: Callable[[], Placed], features: Features, sink: Any) -> None:
+def _write(rows: Callable[[], Placed], features: Features, sink: pa.NativeFile) -> None:
     import datasets
     import pyarrow as pa
 

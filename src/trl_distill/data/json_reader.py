@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import DataError
-from .row_faults import RepeatedKey, json_object, with_faults
+from .row_faults import Cells, RepeatedKey, json_object, with_faults
 
 LINES, DOCUMENTS = (".jsonl", ".ndjson"), (".json",)
 CONVERSATIONS = ("messages", "conversations")
 WRAPPERS = ("data", "rows", "examples")  # keys whose list is the rows, whatever else stands beside it
 
-Placed = Iterator[tuple[str, dict[str, Any]]]
+Placed = Iterator[tuple[str, Cells]]
 
 
 class _Parser:
@@ -32,7 +32,7 @@ class _Parser:
         self.suspicious = "\\ud" in text or "\\uD" in text
         return self._parse(text)
 
-    def _object(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    def _object(self, pairs: list[tuple[str, object]]) -> Cells:
         found = json_object(pairs)
         self.suspicious = self.suspicious or type(found) is RepeatedKey
         return found
@@ -124,12 +124,12 @@ def _document(path: Path) -> Any:
         raise DataError(_malformed(path, error.lineno, error)) from None
 
 
-def _rows_of(values: list[Any]) -> Placed:
+def _rows_of(values: list[object]) -> Placed:
     for number, value in enumerate(values, 1):
         yield f"row {number}", _row(value, True)
 
 
-def _unwrapped(value: dict[str, Any]) -> list[Any]:
+def _unwrapped(value: Cells) -> list[object]:
     """Return the rows of an object: a list under a wrapper's name, its columns, or itself as the only row."""
     for name in WRAPPERS:
         rows = value.get(name)
@@ -146,7 +146,7 @@ def _unwrapped(value: dict[str, Any]) -> list[Any]:
     return [value]
 
 
-def _row(value: Any, suspicious: bool) -> dict[str, Any]:
+def _row(value: object, suspicious: bool) -> Cells:
     """Return a row; a bare value is a row of text, good or bad."""
     row = value if isinstance(value, dict) else {"text": value}
     return with_faults(row) if suspicious else row

@@ -14,7 +14,7 @@ from ..errors import DataError, nearest
 from .arrow_values import plain_values
 from .file_readers import PLACE, TEXTS, Part, read_placed, read_texts
 from .json_reader import DOCUMENTS, Placed, json_splits
-from .memory import TAKEN, as_dataset, is_stream
+from .memory import KNOWN_TYPES, as_dataset, is_stream
 from .rows import RowReport, read_rows
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ def load_data(
     return train, None if valid_split is None else _take(name, splits, valid_split, "valid_split")
 
 
-def _is_local(data_path: Any) -> bool:
+def _is_local(data_path: object) -> bool:
     """Whether data is in memory, or its name is that of a file or folder, there or not."""
     if not isinstance(data_path, (str, os.PathLike)):
         return True
@@ -85,7 +85,7 @@ def _is_local(data_path: Any) -> bool:
     return exists or named or isinstance(data_path, os.PathLike)
 
 
-def _local(data_path: Any) -> tuple[str, Splits]:
+def _local(data_path: object) -> tuple[str, Splits]:
     """Return what to call local data in messages, and its splits, not yet read.
 
     Raises:
@@ -117,7 +117,7 @@ def _parts(path: Path, split: str) -> dict[str, list[Part]]:
     return found or {split: [Part(path)]}
 
 
-def _in_memory(data: Any) -> tuple[str, Splits]:
+def _in_memory(data: object) -> tuple[str, Splits]:
     if isinstance(data, Mapping) and data and not is_stream(data):  # a DatasetDict is one
         parts = {str(split): as_dataset(part, name=f"data_path[{split!r}]") for split, part in data.items()}
         return "the datasets", {split: partial(_itself, part) for split, part in parts.items()}
@@ -126,8 +126,8 @@ def _in_memory(data: Any) -> tuple[str, Splits]:
             "data_path is a stream, and a run reads all rows before it trains; give a datasets.Dataset, or the stream "
             "to DistillationSFTTrainer."
         )
-    taken = f"a file, a folder, a Hub dataset, {TAKEN}"
-    return "the dataset", {"train": partial(_itself, as_dataset(data, name="data_path", taken=taken))}
+    accepted = f"a file, a folder, a Hub dataset, {KNOWN_TYPES}"
+    return "the dataset", {"train": partial(_itself, as_dataset(data, name="data_path", accepted=accepted))}
 
 
 def _itself(data: Dataset) -> Dataset:
@@ -224,9 +224,9 @@ def _binary(kind: str, paths: list[Path]) -> Dataset:
     from datasets import load_dataset
 
     files = ", ".join(map(str, paths[:3]))
-    how: dict[str, Any] = {"data_files": [str(path) for path in paths], "split": "train"}
+    columns = _readable(paths[0]) if kind == "parquet" else {}
     try:
-        return load_dataset(kind, **how, **({} if kind != "parquet" else _readable(paths[0])))
+        return load_dataset(kind, data_files=[str(path) for path in paths], split="train", **columns)
     except Exception as error:
         if "corresponds to no data" in str(error):  # how datasets says that there are no rows
             raise DataError(f"{files} has no rows; give a file with at least one.") from None
@@ -317,7 +317,7 @@ def _from_hub(
     return loaded[0], loaded[1]
 
 
-def _refuse_leftover(loaded: Any) -> None:
+def _refuse_leftover(loaded: Dataset) -> None:
     """Refuse what `datasets` still has in its cache of some local folder of that name; a commit has 40 digits."""
     files = [Path(file["filename"]) for file in loaded.cache_files]
     if files and re.fullmatch("[0-9a-f]{16}", files[0].parent.name):

@@ -11,26 +11,26 @@ from .file_readers import Placed, read_placed
 from .row_faults import with_faults
 
 if TYPE_CHECKING:
-    from datasets import Dataset
+    from datasets import Dataset, IterableDataset
 
-TAKEN = "a datasets.Dataset, a list of dicts or a pandas DataFrame"
+KNOWN_TYPES = "a datasets.Dataset, a list of dicts or a pandas DataFrame"
 
 
-def is_stream(data: Any) -> bool:
+def is_stream(data: object) -> bool:
     """Whether data is a stream of `datasets`, or a dict of them by split."""
     from datasets import IterableDataset, IterableDatasetDict
 
     return isinstance(data, (IterableDataset, IterableDatasetDict))
 
 
-def as_dataset(data: Any, *, name: str, taken: str = TAKEN) -> Dataset:
+def as_dataset(data: Any, *, name: str, accepted: str = KNOWN_TYPES) -> Dataset:
     """Return data in memory as a dataset.
 
     Args:
         data: A `datasets.Dataset`, which is returned as it is; a list of dicts; or a pandas DataFrame, whose index is
             left out. A value keeps its type: objects get no empty keys from other rows.
         name: What to call it in messages.
-        taken: What is accepted, for messages.
+        accepted: What is accepted, for messages.
 
     Raises:
         DataError: Anything else, naming the call that converts it; or no rows.
@@ -45,7 +45,7 @@ def as_dataset(data: Any, *, name: str, taken: str = TAKEN) -> Dataset:
         known = data.astype(object)
         data = known.where(data.notna(), None).to_dict("records")  # a missing text is NaN there
     if not isinstance(data, (list, tuple)):
-        raise DataError(f"{name} is {_described(data, name, taken)}.")
+        raise DataError(f"{name} is {_described(data, name, accepted)}.")
     for number, row in enumerate(data, 1):
         if not isinstance(row, Mapping):
             raise DataError(
@@ -62,7 +62,7 @@ def as_dataset(data: Any, *, name: str, taken: str = TAKEN) -> Dataset:
     return found
 
 
-def for_trainer(data: Any, *, name: str) -> Any:
+def for_trainer(data: object, *, name: str) -> Dataset | IterableDataset:
     """Return what a trainer was given as rows: a stream as it is, all else as `as_dataset` does.
 
     Raises:
@@ -71,13 +71,15 @@ def for_trainer(data: Any, *, name: str) -> Any:
     from datasets import IterableDataset
 
     if not isinstance(data, IterableDataset):
-        return as_dataset(data, name=name, taken=f"{TAKEN}, or an IterableDataset")
+        return as_dataset(data, name=name, accepted=f"{KNOWN_TYPES}, or an IterableDataset")
     if next(iter(data), None) is None:
         raise DataError(f"{name} has no rows; give data with at least one.")
     return data
 
 
-def for_evaluation(data: Any, *, name: str = "eval_dataset") -> Any:
+def for_evaluation(
+    data: object, *, name: str = "eval_dataset"
+) -> Dataset | IterableDataset | dict[str, Dataset | IterableDataset] | None:
     """Return what a trainer was given to evaluate on: rows as `for_trainer` does, a dict of such by name, or None."""
     if data is None:
         return None
@@ -86,13 +88,13 @@ def for_evaluation(data: Any, *, name: str = "eval_dataset") -> Any:
     return for_trainer(data, name=name)
 
 
-def is_frame(data: Any) -> bool:
+def is_frame(data: object) -> bool:
     """Whether data is a pandas DataFrame; pandas itself is not loaded for the question."""
     return any(c.__name__ == "DataFrame" and c.__module__.partition(".")[0] == "pandas" for c in type(data).__mro__)
 
 
-def _described(data: Any, name: str, taken: str) -> str:
-    """Say what was given and how it becomes data that is taken."""
+def _described(data: object, name: str, accepted: str) -> str:
+    """Say what was given and how it becomes data that is accepted."""
     modules = {c.__module__.partition(".")[0] for c in type(data).__mro__}
     torch_data = any(c.__module__.startswith("torch.utils.data") for c in type(data).__mro__)
     if isinstance(data, (str, os.PathLike)):
@@ -115,14 +117,14 @@ def _described(data: Any, name: str, taken: str) -> str:
         return f"a polars {type(data).__name__}; convert it with {name}.to_dicts()"
     if "pyarrow" in modules:
         return f"a pyarrow {type(data).__name__}; convert it with datasets.Dataset({name})"
-    return f"{_article(data)}; give {taken}"
+    return f"{_article(data)}; give {accepted}"
 
 
-def _is_column(value: Any) -> bool:
+def _is_column(value: object) -> bool:
     """Whether a dict's value looks like a column: a list of other things than rows."""
     return isinstance(value, (list, tuple)) and not all(isinstance(item, Mapping) for item in value)
 
 
-def _article(value: Any) -> str:
+def _article(value: object) -> str:
     kind = type(value).__name__
     return f"{'an' if kind[:1].lower() in 'aeiou' else 'a'} {kind}"

@@ -16,11 +16,13 @@ from .arrow_values import array_of, column_of, counts_of, lengths_of
 
 if TYPE_CHECKING:
     from datasets import Dataset
+    from transformers import PreTrainedTokenizerBase
 
     from ..losses.settings import Weighing
     from ..prompts.serving_template import Serving
     from .loading import RowReport
     from .recipe import Recipe
+    from .row_faults import Cells
 
 
 @dataclass(frozen=True)
@@ -35,8 +37,8 @@ class Example:
     """
 
     prompt: Prompt
-    values: Mapping[str, Any]
-    options: Mapping[str, Any]
+    values: Mapping[str, object]
+    options: Mapping[str, object]
     ids: list[int]
 
 
@@ -247,7 +249,7 @@ class Preflight:
         return [spelled(line) for line in lines]
 
     @property
-    def opening(self) -> dict[str, Any]:
+    def opening(self) -> dict[str, object]:
         """How the student's prompts differ from its own generation prompt, if all do alike; see `Turn.opening`."""
         if len(self.openings) != 1:
             return {}
@@ -306,7 +308,7 @@ class Preflight:
         }
 
 
-def differ(row: Mapping[str, Any]) -> bool:
+def differ(row: Cells) -> bool:
     """Whether teacher and student read different tokens in a row."""
     between = bool(row.get("completion_mask")) and row["completion"] != row["teacher_completion"]
     return bool(row["student_prompt"] != row["teacher_prompt"]) or between
@@ -340,7 +342,7 @@ def notes_of(*recipes: Recipe) -> tuple[str, ...]:
     return tuple(dict.fromkeys(found))
 
 
-def text_of(tokenizer: Any, ids: list[int]) -> str:
+def text_of(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:
     """Return the text of token ids, its middle left out where it is long."""
     if len(ids) <= SHOWN_TOKENS:
         return str(tokenizer.decode(ids))

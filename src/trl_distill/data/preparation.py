@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import fields, replace
 from functools import partial
 from itertools import chain
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from datasets import Features, List, Value
 
@@ -29,9 +29,11 @@ from ..prompts.template import SYSTEM_ROLES
 from .aligned_row import AlignedRow
 from .arrow_values import array_of, column_of, highest_of, lengths_of
 from .cross_tokenizer.tokenizer_pair import COLUMNS as PAIR_COLUMNS
+from .file_readers import Batch
 from .loading import RowReport, read_rows
 from .preflight import Example, Preflight, differ
 from .pretokenized import check_tokenized, is_tokenized, read_tokenized
+from .row_faults import Cells
 from .row_tokens import WITH_TOOLS, check_in_one_piece, fit_row, put_written, row_frame, source_of, tokenize_row
 from .rows import NoUsableRows, rows_of
 from .split import Split
@@ -50,7 +52,7 @@ ALIGNED = Features({column.name: KINDS.get(str(column.type), IDS) for column in 
 SHOWN_IDS = 8  # of a row that is token ids without a prompt
 
 
-def is_prepared(dataset: Any) -> bool:
+def is_prepared(dataset: object) -> bool:
     """Whether a dataset came out of `prepare`: its prompts are token ids, not a user's column of that name."""
     features = getattr(dataset, "features", None) or {}
     ids = [getattr(features.get(column), "feature", None) for column in COLUMNS[1:]]
@@ -174,7 +176,7 @@ def _align_batch(table: pa.Table, *, recipe: Recipe, name: str) -> pa.Table:
     return pa.Table.from_pylist(aligned, schema=ALIGNED.arrow_schema)
 
 
-def _nobody(prompts: list[Any]) -> list[Completion]:
+def _nobody(prompts: list[Prompt] | list[list[int]]) -> list[Completion]:
     """Stand for a teacher where none is asked."""
     raise AssertionError(f"{len(prompts)} prompts for nobody")
 
@@ -257,13 +259,19 @@ def _row_of(rows: Dataset, number: int) -> Row:
     return Row.from_columns(rows[int((array_of(rows, "row") == number).argmax())])
 
 
-def mapped(dataset: Dataset, function: Callable[..., Any], what: str, **more: Any) -> Dataset:
+def mapped(dataset: Dataset, function: Callable[..., Cells], what: str, *, with_indices: bool = False) -> Dataset:
     """Map a dataset; the fingerprint is made up, since the usual one would pickle the teacher that a recipe holds."""
-    how: dict[str, Any] = {"load_from_cache_file": False, "new_fingerprint": uuid.uuid4().hex, **more}
-    return dataset.map(partial(_by_row, function=function), batched=True, desc=what, **how)
+    return dataset.map(
+        partial(_by_row, function=function),
+        batched=True,
+        with_indices=with_indices,
+        load_from_cache_file=False,
+        new_fingerprint=uuid.uuid4().hex,
+        desc=what,
+    )
 
 
-def _by_row(batch: Mapping[str, list[Any]], *indices: list[int], function: Callable[..., Any]) -> dict[str, list[Any]]:
+def _by_row(batch: Batch, *indices: list[int], function: Callable[..., Cells]) -> Batch:
     """Apply a function of a row, and of its place if places are given, to the rows of a batch."""
     cells = zip(*batch.values(), strict=True)
     rows = [function(dict(zip(batch, values, strict=True)), *i) for values, *i in zip(cells, *indices, strict=True)]
@@ -300,7 +308,7 @@ def _check_ids(tokens: Dataset, recipe: Recipe, name: str) -> None:
 
 def check_differs(
     rows: Dataset,
-    tokens: Iterable[Mapping[str, Any]],
+    tokens: Iterable[Cells],
     recipe: Recipe,
     teaches_nothing: Callable[[], bool],
     *,
@@ -350,7 +358,7 @@ def _write_missing(tokens: Dataset, rows: Dataset, recipe: Recipe, name: str) ->
     )
     written = dict(zip(places, recipe.write(prompts), strict=True))
 
-    def put(columns: dict[str, Any], i: int) -> dict[str, Any]:
+    def put(columns: Cells, i: int) -> Cells:
         if i not in written:
             return columns
         row = AlignedRow(**columns)
@@ -364,14 +372,7 @@ def _check_lengths(tokens: Dataset, recipe: Recipe, name: str) -> None:
     """Refuse prompts that leave no room for a completion, before the teacher writes for any row."""
     for row in tokens.select_columns(["row", "source", "student_prompt", "teacher_prompt", "completion"]):
         if row["source"] == "teacher" or row["completion"]:
-            fit(
-                row["student_prompt"],
-                row["teacher_prompt"],
-                [0],
-                student_limit=recipe.student.limit,
-                teacher_limit=recipe.teacher.limit,
-                where=f"{name}, row {row['row']}",
-            )
+            fit(row["student_prompt"], row["teacher_prompt"], [0], recipe.limits(f"{name}, row {row['row']}"))
 
 
 def _cut(prompt: list[int], recipe: Recipe) -> list[int]:

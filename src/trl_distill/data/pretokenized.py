@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ..errors import DataError
 from ..prompts.rendering import OWN
 from ..prompts.row import Row
 from ..prompts.template import Template
+from .row_faults import Cells
 from .rows import RowReport
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ MASKS = ("completion_mask", "assistant_masks")
 IGNORE = -100
 
 
-def is_tokenized(dataset: Any) -> bool:
+def is_tokenized(dataset: object) -> bool:
     """Whether a dataset's rows are token ids."""
     return IDS in (getattr(dataset, "column_names", None) or ())
 
@@ -63,7 +64,7 @@ def read_tokenized(dataset: Dataset, *, source: str) -> tuple[Dataset, RowReport
     if len(dataset) == 0:
         raise DataError(f"{source} has no rows; give data with at least one.")
 
-    def read(row: dict[str, Any], i: int) -> dict[str, Any]:
+    def read(row: Cells, i: int) -> Cells:
         ids = list(row[IDS])
         return {**Row(i + 1, "", {}).to_columns(), "ids": ids, "mask": _mask(row, ids, f"{source}, row {i + 1}")}
 
@@ -72,7 +73,7 @@ def read_tokenized(dataset: Dataset, *, source: str) -> tuple[Dataset, RowReport
     return rows, RowReport(len(rows), len(rows), ())
 
 
-def _mask(row: dict[str, Any], ids: list[int], where: str) -> list[int]:
+def _mask(row: Cells, ids: list[int], where: str) -> list[int]:
     """Return 1 for each token that is learned and 0 for the others."""
     names = (LABELS,) if row.get(LABELS) is not None else tuple(n for n in MASKS if row.get(n) is not None)
     for name in names:

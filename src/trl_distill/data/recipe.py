@@ -9,6 +9,7 @@ from random import Random
 from typing import TYPE_CHECKING, Any
 
 from ..prompts.assistant_turn import ChatTurns
+from ..prompts.fitting import Limits
 from ..prompts.prefix_tokenizer import PromptTokens
 
 if TYPE_CHECKING:
@@ -102,7 +103,7 @@ class Recipe:
     teaches_nothing: Callable[[], bool] | None = None
     seed: int = 0
     serves: bool = True
-    options: Mapping[str, Any] = field(default_factory=dict)
+    options: Mapping[str, object] = field(default_factory=dict)
     num_proc: int | None = None
 
     @cached_property
@@ -112,6 +113,10 @@ class Recipe:
     def student_tokens(self, dropped: bool) -> PromptTokens:
         """Return what turns the student's prompts into token ids; with `dropped`, the teacher's that it reads."""
         return self._dropped_tokens if dropped else self.student.prompt_tokens
+
+    def limits(self, where: str) -> Limits:
+        """Return how long the two sequences of a row may be, which messages call `where`."""
+        return Limits(self.student.limit, self.teacher.limit, self.overflow, where)
 
     def drops(self, row: Row) -> bool:
         """Whether the student reads the teacher's prompt in a row, drawn by the seed, the row's number and its text."""

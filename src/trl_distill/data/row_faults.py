@@ -9,17 +9,19 @@ import json
 import re
 from typing import Any
 
+Cells = dict[str, Any]  # a row's values by column, of any type
+
 FAULTS = "__faults__"  # column with the faults of a row as a JSON object: column name to reason
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
-class RepeatedKey(dict[str, Any]):
+class RepeatedKey(Cells):
     """A JSON object that had a key twice; the last value counts."""
 
     key: str = ""
 
 
-def json_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def json_object(pairs: list[tuple[str, object]]) -> Cells:
     """Return a JSON object's pairs as a dict, one with a key twice as a `RepeatedKey`."""
     found = dict(pairs)
     if len(found) == len(pairs):
@@ -30,7 +32,7 @@ def json_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return repeated
 
 
-def with_faults(row: dict[str, Any]) -> dict[str, Any]:
+def with_faults(row: Cells) -> Cells:
     """Return a row that Arrow can hold, with its faults in the column `FAULTS` if it has any."""
     faults = {name: reason for name, reason in ((n, _fault(value)) for n, value in row.items()) if reason is not None}
     if isinstance(row, RepeatedKey):
@@ -41,7 +43,7 @@ def with_faults(row: dict[str, Any]) -> dict[str, Any]:
     return {**repaired, FAULTS: json.dumps({_repaired(name): reason for name, reason in faults.items()})}
 
 
-def _fault(value: Any) -> str | None:
+def _fault(value: object) -> str | None:
     if isinstance(value, str):
         found = _SURROGATE.search(value)
         return None if found is None else f"half of a surrogate pair, \\u{ord(found[0]):x}, stands alone"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ..errors import DataError
 from ..models.generation import EMPTY
@@ -113,22 +113,21 @@ def fit_row(row: AlignedRow, recipe: Recipe, *, name: str) -> AlignedRow:
     """
     if not row.completion:
         return row
-    limits = {"student_limit": recipe.student.limit, "teacher_limit": recipe.teacher.limit}
-    how: dict[str, Any] = {**limits, "overflow": recipe.overflow, "where": f"{name}, row {row.row}"}
+    limits = recipe.limits(f"{name}, row {row.row}")
     if row.completion_mask:
         mine = MaskedSequence(row.student_prompt, row.completion, row.completion_mask)
         theirs = MaskedSequence(row.teacher_prompt, row.teacher_completion, row.teacher_completion_mask)
-        row.update(fit_masked(mine, theirs, **how))
+        row.update(fit_masked(mine, theirs, limits))
         return row
     if recipe.tokenizer_pair is not None:
-        row.update(recipe.tokenizer_pair.fit(row, **how))
+        row.update(recipe.tokenizer_pair.fit(row, limits))
     else:
-        row.update(vars(fit(row.student_prompt, row.teacher_prompt, row.completion, **how)))
+        row.update(vars(fit(row.student_prompt, row.teacher_prompt, row.completion, limits)))
     row.kept = len(row.completion) - (not row.student_prompt or not row.teacher_prompt)
     return row
 
 
-def row_frame(row: Row, recipe: Recipe, opening: Mapping[str, Any] | None = None) -> Frame | None:
+def row_frame(row: Row, recipe: Recipe, opening: Mapping[str, object] | None = None) -> Frame | None:
     """Return what the student reads around a user's message in the place of a row's; None if the row brings tools.
 
     Args:
@@ -207,7 +206,7 @@ def _put_completion(
     student: Prompt,
     teacher: Prompt,
     recipe: Recipe,
-    options: dict[str, Any],
+    options: dict[str, object],
     *,
     where: str,
 ) -> None:
@@ -247,7 +246,7 @@ def _says_nothing(last: Message, turn: Turn) -> bool:
 
 
 def _put_turns(
-    out: AlignedRow, row: Row, recipe: Recipe, own: Prompt | None, options: dict[str, Any], *, where: str
+    out: AlignedRow, row: Row, recipe: Recipe, own: Prompt | None, options: dict[str, object], *, where: str
 ) -> None:
     """Put the ids of a conversation of which several turns are learned."""
     assert row.history is not None

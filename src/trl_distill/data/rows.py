@@ -10,7 +10,7 @@ import re
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ..errors import DataError, nearest, there_are
 from ..prompts.messages import (
@@ -27,7 +27,7 @@ from ..prompts.messages import (
 from ..prompts.row import AssistantTurns, Row
 from .arrow_values import holds_bytes, plain_values
 from .file_readers import CONVERSATIONS, PLACE, scratch_file
-from .row_faults import FAULTS
+from .row_faults import FAULTS, Cells
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -283,7 +283,7 @@ def _missing(name: str, there: list[str], flag: str, source: str) -> str:
     return f"{source} has no column {name!r}; {there_are(there)}.{nearest(name, there)} Name it with {flag}."
 
 
-def _read(cells: dict[str, Any], columns: _Chosen, number: int) -> Row:
+def _read(cells: Cells, columns: _Chosen, number: int) -> Row:
     """Return a row.
 
     Raises:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ..config.training_params import LLMTrainingParams
 from ..config.validation import chat_template_options
@@ -14,6 +14,7 @@ from ..prompts.messages import WEIGHT, is_learned
 from ..prompts.rendering import KWARGS, TOOLS
 from ..prompts.row import Row
 from .file_readers import CONVERSATIONS
+from .row_faults import Cells
 from .rows import Columns, RowReport, read_rows
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ def plain_rows(dataset: Dataset, params: LLMTrainingParams, *, name: str) -> tup
     apart = params.completion_column is not None or not {*CONVERSATIONS} & {*dataset.column_names}
     text_column = params.text_column  # the closure must not hold the parameters: they may hold a model
 
-    def shaped(columns: dict[str, Any]) -> dict[str, Any]:
+    def shaped(columns: Cells) -> Cells:
         row = Row.from_columns(columns)
         said = row.completion
         if chat:
@@ -92,8 +93,8 @@ def check_marks(tokenizer: PreTrainedTokenizerBase) -> None:
         )
 
 
-def _for_chat_template(values: Mapping[str, Any], options: dict[str, Any]) -> dict[str, Any]:
+def _for_chat_template(values: Mapping[str, str | int | float], options: dict[str, object]) -> dict[str, object]:
     """Return the columns that TRL hands to a chat template, if the data has them."""
     more = {TOOLS: values[TOOLS] or None} if TOOLS in values else {}
-    own = {**options, **json.loads(values.get(KWARGS) or "{}")}
+    own = {**options, **json.loads(str(values.get(KWARGS) or "{}"))}
     return more | ({KWARGS: own} if own or KWARGS in values else {})

@@ -11,7 +11,7 @@ import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import islice
-from typing import Any
+from typing import TYPE_CHECKING
 
 from datasets import (
     Dataset,
@@ -28,7 +28,7 @@ from ..config.validation import freshness
 from ..errors import ParamsError
 from ..prompts import multi_turn as turns
 from .arrow_values import holds_bytes
-from .file_readers import PLACE
+from .file_readers import PLACE, Batch
 from .memory import as_dataset
 from .preflight import Preflight
 from .preparation import COLUMNS, IDS
@@ -37,12 +37,15 @@ from .recipe import Recipe
 from .rows import NoUsableRows
 from .split import Split
 
+if TYPE_CHECKING:
+    from ..config.sft_config import DistillationSFTConfig
+
 logger = logging.getLogger(__name__)
 Prepare = Callable[..., tuple[Dataset, Preflight]]
 BLOCK = 64  # rows that are prepared at a time, and that the pre-flight is of
 
 
-def is_stream(dataset: Any) -> bool:
+def is_stream(dataset: object) -> bool:
     """Whether a dataset's rows can be had one after the other only."""
     return isinstance(dataset, IterableDataset)
 
@@ -59,7 +62,7 @@ def completions_of(dataset: Dataset | IterableDataset) -> list[list[int]]:
     return list(dataset["completion"])
 
 
-def check_streams(args: Any, train: Any, evaluation: Any) -> None:
+def check_streams(args: DistillationSFTConfig, train: object, evaluation: object) -> None:
     """Refuse settings that need all rows at once, and have each rank read a stream by itself.
 
     Args:
@@ -128,7 +131,7 @@ def prepare_stream(
     columns = (*COLUMNS, *turns.COLUMNS)
     features = Features({"row": Value("int64"), **dict.fromkeys(columns[1:], IDS)}) if masked else prepared.features
 
-    def block(batch: dict[str, list[Any]], indices: list[int]) -> dict[str, list[Any]]:
+    def block(batch: Batch, indices: list[int]) -> Batch:
         cells = zip(*batch.values(), strict=True)
         rows = as_dataset([dict(zip(batch, values, strict=True)) for values in cells], name=name)
         rows = rows.add_column(PLACE, [f"row {i + 1}" for i in indices])
@@ -136,7 +139,7 @@ def prepare_stream(
             with _quiet():
                 made, flight = prepare(rows, recipe, split=split, name=f"{name} (streamed)", whole=False)
                 if masked and turns.COLUMNS[0] not in made.column_names:
-                    made = made.map(_whole)
+                    made = made.map(turns.with_masks)
         except NoUsableRows as error:
             logger.warning("%s", spelled(str(error)))
             return {column: [] for column in features}
@@ -144,19 +147,22 @@ def prepare_stream(
             logger.warning("%s (streamed): %s", name, spelled(flight.rows.summary()))
         return dict(made.select_columns(list(features))[:])
 
-    how: dict[str, Any] = {"batched": True, "batch_size": BLOCK, "with_indices": True, "features": features}
-    return dataset.map(block, remove_columns=columns_of(dataset), **how), preflight
+    stream = dataset.map(
+        block,
+        batched=True,
+        batch_size=BLOCK,
+        with_indices=True,
+        features=features,
+        remove_columns=columns_of(dataset),
+    )
+    return stream, preflight
 
 
 def _may_have_gaps(rows: Dataset, recipe: object) -> bool:
-    """Whether rows of a stream may have completions in several pieces, be it not in the first block."""
+    """Whether any row of the stream, not only one in the first block, may have a masked completion."""
     if not isinstance(recipe, Recipe) or recipe.in_one_piece is not None:
         return False
     return recipe.columns.assistant_turns or is_tokenized(rows)
-
-
-def _whole(row: dict[str, Any]) -> dict[str, Any]:
-    return turns.with_masks({**row, turns.COLUMNS[0]: []})
 
 
 @contextmanager

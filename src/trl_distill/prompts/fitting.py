@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from ..errors import DataError
 
@@ -31,6 +32,22 @@ class Limit(int):
         return int(self), self.whose, self.remedy
 
 
+class Limits(NamedTuple):
+    """How long a row's two sequences may be.
+
+    Attributes:
+        student: Tokens the student's sequence may have; None is no limit.
+        teacher: Tokens the teacher's sequence may have; None is no limit.
+        overflow: "error", or "left" to cut a prompt's start so that the completion fits.
+        where: The row's name in messages.
+    """
+
+    student: int | None = None
+    teacher: int | None = None
+    overflow: str = "error"
+    where: str = "a row"
+
+
 @dataclass(frozen=True)
 class Fitted:
     """The three pieces of a row as they fit both models.
@@ -50,43 +67,31 @@ class Fitted:
     completion_cut: int = 0
 
 
-def fit(
-    student_prompt: list[int],
-    teacher_prompt: list[int],
-    completion: list[int],
-    *,
-    student_limit: int | None,
-    teacher_limit: int | None,
-    overflow: str = "error",
-    where: str = "a row",
-) -> Fitted:
+def fit(student_prompt: list[int], teacher_prompt: list[int], completion: list[int], limits: Limits) -> Fitted:
     """Fit prompts and completion into both models' limits, each prompt by its own model's.
 
     Args:
         student_prompt: Token ids.
         teacher_prompt: Token ids.
         completion: Token ids, at least one.
-        student_limit: Tokens the student's sequence may have; None is no limit.
-        teacher_limit: Tokens the teacher's sequence may have; None is no limit.
-        overflow: "error", or "left" to cut a prompt's start so that the completion fits.
-        where: The row's name in messages.
+        limits: How long both sequences may be.
 
     Raises:
         DataError: A prompt that leaves no room for a completion token, under `overflow="error"`.
     """
     room, cut, prompts = len(completion), 0, []
-    sides = (("student", student_prompt, student_limit), ("teacher", teacher_prompt, teacher_limit))
+    sides = (("student", student_prompt, limits.student), ("teacher", teacher_prompt, limits.teacher))
     for side, prompt, limit in sides:
         if limit is None:
             prompts.append(prompt)
             continue
         keep = len(prompt)
-        if overflow == "left":
+        if limits.overflow == "left":
             keep = min(keep, max(limit - len(completion), 1))
         elif keep >= limit:
             whose, remedy = (limit.whose, limit.remedy) if isinstance(limit, Limit) else ("the limit", "")
             raise DataError(
-                f"{where}: the {side}'s prompt has {keep} tokens, which leaves no room for a completion: {whose} is "
+                f"{limits.where}: the {side}'s prompt has {keep} tokens, which leaves no room for a completion: {whose} is "
                 f"{limit}; shorten the template or the input, {f'{remedy}, ' if remedy else ''}or cut the prompt's "
                 "start with --prompt-overflow left."
             )

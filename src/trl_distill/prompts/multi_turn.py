@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 from ..errors import DataError
-from .fitting import fit
+from .fitting import Limits, fit
 from .messages import Message, Prompt, is_learned
 from .rendering import render
 from .row import Row
@@ -98,31 +98,19 @@ def aligned_columns(mine: MaskedSequence, theirs: MaskedSequence, *, where: str)
     return {**row, **dict(zip(COLUMNS, (mine.mask, theirs.rest, theirs.mask), strict=True))}
 
 
-def fit_masked(
-    student: MaskedSequence,
-    teacher: MaskedSequence,
-    *,
-    student_limit: int | None,
-    teacher_limit: int | None,
-    overflow: str,
-    where: str,
-) -> dict[str, Any]:
+def fit_masked(student: MaskedSequence, teacher: MaskedSequence, limits: Limits) -> dict[str, Any]:
     """Return the columns of two sequences as they fit both models, each by its own limit; both keep the same tokens.
 
     Args:
         student: The student's.
         teacher: The teacher's.
-        student_limit: As in `fitting.fit`.
-        teacher_limit: As in `fitting.fit`.
-        overflow: As in `fitting.fit`.
-        where: The row's name in messages.
+        limits: How long both may be.
 
     Raises:
         DataError: See `fitting.fit`.
     """
-    limits = {"overflow": overflow, "where": where}
-    mine = fit(student.prompt, [], student.rest, student_limit=student_limit, teacher_limit=None, **limits)
-    theirs = fit([], teacher.prompt, teacher.rest, student_limit=None, teacher_limit=teacher_limit, **limits)
+    mine = fit(student.prompt, [], student.rest, limits._replace(teacher=None))
+    theirs = fit([], teacher.prompt, teacher.rest, limits._replace(student=None))
     tokens = min(sum(student.mask[: len(mine.completion)]), sum(teacher.mask[: len(theirs.completion)]))
     ends = _end_of(student.mask, tokens), _end_of(teacher.mask, tokens)
     unpredictable = int(tokens > 0 and not (mine.student_prompt and theirs.teacher_prompt))
@@ -141,7 +129,7 @@ def fit_masked(
 
 def with_masks(row: dict[str, Any]) -> dict[str, Any]:
     """Return a fitted row with masks, also where its completion has no gaps."""
-    if row["completion_mask"]:
+    if row.get("completion_mask"):
         return row
     ids = row["completion"]
     return {**row, **dict(zip(COLUMNS, ([1] * len(ids), ids, [1] * len(ids)), strict=True))}

@@ -11,7 +11,7 @@ from ..config.devices import accelerator
 from ..config.doors import entered, in_python
 from ..config.training_params import FIELDS
 from ..data.loading import read_rows
-from ..data.memory import TAKEN, as_dataset, is_frame
+from ..data.memory import KNOWN_TYPES, as_dataset, is_frame
 from ..data.rows import COLUMNS, INPUT, INPUT_COLUMN, Columns, rows_of
 from ..errors import DataError, ParamsError, TeacherError
 from ..models.generation import Completion, GenerationSettings
@@ -162,10 +162,10 @@ def _read(queries: Any, text_column: str) -> list[Row]:
     from datasets import Dataset
 
     if isinstance(queries, (str, bytes, Mapping)):
-        raise DataError(f"queries is a {type(queries).__name__}; give a list of texts, {TAKEN}.")
+        raise DataError(f"queries is a {type(queries).__name__}; give a list of texts, {KNOWN_TYPES}.")
     if hasattr(queries, "__iter__") and not (isinstance(queries, Dataset) or is_frame(queries)):
         queries = [query if isinstance(query, Mapping) else {text_column: query} for query in queries]
-    queries = as_dataset(queries, name="queries", taken=f"a list of texts, {TAKEN}")
+    queries = as_dataset(queries, name="queries", accepted=f"a list of texts, {KNOWN_TYPES}")
     read, report = read_rows(queries, Columns(text_column), source="queries")
     if report.set_aside:
         place, reason = report.set_aside[0]

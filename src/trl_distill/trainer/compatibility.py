@@ -17,12 +17,12 @@ from transformers.utils import is_kernels_available, is_liger_kernel_available
 from ..config.devices import accelerator
 from ..config.sft_config import SCALED, DistillationSFTConfig
 from ..config.validation import refuse_unused
-from ..data.packing import check_packing
 from ..errors import ParamsError
 from ..losses.fused.gpu import INTERPRETED
 from ..models.adapters import is_peft_model
 from ..models.loading import ModelSource, resolve
 from ..prompts.system_message import templates_of
+from .packing_checks import check_packing
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -17,7 +17,7 @@ from ..config.doors import entered
 from ..config.sft_config import TRAINER, DistillationSFTConfig, left_alone_on_failure
 from ..data.collator import DistillationCollator, MultiTeacherCollator
 from ..data.memory import for_evaluation, for_trainer
-from ..data.packing import check_apart_in, packed, unseen
+from ..data.packing import packed
 from ..data.split import Split
 from ..data.streaming import check_streams, completions_of, is_stream
 from ..errors import ParamsError
@@ -45,6 +45,7 @@ from .dataset_hooks import DatasetsMixin
 from .distributed import check_sharding, keep_loss_precise, loads_alike, without_repeats, wrap_teacher
 from .metrics import MetricsMixin
 from .multi_teacher_setup import check_list, describe_teacher, put_names, recipe_of, teacher_of
+from .packing_checks import check_keeps_rows_apart, hide_packing_from_sft_trainer
 from .schedule import Annealing
 from .setup import template_date, writers_of_data
 from .step_hooks import MovingTeacherMixin, StepMixin
@@ -131,7 +132,7 @@ class DistillationMixin(DatasetsMixin, StepMixin, MetricsMixin, CheckpointsMixin
         self._formatting = kwargs.pop("formatting_func", None)
         flat = bool(args.padding_free or args.packing)
         collator = DistillationCollator(0, pad_to_multiple_of=args.pad_to_multiple_of, padding_free=flat)
-        with unseen(args):
+        with hide_packing_from_sft_trainer(args):
             super().__init__(
                 model,
                 args,
@@ -187,7 +188,7 @@ class DistillationMixin(DatasetsMixin, StepMixin, MetricsMixin, CheckpointsMixin
     def _check_student(self, model: Any) -> None:
         """Find out where the student's logits come from, and whether it reads rows apart which share a sequence.
 
-        See `check_logits` and `check_apart_in`.
+        See `check_logits` and `check_keeps_rows_apart`.
         """
         split = getattr(getattr(self.accelerator, "parallelism_config", None), "cp_enabled", False)
         with self.accelerator.autocast():
@@ -195,7 +196,7 @@ class DistillationMixin(DatasetsMixin, StepMixin, MetricsMixin, CheckpointsMixin
                 line = check_logits(self.base_student, model)
             if line:
                 self.accelerator.print(f"Student: {line}")
-            check_apart_in(self.args, self.base_student, model, context_parallel=bool(split))
+            check_keeps_rows_apart(self.args, self.base_student, model, context_parallel=bool(split))
 
     def _set_up_teacher(self, given: Any) -> None:
         """Find the teacher, check that its vocabulary is the student's, and prepare it for scoring."""

@@ -10,7 +10,7 @@ import torch
 from ...errors import TeacherError
 from ...losses.cross_tokenizer_reference import Matched
 from ...prompts.chat_template import ChatTemplate
-from ...prompts.fitting import fit
+from ...prompts.fitting import Limits, fit
 from ...prompts.shared_vocabulary import PROBE
 from ...prompts.tokenization import tokenize_completion
 from .byte_spans import ALIKE, STUDENT_SPACE, TEACHER_SPACE, Span, align
@@ -101,26 +101,20 @@ class TokenizerPair:
             spans.append(Span((len(mine), len(student)), (len(theirs), len(teacher))))
         return spans
 
-    def fit(
-        self, row: AlignedRow, *, student_limit: int | None, teacher_limit: int | None, overflow: str, where: str
-    ) -> dict[str, object]:
+    def fit(self, row: AlignedRow, limits: Limits) -> dict[str, object]:
         """Return a row's columns as they fit both models, each side by its own limit, and its spans.
 
         Args:
             row: With both prompts and both completions.
-            student_limit: As in `fitting.fit`.
-            teacher_limit: As in `fitting.fit`.
-            overflow: As in `fitting.fit`.
-            where: The row's name in messages.
+            limits: How long both sequences may be.
 
         Raises:
             DataError: See `fitting.fit`.
         """
         completion, theirs = row.completion, row.teacher_completion
         spans = self.spans(completion, theirs)
-        limits = {"overflow": overflow, "where": where}
-        mine = fit(row.student_prompt, [], completion, student_limit=student_limit, teacher_limit=None, **limits)
-        other = fit([], row.teacher_prompt, theirs, student_limit=None, teacher_limit=teacher_limit, **limits)
+        mine = fit(row.student_prompt, [], completion, limits._replace(teacher=None))
+        other = fit([], row.teacher_prompt, theirs, limits._replace(student=None))
         ends = len(mine.completion), len(other.completion)
         spans = [span for span in spans if span.student[1] <= ends[0] and span.teacher[1] <= ends[1]]
         return {

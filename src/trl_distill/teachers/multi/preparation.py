@@ -242,15 +242,7 @@ def _mixed(
         if not out["completion"]:
             out["teacher_prompts"].append(prompt)
             continue
-        fitted = fit(
-            out["student_prompt"],
-            prompt,
-            out["completion"],
-            student_limit=one.student.limit,
-            teacher_limit=one.teacher.limit,
-            overflow=one.overflow,
-            where=where,
-        )
+        fitted = fit(out["student_prompt"], prompt, out["completion"], one.limits(where))
         out["student_prompt"], out["completion"] = fitted.student_prompt, fitted.completion
         out["teacher_prompts"].append(fitted.teacher_prompt)
         out["prompt_cut"] += fitted.prompt_cut

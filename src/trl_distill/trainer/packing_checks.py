@@ -1,0 +1,87 @@
+"""`packing` and `padding_free`: what has to hold for rows to share a sequence."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from ..errors import ModelError, ParamsError
+from ..models.generation import evaluating
+from ..models.padding_free import keeps_apart
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from ..config.sft_config import DistillationSFTConfig
+
+SETTINGS = ("packing", "padding_free", "eval_packing")
+
+
+def check_packing(args: DistillationSFTConfig) -> None:
+    """Check how rows become batches.
+
+    Raises:
+        ParamsError: A strategy that cuts rows, no length to pack up to, or batches that one rank makes for all.
+    """
+    if args.accelerator_config.dispatch_batches:
+        raise ParamsError(
+            "dispatch_batches hands out batches that one process makes, whose sequences have unlike lengths; set "
+            "dispatch_batches=False in accelerator_config."
+        )
+    if not (args.packing or args.eval_packing):
+        return
+    if args.packing_strategy != "bfd":
+        raise ParamsError(
+            f"packing_strategy {args.packing_strategy!r} cuts rows apart, and a completion without its prompt has "
+            "nothing that the teacher could be compared on; leave it at 'bfd'."
+        )
+    if args.max_length is None:
+        raise ParamsError("packing fills sequences up to max_length, which is None; set it, or set padding_free=True.")
+
+
+@contextmanager
+def hide_packing_from_sft_trainer(args: DistillationSFTConfig) -> Iterator[None]:
+    """Hide the settings from SFTTrainer's constructor, which refuses them with a collator that is not its own."""
+    given = {name: getattr(args, name) for name in SETTINGS}
+    for name in SETTINGS:
+        setattr(args, name, False)
+    try:
+        yield
+    finally:
+        for name, value in given.items():
+            setattr(args, name, value)
+
+
+def check_keeps_rows_apart(
+    args: DistillationSFTConfig, model: PreTrainedModel, forward: Callable[..., Any], *, context_parallel: bool = False
+) -> None:
+    """Check that the student keeps rows apart that share a sequence, if a configuration has them share one.
+
+    Args:
+        args: The configuration.
+        model: The student without wrappers, taught by `add_completion_forward`.
+        forward: The student as it is called in training.
+        context_parallel: Whether sequences are split over ranks.
+
+    Raises:
+        ModelError: It does not; found by trying.
+        ParamsError: Context parallelism, which drops the mask that keeps them apart.
+    """
+    asked = [name for name in SETTINGS if getattr(args, name)]
+    if not asked:
+        return
+    if context_parallel:
+        raise ParamsError(
+            f"{asked[0]} cannot be used with context parallelism, which would let rows look at each other; set it to "
+            "False."
+        )
+    with evaluating(forward):
+        apart = keeps_apart(model, forward)
+    if not apart:
+        config = model.config
+        raise ModelError(
+            f"{asked[0]} puts several rows into one sequence, but model {config.model_type!r} with the attention "
+            f"{config._attn_implementation!r} does not keep them apart, so that a row would read the one before it; "
+            f"set {asked[0]}=False, or choose another model or attn_implementation."
+        )
