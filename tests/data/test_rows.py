@@ -324,7 +324,10 @@ def test_the_summary_names_the_first_three_of_each_reason():
         ({"messages": [{"role": "user", "content": None}]}, "'messages': the content of message 1 is missing"),
         ({"prompt": [USER, ASSISTANT], "completion": [ASSISTANT]}, "the assistant's message stands where"),
         ({"messages": [TOOL, ASSISTANT]}, "the tool's message stands where"),
-        ({"prompt": [USER], "completion": [ASSISTANT, USER, ASSISTANT]}, "several are learnt with assistant_only_loss"),
+        (
+            {"prompt": [USER], "completion": [ASSISTANT, USER, ASSISTANT]},
+            "several are learned with assistant_",
+        ),
     ],
 )
 def test_rows_that_cannot_be_used_say_why(row, reason):

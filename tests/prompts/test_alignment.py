@@ -14,7 +14,7 @@ from trl_distill.data.recipe import PromptSide, Recipe
 from trl_distill.data.rows import Columns
 from trl_distill.errors import DataError, TeacherError, TemplateError
 from trl_distill.prompts.chat_template import ChatTemplate
-from trl_distill.prompts.fitting import fit, skipped_tokens
+from trl_distill.prompts.fitting import Limits, fit, skipped_tokens
 from trl_distill.prompts.shared_vocabulary import shared_vocabulary
 from trl_distill.prompts.template import parse_template
 from trl_distill.prompts.tokenization import tokenize_behind, tokenize_completion, tokenize_prompt

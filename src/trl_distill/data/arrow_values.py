@@ -81,7 +81,7 @@ def plain_values(column: pa.ChunkedArray, kind: object) -> list[Any]:
 
 
 def _converter(kind: object) -> Convert | None:
-    """Return what turns an Arrow value of a kind into a plain one; None where it is one."""
+    """Return what turns an Arrow value into a plain one; None if it is plain already."""
     from datasets import Json
 
     if isinstance(kind, Json):

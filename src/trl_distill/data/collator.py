@@ -47,19 +47,19 @@ class DistillationCollator:
     pad_to_multiple_of: int | None = None
     padding_free: bool = False
 
-    def __call__(self, rows: Sequence[PreparedRow] | Sequence[list[PreparedRow]]) -> dict[str, Any]:
+    def __call__(self, rows: Sequence[PreparedRow | list[PreparedRow]]) -> dict[str, Any]:
         """Return the batch of `rows`, or of groups of them."""
-        groups = isinstance(rows[0], list)
-        batch: dict[str, Any] = self._padded(list(chain.from_iterable(rows)) if groups else rows)
+        groups = [item if isinstance(item, list) else [item] for item in rows]
+        batch: dict[str, Any] = self._padded(list(chain.from_iterable(groups)))
         layout = BatchLayout.of(batch)
-        if groups or self.padding_free:
+        if self.padding_free or isinstance(rows[0], list):
             flatten_student(batch, pad_token_id=self.pad_token_id, multiple=self.pad_to_multiple_of)
-            layout = replace(layout, items=tuple(len(item) if groups else 1 for item in rows))
+            layout = replace(layout, items=tuple(map(len, groups)))
         return {**batch, LAYOUT: layout}
 
     def _padded(self, rows: Sequence[PreparedRow]) -> dict[str, torch.Tensor]:
         skipped = [skipped_tokens(row["student_prompt"], row["teacher_prompt"]) for row in rows]
-        batch = {}
+        batch: dict[str, torch.Tensor] = {}
         for prefix, pad in (("", self.pad_token_id), ("teacher_", self.teacher_pad_token_id)):
             prompts = [row["teacher_prompt" if prefix else "student_prompt"] for row in rows]
             completions = [row.get(f"{prefix}completion", row["completion"]) for row in rows]

@@ -22,7 +22,7 @@ def fingerprint(rows: Dataset, *, leave_out: Collection[str] = (), fields: Colle
 
     Args:
         rows: What `read_rows`, or `prepare`, returned.
-        leave_out: Columns that do not count, besides `row`.
+        leave_out: Columns that do not count; `row` never does.
         fields: What counts of the column `values`; None counts all of it.
     """
     columns = [name for name in rows.column_names if name not in {"row", *leave_out}]

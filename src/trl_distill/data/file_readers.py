@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from datasets import Dataset, Features
 
-PLACE = "__place__"  # column that says where a row stands, for example "line 7"
+PLACE = "__place__"  # column with the place of a row, for example "line 7"
 TABLES = {".csv": ",", ".tsv": "\t"}
 DELIMITERS = {",": "commas", "\t": "tabs", ";": "semicolons", "|": "vertical bars"}
 TEXTS = (*LINES, *DOCUMENTS, *TABLES, ".txt")
@@ -56,8 +56,8 @@ def read_texts(parts: list[Part]) -> Dataset:
 
     Returns:
         Rows with the columns of the files. A column of objects, or whose values are of several types, is
-        `datasets.Json`: its values come back as they were, with no empty keys from other rows. The column `PLACE` tells
-        each row's line; a single JSON list has none. `FAULTS` tells what is wrong with single values, if anything is.
+        `datasets.Json`: its values come back as they were, with no empty keys from other rows. The column `PLACE` has
+        each row's line; a single JSON list has none. `FAULTS` has what is wrong with single values, if anything is.
 
     Raises:
         DataError: A file that cannot be read or is malformed (with its line), or that has no rows.
@@ -174,7 +174,7 @@ def _batches(rows: Placed) -> Iterator[Batch]:
 
 
 def _features(batches: Iterable[Batch]) -> Features | None:
-    """Return the type of each column, `Json` where its values are objects or of several types; None without rows."""
+    """Return the type of each column, `Json` if its values are objects or of several types; None without rows."""
     import datasets
     import pyarrow as pa
 
@@ -222,7 +222,7 @@ def _has_objects(kind: pa.DataType) -> bool:
 
 
 def _cache_file(parts: list[Part]) -> Path | None:
-    """Return where the Arrow copy of these files, as they are now, belongs in the cache; None where they are small."""
+    """Return where the Arrow copy of these files, as they are now, belongs in the cache; None if they are small."""
     import datasets
 
     try:
@@ -276,7 +276,7 @@ def _write(rows: Callable[[], Placed], features: Features, sink: pa.NativeFile) 
 
 
 def scratch_file() -> str:
-    """Return a new file name in a folder of the datasets cache that goes when Python ends."""
+    """Return a new file name in a folder of the datasets cache that is deleted when Python ends."""
     return os.path.join(_scratch_folder(os.getpid()), f"{uuid.uuid4().hex}.arrow")
 
 

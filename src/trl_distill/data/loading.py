@@ -14,7 +14,7 @@ from ..errors import DataError, nearest
 from .arrow_values import plain_values
 from .file_readers import PLACE, TEXTS, Part, read_placed, read_texts
 from .json_reader import DOCUMENTS, Placed, json_splits
-from .memory import KNOWN_TYPES, as_dataset, is_stream
+from .memory import KNOWN_TYPES, as_dataset
 from .rows import RowReport, read_rows
 
 if TYPE_CHECKING:
@@ -44,19 +44,19 @@ def load_data(
     valid_split: str | None = None,
     config_name: str | None = None,
 ) -> tuple[Dataset, Dataset | None]:
-    """Load the rows to train on, and those to evaluate on where there are any.
+    """Load the rows to train on, and those to evaluate on if there are any.
 
     Args:
         data_path: A file (json as a list or as lines, jsonl, csv, tsv, parquet, arrow, or txt with one row per line
             that is not empty); a folder of them, in which names such as `train` and `valid` of files or sub-folders
-            tell the splits, as the keys of a JSON object do; a `save_to_disk` folder; a Hub dataset; or, in memory, a
+            name the splits, as the keys of a JSON object do; a `save_to_disk` folder; a Hub dataset; or, in memory, a
             list of dicts, a pandas DataFrame, a `datasets.Dataset`, or a dict of them by split (`DatasetDict`).
         train_split: Split to train on, as `datasets` writes it: "train", "train[:90%]", "train+test".
         valid_split: Split to evaluate on (default: the validation split of a folder or a `DatasetDict`).
         config_name: Configuration of a Hub dataset.
 
     Returns:
-        (train, validation or None), with the columns of the data; rows of a line-based file also tell their line in
+        (train, validation or None), with the columns of the data; rows of a line-based file also have their line in
         the column `file_readers.PLACE`.
 
     Raises:
@@ -118,10 +118,13 @@ def _parts(path: Path, split: str) -> dict[str, list[Part]]:
 
 
 def _in_memory(data: object) -> tuple[str, Splits]:
-    if isinstance(data, Mapping) and data and not is_stream(data):  # a DatasetDict is one
+    from datasets import IterableDataset, IterableDatasetDict
+
+    is_stream = isinstance(data, (IterableDataset, IterableDatasetDict))
+    if isinstance(data, Mapping) and data and not is_stream:  # a DatasetDict is one
         parts = {str(split): as_dataset(part, name=f"data_path[{split!r}]") for split, part in data.items()}
         return "the datasets", {split: partial(_itself, part) for split, part in parts.items()}
-    if is_stream(data):
+    if is_stream:
         raise DataError(
             "data_path is a stream, and a run reads all rows before it trains; give a datasets.Dataset, or the stream "
             "to DistillationSFTTrainer."
@@ -224,8 +227,8 @@ def _binary(kind: str, paths: list[Path]) -> Dataset:
     from datasets import load_dataset
 
     files = ", ".join(map(str, paths[:3]))
-    columns = _readable(paths[0]) if kind == "parquet" else {}
     try:
+        columns = _readable(paths[0]) if kind == "parquet" else {}
         return load_dataset(kind, data_files=[str(path) for path in paths], split="train", **columns)
     except Exception as error:
         if "corresponds to no data" in str(error):  # how datasets says that there are no rows

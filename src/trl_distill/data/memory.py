@@ -16,13 +16,6 @@ if TYPE_CHECKING:
 KNOWN_TYPES = "a datasets.Dataset, a list of dicts or a pandas DataFrame"
 
 
-def is_stream(data: object) -> bool:
-    """Whether data is a stream of `datasets`, or a dict of them by split."""
-    from datasets import IterableDataset, IterableDatasetDict
-
-    return isinstance(data, (IterableDataset, IterableDatasetDict))
-
-
 def as_dataset(data: Any, *, name: str, accepted: str = KNOWN_TYPES) -> Dataset:
     """Return data in memory as a dataset.
 

@@ -11,9 +11,9 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-import pyarrow.compute
 from torch.utils.data import Dataset as TorchDataset
 
+from .arrow_values import lengths_of
 from .split import Split
 
 if TYPE_CHECKING:
@@ -36,7 +36,8 @@ class PackedRows(TorchDataset["list[Cells]"]):
 
     def __init__(self, rows: Dataset, room: int) -> None:
         self.rows = rows
-        self.groups = best_fit(_lengths(rows), room)
+        lengths = lengths_of(rows, "student_prompt") + lengths_of(rows, "completion")
+        self.groups = best_fit(lengths.tolist(), room)
 
     def __len__(self) -> int:
         return len(self.groups)
@@ -73,12 +74,6 @@ def best_fit(lengths: Sequence[int], room: int) -> list[list[int]]:
                 insort(rooms, left)
             open_groups[left].append(group)
     return groups
-
-
-def _lengths(rows: Dataset) -> list[int]:
-    table = rows.select_columns(["student_prompt", "completion"]).with_format("arrow")[:]
-    counts = (pyarrow.compute.list_value_length(table[name]).to_pylist() for name in table.column_names)
-    return [prompt + completion for prompt, completion in zip(*counts, strict=True)]
 
 
 def packed(dataset: Any, args: DistillationSFTConfig, split: Split) -> Any:

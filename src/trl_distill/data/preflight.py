@@ -32,7 +32,7 @@ class Example:
     Attributes:
         prompt: Text or chat messages, with a `MARK` for each field of the student's template.
         values: The fields by name, `input` among them.
-        options: What the chat template is handed besides the messages.
+        options: What the chat template gets with the messages.
         ids: The prompt's ids in training.
     """
 
@@ -70,11 +70,11 @@ class Preflight:
         vocabulary: Rows of the vocabulary that both models share.
         first: The first row as the student and the teacher see it, and the completion.
         example: The prompt of the first row.
-        matched: Tokens that a teacher with another tokenizer has too; None where the tokenizer is the student's.
+        matched: Tokens that a teacher with another tokenizer has too; None if it has the student's.
         compared: Share of the completion tokens at which such a teacher is compared with the student.
         teachers: Of several teachers each one's name, how many rows it takes, and its first prompt.
         text_only: The teacher gives text alone.
-        weighing: How the loss is weighed, with what is another than asked for.
+        weighing: How the loss is weighed, with the settings that were changed.
         estimated: Whether its prompts are counted with the student's tokenizer, which is another.
         dropped: Rows in which the student reads the teacher's prompt.
         retained: Of rows to retain how many there are, where they come from, and their own figures.
@@ -82,7 +82,7 @@ class Preflight:
         warning: Why the run teaches nothing, or saves no token though it is meant to; empty if neither is so.
         openings: Rows by how their prompt differs from the student's own generation prompt: `Turn.opening` as JSON.
         foreign: Rows in which the teacher's chat template would write the assistant's turn in other words.
-        coverage: Share of the completion tokens for which a server gave log-probabilities; None where none was asked.
+        coverage: Share of the completion tokens for which a server gave log-probabilities; None if none was asked.
         serving: How the student is served; None is by its own chat template, or none.
     """
 
@@ -168,7 +168,7 @@ class Preflight:
 
     @property
     def changed(self) -> Mapping[str, tuple[str, str]]:
-        """Settings of the loss that are others than asked for: what was asked for, and why."""
+        """Settings of the loss that were changed: what was asked for, and why."""
         return {} if self.weighing is None else self.weighing.changed
 
     def _given(self) -> str:
@@ -178,7 +178,7 @@ class Preflight:
         """Return the lines for the terminal.
 
         Args:
-            computes: How the run computes, where that is to be shown; see `how_it_computes`.
+            computes: How the run computes, if that is to be shown; see `how_it_computes`.
         """
         low, middle, high = self.completion
         sources = "; ".join(f"{n:,} from {SOURCES[s]}" for s, n in sorted(self.sources.items()))
@@ -343,7 +343,7 @@ def notes_of(*recipes: Recipe) -> tuple[str, ...]:
 
 
 def text_of(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:
-    """Return the text of token ids, its middle left out where it is long."""
+    """Return the text of token ids, its middle left out if it is long."""
     if len(ids) <= SHOWN_TOKENS:
         return str(tokenizer.decode(ids))
     half = SHOWN_TOKENS // 2

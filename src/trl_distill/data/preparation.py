@@ -1,7 +1,7 @@
 """Rows to aligned token ids: render both prompts, find or write the completion, fit it into both models.
 
 The outcome is a Dataset with `row`, `student_prompt`, `teacher_prompt` and `completion` (token ids), which
-`DistillationCollator` takes, and a `Preflight` that says what was done.
+`DistillationCollator` reads, and a `Preflight` with the figures.
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ def prepare(
         recipe: How.
         split: What the dataset is for.
         name: What to call the dataset in messages.
-        rows_at_most: Rows to go on with after all have been read and checked (a dry run's sample).
+        rows_at_most: Rows to prepare after all have been read and checked (a dry run's sample).
         whole: Whether these are all rows of the dataset, not a block of a stream.
 
     Raises:
@@ -129,7 +129,7 @@ def prepare(
     if rows_at_most is not None and len(rows) > rows_at_most:
         rows, whole = rows.select(range(rows_at_most)), False
     aligned = align(rows, recipe, split=split, name=name, whole=whole)
-    columns = COLUMNS if recipe.tokenizer_pair is None else (*COLUMNS, *PAIR_COLUMNS)
+    columns: tuple[str, ...] = COLUMNS if recipe.tokenizer_pair is None else (*COLUMNS, *PAIR_COLUMNS)
     if lengths_of(aligned, "completion_mask").any():
         aligned, columns = mapped(aligned, turns.with_masks, f"Marking {name}"), (*COLUMNS, *turns.COLUMNS)
     required = whole and split is Split.TRAIN
@@ -177,7 +177,7 @@ def _align_batch(table: pa.Table, *, recipe: Recipe, name: str) -> pa.Table:
 
 
 def _nobody(prompts: list[Prompt] | list[list[int]]) -> list[Completion]:
-    """Stand for a teacher where none is asked."""
+    """Take the place of `write` in a process that asks no teacher."""
     raise AssertionError(f"{len(prompts)} prompts for nobody")
 
 
@@ -192,7 +192,7 @@ def conclude(
     required: bool = False,
     serves: bool = False,
 ) -> tuple[Dataset, Preflight]:
-    """Return what can be learnt of aligned rows, and the pre-flight.
+    """Return the aligned rows that have a token to learn, and the pre-flight.
 
     Args:
         fitted: What `align` returned.
@@ -210,9 +210,9 @@ def conclude(
     learns = array_of(fitted, "kept") > 0
     usable = fitted if learns.all() else fitted.select(learns.nonzero()[0])
     lost = fitted.select((~learns).nonzero()[0]).select_columns(["row", "unusable"])
-    learnt = set(array_of(usable, "row").tolist()) if len(lost) else set()
+    learned = set(array_of(usable, "row").tolist()) if len(lost) else set()
     reasons = {row["row"]: row["unusable"] for row in lost}
-    empty = tuple((f"row {n}", why or "no completion token") for n, why in reasons.items() if n not in learnt)
+    empty = tuple((f"row {n}", why or "no completion token") for n, why in reasons.items() if n not in learned)
     report = replace(report, used=report.used - len(empty), set_aside=(*report.set_aside, *empty))
     if len(usable) == 0:
         todo = "add completions, or let the teacher write them with --completions teacher."
@@ -279,7 +279,7 @@ def _by_row(batch: Batch, *indices: list[int], function: Callable[..., Cells]) -
 
 
 def _check_sources(rows: Dataset, recipe: Recipe, name: str) -> None:
-    """Refuse `completions="data"` where the data has none."""
+    """Refuse `completions="data"` if a row has none."""
     if recipe.completions != "data":
         return
     lacking = [row.number for row in rows_of(rows) if source_of(row, recipe) == "teacher"]

@@ -1,4 +1,4 @@
-"""Rows that are token ids already, in the columns that TRL takes: both models read them as they are."""
+"""Rows that are token ids already, in the columns that TRL reads: both models read them as they are."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def check_tokenized(dataset: Dataset, templates: Sequence[Template], *, needs: s
     Args:
         dataset: With the column `input_ids`.
         templates: Of both sides.
-        needs: What else needs it, with a verb; None where nothing does.
+        needs: What else needs it, with a verb; None if nothing does.
         source: What to call the dataset in messages.
 
     Raises:

@@ -67,12 +67,12 @@ class Recipe:
         overflow: "error" or "left", see `fitting.fit`.
         write: Has the teacher write completions for its prompts: token ids, or text and messages (`reads_text`).
         vocabulary: Rows that both models share: a completion's ids are among them.
-        reads_text: The teacher is handed prompts as text or chat messages.
+        reads_text: The teacher gets prompts as text or chat messages.
         format_prompt: Returns what of such a prompt its ids are made from; None is its text alone.
         estimates: Whether these ids only estimate the prompt's length.
-        fetch_targets: Fetches what a server says of prepared rows, and returns the share of completion tokens with
-            targets; called with the rows and with whether at least one token must have any.
-        weighing: How the loss is weighed, with what is another than asked for; None is not known.
+        fetch_targets: Fetches a server's log-probabilities of prepared rows, and returns the share of completion
+            tokens that have any; called with the rows and with whether at least one token must have some.
+        weighing: How the loss is weighed, with the settings that were changed; None is not known.
         tokenizer_pair: How the completion becomes tokens of a teacher with another tokenizer; None if it has the same.
         in_one_piece: Why a completion may have no gaps, as the end of a sentence; None if it may.
         prompt_dropout: Share of the training rows in which the student reads the teacher's prompt.

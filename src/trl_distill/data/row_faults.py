@@ -1,6 +1,6 @@
 """What is wrong with single values of a row: half of a surrogate pair, which no UTF-8 text has, or a key given twice.
 
-Such a value does not stop a file: the row says so in the column `FAULTS`, and it counts as bad where the value is used.
+Such a value does not stop a file: the row has it in the column `FAULTS`, and is bad if the value is used.
 """
 
 from __future__ import annotations

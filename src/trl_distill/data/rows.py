@@ -81,7 +81,7 @@ class RowReport:
 
 
 class NoUsableRows(DataError):
-    """Data of which no row can be learnt."""
+    """Data without a row that can be learned."""
 
 
 @dataclass(frozen=True)

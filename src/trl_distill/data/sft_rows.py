@@ -1,4 +1,4 @@
-"""Rows for plain SFT: read and checked as for distillation, then in the forms that TRL's SFTTrainer takes."""
+"""Rows for plain SFT: read and checked as for distillation, then in the forms that TRL's SFTTrainer reads."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 
 
 def plain_rows(dataset: Dataset, params: LLMTrainingParams, *, name: str) -> tuple[Dataset, RowReport]:
-    """Return rows as TRL's SFTTrainer takes them: text, prompt and completion, or messages.
+    """Return rows as TRL's SFTTrainer reads them: text, prompt and completion, or messages.
 
     Args:
-        dataset: Rows of any form that `read_rows` takes.
+        dataset: Rows of any form that `read_rows` accepts.
         params: Which columns hold what, and how many bad rows are allowed.
         name: What to call the dataset in messages.
 
@@ -94,7 +94,7 @@ def check_marks(tokenizer: PreTrainedTokenizerBase) -> None:
 
 
 def _for_chat_template(values: Mapping[str, str | int | float], options: dict[str, object]) -> dict[str, object]:
-    """Return the columns that TRL hands to a chat template, if the data has them."""
+    """Return the columns that TRL passes to a chat template, if the data has them."""
     more = {TOOLS: values[TOOLS] or None} if TOOLS in values else {}
     own = {**options, **json.loads(str(values.get(KWARGS) or "{}"))}
     return more | ({KWARGS: own} if own or KWARGS in values else {})

@@ -11,7 +11,7 @@ import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from datasets import (
     Dataset,
@@ -89,8 +89,9 @@ def check_streams(args: DistillationSFTConfig, train: object, evaluation: object
     for name, given in settings.items():
         if given:
             raise ParamsError(f"{name} needs all rows at once, and a dataset is a stream; give a datasets.Dataset.")
-    args.accelerator_config = copy.copy(args.accelerator_config)  # the caller's stays as it is if all this fails
-    args.accelerator_config.dispatch_batches = False  # as TRL: batches of different widths cannot be handed around
+    config: Any = copy.copy(args.accelerator_config)  # the caller's stays as it is if all this fails
+    config.dispatch_batches = False  # as TRL: batches of different widths cannot be dispatched
+    args.accelerator_config = config
 
 
 def prepare_stream(

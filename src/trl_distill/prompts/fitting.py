@@ -91,9 +91,9 @@ def fit(student_prompt: list[int], teacher_prompt: list[int], completion: list[i
         elif keep >= limit:
             whose, remedy = (limit.whose, limit.remedy) if isinstance(limit, Limit) else ("the limit", "")
             raise DataError(
-                f"{limits.where}: the {side}'s prompt has {keep} tokens, which leaves no room for a completion: {whose} is "
-                f"{limit}; shorten the template or the input, {f'{remedy}, ' if remedy else ''}or cut the prompt's "
-                "start with --prompt-overflow left."
+                f"{limits.where}: the {side}'s prompt has {keep} tokens, which leaves no room for a completion: "
+                f"{whose} is {limit}; shorten the template or the input, {f'{remedy}, ' if remedy else ''}or cut "
+                "the prompt's start with --prompt-overflow left."
             )
         prompts.append(prompt[len(prompt) - keep :])
         cut += len(prompt) - keep

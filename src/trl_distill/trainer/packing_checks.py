@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, cast
 
 from ..errors import ModelError, ParamsError
 from ..models.generation import evaluating
 from ..models.padding_free import keeps_apart
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedModel
+    from transformers.trainer_pt_utils import AcceleratorConfig
 
     from ..config.sft_config import DistillationSFTConfig
 
@@ -24,7 +26,7 @@ def check_packing(args: DistillationSFTConfig) -> None:
     Raises:
         ParamsError: A strategy that cuts rows, no length to pack up to, or batches that one rank makes for all.
     """
-    if args.accelerator_config.dispatch_batches:
+    if cast("AcceleratorConfig", args.accelerator_config).dispatch_batches:
         raise ParamsError(
             "dispatch_batches hands out batches that one process makes, whose sequences have unlike lengths; set "
             "dispatch_batches=False in accelerator_config."
@@ -54,7 +56,7 @@ def hide_packing_from_sft_trainer(args: DistillationSFTConfig) -> Iterator[None]
 
 
 def check_keeps_rows_apart(
-    args: DistillationSFTConfig, model: PreTrainedModel, forward: Callable[..., Any], *, context_parallel: bool = False
+    args: DistillationSFTConfig, model: PreTrainedModel, forward: torch.nn.Module, *, context_parallel: bool = False
 ) -> None:
     """Check that the student keeps rows apart that share a sequence, if a configuration has them share one.
 

@@ -93,7 +93,7 @@ class TokenizerPair:
         return completion, self._ended(own, completion)
 
     def spans(self, student: Sequence[int], teacher: Sequence[int]) -> list[Span]:
-        """Return the spans of a completion's ids on both sides; its end is one where both end the same text."""
+        """Return the spans of a completion's ids on both sides; its end is one if both end the same text."""
         ended = self._is_ended(student) and bool(teacher) and teacher[-1] == self.ends[student[-1]]
         mine, theirs = (student[:-1], teacher[:-1]) if ended else (student, teacher)
         spans, whole = align([_at(self._student_bytes, i) for i in mine], [_at(self._teacher_bytes, i) for i in theirs])
@@ -167,7 +167,7 @@ class TokenizerPair:
 
 
 def _ends(student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase) -> dict[int, int]:
-    """Return the teacher's token that ends a turn, and that ends a text, by the student's; each is taken once."""
+    """Return the teacher's token that ends a turn, and that ends a text, by the student's; each is matched once."""
     pairs: dict[int, int] = {}
     for mine, theirs in (
         (ChatTemplate(student).end_token, ChatTemplate(teacher).end_token),

@@ -10,12 +10,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from datasets import Features, List, Value, concatenate_datasets
+from datasets import Features, List, concatenate_datasets
 
 from ...data import preparation
 from ...data.loading import RowReport
 from ...data.preflight import Preflight, notes_of, text_of
-from ...data.preparation import COLUMNS, IDS, align, check_differs, conclude, mapped, tokenize_row
+from ...data.preparation import ALIGNED, COLUMNS, IDS, align, check_differs, conclude, mapped, tokenize_row
 from ...data.pretokenized import check_tokenized, is_tokenized
 from ...data.recipe import Recipe
 from ...data.rows import NoUsableRows, rows_of
@@ -33,20 +33,7 @@ if TYPE_CHECKING:
 
 UNTAKEN = "no teacher takes it"
 RETURNED = (*COLUMNS, "teachers", "teacher_prompts")
-FEATURES = Features(
-    {
-        **{"row": Value("int64"), "source": Value("string"), "finished": Value("bool"), "kept": Value("int64")},
-        **{"student_prompt": IDS, "teacher_prompt": IDS, "completion": IDS, "frame": Value("string")},
-        **{
-            "prompt_cut": Value("int64"),
-            "completion_cut": Value("int64"),
-            "dropped": Value("bool"),
-            "unusable": Value("string"),
-        },
-        **{"opening": Value("string"), "foreign": Value("bool")},
-        **{"teachers": IDS, "teacher_prompts": List(IDS)},
-    }
-)
+FEATURES = Features({**ALIGNED, "teachers": IDS, "teacher_prompts": List(IDS)})
 
 
 @dataclass(frozen=True)
