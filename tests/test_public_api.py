@@ -63,7 +63,7 @@ SIGNATURES = {
         "student_logits teacher_logits targets * alpha temperature divergence= jsd_beta= vocabulary= ignore_index="
     ),
     "DistillationMixin": (
-        "model args= data_collator= train_dataset= eval_dataset= processing_class= *positional * teacher_model= "
+        "model args= data_collator= train_dataset= eval_dataset= processing_class= *positional * teacher_model= setup= "
         "**kwargs"
     ),
     "PromptDistillationTrainer.compute_kl_loss": "self student_logits teacher_logits temperature=",

@@ -32,10 +32,10 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "src" / "trl_distill"
 SETTING, VALUE = "temperature", 3.25  # in binary exact, and no other value of a run
 SET_UP = (
-    *("teacher_of", "recipe_of", "teachers_of_run", "find_targets", "has_targets", "weighing", "parse_template"),
-    *("resolve", "config", "load_tokenizer", "load_model", "adapter", "template_date", "is_prepared"),
-    *("check_agreement", "check_arguments", "check_fitness", "check_list", "check_apart", "check_mixing", "freshness"),
-    *("check_several", "check_value", "temperatures_of"),
+    *("plan_setup", "build_setup", "teacher_of", "recipe_of", "date_of", "nearest_weighing", "teachers_of_run"),
+    *("find_targets", "has_targets", "parse_template", "resolve", "config", "load_tokenizer", "load_model"),
+    *("adapter", "is_prepared", "validate_combinations", "check_arguments", "check_fitness", "check_apart"),
+    *("check_value", "temperatures_of"),
 )
 
 

@@ -80,10 +80,13 @@ def test_the_warm_up_is_a_share_of_the_steps_all_of_them_included(ratio, warm, t
     assert config.get_warmup_steps(223) == warm
 
 
-def test_only_sft_learns_plain_text_whole(tmp_path):
-    common = {"model": "m", "teacher_model": "t", "project_name": str(tmp_path)}
-    assert not from_params(LLMTrainingParams(**common)).distill_plain_text
-    assert from_params(LLMTrainingParams(**common, trainer="sft", use_distillation=True)).distill_plain_text
+@pytest.mark.parametrize(("trainer", "source"), [("sft", "text"), ("distillation", "teacher")])
+def test_only_sft_learns_plain_text_whole(trainer, source, tiny_model_dir, tiny_teacher_dir, tmp_path):
+    params = LLMTrainingParams(
+        model=str(tiny_model_dir), teacher_model=str(tiny_teacher_dir), data_path=ROWS, project_name=str(tmp_path),
+        trainer=trainer, use_distillation=True, distill_max_teacher_length=2, dry_run=True,
+    )  # fmt: skip
+    assert run(params).metrics["preflight_train"]["completions_from"] == {source: 1}
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ def test_an_evaluation_set_called_train_is_read_as_evaluation(tiny_model_dir, ti
     assert len(seen) == 32  # a quarter of them retained
     assert any(mine == theirs for mine, theirs in zip(seen["student_prompt"], seen["teacher_prompt"], strict=True))
     evaluated = trainer.eval_dataset["train"]
-    again = trainer.prepare_dataset(rows, Split.EVAL, "train")
+    again = trainer.datasets.prepare(rows, Split.EVAL, "train")
     for data in (evaluated, again):
         assert not isinstance(data, PackedRows)
         assert len(data) == 24
@@ -63,5 +63,5 @@ def test_a_stream_drops_the_prompts_that_its_pre_flight_counts(tiny_model_dir, t
 def test_what_a_set_is_called_is_for_messages(split, tiny_model_dir, tiny_teacher_dir, tmp_path, capsys):
     trainer = distilling(tiny_model_dir, tiny_teacher_dir, tmp_path, PAIRS[:2], **TEACHER)
     capsys.readouterr()
-    trainer.prepare_dataset(Dataset.from_list(PAIRS[:2]), split, "mine")
+    trainer.datasets.prepare(Dataset.from_list(PAIRS[:2]), split, "mine")
     assert "Pre-flight (mine)" in capsys.readouterr().out

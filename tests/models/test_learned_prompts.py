@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM
 from trl_distill.data.collator import DistillationCollator
 from trl_distill.errors import ParamsError
 from trl_distill.models.generation import GenerationSettings
-from trl_distill.trainer.on_policy import Draw
+from trl_distill.trainer.on_policy import BatchRandom
 
 LEARNED = ("prompt", "prefix", "p_tuning")
 each_kind = pytest.mark.parametrize("kind", LEARNED)
@@ -56,7 +56,7 @@ def test_the_student_writes_what_pefts_generate_does(kind, tiny_model_dir, tiny_
         distill_on_policy_temperature=0.0, distill_on_policy_max_new_tokens=NEW, per_device_train_batch_size=8,
     )  # fmt: skip
     spread(trainer.model)
-    batch = trainer.by_student(first_batch(trainer), Draw(0, 0, 0))
+    batch = trainer.distiller.completions.by_student(first_batch(trainer), BatchRandom(0, 0, 0))
     alone, bare = saved(trainer, tmp_path / "saved"), AutoModelForCausalLM.from_pretrained(tiny_model_dir).eval()
     found, expected, without = [], [], []
     for ids, labels in zip(batch["input_ids"], batch["labels"], strict=True):

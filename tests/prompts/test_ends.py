@@ -200,5 +200,5 @@ def test_a_servers_distribution_brings_the_ends_of_the_students_own_tokenizer(se
         AutoModelForCausalLM.from_pretrained(embedded_path()), args, train_dataset=rows, processing_class=tokenizer
     )
     stops = trainer.model.generation_config.eos_token_id
-    assert trainer.learns_distribution
+    assert trainer.distiller.learns_distribution
     assert {*trainer.teacher.stop_ids} <= {*(stops if isinstance(stops, list) else [stops])}

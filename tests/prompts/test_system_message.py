@@ -261,7 +261,7 @@ def test_it_applies_to_the_prompts_that_a_row_brings(chat_model_dir, tiny_model_
 def test_a_chat_server_is_sent_a_system_message(messages, server, chat_model_dir, tmp_path):
     rows = [{"messages": ROW[:2]}] if messages else [{"text": "c"}]
     settings = {"teacher_system": "Be brief.", "distill_alpha": 0.0, "distill_max_teacher_length": 4}
-    trainer = distilling(chat_model_dir, server.teacher, tmp_path, rows, distill_plain_text=False, **settings)
+    trainer = distilling(chat_model_dir, server.teacher, tmp_path, rows, **settings)
     assert [sent["request"]["messages"] for sent in server.requests()] == [
         [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "c"}]
     ]
@@ -271,8 +271,7 @@ def test_a_chat_server_is_sent_a_system_message(messages, server, chat_model_dir
 
 def test_a_server_of_text_reads_it_before_the_prompt(server, tiny_model_dir, tmp_path):
     settings = {"teacher_system": "Be brief.", "distill_alpha": 0.0, "distill_max_teacher_length": 4}
-    more = {"teacher_endpoint": "completions", "distill_plain_text": False}
-    distilling(tiny_model_dir, server.teacher, tmp_path, [{"text": "c"}], **settings, **more)
+    distilling(tiny_model_dir, server.teacher, tmp_path, [{"text": "c"}], **settings, teacher_endpoint="completions")
     assert server.requests()[0]["prompt"] == "Be brief.\n\nc"
 
 

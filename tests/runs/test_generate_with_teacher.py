@@ -262,6 +262,6 @@ def test_a_script_needs_no_teacher_either(tiny_model_dir, tmp_path, capsys):
     trainer = DistillationSFTTrainer(str(tiny_model_dir), args, train_dataset=Dataset.from_list(ROWS))
     assert "none is asked; t, u wrote" in capsys.readouterr().out
     trainer.train()
-    assert trainer.loss_settings.alpha == 0
+    assert trainer.setup.schedule.start.alpha == 0
     with pytest.raises(ParamsError, match="teacher_model is missing"):  # before the model, which is none, is looked for
         DistillationSFTTrainer("./nowhere", args, train_dataset=Dataset.from_list([{"text": "a", "completion": "b"}]))

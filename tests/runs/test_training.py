@@ -113,7 +113,7 @@ def test_settings_made_afterwards_are_honoured(settings):
     assert result.trainer.args.gradient_checkpointing
     assert result.trainer.args.per_device_train_batch_size == 1
     assert result.trainer.state.global_step == 8
-    assert result.trainer.loss_settings.temperature == 2.5
+    assert result.trainer.setup.schedule.start.temperature == 2.5
 
 
 @pytest.mark.parametrize("quantization", [None, "int4"])

@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 from trl_distill import DistillationSFTConfig, DistillationSFTTrainer, LLMTrainingParams, run
 from trl_distill.config.devices import accelerator
 from trl_distill.errors import ParamsError, TeacherError
+from trl_distill.trainer.model_setup import connect_teacher
 
 pytestmark = pytest.mark.usefixtures("device")
 
@@ -217,7 +218,7 @@ def test_sharded_weights_and_a_list_of_teachers_are_refused(tiny_model_dir, tmp_
     trainer = make(tiny_model_dir, tmp_path)
     trainer.is_fsdp_enabled = True
     with pytest.raises(TeacherError, match="cannot be used where weights are sharded"):
-        trainer.follow_student()
+        connect_teacher(trainer, trainer.teacher, fresh_adapter=True)
     listed = [{"model": name, "template": "g {input}"} for name in ("ema", str(tiny_model_dir))]
     with pytest.raises(ParamsError, match="teacher_config cannot list 'ema'"):
         make(tiny_model_dir, tmp_path, None, teacher_config=listed, teacher_prompt_template="{input}")

@@ -165,7 +165,7 @@ def test_a_script_uses_the_nearest_settings_too(folder, server, student_dir, cap
     data = Dataset.from_list([{"text": words} for words in WORDS])
     trainer = DistillationSFTTrainer(str(student_dir), args, train_dataset=data)
     assert "1 on both sides instead of 3.5" in capsys.readouterr().out
-    assert (trainer.loss_settings.temperature, trainer.annealing.end.temperature) == (1, 1)
+    assert (trainer.setup.schedule.start.temperature, trainer.setup.schedule.end.temperature) == (1, 1)
     assert args.distill_temperature == 3.5  # as it was given
 
 
@@ -177,7 +177,7 @@ def test_a_list_with_such_a_server_has_its_temperature(folder, server, student_d
         distill_max_teacher_length=8, project_name="listed",
     ))  # fmt: skip
     assert "1 on both sides instead of 2" in capsys.readouterr().out
-    assert result.trainer.loss_settings.temperature == 1
+    assert result.trainer.setup.schedule.start.temperature == 1
 
 
 def test_tokens_of_which_none_are_the_students_leave_the_text(folder, server, tiny_model_dir):

@@ -228,7 +228,7 @@ def test_completions_that_are_missing_are_written_by_the_starting_point(
     retain = {"prompt": RETAIN["prompt"]}
     trainer = make(
         tiny_model_dir, tmp_path, retain=retain, teacher_model=str(tiny_teacher_dir), distill_max_teacher_length=4,
-        distill_plain_text=False, dataset_text_field="prompt",
+        completions="teacher", dataset_text_field="prompt",
     )  # fmt: skip
     assert "3 completions written by the student as it starts" in capsys.readouterr().out
     model = AutoModelForCausalLM.from_pretrained(tiny_model_dir)

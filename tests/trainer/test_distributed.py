@@ -20,7 +20,7 @@ from trl_distill.data.collator import IGNORE
 from trl_distill.teachers.multi.entries import read_teachers
 from trl_distill.teachers.multi.teacher import SeveralTeachers
 from trl_distill.trainer.distributed import check_sharding
-from trl_distill.trainer.on_policy import Draw
+from trl_distill.trainer.on_policy import BatchRandom
 
 needs_deepspeed = pytest.mark.skipif(find_spec("deepspeed") is None, reason="the extra 'deepspeed' is not installed")
 ZERO_2 = pytest.param("zero2.yaml", marks=needs_deepspeed)
@@ -135,7 +135,7 @@ def test_the_student_writes_in_two_processes_what_it_does_in_one(config, tiny_mo
     model.generation_config.eos_token_id = stops = list(range(60))
     one = make(tiny_model_dir, tiny_teacher_dir, tmp_path, model=model, **settings)
     first = next(iter(one.get_train_dataloader()))
-    lengths = (one.by_student(first, Draw(0, 0, 0))["labels"] != IGNORE).sum(1).tolist()
+    lengths = (one.by_student(first, BatchRandom(0, 0, 0))["labels"] != IGNORE).sum(1).tolist()
     assert max(lengths[:2]) != max(lengths[2:])
     found = in_two(
         config, tmp_path, tiny_model_dir, tiny_teacher_dir, stops=stops, per_device_train_batch_size=2, **settings

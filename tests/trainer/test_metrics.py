@@ -15,7 +15,7 @@ def output(kl, tokens):
 
 
 def take(metrics):
-    return metrics.take(lambda sums: sums, torch.device("cpu"))
+    return metrics.pop_means(lambda sums: sums, torch.device("cpu"))
 
 
 def test_means_weigh_tokens():
@@ -46,7 +46,7 @@ def test_nothing_seen_is_nothing_logged():
 def test_ranks_are_summed():
     metrics = DistillationMetrics()
     metrics.add(output(2.0, 4), torch.tensor(4), torch.tensor(4))
-    means = metrics.take(lambda sums: torch.cat([sums, sums]), torch.device("cpu"))
+    means = metrics.pop_means(lambda sums: torch.cat([sums, sums]), torch.device("cpu"))
     assert means["kl"] == pytest.approx(2)
     assert means["num_tokens"] == 8
 

@@ -16,7 +16,7 @@ from trl_distill import DistillationSFTConfig, DistillationSFTTrainer, LLMTraini
 from trl_distill.config.devices import accelerator
 from trl_distill.errors import DataError, ParamsError, TeacherError
 from trl_distill.losses import distillation_loss_from_logits
-from trl_distill.trainer.on_policy import Draw
+from trl_distill.trainer.on_policy import BatchRandom
 
 pytestmark = pytest.mark.usefixtures("device")
 
@@ -157,7 +157,8 @@ def test_writing_leaves_the_programs_random_state_and_the_students_modes(tiny_mo
     loader = iter(trainer.get_train_dataloader())
     batch = next(loader)
     before, config = torch.random.get_rng_state(), trainer.model.generation_config
-    assert not torch.equal(trainer.by_student(batch, Draw(1, 2, 3))["labels"], batch["labels"])
+    written = trainer.distiller.completions.by_student(batch, BatchRandom(1, 2, 3))
+    assert not torch.equal(written["labels"], batch["labels"])
     assert torch.equal(torch.random.get_rng_state(), before)
     assert trainer.model.generation_config is config
     assert all(module.training for module in trainer.model.modules())
@@ -177,15 +178,15 @@ def test_batch_times_accumulation_changes_nothing(batch, accumulation, tiny_mode
 
 
 def test_the_share_is_of_all_batches_and_every_process_draws_the_same(tmp_path):
-    draws = [Draw(42, step, place).falls(0.3) for step in range(500) for place in range(4)]
+    draws = [BatchRandom(42, step, place).is_on_policy(0.3) for step in range(500) for place in range(4)]
     assert sum(draws) / len(draws) == pytest.approx(0.3, abs=0.03)
-    assert draws != [Draw(43, step, place).falls(0.3) for step in range(500) for place in range(4)]
+    assert draws != [BatchRandom(43, step, place).is_on_policy(0.3) for step in range(500) for place in range(4)]
     code = (
-        "from trl_distill.trainer.on_policy import Draw\n"
-        "result = [Draw(42, s, p).falls(0.3) for s in range(500) for p in range(4)]\n"
+        "from trl_distill.trainer.on_policy import BatchRandom\n"
+        "result = [BatchRandom(42, s, p).is_on_policy(0.3) for s in range(500) for p in range(4)]\n"
     )
     assert run_in(1, code, tmp_path) == draws
-    assert Draw(42, 1, 0).generation_seed(0) != Draw(42, 1, 0).generation_seed(1)
+    assert BatchRandom(42, 1, 0).generation_seed(0) != BatchRandom(42, 1, 0).generation_seed(1)
 
 
 @pytest.mark.cpu
@@ -204,7 +205,7 @@ def test_the_figures_tell_the_two_kinds_of_batches_apart(tiny_model_dir, tiny_te
     mixed.train()
     shares = [line["on_policy"] for line in mixed.state.log_history if "on_policy" in line]
     assert set(shares) == {0.0, 1.0}
-    assert shares == [float(Draw(42, step, 0).falls(0.5)) for step in range(12)]
+    assert shares == [float(BatchRandom(42, step, 0).is_on_policy(0.5)) for step in range(12)]
     for line in mixed.state.log_history[:12]:
         assert ("kl" in line) == ("on_policy_kl" in line) == (line["on_policy"] == 1)  # alpha is 0 on the others
         expected = 9 * line["kl"] if line["on_policy"] else line["ce"]

@@ -150,4 +150,4 @@ def test_what_does_not_go_together_is_said(tiny_model_dir, tmp_path):
     with pytest.raises(ParamsError, match=r"distill_alpha_end is 0\.5, but teacher_model 'someone' gives text only"):
         make(tiny_model_dir, None, tmp_path, data, distill_alpha_end=0.5, strict=True)
     trainer = make(tiny_model_dir, None, tmp_path, data, distill_alpha_end=0.5)
-    assert (trainer.annealing.start.alpha, trainer.annealing.end.alpha) == (0, 0)
+    assert (trainer.setup.schedule.start.alpha, trainer.setup.schedule.end.alpha) == (0, 0)

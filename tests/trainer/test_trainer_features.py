@@ -192,7 +192,7 @@ def test_a_teacher_computes_in_its_own_precision_and_the_student_itself_in_the_s
         model.base_model.layers[0].register_forward_hook(lambda *_: seen.append(torch.is_autocast_enabled("cpu")))
     trainer.train()
     assert seen == [False, True]
-    found = trainer.teacher_signal(batch).hidden
+    found = trainer.distiller.signal(batch).hidden
     alone = load_teacher(str(tiny_teacher_dir), dtype=dtype).score(batch).hidden
     assert found.dtype == alone.dtype == getattr(torch, dtype)
     assert torch.equal(found, alone)
@@ -200,7 +200,7 @@ def test_a_teacher_computes_in_its_own_precision_and_the_student_itself_in_the_s
     own.base_student.base_model.layers[0].register_forward_hook(
         lambda *_: seen.append(torch.is_autocast_enabled("cpu"))
     )
-    own.teacher_signal(batch)
+    own.distiller.signal(batch)
     assert seen == [False, True, False, True]
 
 

@@ -42,7 +42,7 @@ import torch
 from on_cpu_vllm import keep_weights
 from peft import LoraConfig
 from small_runs import losses, make
-from trl_distill.trainer.on_policy import Draw
+from trl_distill.trainer.on_policy import BatchRandom
 
 keep_weights()
 peft = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM") if {lora!r} else None
@@ -53,7 +53,7 @@ batch = next(iter(trainer.get_train_dataloader()))
 def completions(place=0, *, by="vllm"):
     trainer.args.use_vllm = by == "vllm"
     trainer.model.eval()
-    batch_of = trainer.by_student(batch, Draw(7, trainer.state.global_step, place))
+    batch_of = trainer.distiller.completions.by_student(batch, BatchRandom(7, trainer.state.global_step, place))
     trainer.args.use_vllm = True
     labels = batch_of["labels"]
     return [[token for token in row if token != -100] for row in labels.tolist()]

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
+from ..config.fields import model_in_memory
 from ..config.training_params import ALIASES, LLMTrainingParams
 from ..config.yaml_file import read_yaml
 from ..errors import ParamsError
 
-# what `LLMTrainingParams.to_dict` writes for a model or dataset that was handed over in Python
-_LIVE = re.compile(r"<(\w+)>")
 
-
-def read_config(path: str) -> dict[str, Any]:
-    """Return the parameters of a YAML file, checked, by field name.
+def read_config(path: str) -> LLMTrainingParams:
+    """Return the parameters that a YAML file sets.
 
     Args:
         path: A mapping of field names, with dashes or underscores; other names of fields are taken too.
@@ -23,31 +20,31 @@ def read_config(path: str) -> dict[str, Any]:
         ParamsError: A file that cannot be read, an unknown name (with the nearest), one that is given twice, or a
             value outside what is accepted.
     """
-    checked, values = LLMTrainingParams(), {}
+    params, given = LLMTrainingParams(), set()
     for key, value in _mapping(path).items():
         name = str(key).replace("-", "_")
         name = ALIASES.get(name, name)
-        if name in values:
+        if name in given:
             raise ParamsError(f"--config {path}: {name} is given twice.")
         try:
-            setattr(checked, name, value)
+            params.set(name, value)
         except ParamsError as error:
             raise ParamsError(f"--config {path}: {error}") from None
-        values[name] = getattr(checked, name)
-    return values
+        given.add(name)
+    return params
 
 
-def refuse_live(path: str, values: dict[str, Any]) -> None:
+def refuse_models_in_memory(path: str, params: LLMTrainingParams) -> None:
     """Refuse a model or dataset that lived in the memory of the run which wrote the file.
 
     Raises:
         ParamsError: Naming the flag to give instead.
     """
     for name in ("model", "teacher_model", "data_path"):
-        found = _LIVE.fullmatch(str(values.get(name)))
+        found = model_in_memory(getattr(params, name))
         if found:
             flag = "--" + name.replace("_", "-")
-            raise ParamsError(f"--config {path}: {name} was a {found[1]} in memory, not a file; give {flag}.")
+            raise ParamsError(f"--config {path}: {name} was a {found} in memory, not a file; give {flag}.")
 
 
 def _mapping(path: str) -> dict[Any, Any]:

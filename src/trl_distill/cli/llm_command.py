@@ -5,16 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import fields
-from typing import Any
 
 import click
 from click.core import ParameterSource
 
 from ..config.doors import as_flags, entered
-from ..config.fields import check_value
 from ..config.training_params import ALIASES, FIELDS, LLMTrainingParams
 from ..errors import ParamsError
-from .config_file import read_config, refuse_live
+from .config_file import read_config, refuse_models_in_memory
 from .error_messages import exit_on_error, without_secrets
 from .library_output import quiet
 from .options import GroupedCommand, Setting, dashed, options_of, unescaped
@@ -110,19 +108,18 @@ def params_of(ctx: click.Context) -> LLMTrainingParams:
     Raises:
         ParamsError: Naming the flag as it was typed, or the file, and what is accepted.
     """
-    typed: dict[str, Any] = {}
+    path = ctx.params["config"]
+    params = read_config(path) if path else LLMTrainingParams()
     for param in ctx.command.params:
         name = str(param.name)
         if name in FIELDS and ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE:
             value = ctx.params[name]
             if FIELDS[name].metadata["help"].escapes:
                 value = [unescaped(text) for text in value] if isinstance(value, tuple) else unescaped(value)
-            typed[name] = check_value(typed_flag(ctx, param), value, FIELDS[name])
-    path = ctx.params["config"]
-    values = {**read_config(path), **typed} if path else typed
+            params.set(name, value, called=typed_flag(ctx, param))
     if path:
-        refuse_live(path, values)
-    return LLMTrainingParams(**values)
+        refuse_models_in_memory(path, params)
+    return params
 
 
 def params_from_command(argv: Sequence[str]) -> LLMTrainingParams:

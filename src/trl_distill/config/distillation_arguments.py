@@ -7,7 +7,6 @@ inherit them. Standard library only, so that a command line can show its help wi
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import Any
 
 from .choices import (
     COMPLETIONS,
@@ -339,15 +338,24 @@ class DistillationArguments:
     vllm_server_timeout: float = option(240.0, "Seconds to wait for the server to start.", above=0.0, group=VLLM)
     vllm_group_port: int = option(51216, "Port over which the server is sent weights.", low=1, high=65535, group=VLLM)
 
+    @property
+    def fresh_completions(self) -> str | None:
+        """The setting, with its value, that has completions written while training; None if there is none."""
+        if self.distill_on_policy_fraction > 0:
+            return f"distill_on_policy_fraction {self.distill_on_policy_fraction:g}"
+        return "distill_online" if self.distill_online else None
 
-def check_arguments(arguments: Any) -> None:
-    """Check every distillation setting of a dataclass that inherits `DistillationArguments`.
+
+def check_arguments(arguments: DistillationArguments) -> bool:
+    """Check every distillation setting, and return whether any is set; a default needs no check.
 
     Raises:
         ParamsError: Naming the first setting outside what is accepted.
         TeacherError: A teacher's URL that cannot be used.
     """
-    for spec in fields(DistillationArguments):
+    given = [spec for spec in fields(DistillationArguments) if getattr(arguments, spec.name) is not spec.default]
+    for spec in given:
         setattr(arguments, spec.name, check_value(spec.name, getattr(arguments, spec.name), spec))
     if isinstance(arguments.teacher_model, str):
         parse_endpoint(arguments.teacher_model)  # a URL with a password goes no further
+    return bool(given)

@@ -11,6 +11,8 @@ from typing import Any, Self
 
 from ..errors import ParamsError, nearest
 
+_IN_MEMORY = re.compile(r"<(\w+)>")
+
 
 class Help(str):
     """A help text that also carries its heading and what is accepted.
@@ -111,6 +113,17 @@ def plain(value: Any) -> Any:
     return value if isinstance(value, (str, int, float, bool, type(None))) else f"<{type(value).__name__}>"
 
 
+def is_model(given: object) -> bool:
+    """Whether an object may be a loaded model or a teacher; its user checks the rest."""
+    return not isinstance(given, type) and (hasattr(given, "config") or hasattr(given, "score"))
+
+
+def model_in_memory(name: object) -> str | None:
+    """Return the class that a saved configuration names for a model or dataset in memory, see `plain`; else None."""
+    found = _IN_MEMORY.fullmatch(name) if isinstance(name, str) else None
+    return found[1] if found else None
+
+
 class CheckedSettings:
     """A dataclass of `option` fields whose values are checked when they are set, in the constructor and afterwards.
 
@@ -126,8 +139,20 @@ class CheckedSettings:
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Set a field to a checked value."""
+        self.set(name, value)
+
+    def set(self, name: str, value: Any, *, called: str | None = None) -> None:
+        """Set a field to a checked value; a default needs no check.
+
+        Args:
+            name: Of the field.
+            value: What it is set to.
+            called: What messages call it (default: its name).
+        """
         self._check_known(name)
-        object.__setattr__(self, name, check_value(name, value, _fields_of(type(self))[name]))
+        spec = _fields_of(type(self))[name]
+        checked = value if value is spec.default else check_value(called or name, value, spec)
+        object.__setattr__(self, name, checked)
 
     @classmethod
     def _check_known(cls, name: str) -> None:

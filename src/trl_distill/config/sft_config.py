@@ -6,7 +6,7 @@ import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from .devices import computes_in_bfloat16, has_fused_adamw
 from .distillation_arguments import DistillationArguments, check_arguments
 from .doors import entered, in_python
 from .training_params import FIELDS, LLMTrainingParams
-from .validation import check_agreement
+from .validation import validate_combinations
 
 # transformers takes warmup_steps below 1 for a share of the steps, rounded up, and 1 for one step
 ALL_STEPS = math.nextafter(1.0, 0.0)
@@ -55,29 +55,19 @@ TRAINER = in_python(FIELDS, NAMES)  # how the trainer and its configuration name
 class DistillationSFTConfig(DistillationArguments, SFTConfig):
     """SFTConfig with a teacher; with `use_distillation=False` (the default) it is SFTConfig.
 
-    Args:
-        distill_plain_text: Under `completions="auto"`, a row of text alone and two templates `{input}` is learnt
-            as SFT would, the divergence running over the same tokens (default), instead of being the prompt of a
-            completion that the teacher writes. `trainer="distillation"` sets it to False.
-
-    All other fields are `distillation_arguments.DistillationArguments`' and SFTConfig's.
+    The fields are `distillation_arguments.DistillationArguments`' and SFTConfig's.
 
     Raises:
         ParamsError: A value outside what is accepted.
     """
-
-    distill_plain_text: bool = field(
-        default=True,
-        metadata={"help": "With completions=auto, learn a row of text alone as SFT does, not as a prompt."},
-    )
 
     @entered(TRAINER)
     def __post_init__(self) -> None:
         """Check the settings of distillation, then let TRL check its own."""
         _check_known("optimizer", self.optim, OptimizerNames)
         _check_known("scheduler", self.lr_scheduler_type, SchedulerType)
-        check_arguments(self)
-        check_agreement(self)
+        if check_arguments(self):
+            validate_combinations(self)
         # transformers would put the model on a GPU, and accelerate the batches on the CPU
         self.use_cpu = self.use_cpu or parse_flag_from_env("ACCELERATE_USE_CPU")
         super().__post_init__()
@@ -98,14 +88,10 @@ def from_params(params: LLMTrainingParams) -> DistillationSFTConfig:
         ParamsError: A name that transformers does not know (optimizer, scheduler, log), or a precision that this
             machine cannot train in.
     """
-    shared = {name: getattr(params, name) for name in DistillationArguments.__dataclass_fields__}
-    shared["use_distillation"] = params.distills
     try:
         args = DistillationSFTConfig(
-            **shared,
             **_training(params),
             **_saving(params),
-            distill_plain_text=params.trainer == "sft",
             dataset_text_field=params.text_column,
             max_length=params.block_size,
             dataset_num_proc=params.dataset_num_proc,
@@ -116,6 +102,9 @@ def from_params(params: LLMTrainingParams) -> DistillationSFTConfig:
         if isinstance(error, ParamsError):
             raise
         raise ParamsError(str(error).strip().splitlines()[0]) from error
+    for name in DistillationArguments.__dataclass_fields__:  # which the parameters have checked
+        setattr(args, name, getattr(params, name))
+    args.use_distillation = params.distills
     if args.optim == OptimizerNames.ADAMW_TORCH_FUSED and not has_fused_adamw(args.device):
         args.optim = OptimizerNames.ADAMW_TORCH
     return args

@@ -17,8 +17,8 @@ from .choices import DTYPES, MIXED_PRECISIONS, QUANTIZATIONS, STRATEGIES
 from .distillation_arguments import DistillationArguments
 from .doors import entered, in_python
 from .endpoints import parse_endpoint
-from .fields import CheckedSettings, option, plain
-from .validation import check_agreement, refuse_unused
+from .fields import CheckedSettings, is_model, option, plain
+from .validation import refuse_unused, validate_combinations
 
 HUB_DATA = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")  # a dataset of an account
 OWN_TEACHERS = ("self", "ema")
@@ -90,7 +90,7 @@ class LLMTrainingParams(CheckedSettings, DistillationArguments):
         None, "Processes that read and tokenize the data (default: this one).", low=1, group="Data"
     )
 
-    epochs: float = option(3, "Training epochs.", above=0.0, group="Training")
+    epochs: float = option(3.0, "Training epochs.", above=0.0, group="Training")
     max_steps: int = option(-1, "Optimizer steps at most; -1 leaves it to --epochs.", low=1, off=-1, group="Training")
     batch_size: int = option(4, "Rows per device in a batch.", low=1, group="Training")
     eval_batch_size: int | None = option(
@@ -198,9 +198,9 @@ class LLMTrainingParams(CheckedSettings, DistillationArguments):
             raise ParamsError("project_name is empty; give --project-name a folder.")
         for name in ("model", "teacher_model"):
             given = getattr(self, name)
-            if not (given is None or isinstance(given, str) or _is_model(given)):
+            if not (given is None or isinstance(given, str) or is_model(given)):
                 raise ParamsError(f"{name} is of type {type(given).__name__}; give a name, a folder or a loaded model.")
-        check_agreement(self)
+        validate_combinations(self)
         none = self.teacher_model is self.teacher_store is self.teacher_config is None
         if self.distills and none and not self._may_be_written():
             raise ParamsError(
@@ -286,8 +286,3 @@ def check_params(params: Any) -> None:
         hint = "LLMTrainingParams(**settings)" if isinstance(params, dict) else "LLMTrainingParams(model=..., ...)"
         raise ParamsError(f"a run takes LLMTrainingParams, not {type(params).__name__}; make one with {hint}.")
     params.validate()
-
-
-def _is_model(given: Any) -> bool:
-    """Whether an object may be a loaded model or a teacher; what it is asked for is looked at where it is used."""
-    return not isinstance(given, type) and (hasattr(given, "config") or hasattr(given, "score"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import fields
 from datetime import date
 from importlib.util import find_spec
@@ -17,27 +17,66 @@ from .fields import plain
 
 EMA = "ema"
 
+# settings that fresh completions cannot be used with, and how the sentence ends
+_NOT_WITH_FRESH = {
+    "teacher_store": ", which has targets of completions that are known before training; drop --teacher-store.",
+    "cross_tokenizer": (
+        ": fresh completions are not matched to another tokenizer's; give a teacher of the student's tokenizer."
+    ),
+    "teacher_config": "; give one --teacher-model.",
+    "assistant_only_loss": ", which learns turns of the data; drop one of the two.",
+    "packing": ": completions that are not written yet have no length; drop --packing.",
+    "padding_free": ": completions that are not written yet have no length; drop --padding-free.",
+}
+_NOT_WITH_CROSS_TOKENIZER = {
+    "teacher_config": ", whose teachers have the student's tokenizer; give one --teacher-model.",
+    "teacher_store": ", whose targets are of one vocabulary.",
+}
+_NOT_WITH_SEVERAL_PROMPTS = {
+    "teacher_store": (", which keeps the targets of one teacher under one prompt; drop {flag} or --teacher-store."),
+    "cross_tokenizer": ", which takes one teacher under one prompt; drop {flag}.",
+}
+_NOT_WITH_LIST = {
+    "teacher_model": "the teachers are listed there",
+    "teacher_chat_template": "each teacher has its own",
+    "teacher_revision": "each teacher has a 'revision' of its own there",
+    "teacher_prompt_template": "each teacher has a 'template' of its own there",
+    "teacher_store": "a store keeps the targets of one teacher",
+}
 
-def check_agreement(arguments: Any) -> None:
-    """Check all of it.
 
-    Args:
-        arguments: Anything with the fields of `DistillationArguments`.
+def validate_combinations(arguments: DistillationArguments) -> None:
+    """Refuse settings of distillation that contradict each other.
 
     Raises:
         ParamsError: Naming the setting and what to do.
         TeacherError: A teacher's URL that cannot be used.
     """
-    temperatures_of(arguments)
+    if arguments.teacher_temperatures is not None:
+        temperatures_of(arguments)
     chat_template_options(arguments)
-    check_prices(arguments)
-    check_several(arguments)
-    check_cross_tokenizer(arguments)
-    check_policy(arguments)
-    check_engine(arguments)
+    _check_prices(arguments)
+    _check_several_prompts(arguments)
+    _check_list(arguments)
+    _check_cross_tokenizer(arguments)
+    _check_fresh(arguments)
+    if arguments.teacher_model == EMA:
+        check_average(arguments)
+    if arguments.teacher_prompt_dropout > 0 and getattr(arguments, "assistant_only_loss", False):
+        raise ParamsError(
+            "teacher_prompt_dropout cannot be used with assistant_only_loss, whose turns stand behind prompts of their "
+            "own; drop one of the two."
+        )
+    anneals = arguments.distill_temperature_end is not None or arguments.distill_alpha_end is not None
+    if arguments.distill_schedule != "linear" and not anneals:
+        raise ParamsError(
+            f"distill_schedule is {arguments.distill_schedule!r}, but nothing moves; give --distill-temperature-end or "
+            "--distill-alpha-end, or drop --distill-schedule."
+        )
+    _check_engine(arguments)
 
 
-def temperatures_of(arguments: Any) -> tuple[float, ...]:
+def temperatures_of(arguments: DistillationArguments) -> tuple[float, ...]:
     """Return the temperatures that a store is written for.
 
     Raises:
@@ -57,7 +96,7 @@ def temperatures_of(arguments: Any) -> tuple[float, ...]:
     return tuple(numbers)
 
 
-def chat_template_options(arguments: Any) -> dict[str, Any]:
+def chat_template_options(arguments: DistillationArguments) -> dict[str, Any]:
     """Return the keywords of both chat templates, and check the date that they are given.
 
     Raises:
@@ -80,219 +119,7 @@ def chat_template_options(arguments: Any) -> dict[str, Any]:
     return found
 
 
-def check_prices(arguments: Any) -> None:
-    """Check that a budget in money has both prices: there is no list of prices here that would be right tomorrow.
-
-    Raises:
-        ParamsError: Naming the price that is missing.
-    """
-    prices = {name: getattr(arguments, name) for name in ("teacher_price_input", "teacher_price_output")}
-    given = [name for name, price in prices.items() if price is not None]
-    missing = [f"--{name.replace('_', '-')}" for name in prices if name not in given]
-    if missing and (given or arguments.teacher_max_cost is not None):
-        what = "teacher_max_cost" if arguments.teacher_max_cost is not None else given[0]
-        raise ParamsError(
-            f"{what} is {getattr(arguments, what):g}, but what tokens cost is not known; give "
-            f"{' and '.join(missing)}, money for a million tokens of prompts and of completions."
-        )
-
-
-def check_mixing(arguments: Any) -> None:
-    """Refuse settings that do not go together with several prompts or with `retain_data`.
-
-    Args:
-        arguments: Anything with the fields of `DistillationArguments`.
-
-    Raises:
-        ParamsError: Naming the setting and what to do.
-    """
-    specs = DistillationArguments.__dataclass_fields__
-    if arguments.retain_data is None and arguments.retain_fraction != specs["retain_fraction"].default:
-        raise ParamsError(
-            f"retain_fraction is {arguments.retain_fraction:g}, but there are no rows to retain; give --retain-data, "
-            "or drop --retain-fraction."
-        )
-    for name in ("teacher_prompt_mixture", "retain_data"):
-        if getattr(arguments, name) is None:
-            continue
-        flag = f"--{name.replace('_', '-')}"
-        if arguments.teacher_store is not None:
-            raise ParamsError(
-                f"{name} cannot be used with teacher_store, which keeps the targets of one teacher under one prompt; "
-                f"drop {flag} or --teacher-store."
-            )
-        if arguments.cross_tokenizer:
-            raise ParamsError(
-                f"{name} cannot be used with cross_tokenizer, which takes one teacher under one prompt; drop {flag}."
-            )
-    if arguments.teacher_prompt_mixture is None:
-        return
-    if arguments.teacher_config is not None:
-        raise ParamsError(
-            "teacher_prompt_mixture does not go together with teacher_config, where each teacher has a template of its "
-            "own; name a teacher there once for each template, and say with 'rows' how many rows it takes."
-        )
-    if arguments.teacher_prompt_template != specs["teacher_prompt_template"].default:
-        raise ParamsError(
-            "teacher_prompt_template does not go together with teacher_prompt_mixture, which lists the templates; drop "
-            "--teacher-prompt-template."
-        )
-
-
-def check_several(arguments: Any) -> None:
-    """Refuse settings of a single teacher beside `teacher_config`, see also `check_mixing`.
-
-    Args:
-        arguments: Anything with the fields of `DistillationArguments`.
-
-    Raises:
-        ParamsError: Naming the setting and what to do.
-    """
-    check_mixing(arguments)
-    if arguments.teacher_config is None:
-        return
-    reasons = {
-        "teacher_model": "the teachers are listed there",
-        "teacher_chat_template": "each teacher has its own",
-        "teacher_revision": "each teacher has a 'revision' of its own there",
-        "teacher_prompt_template": "each teacher has a 'template' of its own there",
-        "teacher_store": "a store keeps the targets of one teacher",
-    }
-    for name, reason in reasons.items():
-        value, default = getattr(arguments, name), DistillationArguments.__dataclass_fields__[name].default
-        if value != default:
-            shown = repr(value) if isinstance(value, str) else f"a {type(value).__name__}"
-            raise ParamsError(
-                f"{name} is {shown}, which does not go together with teacher_config: {reason}; drop "
-                f"--{name.replace('_', '-')}."
-            )
-
-
-def check_cross_tokenizer(arguments: Any) -> None:
-    """Check that `cross_tokenizer` has a teacher it can be used with.
-
-    Raises:
-        ParamsError: It is on with a store, a server, several teachers, or the student as its own teacher.
-    """
-    teacher = arguments.teacher_model
-    if not arguments.cross_tokenizer:
-        return
-    if arguments.teacher_config is not None:
-        raise ParamsError(
-            "cross_tokenizer cannot be used with teacher_config, whose teachers have the student's tokenizer; give one "
-            "--teacher-model."
-        )
-    if arguments.teacher_store is not None:
-        raise ParamsError("cross_tokenizer cannot be used with teacher_store, whose targets are of one vocabulary.")
-    if teacher == "self":
-        raise ParamsError("cross_tokenizer cannot be used with teacher_model 'self', whose tokenizer is the student's.")
-    if isinstance(teacher, str) and parse_endpoint(teacher) is not None:
-        raise ParamsError(
-            f"cross_tokenizer cannot be used with teacher_model {teacher!r}, a server; give a local model, or drop "
-            "--cross-tokenizer."
-        )
-
-
-def check_policy(arguments: Any) -> None:
-    """Check that fresh completions, a moving average and a schedule have what they need.
-
-    Args:
-        arguments: Anything with the fields of `DistillationArguments`.
-
-    Raises:
-        ParamsError: Naming the setting and what to do.
-    """
-    fresh = freshness(arguments)
-    if fresh is not None:
-        _check_fresh(arguments, fresh)
-    if arguments.use_vllm and arguments.distill_on_policy_fraction == 0:
-        raise ParamsError("use_vllm has nothing to write; add --distill-on-policy-fraction, or drop it.")
-    if arguments.teacher_model == EMA:
-        check_average(arguments)
-    if arguments.teacher_prompt_dropout > 0 and getattr(arguments, "assistant_only_loss", False):
-        raise ParamsError(
-            "teacher_prompt_dropout cannot be used with assistant_only_loss, whose turns stand behind prompts of their "
-            "own; drop one of the two."
-        )
-    if arguments.distill_schedule != "linear" and not anneals(arguments):
-        raise ParamsError(
-            f"distill_schedule is {arguments.distill_schedule!r}, but nothing moves; give --distill-temperature-end or "
-            "--distill-alpha-end, or drop --distill-schedule."
-        )
-
-
-def check_engine(arguments: Any) -> None:
-    """Check that vLLM, where it is named to write for the teacher, has a local teacher that writes before training.
-
-    Args:
-        arguments: Anything with the fields of `DistillationArguments`.
-
-    Raises:
-        ParamsError: Naming the setting and what to do.
-    """
-    teacher = arguments.teacher_model
-    if arguments.teacher_engine != "vllm":
-        return
-    why = None
-    if isinstance(teacher, str) and parse_endpoint(teacher) is not None:
-        why = f"teacher_model {teacher!r} is a server, which writes itself"
-    elif teacher == EMA:
-        why = "teacher_model is 'ema', an average in memory that vLLM cannot load"
-    elif arguments.distill_online:
-        why = "distill_online has the teacher write while training, with the weights that score"
-    if why is not None:
-        raise ParamsError(f"teacher_engine is 'vllm', but {why}; drop --teacher-engine.")
-    if find_spec("vllm") is None:
-        raise ParamsError(
-            "teacher_engine is 'vllm', which is not installed; `pip install vllm`, or drop --teacher-engine."
-        )
-
-
-def freshness(arguments: Any) -> str | None:
-    """Return the setting, with its value, that has completions written while training; None where none has."""
-    if arguments.distill_on_policy_fraction > 0:
-        return f"distill_on_policy_fraction {arguments.distill_on_policy_fraction:g}"
-    return "distill_online" if arguments.distill_online else None
-
-
-def anneals(arguments: Any) -> bool:
-    """Whether alpha or temperature has an end to move to."""
-    return arguments.distill_temperature_end is not None or arguments.distill_alpha_end is not None
-
-
-def _check_fresh(arguments: Any, fresh: str) -> None:
-    """Refuse what cannot score completions that are written while training."""
-    teacher = arguments.teacher_model
-    if arguments.teacher_store is not None:
-        raise ParamsError(
-            f"{fresh} cannot be used with teacher_store, which has targets of completions that are known before "
-            "training; drop --teacher-store."
-        )
-    if arguments.cross_tokenizer:
-        raise ParamsError(
-            f"{fresh} cannot be used with cross_tokenizer: fresh completions are not matched to another tokenizer's; "
-            "give a teacher of the student's tokenizer."
-        )
-    if arguments.teacher_config is not None:
-        raise ParamsError(f"{fresh} cannot be used with teacher_config; give one --teacher-model.")
-    if getattr(arguments, "assistant_only_loss", False):
-        raise ParamsError(
-            f"{fresh} cannot be used with assistant_only_loss, which learns turns of the data; drop one of the two."
-        )
-    for name in ("packing", "padding_free"):
-        if getattr(arguments, name, False):
-            raise ParamsError(
-                f"{fresh} cannot be used with {name}: completions that are not written yet have no length; drop "
-                f"--{name.replace('_', '-')}."
-            )
-    if isinstance(teacher, str) and parse_endpoint(teacher) is not None:
-        raise ParamsError(
-            f"{fresh} cannot be used with teacher_model {teacher!r}, a server, which is asked before training; give a "
-            "local model."
-        )
-
-
-def check_average(arguments: Any) -> None:
+def check_average(arguments: DistillationArguments) -> None:
     """Refuse what a teacher whose weights move does not go together with.
 
     Raises:
@@ -309,11 +136,11 @@ def check_average(arguments: Any) -> None:
         raise ParamsError("cross_tokenizer cannot be used with teacher_model 'ema', whose tokenizer is the student's.")
 
 
-def refuse_unused(arguments: Any, *, why: str, used: Collection[str] = ()) -> None:
+def refuse_unused(arguments: DistillationArguments, *, why: str, used: Collection[str] = ()) -> None:
     """Refuse settings of distillation that plain SFT would not look at.
 
     Args:
-        arguments: Anything with the fields of `DistillationArguments`.
+        arguments: The settings.
         why: Why it would not, and how to distil.
         used: Fields that are looked at all the same.
 
@@ -323,4 +150,124 @@ def refuse_unused(arguments: Any, *, why: str, used: Collection[str] = ()) -> No
     for spec in fields(DistillationArguments):
         value = getattr(arguments, spec.name)
         if spec.name not in used and value != spec.default:
-            raise ParamsError(f"{spec.name} is {plain(value)!r}, but {why}, or drop --{spec.name.replace('_', '-')}.")
+            raise ParamsError(f"{spec.name} is {plain(value)!r}, but {why}, or drop {_flag(spec.name)}.")
+
+
+def _refuse_beside(arguments: DistillationArguments, what: str, ends: Mapping[str, str]) -> None:
+    """Refuse settings that something cannot be used with; `ends` says by setting how the sentence ends."""
+    for name, end in ends.items():
+        if getattr(arguments, name, None) not in (None, False):
+            raise ParamsError(f"{what} cannot be used with {name}{end}")
+
+
+def _is_server(teacher: object) -> bool:
+    """Whether a teacher's name spells out a server."""
+    return isinstance(teacher, str) and parse_endpoint(teacher) is not None
+
+
+def _default(name: str) -> object:
+    """Return a setting's default."""
+    return DistillationArguments.__dataclass_fields__[name].default
+
+
+def _flag(name: str) -> str:
+    """Return a setting's flag."""
+    return f"--{name.replace('_', '-')}"
+
+
+def _check_prices(arguments: DistillationArguments) -> None:
+    """Check that a budget in money has both prices: there is no list of prices here that would be right tomorrow."""
+    prices = {name: getattr(arguments, name) for name in ("teacher_price_input", "teacher_price_output")}
+    given = [name for name, price in prices.items() if price is not None]
+    missing = [_flag(name) for name in prices if name not in given]
+    if missing and (given or arguments.teacher_max_cost is not None):
+        what = "teacher_max_cost" if arguments.teacher_max_cost is not None else given[0]
+        raise ParamsError(
+            f"{what} is {getattr(arguments, what):g}, but what tokens cost is not known; give "
+            f"{' and '.join(missing)}, money for a million tokens of prompts and of completions."
+        )
+
+
+def _check_several_prompts(arguments: DistillationArguments) -> None:
+    """Refuse settings that contradict several prompts or `retain_data`."""
+    if arguments.retain_data is None and arguments.retain_fraction != _default("retain_fraction"):
+        raise ParamsError(
+            f"retain_fraction is {arguments.retain_fraction:g}, but there are no rows to retain; give --retain-data, "
+            "or drop --retain-fraction."
+        )
+    for name in ("teacher_prompt_mixture", "retain_data"):
+        if getattr(arguments, name) is not None:
+            ends = {other: end.format(flag=_flag(name)) for other, end in _NOT_WITH_SEVERAL_PROMPTS.items()}
+            _refuse_beside(arguments, name, ends)
+    if arguments.teacher_prompt_mixture is None:
+        return
+    if arguments.teacher_config is not None:
+        raise ParamsError(
+            "teacher_prompt_mixture does not go together with teacher_config, where each teacher has a template of its "
+            "own; name a teacher there once for each template, and say with 'rows' how many rows it takes."
+        )
+    if arguments.teacher_prompt_template != _default("teacher_prompt_template"):
+        raise ParamsError(
+            "teacher_prompt_template does not go together with teacher_prompt_mixture, which lists the templates; drop "
+            "--teacher-prompt-template."
+        )
+
+
+def _check_list(arguments: DistillationArguments) -> None:
+    """Refuse settings of a single teacher beside `teacher_config`."""
+    for name, reason in _NOT_WITH_LIST.items() if arguments.teacher_config is not None else ():
+        value = getattr(arguments, name)
+        if value != _default(name):
+            shown = repr(value) if isinstance(value, str) else f"a {type(value).__name__}"
+            raise ParamsError(
+                f"{name} is {shown}, which does not go together with teacher_config: {reason}; drop {_flag(name)}."
+            )
+
+
+def _check_cross_tokenizer(arguments: DistillationArguments) -> None:
+    """Check that `cross_tokenizer` has a teacher it can be used with."""
+    if not arguments.cross_tokenizer:
+        return
+    _refuse_beside(arguments, "cross_tokenizer", _NOT_WITH_CROSS_TOKENIZER)
+    teacher = arguments.teacher_model
+    if teacher == "self":
+        raise ParamsError("cross_tokenizer cannot be used with teacher_model 'self', whose tokenizer is the student's.")
+    if _is_server(teacher):
+        raise ParamsError(
+            f"cross_tokenizer cannot be used with teacher_model {teacher!r}, a server; give a local model, or drop "
+            "--cross-tokenizer."
+        )
+
+
+def _check_fresh(arguments: DistillationArguments) -> None:
+    """Refuse what cannot score completions that are written while training, and vLLM with nothing to write."""
+    fresh, teacher = arguments.fresh_completions, arguments.teacher_model
+    if fresh is not None:
+        _refuse_beside(arguments, fresh, _NOT_WITH_FRESH)
+        if _is_server(teacher):
+            raise ParamsError(
+                f"{fresh} cannot be used with teacher_model {teacher!r}, a server, which is asked before training; "
+                "give a local model."
+            )
+    if arguments.use_vllm and arguments.distill_on_policy_fraction == 0:
+        raise ParamsError("use_vllm has nothing to write; add --distill-on-policy-fraction, or drop it.")
+
+
+def _check_engine(arguments: DistillationArguments) -> None:
+    """Check that vLLM, if it is named to write for the teacher, has a local teacher that writes before training."""
+    teacher = arguments.teacher_model
+    if arguments.teacher_engine != "vllm":
+        return
+    why = None
+    if _is_server(teacher):
+        why = f"teacher_model {teacher!r} is a server, which writes itself"
+    elif teacher == EMA:
+        why = "teacher_model is 'ema', an average in memory that vLLM cannot load"
+    elif arguments.distill_online:
+        why = "distill_online has the teacher write while training, with the weights that score"
+    if why is not None:
+        raise ParamsError(f"teacher_engine is 'vllm', but {why}; drop --teacher-engine.")
+    if find_spec("vllm") is None:
+        raise ParamsError(
+            "teacher_engine is 'vllm', which is not installed; `pip install vllm`, or drop --teacher-engine."
+        )

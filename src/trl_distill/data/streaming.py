@@ -24,7 +24,6 @@ from datasets import (
 )
 
 from ..config.doors import spelled
-from ..config.validation import freshness
 from ..errors import ParamsError
 from ..prompts import multi_turn as turns
 from .arrow_values import holds_bytes
@@ -85,7 +84,7 @@ def check_streams(args: DistillationSFTConfig, train: object, evaluation: object
         )
     settings = {name: bool(getattr(args, name)) for name in ("packing", "eval_packing", "retain_data")}
     settings |= {"group_by_length": args.train_sampling_strategy == "group_by_length"}
-    settings |= {str(fresh): True for fresh in [freshness(args)] if fresh is not None}
+    settings |= {str(fresh): True for fresh in [args.fresh_completions] if fresh is not None}
     for name, given in settings.items():
         if given:
             raise ParamsError(f"{name} needs all rows at once, and a dataset is a stream; give a datasets.Dataset.")

@@ -71,7 +71,6 @@ def teach(params: LLMTrainingParams, *, repair: bool = False) -> int:
     """
     checked = check_run(params, writes_store=True)
     from ..teachers.target_store.folder import TargetFolder
-    from ..trainer.target_store_setup import write_store
     from .prepare import prepare
 
     folder = TargetFolder(str(params.teacher_store))
@@ -82,5 +81,5 @@ def teach(params: LLMTrainingParams, *, repair: bool = False) -> int:
     prepared = prepare(checked, writes_store=True)
     if not prepared.state.is_main_process:
         return 0
-    assert prepared.teacher is not None
-    return write_store(prepared.args, prepared.teacher, prepared.named_datasets)
+    assert prepared.setup is not None
+    return prepared.setup.write_store(prepared.args, prepared.named_datasets)

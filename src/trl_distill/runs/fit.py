@@ -12,6 +12,7 @@ from ..errors import DistillError, RunInterrupted
 from ..models.adapters import is_peft_model, lora_config
 from ..models.generation_config import make_saveable
 from ..models.quantization import keep_differentiable
+from ..trainer.mixin import DistillationMixin
 from .callbacks import StopCallback, WatchCallback, stopping_on_interrupt
 from .prepare import PreparedRun
 from .progress import show_lines
@@ -50,8 +51,8 @@ def fit(prepared: PreparedRun) -> Trained:
     trainer = show_lines(_make_trainer(prepared, tokenizer, [stop, watch]))
     if state.is_main_process:
         project.begin(params)  # only after everything that can be refused
-        if prepared.day is not None:
-            prepared.day.keep()
+        if prepared.setup is not None:
+            prepared.setup.date.keep()
     state.wait_for_everyone()
     last = project.last_checkpoint() if params.resume else None
     with stopping_on_interrupt(stop):
@@ -75,7 +76,7 @@ def _make_trainer(
     prepared: PreparedRun, tokenizer: PreTrainedTokenizerBase, callbacks: list[TrainerCallback]
 ) -> Trainer:
     """Load the student and construct the trainer."""
-    params, args, teacher = prepared.checked.params, prepared.args, prepared.teacher
+    params, args, setup = prepared.checked.params, prepared.args, prepared.setup
     model = prepared.student.model
     line = make_saveable(model)
     if line:
@@ -83,10 +84,11 @@ def _make_trainer(
     keep_differentiable(model)
     args.output_dir = str(prepared.checked.project.checkpoints)
     more: dict[str, Any] = {}
-    if teacher is not None:
-        more["teacher_model"] = teacher
+    if setup is not None:
+        ours = issubclass(prepared.checked.trainer_class, DistillationMixin)
+        more = {"setup": setup} if ours else {"teacher_model": setup.teacher}
         if not isinstance(args.teacher_model, (str, type(None))):
-            args.teacher_model = teacher.name  # checkpoints hold the configuration, which must not hold a model
+            args.teacher_model = setup.teacher.name  # checkpoints hold the configuration, which must not hold a model
     trainer: Trainer = prepared.checked.trainer_class(
         model,
         args,

@@ -16,18 +16,14 @@ from ..data.loading import load_data
 from ..data.preflight import COMPUTES, Preflight
 from ..data.sft_rows import check_marks, plain_rows
 from ..data.split import Split
-from ..teachers.base import Teacher
-from ..teachers.local.teacher import check_apart
 from ..teachers.multi.preparation import fields_read, read
 from ..teachers.multi.preparation import prepare as prepare_rows
 from ..teachers.server_requirements import check_teaches
-from ..teachers.target_store.chat_template_date import TemplateDate
 from ..trainer.compatibility import check_compiler, check_optimizer, check_vllm
 from ..trainer.compute import how_it_computes
 from ..trainer.distributed import check_merging, read_whole
-from ..trainer.multi_teacher_setup import check_list, describe_teacher, recipe_of, teacher_of
-from ..trainer.setup import template_date, writers_of_data
-from ..trainer.target_store_setup import from_store
+from ..trainer.plan import StudentModel, plan_setup
+from ..trainer.setup import DistillationSetup, build_setup
 from .checks import CheckedRun, check_logger, check_target_modules
 from .result import RunResult
 from .student import Student
@@ -51,8 +47,7 @@ class PreparedRun:
         datasets: The prepared rows; of a run without a validation split those to train on alone.
         computes: How the run computes, see `how_it_computes`.
         preflights: Figures of the rows, if there is a teacher.
-        teacher: Who scores, or the store of its targets; None for plain SFT.
-        day: The date that chat templates are given, if there is a teacher.
+        setup: The teacher, or the store of its targets, and what goes with it; None for plain SFT.
     """
 
     checked: CheckedRun
@@ -62,8 +57,7 @@ class PreparedRun:
     datasets: dict[Split, Dataset]
     computes: str
     preflights: dict[Split, Preflight] = field(default_factory=dict)
-    teacher: Teacher | None = None
-    day: TemplateDate | None = None
+    setup: DistillationSetup | None = None
 
     @property
     def named_datasets(self) -> list[tuple[str, Dataset]]:
@@ -108,8 +102,6 @@ def prepare(checked: CheckedRun, *, writes_store: bool = False) -> PreparedRun:
         outline = student.outline
     if params.peft:
         check_target_modules(params.target_modules, outline)
-    check_apart(student=params.model, teacher=params.teacher_model)
-    check_list(params, student=params.model)
     if params.distills:
         return _for_teacher(checked, args, state, student, datasets, writes_store=writes_store)
     return _for_plain_sft(checked, args, state, student, datasets)
@@ -161,30 +153,20 @@ def _for_teacher(
     """Return the run with rows for a teacher; all are read before the teacher writes for any."""
     params = checked.params
     given = None if isinstance(params.teacher_model, str) else params.teacher_model
-    teacher = teacher_of(
-        args,
-        given,
-        tokenizer=student.tokenizer,
-        student=student.config,
-        device=student.device,
-        own=lambda: student.model,
-        own_source=student.source,
-        generation_config=student.generation_config,
-        writing=writes_store,
-        written_by=writers_of_data(args, given, datasets[Split.TRAIN]),
+    plan = plan_setup(params, given, student=params.model, data=datasets[Split.TRAIN], templates=checked.templates)
+    model = StudentModel(
+        student.config,
+        student.tokenizer,
+        student.generation_config,
+        student.weights(checked.trainer_class),
+        student.device,
+        student.source,
     )
-    line = describe_teacher(params.teacher_model, teacher)
-    if line:
-        state.print(line)
-    day = template_date(args, teacher, student.tokenizer)
-    args.chat_template_date = None if day.day is None else day.day.isoformat()
-    recipe = recipe_of(
-        args,
-        teacher,
-        tokenizer=student.tokenizer,
-        student=student.config,
-        weights=student.weights(checked.trainer_class),
-    )
+    # under "sft" a row of text alone is learned as SFT would, else it is the prompt of a completion
+    setup = build_setup(args, model, plan, writing=writes_store, plain_text=params.trainer == "sft")
+    if setup.note:
+        state.print(setup.note)
+    recipe, teacher = setup.recipe, setup.teacher
     computes = how_it_computes(args, student.outline, teacher=teacher, quantization=params.quantization)
     sample = DRY_RUN_ROWS if params.dry_run and not writes_store else None
     rows_read = {split: read(data, recipe, name=NAMES[split]) for split, data in datasets.items()}
@@ -199,11 +181,11 @@ def _for_teacher(
         state.print(preflights[split].text(computes=computes if shows_computing else ""))
         if split is Split.TRAIN:
             check_teaches(args, teacher, preflights[split])
-    run = PreparedRun(checked, args, state, student, prepared, computes, preflights, teacher, day)
+    run = PreparedRun(checked, args, state, student, prepared, computes, preflights, setup)
     if sample is not None:
         state.print(f"Dry run: figures are of the first {sample} rows at most; nothing was trained.")
         return run
-    return run if writes_store else replace(run, teacher=from_store(args, teacher, run.named_datasets))
+    return run if writes_store else replace(run, setup=setup.with_stored_targets(args, run.named_datasets))
 
 
 def _check_rows(checked: CheckedRun, rows: Dataset, *, fields: Collection[str] | None) -> None:

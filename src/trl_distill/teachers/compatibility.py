@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ..config.choices import STORE_KINDS
-from ..config.validation import check_average, freshness
+from ..config.validation import check_average
 from ..errors import ParamsError, TeacherError
 from .base import Teacher, TextTeacher
 from .local.cross_tokenizer import CrossTeacher
@@ -29,7 +29,7 @@ def check_fitness(args: DistillationSFTConfig, teacher: Teacher) -> None:
         ParamsError: A schedule that the teacher's targets do not allow.
         TeacherError: Fresh completions asked of a teacher that cannot write or score them.
     """
-    fresh = freshness(args)
+    fresh = args.fresh_completions
     if fresh is not None:
         _check_fresh(fresh, teacher)
     for one in each(teacher):

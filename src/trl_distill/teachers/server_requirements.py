@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeGuard
@@ -15,7 +15,6 @@ from ..losses import check_sparse_divergence
 from ..losses.settings import Weighing
 from .base import Teacher, TextTeacher
 from .completions.store import JsonlStore
-from .multi.teacher import each
 from .remote.teacher import RemoteTeacher
 from .text.recorded import WrittenTeacher
 
@@ -94,22 +93,25 @@ def _other_divergence(args: DistillationSFTConfig) -> str | None:
     return None
 
 
-def weighing(args: DistillationSFTConfig, teacher: Teacher) -> Weighing:
+def nearest_weighing(
+    asked: Weighing, args: DistillationSFTConfig, teacher: Teacher, servers: Sequence[RemoteTeacher]
+) -> Weighing:
     """Return how a run weighs its loss: as it was asked to, or as near as what the teacher gives allows.
 
     Args:
+        asked: How it was asked to.
         args: The configuration.
         teacher: Who gives the targets; one, or several as one.
+        servers: Those of them whose log-probabilities the run uses, see `has_targets`.
     """
-    asked = Weighing(args.distill_alpha, args.distill_temperature, args.distill_alpha_end, args.distill_temperature_end)
     if not _weighs(args):
         return asked
-    if isinstance(teacher, TextTeacher) and not has_targets(teacher, args):
+    if isinstance(teacher, TextTeacher) and not servers:
         was = _moving(args.distill_alpha, args.distill_alpha_end)
         return replace(
             asked, alpha=0.0, alpha_end=None, changed={"distill_alpha": (was, "the teacher gives text only")}
         )
-    if any(has_targets(one, args) for one in each(teacher)) and _other_temperature(args) is not None:
+    if servers and _other_temperature(args) is not None:
         was = _moving(args.distill_temperature, args.distill_temperature_end)
         why = "a server's log-probabilities are at temperature 1"
         return replace(asked, temperature=1.0, temperature_end=None, changed={"distill_temperature": (was, why)})
@@ -142,24 +144,26 @@ def check_teaches(args: DistillationSFTConfig, teacher: Teacher, preflight: Pref
         )
 
 
-def prompt_formatter(args: DistillationSFTConfig, teacher: Teacher) -> Callable[[Any], Any] | None:
+def prompt_formatter(server: RemoteTeacher | None) -> Callable[[Any], Any] | None:
     """Return how a server reads a prompt whose ids it is sent; None for any other teacher."""
-    return teacher.format_prompt if has_targets(teacher, args) and teacher.reads_ids else None
+    return server.format_prompt if server is not None and server.reads_ids else None
 
 
-def target_fetcher(args: DistillationSFTConfig, teacher: Teacher) -> Callable[[Dataset, bool], float] | None:
+def target_fetcher(
+    args: DistillationSFTConfig, server: RemoteTeacher | None
+) -> Callable[[Dataset, bool], float] | None:
     """Return what fetches a server's targets of prepared rows and returns the share of tokens that have any.
 
     None for any other teacher. The function takes rows and whether at least one token must have targets, and raises
     TeacherError if none has.
     """
-    if not has_targets(teacher, args):
+    if server is None:
         return None
 
     def take(rows: Dataset, required: bool) -> float:
-        coverage = teacher.fetch_targets(rows, progress=not args.disable_tqdm)
+        coverage = server.fetch_targets(rows, progress=not args.disable_tqdm)
         if coverage.known == 0 and required and not args.allow_text_only_teacher:
-            _refuse_silence(args, teacher, rows, coverage.tokens)
+            _refuse_silence(args, server, rows, coverage.tokens)
         return coverage.fraction
 
     return take

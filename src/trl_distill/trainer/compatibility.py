@@ -21,7 +21,6 @@ from ..errors import ParamsError
 from ..losses.fused.gpu import INTERPRETED
 from ..models.adapters import is_peft_model
 from ..models.loading import ModelSource, resolve
-from ..prompts.system_message import templates_of
 from .packing_checks import check_packing
 
 if TYPE_CHECKING:
@@ -40,7 +39,6 @@ def check_constructor(args: DistillationSFTConfig, collator: Any, kwargs: Mappin
 
     Raises:
         ParamsError: Naming the setting and what to do.
-        TemplateError: A template that does not parse.
     """
     refused = {
         "data_collator": (collator is not None, "distillation makes its own batches; drop it"),
@@ -65,7 +63,6 @@ def check_constructor(args: DistillationSFTConfig, collator: Any, kwargs: Mappin
         if given:
             raise ParamsError(f"{name} cannot be used when distilling: {why.rstrip('.')}.")
     check_packing(args)
-    templates_of(args)  # before the model loads
 
 
 def check_plain(args: Any, teacher: Any, *, must_distil: str | None) -> None:

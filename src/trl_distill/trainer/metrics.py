@@ -14,16 +14,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from ..data.split import Split
-
 if TYPE_CHECKING:
-    from trl import SFTTrainer as _Base
-
-    from ..losses.signals import LossSettings
     from ..models.completion_forward import CompletionOutput
-    from .schedule import Annealing
-else:
-    _Base = object  # so that it can stand in front of any subclass of SFTTrainer
 
 ASKED = ("top1_agreement", "teacher_coverage")  # of tokens that a teacher was asked about
 SUMS = (
@@ -85,10 +77,10 @@ class DistillationMetrics:
         before = self._sums.get(names := tuple(sums))
         self._sums[names] = torch.stack([row, torch.zeros_like(row)]) if before is None else _added(before, row)
 
-    def take(self, gather: Callable[[torch.Tensor], torch.Tensor], device: torch.device) -> dict[str, float]:
-        """Return the means since the last call and start anew; nothing where no batch was added.
+    def pop_means(self, gather: Callable[[torch.Tensor], torch.Tensor], device: torch.device) -> dict[str, float]:
+        """Return the means since the last call and start anew; nothing if no batch was added.
 
-        `tokens_seen` is what the means' `num_tokens` goes on from.
+        `num_tokens` counts on from `tokens_seen`.
 
         Args:
             gather: Puts the ranks' tensors [1, ...] one after the other.
@@ -137,45 +129,3 @@ def _added(sums: torch.Tensor, row: torch.Tensor) -> torch.Tensor:
     total = before + row
     added = total - before
     return torch.stack([total, rest + ((before - (total - added)) + (row - added))])
-
-
-class MetricsMixin(_Base):
-    """What a distilling trainer counts and logs; a part of `DistillationMixin`."""
-
-    distilling: bool
-    model: Any
-    annealing: Annealing
-    loss_settings: LossSettings
-
-    def start_counting(self) -> None:
-        """Begin with no figures."""
-        self.metrics_of = {split: DistillationMetrics() for split in Split}
-
-    def count(self, output: CompletionOutput, tokens: torch.Tensor, student_tokens: int, **more: Any) -> None:
-        """Add a batch to the figures of training or of evaluation; see `DistillationMetrics.add`."""
-        self.metrics_of[self._split].add(output, tokens, student_tokens, **more)
-
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add the metrics of distillation to a log line; evaluation's carry its prefix.
-
-        Evaluation's loss is replaced by the mean over its tokens: Trainer's is a mean over batches.
-        """
-        if self.distilling and "train_loss" not in logs:  # that is the summary of a run, not of its last steps
-            training, metrics = self.model.training, self.metrics_of[self._split]
-            if training and not metrics.tokens_seen:  # a resumed run goes on counting
-                seen = (line["num_tokens"] for line in reversed(self.state.log_history) if "num_tokens" in line)
-                metrics.tokens_seen = next(seen, 0.0)
-            means = metrics.take(self.accelerator.gather, self.accelerator.device)
-            prefix = "" if training else next((k for k in logs if k.endswith("_loss")), "loss").removesuffix("loss")
-            if training:
-                means.pop("loss", None)
-                means |= self.annealing.figures(self.loss_settings)
-            else:
-                metrics.tokens_seen = 0.0
-            logs.update({prefix + name: value for name, value in means.items()})
-        super().log(logs, start_time)
-
-    @property
-    def _split(self) -> Split:
-        """Which figures a batch counts for now."""
-        return Split.TRAIN if self.model.training else Split.EVAL

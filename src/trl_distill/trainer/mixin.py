@@ -1,12 +1,13 @@
-"""What a distilling SFTTrainer does differently: its data, its teacher, its loss and its metrics.
+"""What a distilling SFTTrainer does differently: the hooks of Trainer, which its `Distiller` and set-up fill.
 
 With `use_distillation=False` every method passes on to SFTTrainer untouched.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from copy import copy
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,48 +17,35 @@ from transformers.trainer_utils import PredictionOutput
 from ..config.doors import entered
 from ..config.sft_config import TRAINER, DistillationSFTConfig, left_alone_on_failure
 from ..data.collator import DistillationCollator, MultiTeacherCollator
+from ..data.data_fingerprint import fingerprint
 from ..data.memory import for_evaluation, for_trainer
-from ..data.packing import packed
+from ..data.packing import PackedRows, packed
 from ..data.split import Split
-from ..data.streaming import check_streams, completions_of, is_stream
+from ..data.streaming import check_streams, is_stream
 from ..errors import ParamsError
-from ..losses.signals import LossSettings, TeacherSignal
-from ..models.adapters import base_of, split_adapter_penalty
-from ..models.batch_layout import layout_of
-from ..models.completion_forward import add_completion_forward, completion_arguments
-from ..models.generation import evaluating
-from ..models.loading import ModelSource, resolve
-from ..models.logits_check import check_logits
-from ..models.own_chat_template import own_template
-from ..models.padding_free import student_inputs
-from ..models.quantization import keep_differentiable
+from ..models.adapters import is_peft_model
+from ..models.generation_config import make_saveable
+from ..models.loading import resolve
 from ..teachers.base import Teacher
-from ..teachers.local.cross_tokenizer import CrossTeacher
-from ..teachers.local.teacher import LocalTeacher, check_apart
-from ..teachers.multi.teacher import SeveralTeachers, each, take_student
-from ..teachers.same_weights import Student
-from ..teachers.server_requirements import weighing
-from ..teachers.taught_ends import add_taught_ends
-from ..teachers.text.local_text import LocalTextTeacher
-from .checkpoint_hooks import CheckpointsMixin
-from .compatibility import SEARCH, check_constructor, check_features, check_plain
-from .dataset_hooks import DatasetsMixin
-from .distributed import check_sharding, keep_loss_precise, loads_alike, without_repeats, wrap_teacher
-from .metrics import MetricsMixin
-from .multi_teacher_setup import check_list, describe_teacher, put_names, recipe_of, teacher_of
-from .packing_checks import check_keeps_rows_apart, hide_packing_from_sft_trainer
-from .schedule import Annealing
-from .setup import template_date, writers_of_data
-from .step_hooks import MovingTeacherMixin, StepMixin
+from ..teachers.local.ema import EmaTeacher
+from ..teachers.multi.teacher import SeveralTeachers
+from .base import DistillingTrainer
+from .checkpoints import begin_anew, check_rows, keep_rows, to_resume_from
+from .compatibility import SEARCH, check_constructor, check_features, check_plain, with_lengths
+from .distiller import Distiller
+from .model_setup import check_student, connect_teacher, ready_student, ready_teacher, student_of
+from .packing_checks import hide_packing_from_sft_trainer
+from .plan import plan_setup
+from .setup import DistillationSetup, build_setup
+from .trainer_datasets import TrainerDatasets
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-    from trl import SFTTrainer as _Base
-else:
-    _Base = object  # so that it can stand in front of any subclass of SFTTrainer
+
+    from .on_policy import BatchRandom
 
 
-class DistillationMixin(DatasetsMixin, StepMixin, MetricsMixin, CheckpointsMixin, MovingTeacherMixin, _Base):
+class DistillationMixin(DistillingTrainer):
     """Put in front of `trl.SFTTrainer`: `class MyTrainer(DistillationMixin, SFTTrainer)`.
 
     Args:
@@ -69,17 +57,23 @@ class DistillationMixin(DatasetsMixin, StepMixin, MetricsMixin, CheckpointsMixin
         eval_dataset: The same, or a dict of them.
         processing_class: The student's tokenizer.
         teacher_model: A loaded model, a `Teacher` or a name; takes the place of `args.teacher_model`.
+        setup: A run's set-up if it is built already; the datasets are then prepared by it.
         formatting_func: As in SFTTrainer.
         **kwargs: Everything else of SFTTrainer.
 
     Raises:
         ParamsError: A setting that does not go together with distillation.
         DataError, TemplateError, TeacherError: See `preparation.prepare`, `load_teacher` and `check_apart`.
+
+    Attributes:
+        setup: The teacher, the recipe and the schedule.
+        datasets: What prepares datasets.
+        distiller: What computes and counts the loss.
     """
 
-    args: DistillationSFTConfig
-    model: Any
     must_distil = False  # whether `use_distillation` must be set
+    datasets: TrainerDatasets
+    distiller: Distiller
 
     def __init__(
         self,
@@ -91,219 +85,150 @@ class DistillationMixin(DatasetsMixin, StepMixin, MetricsMixin, CheckpointsMixin
         processing_class: Any = None,
         *positional: Any,
         teacher_model: str | PreTrainedModel | Teacher | None = None,
+        setup: DistillationSetup | None = None,
         **kwargs: Any,
     ) -> None:
         self.distilling = isinstance(args, DistillationSFTConfig) and args.use_distillation
         with entered(TRAINER), left_alone_on_failure(args):
-            given = (model, args, data_collator, train_dataset, eval_dataset, processing_class, *positional)
             if self.distilling:
-                self._set_up(*given, teacher_model=teacher_model, **kwargs)
+                check_constructor(args, data_collator, kwargs)
+                more = (processing_class, *positional)
+                self._set_up(
+                    model, args, train_dataset, eval_dataset, *more, teacher_model=teacher_model, setup=setup, **kwargs
+                )
                 return
             check_plain(args, teacher_model, must_distil=type(self).__name__ if self.must_distil else None)
+            given = (model, args, data_collator, train_dataset, eval_dataset, processing_class, *positional)
             super().__init__(*given, **kwargs)
 
     def _set_up(
         self,
         model: Any,
-        args: Any,
-        data_collator: Any,
+        args: DistillationSFTConfig,
         train_dataset: Any,
         eval_dataset: Any,
-        processing_class: Any,
-        *positional: Any,
+        *more: Any,
         teacher_model: str | PreTrainedModel | Teacher | None,
+        setup: DistillationSetup | None,
         **kwargs: Any,
     ) -> None:
         """Check everything, construct SFTTrainer around a collator of ours, and bring in teacher and data."""
         self._tag_names, self._name = ["trl", "distillation"], "Distillation"
         train_dataset, eval_dataset = for_trainer(train_dataset, name="train_dataset"), for_evaluation(eval_dataset)
-        check_constructor(args, data_collator, kwargs)
         check_streams(args, train_dataset, eval_dataset)
-        check_list(args, student=model, given=teacher_model)
+        plan = plan_setup(args, teacher_model, student=model, data=train_dataset) if setup is None else None
         check_features(args, model=model, peft_config=kwargs.get("peft_config"))
-        check_apart(student=model, teacher=teacher_model)
-        self._written_by = writers_of_data(args, teacher_model, train_dataset)
-        self._fresh_adapter = kwargs.get("peft_config") is not None
-        model = resolve(model, role="model") if isinstance(model, str) else model
-        self._loaded_from = model if isinstance(model, str) else None
+        fresh_adapter = kwargs.get("peft_config") is not None
+        loaded_from = resolve(model, role="model") if isinstance(model, str) else None
         args.remove_unused_columns = False  # the collator takes columns that are no arguments of the model
-        args.dataset_kwargs = {**(args.dataset_kwargs or {}), "skip_prepare_dataset": True}
+        given: Any = args.dataset_kwargs or {}
+        args.dataset_kwargs = {**given, "skip_prepare_dataset": True}
         turns, args.assistant_only_loss = args.assistant_only_loss, False  # TRL's needs a template with its marks
-        self._formatting = kwargs.pop("formatting_func", None)
+        formatting = kwargs.pop("formatting_func", None)
         flat = bool(args.padding_free or args.packing)
-        collator = DistillationCollator(0, pad_to_multiple_of=args.pad_to_multiple_of, padding_free=flat)
+        multiple: Any = args.pad_to_multiple_of  # which TRL annotates as text too
+        collator = DistillationCollator(0, pad_to_multiple_of=multiple, padding_free=flat)
         with hide_packing_from_sft_trainer(args):
-            super().__init__(
-                model,
-                args,
-                collator,
-                train_dataset,
-                eval_dataset,
-                processing_class,
-                *positional,
-                **kwargs,
-            )
+            super().__init__(loaded_from or model, args, collator, train_dataset, eval_dataset, *more, **kwargs)
         self.padding_free = flat
         args.assistant_only_loss = turns
-        self._set_up_student()
-        self._set_up_teacher(teacher_model)
-        self._set_up_data(collator)
-        self.start_vllm()
-
-    def _set_up_student(self) -> None:
-        """Teach the student the forward of distillation, and set its own tokenizer apart from the one to be saved."""
-        self.mend_generation_config()
-        saved = self._saved_tokenizer
-        saved.chat_template = own_template(saved.chat_template)
-        if saved.pad_token_id is None:
-            saved.pad_token = saved.eos_token
-        self._own_tokenizer = copy(saved)
-        keep_differentiable(self.model)
-        keep_loss_precise(self.accelerator)
-        self.model_accepts_loss_kwargs = True  # our loss divides by num_items_in_batch itself
-        self.start_counting()
-        add_completion_forward(self.base_student)
+        self._mend_generation_config()
+        self._own_tokenizer = ready_student(self)
         self._student_checked = not (self.is_fsdp_enabled or self.is_deepspeed_enabled)
         if self._student_checked:  # else its weights may not be here yet
-            self._check_student(self.model)
-
-    @property
-    def base_student(self) -> Any:
-        """The student without PEFT's wrapper."""
-        return base_of(self.model)
-
-    @property
-    def tokenizer(self) -> Any:
-        """The student's tokenizer; when distilling a copy with the chat template that it was trained with.
-
-        `processing_class` is what is saved: its chat template renders the student's prompt, see `serving_template`.
-        """
-        return self._own_tokenizer if self.distilling else self._saved_tokenizer
-
-    @property
-    def _saved_tokenizer(self) -> Any:
-        """The tokenizer of `processing_class`."""
-        return getattr(self.processing_class, "tokenizer", self.processing_class)
-
-    def _check_student(self, model: Any) -> None:
-        """Find out where the student's logits come from, and whether it reads rows apart which share a sequence.
-
-        See `check_logits` and `check_keeps_rows_apart`.
-        """
-        split = getattr(getattr(self.accelerator, "parallelism_config", None), "cp_enabled", False)
-        with self.accelerator.autocast():
-            with evaluating(model):
-                line = check_logits(self.base_student, model)
-            if line:
-                self.accelerator.print(f"Student: {line}")
-            check_keeps_rows_apart(self.args, self.base_student, model, context_parallel=bool(split))
-
-    def _set_up_teacher(self, given: Any) -> None:
-        """Find the teacher, check that its vocabulary is the student's, and prepare it for scoring."""
-        args = self.args
-        config = self.base_student.config
-        self.teacher = teacher_of(
-            args,
-            given,
-            tokenizer=self.tokenizer,
-            student=config,
-            device=self.accelerator.device,
-            own=lambda: self.model,
-            own_source=self._source(),
-            generation_config=self.base_student.generation_config,
-            written_by=self._written_by,
-        )
+            check_student(self, self.model)
+        self.datasets = TrainerDatasets(self, formatting)
+        prepared = plan is None
+        if plan is not None:
+            setup = build_setup(args, student_of(self, loaded_from), plan)
+            if setup.note:
+                self.accelerator.print(setup.note)
+        assert setup is not None
+        self.setup = setup
         self.check_teacher()
-        check_sharding(self.accelerator, self.teacher)
-        copied = take_student(self.teacher, self.model, fresh=self._fresh_adapter)
-        if copied:
-            self.accelerator.print(copied)
-        self.follow_student()
-        put_names(args, self.teacher)
-        said = (
-            ""
-            if isinstance(given, Teacher)
-            else describe_teacher(args.teacher_model if given is None else given, self.teacher)
-        )
-        if said:
-            self.accelerator.print(said)
-        self.vocabulary = self.teacher.vocabulary
-        weighed = weighing(args, self.teacher)
-        self.loss_settings = LossSettings(
-            weighed.alpha,
-            weighed.temperature,
-            args.distill_divergence,
-            args.distill_jsd_beta,
-            args.distill_loss_impl,
-        )
-        ends = weighed.alpha_end, weighed.temperature_end
-        self.annealing = Annealing(self.loss_settings, *ends, args.distill_schedule)
+        connect_teacher(self, self.teacher, fresh_adapter=fresh_adapter)
+        self._set_pads(collator)
+        if prepared:
+            self.train_dataset = with_lengths(self.train_dataset, args)
+        else:
+            self.datasets.prepare_own()
+        self.distiller = Distiller(self, self.setup)
+        ready_teacher(self, all_ends=self.online or self.distiller.learns_distribution)
+        self.datasets.pack()
+        self.distiller.completions.start_vllm()
 
-    def _source(self) -> ModelSource | None:
-        """Return where the student was loaded from; None for a loaded model, or weights that were quantized then."""
-        model: Any = self.base_student
-        if self._loaded_from is None or getattr(model, "quantization_method", None) is not None:
-            return None
-        options: Any = self.args.model_init_kwargs or {}
-        return ModelSource(
-            self._loaded_from,
-            revision=options.get("revision"),
-            dtype=str(model.dtype).removeprefix("torch."),
-            device=self.accelerator.device,
-            trust_remote_code=self.args.trust_remote_code,
-        )
-
-    def check_teacher(self) -> None:
-        """Refuse a teacher, or settings beside it, that a subclass cannot use; called before anything is written.
-
-        Raises:
-            ParamsError: Naming the setting and what to do.
-        """
-
-    def _set_up_data(self, collator: DistillationCollator) -> None:
-        """Bring the datasets into the form that the collator takes."""
+    def _set_pads(self, collator: DistillationCollator) -> None:
+        """Give the collator the padding ids of both sides."""
         collator.pad_token_id = self.tokenizer.pad_token_id
         collator.teacher_pad_token_id = self.teacher.tokenizer.pad_token_id
         if isinstance(self.teacher, SeveralTeachers):
             pads = [teacher.tokenizer.pad_token_id for teacher in self.teacher.teachers]
             self.data_collator = MultiTeacherCollator(**vars(collator), teacher_pad_token_ids=pads)
-        self.base_student.config.get_text_config().pad_token_id = self.tokenizer.pad_token_id
-        self.base_student.generation_config.pad_token_id = self.tokenizer.pad_token_id
-        sides: dict[str, Any] = {"tokenizer": self.tokenizer, "student": self.base_student.config}
-        weights = Student(lambda: self.model, trainer=type(self))
-        self.recipe = recipe_of(self.args, self.teacher, **sides, weights=weights)
-        if self.args.chat_template_date is None and self.args.should_save:
-            template_date(self.args, self.teacher, self.tokenizer).keep()
-        self.train_dataset = self.prepare_dataset(self.train_dataset, Split.TRAIN)
-        self.eval_dataset = self.prepare_all(self.eval_dataset)
-        self.check_prompts()
-        self.take_stored_targets()
-        taught, generation = completions_of(self.train_dataset), self.base_student.generation_config
-        all_ends = self.online or self.learns_distribution
-        add_taught_ends(generation, taught, teacher=self.teacher, tokenizer=self.tokenizer, all_ends=all_ends)
-        for teacher in each(self.teacher):
-            if isinstance(teacher, (LocalTeacher, CrossTeacher)):
-                local = teacher.local if isinstance(teacher, CrossTeacher) else teacher
-                with loads_alike(self.accelerator, self.args, local):
-                    teacher.prepare(self._wrap_teacher)
-                with self.accelerator.autocast():
-                    line = local.check_logits()
-                if line:
-                    self.accelerator.print(line)
-            elif isinstance(teacher, LocalTextTeacher):
-                teacher.rest()  # it has written all that is learnt
-        if is_stream(self.train_dataset):
-            return
-        if isinstance(self.teacher, (LocalTeacher, CrossTeacher)):
-            self.teacher.expect(self.train_dataset["teacher_prompt"])
-        elif isinstance(self.teacher, SeveralTeachers):
-            self.teacher.expect_of(self.train_dataset)
-        self.train_dataset = packed(self.train_dataset, self.args, Split.TRAIN)
-        self.eval_dataset = packed(self.eval_dataset, self.args, Split.EVAL)
 
-    def _wrap_teacher(self, model: Any) -> Any:
-        """Prepare the teacher's model for scoring; see `wrap_teacher`."""
-        return wrap_teacher(model, self.accelerator)
+    def by_teacher(self, batch: Mapping[str, torch.Tensor], randomness: BatchRandom) -> dict[str, torch.Tensor]:
+        """Return a training batch with completions that the teacher writes now, under its prompts."""
+        return self.distiller.completions.by_teacher(batch, randomness)
+
+    @entered(TRAINER)
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+        """Train as SFTTrainer does; with `resume_from_checkpoint=True`, from the newest complete checkpoint.
+
+        Raises:
+            ParamsError: There is none.
+        """
+        if self.distilling and resume_from_checkpoint is True:
+            resume_from_checkpoint = str(to_resume_from(str(self.args.output_dir)))
+        if self.distilling and resume_from_checkpoint and self._learned_from is not None:
+            check_rows(str(resume_from_checkpoint), *self._learned_from)
+        return super().train(resume_from_checkpoint, *args, **kwargs)
+
+    def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: Any) -> Any:
+        """Return an optimizer step's batches and the number of their completion tokens over all ranks.
+
+        Fresh completions are written for the whole step first, so that they are what is counted.
+        """
+        if self.distilling:
+            epoch_iterator = self.distiller.begin_step(epoch_iterator)
+        return super().get_batch_samples(epoch_iterator, num_batches, device)
+
+    def compute_loss(
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """Return alpha * T^2 * divergence + (1 - alpha) * cross-entropy per completion token.
+
+        The sum over the batch is divided by `num_items_in_batch`, the completion tokens of the whole optimizer
+        step over all ranks (by the batch's own if it is None).
+        """
+        if not self.distilling:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        if not self._student_checked:
+            check_student(self, model)
+            self._student_checked = True
+        loss, output = self.distiller.loss(model, inputs, num_items_in_batch)
+        return (loss, output) if return_outputs else loss
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log as SFTTrainer does, with the metrics of distillation."""
+        if self.distilling and "train_loss" not in logs:  # that is the summary of a run, not of its last steps
+            self.distiller.add_metrics(logs)
+        super().log(logs, start_time)
+
+    @entered(TRAINER)
+    def evaluate(self, eval_dataset: Any = None, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Evaluate as SFTTrainer does, on a dataset of any accepted form."""
+        if not self.distilling:
+            return super().evaluate(eval_dataset, *args, **kwargs)
+        eval_dataset = packed(self.datasets.prepare_for_evaluation(eval_dataset), self.args, Split.EVAL)
+        with self.distiller.evaluating():
+            return super().evaluate(eval_dataset, *args, **kwargs)
+
+    @entered(TRAINER)
+    def predict(self, test_dataset: Any, *args: Any, **kwargs: Any) -> Any:
+        """Return the figures of a dataset of any accepted form; there are no predictions, since no logits are built."""
+        if not self.distilling:
+            return super().predict(test_dataset, *args, **kwargs)
+        figures = self.evaluate(test_dataset, metric_key_prefix=kwargs.get("metric_key_prefix", "test"))
+        return PredictionOutput(predictions=np.empty(0), label_ids=None, metrics=figures)
 
     def hyperparameter_search(self, *args: Any, **kwargs: Any) -> Any:
         """Refuse a search, which needs a new student and a new teacher for each trial; SFTTrainer's own has none.
@@ -315,69 +240,43 @@ class DistillationMixin(DatasetsMixin, StepMixin, MetricsMixin, CheckpointsMixin
             raise ParamsError(f"hyperparameter_search {SEARCH}")
         return super().hyperparameter_search(*args, **kwargs)
 
-    @entered(TRAINER)
-    def evaluate(self, eval_dataset: Any = None, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """Evaluate as SFTTrainer does, on a dataset of any accepted form."""
-        if self.distilling:
-            eval_dataset = packed(self.prepare_all(eval_dataset), self.args, Split.EVAL)
-            self.metrics_of[Split.EVAL].restart()
-            before, self.loss_settings = self.loss_settings, self.annealing.end
-            try:
-                return super().evaluate(eval_dataset, *args, **kwargs)
-            finally:
-                self.loss_settings = before
-        return super().evaluate(eval_dataset, *args, **kwargs)
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        """Write the model as SFTTrainer does; a callback may have left a configuration that cannot be saved.
 
-    @entered(TRAINER)
-    def predict(self, test_dataset: Any, *args: Any, **kwargs: Any) -> Any:
-        """Return the figures of a dataset of any accepted form; there are no predictions, since no logits are built."""
-        if not self.distilling:
-            return super().predict(test_dataset, *args, **kwargs)
-        figures = self.evaluate(test_dataset, metric_key_prefix=kwargs.get("metric_key_prefix", "test"))
-        return PredictionOutput(predictions=np.empty(0), label_ids=None, metrics=figures)
-
-    def teacher_signal(self, inputs: Mapping[str, torch.Tensor]) -> TeacherSignal | None:
-        """Return what the teacher says of a batch's completions; None where alpha is 0 and nothing is asked."""
-        if self.settings_of(inputs).alpha == 0 and not isinstance(self.teacher, SeveralTeachers):
-            return None
-        with self.accelerator.autocast():  # for those who read as the student does
-            if self.settings_of(inputs).alpha == 0:
-                return self.teacher.score_retained(inputs)
-            return self.teacher.score(inputs)
-
-    def compute_loss(
-        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
-    ) -> Any:
-        """Return alpha * T^2 * divergence + (1 - alpha) * cross-entropy per completion token; see `settings_of`.
-
-        The sum over the batch is divided by `num_items_in_batch`, the completion tokens of the whole optimizer
-        step over all ranks (by the batch's own where it is None).
+        Beside an adapter it writes how the student generates too, which PEFT leaves out: it may end elsewhere.
         """
-        if not self.distilling:
-            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        if not self.model.training:
-            inputs = without_repeats(inputs, self.accelerator)
-        if not self._student_checked:
-            self._check_student(model)
-            self._student_checked = True
-        student, layout = self.base_student, layout_of(inputs)
-        output = model(
-            **student_inputs(inputs, student),
-            **completion_arguments(student, inputs["labels"], layout.student_places),
-            teacher_signal=self.teacher_signal(inputs),
-            loss_settings=self.settings_of(inputs),
-        )
-        tokens = (inputs["labels"] != -100).sum()
-        apart = split_adapter_penalty(self.model, output)
-        if output.aux_loss is not None:
-            balance = self.router_aux_loss_coef * output.aux_loss
-            apart = balance if apart is None else apart + balance
-        own = self.wrote(inputs) if self.model.training and self.args.distill_on_policy_fraction > 0 else None
-        self.count(output, tokens, layout.student_tokens, on_policy=own)
-        items = tokens if num_items_in_batch is None else num_items_in_batch
-        loss = output.loss / (items.to(output.loss.device).clamp(min=1) if torch.is_tensor(items) else max(items, 1))
-        if self.args.average_tokens_across_devices and num_items_in_batch is not None:
-            loss = loss * self.accelerator.num_processes  # DDP averages gradients over ranks
-        if apart is not None:  # a mean of its own, whatever the batch holds
-            loss = loss + apart / (1 if num_items_in_batch is None else self.current_gradient_accumulation_steps)
-        return (loss, output) if return_outputs else loss
+        if self.distilling:
+            self._mend_generation_config()
+        super()._save(output_dir, state_dict)
+        if self.distilling and self.args.should_save and is_peft_model(self.model):
+            self.base_student.generation_config.save_pretrained(output_dir or self.args.output_dir)
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """Write a checkpoint; one of the same step is incomplete from now on until the trainer's state is written."""
+        if self.distilling and self.args.should_save:
+            folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
+            begin_anew(folder)
+            if self._learned_from is not None:
+                keep_rows(folder, self._learned_from[0])
+            if isinstance(self.teacher, EmaTeacher):
+                self.teacher.save(folder)
+        super()._save_checkpoint(model, trial)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """Resume from a checkpoint as SFTTrainer does, with the moving average of the time."""
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None and self.distilling and isinstance(self.teacher, EmaTeacher):
+            self.teacher.load(Path(checkpoint))
+
+    @cached_property
+    def _learned_from(self) -> tuple[str, Sequence[int]] | None:
+        """The fingerprint of the rows to train on, and their numbers; None if they stream."""
+        rows: Any = self.train_dataset
+        rows = rows.rows if isinstance(rows, PackedRows) else rows
+        return None if is_stream(rows) else (fingerprint(rows, leave_out=[self.args.length_column_name]), rows["row"])
+
+    def _mend_generation_config(self) -> None:
+        """Drop what keeps the student's generation configuration from being saved; see `make_saveable`."""
+        dropped = make_saveable(self.base_student)
+        if dropped:
+            self.accelerator.print(dropped)

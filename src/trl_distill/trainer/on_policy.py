@@ -18,7 +18,7 @@ from ..errors import DataError
 from ..models.architectures import vocabulary_rows
 from ..models.generation import Completion, GenerationSettings, continuations, cut_at_stop, drawing, evaluating
 from ..prompts.chat_template import ChatTemplate
-from .setup import generation_of
+from .teacher_setup import generation_of
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Draw:
-    """A training batch's lot: the same on all ranks, and the same again when a run is resumed.
+class BatchRandom:
+    """The randomness of one training batch: the same on all ranks, and the same again when a run is resumed.
 
     Attributes:
         seed: The run's.
@@ -42,8 +42,8 @@ class Draw:
     step: int
     place: int
 
-    def falls(self, fraction: float) -> bool:
-        """Whether the batch is among this fraction of all, 0 to 1."""
+    def is_on_policy(self, fraction: float) -> bool:
+        """Whether the student writes the batch, one of this fraction of all, 0 to 1."""
         return self._random("share").random() < fraction
 
     def generation_seed(self, rank: int) -> int:

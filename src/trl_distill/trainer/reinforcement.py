@@ -50,7 +50,7 @@ class PPOConfig(CheckedSettings):
     algorithm: str = option("rloo", "TRL's trainer: RLOOTrainer or GRPOTrainer.", choices=ALGORITHMS)
     project_name: str = option("ppo-model", "Folder to write the model to.")
     overwrite: bool = option(False, "Replace what is in that folder.")
-    epochs: float = option(1, "Passes over the prompts.", above=0.0)
+    epochs: float = option(1.0, "Passes over the prompts.", above=0.0)
     max_steps: int = option(-1, "Optimizer steps at most; -1 leaves it to epochs.", low=1, off=-1)
     batch_size: int = option(8, "Completions per device and step.", low=1)
     gradient_accumulation: int = option(1, "Batches per optimizer step.", low=1)

@@ -19,7 +19,7 @@ from ..teachers.local.cross_tokenizer import CrossTeacher
 from ..teachers.local.teacher import LocalTeacher
 from ..teachers.multi.teacher import SeveralTeachers
 from .mixin import DistillationMixin
-from .on_policy import Draw
+from .on_policy import BatchRandom
 
 
 class DistillationSFTTrainer(DistillationMixin, SFTTrainer):
@@ -176,9 +176,9 @@ class PromptDistillationTrainer(DistillationSFTTrainer):
         new = torch.tensor([[*c.ids, *[pad] * (width - len(c.ids))] for c in written])
         return torch.cat([inputs["input_ids"], new.to(inputs["input_ids"].device)], dim=1)
 
-    def by_teacher(self, batch: Mapping[str, torch.Tensor], draw: Draw) -> dict[str, torch.Tensor]:
+    def by_teacher(self, batch: Mapping[str, torch.Tensor], randomness: BatchRandom) -> dict[str, torch.Tensor]:
         """Return a training batch with fresh completions, those of a subclass where it writes them."""
-        return self._rewritten(batch) if self._writes_itself else super().by_teacher(batch, draw)
+        return self._rewritten(batch) if self._writes_itself else super().by_teacher(batch, randomness)
 
     def _rewritten(self, batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Return the batch with the completions that the subclass's teacher writes now."""

@@ -1,4 +1,4 @@
-"""vLLM as the student's hand: TRL's own engine, which is given the student's weights after each optimizer step."""
+"""On-policy generation with TRL's vLLM engine, which gets the student's weights after each optimizer step."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import torch
 
     from ..config.sft_config import DistillationSFTConfig
-    from .on_policy import Bounds, Draw
+    from .on_policy import BatchRandom, Bounds
 
 
 class VLLMWriter:
@@ -57,25 +57,25 @@ class VLLMWriter:
             )
         self._step: int | None = None
 
-    def written(self, prompts: Sequence[Sequence[int]], bounds: Bounds, draw: Draw) -> list[Completion]:
+    def written(self, prompts: Sequence[Sequence[int]], bounds: Bounds, randomness: BatchRandom) -> list[Completion]:
         """Write one completion per prompt with the student's weights of this step; all ranks call it together.
 
-        A colocated engine draws by the lot of the batch and leaves the program's random state alone.
+        A colocated engine samples with the batch's seed and leaves the program's random state alone.
 
         Args:
             prompts: Token ids, each of at least one.
             bounds: Of this batch.
-            draw: Its lot.
+            randomness: Its randomness.
         """
-        if draw.step != self._step:
+        if randomness.step != self._step:
             self._engine.sync_weights()
-            self._step = draw.step
+            self._step = randomness.step
         limits: dict[str, Any] = {"max_tokens": bounds.max_new_tokens, "stop_token_ids": bounds.stops}
         if bounds.known < bounds.rows:
             limits["allowed_token_ids"] = list(range(bounds.known))
         self._engine.generation_kwargs = limits
         # processes that share an engine have to draw alike
-        with drawing(draw.generation_seed(self._group), [], self._device):
+        with drawing(randomness.generation_seed(self._group), [], self._device):
             _, written, _, _ = self._engine.generate([list(p) for p in prompts], images=None, num_generations=1)
         return [cut_at_stop(list(ids), bounds.stops) for ids in written]
 

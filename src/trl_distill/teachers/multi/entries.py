@@ -16,14 +16,13 @@ from __future__ import annotations
 import math
 import os
 import random
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ...config.endpoints import parse_endpoint
-from ...config.fields import plain
+from ...config.fields import is_model, model_in_memory, plain
 from ...config.yaml_file import read_yaml
 from ...errors import DataError, ParamsError, nearest
 from ...prompts.template import Template, TextTemplate, parse_template
@@ -31,7 +30,6 @@ from ...prompts.template import Template, TextTemplate, parse_template
 SETTING = "teacher_config"
 COMBINE = ("completions", "mixture")
 KEYS = ("model", "revision", "template", "weight", "rows")
-_LIVE = re.compile(r"<(\w+)>")  # how a model that was handed over in Python stands in config.yaml
 
 
 @dataclass(frozen=True)
@@ -231,6 +229,17 @@ def check_keys(given: Mapping[object, object], known: Sequence[str], place: str)
             raise ParamsError(f"{place}: unknown key {key!r}; there are {', '.join(map(repr, known))}.{hint}")
 
 
+def checked_weight(given: object, place: str) -> float:
+    """Return a weight.
+
+    Raises:
+        ParamsError: It is no number above 0.
+    """
+    if isinstance(given, bool) or not isinstance(given, (int, float)) or not 0 < given < math.inf:
+        raise ParamsError(f"{place}: weight is {given!r}; accepted is a number above 0.")
+    return float(given)
+
+
 def _entry(given: object, place: str, combine: str) -> TeacherEntry:
     if not isinstance(given, Mapping):
         raise ParamsError(
@@ -241,8 +250,7 @@ def _entry(given: object, place: str, combine: str) -> TeacherEntry:
     _check_model(model, place)
     if revision is not None and not isinstance(revision, str):
         raise ParamsError(f"{place}: revision is {revision!r}; accepted is text.")
-    if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 < weight < math.inf:
-        raise ParamsError(f"{place}: weight is {weight!r}; accepted is a number above 0.")
+    weight = checked_weight(weight, place)
     if weight != 1 and combine != "mixture":
         raise ParamsError(
             f"{place}: weight is {weight:g}, but completions of several teachers have no weights; say with 'rows' how "
@@ -250,9 +258,7 @@ def _entry(given: object, place: str, combine: str) -> TeacherEntry:
         )
     prompt = given.get("template", "{input}")
     template = parse_template(prompt, name=f"{place}: template")
-    return TeacherEntry(
-        model, prompt, template, place, revision, float(weight), **_rows(given.get("rows", "all"), place)
-    )
+    return TeacherEntry(model, prompt, template, place, revision, weight, **_rows(given.get("rows", "all"), place))
 
 
 def _check_model(model: object, place: str) -> None:
@@ -260,12 +266,12 @@ def _check_model(model: object, place: str) -> None:
     if model is None or model == "":
         raise ParamsError(f"{place}: model is missing; give a folder, a Hub name, 'embedded' or a server's model.")
     if not isinstance(model, str):
-        if isinstance(model, type) or not (hasattr(model, "config") or hasattr(model, "score")):
+        if not is_model(model):
             raise ParamsError(f"{place}: model is {_shown(model)}; give a name, a folder or a loaded model.")
         return
-    live = _LIVE.fullmatch(model)
+    live = model_in_memory(model)
     if live:
-        raise ParamsError(f"{place}: model was a {live[1]} in memory, not a file; give its folder or its name.")
+        raise ParamsError(f"{place}: model was a {live} in memory, not a file; give its folder or its name.")
     parse_endpoint(model)  # a URL with a password goes no further
 
 

@@ -9,13 +9,12 @@ They become a list of teachers that are one model, with a share of the rows each
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
 from ...errors import ParamsError
 from ...prompts.template import parse_template
-from .entries import TeacherEntry, TeacherList, check_keys, read_settings, template_source
+from .entries import TeacherEntry, TeacherList, check_keys, checked_weight, read_settings, template_source
 
 SETTING = "teacher_prompt_mixture"
 KEYS = ("template", "weight")
@@ -73,9 +72,6 @@ def _part(given: object, place: str) -> tuple[object, float, str]:
     if not isinstance(given, Mapping):
         return given, 1.0, place
     check_keys(given, KEYS, place)
-    weight = given.get("weight", 1.0)
     if "template" not in given:
         raise ParamsError(f"{place}: template is missing; give text with {{input}}, @file or chat messages.")
-    if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 < weight < math.inf:
-        raise ParamsError(f"{place}: weight is {weight!r}; accepted is a number above 0.")
-    return given["template"], float(weight), place
+    return given["template"], checked_weight(given.get("weight", 1.0), place), place

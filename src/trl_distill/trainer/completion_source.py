@@ -1,0 +1,122 @@
+"""Who writes the completions of a training batch: the data, the teacher while training, or the student."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from ..config.doors import spelled
+from ..data.collator import prompts_of
+from ..data.recipe import Recipe
+from ..models.generation import Completion, GenerationSettings, generating_model
+from ..teachers.local.ema import EmaTeacher
+from .on_policy import (
+    BatchRandom,
+    Bounds,
+    check_prompts,
+    student_settings,
+    teacher_settings,
+    with_completions,
+    written_by_student,
+)
+from .vllm import VLLMWriter
+
+if TYPE_CHECKING:
+    import torch
+
+    from .base import DistillingTrainer
+    from .setup import DistillationSetup
+
+ON_POLICY = "on_policy"  # in a batch: whether the student wrote its completions
+GREEDY = (
+    "distill_online: the teacher takes the likeliest tokens, so every epoch learns the same completions, as with "
+    "--completions teacher; give --teacher-do-sample for fresh ones."
+)
+
+
+class CompletionSource:
+    """Writes fresh completions for the batches that are to have them.
+
+    Args:
+        trainer: Whose batches they are.
+        setup: The teacher and the recipe.
+
+    Raises:
+        DataError: A row has no prompt to write behind, see `on_policy.check_prompts`.
+    """
+
+    def __init__(self, trainer: DistillingTrainer, setup: DistillationSetup) -> None:
+        self.trainer, self.setup, self.args = trainer, setup, trainer.args
+        self.vllm: VLLMWriter | None = None
+        if self.args.fresh_completions is not None:
+            check_prompts(trainer.train_dataset, self.args.fresh_completions)
+        moves = self.args.teacher_do_sample or isinstance(setup.teacher, EmaTeacher)
+        if self.args.distill_online and not moves:
+            trainer.accelerator.print(spelled(GREEDY))
+
+    def start_vllm(self) -> None:
+        """Start the engine that writes for the student, if one is asked for."""
+        if self.args.use_vllm:
+            trainer, length = self.trainer, self._recipe.student.limit
+            self.vllm = VLLMWriter(trainer.model, trainer.accelerator, trainer.tokenizer, self.args, length=length)
+
+    def batches(self, batches: Iterator[Any]) -> Iterator[Any]:
+        """Return an optimizer step's batches, with completions written now where the settings ask for them."""
+        if self.trainer.online or self.args.distill_on_policy_fraction > 0:
+            return self._fresh(batches)
+        return batches
+
+    def _fresh(self, batches: Iterator[Any]) -> Iterator[Any]:
+        """Yield batches: the student's share with its completions, the rest with the teacher's if that is online."""
+        for place, batch in enumerate(batches):
+            randomness = BatchRandom(self.args.seed, self.trainer.state.global_step, place)
+            if randomness.is_on_policy(self.args.distill_on_policy_fraction):
+                yield {**self.by_student(batch, randomness), ON_POLICY: True}
+            else:
+                yield self.trainer.by_teacher(batch, randomness) if self.trainer.online else batch
+
+    def by_student(self, batch: Mapping[str, torch.Tensor], randomness: BatchRandom) -> dict[str, torch.Tensor]:
+        """Return a batch with completions that the student writes now, under its own prompts."""
+        trainer, prompts = self.trainer, prompts_of(batch, "")
+        settings = student_settings(self.args, randomness.generation_seed(trainer.accelerator.process_index))
+        bounds = Bounds.of(
+            trainer.base_student,
+            prompts,
+            settings,
+            tokenizer=trainer.tokenizer,
+            vocabulary=self.setup.vocabulary,
+            limit=self._recipe.student.limit,
+        )
+        if self.vllm is not None and self.args.use_vllm:
+            written = self.vllm.written(prompts, bounds, randomness)
+        else:
+            written = self._generated(prompts, settings, bounds)
+        return with_completions(batch, written, recipe=self._recipe, collate=trainer.data_collator)
+
+    def by_teacher(self, batch: Mapping[str, torch.Tensor], randomness: BatchRandom) -> dict[str, torch.Tensor]:
+        """Return a batch with completions that the teacher writes now, under its prompts."""
+        settings = teacher_settings(self.args, randomness.generation_seed(self.trainer.accelerator.process_index))
+        written = self.setup.teacher.generate(prompts_of(batch), settings)
+        return with_completions(batch, written, recipe=self._recipe, collate=self.trainer.data_collator)
+
+    @property
+    def _recipe(self) -> Recipe:
+        """The recipe: a run with fresh completions has one teacher."""
+        assert isinstance(self.setup.recipe, Recipe)
+        return self.setup.recipe
+
+    def _generated(
+        self, prompts: Sequence[Sequence[int]], settings: GenerationSettings, bounds: Bounds
+    ) -> list[Completion]:
+        """Have the student write by its own `generate`."""
+        from trl.models import unwrap_model_for_generation
+
+        trainer = self.trainer
+        how: dict[str, Any] = {"gradient_checkpointing_kwargs": self.args.gradient_checkpointing_kwargs}
+        with warnings.catch_warnings():  # TRL 1.16 calls gradient checkpointing by its older name
+            warnings.filterwarnings("ignore", "`gradient_checkpointing_", FutureWarning)
+            with unwrap_model_for_generation(trainer.model_wrapped, trainer.accelerator, **how) as model:
+                return written_by_student(
+                    generating_model(model), prompts, settings, bounds, tokenizer=trainer.tokenizer
+                )

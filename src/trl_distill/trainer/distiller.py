@@ -1,0 +1,137 @@
+"""What a trainer does to distil: who writes completions, how the loss is weighed, and what is logged."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ..data.split import Split
+from ..models.adapters import split_adapter_penalty
+from ..models.batch_layout import layout_of
+from ..models.completion_forward import completion_arguments
+from ..models.padding_free import student_inputs
+from ..teachers.multi.teacher import SeveralTeachers
+from .completion_source import ON_POLICY, CompletionSource
+from .distributed import without_repeats
+from .metrics import DistillationMetrics
+
+if TYPE_CHECKING:
+    from ..losses.settings import LossSettings
+    from ..losses.signals import TeacherSignal
+    from ..models.completion_forward import CompletionOutput
+    from .base import DistillingTrainer
+    from .setup import DistillationSetup
+
+
+class Distiller:
+    """Computes and counts the distillation loss of a trainer's batches.
+
+    Args:
+        trainer: Whose model learns.
+        setup: The teacher, the recipe and the schedule.
+
+    Attributes:
+        completions: Who writes the completions of a training batch.
+        settings: How the loss is weighed in this step.
+        metrics: What is logged, of training and of evaluation.
+    """
+
+    def __init__(self, trainer: DistillingTrainer, setup: DistillationSetup) -> None:
+        self.trainer, self.setup, self.args = trainer, setup, trainer.args
+        self.completions = CompletionSource(trainer, setup)
+        self.settings: LossSettings = setup.schedule.start
+        self.metrics = {split: DistillationMetrics() for split in Split}
+
+    @property
+    def learns_distribution(self) -> bool:
+        """Whether some step weighs the teacher's distribution, and with it where the teacher would end."""
+        schedule = self.setup.schedule
+        return max(schedule.start.alpha, schedule.end.alpha) > 0 or self.args.distill_on_policy_fraction > 0
+
+    def begin_step(self, batches: Iterator[Any]) -> Iterator[Any]:
+        """Weigh the loss as the schedule has it for this optimizer step, and return the step's batches."""
+        state = self.trainer.state
+        self.settings = self.setup.schedule.at(state.global_step, state.max_steps)
+        return self.completions.batches(batches)
+
+    def settings_of(self, inputs: Mapping[str, Any]) -> LossSettings:
+        """Return how a batch's loss is weighed: by the divergence alone if the student wrote it, as in GKD."""
+        return replace(self.settings, alpha=1.0) if inputs.get(ON_POLICY) else self.settings
+
+    def signal(self, inputs: Mapping[str, torch.Tensor]) -> TeacherSignal | None:
+        """Return what the teacher says of a batch's completions; None if alpha is 0 and nothing is asked."""
+        teacher = self.setup.teacher
+        with self.trainer.accelerator.autocast():  # for those who read as the student does
+            if self.settings_of(inputs).alpha > 0:
+                return teacher.score(inputs)
+            return teacher.score_retained(inputs) if isinstance(teacher, SeveralTeachers) else None
+
+    def loss(
+        self, model: Any, inputs: Mapping[str, Any], items: torch.Tensor | int | None
+    ) -> tuple[torch.Tensor, CompletionOutput]:
+        """Return a batch's loss and its sums, which are counted; see `DistillationMixin.compute_loss`."""
+        trainer = self.trainer
+        training, student = trainer.model.training, trainer.base_student
+        if not training:
+            inputs = without_repeats(inputs, trainer.accelerator)
+        layout = layout_of(inputs)
+        output: CompletionOutput = model(
+            **student_inputs(inputs, student),
+            **completion_arguments(student, inputs["labels"], layout.student_places),
+            teacher_signal=self.signal(inputs),
+            loss_settings=self.settings_of(inputs),
+        )
+        tokens = (inputs["labels"] != -100).sum()
+        apart = split_adapter_penalty(trainer.model, output)
+        if output.aux_loss is not None:
+            balance = trainer.router_aux_loss_coef * output.aux_loss
+            apart = balance if apart is None else apart + balance
+        own = bool(inputs.get(ON_POLICY)) if training and self.args.distill_on_policy_fraction > 0 else None
+        self._now.add(output, tokens, layout.student_tokens, on_policy=own)
+        assert output.loss is not None
+        divisor = tokens if items is None else items
+        at_least_1 = divisor.to(output.loss.device).clamp(min=1) if torch.is_tensor(divisor) else max(divisor, 1)
+        loss = output.loss / at_least_1
+        if self.args.average_tokens_across_devices and items is not None:
+            loss = loss * trainer.accelerator.num_processes  # DDP averages gradients over ranks
+        if apart is not None:  # a mean of its own, whatever the batch holds
+            loss = loss + apart / (1 if items is None else trainer.current_gradient_accumulation_steps)
+        return loss, output
+
+    def add_metrics(self, logs: dict[str, float]) -> None:
+        """Add the metrics of distillation to a log line; evaluation's carry its prefix.
+
+        Evaluation's loss is replaced by the mean over its tokens: Trainer's is a mean over batches.
+        """
+        trainer, metrics = self.trainer, self._now
+        training = trainer.model.training
+        if training and not metrics.tokens_seen:  # a resumed run goes on counting
+            seen = (line["num_tokens"] for line in reversed(trainer.state.log_history) if "num_tokens" in line)
+            metrics.tokens_seen = next(seen, 0.0)
+        means = metrics.pop_means(trainer.accelerator.gather, trainer.accelerator.device)
+        prefix = "" if training else next((k for k in logs if k.endswith("_loss")), "loss").removesuffix("loss")
+        if training:
+            means.pop("loss", None)
+            means |= self.setup.schedule.figures(self.settings)
+        else:
+            metrics.tokens_seen = 0.0
+        logs.update({prefix + name: value for name, value in means.items()})
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Weigh the loss as after the last step, and count an evaluation's metrics anew."""
+        before, self.settings = self.settings, self.setup.schedule.end
+        self.metrics[Split.EVAL].restart()
+        try:
+            yield
+        finally:
+            self.settings = before
+
+    @property
+    def _now(self) -> DistillationMetrics:
+        """The metrics that a batch counts for now."""
+        return self.metrics[Split.TRAIN if self.trainer.model.training else Split.EVAL]

@@ -1,0 +1,143 @@
+"""Readies the student's model and the teacher's for the steps of a trainer."""
+
+from __future__ import annotations
+
+from copy import copy
+from typing import TYPE_CHECKING
+
+from datasets import Dataset
+
+from ..data.streaming import completions_of
+from ..models.completion_forward import add_completion_forward
+from ..models.generation import evaluating
+from ..models.loading import ModelSource
+from ..models.logits_check import check_logits
+from ..models.own_chat_template import own_template
+from ..models.quantization import keep_differentiable
+from ..teachers.local.cross_tokenizer import CrossTeacher
+from ..teachers.local.ema import EmaCallback, EmaTeacher
+from ..teachers.local.teacher import LocalTeacher
+from ..teachers.multi.teacher import SeveralTeachers, each, take_student
+from ..teachers.same_weights import Student
+from ..teachers.taught_ends import add_taught_ends
+from ..teachers.text.local_text import LocalTextTeacher
+from .distributed import check_sharding, keep_loss_precise, loads_alike, wrap_teacher
+from .packing_checks import check_keeps_rows_apart
+from .plan import StudentModel
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from ..teachers.base import Teacher
+    from .base import DistillingTrainer
+
+
+def ready_student(trainer: DistillingTrainer) -> PreTrainedTokenizerBase:
+    """Teach the student the forward of distillation, and return a tokenizer of its own beside the one to be saved."""
+    saved = trainer.saved_tokenizer
+    saved.chat_template = own_template(saved.chat_template)
+    if saved.pad_token_id is None:
+        saved.pad_token = saved.eos_token
+    keep_differentiable(trainer.model)
+    keep_loss_precise(trainer.accelerator)
+    trainer.model_accepts_loss_kwargs = True  # our loss divides by num_items_in_batch itself
+    add_completion_forward(trainer.base_student)
+    for config in (trainer.base_student.config.get_text_config(), trainer.base_student.generation_config):
+        config.pad_token_id = saved.pad_token_id
+    return copy(saved)
+
+
+def check_student(trainer: DistillingTrainer, model: PreTrainedModel) -> None:
+    """Find out where the student's logits come from, and whether it keeps rows apart that share a sequence.
+
+    Args:
+        trainer: The student's.
+        model: The student as it is called in training.
+    """
+    split = getattr(getattr(trainer.accelerator, "parallelism_config", None), "cp_enabled", False)
+    with trainer.accelerator.autocast():
+        with evaluating(model):
+            line = check_logits(trainer.base_student, model)
+        if line:
+            trainer.accelerator.print(f"Student: {line}")
+        check_keeps_rows_apart(trainer.args, trainer.base_student, model, context_parallel=bool(split))
+
+
+def student_of(trainer: DistillingTrainer, loaded_from: str | None) -> StudentModel:
+    """Return what a set-up needs of a trainer's student.
+
+    Args:
+        trainer: The student's.
+        loaded_from: The folder or Hub name that it was loaded from; None for a model that was given.
+    """
+    model, device, source = trainer.base_student, trainer.accelerator.device, None
+    if loaded_from is not None and getattr(model, "quantization_method", None) is None:
+        options = trainer.args.model_init_kwargs or {}
+        assert isinstance(options, dict)
+        source = ModelSource(
+            loaded_from,
+            revision=options.get("revision"),
+            dtype=str(model.dtype).removeprefix("torch."),
+            device=device,
+            trust_remote_code=trainer.args.trust_remote_code,
+        )
+    weights = Student(lambda: trainer.model, trainer=type(trainer))
+    return StudentModel(model.config, trainer.tokenizer, model.generation_config, weights, device, source)
+
+
+def connect_teacher(trainer: DistillingTrainer, teacher: Teacher, *, fresh_adapter: bool) -> None:
+    """Give the student to teachers that are the student itself, and have a moving average follow it.
+
+    Args:
+        trainer: The student's.
+        teacher: Who scores.
+        fresh_adapter: Whether the student's adapter, if it has one, was made for this run.
+
+    Raises:
+        ParamsError: See `check_sharding`.
+        TeacherError: See `check_sharding` and `take_student`; an average of weights that are sharded.
+    """
+    check_sharding(trainer.accelerator, teacher)
+    copied = take_student(teacher, trainer.model, fresh=fresh_adapter)
+    if copied:
+        trainer.accelerator.print(copied)
+    if isinstance(teacher, EmaTeacher):
+        plugin = getattr(trainer.accelerator.state, "deepspeed_plugin", None)
+        teacher.check_whole(trainer.is_fsdp_enabled or (plugin is not None and plugin.zero_stage == 3))
+        trainer.add_callback(EmaCallback(teacher))
+
+
+def ready_teacher(trainer: DistillingTrainer, *, all_ends: bool) -> None:
+    """Have the teacher's model score the prepared rows, and the student stop where they end.
+
+    Args:
+        trainer: Of both.
+        all_ends: Whether the student learns all of the teacher's ends, see `add_taught_ends`.
+    """
+    teacher, rows = trainer.teacher, trainer.train_dataset
+    assert rows is not None
+    add_taught_ends(
+        trainer.base_student.generation_config,
+        completions_of(rows),
+        teacher=teacher,
+        tokenizer=trainer.tokenizer,
+        all_ends=all_ends,
+    )
+    for one in each(teacher):
+        if isinstance(one, LocalTextTeacher):
+            one.rest()  # it has written all that is learnt
+        if not isinstance(one, (LocalTeacher, CrossTeacher)):
+            continue
+        local = one.local if isinstance(one, CrossTeacher) else one
+        with loads_alike(trainer.accelerator, trainer.args, local):
+            one.prepare(lambda model: wrap_teacher(model, trainer.accelerator))
+        with trainer.accelerator.autocast():
+            line = local.check_logits()
+        if line:
+            trainer.accelerator.print(line)
+    if not isinstance(rows, Dataset):
+        return
+    if isinstance(teacher, (LocalTeacher, CrossTeacher)):
+        teacher.expect(rows["teacher_prompt"])
+    elif isinstance(teacher, SeveralTeachers):
+        teacher.expect_of(rows)

@@ -1,0 +1,298 @@
+"""From a configuration to its teacher, one or several, checked against the student."""
+
+from __future__ import annotations
+
+import copy
+from typing import TYPE_CHECKING, Any
+
+from ..config.endpoints import is_openai_name
+from ..errors import ParamsError, TeacherError
+from ..models.architectures import vocabulary_rows
+from ..models.generation import GenerationSettings
+from ..prompts.chat_template_choice import set_chat_template
+from ..prompts.shared_vocabulary import shared_vocabulary
+from ..teachers.base import Teacher, TextTeacher
+from ..teachers.compatibility import check_fitness
+from ..teachers.completions.engines.selection import check_engine
+from ..teachers.completions.generate import settings_identity
+from ..teachers.loading import load_teacher
+from ..teachers.local.cross_tokenizer import check_brings_tokenizer, with_cross_tokenizer
+from ..teachers.local.ema import EMA, EmaTeacher
+from ..teachers.local.initial_student import StartingTeacher
+from ..teachers.local.self_teacher import SELF, SelfTeacher
+from ..teachers.local.teacher import LocalTeacher
+from ..teachers.multi.entries import TeacherEntry
+from ..teachers.multi.teacher import SeveralTeachers
+from ..teachers.remote.request_pool import RemoteSettings
+from ..teachers.server_requirements import find_targets
+from ..teachers.target_store.folder import COMPLETIONS, TargetFolder
+from ..teachers.target_store.reader import StoredTeacher, tokenizer_hash
+from ..teachers.text.local_text import LocalTextTeacher
+from ..teachers.text.recorded import WrittenTeacher
+from .plan import MISSING, Plan, StudentModel
+
+if TYPE_CHECKING:
+    from collections.abc import Hashable
+
+    from transformers import PreTrainedModel
+
+    from ..config.sft_config import DistillationSFTConfig
+    from ..prompts.template import Template
+    from .plan import GivenTeacher
+
+
+def teacher_of(args: DistillationSFTConfig, student: StudentModel, plan: Plan, *, writing: bool = False) -> Teacher:
+    """Return the teacher of a plan, or all that it lists as one, its vocabulary checked.
+
+    With a complete `teacher_store` it is the store, checked against the teacher if one is named.
+
+    Args:
+        args: The configuration.
+        student: The student.
+        plan: What the settings say of teachers and prompts.
+        writing: Whether the store is to be written, so that the teacher itself is needed.
+
+    Raises:
+        ParamsError: There is none, the store cannot be used with these settings, or see `check_fitness`.
+        TeacherError: See `load_teacher`, `shared_vocabulary`, `find_targets`, `SeveralTeachers` and `check_fitness`; a
+            store that is damaged or of something else.
+    """
+    if plan.listed is None:
+        given = args.teacher_model if plan.given is None else plan.given
+        teacher = _one_teacher(args, student, plan, given, args.teacher_revision, writing=writing)
+    else:
+        loaded: dict[Hashable, Teacher] = {}
+        for entry in plan.listed.teachers:
+            if _key(entry) not in loaded:
+                given = entry.model if entry.retained is None else _starting_point(entry, student)
+                loaded[_key(entry)] = _one_teacher(args, student, plan, given, entry.revision)
+        teacher = SeveralTeachers([loaded[_key(entry)] for entry in plan.listed.teachers], plan.listed)
+    check_fitness(args, teacher)
+    return teacher
+
+
+def describe_teacher(args: DistillationSFTConfig, plan: Plan, teacher: Teacher) -> str:
+    """Return a one-line note on how each ambiguous teacher name was resolved, or "" if all were unambiguous.
+
+    Args:
+        args: The configuration.
+        plan: What names the teachers.
+        teacher: What they became.
+    """
+    if isinstance(teacher, SeveralTeachers):
+        both = zip(teacher.listed.teachers, teacher.teachers, strict=True)
+        return "\n".join(filter(None, dict.fromkeys(_note(entry.model, one) for entry, one in both)))
+    given = args.teacher_model if plan.given is None else plan.given
+    return _note(given, teacher)
+
+
+def generation_of(args: DistillationSFTConfig) -> GenerationSettings:
+    """Return how the teacher of a configuration writes."""
+    return GenerationSettings(
+        max_new_tokens=args.distill_max_teacher_length,
+        do_sample=args.teacher_do_sample,
+        temperature=args.teacher_sampling_temperature,
+        top_p=args.teacher_top_p,
+        seed=args.seed,
+        batch_size=args.teacher_batch_size,
+        stop=tuple(args.teacher_stop or ()),
+        engine=args.teacher_engine,
+    )
+
+
+def prompts_and_writing(args: DistillationSFTConfig, template: Template) -> dict[str, Any]:
+    """Return what a store keeps of a configuration: what the teacher reads around an input, and how it writes.
+
+    Args:
+        args: The configuration.
+        template: The teacher's.
+    """
+    return {
+        "teacher_prompt_template": template.content,
+        "teacher_system": template.system.text or "",
+        "generation": settings_identity(generation_of(args)),
+    }
+
+
+def _one_teacher(
+    args: DistillationSFTConfig,
+    student: StudentModel,
+    plan: Plan,
+    given: GivenTeacher,
+    revision: str | None,
+    *,
+    writing: bool = False,
+) -> Teacher:
+    """Return one teacher, its vocabulary checked and shared; a complete store in its place."""
+    tokenizer, rows = student.tokenizer, vocabulary_rows(student.config)
+    stored = None
+    if args.teacher_store is not None and not writing and TargetFolder(args.teacher_store).complete:
+        stored = StoredTeacher(args.teacher_store)
+    if given is None and plan.writers:
+        given = WrittenTeacher(plan.writers, tokenizer=tokenizer)
+    given = stored if given is None else given
+    if given is None:
+        raise ParamsError(MISSING)
+    if args.cross_tokenizer:
+        check_brings_tokenizer(given)
+    teacher = _loaded(args, student, given, revision)
+    if _gives_text(args, teacher, student):
+        assert isinstance(teacher, LocalTeacher)
+        teacher = LocalTextTeacher(teacher, tokenizer=tokenizer)
+    if not isinstance(teacher, (StoredTeacher, WrittenTeacher)):  # which have written
+        check_engine(teacher, args.teacher_engine)
+    if args.teacher_chat_template is not None:
+        _set_chat_template(args, teacher)
+    if isinstance(teacher, TextTeacher) and not args.cross_tokenizer:
+        if args.teacher_store is not None:
+            raise ParamsError(
+                f"teacher_store keeps a teacher's probabilities, and {teacher.name!r} gives text only; drop "
+                "--teacher-store."
+            )
+        teacher.restrict_vocabulary(rows)
+        find_targets(args, teacher)  # before anything costly is asked
+        return teacher
+    if teacher.tokenizer.chat_template is None:
+        teacher.tokenizer.chat_template = tokenizer.chat_template  # a base model reads chats as its student does
+    if args.cross_tokenizer:
+        return with_cross_tokenizer(teacher, tokenizer=tokenizer, student_rows=rows)
+    _share(teacher, student)
+    stored = teacher if isinstance(teacher, StoredTeacher) else stored
+    return teacher if stored is None else _checked_store(args, stored, teacher, student, plan)
+
+
+def _loaded(
+    args: DistillationSFTConfig, student: StudentModel, given: str | PreTrainedModel | Teacher, revision: str | None
+) -> Teacher:
+    """Return the teacher that was given or named, as it is."""
+    if given == SELF:
+        return SelfTeacher(
+            student.weights.load,
+            config=student.config,
+            tokenizer=student.tokenizer,
+            generation_config=student.generation_config,
+            source=student.source,
+        )
+    if given == EMA:
+        return EmaTeacher(
+            student.weights.load,
+            decay=args.teacher_ema_decay,
+            config=student.config,
+            tokenizer=student.tokenizer,
+            generation_config=student.generation_config,
+        )
+    return load_teacher(
+        given,
+        tokenizer=student.tokenizer,
+        revision=revision,
+        dtype=args.teacher_dtype,
+        quantization=args.teacher_quantization,
+        device_map=args.teacher_device_map,
+        trust_remote_code=args.trust_remote_code,
+        device=student.device,
+        remote=RemoteSettings(
+            args.teacher_endpoint,
+            args.teacher_concurrency,
+            args.teacher_timeout,
+            args.teacher_max_requests,
+            args.teacher_max_tokens,
+            args.teacher_max_cost,
+            args.teacher_price_input,
+            args.teacher_price_output,
+            args.teacher_top_k,
+            args.teacher_reasoning,
+        ),
+    )
+
+
+def _checked_store(
+    args: DistillationSFTConfig, stored: StoredTeacher, teacher: Teacher, student: StudentModel, plan: Plan
+) -> StoredTeacher:
+    """Return a complete store in the place of its teacher, checked against that and against the configuration."""
+    if stored is not teacher:
+        if stored.vocabulary is not None:
+            teacher.restrict_vocabulary(stored.vocabulary)
+        stored.check_matches({"teacher": teacher.identity(), "tokenizer": tokenizer_hash(teacher.tokenizer)})
+        _share(stored, student)
+    settings = {**prompts_and_writing(args, plan.teacher_template), "kind": args.teacher_store_kind}
+    if COMPLETIONS not in stored.manifest["files"]:
+        settings["generation"] = None  # the teacher wrote nothing
+    stored.check_matches(settings)
+    stored.check_loss(args.distill_temperature, args.distill_divergence)
+    return stored
+
+
+def _gives_text(args: DistillationSFTConfig, teacher: Teacher, student: StudentModel) -> bool:
+    """Whether a local teacher of another tokenizer is to give text only, since nothing more is demanded of it."""
+    text_alone = not args.strict or args.distill_alpha == 0 or args.allow_text_only_teacher
+    if type(teacher) is not LocalTeacher or not text_alone or args.teacher_store is not None or args.cross_tokenizer:
+        return False
+    try:
+        _share(teacher, student)
+    except TeacherError:
+        return True
+    return False
+
+
+def _set_chat_template(args: DistillationSFTConfig, teacher: Teacher) -> None:
+    """Give a teacher the chat template that was asked for; the student may share its tokenizer, which stays as it is.
+
+    Raises:
+        ParamsError: The teacher renders chats itself.
+        TeacherError: A store that was made with another chat template.
+        TemplateError: See `set_chat_template`.
+    """
+    source = str(args.teacher_chat_template)
+    owner = teacher.writer if isinstance(teacher, LocalTextTeacher) else teacher
+    if isinstance(owner, TextTeacher):
+        raise ParamsError(
+            f"teacher_chat_template is {source!r}, but teacher_model {teacher.name!r} is sent messages and renders "
+            "them itself; drop --teacher-chat-template."
+        )
+    own = copy.deepcopy(owner.tokenizer)
+    set_chat_template(own, source, role="teacher_chat_template", trust_remote_code=args.trust_remote_code)
+    if not isinstance(owner, StoredTeacher):
+        owner.tokenizer = own  # type: ignore[misc]
+    elif own.chat_template != owner.tokenizer.chat_template:
+        raise TeacherError(
+            f"teacher_store {str(args.teacher_store)!r} was made with another chat template than "
+            f"--teacher-chat-template {source!r}; give the same, or make a new store."
+        )
+
+
+def _share(teacher: Teacher, student: StudentModel) -> None:
+    """Check a teacher's vocabulary against the student's and restrict it to what both have."""
+    teacher.restrict_vocabulary(
+        shared_vocabulary(
+            student.tokenizer,
+            teacher.tokenizer,
+            student_rows=vocabulary_rows(student.config),
+            teacher_rows=teacher.vocabulary_rows,
+            teacher_name=teacher.name,
+        )
+    )
+
+
+def _note(given: GivenTeacher, teacher: Teacher) -> str:
+    """Return how one teacher's name was resolved if it was ambiguous."""
+    if isinstance(teacher, TextTeacher):
+        return f"Teacher: {teacher.describe()}"
+    if isinstance(given, str) and is_openai_name(given):
+        return f"Teacher: the folder {given} (openai:{given} is the model of this name at OpenAI)"
+    return ""
+
+
+def _starting_point(entry: TeacherEntry, student: StudentModel) -> StartingTeacher:
+    """Return the student's starting point as a teacher."""
+    return StartingTeacher(
+        student.weights.load,
+        name=entry.name,
+        config=student.config,
+        tokenizer=student.tokenizer,
+        generation_config=student.generation_config,
+    )
+
+
+def _key(entry: TeacherEntry) -> Hashable:
+    """Return what tells one model of the list from another."""
+    return (entry.model, entry.revision) if isinstance(entry.model, str) else id(entry.model)
