@@ -29,7 +29,7 @@ from trl_distill.data.cross_tokenizer.token_bytes import token_bytes
 from trl_distill.data.cross_tokenizer.tokenizer_pair import TokenizerPair
 from trl_distill.embedded import embedded_path
 from trl_distill.errors import DataError, ParamsError, TeacherError
-from trl_distill.losses.cross_tokenizer_reference import cross_divergence_from_logits
+from trl_distill.losses.reference import cross_divergence_from_logits
 from trl_distill.teachers.local.cross_tokenizer import CrossTeacher
 
 PAIRS = {

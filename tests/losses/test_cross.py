@@ -16,8 +16,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from trl_distill.losses import LMHead, LossSettings, ModelSide, distillation_loss_from_logits, divergence
 from trl_distill.losses.checks import check_settings
 from trl_distill.losses.cross_tokenizer import Compared, add_cross_divergence, cross_divergence
-from trl_distill.losses.cross_tokenizer_reference import Matched, cross_divergence_from_logits
 from trl_distill.losses.dense import dense_loss
+from trl_distill.losses.reference import Matched, cross_divergence_from_logits
 from trl_distill.losses.signals import CrossTokenizerSignal
 
 KINDS = ["forward_kl", "reverse_kl", "jsd"]

@@ -7,11 +7,10 @@ by torch's operations (`tile`); `impl="plain"` holds all logits.
 from __future__ import annotations
 
 from .checks import check_sparse_divergence
-from .cross_tokenizer_reference import Matched, cross_divergence_from_logits
 from .dense import fused_distillation_loss
 from .lm_head import LMHead, ModelSide, head_logits
 from .mixture import mixture_distillation_loss
-from .reference import distillation_loss_from_logits, divergence, mixture_logits
+from .reference import Matched, cross_divergence_from_logits, distillation_loss_from_logits, divergence, mixture_logits
 from .result import DistillationLoss
 from .settings import LossSettings
 from .sparse import sampled_distillation_loss, topk_distillation_loss

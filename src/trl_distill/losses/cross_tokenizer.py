@@ -14,18 +14,18 @@ from typing import Any, NamedTuple
 import torch
 from torch.autograd.function import once_differentiable
 
-from .cross_tokenizer_reference import Matched, cross_divergence_from_logits
 from .fused.divergences import settled
 from .fused.products import multiply
 from .fused.projection import Projection, projection_of
-from .fused.tile_plan import MIB
+from .fused.tile_plan import MIB, blocks
 from .lm_head import ModelSide
+from .reference import Matched, cross_divergence_from_logits
 from .result import DistillationLoss, wide_dtype
 from .settings import LossSettings
 
 Tensor = torch.Tensor
 COPIES = 6  # numbers held at a time for each logit of a tile: itself, its parts, their sorted copy and its places
-BLOCK = 8192  # vocabulary rows that are projected at a time
+BLOCK = 8192  # vocabulary rows that are projected at a time, since a part of the weight may be copied for that
 
 
 class Compared(NamedTuple):
@@ -138,8 +138,7 @@ class _CrossDivergence(torch.autograd.Function):
         agree = values.new_zeros(())
         size = _tile_rows(student, teacher, settings.tile_bytes)
         with torch.autocast(hidden.device.type, enabled=False):
-            for start in range(0, len(hidden), size):
-                index = slice(start, min(start + size, len(hidden)))
+            for index in blocks(0, len(hidden), size):
                 tile = _Tile(student, teacher, matched, settings, index)
                 values[index] = tile.values
                 agree = agree + tile.agreeing
@@ -181,18 +180,18 @@ class _Tile:
         p, q = log_p.exp(), log_q.exp()
         ids, kind, beta = self.matched.student, self.settings.divergence, self.settings.jsd_beta
         if kind == "forward_kl":
-            value = settled(p * (log_p - log_q), self).sum(0)
+            value = settled(p * (log_p - log_q), self.rules_out).sum(0)
             slope = q.sub_(p)
         elif kind == "reverse_kl":
             gap = log_q - log_p
-            value = settled(q * gap, self).sum(0)
-            slope = settled(q.mul_(gap.sub_(value)), self)
+            value = settled(q * gap, self.rules_out).sum(0)
+            slope = settled(q.mul_(gap.sub_(value)), self.rules_out)
         else:
             log_m = torch.logaddexp(log_p + math.log(beta), log_q + math.log1p(-beta))
             gap = log_q - log_m
-            to_mixture = settled(q * gap, self).sum(0)
-            value = beta * settled(p * (log_p - log_m), self).sum(0) + (1 - beta) * to_mixture
-            slope = settled(q.mul_(gap.sub_(to_mixture)), self).mul_(1 - beta)
+            to_mixture = settled(q * gap, self.rules_out).sum(0)
+            value = beta * settled(p * (log_p - log_m), self.rules_out).sum(0) + (1 - beta) * to_mixture
+            slope = settled(q.mul_(gap.sub_(to_mixture)), self.rules_out).mul_(1 - beta)
         self.gradient.index_add_(0, ids, slope.mul_(mass))
         return mass * value
 
@@ -217,7 +216,7 @@ class _Tile:
         grad = self.gradient.mul_(student.head.scale if slope is None else slope).div_(student.temperature)
         hidden, weight, bias = grads
         rows = student.rows(index)
-        for block in _blocks(student):
+        for block in blocks(0, student.vocabulary_rows, BLOCK):
             if hidden is not None:
                 student.add_hidden_gradient(hidden[index], grad[block], block)
             if weight is not None:
@@ -230,15 +229,9 @@ def _logits(side: Projection, index: slice) -> Tensor:
     """Return softened logits [V, R] of a tile."""
     write = side.tile_logits(index)
     z = torch.empty(side.vocabulary_rows, index.stop - index.start, dtype=side.wide, device=side.hidden.device)
-    for block in _blocks(side):
+    for block in blocks(0, side.vocabulary_rows, BLOCK):
         write(block, z[block])
     return z
-
-
-def _blocks(side: Projection) -> list[slice]:
-    """Return the vocabulary in parts, since a part of the weight may be copied to be multiplied."""
-    rows = side.vocabulary_rows
-    return [slice(start, min(start + BLOCK, rows)) for start in range(0, rows, BLOCK)]
 
 
 def _parts(z: Tensor, matched: Tensor, rest: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -42,27 +42,11 @@ def mixture_distillation_loss(
 ) -> DistillationLoss:
     """Sum of alpha T^2 D(sum_i w_i p_i, student_T) + (1 - alpha) CE over N tokens, p_i teacher i softened by T.
 
-    Precision, gradients and the student's arguments are those of `fused_distillation_loss`. "fused" needs two blocks of
-    scratch beyond `tile_bytes`.
-
-    Args:
-        student_hidden: [N, H_s].
-        student_weight: [V_s, H_s]; None if `student_hidden` are logits [N, V_s] already.
-        targets: [N] int64; rows of `ignore_index` are dropped.
-        teachers: The M teachers, of any widths; hidden states of a token at which one's weight is 0 are ignored, as
-            long as they are finite.
-        weights: [N, M], at least 0, each row with a sum above 0; rows are normalised.
-        alpha: Weight of the divergence, above 0 and at most 1.
-        temperature: T > 0.
-        divergence: As in `fused_distillation_loss`.
-        jsd_beta: As in `fused_distillation_loss`.
-        student_bias: [V_s] or None.
-        student_softcap: Bound of the student's logits, or None.
-        student_scale: Factor of the student's logits before the softcap.
-        vocabulary: Rows that all share and are renormalised to; the default is the smallest V.
-        ignore_index: Target that marks a token to leave out.
-        impl: "fused", or "plain" with the logits of all tokens in memory.
-        tile_bytes: Working memory of "fused", in bytes.
+    Precision, gradients and the arguments that both have are those of `fused_distillation_loss`, with alpha above 0.
+    `teachers` are M models of any widths, `weights` [N, M] are at least 0, each row with a sum above 0; rows are
+    normalised. Hidden states of a token at which a teacher's weight is 0 are ignored, as long as they are finite.
+    `vocabulary` is the rows that all share and are renormalised to, the smallest V by default. "fused" needs two blocks
+    of scratch beyond `tile_bytes`.
 
     Raises:
         ValueError: Arguments that do not fit together or lie outside what is accepted; the sentence names them.

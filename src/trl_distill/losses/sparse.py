@@ -107,27 +107,12 @@ def topk_distillation_loss(
 ) -> DistillationLoss:
     """Sum of alpha T^2 KL(teacher_T, student_T) + (1 - alpha) CE(student, targets), the teacher's side from a store.
 
-    Only the student is projected, in tiles as by `fused_distillation_loss`, whose arguments not named here are the
-    same. A token with no known token trains on the cross-entropy alone, as with alpha 0.
-
-    Args:
-        student_hidden: [N, H_s].
-        student_weight: [V_s, H_s], or None.
-        targets: [N] int64.
-        token_ids: [N, k]; see `TopKTokens`. These three may be on the CPU; there ids are checked, while on a GPU an id
-            that is no row makes the loss NaN.
-        log_probs: [N, k].
-        log_normalizer: [N], at the temperature given here.
-        vocabulary: Rows [0, vocabulary) over which teacher and student are normalised; at most V_s.
-        alpha: Weight of the divergence, from 0 to 1.
-        temperature: T > 0 of the divergence.
-        divergence: "forward_kl"; the others need the teacher's whole distribution.
-        student_bias: [V_s] or None.
-        student_softcap: Bound of the student's logits, or None.
-        student_scale: Factor of the student's logits before the softcap.
-        ignore_index: Target that marks a token to leave out.
-        impl: "fused" or "plain".
-        tile_bytes: Working memory of "fused" at most, in bytes.
+    Only the student is projected, in tiles as by `fused_distillation_loss`, which describes the arguments that both
+    have. `token_ids` and `log_probs` [N, k] and `log_normalizer` [N], at the temperature given here, are those of
+    `TopKTokens`. They may be on the CPU; there ids are checked, while on a GPU an id that is no row makes the loss NaN.
+    A token with no known token trains on the cross-entropy alone, as with alpha 0. `vocabulary` is the rows
+    [0, vocabulary) over which teacher and student are normalised, at most V_s. `divergence` has to be "forward_kl"; the
+    others need the teacher's whole distribution.
 
     Returns:
         As `fused_distillation_loss`; `top1_agreement` counts by the first token.

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from ...errors import TeacherError
-from ...losses.cross_tokenizer_reference import Matched
+from ...losses.reference import Matched
 from ...prompts.chat_template import ChatTemplate
 from ...prompts.fitting import Limits, fit
 from ...prompts.shared_vocabulary import PROBE

@@ -19,7 +19,7 @@ from .products import kept_dtype
 from .projection import Projection
 from .sparse_tile import SparseTile
 from .tile import Buffers, Gradients, Tile, Weights
-from .tile_plan import KernelPlan, Plan, plan_tiles
+from .tile_plan import KernelPlan, Plan, blocks, plan_tiles
 
 Tensor = torch.Tensor
 
@@ -96,13 +96,25 @@ class _FusedLoss(torch.autograd.Function):
 def _compute(
     problem: Problem, valid: Tensor | None, weights: Weights, plan: Plan | KernelPlan, wanted: tuple[bool, ...]
 ) -> tuple[DistillationLoss, tuple[Tensor | None, ...]]:
-    """Return the outcome, and the gradients of the loss in the student's hidden states, weight and bias."""
+    """Return the loss, and its gradients in the student's hidden states, weight and bias."""
     if isinstance(plan, KernelPlan):
         from .gpu_pass import DensePass, SparsePass  # they import triton
 
         assert valid is not None
         kernels = (DensePass if problem.known is None else SparsePass)(problem, plan)
-        return gpu.compute(problem, valid, weights, plan, wanted, kernels)
+        out, (hidden, weight, bias) = gpu.compute(problem, valid, weights, plan, wanted, kernels)
+    else:
+        out, (hidden, weight, bias) = _compute_tiles(problem, valid, weights, plan, wanted)
+    student = problem.student
+    if weight is not None and student.head.weight is not None:
+        weight = weight.to(kept_dtype(student.head.weight.dtype, student.wide))
+    return out, (hidden, weight, bias)
+
+
+def _compute_tiles(
+    problem: Problem, valid: Tensor | None, weights: Weights, plan: Plan, wanted: tuple[bool, ...]
+) -> tuple[DistillationLoss, Gradients]:
+    """As `_compute`, without kernels; the weight's gradient may be in a wider precision."""
     student, count = problem.student, len(problem.labels)
     tokens = count if valid is None else len(valid)
     ce = torch.zeros(count, dtype=student.wide, device=problem.labels.device)
@@ -111,8 +123,7 @@ def _compute(
     kind = Tile if problem.known is None else SparseTile
     with torch.autocast(problem.labels.device.type, enabled=False):
         buffers = Buffers(plan, problem)
-        for start in range(0, tokens, plan.rows):
-            span = slice(start, min(start + plan.rows, tokens))
+        for span in blocks(0, tokens, plan.rows):
             index = span if valid is None else valid[span]
             tile = kind(problem, plan, buffers, index)
             tile.measure()
@@ -120,23 +131,17 @@ def _compute(
             own = weights.of(index, ce)
             sums += torch.stack([*(c.sum() for c in counts), _sum(own, ce[index], kl[index])])
             if any(wanted):
-                tile.add_gradients(*own, gradients, first=start == 0)
-    weight = gradients.weight
-    if weight is not None and student.head.weight is not None:
-        weight = weight.to(kept_dtype(student.head.weight.dtype, student.wide))
-    return DistillationLoss(ce, kl, *sums.unbind()), (gradients.hidden, weight, gradients.bias)
+                tile.add_gradients(*own, gradients, first=span.start == 0)
+    return DistillationLoss(ce, kl, *sums.unbind()), gradients
 
 
 def _empty_gradients(student: Projection, wanted: tuple[bool, ...], tiles: int) -> Gradients:
     """Return room for the gradients; wide, but for a weight gradient that a single tile writes at once."""
-    head = student.head
-    hidden = torch.zeros_like(student.hidden, dtype=student.wide) if wanted[0] else None
-    weight = bias = None
-    if wanted[1] and head.weight is not None:
-        dtype = student.wide if tiles > 1 else kept_dtype(head.weight.dtype, student.wide)
-        weight = (torch.empty_like if tiles else torch.zeros_like)(head.weight, dtype=dtype)
-    if wanted[2] and head.bias is not None:
-        bias = torch.zeros_like(head.bias, dtype=student.wide)
+    hidden, weight, bias = (t if given else None for t, given in zip(student.tensors, wanted, strict=True))
+    hidden, bias = (None if t is None else torch.zeros_like(t, dtype=student.wide) for t in (hidden, bias))
+    if weight is not None:
+        dtype = student.wide if tiles > 1 else kept_dtype(weight.dtype, student.wide)
+        weight = (torch.empty_like if tiles else torch.zeros_like)(weight, dtype=dtype)
     return Gradients(hidden, weight, bias)
 
 

@@ -16,7 +16,7 @@ Tensor = torch.Tensor
 
 
 class Sums(Protocol):
-    """What a pass over the vocabulary has summed up per token, each [rows]."""
+    """The sums of a pass over the vocabulary, one for each token, [rows]."""
 
     total_s: Tensor  # Z_s
     total_t: Tensor  # Z_t
@@ -24,18 +24,12 @@ class Sums(Protocol):
     rules_out: bool  # whether a logit may be -inf
 
 
-class MayRuleOut(Protocol):
-    """What knows whether a logit may be -inf."""
-
-    rules_out: bool
-
-
-def settled(product: Tensor, of: MayRuleOut) -> Tensor:
-    """Return a product of probabilities and logarithms in which 0 * inf is 0; it is changed in place.
+def settled(product: Tensor, rules_out: bool) -> Tensor:
+    """Return a product of probabilities and logarithms in which 0 * inf is 0, changed in place if a logit may be -inf.
 
     A logit that is NaN makes its side's total NaN too, and with it every value, so that none is hidden here.
     """
-    return product.nan_to_num_(nan=0.0, posinf=torch.inf, neginf=-torch.inf) if of.rules_out else product
+    return product.nan_to_num_(nan=0.0, posinf=torch.inf, neginf=-torch.inf) if rules_out else product
 
 
 class ForwardKL:
@@ -45,11 +39,11 @@ class ForwardKL:
 
     def add(self, sums: Sums, gap: Tensor, es: Tensor, et: Tensor) -> None:
         """Add a block's sum of e^t (t - s); `gap` is t - s and is used up."""
-        sums.cross += settled(gap.mul_(et), sums).sum(0)
+        sums.cross += settled(gap.mul_(et), sums.rules_out).sum(0)
 
     def rescale(self, sums: Sums, factor_s: Tensor, factor_t: Tensor, shift: Tensor) -> None:
-        """Follow both maxima: e^s and e^t shrink by the factors, t - s moves by the shift. Before the totals."""
-        settled(sums.cross.add_(shift * sums.total_t).mul_(factor_t), sums)
+        """Follow both maxima, before the totals do: e^s and e^t shrink by the factors, t - s moves by the shift."""
+        settled(sums.cross.add_(shift * sums.total_t).mul_(factor_t), sums.rules_out)
 
     def value(self, sums: Sums) -> Tensor:
         """Return the divergence once all blocks are in."""
@@ -68,11 +62,11 @@ class ReverseKL:
 
     def add(self, sums: Sums, gap: Tensor, es: Tensor, et: Tensor) -> None:
         """Add a block's sum of e^s (s - t); `gap` is t - s and is used up."""
-        sums.cross -= settled(gap.mul_(es), sums).sum(0)
+        sums.cross -= settled(gap.mul_(es), sums.rules_out).sum(0)
 
     def rescale(self, sums: Sums, factor_s: Tensor, factor_t: Tensor, shift: Tensor) -> None:
         """As for the forward divergence."""
-        settled(sums.cross.sub_(shift * sums.total_s).mul_(factor_s), sums)
+        settled(sums.cross.sub_(shift * sums.total_s).mul_(factor_s), sums.rules_out)
 
     def value(self, sums: Sums) -> Tensor:
         """Return the divergence once all blocks are in."""
@@ -81,7 +75,7 @@ class ReverseKL:
     def gradient(self, sums: Sums, weight: Tensor, s: Tensor, t: Tensor, es: Tensor, out: Tensor) -> None:
         """Write weight * d KL / d s into `out`: log q - log p - KL is s - t less the mean of s - t under q."""
         torch.sub(s, t, out=out)
-        settled(out.sub_(sums.cross / sums.total_s).mul_(es), sums).mul_(weight / sums.total_s)
+        settled(out.sub_(sums.cross / sums.total_s).mul_(es), sums.rules_out).mul_(weight / sums.total_s)
 
 
 class JensenShannon:
@@ -101,7 +95,7 @@ class JensenShannon:
         """Nothing can be summed before the softmaxes are complete."""
 
     def rescale(self, sums: Sums, factor_s: Tensor, factor_t: Tensor, shift: Tensor) -> None:
-        """Nothing to follow."""
+        """Nothing to rescale."""
 
     def add_complete(self, sums: Sums, s: Tensor, t: Tensor) -> None:
         """Add a block to the value and to KL(q || m); `s` and `t` are used up."""
@@ -127,7 +121,7 @@ class JensenShannon:
 
         There p has vanished in every precision. Of a token that both rule out d is 0.
         """
-        gap = settled((t - s).sub_(sums.total_t.log() - sums.total_s.log()), sums).clamp_(-1000.0, 80.0)
+        gap = settled((t - s).sub_(sums.total_t.log() - sums.total_s.log()), sums.rules_out).clamp_(-1000.0, 80.0)
         return gap, torch.expm1(gap).mul_(self.beta).log1p_()
 
 

@@ -11,7 +11,6 @@ import functools
 import importlib.util
 import logging
 import os
-from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from typing import NamedTuple, Protocol
@@ -24,7 +23,7 @@ from .problem import Problem
 from .products import HALF, kept_dtype, multiply
 from .projection import Projection
 from .tile import Weights
-from .tile_plan import KernelPlan, padded, plan_kernels
+from .tile_plan import KernelPlan, blocks, padded, plan_kernels
 
 Tensor = torch.Tensor
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # Triton runs its kernels on the CPU then
@@ -201,38 +200,30 @@ def compute(
     with torch.cuda.device_of(student.hidden), torch.autocast(student.hidden.device.type, enabled=False):
         values = torch.zeros(6, tokens, dtype=student.wide, device=student.hidden.device)
         labels = problem.labels.contiguous()  # kernels go from one to the next
-        scaled = _scaled(weights, student, counted, values[0])
+        ce, kl, unit = _scaled(weights, student, counted, values[0])
         head = KernelHead(student, plan)
-        gradients = _Gradients(head, counted, scaled.unit, plan, wanted)
-        for group in _spans(slice(0, tokens), plan.group):
-            for span in _spans(group, plan.rows):
+        gradients = _Gradients(head, counted, unit, plan, wanted)
+        for group in blocks(0, tokens, plan.group):
+            for span in blocks(group.start, group.stop, plan.rows):
                 kernels(
                     Rows(
                         *(span, head.logits(span), labels[span], counted[span]),
-                        *(scaled.ce[span], scaled.kl[span], values[:, span], gradients.of_logits(group, span)),
+                        *(ce[span], kl[span], values[:, span], gradients.of_logits(group, span)),
                     )
                 )
             gradients.multiply(group)
         entropy, agreement, correct, loss = values[2:].sum(1).unbind()
-        outcome = DistillationLoss(values[0], values[1], entropy, agreement, correct, loss * scaled.unit)
+        outcome = DistillationLoss(values[0], values[1], entropy, agreement, correct, loss * unit)
         return outcome, gradients.finished()
 
 
-def _spans(whole: slice, size: int) -> Iterator[slice]:
-    for start in range(whole.start, whole.stop, size):
-        yield slice(start, min(start + size, whole.stop))
+def _scaled(
+    weights: Weights, student: Projection, counted: Tensor, like: Tensor
+) -> tuple[Tensor, Tensor, float | Tensor]:
+    """Return the weights of both terms over a unit, [N], and that unit; tokens that do not count have a weight of 0.
 
-
-class _Scaled(NamedTuple):
-    """Weights [N] of both terms over `unit`, which keeps the gradient of logits where half precision is at its best."""
-
-    ce: Tensor
-    kl: Tensor
-    unit: float | Tensor
-
-
-def _scaled(weights: Weights, student: Projection, counted: Tensor, like: Tensor) -> _Scaled:
-    """Spread weights over the tokens; those that do not count have none."""
+    The unit keeps the gradient of logits in the range in which half precision is most exact.
+    """
     typical = weights.ce if weights.typical_ce is None else weights.typical_ce
     ce, kl = (torch.where(counted, _on(like, w), 0.0) for w in (weights.ce, weights.kl))
     unit: float | Tensor
@@ -244,7 +235,7 @@ def _scaled(weights: Weights, student: Projection, counted: Tensor, like: Tensor
     else:
         of_logits = weights.kl / student.temperature
         unit = typical if typical > LEAST * of_logits else of_logits
-    return _Scaled(ce / unit, kl / unit, unit)
+    return ce / unit, kl / unit, unit
 
 
 def _on(like: Tensor, weight: float | Tensor) -> Tensor:
@@ -303,12 +294,9 @@ class _Gradients:
 
     def finished(self) -> tuple[Tensor | None, ...]:
         """Return the gradients of hidden states, weight and bias."""
-        weight = self.weight
         del self.place
         if isinstance(self.unit, Tensor):
-            for gradient in (self.hidden, weight, self.bias):
+            for gradient in (self.hidden, self.weight, self.bias):
                 if gradient is not None:
                     scale(gradient, self.unit)
-        if weight is not None and self.head.head.weight is not None:
-            weight = weight.to(kept_dtype(self.head.head.weight.dtype, self.head.side.wide))
-        return self.hidden, weight, self.bias
+        return self.hidden, self.weight, self.bias

@@ -16,7 +16,7 @@ import torch
 from ..lm_head import ModelSide
 from ..settings import LossSettings
 from .products import multiply
-from .tile_plan import padded
+from .tile_plan import blocks, padded
 
 Tensor = torch.Tensor
 TileLogits = Callable[[slice, Tensor], Tensor]  # writes a tile's logits over a block of the vocabulary
@@ -158,9 +158,8 @@ class MixtureProjection:
     def _log_normalizer(self, tile: TileLogits, like: Tensor) -> Tensor:
         """Return log sum_v exp(z(v)) of one teacher's tile, [R]."""
         total = torch.full_like(like, -torch.inf)
-        for start in range(0, self.vocabulary, BLOCK):
-            block = slice(start, min(start + BLOCK, self.vocabulary))
-            place = like.new_empty(block.stop - start, len(like))
+        for block in blocks(0, self.vocabulary, BLOCK):
+            place = like.new_empty(block.stop - block.start, len(like))
             total = torch.logaddexp(total, tile(block, place).logsumexp(0))
         return total
 

@@ -15,7 +15,7 @@ import torch
 
 from .divergences import settled
 from .problem import Problem
-from .tile import Buffers, Tile, power
+from .tile import Buffers, Tile, by_block, power
 from .tile_plan import Plan
 
 Tensor = torch.Tensor
@@ -35,7 +35,7 @@ class SparseTile(Tile):
         known, wide = problem.known, problem.student.wide
         assert known is not None
         self.ids = known.token_ids[index].t()
-        self._sort_ids()
+        self._in_shared = by_block(self.ids.reshape(-1), self.shared)  # ids of no token lie before all
         self.p = known.probs[index].t().to(wide)
         self.tail_p = None if known.tail is None else known.tail[index].to(wide)
         self.negentropy = None if known.negentropy is None else known.negentropy[index].to(wide)
@@ -82,7 +82,7 @@ class SparseTile(Tile):
         self._rescale_at_one(fall)
         at_one = (s * self.temperature).exp()
         self.total += at_one.sum(0)
-        self.moment += settled(at_one * s, self).sum(0) * self.temperature
+        self.moment += settled(at_one * s, self.rules_out).sum(0) * self.temperature
         self.peak_s = self.peak_all = peak
         self.at_top = self.top[0]
 
@@ -90,7 +90,7 @@ class SparseTile(Tile):
         """Return the divergence over the k + 1 buckets per token."""
         log_total = self.peak_s + self.total_s.log()
         own = torch.xlogy(self.p, self.p).sum(0) if self.negentropy is None else self.negentropy
-        out = own - settled(self.p * (self.top - log_total), self).sum(0)
+        out = own - settled(self.p * (self.top - log_total), self.rules_out).sum(0)
         if self.tail_p is None:
             return out
         log_tail = self.tail_peak + self.tail.log() - log_total
@@ -145,17 +145,8 @@ class SparseTile(Tile):
         gradient[places, rows] = patch[ranks, rows]
         return gradient
 
-    def _sort_ids(self) -> None:
-        """Order the known tokens by id, so that a block finds its own at once; those that are none lie before all."""
-        flat = self.ids.reshape(-1)
-        self._order = flat.argsort()
-        starts = [block.start for block in self.shared]
-        edges = torch.searchsorted(flat[self._order], torch.tensor(starts, device=flat.device)).tolist()
-        self._edges = dict(zip(starts, zip(edges, [*edges[1:], len(flat)], strict=True), strict=True))
-
     def _known_in(self, block: slice) -> tuple[Tensor, Tensor, Tensor]:
         """Return rank, token and place of the known tokens that lie in a block."""
-        first, last = self._edges[block.start]
-        picked = self._order[first:last]
+        picked = self._in_shared[block.start]
         ranks, rows = picked // self.ids.shape[1], picked % self.ids.shape[1]
         return ranks, rows, self.ids[ranks, rows] - block.start

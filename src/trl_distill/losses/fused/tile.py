@@ -5,15 +5,17 @@ The elementwise steps of a block run in place on a few small buffers, so they st
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple
 
 import torch
 
 from .divergences import JensenShannon, divergence_of, settled
 from .problem import Problem
 from .products import multiply
-from .tile_plan import Plan
+from .tile_plan import Plan, blocks
 
 Tensor = torch.Tensor
 WHOLE = (1, 2, 3, 4)  # temperatures whose powers are cheap products
@@ -55,8 +57,7 @@ class Weights:
         return ce, kl
 
 
-@dataclass(frozen=True)
-class Gradients:
+class Gradients(NamedTuple):
     """Where a tile adds its part of the gradients; None for one that is not wanted.
 
     Attributes:
@@ -109,9 +110,9 @@ class Tile:
         self.divergence = divergence_of(problem.settings)
         self.temperature = problem.settings.temperature
         self.labels = problem.labels[index]
-        self.shared = _blocks(0, problem.vocabulary, plan.block)
-        self.rest = _blocks(problem.vocabulary, problem.student.vocabulary_rows, plan.block)
-        self._sort_labels()
+        self.shared = blocks(0, problem.vocabulary, plan.block)
+        self.rest = blocks(problem.vocabulary, problem.student.vocabulary_rows, plan.block)
+        self._in_block = by_block(self.labels, (*self.shared, *self.rest))
         zeros = self.student_rows.new_zeros(len(self.labels), dtype=problem.student.wide)
         low = zeros - 1e30  # below every logit, and far from overflow where two of them are subtracted
         self.peak_s, self.peak_t, self.peak_all = low, low.clone(), low
@@ -209,7 +210,7 @@ class Tile:
     def _add_at_one(self, s: Tensor, e: Tensor, product: Tensor, mass: Tensor | None = None) -> None:
         """Add a block to the student's softmax at T = 1, e = exp(T s): its sum, which may be known, and mean logit."""
         self.total += e.sum(0) if mass is None else mass
-        self.moment += settled(torch.mul(e, s, out=product), self).sum(0) * self.temperature
+        self.moment += settled(torch.mul(e, s, out=product), self.rules_out).sum(0) * self.temperature
 
     def _note_labels(self, z: Tensor, block: slice) -> None:
         """Note the z of the labels that lie in a block."""
@@ -308,22 +309,19 @@ class Tile:
             self.teacher_logits(block, z_t)
         return z_s, z_t
 
-    def _sort_labels(self) -> None:
-        """Order the tokens by label, so that a block finds its own at once."""
-        order = self.labels.argsort()
-        starts = [block.start for block in (*self.shared, *self.rest)]
-        edges = torch.searchsorted(self.labels[order], torch.tensor(starts, device=order.device)).tolist()
-        spans = zip(edges, [*edges[1:], len(order)], strict=True)
-        self._in_block = {start: order[a:b] for start, (a, b) in zip(starts, spans, strict=True)}
-
     def _labels_in(self, block: slice) -> tuple[Tensor, Tensor]:
         """Return the tokens whose label lies in a block, and the labels' places in it."""
         rows = self._in_block[block.start]
         return rows, self.labels[rows] - block.start
 
 
-def _blocks(start: int, stop: int, size: int) -> list[slice]:
-    return [slice(a, min(a + size, stop)) for a in range(start, stop, size)]
+def by_block(ids: Tensor, parts: Sequence[slice]) -> dict[int, Tensor]:
+    """Return the places in `ids` [n] of those that lie in a block, by its start; ids before all blocks are left out."""
+    order = ids.argsort()
+    starts = [block.start for block in parts]
+    edges = torch.searchsorted(ids[order], torch.tensor(starts, device=order.device)).tolist()
+    spans = zip(edges, [*edges[1:], len(order)], strict=True)
+    return {start: order[a:b] for start, (a, b) in zip(starts, spans, strict=True)}
 
 
 def power(e: Tensor, s: Tensor | None, temperature: float, out: Tensor) -> Tensor:

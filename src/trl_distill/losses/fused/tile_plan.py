@@ -102,6 +102,11 @@ class KernelPlan:
         return -(-vocabulary // columns), columns
 
 
+def blocks(start: int, stop: int, size: int) -> list[slice]:
+    """Return [start, stop) in parts of a size, the last of which may be smaller."""
+    return [slice(first, min(first + size, stop)) for first in range(start, stop, size)]
+
+
 def padded(columns: int) -> int:
     """Return a row's length in memory, so that every row can be read and written 16 numbers at a time."""
     return -(-columns // 16) * 16

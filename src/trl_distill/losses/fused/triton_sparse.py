@@ -18,14 +18,6 @@ KNOWN = ["ids", "picked", "probs", "tails", "negentropies"]
 
 
 @triton.jit
-def load_known(picked, ids, k, K: tl.constexpr):
-    """Return ranks, ids and logits [K] of a row's known tokens; -1 and -inf where there is none."""
-    rank = tl.arange(0, K)
-    columns = tl.load(ids + rank, mask=rank < k, other=-1)
-    return rank, columns, tl.load(picked + rank, mask=rank < k, other=float("-inf"))
-
-
-@triton.jit
 def load_rest(row, bias, columns, stop, readable, SCALE: tl.constexpr, CAP: tl.constexpr, WIDE: tl.constexpr):
     """As `load_logits`, and -inf where a known token was moved out, which a softcap would hide."""
     z = load_logits(row, bias, columns, stop, readable, SCALE, CAP, WIDE)
@@ -58,34 +50,6 @@ def pick_kernel(
         tl.store(student + columns, gone, mask=there)
 
 
-@triton.jit
-def sum_tail(
-    student, bias, start, stop, readable, inv, SCALE: tl.constexpr, CAP: tl.constexpr, ONE: tl.constexpr,
-    BLOCK: tl.constexpr, WIDE: tl.constexpr,
-):  # fmt: skip
-    """Return the maximum of columns [start, stop), their total at T, and their total and mean logit at T = 1."""
-    peak = tl.full([], LOW, WIDE)
-    total_t = tl.zeros([BLOCK], WIDE)
-    total = tl.zeros([BLOCK], WIDE)
-    moment = tl.zeros([BLOCK], WIDE)
-    for first in tl.range(start, stop, BLOCK, num_stages=STAGES):
-        columns = first + tl.arange(0, BLOCK)
-        own = load_rest(student, bias, columns, stop, readable, SCALE, CAP, WIDE)
-        higher = tl.maximum(peak, tl.max(own))
-        fall = peak - higher
-        factor = tl.exp(fall)
-        moment = times(factor, moment + fall * total)
-        peak = higher
-        at_one = tl.exp(own - peak)
-        total = total * factor + at_one
-        moment += times(at_one, own - peak)
-        if not ONE:
-            total_t = total_t * tl.exp(fall * inv) + tl.exp((own - peak) * inv)
-    if ONE:
-        total_t = total
-    return peak, tl.sum(total_t), tl.sum(total), tl.sum(moment)
-
-
 @triton.jit(do_not_specialize_on_alignment=["counted"])
 def tail_sums_kernel(
     student, stride_s, readable_s, size, bias_s, vocabulary, counted, sums, chunk, temperature,
@@ -99,17 +63,34 @@ def tail_sums_kernel(
         inv = tl.full([], 1.0, WIDE) / temperature
         start = part * chunk
         stop = tl.minimum(start + chunk, size)
-        peak, total_t, total, moment = sum_tail(
-            student, bias_s, start, tl.minimum(stop, vocabulary), readable_s, inv, SCALE_S, CAP_S, ONE, BLOCK, WIDE
-        )
+        peak = tl.full([], LOW, WIDE)
+        total_t = tl.zeros([BLOCK], WIDE)  # of the tail at T
+        total = tl.zeros([BLOCK], WIDE)
+        moment = tl.zeros([BLOCK], WIDE)
+        end = tl.minimum(stop, vocabulary)
+        for first in tl.range(start, end, BLOCK, num_stages=STAGES):
+            columns = first + tl.arange(0, BLOCK)
+            own = load_rest(student, bias_s, columns, end, readable_s, SCALE_S, CAP_S, WIDE)
+            higher = tl.maximum(peak, tl.max(own))
+            fall = peak - higher
+            factor = tl.exp(fall)
+            moment = times(factor, moment + fall * total)
+            peak = higher
+            at_one = tl.exp(own - peak)
+            total = total * factor + at_one
+            moment += times(at_one, own - peak)
+            if not ONE:
+                total_t = total_t * tl.exp(fall * inv) + tl.exp((own - peak) * inv)
+        if ONE:
+            total_t = total
         peak_r, total_r, moment_r = sum_rest(
             student, bias_s, tl.maximum(start, vocabulary), stop, readable_s, SCALE_S, CAP_S, BLOCK, WIDE
         )
         sums += (row * tl.num_programs(1) + part) * ROOM
-        tl.store(sums, total_t)
+        tl.store(sums, tl.sum(total_t))
         tl.store(sums + 1, peak)
-        tl.store(sums + 2, total)
-        tl.store(sums + 3, moment)
+        tl.store(sums + 2, tl.sum(total))
+        tl.store(sums + 3, tl.sum(moment))
         tl.store(sums + 4, peak_r)
         tl.store(sums + 5, total_r)
         tl.store(sums + 6, moment_r)
@@ -145,7 +126,9 @@ def tail_finish_kernel(
         inv = tl.full([], 1.0, WIDE) / temperature
         label = tl.load(labels + row)
         weight_ce, weight_kl = tl.load(weights_ce + row), tl.load(weights_kl + row)
-        rank, columns, z = load_known(picked + row * k, ids + row * k, k, K)
+        rank = tl.arange(0, K)
+        columns = tl.load(ids + row * k + rank, mask=rank < k, other=-1)
+        z = tl.load(picked + row * k + rank, mask=rank < k, other=float("-inf"))
         p = tl.load(probs + row * k + rank, mask=rank < k, other=0.0)
         # the tail at T, from its own maximum; then all three parts at T = 1
         part_of_row = tl.arange(0, MOST)

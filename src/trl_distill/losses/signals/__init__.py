@@ -6,10 +6,8 @@ from ..settings import LossSettings, Weighing
 from ..sparse import SampledTokens, TopKTokens
 from .base import TeacherSignal, cross_entropy
 from .cross_tokenizer import CrossTokenizerSignal
-from .dense import DenseSignal
-from .mixture import MixtureSignal
-from .per_row import PerRowSignal
-from .retained import RetainedSignal
+from .dense import DenseSignal, MixtureSignal
+from .per_row import PerRowSignal, RetainedSignal
 from .sparse import SampledSignal, TopKSignal
 
 __all__ = [

@@ -10,9 +10,9 @@ import torch
 
 from ...config.devices import on_device
 from ..cross_tokenizer import Compared, add_cross_divergence
-from ..cross_tokenizer_reference import Matched
 from ..dense import dense_loss
 from ..lm_head import ModelSide
+from ..reference import Matched
 from ..result import DistillationLoss
 from ..settings import LossSettings
 from .base import whole

@@ -1,9 +1,9 @@
-"""Tokens of one batch that different teachers speak of."""
+"""Signals of different teachers, or of none, on the rows of one batch; one of them may be the initial student."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -11,7 +11,28 @@ from ..lm_head import ModelSide
 from ..result import DistillationLoss
 from ..settings import LossSettings
 from .base import TeacherSignal, cross_entropy, whole
-from .retained import RetainedSignal
+
+
+@dataclass
+class RetainedSignal:
+    """The signal of the initial student on rows to retain, learned by the divergence alone, whatever alpha is.
+
+    The student starts at the optimum, which the cross-entropy of the completions would pull it away from.
+
+    Attributes:
+        signal: Of N completion tokens.
+    """
+
+    signal: TeacherSignal
+
+    @property
+    def tokens(self) -> int:
+        """N."""
+        return self.signal.tokens
+
+    def loss(self, student: ModelSide, labels: torch.Tensor, settings: LossSettings) -> DistillationLoss:
+        """Return the loss with an alpha of 1; see `TeacherSignal.loss`."""
+        return self.signal.loss(student, labels, replace(settings, alpha=1.0))
 
 
 @dataclass
@@ -38,7 +59,7 @@ class PerRowSignal:
 
     @property
     def silent(self) -> bool:
-        """Whether nothing is said of the other tokens."""
+        """Whether no teacher gives a signal on the other tokens."""
         return all(signal is None or isinstance(signal, RetainedSignal) for _, signal in self.parts)
 
     def loss(self, student: ModelSide, labels: torch.Tensor, settings: LossSettings) -> DistillationLoss:
