@@ -127,7 +127,7 @@ def test_targets_may_be_a_column_of_a_matrix():
     check_close(gradients, right, 1e-12)
 
 
-def test_what_is_weighed_at_a_token_that_does_not_count_is_not_looked_at():
+def test_upstream_weights_of_ignored_tokens_may_be_nan():
     case = make_case(masked=0.3)
     weights = torch.where(case.targets == -100, torch.nan, 1.0)
     found = []
@@ -280,7 +280,7 @@ def test_alpha_0_needs_no_teacher():
 
 
 @pytest.mark.parametrize("frozen", ["student_weight", "student_hidden"])
-def test_no_gradient_is_formed_that_nobody_asks_for(frozen):
+def test_no_unwanted_gradient_is_computed(frozen):
     case = make_case()
     own = {k: t.requires_grad_("student" in k and k != frozen) if t is not None else t for k, t in case.tensors.items()}
     fused_distillation_loss(**own, targets=case.targets, **case.settings).loss.backward()
@@ -338,7 +338,7 @@ WRONG = [
 
 @pytest.mark.parametrize("impl", ["fused", "plain"])
 @pytest.mark.parametrize(("change", "said"), WRONG, ids=[next(iter(c)) + str(i) for i, (c, _) in enumerate(WRONG)])
-def test_what_does_not_fit_is_said(change, said, impl):
+def test_invalid_arguments_are_refused(change, said, impl):
     case = make_case()
     arguments = {**case.tensors, "targets": case.targets, **case.settings, "impl": impl, **change}
     with pytest.raises(ValueError, match=said):

@@ -1,4 +1,4 @@
-"""What the kernels of a GPU do besides passing the other tests; run by Triton's interpreter, see test_kernels.py."""
+"""The kernels of a GPU beyond the other tests; run by Triton's interpreter, see test_kernels.py."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def test_a_half_precision_student_gets_half_precision_gradients(dtype, tokens, l
 
 
 @interpreted
-def test_what_stands_at_a_token_that_does_not_count_is_not_looked_at():
+def test_hidden_states_of_ignored_tokens_may_be_nan():
     case = make_case(masked=0.4, bias=True)
     expected, right = case.run(impl="plain")
     out = case.targets == -100

@@ -151,7 +151,7 @@ def test_one_teacher_twice_is_that_teacher(kind):
     check_close(gradients, {name: None if t is None else t.grad for name, t in own.items()}, 1e-12)
 
 
-def test_what_a_teacher_without_weight_says_is_not_heard():
+def test_a_teacher_of_weight_0_changes_nothing():
     student, settings, targets = make_mixture(left_out=0.5)
     first, second = settings["teachers"]
     silent = settings["weights"][:, 0] == 0
@@ -205,7 +205,7 @@ def test_float32_is_as_exact_as_its_inputs(kind):
         ({"impl": "fast"}, "impl 'fast'"),
     ],
 )
-def test_what_does_not_fit_is_refused(change, sentence):
+def test_invalid_arguments_are_refused(change, sentence):
     student, settings, targets = make_mixture()
     with pytest.raises(ValueError, match=sentence):
         run_mixture(student, targets, **{**settings, **change})

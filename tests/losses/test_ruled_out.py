@@ -238,7 +238,7 @@ def test_a_model_with_such_a_head_trains(tiny_model_dir, tmp_path):
     assert found[0][1] == pytest.approx(found[1][1], rel=1e-5)
 
 
-def test_a_loss_that_is_no_number_stays_one():
+def test_a_loss_that_is_nan_stays_nan():
     """What is mended is 0 * inf alone: weights that are NaN show."""
     for side in ("student", "teacher"):
         case = ruled_out(make_case(bias=True), "student", "teacher")

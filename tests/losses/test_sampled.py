@@ -107,7 +107,7 @@ def test_it_is_linear_in_the_shares_and_the_full_divergence_at_the_teachers_own(
         ({"impl": "fast"}, "impl 'fast'"),
     ],
 )
-def test_what_does_not_fit_is_refused(change, sentence):
+def test_invalid_arguments_are_refused(change, sentence):
     case = make_case(vocabulary=31)
     known = drawn_of(softened(case, 31, 3.0), 12)
     with pytest.raises(ValueError, match=sentence):

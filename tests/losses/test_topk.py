@@ -185,7 +185,7 @@ def test_a_token_of_which_nothing_is_known_trains_on_the_cross_entropy_alone():
     check_close(gradients, {n: None if g is None else g + second[n] for n, g in first.items()}, 1e-12)
 
 
-def test_gradcheck_of_what_is_differentiated_besides_the_loss_where_tokens_are_unknown():
+def test_gradcheck_of_every_term_with_unknown_tokens():
     student, _, settings, targets = make_topk_case(unknown=0.5, bias=True, tokens=4, rows=9, vocabulary=8, k=3)
     own = [student[name].requires_grad_() for name in STUDENT]
 
@@ -221,13 +221,13 @@ def test_a_tail_far_below_keeps_its_gradient_in_float32():
         ({"impl": "fast"}, "impl 'fast'"),
     ],
 )
-def test_what_does_not_fit_is_refused(change, sentence):
+def test_invalid_arguments_are_refused(change, sentence):
     student, _, settings, targets = make_topk_case()
     with pytest.raises(ValueError, match=sentence):
         run_topk(student, targets, **{**settings, **change})
 
 
-def test_logits_that_a_caller_has_made_serve_without_a_weight_and_stay_as_they_are():
+def test_given_logits_need_no_weight_and_are_not_changed():
     student, _, settings, targets = make_topk_case(rows=37, vocabulary=29, masked=0.2)
     logits = head_logits(student["student_hidden"], student["student_weight"])
     own = {"student_hidden": logits, "student_weight": None, "student_bias": None}

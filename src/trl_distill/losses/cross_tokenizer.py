@@ -243,7 +243,7 @@ def _parts(z: Tensor, matched: Tensor, rest: Tensor) -> tuple[Tensor, Tensor, Te
 
 
 def _agreeing(student: Tensor, teacher: Tensor, matched: Matched) -> Tensor:
-    """Return where [R] the likeliest token of both logits [V, R] is one that is matched with the other's."""
+    """Return whether [R], as a number, the likeliest tokens of both logits [V, R] are matched with each other."""
     if not len(matched.student):
         return student.new_zeros(student.shape[1])
     top = []

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class LossSettings:
-    """The settings of every loss; `check_settings` checks them where they are not a run's, which the config checks.
+    """The settings of every loss. The public functions check them; a run's are checked with its configuration.
 
     Attributes:
         alpha: Weight of the divergence, from 0 (cross-entropy only) to 1 (divergence only).
@@ -32,14 +32,14 @@ class LossSettings:
 
 @dataclass(frozen=True)
 class Weighing:
-    """How a run weighs its loss, which need not be what was asked for.
+    """How a run weighs its loss, which may differ from its settings.
 
     Attributes:
         alpha: Weight of the divergence in the first step.
         temperature: Of both sides in the first step; the divergence is multiplied by its square.
-        alpha_end: Alpha after the last step; None leaves it where it is.
-        temperature_end: Temperature after the last step; None leaves it where it is.
-        changed: By setting, what was asked for and why it is another.
+        alpha_end: Alpha after the last step; None keeps it.
+        temperature_end: Temperature after the last step; None keeps it.
+        changed: By setting, the value that was asked for and why another is used.
     """
 
     alpha: float

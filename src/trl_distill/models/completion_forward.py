@@ -91,31 +91,31 @@ def restore_forward(model: PreTrainedModel) -> None:
 
 @dataclass(frozen=True)
 class OwnLogits:
-    """Says of a model that the logits are its own forward's, since head(hidden) is something else.
+    """Marks a model whose logits are computed by its own forward, since head(hidden) differs from them.
 
     Attributes:
-        selects: Whether that forward can make those of some positions alone (`logits_to_keep`).
+        selects: Whether that forward can compute those of some positions alone (`logits_to_keep`).
     """
 
     selects: bool
 
     def selection(self, columns: torch.Tensor, width: int) -> dict[str, torch.Tensor]:
-        """Return what a forward is given so that it makes the logits of these columns [C] of sequences of a width."""
+        """Return the argument of a forward that computes the logits of these columns [C] of sequences of a width."""
         # counted from the end, since a learned prompt of PEFT's may stand in front
         return {"logits_to_keep": columns - width} if self.selects else {}
 
 
 FORWARD_BEFORE = "_forward_before_distillation"
-OWN_LOGITS = "_own_logits_in_distillation"  # an `OwnLogits` that `logits_check` has left on a model
+OWN_LOGITS = "_own_logits_in_distillation"  # an `OwnLogits` that `logits_check` sets on a model
 
 
 def completion_arguments(model: PreTrainedModel, labels: torch.Tensor, places: Places) -> dict[str, torch.Tensor]:
-    """Return the keywords that tell an extended forward where the completion is.
+    """Return the keywords of an extended forward that locate the completion.
 
     Args:
         model: Without wrappers.
         labels: [B, S], -100 but on completion tokens.
-        places: The same, as the host knows it.
+        places: The same on the host.
     """
     given = {"completion_labels": labels, "completion_places": on_device(places.predicting, labels.device)}
     if hasattr(model, OWN_LOGITS):
@@ -153,8 +153,8 @@ def _forward_of(kind: type[PreTrainedModel]) -> Callable[..., Any]:
                 columns = (_places_in(labels) % labels.shape[1]).unique()
             read = before(*args, **kwargs, **how.selection(columns, labels.shape[1]))
             columns = columns if how.selects else None
-        where, mask = (labels, completion_places, columns), kwargs.get("attention_mask")
-        return _output(self, read, where, teacher_signal, loss_settings, mask)
+        completion, mask = (labels, completion_places, columns), kwargs.get("attention_mask")
+        return _output(self, read, completion, teacher_signal, loss_settings, mask)
 
     return forward
 
@@ -163,13 +163,13 @@ def _forward_of(kind: type[PreTrainedModel]) -> Callable[..., Any]:
 def _output(
     model: PreTrainedModel,
     read: Any,
-    where: tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None],
+    completion: tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None],
     teacher: TeacherSignal | None,
     settings: LossSettings | None,
     attention_mask: torch.Tensor | None,
 ) -> CompletionOutput:
-    """Return the extended forward's output from the backbone's, `where` being as in `_predicting`."""
-    labels, given, columns = where
+    """Return the extended forward's output from the backbone's; labels, places and columns are as in `_predicting`."""
+    labels, given, columns = completion
     places = _places_in(labels) if given is None else given
     if hasattr(model, OWN_LOGITS):
         hidden = _predicting(read.logits, labels, places, columns)
@@ -178,8 +178,8 @@ def _output(
     if settings is None:
         return CompletionOutput(hidden=hidden)
     head = LOGITS if hasattr(model, OWN_LOGITS) else lm_head_of(model)
-    completion = labels.flatten().index_select(0, places + 1).to(hidden.device)
-    output = _loss(ModelSide(hidden, head), completion, teacher, settings)
+    tokens = labels.flatten().index_select(0, places + 1).to(hidden.device)
+    output = _loss(ModelSide(hidden, head), tokens, teacher, settings)
     output.aux_loss = balance_loss(model, getattr(read, "router_logits", None), attention_mask)
     return output
 

@@ -1,8 +1,8 @@
 """The distillation loss from hidden states and heads, without the logits of a whole batch ever in memory.
 
-Tokens are taken in tiles. A tile's logits give the values in one pass over the vocabulary and the gradient in a
-second, both in the forward; the backward multiplies by the upstream scalar. Where a tile's logits are too large to
-keep between the passes they are projected a second time, which is cheaper than tiles of few rows.
+Tokens are computed in tiles. A tile's logits give the values in one pass over the vocabulary and the gradient in a
+second, both in the forward; the backward multiplies by the upstream scalar. If a tile's logits are too large to keep
+between the passes they are projected a second time, which is cheaper than tiles of few rows.
 """
 
 from __future__ import annotations

@@ -38,7 +38,7 @@ class ForwardKL:
     of_exponentials = True  # the gradient is made of e^s and e^t alone
 
     def add(self, sums: Sums, gap: Tensor, es: Tensor, et: Tensor) -> None:
-        """Add a block's sum of e^t (t - s); `gap` is t - s and is used up."""
+        """Add a block's sum of e^t (t - s); `gap` is t - s and is overwritten."""
         sums.cross += settled(gap.mul_(et), sums.rules_out).sum(0)
 
     def rescale(self, sums: Sums, factor_s: Tensor, factor_t: Tensor, shift: Tensor) -> None:
@@ -50,7 +50,7 @@ class ForwardKL:
         return sums.cross / sums.total_t - (sums.total_t.log() - sums.total_s.log())
 
     def gradient(self, sums: Sums, weight: Tensor, s: Tensor, t: Tensor, es: Tensor, out: Tensor) -> None:
-        """Write weight * d KL / d s into `out`; `t` is used up."""
+        """Write weight * d KL / d s into `out`; `t` is overwritten."""
         torch.mul(es, weight / sums.total_s, out=out)
         out.sub_(t.exp_().mul_(weight / sums.total_t))
 
@@ -61,7 +61,7 @@ class ReverseKL:
     of_exponentials = False
 
     def add(self, sums: Sums, gap: Tensor, es: Tensor, et: Tensor) -> None:
-        """Add a block's sum of e^s (s - t); `gap` is t - s and is used up."""
+        """Add a block's sum of e^s (s - t); `gap` is t - s and is overwritten."""
         sums.cross -= settled(gap.mul_(es), sums.rules_out).sum(0)
 
     def rescale(self, sums: Sums, factor_s: Tensor, factor_t: Tensor, shift: Tensor) -> None:
@@ -98,7 +98,7 @@ class JensenShannon:
         """Nothing to rescale."""
 
     def add_complete(self, sums: Sums, s: Tensor, t: Tensor) -> None:
-        """Add a block to the value and to KL(q || m); `s` and `t` are used up."""
+        """Add a block to the value and to KL(q || m); `s` and `t` are overwritten."""
         gap, log_ratio = self._log_ratio(sums, s, t)
         q = s.exp_().div_(sums.total_s)
         p = t.exp_().div_(sums.total_t)
@@ -117,9 +117,9 @@ class JensenShannon:
         out.copy_(log_ratio.add_(self._to_mixture)).mul_(es).mul_(weight * (self.beta - 1) / sums.total_s)
 
     def _log_ratio(self, sums: Sums, s: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        """Return d and L; d is cut at 80, where q has long vanished beside p and e^d would overflow, and at -1000.
+        """Return d and L; d is cut at 80, where q has vanished beside p and e^d would overflow, and at -1000.
 
-        There p has vanished in every precision. Of a token that both rule out d is 0.
+        There p has vanished in every precision. For a token that both rule out d is 0.
         """
         gap = settled((t - s).sub_(sums.total_t.log() - sums.total_s.log()), sums.rules_out).clamp_(-1000.0, 80.0)
         return gap, torch.expm1(gap).mul_(self.beta).log1p_()

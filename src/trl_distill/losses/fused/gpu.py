@@ -11,9 +11,10 @@ import functools
 import importlib.util
 import logging
 import os
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 
@@ -33,7 +34,7 @@ logger = logging.getLogger(__name__)
 
 
 def serves(hidden: Tensor) -> bool:
-    """Whether the kernels compute the loss of these hidden states; else it is the tiles of a CPU that do."""
+    """Whether the kernels compute the loss of these hidden states, not the tiles of a CPU."""
     device = hidden.device
     if device.type == "cpu":
         return INTERPRETED and importlib.util.find_spec("triton") is not None
@@ -84,7 +85,7 @@ class Rows(NamedTuple):
         student: Its logits.
         labels: [R] int64.
         counted: [R] bool, the tokens that count.
-        weight_ce: [R], of the cross-entropy in loss and gradient, 0 where a token does not count.
+        weight_ce: [R], of the cross-entropy in loss and gradient, 0 for a token that does not count.
         weight_kl: [R], of the divergence.
         values: [6, R] for cross-entropy, divergence, entropy, agreement, correctness and loss; zeros.
         gradient: [R, >= V] for the gradient of hidden @ weight.T over the scale, without content; None if not wanted.
@@ -106,12 +107,7 @@ class Rows(NamedTuple):
         return (*of_tokens, self.gradient, 0 if self.gradient is None else self.gradient.stride(0))
 
 
-class KernelPass(Protocol):
-    """The kernels that compare a tile of the student's logits with a kind of teacher."""
-
-    def __call__(self, rows: Rows) -> None:
-        """Write values and gradient of a tile."""
-        ...
+KernelPass = Callable[[Rows], None]  # writes a tile's values and gradient, compared with a kind of teacher
 
 
 class KernelHead:
@@ -168,7 +164,7 @@ def _processors(device: torch.device) -> int:
 
 
 def scale(numbers: Tensor, factor: Tensor) -> None:
-    """Multiply a gradient by a number on its device, in place; torch is four times slower where precisions differ."""
+    """Multiply a gradient by a number on its device, in place; torch is four times slower if precisions differ."""
     if numbers.dtype == factor.dtype or not numbers.is_contiguous() or numbers.numel() == 0:
         numbers.mul_(factor)
         return
@@ -199,7 +195,7 @@ def compute(
     student, tokens = problem.student, len(problem.labels)
     with torch.cuda.device_of(student.hidden), torch.autocast(student.hidden.device.type, enabled=False):
         values = torch.zeros(6, tokens, dtype=student.wide, device=student.hidden.device)
-        labels = problem.labels.contiguous()  # kernels go from one to the next
+        labels = problem.labels.contiguous()  # as kernels read them
         ce, kl, unit = _scaled(weights, student, counted, values[0])
         head = KernelHead(student, plan)
         gradients = _Gradients(head, counted, unit, plan, wanted)
@@ -285,7 +281,7 @@ class _Gradients:
         if self.hidden is not None and self.head.weight is not None:
             multiply(of_logits, self.head.weight, self.hidden[group], alpha=self.alpha)
         if self.weight is not None:
-            # what stands at a token that does not count may be no number
+            # the hidden states of a token that does not count may be NaN
             factor = self.head.factor(group).masked_fill(~self.counted[group, None], 0.0)
             multiply(of_logits.t(), factor, self.weight, alpha=self.alpha, add=group.start > 0)
         if self.bias is not None:

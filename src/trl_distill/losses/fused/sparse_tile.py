@@ -31,7 +31,6 @@ class SparseTile(Tile):
 
     def __init__(self, problem: Problem, plan: Plan, buffers: Buffers, index: slice | Tensor) -> None:
         super().__init__(problem, plan, buffers, index)
-        self._block_peaks: dict[int, Tensor] = {}  # the maxima that a block's exponentials are taken from
         known, wide = problem.known, problem.student.wide
         assert known is not None
         self.ids = known.token_ids[index].t()
@@ -70,7 +69,7 @@ class SparseTile(Tile):
         T = self.temperature
         self._add_at_one(u, exponentials if T == 1 else power(exponentials, u, T, out=e), product)
         if self._exponentials:
-            self._block_peaks[block.start] = peak
+            self._peaks[block.start] = peak, peak
         else:
             z[places, rows] = kept
 
@@ -115,7 +114,7 @@ class SparseTile(Tile):
     ) -> Tensor:
         """The same from kept exponentials."""
         exp_s, _ = kept
-        peak, T = self._block_peaks[block.start], self.temperature
+        (peak, _), T = self._peaks[block.start], self.temperature
         factor = weight_kl * self._tail_factor(peak)
         if weight_ce is None:
             exp_s.mul_(factor)

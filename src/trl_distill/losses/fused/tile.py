@@ -28,7 +28,7 @@ class Weights:
     Attributes:
         ce: Of the cross-entropy.
         kl: Of the divergence.
-        typical_ce: The order of `ce`, if that is a tensor and `kl` is none; a GPU is not asked for it then.
+        typical_ce: The order of `ce`, if that is a tensor and `kl` is none, so that a GPU's is not read.
     """
 
     ce: float | Tensor
@@ -84,7 +84,7 @@ class Buffers:
         self._scratch = [empty(plan.block * plan.rows) for _ in range(4)]
 
     def logits(self, block: slice, rows: int) -> tuple[Tensor, Tensor]:
-        """Return the places [B, R] of both models' logits of a block; the teacher's is empty where it is not shared."""
+        """Return the places [B, R] of both models' logits of a block; the teacher's is empty if it is not shared."""
         shared = block.stop <= self._shared
         start, stop = (block.start, block.stop) if self._keep else (0, block.stop - block.start)
         theirs = self._teacher[start * rows : stop * rows] if shared else self._teacher[:0]
@@ -120,7 +120,7 @@ class Tile:
         self.total, self.moment = zeros.clone(), zeros.clone()  # at T = 1, whole vocabulary
         self.label = zeros.clone()  # z of the label
         self.at_top = zeros.clone()  # the student's z of the token that the teacher ranks first
-        # what is kept of a shared block: exponentials where they are all that the gradient needs, else z
+        # of a shared block exponentials are kept if the gradient needs nothing else, else z
         simple = self.divergence.of_exponentials and problem.student.head.softcap is None
         self._exponentials = plan.keep and simple and self.temperature in WHOLE
         self._peaks: dict[int, tuple[Tensor, Tensor]] = {}  # the maxima that a block's exponentials are taken from
@@ -149,7 +149,7 @@ class Tile:
     ) -> None:
         """Add the gradient of sum(weight_ce * ce + weight_kl * kl), one more pass; weights are [R], None is zero."""
         if weight_kl is None and self._exponentials:
-            weight_kl = torch.zeros_like(self.label)  # what is kept serves both terms
+            weight_kl = torch.zeros_like(self.label)  # the kept exponentials serve both terms
         hidden = None
         if into.hidden is not None:
             hidden = torch.zeros_like(self.student_rows, dtype=into.hidden.dtype)
@@ -281,12 +281,12 @@ class Tile:
     def _gradient_of_exponentials(
         self, kept: tuple[Tensor, Tensor], weight_ce: Tensor | None, weight_kl: Tensor, block: slice
     ) -> Tensor:
-        """The same from kept exponentials; what the maxima have risen since goes into the weights, [R]."""
+        """The same from kept exponentials; the rise of the maxima since then goes into the weights, [R]."""
         exp_s, exp_t = kept
         peak_s, peak_t = self._peaks[block.start]
         place = self.buffers.scratch(block, len(self.labels))[0]
         e = None if weight_ce is None else power(exp_s, None, self.temperature, out=place)
-        # the difference first and rounded alike: it is 0 where both agree, and Adam makes steps of what rounding leaves
+        # the difference first and rounded alike: it is 0 if both agree, and Adam would make steps of rounding errors
         exp_s.mul_(weight_kl / self.total_s * (peak_s - self.peak_s).exp())
         exp_s.sub_(exp_t.mul_(weight_kl / self.total_t * (peak_t - self.peak_t).exp()))
         if e is not None and weight_ce is not None:
@@ -300,7 +300,7 @@ class Tile:
     # -- both
 
     def _project(self, block: slice, *, again: bool = False) -> tuple[Tensor, Tensor]:
-        """Return both models' logits of a block, [B, R]; the teacher's only where they are shared."""
+        """Return both models' logits of a block, [B, R]; the teacher's only if they are shared."""
         z_s, z_t = self.buffers.logits(block, len(self.labels))
         if again and self.keep:
             return z_s, z_t
@@ -327,7 +327,7 @@ def by_block(ids: Tensor, parts: Sequence[slice]) -> dict[int, Tensor]:
 def power(e: Tensor, s: Tensor | None, temperature: float, out: Tensor) -> Tensor:
     """Write exp(temperature * s) into `out`, given e = exp(s); whole powers cost an eighth of an exponential.
 
-    `s` may be None for a temperature of `WHOLE`; `out` may be `s`, or `e` where that is not needed any more.
+    `s` may be None for a temperature of `WHOLE`; `out` may be `s`, or `e` if that is no longer needed.
     """
     if temperature == 1:
         return e if out is e else out.copy_(e)

@@ -1,4 +1,4 @@
-"""How large a tile is, and whether its logits are kept or projected a second time."""
+"""The size of tiles, and whether their logits are kept or projected a second time."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def plan_tiles(
         models: 2 with a teacher, 1 without.
         passes: How often the logits are looked at.
         itemsize: Bytes of a logit.
-        accelerator: Whether memory is plenty and launches are dear.
+        accelerator: Whether memory is plentiful and launches are expensive.
         frozen: Whether the weight gets no gradient, so that its room [V, H] is there for logits.
         tile_bytes: Bound in bytes; 56 MiB on a CPU (256 MiB for a frozen head of a large vocabulary, which takes what
             128 rows need), 2 GiB on an accelerator.
@@ -96,7 +96,7 @@ class KernelPlan:
     processors: int
 
     def chunks(self, rows: int, vocabulary: int) -> tuple[int, int]:
-        """Return into how many chunks a tile's rows are cut, and their columns; one where rows are many."""
+        """Return into how many chunks a tile's rows are cut, and their columns; one if there are many rows."""
         wanted = min(CHUNKS, -(-2 * self.processors // rows)) if rows < 2 * self.processors else 1
         columns = -(-vocabulary // (wanted * self.block)) * self.block
         return -(-vocabulary // columns), columns

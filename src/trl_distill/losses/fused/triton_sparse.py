@@ -45,9 +45,9 @@ def pick_kernel(
         )
         z = tl.where(columns >= vocabulary, float("nan"), z)
         tl.store(picked + row * k + rank, z, mask=rank < k)
-        tl.debug_barrier()  # several threads may hold the same token: all have read it before it is gone
-        gone = tl.full([K], float("-inf"), tl.float32).to(student.dtype.element_ty)
-        tl.store(student + columns, gone, mask=there)
+        tl.debug_barrier()  # several threads may hold the same token: all have read it before it is masked
+        masked = tl.full([K], float("-inf"), tl.float32).to(student.dtype.element_ty)
+        tl.store(student + columns, masked, mask=there)
 
 
 @triton.jit(do_not_specialize_on_alignment=["counted"])

@@ -33,7 +33,7 @@ class _SparseSignal:
         Raises:
             ValueError: A temperature at which nothing is known, or a divergence that needs the whole distribution.
         """
-        stored = self.stored_at(settings.temperature)  # stays where it was read, so that it is checked there
+        stored = self.stored_at(settings.temperature)  # not on a GPU yet, so that ids are checked
         with whole(student) as own:
             return sparse_loss(own, labels.to(own.hidden.device), stored, settings, self.vocabulary)
 
