@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from .chat_template import ChatTemplate, Options
 from .messages import Prompt
@@ -18,15 +17,8 @@ MARGIN = 8  # tokens between the cut and the first character in which prompts di
 TRIES = 16  # places for the cut
 
 
-@dataclass(frozen=True)
-class Start:
-    """What prompts begin with.
-
-    Attributes:
-        text: All of it, the margin included.
-        cut: Characters of it whose tokens are known.
-        ids: Those tokens.
-    """
+class Start(NamedTuple):
+    """What prompts begin with: its text with the margin, and how many of its characters have which ids."""
 
     text: str
     cut: int

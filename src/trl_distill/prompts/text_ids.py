@@ -17,10 +17,7 @@ _known: WeakKeyDictionary[PreTrainedTokenizerBase, tuple[int, tuple[str, ...]]] 
 def text_ids(tokenizer: PreTrainedTokenizerBase, text: str, *, special: bool = False) -> list[int]:
     """Return a text's ids, as `tokenizer(text, add_special_tokens=special)` has them, in three quarters of its time.
 
-    Args:
-        tokenizer: Any; one with a call of its own, or that truncates or pads, is called.
-        text: The text.
-        special: Whether its special tokens are added.
+    A tokenizer with a call of its own, or that truncates or pads, is called.
     """
     kind: type = type(tokenizer)
     if _is_plain(kind):

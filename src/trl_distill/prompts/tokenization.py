@@ -24,7 +24,7 @@ def tokenize_prompt(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, options:
     """Return the ids of a prompt, ready for a completion to be appended.
 
     Args:
-        tokenizer: The tokenizer of the model that reads the prompt.
+        tokenizer: Of the model that reads the prompt.
         prompt: Text, tokenized with the special tokens the tokenizer adds in front (a closing end-of-sequence
             is removed); or chat messages, rendered by the chat template with the generation prompt.
         options: Keywords of the chat template.
@@ -38,11 +38,8 @@ def tokenize_prompt(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, options:
 def prompt_ids(tokenizer: PreTrainedTokenizerBase, text: str, special: bool) -> list[int]:
     """Return the ids of a prompt's text; see `tokenize_prompt`.
 
-    Args:
-        tokenizer: The tokenizer of the model that reads the prompt.
-        text: The prompt.
-        special: Whether the tokenizer adds its special tokens; a beginning of sequence that the text has is not
-            written twice.
+    `special` says whether the tokenizer adds its special tokens; a beginning of sequence that the text has is not
+    written twice.
     """
     ids = text_ids(tokenizer, text, special=special)
     if not special:
@@ -100,11 +97,6 @@ def tokenize_behind(tokenizer: PreTrainedTokenizerBase, text: str, *, prompt: st
 
     SentencePiece writes a space before any text, but there is none after the prompt. A token that holds the
     end of the prompt and the beginning of the text is split at the text, since the prompt is served as it is.
-
-    Args:
-        tokenizer: Of the model that reads both.
-        text: What follows the prompt.
-        prompt: The prompt's text; None is no prompt.
     """
     for before in (_tail(tokenizer, prompt), "\n") if prompt and text else ():
         start, both = kept_ids(tokenizer, before), text_ids(tokenizer, before + text)
