@@ -153,8 +153,10 @@ def test_an_unknown_field_names_the_columns_and_the_nearest():
 
 
 def test_input_is_always_a_field():
-    parse("{input} {role}").check_columns(["role"])
-    parse("{input}").check_columns([])
+    for source, columns in (("{input} {role}", ["role"]), ("{input}", [])):
+        template = parse(source)
+        template.check_columns(columns)
+        assert template.fields == ("input", *columns)
 
 
 @pytest.mark.parametrize(

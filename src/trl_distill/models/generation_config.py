@@ -49,7 +49,6 @@ def make_saveable(model: torch.nn.Module) -> str:
 
 
 def _reset(config: GenerationConfig, names: Iterable[str]) -> None:
-    """Give settings their defaults."""
     defaults = GenerationConfig()
     for name in names:
         setattr(config, name, getattr(defaults, name, None))

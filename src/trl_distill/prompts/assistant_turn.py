@@ -251,14 +251,7 @@ class ChatTurns:
         return learned if learned.rstrip().endswith(eos) else learned + eos
 
     def _is_whole(self, prompt: str, before: str, asked: Sequence[Message], options: Options) -> bool:
-        """Whether a prompt holds the last user message to its end.
-
-        Args:
-            prompt: The beginning of `before`.
-            before: The messages with the generation prompt.
-            asked: The messages.
-            options: Keywords of the template.
-        """
+        """Whether a prompt, which is the beginning of `before`, holds the last user message to its end."""
         last = [str(message.get("content") or "").strip() for message in asked if message["role"] == "user"][-1:]
         if last and before.count(last[0]) == 1:
             return last[0] in prompt

@@ -85,7 +85,6 @@ def _from_model(source: str, role: str, trust_remote_code: bool) -> str:
 
 
 def _check(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
-    """Render a question and an answer, and look for both."""
     turns = [{"role": "user", "content": "QUESTION"}, {"role": "assistant", "content": "COMPLETION"}]
     text = ChatTemplate(tokenizer, name).render(turns)
     for turn in turns:
