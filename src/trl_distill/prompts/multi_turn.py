@@ -53,8 +53,8 @@ def conversation_of(template: Template, row: Row, own: Prompt | None = None) -> 
     Args:
         template: The side's.
         row: A row with `history` and `turns`.
-        own: The teacher's prompt that the row brings, in the place of all before the first learned turn (messages) or
-            of its user message (text).
+        own: The teacher's prompt that the row brings: it replaces all before the first learned turn (messages) or its
+            user message (text).
     """
     assert row.history is not None
     assert row.turns is not None
@@ -98,7 +98,7 @@ def aligned_columns(mine: MaskedSequence, theirs: MaskedSequence, *, where: str)
     return {**row, **dict(zip(COLUMNS, (mine.mask, theirs.rest, theirs.mask), strict=True))}
 
 
-def fit_masked(student: MaskedSequence, teacher: MaskedSequence, limits: Limits) -> dict[str, Any]:
+def fit_masked(student: MaskedSequence, teacher: MaskedSequence, limits: Limits) -> dict[str, object]:
     """Return the columns of two sequences as they fit both models, each by its own limit; both keep the same tokens.
 
     Args:
@@ -128,7 +128,7 @@ def fit_masked(student: MaskedSequence, teacher: MaskedSequence, limits: Limits)
 
 
 def with_masks(row: dict[str, Any]) -> dict[str, Any]:
-    """Return a fitted row with masks, also where its completion has no gaps."""
+    """Return a fitted row with masks, also if its completion has no gaps."""
     if row.get("completion_mask"):
         return row
     ids = row["completion"]

@@ -3,27 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from ..errors import DataError
 from .messages import Prompt, parsed
 from .row import Row
 from .template import SYSTEM_ROLES, System, Template
 
-TOOLS, KWARGS = "tools", "chat_template_kwargs"  # columns that a chat template is handed, as TRL names them
+TOOLS, KWARGS = "tools", "chat_template_kwargs"  # columns with keywords of a chat template, as TRL names them
 TEXT, MESSAGES = OWN = "teacher_prompt", "teacher_messages"  # columns with the teacher's prompt of a row
 
 
 def render(template: Template, row: Row, own: Prompt | None = None) -> Prompt:
-    """Return a row's prompt under a template: text, or chat messages where template or row are a chat.
+    """Return a row's prompt under a template: text, or chat messages if template or row are a chat.
 
     In a conversation the template renders the last user message; the turns around it stay, and the template's own
-    system message takes the place of the conversation's. Then the template's `system` decides what becomes of that.
+    system message replaces the conversation's. Then the template's `system` decides what is done with that.
 
     Args:
         template: The side's.
         row: The row.
-        own: What stands in the place of the rendered template, see `own_prompt`.
+        own: Replaces the rendered template, see `own_prompt`.
     """
     return with_system(_without_system(template, row, own), template.system)
 
@@ -52,7 +51,7 @@ def with_system(prompt: Prompt, system: System) -> Prompt:
 
 
 def _without_system(template: Template, row: Row, own: Prompt | None) -> Prompt:
-    """Return a prompt before anything is done with its system message."""
+    """Return the prompt with the system messages of row and template."""
     if isinstance(own, list):
         return own
     rendered = template.render(row.fields) if own is None else own
@@ -68,11 +67,11 @@ def _without_system(template: Template, row: Row, own: Prompt | None) -> Prompt:
     return [*rendered[:1], *earlier, *rendered[1:], *after] if leads else [*earlier, *rendered, *after]
 
 
-def own_prompt(values: Mapping[str, Any], template: Template, *, where: str) -> Prompt | None:
+def own_prompt(values: Mapping[str, object], template: Template, *, where: str) -> Prompt | None:
     """Return the teacher's prompt that a row brings in its column `teacher_prompt` or `teacher_messages`.
 
-    A column that the teacher's template names is a field of it and nothing more; an empty one leaves the row to the
-    template.
+    A column that the teacher's template names is a field of it alone; if the column is empty, the template renders the
+    row.
 
     Args:
         values: The row's other columns.
@@ -105,8 +104,8 @@ def own_prompt(values: Mapping[str, Any], template: Template, *, where: str) -> 
     return found
 
 
-def options_of(values: Mapping[str, Any], *, where: str) -> dict[str, Any]:
-    """Return what a row's chat template is handed besides the messages: its columns `tools`, `chat_template_kwargs`.
+def options_of(values: Mapping[str, object], *, where: str) -> dict[str, object]:
+    """Return a row's keywords of the chat template: its columns `tools` and `chat_template_kwargs`.
 
     Args:
         values: The row's other columns.
@@ -115,12 +114,13 @@ def options_of(values: Mapping[str, Any], *, where: str) -> dict[str, Any]:
     Raises:
         DataError: No list of tools, or no object.
     """
-    options: dict[str, Any] = {}
+    options: dict[str, object] = {}
     tools, more = values.get(TOOLS, ""), values.get(KWARGS, "")
     if tools not in ("", "[]"):
-        options["tools"] = parsed(tools)
-        if not isinstance(options["tools"], list) or not all(isinstance(tool, dict) for tool in options["tools"]):
+        found = parsed(tools)
+        if not isinstance(found, list) or not all(isinstance(tool, dict) for tool in found):
             raise DataError(f"{where}: {TOOLS!r} is not a list of tools; give objects with a name and its parameters.")
+        options["tools"] = found
     if more not in ("", "{}"):
         found = parsed(more)
         if not isinstance(found, dict):
@@ -129,8 +129,7 @@ def options_of(values: Mapping[str, Any], *, where: str) -> dict[str, Any]:
     return options
 
 
-def _is_message(message: Any) -> bool:
-    """Whether this is one message of a chat."""
+def _is_message(message: object) -> bool:
     if not isinstance(message, dict) or not isinstance(message.get("role"), str):
         return False
     return isinstance(message.get("content"), str) or bool(message.get("tool_calls"))

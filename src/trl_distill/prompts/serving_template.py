@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from itertools import takewhile
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ..errors import TemplateError
 from ..models.own_chat_template import HEAD, ORIGINAL
@@ -75,7 +75,7 @@ class Frame:
 
     Attributes:
         prompt: Its prompt, `INPUT` standing for the message: text, or chat messages.
-        options: What the chat template is handed besides the messages.
+        options: Keywords of the chat template.
         left_out: The end of the template's generation prompt that is not in the prompt.
     """
 
@@ -131,7 +131,7 @@ def serving_of(
     Args:
         tokenizer: The student's, as it was trained.
         template: The student's.
-        frames: Those of the training rows, each once; None stands for rows with tools.
+        frames: Those of the training rows, each once; None for rows with tools.
     """
     own = ChatTemplate(tokenizer).source
     named = [frame for frame in frames if frame is not None]
@@ -158,14 +158,14 @@ def serving_of(
 
 
 def frame_of(
-    row: Row, template: Template, options: Mapping[str, Any], opening: Mapping[str, Any] | None = None
+    row: Row, template: Template, options: Options, opening: Mapping[str, object] | None = None
 ) -> Frame | None:
-    """Return what the student reads around a user's message that comes alone; None if the row brings tools.
+    """Return what the student reads around a user's message without other turns; None if the row brings tools.
 
     Args:
         row: The row. Of its conversation the leading system messages are kept.
         template: The student's, whose fields other than `input` stand for themselves.
-        options: What the row's chat template is handed besides the messages.
+        options: Keywords of the row's chat template.
         opening: How its prompt differs from the template's generation prompt.
     """
     if TOOLS in options:
@@ -198,7 +198,7 @@ def serving_template(frame: Frame, tokenizer: PreTrainedTokenizerBase) -> str | 
         tokenizer: The student's, with the template it was trained with; its own is returned if it does that already.
 
     Returns:
-        The source; None if no template does, as with a tokenizer that writes the same text otherwise.
+        The source; None if no template does, as with a tokenizer that splits the same text differently.
     """
     template = ChatTemplate(tokenizer)
     expected = [frame.ids(tokenizer, probe) for probe in PROBES]
@@ -253,18 +253,17 @@ def _of_text(prompt: str, template: ChatTemplate) -> Iterator[str]:
 
 
 def _of_messages(frame: Frame, own: str) -> str:
-    """Return a template that puts the student's messages in the message's place and has the model's own go on."""
+    """Return a template that replaces the message by the student's messages and continues with the model's own."""
     messages = ", ".join(_literal(message) for message in frame.prompt)
     return _source(_defaults(frame.options) + REPLACES % (messages, own))
 
 
 def _source(body: str) -> str:
-    """Return a whole template."""
     return HEAD + PLAIN + body
 
 
 def _defaults(options: Options) -> str:
-    """Return what sets the options of training where a request leaves them out."""
+    """Return what sets the options of training if a request leaves them out."""
     return "".join(DEFAULT % (name, name, _literal(value)) for name, value in options.items() if name != NOW)
 
 
