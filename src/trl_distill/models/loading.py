@@ -16,16 +16,11 @@ from ..errors import UsageError, model_error, nearest
 from .adapters import CONFIG, Adapter
 from .embedded import embedded_path
 from .own_chat_template import own_template
+from .quantization import quantization_config
 
 if TYPE_CHECKING:
     import torch
-    from transformers import (
-        BitsAndBytesConfig,
-        GenerationConfig,
-        PretrainedConfig,
-        PreTrainedModel,
-        PreTrainedTokenizerBase,
-    )
+    from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 EMBEDDED = "embedded"
 _TOKENIZER = "_trl_distill_tokenizer"  # the attribute of `keep_tokenizer`
@@ -270,18 +265,3 @@ def tokenizer_of(
             "tokenizer and give that."
         )
     return ModelSource(source, role, trust_remote_code=trust_remote_code).load_tokenizer()
-
-
-def quantization_config(kind: str) -> BitsAndBytesConfig:
-    """Return the bitsandbytes configuration of "int4" (nf4, computed in bfloat16) or "int8"."""
-    import torch
-    from transformers import BitsAndBytesConfig
-
-    if kind == "int8":
-        return BitsAndBytesConfig(load_in_8bit=True)
-    return BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_compute_dtype=torch.bfloat16,
-        bnb_4bit_use_double_quant=True,
-    )

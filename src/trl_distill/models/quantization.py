@@ -1,4 +1,4 @@
-"""4-bit weights that are trained through: kept in the layout that has gradients."""
+"""Weights that bitsandbytes quantizes, and how 4-bit weights keep the layout that has gradients."""
 
 from __future__ import annotations
 
@@ -6,6 +6,22 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import torch
+    from transformers import BitsAndBytesConfig
+
+
+def quantization_config(kind: str) -> BitsAndBytesConfig:
+    """Return the bitsandbytes configuration of "int4" (nf4, computed in bfloat16) or "int8"."""
+    import torch
+    from transformers import BitsAndBytesConfig
+
+    if kind == "int8":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_compute_dtype=torch.bfloat16,
+        bnb_4bit_use_double_quant=True,
+    )
 
 
 def keep_differentiable(model: torch.nn.Module) -> None:
