@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ...errors import TeacherError
 from ...prompts.shared_vocabulary import PROBE
 from ..completions.store import JsonObject
 from .client import RefusedError, Server
@@ -21,6 +20,7 @@ UNSUPPORTED = (400, 405, 422, 501)
 MOST_OF_PROMPTS = 20  # vLLM's own limit, unless its operator has set another
 FEWEST = 5  # a limit of other servers
 NEW_TOKENS = 8
+SPACES = " ▁Ġ"  # as texts and vocabularies write them
 
 
 @dataclass(frozen=True)
@@ -93,22 +93,6 @@ def other_token(texts: Mapping[int, str], tokenizer: PreTrainedTokenizerBase) ->
         if index >= len(tokenizer):
             continue  # of rows that pad a vocabulary
         own = {str(tokenizer.decode([index])), str(tokenizer.convert_ids_to_tokens(index))}
-        if not any("�" in one for one in own) and _bare(text) not in {_bare(one) for one in own}:
+        if not any("�" in one for one in own) and text.strip(SPACES) not in {one.strip(SPACES) for one in own}:
             return f"its tokenizer is not the student's: token {index} is {text!r} there and {min(own)!r} here"
     return None
-
-
-def _bare(text: str) -> str:
-    """Return a token's text without the signs of a space."""
-    return text.strip(" ▁Ġ")
-
-
-def check_same_tokens(texts: Mapping[int, str], tokenizer: PreTrainedTokenizerBase, *, name: str) -> None:
-    """Refuse a server whose ids mean other tokens than the student's.
-
-    Raises:
-        TeacherError: Naming the first.
-    """
-    other = other_token(texts, tokenizer)
-    if other is not None:
-        raise TeacherError(f"teacher_model {name!r} cannot score the student's tokens ({other}); choose another.")

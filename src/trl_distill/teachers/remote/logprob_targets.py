@@ -17,7 +17,7 @@ from ...prompts.fitting import skipped_tokens
 from ..completions.store import CompletionStore, JsonlStore, JsonObject, key_of
 from ..target_store.folder import sequence_key
 from .byte_matching import ByteMatcher
-from .capabilities import LogprobSupport, check_same_tokens, probe
+from .capabilities import LogprobSupport, other_token, probe
 from .client import Server
 from .logprob_format import PROMPT, TOP, prompt_request, read_prompt, read_top, top_fields
 from .request_pool import Answer, RetryableError
@@ -158,7 +158,11 @@ class LogprobTargets:
             entry = read_prompt(choice, ids, start, k)
             if entry is None:
                 raise RetryableError("an answer without log-probabilities")
-            check_same_tokens(entry.pop("texts"), self.tokenizer, name=self.server.model)
+            other = other_token(entry.pop("texts"), self.tokenizer)
+            if other is not None:
+                raise TeacherError(
+                    f"teacher_model {self.server.model!r} cannot score the student's tokens ({other}); choose another."
+                )
             return entry
 
         return self.server.send(prompt_request(ids, k), read)

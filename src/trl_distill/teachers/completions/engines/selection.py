@@ -115,7 +115,7 @@ def _inner(teacher: object) -> Any:
     return getattr(teacher, "writer", getattr(teacher, "local", teacher))
 
 
-def check_engine(teacher: Any, engine: str) -> None:
+def check_engine(teacher: Writer, engine: str) -> None:
     """Refuse vLLM by name for a teacher that it cannot load.
 
     Args:
@@ -130,7 +130,7 @@ def check_engine(teacher: Any, engine: str) -> None:
         raise refusal(teacher, lacks)
 
 
-def refusal(teacher: Any, why: object, does: str = "write") -> TeacherError:
+def refusal(teacher: Writer, why: object, does: str = "write") -> TeacherError:
     """Return what is raised if vLLM is named and cannot write or score for a teacher."""
     return TeacherError(
         f"teacher_engine is 'vllm', and it cannot {does} for teacher_model {teacher.name!r}: {why}; drop "
