@@ -19,13 +19,16 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ...config.endpoints import parse_endpoint
 from ...config.fields import is_model, model_in_memory, plain
 from ...config.yaml_file import read_yaml
 from ...errors import DataError, ParamsError, nearest
 from ...prompts.template import Template, TextTemplate, parse_template
+
+if TYPE_CHECKING:
+    from ...data.retention import Retained
 
 SETTING = "teacher_config"
 COMBINE = ("completions", "mixture")
@@ -50,8 +53,8 @@ class TeacherEntry:
         retained: The rows to retain, if it teaches those and none of the data's.
     """
 
-    model: Any
-    prompt: Any
+    model: object
+    prompt: object
     template: Template
     place: str
     revision: str | None = None
@@ -60,7 +63,7 @@ class TeacherEntry:
     column: str | None = None
     value: str = ""
     note: str = ""
-    retained: Any = None
+    retained: Retained | None = None
 
     @property
     def name(self) -> str:
@@ -275,7 +278,7 @@ def _check_model(model: object, place: str) -> None:
     parse_endpoint(model)  # a URL with a password goes no further
 
 
-def _rows(given: Any, place: str) -> dict[str, Any]:
+def _rows(given: object, place: str) -> dict[str, Any]:
     """Return which rows a teacher teaches: fields of `TeacherEntry`."""
     if given == "all":
         return {}
@@ -283,7 +286,7 @@ def _rows(given: Any, place: str) -> dict[str, Any]:
         column, _, value = (part.strip() for part in given.partition("="))
         return {"column": column, "value": value}
     try:
-        share = math.nan if isinstance(given, bool) else float(given)
+        share = math.nan if isinstance(given, bool) else float(given)  # type: ignore[arg-type]
     except (TypeError, ValueError):
         share = math.nan
     if not 0 < share <= 1:

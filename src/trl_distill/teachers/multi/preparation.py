@@ -1,12 +1,12 @@
-"""Rows for several teachers: which of them take a row, under which prompts, and who writes its completion.
+"""Rows for several teachers: which of them teach a row, under which prompts, and who writes its completion.
 
 The outcome has the columns of `preparation.prepare`, `teachers` (places in the list) and `teacher_prompts` (the token
-ids of each), as `MultiTeacherCollator` takes them.
+ids of each), as `MultiTeacherCollator` reads them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,7 @@ from ...data.preflight import Preflight, notes_of, text_of
 from ...data.preparation import ALIGNED, COLUMNS, IDS, align, check_differs, conclude, mapped, tokenize_row
 from ...data.pretokenized import check_tokenized, is_tokenized
 from ...data.recipe import Recipe
+from ...data.retention import Retained, mixed_in
 from ...data.rows import NoUsableRows, rows_of
 from ...data.split import Split
 from ...errors import DataError
@@ -26,12 +27,11 @@ from ...prompts.rendering import KWARGS, OWN, TOOLS
 from ...prompts.row import Row
 from ...prompts.tokenization import tokenize_prompt
 from .entries import TeacherList, assign_rows, check_rows
-from .retention import Retained, mixed_in
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-UNTAKEN = "no teacher takes it"
+UNASSIGNED = "no teacher takes it"
 RETURNED = (*COLUMNS, "teachers", "teacher_prompts")
 FEATURES = Features({**ALIGNED, "teachers": IDS, "teacher_prompts": List(IDS)})
 
@@ -54,13 +54,13 @@ class SeveralRecipes:
 def fields_read(recipe: Recipe | SeveralRecipes) -> set[str] | None:
     """Return which of a row's other columns its prompts are made of; None if any may be."""
     if not isinstance(recipe, Recipe):
-        return None  # they also say which teacher takes the row
+        return None  # they also decide who teaches the row
     templates = (recipe.student.template, recipe.teacher.template)
     return {field for template in templates for field in template.fields} | {*OWN, TOOLS, KWARGS}
 
 
 def read(dataset: Dataset, recipe: Recipe | SeveralRecipes, *, name: str = "train") -> tuple[Dataset, RowReport]:
-    """Read a dataset's rows and check the templates, and which rows teachers take, against its columns.
+    """Read a dataset's rows and check templates and the teachers' rows against its columns.
 
     Raises:
         DataError: See `rows.read_rows`.
@@ -90,37 +90,28 @@ def prepare(
 ) -> tuple[Dataset, Preflight]:
     """Turn a dataset of any accepted form into aligned token ids, for one teacher or several.
 
-    Args:
-        dataset: The rows, or what `read` made of them.
-        recipe: How.
-        split: What the dataset is for.
-        name: What to call the dataset in messages.
-        rows_at_most: Rows to go on with after all have been read and checked (a dry run's sample).
-        whole: Whether these are all rows of the dataset, not a block of a stream.
+    Arguments and errors are those of `preparation.prepare`.
 
     Raises:
-        DataError: See `preparation.prepare`; a teacher that takes no row, or no row that a teacher takes.
-        TemplateError: A template field that is no column.
+        DataError: A teacher without a row, or no row with a teacher.
     """
     if isinstance(recipe, Recipe):
         return preparation.prepare(dataset, recipe, split=split, name=name, rows_at_most=rows_at_most, whole=whole)
     rows, report = dataset if isinstance(dataset, tuple) else read(dataset, recipe, name=name)
     values = [row.values for row in rows_of(rows)]
     required = whole and split is Split.TRAIN
-    taking = assign_rows(recipe.teachers, values, seed=recipe.seed, name=name, required=required)
-    taken = [n for n, teachers in enumerate(taking) if teachers]
-    if not taken:
+    assigned = assign_rows(recipe.teachers, values, seed=recipe.seed, name=name, required=required)
+    taught = [n for n, teachers in enumerate(assigned) if teachers]
+    if not taught:
         raise NoUsableRows(f"{name}: no teacher takes any of {len(rows):,} rows; change 'rows' in teacher_config.")
-    left = tuple((f"row {rows[n]['row']}", UNTAKEN) for n, teachers in enumerate(taking) if not teachers)
-    report = replace(report, used=len(taken), set_aside=(*report.set_aside, *left))
-    taken = taken[:rows_at_most]
-    rows, taking = rows.select(taken), [taking[n] for n in taken]
-    if required and len(taking) == len(values) - len(left):
-        _check_differ(rows, taking, recipe, name)
-    if recipe.teachers.mixed:
-        parts = _mixtures(rows, taking, recipe, split=split, name=name)
-    else:
-        parts = _completions(rows, taking, recipe, split=split, name=name, required=required)
+    left = tuple((f"row {rows[n]['row']}", UNASSIGNED) for n, teachers in enumerate(assigned) if not teachers)
+    report = replace(report, used=len(taught), set_aside=(*report.set_aside, *left))
+    sampled = rows_at_most is not None and len(taught) > rows_at_most
+    taught = taught[:rows_at_most]
+    rows, assigned = rows.select(taught), [assigned[n] for n in taught]
+    if required and not sampled:
+        _check_differ(rows, assigned, recipe, name)
+    parts = _parts(rows, assigned, recipe, split=split, name=name, required=required)
     fitted = _in_order(parts, rows)
     # lengths and examples are of each row's first teacher, the vocabulary is what all have
     of_data = recipe.recipes[: len(recipe.teachers.of_data)]
@@ -140,18 +131,18 @@ def prepare(
     return _with_retained(prepared, preflight, recipe, retained)
 
 
-def _check_differ(rows: Dataset, taking: list[list[int]], recipe: SeveralRecipes, name: str) -> None:
+def _check_differ(rows: Dataset, assigned: list[list[int]], recipe: SeveralRecipes, name: str) -> None:
     """Refuse several prompts or teachers none of which differs from the student, see `preparation.check_differs`."""
-    asked = [one.teaches_nothing for one in recipe.recipes[: len(recipe.teachers.of_data)]]
-    given = [ask for ask in asked if ask is not None]
-    if len(given) < len(asked):
+    checks = [one.teaches_nothing for one in recipe.recipes[: len(recipe.teachers.of_data)]]
+    given = [check for check in checks if check is not None]
+    if len(given) < len(checks):
         return
     tokens = (
         vars(tokenize_row(row, recipe.recipes[i], name=name))
-        for row, teachers in zip(rows_of(rows), taking, strict=True)
+        for row, teachers in zip(rows_of(rows), assigned, strict=True)
         for i in teachers
     )
-    check_differs(rows, tokens, recipe.recipes[0], lambda: all(ask() for ask in given), name=name)
+    check_differs(rows, tokens, recipe.recipes[0], lambda: all(check() for check in given), name=name)
 
 
 def _with_retained(
@@ -160,52 +151,36 @@ def _with_retained(
     """Return prepared rows with rows to retain among them, which the last teacher of the list teaches."""
     name, last = "retain_data", len(recipe.recipes) - 1
     count = retained.count(len(prepared))
-    rows = retained.drawn(count, seed=recipe.seed)
-    part = mapped(
-        align(rows, recipe.recipes[last], split=Split.TRAIN, name=name, whole=False),
-        lambda row: _alone(row, last),
-        f"Aligning {name}",
-    )
+    rows = retained.sample(count, seed=recipe.seed)
+    parts = _parts(rows, [[last]] * len(rows), recipe, split=Split.TRAIN, name=name, required=False)
     report = RowReport(len(rows), len(rows), ())
-    own, flight = conclude(_in_order([part], rows), rows, report, recipe.recipes[last], name=name, columns=RETURNED)
+    own, flight = conclude(_in_order(parts, rows), rows, report, recipe.recipes[last], name=name, columns=RETURNED)
     return mixed_in(prepared, own, count), replace(preflight, retained=(count, retained.source, flight))
 
 
-def _completions(
-    rows: Dataset, taking: list[list[int]], recipe: SeveralRecipes, *, split: Split, name: str, required: bool
+def _parts(
+    rows: Dataset, assigned: list[list[int]], recipe: SeveralRecipes, *, split: Split, name: str, required: bool
 ) -> list[Dataset]:
-    """Return each row once for each teacher that takes it, its completion from the data or that teacher's own."""
-    parts = []
+    """Return the rows with their teachers, aligned by each teacher.
+
+    In a mixture a row stands there once, aligned by its first teacher, who writes a missing completion; else once for
+    each of its teachers, who writes its own.
+    """
+    mixed, parts = recipe.teachers.mixed, []
     for i, one in enumerate(recipe.recipes):
-        own = [n for n, teachers in enumerate(taking) if i in teachers]
-        if own:
-            part = align(rows.select(own), one, split=split, name=name, whole=False)
-            if one.fetch_targets is not None:
-                one.fetch_targets(part.filter(lambda row: row["kept"] > 0, load_from_cache_file=False), required)
-            parts.append(mapped(part, lambda row, i=i: _alone(row, i), f"Aligning {name}"))
-    return parts
+        own = [n for n, teachers in enumerate(assigned) if i in (teachers[:1] if mixed else teachers)]
+        if not own:
+            continue
+        part = align(rows.select(own), one, split=split, name=name, whole=False)
+        if one.fetch_targets is not None:
+            one.fetch_targets(part.filter(lambda row: row["kept"] > 0, load_from_cache_file=False), required)
+        given = {rows[n]["row"]: (Row.from_columns(rows[n]), assigned[n]) for n in own} if mixed else {}
 
+        def put(row: dict[str, Any], i: int = i, given: Mapping[int, Any] = given) -> dict[str, Any]:
+            alone = {"teachers": [i], "teacher_prompts": [row["teacher_prompt"]]}
+            return _mixed(row, *given[row["row"]], recipe=recipe, name=name) if mixed else alone
 
-def _alone(row: dict[str, Any], i: int) -> dict[str, Any]:
-    """Return what a row of one teacher says of teachers."""
-    return {"teachers": [i], "teacher_prompts": [row["teacher_prompt"]]}
-
-
-def _mixtures(
-    rows: Dataset, taking: list[list[int]], recipe: SeveralRecipes, *, split: Split, name: str
-) -> list[Dataset]:
-    """Return each row once, with the prompts of all teachers that take it; the first of them writes what is missing."""
-    parts = []
-    for i, one in enumerate(recipe.recipes):
-        own = [n for n, teachers in enumerate(taking) if teachers[0] == i]
-        if own:
-            part = align(rows.select(own), one, split=split, name=name, whole=False)
-            given = {rows[n]["row"]: (Row.from_columns(rows[n]), taking[n]) for n in own}
-
-            def mix(row: dict[str, Any], given: dict[int, tuple[Row, list[int]]] = given) -> dict[str, Any]:
-                return _mixed(row, *given[row["row"]], recipe=recipe, name=name)
-
-            parts.append(mapped(part, mix, f"Mixing {name}"))
+        parts.append(mapped(part, put, f"Aligning {name}"))
     return parts
 
 
@@ -213,7 +188,7 @@ def _mixed(
     row: dict[str, Any], given: Row, teachers: Sequence[int], *, recipe: SeveralRecipes, name: str
 ) -> dict[str, Any]:
     """Return an aligned row with the prompts of all its teachers, fitted into all of them."""
-    out = {**row, **_alone(row, teachers[0]), "teachers": list(teachers)}
+    out = {**row, "teachers": list(teachers), "teacher_prompts": [row["teacher_prompt"]]}
     for i in teachers[1:]:
         one, where = recipe.recipes[i], f"{name}, row {row['row']}"
         if row["source"] == "text":
@@ -246,7 +221,7 @@ def _in_order(parts: list[Dataset], rows: Dataset) -> Dataset:
 
 
 def _shown(prepared: Dataset, recipe: SeveralRecipes) -> tuple[tuple[str, int, str], ...]:
-    """Return each teacher's name, how many rows it takes, and its first prompt."""
+    """Return each teacher's name, how many rows it teaches, and its first prompt."""
     found: dict[int, tuple[int, list[int]]] = {}
     for teachers, prompts in zip(prepared["teachers"], prepared["teacher_prompts"], strict=True):
         for i, prompt in zip(teachers, prompts, strict=True):

@@ -20,7 +20,7 @@ SETTING = "teacher_prompt_mixture"
 KEYS = ("template", "weight")
 
 
-def read_mixture(given: object, *, model: Any = None, revision: str | None = None) -> TeacherList:
+def read_mixture(given: object, *, model: object = None, revision: str | None = None) -> TeacherList:
     """Return a mixture of prompts as a list of teachers; needs no model and no data.
 
     Args:

@@ -1,0 +1,48 @@
+"""Rows that the student is to answer as it did before the run, and how they are mixed into a training dataset."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from random import Random
+from typing import TYPE_CHECKING
+
+from datasets import concatenate_datasets
+
+from .loading import RowReport
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+
+@dataclass(frozen=True)
+class Retained:
+    """Rows to retain.
+
+    Attributes:
+        rows: What `rows.read_rows` made of them.
+        report: On the rows read.
+        source: Where they come from, for the pre-flight.
+        fraction: Share of a training epoch's rows that are to be of these.
+    """
+
+    rows: Dataset
+    report: RowReport
+    source: str
+    fraction: float
+
+    def count(self, others: int) -> int:
+        """Return how many of these stand beside `others` rows; at least one."""
+        return max(1, round(others * self.fraction / (1 - self.fraction)))
+
+    def sample(self, count: int, *, seed: int) -> Dataset:
+        """Return `count` of the rows, chosen by the seed; all of them if there are fewer."""
+        order = list(range(len(self.rows)))
+        Random(f"{seed} retain_data").shuffle(order)
+        return self.rows.select(sorted(order[:count]))
+
+
+def mixed_in(rows: Dataset, retained: Dataset, count: int) -> Dataset:
+    """Return rows with `count` retained ones spread evenly among them, each of those as often as needed."""
+    places = [((i + 0.5) / len(rows), i) for i in range(len(rows))]
+    places += [((j + 0.5) / count, len(rows) + j % len(retained)) for j in range(count)]
+    return concatenate_datasets([rows, retained]).select([i for _, i in sorted(places)])
