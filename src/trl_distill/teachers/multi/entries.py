@@ -28,7 +28,10 @@ from ...errors import DataError, ParamsError, nearest
 from ...prompts.template import Template, TextTemplate, parse_template
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
     from ...data.retention import Retained
+    from ..base import Teacher
 
 SETTING = "teacher_config"
 COMBINE = ("completions", "mixture")
@@ -53,7 +56,7 @@ class TeacherEntry:
         retained: The rows to retain, if it teaches those and none of the data's.
     """
 
-    model: object
+    model: str | PreTrainedModel | Teacher | None
     prompt: object
     template: Template
     place: str

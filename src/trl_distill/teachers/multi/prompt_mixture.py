@@ -10,17 +10,24 @@ They become a list of teachers that are one model, with a share of the rows each
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ...errors import ParamsError
 from ...prompts.template import parse_template
 from .entries import TeacherEntry, TeacherList, check_keys, checked_weight, read_settings, template_source
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from ..base import Teacher
+
 SETTING = "teacher_prompt_mixture"
 KEYS = ("template", "weight")
 
 
-def read_mixture(given: object, *, model: object = None, revision: str | None = None) -> TeacherList:
+def read_mixture(
+    given: object, *, model: str | PreTrainedModel | Teacher | None = None, revision: str | None = None
+) -> TeacherList:
     """Return a mixture of prompts as a list of teachers; needs no model and no data.
 
     Args:

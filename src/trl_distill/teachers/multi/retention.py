@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from ...config.fields import model_in_memory
 from ...data.loading import load_data, read_rows
 from ...data.retention import Retained
 from ...data.rows import Columns
@@ -29,8 +30,9 @@ def read_retained(settings: Any) -> TeacherEntry:
         DataError: Rows that cannot be found, read or used.
     """
     given = settings.retain_data
-    if isinstance(given, str) and given.startswith("<"):
-        raise DataError(f"{SETTING} was a {given.strip('<>')} in memory, not a file; give its path.")
+    in_memory = model_in_memory(given)
+    if in_memory is not None:
+        raise DataError(f"{SETTING} was a {in_memory} in memory, not a file; give its path.")
     text = settings.dataset_text_field if hasattr(settings, "dataset_text_field") else settings.text_column
     try:
         data, _ = load_data(given)
