@@ -138,12 +138,7 @@ def lora_config(params: LLMTrainingParams) -> LoraConfig:
 
 
 def split_adapter_penalty(model: torch.nn.Module, output: CompletionOutput) -> torch.Tensor | None:
-    """Return the penalty that PEFT has added to a summed loss (AdaLoRA's), and subtract it from there.
-
-    Args:
-        model: The student.
-        output: What its forward returned.
-    """
+    """Return the penalty that PEFT has added to a student's summed loss (AdaLoRA's), and subtract it from there."""
     if not is_peft_model(model) or model.active_peft_config.peft_type != "ADALORA":
         return None
     assert output.loss is not None

@@ -21,12 +21,7 @@ ENCODERS = frozenset(
 
 
 def check_causal(name: str, config: PretrainedConfig, *, role: str) -> None:
-    """Refuse a model that has no next-token distribution.
-
-    Args:
-        name: What the user calls it.
-        config: Its configuration.
-        role: "model" or "teacher_model", for the message.
+    """Refuse a model that has no next-token distribution, naming it by the setting of `role` and the user's name.
 
     Raises:
         ModelError, TeacherError: Encoder-decoder or encoder-only.
@@ -47,12 +42,7 @@ def check_causal(name: str, config: PretrainedConfig, *, role: str) -> None:
 
 
 def check_encoder_decoder(name: str, config: PretrainedConfig, *, role: str) -> None:
-    """Refuse a model that is no encoder-decoder from text to text.
-
-    Args:
-        name: What the user calls it.
-        config: Its configuration.
-        role: "model" or "teacher_model", for the message.
+    """Refuse a model that is no encoder-decoder from text to text; see `check_causal`.
 
     Raises:
         ModelError, TeacherError: Another kind of model, or one that reads sounds or images.

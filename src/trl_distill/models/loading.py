@@ -27,11 +27,7 @@ _TOKENIZER = "_trl_distill_tokenizer"  # the attribute of `keep_tokenizer`
 
 
 def resolve(name: str, *, role: str) -> str:
-    """Return the folder that a name means, or the name itself for the Hub.
-
-    Args:
-        name: "embedded", a folder, or a Hub name.
-        role: The setting it was given in, "model" or "teacher_model", for messages.
+    """Return the folder that a name means ("embedded", or a path), or the name itself for the Hub.
 
     Raises:
         ModelError, TeacherError: It looks like a folder (a path separator in front, `~`, or more than one `/`)
@@ -247,11 +243,6 @@ def tokenizer_of(
     model: PreTrainedModel, *, role: str = "model", trust_remote_code: bool = False
 ) -> PreTrainedTokenizerBase:
     """Return the tokenizer of a loaded model: the one that an earlier stage attached to it, else its folder's.
-
-    Args:
-        model: The model.
-        role: The setting it was given in, for messages.
-        trust_remote_code: Allow code that the tokenizer brings.
 
     Raises:
         ModelError, TeacherError: It does not say where it is, or see `ModelSource.load_tokenizer`.

@@ -29,10 +29,7 @@ def keep_differentiable(model: torch.nn.Module) -> None:
 
     On a CPU with bfloat16 instructions, bitsandbytes (0.50) repacks a layer's weights for inference the first time it
     runs in evaluation mode, and never back: a model that trains on after an evaluation, or that is its own teacher,
-    would then learn from products that have no gradient.
-
-    Args:
-        model: The model to train; one without 4-bit layers is left as it is.
+    would then learn from products that have no gradient. A model without 4-bit layers is left as it is.
     """
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):

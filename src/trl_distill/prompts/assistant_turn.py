@@ -66,13 +66,8 @@ class ChatTurns:
         """Return the last turn of a conversation and the prompt before it.
 
         If the rendered turn does not begin with the generation prompt, other values of `enable_thinking` are tried. If
-        none helps, the prompt is what the two renderings have in common, as in SFTTrainer.
-
-        Args:
-            messages: The conversation, whose last message is the assistant's.
-            options: Keywords of the template.
-            finished: Whether the turn ends there; one that was cut has no end.
-            where: The row's name in messages.
+        none helps, the prompt is what the two renderings have in common, as in SFTTrainer. A turn that is not
+        `finished` was cut and has no end. Messages call the row `where`.
 
         Raises:
             TemplateError: There is no chat template, it does not take these messages, or it rewrites the messages
@@ -109,15 +104,8 @@ class ChatTurns:
     def before(self, messages: Sequence[Message], other: Turn, *, where: str) -> tuple[str, bool]:
         """Return the prompt behind which this side reads a turn that the other side's template has written.
 
-        What this template writes before the other's words, such as an empty thinking block, is part of the prompt.
-
-        Args:
-            messages: The conversation as this side reads it, whose last message is the assistant's.
-            other: The turn as the other side writes it.
-            where: The row's name in messages.
-
-        Returns:
-            The prompt, and whether this template writes these words too.
+        What this template writes before the other's words, such as an empty thinking block, is part of the prompt. The
+        second value says whether this template writes these words too.
         """
         turn = self.last(messages, other.options, where=where)
         if turn.learned == other.learned:

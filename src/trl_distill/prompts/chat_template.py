@@ -125,9 +125,7 @@ class ChatTemplate:
     def render_prompt(self, prompt: Prompt, options: Options | None = None) -> tuple[str, bool]:
         """Return the text of a prompt, and whether the tokenizer adds its special tokens to it.
 
-        Args:
-            prompt: Text, or chat messages, which are rendered with the generation prompt.
-            options: See the class.
+        Chat messages are rendered with the generation prompt.
 
         Raises:
             TemplateError: See `render`; there is no chat template for messages.

@@ -53,10 +53,6 @@ def messages_of(value: Sequence[object], column: str) -> list[Message]:
     ShareGPT's names are translated. A tool call that is a message of its own becomes `tool_calls` of the assistant's
     message before it, or of a new one. An assistant message without text, calls and reasoning has the weight 0.
 
-    Args:
-        value: The messages.
-        column: Their column, for reasons.
-
     Raises:
         Unusable: Anything but messages, or a role, a weight or a call that is not known.
     """

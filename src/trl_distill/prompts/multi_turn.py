@@ -79,11 +79,6 @@ def conversation_of(template: Template, row: Row, own: Prompt | None = None) -> 
 def aligned_columns(mine: MaskedSequence, theirs: MaskedSequence, *, where: str) -> dict[str, list[int]]:
     """Return the columns of a row; without gaps, they are those of an ordinary one and the masks are empty.
 
-    Args:
-        mine: The student's.
-        theirs: The teacher's.
-        where: The row's name in messages.
-
     Raises:
         DataError: The two chat templates write what is learned in different tokens.
     """
@@ -100,11 +95,6 @@ def aligned_columns(mine: MaskedSequence, theirs: MaskedSequence, *, where: str)
 
 def fit_masked(student: MaskedSequence, teacher: MaskedSequence, limits: Limits) -> dict[str, object]:
     """Return the columns of two sequences as they fit both models, each by its own limit; both keep the same tokens.
-
-    Args:
-        student: The student's.
-        teacher: The teacher's.
-        limits: How long both may be.
 
     Raises:
         DataError: See `fitting.fit`.

@@ -17,12 +17,8 @@ def render(template: Template, row: Row, own: Prompt | None = None) -> Prompt:
     """Return a row's prompt under a template: text, or chat messages if template or row are a chat.
 
     In a conversation the template renders the last user message; the turns around it stay, and the template's own
-    system message replaces the conversation's. Then the template's `system` decides what is done with that.
-
-    Args:
-        template: The side's.
-        row: The row.
-        own: Replaces the rendered template, see `own_prompt`.
+    system message replaces the conversation's. Then the template's `system` decides what is done with that. A prompt
+    that the row brings (`own`, see `own_prompt`) replaces the rendered template.
     """
     return with_system(_without_system(template, row, own), template.system)
 
@@ -71,12 +67,7 @@ def own_prompt(values: Mapping[str, object], template: Template, *, where: str) 
     """Return the teacher's prompt that a row brings in its column `teacher_prompt` or `teacher_messages`.
 
     A column that the teacher's template names is a field of it alone; if the column is empty, the template renders the
-    row.
-
-    Args:
-        values: The row's other columns.
-        template: The teacher's.
-        where: The row's name in messages.
+    row. Messages call the row `where`.
 
     Raises:
         DataError: Another kind of value, or both columns at once.
@@ -106,10 +97,6 @@ def own_prompt(values: Mapping[str, object], template: Template, *, where: str) 
 
 def options_of(values: Mapping[str, object], *, where: str) -> dict[str, object]:
     """Return a row's keywords of the chat template: its columns `tools` and `chat_template_kwargs`.
-
-    Args:
-        values: The row's other columns.
-        where: The row's name in messages.
 
     Raises:
         DataError: No list of tools, or no object.

@@ -41,13 +41,8 @@ def templates_of(settings: DistillationArguments) -> tuple[Template, Template]:
 def check_system(template: Template, given: str | None, *, setting: str) -> None:
     """Refuse a system message beside a template that has one.
 
-    Args:
-        template: The side's.
-        given: The setting's value.
-        setting: Its name.
-
     Raises:
-        ParamsError: Naming both.
+        ParamsError: Naming the setting and the template.
     """
     if given is not None and given != KEEP and template.has_system:
         raise ParamsError(
