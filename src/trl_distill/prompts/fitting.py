@@ -68,13 +68,7 @@ class Fitted:
 
 
 def fit(student_prompt: list[int], teacher_prompt: list[int], completion: list[int], limits: Limits) -> Fitted:
-    """Fit prompts and completion into both models' limits, each prompt by its own model's.
-
-    Args:
-        student_prompt: Token ids.
-        teacher_prompt: Token ids.
-        completion: Token ids, at least one.
-        limits: How long both sequences may be.
+    """Fit prompts and a completion of at least one token into both models' limits, each prompt by its own model's.
 
     Raises:
         DataError: A prompt that leaves no room for a completion token, under `overflow="error"`.
