@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from ..config.fields import model_in_memory
 from ..config.training_params import ALIASES, LLMTrainingParams
 from ..config.yaml_file import read_yaml
@@ -14,14 +12,17 @@ def read_config(path: str) -> LLMTrainingParams:
     """Return the parameters that a YAML file sets.
 
     Args:
-        path: A mapping of field names, with dashes or underscores; other names of fields are taken too.
+        path: A mapping of field names, with dashes or underscores; other names of fields are accepted too.
 
     Raises:
         ParamsError: A file that cannot be read, an unknown name (with the nearest), one that is given twice, or a
             value outside what is accepted.
     """
+    read = read_yaml(path, name=f"--config {path}")
+    if not isinstance(read, (dict, type(None))):
+        raise ParamsError(f"--config {path} holds a {type(read).__name__}; give 'name: value' lines.")
     params, given = LLMTrainingParams(), set()
-    for key, value in _mapping(path).items():
+    for key, value in (read or {}).items():
         name = str(key).replace("-", "_")
         name = ALIASES.get(name, name)
         if name in given:
@@ -35,7 +36,7 @@ def read_config(path: str) -> LLMTrainingParams:
 
 
 def refuse_models_in_memory(path: str, params: LLMTrainingParams) -> None:
-    """Refuse a model or dataset that lived in the memory of the run which wrote the file.
+    """Refuse a model or dataset that was an object in the memory of the run that wrote the file.
 
     Raises:
         ParamsError: Naming the flag to give instead.
@@ -45,13 +46,3 @@ def refuse_models_in_memory(path: str, params: LLMTrainingParams) -> None:
         if found:
             flag = "--" + name.replace("_", "-")
             raise ParamsError(f"--config {path}: {name} was a {found} in memory, not a file; give {flag}.")
-
-
-def _mapping(path: str) -> dict[Any, Any]:
-    """Return the file's top level."""
-    read = read_yaml(path, name=f"--config {path}")
-    if read is None:
-        return {}
-    if not isinstance(read, dict):
-        raise ParamsError(f"--config {path} holds a {type(read).__name__}; give 'name: value' lines.")
-    return read
