@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from ...data.retention import Retained
     from ..base import Teacher
 
+    TeacherSpec = str | PreTrainedModel | Teacher | None
+
 SETTING = "teacher_config"
 COMBINE = ("completions", "mixture")
 KEYS = ("model", "revision", "template", "weight", "rows")
@@ -56,7 +58,7 @@ class TeacherEntry:
         retained: The rows to retain, if it teaches those and none of the data's.
     """
 
-    model: str | PreTrainedModel | Teacher | None
+    model: TeacherSpec
     prompt: object
     template: Template
     place: str

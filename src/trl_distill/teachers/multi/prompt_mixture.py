@@ -17,17 +17,13 @@ from ...prompts.template import parse_template
 from .entries import TeacherEntry, TeacherList, check_keys, checked_weight, read_settings, template_source
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
-    from ..base import Teacher
+    from .entries import TeacherSpec
 
 SETTING = "teacher_prompt_mixture"
 KEYS = ("template", "weight")
 
 
-def read_mixture(
-    given: object, *, model: str | PreTrainedModel | Teacher | None = None, revision: str | None = None
-) -> TeacherList:
+def read_mixture(given: object, *, model: TeacherSpec = None, revision: str | None = None) -> TeacherList:
     """Return a mixture of prompts as a list of teachers; needs no model and no data.
 
     Args:

@@ -3,27 +3,37 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING
 
-from ...errors import ParamsError
+from ...config.fields import model_in_memory
+from ...data.loading import load_data, read_rows
+from ...data.retention import Retained
+from ...data.rows import Columns
+from ...errors import DataError, ParamsError
 from ...prompts.system_message import check_system
-from ...prompts.template import parse_template
-from .entries import TeacherEntry, TeacherList, read_teachers
+from ...prompts.template import IDENTITY, parse_template
+from .entries import TeacherEntry, TeacherList, model_name, read_teachers
 from .prompt_mixture import SETTING, read_mixture
-from .retention import read_retained
+
+if TYPE_CHECKING:
+    from ...config.distillation_arguments import DistillationArguments
+    from .entries import TeacherSpec
+
+RETAIN = "retain_data"
+START = "the student as it starts"
 
 
-def teachers_of_run(settings: Any, given: Any = None) -> TeacherList | None:
-    """Return the list of a run's teachers; None where there is one teacher under one prompt and nothing to retain.
+def teachers_of_run(settings: DistillationArguments, given: TeacherSpec = None) -> TeacherList | None:
+    """Return the list of a run's teachers; None for one teacher under one prompt and nothing to retain.
 
     Args:
-        settings: Anything with the fields of `DistillationArguments` and the name of the text column.
-        given: A loaded model, a teacher or a name in the place of `teacher_model`.
+        settings: The run's.
+        given: What replaces the settings' `teacher_model`.
 
     Raises:
         ParamsError: No teacher for several prompts; see also `read_teachers` and `read_mixture`.
         TemplateError: A template that does not parse.
-        DataError: See `read_retained`.
+        DataError: Rows to retain that cannot be found, read or used.
         TeacherError: A server's URL that cannot be used.
     """
     listed, model = None, settings.teacher_model if given is None else given
@@ -42,4 +52,22 @@ def teachers_of_run(settings: Any, given: Any = None) -> TeacherList | None:
         template = parse_template(prompt, name="teacher_prompt_template")
         alone = TeacherEntry(model, prompt, template, "teacher_model", settings.teacher_revision)
         listed = TeacherList("completions", (alone,))
-    return replace(listed, teachers=(*listed.teachers, read_retained(settings)))
+    return replace(listed, teachers=(*listed.teachers, _retaining(settings)))
+
+
+def _retaining(settings: DistillationArguments) -> TeacherEntry:
+    """Return the teacher that `retain_data` adds: the student as it starts, with rows and prompts of its own."""
+    given = settings.retain_data
+    in_memory = model_in_memory(given)
+    if in_memory is not None:
+        raise DataError(f"{RETAIN} was a {in_memory} in memory, not a file; give its path.")
+    text = getattr(settings, "dataset_text_field" if hasattr(settings, "dataset_text_field") else "text_column")
+    try:
+        data, _ = load_data(given)
+    except DataError as error:
+        raise DataError(str(error).replace("data_path", RETAIN)) from error
+    columns = Columns(text, settings.prompt_text_column, settings.completion_column, settings.max_bad_rows)
+    rows, report = read_rows(data, columns, source=RETAIN)
+    source = given if isinstance(given, str) else f"a {model_name(given)} in memory"
+    retained = Retained(rows, report, source, settings.retain_fraction)
+    return TeacherEntry(START, IDENTITY, parse_template(IDENTITY, name=RETAIN), RETAIN, retained=retained)
