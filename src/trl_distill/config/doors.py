@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any
+from dataclasses import Field
 
 from ..errors import DistillError
 
@@ -32,11 +32,7 @@ _SUBJECT = re.compile(r"[a-z_]+(?= (?:is|has|needs|cannot|'|\d))")  # the field 
 
 @contextmanager
 def entered(spelling: Spelling) -> Iterator[None]:
-    """Have errors from inside, and `spelled`, name settings as a door does; the outermost door decides.
-
-    Args:
-        spelling: Turns the text of a message into the door's.
-    """
+    """Have errors from inside, and `spelled`, name settings as a door does; the outermost door decides."""
     if _door.get() is not None:
         yield
         return
@@ -56,7 +52,7 @@ def spelled(text: str) -> str:
     return text if spelling is None else spelling(text)
 
 
-def in_python(specs: Mapping[str, Any], names: Mapping[str, str]) -> Spelling:
+def in_python(specs: Mapping[str, Field], names: Mapping[str, str]) -> Spelling:
     """Return the spelling of a door in Python: flags become fields or arguments.
 
     Args:
@@ -92,12 +88,8 @@ def in_python(specs: Mapping[str, Any], names: Mapping[str, str]) -> Spelling:
     return as_written
 
 
-def as_flags(specs: Mapping[str, Any]) -> Spelling:
-    """Return the spelling of the command line: fields become flags.
-
-    Args:
-        specs: Dataclass fields by name.
-    """
+def as_flags(specs: Mapping[str, Field]) -> Spelling:
+    """Return the spelling of the command line: fields become flags."""
 
     def flag_of(name: str) -> str:
         return "--" + name.replace("_", "-")
@@ -117,6 +109,6 @@ def as_flags(specs: Mapping[str, Any]) -> Spelling:
     return as_typed
 
 
-def _words(spec: Any) -> tuple[str, ...]:
+def _words(spec: Field | None) -> tuple[str, ...]:
     """Return the words that are values of a field when they stand behind its flag."""
     return (*(spec.metadata.get("choices") or ()), "none") if spec is not None else ()

@@ -32,9 +32,6 @@ class Endpoint:
 def parse_endpoint(name: str) -> Endpoint | None:
     """Return the server and model that a teacher's name spells out; None for a folder, a Hub or a bare name.
 
-    Args:
-        name: As given for teacher_model.
-
     Raises:
         TeacherError: A URL with credentials or a query (it is not repeated), or one without a host or a model.
     """
@@ -68,10 +65,6 @@ def takes_temperature(model: str) -> bool:
 
 def base_url(address: str, *, setting: str) -> str:
     """Return a base URL in one spelling: scheme and host in lower case, no slash at the end.
-
-    Args:
-        address: The URL.
-        setting: Where it was given, for messages.
 
     Raises:
         TeacherError: It has credentials or a query (it is not repeated), or no host.

@@ -6,7 +6,7 @@ import math
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import field
+from dataclasses import Field, field
 from typing import Any, Self
 
 from ..errors import ParamsError, nearest
@@ -63,13 +63,13 @@ def option(
     text = Help(help)
     text.group, text.low, text.high, text.above = group, low, high, above
     text.off, text.listed, text.objects, text.escapes = off, listed, objects, escapes
-    metadata: dict[str, Any] = {"help": text}
+    metadata: dict[str, object] = {"help": text}
     if choices is not None:
         metadata["choices"] = list(choices)
     return field(default=default, metadata=metadata)
 
 
-def check_value(name: str, value: Any, spec: Any) -> Any:
+def check_value(name: str, value: object, spec: Field) -> Any:
     """Return `value` as the type of the dataclass field `spec`, or say what is accepted.
 
     Numbers given as text are converted (a YAML file writes `5e-5` as text), an int is taken for a float, a path
@@ -104,7 +104,7 @@ def check_value(name: str, value: Any, spec: Any) -> Any:
     return value
 
 
-def plain(value: Any) -> Any:
+def plain(value: object) -> Any:
     """Return plain data as it is, and `<its class>` for what else stands in it."""
     if isinstance(value, (list, tuple)):
         return [plain(v) for v in value]
@@ -131,17 +131,17 @@ class CheckedSettings:
         ParamsError: An unknown name, with the nearest known ones, or a value outside what is accepted.
     """
 
-    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+    def __new__(cls, *args: object, **kwargs: object) -> Self:
         """Refuse an unknown keyword before the dataclass would."""
         for name in kwargs:
             cls._check_known(name)
         return super().__new__(cls)
 
-    def __setattr__(self, name: str, value: Any) -> None:
+    def __setattr__(self, name: str, value: object) -> None:
         """Set a field to a checked value."""
         self.set(name, value)
 
-    def set(self, name: str, value: Any, *, called: str | None = None) -> None:
+    def set(self, name: str, value: object, *, called: str | None = None) -> None:
         """Set a field to a checked value; a default needs no check.
 
         Args:
@@ -156,23 +156,19 @@ class CheckedSettings:
 
     @classmethod
     def _check_known(cls, name: str) -> None:
-        """Refuse a name that is no field."""
         if name not in _fields_of(cls):
             raise ParamsError(cls._unknown(name))
 
     @classmethod
     def _unknown(cls, name: str) -> str:
-        """Return the sentence on a name that is no field."""
         return f"unknown parameter {name!r} of {cls.__name__}.{nearest(name, _fields_of(cls))}"
 
 
-def _fields_of(kind: Any) -> Mapping[str, Any]:
-    """Return a dataclass's fields by name."""
-    return kind.__dataclass_fields__
+def _fields_of(kind: type) -> Mapping[str, Field]:
+    return kind.__dataclass_fields__  # type: ignore[attr-defined]
 
 
-def _texts(name: str, value: Any) -> list[str] | None:
-    """Return one text or several as a list, None for none of them."""
+def _texts(name: str, value: object) -> list[str] | None:
     texts = [value] if isinstance(value, str) else value
     if not isinstance(texts, (list, tuple)) or not all(isinstance(text, str) and text for text in texts):
         raise ParamsError(f"{name} is {value!r}; accepted is text, or a list of texts, none of them empty.")
@@ -180,19 +176,18 @@ def _texts(name: str, value: Any) -> list[str] | None:
 
 
 def _inside(value: float, text: Help) -> bool:
-    """Whether a number is finite and in the range."""
     if isinstance(value, float) and not math.isfinite(value):
         return False
     inside = (text.low is None or value >= text.low) and (text.high is None or value <= text.high)
     return (inside and (text.above is None or value > text.above)) or value == text.off
 
 
-def _types(spec: Any) -> set[str]:
+def _types(spec: Field) -> set[str]:
     """Return the names of a field's types; HfArgumentParser turns the annotation's text into types."""
     return set(re.findall(r"\w+", str(spec.type)))
 
 
-def _converted(name: str, value: Any, kind: set[str], spec: Any) -> Any:
+def _converted(name: str, value: Any, kind: set[str], spec: Field) -> Any:
     """Return `value` as a bool, int or float where the annotation asks for one, and as it is where it is text."""
     wanted = next((k for k in ("bool", "int", "float") if k in kind), None)
     if wanted is None:
@@ -216,8 +211,7 @@ def _converted(name: str, value: Any, kind: set[str], spec: Any) -> Any:
         raise ParamsError(f"{name} is {value!r}; accepted is {_accepted(spec)}.") from None
 
 
-def _accepted(spec: Any) -> str:
-    """Say in words what a field accepts."""
+def _accepted(spec: Field) -> str:
     text, kind = spec.metadata["help"], _types(spec)
     if spec.metadata.get("choices"):
         return "one of " + ", ".join(map(repr, spec.metadata["choices"]))

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate.utils import parse_flag_from_env
@@ -48,6 +47,13 @@ NAMES = {
     "text_column": "dataset_text_field",
     "valid_split": "eval_dataset",
 }
+# parameters that the configuration takes as they are, under a name of `NAMES` or their own
+SAME = (
+    *("epochs", "max_steps", "batch_size", "gradient_accumulation", "packing", "padding_free", "lr", "scheduler"),
+    *("optimizer", "weight_decay", "max_grad_norm", "seed", "gradient_checkpointing", "torch_compile", "log"),
+    *("logging_steps", "eval_strategy", "eval_steps", "save_strategy", "save_steps", "save_total_limit"),
+    *("text_column", "block_size", "dataset_num_proc", "assistant_only_loss", "trust_remote_code"),
+)
 TRAINER = in_python(FIELDS, NAMES)  # how the trainer and its configuration name settings
 
 
@@ -73,7 +79,7 @@ class DistillationSFTConfig(DistillationArguments, SFTConfig):
         super().__post_init__()
 
 
-def _check_known(setting: str, given: Any, known: type[ExplicitEnum]) -> None:
+def _check_known(setting: str, given: object, known: type[ExplicitEnum]) -> None:
     """Refuse a name that transformers does not know, with the nearest ones."""
     names = [one.value for one in known]
     if getattr(given, "value", given) not in names:
@@ -88,15 +94,24 @@ def from_params(params: LLMTrainingParams) -> DistillationSFTConfig:
         ParamsError: A name that transformers does not know (optimizer, scheduler, log), or a precision that this
             machine cannot train in.
     """
+    accelerated = torch.accelerator.is_available() or is_torch_xla_available()
+    accelerated = accelerated and not parse_flag_from_env("ACCELERATE_USE_CPU")
+    precision = _mixed_precision(params, accelerated=accelerated)
+    if precision == "fp16" and params.dtype == "float16" and accelerated and not params.peft:
+        raise ParamsError(SCALED)
+    same = {NAMES.get(name, name): getattr(params, name) for name in SAME}
     try:
         args = DistillationSFTConfig(
-            **_training(params),
-            **_saving(params),
-            dataset_text_field=params.text_column,
-            max_length=params.block_size,
-            dataset_num_proc=params.dataset_num_proc,
-            assistant_only_loss=params.assistant_only_loss,
-            trust_remote_code=params.trust_remote_code,
+            **same,
+            output_dir=str(Path(params.project_name).expanduser()),
+            per_device_eval_batch_size=params.eval_batch_size or params.batch_size,
+            warmup_steps=min(params.warmup_ratio, ALL_STEPS),
+            bf16=precision == "bf16",
+            fp16=precision == "fp16",
+            use_cpu=not accelerated,
+            dataloader_pin_memory=accelerated and not torch.backends.mps.is_available(),  # which has no pinned memory
+            logging_nan_inf_filter=False,  # it would log a substitute for NaN
+            push_to_hub=False,  # the trainer would upload every checkpoint
         )
     except ValueError as error:
         if isinstance(error, ParamsError):
@@ -108,37 +123,6 @@ def from_params(params: LLMTrainingParams) -> DistillationSFTConfig:
     if args.optim == OptimizerNames.ADAMW_TORCH_FUSED and not has_fused_adamw(args.device):
         args.optim = OptimizerNames.ADAMW_TORCH
     return args
-
-
-def _training(params: LLMTrainingParams) -> dict[str, Any]:
-    """Return optimizer, schedule, precision and batch."""
-    accelerated = torch.accelerator.is_available() or is_torch_xla_available()
-    accelerated = accelerated and not parse_flag_from_env("ACCELERATE_USE_CPU")
-    precision = _mixed_precision(params, accelerated=accelerated)
-    if precision == "fp16" and params.dtype == "float16" and accelerated and not params.peft:
-        raise ParamsError(SCALED)
-    return {
-        "num_train_epochs": params.epochs,
-        "max_steps": params.max_steps,
-        "per_device_train_batch_size": params.batch_size,
-        "per_device_eval_batch_size": params.eval_batch_size or params.batch_size,
-        "gradient_accumulation_steps": params.gradient_accumulation,
-        "packing": params.packing,
-        "padding_free": params.padding_free,
-        "learning_rate": params.lr,
-        "warmup_steps": min(params.warmup_ratio, ALL_STEPS),
-        "lr_scheduler_type": params.scheduler,
-        "optim": params.optimizer,
-        "weight_decay": params.weight_decay,
-        "max_grad_norm": params.max_grad_norm,
-        "seed": params.seed,
-        "bf16": precision == "bf16",
-        "fp16": precision == "fp16",
-        "gradient_checkpointing": params.gradient_checkpointing,
-        "torch_compile": params.torch_compile,
-        "use_cpu": not accelerated,
-        "dataloader_pin_memory": accelerated and not torch.backends.mps.is_available(),  # which has no pinned memory
-    }
 
 
 def _mixed_precision(params: LLMTrainingParams, *, accelerated: bool) -> str | None:
@@ -160,24 +144,8 @@ def _mixed_precision(params: LLMTrainingParams, *, accelerated: bool) -> str | N
     return launched
 
 
-def _saving(params: LLMTrainingParams) -> dict[str, Any]:
-    """Return what is logged, evaluated and written where; the result itself is saved by `training`."""
-    return {
-        "output_dir": str(Path(params.project_name).expanduser()),
-        "report_to": params.log,
-        "logging_steps": params.logging_steps,
-        "logging_nan_inf_filter": False,  # it would write another number in the place of one that is none
-        "eval_strategy": params.eval_strategy,
-        "eval_steps": params.eval_steps,
-        "save_strategy": params.save_strategy,
-        "save_steps": params.save_steps,
-        "save_total_limit": params.save_total_limit,
-        "push_to_hub": False,  # the trainer would upload every checkpoint
-    }
-
-
 @contextmanager
-def left_alone_on_failure(args: Any) -> Iterator[None]:
+def left_alone_on_failure(args: object) -> Iterator[None]:
     """Give a caller's configuration back as it was if the constructor fails."""
     before = dict(vars(args)) if args is not None else {}
     try:

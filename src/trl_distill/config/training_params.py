@@ -170,7 +170,6 @@ class LLMTrainingParams(CheckedSettings, DistillationArguments):
 
     @classmethod
     def _unknown(cls, name: str) -> str:
-        """Return the sentence on a name that is no field."""
         if name in ("token", "hub_token"):
             return (
                 f"{name} is not accepted, so that the token is written nowhere; set the environment variable HF_TOKEN."
@@ -191,7 +190,6 @@ class LLMTrainingParams(CheckedSettings, DistillationArguments):
             self._check()
 
     def _check(self) -> None:
-        """Check, see `validate`."""
         if self.model is None:
             raise ParamsError("model is missing; give --model a folder, a Hub name or 'embedded'.")
         if not self.project_name.strip():
@@ -276,7 +274,7 @@ _OF_TEACH = {"output": "teacher_store", "temperatures": "teacher_temperatures", 
 LIBRARY = in_python(FIELDS, _OF_TEACH)  # how `train`, `run` and `teach` name settings
 
 
-def check_params(params: Any) -> None:
+def check_params(params: object) -> None:
     """Check that these are parameters of a run and that they agree, see `LLMTrainingParams.validate`.
 
     Raises:

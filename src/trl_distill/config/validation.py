@@ -161,17 +161,14 @@ def _refuse_beside(arguments: DistillationArguments, what: str, ends: Mapping[st
 
 
 def _is_server(teacher: object) -> bool:
-    """Whether a teacher's name spells out a server."""
     return isinstance(teacher, str) and parse_endpoint(teacher) is not None
 
 
 def _default(name: str) -> object:
-    """Return a setting's default."""
     return DistillationArguments.__dataclass_fields__[name].default
 
 
 def _flag(name: str) -> str:
-    """Return a setting's flag."""
     return f"--{name.replace('_', '-')}"
 
 

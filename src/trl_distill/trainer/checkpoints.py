@@ -46,23 +46,13 @@ def is_complete(checkpoint: Path) -> bool:
 
 
 def keep_rows(checkpoint: Path, rows: str) -> None:
-    """Write down which rows a checkpoint has learned from.
-
-    Args:
-        checkpoint: Its folder, made when missing.
-        rows: Their fingerprint.
-    """
+    """Write down which rows a checkpoint has learned from."""
     checkpoint.mkdir(parents=True, exist_ok=True)
     (checkpoint / ROWS).write_text(rows, encoding="utf-8")
 
 
 def check_rows(checkpoint: str | os.PathLike[str], rows: str, numbers: Sequence[int]) -> None:
     """Refuse to go on from a checkpoint on other rows; one that does not say which it has learned from is taken.
-
-    Args:
-        checkpoint: Its folder.
-        rows: The fingerprint of the rows to train on.
-        numbers: What they are called.
 
     Raises:
         ParamsError: Naming what changed.

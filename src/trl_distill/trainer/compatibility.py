@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import shutil
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, cast
 
 import torch
 from transformers import Trainer
@@ -27,6 +27,10 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from datasets import Dataset
+    from peft import PeftConfig, PeftModel
+    from transformers import PreTrainedModel
+
+    Student = str | PreTrainedModel | PeftModel  # or its name
 
 SEARCH = (
     "needs a new student, teacher and trainer for each trial; have optuna call trl_distill.run(params).metrics in its "
@@ -34,7 +38,7 @@ SEARCH = (
 )
 
 
-def check_constructor(args: DistillationSFTConfig, collator: Any, kwargs: Mapping[str, Any]) -> None:
+def check_constructor(args: DistillationSFTConfig, collator: object, kwargs: Mapping[str, object]) -> None:
     """Refuse what does not go together with distillation.
 
     Raises:
@@ -65,7 +69,7 @@ def check_constructor(args: DistillationSFTConfig, collator: Any, kwargs: Mappin
     check_packing(args)
 
 
-def check_plain(args: Any, teacher: Any, *, must_distil: str | None) -> None:
+def check_plain(args: object, teacher: object, *, must_distil: str | None) -> None:
     """Refuse settings of distillation where SFTTrainer alone trains.
 
     Args:
@@ -86,13 +90,8 @@ def check_plain(args: Any, teacher: Any, *, must_distil: str | None) -> None:
         refuse_unused(args, why="use_distillation is False; set use_distillation=True")
 
 
-def check_features(args: DistillationSFTConfig, *, model: Any = None, peft_config: Any = None) -> None:
+def check_features(args: DistillationSFTConfig, *, model: Student, peft_config: PeftConfig | None) -> None:
     """Refuse what cannot run here.
-
-    Args:
-        args: The configuration.
-        model: The student, or its name.
-        peft_config: Of the adapter to be made, or None.
 
     Raises:
         ParamsError: Naming the setting and what to do.
@@ -117,7 +116,7 @@ def check_features(args: DistillationSFTConfig, *, model: Any = None, peft_confi
     check_compiler(args)
     if args.use_vllm:
         check_vllm(model)
-    how: Any = args.gradient_checkpointing_kwargs or {}
+    how = cast(dict[str, object], args.gradient_checkpointing_kwargs) or {}
     if args.gradient_checkpointing and how.get("selective") and adapters:
         raise ParamsError(
             "gradient_checkpointing_kwargs has 'selective', which TRL hands on to a model with an adapter as it is; "
@@ -127,11 +126,8 @@ def check_features(args: DistillationSFTConfig, *, model: Any = None, peft_confi
         _check_adapter(config, model, args)
 
 
-def check_optimizer(args: Any) -> None:
+def check_optimizer(args: DistillationSFTConfig) -> None:
     """Refuse an optimizer whose package is missing; one that only a model can make is looked at later.
-
-    Args:
-        args: The configuration.
 
     Raises:
         ParamsError: Naming the package.
@@ -146,16 +142,13 @@ def check_optimizer(args: Any) -> None:
         raise ParamsError(f"optimizer is {name!r}, which cannot be used here ({reason}); choose another.") from error
 
 
-def check_kernels(args: Any) -> None:
+def check_kernels(args: DistillationSFTConfig) -> None:
     """Refuse Liger's layers, or the Hub's, if they cannot run here; training would find that out in its first step.
-
-    Args:
-        args: The configuration.
 
     Raises:
         ParamsError: A package is missing, there is no GPU, or Liger's loss is to take the place of distillation's.
     """
-    if (args.model_init_kwargs or {}).get("use_kernels") and not is_kernels_available():
+    if (cast(dict[str, object], args.model_init_kwargs) or {}).get("use_kernels") and not is_kernels_available():
         raise ParamsError(
             "model_init_kwargs has 'use_kernels', which needs the package kernels in a version that transformers "
             "accepts; `pip install 'transformers[kernels]'` or leave it out."
@@ -177,12 +170,8 @@ def check_kernels(args: Any) -> None:
             )
 
 
-def check_scaled(args: Any, model: Any) -> None:
+def check_scaled(args: DistillationSFTConfig, model: Student) -> None:
     """Refuse float16 weights that are to be trained under fp16: torch scales gradients in float32 alone.
-
-    Args:
-        args: The configuration.
-        model: The student; the weights of a name are not known yet.
 
     Raises:
         ParamsError: What to do instead.
@@ -193,11 +182,8 @@ def check_scaled(args: Any, model: Any) -> None:
         raise ParamsError(SCALED)
 
 
-def check_compiler(args: Any) -> None:
+def check_compiler(args: DistillationSFTConfig) -> None:
     """Refuse torch.compile where what generates its code is missing; it would be missed in the first step.
-
-    Args:
-        args: The configuration.
 
     Raises:
         ParamsError: Naming what to install.
@@ -214,11 +200,8 @@ def check_compiler(args: Any) -> None:
         )
 
 
-def check_vllm(model: Any) -> None:
+def check_vllm(model: Student) -> None:
     """Refuse a student that vLLM cannot load, or vLLM itself where it is missing.
-
-    Args:
-        model: The student, or its name.
 
     Raises:
         ParamsError: Naming what to do.
@@ -236,7 +219,7 @@ def check_vllm(model: Any) -> None:
         )
 
 
-def _check_adapter(config: Any, model: Any, args: DistillationSFTConfig) -> None:
+def _check_adapter(config: PeftConfig, model: Student, args: DistillationSFTConfig) -> None:
     """Refuse an adapter that would not be trained, or that PEFT cannot train on this student."""
     head = _name_of(model, "get_output_embeddings", "lm_head")
     embedding = _name_of(model, "get_input_embeddings", "embed_tokens")
@@ -259,11 +242,12 @@ def _check_adapter(config: Any, model: Any, args: DistillationSFTConfig) -> None
             "adapter of the head; leave it out: the embedding is then trained alone."
         )
     if args.use_vllm and getattr(config, "is_prompt_learning", False):
+        kind = getattr(config.peft_type, "value", config.peft_type)
         raise ParamsError(
-            f"use_vllm hands vLLM the student's weights, and an adapter of the kind {config.peft_type.value} has a "
+            f"use_vllm hands vLLM the student's weights, and an adapter of the kind {kind} has a "
             "learned prompt beside them; drop use_vllm, or train a LoRA adapter."
         )
-    int8_on_cpu = getattr(model, "is_loaded_in_8bit", False) and model.device.type == "cpu"
+    int8_on_cpu = getattr(model, "is_loaded_in_8bit", False) and getattr(model, "device", None) == torch.device("cpu")
     if getattr(config, "use_dora", False) and int8_on_cpu:
         raise ParamsError(
             "use_dora cannot be trained on an int8 model on a CPU, where bitsandbytes drops scales that PEFT reads; "
@@ -271,20 +255,20 @@ def _check_adapter(config: Any, model: Any, args: DistillationSFTConfig) -> None
         )
 
 
-def _name_of(model: Any, getter: str, usual: str) -> str:
+def _name_of(model: Student, getter: str, usual: str) -> str:
     """Return the name of a student's LM head or embedding; of one that is not loaded yet, the usual name."""
-    found = None if isinstance(model, str) else getattr(model, getter)()
-    names = (name for name, module in model.named_modules() if module is found) if found is not None else iter(())
+    if isinstance(model, str):
+        return usual
+    found = getattr(model, getter)()
+    names = (name for name, module in model.named_modules() if found is not None and module is found)
     return next(names, usual).rpartition(".")[2]
 
 
-def _has_trained_tokens(config: Any) -> bool:
-    """Whether an adapter trains single tokens of the embedding."""
+def _has_trained_tokens(config: PeftConfig) -> bool:
     return any(getattr(config, name, None) for name in ("trainable_token_indices", "token_indices"))
 
 
-def _is_tied(model: Any) -> bool:
-    """Whether a student's embedding and head are one weight."""
+def _is_tied(model: Student) -> bool:
     config = ModelSource(resolve(model, role="model")).config if isinstance(model, str) else model.config
     return bool(getattr(config.get_text_config(), "tie_word_embeddings", False))
 
@@ -293,10 +277,6 @@ def with_lengths(dataset: Dataset, args: DistillationSFTConfig) -> Dataset:
     """Return prepared rows with the column by which Trainer groups them, where it is told to.
 
     A row's length is the tokens that both models read of it.
-
-    Args:
-        dataset: Rows as `preparation.prepare` returns them.
-        args: The configuration.
     """
     if args.train_sampling_strategy != "group_by_length" or args.length_column_name in dataset.column_names:
         return dataset

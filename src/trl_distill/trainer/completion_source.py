@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from .base import DistillingTrainer
     from .setup import DistillationSetup
 
+    Batch = Mapping[str, torch.Tensor]
+
 ON_POLICY = "on_policy"  # in a batch: whether the student wrote its completions
 GREEDY = (
     "distill_online: the teacher takes the likeliest tokens, so every epoch learns the same completions, as with "
@@ -61,22 +63,23 @@ class CompletionSource:
             trainer, length = self.trainer, self._recipe.student.limit
             self.vllm = VLLMWriter(trainer.model, trainer.accelerator, trainer.tokenizer, self.args, length=length)
 
-    def batches(self, batches: Iterator[Any]) -> Iterator[Any]:
+    def batches(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         """Return an optimizer step's batches, with completions written now where the settings ask for them."""
         if self.trainer.online or self.args.distill_on_policy_fraction > 0:
             return self._fresh(batches)
         return batches
 
-    def _fresh(self, batches: Iterator[Any]) -> Iterator[Any]:
+    def _fresh(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         """Yield batches: the student's share with its completions, the rest with the teacher's if that is online."""
         for place, batch in enumerate(batches):
             randomness = BatchRandom(self.args.seed, self.trainer.state.global_step, place)
             if randomness.is_on_policy(self.args.distill_on_policy_fraction):
-                yield {**self.by_student(batch, randomness), ON_POLICY: True}
+                on_policy: dict[str, Any] = {**self.by_student(batch, randomness), ON_POLICY: True}
+                yield on_policy
             else:
                 yield self.trainer.by_teacher(batch, randomness) if self.trainer.online else batch
 
-    def by_student(self, batch: Mapping[str, torch.Tensor], randomness: BatchRandom) -> dict[str, torch.Tensor]:
+    def by_student(self, batch: Batch, randomness: BatchRandom) -> dict[str, torch.Tensor]:
         """Return a batch with completions that the student writes now, under its own prompts."""
         trainer, prompts = self.trainer, prompts_of(batch, "")
         settings = student_settings(self.args, randomness.generation_seed(trainer.accelerator.process_index))
@@ -94,7 +97,7 @@ class CompletionSource:
             written = self._generated(prompts, settings, bounds)
         return with_completions(batch, written, recipe=self._recipe, collate=trainer.data_collator)
 
-    def by_teacher(self, batch: Mapping[str, torch.Tensor], randomness: BatchRandom) -> dict[str, torch.Tensor]:
+    def by_teacher(self, batch: Batch, randomness: BatchRandom) -> dict[str, torch.Tensor]:
         """Return a batch with completions that the teacher writes now, under its prompts."""
         settings = teacher_settings(self.args, randomness.generation_seed(self.trainer.accelerator.process_index))
         written = self.setup.teacher.generate(prompts_of(batch), settings)
@@ -109,7 +112,6 @@ class CompletionSource:
     def _generated(
         self, prompts: Sequence[Sequence[int]], settings: GenerationSettings, bounds: Bounds
     ) -> list[Completion]:
-        """Have the student write by its own `generate`."""
         from trl.models import unwrap_model_for_generation
 
         trainer = self.trainer

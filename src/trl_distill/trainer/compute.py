@@ -54,7 +54,6 @@ def how_it_computes(
 
 
 def _precision(model: Any) -> str:
-    """Return what a model's weights are in."""
     bits = next((name for attribute, name in BITS if getattr(model, attribute, False)), None)
     return bits or _named(model.dtype)
 
@@ -74,5 +73,4 @@ def _teachers_precision(args: DistillationSFTConfig, teacher: Teacher | None) ->
 
 
 def _named(kind: dtype | str) -> str:
-    """Return a dtype's name as a flag has it."""
     return str(kind).removeprefix("torch.")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from ..models.completion_forward import CompletionOutput
     from .base import DistillingTrainer
     from .setup import DistillationSetup
+
+    Batch = Mapping[str, torch.Tensor]
 
 
 class Distiller:
@@ -52,17 +54,17 @@ class Distiller:
         schedule = self.setup.schedule
         return max(schedule.start.alpha, schedule.end.alpha) > 0 or self.args.distill_on_policy_fraction > 0
 
-    def begin_step(self, batches: Iterator[Any]) -> Iterator[Any]:
+    def begin_step(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         """Weigh the loss as the schedule has it for this optimizer step, and return the step's batches."""
         state = self.trainer.state
         self.settings = self.setup.schedule.at(state.global_step, state.max_steps)
         return self.completions.batches(batches)
 
-    def settings_of(self, inputs: Mapping[str, Any]) -> LossSettings:
+    def settings_of(self, inputs: Batch) -> LossSettings:
         """Return how a batch's loss is weighed: by the divergence alone if the student wrote it, as in GKD."""
         return replace(self.settings, alpha=1.0) if inputs.get(ON_POLICY) else self.settings
 
-    def signal(self, inputs: Mapping[str, torch.Tensor]) -> TeacherSignal | None:
+    def signal(self, inputs: Batch) -> TeacherSignal | None:
         """Return what the teacher says of a batch's completions; None if alpha is 0 and nothing is asked."""
         teacher = self.setup.teacher
         with self.trainer.accelerator.autocast():  # for those who read as the student does
@@ -71,7 +73,7 @@ class Distiller:
             return teacher.score_retained(inputs) if isinstance(teacher, SeveralTeachers) else None
 
     def loss(
-        self, model: Any, inputs: Mapping[str, Any], items: torch.Tensor | int | None
+        self, model: torch.nn.Module, inputs: Batch, items: torch.Tensor | int | None
     ) -> tuple[torch.Tensor, CompletionOutput]:
         """Return a batch's loss and its sums, which are counted; see `DistillationMixin.compute_loss`."""
         trainer = self.trainer
@@ -133,5 +135,4 @@ class Distiller:
 
     @property
     def _now(self) -> DistillationMetrics:
-        """The metrics that a batch counts for now."""
         return self.metrics[Split.TRAIN if self.trainer.model.training else Split.EVAL]

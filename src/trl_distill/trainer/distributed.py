@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate.utils import DistributedType, fsdp2_prepare_model, parse_flag_from_env
@@ -20,14 +20,14 @@ from ..teachers.local.self_teacher import SelfTeacher
 from ..teachers.local.teacher import LocalTeacher
 from ..teachers.multi.teacher import SeveralTeachers
 
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+    from transformers import PreTrainedModel, TrainingArguments
+    from transformers.integrations import HfDeepSpeedConfig
 
-def wrap_teacher(model: Any, accelerator: Any) -> Any:
-    """Return a teacher's model as it scores under an accelerator: sharded where the student is, never trained.
 
-    Args:
-        model: The teacher's, whose forward ends at the completion.
-        accelerator: The student's trainer's.
-    """
+def wrap_teacher(model: PreTrainedModel, accelerator: Accelerator) -> torch.nn.Module:
+    """Return a teacher's model as it scores under an accelerator: sharded where the student is, never trained."""
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
         from trl.models import prepare_deepspeed
 
@@ -44,12 +44,8 @@ def wrap_teacher(model: Any, accelerator: Any) -> Any:
 
 
 @contextmanager
-def read_whole(args: Any) -> Iterator[None]:
-    """Have a process load models whole, and write with them, by itself; under ZeRO-3 all ranks would do so together.
-
-    Args:
-        args: The trainer's configuration.
-    """
+def read_whole(args: TrainingArguments) -> Iterator[None]:
+    """Have a process load models whole, and write with them, by itself; under ZeRO-3 all ranks would do so together."""
     from transformers.integrations import set_hf_deepspeed_config, unset_hf_deepspeed_config
 
     ds_config = _loads_in_parts(args)
@@ -63,21 +59,17 @@ def read_whole(args: Any) -> Iterator[None]:
         set_hf_deepspeed_config(ds_config)
 
 
-def loads_alike(accelerator: Any, args: Any, teacher: LocalTeacher) -> AbstractContextManager[None]:
-    """Return a context in which all ranks load a teacher whole where one of them has done so, else in parts.
-
-    Args:
-        accelerator: The student's trainer's.
-        args: The trainer's configuration.
-        teacher: Whose model some ranks may have loaded, to write with it.
-    """
+def loads_alike(
+    accelerator: Accelerator, args: TrainingArguments, teacher: LocalTeacher
+) -> AbstractContextManager[None]:
+    """Return a context in which all ranks load a teacher whole where one of them has done so, else in parts."""
     if _loads_in_parts(args) is None:
         return nullcontext()
     loaded = torch.tensor(float(teacher.loaded), device=accelerator.device)
     return read_whole(args) if accelerator.reduce(loaded, "sum") > 0 else nullcontext()
 
 
-def _loads_in_parts(args: Any) -> Any:
+def _loads_in_parts(args: TrainingArguments) -> HfDeepSpeedConfig | None:
     """Return what has transformers load models on all ranks together, None where nothing does.
 
     transformers itself has a weak reference to it alone, so that it could not be put back from there.
@@ -85,7 +77,7 @@ def _loads_in_parts(args: Any) -> Any:
     return getattr(args, "hf_deepspeed_config", None) or getattr(args.deepspeed_plugin, "dschf", None)
 
 
-def check_merging(args: Any) -> None:
+def check_merging(args: TrainingArguments) -> None:
     """Refuse to merge an adapter into weights of which a rank holds a part only.
 
     Args:
@@ -101,23 +93,20 @@ def check_merging(args: Any) -> None:
         )
 
 
-def check_sharding(accelerator: Any, teacher: Teacher) -> None:
+def check_sharding(accelerator: Accelerator, teacher: Teacher) -> None:
     """Refuse what cannot be distilled where weights are sharded.
-
-    Args:
-        accelerator: The student's trainer's.
-        teacher: Who scores.
 
     Raises:
         ParamsError: FSDP in its first version, which shows no whole LM head after a forward.
         TeacherError: The student is its own teacher, and only its own forward may gather its weights; or there are
             several, of which ranks need not ask the same ones in a batch.
     """
-    kind: Any = accelerator.distributed_type
-    plugin: Any = getattr(accelerator.state, "deepspeed_plugin", None)
+    kind = accelerator.distributed_type
+    plugin = getattr(accelerator.state, "deepspeed_plugin", None)
     if kind == DistributedType.FSDP and not accelerator.is_fsdp2:
         raise ParamsError("fsdp_version is 1, with which distillation does not work; set fsdp_version: 2.")
-    sharded = kind == DistributedType.FSDP or (kind == DistributedType.DEEPSPEED and plugin.zero_stage == 3)
+    stage = 0 if plugin is None else plugin.zero_stage
+    sharded = kind == DistributedType.FSDP or (kind == DistributedType.DEEPSPEED and stage == 3)
     if sharded and isinstance(teacher, SeveralTeachers):
         raise TeacherError(
             "several teachers, rows to retain among them, cannot be used where weights are sharded (FSDP, ZeRO-3): all "
@@ -130,25 +119,17 @@ def check_sharding(accelerator: Any, teacher: Teacher) -> None:
         )
 
 
-def keep_loss_precise(accelerator: Any) -> None:
-    """Have FSDP2 return what a forward computes in float32: accelerate rounds a summed loss to half precision.
-
-    Args:
-        accelerator: The student's trainer's, before it has prepared a model.
-    """
+def keep_loss_precise(accelerator: Accelerator) -> None:
+    """Have FSDP2 return what a forward computes in float32: accelerate rounds a summed loss to half precision."""
     policy = accelerator.state.fsdp_plugin.mixed_precision_policy if accelerator.is_fsdp2 else None
     if policy is not None:
         accelerator.state.fsdp_plugin.mixed_precision_policy = replace(policy, output_dtype=torch.float32)
 
 
-def without_repeats(batch: Mapping[str, torch.Tensor], accelerator: Any) -> Mapping[str, torch.Tensor]:
+def without_repeats(batch: Mapping[str, torch.Tensor], accelerator: Accelerator) -> Mapping[str, torch.Tensor]:
     """Return an evaluation's batch without the labels of rows that another rank has too.
 
     Ranks get equally many items, each a row or the rows that share a sequence; the last ones are the first again.
-
-    Args:
-        batch: A batch of `DistillationCollator` or `MultiTeacherCollator`.
-        accelerator: Of the trainer that evaluates.
     """
     state = accelerator.gradient_state
     if accelerator.num_processes == 1 or not state.end_of_dataloader or state.remainder <= 0:

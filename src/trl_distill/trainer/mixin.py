@@ -40,9 +40,14 @@ from .setup import DistillationSetup, build_setup
 from .trainer_datasets import TrainerDatasets
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from peft import PeftModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin, TrainingArguments
+    from transformers.trainer_utils import BestRun, TrainOutput
 
+    from ..models.completion_forward import CompletionOutput
     from .on_policy import BatchRandom
+
+    Batch = Mapping[str, torch.Tensor]
 
 
 class DistillationMixin(DistillingTrainer):
@@ -77,12 +82,12 @@ class DistillationMixin(DistillingTrainer):
 
     def __init__(
         self,
-        model: Any,
-        args: Any = None,
-        data_collator: Any = None,
-        train_dataset: Any = None,
-        eval_dataset: Any = None,
-        processing_class: Any = None,
+        model: str | PreTrainedModel | PeftModel,
+        args: TrainingArguments | None = None,
+        data_collator: object = None,
+        train_dataset: object = None,
+        eval_dataset: object = None,
+        processing_class: PreTrainedTokenizerBase | ProcessorMixin | None = None,
         *positional: Any,
         teacher_model: str | PreTrainedModel | Teacher | None = None,
         setup: DistillationSetup | None = None,
@@ -90,23 +95,21 @@ class DistillationMixin(DistillingTrainer):
     ) -> None:
         self.distilling = isinstance(args, DistillationSFTConfig) and args.use_distillation
         with entered(TRAINER), left_alone_on_failure(args):
-            if self.distilling:
+            if isinstance(args, DistillationSFTConfig) and args.use_distillation:
                 check_constructor(args, data_collator, kwargs)
-                more = (processing_class, *positional)
-                self._set_up(
-                    model, args, train_dataset, eval_dataset, *more, teacher_model=teacher_model, setup=setup, **kwargs
-                )
+                data, more = (train_dataset, eval_dataset), (processing_class, *positional)
+                self._set_up(model, args, *data, *more, teacher_model=teacher_model, setup=setup, **kwargs)
                 return
             check_plain(args, teacher_model, must_distil=type(self).__name__ if self.must_distil else None)
-            given = (model, args, data_collator, train_dataset, eval_dataset, processing_class, *positional)
-            super().__init__(*given, **kwargs)
+            given: tuple[Any, ...] = (model, args, data_collator, train_dataset, eval_dataset, processing_class)
+            super().__init__(*given, *positional, **kwargs)
 
     def _set_up(
         self,
-        model: Any,
+        model: str | PreTrainedModel | PeftModel,
         args: DistillationSFTConfig,
-        train_dataset: Any,
-        eval_dataset: Any,
+        train_dataset: object,
+        eval_dataset: object,
         *more: Any,
         teacher_model: str | PreTrainedModel | Teacher | None,
         setup: DistillationSetup | None,
@@ -114,9 +117,9 @@ class DistillationMixin(DistillingTrainer):
     ) -> None:
         """Check everything, construct SFTTrainer around a collator of ours, and bring in teacher and data."""
         self._tag_names, self._name = ["trl", "distillation"], "Distillation"
-        train_dataset, eval_dataset = for_trainer(train_dataset, name="train_dataset"), for_evaluation(eval_dataset)
-        check_streams(args, train_dataset, eval_dataset)
-        plan = plan_setup(args, teacher_model, student=model, data=train_dataset) if setup is None else None
+        rows, eval_rows = for_trainer(train_dataset, name="train_dataset"), for_evaluation(eval_dataset)
+        check_streams(args, rows, eval_rows)
+        plan = plan_setup(args, teacher_model, student=model, data=rows) if setup is None else None
         check_features(args, model=model, peft_config=kwargs.get("peft_config"))
         fresh_adapter = kwargs.get("peft_config") is not None
         loaded_from = resolve(model, role="model") if isinstance(model, str) else None
@@ -129,7 +132,7 @@ class DistillationMixin(DistillingTrainer):
         multiple: Any = args.pad_to_multiple_of  # which TRL annotates as text too
         collator = DistillationCollator(0, pad_to_multiple_of=multiple, padding_free=flat)
         with hide_packing_from_sft_trainer(args):
-            super().__init__(loaded_from or model, args, collator, train_dataset, eval_dataset, *more, **kwargs)
+            super().__init__(loaded_from or model, args, collator, rows, eval_rows, *more, **kwargs)
         self.padding_free = flat
         args.assistant_only_loss = turns
         self._mend_generation_config()
@@ -158,19 +161,18 @@ class DistillationMixin(DistillingTrainer):
         self.distiller.completions.start_vllm()
 
     def _set_pads(self, collator: DistillationCollator) -> None:
-        """Give the collator the padding ids of both sides."""
         collator.pad_token_id = self.tokenizer.pad_token_id
         collator.teacher_pad_token_id = self.teacher.tokenizer.pad_token_id
         if isinstance(self.teacher, SeveralTeachers):
             pads = [teacher.tokenizer.pad_token_id for teacher in self.teacher.teachers]
             self.data_collator = MultiTeacherCollator(**vars(collator), teacher_pad_token_ids=pads)
 
-    def by_teacher(self, batch: Mapping[str, torch.Tensor], randomness: BatchRandom) -> dict[str, torch.Tensor]:
+    def by_teacher(self, batch: Batch, randomness: BatchRandom) -> dict[str, torch.Tensor]:
         """Return a training batch with completions that the teacher writes now, under its prompts."""
         return self.distiller.completions.by_teacher(batch, randomness)
 
     @entered(TRAINER)
-    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
         """Train as SFTTrainer does; with `resume_from_checkpoint=True`, from the newest complete checkpoint.
 
         Raises:
@@ -182,7 +184,9 @@ class DistillationMixin(DistillingTrainer):
             check_rows(str(resume_from_checkpoint), *self._learned_from)
         return super().train(resume_from_checkpoint, *args, **kwargs)
 
-    def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: Any) -> Any:
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Batch], num_batches: int, device: torch.device
+    ) -> tuple[list[Batch], torch.Tensor | int | None]:
         """Return an optimizer step's batches and the number of their completion tokens over all ranks.
 
         Fresh completions are written for the whole step first, so that they are what is counted.
@@ -192,8 +196,12 @@ class DistillationMixin(DistillingTrainer):
         return super().get_batch_samples(epoch_iterator, num_batches, device)
 
     def compute_loss(
-        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
-    ) -> Any:
+        self,
+        model: torch.nn.Module,
+        inputs: Batch,
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> torch.Tensor | tuple[torch.Tensor, CompletionOutput]:
         """Return alpha * T^2 * divergence + (1 - alpha) * cross-entropy per completion token.
 
         The sum over the batch is divided by `num_items_in_batch`, the completion tokens of the whole optimizer
@@ -214,23 +222,23 @@ class DistillationMixin(DistillingTrainer):
         super().log(logs, start_time)
 
     @entered(TRAINER)
-    def evaluate(self, eval_dataset: Any = None, *args: Any, **kwargs: Any) -> dict[str, float]:
+    def evaluate(self, eval_dataset: object = None, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Evaluate as SFTTrainer does, on a dataset of any accepted form."""
         if not self.distilling:
             return super().evaluate(eval_dataset, *args, **kwargs)
-        eval_dataset = packed(self.datasets.prepare_for_evaluation(eval_dataset), self.args, Split.EVAL)
+        rows = packed(self.datasets.prepare_for_evaluation(eval_dataset), self.args, Split.EVAL)
         with self.distiller.evaluating():
-            return super().evaluate(eval_dataset, *args, **kwargs)
+            return super().evaluate(rows, *args, **kwargs)
 
     @entered(TRAINER)
-    def predict(self, test_dataset: Any, *args: Any, **kwargs: Any) -> Any:
+    def predict(self, test_dataset: object, *args: Any, **kwargs: Any) -> PredictionOutput:
         """Return the figures of a dataset of any accepted form; there are no predictions, since no logits are built."""
         if not self.distilling:
-            return super().predict(test_dataset, *args, **kwargs)
+            return super().predict(test_dataset, *args, **kwargs)  # type: ignore[arg-type]
         figures = self.evaluate(test_dataset, metric_key_prefix=kwargs.get("metric_key_prefix", "test"))
         return PredictionOutput(predictions=np.empty(0), label_ids=None, metrics=figures)
 
-    def hyperparameter_search(self, *args: Any, **kwargs: Any) -> Any:
+    def hyperparameter_search(self, *args: Any, **kwargs: Any) -> BestRun | list[BestRun]:
         """Refuse a search, which needs a new student and a new teacher for each trial; SFTTrainer's own has none.
 
         Raises:
@@ -240,7 +248,7 @@ class DistillationMixin(DistillingTrainer):
             raise ParamsError(f"hyperparameter_search {SEARCH}")
         return super().hyperparameter_search(*args, **kwargs)
 
-    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, torch.Tensor] | None = None) -> None:
         """Write the model as SFTTrainer does; a callback may have left a configuration that cannot be saved.
 
         Beside an adapter it writes how the student generates too, which PEFT leaves out: it may end elsewhere.
@@ -251,7 +259,7 @@ class DistillationMixin(DistillingTrainer):
         if self.distilling and self.args.should_save and is_peft_model(self.model):
             self.base_student.generation_config.save_pretrained(output_dir or self.args.output_dir)
 
-    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+    def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
         """Write a checkpoint; one of the same step is incomplete from now on until the trainer's state is written."""
         if self.distilling and self.args.should_save:
             folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"

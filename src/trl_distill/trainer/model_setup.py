@@ -26,7 +26,8 @@ from .packing_checks import check_keeps_rows_apart
 from .plan import StudentModel
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    import torch
+    from transformers import PreTrainedTokenizerBase
 
     from ..teachers.base import Teacher
     from .base import DistillingTrainer
@@ -47,13 +48,8 @@ def ready_student(trainer: DistillingTrainer) -> PreTrainedTokenizerBase:
     return copy(saved)
 
 
-def check_student(trainer: DistillingTrainer, model: PreTrainedModel) -> None:
-    """Find out where the student's logits come from, and whether it keeps rows apart that share a sequence.
-
-    Args:
-        trainer: The student's.
-        model: The student as it is called in training.
-    """
+def check_student(trainer: DistillingTrainer, model: torch.nn.Module) -> None:
+    """Find out where the student's logits come from, and whether it keeps rows apart that share a sequence."""
     split = getattr(getattr(trainer.accelerator, "parallelism_config", None), "cp_enabled", False)
     with trainer.accelerator.autocast():
         with evaluating(model):
@@ -108,12 +104,7 @@ def connect_teacher(trainer: DistillingTrainer, teacher: Teacher, *, fresh_adapt
 
 
 def ready_teacher(trainer: DistillingTrainer, *, all_ends: bool) -> None:
-    """Have the teacher's model score the prepared rows, and the student stop where they end.
-
-    Args:
-        trainer: Of both.
-        all_ends: Whether the student learns all of the teacher's ends, see `add_taught_ends`.
-    """
+    """Have the teacher's model score the prepared rows, and the student stop where they end."""
     teacher, rows = trainer.teacher, trainer.train_dataset
     assert rows is not None
     add_taught_ends(

@@ -98,16 +98,7 @@ class Bounds:
         vocabulary: int | None,
         limit: int | None,
     ) -> Bounds:
-        """Return a batch's bounds.
-
-        Args:
-            model: The student, for its configurations alone.
-            prompts: Token ids, each of at least one.
-            settings: How it writes.
-            tokenizer: The student's.
-            vocabulary: Rows that the teacher has too; None is all.
-            limit: Tokens that a sequence may have.
-        """
+        """Return a batch's bounds."""
         rows = vocabulary_rows(model.config)
         room = settings.max_new_tokens if limit is None else limit - max(len(p) for p in prompts)
         return cls(
@@ -130,13 +121,6 @@ def written_by_student(
 
     It stops at the tokens of its generation configuration, its tokenizer and the end of a turn; nothing else of its
     generation configuration is looked at. The program's random state is left alone.
-
-    Args:
-        model: The student, see `generating_model`.
-        prompts: Token ids, each of at least one.
-        settings: How it writes.
-        bounds: Of this batch.
-        tokenizer: The student's.
     """
     draw = {"temperature": settings.temperature, "top_p": settings.top_p, "top_k": 0}
     config = GenerationConfig(
@@ -182,10 +166,6 @@ def with_completions(
 
 def check_prompts(rows: Dataset, fresh: str) -> None:
     """Refuse rows without a prompt, behind which nothing can be written.
-
-    Args:
-        rows: Prepared rows to train on.
-        fresh: The setting that has completions written.
 
     Raises:
         DataError: Naming the first such row.

@@ -60,12 +60,6 @@ def check_keeps_rows_apart(
 ) -> None:
     """Check that the student keeps rows apart that share a sequence, if a configuration has them share one.
 
-    Args:
-        args: The configuration.
-        model: The student without wrappers, taught by `add_completion_forward`.
-        forward: The student as it is called in training.
-        context_parallel: Whether sequences are split over ranks.
-
     Raises:
         ModelError: It does not; found by trying.
         ParamsError: Context parallelism, which drops the mask that keeps them apart.

@@ -76,7 +76,7 @@ def plan_setup(
     settings: DistillationArguments,
     given: GivenTeacher = None,
     *,
-    student: str | PreTrainedModel,
+    student: str | torch.nn.Module,
     data: Dataset | None,
     templates: tuple[Template, Template] | None = None,
 ) -> Plan:

@@ -165,13 +165,7 @@ def _writer(args: DistillationSFTConfig, teacher: Teacher, date: TemplateDate) -
 
 
 def date_of(args: DistillationSFTConfig, student: StudentModel, teacher: Teacher) -> TemplateDate:
-    """Return the date that the chat templates of a configuration are given.
-
-    Args:
-        args: The configuration.
-        student: The student.
-        teacher: Who writes and scores.
-    """
+    """Return the date that the chat templates of a configuration are given."""
     folder = str(args.output_dir) if args.teacher_store is None else args.teacher_store
     readers = [one.writer if isinstance(one, LocalTextTeacher) else one for one in each(teacher)]
     templates = [student.tokenizer.chat_template, *(reader.tokenizer.chat_template for reader in readers)]
@@ -179,7 +173,6 @@ def date_of(args: DistillationSFTConfig, student: StudentModel, teacher: Teacher
 
 
 def _students_limit(args: DistillationSFTConfig, student: StudentModel) -> Limit | None:
-    """Return the smaller of the limit that was set and the student's own."""
     own, limits = length_limit(student.config), []
     if own is not None:
         limits.append(Limit(own, "the student's own context length"))

@@ -80,7 +80,6 @@ def _from_packages() -> dict[str, str]:
 
 
 def _split(name: str, target: str) -> tuple[str, str]:
-    """Return module and class of a target."""
     module, colon, attribute = target.partition(":")
     if not (module and colon and attribute):
         raise ParamsError(f"trainer {name!r} is registered as {target!r}; give a class or 'module:Class'.")
@@ -88,7 +87,6 @@ def _split(name: str, target: str) -> tuple[str, str]:
 
 
 def _imported(name: str, target: str) -> type:
-    """Import a target."""
     module, attribute = _split(name, target)
     entry = f"trainer {name!r} is registered as {target!r}"
     try:

@@ -165,7 +165,6 @@ class PPOTrainer:
         return model.eval()
 
     def _made(self, model: Any, tokenizer: Any, rows: Dataset, reward: Any, reward_tokenizer: Any) -> Any:
-        """Return TRL's trainer."""
         import torch
         import trl
 
@@ -205,7 +204,6 @@ class PPOTrainer:
         )
 
     def _says(self, trainer: Any, prompts: int) -> str:
-        """Return a line on what trains in PPO's place."""
         config = self.config
         return (
             f"PPOTrainer: TRL has no PPO; its {type(trainer).__name__} trains, with {prompts:,} prompts, "
@@ -307,7 +305,6 @@ def _tokenizers(given: Any, trust: bool) -> tuple[Any, Any]:
 
 
 def _student(given: Any, trust: bool) -> Any:
-    """Return the student, its weights to be trained."""
     from ..models.loading import ModelSource
 
     if isinstance(given, str):

@@ -53,12 +53,6 @@ def annealed(start: float, end: float, share: float, shape: str) -> float:
 
     "linear" is start + share * (end - start); "cosine" is half a cosine's way, slow at both ends:
     end + (start - end) * (1 + cos(pi * share)) / 2.
-
-    Args:
-        start: At share 0.
-        end: At share 1.
-        share: Of the steps that are done, 0 to 1.
-        shape: "linear" or "cosine".
     """
     if share == 0:
         return start

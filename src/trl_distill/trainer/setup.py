@@ -69,10 +69,6 @@ class DistillationSetup:
 
         Without a store it is the same. The new recipe does not keep the teacher in memory.
 
-        Args:
-            args: The configuration.
-            datasets: Prepared rows, each with its name; two may have the same.
-
         Raises:
             TeacherError: See `write_targets` and `StoredTeacher`; a row that the store has no targets for.
         """
@@ -95,10 +91,6 @@ class DistillationSetup:
 
     def write_store(self, args: DistillationSFTConfig, datasets: Sequence[tuple[str, Dataset]]) -> int:
         """Write what is missing of a configuration's store and return how many shards were made; one process calls it.
-
-        Args:
-            args: The configuration.
-            datasets: Prepared rows, each with its name; two may have the same.
 
         Raises:
             TeacherError: See `write_targets`.
@@ -147,7 +139,6 @@ def build_setup(
 def _assembled(
     args: DistillationSFTConfig, student: StudentModel, plan: Plan, teacher: Teacher, *, plain_text: bool
 ) -> DistillationSetup:
-    """Return the set-up of a teacher."""
     servers = [one for one in each(teacher) if has_targets(one, args)]
     asked = Weighing(args.distill_alpha, args.distill_temperature, args.distill_alpha_end, args.distill_temperature_end)
     weighed = nearest_weighing(asked, args, teacher, servers)

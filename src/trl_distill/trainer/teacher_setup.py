@@ -46,12 +46,6 @@ def teacher_of(args: DistillationSFTConfig, student: StudentModel, plan: Plan, *
 
     With a complete `teacher_store` it is the store, checked against the teacher if one is named.
 
-    Args:
-        args: The configuration.
-        student: The student.
-        plan: What the settings say of teachers and prompts.
-        writing: Whether the store is to be written, so that the teacher itself is needed.
-
     Raises:
         ParamsError: There is none, the store cannot be used with these settings, or see `check_fitness`.
         TeacherError: See `load_teacher`, `shared_vocabulary`, `find_targets`, `SeveralTeachers` and `check_fitness`; a
@@ -72,13 +66,7 @@ def teacher_of(args: DistillationSFTConfig, student: StudentModel, plan: Plan, *
 
 
 def describe_teacher(args: DistillationSFTConfig, plan: Plan, teacher: Teacher) -> str:
-    """Return a one-line note on how each ambiguous teacher name was resolved, or "" if all were unambiguous.
-
-    Args:
-        args: The configuration.
-        plan: What names the teachers.
-        teacher: What they became.
-    """
+    """Return a one-line note on how each ambiguous teacher name was resolved, or "" if all were unambiguous."""
     if isinstance(teacher, SeveralTeachers):
         both = zip(teacher.listed.teachers, teacher.teachers, strict=True)
         return "\n".join(filter(None, dict.fromkeys(_note(entry.model, one) for entry, one in both)))
@@ -101,12 +89,7 @@ def generation_of(args: DistillationSFTConfig) -> GenerationSettings:
 
 
 def prompts_and_writing(args: DistillationSFTConfig, template: Template) -> dict[str, Any]:
-    """Return what a store keeps of a configuration: what the teacher reads around an input, and how it writes.
-
-    Args:
-        args: The configuration.
-        template: The teacher's.
-    """
+    """Return what a store keeps of a configuration: what the teacher reads around an input, and how it writes."""
     return {
         "teacher_prompt_template": template.content,
         "teacher_system": template.system.text or "",
@@ -274,7 +257,6 @@ def _share(teacher: Teacher, student: StudentModel) -> None:
 
 
 def _note(given: GivenTeacher, teacher: Teacher) -> str:
-    """Return how one teacher's name was resolved if it was ambiguous."""
     if isinstance(teacher, TextTeacher):
         return f"Teacher: {teacher.describe()}"
     if isinstance(given, str) and is_openai_name(given):
@@ -283,7 +265,6 @@ def _note(given: GivenTeacher, teacher: Teacher) -> str:
 
 
 def _starting_point(entry: TeacherEntry, student: StudentModel) -> StartingTeacher:
-    """Return the student's starting point as a teacher."""
     return StartingTeacher(
         student.weights.load,
         name=entry.name,

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
 
 import torch
 from trl import SFTTrainer
@@ -20,6 +20,11 @@ from ..teachers.local.teacher import LocalTeacher
 from ..teachers.multi.teacher import SeveralTeachers
 from .mixin import DistillationMixin
 from .on_policy import BatchRandom
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from ..config.sft_config import DistillationSFTConfig
 
 
 class DistillationSFTTrainer(DistillationMixin, SFTTrainer):
@@ -65,7 +70,7 @@ class PromptDistillationTrainer(DistillationSFTTrainer):
         if self.online and self.args.assistant_only_loss:
             raise ParamsError("assistant_only_loss learns turns of the data, but generate_teacher_outputs writes them.")
 
-    def __init_subclass__(cls, **kwargs: Any) -> None:
+    def __init_subclass__(cls, **kwargs: object) -> None:
         """Let an overridden compute_loss take `model, inputs` alone: its loss is then a batch's mean."""
         super().__init_subclass__(**kwargs)
         own = cls.__dict__.get("compute_loss")
@@ -73,12 +78,12 @@ class PromptDistillationTrainer(DistillationSFTTrainer):
             cls.compute_loss = _accepting_any(own)  # type: ignore[method-assign]
 
     @property
-    def config(self) -> Any:
+    def config(self) -> DistillationSFTConfig:
         """The configuration, by the name the guide uses."""
         return self.args
 
     @property
-    def teacher_model(self) -> Any:
+    def teacher_model(self) -> PreTrainedModel:
         """The teacher's model in evaluation mode; call it without gradients, it is not trained.
 
         One read for this run writes no token that the student does not have; of a loaded one that was passed in,
@@ -99,12 +104,10 @@ class PromptDistillationTrainer(DistillationSFTTrainer):
 
     @property
     def _writes_itself(self) -> bool:
-        """Whether a subclass has a `generate_teacher_outputs` of its own."""
         return type(self).generate_teacher_outputs is not PromptDistillationTrainer.generate_teacher_outputs
 
     @property
     def _stop(self) -> tuple[str, ...]:
-        """Texts in front of which the teacher's completions end."""
         return tuple(self.config.teacher_stop or ())
 
     def prepare_teacher_inputs(self, batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -205,7 +208,6 @@ class PromptDistillationTrainer(DistillationSFTTrainer):
         return {key: value.to(self.accelerator.device) for key, value in self.data_collator(rows).items()}
 
     def _prompts(self, batch: Mapping[str, torch.Tensor], prefix: str, pad: int) -> dict[str, torch.Tensor]:
-        """Return one side's prompts, padded on the left."""
         prompts = prompts_of(batch, prefix)
         width = max(len(p) for p in prompts)
         ids = torch.tensor([[pad] * (width - len(p)) + p for p in prompts])
@@ -214,7 +216,7 @@ class PromptDistillationTrainer(DistillationSFTTrainer):
         return {"input_ids": ids.to(device), "attention_mask": mask.to(device)}
 
 
-def _accepting_any(compute_loss: Any) -> Any:
+def _accepting_any(compute_loss: Callable[..., Any]) -> Callable[..., Any]:
     """Wrap a `compute_loss(self, model, inputs)` so that Trainer can call it; one with more arguments stays.
 
     Such a loss is the mean over a batch, so it is divided by the batches of an optimizer step here.

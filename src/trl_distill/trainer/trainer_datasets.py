@@ -57,7 +57,7 @@ class TrainerDatasets:
             raise ParamsError(f"{setup.teacher.name} is a store of targets, and a dataset is a stream; give a Dataset.")
         trainer.setup = setup.with_stored_targets(self.args, both)
 
-    def prepare(self, dataset: Any, split: Split, name: str | None = None) -> Any:
+    def prepare(self, dataset: object, split: Split, name: str | None = None) -> Any:
         """Return a dataset as the collator takes it, and print its pre-flight.
 
         Args:
@@ -69,20 +69,18 @@ class TrainerDatasets:
         name = split.value if name is None else name
         if isinstance(dataset, PackedRows):
             return dataset
-        dataset = for_trainer(dataset, name=f"{split.value}_dataset")
-        if is_prepared(dataset):
-            return with_lengths(dataset, self.args)
-        dataset = self._formatted(dataset, name)
+        rows = for_trainer(dataset, name=f"{split.value}_dataset")
+        if is_prepared(rows):
+            return with_lengths(rows, self.args)
+        rows = self._formatted(rows, name)
         if self.args.shuffle_dataset:
-            dataset = dataset.shuffle(seed=self.args.seed)
+            rows = rows.shuffle(seed=self.args.seed)
         with read_whole(self.args), PartialState().main_process_first():  # the others find completions in the store
-            if is_stream(dataset):
+            if is_stream(rows):
                 apart = self.args.dataloader_num_workers > 0 or self.trainer.accelerator.num_processes > 1
-                prepared, preflight = prepare_stream(
-                    dataset, setup.recipe, prepare, split=split, name=name, apart=apart
-                )
+                prepared, preflight = prepare_stream(rows, setup.recipe, prepare, split=split, name=name, apart=apart)
             else:
-                prepared, preflight = prepare(dataset, setup.recipe, split=split, name=name)
+                prepared, preflight = prepare(rows, setup.recipe, split=split, name=name)
         computes = ""
         if split is Split.TRAIN:
             student, optimizer = self.trainer.base_student, self.trainer.optimizer
@@ -94,7 +92,7 @@ class TrainerDatasets:
                 preflight.serving.put(self.trainer.saved_tokenizer)
         return with_lengths(prepared, self.args)
 
-    def prepare_for_evaluation(self, dataset: Any) -> Any:
+    def prepare_for_evaluation(self, dataset: object) -> Any:
         """Prepare a dataset to evaluate on, a dict of them, or nothing; a name is one of `eval_dataset`."""
         there = self.trainer.eval_dataset
         if dataset is None or (isinstance(dataset, str) and isinstance(there, dict) and dataset in there):

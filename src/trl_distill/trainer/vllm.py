@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -13,6 +13,9 @@ from ..models.generation import Completion, cut_at_stop, drawing
 
 if TYPE_CHECKING:
     import torch
+    from accelerate import Accelerator
+    from peft import PeftModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from ..config.sft_config import DistillationSFTConfig
     from .on_policy import BatchRandom, Bounds
@@ -30,7 +33,13 @@ class VLLMWriter:
     """
 
     def __init__(
-        self, model: Any, accelerator: Any, tokenizer: Any, args: DistillationSFTConfig, *, length: int | None
+        self,
+        model: PreTrainedModel | PeftModel,
+        accelerator: Accelerator,
+        tokenizer: PreTrainedTokenizerBase,
+        args: DistillationSFTConfig,
+        *,
+        length: int | None,
     ) -> None:
         from trl.generation import VLLMGeneration
 
@@ -61,16 +70,11 @@ class VLLMWriter:
         """Write one completion per prompt with the student's weights of this step; all ranks call it together.
 
         A colocated engine samples with the batch's seed and leaves the program's random state alone.
-
-        Args:
-            prompts: Token ids, each of at least one.
-            bounds: Of this batch.
-            randomness: Its randomness.
         """
         if randomness.step != self._step:
             self._engine.sync_weights()
             self._step = randomness.step
-        limits: dict[str, Any] = {"max_tokens": bounds.max_new_tokens, "stop_token_ids": bounds.stops}
+        limits: dict[str, int | list[int]] = {"max_tokens": bounds.max_new_tokens, "stop_token_ids": bounds.stops}
         if bounds.known < bounds.rows:
             limits["allowed_token_ids"] = list(range(bounds.known))
         self._engine.generation_kwargs = limits
