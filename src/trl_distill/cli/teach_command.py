@@ -10,7 +10,7 @@ from ..config.training_params import ALIASES, LLMTrainingParams
 from .llm_command import COMMAND_OPTIONS, CONTEXT, LLMCommand, running
 from .options import Setting, options_of
 
-HELP = """Store a teacher's predictions for every completion, to train from them later.
+HELP = """Compute the teacher's targets for every completion once and save them.
 
 \b
   aitraining teach --model ./small --teacher-model ./large \\
