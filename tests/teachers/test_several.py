@@ -22,7 +22,7 @@ from trl_distill.config.devices import accelerator
 from trl_distill.errors import DataError, ParamsError, TeacherError, TemplateError, UsageError
 from trl_distill.losses import distillation_loss_from_logits
 from trl_distill.losses.signals import DenseSignal, LossSettings, PerRowSignal
-from trl_distill.teachers.multi.entries import read_teachers
+from trl_distill.teachers.multi.entries import assign_rows, read_teachers
 
 pytestmark = pytest.mark.usefixtures("device")
 
@@ -220,6 +220,12 @@ def test_a_number_is_a_value_and_a_row_without_a_teacher_is_set_aside(
     trainer = make(tiny_model_dir, teachers, tmp_path)
     assert sorted(trainer.train_dataset["row"]) == [1, 2, 4, 5, 7, 8]
     assert "6 of 8 used; 2 set aside: 2 because no teacher takes it (row 3, row 6)" in capsys.readouterr().out
+
+
+def test_a_row_without_a_value_is_no_teachers():
+    listed = read_teachers([{"model": name, "rows": f"level={name}"} for name in "12"])
+    values = [{"level": 1}, {"level": None}, {"level": "2"}, {"level": [1]}]
+    assert assign_rows(listed, values, seed=0, name="train", required=True) == [[0], [], [1], []]
 
 
 def test_evaluation_may_have_rows_of_some_teachers_only(tiny_model_dir, tiny_teacher_dir, other_teacher_dir, tmp_path):

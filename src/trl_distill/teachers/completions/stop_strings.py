@@ -1,4 +1,4 @@
-"""Stop strings: texts that end a completion where no token does, as the next "Message:" that a base model goes on to.
+"""Stop strings: texts that end a completion if no token does, as the next "Message:" that a base model would write.
 
 They are looked for in the completion alone, not across the end of the prompt. Generation ends soon after the first of
 them, and the completion is cut in front of it.
@@ -33,14 +33,8 @@ def cut_at_string(
 ) -> Completion:
     """Return a completion up to the first stop string in its text, finished by the token `end`; else as it is.
 
-    Where a token holds the beginning of the stop string and what comes before it, the text that is left is tokenized
-    anew.
-
-    Args:
-        completion: Token ids, the stop token included if it is finished.
-        stop: Texts; none of them is empty.
-        tokenizer: The teacher's.
-        end: The token that ends a text.
+    If a token holds the beginning of the stop string and what comes before it, the text that is left is tokenized
+    again.
     """
     ids = list(completion.ids[:-1] if completion.finished else completion.ids)
     text, found = cut_text(_text(tokenizer, ids), stop)
@@ -56,13 +50,7 @@ def cut_at_string(
 
 
 def stopping(tokenizer: PreTrainedTokenizerBase, stop: Sequence[str], *, start: int) -> dict[str, Any]:
-    """Return the arguments with which `generate` ends at a stop string; none if there is no stop string.
-
-    Args:
-        tokenizer: The teacher's.
-        stop: Texts.
-        start: Tokens in front of the completion in what `generate` returns.
-    """
+    """Return the arguments with which `generate` ends at a stop string behind its first `start` tokens, if any."""
     return {"stopping_criteria": StoppingCriteriaList([_AtString(tokenizer, stop, start)])} if stop else {}
 
 

@@ -46,8 +46,7 @@ class TeacherEntry:
 
     Attributes:
         model: Whatever `load_teacher` takes.
-        prompt: The teacher's template as it was given.
-        template: The same, parsed.
+        template: Of its prompts.
         place: What to call it in messages, for example "teachers.yaml, teacher 2".
         revision: Revision of a Hub model.
         weight: In a mixture.
@@ -59,7 +58,6 @@ class TeacherEntry:
     """
 
     model: TeacherSpec
-    prompt: object
     template: Template
     place: str
     revision: str | None = None
@@ -152,11 +150,7 @@ def read_teachers(given: object) -> TeacherList:
 
 
 def check_rows(teachers: TeacherList, columns: Sequence[str]) -> None:
-    """Refuse a column of `rows` that is not in the data.
-
-    Args:
-        teachers: The list.
-        columns: Those that are not read as the input or the completion.
+    """Refuse a column of `rows` that is not in the data; columns of the input and the completion do not count.
 
     Raises:
         ParamsError: Naming the place and the nearest column.
@@ -178,15 +172,8 @@ def assign_rows(
     Shares are consecutive parts of one random order of the rows: shares of 0.3 and 0.7 have no row in common and cover
     all; those beyond the end continue from the start.
 
-    Args:
-        teachers: The list.
-        values: The rows' columns.
-        seed: Of the order.
-        name: What to call the dataset in messages.
-        required: Whether each teacher must have a row, as of the data to train on.
-
     Raises:
-        DataError: A teacher without a row, if each must have one.
+        DataError: A teacher without a row, if that is `required`.
     """
     order = list(range(len(values)))
     random.Random(seed).shuffle(order)
@@ -264,9 +251,8 @@ def _entry(given: object, place: str, combine: str) -> TeacherEntry:
             f"{place}: weight is {weight:g}, but completions of several teachers have no weights; say with 'rows' how "
             "many rows a teacher takes, or write combine: mixture."
         )
-    prompt = given.get("template", "{input}")
-    template = parse_template(prompt, name=f"{place}: template")
-    return TeacherEntry(model, prompt, template, place, revision, weight, **_rows(given.get("rows", "all"), place))
+    template = parse_template(given.get("template", "{input}"), name=f"{place}: template")
+    return TeacherEntry(model, template, place, revision, weight, **_rows(given.get("rows", "all"), place))
 
 
 def _check_model(model: object, place: str) -> None:
@@ -277,9 +263,9 @@ def _check_model(model: object, place: str) -> None:
         if not is_model(model):
             raise ParamsError(f"{place}: model is {_shown(model)}; give a name, a folder or a loaded model.")
         return
-    live = model_in_memory(model)
-    if live:
-        raise ParamsError(f"{place}: model was a {live} in memory, not a file; give its folder or its name.")
+    in_memory = model_in_memory(model)
+    if in_memory:
+        raise ParamsError(f"{place}: model was a {in_memory} in memory, not a file; give its folder or its name.")
     parse_endpoint(model)  # a URL with a password goes no further
 
 
@@ -307,7 +293,7 @@ def _is(value: object, wanted: str) -> bool:
         return True
     try:
         return not isinstance(value, str) and float(value) == float(wanted)  # type: ignore[arg-type]
-    except ValueError:
+    except (TypeError, ValueError):
         return False
 
 

@@ -48,7 +48,6 @@ def read_mixture(given: object, *, model: TeacherSpec = None, revision: str | No
     entries = [
         TeacherEntry(
             model,
-            prompt,
             parse_template(prompt, name=f"{place}: template" if isinstance(given[n - 1], Mapping) else place),
             place,
             revision,

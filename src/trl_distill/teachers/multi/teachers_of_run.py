@@ -48,9 +48,8 @@ def teachers_of_run(settings: DistillationArguments, given: TeacherSpec = None) 
     if settings.retain_data is None:
         return listed
     if listed is None:
-        prompt = settings.teacher_prompt_template
-        template = parse_template(prompt, name="teacher_prompt_template")
-        alone = TeacherEntry(model, prompt, template, "teacher_model", settings.teacher_revision)
+        template = parse_template(settings.teacher_prompt_template, name="teacher_prompt_template")
+        alone = TeacherEntry(model, template, "teacher_model", settings.teacher_revision)
         listed = TeacherList("completions", (alone,))
     return replace(listed, teachers=(*listed.teachers, _retaining(settings)))
 
@@ -70,4 +69,4 @@ def _retaining(settings: DistillationArguments) -> TeacherEntry:
     rows, report = read_rows(data, columns, source=RETAIN)
     source = given if isinstance(given, str) else f"a {model_name(given)} in memory"
     retained = Retained(rows, report, source, settings.retain_fraction)
-    return TeacherEntry(START, IDENTITY, parse_template(IDENTITY, name=RETAIN), RETAIN, retained=retained)
+    return TeacherEntry(START, parse_template(IDENTITY, name=RETAIN), RETAIN, retained=retained)

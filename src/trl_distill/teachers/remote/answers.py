@@ -32,11 +32,7 @@ BLOCK = re.compile(rf"\s*(?:{OPENED})?(.*?){CLOSED}(.*)", re.DOTALL)  # the chat
 
 
 def read_answer(content: JsonObject, *, chat: bool) -> Answer:
-    """Read the body of a response.
-
-    Args:
-        content: Of `/chat/completions` or `/completions`.
-        chat: Whether it is of the former.
+    """Read the body of a response of `/chat/completions`, or of `/completions` if it is no chat.
 
     Raises:
         KeyError, IndexError, ValueError, TypeError, AttributeError: It has another form.
@@ -109,8 +105,7 @@ def filtered(reason: str) -> str:
 def failure_of(content: object) -> object:
     """Return the error that the body of a response holds in place of a completion; None if it holds none.
 
-    Args:
-        content: The body; Gemini wraps it in a list, vLLM has the error at its top.
+    Gemini wraps the body in a list, vLLM has the error at its top.
     """
     if isinstance(content, list):
         content = next((one for one in content if isinstance(one, dict) and one.get("error")), None)
@@ -130,11 +125,8 @@ def failure_of(content: object) -> object:
 def cut_at_stop_string(answer: Answer, stop: Sequence[str]) -> Answer:
     """Return an answer up to the first stop string in it, finished there; as it is if there is none.
 
-    Log-probabilities stay for the tokens of the text that is left.
-
-    Args:
-        answer: A server may have ended it at some of the stop strings, at all, or at none.
-        stop: Texts.
+    Log-probabilities stay for the tokens of the text that is left. A server may have ended the answer at some of the
+    stop strings, at all, or at none.
     """
     text, found = cut_text(answer.text, stop)
     if not found or answer.unusable:

@@ -89,10 +89,6 @@ def at_end(pieces: Pieces, text: bytes) -> Run:
     """Return the tokens that make up a text: from the first on, or if others come before it, the last that do.
 
     Servers log the tokens of the reasoning before those of the completion, and the student may learn both.
-
-    Args:
-        pieces: The tokens' bytes.
-        text: The text.
     """
     run = Run(0, token_spans(pieces, text))
     if run.end < len(text):
@@ -104,12 +100,7 @@ def at_end(pieces: Pieces, text: bytes) -> Run:
 
 
 def within(pieces: Pieces, text: str) -> Run:
-    """Return the student's tokens that make up a text, or if its chat template trims white space, what is left of it.
-
-    Args:
-        pieces: The tokens' bytes.
-        text: The text.
-    """
+    """Return the student's tokens of a text, or of what is left of it if its chat template trims white space."""
     whole = text.encode()
     for words in dict.fromkeys((text, text.rstrip(), text.lstrip(), text.strip())):
         run, trimmed = at_end(pieces, words.encode()), len(whole) - len(text[text.index(words) :].encode())

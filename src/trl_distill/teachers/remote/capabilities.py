@@ -46,11 +46,7 @@ def probe(
 ) -> LogprobSupport | str:
     """Return what log-probabilities of a kind a server gives, or why it gives none.
 
-    Args:
-        server: Who is asked.
-        kind: "prompt" or "top".
-        tokenizer: The student's, which must be the server's too for the kind "prompt".
-        question: A request for a few tokens of a completion.
+    For the kind "prompt" the student's tokenizer must be the server's too; for "top", `question` asks for a few tokens.
     """
     endpoint, wanted = server.settings.endpoint, server.settings.top_k
     ids = list(tokenizer(PROBE, add_special_tokens=False)["input_ids"])
@@ -84,10 +80,6 @@ def other_token(texts: Mapping[int, str], tokenizer: PreTrainedTokenizerBase) ->
     """Say which token a server reads as another one than the student does; None if all are the same.
 
     Servers show a token as its text or as the vocabulary writes it, with its space or without.
-
-    Args:
-        texts: What the server says, by id.
-        tokenizer: The student's.
     """
     for index, text in texts.items():
         if index >= len(tokenizer):

@@ -105,18 +105,7 @@ class Server:
         description: str = "",
         progress: bool = False,
     ) -> None:
-        """Send jobs within the run's budget and keep each answer as it comes, with a progress bar.
-
-        Args:
-            jobs: What to send, by key.
-            send: Sends one of them once.
-            keep: Stores an answer under its key.
-            description: Of the bar.
-            progress: Whether to show it.
-
-        Raises:
-            DistillError: See `RequestPool.run`.
-        """
+        """Run a `RequestPool` within the run's budget, with a progress bar."""
         _ = self.client  # refuses a missing key before anything is sent
         with tqdm(total=len(jobs), desc=description, unit="row", disable=not progress) as bar:
 
@@ -135,11 +124,7 @@ class Server:
         return answers[0]
 
     def complete(self, request: Mapping[str, object], read_logprobs: ReadLogprobs) -> Answer:
-        """Send a request for a completion once; a prompt that the server filters has none, and the others may.
-
-        Raises:
-            RetryableError, RefusedError: See `send`.
-        """
+        """Send a request for a completion once; a prompt that the server filters has none, and the others may."""
         try:
             return self.send(request, read_logprobs)
         except RefusedError as error:
@@ -148,11 +133,7 @@ class Server:
             return Answer("", True, 0, 0, unusable=filtered(error.filters), billed=False)
 
     def send(self, request: Mapping[str, object], read_logprobs: ReadLogprobs) -> Answer:
-        """Send a request once: to `/chat/completions` if it has messages, else to `/completions`.
-
-        Args:
-            request: The fields of the protocol but for the model.
-            read_logprobs: Reads log-probabilities out of the answer's choice.
+        """Send a request, all of it but the model, once: to `/chat/completions` if it has messages.
 
         Raises:
             RetryableError: It may succeed later, or without a parameter that the server does not support.
@@ -219,12 +200,7 @@ class Server:
         raise RetryableError(f"the server does not take {name}", after=0.0) from None
 
     def _fail(self, error: object, status: int | None = None, after: float | None = None) -> NoReturn:
-        """Raise a server's error.
-
-        Args:
-            error: What the server said.
-            status: The HTTP status; None if the error stands in the body of a successful response.
-            after: Seconds that the server asks to be left alone.
+        """Raise a server's error; one in the body of a successful response has no HTTP status.
 
         Raises:
             RetryableError: The same request may succeed later.
@@ -243,13 +219,7 @@ class Server:
 
     @contextmanager
     def reporting_kept(self, keys: Sequence[str], store: JsonlStore[Entry], what: str) -> Iterator[None]:
-        """Have an error or Ctrl-C say what happened, how much is kept, and how to resume.
-
-        Args:
-            keys: Of what is asked for.
-            store: Where it is kept.
-            what: What it is, in words.
-        """
+        """Have an error or Ctrl-C say what happened, how much of `what` is kept, and how to resume."""
         with report_kept_on_interrupt(store, keys, what=what):
             try:
                 yield

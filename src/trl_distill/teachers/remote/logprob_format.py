@@ -30,13 +30,7 @@ def top_fields(endpoint: str, k: int) -> JsonObject:
 
 
 def read_prompt(choice: JsonObject, ids: Sequence[int], start: int, k: int) -> JsonObject | None:
-    """Return the k likeliest tokens at each position from `start` on; None if the server gives none at all.
-
-    Args:
-        choice: Of the answer.
-        ids: What was sent.
-        start: The first position that is wanted.
-        k: Tokens of each at most.
+    """Return the k likeliest tokens at each position of the ids sent, from `start` on; None if there are none at all.
 
     Returns:
         `ids` and `log_probs`, a list for each position, the likeliest first (empty if nothing comes before it), and

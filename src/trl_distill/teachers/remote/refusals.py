@@ -70,13 +70,7 @@ def filter_of(error: object) -> str:
 
 
 def unsupported_in(error: object, status: int | None, sent: JsonObject) -> str | None:
-    """Return the dispensable parameter of a request that a server does not support; None if it is something else.
-
-    Args:
-        error: What the server said.
-        status: The HTTP status.
-        sent: The request.
-    """
+    """Return the dispensable parameter of a request that a server does not support; None if it is something else."""
     if status not in (400, 422):
         return None
     text = str(error)

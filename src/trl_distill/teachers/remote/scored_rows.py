@@ -53,11 +53,9 @@ class Coverage(NamedTuple):
 
 
 def pack(pairs: Sequence[Sequence[tuple[int, float]]], *, vocabulary: int) -> ScoredRow:
-    """Return a row of lists of unlike lengths; ids that the student does not have are left to the tail.
+    """Return a row of the ids and log-probabilities at each position, the likeliest first, empty if none are known.
 
-    Args:
-        pairs: For each position ids with their log-probabilities, the likeliest first; empty if nothing is known.
-        vocabulary: Rows of the student's.
+    Ids that the student's vocabulary does not have are left to the tail.
     """
     kept = [[(i, p) for i, p in own if i < vocabulary] for own in pairs]
     shape = (len(kept), max([1, *map(len, kept)]))
@@ -78,10 +76,7 @@ def batch_targets(
 ) -> TopKSignal:
     """Return the targets at the N completion positions of a `DistillationCollator` batch.
 
-    Args:
-        row_of: Returns the row of a sequence's ids, of whose last ones so many are targets.
-        batch: The batch.
-        vocabulary: Rows of the student's.
+    `row_of` returns the row of a sequence's ids, and is given how many of the last ones are targets.
     """
     side, device = layout_of(batch).teacher, batch["teacher_input_ids"].device
     assert side is not None

@@ -55,11 +55,6 @@ def generate_all(
 ) -> Iterator[dict[str, Completion]]:
     """Yield a teacher's completions by key as they come; under "auto" the next engine continues if one fails.
 
-    Args:
-        teacher: Who writes.
-        prompts: Token ids by key, the longest first.
-        settings: How it writes.
-
     Raises:
         TeacherError: vLLM is named and cannot write for this teacher.
     """
@@ -83,11 +78,6 @@ def engines_for(teacher: Writer, settings: GenerationSettings, prompts: int) -> 
 
     "auto" is vLLM if it is installed, the teacher is on a CUDA device, and there is enough to write that its start is
     worth the wait; then as "transformers": continuous batching on a CUDA device, else batch by batch.
-
-    Args:
-        teacher: Who writes.
-        settings: How it writes.
-        prompts: How many prompts there are.
     """
     model = _inner(teacher)
     if settings.engine == VLLM_ALONE:
@@ -117,10 +107,6 @@ def _inner(teacher: object) -> Any:
 
 def check_engine(teacher: Writer, engine: str) -> None:
     """Refuse vLLM by name for a teacher that it cannot load.
-
-    Args:
-        teacher: Who writes.
-        engine: "auto", "transformers" or "vllm".
 
     Raises:
         TeacherError: Saying why, and what to do.

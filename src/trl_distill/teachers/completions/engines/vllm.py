@@ -157,9 +157,7 @@ class VLLM:
     def _engine(self, longest: int, *, decodes: bool) -> JsonObject:
         """Return the arguments of vLLM's engine, and the folder of an adapter.
 
-        Args:
-            longest: Tokens of a prompt and its completion at most.
-            decodes: Whether it needs the text of what it writes.
+        A prompt and its completion have `longest` tokens at most; an engine that decodes sees the text it writes.
         """
         source: ModelSource = self.teacher.source
         adapter, model = source.adapter, source.base.path
