@@ -257,4 +257,4 @@ def test_identity_and_prefix():
     assert parse("{input}").is_identity
     assert not parse("{input} ").is_identity
     assert not parse([{"role": "user", "content": "{input}"}]).is_identity
-    assert parse("Before {{x}}: {role} {input}").messages[0][1].prefix == "Before {x}: "
+    assert parse("Before {{x}}: {role} {input}").messages[0][1].pieces[0] == "Before {x}: "

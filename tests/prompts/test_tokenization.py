@@ -17,7 +17,7 @@ from trl_distill.prompts.chat_template import ChatTemplate
 from trl_distill.prompts.fitting import Limits, fit, skipped_tokens
 from trl_distill.prompts.shared_vocabulary import shared_vocabulary
 from trl_distill.prompts.template import parse_template
-from trl_distill.prompts.tokenization import tokenize_behind, tokenize_completion, tokenize_prompt
+from trl_distill.prompts.tokenization import tokenize_after, tokenize_completion, tokenize_prompt
 
 
 @pytest.fixture(scope="module")
@@ -175,7 +175,7 @@ def test_a_completion_is_tokenized_in_its_place(kind, prompt):
     tokenizer = kind()
     tokenizer.add_tokens(["<|im_start|>"])
     for text in ("fox jumps", "\treturn 42", "東京"):
-        ids = tokenize_behind(tokenizer, text, prompt=prompt)
+        ids = tokenize_after(tokenizer, text, prompt=prompt)
         before, whole = (list(tokenizer(t, add_special_tokens=False)["input_ids"]) for t in (prompt, prompt + text))
         if whole[: len(before)] == before:
             assert ids == whole[len(before) :]
@@ -187,8 +187,8 @@ def test_sentencepiece_writes_no_space_behind_a_newline():
     tokenizer = llama()
     plain = tokenizer("fox", add_special_tokens=False)["input_ids"]
     assert tokenizer.convert_ids_to_tokens(plain)[0].startswith("▁")
-    assert tokenizer.convert_ids_to_tokens(tokenize_behind(tokenizer, "fox", prompt="a\n"))[0] == "f"
-    assert tokenize_completion(tokenizer, "fox", behind="a\n")[-1] == tokenizer.eos_token_id
+    assert tokenizer.convert_ids_to_tokens(tokenize_after(tokenizer, "fox", prompt="a\n"))[0] == "f"
+    assert tokenize_completion(tokenizer, "fox", prompt="a\n")[-1] == tokenizer.eos_token_id
 
 
 def test_a_text_that_begins_with_the_bos_gets_no_second_one():

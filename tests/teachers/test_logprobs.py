@@ -21,7 +21,7 @@ from trl_distill.losses import head_logits
 from trl_distill.models.generation import GenerationSettings
 from trl_distill.prompts.assistant_turn import ChatTurns
 from trl_distill.prompts.shared_vocabulary import PROBE
-from trl_distill.prompts.tokenization import tokenize_behind, tokenize_completion, tokenize_prompt
+from trl_distill.prompts.tokenization import tokenize_after, tokenize_completion, tokenize_prompt
 from trl_distill.teachers.completions.store import CompletionStore, JsonlStore
 from trl_distill.teachers.remote import request_pool
 from trl_distill.teachers.remote.byte_matching import ByteMatcher
@@ -379,7 +379,7 @@ def test_a_character_in_pieces_and_an_end_that_is_told(tokenizer):
 def test_white_space_that_the_students_chat_template_trims_costs_no_other_token(name, text):
     tokenizer = tokenizer_of(name)
     turn = ChatTurns(tokenizer).last([USER, {"role": "assistant", "content": text}], {}, where="row 1")
-    completion = tokenize_behind(tokenizer, turn.learned, prompt=turn.prompt)
+    completion = tokenize_after(tokenizer, turn.learned, prompt=turn.prompt)
     said = entry(text, *(character.encode() for character in text), b"<eot>")
     found = ByteMatcher(token_bytes(tokenizer), len(tokenizer)).match(said, completion)
     first = completion.index(tokenizer.convert_tokens_to_ids("r"))

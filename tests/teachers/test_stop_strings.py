@@ -23,7 +23,7 @@ from trl_distill.config.training_params import LLMTrainingParams
 from trl_distill.embedded import embedded_path
 from trl_distill.errors import ParamsError
 from trl_distill.models.generation import Completion, GenerationSettings
-from trl_distill.prompts.tokenization import tokenize_behind
+from trl_distill.prompts.tokenization import tokenize_after
 from trl_distill.teachers.base import TextTeacher
 from trl_distill.teachers.completions.generate import settings_identity
 from trl_distill.teachers.completions.stop_strings import cut_at_string
@@ -128,7 +128,7 @@ def test_a_cut_inside_a_token_tokenizes_what_is_left_anew():
     none = Completion(tuple(ids), False)
     assert cut_at_string(none, ["q"], other, end=1) is none
     other = llama()  # which would put a space in front
-    ids = tokenize_behind(other, "fox the", prompt="\n")
+    ids = tokenize_after(other, "fox the", prompt="\n")
     found = cut_at_string(Completion(tuple(ids), False), ["he"], other, end=1)
     assert other.convert_ids_to_tokens(found.ids[:-1]) == ["f", "o", "x", "▁", "t"]
 

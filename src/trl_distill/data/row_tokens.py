@@ -15,7 +15,7 @@ from ..prompts.multi_turn import MaskedSequence, aligned_columns, conversation_o
 from ..prompts.rendering import options_of, own_prompt, render
 from ..prompts.row import AssistantTurns, Row
 from ..prompts.serving_template import Frame, frame_of
-from ..prompts.tokenization import tokenize_behind, tokenize_completion, tokenize_prompt
+from ..prompts.tokenization import tokenize_after, tokenize_completion, tokenize_prompt
 from .aligned_row import AlignedRow, Source
 from .arrow_values import lengths_of
 from .rows import was_cut
@@ -181,7 +181,7 @@ def _put_written_text(out: AlignedRow, row: Row, text: str, recipe: Recipe, *, r
     thought = with_reasoning(text, reasoning) if reasoning else text
     out.text = text
     if isinstance(asked, str):
-        out.completion = tokenize_completion(tokenizer, thought, finished=out.finished, behind=asked)
+        out.completion = tokenize_completion(tokenizer, thought, finished=out.finished, prompt=asked)
     else:
         apart = [{"content": text, "reasoning_content": reasoning}] if reasoning else []
         for way in [*apart, {"content": thought}]:
@@ -196,7 +196,7 @@ def _put_written_text(out: AlignedRow, row: Row, text: str, recipe: Recipe, *, r
 def _put_turn(out: AlignedRow, turn: Turn, tokenizer: PreTrainedTokenizerBase, tokens: PromptTokens) -> None:
     """Put an assistant's turn and the student's prompt before it."""
     out.student_prompt = tokens.of_text(turn.prompt, False)
-    out.completion = tokenize_behind(tokenizer, turn.learned, prompt=turn.prompt)
+    out.completion = tokenize_after(tokenizer, turn.learned, prompt=turn.prompt)
     out.opening = json.dumps(turn.opening) if turn.opening else ""
 
 
@@ -218,7 +218,7 @@ def _put_completion(
     if isinstance(student, str):
         turn = Turn(student, body, options, body=body)
         out.student_prompt = tokens.of_text(student, True)
-        out.completion = tokenize_completion(tokenizer, body, finished=out.finished, behind=student)
+        out.completion = tokenize_completion(tokenizer, body, finished=out.finished, prompt=student)
     else:
         turn = recipe.student.turns.last([*student, last], options, finished=out.finished, where=where)
         if _says_nothing(last, turn):

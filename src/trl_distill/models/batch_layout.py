@@ -98,7 +98,7 @@ class Side:
         Args:
             batch: A batch of `DistillationCollator` before its student's sequences are flattened.
             prefix: Of the side's keys.
-            labels: The key, behind the prefix, of what marks its completion tokens.
+            labels: The key, after the prefix, of what marks its completion tokens.
         """
         ids, mask, marked = (_host(batch[prefix + name]) for name in ("input_ids", "attention_mask", labels))
         rows, columns = (marked[:, 1:] != IGNORE).nonzero()

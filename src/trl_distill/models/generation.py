@@ -123,7 +123,7 @@ def continuations(
     *,
     more: Callable[[int], dict[str, object]] | None = None,
 ) -> list[list[int]]:
-    """Return the ids that a model writes behind each prompt, padding included.
+    """Return the ids that a model writes after each prompt, padding included.
 
     Prompts are one batch, padded on the left. Behind a learned prompt only those of equal length share one: PEFT counts
     padding there as positions of the row, which would then depend on its neighbours.

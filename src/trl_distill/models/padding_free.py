@@ -29,7 +29,7 @@ Inputs = dict[str, Any]  # tensors by name, and `max_length_q` and `max_length_k
 MARKS = ("position_ids", "cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "seq_idx")
 STUDENT = {"labels": -100, "student_spans": 0}  # what is as long as `input_ids`, and its value in padding
 PROBE = 8  # tokens
-LEAK = 0.1  # of what a row that is read behind another differs by without any separation
+LEAK = 0.1  # of what a row that is read after another differs by without any separation
 
 
 def marks_of(lengths: Sequence[int], *, device: torch.device | None = None) -> Inputs:
@@ -89,9 +89,9 @@ def _keywords(forward: Callable[..., object]) -> tuple[frozenset[str], bool]:
 
 
 def keeps_apart(model: PreTrainedModel, forward: Callable[..., CompletionOutput]) -> bool:
-    """Whether a model reads a row behind another as it reads it alone.
+    """Whether a model reads a row after another as it reads it alone.
 
-    The states of a row behind another, marked, are compared with those of the row alone. What half precision or another
+    The states of a row after another, marked, are compared with those of the row alone. What half precision or another
     kernel changes is small beside what the other row changes if nothing is marked.
 
     Args:

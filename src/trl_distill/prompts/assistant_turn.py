@@ -16,7 +16,7 @@ from ..errors import DataError, TemplateError
 from .chat_template import ANOTHER, ChatTemplate, Options
 from .messages import CLOSED, OPENED, REASONING, Message
 from .multi_turn import MaskedSequence
-from .tokenization import common_length, tokenize_behind
+from .tokenization import common_length, tokenize_after
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -102,7 +102,7 @@ class ChatTurns:
         return self._checked(Turn(prompt, after[len(prompt) :], dict(options), left_out), messages[-1])
 
     def before(self, messages: Sequence[Message], other: Turn, *, where: str) -> tuple[str, bool]:
-        """Return the prompt behind which this side reads a turn that the other side's template has written.
+        """Return the prompt after which this side reads a turn that the other side's template has written.
 
         What this template writes before the other's words, such as an empty thinking block, is part of the prompt. The
         second value says whether this template writes these words too.
@@ -187,13 +187,13 @@ class ChatTurns:
             turn = self._rendered(messages[: i + 1], options, where)
             if not turn.prompt.startswith(done) or turn.opening:
                 raise DataError(
-                    f"{where}: {self.template.name} does not write message {i + 1} behind those before it as it wrote "
+                    f"{where}: {self.template.name} does not write message {i + 1} after those before it as it wrote "
                     f"them, so that its tokens cannot be found; {ANOTHER}."
                 )
             gap = list(self.tokenizer(turn.prompt[len(done) :], add_special_tokens=False)["input_ids"])
             own = self._ended(turn, messages[: i + 1], finished) if i == places[-1] else turn.learned
-            own = own.rstrip() if self.template.end.own else own  # a gap begins behind the end
-            ids = tokenize_behind(self.tokenizer, own, prompt=turn.prompt)
+            own = own.rstrip() if self.template.end.own else own  # a gap begins after the end
+            ids = tokenize_after(self.tokenizer, own, prompt=turn.prompt)
             if prompt is None:
                 prompt, gap = gap, []
             rest, mask = [*rest, *gap, *ids], [*mask, *[0] * len(gap), *[1] * len(ids)]

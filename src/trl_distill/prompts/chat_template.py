@@ -29,7 +29,7 @@ class TurnEnd:
     """How an assistant's turn ends.
 
     Attributes:
-        text: What the chat template writes behind the content of the last turn.
+        text: What the chat template writes after the content of the last turn.
         token: The token that ends the turn; None if there is none.
         own: Whether the chat template writes it.
         trained: Whether it is TRL's training template that does.
@@ -84,13 +84,13 @@ class ChatTemplate:
         eos = self.tokenizer.eos_token_id
         if self.tokenizer.chat_template is None:
             return TurnEnd("", eos)
-        text = self._behind_content(None)
+        text = self._after_content(None)
         if text is None:
             raise TemplateError(f"{self.name} leaves out what the assistant says; {ANOTHER}.")
         token = self._first_special(text)
         if token is not None:
             return TurnEnd(text, token, own=True)
-        longer = self._behind_content(self.training_source)
+        longer = self._after_content(self.training_source)
         token = None if longer is None else self._first_special(longer)
         return TurnEnd(text, eos if token is None else token, trained=token is not None)
 
@@ -176,8 +176,8 @@ class ChatTemplate:
                 f"the messages, or {ANOTHER}."
             ) from error
 
-    def _behind_content(self, template: str | None) -> str | None:
-        """Return what a template (default: its own) writes behind the last content; None if it leaves that out."""
+    def _after_content(self, template: str | None) -> str | None:
+        """Return what a template (default: its own) writes after the last content; None if it leaves that out."""
         said = "COMPLETION"
         turn = [{"role": "user", "content": "a"}, {"role": "assistant", "content": said}]
         text = self.render(turn, {"chat_template": template})

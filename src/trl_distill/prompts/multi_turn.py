@@ -126,6 +126,6 @@ def with_masks(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def _end_of(mask: Sequence[int], tokens: int) -> int:
-    """Return the place behind the learned token of that number."""
+    """Return the place after the learned token of that number."""
     places = [k for k, bit in enumerate(mask, 1) if bit]
     return places[tokens - 1] if tokens else 0

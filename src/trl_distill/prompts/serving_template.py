@@ -44,7 +44,7 @@ served_prompt.given | rejectattr('type', 'equalto', 'text') | list | length == 0
 {%- endif -%}
 {%- endif -%}
 """
-# a tag that ends a line swallows the newline behind it, and no white space of the model's own template
+# a tag that ends a line swallows the newline after it, and no white space of the model's own template
 WRITES = "{%%- if served_prompt.text is not none and %s -%%}{{- %s -}}{%%- else %%}\n%s{{ '' }}{%% endif %%}"
 REPLACES = (
     "{%%- if served_prompt.text is not none -%%}{%%- set messages = [%s] + messages[1:] -%%}{%%- endif -%%}"
@@ -87,10 +87,6 @@ class Frame:
     def key(self) -> str:
         """A short text that differs for different frames."""
         return hashlib.sha256(json.dumps([self.prompt, self.options], default=str).encode()).hexdigest()[:16]
-
-    def ids(self, tokenizer: PreTrainedTokenizerBase, message: str) -> list[int]:
-        """Return the ids of training for a message."""
-        return replace(self, prompt=filled(self.prompt, message)).prompt_ids(tokenizer)
 
     def prompt_ids(self, tokenizer: PreTrainedTokenizerBase) -> list[int]:
         """Return the ids of the prompt as it stands."""
@@ -201,7 +197,7 @@ def serving_template(frame: Frame, tokenizer: PreTrainedTokenizerBase) -> str | 
         The source; None if no template does, as with a tokenizer that splits the same text differently.
     """
     template = ChatTemplate(tokenizer)
-    expected = [frame.ids(tokenizer, probe) for probe in PROBES]
+    expected = [replace(frame, prompt=_filled(frame.prompt, probe)).prompt_ids(tokenizer) for probe in PROBES]
     for source in _candidates(frame, template):
         options = {"chat_template": source, NOW: frame.options.get(NOW)}  # it is served with the day's own date
         served = [template.prompt_ids([{"role": "user", "content": probe}], options) for probe in PROBES]
@@ -210,7 +206,7 @@ def serving_template(frame: Frame, tokenizer: PreTrainedTokenizerBase) -> str | 
     return None
 
 
-def filled(prompt: Prompt, message: str) -> Prompt:
+def _filled(prompt: Prompt, message: str) -> Prompt:
     """Return a frame's prompt with a message in its place."""
     if isinstance(prompt, str):
         return prompt.replace(INPUT, message)
@@ -242,7 +238,7 @@ def _of_text(prompt: str, template: ChatTemplate) -> Iterator[str]:
     front, back = added_tokens(tokenizer, prompt.replace(INPUT, PROBES[0]))
     spaced = not prompt.startswith(" ")
     opened = prompt.startswith(INPUT)
-    # SentencePiece's space in front of a text is not written behind a token
+    # SentencePiece's space in front of a text is not written after a token
     space = "('' if served_prompt.text[:1] == ' ' else ' ')" if opened else "' '"
     rest = REFUSES % ALONE if own is None else own.removesuffix("\n")
     fits = "(messages | length == 1 or (messages[1]['content'] is string and not messages[1]['tool_calls']))"
@@ -273,7 +269,7 @@ def _without(own: str, left_out: str) -> str:
 
 
 def added_tokens(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[str, str]:
-    """Return the special tokens that the tokenizer adds in front of a prompt of text, and those behind it."""
+    """Return the special tokens that the tokenizer adds in front of a prompt of text, and those after it."""
     plain, ids = list(tokenizer(text, add_special_tokens=False)["input_ids"]), tokenize_prompt(tokenizer, text)
     for k in range(len(ids) - len(plain) + 1):
         if ids[k : k + len(plain)] == plain:

@@ -46,11 +46,6 @@ class TextTemplate:
         """Names of the fields, in order."""
         return self.pieces[1::2]
 
-    @property
-    def prefix(self) -> str:
-        """The literal text before the first field: the same in every row."""
-        return self.pieces[0]
-
     def render(self, values: Mapping[str, object]) -> str:
         """Return the text with each field replaced by `str(values[field])`."""
         return "".join(p if i % 2 == 0 else str(values[p]) for i, p in enumerate(self.pieces))
@@ -70,7 +65,7 @@ class System:
         text: The system message to read instead; None is none.
         as_message: Whether it stays a system message; if not, as for a chat template that takes none, it goes before
             the first user message, with a blank line between.
-        opens_chat: Whether a text prompt becomes a user message behind it, as for a chat server; if not, the text
+        opens_chat: Whether a text prompt becomes a user message after it, as for a chat server; if not, the text
             goes before the prompt, with a blank line between.
     """
 

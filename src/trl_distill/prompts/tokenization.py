@@ -65,7 +65,7 @@ def tokenize_completion(
     *,
     chat: bool = False,
     finished: bool = True,
-    behind: str | None = None,
+    prompt: str | None = None,
 ) -> list[int]:
     """Return the ids of a completion, the token that ends it included; one that the text ends in is not written twice.
 
@@ -75,9 +75,9 @@ def tokenize_completion(
         chat: Whether it is an assistant's turn: it then ends in the token that the chat template puts after
             a turn, which need not be the end-of-sequence token.
         finished: Whether it ends there; one that was cut gets no token that ends it.
-        behind: The prompt's text; None is no prompt.
+        prompt: The prompt's text; None is no prompt.
     """
-    ids = tokenize_behind(tokenizer, completion, prompt=behind)
+    ids = tokenize_after(tokenizer, completion, prompt=prompt)
     end = ChatTemplate(tokenizer).end.token if chat else tokenizer.eos_token_id
     if finished and end is not None and ids[-1:] != [end] and not _has_end(tokenizer, completion):
         ids.append(end)
@@ -85,14 +85,14 @@ def tokenize_completion(
 
 
 def _has_end(tokenizer: PreTrainedTokenizerBase, text: str) -> bool:
-    """Whether a text ends in a token that ends a sequence or a turn, white space behind it left out."""
+    """Whether a text ends in a token that ends a sequence or a turn, white space after it left out."""
     text = text.rstrip()
     if not text.endswith(special_texts(tokenizer)):
         return False
     return text.endswith(tuple(str(tokenizer.decode([end])) for end in ChatTemplate(tokenizer).end_tokens))
 
 
-def tokenize_behind(tokenizer: PreTrainedTokenizerBase, text: str, *, prompt: str | None) -> list[int]:
+def tokenize_after(tokenizer: PreTrainedTokenizerBase, text: str, *, prompt: str | None) -> list[int]:
     """Return the ids of a text after a prompt, without special tokens.
 
     SentencePiece writes a space before any text, but there is none after the prompt. A token that holds the

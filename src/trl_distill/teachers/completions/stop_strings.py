@@ -13,7 +13,7 @@ import torch
 from transformers import StoppingCriteria, StoppingCriteriaList
 
 from ...models.generation import Completion
-from ...prompts.tokenization import tokenize_behind
+from ...prompts.tokenization import tokenize_after
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -46,7 +46,7 @@ def cut_at_string(
             return Completion((*ids[:kept], end), True)
         if len(before) < len(text):
             break
-    return Completion((*tokenize_behind(tokenizer, text, prompt=FRONT), end), True)
+    return Completion((*tokenize_after(tokenizer, text, prompt=FRONT), end), True)
 
 
 def stopping(tokenizer: PreTrainedTokenizerBase, stop: Sequence[str], *, start: int) -> dict[str, Any]:
