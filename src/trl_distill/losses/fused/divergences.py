@@ -32,50 +32,38 @@ def settled(product: Tensor, rules_out: bool) -> Tensor:
     return product.nan_to_num_(nan=0.0, posinf=torch.inf, neginf=-torch.inf) if rules_out else product
 
 
-class ForwardKL:
-    """KL(p || q) = sum p (t - s) - log Z_t + log Z_s; its gradient in s is q - p."""
+class KL:
+    """KL(p || q) = sum p (t - s) - log Z_t + log Z_s, or KL(q || p) = sum q (s - t) - log Z_s + log Z_t in reverse.
 
-    of_exponentials = True  # the gradient is made of e^s and e^t alone
+    The gradient in s is q - p, or q (log q - log p - KL) in reverse.
+    """
+
+    def __init__(self, *, reverse: bool) -> None:
+        self.reverse = reverse
+        self.of_exponentials = not reverse  # whether the gradient is made of e^s and e^t alone
 
     def add(self, sums: Sums, gap: Tensor, es: Tensor, et: Tensor) -> None:
-        """Add a block's sum of e^t (t - s); `gap` is t - s and is overwritten."""
-        sums.cross += settled(gap.mul_(et), sums.rules_out).sum(0)
+        """Add a block's sum of e^t (t - s), e^s (t - s) in reverse; `gap` is t - s and is overwritten."""
+        sums.cross += settled(gap.mul_(es if self.reverse else et), sums.rules_out).sum(0)
 
     def rescale(self, sums: Sums, factor_s: Tensor, factor_t: Tensor, shift: Tensor) -> None:
         """Follow both maxima, before the totals do: e^s and e^t shrink by the factors, t - s moves by the shift."""
-        settled(sums.cross.add_(shift * sums.total_t).mul_(factor_t), sums.rules_out)
+        total, factor = (sums.total_s, factor_s) if self.reverse else (sums.total_t, factor_t)
+        settled(sums.cross.add_(shift * total).mul_(factor), sums.rules_out)
 
     def value(self, sums: Sums) -> Tensor:
         """Return the divergence once all blocks are in."""
-        return sums.cross / sums.total_t - (sums.total_t.log() - sums.total_s.log())
+        log_gap = sums.total_t.log() - sums.total_s.log()
+        return log_gap - sums.cross / sums.total_s if self.reverse else sums.cross / sums.total_t - log_gap
 
     def gradient(self, sums: Sums, weight: Tensor, s: Tensor, t: Tensor, es: Tensor, out: Tensor) -> None:
         """Write weight * d KL / d s into `out`; `t` is overwritten."""
-        torch.mul(es, weight / sums.total_s, out=out)
-        out.sub_(t.exp_().mul_(weight / sums.total_t))
-
-
-class ReverseKL:
-    """KL(q || p) = sum q (s - t) - log Z_s + log Z_t; its gradient in s is q (log q - log p - KL)."""
-
-    of_exponentials = False
-
-    def add(self, sums: Sums, gap: Tensor, es: Tensor, et: Tensor) -> None:
-        """Add a block's sum of e^s (s - t); `gap` is t - s and is overwritten."""
-        sums.cross -= settled(gap.mul_(es), sums.rules_out).sum(0)
-
-    def rescale(self, sums: Sums, factor_s: Tensor, factor_t: Tensor, shift: Tensor) -> None:
-        """As for the forward divergence."""
-        settled(sums.cross.sub_(shift * sums.total_s).mul_(factor_s), sums.rules_out)
-
-    def value(self, sums: Sums) -> Tensor:
-        """Return the divergence once all blocks are in."""
-        return sums.cross / sums.total_s - (sums.total_s.log() - sums.total_t.log())
-
-    def gradient(self, sums: Sums, weight: Tensor, s: Tensor, t: Tensor, es: Tensor, out: Tensor) -> None:
-        """Write weight * d KL / d s into `out`: log q - log p - KL is s - t less the mean of s - t under q."""
-        torch.sub(s, t, out=out)
-        settled(out.sub_(sums.cross / sums.total_s).mul_(es), sums.rules_out).mul_(weight / sums.total_s)
+        if self.reverse:  # log q - log p - KL is s - t less the mean of s - t under q
+            torch.sub(s, t, out=out)
+            settled(out.add_(sums.cross / sums.total_s).mul_(es), sums.rules_out).mul_(weight / sums.total_s)
+        else:
+            torch.mul(es, weight / sums.total_s, out=out)
+            out.sub_(t.exp_().mul_(weight / sums.total_t))
 
 
 class JensenShannon:
@@ -125,8 +113,8 @@ class JensenShannon:
         return gap, torch.expm1(gap).mul_(self.beta).log1p_()
 
 
-def divergence_of(settings: LossSettings) -> ForwardKL | ReverseKL | JensenShannon:
+def divergence_of(settings: LossSettings) -> KL | JensenShannon:
     """Return the divergence of a loss, without any sums."""
     if settings.divergence == "jsd":
         return JensenShannon(settings.jsd_beta)
-    return ForwardKL() if settings.divergence == "forward_kl" else ReverseKL()
+    return KL(reverse=settings.divergence == "reverse_kl")

@@ -177,7 +177,12 @@ class Tile:
         peak_s, highest_t = torch.maximum(self.peak_s, z_s.amax(0)), z_t.amax(0)
         _follow_top(z_t, z_s, highest_t > self.peak_t, self.at_top)
         peak_t = torch.maximum(self.peak_t, highest_t)
-        self._rescale(self.peak_s - peak_s, self.peak_t - peak_t)
+        fall_s, fall_t = self.peak_s - peak_s, self.peak_t - peak_t
+        factor_s, factor_t = fall_s.exp(), fall_t.exp()
+        self.divergence.rescale(self, factor_s, factor_t, fall_t - fall_s)
+        self.total_s *= factor_s
+        self.total_t *= factor_t
+        self._rescale_at_one(fall_s)
         self.peak_s, self.peak_t = peak_s, peak_t
         self._note_labels(z_s, block)
         torch.sub(z_s, peak_s, out=s)
@@ -217,14 +222,6 @@ class Tile:
         rows, places = self._labels_in(block)
         if len(rows):
             self.label[rows] = z[places, rows]
-
-    def _rescale(self, fall_s: Tensor, fall_t: Tensor) -> None:
-        """Move all sums to higher maxima; the arguments are old less new, [R]."""
-        factor_s, factor_t = fall_s.exp(), fall_t.exp()
-        self.divergence.rescale(self, factor_s, factor_t, fall_t - fall_s)
-        self.total_s *= factor_s
-        self.total_t *= factor_t
-        self._rescale_at_one(fall_s)
 
     def _rescale_at_one(self, fall: Tensor) -> None:
         fall = fall * self.temperature
