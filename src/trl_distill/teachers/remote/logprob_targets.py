@@ -100,7 +100,7 @@ class LogprobTargets:
         Raises:
             TeacherError: The server refuses, or has another tokenizer than the student.
             DistillError: It does not answer, or the budget is spent; the text says what is kept.
-            KeyboardInterrupt: Ctrl-C; its text says where what came is kept.
+            KeyboardInterrupt: Ctrl-C; its text says where the answers are kept.
         """
         rows = list(rows)
         scored = self._score(rows, progress) if self.kind == PROMPT else [self._matched(row) for row in rows]

@@ -36,7 +36,7 @@ class ScoredRow:
         return self.token_ids[:, 0] != NO_TOKEN
 
     def first(self, tokens: int) -> ScoredRow:
-        """Return what is known of the first tokens: a completion may be cut where the student has no room."""
+        """Return the row of the first tokens: a completion may be cut for a student that has no room."""
         return ScoredRow(self.token_ids[:tokens], self.log_probs[:tokens])
 
 

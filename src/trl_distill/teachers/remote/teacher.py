@@ -129,7 +129,7 @@ class RemoteTeacher(TextOnly):
         Raises:
             TeacherError: The server refuses the request, the key or the model, or the `openai` package is missing.
             DistillError: The server does not answer, or the budget is spent; the text says what is kept.
-            KeyboardInterrupt: Ctrl-C; its text says where the completions written so far are kept.
+            KeyboardInterrupt: Ctrl-C; its text says where the completions so far are kept.
         """
         store = CompletionStore(None) if store is None else store
         messages = [self._messages(prompt) for prompt in prompts]

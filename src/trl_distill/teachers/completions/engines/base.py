@@ -37,7 +37,7 @@ class Engine(Protocol):
         """Yield completions by key as they are finished.
 
         Args:
-            prompts: Token ids by key, the longest first; drawn completions have their seeds from the keys.
+            prompts: Token ids by key, the longest first; sampled completions have their seeds from the keys.
             settings: How the teacher writes.
 
         Raises:

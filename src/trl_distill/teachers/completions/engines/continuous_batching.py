@@ -39,14 +39,14 @@ class ContinuousBatching:
             EngineError: It fails, or writes otherwise than `generate`; with an empty text if it is not for this model,
                 these settings, or so few prompts.
         """
-        if len(prompts) <= settings.batch_size or not self._can(settings):
+        if len(prompts) <= settings.batch_size or not self._supports(settings):
             raise EngineError("")
-        if not self._agrees([*prompts.values()][:PROBED]):
+        if not self._agrees_on([*prompts.values()][:PROBED]):
             raise EngineError("its first tokens are not those that `generate` writes")
         yield from self.completions(prompts, settings)
 
-    def _can(self, settings: GenerationSettings) -> bool:
-        """Whether a model and settings are such as it takes: whole, on one device, with transformers' attention."""
+    def _supports(self, settings: GenerationSettings) -> bool:
+        """Whether it supports a model and settings: whole, on one device, with transformers' attention."""
         from transformers import ContinuousBatchingConfig
 
         teacher, model = self.teacher, self.teacher.model
@@ -61,8 +61,8 @@ class ContinuousBatching:
             and len({p.device for p in model.parameters()}) == 1
         )
 
-    def _agrees(self, prompts: Sequence[Sequence[int]]) -> bool:
-        """Whether half of some prompts or more go on as with `generate`; in half precision a near tie may fall anew."""
+    def _agrees_on(self, prompts: Sequence[Sequence[int]]) -> bool:
+        """Whether half of some prompts or more begin as with `generate`: half precision may decide near ties anew."""
         settings = GenerationSettings(max_new_tokens=PROBE_TOKENS)
         own = self.teacher.generate(prompts, settings)
         found: dict[str, Completion] = {}

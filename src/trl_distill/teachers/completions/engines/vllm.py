@@ -1,6 +1,6 @@
 """vLLM's offline engine, which writes a teacher's completions and scores given ones, in a process of its own.
 
-The process loads the teacher from where it was named, and its GPU memory is free before training begins.
+The process loads the teacher by its name, and its GPU memory is free before training begins.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class VLLM:
 
     @property
     def lacks(self) -> str | None:
-        """Why it cannot write for this teacher; None if nothing is known that stands against it."""
+        """Why it cannot write for this teacher; None if no reason is known."""
         if find_spec("vllm") is None:
             return "vLLM is not installed (`pip install vllm`)"
         source: ModelSource | None = getattr(self.teacher, "source", None)
