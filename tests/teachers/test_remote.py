@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import re
 import signal
+import subprocess
+import sys
 import threading
 from dataclasses import replace
 
@@ -231,6 +233,24 @@ def test_ctrl_c_keeps_what_came(ask, server):
     server.fail()
     ask()
     assert sorted(server.answered()) == sorted(PROMPTS[kept:])
+
+
+NEVER_ANSWERED = """
+import os, signal, threading
+from trl_distill.teachers.remote.request_pool import RemoteSettings, RequestPool, Usage
+
+def send(key, job):
+    os.kill(os.getpid(), signal.SIGINT)
+    threading.Event().wait()
+
+RequestPool(send, RemoteSettings(), Usage()).run({"a": 1}, print)
+"""
+
+
+def test_after_ctrl_c_a_program_ends_without_the_answers_in_flight():
+    ended = subprocess.run([sys.executable, "-c", NEVER_ANSWERED], capture_output=True, text=True, timeout=120)
+    assert ended.returncode != 0
+    assert ended.stderr.splitlines()[-1] == "KeyboardInterrupt"
 
 
 def test_what_is_missing_is_told_before_anything_is_asked(ask, server, monkeypatch):
