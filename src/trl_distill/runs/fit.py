@@ -77,7 +77,7 @@ def _make_trainer(
 ) -> Trainer:
     """Load the student and construct the trainer."""
     params, args, setup = prepared.checked.params, prepared.args, prepared.setup
-    model = prepared.student.model
+    model = prepared.student.weights.load()
     line = make_saveable(model)
     if line:
         prepared.state.print(line)

@@ -26,10 +26,11 @@ from ..trainer.plan import StudentModel, plan_setup
 from ..trainer.setup import DistillationSetup, build_setup
 from .checks import CheckedRun, check_logger, check_target_modules
 from .result import RunResult
-from .student import Student
+from .student import find_student, outline_of
 
 if TYPE_CHECKING:
     from datasets import Dataset
+    from transformers import PreTrainedModel
 
 DRY_RUN_ROWS = 16
 NAMES = {Split.TRAIN: "train", Split.EVAL: "validation"}  # in messages and in the figures
@@ -53,7 +54,7 @@ class PreparedRun:
     checked: CheckedRun
     args: DistillationSFTConfig
     state: PartialState
-    student: Student
+    student: StudentModel
     datasets: dict[Split, Dataset]
     computes: str
     preflights: dict[Split, Preflight] = field(default_factory=dict)
@@ -96,15 +97,16 @@ def prepare(checked: CheckedRun, *, writes_store: bool = False) -> PreparedRun:
         args.eval_strategy = "no"  # nothing to evaluate on
     set_seed(params.seed)
     state = PartialState(cpu=args.use_cpu)
-    student = Student.of(params, device="cpu" if args.use_cpu else state.device)
+    device = "cpu" if args.use_cpu else state.device
+    student = find_student(params, device=device, trainer_class=checked.trainer_class)
     check_logger(params.log)
     with read_whole(args):  # a model is made of the configuration, without weights
-        outline = student.outline
+        outline = outline_of(student, params)
     if params.peft:
         check_target_modules(params.target_modules, outline)
     if params.distills:
-        return _for_teacher(checked, args, state, student, datasets, writes_store=writes_store)
-    return _for_plain_sft(checked, args, state, student, datasets)
+        return _for_teacher(checked, args, state, student, outline, datasets, writes_store=writes_store)
+    return _for_plain_sft(checked, args, state, student, outline, datasets)
 
 
 def _trainer_config(params: LLMTrainingParams) -> DistillationSFTConfig:
@@ -123,12 +125,13 @@ def _for_plain_sft(
     checked: CheckedRun,
     args: DistillationSFTConfig,
     state: PartialState,
-    student: Student,
+    student: StudentModel,
+    outline: PreTrainedModel,
     datasets: dict[Split, Dataset],
 ) -> PreparedRun:
     """Return the run with rows as SFTTrainer takes them."""
     params = checked.params
-    computes = how_it_computes(args, student.outline, quantization=params.quantization)
+    computes = how_it_computes(args, outline, quantization=params.quantization)
     if params.assistant_only_loss:
         check_marks(student.tokenizer)
     prepared = {}
@@ -145,7 +148,8 @@ def _for_teacher(
     checked: CheckedRun,
     args: DistillationSFTConfig,
     state: PartialState,
-    student: Student,
+    student: StudentModel,
+    outline: PreTrainedModel,
     datasets: dict[Split, Dataset],
     *,
     writes_store: bool,
@@ -154,20 +158,12 @@ def _for_teacher(
     params = checked.params
     given = None if isinstance(params.teacher_model, str) else params.teacher_model
     plan = plan_setup(params, given, student=params.model, data=datasets[Split.TRAIN], templates=checked.templates)
-    model = StudentModel(
-        student.config,
-        student.tokenizer,
-        student.generation_config,
-        student.weights(checked.trainer_class),
-        student.device,
-        student.source,
-    )
     # under "sft" a row of text alone is learned as SFT would, else it is the prompt of a completion
-    setup = build_setup(args, model, plan, writing=writes_store, plain_text=params.trainer == "sft")
+    setup = build_setup(args, student, plan, writing=writes_store, plain_text=params.trainer == "sft")
     if setup.note:
         state.print(setup.note)
     recipe, teacher = setup.recipe, setup.teacher
-    computes = how_it_computes(args, student.outline, teacher=teacher, quantization=params.quantization)
+    computes = how_it_computes(args, outline, teacher=teacher, quantization=params.quantization)
     sample = DRY_RUN_ROWS if params.dry_run and not writes_store else None
     rows_read = {split: read(data, recipe, name=NAMES[split]) for split, data in datasets.items()}
     _check_rows(checked, rows_read[Split.TRAIN][0], fields=fields_read(recipe))
