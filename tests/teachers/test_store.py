@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 from trl_distill.models.generation import Completion
-from trl_distill.teachers.completions.store import CompletionStore, key_of
+from trl_distill.teachers.completions.store import CompletionStore, JsonlStore, key_of
 
 
 def test_what_was_added_is_there_for_the_next_run(tmp_path):
@@ -49,6 +49,33 @@ def _parses(line):
         return "finished" in json.loads(line)
     except ValueError:
         return False
+
+
+def test_files_of_earlier_versions_are_read_and_settled_without_loss(tmp_path):
+    path = tmp_path / "store.jsonl"
+    lines = [
+        '{"key": "b", "ids": [], "finished": false, "text": "", "reasoning": "hm", "unusable": "cut"}',
+        '{"key": "a", "ids": [1, 2], "finished": true}',
+        '{"key": "c", "ids": [], "fini',
+    ]
+    path.write_text("\n".join(lines))
+    expected = {"a": Completion((1, 2), True), "b": Completion((), False, "", "hm", "cut")}
+    store = CompletionStore(path)
+    assert {key: store[key] for key in expected} == expected
+    store.settle()
+    assert path.read_text().splitlines() == [lines[1], lines[0]]
+    assert {key: CompletionStore(path)[key] for key in expected} == expected
+
+
+def test_what_another_process_adds_is_read_after_a_refresh(tmp_path):
+    mine, other = (JsonlStore(tmp_path / "store.jsonl") for _ in range(2))
+    other.add({"a": {"gives": "top", "k": 5}})
+    assert "a" not in mine
+    mine.refresh()
+    assert mine["a"]["k"] == 5
+    mine.add({"b": {"ids": [[1]]}})
+    other.refresh()
+    assert other["b"]["ids"] == [[1]]
 
 
 def test_keys_tell_apart_teachers_settings_and_prompts():
