@@ -75,7 +75,7 @@ def read(dataset: Dataset, recipe: Recipe, *, name: str = "train") -> tuple[Data
     rows, report = read_rows(
         dataset,
         columns,
-        fields={field for template in templates for field in template.fields} | {*OWN, TOOLS, KWARGS},
+        fields=recipe.fields,
         num_proc=recipe.num_proc,
         source=name,
     )

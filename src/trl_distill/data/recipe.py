@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ..prompts.assistant_turn import ChatTurns
 from ..prompts.fitting import Limits
 from ..prompts.prefix_tokenizer import PromptTokens
+from ..prompts.rendering import KWARGS, OWN, TOOLS
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -109,6 +110,12 @@ class Recipe:
     @cached_property
     def _dropped_tokens(self) -> PromptTokens:
         return PromptTokens(self.student.tokenizer)
+
+    @property
+    def fields(self) -> set[str]:
+        """The columns that a row's prompts are made of, besides the input and the completion."""
+        templates = (self.student.template, self.teacher.template)
+        return {field for template in templates for field in template.fields} | {*OWN, TOOLS, KWARGS}
 
     def student_tokens(self, dropped: bool) -> PromptTokens:
         """Return what turns the student's prompts into token ids; with `dropped`, the teacher's that it reads."""

@@ -16,8 +16,8 @@ from ..data.loading import load_data
 from ..data.preflight import COMPUTES, Preflight
 from ..data.sft_rows import check_marks, plain_rows
 from ..data.split import Split
-from ..teachers.multi.preparation import fields_read, read
 from ..teachers.multi.preparation import prepare as prepare_rows
+from ..teachers.multi.preparation import read
 from ..teachers.server_requirements import check_teaches
 from ..trainer.compatibility import check_compiler, check_optimizer, check_vllm
 from ..trainer.compute import how_it_computes
@@ -166,7 +166,7 @@ def _for_teacher(
     computes = how_it_computes(args, outline, teacher=teacher, quantization=params.quantization)
     sample = DRY_RUN_ROWS if params.dry_run and not writes_store else None
     rows_read = {split: read(data, recipe, name=NAMES[split]) for split, data in datasets.items()}
-    _check_rows(checked, rows_read[Split.TRAIN][0], fields=fields_read(recipe))
+    _check_rows(checked, rows_read[Split.TRAIN][0], fields=recipe.fields)
     prepared, preflights = {}, {}
     for split, rows in rows_read.items():
         with read_whole(args), state.main_process_first():  # the others find the completions in the store

@@ -23,7 +23,6 @@ from ...data.rows import NoUsableRows, rows_of
 from ...data.split import Split
 from ...errors import DataError
 from ...prompts.fitting import check_ids, fit
-from ...prompts.rendering import KWARGS, OWN, TOOLS
 from ...prompts.row import Row
 from ...prompts.tokenization import tokenize_prompt
 from .entries import TeacherList, assign_rows, check_rows
@@ -50,13 +49,9 @@ class SeveralRecipes:
     teachers: TeacherList
     seed: int
 
-
-def fields_read(recipe: Recipe | SeveralRecipes) -> set[str] | None:
-    """Return which of a row's other columns its prompts are made of; None if any may be."""
-    if not isinstance(recipe, Recipe):
-        return None  # they also decide who teaches the row
-    templates = (recipe.student.template, recipe.teacher.template)
-    return {field for template in templates for field in template.fields} | {*OWN, TOOLS, KWARGS}
+    @property
+    def fields(self) -> None:
+        """None: any column may decide who teaches a row."""
 
 
 def read(dataset: Dataset, recipe: Recipe | SeveralRecipes, *, name: str = "train") -> tuple[Dataset, RowReport]:
