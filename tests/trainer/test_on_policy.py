@@ -283,7 +283,7 @@ def test_rows_of_text_alone_are_prompts(tiny_model_dir, tiny_teacher_dir, tmp_pa
     settings = {"teacher_prompt_template": "{input}", "distill_max_teacher_length": 3}
     trainer = make(tiny_model_dir, tiny_teacher_dir, tmp_path, {"text": ["a b", "c d e"]}, **settings)
     assert all(row["student_prompt"] for row in trainer.train_dataset)
-    with pytest.raises(DataError, match="row 1 has none: its text is learnt as a whole"):
+    with pytest.raises(DataError, match="row 1 has none: its text is learned as a whole"):
         make(tiny_model_dir, tiny_teacher_dir, tmp_path, {"text": ["a b"]}, completions="data", **settings)
 
 

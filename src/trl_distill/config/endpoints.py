@@ -59,7 +59,7 @@ def is_openai_name(name: str) -> bool:
 
 
 def takes_temperature(model: str) -> bool:
-    """Whether a model of this name may be told a temperature: OpenAI's reasoning models refuse one."""
+    """Whether a model of this name accepts a temperature; OpenAI's reasoning models reject it."""
     return REASONING_NAME.fullmatch(model) is None
 
 

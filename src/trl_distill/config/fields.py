@@ -56,8 +56,8 @@ def option(
         high: Largest accepted number (inclusive).
         above: Accepted numbers are greater than this.
         off: A number outside the range that is accepted too.
-        listed: Whether a list of texts is taken, to be joined by commas.
-        objects: Whether Python may give another object than text; who takes it says what it must be.
+        listed: Whether a list of texts is accepted, to be joined by commas.
+        objects: Whether Python may give an object other than text; its user checks it.
         escapes: Whether a backslash with n or t is a newline or a tab when it is typed as a flag.
     """
     text = Help(help)
@@ -72,9 +72,9 @@ def option(
 def check_value(name: str, value: object, spec: Field) -> Any:
     """Return `value` as the type of the dataclass field `spec`, or say what is accepted.
 
-    Numbers given as text are converted (a YAML file writes `5e-5` as text), an int is taken for a float, a path
-    becomes text (for a template or a system message one that names a file), and so does a list where commas separate.
-    YAML reads the word `no` as false: where "no" is a choice, false means it.
+    Numbers given as text are converted (a YAML file writes `5e-5` as text), an int becomes a float, a path
+    becomes text (for a template or a system message one that names a file), and so does a list if commas separate it.
+    YAML reads the word `no` as false: if "no" is a choice, false means it.
 
     Raises:
         ParamsError: Wrong type, not among the choices, not finite, or outside the range.
@@ -188,7 +188,7 @@ def _types(spec: Field) -> set[str]:
 
 
 def _converted(name: str, value: Any, kind: set[str], spec: Field) -> Any:
-    """Return `value` as a bool, int or float where the annotation asks for one, and as it is where it is text."""
+    """Return `value` as a bool, int or float if the annotation asks for one, and text as it is."""
     wanted = next((k for k in ("bool", "int", "float") if k in kind), None)
     if wanted is None:
         if "str" not in kind or isinstance(value, str) or spec.metadata["help"].objects:

@@ -23,7 +23,7 @@ from .doors import entered, in_python
 from .training_params import FIELDS, LLMTrainingParams
 from .validation import validate_combinations
 
-# transformers takes warmup_steps below 1 for a share of the steps, rounded up, and 1 for one step
+# transformers reads warmup_steps below 1 as a share of the steps, rounded up, and 1 as one step
 ALL_STEPS = math.nextafter(1.0, 0.0)
 
 SCALED = "fp16 scales the gradients of float32 weights, and the student's are in float16; load it in float32."
@@ -47,7 +47,7 @@ NAMES = {
     "text_column": "dataset_text_field",
     "valid_split": "eval_dataset",
 }
-# parameters that the configuration takes as they are, under a name of `NAMES` or their own
+# parameters that the configuration has too, under a name of `NAMES` or their own
 SAME = (
     *("epochs", "max_steps", "batch_size", "gradient_accumulation", "packing", "padding_free", "lr", "scheduler"),
     *("optimizer", "weight_decay", "max_grad_norm", "seed", "gradient_checkpointing", "torch_compile", "log"),

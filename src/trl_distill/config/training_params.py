@@ -1,4 +1,4 @@
-"""`LLMTrainingParams`: everything a run can be told, as flat data of the standard library.
+"""`LLMTrainingParams`: every parameter of a run, as flat data of the standard library.
 
 One field is one flag of `aitraining llm`; `sft_config.from_params` turns the whole into TRL's configuration.
 A value is checked when it is set, in the constructor and afterwards; `validate` checks what several fields
@@ -245,7 +245,7 @@ class LLMTrainingParams(CheckedSettings, DistillationArguments):
             )
 
     def _check_own_weights(self) -> None:
-        """Refuse settings of how a teacher is loaded where the student's own weights teach."""
+        """Refuse settings of how a teacher is loaded if the student's own weights teach."""
         for name in ("teacher_revision", "teacher_dtype", "teacher_quantization", "teacher_device_map"):
             if getattr(self, name) != FIELDS[name].default:
                 raise ParamsError(

@@ -63,11 +63,11 @@ class DistillingTrainer(_Base):
 
     @property
     def online(self) -> bool:
-        """Whether the teacher writes the completions of every training batch anew."""
+        """Whether the teacher writes new completions for every training batch."""
         return bool(self.args.distill_online)
 
     def check_teacher(self) -> None:
-        """Refuse a teacher, or settings beside it, that a subclass cannot use; called before anything is written.
+        """Refuse a teacher or settings that a subclass cannot use; called before the teacher writes.
 
         Raises:
             ParamsError: Naming the setting and what to do.

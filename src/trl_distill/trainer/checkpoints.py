@@ -52,7 +52,7 @@ def keep_rows(checkpoint: Path, rows: str) -> None:
 
 
 def check_rows(checkpoint: str | os.PathLike[str], rows: str, numbers: Sequence[int]) -> None:
-    """Refuse to go on from a checkpoint on other rows; one that does not say which it has learned from is taken.
+    """Refuse to resume from a checkpoint on other rows; one without a record of its rows is accepted.
 
     Raises:
         ParamsError: Naming what changed.

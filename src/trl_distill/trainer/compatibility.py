@@ -1,6 +1,6 @@
-"""Which features of SFTTrainer a run may use beside a teacher, on this machine and with these libraries.
+"""Which features of SFTTrainer a run can use with a teacher, on this machine and with these libraries.
 
-What SFTTrainer would only stumble over in its first step is said here in one sentence.
+What would only fail in SFTTrainer's first step is refused here, in one sentence.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def check_constructor(args: DistillationSFTConfig, collator: object, kwargs: Map
 
 
 def check_plain(args: object, teacher: object, *, must_distil: str | None) -> None:
-    """Refuse settings of distillation where SFTTrainer alone trains.
+    """Refuse settings of distillation if SFTTrainer alone trains.
 
     Args:
         args: The configuration, of any class.
@@ -183,7 +183,7 @@ def check_scaled(args: DistillationSFTConfig, model: Student) -> None:
 
 
 def check_compiler(args: DistillationSFTConfig) -> None:
-    """Refuse torch.compile where what generates its code is missing; it would be missed in the first step.
+    """Refuse torch.compile without the compiler it needs, which would only be missed in the first step.
 
     Raises:
         ParamsError: Naming what to install.
@@ -201,7 +201,7 @@ def check_compiler(args: DistillationSFTConfig) -> None:
 
 
 def check_vllm(model: Student) -> None:
-    """Refuse a student that vLLM cannot load, or vLLM itself where it is missing.
+    """Refuse a student that vLLM cannot load, or a missing vLLM.
 
     Raises:
         ParamsError: Naming what to do.
@@ -274,7 +274,7 @@ def _is_tied(model: Student) -> bool:
 
 
 def with_lengths(dataset: Dataset, args: DistillationSFTConfig) -> Dataset:
-    """Return prepared rows with the column by which Trainer groups them, where it is told to.
+    """Return prepared rows with the column by which Trainer groups them, if it does.
 
     A row's length is the tokens that both models read of it.
     """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from ..config.doors import spelled
@@ -16,10 +17,10 @@ from .on_policy import (
     Bounds,
     check_prompts,
     student_settings,
-    teacher_settings,
     with_completions,
     written_by_student,
 )
+from .teacher_setup import generation_of
 from .vllm import VLLMWriter
 
 if TYPE_CHECKING:
@@ -64,7 +65,7 @@ class CompletionSource:
             self.vllm = VLLMWriter(trainer.model, trainer.accelerator, trainer.tokenizer, self.args, length=length)
 
     def batches(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-        """Return an optimizer step's batches, with completions written now where the settings ask for them."""
+        """Return an optimizer step's batches, with new completions if the settings ask for them."""
         if self.trainer.online or self.args.distill_on_policy_fraction > 0:
             return self._fresh(batches)
         return batches
@@ -99,7 +100,8 @@ class CompletionSource:
 
     def by_teacher(self, batch: Batch, randomness: BatchRandom) -> dict[str, torch.Tensor]:
         """Return a batch with completions that the teacher writes now, under its prompts."""
-        settings = teacher_settings(self.args, randomness.generation_seed(self.trainer.accelerator.process_index))
+        seed = randomness.generation_seed(self.trainer.accelerator.process_index)
+        settings = replace(generation_of(self.args), seed=seed)
         written = self.setup.teacher.generate(prompts_of(batch), settings)
         return with_completions(batch, written, recipe=self._recipe, collate=self.trainer.data_collator)
 

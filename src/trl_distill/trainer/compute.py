@@ -32,7 +32,7 @@ def how_it_computes(
         student: The model, with or without its weights.
         teacher: Whose weights are named if they are in another precision.
         quantization: What a student without weights will be loaded in.
-        optimizer: One that takes the place of the configuration's.
+        optimizer: Replaces the configuration's.
     """
     device = args.device.type
     own = quantization or _precision(student)

@@ -50,7 +50,7 @@ class Distiller:
 
     @property
     def learns_distribution(self) -> bool:
-        """Whether some step weighs the teacher's distribution, and with it where the teacher would end."""
+        """Whether any step learns the teacher's distribution, which says where the teacher would end."""
         schedule = self.setup.schedule
         return max(schedule.start.alpha, schedule.end.alpha) > 0 or self.args.distill_on_policy_fraction > 0
 
@@ -111,7 +111,7 @@ class Distiller:
         """
         trainer, metrics = self.trainer, self._now
         training = trainer.model.training
-        if training and not metrics.tokens_seen:  # a resumed run goes on counting
+        if training and not metrics.tokens_seen:  # a resumed run continues the count
             seen = (line["num_tokens"] for line in reversed(trainer.state.log_history) if "num_tokens" in line)
             metrics.tokens_seen = next(seen, 0.0)
         means = metrics.pop_means(trainer.accelerator.gather, trainer.accelerator.device)
@@ -125,7 +125,7 @@ class Distiller:
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
-        """Weigh the loss as after the last step, and count an evaluation's metrics anew."""
+        """Weigh the loss as after the last step, and restart evaluation's metrics."""
         before, self.settings = self.settings, self.setup.schedule.end
         self.metrics[Split.EVAL].restart()
         try:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 def wrap_teacher(model: PreTrainedModel, accelerator: Accelerator) -> torch.nn.Module:
-    """Return a teacher's model as it scores under an accelerator: sharded where the student is, never trained."""
+    """Return a teacher's model as it scores under an accelerator: sharded if the student is, never trained."""
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
         from trl.models import prepare_deepspeed
 
@@ -62,7 +62,7 @@ def read_whole(args: TrainingArguments) -> Iterator[None]:
 def loads_alike(
     accelerator: Accelerator, args: TrainingArguments, teacher: LocalTeacher
 ) -> AbstractContextManager[None]:
-    """Return a context in which all ranks load a teacher whole where one of them has done so, else in parts."""
+    """Return a context in which all ranks load a teacher whole if one of them has, else in parts."""
     if _loads_in_parts(args) is None:
         return nullcontext()
     loaded = torch.tensor(float(teacher.loaded), device=accelerator.device)
@@ -70,7 +70,7 @@ def loads_alike(
 
 
 def _loads_in_parts(args: TrainingArguments) -> HfDeepSpeedConfig | None:
-    """Return what has transformers load models on all ranks together, None where nothing does.
+    """Return what has transformers load models on all ranks together, or None.
 
     transformers itself has a weak reference to it alone, so that it could not be put back from there.
     """
@@ -94,7 +94,7 @@ def check_merging(args: TrainingArguments) -> None:
 
 
 def check_sharding(accelerator: Accelerator, teacher: Teacher) -> None:
-    """Refuse what cannot be distilled where weights are sharded.
+    """Refuse what cannot be distilled with sharded weights.
 
     Raises:
         ParamsError: FSDP in its first version, which shows no whole LM head after a forward.

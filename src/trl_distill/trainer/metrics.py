@@ -1,4 +1,4 @@
-"""Sums of a run's figures between two log lines, kept where the figures are and read from a device once a line.
+"""Sums of a run's metrics between two log lines, kept on the device and read from it once a line.
 
 On a device a sum is a pair of float32 numbers: the sum, and what rounding has left out of it. That is ten digits
 without float64, which Apple's GPUs and some of Intel's do not have.
@@ -29,7 +29,7 @@ class DistillationMetrics:
     """Token-weighted means since the last log line, over all ranks.
 
     Each mean is the sum over completion tokens divided by their number, so that batch size, accumulation and the
-    number of ranks do not change it. What no batch reported has no mean: the divergence where no teacher is asked.
+    number of ranks do not change it. What no batch reported has no mean: for example the divergence without a teacher.
     Figures that need a teacher are means over the tokens that one was asked about. Rows to retain have a divergence of
     their own, over their tokens; `kl` is over the others'. The load-balancing loss of experts is a mean over batches.
     """
@@ -60,7 +60,7 @@ class DistillationMetrics:
             output: The batch's sums.
             tokens: Scalar, completion tokens of the batch.
             sequence_tokens: Tokens of the student's sequences, prompts included.
-            on_policy: Whether the student wrote the completions; None where it never does.
+            on_policy: Whether the student wrote the completions; None if it never does.
         """
         given = {name: getattr(output, name) for name in SUMS if getattr(output, name) is not None}
         self._reported |= given.keys() | ({"on_policy"} if on_policy is not None else set())
@@ -78,7 +78,7 @@ class DistillationMetrics:
         self._sums[names] = torch.stack([row, torch.zeros_like(row)]) if before is None else _added(before, row)
 
     def pop_means(self, gather: Callable[[torch.Tensor], torch.Tensor], device: torch.device) -> dict[str, float]:
-        """Return the means since the last call and start anew; nothing if no batch was added.
+        """Return the means since the last call and restart; nothing if no batch was added.
 
         `num_tokens` counts on from `tokens_seen`.
 

@@ -57,11 +57,11 @@ class DistillationMixin(DistillingTrainer):
         model: Student, as in SFTTrainer.
         args: DistillationSFTConfig; any other configuration, or `use_distillation=False`, trains plain SFT.
         data_collator: As in SFTTrainer; not accepted when distilling.
-        train_dataset: Rows of any form that `rows.read_rows` takes, or what `preparation.prepare` returned: a
+        train_dataset: Rows of any form that `rows.read_rows` reads, or what `preparation.prepare` returned: a
             `datasets.Dataset` or `IterableDataset`, a list of dicts or a pandas DataFrame.
         eval_dataset: The same, or a dict of them.
         processing_class: The student's tokenizer.
-        teacher_model: A loaded model, a `Teacher` or a name; takes the place of `args.teacher_model`.
+        teacher_model: A loaded model, a `Teacher` or a name; replaces `args.teacher_model`.
         setup: A run's set-up if it is built already; the datasets are then prepared by it.
         formatting_func: As in SFTTrainer.
         **kwargs: Everything else of SFTTrainer.
@@ -123,7 +123,7 @@ class DistillationMixin(DistillingTrainer):
         check_features(args, model=model, peft_config=kwargs.get("peft_config"))
         fresh_adapter = kwargs.get("peft_config") is not None
         loaded_from = resolve(model, role="model") if isinstance(model, str) else None
-        args.remove_unused_columns = False  # the collator takes columns that are no arguments of the model
+        args.remove_unused_columns = False  # the collator reads columns that are no arguments of the model
         given: Any = args.dataset_kwargs or {}
         args.dataset_kwargs = {**given, "skip_prepare_dataset": True}
         turns, args.assistant_only_loss = args.assistant_only_loss, False  # TRL's needs a template with its marks

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 
 def ready_student(trainer: DistillingTrainer) -> PreTrainedTokenizerBase:
-    """Teach the student the forward of distillation, and return a tokenizer of its own beside the one to be saved."""
+    """Give the student the forward of distillation, and return a copy of its tokenizer, which is not the one saved."""
     saved = trainer.saved_tokenizer
     saved.chat_template = own_template(saved.chat_template)
     if saved.pad_token_id is None:
@@ -116,7 +116,7 @@ def ready_teacher(trainer: DistillingTrainer, *, all_ends: bool) -> None:
     )
     for one in each(teacher):
         if isinstance(one, LocalTextTeacher):
-            one.rest()  # it has written all that is learnt
+            one.rest()  # all of its completions are written
         if not isinstance(one, (LocalTeacher, CrossTeacher)):
             continue
         local = one.local if isinstance(one, CrossTeacher) else one

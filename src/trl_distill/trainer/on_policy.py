@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,7 +18,6 @@ from ..errors import DataError
 from ..models.architectures import vocabulary_rows
 from ..models.generation import Completion, GenerationSettings, continuations, cut_at_stop, drawing, evaluating
 from ..prompts.chat_template import ChatTemplate
-from .teacher_setup import generation_of
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -64,11 +63,6 @@ def student_settings(args: DistillationSFTConfig, seed: int) -> GenerationSettin
         temperature=temperature or 1.0,
         seed=seed,
     )
-
-
-def teacher_settings(args: DistillationSFTConfig, seed: int) -> GenerationSettings:
-    """Return how the teacher writes a batch."""
-    return replace(generation_of(args), seed=seed)
 
 
 @dataclass(frozen=True)
@@ -173,6 +167,6 @@ def check_prompts(rows: Dataset, fresh: str) -> None:
     for row in rows:
         if not row["student_prompt"] or not row["teacher_prompt"]:
             raise DataError(
-                f"{fresh} has completions written behind prompts, and row {row['row']} has none: its text is learnt as "
-                "a whole; give a template other than {input}, or leave out --completions data."
+                f"{fresh} has completions written behind prompts, and row {row['row']} has none: its text is learned "
+                "as a whole; give a template other than {input}, or leave out --completions data."
             )

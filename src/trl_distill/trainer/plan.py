@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..errors import ParamsError
 from ..prompts.system_message import templates_of
@@ -51,6 +51,11 @@ class StudentModel:
     weights: Student
     device: torch.device | str
     source: ModelSource | None = None
+
+    @property
+    def sides(self) -> dict[str, Any]:
+        """What a teacher that shares its weights reads it by."""
+        return {"config": self.config, "tokenizer": self.tokenizer, "generation_config": self.generation_config}
 
 
 @dataclass(frozen=True)

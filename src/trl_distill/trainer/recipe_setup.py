@@ -64,20 +64,20 @@ def recipe_of(
         servers: The teachers whose log-probabilities the run uses.
         weighing: How the loss is weighed.
         date: The date that chat templates are given.
-        plain_text: Whether a row of text alone may be learnt as SFT would, see `Recipe`.
+        plain_text: Whether a row of text alone may be learned as SFT would, see `Recipe`.
     """
 
-    def made(one: Teacher, template: Template) -> Recipe:
+    def recipe_for(one: Teacher, template: Template) -> Recipe:
         server = next((server for server in servers if server is one), None)
         return _one_recipe(args, student, one, (plan.student_template, template), server, weighing, date, plain_text)
 
     if not isinstance(teacher, SeveralTeachers):
-        return made(teacher, plan.teacher_template)
+        return recipe_for(teacher, plan.teacher_template)
     listed, system = teacher.listed, plan.teacher_template.system
     alike = all(entry.template.is_identity for entry in listed.of_data) and args.teacher_system is None
     recipes = []
     for entry, one in zip(listed.teachers, teacher.teachers, strict=True):
-        recipe = made(one, replace(entry.template, system=system))
+        recipe = recipe_for(one, replace(entry.template, system=system))
         if entry.retained is None:
             plain = recipe.plain_text and (alike or not listed.mixed)
             recipes.append(replace(recipe, plain_text=plain, in_one_piece=WHOLE))
@@ -182,7 +182,7 @@ def _students_limit(args: DistillationSFTConfig, student: StudentModel) -> Limit
 
 
 def _in_one_piece(args: DistillationSFTConfig, teacher: Teacher, server: RemoteTeacher | None) -> str | None:
-    """Return why a teacher takes no completion with gaps; None if it does."""
+    """Return why a teacher accepts no completion with gaps, or None."""
     if args.teacher_store is not None or isinstance(teacher, StoredTeacher):
         return "a teacher_store keeps targets of completions in one piece"
     if isinstance(teacher, CrossTeacher):

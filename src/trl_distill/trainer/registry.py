@@ -51,7 +51,7 @@ def get_trainer(name: str, *, use_distillation: bool = False) -> type:
 
     Args:
         name: Its name; registered ones go before those of entry points.
-        use_distillation: Whether the run distils, where the name has a trainer for each.
+        use_distillation: Whether the run distils, for a name that has a trainer for each.
 
     Raises:
         ParamsError: An unknown name (with the nearest ones), or a target that cannot be imported.

@@ -61,7 +61,7 @@ class PPOConfig(CheckedSettings):
     lr: float = option(1e-6, "Learning rate.", above=0.0)
     seed: int = option(42, "Seed of everything random.", low=0, high=2**32 - 1)
     gradient_checkpointing: bool = option(False, "Recompute activations to save memory.")
-    log: str = option("none", "Where to log besides the terminal.")
+    log: str = option("none", "Trackers to log to in addition to the terminal.")
     logging_steps: int = option(10, "Steps between two log lines.", low=1)
     trust_remote_code: bool = option(False, "Allow models that bring their own code.")
 
@@ -146,10 +146,10 @@ class PPOTrainer:
         reward, reward_tokenizer = _reward(config)
         model = _student(given, trust)
         _check_lengths(rows, model, tokenizer, config.max_new_tokens)
-        said = make_saveable(model)
+        line = make_saveable(model)
         self.trainer = trainer = self._made(model, tokenizer, rows, reward, reward_tokenizer)
         _check_reference(trainer)
-        trainer.accelerator.print("\n".join(filter(None, [said, self._says(trainer, len(rows))])))
+        trainer.accelerator.print("\n".join(filter(None, [line, self._describe(trainer, len(rows))])))
         with warnings.catch_warnings():  # TRL 1.16 calls gradient checkpointing by its older name
             warnings.filterwarnings("ignore", "`gradient_checkpointing_", FutureWarning)
             trainer.train()
@@ -203,7 +203,7 @@ class PPOTrainer:
             reward_processing_classes=reward_tokenizer,
         )
 
-    def _says(self, trainer: Any, prompts: int) -> str:
+    def _describe(self, trainer: Any, prompts: int) -> str:
         config = self.config
         return (
             f"PPOTrainer: TRL has no PPO; its {type(trainer).__name__} trains, with {prompts:,} prompts, "

@@ -44,7 +44,7 @@ class DistillationSetup:
         recipe: How rows become token ids.
         schedule: How the loss is weighed at each optimizer step.
         date: The date that chat templates are given.
-        plain_text: Whether a row of text alone may be learnt as SFT would, see `Recipe`.
+        plain_text: Whether a row of text alone may be learned as SFT would, see `Recipe`.
         note: How each ambiguous teacher name was resolved, a line each; empty if all were unambiguous.
     """
 
@@ -73,7 +73,7 @@ class DistillationSetup:
             TeacherError: See `write_targets` and `StoredTeacher`; a row that the store has no targets for.
         """
         if isinstance(self.teacher, StoredTeacher):
-            made, stored = self, self.teacher
+            setup, stored = self, self.teacher
         elif args.teacher_store is None:
             return self
         else:
@@ -84,10 +84,10 @@ class DistillationSetup:
             stored = StoredTeacher(args.teacher_store)
             stored.check_loss(args.distill_temperature, args.distill_divergence)
             stored.name = self.teacher.name
-            made = _assembled(args, self.student, self.plan, stored, plain_text=self.plain_text)
+            setup = _assembled(args, self.student, self.plan, stored, plain_text=self.plain_text)
         for name, rows in datasets:
             stored.check_rows(rows, name=name)
-        return made
+        return setup
 
     def write_store(self, args: DistillationSFTConfig, datasets: Sequence[tuple[str, Dataset]]) -> int:
         """Write what is missing of a configuration's store and return how many shards were made; one process calls it.
@@ -120,20 +120,20 @@ def build_setup(
         student: The student.
         plan: What the settings say of teachers and prompts, see `plan_setup`.
         writing: Whether the store of targets is to be written, so that the teacher itself is needed.
-        plain_text: Whether a row of text alone may be learnt as SFT would, see `Recipe`.
+        plain_text: Whether a row of text alone may be learned as SFT would, see `Recipe`.
 
     Raises:
         ParamsError: See `teacher_of`.
         TeacherError: See `teacher_of`.
     """
     teacher = teacher_of(args, student, plan, writing=writing)
-    made = _assembled(args, student, replace(plan, given=None), teacher, plain_text=plain_text)
+    setup = _assembled(args, student, replace(plan, given=None), teacher, plain_text=plain_text)
     note = describe_teacher(args, plan, teacher)
     if isinstance(teacher, SeveralTeachers) and not isinstance(args.teacher_config, (str, type(None))):
         args.teacher_config = teacher.listed.to_dict()
     if not isinstance(args.retain_data, (str, type(None))):
         args.retain_data = f"<{type(args.retain_data).__name__}>"
-    return replace(made, note=note)
+    return replace(setup, note=note)
 
 
 def _assembled(

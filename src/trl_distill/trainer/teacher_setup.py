@@ -58,7 +58,9 @@ def teacher_of(args: DistillationSFTConfig, student: StudentModel, plan: Plan, *
         loaded: dict[Hashable, Teacher] = {}
         for entry in plan.listed.teachers:
             if _key(entry) not in loaded:
-                given = entry.model if entry.retained is None else _starting_point(entry, student)
+                given = entry.model
+                if entry.retained is not None:
+                    given = StartingTeacher(student.weights.load, name=entry.name, **student.sides)
                 loaded[_key(entry)] = _one_teacher(args, student, plan, given, entry.revision)
         teacher = SeveralTeachers([loaded[_key(entry)] for entry in plan.listed.teachers], plan.listed)
     check_fitness(args, teacher)
@@ -119,9 +121,14 @@ def _one_teacher(
     if args.cross_tokenizer:
         check_brings_tokenizer(given)
     teacher = _loaded(args, student, given, revision)
-    if _gives_text(args, teacher, student):
-        assert isinstance(teacher, LocalTeacher)
-        teacher = LocalTextTeacher(teacher, tokenizer=tokenizer)
+    if not args.cross_tokenizer and not isinstance(teacher, TextTeacher):
+        try:
+            _share(teacher, student)
+        except TeacherError:
+            text_alone = not args.strict or args.distill_alpha == 0 or args.allow_text_only_teacher
+            if type(teacher) is not LocalTeacher or not text_alone or args.teacher_store is not None:
+                raise
+            teacher = LocalTextTeacher(teacher, tokenizer=tokenizer)  # of another tokenizer
     if not isinstance(teacher, (StoredTeacher, WrittenTeacher)):  # which have written
         check_engine(teacher, args.teacher_engine)
     if args.teacher_chat_template is not None:
@@ -139,7 +146,6 @@ def _one_teacher(
         teacher.tokenizer.chat_template = tokenizer.chat_template  # a base model reads chats as its student does
     if args.cross_tokenizer:
         return with_cross_tokenizer(teacher, tokenizer=tokenizer, student_rows=rows)
-    _share(teacher, student)
     stored = teacher if isinstance(teacher, StoredTeacher) else stored
     return teacher if stored is None else _checked_store(args, stored, teacher, student, plan)
 
@@ -149,21 +155,9 @@ def _loaded(
 ) -> Teacher:
     """Return the teacher that was given or named, as it is."""
     if given == SELF:
-        return SelfTeacher(
-            student.weights.load,
-            config=student.config,
-            tokenizer=student.tokenizer,
-            generation_config=student.generation_config,
-            source=student.source,
-        )
+        return SelfTeacher(student.weights.load, source=student.source, **student.sides)
     if given == EMA:
-        return EmaTeacher(
-            student.weights.load,
-            decay=args.teacher_ema_decay,
-            config=student.config,
-            tokenizer=student.tokenizer,
-            generation_config=student.generation_config,
-        )
+        return EmaTeacher(student.weights.load, decay=args.teacher_ema_decay, **student.sides)
     return load_teacher(
         given,
         tokenizer=student.tokenizer,
@@ -203,18 +197,6 @@ def _checked_store(
     stored.check_matches(settings)
     stored.check_loss(args.distill_temperature, args.distill_divergence)
     return stored
-
-
-def _gives_text(args: DistillationSFTConfig, teacher: Teacher, student: StudentModel) -> bool:
-    """Whether a local teacher of another tokenizer is to give text only, since nothing more is demanded of it."""
-    text_alone = not args.strict or args.distill_alpha == 0 or args.allow_text_only_teacher
-    if type(teacher) is not LocalTeacher or not text_alone or args.teacher_store is not None or args.cross_tokenizer:
-        return False
-    try:
-        _share(teacher, student)
-    except TeacherError:
-        return True
-    return False
 
 
 def _set_chat_template(args: DistillationSFTConfig, teacher: Teacher) -> None:
@@ -262,16 +244,6 @@ def _note(given: GivenTeacher, teacher: Teacher) -> str:
     if isinstance(given, str) and is_openai_name(given):
         return f"Teacher: the folder {given} (openai:{given} is the model of this name at OpenAI)"
     return ""
-
-
-def _starting_point(entry: TeacherEntry, student: StudentModel) -> StartingTeacher:
-    return StartingTeacher(
-        student.weights.load,
-        name=entry.name,
-        config=student.config,
-        tokenizer=student.tokenizer,
-        generation_config=student.generation_config,
-    )
 
 
 def _key(entry: TeacherEntry) -> Hashable:

@@ -12,7 +12,7 @@ from trl import SFTTrainer
 from ..data.collator import DistillationCollator, prompts_of
 from ..errors import ParamsError, TeacherError
 from ..losses import divergence
-from ..models.generation import Completion, GenerationSettings, cut_at_stop
+from ..models.generation import Completion, GenerationSettings, cut_at_stop, padded_left
 from ..models.padding_free import student_inputs
 from ..teachers.completions.stop_strings import cut_at_string
 from ..teachers.local.cross_tokenizer import CrossTeacher
@@ -38,7 +38,7 @@ class DistillationSFTTrainer(DistillationMixin, SFTTrainer):
 
 
 class PromptDistillationTrainer(DistillationSFTTrainer):
-    """A distilling trainer made to be subclassed, with the teacher's and the student's logits within reach.
+    """A distilling trainer to subclass, with access to the teacher's and the student's logits.
 
     `self.teacher_model` is the teacher's model, `self.config` the configuration. Override `compute_loss` for a loss
     of your own (it may take just `model, inputs`), or `generate_teacher_outputs` to have the teacher write fresh
@@ -99,7 +99,7 @@ class PromptDistillationTrainer(DistillationSFTTrainer):
 
     @property
     def online(self) -> bool:
-        """Whether every training batch is written anew: by a subclass, or with `distill_online`."""
+        """Whether every training batch has new completions: by a subclass, or with `distill_online`."""
         return self._writes_itself or super().online
 
     @property
@@ -164,7 +164,7 @@ class PromptDistillationTrainer(DistillationSFTTrainer):
         return temperature**2 * per_token.mean()
 
     def generate_teacher_outputs(self, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """Write completions for a batch under the teacher's prompts; override to have every batch written anew.
+        """Write completions for a batch under the teacher's prompts; override to write new ones for every batch.
 
         Returns:
             Token ids [B, S + new], prompts padded on the left and completions behind them, as `generate` gives.
@@ -180,7 +180,7 @@ class PromptDistillationTrainer(DistillationSFTTrainer):
         return torch.cat([inputs["input_ids"], new.to(inputs["input_ids"].device)], dim=1)
 
     def by_teacher(self, batch: Mapping[str, torch.Tensor], randomness: BatchRandom) -> dict[str, torch.Tensor]:
-        """Return a training batch with fresh completions, those of a subclass where it writes them."""
+        """Return a training batch with new completions, those of a subclass if it writes them."""
         return self._rewritten(batch) if self._writes_itself else super().by_teacher(batch, randomness)
 
     def _rewritten(self, batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -208,10 +208,7 @@ class PromptDistillationTrainer(DistillationSFTTrainer):
         return {key: value.to(self.accelerator.device) for key, value in self.data_collator(rows).items()}
 
     def _prompts(self, batch: Mapping[str, torch.Tensor], prefix: str, pad: int) -> dict[str, torch.Tensor]:
-        prompts = prompts_of(batch, prefix)
-        width = max(len(p) for p in prompts)
-        ids = torch.tensor([[pad] * (width - len(p)) + p for p in prompts])
-        mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts])
+        ids, mask = padded_left(prompts_of(batch, prefix), pad)
         device = self.teacher_model.device if prefix else self.accelerator.device
         return {"input_ids": ids.to(device), "attention_mask": mask.to(device)}
 

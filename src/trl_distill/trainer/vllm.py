@@ -86,7 +86,7 @@ class VLLMWriter:
 
 @contextmanager
 def _random_state_kept(device: torch.device) -> Iterator[None]:
-    """Give the program its random state back, which vLLM seeds where it starts."""
+    """Restore the program's random state, which vLLM seeds when it starts."""
     states = random.getstate(), np.random.get_state()
     with drawing(0, [], device):
         yield
