@@ -33,7 +33,7 @@ def test_a_flag_typed_with_its_default_overrides_the_file(written):
     assert params == LLMTrainingParams()
 
 
-def test_what_a_run_writes_is_taken_back(tmp_path):
+def test_config_accepts_the_file_that_a_run_writes(tmp_path):
     params = LLMTrainingParams(
         model="gpt2", teacher_model="gpt2-large", project_name=str(tmp_path / "a"), lr=1e-3, peft=True,
         teacher_prompt_template="Über \\theta {input}\n", teacher_system="Be\t\\n{b}\n",
@@ -57,7 +57,7 @@ def test_the_word_no_is_a_choice_and_a_list_of_modules_is_taken(written):
     assert params.target_modules == "q_proj,v_proj"
 
 
-def test_a_model_that_lived_in_memory_must_be_named(written):
+def test_a_model_that_was_an_object_must_be_named(written):
     path = written("model: <LlamaForCausalLM>\nteacher_model: t\n")
     with pytest.raises(ParamsError, match=r"model was a LlamaForCausalLM in memory.*give --model"):
         params_from_command(["--config", path])
@@ -78,7 +78,7 @@ def test_a_model_that_lived_in_memory_must_be_named(written):
         ("a: b: c", r"is not YAML: .* in line 1"),
     ],
 )
-def test_a_file_that_cannot_be_taken_is_named(text, said, written):
+def test_an_invalid_config_file_is_named(text, said, written):
     path = written(text)
     with pytest.raises(ParamsError, match=said) as error:
         params_from_command(["--config", path])

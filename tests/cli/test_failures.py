@@ -62,7 +62,7 @@ def test_parameters_reach_the_run(monkeypatch):
 
 @pytest.mark.parametrize("flag", ["--token", "--hub-token", "--hub_token", "--hf-token"])
 @pytest.mark.parametrize("form", [["{}", "hf_abcdefgh"], ["{}=hf_abcdefgh"], ["{}"]])
-def test_a_token_is_not_taken_and_not_repeated(flag, form, ended):
+def test_a_token_flag_is_rejected_and_not_repeated(flag, form, ended):
     result = ended(AssertionError(), *[part.format(flag) for part in form])
     assert result.exit_code == 2
     assert result.output == (

@@ -78,7 +78,7 @@ def test_the_guides_commands(command, expected):
     "flag",
     ["--teacher-prompt-template", "--student-prompt-template", "--teacher-system", "--student-system"],
 )
-def test_escapes_are_read_in_a_typed_text_alone(flag, tmp_path, monkeypatch):
+def test_escapes_are_replaced_only_in_typed_text(flag, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / r"a\new.txt").write_text("{input}")
     name = flag[2:].replace("-", "_")
@@ -94,7 +94,7 @@ def test_escapes_are_read_in_a_typed_text_alone(flag, tmp_path, monkeypatch):
     assert getattr(LLMTrainingParams(**{name: r"a\theta\n{input}"}), name) == r"a\theta\n{input}"
 
 
-def test_the_commands_of_the_help_are_taken():
+def test_the_commands_in_the_help_are_valid():
     commands = re.findall(r"aitraining llm(?:[^\n]*\\\n)+[^\n]*", HELP)
     assert len(commands) == 2
     for command in commands:
@@ -150,7 +150,7 @@ def test_a_value_may_look_like_a_flag_or_be_negative():
         (["--lora-r", "2.5"], "--lora-r is '2.5'; accepted is a whole number of at least 1."),
     ],
 )
-def test_a_refused_value_is_told_with_the_flag_as_typed(arguments, said):
+def test_a_rejected_value_names_the_flag_as_typed(arguments, said):
     with pytest.raises(ParamsError) as error:
         params_from_command(arguments)
     assert str(error.value) == said
@@ -166,7 +166,7 @@ def test_a_refused_value_is_told_with_the_flag_as_typed(arguments, said):
         (["--teacher-prompt-template", "You", "are"], "unexpected argument 'are'.*in quotes"),
     ],
 )
-def test_a_command_that_cannot_be_read_is_a_usage_error(arguments, said):
+def test_an_invalid_command_is_a_usage_error(arguments, said):
     with pytest.raises(click.UsageError) as error:
         params_from_command(arguments)
     assert re.search(said, error.value.format_message())

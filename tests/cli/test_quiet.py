@@ -1,4 +1,4 @@
-"""What the command shows: the run, and none of the libraries' asides unless `--debug` asks for them."""
+"""The command shows the run, and no library messages unless `--debug` is given."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_a_run_shows_its_own_lines_and_one_bar(flags):
     assert len([text for text in done.stdout.splitlines() if text.startswith("step ")]) == 2
 
 
-def test_an_error_stands_alone(tmp_path):
+def test_an_error_is_the_only_output(tmp_path):
     """What transformers says of a row too long, and of compiling on a CPU, is not before it."""
     data = tmp_path / "queries.jsonl"
     data.write_text(json.dumps({"text": "red " * 1100, "completion": "red"}))
@@ -73,7 +73,7 @@ def test_debug_shows_everything(flags):
         assert aside in done.stderr
 
 
-def test_a_terminal_has_the_bar_of_the_training(flags):
+def test_a_terminal_shows_the_training_bar(flags):
     ours, theirs = pty.openpty()
     fcntl.ioctl(ours, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 120, 0, 0))
     with subprocess.Popen([*COMMAND, *flags], stdout=theirs, stderr=theirs) as process:
@@ -94,7 +94,7 @@ def test_a_terminal_has_the_bar_of_the_training(flags):
     assert not [aside for aside in ASIDES if aside in seen.decode()]
 
 
-def test_nothing_stays_quiet_afterwards(monkeypatch):
+def test_messages_are_shown_again_afterwards(monkeypatch):
     monkeypatch.delenv("TQDM_DISABLE", raising=False)
     loggers = [logging.getLogger(name) for name, _ in (KERNEL, *MESSAGES)]
     before = [list(logger.filters) for logger in loggers], list(warnings.filters)

@@ -86,7 +86,7 @@ def test_the_guides_example_of_several_teachers(place, capsys):
     assert "NoneType" not in card
 
 
-def test_it_returns_what_the_teacher_writes_under_its_prompt(tiny_teacher_dir):
+def test_generate_returns_the_teachers_completions_under_its_prompt(tiny_teacher_dir):
     model, tokenizer = (kind.from_pretrained(tiny_teacher_dir) for kind in (AutoModelForCausalLM, AutoTokenizer))
     for row in short(str(tiny_teacher_dir), "Tell me: {input}\n", QUERIES):
         ids = tokenizer(f"Tell me: {row['text']}\n", return_tensors="pt", return_token_type_ids=False)
@@ -96,7 +96,7 @@ def test_it_returns_what_the_teacher_writes_under_its_prompt(tiny_teacher_dir):
         assert set(row) == {"text", "completion", "teacher", "finished"}
 
 
-def test_columns_of_queries_are_for_the_template_and_come_back(tiny_model_dir):
+def test_query_columns_are_template_fields_and_are_returned(tiny_model_dir):
     rows = [
         {"question": q, "tone": tone, "input": tone} for q, tone in zip(QUERIES, ("kind", "dry", "loud"), strict=True)
     ]
@@ -145,7 +145,7 @@ def test_a_loaded_model_writes_with_the_tokenizer_given(tiny_teacher_dir, t5_dir
             short(model, "{input}", QUERIES)
 
 
-def test_a_teacher_a_name_and_a_server_write(server, tiny_model_dir):
+def test_generate_accepts_a_teacher_a_name_and_a_server(server, tiny_model_dir):
     assert short(load_teacher(str(tiny_model_dir)), "{input}", QUERIES)[0]["teacher"] == str(tiny_model_dir)
     prompt = "Write the words in reverse order.\n{input}\n"
     here, there = (short(model, prompt, ["red cat", "blue dog"]) for model in ("embedded", server.teacher))
@@ -153,14 +153,14 @@ def test_a_teacher_a_name_and_a_server_write(server, tiny_model_dir):
     assert all(row["completion"] for row in (*here, *there))
 
 
-def test_what_a_store_holds_is_not_written_again(tiny_model_dir, tmp_path, monkeypatch):
+def test_stored_completions_are_not_generated_again(tiny_model_dir, tmp_path, monkeypatch):
     store = tmp_path / "kept.jsonl"
     first = short(str(tiny_model_dir), "{input}", QUERIES, store=store)
     monkeypatch.setattr(LocalTeacher, "generate", lambda *_: pytest.fail("asked again"))
     assert short(str(tiny_model_dir), "{input}", QUERIES, store=store) == first
 
 
-def test_draws_differ_and_repeat(tiny_model_dir):
+def test_samples_differ_and_are_reproducible(tiny_model_dir):
     one, two = (short(str(tiny_model_dir), "{input}", ["a"] * 8, do_sample=True, seed=3) for _ in range(2))
     assert one == two
     assert len({row["completion"] for row in one}) > 1
@@ -180,9 +180,7 @@ def test_draws_differ_and_repeat(tiny_model_dir):
         ("{input}", [{"txet": "a"}], DataError, "no column 'text'"),
     ],
 )
-def test_what_cannot_be_written_for_is_said_before_a_model_loads(
-    template, queries, error, said, tiny_model_dir, monkeypatch
-):
+def test_invalid_queries_are_reported_before_a_model_loads(template, queries, error, said, tiny_model_dir, monkeypatch):
     monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", lambda *a, **k: pytest.fail("a model was loaded"))
     with pytest.raises(error, match=said):
         short(str(tiny_model_dir), template, queries)
@@ -203,7 +201,7 @@ def settings(model, data, folder, **more):
 
 
 @pytest.mark.parametrize("more", [{}, {"trainer": "sft", "use_distillation": True}])
-def test_rows_of_teachers_need_no_teacher_and_what_was_cut_is_taught_no_end(more, tiny_model_dir, tmp_path):
+def test_rows_that_name_their_teacher_need_none_and_cut_completions_have_no_end(more, tiny_model_dir, tmp_path):
     result = run(settings(tiny_model_dir, ROWS, tmp_path, **more))
     whole, cut = result.trainer.train_dataset["completion"][:]
     tokenizer = result.tokenizer
@@ -212,7 +210,7 @@ def test_rows_of_teachers_need_no_teacher_and_what_was_cut_is_taught_no_end(more
     assert result.metrics["train_loss"] == pytest.approx(result.metrics["train_ce"])
 
 
-def test_a_trained_model_writes_and_a_store_of_targets_does_not(tiny_model_dir, tiny_teacher_dir, tmp_path):
+def test_a_trained_model_generates_and_a_store_of_targets_cannot(tiny_model_dir, tiny_teacher_dir, tmp_path):
     store = tmp_path / "store"
     more = {"teacher_model": str(tiny_teacher_dir), "teacher_store": str(store), "teacher_top_k": 4}
     result = run(settings(tiny_model_dir, ROWS, tmp_path, **more))
@@ -222,7 +220,7 @@ def test_a_trained_model_writes_and_a_store_of_targets_does_not(tiny_model_dir, 
         short(StoredTeacher(store), "{input}", QUERIES)
 
 
-def test_a_users_own_column_finished_is_not_looked_at(tiny_model_dir, tiny_teacher_dir, tmp_path):
+def test_a_users_own_column_finished_is_ignored(tiny_model_dir, tiny_teacher_dir, tmp_path):
     data = [{"text": "a", "completion": " b", "finished": False}]
     result = run(settings(tiny_model_dir, data, tmp_path, teacher_model=str(tiny_teacher_dir)))
     assert result.trainer.train_dataset["completion"][0][-1] == result.tokenizer.eos_token_id
@@ -238,13 +236,13 @@ def test_a_users_own_column_finished_is_not_looked_at(tiny_model_dir, tiny_teach
         ([*ROWS, {"text": "c", "completion": None, "teacher": "t"}], {}, "1 rows have no completion, and no teacher"),
     ],
 )
-def test_other_rows_need_a_teacher(data, more, said, tiny_model_dir, tmp_path, monkeypatch):
+def test_rows_that_do_not_name_their_teacher_need_one(data, more, said, tiny_model_dir, tmp_path, monkeypatch):
     monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", lambda *a, **k: pytest.fail("a model was loaded"))
     with pytest.raises((ParamsError, DataError), match=said):
         run(settings(tiny_model_dir, data, tmp_path, **more))
 
 
-def test_the_command_says_so_too(tiny_model_dir, tmp_path, monkeypatch):
+def test_the_command_trains_on_rows_that_name_their_teacher(tiny_model_dir, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     missing = CliRunner().invoke(main, ["llm", "--model", str(tiny_model_dir), "--data-path", "nowhere.json"])
     assert missing.exit_code == 2
@@ -255,7 +253,7 @@ def test_the_command_says_so_too(tiny_model_dir, tmp_path, monkeypatch):
     assert "Teacher: none is asked; t, u wrote the data's completions" in done.stdout
 
 
-def test_a_script_needs_no_teacher_either(tiny_model_dir, tmp_path, capsys):
+def test_the_trainer_trains_on_rows_that_name_their_teacher(tiny_model_dir, tmp_path, capsys):
     args = DistillationSFTConfig(
         output_dir=str(tmp_path), use_distillation=True, use_cpu=True, report_to="none", max_steps=1
     )

@@ -9,7 +9,7 @@ from trl_distill.errors import DistillError, ParamsError
 from trl_distill.runs.hub import check_token, push
 
 
-def test_the_token_is_asked_for_before_the_run(monkeypatch):
+def test_push_to_hub_needs_a_token_before_the_run(monkeypatch):
     monkeypatch.delenv("HF_TOKEN", raising=False)
     with pytest.raises(ParamsError, match="HF_TOKEN"):
         check_token(LLMTrainingParams(model="x", push_to_hub=True))
@@ -18,7 +18,7 @@ def test_the_token_is_asked_for_before_the_run(monkeypatch):
     check_token(LLMTrainingParams(model="x", push_to_hub=True))
 
 
-def test_a_hub_that_does_not_answer_is_one_sentence_without_the_token(monkeypatch, tmp_path):
+def test_an_unreachable_hub_is_one_sentence_without_the_token(monkeypatch, tmp_path):
     monkeypatch.setenv("HF_TOKEN", "hf_very_secret")
     with pytest.raises(DistillError, match="is complete in") as error:
         push(tmp_path, LLMTrainingParams(model="x", push_to_hub=True))

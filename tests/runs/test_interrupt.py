@@ -47,7 +47,7 @@ def test_ctrl_c_leaves_a_resumable_checkpoint(tiny_model_dir, tiny_teacher_dir, 
     assert (project / "run.json").is_file()
 
 
-def test_ctrl_c_while_the_teacher_writes_says_that_the_same_command_goes_on(tiny_model_dir, tiny_teacher_dir, tmp_path):
+def test_ctrl_c_while_the_teacher_generates_says_how_to_resume(tiny_model_dir, tiny_teacher_dir, tmp_path):
     data, project = tmp_path / "queries.jsonl", tmp_path / "run"
     data.write_text("\n".join(json.dumps({"text": f"{a} {b}"}) for a in "abcdefghijkl" for b in "abcdefghijklmnop"))
     flags = [

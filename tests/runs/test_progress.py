@@ -35,11 +35,11 @@ EVAL = {
         ({"loss": float("nan")}, "step  10/225  loss nan"),
     ],
 )
-def test_a_log_is_a_line(logs, expected):
+def test_a_log_entry_is_one_line(logs, expected):
     assert line(logs, step=10, steps=225) == expected
 
 
-def test_columns_stay_where_they_are():
+def test_columns_of_log_lines_are_aligned():
     small = line({**TRAIN, "loss": 0.012345, "kl": 1e-5, "ce": 123.456, "epoch": 2.0}, step=9, steps=225)
     for label in ("epoch", "loss", "kl", "ce", "agree", "right", "lr"):
         assert small.index(f" {label} ") == line(TRAIN, step=200, steps=225).index(f" {label} "), label

@@ -39,7 +39,7 @@ def checkpoint(project, step):
     (folder / "trainer_state.json").write_text("{}")
 
 
-def test_a_checkpoint_whose_state_was_not_written_is_passed_over(tmp_path):
+def test_a_checkpoint_without_its_state_is_skipped(tmp_path):
     project = Project(str(tmp_path))
     checkpoint(project, 5)
     checkpoint(project, 10)
@@ -51,7 +51,7 @@ def test_a_checkpoint_whose_state_was_not_written_is_passed_over(tmp_path):
     "name", ["config.json", "adapter_config.json", "README.md", "metrics.json", "model.safetensors"]
 )
 @pytest.mark.parametrize("resume", [False, True])
-def test_files_of_somebody_else_are_not_overwritten(name, resume, tmp_path):
+def test_foreign_files_are_not_overwritten(name, resume, tmp_path):
     (tmp_path / name).write_text("{}")
     with pytest.raises(ProjectError, match=f"holds '{name}', which is not from a run of this command"):
         check(tmp_path, resume=resume)
@@ -59,14 +59,14 @@ def test_files_of_somebody_else_are_not_overwritten(name, resume, tmp_path):
 
 
 @pytest.mark.parametrize("setting", ["model", "teacher_model", "data_path"])
-def test_what_a_run_reads_from_is_not_written_to(setting, tmp_path):
+def test_a_folder_that_the_run_reads_is_not_written_to(setting, tmp_path):
     given = params(tmp_path / "x" / "..", overwrite=True)
     setattr(given, setting, str(tmp_path))
     with pytest.raises(ProjectError, match=f"is also the folder of {setting}"):
         Project(given.project_name).check(given)
 
 
-def test_a_place_without_room_for_a_folder_is_said(tmp_path):
+def test_a_path_that_cannot_be_a_folder_is_an_error(tmp_path):
     (tmp_path / "x").write_text("")
     with pytest.raises(ProjectError, match="is a file"):
         check(tmp_path / "x", overwrite=True)
@@ -86,7 +86,7 @@ def test_a_run_that_was_killed_early_may_be_started_again(tmp_path):
     check(tmp_path, resume=True)
 
 
-def test_only_the_run_that_stands_there_is_gone_on_with(tmp_path):
+def test_a_run_does_not_resume_with_other_settings(tmp_path):
     project = Project(str(tmp_path))
     project.begin(params(tmp_path))
     checkpoint(project, 1)
@@ -96,7 +96,7 @@ def test_only_the_run_that_stands_there_is_gone_on_with(tmp_path):
         check(tmp_path, resume=True, distill_temperature=1.0)
 
 
-def test_overwriting_takes_the_manifest_first_and_keeps_completions(tmp_path):
+def test_overwriting_deletes_the_manifest_first_and_keeps_completions(tmp_path):
     project = Project(str(tmp_path))
     (tmp_path / "run.json").write_text("{}")
     (tmp_path / "teacher_completions.jsonl").write_text("{}\n")
@@ -108,7 +108,7 @@ def test_overwriting_takes_the_manifest_first_and_keeps_completions(tmp_path):
 
 
 @pytest.mark.parametrize("killed", [False, True])
-def test_a_new_result_leaves_nothing_of_the_old_one(killed, tmp_path, alone):
+def test_a_new_result_replaces_the_old_one_entirely(killed, tmp_path, alone):
     first = Project(str(tmp_path))
     first.begin(params(tmp_path))
     save(first, alone, "adapter_config.json", "adapter_model.safetensors", "tokenizer.json")
@@ -126,7 +126,7 @@ def test_a_new_result_leaves_nothing_of_the_old_one(killed, tmp_path, alone):
     assert "my_notes.txt" not in json.loads((tmp_path / "run.json").read_text())["files"]
 
 
-def test_a_writing_that_fails_leaves_what_was_there(tmp_path, alone):
+def test_a_failed_write_keeps_the_old_files(tmp_path, alone):
     project = Project(str(tmp_path))
     (tmp_path / "model.safetensors").write_text("old")
 

@@ -47,7 +47,7 @@ def test_the_snippet_renders_as_the_template_does(template, values, prompt, load
     assert "unused" not in code
 
 
-def test_the_card_shows_what_the_model_completes(loaded):
+def test_the_card_shows_the_models_output(loaded):
     model, tokenizer = loaded
     text = printed(example(tokenizer, "{input}", {"input": "a b"}), model, tokenizer, new_tokens=4)
     inputs = tokenizer("a b", return_tensors="pt")
@@ -55,7 +55,7 @@ def test_the_card_shows_what_the_model_completes(loaded):
     assert text == tokenizer.decode(expected, skip_special_tokens=True)
 
 
-def test_ids_that_no_text_gives_are_written_as_they_are(loaded, tiny_model_dir):
+def test_the_snippet_shows_the_ids_if_no_text_gives_them(loaded, tiny_model_dir):
     model, tokenizer = loaded
     odd = Example("a b", {"input": "a b"}, {}, [*tokenizer("a b")["input_ids"], tokenizer.pad_token_id])
     names: dict = {}

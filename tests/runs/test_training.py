@@ -71,7 +71,7 @@ def test_run_returns_the_whole_result(settings):
 
 
 @pytest.mark.cpu
-def test_sft_with_the_flag_reaches_the_same_trainer(settings):
+def test_sft_with_use_distillation_uses_the_distillation_trainer(settings):
     first = run(LLMTrainingParams(**settings))
     other = {**settings, "trainer": "sft", "use_distillation": True, "project_name": settings["project_name"] + "b"}
     second = run(LLMTrainingParams(**other))
@@ -143,7 +143,7 @@ def test_a_run_that_is_refused_leaves_the_finished_one_as_it_was(settings, tmp_p
     assert before == {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
 
 
-def test_completions_are_paid_for_once(settings, tmp_path):
+def test_completions_are_generated_once(settings, tmp_path):
     run(LLMTrainingParams(**settings))
     store = tmp_path / "run_2.5-x" / "teacher_completions.jsonl"
     before = store.read_text()
@@ -153,7 +153,7 @@ def test_completions_are_paid_for_once(settings, tmp_path):
 
 
 @pytest.mark.cpu
-def test_an_unfinished_run_is_resumed_and_ends_alike(settings, tmp_path):
+def test_a_resumed_run_ends_with_the_same_weights(settings, tmp_path):
     whole = run(LLMTrainingParams(**settings, save_strategy="steps", save_steps=1))
     parts = {**settings, "project_name": str(tmp_path / "parts"), "save_strategy": "steps", "save_steps": 1}
     from trl_distill.runs.project_folder import Project
@@ -246,7 +246,7 @@ STAGES = {
 
 
 @pytest.mark.parametrize("name", STAGES)
-def test_a_stage_goes_on_from_the_model_of_the_one_before(name, settings, tmp_path, chat_model_dir):
+def test_a_run_continues_from_the_model_of_an_earlier_run(name, settings, tmp_path, chat_model_dir):
     (tmp_path / "chat.jinja").write_text(AutoTokenizer.from_pretrained(chat_model_dir).chat_template)
     stand_for = {"TEMPLATE": str(tmp_path / "chat.jinja"), "CHAT": [{"role": "user", "content": "{input}"}]}
     model, logits = settings["model"], []
@@ -257,7 +257,7 @@ def test_a_stage_goes_on_from_the_model_of_the_one_before(name, settings, tmp_pa
     assert not torch.equal(logits[0], logits[1])
 
 
-def test_the_card_of_a_stage_names_the_one_before(settings, tmp_path):
+def test_the_card_names_the_earlier_run(settings, tmp_path):
     first = train(LLMTrainingParams(**settings))
     run(LLMTrainingParams(**{**settings, "model": first, "project_name": str(tmp_path / "second")}))
     assert f"`{settings['project_name']}`, trained to" in (tmp_path / "second" / "README.md").read_text()
@@ -282,7 +282,7 @@ def test_every_step_is_in_the_figures(settings, tmp_path):
         assert result.metrics[f"train_{name}"] == pytest.approx(expected)
 
 
-def test_a_run_resumed_after_its_last_step_tells_what_it_was(settings, tmp_path):
+def test_a_run_resumed_after_its_last_step_has_the_same_metrics(settings, tmp_path):
     whole = run(LLMTrainingParams(**settings))
     (tmp_path / "run_2.5-x" / "run.json").unlink()  # as a kill before the end leaves it
     resumed = run(LLMTrainingParams(**settings, resume=True))
@@ -290,7 +290,7 @@ def test_a_run_resumed_after_its_last_step_tells_what_it_was(settings, tmp_path)
     assert resumed.metrics["train_kl"] == pytest.approx(whole.metrics["train_kl"])
 
 
-def test_the_last_evaluation_is_not_made_twice(settings, tmp_path):
+def test_the_last_evaluation_is_not_repeated(settings, tmp_path):
     folder = tmp_path / "data"
     folder.mkdir()
     for name in ("train", "validation"):
@@ -357,7 +357,7 @@ def test_plain_sft_learns_the_columns_that_were_named(rows, columns, kind, setti
         ([{"text": "a"}], {"teacher_prompt_template": "b {input}"}, "drop teacher_prompt_template"),
     ],
 )
-def test_plain_sft_says_what_it_cannot_use(rows, more, said, settings, tmp_path):
+def test_plain_sft_reports_what_it_cannot_use(rows, more, said, settings, tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_text("\n".join(map(json.dumps, rows)))
     plain = {"trainer": "sft", "model": settings["model"], "data_path": str(path), "project_name": str(tmp_path / "s")}
