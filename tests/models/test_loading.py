@@ -96,6 +96,15 @@ def test_an_adapters_tokenizer_is_its_own_where_there_is_one_else_its_bases(adap
     assert ModelSource(str(folder)).load_tokenizer().chat_template == "mine"
 
 
+def test_a_source_reads_its_adapter_once(adapter_dir, tiny_model_dir, tmp_path):
+    folder = shutil.copytree(adapter_dir, tmp_path / "read")
+    source = ModelSource(str(folder), quantization="int4")
+    assert (source.base.path, source.base.quantization) == (str(tiny_model_dir), None)
+    (folder / "adapter_config.json").unlink()
+    assert source.adapter.base == str(tiny_model_dir)
+    assert source.config is source.base.config
+
+
 def test_a_project_of_an_adapter_teaches_and_learns(tiny_model_dir, tmp_path):
     (tmp_path / "data.json").write_text(json.dumps([{"text": t} for t in ("a b", "c", "d e", "f")]))
     settings = {
