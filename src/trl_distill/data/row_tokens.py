@@ -122,7 +122,7 @@ def fit_row(row: AlignedRow, recipe: Recipe, *, name: str) -> AlignedRow:
     if recipe.tokenizer_pair is not None:
         row.update(recipe.tokenizer_pair.fit(row, limits))
     else:
-        row.update(vars(fit(row.student_prompt, row.teacher_prompt, row.completion, limits)))
+        row.update(fit(row.student_prompt, row.teacher_prompt, row.completion, limits)._asdict())
     row.kept = len(row.completion) - (not row.student_prompt or not row.teacher_prompt)
     return row
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 from ..errors import DataError
@@ -48,23 +47,14 @@ class Limits(NamedTuple):
     where: str = "a row"
 
 
-@dataclass(frozen=True)
-class Fitted:
-    """The three pieces of a row as they fit both models.
-
-    Attributes:
-        student_prompt: Ids the student reads before the completion.
-        teacher_prompt: Ids the teacher reads before it.
-        completion: The shared ids.
-        prompt_cut: Tokens cut from the start of a prompt, both sides together.
-        completion_cut: Tokens cut from the end of the completion.
-    """
+class Fitted(NamedTuple):
+    """A row's ids as they fit both models, and how many tokens were cut from its prompts and from its completion."""
 
     student_prompt: list[int]
     teacher_prompt: list[int]
     completion: list[int]
-    prompt_cut: int = 0
-    completion_cut: int = 0
+    prompt_cut: int
+    completion_cut: int
 
 
 def fit(student_prompt: list[int], teacher_prompt: list[int], completion: list[int], limits: Limits) -> Fitted:

@@ -9,9 +9,9 @@ from weakref import WeakKeyDictionary
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-KEPT = 256  # texts whose ids are kept
-_kept: WeakKeyDictionary[PreTrainedTokenizerBase, dict[tuple[int, str], list[int]]] = WeakKeyDictionary()
-_known: WeakKeyDictionary[PreTrainedTokenizerBase, tuple[int, tuple[str, ...]]] = WeakKeyDictionary()
+CACHED = 256  # texts whose ids are cached
+_ids: WeakKeyDictionary[PreTrainedTokenizerBase, dict[tuple[int, str], list[int]]] = WeakKeyDictionary()
+_specials: WeakKeyDictionary[PreTrainedTokenizerBase, tuple[int, tuple[str, ...]]] = WeakKeyDictionary()
 
 
 def text_ids(tokenizer: PreTrainedTokenizerBase, text: str, *, special: bool = False) -> list[int]:
@@ -28,12 +28,12 @@ def text_ids(tokenizer: PreTrainedTokenizerBase, text: str, *, special: bool = F
     return list(tokenizer(text, add_special_tokens=special)["input_ids"])
 
 
-def kept_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+def cached_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     """Return the ids of a text that many rows have, such as the end of their prompts; see `text_ids`."""
-    known = _kept.setdefault(tokenizer, {})
+    known = _ids.setdefault(tokenizer, {})
     key = len(tokenizer), text
     if key not in known:
-        if len(known) >= KEPT:
+        if len(known) >= CACHED:
             known.clear()
         known[key] = text_ids(tokenizer, text)
     return known[key]
@@ -42,10 +42,10 @@ def kept_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
 def special_texts(tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
     """Return the texts of special and added tokens; making the list takes longer than tokenizing a text."""
     size = len(tokenizer)
-    known = _known.get(tokenizer)
+    known = _specials.get(tokenizer)
     if known is None or known[0] != size:
         texts = (*tokenizer.all_special_tokens, *tokenizer.get_added_vocab())
-        known = _known[tokenizer] = size, tuple(dict.fromkeys(text for text in texts if text))
+        known = _specials[tokenizer] = size, tuple(dict.fromkeys(text for text in texts if text))
     return known[1]
 
 

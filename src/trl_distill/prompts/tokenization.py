@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from .chat_template import ChatTemplate, Options
 from .messages import Prompt
-from .text_ids import kept_ids, special_texts, text_ids
+from .text_ids import cached_ids, special_texts, text_ids
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -99,7 +99,7 @@ def tokenize_after(tokenizer: PreTrainedTokenizerBase, text: str, *, prompt: str
     end of the prompt and the beginning of the text is split at the text, since the prompt is served as it is.
     """
     for before in (_tail(tokenizer, prompt), "\n") if prompt and text else ():
-        start, both = kept_ids(tokenizer, before), text_ids(tokenizer, before + text)
+        start, both = cached_ids(tokenizer, before), text_ids(tokenizer, before + text)
         if both[: len(start)] == start:
             return both[len(start) :]
     return text_ids(tokenizer, text)
