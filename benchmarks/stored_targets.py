@@ -38,7 +38,7 @@ from trl_distill.losses.signals import DenseSignal, LossSettings, TeacherSignal
 from trl_distill.models.completion_forward import add_completion_forward
 from trl_distill.models.lm_head import lm_head_of
 from trl_distill.teachers.target_store.folder import TargetFolder, TargetRow, sequence_key
-from trl_distill.teachers.target_store.formats import Span, kind_of
+from trl_distill.teachers.target_store.formats import Span, format_of
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # tools/ is beside this folder
 from tools.embedded_model.measure import held_out_examples
@@ -119,11 +119,11 @@ class Side:
 
     def line(self, name: str, k: int, vocabulary: int, spread: np.ndarray) -> list[str]:
         """Return the figures of one kind."""
-        kind = kind_of(name, k=k, temperatures=TEMPERATURES, vocabulary=len(spread))
+        form = format_of(name, k=k, temperatures=TEMPERATURES, vocabulary=len(spread))
         spans = [Span(sequence_key(**row), len(row["completion"])) for row in self.rows]
-        arrays = kind.arrays(self.full, spans)
+        arrays = form.encode(self.full, spans)
         as_read = {n: torch.from_numpy(a.astype(np.int64) if a.dtype.kind == "u" else a) for n, a in arrays.items()}
-        targets = kind.targets(as_read, self.full.head)
+        targets = form.decode(as_read, self.full.head)
         cells = [f"{bytes_per_token(arrays, self.rows, vocabulary, spread):,.0f}"]
         for temperature in TEMPERATURES:
             (loss, *gradients), (expected, *right) = self.loss(targets, temperature), self.right[temperature]

@@ -30,7 +30,7 @@ from trl_distill.data.cross_tokenizer.tokenizer_pair import TokenizerPair
 from trl_distill.embedded import embedded_path
 from trl_distill.errors import DataError, ParamsError, TeacherError
 from trl_distill.losses.reference import cross_divergence_from_logits
-from trl_distill.teachers.local.cross_tokenizer import CrossTeacher
+from trl_distill.teachers.local.cross_tokenizer import CrossTokenizerTeacher
 
 PAIRS = {
     "prompt": ["the quick", "brown", "fox jumps", "over the", "lazy", "dog", "Köln", "déjà"],
@@ -133,7 +133,7 @@ def test_of_equal_tokenizers_the_run_is_the_ordinary_one(kind, impl, tiny_model_
         return trainer
 
     crossed, ordinary = trained(cross_tokenizer=True), trained()
-    assert isinstance(crossed.teacher, CrossTeacher)
+    assert isinstance(crossed.teacher, CrossTokenizerTeacher)
     assert losses(crossed) == pytest.approx(losses(ordinary), rel=1e-6)
     for name in ("kl", "ce", "top1_agreement", "grad_norm"):
         lines = [[line[name] for line in t.state.log_history if name in line] for t in (crossed, ordinary)]

@@ -91,7 +91,7 @@ def test_an_average_scores_and_writes_through_its_averaged_prompt(kind, tiny_mod
     trainer = make(tiny_model_dir, "ema", tmp_path, peft=copy.deepcopy(KINDS[kind]), teacher_ema_decay=0.5)
     teacher, first = trainer.teacher, copy.deepcopy(dict(trainer.model.named_parameters()))
     spread(trainer.model)
-    teacher.update()
+    teacher.weights.update()
     own = {name: p.clone() for name, p in trainer.model.named_parameters() if p.requires_grad}
     batch = first_batch(trainer)
     targets = teacher.score(batch)
@@ -139,7 +139,7 @@ def test_rows_are_retained_as_an_adapter_of_an_earlier_stage_has_them(kind, tiny
     fresh = make(tiny_model_dir, tiny_teacher_dir, tmp_path, peft=copy.deepcopy(KINDS[kind]), **how)
     start = fresh.teacher.teachers[-1]
     spread(fresh.model)
-    assert not start.copied
+    assert not start.weights.is_copy
     torch.testing.assert_close(said(start, batch), log_probs(bare, batch), rtol=1e-4, atol=1e-4)
     student = peft.get_peft_model(AutoModelForCausalLM.from_pretrained(tiny_model_dir), copy.deepcopy(KINDS[kind]))
     spread(student)
@@ -147,7 +147,7 @@ def test_rows_are_retained_as_an_adapter_of_an_earlier_stage_has_them(kind, tiny
     start = later.teacher.teachers[-1]
     expected = log_probs(saved(later, tmp_path / "saved"), batch)
     spread(student, seed=4)
-    assert start.copied
+    assert start.weights.is_copy
     torch.testing.assert_close(said(start, batch), expected, rtol=1e-4, atol=1e-4)
     assert (expected - log_probs(bare, batch)).abs().max() > 0.1
     with torch.enable_grad():

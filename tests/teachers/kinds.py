@@ -12,8 +12,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl_distill.config.devices import accelerator
 from trl_distill.embedded import embedded_path
 from trl_distill.teachers.loading import load_teacher
-from trl_distill.teachers.local.ema import EmaTeacher
-from trl_distill.teachers.local.self_teacher import SelfTeacher
+from trl_distill.teachers.local.ema import MovingAverage
+from trl_distill.teachers.local.teacher import LocalTeacher
+from trl_distill.teachers.local.weights import SELF, AdapterOff
 from trl_distill.teachers.target_store.folder import TargetFolder
 from trl_distill.teachers.target_store.reader import StoredTeacher
 from trl_distill.teachers.target_store.writer import TargetSettings, write_targets
@@ -35,25 +36,26 @@ def from_loaded_model(folder: Path, scratch: Path, request: Any) -> Any:
     return load_teacher(model, tokenizer=AutoTokenizer.from_pretrained(folder), device=accelerator())
 
 
+def of_student(name: str, weights: Any, model: Any, folder: Path) -> LocalTeacher:
+    return LocalTeacher(
+        name, weights=weights, config=model.config, tokenizer=AutoTokenizer.from_pretrained(folder),
+        generation_config=model.generation_config,
+    )  # fmt: skip
+
+
 def its_own(folder: Path, scratch: Path, request: Any) -> Any:
     """The model under an adapter that would change every score."""
     model = AutoModelForCausalLM.from_pretrained(folder)
     adapter = LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM", init_lora_weights=False)
     student = get_peft_model(model, adapter).to(accelerator() or "cpu")
-    return SelfTeacher(
-        lambda: student, config=model.config, tokenizer=AutoTokenizer.from_pretrained(folder),
-        generation_config=model.generation_config,
-    )  # fmt: skip
+    return of_student(SELF, AdapterOff(lambda: student), model, folder)
 
 
 def average(folder: Path, scratch: Path, request: Any) -> Any:
     """The average of a student whose weights have moved away from it since."""
     model = AutoModelForCausalLM.from_pretrained(folder).to(accelerator() or "cpu")
-    teacher = EmaTeacher(
-        lambda: model, decay=0.5, config=model.config, tokenizer=AutoTokenizer.from_pretrained(folder),
-        generation_config=model.generation_config,
-    )  # fmt: skip
-    teacher.take(model)
+    teacher = of_student("ema", MovingAverage(lambda: model, decay=0.5), model, folder)
+    teacher.attach_student(model, fresh=False)
     for parameter in model.parameters():
         parameter.data.mul_(1.1)
     return teacher

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import copy
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
+from accelerate.utils import DistributedType
 from datasets import Dataset
 from peft import LoraConfig
 from ranks import run_in
@@ -15,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 from trl_distill import DistillationSFTConfig, DistillationSFTTrainer, LLMTrainingParams, run
 from trl_distill.config.devices import accelerator
 from trl_distill.errors import ParamsError, TeacherError
-from trl_distill.trainer.model_setup import connect_teacher
+from trl_distill.trainer.distributed import check_sharding
 
 pytestmark = pytest.mark.usefixtures("device")
 
@@ -67,8 +69,8 @@ def test_it_is_the_average_of_the_students_that_were(lora, tiny_model_dir, tmp_p
     trainer.add_callback(students)
     trainer.train()
     assert len(students.seen) == 5
-    assert all(("lora_" in name) == lora for name in trainer.teacher.average)
-    for name, average in trainer.teacher.average.items():
+    assert all(("lora_" in name) == lora for name in trainer.teacher.weights.average)
+    for name, average in trainer.teacher.weights.average.items():
         first, *later = (seen[name] for seen in students.seen)
         expected = DECAY ** len(later) * first
         for steps_ago, weights in enumerate(reversed(later)):
@@ -89,7 +91,7 @@ def test_it_scores_as_a_model_with_the_averaged_weights(lora, tiny_model_dir, tm
         found = targets.hidden @ targets.head.weight.T
         assert all(torch.equal(p, own[name]) for name, p in trainer.model.named_parameters())
         averaged = make(tiny_model_dir, tmp_path, lora=lora).model.eval()
-        averaged.load_state_dict(trainer.teacher.average, strict=False)
+        averaged.load_state_dict(trainer.teacher.weights.average, strict=False)
         ids, mask, labels = (batch[f"teacher_{name}"] for name in ("input_ids", "attention_mask", "labels"))
         logits = averaged(input_ids=ids, attention_mask=mask).logits[:, :-1][labels[:, 1:] != -100]
         torch.testing.assert_close(found, logits, rtol=1e-4, atol=1e-4)
@@ -119,8 +121,8 @@ def test_a_resumed_run_goes_on_with_the_average_to_the_bit(lora, tiny_model_dir,
     resumed = make(tiny_model_dir, tmp_path, **settings)
     resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
     assert lines(resumed, "loss", "kl") == lines(whole, "loss", "kl")
-    for name, tensor in whole.teacher.average.items():
-        assert torch.equal(tensor, resumed.teacher.average[name]), name
+    for name, tensor in whole.teacher.weights.average.items():
+        assert torch.equal(tensor, resumed.teacher.weights.average[name]), name
     for name, tensor in whole.model.state_dict().items():
         assert torch.equal(tensor, resumed.model.state_dict()[name]), name
 
@@ -147,16 +149,16 @@ def test_it_is_never_trained_and_the_student_keeps_its_gradients_and_modes(tiny_
     assert all(module.training for module in trainer.model.modules())
     trainer.create_optimizer()
     learnt = {p.data_ptr() for group in trainer.optimizer.param_groups for p in group["params"]}
-    assert not learnt & {tensor.data_ptr() for tensor in trainer.teacher.average.values()}
+    assert not learnt & {tensor.data_ptr() for tensor in trainer.teacher.weights.average.values()}
 
 
 def test_half_precision_weights_are_averaged_in_full(tiny_model_dir, tmp_path):
     model = AutoModelForCausalLM.from_pretrained(tiny_model_dir, dtype=torch.bfloat16)
     trainer = make(tiny_model_dir, tmp_path, model=model, teacher_ema_decay=0.999)
-    before = {name: tensor.clone() for name, tensor in trainer.teacher.average.items()}
+    before = {name: tensor.clone() for name, tensor in trainer.teacher.weights.average.items()}
     trainer.train()
-    assert {tensor.dtype for tensor in trainer.teacher.average.values()} == {torch.float32}
-    assert any(not torch.equal(tensor, before[name]) for name, tensor in trainer.teacher.average.items())
+    assert {tensor.dtype for tensor in trainer.teacher.weights.average.values()} == {torch.float32}
+    assert any(not torch.equal(tensor, before[name]) for name, tensor in trainer.teacher.weights.average.items())
 
 
 def test_it_scores_what_the_student_writes(tiny_model_dir, tmp_path):
@@ -188,7 +190,7 @@ RANK = """
 from teachers.test_ema import lines, make
 trainer = make({student!r}, {folder!r}, per_device_train_batch_size={batch})
 trainer.train()
-result = lines(trainer, "loss", "kl") + [float(t.double().sum()) for t in trainer.teacher.average.values()]
+result = lines(trainer, "loss", "kl") + [float(t.double().sum()) for t in trainer.teacher.weights.average.values()]
 """
 
 
@@ -216,9 +218,9 @@ def test_what_does_not_go_together_is_said(settings, message):
 
 def test_sharded_weights_and_a_list_of_teachers_are_refused(tiny_model_dir, tmp_path):
     trainer = make(tiny_model_dir, tmp_path)
-    trainer.is_fsdp_enabled = True
-    with pytest.raises(TeacherError, match="cannot be used where weights are sharded"):
-        connect_teacher(trainer, trainer.teacher, fresh_adapter=True)
+    sharding = SimpleNamespace(distributed_type=DistributedType.FSDP, is_fsdp2=True, state=None)
+    with pytest.raises(TeacherError, match=r"'ema' cannot be used where weights are sharded.*train with DDP"):
+        check_sharding(sharding, trainer.teacher)
     listed = [{"model": name, "template": "g {input}"} for name in ("ema", str(tiny_model_dir))]
     with pytest.raises(ParamsError, match="teacher_config cannot list 'ema'"):
         make(tiny_model_dir, tmp_path, None, teacher_config=listed, teacher_prompt_template="{input}")

@@ -63,11 +63,11 @@ def test_rows_are_read_without_padding_by_an_attention_that_takes_them_so(tiny_t
     assert shapes[-1] == (1, 5 + 13 + 8)
 
 
-def test_no_weight_is_read_before_it_is_needed(tiny_teacher_dir):
+def test_no_weight_is_read_before_it_is_needed(tiny_teacher_dir, monkeypatch):
     loads = []
     teacher = load_teacher(str(tiny_teacher_dir))
-    inner = teacher._load
-    teacher._load = lambda: loads.append(1) or inner()
+    read = teacher.weights.model
+    monkeypatch.setattr(teacher.weights, "model", lambda: loads.append(1) or read())
     assert teacher.vocabulary_rows > 0
     assert teacher.length_limit > 0
     assert not loads

@@ -211,7 +211,7 @@ def test_biases_that_are_trained_under_the_adapter_are_no_teacher(bias, tmp_path
     batch = DistillationCollator(0)([{"student_prompt": [70], "teacher_prompt": [70, 71], "completion": [72, 73]}])
     before = start.score(batch).hidden
     trainer.train()
-    assert start.copied
+    assert start.weights.is_copy
     assert torch.equal(start.score(batch).hidden, before)
     moved = [name for name, p in trainer.model.named_parameters() if p.requires_grad and name.endswith(".bias")]
     assert moved

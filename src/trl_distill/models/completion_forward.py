@@ -89,6 +89,30 @@ def restore_forward(model: PreTrainedModel) -> None:
         model.forward = before
 
 
+def completion_view(model: PreTrainedModel) -> PreTrainedModel:
+    """Return a second module over a model's layers and weights, whose forward `add_completion_forward` has extended.
+
+    Nothing is copied, and the model itself stays as it is.
+
+    Args:
+        model: Without PEFT's wrapper, extended or not.
+    """
+    kind: Any = type(model)
+    view = object.__new__(_extended_class(kind))
+    own = view.__dict__
+    own.update(model.__dict__)
+    own.setdefault(FORWARD_BEFORE, own.get("forward"))  # what a device map or TRL has put there
+    for name in WRAPPING:
+        own.pop(name, None)
+    return view
+
+
+@functools.cache
+def _extended_class(kind: Any) -> type[PreTrainedModel]:
+    """Return a class of models with the extended forward."""
+    return type(kind.__name__, (kind,), {"forward": _forward_of(kind), "__module__": kind.__module__})
+
+
 @dataclass(frozen=True)
 class OwnLogits:
     """Marks a model whose logits are computed by its own forward, since head(hidden) differs from them.
@@ -106,6 +130,7 @@ class OwnLogits:
 
 
 FORWARD_BEFORE = "_forward_before_distillation"
+WRAPPING = ("forward", "_original_forward", "_compiled_call_impl", "_is_accelerate_prepared")  # of the forward itself
 OWN_LOGITS = "_own_logits_in_distillation"  # an `OwnLogits` that `logits_check` sets on a model
 
 

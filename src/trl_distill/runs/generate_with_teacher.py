@@ -13,19 +13,19 @@ from ..config.training_params import FIELDS
 from ..data.loading import read_rows
 from ..data.memory import KNOWN_TYPES, as_dataset, is_frame
 from ..data.rows import COLUMNS, INPUT, INPUT_COLUMN, Columns, rows_of
-from ..errors import DataError, ParamsError, TeacherError
+from ..errors import DataError, ParamsError
 from ..models.generation import Completion, GenerationSettings
 from ..models.loading import EMBEDDED, ModelSource, kept_tokenizer, resolve
 from ..prompts.messages import with_reasoning
 from ..prompts.rendering import own_prompt, render
 from ..prompts.row import Row
 from ..prompts.template import parse_template
-from ..teachers.base import Teacher, TextTeacher
+from ..teachers.base import Teacher, reads_text
+from ..teachers.compatibility import WRITING, require
 from ..teachers.completions.engines.selection import check_engine
 from ..teachers.completions.store import CompletionStore
 from ..teachers.loading import endpoint_of, load_teacher, loaded_encoder_decoder
 from ..teachers.remote.request_pool import RemoteSettings
-from ..teachers.target_store.reader import StoredTeacher
 from ..teachers.text.local_text import LocalTextTeacher
 
 if TYPE_CHECKING:
@@ -192,13 +192,10 @@ def _teacher(
     else:
         tokenizer = kept_tokenizer(model) if tokenizer is None else tokenizer
         if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
-            return LocalTextTeacher(loaded_encoder_decoder(model, tokenizer=tokenizer, device=device))
+            return loaded_encoder_decoder(model, tokenizer=tokenizer, device=device)
         teacher = load_teacher(model, tokenizer=tokenizer, device=device)
-    if isinstance(teacher, StoredTeacher):
-        raise TeacherError(
-            f"teacher_model {teacher.name!r} is a store of targets, which cannot generate; give a model."
-        )
-    return teacher if isinstance(teacher, TextTeacher) else LocalTextTeacher(teacher)
+    require(WRITING, teacher)
+    return teacher if reads_text(teacher) else LocalTextTeacher(teacher)
 
 
 def _query(row: Row) -> dict[str, Any]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, Protocol, TypeGuard, runtime_checkable
 
 from ..models.generation import Completion, GenerationSettings
 
@@ -12,7 +13,43 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from ..losses.signals import TeacherSignal
+    from ..prompts.rendering import Prompt
     from .completions.store import CompletionStore
+
+
+@dataclass(frozen=True)
+class Capabilities:
+    """What a teacher can do, known before its weights are read; by default what a local model can.
+
+    Attributes:
+        reads: Whether prompts reach it as token "ids", or as "text" or chat messages.
+        scores: Whether it gives targets for the student's tokens.
+        dense: Whether its targets are hidden states and an LM head, the whole distribution.
+        temperatures: Those its targets can be used at; None is all.
+        scores_unseen: Whether it scores completions that are written while training.
+        scores_gaps: Whether it scores completions in several pieces.
+        writes: Whether it writes completions.
+        renders: Whether its prompts are rendered here, with its tokenizer's chat template.
+        same_tokenizer: Whether its token ids are the student's.
+        single: Whether it is one teacher.
+        of_student: Whether its weights are the student's own.
+        moves: Whether they change while the student trains.
+        shardable: Whether it works if the student's weights are sharded.
+    """
+
+    reads: Literal["ids", "text"] = "ids"
+    scores: bool = True
+    dense: bool = True
+    temperatures: tuple[float, ...] | None = None
+    scores_unseen: bool = True
+    scores_gaps: bool = True
+    writes: bool = True
+    renders: bool = True
+    same_tokenizer: bool = True
+    single: bool = True
+    of_student: bool = False
+    moves: bool = False
+    shardable: bool = True
 
 
 @runtime_checkable
@@ -21,6 +58,11 @@ class Teacher(Protocol):
 
     name: str
     vocabulary: int | None
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What it can do."""
+        ...
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -34,7 +76,7 @@ class Teacher(Protocol):
 
     @property
     def length_limit(self) -> int | None:
-        """Tokens a sequence may have; None where the model sets no limit."""
+        """Tokens a sequence may have; None if the model sets no limit."""
         ...
 
     @property
@@ -46,8 +88,8 @@ class Teacher(Protocol):
         """Restrict what is written and scored to the rows [0, vocabulary) that the student has too."""
         ...
 
-    def identity(self) -> dict[str, Any]:
-        """All that its completions depend on but prompt and settings; part of the key of everything stored."""
+    def identity(self) -> dict[str, object]:
+        """All that its completions depend on beside prompt and settings; part of the key of everything stored."""
         ...
 
     def generate(self, prompts: Sequence[Sequence[int]], settings: GenerationSettings) -> list[Completion]:
@@ -60,15 +102,12 @@ class Teacher(Protocol):
 
 
 @runtime_checkable
-class TextTeacher(Protocol):
-    """A teacher that is handed prompts as text or chat messages and answers with text: a server somewhere.
-
-    It is a `Teacher` too, with the student's tokenizer in the place of its own.
-    """
+class TextTeacher(Teacher, Protocol):
+    """A teacher that reads text or chat messages and answers with text; it has the student's tokenizer."""
 
     def write(
         self,
-        prompts: Sequence[str | list[dict[str, Any]]],
+        prompts: Sequence[Prompt],
         settings: GenerationSettings,
         *,
         store: CompletionStore | None = None,
@@ -78,5 +117,15 @@ class TextTeacher(Protocol):
         ...
 
     def describe(self) -> str:
-        """Say which model it is and where it is asked, without anything secret."""
+        """Say which model it is and where it runs, without anything secret."""
         ...
+
+
+def each(teacher: Teacher) -> tuple[Teacher, ...]:
+    """Return the teachers that a run has: those of a list, each model once, or the one."""
+    return tuple(dict.fromkeys(getattr(teacher, "teachers", (teacher,))))
+
+
+def reads_text(teacher: Teacher) -> TypeGuard[TextTeacher]:
+    """Whether a teacher reads text and gives text, which becomes tokens of the student's tokenizer."""
+    return teacher.capabilities.reads == "text"

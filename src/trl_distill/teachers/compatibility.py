@@ -1,74 +1,135 @@
-"""Whether a teacher can do what schedules and fresh completions ask of it; known before its weights are read."""
+"""What each feature of a run needs of a teacher: one table, known before the teacher's weights are read."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import NamedTuple
 
-from ..config.choices import STORE_KINDS
-from ..config.validation import check_average
-from ..errors import ParamsError, TeacherError
-from .base import Teacher, TextTeacher
-from .local.cross_tokenizer import CrossTeacher
-from .local.ema import EmaTeacher
-from .multi.teacher import SeveralTeachers, each
-from .server_requirements import has_targets
-from .target_store.reader import StoredTeacher
-
-if TYPE_CHECKING:
-    from ..config.sft_config import DistillationSFTConfig
+from ..errors import ParamsError, TeacherError, UsageError
+from .base import Capabilities, Teacher
 
 
-def check_fitness(args: DistillationSFTConfig, teacher: Teacher) -> None:
-    """Refuse a teacher that does not go together with how a run learns.
+class Requirement(NamedTuple):
+    """What a feature needs of a teacher, and the sentence if it has not got it.
+
+    Attributes:
+        feature: Its name in this table.
+        needs: Whether a teacher's capabilities are enough.
+        sentence: What is wrong and what to do; {name} is the teacher's, {setting} what asks for the feature.
+        error: The class of the error.
+    """
+
+    feature: str
+    needs: Callable[[Capabilities], bool]
+    sentence: str
+    error: type[UsageError] = TeacherError
+
+
+UNSEEN, GAPS, SHARDED = "completions written while training", "completions with gaps", "sharded weights"
+TARGET_STORE, CHAT_TEMPLATE, CROSS_TOKENIZER = "teacher_store", "teacher_chat_template", "cross_tokenizer"
+LIST, MIXTURE, OWN_WRITER, WRITING = "a list", "a mixture", "generate_teacher_outputs", "generate_with_teacher"
+FRESH = "{setting} cannot be used with teacher_model {name!r}, "
+INSTEAD = "; give a local model of the student's tokenizer."
+STORED_GAPS = "a teacher_store keeps targets of completions in one piece"
+REQUIREMENTS = (
+    Requirement(
+        UNSEEN,
+        lambda can: can.scores_unseen or can.writes or can.reads == "text",
+        f"{FRESH}a store, which has targets of completions that are known before training{INSTEAD}",
+    ),
+    Requirement(
+        UNSEEN,
+        lambda can: can.same_tokenizer or can.reads == "text",
+        f"{FRESH}of another tokenizer, to which fresh completions are not matched{INSTEAD}",
+    ),
+    Requirement(UNSEEN, lambda can: can.single, f"{FRESH}a list of teachers{INSTEAD}"),
+    Requirement(UNSEEN, lambda can: can.reads == "ids", f"{FRESH}one that is asked for text before training{INSTEAD}"),
+    Requirement(GAPS, lambda can: can.scores_gaps or can.writes, STORED_GAPS),
+    Requirement(
+        GAPS,
+        lambda can: can.scores_gaps or can.reads == "text",
+        "cross_tokenizer compares completions in one piece",
+    ),
+    Requirement(
+        GAPS, lambda can: can.scores_gaps, "a server's log-probabilities are taken of completions in one piece"
+    ),
+    Requirement(
+        SHARDED,
+        lambda can: can.single,
+        "several teachers, rows to retain among them, cannot be used where weights are sharded (FSDP, ZeRO-3): all "
+        "processes would have to ask the same ones in each batch; use DDP, or one teacher.",
+    ),
+    Requirement(
+        SHARDED,
+        lambda can: can.shardable,
+        "teacher_model {name!r} cannot be used where weights are sharded (FSDP, ZeRO-3); give the model's own name "
+        "for a teacher that is a copy, which is sharded too, or train with DDP or ZeRO-2.",
+    ),
+    Requirement(
+        TARGET_STORE,
+        lambda can: can.reads == "ids",
+        "teacher_store keeps a teacher's probabilities, and {name!r} gives text only; drop --teacher-store.",
+        ParamsError,
+    ),
+    Requirement(
+        CHAT_TEMPLATE,
+        lambda can: can.renders,
+        "teacher_chat_template is {setting!r}, but teacher_model {name!r} is sent messages and renders them itself; "
+        "drop --teacher-chat-template.",
+        ParamsError,
+    ),
+    Requirement(
+        CROSS_TOKENIZER,
+        lambda can: can.dense and can.writes and not can.of_student,
+        "cross_tokenizer compares a student with a local model that has weights of its own, which teacher_model "
+        "{name!r} has not; give a folder or a name of the Hub, or drop --cross-tokenizer.",
+    ),
+    Requirement(
+        LIST, lambda can: can.writes, "{setting}: a store of targets is no teacher of a list; give the model it is of."
+    ),
+    Requirement(
+        MIXTURE,
+        lambda can: can.reads == "ids",
+        "{setting}: {name!r} gives text only, which cannot be mixed; write combine: completions, or leave it out.",
+    ),
+    Requirement(
+        OWN_WRITER,
+        lambda can: can.same_tokenizer or can.reads == "text",
+        "cross_tokenizer cannot be used with a generate_teacher_outputs of your own: what it writes are the teacher's "
+        "tokens; leave the method out, and the teacher writes before training.",
+        ParamsError,
+    ),
+    Requirement(
+        OWN_WRITER,
+        lambda can: can.single,
+        "{setting} makes several teachers, but generate_teacher_outputs writes with one.",
+        ParamsError,
+    ),
+    Requirement(
+        WRITING,
+        lambda can: can.writes,
+        "teacher_model {name!r} is a store of targets, which cannot generate; give a model.",
+    ),
+)
+
+
+def unmet(feature: str, teacher: Teacher) -> Requirement | None:
+    """Return the first requirement of a feature that a teacher does not meet."""
+    can = teacher.capabilities
+    return next((one for one in REQUIREMENTS if one.feature == feature and not one.needs(can)), None)
+
+
+def require(feature: str, teacher: Teacher, *, setting: str = "") -> None:
+    """Refuse a teacher that a feature cannot use.
 
     Args:
-        args: The configuration.
+        feature: As `REQUIREMENTS` names it.
         teacher: One, or several as one.
+        setting: What asks for the feature, for the sentence.
 
     Raises:
-        ParamsError: A schedule that the teacher's targets do not allow.
-        TeacherError: Fresh completions asked of a teacher that cannot write or score them.
+        UsageError: Of the class and with the sentence of `REQUIREMENTS`.
     """
-    fresh = args.fresh_completions
-    if fresh is not None:
-        _check_fresh(fresh, teacher)
-    for one in each(teacher):
-        if isinstance(one, EmaTeacher):
-            check_average(args)
-        _check_schedule(args, one)
-
-
-def _check_fresh(fresh: str, teacher: Teacher) -> None:
-    """Refuse a teacher that scores no completion that is written while training."""
-    reasons = (
-        (StoredTeacher, "a store, which has targets of completions that are known before training"),
-        (CrossTeacher, "of another tokenizer, to which fresh completions are not matched"),
-        (SeveralTeachers, "a list of teachers"),
-        (TextTeacher, "one that is asked for text before training"),
-    )
-    why = next((reason for kind, reason in reasons if isinstance(teacher, kind)), None)
-    if why is not None:
-        raise TeacherError(
-            f"{fresh} cannot be used with teacher_model {teacher.name!r}, {why}; give a local model of the student's "
-            "tokenizer."
-        )
-
-
-def _check_schedule(args: DistillationSFTConfig, teacher: Teacher) -> None:
-    """Refuse a temperature or an alpha that moves away from what the teacher's targets are good for."""
-    end = args.distill_temperature_end
-    moves = end is not None and end != args.distill_temperature
-    kind = args.teacher_store_kind or STORE_KINDS[0] if args.teacher_store is not None else None
-    if isinstance(teacher, StoredTeacher):
-        kind = str(teacher.manifest["kind"])
-    if moves and kind in ("topk", "sample"):
-        raise ParamsError(
-            f"distill_temperature_end is {end:g}, but a store of the kind {kind!r} has targets at single temperatures; "
-            "write one with --teacher-store-kind hidden, or drop --distill-temperature-end."
-        )
-    text_only = isinstance(teacher, TextTeacher) and not has_targets(teacher, args)
-    if args.strict and text_only and args.distill_alpha_end:
-        raise ParamsError(
-            f"distill_alpha_end is {args.distill_alpha_end:g}, but teacher_model {teacher.name!r} gives text only, "
-            "which has nothing for a divergence; drop --distill-alpha-end or --strict."
-        )
+    found = unmet(feature, teacher)
+    if found is not None:
+        raise found.error(found.sentence.format(name=teacher.name, setting=setting))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypeAlias
 
 from ..config.endpoints import Endpoint, is_openai_name, parse_endpoint
 from ..errors import TeacherError
@@ -14,13 +14,16 @@ from ..models.own_chat_template import own_tokenizer
 from .base import Teacher
 from .local import fingerprint
 from .local.teacher import LocalTeacher
+from .local.weights import FrozenModel
 from .remote.request_pool import RemoteSettings
 from .remote.teacher import RemoteTeacher
-from .text.encoder_decoder import EncoderDecoder
-from .text.local_text import LocalTextTeacher
+from .text.encoder_decoder import EncoderDecoder, EncoderDecoderTeacher
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    Device: TypeAlias = str | torch.device | None
 
 
 def load_teacher(
@@ -33,7 +36,7 @@ def load_teacher(
     device_map: str | None = None,
     attn_implementation: str | None = None,
     trust_remote_code: bool = False,
-    device: Any = None,
+    device: Device = None,
     remote: RemoteSettings | None = None,
 ) -> Teacher:
     """Return the teacher that `spec` names; its weights are loaded when it is first asked.
@@ -41,7 +44,7 @@ def load_teacher(
     Args:
         spec: A folder, a Hub name, "embedded", `openai:MODEL`, a server's URL with `#MODEL`, a bare name of OpenAI's, a
             loaded model, or a teacher. Encoder-decoders write completions and score nothing.
-        tokenizer: The student's, taken for a loaded causal model, which brings none of its own, and for teachers that
+        tokenizer: The student's, used for a loaded causal model, which brings none of its own, and for teachers that
             give text.
         revision: Revision of a Hub model.
         dtype: "auto" (as saved), "float32", "bfloat16" or "float16".
@@ -50,7 +53,7 @@ def load_teacher(
         attn_implementation: As in transformers.
         trust_remote_code: Allow a model that brings its own code.
         device: Where the model goes without a device map.
-        remote: How a server is asked.
+        remote: How requests to a server are made.
 
     Raises:
         TeacherError: Not found, an encoder, or a model with an adapter that is not in its layers.
@@ -60,14 +63,14 @@ def load_teacher(
     if not isinstance(spec, str):
         loaded = without_peft(spec)
         if loaded.config.is_encoder_decoder:
-            return LocalTextTeacher(loaded_encoder_decoder(loaded, device=device), tokenizer=tokenizer)
+            return loaded_encoder_decoder(loaded, student_tokenizer=tokenizer, device=device)
         if tokenizer is None:
             raise TeacherError("teacher_model is a loaded model without a tokenizer; pass tokenizer=.")
         return LocalTeacher(
             loaded.config._name_or_path or type(loaded).__name__,
+            weights=FrozenModel(lambda: _placed(loaded, device)),
             config=loaded.config,
             tokenizer=own_tokenizer(tokenizer),
-            load=lambda: loaded if device is None else loaded.to(device),
             generation_config=loaded.generation_config,
         )
     endpoint = endpoint_of(spec)
@@ -90,34 +93,38 @@ def load_teacher(
     path, config = source.path, source.config
 
     def load() -> PreTrainedModel:
-        model = source.load_model()
-        return model if source.is_placed or device is None else model.to(device)
+        return _placed(source.load_model(), None if source.is_placed else device)
 
-    def content() -> list[Any]:
+    def content() -> list[object]:
         hub = [path, revision, getattr(config, "_commit_hash", None)]
         return [fingerprint.of_folder(path) or hub, dtype, quantization]
 
     # before its tokenizer is looked for: an encoder's would load
     check = check_encoder_decoder if config.is_encoder_decoder else check_causal
     check(spec, config, role="teacher_model")
-    own_sides: dict[str, Any] = {
-        "config": config,
-        "tokenizer": source.load_tokenizer(),
-        "generation_config": source.load_generation_config(),
-    }
+    own, generation_config = source.load_tokenizer(), source.load_generation_config()
+    weights = FrozenModel(load, content, source)
     if config.is_encoder_decoder:
-        return LocalTextTeacher(EncoderDecoder(path, load=load, content=content, **own_sides), tokenizer=tokenizer)
-    return LocalTeacher(path, load=load, content=content, source=source, **own_sides)
+        writer = EncoderDecoder(
+            path, weights=weights, config=config, tokenizer=own, generation_config=generation_config
+        )
+        return EncoderDecoderTeacher(writer, tokenizer=tokenizer)
+    return LocalTeacher(path, weights=weights, config=config, tokenizer=own, generation_config=generation_config)
 
 
 def loaded_encoder_decoder(
-    loaded: Any, *, tokenizer: PreTrainedTokenizerBase | None = None, device: Any = None
-) -> EncoderDecoder:
-    """Return what writes with a loaded encoder-decoder.
+    loaded: PreTrainedModel,
+    *,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    student_tokenizer: PreTrainedTokenizerBase | None = None,
+    device: Device = None,
+) -> EncoderDecoderTeacher:
+    """Return a loaded encoder-decoder as a teacher.
 
     Args:
         loaded: The model.
         tokenizer: Its own, which no causal student has; None takes that of the folder the model came from.
+        student_tokenizer: The student's; None takes the model's own.
         device: Where the model goes; None leaves it where it is.
 
     Raises:
@@ -129,19 +136,25 @@ def loaded_encoder_decoder(
             "teacher_model is a loaded encoder-decoder that does not say where its tokenizer is; save both to a folder "
             "and give that."
         )
-    return EncoderDecoder(
+    writer = EncoderDecoder(
         name,
+        weights=FrozenModel(lambda: _placed(loaded, device)),
         config=loaded.config,
         tokenizer=ModelSource(name, "teacher_model").load_tokenizer() if tokenizer is None else tokenizer,
-        load=lambda: loaded if device is None else loaded.to(device),
         generation_config=loaded.generation_config,
     )
+    return EncoderDecoderTeacher(writer, tokenizer=student_tokenizer)
+
+
+def _placed(model: PreTrainedModel, device: Device) -> PreTrainedModel:
+    """Return a model on a device; None leaves it where it is."""
+    return model if device is None else model.to(device)  # type: ignore[arg-type]
 
 
 def endpoint_of(name: str) -> Endpoint | None:
     """Return the server that a teacher's name means; None for a folder or a model of the Hub.
 
-    A bare name is a local folder first, then one of OpenAI's models where it reads like one.
+    A bare name is a local folder first, then one of OpenAI's models if it reads like one.
 
     Raises:
         TeacherError: See `parse_endpoint`.

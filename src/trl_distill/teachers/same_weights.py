@@ -14,10 +14,7 @@ from ..models.adapters import base_of, is_peft_model
 from ..models.loading import ModelSource, resolve
 from .base import Teacher
 from .local import fingerprint
-from .local.cross_tokenizer import CrossTeacher
-from .local.ema import EmaTeacher
-from .local.self_teacher import SelfTeacher
-from .local.teacher import LocalTeacher
+from .local.cross_tokenizer import local_of
 from .target_store.reader import StoredTeacher
 
 if TYPE_CHECKING:
@@ -56,7 +53,7 @@ def teaches_nothing(args: DistillationSFTConfig, teacher: Teacher, student: Stud
     alphas = {args.distill_alpha, args.distill_alpha if args.distill_alpha_end is None else args.distill_alpha_end}
     if alphas == {0.0} or _has_own_loss(student.trainer):
         return False
-    if isinstance(teacher, EmaTeacher):
+    if teacher.capabilities.moves:
         return alphas == {1.0}
     return shares_weights(teacher, student)
 
@@ -67,20 +64,19 @@ def shares_weights(teacher: Teacher, student: Student) -> bool:
     A quantized model is another one than its original. An adapter that was trained before makes a student another
     model than its base.
     """
-    if isinstance(teacher, CrossTeacher):
-        teacher = teacher.local
     if isinstance(teacher, StoredTeacher):
         return _was_loaded_alike(teacher.identity().get("weights"), student)
-    if isinstance(teacher, SelfTeacher):
-        return student.source is not None or _is_fresh(student.load())
-    if type(teacher) is not LocalTeacher:
+    local = local_of(teacher)
+    if local is None:
         return False
-    if student.source is not None and not teacher.lent:
-        return _was_loaded_alike(teacher.weights(), student)
-    if student.source is None and teacher.lent:
-        return _are_equal(teacher.model, student.load())
+    if local.weights.of_student:
+        return student.source is not None or _is_fresh(student.load())
+    if student.source is not None and not local.weights.is_caller_owned:
+        return _was_loaded_alike(local.fingerprint(), student)
+    if student.source is None and local.weights.is_caller_owned:
+        return _are_equal(local.model, student.load())
     named = str(student.source.path if student.source else getattr(student.load().config, "_name_or_path", ""))
-    return _place(named) == _place(teacher.name) and _are_equal(teacher.model, student.load())
+    return _place(named) == _place(local.name) and _are_equal(local.model, student.load())
 
 
 def _was_loaded_alike(theirs: Any, student: Student) -> bool:

@@ -1,56 +1,57 @@
-"""When a run uses the log-probabilities of a server: what they need of its settings, and how many tokens they cover."""
+"""When a run uses a server's log-probabilities: which settings allow them, and how many tokens they cover."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeGuard
+from typing import TYPE_CHECKING, TypeGuard
 
 from accelerate import PartialState
 
-from ..config.sft_config import DistillationSFTConfig
 from ..errors import ParamsError, TeacherError
 from ..losses import check_sparse_divergence
 from ..losses.settings import Weighing
-from .base import Teacher, TextTeacher
+from .base import Teacher, reads_text
 from .completions.store import JsonlStore
 from .remote.teacher import RemoteTeacher
-from .text.recorded import WrittenTeacher
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
+    from ..config.sft_config import DistillationSFTConfig
     from ..data.preflight import Preflight
+    from ..prompts.rendering import Prompt
 
 LOGPROBS = "teacher_logprobs.jsonl"
 
 
 def find_targets(args: DistillationSFTConfig, teacher: Teacher) -> None:
-    """Find out whether a server gives the log-probabilities that a run weighs, before anything costly is asked.
+    """Find out whether a server gives the log-probabilities that a run weighs, before any costly request.
 
     Args:
         args: The configuration.
-        teacher: Any; one that was asked already is not asked again.
+        teacher: Any; one that was probed already is not probed again.
 
     Raises:
-        ParamsError: Settings that such log-probabilities cannot serve; raised before anything is asked.
+        ParamsError: Settings that do not allow such log-probabilities; raised before any request.
         TeacherError: The server gives none and they were named or `strict` is set; see `RemoteTeacher.probe` too.
     """
-    if not isinstance(teacher, TextTeacher) or not _weighs(args):
+    if not reads_text(teacher) or not _weighs(args):
         return
-    if isinstance(teacher, RemoteTeacher) and args.teacher_logprobs != "none":
+    server = teacher if isinstance(teacher, RemoteTeacher) else None
+    if server is not None and args.teacher_logprobs != "none":
         unfit = _other_divergence(args) or (_other_temperature(args) if args.strict else None)
         if unfit is not None and not args.allow_text_only_teacher:
             raise ParamsError(unfit)
-        if unfit is None and not teacher.scores:
+        if unfit is None and not server.scores:
             with PartialState().main_process_first():  # the others read the answer from the file
-                teacher.probe(args.teacher_logprobs, JsonlStore(Path(str(args.output_dir)) / LOGPROBS))
-    if has_targets(teacher, args) or args.allow_text_only_teacher or isinstance(teacher, WrittenTeacher):
+                server.probe(args.teacher_logprobs, JsonlStore(Path(str(args.output_dir)) / LOGPROBS))
+    if has_targets(teacher, args) or args.allow_text_only_teacher or not teacher.capabilities.writes:
         return
-    named = isinstance(teacher, RemoteTeacher) and args.teacher_logprobs in ("prompt", "top")
+    named = server is not None and args.teacher_logprobs in ("prompt", "top")
     if args.strict or named:
-        reasons = teacher.lacks if isinstance(teacher, RemoteTeacher) else ()
+        reasons = () if server is None else server.lacks
         why = f" ({'; '.join(reasons)})" if reasons else ""
         drop = f"--teacher-logprobs {args.teacher_logprobs}" if named else "--strict"
         raise TeacherError(
@@ -106,7 +107,7 @@ def nearest_weighing(
     """
     if not _weighs(args):
         return asked
-    if isinstance(teacher, TextTeacher) and not servers:
+    if reads_text(teacher) and not servers:
         was = _moving(args.distill_alpha, args.distill_alpha_end)
         return replace(
             asked, alpha=0.0, alpha_end=None, changed={"distill_alpha": (was, "the teacher gives text only")}
@@ -118,14 +119,14 @@ def nearest_weighing(
     return asked
 
 
-def has_targets(teacher: Any, args: DistillationSFTConfig) -> TypeGuard[RemoteTeacher]:
+def has_targets(teacher: Teacher, args: DistillationSFTConfig) -> TypeGuard[RemoteTeacher]:
     """Whether a teacher is a server whose log-probabilities a run uses."""
     wanted = _weighs(args) and args.teacher_logprobs != "none" and _other_divergence(args) is None
-    return wanted and isinstance(teacher, RemoteTeacher) and teacher.scores
+    return wanted and reads_text(teacher) and teacher.capabilities.scores
 
 
 def check_teaches(args: DistillationSFTConfig, teacher: Teacher, preflight: Preflight) -> None:
-    """Refuse to train where a teacher is named from which nothing is learned.
+    """Refuse to train with a teacher from which nothing is learned.
 
     Args:
         args: The configuration.
@@ -135,50 +136,50 @@ def check_teaches(args: DistillationSFTConfig, teacher: Teacher, preflight: Pref
     Raises:
         TeacherError: It gives text only, every row has a completion of its own, and alpha is above 0.
     """
-    idle = preflight.text_only and "teacher" not in preflight.sources and not isinstance(teacher, WrittenTeacher)
+    idle = preflight.text_only and "teacher" not in preflight.sources and teacher.capabilities.writes
     if idle and _weighs(args) and not args.allow_text_only_teacher:
-        local = "" if isinstance(teacher, RemoteTeacher) else "--cross-tokenizer to compare both, "
+        local = "--cross-tokenizer to compare both, " if teacher.capabilities.renders else ""
         raise TeacherError(
             f"teacher_model {teacher.name!r} teaches nothing: it gives text only, and every row has a completion of "
             f"its own; give {local}--completions teacher to have it write them, or --distill-alpha 0."
         )
 
 
-def prompt_formatter(server: RemoteTeacher | None) -> Callable[[Any], Any] | None:
-    """Return how a server reads a prompt whose ids it is sent; None for any other teacher."""
+def prompt_formatter(server: RemoteTeacher | None) -> Callable[[Prompt], Prompt] | None:
+    """Return how a server reads a prompt whose ids are sent; None for any other teacher."""
     return server.format_prompt if server is not None and server.reads_ids else None
 
 
 def target_fetcher(
     args: DistillationSFTConfig, server: RemoteTeacher | None
 ) -> Callable[[Dataset, bool], float] | None:
-    """Return what fetches a server's targets of prepared rows and returns the share of tokens that have any.
+    """Return a function that fetches a server's targets of prepared rows; None for any other teacher.
 
-    None for any other teacher. The function takes rows and whether at least one token must have targets, and raises
-    TeacherError if none has.
+    The function's arguments are the rows and whether at least one token must have targets; it returns the fraction of
+    tokens that have any, and raises TeacherError if none has.
     """
     if server is None:
         return None
 
-    def take(rows: Dataset, required: bool) -> float:
+    def fetch(rows: Dataset, required: bool) -> float:
         coverage = server.fetch_targets(rows, progress=not args.disable_tqdm)
         if coverage.known == 0 and required and not args.allow_text_only_teacher:
             _refuse_silence(args, server, rows, coverage.tokens)
         return coverage.fraction
 
-    return take
+    return fetch
 
 
 def _refuse_silence(args: DistillationSFTConfig, teacher: RemoteTeacher, rows: Dataset, tokens: int) -> None:
-    """Refuse a server without a log-probability of any token, unless there is its text to learn from."""
+    """Refuse a server without a log-probability of any token, unless there is its text to learn."""
     written = "teacher" in rows["source"]
     if written and not args.strict:
         return
     reason = (
         "none of its tokens are the student's; drop --strict to learn from its completions alone"
         if written
-        else "a server that tells of what it writes tells nothing of the data's own completions; give --completions "
-        "teacher, or --distill-alpha 0"
+        else "a server that gives log-probabilities of what it writes gives none of the data's own completions; give "
+        "--completions teacher, or --distill-alpha 0"
     )
     raise TeacherError(
         f"teacher_model {teacher.name!r} gave log-probabilities for none of the {tokens:,} completion tokens of train, "

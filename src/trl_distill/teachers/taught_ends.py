@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ..prompts.chat_template import ChatTemplate
-from .base import Teacher
-from .local.cross_tokenizer import CrossTeacher
-from .multi.teacher import SeveralTeachers, each
+from .base import Teacher, each
+from .local.cross_tokenizer import CrossTokenizerTeacher
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -47,8 +46,6 @@ def add_taught_ends(
 
 def _ends_of(teacher: Teacher) -> list[int]:
     """Return the ids of the student's vocabulary that end what a teacher writes."""
-    if isinstance(teacher, SeveralTeachers):
-        return [end for one in each(teacher) for end in _ends_of(one)]
-    if isinstance(teacher, CrossTeacher):
+    if isinstance(teacher, CrossTokenizerTeacher):
         return teacher.student_stop_ids
-    return [end for end in teacher.stop_ids if teacher.vocabulary is None or end < teacher.vocabulary]
+    return [end for one in each(teacher) for end in one.stop_ids if one.vocabulary is None or end < one.vocabulary]

@@ -11,7 +11,6 @@ from ..config.doors import spelled
 from ..data.collator import prompts_of
 from ..data.recipe import Recipe
 from ..models.generation import Completion, GenerationSettings, generating_model
-from ..teachers.local.ema import EmaTeacher
 from .on_policy import (
     BatchRandom,
     Bounds,
@@ -54,7 +53,7 @@ class CompletionSource:
         self.vllm: VLLMWriter | None = None
         if self.args.fresh_completions is not None:
             check_prompts(trainer.train_dataset, self.args.fresh_completions)
-        moves = self.args.teacher_do_sample or isinstance(setup.teacher, EmaTeacher)
+        moves = self.args.teacher_do_sample or setup.teacher.capabilities.moves
         if self.args.distill_online and not moves:
             trainer.accelerator.print(spelled(GREEDY))
 

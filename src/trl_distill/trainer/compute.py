@@ -5,9 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from ..teachers.base import Teacher
-from ..teachers.local.cross_tokenizer import CrossTeacher
-from ..teachers.local.self_teacher import SelfTeacher
-from ..teachers.local.teacher import LocalTeacher
+from ..teachers.local.cross_tokenizer import local_of
 
 if TYPE_CHECKING:
     from torch import dtype
@@ -60,8 +58,8 @@ def _precision(model: Any) -> str:
 
 def _teachers_precision(args: DistillationSFTConfig, teacher: Teacher | None) -> str | None:
     """Return what a teacher's weights are in, or will be; None for one that is no model of its own on this machine."""
-    local = teacher.local if isinstance(teacher, CrossTeacher) else teacher
-    if not isinstance(local, LocalTeacher) or isinstance(local, SelfTeacher):
+    local = local_of(teacher)
+    if local is None or local.weights.of_student:
         return None
     if local.loaded:
         return _precision(local.model)

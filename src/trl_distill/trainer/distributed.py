@@ -13,12 +13,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from accelerate.utils import DistributedType, fsdp2_prepare_model, parse_flag_from_env
 
-from ..errors import ParamsError, TeacherError
+from ..errors import ParamsError
 from ..models.batch_layout import IGNORE, LAYOUT, layout_of
 from ..teachers.base import Teacher
-from ..teachers.local.self_teacher import SelfTeacher
+from ..teachers.compatibility import SHARDED, require
 from ..teachers.local.teacher import LocalTeacher
-from ..teachers.multi.teacher import SeveralTeachers
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -107,16 +106,8 @@ def check_sharding(accelerator: Accelerator, teacher: Teacher) -> None:
         raise ParamsError("fsdp_version is 1, with which distillation does not work; set fsdp_version: 2.")
     stage = 0 if plugin is None else plugin.zero_stage
     sharded = kind == DistributedType.FSDP or (kind == DistributedType.DEEPSPEED and stage == 3)
-    if sharded and isinstance(teacher, SeveralTeachers):
-        raise TeacherError(
-            "several teachers, rows to retain among them, cannot be used where weights are sharded (FSDP, ZeRO-3): all "
-            "processes would have to ask the same ones in each batch; use DDP, or one teacher."
-        )
-    if sharded and isinstance(teacher, SelfTeacher):
-        raise TeacherError(
-            "teacher_model 'self' cannot be used where weights are sharded (FSDP, ZeRO-3); give the model's own "
-            "name for a teacher that is a copy, which is sharded too."
-        )
+    if sharded:
+        require(SHARDED, teacher)
 
 
 def keep_loss_precise(accelerator: Accelerator) -> None:

@@ -27,7 +27,7 @@ from ..models.adapters import is_peft_model
 from ..models.generation_config import make_saveable
 from ..models.loading import resolve
 from ..teachers.base import Teacher
-from ..teachers.local.ema import EmaTeacher
+from ..teachers.local.ema import EmaCallback
 from ..teachers.multi.teacher import SeveralTeachers
 from .base import DistillingTrainer
 from .checkpoints import begin_anew, check_rows, keep_rows, to_resume_from
@@ -266,15 +266,15 @@ class DistillationMixin(DistillingTrainer):
             begin_anew(folder)
             if self._learned_from is not None:
                 keep_rows(folder, self._learned_from[0])
-            if isinstance(self.teacher, EmaTeacher):
-                self.teacher.save(folder)
+            if self.teacher.capabilities.moves:
+                EmaCallback(self.teacher).average.save(folder)
         super()._save_checkpoint(model, trial)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         """Resume from a checkpoint as SFTTrainer does, with the moving average of the time."""
         super()._load_optimizer_and_scheduler(checkpoint)
-        if checkpoint is not None and self.distilling and isinstance(self.teacher, EmaTeacher):
-            self.teacher.load(Path(checkpoint))
+        if checkpoint is not None and self.distilling and self.teacher.capabilities.moves:
+            EmaCallback(self.teacher).load(Path(checkpoint))
 
     @cached_property
     def _learned_from(self) -> tuple[str, Sequence[int]] | None:

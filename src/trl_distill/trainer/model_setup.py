@@ -14,10 +14,10 @@ from ..models.loading import ModelSource
 from ..models.logits_check import check_logits
 from ..models.own_chat_template import own_template
 from ..models.quantization import keep_differentiable
-from ..teachers.local.cross_tokenizer import CrossTeacher
-from ..teachers.local.ema import EmaCallback, EmaTeacher
-from ..teachers.local.teacher import LocalTeacher
-from ..teachers.multi.teacher import SeveralTeachers, each, take_student
+from ..teachers.base import each
+from ..teachers.local.cross_tokenizer import local_of
+from ..teachers.local.ema import EmaCallback
+from ..teachers.multi.teacher import SeveralTeachers, attach_student
 from ..teachers.same_weights import Student
 from ..teachers.taught_ends import add_taught_ends
 from ..teachers.text.local_text import LocalTextTeacher
@@ -91,15 +91,13 @@ def connect_teacher(trainer: DistillingTrainer, teacher: Teacher, *, fresh_adapt
 
     Raises:
         ParamsError: See `check_sharding`.
-        TeacherError: See `check_sharding` and `take_student`; an average of weights that are sharded.
+        TeacherError: See `check_sharding` and `attach_student`.
     """
     check_sharding(trainer.accelerator, teacher)
-    copied = take_student(teacher, trainer.model, fresh=fresh_adapter)
+    copied = attach_student(teacher, trainer.model, fresh=fresh_adapter)
     if copied:
         trainer.accelerator.print(copied)
-    if isinstance(teacher, EmaTeacher):
-        plugin = getattr(trainer.accelerator.state, "deepspeed_plugin", None)
-        teacher.check_whole(trainer.is_fsdp_enabled or (plugin is not None and plugin.zero_stage == 3))
+    if teacher.capabilities.moves:
         trainer.add_callback(EmaCallback(teacher))
 
 
@@ -117,18 +115,19 @@ def ready_teacher(trainer: DistillingTrainer, *, all_ends: bool) -> None:
     for one in each(teacher):
         if isinstance(one, LocalTextTeacher):
             one.rest()  # all of its completions are written
-        if not isinstance(one, (LocalTeacher, CrossTeacher)):
+        local = local_of(one)
+        if local is None:
             continue
-        local = one.local if isinstance(one, CrossTeacher) else one
         with loads_alike(trainer.accelerator, trainer.args, local):
-            one.prepare(lambda model: wrap_teacher(model, trainer.accelerator))
+            local.prepare(lambda model: wrap_teacher(model, trainer.accelerator))
         with trainer.accelerator.autocast():
             line = local.check_logits()
         if line:
             trainer.accelerator.print(line)
     if not isinstance(rows, Dataset):
         return
-    if isinstance(teacher, (LocalTeacher, CrossTeacher)):
-        teacher.expect(rows["teacher_prompt"])
+    scoring = local_of(teacher)
+    if scoring is not None:
+        scoring.expect(rows["teacher_prompt"])
     elif isinstance(teacher, SeveralTeachers):
         teacher.expect_of(rows)

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import ParamsError
 from ..prompts.system_message import templates_of
-from ..teachers.local.self_teacher import SELF
 from ..teachers.local.teacher import check_apart
+from ..teachers.local.weights import SELF
 from ..teachers.multi.entries import SETTING, TeacherList
 from ..teachers.multi.teachers_of_run import teachers_of_run
 from ..teachers.text.recorded import writers_of

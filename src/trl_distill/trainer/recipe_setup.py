@@ -14,18 +14,18 @@ from ..models.architectures import vocabulary_rows
 from ..models.generation import length_limit
 from ..prompts.fitting import Limit
 from ..prompts.system_message import for_reader
-from ..teachers.base import Teacher, TextTeacher
+from ..teachers.base import Teacher, each, reads_text
 from ..teachers.completions.generate import complete
 from ..teachers.completions.store import CompletionStore
-from ..teachers.local.cross_tokenizer import CrossTeacher
+from ..teachers.local.cross_tokenizer import CrossTokenizerTeacher
 from ..teachers.multi.preparation import SeveralRecipes
-from ..teachers.multi.teacher import SeveralTeachers, each
+from ..teachers.multi.teacher import SeveralTeachers
 from ..teachers.remote.teacher import RemoteTeacher
+from ..teachers.run_requirements import why_in_one_piece
 from ..teachers.same_weights import teaches_nothing
 from ..teachers.server_requirements import prompt_formatter, target_fetcher
 from ..teachers.target_store.chat_template_date import TemplateDate
 from ..teachers.target_store.folder import COMPLETIONS, TargetFolder
-from ..teachers.target_store.reader import StoredTeacher
 from ..teachers.text.local_text import LocalTextTeacher
 from .teacher_setup import generation_of
 
@@ -103,7 +103,7 @@ def _one_recipe(
     reader = teacher.writer.tokenizer if isinstance(teacher, LocalTextTeacher) else teacher.tokenizer
     if isinstance(teacher, LocalTextTeacher):
         teacher.options = options
-    gives_text = isinstance(teacher, TextTeacher)
+    gives_text = reads_text(teacher)
     opens_chat = isinstance(teacher, RemoteTeacher) and teacher.settings.endpoint == "chat"
     return Recipe(
         student=PromptSide(
@@ -132,12 +132,12 @@ def _one_recipe(
         overflow=args.prompt_overflow,
         vocabulary=teacher.vocabulary,
         reads_text=gives_text,
-        tokenizer_pair=teacher.tokenizer_pair if isinstance(teacher, CrossTeacher) else None,
+        tokenizer_pair=teacher.tokenizer_pair if isinstance(teacher, CrossTokenizerTeacher) else None,
         format_prompt=prompt_formatter(server),
         estimates=gives_text and prompt_formatter(server) is None,
         fetch_targets=target_fetcher(args, server),
         weighing=weighing,
-        in_one_piece=_in_one_piece(args, teacher, server),
+        in_one_piece=why_in_one_piece(args, teacher, server),
         prompt_dropout=args.teacher_prompt_dropout,
         teaches_nothing=cache(lambda: teaches_nothing(args, teacher, student.weights)),
         seed=args.seed,
@@ -157,7 +157,7 @@ def _writer(args: DistillationSFTConfig, teacher: Teacher, date: TemplateDate) -
             store = CompletionStore(Path(str(args.output_dir)) / STORE)
         else:
             store = CompletionStore(TargetFolder(args.teacher_store).folder / COMPLETIONS)
-        if isinstance(teacher, TextTeacher):
+        if reads_text(teacher):
             return teacher.write(prompts, settings, store=store, progress=not args.disable_tqdm)
         return complete(teacher, prompts, settings, store=store, progress=not args.disable_tqdm)
 
@@ -179,14 +179,3 @@ def _students_limit(args: DistillationSFTConfig, student: StudentModel) -> Limit
     if args.max_length is not None:
         limits.append(Limit(args.max_length, "--block-size", "raise --block-size"))
     return min(limits, default=None)
-
-
-def _in_one_piece(args: DistillationSFTConfig, teacher: Teacher, server: RemoteTeacher | None) -> str | None:
-    """Return why a teacher accepts no completion with gaps, or None."""
-    if args.teacher_store is not None or isinstance(teacher, StoredTeacher):
-        return "a teacher_store keeps targets of completions in one piece"
-    if isinstance(teacher, CrossTeacher):
-        return "cross_tokenizer compares completions in one piece"
-    if server is not None:
-        return "a server's log-probabilities are taken of completions in one piece"
-    return None

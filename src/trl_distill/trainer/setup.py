@@ -10,7 +10,8 @@ from accelerate import PartialState
 from ..config.choices import STORE_KINDS
 from ..config.validation import temperatures_of
 from ..losses.settings import LossSettings, Weighing
-from ..teachers.multi.teacher import SeveralTeachers, each
+from ..teachers.base import each
+from ..teachers.multi.teacher import SeveralTeachers
 from ..teachers.server_requirements import has_targets, nearest_weighing
 from ..teachers.target_store.folder import TargetFolder
 from ..teachers.target_store.reader import StoredTeacher

@@ -11,24 +11,24 @@ from ..models.architectures import vocabulary_rows
 from ..models.generation import GenerationSettings
 from ..prompts.chat_template_choice import set_chat_template
 from ..prompts.shared_vocabulary import shared_vocabulary
-from ..teachers.base import Teacher, TextTeacher
-from ..teachers.compatibility import check_fitness
+from ..teachers.base import Teacher, reads_text
+from ..teachers.compatibility import CHAT_TEMPLATE, TARGET_STORE, require
 from ..teachers.completions.engines.selection import check_engine
 from ..teachers.completions.generate import settings_identity
 from ..teachers.loading import load_teacher
 from ..teachers.local.cross_tokenizer import check_brings_tokenizer, with_cross_tokenizer
-from ..teachers.local.ema import EMA, EmaTeacher
-from ..teachers.local.initial_student import StartingTeacher
-from ..teachers.local.self_teacher import SELF, SelfTeacher
+from ..teachers.local.ema import EMA, MovingAverage
 from ..teachers.local.teacher import LocalTeacher
+from ..teachers.local.weights import SELF, AdapterOff, FrozenCopy
 from ..teachers.multi.entries import TeacherEntry
 from ..teachers.multi.teacher import SeveralTeachers
 from ..teachers.remote.request_pool import RemoteSettings
+from ..teachers.run_requirements import check_teacher_supports
 from ..teachers.server_requirements import find_targets
 from ..teachers.target_store.folder import COMPLETIONS, TargetFolder
 from ..teachers.target_store.reader import StoredTeacher, tokenizer_hash
 from ..teachers.text.local_text import LocalTextTeacher
-from ..teachers.text.recorded import WrittenTeacher
+from ..teachers.text.recorded import RecordedTeacher
 from .plan import MISSING, Plan, StudentModel
 
 if TYPE_CHECKING:
@@ -47,9 +47,9 @@ def teacher_of(args: DistillationSFTConfig, student: StudentModel, plan: Plan, *
     With a complete `teacher_store` it is the store, checked against the teacher if one is named.
 
     Raises:
-        ParamsError: There is none, the store cannot be used with these settings, or see `check_fitness`.
-        TeacherError: See `load_teacher`, `shared_vocabulary`, `find_targets`, `SeveralTeachers` and `check_fitness`; a
-            store that is damaged or of something else.
+        ParamsError: There is none, the store cannot be used with these settings, or see `check_teacher_supports`.
+        TeacherError: See `load_teacher`, `shared_vocabulary`, `find_targets`, `SeveralTeachers` and
+            `check_teacher_supports`; a store that is damaged or of something else.
     """
     if plan.listed is None:
         given = args.teacher_model if plan.given is None else plan.given
@@ -60,10 +60,10 @@ def teacher_of(args: DistillationSFTConfig, student: StudentModel, plan: Plan, *
             if _key(entry) not in loaded:
                 given = entry.model
                 if entry.retained is not None:
-                    given = StartingTeacher(student.weights.load, name=entry.name, **student.sides)
+                    given = LocalTeacher(entry.name, weights=FrozenCopy(student.weights.load), **student.sides)
                 loaded[_key(entry)] = _one_teacher(args, student, plan, given, entry.revision)
         teacher = SeveralTeachers([loaded[_key(entry)] for entry in plan.listed.teachers], plan.listed)
-    check_fitness(args, teacher)
+    check_teacher_supports(args, teacher)
     return teacher
 
 
@@ -114,31 +114,29 @@ def _one_teacher(
     if args.teacher_store is not None and not writing and TargetFolder(args.teacher_store).complete:
         stored = StoredTeacher(args.teacher_store)
     if given is None and plan.writers:
-        given = WrittenTeacher(plan.writers, tokenizer=tokenizer)
+        given = RecordedTeacher(plan.writers, tokenizer=tokenizer)
     given = stored if given is None else given
     if given is None:
         raise ParamsError(MISSING)
     if args.cross_tokenizer:
         check_brings_tokenizer(given)
     teacher = _loaded(args, student, given, revision)
-    if not args.cross_tokenizer and not isinstance(teacher, TextTeacher):
+    if not args.cross_tokenizer and not reads_text(teacher):
         try:
             _share(teacher, student)
         except TeacherError:
             text_alone = not args.strict or args.distill_alpha == 0 or args.allow_text_only_teacher
-            if type(teacher) is not LocalTeacher or not text_alone or args.teacher_store is not None:
+            own = isinstance(teacher, LocalTeacher) and not teacher.weights.of_student
+            if not own or not text_alone or args.teacher_store is not None:
                 raise
             teacher = LocalTextTeacher(teacher, tokenizer=tokenizer)  # of another tokenizer
-    if not isinstance(teacher, (StoredTeacher, WrittenTeacher)):  # which have written
+    if teacher.capabilities.writes:
         check_engine(teacher, args.teacher_engine)
     if args.teacher_chat_template is not None:
         _set_chat_template(args, teacher)
-    if isinstance(teacher, TextTeacher) and not args.cross_tokenizer:
+    if reads_text(teacher) and not args.cross_tokenizer:
         if args.teacher_store is not None:
-            raise ParamsError(
-                f"teacher_store keeps a teacher's probabilities, and {teacher.name!r} gives text only; drop "
-                "--teacher-store."
-            )
+            require(TARGET_STORE, teacher)
         teacher.restrict_vocabulary(rows)
         find_targets(args, teacher)  # before anything costly is asked
         return teacher
@@ -155,9 +153,10 @@ def _loaded(
 ) -> Teacher:
     """Return the teacher that was given or named, as it is."""
     if given == SELF:
-        return SelfTeacher(student.weights.load, source=student.source, **student.sides)
+        return LocalTeacher(SELF, weights=AdapterOff(student.weights.load, student.source), **student.sides)
     if given == EMA:
-        return EmaTeacher(student.weights.load, decay=args.teacher_ema_decay, **student.sides)
+        average = MovingAverage(student.weights.load, decay=args.teacher_ema_decay)
+        return LocalTeacher(EMA, weights=average, **student.sides)
     return load_teacher(
         given,
         tokenizer=student.tokenizer,
@@ -208,12 +207,8 @@ def _set_chat_template(args: DistillationSFTConfig, teacher: Teacher) -> None:
         TemplateError: See `set_chat_template`.
     """
     source = str(args.teacher_chat_template)
+    require(CHAT_TEMPLATE, teacher, setting=source)
     owner = teacher.writer if isinstance(teacher, LocalTextTeacher) else teacher
-    if isinstance(owner, TextTeacher):
-        raise ParamsError(
-            f"teacher_chat_template is {source!r}, but teacher_model {teacher.name!r} is sent messages and renders "
-            "them itself; drop --teacher-chat-template."
-        )
     own = copy.deepcopy(owner.tokenizer)
     set_chat_template(own, source, role="teacher_chat_template", trust_remote_code=args.trust_remote_code)
     if not isinstance(owner, StoredTeacher):
@@ -239,7 +234,7 @@ def _share(teacher: Teacher, student: StudentModel) -> None:
 
 
 def _note(given: GivenTeacher, teacher: Teacher) -> str:
-    if isinstance(teacher, TextTeacher):
+    if reads_text(teacher):
         return f"Teacher: {teacher.describe()}"
     if isinstance(given, str) and is_openai_name(given):
         return f"Teacher: the folder {given} (openai:{given} is the model of this name at OpenAI)"

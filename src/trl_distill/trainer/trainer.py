@@ -14,10 +14,9 @@ from ..errors import ParamsError, TeacherError
 from ..losses import divergence
 from ..models.generation import Completion, GenerationSettings, cut_at_stop, padded_left
 from ..models.padding_free import student_inputs
+from ..teachers.compatibility import OWN_WRITER, require
 from ..teachers.completions.stop_strings import cut_at_string
-from ..teachers.local.cross_tokenizer import CrossTeacher
-from ..teachers.local.teacher import LocalTeacher
-from ..teachers.multi.teacher import SeveralTeachers
+from ..teachers.local.cross_tokenizer import local_of
 from .mixin import DistillationMixin
 from .on_policy import BatchRandom
 
@@ -53,15 +52,10 @@ class PromptDistillationTrainer(DistillationSFTTrainer):
 
     def check_teacher(self) -> None:
         """Refuse what does not go together with completions that a subclass writes."""
-        if self.online and isinstance(self.teacher, CrossTeacher):
-            raise ParamsError(
-                "cross_tokenizer cannot be used with a generate_teacher_outputs of your own: what it writes are the "
-                "teacher's tokens; leave the method out, and the teacher writes before training."
-            )
-        if self.online and isinstance(self.teacher, SeveralTeachers):
+        if self.online:
             named = ("teacher_config", "teacher_prompt_mixture", "retain_data")
-            setting = next(name for name in named if getattr(self.args, name) is not None)
-            raise ParamsError(f"{setting} makes several teachers, but generate_teacher_outputs writes with one.")
+            setting = next((name for name in named if getattr(self.args, name) is not None), "")
+            require(OWN_WRITER, self.teacher, setting=setting)
         if self.online and (self.args.packing or self.args.padding_free):
             raise ParamsError(
                 "packing and padding_free cannot be used with a generate_teacher_outputs of your own: completions that "
@@ -89,11 +83,11 @@ class PromptDistillationTrainer(DistillationSFTTrainer):
         One read for this run writes no token that the student does not have; of a loaded one that was passed in,
         the generation configuration is left alone.
         """
-        teacher = self.teacher.local if isinstance(self.teacher, CrossTeacher) else self.teacher
-        if not isinstance(teacher, LocalTeacher):
-            raise ParamsError(f"teacher {teacher.name!r} has no local model.")
+        teacher = local_of(self.teacher)
+        if teacher is None:
+            raise ParamsError(f"teacher {self.teacher.name!r} has no local model.")
         model = teacher.model.eval()
-        if not teacher.lent:
+        if not teacher.weights.is_caller_owned:
             model.generation_config.suppress_tokens = teacher.suppressed or None
         return model
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ...data.cross_tokenizer.byte_spans import ALIKE
@@ -11,7 +11,8 @@ from ...errors import TeacherError
 from ...losses.signals import CrossTokenizerSignal
 from ...models.batch_layout import LAYOUT, layout_of
 from ...models.generation import Completion, GenerationSettings
-from ..base import Teacher
+from ..base import Capabilities, Teacher
+from ..compatibility import CROSS_TOKENIZER, require
 from .teacher import LocalTeacher
 
 if TYPE_CHECKING:
@@ -21,11 +22,11 @@ if TYPE_CHECKING:
     from ...losses import Matched
 
 
-class CrossTeacher:
-    """A local teacher and how its tokens stand to the student's.
+class CrossTokenizerTeacher:
+    """A local teacher, and which of its tokens are the student's.
 
     Args:
-        local: The teacher; its tokenizer gets a padding token where it has none.
+        local: The teacher; its tokenizer gets a padding token if it has none.
         tokenizer: The student's.
         student_rows: Rows of the student's LM head.
 
@@ -52,6 +53,11 @@ class CrossTeacher:
             self.tokenizer.pad_token = self.tokenizer.eos_token or self.tokenizer.convert_ids_to_tokens(0)
 
     @property
+    def capabilities(self) -> Capabilities:
+        """It scores the spans of text that both tokenizers agree on."""
+        return Capabilities(dense=False, scores_unseen=False, scores_gaps=False, same_tokenizer=False)
+
+    @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The teacher's tokenizer."""
         return self.local.tokenizer
@@ -73,7 +79,7 @@ class CrossTeacher:
 
     @property
     def student_stop_ids(self) -> list[int]:
-        """The student's ids of those tokens, where it has them too."""
+        """The student's ids of those tokens that it has too."""
         same = self.tokenizer_pair.matched[ALIKE]
         by_theirs = dict(zip(same.teacher.tolist(), same.student.tolist(), strict=True))
         return [by_theirs[stop] for stop in self.stop_ids if stop in by_theirs]
@@ -81,16 +87,12 @@ class CrossTeacher:
     def restrict_vocabulary(self, vocabulary: int) -> None:
         """Nothing is restricted: what it writes reaches the student as text."""
 
-    def identity(self) -> dict[str, Any]:
+    def identity(self) -> dict[str, object]:
         """Return the local teacher's."""
         return self.local.identity()
 
-    def prepare(self, wrap: Callable[[Any], Any]) -> None:
-        """Let accelerate or DeepSpeed wrap the model for scoring."""
-        self.local.prepare(wrap)
-
     def expect(self, prompts: Sequence[Sequence[int]]) -> None:
-        """Take what a run's prompts (token ids) begin with as the prefix that is read once."""
+        """Read what a run's prompts (token ids) begin with once."""
         self.local.expect(prompts)
 
     def generate(self, prompts: Sequence[Sequence[int]], settings: GenerationSettings) -> list[Completion]:
@@ -98,20 +100,27 @@ class CrossTeacher:
         return self.local.generate(prompts, settings)
 
     def score(self, batch: Mapping[str, Any]) -> CrossTokenizerSignal:
-        """Return the teacher's hidden states where a span of the batch begins, and how the tokens match there."""
+        """Return the teacher's hidden states at the beginning of each span, and which tokens are the same there."""
         layout = layout_of(batch)
         assert layout.kinds is not None
         found = self.local.score({**batch, LAYOUT: layout})
         return CrossTokenizerSignal(found.hidden, found.head, layout.kinds, self._matched_on(batch["input_ids"].device))
 
     def _matched_on(self, device: torch.device) -> dict[int, Matched]:
-        """Return which tokens are the same, by kind of span; moved to a device once."""
+        """Return which tokens are the same, by kind of span, on a device."""
         if device not in self._matched:
             self._matched[device] = {kind: one.to(device) for kind, one in self.tokenizer_pair.matched.items()}
         return self._matched[device]
 
 
-def check_brings_tokenizer(spec: Any) -> None:
+def local_of(teacher: Teacher | None) -> LocalTeacher | None:
+    """Return the model on this machine that a teacher scores with; None if it is no single one."""
+    if isinstance(teacher, CrossTokenizerTeacher):
+        return teacher.local
+    return teacher if isinstance(teacher, LocalTeacher) else None
+
+
+def check_brings_tokenizer(spec: object) -> None:
     """Refuse a loaded model as a teacher with another tokenizer, since it does not say which.
 
     Args:
@@ -127,7 +136,9 @@ def check_brings_tokenizer(spec: Any) -> None:
         )
 
 
-def with_cross_tokenizer(teacher: Teacher, *, tokenizer: PreTrainedTokenizerBase, student_rows: int) -> CrossTeacher:
+def with_cross_tokenizer(
+    teacher: Teacher, *, tokenizer: PreTrainedTokenizerBase, student_rows: int
+) -> CrossTokenizerTeacher:
     """Return a teacher as one with another tokenizer than the student's.
 
     Args:
@@ -138,11 +149,8 @@ def with_cross_tokenizer(teacher: Teacher, *, tokenizer: PreTrainedTokenizerBase
     Raises:
         TeacherError: No local teacher, or see `TokenizerPair`.
     """
-    if isinstance(teacher, CrossTeacher):
+    if isinstance(teacher, CrossTokenizerTeacher):
         return teacher
-    if type(teacher) is not LocalTeacher:
-        raise TeacherError(
-            f"cross_tokenizer compares a student with a local model, and teacher_model {teacher.name!r} is a "
-            f"{type(teacher).__name__}; give a folder or a name of the Hub, or drop --cross-tokenizer."
-        )
-    return CrossTeacher(teacher, tokenizer=tokenizer, student_rows=student_rows)
+    require(CROSS_TOKENIZER, teacher)
+    assert isinstance(teacher, LocalTeacher)
+    return CrossTokenizerTeacher(teacher, tokenizer=tokenizer, student_rows=student_rows)

@@ -1,71 +1,82 @@
 """The student's own past as its teacher: an exponential moving average of its weights, as in SDFT (arXiv:2601.19897).
 
-Only what is trained is averaged: with an adapter the adapter, whose base both share.
+Only trained weights are averaged: with an adapter the adapter, whose base both share.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback
 
 from ...errors import TeacherError
-from ...losses.signals import DenseSignal
+from ...models.adapters import base_of
 from ...models.generation import has_learned_prompt
-from . import fingerprint
-from .self_teacher import SelfTeacher
+from ..base import Teacher
+from .teacher import LocalTeacher
+from .weights import WeightSource
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel
+
+    from ...losses.lm_head import LMHead
 
 EMA = "ema"
 FILE = "teacher_ema.safetensors"
 
 
-class EmaTeacher(SelfTeacher):
+class MovingAverage(WeightSource):
     """The student with the average of its trained weights in the place of the weights themselves.
 
     The average starts as the student does. After each optimizer step it becomes decay * average + (1 - decay) *
     student; of weights in half precision it is kept in float32, which small steps need.
 
     Args:
-        student: Returns the student; called when a completion or a score is first asked for.
+        student: Returns the student.
         decay: Share of the average that each step keeps, 0 to 1; 1 minus TRL's `teacher_update_rate`.
-        **more: As `SelfTeacher`.
+
+    Attributes:
+        average: The average by the parameters' names; empty until the student is attached.
     """
 
-    def __init__(self, student: Callable[[], Any], *, decay: float, **more: Any) -> None:
-        super().__init__(student, **more)
-        self.name = EMA
-        self.decay = decay
-        self.average: dict[str, torch.Tensor] = {}
-        self._acts = False
+    moves = True
 
-    def take(self, student: Any) -> None:
-        """Go on with the student as its trainer has it, and start the average from its trained weights.
+    def __init__(self, student: Callable[[], PreTrainedModel | PeftModel], *, decay: float) -> None:
+        self._student, self.decay = student, decay
+        self.average: dict[str, torch.Tensor] = {}
+        self._is_active = False
+
+    def model(self) -> PreTrainedModel:
+        """Return the student, without PEFT's wrapper."""
+        return base_of(self._student())
+
+    @property
+    def prompt_wrapper(self) -> PeftModel | None:
+        """PEFT's wrapper if the student learns a prompt, which is averaged too."""
+        student = self._student()
+        return student if has_learned_prompt(student) else None
+
+    def attach_student(self, student: PreTrainedModel | PeftModel, *, fresh: bool) -> bool:
+        """Start the average from the student's trained weights.
 
         Raises:
             TeacherError: Nothing of it is trained.
         """
-        self.__dict__.pop("model", None)
         self._student = lambda: student
         self.average = {name: _wide(p.detach().clone()) for name, p in self._trained()}
         if not self.average:
             raise TeacherError("teacher_model 'ema' is an average of what is trained, but no weight of the student is.")
-
-    @property
-    def _through(self) -> Any:
-        """PEFT's wrapper if the student learns a prompt, which is averaged too; else None."""
-        student = self._student()
-        return student if has_learned_prompt(student) else None
+        return True
 
     def _trained(self) -> Iterator[tuple[str, torch.nn.Parameter]]:
-        """Yield the trained parameters by name."""
         return ((name, p) for name, p in self._student().named_parameters() if p.requires_grad)
 
     @torch.no_grad()
@@ -74,16 +85,15 @@ class EmaTeacher(SelfTeacher):
         for name, parameter in self._trained():
             average = self.average[name]
             average.mul_(self.decay).add_(parameter.detach().to(average.device, average.dtype), alpha=1 - self.decay)
-        self.prefix.forget()
 
     @contextmanager
-    def acting(self) -> Iterator[None]:
+    def active(self) -> Iterator[None]:
         """Put the average in the place of the student's weights; before there is one, both are the same."""
-        if self._acts or not self.average:
+        if self._is_active or not self.average:
             yield
             return
         held: list[tuple[torch.nn.Parameter, torch.Tensor]] = []
-        self._acts = True
+        self._is_active = True
         torch.clear_autocast_cache()  # it holds the student's weights in half precision, by parameter
         try:
             for name, parameter in self._trained():
@@ -93,44 +103,14 @@ class EmaTeacher(SelfTeacher):
         finally:
             for parameter, own in held:
                 parameter.data = own
-            self._acts = False
+            self._is_active = False
             torch.clear_autocast_cache()
 
-    @torch.no_grad()
-    def score(self, batch: Mapping[str, torch.Tensor]) -> DenseSignal:
-        """Return the hidden states [N, H] that predict the batch's completion tokens, and the average's head."""
-        with self.acting():  # the head has to be looked at while the average is in its place
-            targets = super().score(batch)
-            head = targets.head
-            weight, bias = (None if t is None else t.detach() for t in (head.weight, head.bias))
-            return replace(targets, head=replace(head, weight=weight, bias=bias))
-
-    def weights(self) -> Any:
-        """Return a hash of the weights."""
-        with self.acting():
-            return fingerprint.of_model(self.model if self._through is None else self._through)
-
-    def prepare(self, wrap: Callable[[Any], Any]) -> None:
-        """Nothing is wrapped: the student's trainer has done so.
-
-        Raises:
-            TeacherError: The weights are sharded.
-        """
-        self.check_whole(any(isinstance(p, DTensor) or hasattr(p, "ds_id") for p in self.model.parameters()))
-        self.prefix.forget()
-
-    @staticmethod
-    def check_whole(sharded: bool) -> None:
-        """Refuse to average weights of which a rank holds a part only.
-
-        Raises:
-            TeacherError: They are sharded.
-        """
-        if sharded:
-            raise TeacherError(
-                "teacher_model 'ema' cannot be used where weights are sharded (FSDP, ZeRO-3); train with DDP or "
-                "ZeRO-2, or give a teacher that is a copy."
-            )
+    def head_of(self, model: PreTrainedModel) -> LMHead:
+        """Return the average's head: the parameters themselves have the student's weights again outside of `active`."""
+        head = super().head_of(model)
+        weight, bias = (None if t is None else t.detach() for t in (head.weight, head.bias))
+        return replace(head, weight=weight, bias=bias)
 
     def save(self, folder: Path) -> Path:
         """Write the average into the folder of a checkpoint and return its file."""
@@ -141,7 +121,7 @@ class EmaTeacher(SelfTeacher):
         return path
 
     def load(self, folder: Path) -> None:
-        """Go on with the average of a checkpoint.
+        """Read the average of a checkpoint.
 
         Raises:
             TeacherError: There is none, or one of other weights.
@@ -156,24 +136,31 @@ class EmaTeacher(SelfTeacher):
         if {k: v.shape for k, v in kept.items()} != {k: v.shape for k, v in self.average.items()}:
             raise TeacherError(f"{path} averages other weights than this run trains; start anew.")
         self.average = {name: kept[name].to(own.device) for name, own in self.average.items()}
-        self.prefix.forget()
 
 
 class EmaCallback(TrainerCallback):
-    """Moves the average after each optimizer step.
+    """Moves an average after each optimizer step.
 
     Args:
-        teacher: The average.
+        teacher: A teacher whose weights are a `MovingAverage`.
     """
 
-    def __init__(self, teacher: EmaTeacher) -> None:
-        self.teacher = teacher
+    def __init__(self, teacher: Teacher) -> None:
+        assert isinstance(teacher, LocalTeacher)
+        assert isinstance(teacher.weights, MovingAverage)
+        self.teacher, self.average = teacher, teacher.weights
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Move it; a checkpoint of this step is written later."""
-        self.teacher.update()
+        self.average.update()
+        self.teacher.prefix.forget()
+
+    def load(self, folder: Path) -> None:
+        """Read the average of a checkpoint; see `MovingAverage.load`."""
+        self.average.load(folder)
+        self.teacher.prefix.forget()
 
 
 def _wide(tensor: torch.Tensor) -> torch.Tensor:
-    """Return a tensor in float32 where it is in half precision."""
+    """Return a tensor in float32 if it is in half precision."""
     return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor

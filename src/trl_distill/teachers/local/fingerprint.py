@@ -1,6 +1,6 @@
-"""What tells one model's weights from another's, wherever they lie: the content of its files, or its tensors.
+"""What tells one model's weights from another's: the content of its files, or its tensors.
 
-A folder may be copied or moved and a model trained on: the first stays the same teacher, the second does not.
+A folder that is copied or moved stays the same teacher; a model that is trained further does not.
 """
 
 from __future__ import annotations
@@ -9,15 +9,11 @@ import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch.distributed.tensor import DTensor
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 WEIGHTS = ("*.safetensors", "*.bin")
 BLOCK, BLOCKS = 16 * 2**10, 1024  # a file up to 16 MiB is read whole; of 5 GB, a block in every 5 MB
@@ -25,11 +21,11 @@ CHUNK = 2**22  # values that are summed at a time: the sum needs them as 64-bit 
 SAMPLE = 256  # values of a tensor that are hashed in their places
 
 
-def of_folder(folder: str) -> list[list[Any]] | None:
-    """Return name, size and hash of a saved model's weight files; None where there is no such folder.
+def of_folder(folder: str) -> list[list[object]] | None:
+    """Return name, size and hash of a saved model's weight files; None if there is no such folder.
 
-    Large files are hashed in blocks spread over them, so that a merged adapter or an edited layer shows. A folder
-    with an adapter is told apart by its base too.
+    Large files are hashed in blocks spread over them, so that a merged adapter or an edited layer shows. The base of an
+    adapter is part of it.
 
     Args:
         folder: A local folder; a Hub name is none.
@@ -38,7 +34,7 @@ def of_folder(folder: str) -> list[list[Any]] | None:
     if not root.is_dir():
         return None
     files = sorted(path for pattern in WEIGHTS for path in root.glob(pattern) if path.name != "training_args.bin")
-    found: list[list[Any]] = [[path.name, path.stat().st_size, _hash_of_file(path)] for path in files]
+    found: list[list[object]] = [[path.name, path.stat().st_size, _hash_of_file(path)] for path in files]
     adapter = root / "adapter_config.json"
     if adapter.is_file():
         text = adapter.read_text(encoding="utf-8")
@@ -47,7 +43,7 @@ def of_folder(folder: str) -> list[list[Any]] | None:
     return found
 
 
-def of_model(model: PreTrainedModel, *, adapters: bool = True) -> str:
+def of_model(model: torch.nn.Module, *, adapters: bool = True) -> str:
     """Return a hash of a loaded model's weights and of the adapters that are switched on.
 
     Each tensor adds its name, shape, type, a sample of its values and the sum of all its bits, which no order of
@@ -69,7 +65,7 @@ def of_model(model: PreTrainedModel, *, adapters: bool = True) -> str:
     return digest.hexdigest()
 
 
-def without_adapters(model: PreTrainedModel) -> dict[str, Any]:
+def without_adapters(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     """Return the state of the model that adapters were put into, by the names it had."""
     own = set()
     for name, module in model.named_modules():
@@ -82,7 +78,7 @@ def without_adapters(model: PreTrainedModel) -> dict[str, Any]:
 
 
 def _hash_of_file(path: Path) -> str:
-    """Return the hash of a file's blocks, of all of them where it is small."""
+    """Return the hash of a file's blocks; of all of them if it is small."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         for start in _starts(path.stat().st_size):
@@ -116,6 +112,6 @@ def _digest_of_tensor(tensor: torch.Tensor) -> bytes:
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
-def _state_of_adapter(layer: BaseTunerLayer) -> list[Any]:
-    """Return what decides, besides its weights, what an adapted layer computes."""
+def _state_of_adapter(layer: BaseTunerLayer) -> list[object]:
+    """Return what an adapted layer's output depends on beside its weights."""
     return [layer.active_adapters, layer.disable_adapters, layer.merged_adapters, getattr(layer, "scaling", None)]

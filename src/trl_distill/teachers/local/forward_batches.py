@@ -1,9 +1,9 @@
 """How a local teacher reads the rows of a batch: in which passes, padded behind a cached prefix or flattened.
 
-A flattened sequence has no padding, but cannot go on from a prefix that is read once, and attention with a mask looks
-from every token at the whole of it. Rows are read the way that takes fewer multiplications: in each layer of width H a
-token takes 12 H^2 of them for the projections (4 H^2 of attention, 8 H^2 of an MLP four times as wide) and 2 S H to
-look at S tokens, which is in proportion to 6 H + S.
+A flattened sequence has no padding, but cannot continue a cached prefix, and attention with a mask computes every token
+against the whole of it. Rows are read in the way that needs fewer multiplications: in each layer of width H a token
+needs 12 H^2 of them for the projections (4 H^2 of attention, 8 H^2 of an MLP four times as wide) and 2 S H to attend
+to S tokens, which is in proportion to 6 H + S.
 """
 
 from __future__ import annotations
@@ -19,10 +19,11 @@ from ...models.padding_free import marks_of, understood
 
 if TYPE_CHECKING:
     import torch
+    from transformers import PreTrainedModel
 
     from ...models.batch_layout import Side
 
-MOST = 4096  # tokens; a pass may have as many whatever the student's batch has, since fewer leave a device idle
+MOST = 4096  # tokens of a pass, however few the student's batch has: fewer leave a device idle
 
 
 class Pass(NamedTuple):
@@ -48,7 +49,7 @@ def plan(
         flattens: Whether rows may be put into one sequence.
         most: Tokens of a pass at most, but for a single row that is longer; None reads all in one.
         hidden_size: H.
-        masked: Whether attention looks at a whole sequence and masks it, unlike kernels for rows of unlike lengths.
+        masked: Whether attention computes a whole sequence and masks it, unlike kernels of variable length.
     """
     longest, together = max(lengths), sum(lengths)
     sequence = max(longest, min(together, most or together)) if masked else longest
@@ -64,8 +65,10 @@ def plan(
     return found
 
 
-def flattened(model: Any, ids: torch.Tensor, labels: torch.Tensor, side: Side, rows: slice) -> dict[str, Any]:
-    """Return what a model is given to read a range of rows as one sequence.
+def flattened(
+    model: PreTrainedModel, ids: torch.Tensor, labels: torch.Tensor, side: Side, rows: slice
+) -> dict[str, Any]:
+    """Return the model's inputs for a range of rows as one sequence.
 
     Args:
         model: Without wrappers.

@@ -1,8 +1,8 @@
-"""What all prompts of a teacher begin with is read once: its key/value cache serves every batch, scored or written.
+"""The shared prefix of a teacher's prompts is read once: its key/value cache serves every batch, scored or written.
 
-The prefix is found in the token ids themselves: what most prompts of a run begin with, where they are told beforehand,
-so that nothing depends on the order of the batches; else what a batch's rows have in common, cut shorter when a later
-batch has less. A prefix that is shared is exact however the tokenizer joins a template's text with the input.
+The prefix is found in the token ids themselves: what most prompts of a run begin with, if they are known beforehand, so
+that nothing depends on the order of the batches; else what a batch's rows have in common, cut shorter when a later
+batch has less. It is exact however the tokenizer joins a template's text with the input.
 """
 
 from __future__ import annotations
@@ -11,75 +11,86 @@ import copy
 import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import torch
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+Layer: TypeAlias = Any  # one of transformers' cache layers, whose states are lists of keys and values
 LEAST = 16  # tokens; a shorter prefix saves less than its bookkeeping costs
-Fill = Callable[[np.ndarray, DynamicCache], Any]
 SAMPLE = 1024  # prompts looked at for what they have in common
 logger = logging.getLogger(__name__)
 
 
 class WholeSlidingLayer(DynamicSlidingWindowLayer):
-    """A window's layer that keeps all states of the prefix: shorter prompts of a batch end in front of its last."""
+    """A window's layer that keeps all states of the prefix: shorter prompts of a batch end before its last."""
 
-    def update(self, key_states: Any, value_states: Any, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
+    def update(self, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the kept states followed by the new ones, and keep both."""
-        self.keys, self.values = whole = super().update(key_states, value_states, *args, **kwargs)
+        self.keys, self.values = whole = super().update(*args, **kwargs)
         return whole
 
 
-class ReadOnlyLayer(DynamicLayer):
+class ReadOnly:
     """A layer's cache that is read by batches of any size and kept as it is."""
 
-    def update(self, key_states: Any, value_states: Any, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
+    keys: torch.Tensor
+    values: torch.Tensor
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the kept states followed by the new ones."""
         return _joined(self.keys, key_states), _joined(self.values, value_states)
 
 
-class ReadOnlySlidingLayer(DynamicSlidingWindowLayer):
-    """The same for a layer that keeps a window's width of states."""
-
-    def update(self, key_states: Any, value_states: Any, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
-        """Return the kept states followed by the new ones."""
-        return _joined(self.keys, key_states), _joined(self.values, value_states)
+class ReadOnlyLayer(ReadOnly, DynamicLayer):  # type: ignore[misc]
+    """A layer that keeps all states."""
 
 
-READ_ONLY: dict[Any, Any] = {DynamicLayer: ReadOnlyLayer, WholeSlidingLayer: ReadOnlySlidingLayer}
-WRITABLE: dict[Any, Any] = {DynamicLayer: DynamicLayer, WholeSlidingLayer: DynamicSlidingWindowLayer}
+class ReadOnlySlidingLayer(ReadOnly, DynamicSlidingWindowLayer):  # type: ignore[misc]
+    """A layer that keeps a window's width of states."""
+
+
+READ_ONLY: dict[type, type] = {DynamicLayer: ReadOnlyLayer, WholeSlidingLayer: ReadOnlySlidingLayer}
+WRITABLE: dict[type, type] = {DynamicLayer: DynamicLayer, WholeSlidingLayer: DynamicSlidingWindowLayer}
+
+
+Fill: TypeAlias = Callable[[np.ndarray, DynamicCache], None]
 
 
 class Prefix:
     """The longest beginning that the batches so far have in common, and its cache.
 
     Args:
-        config: The model's configuration, which tells the kind of each layer's cache.
+        config: The model's configuration, which decides the kind of each layer's cache.
 
     Attributes:
         ids: [P] token ids; empty before the first batch.
         off: Why nothing is reused; None while it is.
     """
 
-    def __init__(self, config: Any) -> None:
+    def __init__(self, config: PretrainedConfig) -> None:
         self.config = config
         self.off: str | None = None
         self._expected: np.ndarray | None = None
         self.forget()
 
     def forget(self) -> None:
-        """Start anew, as after the weights have changed; what prompts begin with is still expected."""
+        """Drop the cache, as after the weights have changed; what prompts begin with is still expected."""
         self.ids = np.empty(0, np.int64)
         self._cache: DynamicCache | None = None
         self._misses = 0
 
     def expect(self, prompts: Sequence[Sequence[int]]) -> None:
-        """Start anew with what most of a run's prompts begin with; batches change it no more.
+        """Expect what most of a run's prompts begin with; batches no longer change it.
 
-        A batch is then read alike whatever was read before it, so that a run that was stopped goes on to the bit.
+        A batch is then read in the same way whatever was read before it, so that a resumed run is the same to the bit.
 
         Args:
             prompts: Token ids.
@@ -88,11 +99,11 @@ class Prefix:
         self._expected = np.array(most_common_beginning(prompts), np.int64)
 
     def of(self, ids: np.ndarray, most: int, fill: Fill) -> int:
-        """Return how many tokens of a batch's beginning the cache has after this call; 0 where it is of no use.
+        """Return how many tokens of a batch's beginning the cache has after this call; 0 if it is of no use.
 
         Args:
             ids: [B, S] on the host, rows that begin at the same place.
-            most: Tokens that may be taken from the cache at most.
+            most: Tokens that may come from the cache at most.
             fill: Runs the model over ids [1, P] into an empty cache.
         """
         if self.off is not None:
@@ -113,7 +124,7 @@ class Prefix:
         return self._read(ids[0, :length], fill)
 
     def _of_expected(self, ids: np.ndarray, most: int, fill: Fill) -> int:
-        """Return the length of the prefix that was told, where all rows of a batch begin with it; else 0."""
+        """Return the length of the expected prefix if all rows of a batch begin with it, else 0."""
         expected = self._expected
         assert expected is not None
         length = len(expected)
@@ -122,11 +133,13 @@ class Prefix:
         return length if len(self.ids) == length else self._read(expected, fill)
 
     def _read(self, ids: np.ndarray, fill: Fill) -> int:
-        """Compute the cache of a prefix; say so where this model has none that can be reused."""
+        """Compute the cache of a prefix and return its length; 0, with a warning, if the model has none to reuse."""
         try:
             cache = DynamicCache(config=self.config)
-            slides: dict[Any, Any] = {DynamicSlidingWindowLayer: WholeSlidingLayer}
-            cache.layers = [_as(slides.get(type(layer), type(layer)), layer) for layer in cache.layers]
+            cache.layers = [
+                _as(WholeSlidingLayer, layer) if type(layer) is DynamicSlidingWindowLayer else layer
+                for layer in cache.layers
+            ]
             fill(ids[None], cache)
             if any(type(layer) not in READ_ONLY for layer in cache.layers):
                 raise TypeError("a layer keeps a state that is no list of keys and values")
@@ -147,7 +160,7 @@ class Prefix:
         """Return a cache for prompts that are padded on the left, which generation may write to.
 
         All rows have as many states, those of a row behind its padding: the shorter its prompt, the fewer of the
-        prefix, whose others are read again. Distances are then those of the prompt, also to a window's layer.
+        prefix, whose others are read again. Distances are then those of the prompt, in a window's layer too.
 
         Args:
             pads: How many tokens of padding each row has in front.
@@ -155,7 +168,7 @@ class Prefix:
         places = torch.arange(len(self.ids)) - torch.tensor(pads)[:, None]
         places = places.clamp(min=0)  # what stands under padding is masked
 
-        def rows(layer: Any) -> Any:
+        def rows(layer: Layer) -> Layer:
             made = _as(WRITABLE[type(layer)], layer)
             index = places.to(layer.keys.device)
             made.keys, made.values = (kept[0][:, index].transpose(0, 1) for kept in (layer.keys, layer.values))
@@ -163,7 +176,7 @@ class Prefix:
 
         return self._with(rows)
 
-    def _with(self, made: Callable[[Any], Any]) -> DynamicCache:
+    def _with(self, made: Callable[[Layer], Layer]) -> DynamicCache:
         """Return the cache with other layers."""
         assert self._cache is not None
         cache = copy.copy(self._cache)
@@ -172,9 +185,9 @@ class Prefix:
 
 
 def most_common_beginning(prompts: Sequence[Sequence[int]]) -> list[int]:
-    """Return what more than half of the prompts begin with, without the last token of any; empty where it is short.
+    """Return what more than half of the prompts begin with, without the last token of any; empty if it is short.
 
-    Of very many prompts some are looked at, evenly spread; the rest may turn out to begin otherwise.
+    Of very many prompts a sample is used, evenly spread; the rest may begin otherwise.
 
     Args:
         prompts: Token ids.
@@ -190,22 +203,22 @@ def most_common_beginning(prompts: Sequence[Sequence[int]]) -> list[int]:
     return first[: same.index(False) if False in same else len(same)]
 
 
-def _as(kind: Any, layer: Any) -> Any:
-    """Return a layer of another kind with the same states."""
-    made = kind.__new__(kind)
+def _as(kind: type, layer: Layer) -> Layer:
+    """Return a layer of another class with the same states."""
+    made: Layer = object.__new__(kind)
     made.__dict__.update(layer.__dict__)
     return made
 
 
-def _in_window(layer: Any) -> Any:
-    """Return a layer with the states that its window reaches, where it has one."""
+def _in_window(layer: Layer) -> Layer:
+    """Return a layer with the states that its window reaches, if it has one."""
     window = getattr(layer, "sliding_window", None)
     if window is not None:
         layer.keys, layer.values = (kept[:, :, -window + 1 :] for kept in (layer.keys, layer.values))
     return layer
 
 
-def _joined(kept: Any, new: torch.Tensor) -> torch.Tensor:
+def _joined(kept: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
     """Return kept states [1, heads, P, D] and new ones [B, heads, S, D] as [B, heads, P + S, D]."""
     return torch.cat([kept.expand(len(new), *kept.shape[1:]), new], dim=-2)
 

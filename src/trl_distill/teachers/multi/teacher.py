@@ -15,13 +15,11 @@ from ...losses.signals import DenseSignal, MixtureSignal, PerRowSignal, Retained
 from ...models.adapters import is_peft_model
 from ...models.batch_layout import LAYOUT, BatchLayout, layout_of
 from ...models.generation import Completion, GenerationSettings
-from ..base import Teacher, TextTeacher
-from ..local.initial_student import StartingTeacher
+from ..base import Capabilities, Teacher, each
+from ..compatibility import LIST, MIXTURE, require
 from ..local.prefix_cache import Prefix
-from ..local.self_teacher import SelfTeacher
 from ..local.teacher import LocalTeacher
-from ..remote.teacher import RemoteTeacher
-from ..target_store.reader import StoredTeacher
+from ..local.weights import FrozenCopy, FrozenModel
 from .entries import TeacherList
 
 if TYPE_CHECKING:
@@ -31,7 +29,7 @@ if TYPE_CHECKING:
 MIB = 2**20
 
 
-def take_student(teacher: Teacher, student: Any, *, fresh: bool = True) -> str:
+def attach_student(teacher: Teacher, student: Any, *, fresh: bool = True) -> str:
     """Give those teachers that are the student itself the student as its trainer has wrapped it.
 
     A teacher whose weights are the student's serves as its starting point too.
@@ -45,27 +43,34 @@ def take_student(teacher: Teacher, student: Any, *, fresh: bool = True) -> str:
         What a copy of its starting weights takes in memory, in a sentence; empty where none was made.
 
     Raises:
-        TeacherError: See `SelfTeacher.take` and `StartingTeacher.take`.
+        TeacherError: See the `attach_student` of the weight sources.
     """
     if isinstance(teacher, SeveralTeachers) and not is_peft_model(student):
         same = next((t for t in teacher.teachers if _is_of(t, student)), None)
         if same is not None:
-            teacher.teachers = tuple(same if isinstance(t, StartingTeacher) else t for t in teacher.teachers)
+            teacher.teachers = tuple(same if _starting_point(t) else t for t in teacher.teachers)
     said = ""
     for one in each(teacher):
-        if isinstance(one, StartingTeacher):
-            one.take(student, fresh=fresh)
-        elif isinstance(one, SelfTeacher):
-            one.take(student)
-        if isinstance(one, StartingTeacher) and one.copied:
+        if not isinstance(one, LocalTeacher):
+            continue
+        one.attach_student(student, fresh=fresh)
+        start = _starting_point(one)
+        if start is not None and start.is_copy:
             size = sum(p.numel() * p.element_size() for p in one.model.parameters()) / MIB
             said = f"Retention: a frozen copy of the weights that the student starts from takes {size:,.0f} MiB more."
     return said
 
 
+def _starting_point(teacher: Teacher) -> FrozenCopy | None:
+    """Return the weights that the student starts from if they are a teacher's."""
+    return teacher.weights if isinstance(teacher, LocalTeacher) and isinstance(teacher.weights, FrozenCopy) else None
+
+
 def _is_of(teacher: Teacher, student: Any) -> bool:
     """Whether a teacher's weights are the student's, precision included."""
-    if type(teacher) is not LocalTeacher or teacher.config._name_or_path != student.config._name_or_path:
+    if not isinstance(teacher, LocalTeacher) or not isinstance(teacher.weights, FrozenModel):
+        return False
+    if teacher.config._name_or_path != student.config._name_or_path:
         return False
     mine, theirs = (dict(model.named_parameters()) for model in (student, teacher.model))
     return mine.keys() == theirs.keys() and all(
@@ -92,14 +97,9 @@ class SeveralTeachers:
         self.listed = listed
         self._prefixes: dict[int, Prefix] = {}
         for teacher, entry in zip(self.teachers, listed.teachers, strict=True):
-            place = entry.place
-            if isinstance(teacher, StoredTeacher):
-                raise TeacherError(f"{place}: a store of targets is no teacher of a list; give the model it is of.")
-            if listed.mixed and isinstance(teacher, TextTeacher):
-                raise TeacherError(
-                    f"{place}: {teacher.name!r} gives text only, which cannot be mixed; write combine: completions, or "
-                    "leave it out."
-                )
+            require(LIST, teacher, setting=entry.place)
+            if listed.mixed:
+                require(MIXTURE, teacher, setting=entry.place)
         both = zip(self.teachers, listed.teachers, strict=True)
         self.name = ", ".join(dict.fromkeys(teacher.name for teacher, entry in both if entry.retained is None))
         self.vocabulary = min((t.vocabulary for t in self.teachers if t.vocabulary is not None), default=None)
@@ -107,6 +107,11 @@ class SeveralTeachers:
             self.restrict_vocabulary(
                 min(t.vocabulary_rows if t.vocabulary is None else t.vocabulary for t in self.teachers)
             )
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """They score rows that are known before training, each with its teacher."""
+        return Capabilities(dense=False, single=False, shardable=False)
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -189,7 +194,7 @@ class SeveralTeachers:
         batch = {f"teacher_{name}": whole[f"teacher{i}_{name}"] for name in ("input_ids", "attention_mask", "labels")}
         batch[LAYOUT] = replace(layout, teacher=layout.teachers[i][0])
         teacher = self.teachers[i]
-        if isinstance(teacher, TextTeacher) and not (isinstance(teacher, RemoteTeacher) and teacher.scores):
+        if not teacher.capabilities.scores:
             return None
         if not isinstance(teacher, LocalTeacher) or self.teachers.index(teacher) == i:
             return teacher.score(batch)
@@ -234,8 +239,3 @@ class SeveralTeachers:
             parts.append(DenseSignal(everywhere, targets.head, targets.vocabulary))
             weights[index[i], column] = self.listed.teachers[i].weight
         return MixtureSignal(parts, on_device(weights, parts[0].hidden.device), self.vocabulary)
-
-
-def each(teacher: Teacher) -> tuple[Teacher, ...]:
-    """Return the teachers that a run has: those of a list, each model once, or the one."""
-    return tuple(dict.fromkeys(teacher.teachers)) if isinstance(teacher, SeveralTeachers) else (teacher,)

@@ -15,6 +15,7 @@ from ...config.doors import spelled
 from ...config.endpoints import Endpoint, takes_temperature
 from ...errors import TeacherError
 from ...models.generation import Completion, GenerationSettings
+from ..base import Capabilities
 from ..completions.generate import identity_of, keys_of
 from ..completions.store import CompletionStore, JsonlStore, JsonObject
 from ..text.base import TextOnly
@@ -60,6 +61,11 @@ class RemoteTeacher(TextOnly):
         self.url = self.server.url
         self._warned = False
         self.logprobs = LogprobTargets(self.server, tokenizer, lambda: self.vocabulary_rows)
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """Text, and log-probabilities at T = 1 if they were found."""
+        return replace(super().capabilities, scores=self.scores, temperatures=(1.0,), renders=False)
 
     def identity(self) -> dict[str, Any]:
         """What its completions depend on: the server, the model, and the endpoint that is asked."""

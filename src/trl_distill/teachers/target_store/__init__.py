@@ -1,1 +1,1 @@
-"""Targets that are stored: written once, read in each epoch."""
+"""TeacherSignal that are stored: written once, read in each epoch."""

@@ -3,8 +3,8 @@
 store/
   manifest.json              what the targets were made with, and the checksum of each file; rewritten after each shard
   shard-00000.parquet ...    a row for each sequence: its key, its completion and the teacher's targets
-  head.safetensors           the teacher's LM head; only where the targets are its hidden states
-  completions.jsonl          what the teacher wrote, see `store.CompletionStore`; only where it wrote anything
+  head.safetensors           the teacher's LM head; only if the targets are its hidden states
+  completions.jsonl          what the teacher wrote, see `CompletionStore`; only if it wrote anything
   tokenizer/                 the teacher's
 
 A file is written under a temporary name, flushed and renamed: it is complete or not there. A shard that the manifest
@@ -21,7 +21,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -34,6 +34,7 @@ MANIFEST, COMPLETIONS, TOKENIZER, HEAD = "manifest.json", "completions.jsonl", "
 DATE = "chat_template_date.txt"  # see `TemplateDate`
 PARTS = ".parts"
 REPAIR = "re-make it with the same `aitraining teach` command and --repair"
+Manifest: TypeAlias = dict[str, Any]  # a JSON object
 
 
 @dataclass(frozen=True)
@@ -42,8 +43,8 @@ class TargetRow:
 
     Attributes:
         key: See `sequence_key`.
-        completion: All of the completion's token ids; the first has no target where the prompt is empty.
-        arrays: What its kind stores, by name: [n, width] each.
+        completion: All of the completion's token ids; the first has no target if the prompt is empty.
+        arrays: What its format stores, by name: [n, width] each.
     """
 
     key: bytes
@@ -85,7 +86,7 @@ class TargetFolder:
         """Whether everything was written."""
         return self.begun and bool(self.manifest().get("complete"))
 
-    def manifest(self) -> dict[str, Any]:
+    def manifest(self) -> Manifest:
         """Return the manifest.
 
         Raises:
@@ -104,7 +105,7 @@ class TargetFolder:
             raise TeacherError(f"{self}: {MANIFEST} is damaged; {REPAIR}.")
         return dict(read)
 
-    def write_manifest(self, content: Mapping[str, Any]) -> None:
+    def write_manifest(self, content: Manifest) -> None:
         """Write the manifest, its own checksum included."""
         self.folder.mkdir(parents=True, exist_ok=True)
         text = json.dumps({**content, "checksum": _checksum_of(content)}, indent=1, sort_keys=True)
@@ -128,7 +129,7 @@ class TargetFolder:
         _write(path, _parquet(_table(rows, vocabulary)))
 
     def read_part(self, shard: str, number: int) -> list[TargetRow]:
-        """Return a batch that was kept; nothing where there is none, or it is damaged."""
+        """Return a batch that was kept; nothing if there is none, or it is damaged."""
         try:
             return rows_of(pq.read_table(self._part(shard, number), page_checksum_verification=True))
         except (OSError, pa.ArrowException):
@@ -145,13 +146,13 @@ class TargetFolder:
         return self.folder / PARTS / f"{shard}.{number:03d}"
 
     def checksum(self, name: str) -> str:
-        """Return the sha256 of a file; an empty text where it cannot be read."""
+        """Return the sha256 of a file; an empty text if it cannot be read."""
         try:
             return hashlib.sha256((self.folder / name).read_bytes()).hexdigest()
         except OSError:
             return ""
 
-    def damaged(self, manifest: Mapping[str, Any]) -> list[str]:
+    def damaged(self, manifest: Manifest) -> list[str]:
         """Return the files that are missing, or whose content is not what the manifest says."""
         return [name for name, expected in files_of(manifest).items() if self.checksum(name) != expected]
 
@@ -168,18 +169,14 @@ class TargetFolder:
             (self.folder / name).unlink(missing_ok=True)
         return damaged
 
-    def check(self, manifest: Mapping[str, Any]) -> None:
-        """Refuse a store with a damaged file.
-
-        Raises:
-            TeacherError: Naming the file.
-        """
+    def check(self, manifest: Manifest) -> None:
+        """Raise TeacherError for the first damaged file."""
         for name in self.damaged(manifest):
             what = "differs from its checksum" if (self.folder / name).is_file() else "is missing"
             raise TeacherError(f"{self}: {name} is damaged: it {what}; {REPAIR}.")
 
-    def rows(self, manifest: Mapping[str, Any]) -> TargetTable:
-        """Return a store's rows by key, read from disk as they are asked for."""
+    def rows(self, manifest: Manifest) -> TargetTable:
+        """Return a store's rows by key, read from disk on demand."""
         return TargetTable([str(self.folder / shard["name"]) for shard in manifest["shards"]])
 
 
@@ -236,22 +233,20 @@ def rows_of(table: pa.Table) -> list[TargetRow]:
     ]
 
 
-def files_of(manifest: Mapping[str, Any]) -> dict[str, str]:
+def files_of(manifest: Manifest) -> dict[str, str]:
     """Return the checksum of each file that a manifest names."""
-    files = {shard["name"]: shard["sha256"] for shard in manifest["shards"]}
-    return {**files, **manifest["files"]}
+    return {shard["name"]: shard["sha256"] for shard in manifest["shards"]} | manifest["files"]
 
 
-def _checksum_of(content: Mapping[str, Any]) -> str:
-    """Return the checksum of a manifest's content."""
+def _checksum_of(content: Manifest) -> str:
     text = json.dumps({k: v for k, v in content.items() if k != "checksum"}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _table(rows: Sequence[TargetRow], vocabulary: int) -> pa.Table:
-    """Return rows as a table; what is two-dimensional lies rank by rank, so that like stands beside like."""
+    """Return rows as a table; two-dimensional arrays lie column by column, so that similar values are adjacent."""
     ids = np.dtype(np.uint16 if vocabulary <= 2**16 else np.uint32)
-    columns: dict[str, Any] = {
+    columns = {
         "key": pa.array([row.key for row in rows], pa.binary(16)),
         "tokens": pa.array([row.tokens for row in rows], pa.int32()),
         "completion": _column([row.completion.astype(ids) for row in rows]),
@@ -263,7 +258,7 @@ def _table(rows: Sequence[TargetRow], vocabulary: int) -> pa.Table:
 
 
 def _parquet(table: pa.Table) -> pa.Buffer:
-    """Return a table as a file: numbers as a dictionary, floats byte by byte, both packed."""
+    """Return a table as a file: integers dictionary-encoded, floats split by byte, both compressed."""
     lists = [field for field in table.schema if pa.types.is_list(field.type)]
     floats = [f"{f.name}.list.element" for f in lists if pa.types.is_floating(f.type.value_type)]
     sink = pa.BufferOutputStream()
@@ -281,7 +276,6 @@ def _parquet(table: pa.Table) -> pa.Buffer:
 
 
 def _column(parts: Sequence[np.ndarray]) -> pa.ListArray:
-    """Return arrays as one column of lists."""
     offsets = np.cumsum([0, *(len(part) for part in parts)], dtype=np.int32)
     return pa.ListArray.from_arrays(pa.array(offsets), pa.array(np.concatenate(parts)))
 
@@ -294,12 +288,12 @@ def _lists(column: pa.ListArray) -> list[np.ndarray]:
 
 
 def _by_token(flat: np.ndarray, tokens: int) -> np.ndarray:
-    """Return [n, width] of what lies rank by rank."""
+    """Return [n, width] of an array that lies column by column."""
     return flat.reshape(-1, tokens).T if tokens else flat.reshape(0, 1)
 
 
-def _write(path: Path, content: Any) -> None:
-    """Write a file so that it is complete or not there, whenever the power goes."""
+def _write(path: Path, content: bytes | pa.Buffer) -> None:
+    """Write a file so that it is complete or not there, even after a power cut."""
     temporary = path.with_name(f".{path.name}.writing")
     with temporary.open("wb") as file:
         file.write(content)

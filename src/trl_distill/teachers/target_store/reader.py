@@ -1,4 +1,4 @@
-"""A teacher that is not there: its targets come from a store, found by the content of prompt and completion."""
+"""A store of targets in its teacher's place: targets are found by the content of prompt and completion."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ from ...models.batch_layout import layout_of
 from ...models.generation import Completion, GenerationSettings
 from ...prompts.chat_template import ChatTemplate
 from ...prompts.shared_vocabulary import PROBE
-from .folder import HEAD, TOKENIZER, TargetFolder, TargetRow, TargetTable, sequence_key
-from .formats import kind_from, stacked
+from ..base import Capabilities
+from .folder import HEAD, TOKENIZER, Manifest, TargetFolder, TargetRow, TargetTable, sequence_key
+from .formats import format_from, padded_together
 from .lm_head_file import load_head
 
 if TYPE_CHECKING:
@@ -37,8 +38,8 @@ COMPARED = ("kind", "teacher", "tokenizer", "teacher_prompt_template", "teacher_
 class StoredTeacher:
     """The reader of a store of targets; it loads no model.
 
-    Rows are read from disk as a batch asks for them; the index of their keys and, of the kind hidden, the teacher's LM
-    head are in memory.
+    Rows are read from disk on demand; the index of their keys and, in the hidden format, the teacher's LM head are in
+    memory.
 
     Args:
         folder: The store, complete.
@@ -55,8 +56,21 @@ class StoredTeacher:
         self.folder.check(self.manifest)
         self.name = str(self.manifest["name"])
         self.vocabulary: int | None = int(self.manifest["vocabulary"])
-        self.kind = kind_from(self.manifest)
+        self.format = format_from(self.manifest)
         self._head: LMHead | None = None
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """It has the targets of known completions."""
+        there = None if self.format.has_head else self.format.temperatures
+        return Capabilities(
+            dense=self.format.has_head, temperatures=there, scores_unseen=False, scores_gaps=False, writes=False
+        )
+
+    @property
+    def kind(self) -> str:
+        """The name of its format."""
+        return self.format.name
 
     @cached_property
     def rows(self) -> TargetTable:
@@ -82,7 +96,7 @@ class StoredTeacher:
 
     @property
     def stop_ids(self) -> list[int]:
-        """The ids that end what the teacher writes; of a store that does not say, those that its tokenizer knows."""
+        """The ids that end what the teacher writes; if the manifest does not say, those that its tokenizer knows."""
         return list(self.manifest.get("stop_ids") or ChatTemplate(self.tokenizer).end_tokens)
 
     def restrict_vocabulary(self, vocabulary: int) -> None:
@@ -97,28 +111,21 @@ class StoredTeacher:
                 "make a store for this student with `aitraining teach`."
             )
 
-    def identity(self) -> dict[str, Any]:
-        """Return the teacher's own, so that what it wrote is found by it."""
+    def identity(self) -> dict[str, object]:
+        """Return the teacher's, by which its completions are found."""
         return dict(self.manifest["teacher"])
 
     def check_matches(self, run: Mapping[str, Any]) -> None:
-        """Refuse a run that the targets were not made for.
-
-        Args:
-            run: What the run has of `COMPARED`; what is left out is not compared.
-
-        Raises:
-            TeacherError: Naming the first difference.
-        """
+        """Raise TeacherError for the first setting in `COMPARED` that a run has and the store was not made with."""
         check_same(self.folder, self.manifest, run, COMPARED)
 
     def check_loss(self, temperature: float, divergence: str) -> None:
-        """Refuse a loss that the targets do not have everything for.
+        """Refuse a loss that needs more than the targets hold.
 
         Raises:
             TeacherError: A temperature they were not written for, or a divergence that needs the whole distribution.
         """
-        there = self.kind.temperatures
+        there = self.capabilities.temperatures
         if there is None:
             return
         if temperature not in there:
@@ -128,7 +135,7 @@ class StoredTeacher:
                 f"{temperature:g}; train at one of them, or make a store with --temperatures {temperature:g}."
             )
         try:
-            check_sparse_divergence(divergence, self.kind.name)
+            check_sparse_divergence(divergence, self.format.name)
         except ValueError as error:
             raise TeacherError(f"distill_{error}") from None
 
@@ -150,11 +157,7 @@ class StoredTeacher:
                 )
 
     def generate(self, prompts: Sequence[Sequence[int]], settings: GenerationSettings) -> list[Completion]:
-        """Refuse to write: completions that were written are in the store.
-
-        Raises:
-            TeacherError: Always.
-        """
+        """Raise TeacherError: only the completions in the store are known."""
         raise TeacherError(
             f"{self.folder} has no completion for a prompt, {self.tokenizer.decode(list(prompts[0]))!r:.80}; make a "
             "store of this data and these settings with `aitraining teach`."
@@ -171,22 +174,22 @@ class StoredTeacher:
         found = [
             self._find(ids, int(count))
             for ids, count in zip(side.sequences, side.counts, strict=True)
-            if count  # a row that another rank has too is asked about there
+            if count  # a row that another rank has too is scored there
         ] or [(self.rows.any(), 0)]
         arrays = {}
         for name in found[0][0].arrays:
-            arrays[name] = _on(device, stacked([row.arrays[name][row.tokens - n :] for row, n in found]))
-        return self.kind.targets(arrays, self._head_on(device))
+            arrays[name] = _on(device, padded_together([row.arrays[name][row.tokens - n :] for row, n in found]))
+        return self.format.decode(arrays, self._head_on(device))
 
     def _head_on(self, device: torch.device) -> LMHead | None:
-        """Return the teacher's head on a device; None where the targets do without."""
+        """Return the teacher's head on a device; None if the format has none."""
         kept = None if self._head is None else self._head.weight
-        if self.kind.has_head and (kept is None or kept.device != device):
+        if self.format.has_head and (kept is None or kept.device != device):
             self._head = load_head(self.folder.folder / HEAD, device)
         return self._head
 
     def _find(self, ids: list[int], count: int) -> tuple[TargetRow, int]:
-        """Return a sequence's row, of which the last `count` tokens are asked for, and the count."""
+        """Return a sequence's row, and the count of its last tokens to use."""
         # under an empty prompt of the student's the completion's first token is no target
         for prompt in (len(ids) - count, len(ids) - count - 1):
             row = self.rows.get(sequence_key(ids[:prompt], ids[prompt:])) if prompt >= 0 else None
@@ -203,7 +206,7 @@ def _on(device: torch.device, array: np.ndarray) -> torch.Tensor:
     return on_device(array.astype(np.int64) if array.dtype.kind == "u" else array, device)
 
 
-def check_same(folder: TargetFolder, manifest: Mapping[str, Any], run: Mapping[str, Any], names: Sequence[str]) -> None:
+def check_same(folder: TargetFolder, manifest: Manifest, run: Mapping[str, Any], names: Sequence[str]) -> None:
     """Refuse a run whose settings are not those in a store's manifest.
 
     Raises:
@@ -223,8 +226,7 @@ def check_same(folder: TargetFolder, manifest: Mapping[str, Any], run: Mapping[s
         )
 
 
-def _short(value: Any) -> str:
-    """Return a value as a sentence shows it."""
+def _short(value: object) -> str:
     text = repr(value)
     return text if len(text) <= 80 else text[:60] + "..." + text[-17:]
 

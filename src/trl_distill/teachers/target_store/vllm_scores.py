@@ -1,9 +1,9 @@
-"""A top-k store's targets from vLLM: as they are finished there, in the store's order here."""
+"""A top-k store's targets from vLLM: computed in any order there, returned in the store's order here."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
@@ -12,7 +12,7 @@ from ..completions.engines.base import EngineError
 from ..completions.engines.selection import refusal
 from ..completions.engines.vllm import VLLM
 from .folder import sequence_key
-from .formats import Kind, TopK
+from .formats import TargetFormat, TopKFormat
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -21,27 +21,27 @@ if TYPE_CHECKING:
     from ..completions.engines.vllm import Scores
     from .formats.base import Arrays
 
-Row = Mapping[str, Any]
+Row: TypeAlias = Mapping[str, Any]
 
 
 class VLLMScores:
-    """What vLLM says of sequences; its process starts when a batch is first asked for, and ends with `close`.
+    """vLLM's log-probabilities of sequences; its process starts with the first batch, and ends with `close`.
 
     Args:
         teacher: A local teacher that vLLM can load.
-        kind: Of the targets, one of which `unlike` says nothing.
-        rows: Prepared rows in the order in which they will be asked for; some may be left out.
+        format_: Of the targets, one to which `unlike` has no objection.
+        rows: Prepared rows in the order of the batches to come, which may leave some out.
     """
 
     name = VLLM.name
 
-    def __init__(self, teacher: Teacher, kind: Kind, rows: Sequence[Row]) -> None:
-        assert isinstance(kind, TopK)
-        self.teacher, self.kind, self._rows = teacher, kind, rows
+    def __init__(self, teacher: Teacher, format_: TargetFormat, rows: Sequence[Row]) -> None:
+        assert isinstance(format_, TopKFormat)
+        self.teacher, self.format, self._rows = teacher, format_, rows
         self._coming: Iterator[tuple[str, Scores]] | None = None
         self._found: dict[str, Scores] = {}
 
-    def arrays(self, batch: Sequence[Row]) -> Arrays:
+    def encode(self, batch: Sequence[Row]) -> Arrays:
         """Return what is stored of a batch's N tokens, by name: [N, width] each.
 
         Raises:
@@ -50,11 +50,11 @@ class VLLMScores:
         if self._coming is None:
             first = next(i for i, row in enumerate(self._rows) if _key(row) == _key(batch[0]))
             asked = {_key(row): _sequence(row) for row in self._rows[first:] if _targets(row)}
-            self._coming = VLLM(self.teacher).score(asked, self.kind.k) if asked else iter(())
-        nothing = (np.empty((0, self.kind.k), np.int32), np.empty((0, self.kind.k), np.float32))
+            self._coming = VLLM(self.teacher).score(asked, self.format.k) if asked else iter(())
+        nothing = (np.empty((0, self.format.k), np.int32), np.empty((0, self.format.k), np.float32))
         found = [self._take(_key(row)) if _targets(row) else nothing for row in batch]
         ids, log_probs = (np.concatenate(parts) for parts in zip(*found, strict=True))
-        return self.kind.at_one(ids, log_probs)
+        return self.format.at_one(ids, log_probs)
 
     def _take(self, key: str) -> Scores:
         """Return a sequence's scores as soon as they are there."""
@@ -73,18 +73,18 @@ class VLLMScores:
             getattr(self._coming, "close", bool)()
 
 
-def unlike(teacher: Teacher, kind: Kind) -> str | None:
-    """Return why vLLM's log-probabilities are not what a store of this kind holds; None if they are.
+def unlike(teacher: Teacher, format_: TargetFormat) -> str | None:
+    """Return why vLLM's log-probabilities are not what a store of this format holds; None if they are.
 
     They are those of the k likeliest tokens, at T = 1, over all of the teacher's rows.
     """
-    if not isinstance(kind, TopK):
-        return f"targets of the kind {kind.name} are more than the likeliest tokens"
-    if kind.temperatures != (1.0,):
-        there = ", ".join(f"{temperature:g}" for temperature in kind.temperatures)
+    if not isinstance(format_, TopKFormat):
+        return f"targets of the kind {format_.name} are more than the likeliest tokens"
+    if format_.temperatures != (1.0,):
+        there = ", ".join(f"{temperature:g}" for temperature in format_.temperatures)
         return f"it has probabilities at T = 1, and the store is for T = {there}"
-    if kind.vocabulary != teacher.vocabulary_rows:
-        rows = f"{teacher.vocabulary_rows:,} tokens, of which the student has {kind.vocabulary:,}"
+    if format_.vocabulary != teacher.vocabulary_rows:
+        rows = f"{teacher.vocabulary_rows:,} tokens, of which the student has {format_.vocabulary:,}"
         return f"its probabilities are over the teacher's {rows}"
     source: ModelSource | None = getattr(teacher, "source", None)
     if source is not None and source.adapter is not None:

@@ -1,8 +1,8 @@
-"""Writes a store of targets: each distinct sequence once, a batch at a time, to be gone on with after a kill.
+"""Writes a store of targets: each distinct sequence once, a batch at a time, resumable after a kill.
 
-Shard i has the sequences i * ROWS to (i + 1) * ROWS of the data in its order, scored in batches of a fixed make-up, so
-that a store that was gone on with is byte by byte the one that an uninterrupted run writes. A batch is kept as it is
-scored; when all of a shard are there, they become the shard.
+Shard i has the sequences i * ROWS to (i + 1) * ROWS of the data in its order, scored in batches of fixed rows, so that
+a resumed store is byte by byte the one that an uninterrupted run writes. A batch is kept as soon as it is scored; when
+all of a shard are there, they become the shard.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from tqdm.auto import tqdm
@@ -26,11 +25,11 @@ from ..base import Teacher
 from ..completions.engines.selection import VLLM_ALONE, Batches
 from ..completions.store import CompletionStore
 from ..local.teacher import LocalTeacher
-from .folder import COMPLETIONS, DATE, FORMAT, HEAD, TOKENIZER, TargetFolder, TargetRow, sequence_key
-from .formats import Kind, Span, kind_of
+from .folder import COMPLETIONS, DATE, FORMAT, HEAD, TOKENIZER, Manifest, TargetFolder, TargetRow, sequence_key
+from .formats import Span, TargetFormat, format_of
 from .lm_head_file import save_head
 from .reader import check_same, tokenizer_hash
-from .vllm_scores import VLLMScores, unlike
+from .vllm_scores import Row, VLLMScores, unlike
 
 ROWS = 256  # sequences of a shard
 FIXED = (
@@ -49,16 +48,16 @@ class TargetSettings:
         teacher_prompt_template: The teacher's template as it was given, to tell a store from another.
         generation: How completions were written, for the same.
         batch_size: Sequences scored at a time: what a kill costs.
-        kind: "topk", "sample" or "hidden", see `kinds`.
+        kind: "topk", "sample" or "hidden", see `formats`.
         teacher_system: The teacher's system message, to tell a store from another; "" is the rows' own.
-        engine: What scores: with "vllm" it does if what it gives is what is stored, see `unlike`; else transformers.
-            No part of what tells a store from another.
+        engine: What scores: "vllm" if its log-probabilities are what is stored (see `unlike`), else transformers. A
+            store may be resumed with another engine.
     """
 
     k: int
     temperatures: tuple[float, ...]
     teacher_prompt_template: str
-    generation: Mapping[str, Any]
+    generation: Mapping[str, object]
     batch_size: int = 16
     kind: str = "topk"
     teacher_system: str = ""
@@ -66,17 +65,12 @@ class TargetSettings:
 
 
 def write_targets(
-    teacher: Teacher,
-    rows: Iterable[Mapping[str, Any]],
-    folder: TargetFolder,
-    settings: TargetSettings,
-    *,
-    progress: bool = True,
+    teacher: Teacher, rows: Iterable[Row], folder: TargetFolder, settings: TargetSettings, *, progress: bool = True
 ) -> int:
     """Write what is missing of a store and return how many shards were made.
 
     Args:
-        teacher: Who scores; its vocabulary is shared with the student already.
+        teacher: Who scores; its vocabulary is restricted to the student's already.
         rows: Prepared rows, with `teacher_prompt` and `completion`; equal ones are stored once.
         folder: Where to.
         settings: What to store.
@@ -88,11 +82,11 @@ def write_targets(
     """
     sequences = {sequence_key(row["teacher_prompt"], row["completion"]): row for row in rows}
     vocabulary = teacher.vocabulary_rows if teacher.vocabulary is None else teacher.vocabulary
-    kind = kind_of(settings.kind, k=settings.k, temperatures=settings.temperatures, vocabulary=vocabulary)
-    header = _header(teacher, list(sequences), settings, kind, vocabulary)
-    by_vllm = settings.engine == VLLM_ALONE and _suits_vllm(teacher, kind, progress=progress)
+    format_ = format_of(settings.kind, k=settings.k, temperatures=settings.temperatures, vocabulary=vocabulary)
+    header = _header(teacher, list(sequences), settings, format_)
+    by_vllm = settings.engine == VLLM_ALONE and _suits_vllm(teacher, format_, progress=progress)
     if not by_vllm and not folder.begun and isinstance(teacher, LocalTeacher):
-        _check_logits(teacher, kind, progress=progress)
+        _check_logits(teacher, format_, progress=progress)
     manifest = _begin(folder, header)
     _keep_tokenizer(folder, teacher)
     done = {shard["name"]: shard for shard in manifest["shards"]}
@@ -100,12 +94,12 @@ def write_targets(
     made = 0
     vllm = None
     if by_vllm:
-        vllm = VLLMScores(teacher, kind, [row for i, (_, row) in enumerate(todo) if _shard(i // ROWS) not in done])
+        vllm = VLLMScores(teacher, format_, [row for i, (_, row) in enumerate(todo) if _shard(i // ROWS) not in done])
     elif hasattr(teacher, "expect"):
         teacher.expect([row["teacher_prompt"] for row in sequences.values()])
     with (
         tqdm(total=len(todo), desc="Teacher scores", unit="row", disable=not progress) as bar,
-        closing(_Scorer(teacher, kind, folder, vocabulary, settings.batch_size, bar, vllm)) as scorer,
+        closing(_Scorer(teacher, format_, folder, settings.batch_size, bar, vllm)) as scorer,
     ):
         for i, start in enumerate(range(0, len(todo), ROWS)):
             name, part = _shard(i), todo[start : start + ROWS]
@@ -120,37 +114,31 @@ def write_targets(
             folder.write_manifest({**header, "shards": _in_order(done), "files": {}, "complete": False})
             folder.discard_parts(name)
             made += 1
-        if todo and kind.has_head and not (folder.folder / HEAD).is_file():
-            scorer.keep_head(todo[: settings.batch_size])
-    if (folder.folder / COMPLETIONS).is_file():
-        CompletionStore(folder.folder / COMPLETIONS).settle()
-    tokenizer = sorted((folder.folder / TOKENIZER).iterdir())
-    beside = [COMPLETIONS, HEAD, *(f"{TOKENIZER}/{path.name}" for path in tokenizer)]
-    files = {name: folder.checksum(name) for name in beside if (folder.folder / name).is_file()}
-    folder.discard_parts()
-    folder.write_manifest({**header, "shards": _in_order(done), "files": files, "complete": True})
+        if todo and format_.has_head and not (folder.folder / HEAD).is_file():
+            scorer.ask(todo[: settings.batch_size])  # it went missing while all shards stayed
+    _finish(folder, {**header, "shards": _in_order(done)})
     return made
 
 
-def _suits_vllm(teacher: Teacher, kind: Kind, *, progress: bool) -> bool:
+def _suits_vllm(teacher: Teacher, format_: TargetFormat, *, progress: bool) -> bool:
     """Whether vLLM, which is named, gives what is stored; say why if it does not."""
-    why = unlike(teacher, kind)
+    why = unlike(teacher, format_)
     if why is not None and progress:
-        tqdm.write(f"Targets are computed by transformers, not by vLLM: {why}.", file=sys.stdout)
+        tqdm.write(f"TeacherSignal are computed by transformers, not by vLLM: {why}.", file=sys.stdout)
     return why is None
 
 
-def _check_logits(teacher: LocalTeacher, kind: Kind, *, progress: bool) -> None:
+def _check_logits(teacher: LocalTeacher, format_: TargetFormat, *, progress: bool) -> None:
     """Say once where a teacher's logits come from, and refuse to keep an LM head that does not give them.
 
     Raises:
-        TeacherError: The kind keeps the head.
+        TeacherError: The format keeps the head.
     """
     line = teacher.check_logits()
-    if line and kind.has_head:
+    if line and format_.has_head:
         raise TeacherError(
             f"teacher {teacher.name!r} has logits that its LM head alone does not give, and targets of the kind "
-            f"{kind.name} are hidden states and that head; store the kind topk or sample."
+            f"{format_.name} are hidden states and that head; store the kind topk or sample."
         )
     if line and progress:
         tqdm.write(line, file=sys.stdout)
@@ -160,21 +148,19 @@ def _shard(number: int) -> str:
     return f"shard-{number:05d}.parquet"
 
 
-def _in_order(shards: Mapping[str, Any]) -> list[Any]:
+def _in_order(shards: Manifest) -> list[Manifest]:
     return [shards[name] for name in sorted(shards)]
 
 
-def _header(
-    teacher: Teacher, keys: Sequence[bytes], settings: TargetSettings, kind: Kind, vocabulary: int
-) -> dict[str, Any]:
+def _header(teacher: Teacher, keys: Sequence[bytes], settings: TargetSettings, format_: TargetFormat) -> Manifest:
     """Return all of the manifest that is known before anything is scored."""
     return {
-        **kind.header(),
+        **format_.header(),
         "format": FORMAT,
         "name": teacher.name,
         "revision": getattr(getattr(teacher, "config", None), "_commit_hash", None),
         "teacher": teacher.identity(),
-        "vocabulary": vocabulary,
+        "vocabulary": format_.vocabulary,
         "vocabulary_rows": teacher.vocabulary_rows,
         "length_limit": teacher.length_limit,
         "stop_ids": teacher.stop_ids,
@@ -186,12 +172,12 @@ def _header(
     }
 
 
-def _begin(folder: TargetFolder, header: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the manifest to go on from, without the shards that are missing."""
+def _begin(folder: TargetFolder, header: Manifest) -> Manifest:
+    """Return the manifest to resume from, without the shards that are missing."""
     empty = {**header, "shards": [], "files": {}, "complete": False}
     if folder.begun:
         manifest = folder.manifest()
-        check_same(folder, manifest, _plain(header), FIXED)
+        check_same(folder, manifest, json.loads(json.dumps(header)), FIXED)  # tuples are lists in JSON
         there = [shard for shard in manifest["shards"] if (folder.folder / shard["name"]).is_file()]
         manifest = {**manifest, "shards": there, "files": {}}
         folder.check(manifest)
@@ -200,15 +186,21 @@ def _begin(folder: TargetFolder, header: Mapping[str, Any]) -> dict[str, Any]:
     foreign = sorted(p.name for p in folder.folder.glob("*") if not p.name.startswith(known))
     if foreign:
         raise TeacherError(f"{folder} holds {foreign[0]!r}, which is of no store; give another folder.")
-    folder.discard_parts()  # of what settings is not known
+    folder.discard_parts()  # their settings are not known
     (folder.folder / HEAD).unlink(missing_ok=True)
     folder.write_manifest(empty)
     return empty
 
 
-def _plain(header: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a header as it reads after JSON: tuples are lists there."""
-    return dict(json.loads(json.dumps(header)))
+def _finish(folder: TargetFolder, content: Manifest) -> None:
+    """Write the manifest of a complete store."""
+    if (folder.folder / COMPLETIONS).is_file():
+        CompletionStore(folder.folder / COMPLETIONS).settle()
+    tokenizer = sorted((folder.folder / TOKENIZER).iterdir())
+    beside = [COMPLETIONS, HEAD, *(f"{TOKENIZER}/{path.name}" for path in tokenizer)]
+    files = {name: folder.checksum(name) for name in beside if (folder.folder / name).is_file()}
+    folder.discard_parts()
+    folder.write_manifest({**content, "files": files, "complete": True})
 
 
 def _keep_tokenizer(folder: TargetFolder, teacher: Teacher) -> None:
@@ -226,39 +218,36 @@ class _Scorer:
     def __init__(
         self,
         teacher: Teacher,
-        kind: Kind,
+        format_: TargetFormat,
         folder: TargetFolder,
-        vocabulary: int,
         batch_size: int,
-        bar: Any,
+        bar: tqdm[None],
         vllm: VLLMScores | None,
     ) -> None:
-        self.teacher, self.kind, self.folder = teacher, kind, folder
-        self.vocabulary, self.batch_size, self.bar = vocabulary, batch_size, bar
-        self.vllm = vllm
+        self.teacher, self.format, self.folder = teacher, format_, folder
+        self.batch_size, self.bar, self.vllm = batch_size, bar, vllm
         self.engine = Batches.name if vllm is None else vllm.name
-        pad = teacher.tokenizer.pad_token_id
-        self._collate = DistillationCollator(pad_token_id=0 if pad is None else pad)
+        self._collate = DistillationCollator(pad_token_id=teacher.tokenizer.pad_token_id or 0)
 
-    def rows(self, shard: str, sequences: Sequence[tuple[bytes, Mapping[str, Any]]]) -> Iterator[TargetRow]:
-        """Yield the targets of a shard's sequences, those of batches that the same engine scored unasked."""
+    def rows(self, shard: str, sequences: Sequence[tuple[bytes, Row]]) -> Iterator[TargetRow]:
+        """Yield the targets of a shard's sequences; batches that the same engine has scored are read."""
         kept = f"{shard}.{self.engine}"
         for number, start in enumerate(range(0, len(sequences), self.batch_size)):
             batch = sequences[start : start + self.batch_size]
             rows = self.folder.read_part(kept, number)
             if [row.key for row in rows] != [key for key, _ in batch]:
                 rows = self._score(batch)
-                self.folder.write_part(kept, number, rows, vocabulary=self.vocabulary)
+                self.folder.write_part(kept, number, rows, vocabulary=self.format.vocabulary)
             self.bar.update(len(batch))
             yield from rows
 
-    def _score(self, batch: Sequence[tuple[bytes, Mapping[str, Any]]]) -> list[TargetRow]:
+    def _score(self, batch: Sequence[tuple[bytes, Row]]) -> list[TargetRow]:
         """Return the targets of a batch."""
         spans = [Span(key, len(row["completion"]) - (not row["teacher_prompt"])) for key, row in batch]
         if self.vllm is None:
-            arrays = self.kind.arrays(self._ask(batch), spans)
+            arrays = self.format.encode(self.ask(batch), spans)
         else:
-            arrays = self.vllm.arrays([row for _, row in batch])
+            arrays = self.vllm.encode([row for _, row in batch])
         rows, end = [], 0
         for span, (key, row) in zip(spans, batch, strict=True):
             begin, end = end, end + span.tokens
@@ -266,22 +255,18 @@ class _Scorer:
             rows.append(TargetRow(key, np.asarray(row["completion"]), own))
         return rows
 
-    def _ask(self, batch: Sequence[tuple[bytes, Mapping[str, Any]]]) -> DenseSignal:
-        """Have the teacher score a batch; its head is kept at the first one, where it belongs to the targets."""
+    def ask(self, batch: Sequence[tuple[bytes, Row]]) -> DenseSignal:
+        """Have the teacher score a batch; save its head if that belongs to the targets and is not there yet."""
         sides = [{**row, "student_prompt": row["teacher_prompt"]} for _, row in batch]  # the teacher's alone counts
         scored = self.teacher.score(self._collate(sides))
         if not isinstance(scored, DenseSignal):
             raise TeacherError(f"{self.teacher.name} gives no full distribution; store the targets of a local model.")
         path = self.folder.folder / HEAD
-        if self.kind.has_head and not path.is_file():
-            save_head(scored.head, path, rows=self.vocabulary)
+        if self.format.has_head and not path.is_file():
+            save_head(scored.head, path, rows=self.format.vocabulary)
         return scored
 
     def close(self) -> None:
         """End vLLM's process, if there is one."""
         if self.vllm is not None:
             self.vllm.close()
-
-    def keep_head(self, batch: Sequence[tuple[bytes, Mapping[str, Any]]]) -> None:
-        """Write the teacher's head where it went missing while all shards stayed."""
-        self._ask(batch)

@@ -1,4 +1,4 @@
-"""What all teachers of text have in common: servers, local models with other tokens, and those who wrote the data."""
+"""What all teachers that give text have in common: servers, local models with other tokens, the data's authors."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from ...errors import TeacherError
 from ...models.generation import Completion, GenerationSettings
 from ...prompts.chat_template import ChatTemplate
+from ..base import Capabilities
 
 if TYPE_CHECKING:
     import torch
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class TextOnly:
-    """What all teachers without probabilities have in common: the student's tokenizer stands in the place of theirs.
+    """A teacher of text, with the student's tokenizer in the place of its own; by itself it gives no probabilities.
 
     Args:
         name: What it is called in messages and in the model card.
@@ -30,13 +31,20 @@ class TextOnly:
         self.vocabulary: int | None = None
 
     @property
+    def capabilities(self) -> Capabilities:
+        """It reads and gives text."""
+        return Capabilities(
+            reads="text", scores=False, dense=False, scores_unseen=False, scores_gaps=False, same_tokenizer=False
+        )
+
+    @property
     def vocabulary_rows(self) -> int:
-        """Rows of the student's vocabulary, which its completions are cut into."""
+        """Rows of the student's vocabulary, which its completions are split into."""
         return len(self.tokenizer) if self.vocabulary is None else self.vocabulary
 
     @property
     def length_limit(self) -> int | None:
-        """None: its own tokens are counted where it reads them."""
+        """None: it counts its own tokens itself."""
         return None
 
     @property
@@ -49,17 +57,9 @@ class TextOnly:
         self.vocabulary = vocabulary
 
     def score(self, batch: Mapping[str, torch.Tensor]) -> TeacherSignal:
-        """Refuse: there are no probabilities of the student's tokens.
-
-        Raises:
-            TeacherError: Always.
-        """
+        """Raise TeacherError: there are no probabilities of the student's tokens."""
         raise TeacherError(f"teacher_model {self.name!r} gives text only and scores nothing; set --distill-alpha 0.")
 
     def generate(self, prompts: Sequence[Sequence[int]], settings: GenerationSettings) -> list[Completion]:
-        """Refuse: it reads text, see `write`.
-
-        Raises:
-            TeacherError: Always.
-        """
+        """Raise TeacherError: it reads text, see `write`."""
         raise TeacherError(f"teacher_model {self.name!r} reads text, no token ids; have it write with write().")

@@ -1,13 +1,15 @@
-"""Teachers that have written already: the data's column `teacher` names them, and nothing is asked of them any more."""
+"""Teachers that wrote the data's completions, which its column `teacher` names; they write nothing more."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from ...data.rows import WRITER
 from ...errors import DataError
 from ...models.generation import Completion, GenerationSettings
+from ..base import Capabilities
 from ..completions.store import CompletionStore
 from .base import TextOnly
 
@@ -15,8 +17,10 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
 
+    from ...prompts.rendering import Prompt
 
-class WrittenTeacher(TextOnly):
+
+class RecordedTeacher(TextOnly):
     """The teachers that a dataset names as those who wrote its completions.
 
     Args:
@@ -27,27 +31,28 @@ class WrittenTeacher(TextOnly):
     def __init__(self, names: Sequence[str], *, tokenizer: PreTrainedTokenizerBase) -> None:
         super().__init__(", ".join(names), tokenizer=tokenizer)
 
-    def identity(self) -> dict[str, Any]:
+    @property
+    def capabilities(self) -> Capabilities:
+        """They have written all they will."""
+        return replace(super().capabilities, writes=False, renders=False)
+
+    def identity(self) -> dict[str, object]:
         """Their names: nothing is kept under it."""
         return {"written by": self.name}
 
     def describe(self) -> str:
-        """Say who wrote, and how it is learnt from."""
+        """Say who wrote, and how that is learned."""
         return f"none is asked; {self.name} wrote the data's completions, which are learnt by cross-entropy alone"
 
     def write(
         self,
-        prompts: Sequence[str | list[dict[str, Any]]],
+        prompts: Sequence[Prompt],
         settings: GenerationSettings,
         *,
         store: CompletionStore | None = None,
         progress: bool = True,
     ) -> list[Completion]:
-        """Refuse: they wrote all they will.
-
-        Raises:
-            DataError: Always.
-        """
+        """Raise DataError: they have written all they will."""
         raise DataError(
             f"{len(prompts):,} rows have no completion, and no teacher is named that could write them; add the "
             "completions, or give --teacher-model."
@@ -61,7 +66,7 @@ def writers_of(dataset: Dataset | None) -> tuple[str, ...]:
         dataset: Rows as the user has them.
 
     Returns:
-        What its column `teacher` says; nothing where there is no such column, or a row of it says nothing.
+        What its column `teacher` says; nothing if there is no such column, or a row of it is empty.
     """
     if WRITER not in (getattr(dataset, "column_names", None) or ()) or not hasattr(dataset, "unique"):
         return ()  # a stream is not read to its end for that

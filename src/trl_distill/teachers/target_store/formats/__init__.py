@@ -1,22 +1,22 @@
-"""The kinds of targets that a store may hold, behind one protocol."""
+"""The formats in which a store keeps a teacher's targets."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .base import Kind, Span, stacked
-from .hidden import Hidden
-from .sampled import Sample
-from .topk import TopK
+from .base import Span, TargetFormat, padded_together
+from .hidden import HiddenFormat
+from .sampled import SampledFormat
+from .topk import TopKFormat
 
-__all__ = ["Hidden", "Kind", "Sample", "Span", "TopK", "kind_from", "kind_of", "stacked"]
+__all__ = ["Span", "TargetFormat", "TopKFormat", "format_from", "format_of", "padded_together"]
 
-KINDS: dict[str, type[Kind]] = {kind.name: kind for kind in (TopK, Sample, Hidden)}
+FORMATS: dict[str, type[TargetFormat]] = {each.name: each for each in (TopKFormat, SampledFormat, HiddenFormat)}
 
 
-def kind_of(name: str, *, k: int, temperatures: Sequence[float], vocabulary: int) -> Kind:
-    """Return a kind of targets under a store's settings.
+def format_of(name: str, *, k: int, temperatures: Sequence[float], vocabulary: int) -> TargetFormat:
+    """Return the format of targets under a store's settings.
 
     Args:
         name: "topk", "sample" or "hidden".
@@ -24,10 +24,9 @@ def kind_of(name: str, *, k: int, temperatures: Sequence[float], vocabulary: int
         temperatures: Those the targets can be used at; "hidden" has every one.
         vocabulary: Rows over which the teacher is normalised.
     """
-    return KINDS[name].of(k=k, temperatures=tuple(temperatures), vocabulary=vocabulary)
+    return FORMATS[name](k=k, temperatures=tuple(temperatures), vocabulary=vocabulary)
 
 
-def kind_from(manifest: Mapping[str, Any]) -> Kind:
-    """Return the kind that a store's manifest describes."""
-    own = {name: manifest[name] for name in ("k", "temperatures", "vocabulary")}
-    return kind_of(manifest["kind"], **own)
+def format_from(manifest: Mapping[str, Any]) -> TargetFormat:
+    """Return the format that a store's manifest describes."""
+    return format_of(manifest["kind"], **{name: manifest[name] for name in ("k", "temperatures", "vocabulary")})

@@ -1,9 +1,10 @@
-"""What a kind of stored targets has to do: turn a teacher's scores into arrays, and arrays into what a loss takes."""
+"""What a format of stored targets does: it turns a teacher's scores into arrays, and arrays into a loss's targets."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 import numpy as np
 
@@ -24,49 +25,47 @@ class Span(NamedTuple):
     tokens: int
 
 
-class Kind(Protocol):
-    """One kind of targets under a store's settings.
+class TargetFormat(ABC):
+    """One format of targets under a store's settings.
+
+    Args:
+        k: Tokens kept or drawn of each distribution.
+        temperatures: Those the targets can be used at.
+        vocabulary: Rows over which the teacher is normalised.
 
     Attributes:
         name: As the manifest has it.
-        has_head: Whether the teacher's LM head is kept beside the targets.
-        temperatures: Those the targets can be used at; None is every one, with every divergence.
+        has_head: Whether the teacher's LM head is kept beside the targets, which can then be used at every
+            temperature and with every divergence.
     """
 
     name: ClassVar[str]
-    has_head: ClassVar[bool]
+    has_head: ClassVar[bool] = False
 
-    @property
-    def temperatures(self) -> tuple[float, ...] | None:
-        """See above."""
-        ...
+    def __init__(self, *, k: int, temperatures: tuple[float, ...], vocabulary: int) -> None:
+        self.k, self.temperatures, self.vocabulary = k, temperatures, vocabulary
 
-    @classmethod
-    def of(cls, *, k: int, temperatures: tuple[float, ...], vocabulary: int) -> Kind:
-        """Return the kind under a store's settings."""
-        ...
-
-    def header(self) -> dict[str, Any]:
+    def header(self) -> dict[str, object]:
         """Return what the manifest says of it: kind, k and temperatures."""
-        ...
+        return {"kind": self.name, "k": self.k, "temperatures": list(self.temperatures)}
 
-    def arrays(self, scored: DenseSignal, spans: Sequence[Span]) -> Arrays:
+    @abstractmethod
+    def encode(self, scored: DenseSignal, spans: Sequence[Span]) -> Arrays:
         """Return what is stored of N scored tokens, by name: [N, width] each.
 
         Args:
             scored: The teacher's hidden states and head.
             spans: The sequences that the N tokens are of, in order.
         """
-        ...
 
-    def targets(self, arrays: Mapping[str, torch.Tensor], head: LMHead | None) -> TeacherSignal:
+    @abstractmethod
+    def decode(self, arrays: Mapping[str, torch.Tensor], head: LMHead | None) -> TeacherSignal:
         """Return the targets that the arrays of N tokens are.
 
         Args:
-            arrays: [N, width] each; a sequence that needs less width than others is filled up with zeros.
-            head: The teacher's, where the kind keeps it.
+            arrays: [N, width] each; a sequence that needs less width than others is padded with zeros.
+            head: The teacher's, if the format keeps it.
         """
-        ...
 
 
 def tokens_at_a_time(rows: int) -> int:
@@ -74,12 +73,7 @@ def tokens_at_a_time(rows: int) -> int:
     return max(1, ELEMENTS // rows)
 
 
-def stacked(parts: Sequence[np.ndarray]) -> np.ndarray:
-    """Return [n, width] arrays of several widths as one, narrower ones filled up with zeros."""
+def padded_together(parts: Sequence[np.ndarray]) -> np.ndarray:
+    """Return [n, width] arrays of several widths as one, narrower ones padded with zeros."""
     width = max(part.shape[1] for part in parts)
-    whole = np.zeros((sum(map(len, parts)), width), parts[0].dtype)
-    end = 0
-    for part in parts:
-        begin, end = end, end + len(part)
-        whole[begin:end, : part.shape[1]] = part
-    return whole
+    return np.concatenate([np.pad(part, ((0, 0), (0, width - part.shape[1]))) for part in parts])

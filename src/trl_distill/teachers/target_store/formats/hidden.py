@@ -3,52 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
 
 import torch
 
 from ....losses.lm_head import LMHead
 from ....losses.signals import DenseSignal
-from .base import Arrays, Span
+from .base import Arrays, Span, TargetFormat
+
+HIDDEN, BITS = "hidden", "bfloat16"
 
 
-class Hidden:
-    """Hidden states as the teacher computed them, to the bit.
+class HiddenFormat(TargetFormat):
+    """Hidden states as the teacher computed them, to the bit; neither k nor temperatures matter."""
 
-    Args:
-        vocabulary: Rows over which the teacher is normalised.
-    """
+    name = "hidden"
+    has_head = True
 
-    name: ClassVar[str] = "hidden"
-    has_head: ClassVar[bool] = True
+    def __init__(self, *, k: int, temperatures: tuple[float, ...], vocabulary: int) -> None:
+        super().__init__(k=0, temperatures=(), vocabulary=vocabulary)
 
-    def __init__(self, vocabulary: int) -> None:
-        self.vocabulary = vocabulary
-        self.temperatures = None
-
-    @classmethod
-    def of(cls, *, k: int, temperatures: tuple[float, ...], vocabulary: int) -> Hidden:
-        """Return the kind; neither k nor temperatures matter to it."""
-        return cls(vocabulary)
-
-    def header(self) -> dict[str, Any]:
-        """Return what the manifest says of it."""
-        return {"kind": self.name, "k": 0, "temperatures": []}
-
-    def arrays(self, scored: DenseSignal, spans: Sequence[Span]) -> Arrays:
+    def encode(self, scored: DenseSignal, spans: Sequence[Span]) -> Arrays:
         """Return the hidden states [N, H]; bfloat16, which numpy does not have, as the float16 of the same bits."""
         hidden = scored.hidden.detach().cpu().contiguous()
         if hidden.dtype == torch.bfloat16:
             return {BITS: hidden.view(torch.float16).numpy()}
         return {HIDDEN: hidden.numpy()}
 
-    def targets(self, arrays: Mapping[str, torch.Tensor], head: LMHead | None) -> DenseSignal:
+    def decode(self, arrays: Mapping[str, torch.Tensor], head: LMHead | None) -> DenseSignal:
         """Return hidden states and head."""
         if head is None:
             raise ValueError("targets of the kind hidden come with the teacher's LM head.")
         bits = arrays.get(BITS)
         hidden = arrays[HIDDEN] if bits is None else bits.contiguous().view(torch.bfloat16)
         return DenseSignal(hidden, head, self.vocabulary)
-
-
-HIDDEN, BITS = "hidden", "bfloat16"

@@ -3,49 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from ....config.devices import to_float64
 from ....losses.signals import SampledSignal, SampledTokens
-from .base import Arrays, Span, stacked, tokens_at_a_time
+from .base import Arrays, Span, TargetFormat, padded_together, tokens_at_a_time
 
 if TYPE_CHECKING:
     from ....losses.lm_head import LMHead
     from ....losses.signals import DenseSignal
 
 
-class Sample:
-    """How often each token came in m draws from each distribution, for every temperature apart.
+class SampledFormat(TargetFormat):
+    """How often each token came in k draws with replacement from each distribution, for every temperature apart.
 
     The likeliest token stands first, drawn or not; the others by how often they came. A sequence's draws depend on its
     content alone, whatever batch it is scored in.
-
-    Args:
-        draws: Tokens drawn of each distribution, with replacement.
-        temperatures: T of the distributions that are drawn from.
-        vocabulary: Rows over which the teacher is normalised.
     """
 
-    name: ClassVar[str] = "sample"
-    has_head: ClassVar[bool] = False
-
-    def __init__(self, draws: int, temperatures: tuple[float, ...], vocabulary: int) -> None:
-        self.draws, self.temperatures, self.vocabulary = draws, temperatures, vocabulary
-
-    @classmethod
-    def of(cls, *, k: int, temperatures: tuple[float, ...], vocabulary: int) -> Sample:
-        """Return the kind under a store's settings."""
-        return cls(k, temperatures, vocabulary)
-
-    def header(self) -> dict[str, Any]:
-        """Return what the manifest says of it."""
-        return {"kind": self.name, "k": self.draws, "temperatures": list(self.temperatures)}
+    name = "sample"
 
     @torch.no_grad()
-    def arrays(self, scored: DenseSignal, spans: Sequence[Span]) -> Arrays:
+    def encode(self, scored: DenseSignal, spans: Sequence[Span]) -> Arrays:
         """Return token ids and counts [N, width] of each temperature, and float32 sums of p log p [N, m]."""
         rows = self.vocabulary
         uniform = torch.from_numpy(self._uniform(spans))
@@ -64,24 +46,24 @@ class Sample:
         out: Arrays = {}
         for i, chunks in enumerate(parts):
             ids, counts, _ = zip(*chunks, strict=True)
-            out[f"token_ids_{i}"], out[f"counts_{i}"] = stacked(ids), stacked(counts)
+            out[f"token_ids_{i}"], out[f"counts_{i}"] = padded_together(ids), padded_together(counts)
         sums = [np.concatenate([negentropy for *_, negentropy in chunks]) for chunks in parts]
         return {**out, "negentropies": np.stack(sums, 1)}
 
     def _uniform(self, spans: Sequence[Span]) -> np.ndarray:
-        """Return numbers in [0, 1) to draw by, [N, m, draws], from a generator of each sequence's own."""
-        shape = (len(self.temperatures), self.draws)
+        """Return numbers in [0, 1) to draw by, [N, m, k], from a generator of each sequence's own."""
+        shape = (len(self.temperatures), self.k)
         seeds = (np.random.Generator(np.random.PCG64(int.from_bytes(span.key, "big"))) for span in spans)
         return np.concatenate([own.random((span.tokens, *shape)) for own, span in zip(seeds, spans, strict=True)])
 
-    def targets(self, arrays: Mapping[str, torch.Tensor], head: LMHead | None) -> SampledSignal:
+    def decode(self, arrays: Mapping[str, torch.Tensor], head: LMHead | None) -> SampledSignal:
         """Return the drawn tokens by temperature."""
         draws = {}
         for i, temperature in enumerate(self.temperatures):
             ids, counts = arrays[f"token_ids_{i}"].long(), arrays[f"counts_{i}"].float()
             none = counts == 0
             none[:, :1] = False  # the likeliest, even if it was not drawn
-            shares = counts / self.draws
+            shares = counts / self.k
             draws[temperature] = SampledTokens(ids.masked_fill(none, -1), shares, arrays["negentropies"][:, i])
         return SampledSignal(draws, self.vocabulary)
 

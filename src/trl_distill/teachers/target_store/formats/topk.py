@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING
 
 import torch
 
 from ....config.devices import to_float64
 from ....losses.signals import TopKSignal
-from .base import Arrays, Span, tokens_at_a_time
+from .base import Arrays, Span, TargetFormat, tokens_at_a_time
 
 if TYPE_CHECKING:
     import numpy as np
@@ -20,35 +20,20 @@ if TYPE_CHECKING:
 NAMES = ("token_ids", "log_probs", "log_normalizers")
 
 
-class TopK:
-    """The k likeliest tokens of each distribution, the first the likeliest.
+class TopKFormat(TargetFormat):
+    """The k likeliest tokens of each distribution (at most the vocabulary), the first the likeliest.
 
-    A normaliser is that of the rounded log-probabilities: with it their mass at T, and so the tail's, is the exact
-    one, and rounding moves mass among the stored tokens alone.
-
-    Args:
-        k: Tokens to keep; all of the vocabulary where that is smaller.
-        temperatures: The m temperatures T of the normalisers.
-        vocabulary: Rows over which the teacher is normalised.
+    The log-normalisers are those of the rounded log-probabilities: with them the stored tokens' mass at T, and so the
+    tail's, is exact, and rounding moves mass among the stored tokens alone.
     """
 
-    name: ClassVar[str] = "topk"
-    has_head: ClassVar[bool] = False
+    name = "topk"
 
-    def __init__(self, k: int, temperatures: tuple[float, ...], vocabulary: int) -> None:
-        self.k, self.temperatures, self.vocabulary = min(k, vocabulary), temperatures, vocabulary
-
-    @classmethod
-    def of(cls, *, k: int, temperatures: tuple[float, ...], vocabulary: int) -> TopK:
-        """Return the kind under a store's settings."""
-        return cls(k, temperatures, vocabulary)
-
-    def header(self) -> dict[str, Any]:
-        """Return what the manifest says of it."""
-        return {"kind": self.name, "k": self.k, "temperatures": list(self.temperatures)}
+    def __init__(self, *, k: int, temperatures: tuple[float, ...], vocabulary: int) -> None:
+        super().__init__(k=min(k, vocabulary), temperatures=temperatures, vocabulary=vocabulary)
 
     @torch.no_grad()
-    def arrays(self, scored: DenseSignal, spans: Sequence[Span]) -> Arrays:
+    def encode(self, scored: DenseSignal, spans: Sequence[Span]) -> Arrays:
         """Return token ids [N, k], float16 log-probabilities [N, k] and float32 log-normalisers [N, m]."""
         rows, parts = self.vocabulary, []
         for hidden in scored.hidden.split(tokens_at_a_time(rows)):
@@ -63,7 +48,7 @@ class TopK:
         return {name: torch.cat(own).cpu().numpy() for name, own in zip(NAMES, zip(*parts, strict=True), strict=True)}
 
     def at_one(self, ids: np.ndarray, log_probs: np.ndarray) -> Arrays:
-        """Return what is stored at T = 1, as `arrays` does, from the likeliest tokens alone.
+        """Return what is stored at T = 1, as `encode` does, from the likeliest tokens alone.
 
         Args:
             ids: [N, k] token ids, the likeliest first.
@@ -81,7 +66,7 @@ class TopK:
         normalizers = [torch.logsumexp(rounded / temperature, 1) - mass for temperature, mass in pairs]
         return [ids, half, torch.stack(normalizers, 1).float()]
 
-    def targets(self, arrays: Mapping[str, torch.Tensor], head: LMHead | None) -> TopKSignal:
+    def decode(self, arrays: Mapping[str, torch.Tensor], head: LMHead | None) -> TopKSignal:
         """Return the tokens, their log-probabilities and the normalisers by temperature."""
         normalizers = {t: arrays["log_normalizers"][:, i] for i, t in enumerate(self.temperatures)}
         return TopKSignal(arrays["token_ids"].long(), arrays["log_probs"].float(), normalizers, self.vocabulary)

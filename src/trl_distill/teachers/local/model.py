@@ -1,0 +1,139 @@
+"""A model on this machine that writes completions: what a causal teacher and an encoder-decoder have in common."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from ...models.generation import Completion, GenerationSettings, cut_at_stop
+from ...prompts.chat_template import ChatTemplate
+from ..completions.stop_strings import cut_at_string
+from . import fingerprint
+
+if TYPE_CHECKING:
+    from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+    from .weights import WeightSource
+
+
+class LocalModel:
+    """A model read from a folder or the Hub, or one that is in memory.
+
+    Args:
+        name: What it is called in messages and in the model card.
+        weights: Where its weights come from; they are read when a completion or a score is first asked for.
+        config: The model's configuration, enough to refuse a model that cannot teach.
+        tokenizer: Its tokenizer.
+        generation_config: The model's, for the tokens it starts and stops with.
+
+    Raises:
+        TeacherError: A model of another architecture.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        weights: WeightSource,
+        config: PretrainedConfig,
+        tokenizer: PreTrainedTokenizerBase,
+        generation_config: GenerationConfig | None = None,
+    ) -> None:
+        self.check_architecture(name, config)
+        self.name = name
+        self.weights = weights
+        self.config = config
+        self.tokenizer = tokenizer
+        self._generation_config = generation_config
+
+    @staticmethod
+    def check_architecture(name: str, config: PretrainedConfig) -> None:
+        """Refuse a model of another architecture, which needs its configuration alone."""
+        raise NotImplementedError
+
+    @cached_property
+    def model(self) -> PreTrainedModel:
+        """The model, without PEFT's wrapper."""
+        return self.weights.model()
+
+    @property
+    def loaded(self) -> bool:
+        """Whether the model is in memory."""
+        return "model" in self.__dict__
+
+    def unload(self) -> None:
+        """Give the model's memory back; it is loaded again when it is needed."""
+        self.__dict__.pop("model", None)
+
+    @property
+    def stop_ids(self) -> list[int]:
+        """The ids that end what it writes: its generation configuration's, its tokenizer's, its chat's turn end."""
+        config = self.model.generation_config if self.loaded else self._generation_config
+        return ChatTemplate(self.tokenizer).stop_ids(config)
+
+    def generate(self, prompts: Sequence[Sequence[int]], settings: GenerationSettings) -> list[Completion]:
+        """Write one completion for each prompt (token ids), as one batch, in the order given."""
+        raise NotImplementedError
+
+    @property
+    def suppressed(self) -> list[int]:
+        """The ids it must not write."""
+        raise NotImplementedError
+
+    def identity(self) -> dict[str, object]:
+        """What its completions depend on beside prompt and settings: weights, configuration and stop tokens.
+
+        Names and paths are no part of it, so that a folder that was moved is found again.
+        """
+        config = {k: v for k, v in self.config.to_diff_dict().items() if k != "transformers_version"}
+        return {
+            "weights": self.fingerprint(),
+            "config": json.dumps(config, sort_keys=True, default=str),
+            "stops": sorted(self.stop_ids),
+        }
+
+    def fingerprint(self) -> list[object] | str:
+        """Return what tells its weights from others': of files, or a hash of what is in memory."""
+        content = self.weights.content()
+        if content is not None:
+            return content
+        with self.weights.active():
+            return fingerprint.of_model(
+                self.weights.prompt_wrapper or self.model, adapters=not self.weights.adapter_off
+            )
+
+    def completion(self, ids: Sequence[int], stop: Sequence[str] = ()) -> Completion:
+        """Return what was written as a completion: up to the first stop token or stop string.
+
+        Args:
+            ids: Token ids, which may go on behind its end.
+            stop: Stop strings.
+        """
+        stops, end = self.stop_ids, self.tokenizer.eos_token_id
+        return cut_at_string(cut_at_stop(ids, stops), stop, self.tokenizer, end=stops[0] if end is None else end)
+
+    def generation_of(
+        self, settings: GenerationSettings, *, room: int | None, **tokens: int | None
+    ) -> GenerationConfig:
+        """Return a generation configuration; nothing of the model's own counts but `tokens` and the stop tokens.
+
+        Args:
+            settings: How it writes.
+            room: Tokens that may be written at most, whatever the settings say; None is no limit.
+            **tokens: Special tokens that it begins with.
+        """
+        from transformers import GenerationConfig
+
+        drawn = {"temperature": settings.temperature, "top_p": settings.top_p, "top_k": 0} if settings.do_sample else {}
+        stops, pad = self.stop_ids, self.tokenizer.pad_token_id
+        return GenerationConfig(
+            max_new_tokens=max(1, settings.max_new_tokens if room is None else min(settings.max_new_tokens, room)),
+            do_sample=settings.do_sample,
+            eos_token_id=stops,
+            pad_token_id=stops[0] if pad is None else pad,
+            suppress_tokens=self.suppressed or None,
+            **tokens,
+            **drawn,
+        )

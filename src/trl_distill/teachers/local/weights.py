@@ -1,0 +1,257 @@
+"""Where a local teacher's weights come from: a model of its own, or the student's own weights in some state."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Any
+
+from torch.distributed.tensor import DTensor
+
+from ...errors import TeacherError
+from ...models.adapters import base_of, is_peft_model
+from ...models.generation import generating_model, has_learned_prompt
+from ...models.lm_head import lm_head_of
+
+if TYPE_CHECKING:
+    import torch
+    from peft import PeftModel
+    from transformers import PreTrainedModel
+
+    from ...losses.lm_head import LMHead
+    from ...models.loading import ModelSource
+
+SELF = "self"
+CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")  # LoRA's ways to begin that change the weights under it
+SHARDED = (
+    "retain_data needs the weights that the student starts from, and those are sharded (FSDP, ZeRO-3); drop "
+    "--retain-data."
+)
+
+
+class WeightSource:
+    """A teacher's weights.
+
+    Attributes:
+        of_student: Whether they are the student's own, which are read in the precision that the student is read in.
+        shares_student: Whether they are in the student's layers, which its trainer wraps.
+        is_caller_owned: Whether the model is the caller's own, which is neither frozen nor left in another mode.
+        moves: Whether they change while the student trains.
+        adapter_off: Whether an adapter in the model's layers is no part of them.
+        source: Where another process can load them; None if they are in memory alone.
+    """
+
+    of_student = True
+    shares_student = True
+    is_caller_owned = True
+    moves = False
+    adapter_off = False
+    source: ModelSource | None = None
+
+    def model(self) -> PreTrainedModel:
+        """Return the model that they are in, without PEFT's wrapper."""
+        raise NotImplementedError
+
+    @property
+    def prompt_wrapper(self) -> PeftModel | None:
+        """PEFT's wrapper if a learned prompt in it is the teacher's, which then scores and writes through it."""
+        return None
+
+    def active(self) -> AbstractContextManager[None]:
+        """Return a context in which the model has these weights."""
+        return nullcontext()
+
+    def head_of(self, model: PreTrainedModel) -> LMHead:
+        """Return the LM head as it is inside `active`, to be used outside of it."""
+        return lm_head_of(model)
+
+    def content(self) -> list[object] | None:
+        """Return what tells the weights from others' without reading them; None if they have to be read."""
+        return None
+
+    def attach_student(self, student: PreTrainedModel | PeftModel, *, fresh: bool) -> bool:
+        """Take the weights from the student as its trainer has wrapped it; return whether the model is another now.
+
+        Args:
+            student: As it is before the first step.
+            fresh: Whether its adapter was made for this run.
+        """
+        return False
+
+
+class FrozenModel(WeightSource):
+    """A model that is loaded once and never trained, or one that the caller has loaded.
+
+    Args:
+        load: Returns the model.
+        content: Returns what tells its weights from others'; None for a model that is the caller's own.
+        source: Where another process can load the same.
+    """
+
+    of_student = shares_student = False
+
+    def __init__(
+        self,
+        load: Callable[[], PreTrainedModel],
+        content: Callable[[], list[object]] | None = None,
+        source: ModelSource | None = None,
+    ) -> None:
+        self._load, self._content, self.source = load, content, source
+        self.is_caller_owned = content is None
+
+    def model(self) -> PreTrainedModel:
+        """Return the model; frozen and in evaluation mode unless it is the caller's own."""
+        model = self._load()
+        return model if self.is_caller_owned else model.requires_grad_(False).eval()
+
+    def content(self) -> list[object] | None:
+        """Return the hash of its files, its precision and its quantization."""
+        return None if self._content is None else self._content()
+
+
+class AdapterOff(WeightSource):
+    """The student with its adapter switched off: no second copy in memory.
+
+    Args:
+        student: Returns the student, which may be the bare model as long as there is no adapter yet.
+        source: Where the weights under the adapter can be loaded from.
+    """
+
+    adapter_off = True
+
+    def __init__(self, student: Callable[[], PreTrainedModel | PeftModel], source: ModelSource | None = None) -> None:
+        self._student, self.source = student, source
+
+    def model(self) -> PreTrainedModel:
+        """Return the model under the adapter."""
+        student = self._student()
+        if is_peft_model(student):
+            check_untouched(student)
+        return base_of(student)
+
+    def active(self) -> AbstractContextManager[None]:
+        """Switch the adapter off."""
+        return _without_adapter(self._student())
+
+    def attach_student(self, student: PreTrainedModel | PeftModel, *, fresh: bool) -> bool:
+        """See `WeightSource.attach_student`.
+
+        Raises:
+            TeacherError: It has no adapter to switch off, or one that changes weights under it.
+        """
+        if not is_peft_model(student):
+            raise TeacherError(
+                "teacher_model 'self' is the student with its adapter switched off, but the student has none; train a "
+                "LoRA adapter (--peft), or give the model's own name for a teacher that is a copy."
+            )
+        check_untouched(student)
+        self._student = lambda: student
+        return True
+
+
+class FrozenCopy(WeightSource):
+    """The student's starting point, which a run with `retain_data` keeps.
+
+    It is the student with its adapter switched off, and needs no memory, if that adapter does nothing yet. Otherwise it
+    is a copy, an adapter that was trained before included, made when the student is attached.
+
+    Args:
+        student: Returns the student.
+
+    Attributes:
+        is_copy: Whether it is a copy.
+    """
+
+    def __init__(self, student: Callable[[], PreTrainedModel | PeftModel]) -> None:
+        self._student = student
+        self.is_copy = False
+        self._is_noop: bool | None = None
+
+    @property
+    def shares_student(self) -> bool:  # type: ignore[override]
+        """Whether it is in the student's layers."""
+        return not self.is_copy
+
+    @property
+    def adapter_off(self) -> bool:  # type: ignore[override]
+        """Whether the adapter did nothing before training, so that the weights under it are the starting point."""
+        return adapter_is_noop(self._student()) if self._is_noop is None else self._is_noop
+
+    @property
+    def prompt_wrapper(self) -> PeftModel | None:
+        """PEFT's wrapper if a prompt that was learned before this run is in it."""
+        student = self._student()
+        return student if has_learned_prompt(student) and not self.adapter_off else None
+
+    def model(self) -> PreTrainedModel:
+        """Return the copy, or the student."""
+        return base_of(self._student())
+
+    def active(self) -> AbstractContextManager[None]:
+        """Switch off an adapter that does nothing yet."""
+        return _without_adapter(self._student()) if self.adapter_off else nullcontext()
+
+    def attach_student(self, student: PreTrainedModel | PeftModel, *, fresh: bool) -> bool:
+        """See `WeightSource.attach_student`.
+
+        Raises:
+            TeacherError: A copy is needed, and the weights are sharded.
+        """
+        self._is_noop = adapter_is_noop(student, fresh=fresh)
+        if not self._is_noop:
+            whole = generating_model(student)
+            if is_sharded(whole):
+                raise TeacherError(SHARDED)
+            student, self.is_copy = copy.deepcopy(whole).requires_grad_(False).eval(), True
+        self._student = lambda: student
+        return True
+
+
+def is_sharded(model: torch.nn.Module) -> bool:
+    """Whether ranks hold a part of a model's weights each."""
+    return any(isinstance(p, DTensor) or hasattr(p, "ds_id") for p in model.parameters())
+
+
+def adapter_is_noop(student: Any, *, fresh: bool = False) -> bool:
+    """Whether a student is, with its adapter on, what it is without.
+
+    Args:
+        student: With PEFT's wrapper, or without an adapter, which is False.
+        fresh: Whether the adapter was made for this run, which tells of those that are no LoRA.
+    """
+    if not is_peft_model(student) or touches_base(student) is not None:
+        return False
+    starts = [p for name, p in student.named_parameters() if "lora_B" in name or "lora_embedding_B" in name]
+    return not any(p.detach().any() for p in starts) if starts else fresh
+
+
+def touches_base(student: PeftModel) -> str | None:
+    """Return the setting of a student's adapter that changes weights under it, with its value; None if none does."""
+    for name in student.active_adapters:
+        config = student.peft_config[name]
+        bias, start = getattr(config, "bias", "none"), getattr(config, "init_lora_weights", True)
+        if bias != "none":
+            return f"bias {bias!r}"
+        if isinstance(start, str) and start.startswith(CHANGES_BASE):
+            return f"init_lora_weights {start!r}"
+    return None
+
+
+def check_untouched(student: PeftModel) -> None:
+    """Refuse a student whose weights under the adapter do not stay what they were.
+
+    Raises:
+        TeacherError: Naming the adapter's setting.
+    """
+    found = touches_base(student)
+    if found is not None:
+        raise TeacherError(
+            f"teacher_model 'self' is the student with its adapter switched off, but the adapter has {found}, which "
+            "changes weights of the model itself; leave that out of the adapter, or give the model's own name for a "
+            "teacher that is a copy."
+        )
+
+
+def _without_adapter(student: Any) -> AbstractContextManager[None]:
+    return student.disable_adapter() if is_peft_model(student) else nullcontext()
