@@ -75,7 +75,7 @@ def test_with_none_matched_it_is_the_distance_of_sorted_probabilities():
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_it_is_0_where_both_say_the_same_and_positive_elsewhere(kind):
+def test_the_divergence_is_0_for_equal_distributions_and_positive_otherwise(kind):
     matched = Matched(*(torch.tensor(ids) for ids in ([0, 1, 2], [2, 0, 1], [3, 4], [4, 3, 5])))
     teacher = normal(6, 6, seed=3, spread=2)
     teacher[:, 5] = -torch.inf
@@ -151,7 +151,7 @@ def test_gradcheck():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_in_lower_precision_it_is_as_near_as_the_plain_version(dtype):
+def test_lower_precision_is_as_exact_as_the_plain_version(dtype):
     student, teacher, matched = make_case(tokens=40)
     exact = own(student)
     plain(exact, teacher, matched, temperature=2.0).sum().backward()

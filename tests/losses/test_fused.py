@@ -209,7 +209,7 @@ def test_backward_may_run_twice():
 @pytest.mark.parametrize("impl", ["fused", "plain"])
 @pytest.mark.parametrize("masked", [False, True], ids=["no rows", "all rows masked"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_nothing_to_count_is_a_finite_differentiable_zero(impl, masked, kind):
+def test_a_loss_of_no_tokens_is_a_finite_differentiable_zero(impl, masked, kind):
     case = make_case(tokens=4 if masked else 0, bias=True, divergence=kind, impl=impl)
     case.targets.fill_(-100)
     out, gradients = case.run()
@@ -220,7 +220,7 @@ def test_nothing_to_count_is_a_finite_differentiable_zero(impl, masked, kind):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 3.0])
-def test_extreme_logits_give_numbers(kind, dtype, temperature):
+def test_extreme_logits_give_finite_losses(kind, dtype, temperature):
     """Logits of +-1e4: one token has all the mass, and another one of the teacher's."""
     rows = torch.eye(6) * 2e4 - 1e4
     tensors = {
@@ -346,7 +346,7 @@ def test_invalid_arguments_are_refused(change, said, impl):
 
 
 @pytest.mark.parametrize("temperature", [1.0, 3.0])
-def test_the_divergence_has_no_gradient_where_both_models_are_the_same(temperature):
+def test_the_divergence_of_a_model_from_itself_has_no_gradient(temperature):
     case = make_case(tokens=9, student=(300, 16), teacher=(300, 16), temperature=temperature, alpha=1.0)
     case.tensors |= {
         f"teacher_{name}": case.tensors[f"student_{name}"].detach().clone() for name in ("hidden", "weight")

@@ -59,7 +59,7 @@ def test_few_rows_are_cut_into_chunks_with_the_same_result(kind, launched, monke
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("temperature", [1.0, 3.0])
-def test_the_gradient_is_right_where_models_nearly_agree(kind, temperature, dtype):
+def test_the_gradient_is_right_for_models_that_nearly_agree(kind, temperature, dtype):
     """A student that converges, and one that is to stay what it was: bf16 logits are useless there."""
     case = make_case(tokens=12, student=(60, 32), teacher=(60, 32), alpha=1.0, temperature=temperature, divergence=kind)
     noise = torch.randn(60, 32, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
@@ -203,7 +203,7 @@ def test_the_buffers_of_a_call_stay_within_their_bound(tokens, width, vocabulary
 
 @pytest.mark.parametrize("trains_weight", [True, False])
 @pytest.mark.parametrize("mib", [16, 64, 256])
-def test_logits_and_their_gradient_stay_within_the_bound_that_is_given(mib, trains_weight):
+def test_logits_and_their_gradient_stay_within_a_given_bound(mib, trains_weight):
     plan = plan_kernels(
         4096, 32_000, logits=2 * 32_000, width=256, itemsize=2, trains_weight=trains_weight, accumulates=True,
         processors=132, tile_bytes=mib * 2**20,
@@ -211,7 +211,7 @@ def test_logits_and_their_gradient_stay_within_the_bound_that_is_given(mib, trai
     assert plan.rows * 2 * 32_000 * 4 + plan.group * 32_000 * 2 <= mib * 2**20
 
 
-def test_many_tokens_are_taken_in_groups_of_like_size():
+def test_many_tokens_are_split_into_groups_of_like_size():
     plan = plan_kernels(
         9000, 151_936, logits=2 * 151_936, width=896, itemsize=2, trains_weight=True, accumulates=True, processors=132
     )
@@ -221,7 +221,7 @@ def test_many_tokens_are_taken_in_groups_of_like_size():
 
 
 @pytest.mark.parametrize(("rows", "chunks"), [(1, 63), (100, 3), (263, 2), (264, 1), (512, 1)])
-def test_a_row_is_cut_where_there_are_fewer_than_two_for_a_processor(rows, chunks):
+def test_rows_are_cut_if_there_are_fewer_than_two_for_each_processor(rows, chunks):
     plan = KernelPlan(rows=512, group=512, block=1024, processors=132)
     count, columns = plan.chunks(rows, 128_256)
     assert count == chunks

@@ -140,7 +140,7 @@ def test_the_size_of_a_tile_changes_nothing(tile_bytes, dtype):
         check_close({"logits": gradient}, {"logits": right}, 1e-12 if dtype == torch.float64 else 1e-3)
 
 
-def test_no_token_is_a_zero_that_can_be_differentiated():
+def test_a_loss_of_no_logits_is_a_differentiable_zero():
     own = torch.zeros(0, V, requires_grad=True)
     out = fused_distillation_loss(
         own, None, torch.zeros(0, V), None, torch.zeros(0, dtype=torch.long), alpha=0.5, temperature=T

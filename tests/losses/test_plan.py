@@ -20,9 +20,7 @@ def working_bytes(plan: Plan, vocabulary: int, models: int, itemsize: int) -> in
     passes=st.integers(1, 3), itemsize=st.sampled_from([4, 8]), accelerator=st.booleans(),
     frozen=st.booleans(), mebibytes=st.sampled_from([None, 8, 64, 512]),
 )  # fmt: skip
-def test_a_tile_takes_no_more_than_it_is_given(
-    tokens, vocabulary, models, passes, itemsize, accelerator, frozen, mebibytes
-):
+def test_a_tile_stays_within_its_memory(tokens, vocabulary, models, passes, itemsize, accelerator, frozen, mebibytes):
     given_bytes = None if mebibytes is None else mebibytes * MIB
     plan = plan_tiles(
         tokens, vocabulary, models=models, passes=passes, itemsize=itemsize, accelerator=accelerator,

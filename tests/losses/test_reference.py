@@ -43,7 +43,7 @@ def test_the_temperature_divides_the_logits(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_it_is_0_where_both_agree_and_positive_elsewhere(kind):
+def test_the_divergence_is_0_for_equal_logits_and_positive_otherwise(kind):
     z = torch.randn(5, 9).double()
     assert divergence(z, z + 1.5, temperature=2.0, kind=kind).abs().max() < 1e-15
     assert (divergence(z, z.flip(1), temperature=2.0, kind=kind) > 0).all()
@@ -73,7 +73,7 @@ def test_the_loss_weighs_both_terms_and_the_temperature_squared():
     torch.testing.assert_close(out.loss, (0.25 * 9 * kl + 0.75 * ce).sum())
 
 
-def test_the_figures_beside_the_loss():
+def test_entropy_agreement_and_accuracy():
     student = torch.tensor([[9.0, 0, 0], [0, 9.0, 0], [0, 0, 9.0]])
     teacher = torch.tensor([[9.0, 0, 0], [0, 0, 9.0], [0, 0, 9.0]])
     out = distillation_loss_from_logits(student, teacher, torch.tensor([0, 1, -100]), alpha=0.5, temperature=1.0)

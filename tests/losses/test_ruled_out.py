@@ -69,7 +69,7 @@ def run(loss, tensors, **settings):
 @each_way
 @each_kind
 @each_temperature
-def test_ruled_out_by_both_it_is_as_if_the_token_were_not_there(temperature, kind, how):
+def test_a_token_ruled_out_by_both_changes_nothing(temperature, kind, how):
     case = ruled_out(make_case(bias=True, masked=0.2, divergence=kind, temperature=temperature), "student", "teacher")
     expected, right = without(case).run(impl="plain")
     out, gradients = case.run(**how)
@@ -84,7 +84,7 @@ def test_ruled_out_by_both_it_is_as_if_the_token_were_not_there(temperature, kin
 @pytest.mark.parametrize(("kind", "side"), [("forward_kl", "teacher"), ("reverse_kl", "student"),
                                             ("jsd", "teacher"), ("jsd", "student")])  # fmt: skip
 @each_temperature
-def test_ruled_out_by_one_side_it_is_the_limit_of_unlikelier_and_unlikelier(temperature, kind, side, how):
+def test_a_token_ruled_out_by_one_side_is_the_limit_of_small_probabilities(temperature, kind, side, how):
     """A bias of -1e4 gives a probability that no precision has, and no logarithm that is infinite."""
     case = ruled_out(make_case(bias=True, divergence=kind, temperature=temperature), side)
     near = Case(
@@ -100,7 +100,7 @@ def test_ruled_out_by_one_side_it_is_the_limit_of_unlikelier_and_unlikelier(temp
 
 @each_way
 @each_temperature
-def test_what_the_teacher_writes_and_the_student_rules_out_is_infinitely_far(temperature, how):
+def test_a_token_ruled_out_by_the_student_alone_makes_the_divergence_infinite(temperature, how):
     case = ruled_out(make_case(bias=True, temperature=temperature, alpha=1.0), "student")
     out, gradients = case.run(**how)
     assert out.kl.eq(math.inf).all()
@@ -116,7 +116,7 @@ def test_what_the_teacher_writes_and_the_student_rules_out_is_infinitely_far(tem
     check_close(gradients, dict(zip(STUDENT, right, strict=True)), 1e-12)
 
 
-def test_a_distance_that_is_infinite_is_so_wherever_the_token_lies():
+def test_an_infinite_divergence_does_not_depend_on_the_place_of_the_token():
     """Teacher alone in the reverse direction, student alone in the forward one; the mixture of both is never."""
     z = torch.randn(4, 9, dtype=torch.float64)
     for row in range(9):
@@ -129,7 +129,7 @@ def test_a_distance_that_is_infinite_is_so_wherever_the_token_lies():
 
 @each_way
 @pytest.mark.parametrize("alpha", [0.0, 1.0])
-def test_a_target_that_is_ruled_out_counts_where_it_has_a_weight(alpha, how):
+def test_a_ruled_out_label_counts_if_the_cross_entropy_has_a_weight(alpha, how):
     case = ruled_out(make_case(bias=True, alpha=alpha), "student", "teacher")
     case.targets[0] = OUT[0]
     out, gradients = case.run(**how)
@@ -141,7 +141,7 @@ def test_a_target_that_is_ruled_out_counts_where_it_has_a_weight(alpha, how):
 @each_way
 @each_temperature
 @pytest.mark.parametrize("known", ["topk", "sample"])
-def test_of_stored_targets_it_is_as_if_the_token_were_not_there(known, temperature, how):
+def test_a_ruled_out_token_changes_nothing_for_stored_targets(known, temperature, how):
     case = ruled_out(make_case(bias=True, temperature=temperature), "student", "teacher")
     small = without(case)
     loss = topk_distillation_loss if known == "topk" else sampled_distillation_loss
@@ -162,7 +162,7 @@ def test_of_stored_targets_it_is_as_if_the_token_were_not_there(known, temperatu
 
 
 @each_way
-def test_a_stored_token_or_tail_that_the_student_rules_out_is_infinitely_far_and_its_gradient_is_not(how):
+def test_a_stored_token_or_tail_ruled_out_by_the_student_has_a_finite_gradient(how):
     case = make_case(bias=True, alpha=1.0, temperature=2.0)
     logits = head_logits(*(case.tensors[f"teacher_{part}"] for part in ("hidden", "weight", "bias")))
     stored = make_stored(logits, k=5, temperature=2.0)
@@ -182,7 +182,7 @@ def test_a_stored_token_or_tail_that_the_student_rules_out_is_infinitely_far_and
 @each_way
 @each_kind
 @each_temperature
-def test_in_a_mixture_it_is_as_if_the_token_were_not_there(temperature, kind, how):
+def test_a_ruled_out_token_changes_nothing_for_a_mixture(temperature, kind, how):
     case = ruled_out(make_case(bias=True, temperature=temperature, divergence=kind), "student", "teacher")
     found = []
     for one, way in ((case, how), (without(case), {"impl": "plain"})):
@@ -201,7 +201,7 @@ def test_in_a_mixture_it_is_as_if_the_token_were_not_there(temperature, kind, ho
 @each_way
 @each_kind
 @each_temperature
-def test_across_vocabularies_it_is_as_if_the_token_were_not_there(temperature, kind, how):
+def test_a_ruled_out_token_changes_nothing_across_vocabularies(temperature, kind, how):
     student, teacher = make_side(12, 20, 6, bias=True), make_side(12, 25, 5, bias=True, seed=9)
     matched = make_matched(20, 25, both=11)
     student.head.bias[matched.student[0]] = teacher.head.bias[matched.teacher[0]] = -math.inf

@@ -80,7 +80,7 @@ def test_gradcheck():
 
 
 @pytest.mark.parametrize("temperature", [1.0, 3.0])
-def test_it_is_linear_in_the_shares_and_the_full_divergence_at_the_teachers_own(temperature):
+def test_the_estimate_is_linear_in_the_shares_and_exact_at_the_teachers_probabilities(temperature):
     """So that its expectation over draws, whose shares are the teacher's probabilities on average, is the full one."""
     case = make_case(temperature=temperature, bias=True, vocabulary=31)
     p = softened(case, 31, temperature)

@@ -138,7 +138,7 @@ def test_with_every_token_known_it_is_the_full_divergence(impl, temperature):
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 3.0, 10.0])
-def test_it_lies_between_0_and_the_full_divergence_and_rises_with_k(temperature):
+def test_the_topk_divergence_lies_between_0_and_the_full_one_and_rises_with_k(temperature):
     values = []
     for k in (1, 2, 5, 20, 31):
         student, _, settings, targets = make_topk_case(k=k, temperature=temperature)
@@ -149,7 +149,7 @@ def test_it_lies_between_0_and_the_full_divergence_and_rises_with_k(temperature)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
-def test_rounded_log_probabilities_never_make_it_negative(dtype):
+def test_rounded_log_probabilities_never_make_the_divergence_negative(dtype):
     student, _, settings, targets = make_topk_case(k=30, tokens=40, alpha=1.0)
     logits = head_logits(student["student_hidden"], student["student_weight"])
     stored = make_stored(logits, k=30, temperature=3.0)  # a teacher that is the student: the divergence is 0

@@ -106,7 +106,7 @@ def test_an_adapted_head_gives_and_learns_what_its_model_does(settings):
     assert any("lm_head" in name for name in learning)
 
 
-def test_a_head_whose_adapter_is_switched_off_is_the_bare_one():
+def test_a_head_with_a_disabled_adapter_is_the_bare_one():
     base = make("llama")
     model = get_peft_model(base, LoraConfig(r=4, target_modules=["lm_head"]))
     nn.init.normal_(model.get_parameter("base_model.model.lm_head.lora_B.default.weight"))

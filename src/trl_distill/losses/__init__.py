@@ -1,7 +1,7 @@
-"""The distillation loss: one door, two implementations that share no formula.
+"""The distillation losses, each with two implementations that share no formula.
 
-`impl="fused"` projects tiles of tokens and forms the gradient in the same go, on a GPU by kernels (`gpu`) and elsewhere
-by torch's operations (`tile`); `impl="plain"` holds all logits.
+`impl="fused"` projects tiles of tokens and forms the gradient in the same pass, on a GPU by kernels (`fused.gpu`) and
+elsewhere by torch's operations (`fused.tile`); `impl="plain"` holds all logits (`reference`).
 """
 
 from __future__ import annotations

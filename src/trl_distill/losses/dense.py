@@ -1,8 +1,4 @@
-"""The distillation loss: one door, two implementations that share no formula.
-
-`impl="fused"` projects tiles of tokens and forms the gradient in the same go, on a GPU by kernels (`gpu`) and elsewhere
-by torch's operations (`tile`); `impl="plain"` holds all logits.
-"""
+"""The loss against a teacher's whole distribution, or without a teacher."""
 
 from __future__ import annotations
 
