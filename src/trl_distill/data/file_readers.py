@@ -72,7 +72,7 @@ def read_texts(parts: list[Part]) -> Dataset:
     def rows() -> Placed:
         for part in parts:
             place = f"{part.path.name} " if len(parts) > 1 else ""
-            yield from ((place + where, row) for where, row in _guarded(part))
+            yield from ((place + where, row) for where, row in _rows_of(part))
 
     found = read_placed(rows, cached)
     if found is None:
@@ -95,23 +95,26 @@ def read_placed(rows: Callable[[], Placed], cached: Path | None = None) -> Datas
         return None
     while True:
         try:
-            return _written(rows, features, cached)
-        except _Unfit as error:
+            return _dataset_of(rows, features, cached)
+        except _TypeMismatch as error:
             features[str(error)] = Json()
 
 
-class _Unfit(Exception):
+class _TypeMismatch(Exception):
     """A column holds a value that its type does not: an integer, before later rows with floats, that is too large."""
 
 
-def _guarded(part: Part) -> Placed:
+def _rows_of(part: Part) -> Placed:
     """Yield a file's rows, and turn what can go wrong while reading into one sentence."""
     path, kind = part.path, part.path.suffix.lower()
     try:
         with path.open("rb") as file:
             if b"\0" in file.read(HEAD):
                 raise DataError(f"{path} is not UTF-8 text: it has zero bytes, as UTF-16 has; save it as UTF-8.")
-        yield from _table(path) if kind in TABLES else _text(path) if kind == ".txt" else json_rows(path, part.split)
+        if kind in TABLES:
+            yield from _table_rows(path)
+        else:
+            yield from _text_rows(path) if kind == ".txt" else json_rows(path, part.split)
     except UnicodeDecodeError as error:
         utf16 = error.object[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
         reason = "it is UTF-16" if utf16 else error.reason
@@ -120,14 +123,14 @@ def _guarded(part: Part) -> Placed:
         raise DataError(f"{path} cannot be read ({error.strerror}); check the file and its permissions.") from None
 
 
-def _text(path: Path) -> Placed:
+def _text_rows(path: Path) -> Placed:
     with path.open(encoding="utf-8-sig") as file:
         for number, line in enumerate(file, 1):
             if line.strip():
                 yield f"line {number}", {"text": line.rstrip("\n")}
 
 
-def _table(path: Path) -> Placed:
+def _table_rows(path: Path) -> Placed:
     """Yield the rows of a csv or tsv; every cell is text, and cells that a short row lacks are None."""
     csv.field_size_limit(2**31 - 1)  # the default of 128 KiB refuses long documents
     with path.open(encoding="utf-8-sig", newline="") as file:
@@ -184,7 +187,7 @@ def _features(batches: Iterable[Batch]) -> Features | None:
         lines = lines or not all(place.startswith("row ") for place in batch[PLACE])
         for name, values in batch.items():
             if known.get(name, pa.null()) is not None:
-                known[name] = _widened(known.get(name, pa.null()), values)
+                known[name] = _common_type(known.get(name, pa.null()), values)
     if not known:
         return None
     known.pop(PLACE)
@@ -196,7 +199,7 @@ def _features(batches: Iterable[Batch]) -> Features | None:
     return datasets.Features({**columns, PLACE: datasets.Value("string")} if lines else columns)
 
 
-def _widened(known: pa.DataType, values: list[object]) -> pa.DataType | None:
+def _common_type(known: pa.DataType, values: list[object]) -> pa.DataType | None:
     """Return the Arrow type that holds what is `known` and new values as they are, or None when there is none."""
     import pyarrow as pa
 
@@ -236,7 +239,7 @@ def _cache_file(parts: list[Part]) -> Path | None:
     return Path(datasets.config.HF_DATASETS_CACHE, "trl_distill", f"{key}.arrow")
 
 
-def _written(rows: Callable[[], Placed], features: Features, cached: Path | None) -> Dataset:
+def _dataset_of(rows: Callable[[], Placed], features: Features, cached: Path | None) -> Dataset:
     """Write the rows as Arrow, to a file of the cache or, without one, in memory."""
     import datasets
     import pyarrow as pa
@@ -271,7 +274,7 @@ def _write(rows: Callable[[], Placed], features: Features, sink: pa.NativeFile) 
                 try:
                     arrays.append(pa.array(values, field.type))
                 except pa.ArrowException:
-                    raise _Unfit(field.name) from None
+                    raise _TypeMismatch(field.name) from None
             stream.write_batch(pa.record_batch(arrays, schema=schema))
 
 

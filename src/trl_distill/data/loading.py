@@ -67,12 +67,12 @@ def load_data(
     if config_name is not None:
         raise DataError(f"data_config is {config_name!r}, but only a Hub dataset has configurations; leave it out.")
     name, splits = _local(data_path)
-    train = _take(name, splits, train_split, "train_split")
+    train = _select(name, splits, train_split, "train_split")
     if valid_split is None:
-        used = {_known(split, splits) for split in _names(train_split)}
-        spare = _known("validation", splits)
+        used = {_split_named(split, splits) for split in _names(train_split)}
+        spare = _split_named("validation", splits)
         valid_split = spare if spare is not None and spare not in used else None
-    return train, None if valid_split is None else _take(name, splits, valid_split, "valid_split")
+    return train, None if valid_split is None else _select(name, splits, valid_split, "valid_split")
 
 
 def _is_local(data_path: object) -> bool:
@@ -86,11 +86,7 @@ def _is_local(data_path: object) -> bool:
 
 
 def _local(data_path: object) -> tuple[str, Splits]:
-    """Return what to call local data in messages, and its splits, not yet read.
-
-    Raises:
-        DataError: Nothing is there, or nothing that can be read.
-    """
+    """Return what to call local data in messages, and its splits, not yet read."""
     if not isinstance(data_path, (str, os.PathLike)):
         return _in_memory(data_path)
     if not os.fspath(data_path):
@@ -138,11 +134,7 @@ def _itself(data: Dataset) -> Dataset:
 
 
 def _folder(folder: Path, name: str) -> Splits:
-    """Return the splits of a folder: one that `save_to_disk` wrote, or data files sorted by their names.
-
-    Raises:
-        DataError: No data file is in it.
-    """
+    """Return the splits of a folder: one that `save_to_disk` wrote, or data files sorted by their names."""
     from datasets import load_from_disk
 
     saved = (folder / "state.json").is_file() and (folder / "dataset_info.json").is_file()
@@ -185,11 +177,7 @@ def _split_of(path: Path) -> str:
 
 
 def _read(parts: list[Part]) -> Dataset:
-    """Read files of any accepted kinds into one dataset.
-
-    Raises:
-        DataError: A file that cannot be read.
-    """
+    """Read files of any accepted kinds into one dataset."""
     from datasets import concatenate_datasets
 
     texts = [part for part in parts if part.path.suffix.lower() in TEXTS]
@@ -254,22 +242,18 @@ def _names(spec: str) -> list[str]:
     return [part.split("[")[0].strip() for part in spec.split("+")]
 
 
-def _known(name: str, splits: Splits) -> str | None:
+def _split_named(name: str, splits: Splits) -> str | None:
     """Return the split of that name, or the one that means the same ("val" is "validation")."""
     if name in splits:
         return name
     return next((split for split in splits if SPLITS.get(name, name) == SPLITS.get(split, split)), None)
 
 
-def _take(name: str, splits: Splits, spec: str, setting: str) -> Dataset:
-    """Read the split, slice or sum of splits that `spec` asks for.
-
-    Raises:
-        DataError: A split that is not there, or a slice that cannot be understood or is empty.
-    """
+def _select(name: str, splits: Splits, spec: str, setting: str) -> Dataset:
+    """Read the split, slice or sum of splits that `spec` asks for."""
     from datasets import ReadInstruction, concatenate_datasets
 
-    found = {wanted: _known(wanted, splits) for wanted in _names(spec)}
+    found = {wanted: _split_named(wanted, splits) for wanted in _names(spec)}
     for wanted, split in found.items():
         if split is None:
             raise DataError(_no_split(name, wanted, splits, setting))
@@ -300,11 +284,6 @@ def _no_split(name: str, wanted: str, splits: Splits, setting: str) -> str:
 def _from_hub(
     name: str, train_split: str, valid_split: str | None, config_name: str | None
 ) -> tuple[Dataset, Dataset | None]:
-    """Load a Hub dataset.
-
-    Raises:
-        DataError: It cannot be found, reached or read.
-    """
     from datasets import load_dataset
 
     loaded = []

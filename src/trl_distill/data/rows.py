@@ -254,11 +254,7 @@ class _Chosen:
 
 
 def _chosen(names: list[str], columns: Columns, source: str) -> _Chosen:
-    """Choose columns as `Columns` says.
-
-    Raises:
-        DataError: A column that is not there.
-    """
+    """Choose columns as `Columns` says."""
     text, prompt, completion = columns.text_column, columns.prompt_text_column, columns.completion_column
     there = [name for name in names if name not in OURS]
     for flag, name in (("--prompt-text-column", prompt), ("--completion-column", completion)):
@@ -284,11 +280,7 @@ def _missing(name: str, there: list[str], flag: str, source: str) -> str:
 
 
 def _read(cells: Cells, columns: _Chosen, number: int) -> Row:
-    """Return a row.
-
-    Raises:
-        Unusable: It cannot be used.
-    """
+    """Return a row, or raise `Unusable`."""
     _check_faults(cells.get(FAULTS), columns)
     given = _decoded(cells.get(columns.input), columns.input)
     said = _completion_of(cells.get(columns.completion or ""), columns.completion or "", columns.turns)
