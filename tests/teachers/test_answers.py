@@ -271,7 +271,7 @@ def matched(server, tokenizer, tmp_path, reasoning):
     ids = tokenize_completion(tokenizer, text, chat=True, finished=written.finished)
     row = {"student_prompt": [5], "teacher_prompt": [5], "completion": ids, "source": "teacher", "whole": ids}
     row["text"] = written.text
-    coverage = teacher.fetch_targets([{**row, "read": json.dumps(PROMPTS[0])}], progress=False)
+    coverage = teacher.fetch_targets([{**row, "prompt_json": json.dumps(PROMPTS[0])}], progress=False)
     return coverage, ids
 
 

@@ -234,7 +234,7 @@ def written_rows(teacher, tokenizer):
     ids = [tokenize_completion(tokenizer, c.text, finished=c.finished) for c in written]
     rows = rows_of(tokenizer, [c.text for c in written])
     return [
-        {**row, "completion": i, "whole": i, "text": c.text, "source": "teacher", "read": json.dumps(p)}
+        {**row, "completion": i, "whole": i, "text": c.text, "source": "teacher", "prompt_json": json.dumps(p)}
         for row, p, i, c in zip(rows, PROMPTS, ids, written, strict=True)
     ]
 

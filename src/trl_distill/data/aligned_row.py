@@ -32,7 +32,7 @@ class AlignedRow:
         unusable: Why there is nothing to learn; empty if there is.
         opening: `Turn.opening` as JSON; empty if the prompt ends in the generation prompt.
         frame: The key of what surrounds the user's message, or `row_tokens.WITH_TOOLS`; empty if there is none.
-        read: The prompt of a teacher that is asked in text, as JSON; else empty.
+        prompt_json: The prompt of a teacher that is asked in text, as JSON; else empty.
         text: The completion that such a teacher wrote.
         whole: Its ids before they are fitted.
         prompt_cut: Tokens cut from the start of the prompts.
@@ -58,7 +58,7 @@ class AlignedRow:
     unusable: str = ""
     opening: str = ""
     frame: str = ""
-    read: str = ""
+    prompt_json: str = ""
     text: str = ""
     whole: list[int] = field(default_factory=list)
     prompt_cut: int = 0

@@ -352,7 +352,7 @@ def _write_missing(tokens: Dataset, rows: Dataset, recipe: Recipe, name: str) ->
         _check_lengths(tokens, recipe, name)
     asked = tokens.select(places)
     prompts: list[Prompt] | list[list[int]] = (
-        [json.loads(prompt) for prompt in asked["read"]]
+        [json.loads(prompt) for prompt in asked["prompt_json"]]
         if recipe.reads_text
         else [_cut(prompt, recipe) for prompt in asked["teacher_prompt"]]
     )

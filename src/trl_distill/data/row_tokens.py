@@ -96,7 +96,7 @@ def tokenize_row(row: Row, recipe: Recipe, *, name: str) -> AlignedRow:
                 f"{where}: there are {', '.join(sorted(of_row))} for a chat template, and the teacher is asked in "
                 "text and messages alone; give completions, or a local teacher."
             )
-        out.read = json.dumps(teacher)
+        out.prompt_json = json.dumps(teacher)
     if out.source == "teacher":
         out.student_prompt = recipe.student_tokens(out.dropped)(student, options)
         out.teacher_prompt = recipe.teacher.prompt_tokens(_formatted(teacher, recipe), options)

@@ -93,7 +93,7 @@ class LogprobTargets:
 
         Args:
             rows: With `student_prompt`, `teacher_prompt`, `completion` (ids), and of `preparation` also `source`; if
-                that is "teacher", `read` (the prompt, as JSON), `text` (its completion) and `whole` (the completion's
+                that is "teacher", `prompt_json` (the prompt), `text` (its completion) and `whole` (the completion's
                 ids before any were cut).
             progress: Whether to show a progress bar.
 
@@ -213,7 +213,7 @@ class LogprobTargets:
     def _matched(self, row: Mapping[str, Any]) -> ScoredRow:
         """Match the log-probabilities of a written completion to the student's tokens; there are none of others."""
         count = len(row["completion"])
-        for entry in self._of_prompts.get(row["read"], []) if row.get("source") == "teacher" else []:
+        for entry in self._of_prompts.get(row["prompt_json"], []) if row.get("source") == "teacher" else []:
             reasoning = str(entry.get("reasoning", "")) if self.server.settings.reasoning == "keep" else ""
             if entry["text"] == row["text"]:
                 return self._matcher.match(entry, row["whole"], reasoning).first(count)
