@@ -109,6 +109,7 @@ def prepare(
     name: str = "train",
     rows_at_most: int | None = None,
     whole: bool = True,
+    masks: bool = False,
 ) -> tuple[Dataset, Preflight]:
     """Turn a dataset of any accepted form into aligned token ids.
 
@@ -119,6 +120,7 @@ def prepare(
         name: What to call the dataset in messages.
         rows_at_most: Rows to prepare after all have been read and checked (a dry run's sample).
         whole: Whether these are all rows of the dataset, not a block of a stream.
+        masks: Whether rows get masks, also if no completion here has gaps.
 
     Raises:
         DataError: Bad rows, a prompt that is too long, or completions asked of data that has none.
@@ -130,7 +132,7 @@ def prepare(
         rows, whole = rows.select(range(rows_at_most)), False
     aligned = align(rows, recipe, split=split, name=name, whole=whole)
     columns: tuple[str, ...] = COLUMNS if recipe.tokenizer_pair is None else (*COLUMNS, *PAIR_COLUMNS)
-    if lengths_of(aligned, "completion_mask").any():
+    if masks or lengths_of(aligned, "completion_mask").any():
         aligned, columns = mapped(aligned, turns.with_masks, f"Marking {name}"), (*COLUMNS, *turns.COLUMNS)
     required = whole and split is Split.TRAIN
     return conclude(aligned, rows, report, recipe, name=name, columns=columns, required=required, serves=required)

@@ -15,9 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from datasets import (
     Dataset,
-    Features,
     IterableDataset,
-    Value,
     are_progress_bars_disabled,
     disable_progress_bars,
     enable_progress_bars,
@@ -25,12 +23,10 @@ from datasets import (
 
 from ..config.doors import spelled
 from ..errors import ParamsError
-from ..prompts import multi_turn as turns
 from .arrow_values import holds_bytes
 from .file_readers import PLACE, Batch
 from .memory import as_dataset
 from .preflight import Preflight
-from .preparation import COLUMNS, IDS
 from .pretokenized import is_tokenized
 from .recipe import Recipe
 from .rows import NoUsableRows
@@ -120,16 +116,15 @@ def prepare_stream(
     if dataset.features is not None:  # else the first row decides, and nothing is known of it before it is decoded
         dataset = dataset.remove_columns([column for column, kind in dataset.features.items() if holds_bytes(kind)])
     first = as_dataset(list(islice(dataset, BLOCK)), name=name)
-    prepared, preflight = prepare(first, recipe, split=split, name=name)
+    masks = _may_have_gaps(first, recipe)
+    prepared, preflight = prepare(first, recipe, split=split, name=name, masks=masks)
+    features = prepared.features
     asked = "teacher" in preflight.sources or preflight.coverage is not None
     if apart and asked:
         raise ParamsError(
             f"{name} is a stream whose completions the teacher is asked about while it is read, which one process must "
             "do; set dataloader_num_workers=0 and train on one device, or give a datasets.Dataset."
         )
-    masked = _may_have_gaps(first, recipe)
-    columns = (*COLUMNS, *turns.COLUMNS)
-    features = Features({"row": Value("int64"), **dict.fromkeys(columns[1:], IDS)}) if masked else prepared.features
 
     def block(batch: Batch, indices: list[int]) -> Batch:
         cells = zip(*batch.values(), strict=True)
@@ -137,9 +132,7 @@ def prepare_stream(
         rows = rows.add_column(PLACE, [f"row {i + 1}" for i in indices])
         try:
             with _quiet():
-                made, flight = prepare(rows, recipe, split=split, name=f"{name} (streamed)", whole=False)
-                if masked and turns.COLUMNS[0] not in made.column_names:
-                    made = made.map(turns.with_masks)
+                made, flight = prepare(rows, recipe, split=split, name=f"{name} (streamed)", whole=False, masks=masks)
         except NoUsableRows as error:
             logger.warning("%s", spelled(str(error)))
             return {column: [] for column in features}

@@ -119,7 +119,7 @@ def fit_masked(student: MaskedSequence, teacher: MaskedSequence, limits: Limits)
 
 def with_masks(row: dict[str, Any]) -> dict[str, Any]:
     """Return a fitted row with masks, also if its completion has no gaps."""
-    if row.get("completion_mask"):
+    if row["completion_mask"]:
         return row
     ids = row["completion"]
     return {**row, **dict(zip(COLUMNS, ([1] * len(ids), ids, [1] * len(ids)), strict=True))}

@@ -65,7 +65,7 @@ class TokenizerPair:
                 "their bytes; choose a teacher with byte-level BPE or sentencepiece, or learn from its completions "
                 "alone."
             )
-        named = self._named()
+        named = self._pairs_without_bytes()
         self.matched = {kind: self._matched(kind, named) for kind in KINDS}
 
     @property
@@ -96,7 +96,9 @@ class TokenizerPair:
         """Return the spans of a completion's ids on both sides; its end is one if both end the same text."""
         ended = self._is_ended(student) and bool(teacher) and teacher[-1] == self.ends[student[-1]]
         mine, theirs = (student[:-1], teacher[:-1]) if ended else (student, teacher)
-        spans, whole = align([_at(self._student_bytes, i) for i in mine], [_at(self._teacher_bytes, i) for i in theirs])
+        spans, whole = align(
+            [_bytes_of(self._student_bytes, i) for i in mine], [_bytes_of(self._teacher_bytes, i) for i in theirs]
+        )
         if ended and whole:
             spans.append(Span((len(mine), len(student)), (len(theirs), len(teacher))))
         return spans
@@ -137,7 +139,7 @@ class TokenizerPair:
         """Return the teacher's ids with its match of the token that ends the student's."""
         return [*own, self.ends[completion[-1]]] if self._is_ended(completion) else own
 
-    def _named(self) -> list[tuple[int, int]]:
+    def _pairs_without_bytes(self) -> list[tuple[int, int]]:
         """Return the pairs of tokens without bytes: the ends, and special tokens of one name."""
         pairs = dict(self.ends)
         theirs = self.teacher.get_vocab()
@@ -145,7 +147,7 @@ class TokenizerPair:
             other = theirs.get(token)
             if other is None or index in pairs or other in pairs.values():
                 continue
-            if _at(self._student_bytes, index) is _at(self._teacher_bytes, other) is None:
+            if _bytes_of(self._student_bytes, index) is _bytes_of(self._teacher_bytes, other) is None:
                 pairs[index] = other
         rows = len(self._student_bytes), len(self._teacher_bytes)
         return [(mine, other) for mine, other in pairs.items() if mine < rows[0] and other < rows[1]]
@@ -158,12 +160,10 @@ class TokenizerPair:
         for text in mine.keys() & theirs.keys():  # from the last on: a byte piece has a lower id than a token of it
             pairs += zip(reversed(mine[text]), reversed(theirs[text]), strict=False)
         pairs.sort()
-        left = [_tokens(self.student, self._student_bytes), _tokens(self.teacher, self._teacher_bytes)]
-        for pair in pairs:
-            for side, index in zip(left, pair, strict=True):
-                side.discard(index)
-        columns = [[pair[side] for pair in pairs] for side in (0, 1)]
-        return Matched(*(torch.tensor(ids, dtype=torch.long) for ids in (*columns, *map(sorted, left))))
+        same = [one for one, _ in pairs], [other for _, other in pairs]
+        tokens = _tokens(self.student, self._student_bytes), _tokens(self.teacher, self._teacher_bytes)
+        left = (sorted(side - set(ids)) for side, ids in zip(tokens, same, strict=True))
+        return Matched(*(torch.tensor(ids, dtype=torch.long) for ids in (*same, *left)))
 
 
 def _ends(student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase) -> dict[int, int]:
@@ -178,7 +178,7 @@ def _ends(student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase) ->
     return pairs
 
 
-def _at(table: Sequence[bytes | None], index: int) -> bytes | None:
+def _bytes_of(table: Sequence[bytes | None], index: int) -> bytes | None:
     return table[index] if index < len(table) else None
 
 

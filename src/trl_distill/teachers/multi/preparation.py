@@ -82,6 +82,7 @@ def prepare(
     name: str = "train",
     rows_at_most: int | None = None,
     whole: bool = True,
+    masks: bool = False,
 ) -> tuple[Dataset, Preflight]:
     """Turn a dataset of any accepted form into aligned token ids, for one teacher or several.
 
@@ -91,7 +92,8 @@ def prepare(
         DataError: A teacher without a row, or no row with a teacher.
     """
     if isinstance(recipe, Recipe):
-        return preparation.prepare(dataset, recipe, split=split, name=name, rows_at_most=rows_at_most, whole=whole)
+        how: dict[str, Any] = {"split": split, "name": name, "rows_at_most": rows_at_most}
+        return preparation.prepare(dataset, recipe, **how, whole=whole, masks=masks)
     rows, report = dataset if isinstance(dataset, tuple) else read(dataset, recipe, name=name)
     values = [row.values for row in rows_of(rows)]
     required = whole and split is Split.TRAIN
