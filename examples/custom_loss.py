@@ -1,6 +1,6 @@
-"""A loss of your own: the distillation loss plus a regulariser that keeps the student from over-confidence.
+"""A custom loss: the distillation loss plus a regulariser against over-confidence.
 
-Run it by `python examples/custom_loss.py --model embedded --teacher-model embedded --output-dir runs/custom-loss`.
+Run it with `python examples/custom_loss.py --model embedded --teacher-model embedded --output-dir runs/custom-loss`.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
-"""The demo: a model that needs a long prompt learns to do without it. Run it by `make demo`.
+"""The demo: a model that needs a long prompt learns to work without it. Run it with `make demo`.
 
-It writes queries to a file, distils a support desk's routing policy into the embedded model with the command it
-prints, and measures exactly right completions on messages that no training has seen. Exit code 1: the distilled
-student did not keep what README.md promises.
+It writes queries to a file, distils a support desk's routing policy into the embedded model with the command that it
+prints, and measures exactly right completions on unseen messages. Exit code 1: the distilled student misses the goals.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""Distil first, then prefer: a distilled student goes on with TRL's DPOTrainer.
+"""Distillation, then preferences: a distilled student is trained further with TRL's DPOTrainer.
 
-The student learns to put commas between words without being told to. Pairs of completions then say what is liked
-better; the distilled student is the reference that DPO keeps near to.
+The student learns to put commas between words without an instruction. Pairs of completions then state a preference;
+the distilled student is DPO's reference model.
 
-Run it by `python examples/distil_then_dpo.py --output-dir runs/dpo`.
+Run it with `python examples/distil_then_dpo.py --output-dir runs/dpo`.
 """
 
 from __future__ import annotations

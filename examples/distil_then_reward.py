@@ -1,9 +1,9 @@
-"""Distil first, then reward: a distilled student goes on with TRL's GRPOTrainer or RLOOTrainer.
+"""Distillation, then rewards: a distilled student is trained further with TRL's GRPOTrainer or RLOOTrainer.
 
-The student learns to put commas between words without being told to. What it then writes by itself is scored by a
-reward, the share of words that are right, comma included; KL keeps it near the distilled student (`beta`).
+The student learns to put commas between words without an instruction. A reward then scores its completions, by the
+share of words that are right, comma included; KL keeps it near the distilled student (`beta`).
 
-Run it by `python examples/distil_then_reward.py --trainer grpo --output-dir runs/reward`.
+Run it with `python examples/distil_then_reward.py --trainer grpo --output-dir runs/reward`.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Online distillation: the teacher writes fresh completions, drawn at random, for every training batch.
+"""Online distillation: the teacher samples new completions for every training batch.
 
-Run it by `python examples/online_distillation.py --model embedded --teacher-model embedded --output-dir runs/online`.
+Run it with `python examples/online_distillation.py --model embedded --teacher-model embedded --output-dir runs/online`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from trl_distill.models.loading import ModelSource, resolve
 
 
 class OnlineDistillationTrainer(PromptDistillationTrainer):
-    """Overriding `generate_teacher_outputs` is all it takes: every batch is then written anew."""
+    """Overriding `generate_teacher_outputs` is all it takes to generate every batch anew."""
 
     def generate_teacher_outputs(self, batch):
         """Return prompts and new completions, [B, S + new], as `generate` gives them."""

@@ -1,12 +1,12 @@
-r"""TRL's SFT script with two imports replaced: every flag that it takes, and those of distillation.
+r"""TRL's SFT script with two imports replaced: all of its flags, and those of distillation.
 
-Without `--use-distillation` it trains as TRL's own does, to the bit. Flags may stand in a file: `--config run.yaml`.
+Without `--use-distillation` it trains as TRL's own does, to the bit. Flags can come from a file: `--config run.yaml`.
 
     python examples/trl_sft.py --model-name-or-path embedded --dataset-name ./queries --output-dir runs/sft \
         --use-distillation --teacher-model embedded --student-prompt-template "{input}" \
         --teacher-prompt-template "Write the words in reverse order.\n{input}\n" --completions teacher
 
-`./queries` is a folder with `train.jsonl`, of lines such as {"text": "red green blue"}; a name on the Hub does too.
+`./queries` is a folder with `train.jsonl`, with lines such as {"text": "red green blue"}; a Hub name works too.
 """
 
 from __future__ import annotations
