@@ -243,7 +243,7 @@ def test_evaluation_sets_have_their_names_in_their_figures(tiny_model_dir, tiny_
 def test_prompts_are_not_learnt(given, refused, tiny_model_dir, tiny_teacher_dir, tmp_path):
     rows = FORMS["prompt-completion"]
     if refused:
-        with pytest.raises(ParamsError, match=r"completion_only_loss cannot be used .*: prompts are not learnt"):
+        with pytest.raises(ParamsError, match=r"completion_only_loss cannot be used .*: prompts are not learned"):
             distilling(tiny_model_dir, tiny_teacher_dir, tmp_path, rows, completion_only_loss=given)
         return
     trainer = distilling(tiny_model_dir, tiny_teacher_dir, tmp_path, rows, completion_only_loss=given)

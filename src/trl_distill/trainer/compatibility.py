@@ -46,15 +46,9 @@ def check_constructor(args: DistillationSFTConfig, collator: object, kwargs: Map
     """
     refused = {
         "data_collator": (collator is not None, "distillation makes its own batches; drop it"),
-        "completion_only_loss": (
-            args.completion_only_loss is False,
-            "prompts are not learnt; leave it out",
-        ),
+        "completion_only_loss": (args.completion_only_loss is False, "prompts are not learned; leave it out"),
         "loss_type": (args.loss_type != "nll", "distillation has its own loss; leave it at 'nll'"),
-        "label_smoothing_factor": (
-            args.label_smoothing_factor > 0,
-            "the teacher's distribution smooths; set it to 0",
-        ),
+        "label_smoothing_factor": (args.label_smoothing_factor > 0, "the teacher's distribution smooths; set it to 0"),
         "compute_loss_func": (kwargs.get("compute_loss_func") is not None, "override compute_loss instead"),
         "model_init": (kwargs.get("model_init") is not None, SEARCH),
         "compute_metrics": (kwargs.get("compute_metrics") is not None, "no logits are built; use a callback"),
