@@ -262,7 +262,7 @@ def test_a_large_file_goes_through_the_cache_and_is_read_once(monkeypatch, tmp_p
     (file,) = train.cache_files
     assert Path(file["filename"]).is_relative_to(tmp_path / "cache")
     assert texts(train) == ["a", 3]
-    monkeypatch.setattr(readers, "_guarded", None)
+    monkeypatch.setattr(readers, "json_rows", None)
     assert texts(load_data("q.jsonl")[0]) == ["a", 3]
     assert [p.suffix for p in Path(file["filename"]).parent.iterdir()] == [".arrow"]
 
