@@ -68,11 +68,7 @@ class Places:
         return Places(self.rows[own] - rows.start, self.columns[own], width)
 
     def flattened(self, lengths: np.ndarray) -> Places:
-        """Return the tokens' places in one sequence of all rows without padding.
-
-        Args:
-            lengths: [B], tokens of each row.
-        """
+        """Return the tokens' places in one sequence of all rows, of these lengths [B], without padding."""
         starts = np.cumsum(lengths) - lengths
         return Places(np.zeros_like(self.rows), starts[self.rows] + self.columns, int(lengths.sum()))
 

@@ -23,9 +23,6 @@ def make_saveable(model: torch.nn.Module) -> str:
     `do_sample` for example. If it names none of them, the one without which it can be saved is dropped, or all but
     the token ids.
 
-    Args:
-        model: A model, or PEFT's wrapper of one.
-
     Returns:
         A line that says what was dropped; empty if nothing was.
     """

@@ -16,8 +16,7 @@ HEAD = "{#- trl-distill: a user's message alone is rendered as in training, all 
 def own_template(saved: Templates) -> Templates:
     """Return the model's own chat templates of those that were saved: what training and later stages read.
 
-    Args:
-        saved: `tokenizer.chat_template`. If none of them was written here, it is returned as it is.
+    If none of them was written here, they are returned as they are.
     """
     default = saved.get("default", "") if isinstance(saved, dict) else saved
     if default is None or not default.startswith(HEAD):

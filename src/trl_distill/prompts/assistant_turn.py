@@ -128,14 +128,8 @@ class ChatTurns:
         """Return the ids of a conversation of which several turns are learned.
 
         The ids are those that SFTTrainer learns by the marks of its training template. If a template has no marks and
-        TRL does not know it, each turn is what the template adds to the conversation before it.
-
-        Args:
-            messages: The conversation, whose last message is the assistant's.
-            places: Of the messages that are learned.
-            options: Keywords of the template.
-            finished: Whether the last message ends there; one that was cut has no end.
-            where: The row's name in messages.
+        TRL does not know it, each turn is what the template adds to the conversation before it. `places` are those of
+        the messages that are learned; see also `last`.
 
         Raises:
             DataError: A template without marks changes earlier turns once others follow.

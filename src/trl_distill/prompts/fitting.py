@@ -88,12 +88,8 @@ def fit(student_prompt: list[int], teacher_prompt: list[int], completion: list[i
 def check_ids(ids: Sequence[int], rows: int | None, *, what: str, whose: str, where: str) -> None:
     """Refuse token ids that a vocabulary does not have: a model would fail on them, or read a row that means nothing.
 
-    Args:
-        ids: Token ids.
-        rows: Rows of the vocabulary; None is not known.
-        what: What the ids are, in messages.
-        whose: Who has the vocabulary, with a verb, in messages.
-        where: The row's name in messages.
+    A vocabulary of None `rows` is not known. Messages say `what` the ids are, `where`, and `whose` vocabulary lacks
+    them (with a verb).
 
     Raises:
         DataError: An id outside of it.

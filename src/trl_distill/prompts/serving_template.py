@@ -124,10 +124,7 @@ def serving_of(
 ) -> Serving | None:
     """Return how a student is served; None if its own chat template does that as it is.
 
-    Args:
-        tokenizer: The student's, as it was trained.
-        template: The student's.
-        frames: Those of the training rows, each once; None for rows with tools.
+    `frames` are those of the training rows, each once, and None for rows with tools.
     """
     own = ChatTemplate(tokenizer).source
     named = [frame for frame in frames if frame is not None]
@@ -189,12 +186,8 @@ def marked(row: Row, template: Template) -> Row:
 def serving_template(frame: Frame, tokenizer: PreTrainedTokenizerBase) -> str | None:
     """Return the Jinja source of a chat template that gives a user's message the ids of training.
 
-    Args:
-        frame: What the student reads around it.
-        tokenizer: The student's, with the template it was trained with; its own is returned if it does that already.
-
-    Returns:
-        The source; None if no template does, as with a tokenizer that splits the same text differently.
+    It is the tokenizer's own if that does so already, and None if no template does, as with a tokenizer that splits the
+    same text differently.
     """
     template = ChatTemplate(tokenizer)
     expected = [replace(frame, prompt=_filled(frame.prompt, probe)).prompt_ids(tokenizer) for probe in PROBES]

@@ -245,9 +245,7 @@ def is_file_name(text: str) -> bool:
 def read_file(path: str | os.PathLike[str], name: str) -> str:
     """Return a file's text, without a byte-order mark and the newline that every editor appends.
 
-    Args:
-        path: Of the file; `~` is the home folder.
-        name: What to call the setting in messages.
+    `~` is the home folder. Messages call the setting by `name`.
 
     Raises:
         TemplateError: It cannot be read, or is not UTF-8.
