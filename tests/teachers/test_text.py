@@ -22,7 +22,9 @@ from trl_distill import (
     run,
 )
 from trl_distill.cli import main
+from trl_distill.errors import ModelError
 from trl_distill.models.generation import GenerationSettings
+from trl_distill.models.loading import ModelSource
 from trl_distill.teachers.base import Teacher, TextTeacher
 from trl_distill.teachers.completions.store import CompletionStore
 from trl_distill.teachers.text.local_text import LocalTextTeacher
@@ -329,6 +331,12 @@ def test_an_adapter_of_an_encoder_decoder_is_merged(t5_dir, tmp_path):
         expected = model(input_ids=torch.tensor([[5, 6, 1]]), decoder_input_ids=torch.tensor([[0]])).logits
         found = teacher.writer.model(input_ids=torch.tensor([[5, 6, 1]]), decoder_input_ids=torch.tensor([[0]])).logits
     assert (found - expected).norm() <= 1e-5 * expected.norm()
+
+
+def test_an_encoder_decoder_is_loaded_as_a_teacher_alone(t5_dir):
+    assert ModelSource(str(t5_dir), role="teacher_model").load_model().config.is_encoder_decoder
+    with pytest.raises(ModelError, match="no weights could be loaded"):
+        ModelSource(str(t5_dir)).load_model()
 
 
 def test_a_student_that_is_an_encoder_decoder_is_refused(command, t5_dir, tmp_path):

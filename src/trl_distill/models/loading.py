@@ -148,7 +148,7 @@ class ModelSource:
         return tokenizer
 
     def load_model(self) -> PreTrainedModel:
-        """Load a causal language model, or an encoder-decoder; an adapter is merged into its base.
+        """Load a causal language model, or an encoder-decoder that teaches; an adapter is merged into its base.
 
         Raises:
             ModelError, TeacherError: It is an adapter of a quantized base, or of another model.
@@ -161,7 +161,7 @@ class ModelSource:
             base = self.base.load_model()
             with self._clear_errors("adapter"):
                 merged = self.adapter.merged_into(base)
-            if not self.config.is_encoder_decoder:
+            if not self._is_encoder_decoder:
                 merged.generation_config = self.load_generation_config()  # it may end elsewhere
             return merged
         device_map: str | dict[str, str] | None = self.device_map
@@ -169,7 +169,7 @@ class ModelSource:
             # transformers takes a GPU that it finds
             device_map = {"": "cpu"} if torch.device(self.device).type == "cpu" else None
         return self._from_files(
-            AutoModelForSeq2SeqLM if self.config.is_encoder_decoder else AutoModelForCausalLM,
+            AutoModelForSeq2SeqLM if self._is_encoder_decoder else AutoModelForCausalLM,
             "weights",
             dtype=self.dtype if self.dtype == "auto" else getattr(torch, self.dtype),
             device_map=device_map,
@@ -197,6 +197,11 @@ class ModelSource:
                 "is an adapter, and a new one would belong to a model that is in no folder; add --merge-adapter to "
                 "save a whole model, or drop --peft."
             )
+
+    @property
+    def _is_encoder_decoder(self) -> bool:
+        """Whether it is an encoder-decoder that teaches; one that is named as a student is refused."""
+        return self.role == "teacher_model" and self.config.is_encoder_decoder
 
     def _from_files(self, kind: Any, what: str, **options: object) -> Any:
         """Call `from_pretrained` with the options that are given."""
