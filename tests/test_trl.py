@@ -6,7 +6,7 @@ import inspect
 
 import torch
 import trl
-from transformers import Trainer
+from datasets import Dataset
 
 from trl_distill._trl import gathered, has_marks
 
@@ -28,15 +28,33 @@ def test_trl_still_knows_the_marks_of_a_training_template():
     assert not has_marks("{% for m in messages %}{{ m['content'] }}{% endfor %}")
 
 
-def test_trl_still_lets_preparation_be_skipped():
-    assert "skip_prepare_dataset" in inspect.getsource(trl.SFTTrainer.__init__)
+def sft_config(folder, **more):
+    return trl.SFTConfig(str(folder), use_cpu=True, bf16=False, report_to="none", save_strategy="no", **more)
 
 
-def test_trainer_still_counts_labels_and_leaves_the_division_to_us():
-    source = inspect.getsource(Trainer)
-    assert "model_accepts_loss_kwargs" in source
-    assert 'batch["labels"]' in source
-    assert "current_gradient_accumulation_steps" in source
+def test_sft_trainer_leaves_rows_alone_with_skip_prepare_dataset(tiny_model_dir, tmp_path):
+    rows = Dataset.from_dict({"input_ids": [[5, 6, 7]], "ours": ["kept"]})
+    config = sft_config(tmp_path, dataset_kwargs={"skip_prepare_dataset": True})
+    assert list(trl.SFTTrainer(str(tiny_model_dir), config, train_dataset=rows).train_dataset) == list(rows)
+
+
+def test_trainer_counts_the_labels_of_a_whole_step_and_does_not_divide_the_loss(tiny_model_dir, tmp_path):
+    given = []
+
+    class Constant(trl.SFTTrainer):
+        def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+            given.append((int(num_items_in_batch), self.current_gradient_accumulation_steps))
+            return 0 * next(model.parameters()).sum() + 1
+
+    config = sft_config(
+        tmp_path, per_device_train_batch_size=1, gradient_accumulation_steps=2, max_steps=1, logging_steps=1
+    )
+    trainer = Constant(
+        str(tiny_model_dir), config, train_dataset=Dataset.from_dict({"input_ids": [[5, 6, 7], [5, 6, 7, 8, 9]]})
+    )
+    trainer.train()
+    assert given == [(2 + 4, 2)] * 2  # the first label of a row is no target
+    assert trainer.state.log_history[0]["loss"] == 2
 
 
 def test_trainer_still_has_the_methods_that_are_taken_further():

@@ -78,12 +78,15 @@ def test_an_empty_folder_or_one_with_data_is_fine(tmp_path):
     (tmp_path / "queries.json").write_text("[]")
     check(tmp_path)
     check(tmp_path / "new", resume=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["queries.json"]
 
 
 def test_a_run_that_was_killed_early_may_be_started_again(tmp_path):
     Project(str(tmp_path)).begin(params(tmp_path))
+    begun = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     check(tmp_path)
     check(tmp_path, resume=True)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == begun
 
 
 def test_a_run_does_not_resume_with_other_settings(tmp_path):

@@ -25,6 +25,7 @@ from trl_distill.teachers.same_weights import Student, shares_weights
 
 SYSTEM = {"role": "system", "content": "a b"}
 ROWS = [{"prompt": "a b", "completion": "c"}, {"prompt": "d", "completion": "e"}]
+DATA = Dataset.from_list(ROWS)
 CHATS = [{"messages": [SYSTEM, user("c"), {"role": "assistant", "content": "d"}]}]
 REFUSED = "teacher and student are the same weights and read the same tokens in every row, which teaches nothing"
 
@@ -188,17 +189,18 @@ class TestTrainer:
         student = AutoModelForCausalLM.from_pretrained(name)
         with torch.no_grad():
             student.lm_head.weight[0, 0] += 1
-        trainer(student, name, tmp_path, tokenizer=name)
+        assert trainer(student, name, tmp_path, tokenizer=name).evaluate(DATA)["eval_kl"] > 0
         trained = get_peft_model(AutoModelForCausalLM.from_pretrained(name), LoraConfig(r=2))
         with torch.no_grad():
             next(p for n, p in trained.named_parameters() if "lora_B" in n)[0, 0] = 1
-        trainer(trained, "self", tmp_path, tokenizer=name)
+        assert trainer(trained, "self", tmp_path, tokenizer=name).evaluate(DATA)["eval_kl"] > 0
         other = make_model(tmp_path / "other", hidden=40)
-        trainer(name, str(other), tmp_path)
+        assert trainer(name, str(other), tmp_path).evaluate(DATA)["eval_kl"] > 0
 
     def test_evaluation_may_read_the_same(self, tiny_model_dir, tmp_path):
         made = trainer(str(tiny_model_dir), str(tiny_model_dir), tmp_path, teacher_prompt_template="e {input}")
-        made.evaluate(Dataset.from_list([{"prompt": "a", "completion": "b", "teacher_prompt": "a"}]))
+        found = made.evaluate(Dataset.from_list([{"prompt": "a", "completion": "b", "teacher_prompt": "a"}]))
+        assert found["eval_kl"] == pytest.approx(0, abs=1e-6)
 
     def test_a_stream_is_judged_by_its_first_rows(self, tiny_model_dir, tmp_path):
         stream = IterableDataset.from_generator(lambda: iter(ROWS))
@@ -210,7 +212,8 @@ class TestTrainer:
             def compute_loss(self, model, inputs, *args, **kwargs):
                 return super().compute_loss(model, inputs, *args, **kwargs)
 
-        trainer(str(tiny_model_dir), str(tiny_model_dir), tmp_path, kind=Penalized)
+        made = trainer(str(tiny_model_dir), str(tiny_model_dir), tmp_path, kind=Penalized)
+        assert made.evaluate(DATA)["eval_kl"] == pytest.approx(0, abs=1e-6)
 
 
 @pytest.mark.parametrize(
