@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
+import socket
 from pathlib import Path
 from typing import Any
+
+from forks import run_forks
 
 PROLOGUE = "import sys\nsys.path.insert(0, {tests!r})\n"
 EPILOGUE = """
@@ -35,12 +35,26 @@ def run_in(ranks: int, code: str, folder: Path) -> Any:
     """
     script = folder / f"in_{ranks}.py"
     script.write_text(PROLOGUE.format(tests=str(Path(__file__).parent)) + code + EPILOGUE)
-    launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"] if ranks > 1 else []
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "1", "CUDA_VISIBLE_DEVICES": "", "GLOO_SOCKET_IFNAME": "lo"}
-    command = [sys.executable, *launch, str(script)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=180, env=environment)
-    assert done.returncode == 0, done.stderr[-3000:]
-    line = next(line for line in done.stdout.splitlines() if line.startswith("RESULT"))
+    environments = joined([{} for _ in range(ranks)]) if ranks > 1 else [{}]
+    first, *others = run_forks([str(script)], environments, folder / f"of_{ranks}", timeout=180)
+    assert not any(ended.code for ended in (first, *others)), first.errors[-3000:]
+    line = next(line for line in first.printed.splitlines() if line.startswith("RESULT"))
     processes, result = json.loads(line[7:])
     assert processes == ranks
     return result
+
+
+def joined(environments: list[dict[str, str]]) -> list[dict[str, str]]:
+    """Return environments with what lets the processes find each other, on a port of their own."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    ranks = len(environments)
+    places = {
+        "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port,
+        "GLOO_SOCKET_IFNAME": "lo",
+    }  # fmt: skip
+    return [
+        {**own, **{name: str(value) for name, value in {**places, "RANK": rank, "LOCAL_RANK": rank}.items()}}
+        for rank, own in enumerate(environments)
+    ]

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import importlib
 import json
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from forks import run_fork
 
 pytestmark = pytest.mark.usefixtures("device")
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
@@ -47,12 +47,11 @@ def test_the_loss_is_measured(run):
         ("prompt", ["sft", "gkd", "local", "unshared", "self lora"]),
     ],
 )
-def test_the_steps_are_measured(part, sides):
-    command = [sys.executable, "-W", "ignore", str(BENCHMARKS / "gpu.py"), part, "--tiny", "--json"]
-    # in a process of their own: Liger changes the classes of a whole family of models
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    found = figures(done.stdout.splitlines())
+def test_the_steps_are_measured(part, sides, tmp_path):
+    """In a process of their own: Liger changes the classes of a whole family of models."""
+    done = run_fork([str(BENCHMARKS / "gpu.py"), part, "--tiny", "--json"], tmp_path)
+    assert done.code == 0, done.errors[-3000:]
+    found = figures(done.printed.splitlines())
     assert all(found[f"{part}: {side}: ms"] > 0 for side in sides)
 
 

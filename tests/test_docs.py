@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from forks import run_fork
 
 from trl_distill.cli.llm_command import llm, params_from_command, params_of
 from trl_distill.cli.teach_command import teach
@@ -83,15 +84,19 @@ def test_commands_are_taken(page, tmp_path, monkeypatch):
         for line in code.replace("\\\n", " ").splitlines():
             words = shlex.split(line.removeprefix("$ "), comments=True)
             if words[:2] == ["aitraining", "llm"]:
-                params_from_command(words[2:]).validate()
+                params = params_from_command(words[2:])
+                params.validate()
+                assert params.model, line
             if words[:2] == ["aitraining", "teach"]:
-                params_of(teach.make_context("teach", words[2:])).validate()
+                params = params_of(teach.make_context("teach", words[2:]))
+                params.validate()
+                assert params.teacher_model, line
 
 
 @pages
 def test_python_compiles(page):
     for code in blocks(page, "python"):
-        compile(code, str(page), "exec")
+        assert compile(code, str(page), "exec")
 
 
 def test_the_tables_of_flags_are_those_of_the_fields():
@@ -123,10 +128,12 @@ def test_the_readme_runs_as_it_stands(tmp_path):
     code = "\n".join(blocks(readme, "python"))
     assert len(shell) == 2
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
-    commands = [["bash", "-ec", "\n".join(shell)], [sys.executable, "-c", code]]
-    for command in commands:
-        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
-        assert done.returncode == 0, done.stderr
+    command = ["bash", "-ec", "\n".join(shell)]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    (tmp_path / "library.py").write_text(code)
+    ended = run_fork(["library.py"], tmp_path)
+    assert ended.code == 0, ended.errors
     for name in ("command", "library"):
         assert (tmp_path / "runs" / name / "model.safetensors").is_file()
         assert (tmp_path / "runs" / name / "README.md").is_file()

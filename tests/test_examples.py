@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from forks import run_fork
 from safetensors.torch import load_file
 
 from trl_distill.embedded import embedded_path
@@ -22,10 +20,9 @@ EXAMPLES = Path(__file__).parents[1] / "examples"
 def started(name, folder, *more):
     """Run an example, or a module by its name, and return what it printed."""
     program = [str(EXAMPLES / name)] if name.endswith(".py") else ["-m", name]
-    command = [sys.executable, *program, "--output-dir", "out", "--max-steps", "4", *more]
-    done = subprocess.run(command, cwd=folder, env=os.environ, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    done = run_fork([*program, "--output-dir", "out", "--max-steps", "4", *more], folder)
+    assert done.code == 0, done.errors
+    return done.printed
 
 
 def logged(folder):

@@ -1,4 +1,7 @@
-"""Starts a run of the trainer in two processes, under a configuration of examples/accelerate, on a CPU."""
+"""Starts a run of the trainer in two processes, under a configuration of examples/accelerate, on a CPU.
+
+`launched` starts a command by `accelerate launch`. `in_two` has the environment that the launch gives, and forks.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +10,13 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
+from functools import cache
 from pathlib import Path
 
 import pytest
+from forks import run_forks
+from ranks import joined
 
 TESTS = Path(__file__).parent
 CONFIGS = TESTS.parent / "examples" / "accelerate"
@@ -62,9 +69,16 @@ os._exit(0)  # threads of gloo that are left may abort an interpreter that ends 
 """
 
 
-def launched(config, command, *, timeout=150):
-    """Run `accelerate launch` with a configuration of examples/, on a CPU, and return what is printed."""
-    if config != "ddp.yaml":
+def launched(config, command, *, patched=True, timeout=150):
+    """Run `accelerate launch` with a configuration of examples/, on a CPU, and return what is printed.
+
+    Args:
+        config: A file of examples/accelerate.
+        command: A script or `-m MODULE`, and its arguments.
+        patched: Whether FSDP and DeepSpeed are to run on a CPU.
+        timeout: Seconds after which the processes are killed.
+    """
+    if patched and config != "ddp.yaml":
         command = [str(TESTS / "on_cpu.py"), *command]
     environment = {
         **os.environ, "ACCELERATE_USE_CPU": "1", "CUDA_VISIBLE_DEVICES": "", "GLOO_SOCKET_IFNAME": "lo",
@@ -84,6 +98,30 @@ def launched(config, command, *, timeout=150):
     return printed
 
 
+@cache
+def environments(config):
+    """Return what `accelerate launch` adds to the environment of each of two processes."""
+    with tempfile.TemporaryDirectory() as folder:
+        script = Path(folder) / "environment.py"
+        script.write_text(
+            "import json, os\nfrom pathlib import Path\n"
+            f"Path({folder!r}, os.environ['RANK']).write_text(json.dumps(dict(os.environ)))\n"
+        )
+        launched(config, [str(script)], patched=False)
+        found = [json.loads((Path(folder) / str(rank)).read_text()) for rank in range(2)]
+    # what the launcher's own agent is needed for is left out
+    return [{k: v for k, v in own.items() if os.environ.get(k) != v and "TORCHELASTIC" not in k} for own in found]
+
+
+def in_forks(config, command, folder):
+    """Run a command in two processes, as `accelerate launch` does; return what they print."""
+    if config != "ddp.yaml":
+        command = [str(TESTS / "on_cpu.py"), *command]
+    both = run_forks(command, joined(environments(config)), folder)
+    assert not any(ended.code for ended in both), "".join(ended.errors[-10_000:] for ended in both)
+    return "".join(ended.printed for ended in both)
+
+
 def in_two(config, folder, student, teacher, *, lora=False, tied=False, resume=None, stops=None, **settings):
     """Return what two processes find under a configuration."""
     script = folder / "script.py"
@@ -93,12 +131,11 @@ def in_two(config, folder, student, teacher, *, lora=False, tied=False, resume=N
             tied=tied, resume=resume, stops=stops, settings=settings, evaluated=EVALUATED,
         )
     )  # fmt: skip
-    printed = launched(config, [str(script)])
-    (folder / "printed.txt").write_text(printed)
+    printed = in_forks(config, [str(script)], folder / "printed")
     found = json.loads(next(line for line in printed.splitlines() if line.startswith("RESULT"))[7:])
     assert found["ranks"] == 2
     assert found["kind"] == f"DistributedType.{KINDS[config]}"
-    return found
+    return {**found, "printed": printed}
 
 
 def close(evaluated):

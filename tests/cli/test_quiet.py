@@ -14,6 +14,7 @@ import termios
 import warnings
 
 import pytest
+from forks import run_fork
 
 from trl_distill.cli.library_output import KERNEL, MESSAGES, WARNINGS, quiet
 
@@ -66,11 +67,11 @@ def test_an_error_is_the_only_output(tmp_path):
     assert len(done.stderr.splitlines()) == 1, done.stderr
 
 
-def test_debug_shows_everything(flags):
-    done = subprocess.run([*COMMAND, *flags, "--debug"], capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
+def test_debug_shows_everything(flags, tmp_path):
+    done = run_fork(["-m", "trl_distill.cli", "llm", *flags, "--debug"], tmp_path)
+    assert done.code == 0, done.errors
     for aside in ("Loading weights", "Writing model shards", "Tokenizing", "FutureWarning"):
-        assert aside in done.stderr
+        assert aside in done.errors
 
 
 def test_a_terminal_shows_the_training_bar(flags):

@@ -10,6 +10,8 @@ import subprocess
 import sys
 import time
 
+from forks import run_fork
+
 COMMAND = [sys.executable, "-m", "trl_distill.cli", "llm"]
 
 
@@ -41,9 +43,9 @@ def test_ctrl_c_leaves_a_resumable_checkpoint(tiny_model_dir, tiny_teacher_dir, 
     assert checkpoints
     stopped_at = max(int(p.name.split("-")[1]) for p in checkpoints)
     assert 0 < stopped_at < 1400
-    rest = [*COMMAND, *flags, "--resume", "--max-steps", str(stopped_at + 2)]
-    done = subprocess.run(rest, capture_output=True, text=True, env=env, timeout=120)
-    assert done.returncode == 0, done.stderr
+    rest = ["-m", "trl_distill.cli", "llm", *flags, "--resume", "--max-steps", str(stopped_at + 2)]
+    done = run_fork(rest, tmp_path)
+    assert done.code == 0, done.errors
     assert (project / "run.json").is_file()
 
 

@@ -13,7 +13,7 @@ from peft import LoraConfig
 from safetensors.torch import load_file
 from small_runs import losses, make
 from transformers import AutoModelForCausalLM
-from two_processes import CONFIGS, EVALUATED, TESTS, close, in_two, launched
+from two_processes import CONFIGS, EVALUATED, TESTS, close, in_forks, in_two, launched
 
 from trl_distill import LLMTrainingParams, ParamsError, TeacherError, load_teacher, train
 from trl_distill.data.collator import IGNORE
@@ -59,9 +59,8 @@ def test_sharded_models_give_their_own_logits(config, tiny_model_dir, tiny_teach
     found = in_two(config, tmp_path, *folders, per_device_train_batch_size=2)
     assert found["losses"] == pytest.approx(expected, rel=1e-5)
     assert found["sharded"]["student"] > 0
-    printed = (tmp_path / "printed.txt").read_text()
-    assert "Student: its LM head alone does not give the logits of LlamaForCausalLM" in printed
-    assert "scaled': its LM head alone does not give the logits of LlamaForCausalLM" in printed
+    assert "Student: its LM head alone does not give the logits of LlamaForCausalLM" in found["printed"]
+    assert "scaled': its LM head alone does not give the logits of LlamaForCausalLM" in found["printed"]
 
 
 @pytest.mark.parametrize("rows", [5, 6, 7])
@@ -143,17 +142,14 @@ def test_the_student_writes_in_two_processes_what_it_does_in_one(config, tiny_mo
     assert found["losses"] == pytest.approx(losses(one), rel=1e-5)
 
 
-def run_command(config, folder, student, teacher, rows, *flags):
-    """Run the command on rows for two steps in two processes, and return what it prints."""
+def command(folder, student, teacher, rows, *flags):
+    """Return the command that trains on rows for two steps."""
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return launched(
-        config,
-        [
-            "-m", "trl_distill.cli", "llm", "--trainer", "distillation", "--model", str(student), "--teacher-model",
-            str(teacher), "--data-path", str(folder / "rows.jsonl"), "--max-steps", "2", "--batch-size", "1",
-            "--gradient-accumulation", "1", "--project-name", str(folder / "project"), "--log", "none", *flags,
-        ],
-    )  # fmt: skip
+    return [
+        "-m", "trl_distill.cli", "llm", "--trainer", "distillation", "--model", str(student), "--teacher-model",
+        str(teacher), "--data-path", str(folder / "rows.jsonl"), "--max-steps", "2", "--batch-size", "1",
+        "--gradient-accumulation", "1", "--project-name", str(folder / "project"), "--log", "none", *flags,
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("config", EVERY)
@@ -161,7 +157,7 @@ def test_the_command_runs_under_accelerate_launch(config, tiny_model_dir, tiny_t
     """The first process alone loads the teacher to write, and the saved model to try the card's example."""
     rows = [{"prompt": p} for p in "abcd"]
     flags = ("--distill-max-teacher-length", "4")
-    printed = run_command(config, tmp_path, tiny_model_dir, tiny_teacher_dir, rows, *flags)
+    printed = launched(config, command(tmp_path, tiny_model_dir, tiny_teacher_dir, rows, *flags))
     assert "Model, card and metrics are in" in printed
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "project").num_parameters() > 0
     assert len(json.loads((tmp_path / "project" / "metrics.json").read_text())) > 0
@@ -171,7 +167,7 @@ def test_the_command_runs_under_accelerate_launch(config, tiny_model_dir, tiny_t
 def test_the_command_trains_an_adapter_of_a_sharded_student(tiny_model_dir, tiny_teacher_dir, tmp_path):
     rows = [{"prompt": p, "completion": " b"} for p in "abcd"]
     flags = ("--peft", "--target-modules", "q_proj,v_proj")
-    run_command("zero3.yaml", tmp_path, tiny_model_dir, tiny_teacher_dir, rows, *flags)
+    in_forks("zero3.yaml", command(tmp_path, tiny_model_dir, tiny_teacher_dir, rows, *flags), tmp_path / "printed")
     tensors = load_file(tmp_path / "project" / "adapter_model.safetensors")
     assert {tensor.dim() for tensor in tensors.values()} == {2}
     assert any(tensor.any() for name, tensor in tensors.items() if "lora_B" in name)
@@ -198,7 +194,7 @@ def test_a_sharded_teacher_writes_no_completions(tiny_model_dir, tiny_teacher_di
         "trainer.evaluate(Dataset.from_dict({'prompt': ['a new one'], 'completion': ['b']}))\n"
     )
     with pytest.raises(AssertionError, match="is sharded over ranks and cannot write completions"):
-        launched("fsdp2.yaml", [str(script)])
+        in_forks("fsdp2.yaml", [str(script)], tmp_path / "printed")
 
 
 def test_fsdp_1_is_refused():
