@@ -5,18 +5,15 @@ Everything that can be wrong in what the user typed is found before a model load
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Any
 
 from ..config.doors import entered
 from ..config.training_params import LIBRARY, LLMTrainingParams
 from .checks import check_run
 from .result import RunResult
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
-
-def train(params: LLMTrainingParams) -> PreTrainedModel | None:
+def train(params: LLMTrainingParams) -> Any:
     """Train and return the model, as in the guide. See `run` for the whole result.
 
     Args:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
+    from transformers import PreTrainedTokenizerBase
 
 
 @dataclass
@@ -22,8 +22,8 @@ class RunResult:
         trainer: The trainer, to inspect its state; None after a dry run.
     """
 
-    model: PreTrainedModel | None
+    model: Any  # transformers types no `generate`
     tokenizer: PreTrainedTokenizerBase
     metrics: dict[str, Any]
     paths: dict[str, Path]
-    trainer: Trainer | None = None
+    trainer: Any = None
