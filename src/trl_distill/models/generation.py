@@ -38,8 +38,8 @@ def evaluating(model: torch.nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def drawing(seed: int, prompts: Sequence[Sequence[int]], device: torch.device) -> Iterator[None]:
-    """Draw by a seed and the prompts (token ids), and give the program its random state back."""
+def seeded_sampling(seed: int, prompts: Sequence[Sequence[int]], device: torch.device) -> Iterator[None]:
+    """Sample by a seed and the prompts (token ids), and restore the random state of the program."""
     with forked_rng(device):
         torch.manual_seed(hash((seed, *map(tuple, prompts))) % 2**63)
         yield

@@ -67,10 +67,10 @@ def student_inputs(batch: Batch, model: PreTrainedModel) -> Inputs:
     """Return what the student, without wrappers, reads of a batch, padded or flattened."""
     if "attention_mask" in batch:
         return {name: batch[name] for name in ("input_ids", "attention_mask")}
-    return {"input_ids": batch["input_ids"], **understood(model, {name: batch[name] for name in MARKS})}
+    return {"input_ids": batch["input_ids"], **accepted_marks(model, {name: batch[name] for name in MARKS})}
 
 
-def understood(model: PreTrainedModel, marks: Inputs) -> Inputs:
+def accepted_marks(model: PreTrainedModel, marks: Inputs) -> Inputs:
     """Return the marks that a model's forward accepts: all if it accepts any keyword."""
     names, anything = _keywords(type(backbone_of(model)).forward)
     return {name: mark for name, mark in marks.items() if anything or name in names}
@@ -83,7 +83,7 @@ def _keywords(forward: Callable[..., object]) -> tuple[frozenset[str], bool]:
     return frozenset(parameters), any(p.kind is p.VAR_KEYWORD for p in parameters.values())
 
 
-def keeps_apart(model: PreTrainedModel, forward: Callable[..., CompletionOutput]) -> bool:
+def keeps_rows_apart(model: PreTrainedModel, forward: Callable[..., CompletionOutput]) -> bool:
     """Whether a model reads a row after another as it reads it alone.
 
     The states of a row after another, marked, are compared with those of the row alone. What half precision or another
@@ -98,7 +98,7 @@ def keeps_apart(model: PreTrainedModel, forward: Callable[..., CompletionOutput]
     both = ((torch.arange(2 * PROBE) * 7 + 1) % rows).to(device)[None]
 
     def states(ids: torch.Tensor, lengths: Sequence[int]) -> torch.Tensor:
-        marks = understood(model, marks_of(lengths, device=device))
+        marks = accepted_marks(model, marks_of(lengths, device=device))
         found = forward(input_ids=ids, completion_labels=torch.zeros_like(ids), **marks).hidden
         assert found is not None
         return found[1 - PROBE :].float()  # those of the last row; its last token predicts nothing

@@ -16,7 +16,7 @@ from transformers import GenerationConfig
 from ..data.collator import prompts_of
 from ..errors import DataError
 from ..models.architectures import vocabulary_rows
-from ..models.generation import Completion, GenerationSettings, continuations, cut_at_stop, drawing, evaluating
+from ..models.generation import Completion, GenerationSettings, continuations, cut_at_stop, evaluating, seeded_sampling
 from ..prompts.chat_template import ChatTemplate
 
 if TYPE_CHECKING:
@@ -126,7 +126,7 @@ def written_by_student(
         suppress_tokens=list(range(bounds.known, bounds.rows)) or None,
         **(draw if settings.do_sample else {}),
     )
-    with evaluating(model), drawing(settings.seed, prompts, model.device):
+    with evaluating(model), seeded_sampling(settings.seed, prompts, model.device):
         written = continuations(model, prompts, config)
     return [cut_at_stop(row, bounds.stops) for row in written]
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, cast
 
 from ..errors import ModelError, ParamsError
 from ..models.generation import evaluating
-from ..models.padding_free import keeps_apart
+from ..models.padding_free import keeps_rows_apart
 
 if TYPE_CHECKING:
     import torch
@@ -73,7 +73,7 @@ def check_keeps_rows_apart(
             "False."
         )
     with evaluating(forward):
-        apart = keeps_apart(model, forward)
+        apart = keeps_rows_apart(model, forward)
     if not apart:
         config = model.config
         raise ModelError(

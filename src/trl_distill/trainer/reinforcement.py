@@ -56,7 +56,7 @@ class PPOConfig(CheckedSettings):
     gradient_accumulation: int = option(1, "Batches per optimizer step.", low=1)
     num_generations: int = option(4, "Completions of each prompt, which are compared with each other.", low=2)
     max_new_tokens: int = option(256, "New tokens at most in a completion.", low=1)
-    temperature: float = option(1.0, "Temperature of the drawing.", above=0.0)
+    temperature: float = option(1.0, "Temperature of sampling.", above=0.0)
     kl_coef: float = option(0.05, "Weight of the divergence from the student as it starts; 0 is none.", low=0.0)
     lr: float = option(1e-6, "Learning rate.", above=0.0)
     seed: int = option(42, "Seed of everything random.", low=0, high=2**32 - 1)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..models.generation import Completion, cut_at_stop, drawing
+from ..models.generation import Completion, cut_at_stop, seeded_sampling
 
 if TYPE_CHECKING:
     import torch
@@ -79,7 +79,7 @@ class VLLMWriter:
             limits["allowed_token_ids"] = list(range(bounds.known))
         self._engine.generation_kwargs = limits
         # processes that share an engine have to draw alike
-        with drawing(randomness.generation_seed(self._group), [], self._device):
+        with seeded_sampling(randomness.generation_seed(self._group), [], self._device):
             _, written, _, _ = self._engine.generate([list(p) for p in prompts], images=None, num_generations=1)
         return [cut_at_stop(list(ids), bounds.stops) for ids in written]
 
@@ -88,7 +88,7 @@ class VLLMWriter:
 def _random_state_kept(device: torch.device) -> Iterator[None]:
     """Restore the program's random state, which vLLM seeds when it starts."""
     states = random.getstate(), np.random.get_state()
-    with drawing(0, [], device):
+    with seeded_sampling(0, [], device):
         yield
     random.setstate(states[0])
     np.random.set_state(states[1])

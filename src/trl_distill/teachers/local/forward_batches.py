@@ -15,7 +15,7 @@ import numpy as np
 
 from ...config.devices import on_device
 from ...models.completion_forward import completion_arguments
-from ...models.padding_free import marks_of, understood
+from ...models.padding_free import accepted_marks, marks_of
 
 if TYPE_CHECKING:
     import torch
@@ -82,5 +82,5 @@ def flattened(
     kept = on_device(np.repeat(np.arange(rows.start, rows.stop), lengths) * width + within, ids.device)
     some, marked = (tensor.flatten().index_select(0, kept)[None] for tensor in (ids, labels))
     places = side.places.of_rows(rows, width).flattened(lengths)
-    marks = understood(model, marks_of(lengths.tolist(), device=ids.device))
+    marks = accepted_marks(model, marks_of(lengths.tolist(), device=ids.device))
     return {"input_ids": some, **completion_arguments(model, marked, places), **marks}

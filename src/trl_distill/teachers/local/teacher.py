@@ -26,13 +26,13 @@ from ...models.generation import (
     GenerationSettings,
     configured,
     continuations,
-    drawing,
     evaluating,
     length_limit,
     padded_left,
+    seeded_sampling,
 )
 from ...models.logits_check import attempt, check_logits
-from ...models.padding_free import keeps_apart
+from ...models.padding_free import keeps_rows_apart
 from ..base import Capabilities
 from ..completions.stop_strings import stopping
 from .forward_batches import MOST, Pass, flattened, plan
@@ -224,7 +224,7 @@ class LocalTeacher(LocalModel):
         masked = "flash" not in (self.model.config._attn_implementation or "")
         flattens = (layout.flat or not masked) and not self.writes_through_peft
         if flattens and self._flattens is None:
-            self._flattens = attempt(lambda: keeps_apart(self.model, self._scorer)) is True
+            self._flattens = attempt(lambda: keeps_rows_apart(self.model, self._scorer)) is True
         return plan(
             lengths,
             start=start,
@@ -255,7 +255,7 @@ class LocalTeacher(LocalModel):
     def generate(self, prompts: Sequence[Sequence[int]], settings: GenerationSettings) -> list[Completion]:
         """Write one completion per prompt, as one batch padded on the left.
 
-        The same prompts and settings give the same completions: drawing has a generator of its own, seeded by
+        The same prompts and settings give the same completions: sampling has a generator of its own, seeded by
         the settings and the prompts, and leaves the program's random state alone. Nothing but the settings and
         `stop_ids` decides what is written: penalties and limits of the model's own generation configuration do not.
         A completion that a stop string ended is finished, by the tokenizer's end-of-sequence token.
@@ -269,7 +269,7 @@ class LocalTeacher(LocalModel):
                 "(`aitraining teach`), or give rows that have one."
             )
         config = self.generation(max(len(p) for p in prompts), settings)
-        with self.weights.active(), drawing(settings.seed, prompts, self.model.device):
+        with self.weights.active(), seeded_sampling(settings.seed, prompts, self.model.device):
             written = self._written(prompts, config, settings.stop)
         return [self.completion(row, settings.stop) for row in written]
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ...models.architectures import check_encoder_decoder
-from ...models.generation import Completion, GenerationSettings, configured, drawing, evaluating
+from ...models.generation import Completion, GenerationSettings, configured, evaluating, seeded_sampling
 from ...prompts.chat_template import ChatTemplate
 from ..completions.stop_strings import stopping
 from ..local.model import LocalModel
@@ -59,7 +59,7 @@ class EncoderDecoder(LocalModel):
         device = self.model.device
         ids = torch.tensor([[*p, *[pad] * (width - len(p))] for p in prompts], device=device)
         mask = torch.tensor([[1] * len(p) + [0] * (width - len(p)) for p in prompts], device=device)
-        with evaluating(self.model), configured(self.model, config), drawing(settings.seed, prompts, device):
+        with evaluating(self.model), configured(self.model, config), seeded_sampling(settings.seed, prompts, device):
             ends = stopping(self.tokenizer, settings.stop, start=1)
             model: Any = self.model
             written = model.generate(input_ids=ids, attention_mask=mask, generation_config=config, **ends)
