@@ -112,8 +112,8 @@ forward are used and one line says so; that is slower, and the logits of all com
 memory at a time. `head`: the LM head gives them ({head}). `own logits`: the model's own forward does ({own}).
 
 <!-- tests/models/test_logits_check.py::test_a_trainer_learns_what_the_models_own_logits_say -->
-<!-- tests/models/test_logits_check.py::test_a_family_that_is_not_known_learns_from_its_own_logits -->
-<!-- tests/models/test_logits_check.py::test_a_teacher_that_is_not_known_teaches_by_its_own_logits -->
+<!-- tests/models/test_logits_check.py::test_a_student_of_an_unknown_family_learns_from_its_own_logits -->
+<!-- tests/models/test_logits_check.py::test_a_teacher_of_an_unknown_family_teaches_by_its_own_logits -->
 
 The errors are those of one loss (alpha 0.6, T = 2, a random teacher) and of all its gradients together, relative to a
 bare loop over the model's own full logits. A model that computes something in float32 by itself, or cannot compute in

@@ -10,7 +10,7 @@ import pytest
 import trl_distill
 
 
-def test_the_guides_import_paths():
+def test_autotrain_has_the_import_paths_of_the_guide():
     from autotrain.trainers.clm import train
     from autotrain.trainers.clm.params import LLMTrainingParams
     from autotrain.trainers.clm.train_clm_distill import PromptDistillationTrainer
@@ -20,7 +20,7 @@ def test_the_guides_import_paths():
     assert PromptDistillationTrainer is trl_distill.PromptDistillationTrainer
 
 
-def test_another_package_of_that_name_is_warned_of(monkeypatch):
+def test_importing_autotrain_warns_of_another_package_of_that_name(monkeypatch):
     import autotrain
 
     found = {"autotrain": ["trl-distill", "autotrain-advanced", "trl-distill"]}
@@ -29,7 +29,7 @@ def test_another_package_of_that_name_is_warned_of(monkeypatch):
         importlib.reload(autotrain)
 
 
-def test_alone_it_is_silent(monkeypatch):
+def test_importing_autotrain_without_another_package_warns_of_nothing(monkeypatch):
     import autotrain
 
     for found in ({}, {"autotrain": ["trl-distill"]}):

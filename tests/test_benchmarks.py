@@ -33,7 +33,7 @@ def figures(lines):
     return json.loads(lines[-1])
 
 
-def test_the_loss_is_measured(run):
+def test_the_gpu_benchmark_measures_the_loss(run):
     found = figures(run("head", "--tiny", "--json"))
     problem = "64 x 32 x 500, forward_kl, T=1"
     assert all(found[f"{problem}: {side}: ms"] > 0 for side in ("bare", "ours", "plain"))
@@ -47,7 +47,7 @@ def test_the_loss_is_measured(run):
         ("prompt", ["sft", "gkd", "local", "unshared", "self lora"]),
     ],
 )
-def test_the_steps_are_measured(part, sides, tmp_path):
+def test_the_gpu_benchmark_measures_steps(part, sides, tmp_path):
     """In a process of their own: Liger changes the classes of a whole family of models."""
     done = run_fork([str(BENCHMARKS / "gpu.py"), part, "--tiny", "--json"], tmp_path)
     assert done.code == 0, done.errors[-3000:]
@@ -56,11 +56,11 @@ def test_the_steps_are_measured(part, sides, tmp_path):
 
 
 @pytest.mark.cpu
-def test_nothing_is_measured_without_a_gpu(run):
+def test_the_gpu_benchmark_measures_nothing_without_a_gpu(run):
     assert run() == ["No CUDA device is present, so nothing is measured; --tiny runs every side once on the CPU."]
 
 
-def test_an_unknown_part_is_refused(run, capsys):
+def test_the_gpu_benchmark_refuses_an_unknown_part(run, capsys):
     with pytest.raises(SystemExit, match="2"):
         run("loss", "--tiny")
     assert "unknown part loss; accepted are head, step and prompt." in capsys.readouterr().err

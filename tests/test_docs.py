@@ -36,7 +36,7 @@ def slugs(page: Path) -> set[str]:
 
 
 @pages
-def test_links_lead_somewhere(page):
+def test_links_of_the_docs_exist(page):
     for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8")):
         if re.match(r"\w+:", target):
             continue
@@ -46,14 +46,14 @@ def test_links_lead_somewhere(page):
         assert not anchor or anchor in slugs(found), target
 
 
-def test_the_index_names_every_page():
+def test_the_docs_index_names_every_page():
     index = (ROOT / "docs" / "README.md").read_text(encoding="utf-8")
     for page in (ROOT / "docs").glob("*.md"):
         assert page.name == "README.md" or f"]({page.name})" in index, page.name
 
 
 @pages
-def test_every_test_that_is_named_exists(page):
+def test_tests_named_in_the_docs_exist(page):
     for file, name in re.findall(r"(tests/[\w/]+\.py)(?:::(\w+))?", page.read_text(encoding="utf-8")):
         tree = ast.parse((ROOT / file).read_text(encoding="utf-8"))
         functions = {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
@@ -67,7 +67,7 @@ def test_tests_are_named_in_comments_alone(page):
 
 
 @pages
-def test_flags_are_flags(page):
+def test_flags_in_the_docs_exist(page):
     known = {"--help", "--version"} | {
         flag for option in (*llm.params, *teach.params) for flag in (*option.opts, *option.secondary_opts)
     }
@@ -77,7 +77,7 @@ def test_flags_are_flags(page):
 
 
 @pages
-def test_commands_are_taken(page, tmp_path, monkeypatch):
+def test_commands_in_the_docs_are_accepted(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "run.yaml").write_text("lr: 1e-4\n")
     for code in blocks(page, "bash", "sh", "console"):
@@ -94,12 +94,12 @@ def test_commands_are_taken(page, tmp_path, monkeypatch):
 
 
 @pages
-def test_python_compiles(page):
+def test_python_in_the_docs_compiles(page):
     for code in blocks(page, "python"):
         assert compile(code, str(page), "exec")
 
 
-def test_the_tables_of_flags_are_those_of_the_fields():
+def test_the_flag_tables_of_the_docs_are_up_to_date():
     spec = importlib.util.spec_from_file_location("flags", ROOT / "docs" / "flags.py")
     assert spec is not None
     assert spec.loader is not None
@@ -114,14 +114,14 @@ def test_the_tables_of_flags_are_those_of_the_fields():
     assert missing == []
 
 
-def test_make_has_the_targets_that_are_named():
+def test_make_targets_in_the_docs_exist():
     targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
     for page in PAGES:
         named = set(re.findall(r"^ *make ([a-z-]+)|`make ([a-z-]+)`", page.read_text(encoding="utf-8"), re.MULTILINE))
         assert {first or second for first, second in named} <= targets, page.name
 
 
-def test_the_readme_runs_as_it_stands(tmp_path):
+def test_the_readme_runs_as_written(tmp_path):
     """Its shell blocks but for `make`, then its Python blocks, in one empty folder."""
     readme = ROOT / "README.md"
     shell = [code for code in blocks(readme, "bash") if "make " not in code]

@@ -38,7 +38,7 @@ def test_a_run_that_was_interrupted_is_no_usage_error():
     assert not issubclass(errors.RunInterrupted, errors.UsageError)
 
 
-def test_the_nearest_names():
+def test_nearest_suggests_similar_names():
     assert errors.nearest("teacher_mdel", ["teacher_model", "model"]) == " Did you mean 'teacher_model'?"
     assert errors.nearest("xyz", ["teacher_model"]) == ""
     assert errors.nearest("col", ["cola", "colb"]) in (

@@ -35,7 +35,7 @@ def logged(folder):
 
 
 @pytest.mark.parametrize("name", ["custom_loss.py", "online_distillation.py"])
-def test_it_trains(name, tmp_path):
+def test_an_example_trains(name, tmp_path):
     printed = started(name, tmp_path, "--save-strategy", "steps", "--save-steps", "4")
     assert "Pre-flight (train)" in printed
     logged(tmp_path / "out")

@@ -215,7 +215,7 @@ def ran(heading, **more):
     return names
 
 
-def test_the_snippets_are_the_guides():
+def test_snippets_are_those_of_the_guide():
     page = next(
         (p / "shared" / "GUIDE.md" for p in Path(__file__).parents if (p / "shared" / "GUIDE.md").is_file()), None
     )
@@ -226,7 +226,7 @@ def test_the_snippets_are_the_guides():
 
 
 @pytest.mark.parametrize("number", [0, 1, 2], ids=["basic", "sft", "lora"])
-def test_the_commands(number, place):
+def test_the_guides_commands_run(number, place):
     done = CliRunner().invoke(main, shlex.split(COMMANDS[number].replace("\\\n", " "))[1:], catch_exceptions=False)
     assert done.exit_code == 0, done.output
     assert "Pre-flight (train)" in done.stdout
@@ -243,19 +243,19 @@ def test_the_commands(number, place):
         assert "cross-entropy alone" in done.stdout
 
 
-def test_the_python_interface(place):
+def test_the_guides_python_interface_runs(place):
     names = ran("Python API")
     before = AutoModelForCausalLM.from_pretrained("gpt2").lm_head.weight
     assert not torch.equal(names["model"].lm_head.weight, before)
     assert (place / "distilled-gpt2" / "model.safetensors").is_file()
 
 
-def test_sft_with_a_teacher(place):
+def test_the_guides_sft_with_a_teacher_runs(place):
     assert train(ran("Integrated with SFT (Recommended)")["config"]).config.hidden_size == 32
     assert "Expert: {input}" in (place / "sft-distilled" / "README.md").read_text()
 
 
-def test_the_loss():
+def test_the_guides_loss_is_the_librarys():
     names = ran("The Distillation Process")
     assert Logits.seen == ["Think. 2+2", "2+2"]
     ours = distillation_loss_from_logits(
@@ -264,7 +264,7 @@ def test_the_loss():
     assert torch.isclose(getattr(ours, "loss", ours) / (3 if hasattr(ours, "loss") else 1), names["total_loss"])
 
 
-def test_the_advantage(place):
+def test_the_guides_student_answers_without_the_prompt(place):
     """What the two blocks of "The Distillation Advantage" show: the student answers alone as with the whole prompt."""
     before, after = (
         block.splitlines()[0] for heading, block in blocks_of(TEXT) if heading == "The Distillation Advantage"
@@ -290,12 +290,12 @@ def test_the_advantage(place):
         ("Example 3: Chain-of-Thought Distillation", "reasoning_model", "cot-distilled"),
     ],
 )
-def test_examples(heading, model, project, place):
+def test_the_guides_examples_run(heading, model, project, place):
     assert ran(heading)[model].generate(torch.tensor([[9, 10]]), max_new_tokens=2).shape[1] > 2
     assert (place / project / "README.md").is_file()
 
 
-def test_several_teachers(place):
+def test_the_guides_several_teachers_run(place):
     names = ran("Example 4: Multi-Teacher Distillation")
     rows = names["combined_data"]
     assert len(rows) == 3 * len(QUERIES)
@@ -305,12 +305,12 @@ def test_several_teachers(place):
     assert (place / "multi-teacher-distilled" / "model.safetensors").is_file()
 
 
-def test_the_teachers_to_choose(place):
+def test_the_guides_teacher_choices_run(place):
     names = ran("1. Teacher Selection")
     assert (names["student"], names["teacher"]) == ("gpt2", "t5-base")
 
 
-def test_a_template_with_other_fields(place):
+def test_the_guides_template_with_other_fields_runs(place):
     names = ran("2. Prompt Engineering")
     rows = [{"text": text, "role": "teacher", "context": "school"} for text in QUERIES]
     train(
@@ -324,21 +324,21 @@ def test_a_template_with_other_fields(place):
     assert "{input}:" in card
 
 
-def test_the_temperature_is_tuned(place):
+def test_the_guides_temperature_tuning_runs(place):
     names = ran("3. Temperature Tuning")
     assert set(names["results"]) == set(names["temperatures"])
     assert names["optimal_temp"] in names["temperatures"]
     assert (place / "distill_temp_2.0" / "model.safetensors").is_file()
 
 
-def test_diverse_data(place):
+def test_the_guides_data_preparation_runs(place):
     data = ran("4. Data Diversity")["prepare_distillation_data"](QUERIES)
     assert sorted(data) == sorted(QUERIES)
     train(shortened(model="gpt2", teacher_model="gpt2-xl", data_path=Dataset.from_dict({"text": data}),
                     teacher_prompt_template="Expert: {input}", project_name="diverse")())  # fmt: skip
 
 
-def test_progressive_distillation(place):
+def test_the_guides_progressive_distillation_runs(place):
     assert ran("5. Progressive Distillation")["model"].config.hidden_size == 32
     assert [(place / f"stage_{n}" / "model.safetensors").is_file() for n in (1, 2, 3)] == [True] * 3
 
@@ -353,7 +353,7 @@ def trainer_of(kind, folder, **more):
     return kind("gpt2", config, train_dataset=Dataset.from_dict({"text": QUERIES}))
 
 
-def test_a_loss_of_ones_own(place, tmp_path):
+def test_the_guides_custom_loss_runs(place, tmp_path):
     """The guide's names of a batch's inputs and loss are global; both prompts are the same, as its logits must be."""
     names = ran("Custom Distillation Loss")
     guides = names["CustomDistillationTrainer"]
@@ -376,7 +376,7 @@ def test_a_loss_of_ones_own(place, tmp_path):
     assert trainer.state.log_history[-1]["train_loss"] == pytest.approx(trainer.losses[0].item(), rel=1e-5)
 
 
-def test_online_distillation(place, tmp_path):
+def test_the_guides_online_distillation_runs(place, tmp_path):
     trainer = trainer_of(
         ran("Online Distillation")["OnlineDistillationTrainer"], tmp_path, teacher_prompt_template="Expert: {input}"
     )
@@ -385,7 +385,7 @@ def test_online_distillation(place, tmp_path):
     assert trainer.state.global_step == 1
 
 
-def test_rewards(place, capsys):
+def test_the_guides_reinforcement_runs(place, capsys):
     config = shortened(model="gpt2", teacher_model="gpt2-large", student_prompt_template="Q: {input}\nA:",
                        project_name="to-be-rewarded")()  # fmt: skip
     distil = ran("Distillation with Reinforcement")["distill_with_rewards"]
@@ -407,7 +407,7 @@ def test_rewards(place, capsys):
         ),
     ],
 )  # fmt: skip
-def test_troubleshooting(heading, expected, place):
+def test_the_guides_troubleshooting_runs(heading, expected, place):
     config = shortened(model="gpt2", teacher_model="gpt2-large", teacher_prompt_template="Expert: {input}",
                        project_name="mended")()  # fmt: skip
     ran(heading, config=config)
@@ -419,7 +419,7 @@ def test_troubleshooting(heading, expected, place):
     train(config)
 
 
-def test_evaluation(place):
+def test_the_guides_evaluation_runs(place):
     student, teacher = (AutoModelForCausalLM.from_pretrained(name) for name in ("gpt2", "gpt2-large"))
     metrics = ran("Evaluation Metrics")["evaluate_distillation"](student, teacher, QUERIES)
     assert 0 <= metrics["output_similarity"] <= 1

@@ -33,7 +33,7 @@ def heavy_after(code: str) -> list[str]:
     return done.stdout.splitlines()[-1].split()[1:]
 
 
-def test_the_check_sees_a_heavy_import():
+def test_heavy_imports_are_detected():
     assert heavy_after("import numpy") == ["numpy"]
 
 

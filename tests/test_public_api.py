@@ -84,7 +84,7 @@ def described(function) -> str:
     return " ".join(words)
 
 
-def test_the_public_names():
+def test_public_names_are_unchanged():
     assert sorted(trl_distill.__all__) == sorted(NAMES)
     assert {*NAMES, "__version__"} <= set(dir(trl_distill))
 
@@ -97,13 +97,13 @@ def test_each_name_is_what_its_module_defines(name, module):
 
 
 @pytest.mark.parametrize(("name", "expected"), SIGNATURES.items())
-def test_signatures(name, expected):
+def test_public_signatures_are_unchanged(name, expected):
     first, _, method = name.partition(".")
     function = getattr(trl_distill, first)
     assert described(getattr(function, method) if method else function) == expected
 
 
-def test_the_result_of_a_run():
+def test_run_result_has_its_fields():
     names = [field.name for field in fields(trl_distill.RunResult)]
     assert names == ["model", "tokenizer", "metrics", "paths", "trainer"]
 

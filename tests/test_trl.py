@@ -11,7 +11,7 @@ from datasets import Dataset
 from trl_distill._trl import gathered, has_marks
 
 
-def test_gathering_is_nothing_without_zero_3():
+def test_gathered_does_nothing_without_zero_3():
     weight = torch.nn.Parameter(torch.ones(2))
     with gathered(weight, None):
         assert weight.sum() == 2
@@ -57,7 +57,7 @@ def test_trainer_counts_the_labels_of_a_whole_step_and_does_not_divide_the_loss(
     assert trainer.state.log_history[0]["loss"] == 2
 
 
-def test_trainer_still_has_the_methods_that_are_taken_further():
+def test_overridden_trainer_methods_still_have_their_signatures():
     own = {name: list(inspect.signature(getattr(trl.SFTTrainer, name)).parameters) for name in TAKEN_FURTHER}
     assert own == TAKEN_FURTHER
 

@@ -87,7 +87,7 @@ def test_an_invalid_config_file_is_named(text, said, written):
     assert "hf_secret" not in str(error.value)
 
 
-def test_a_file_that_cannot_be_read_is_named(tmp_path):
+def test_an_unreadable_config_file_is_an_error(tmp_path):
     with pytest.raises(ParamsError, match=r"nowhere.yaml cannot be read: No such file"):
         params_from_command(["--config", str(tmp_path / "nowhere.yaml")])
     (tmp_path / "latin.yaml").write_bytes(b"model: \xe9")
@@ -95,5 +95,5 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path):
         params_from_command(["--config", str(tmp_path / "latin.yaml")])
 
 
-def test_an_empty_file_is_the_defaults(written):
+def test_an_empty_config_file_gives_the_defaults(written):
     assert params_from_command(["--config", written("# nothing\n")]) == LLMTrainingParams()

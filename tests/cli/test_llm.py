@@ -68,7 +68,7 @@ def typed(command: str) -> list[str]:
 
 
 @pytest.mark.parametrize(("command", "expected"), GUIDE, ids=["basic", "sft", "lora"])
-def test_the_guides_commands(command, expected):
+def test_commands_of_the_guide_are_parsed(command, expected):
     params = params_from_command(typed(command))
     params.validate()
     assert params == LLMTrainingParams(**expected)
@@ -123,7 +123,7 @@ def test_other_names_are_flags_too(alias, name):
     assert getattr(params_from_command([f"--{alias}", "3"]), name) == 3
 
 
-def test_nothing_typed_is_the_defaults():
+def test_a_command_without_flags_has_the_defaults():
     assert params_from_command([]) == LLMTrainingParams()
 
 

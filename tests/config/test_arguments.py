@@ -19,7 +19,7 @@ def checked(**settings):
     return arguments
 
 
-def test_the_defaults_of_the_guide():
+def test_defaults_are_those_of_the_guide():
     arguments = checked()
     assert arguments.use_distillation is False
     assert arguments.teacher_model is None
@@ -56,7 +56,7 @@ def test_defaults_pass_their_own_checks_and_each_setting_has_help():
         ("teacher_prompt_template", [{"role": "user", "content": "{input}"}], [{"role": "user", "content": "{input}"}]),
     ],
 )
-def test_values_are_brought_to_their_type(name, given, expected):
+def test_values_are_converted_to_their_field_type(name, given, expected):
     value = getattr(checked(**{name: given}), name)
     assert value == expected
     assert type(value) is type(expected)
@@ -116,7 +116,7 @@ def test_a_subclass_with_its_own_fields_is_checked_as_well():
         check_arguments(arguments)
 
 
-def test_trls_parser_makes_flags_of_them():
+def test_trl_parser_makes_flags_of_the_settings():
     from transformers import HfArgumentParser
 
     words = ["--use_distillation", "--teacher-model", "t", "--distill_temperature", "2", "--completion_column", "c"]

@@ -26,7 +26,7 @@ def parsed(*flags):
 
 
 @pytest.mark.parametrize("flag", ["--use_distillation", "--use-distillation"])
-def test_the_flag_of_a_trl_script(flag):
+def test_a_trl_script_takes_use_distillation_with_dash_or_underscore(flag):
     assert not parsed().use_distillation
     assert parsed(flag).use_distillation
 
@@ -47,14 +47,14 @@ def test_a_value_outside_what_is_accepted_is_refused():
         parsed("--distill_alpha", "1.5")
 
 
-def test_everything_else_is_trls_own():
+def test_inherited_settings_keep_trls_defaults():
     ours, theirs = parsed(), TrlParser(SFTConfig).parse_args_into_dataclasses(CPU)[0]
     for spec in fields(SFTConfig):
         if spec.name not in ("logging_dir",):
             assert getattr(ours, spec.name) == getattr(theirs, spec.name), spec.name
 
 
-def test_parameters_become_trls_configuration(tmp_path):
+def test_training_params_become_a_trl_config(tmp_path):
     params = LLMTrainingParams(
         model="m", teacher_model="t", project_name=str(tmp_path / "a_2.5-x"), epochs=5, batch_size=2, lr=1e-4,
         warmup_ratio=0.2, gradient_accumulation=3, scheduler="cosine", optimizer="adafactor", weight_decay=0.1,
@@ -81,7 +81,7 @@ def test_the_warm_up_is_a_share_of_the_steps_all_of_them_included(ratio, warm, t
 
 
 @pytest.mark.parametrize(("trainer", "source"), [("sft", "text"), ("distillation", "teacher")])
-def test_only_sft_learns_plain_text_whole(trainer, source, tiny_model_dir, tiny_teacher_dir, tmp_path):
+def test_plain_text_is_learned_as_a_whole_under_sft_only(trainer, source, tiny_model_dir, tiny_teacher_dir, tmp_path):
     params = LLMTrainingParams(
         model=str(tiny_model_dir), teacher_model=str(tiny_teacher_dir), data_path=ROWS, project_name=str(tmp_path),
         trainer=trainer, use_distillation=True, distill_max_teacher_length=2, dry_run=True,
@@ -122,7 +122,7 @@ def test_an_optimizer_whose_package_is_missing_is_refused_before_the_teacher_wri
 
 
 @pytest.mark.parametrize("found", [True, False])
-def test_a_run_is_on_the_accelerator_that_torch_finds(found, tmp_path, monkeypatch):
+def test_a_run_uses_the_accelerator_that_torch_finds(found, tmp_path, monkeypatch):
     """Of whatever kind: torch has one question for all of them."""
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: found)
     monkeypatch.delenv("ACCELERATE_USE_CPU")
@@ -131,7 +131,7 @@ def test_a_run_is_on_the_accelerator_that_torch_finds(found, tmp_path, monkeypat
     assert config.dataloader_pin_memory is found
 
 
-def test_accelerates_word_for_the_cpu_counts(tmp_path, monkeypatch):
+def test_accelerate_use_cpu_keeps_a_run_on_the_cpu(tmp_path, monkeypatch):
     """`accelerate launch --cpu` sets it; transformers alone would put the model on a GPU and the batches on the CPU."""
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")

@@ -29,7 +29,7 @@ def without_float64():
     has_float64.cache_clear()
 
 
-def test_the_device_of_the_tests_refuses_as_mps_does(without_float64):
+def test_the_simulated_device_refuses_float64_as_mps_does(without_float64):
     numbers = torch.ones(3, device="cpu")
     for wide in (
         torch.Tensor.double,
@@ -46,7 +46,7 @@ def test_the_device_of_the_tests_refuses_as_mps_does(without_float64):
 
 
 @pytest.mark.parametrize("kind", [local, several("mixture"), other_tokenizer], ids=lambda kind: kind.__name__)
-def test_a_run_trains_evaluates_and_saves(kind, request, tmp_path, without_float64):
+def test_a_run_works_without_float64(kind, request, tmp_path, without_float64):
     rows = [{"text": words, "completion": " ".join(reversed(words.split()))} for words in WORDS]
     data = tmp_path / "data"
     data.mkdir()
@@ -67,7 +67,7 @@ def test_a_run_trains_evaluates_and_saves(kind, request, tmp_path, without_float
     {"teacher_model": "ema", "distill_on_policy_fraction": 1.0, "distill_on_policy_max_new_tokens": 3},
     {"distill_divergence": "jsd", "packing": True, "max_length": 64},
 ], ids=["ema on what the student writes", "packed"])  # fmt: skip
-def test_a_trainer_trains_and_evaluates(settings, tiny_model_dir, tiny_teacher_dir, tmp_path, without_float64):
+def test_a_trainer_works_without_float64(settings, tiny_model_dir, tiny_teacher_dir, tmp_path, without_float64):
     teacher = settings.pop("teacher_model", tiny_teacher_dir)
     trainer = make(tiny_model_dir, teacher, tmp_path, **settings)
     trainer.train()
@@ -90,7 +90,7 @@ def test_a_store_is_the_one_that_a_device_with_float64_writes(kind, tiny_teacher
     assert mode.left > 0
 
 
-def test_drawing_gives_the_devices_random_state_back():
+def test_sampling_restores_the_devices_random_state():
     before = torch.get_rng_state()
     with forked_rng(torch.device("cpu")):
         torch.manual_seed(1)

@@ -56,7 +56,9 @@ CASES = {
 
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize(("door", "place"), [(by_command, 0), (by_library, 1), (by_trainer, 2)])
-def test_one_fault_is_named_in_the_words_of_each_door(case, door, place, tiny_model_dir, tiny_teacher_dir, tmp_path):
+def test_the_same_error_names_flags_params_or_fields_by_caller(
+    case, door, place, tiny_model_dir, tiny_teacher_dir, tmp_path
+):
     settings, words = CASES[case]
     settings = {"model": str(tiny_model_dir), "teacher_model": str(tiny_teacher_dir), **TEMPLATES, **settings}
     said = door(settings, tmp_path)
@@ -64,7 +66,7 @@ def test_one_fault_is_named_in_the_words_of_each_door(case, door, place, tiny_mo
     assert not [word for n, word in enumerate(words) if word not in words[place] and n != place and word in said], said
 
 
-def test_a_later_call_of_the_trainer_is_the_trainers_door(tiny_model_dir, tiny_teacher_dir, tmp_path):
+def test_errors_of_later_trainer_calls_name_trainer_fields(tiny_model_dir, tiny_teacher_dir, tmp_path):
     rows = [{"prompt": "a", "completion": " b"}]
     trainer = distilling(tiny_model_dir, tiny_teacher_dir, tmp_path, rows, **TEMPLATES)
     for call in (trainer.evaluate, trainer.predict):
@@ -72,13 +74,13 @@ def test_a_later_call_of_the_trainer_is_the_trainers_door(tiny_model_dir, tiny_t
             call(Dataset.from_list([{"other": "a"}]))
 
 
-def test_queries_have_their_own_words(tiny_teacher_dir):
+def test_an_error_about_queries_names_python_arguments(tiny_teacher_dir):
     with pytest.raises(DataError, match="text_column") as error:
         generate_with_teacher(str(tiny_teacher_dir), "{input}", [{"other": "a"}])
     assert "--" not in str(error.value)
 
 
-def test_validate_speaks_python():
+def test_validate_names_python_settings():
     with pytest.raises(ParamsError, match=r"quantization 'int4' trains an adapter; add peft=True\."):
         LLMTrainingParams(model="m", teacher_model="t", quantization="int4").validate()
 
@@ -106,13 +108,15 @@ def test_validate_speaks_python():
         ("the field {block_size} of", *["the field {block_size} of"] * 2, None),
     ],
 )
-def test_spelling(said, command, library, trainer):
+def test_messages_are_spelled_for_command_library_and_trainer(said, command, library, trainer):
     assert COMMAND(said) == command
     assert LIBRARY(said) == library
     assert TRAINER(said) == (library if trainer is None else trainer)
 
 
-def test_advice_in_the_pre_flight_is_in_the_words_of_the_door(tiny_model_dir, tiny_teacher_dir, tmp_path, capsys):
+def test_advice_in_the_preflight_names_flags_params_or_fields_by_caller(
+    tiny_model_dir, tiny_teacher_dir, tmp_path, capsys
+):
     path = tmp_path / "rows.jsonl"
     path.write_text(json.dumps({"text": "give --text-column a", "completion": " b"}))
     teacher = {"teacher_model": str(tiny_teacher_dir), "teacher_prompt_template": "{input}"}
@@ -128,7 +132,7 @@ def test_advice_in_the_pre_flight_is_in_the_words_of_the_door(tiny_model_dir, ti
         assert "    | give --text-column a" in text  # a row is shown as it is
 
 
-def test_a_script_that_has_parsed_its_flags_reads_the_same_words():
+def test_a_script_with_parsed_flags_reads_trainer_fields():
     """HfArgumentParser turns the types of the fields from text into classes."""
     from trl import TrlParser
 

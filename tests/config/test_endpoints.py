@@ -23,7 +23,7 @@ from trl_distill.teachers.loading import endpoint_of
         ("httpie", None),
     ],
 )
-def test_a_name_spells_out_a_server(name, expected):
+def test_a_teacher_name_is_parsed_into_url_and_model(name, expected):
     assert parse_endpoint(name) == expected
 
 
@@ -31,7 +31,7 @@ def test_a_name_spells_out_a_server(name, expected):
     "name",
     ["openai:", "http://host:8000/v1", "http://host:8000/v1#", "http://#m", "http://host:port/v1#m"],
 )
-def test_half_a_name_is_told(name):
+def test_an_endpoint_without_url_or_model_is_refused(name):
     with pytest.raises(TeacherError, match="teacher_model"):
         parse_endpoint(name)
 
@@ -51,7 +51,7 @@ def test_a_script_refuses_a_url_with_a_secret():
         DistillationSFTConfig(output_dir="unused", teacher_model="http://user:s3cret@host/v1#m", use_cpu=True)
 
 
-def test_bare_names_of_openai():
+def test_a_bare_openai_model_name_is_an_openai_endpoint():
     ours = ["gpt-3.5-turbo", "gpt-4o-mini", "gpt-4o", "gpt-4.1-nano", "gpt-5", "o1", "o1-mini", "o3", "o4-mini"]
     ours += ["chatgpt-4o-latest", "code-davinci-002", "text-davinci-003", "gpt-3.5-turbo-instruct"]
     others = ["gpt2", "gpt2-large", "gpt2-xl", "gpt-neo-1.3B", "gpt-j-6b", "gpt-oss-20b", "openai/gpt-oss-20b"]
@@ -59,7 +59,7 @@ def test_bare_names_of_openai():
     assert [name for name in ours + others if is_openai_name(name)] == ours
 
 
-def test_a_folder_goes_before_a_name_of_openai(tmp_path, monkeypatch):
+def test_a_folder_takes_precedence_over_an_openai_model_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert endpoint_of("gpt-4o-mini") == Endpoint("gpt-4o-mini")
     (tmp_path / "gpt-4o-mini").mkdir()
@@ -72,12 +72,12 @@ def test_a_server_needs_the_students_tokenizer():
         load_teacher("openai:gpt-4o")
 
 
-def test_reasoning_models_are_told_no_temperature():
+def test_openai_reasoning_models_are_sent_no_temperature():
     assert not any(map(takes_temperature, ["o3", "o4-mini", "gpt-5", "gpt-5-mini"]))
     assert all(map(takes_temperature, ["gpt-4o", "gpt-5-chat-latest", "gpt-3.5-turbo", "embedded", "olmo-7b"]))
 
 
-def test_an_unknown_name_suggests_openai_to_a_teacher_alone():
+def test_an_unknown_model_name_suggests_openai_for_a_teacher_only():
     with pytest.raises(TeacherError, match=r"openai:claude-9.*http://host:port/v1#claude-9"):
         load_teacher("claude-9")
     with pytest.raises(ModelError) as error:

@@ -79,18 +79,18 @@ def good(**settings):
 
 
 @pytest.mark.parametrize(("name", "default"), GUIDE_DEFAULTS.items())
-def test_the_defaults_of_the_guide(name, default):
+def test_defaults_are_those_of_the_guide(name, default):
     assert getattr(LLMTrainingParams(), name) == default
 
 
 @pytest.mark.parametrize("settings", [QUICK_START, LARGE_TO_SMALL, WITH_SFT])
-def test_the_guides_configurations_are_taken(settings):
+def test_configurations_of_the_guide_are_accepted(settings):
     config = LLMTrainingParams(**settings)
     config.validate()
     assert {name: getattr(config, name) for name in settings} == settings
 
 
-def test_what_the_guide_sets_afterwards_is_honoured():
+def test_attributes_set_after_construction_are_checked_and_used():
     config = good()
     later = {
         "distill_temperature": 4.0,
@@ -131,7 +131,7 @@ def test_a_model_may_be_a_loaded_one():
         ("hub_token", "set the environment variable HF_TOKEN"),
     ],
 )
-def test_an_unknown_name_is_an_error_as_a_keyword_and_as_an_attribute(name, message):
+def test_an_unknown_setting_is_an_error_as_keyword_and_as_attribute(name, message):
     with pytest.raises(ParamsError) as caught:
         LLMTrainingParams(**{name: 1})
     assert message in str(caught.value)
@@ -141,7 +141,7 @@ def test_an_unknown_name_is_an_error_as_a_keyword_and_as_an_attribute(name, mess
     assert message in str(caught.value)
 
 
-def test_an_unknown_name_is_also_a_type_error_as_python_has_it():
+def test_an_unknown_setting_is_also_a_type_error():
     with pytest.raises(TypeError):
         LLMTrainingParams(nonsense=1)
     with pytest.raises(ValueError, match="nonsense"):
@@ -212,12 +212,12 @@ def test_a_value_outside_its_range_is_refused_when_it_is_set(name, value, accept
 
 
 @pytest.mark.parametrize("modules", [["q_proj", "v_proj"], ("q_proj", "v_proj"), "q_proj,v_proj"])
-def test_modules_may_be_a_list(modules):
+def test_target_modules_may_be_a_list(modules):
     assert good(target_modules=modules).target_modules == "q_proj,v_proj"
 
 
 @pytest.mark.parametrize("name", ["mixed_precision", "eval_strategy", "save_strategy"])
-def test_false_means_no_where_that_is_a_choice(name):
+def test_false_is_read_as_no_for_settings_with_that_choice(name):
     assert getattr(good(**{name: False}), name) == "no"
     with pytest.raises(ParamsError, match=f"{name} is True"):
         good(**{name: True})
@@ -250,7 +250,7 @@ def test_a_run_takes_parameters_only(start, given):
         ({"overwrite": True, "resume": True}, "overwrite and resume contradict each other"),
     ],
 )
-def test_settings_that_do_not_fit_together(settings, message):
+def test_settings_that_contradict_each_other_are_refused(settings, message):
     config = good(**settings)
     with pytest.raises(UsageError, match=message):
         config.validate()
@@ -264,7 +264,7 @@ def test_plain_sft_needs_no_teacher():
     assert good(trainer="sft", use_distillation=True).distills
 
 
-def test_the_dictionary_makes_the_same_configuration_again():
+def test_to_dict_round_trips():
     config = good(lr="1e-4", peft=True)
     assert LLMTrainingParams(**config.to_dict()) == config
     secret = [name for name in config.to_dict() if "token" in name and "max" not in name]

@@ -122,7 +122,9 @@ def test_the_loss_is_the_formula_on_full_logits_where_both_have_read_the_same_te
 
 @pytest.mark.parametrize("kind", ["forward_kl", "reverse_kl", "jsd"])
 @pytest.mark.parametrize("impl", ["fused", "plain"])
-def test_of_equal_tokenizers_the_run_is_the_ordinary_one(kind, impl, tiny_model_dir, tiny_teacher_dir, tmp_path):
+def test_cross_tokenizer_with_equal_tokenizers_is_the_ordinary_run(
+    kind, impl, tiny_model_dir, tiny_teacher_dir, tmp_path
+):
     def trained(**more):
         data = {"prompt": ["a b", "c", "d e f", "g"], "completion": [" c d", " e f g a", " b", " d c b"]}
         trainer = distilling(
@@ -143,7 +145,7 @@ def test_of_equal_tokenizers_the_run_is_the_ordinary_one(kind, impl, tiny_model_
 
 
 @pytest.mark.parametrize("accumulation", [1, 4])
-def test_batch_times_accumulation_changes_nothing(accumulation, other, tiny_model_dir, tmp_path):
+def test_cross_tokenizer_loss_does_not_depend_on_batch_and_accumulation(accumulation, other, tiny_model_dir, tmp_path):
     trainer = distilling(
         tiny_model_dir, other, tmp_path, PAIRS, cross_tokenizer=True, gradient_accumulation_steps=accumulation,
         per_device_train_batch_size=8 // accumulation, max_steps=1,
@@ -153,7 +155,7 @@ def test_batch_times_accumulation_changes_nothing(accumulation, other, tiny_mode
     assert losses(trainer)[0] == pytest.approx(whole["eval_loss"], rel=1e-5)
 
 
-def test_two_processes_lose_what_one_does_with_the_same_global_batch(small, tiny_model_dir, tmp_path):
+def test_two_cross_tokenizer_processes_have_the_losses_of_one(small, tiny_model_dir, tmp_path):
     names = {"student": str(tiny_model_dir), "teacher": str(small), "folder": str(tmp_path / "out")}
     one, two = (run_in(ranks, RANK.format(**names, batch=4 // ranks), tmp_path) for ranks in (1, 2))
     assert two == pytest.approx(one, rel=1e-5)
@@ -254,7 +256,7 @@ def test_the_teachers_limit_cuts_its_side_alone(tiny_model_dir, tmp_path):
         distilling(tiny_model_dir, short, tmp_path, **settings, teacher_prompt_template=3 * TEMPLATE)
 
 
-def test_the_ends_of_both_are_one_token_and_special_tokens_match_by_name():
+def test_ends_of_both_tokenizers_match_and_special_tokens_match_by_name():
     student, teacher = byte_level(), llama()
     teacher.add_tokens([AddedToken(t, special=True) for t in ("<|im_start|>", "<|im_end|>", "<|pad|>")])
     teacher.chat_template = CHAT_TEMPLATE
@@ -270,7 +272,7 @@ def test_the_ends_of_both_are_one_token_and_special_tokens_match_by_name():
 
 
 @pytest.mark.parametrize("kind", [1, 2, 3])
-def test_matched_tokens_write_the_same_and_all_tokens_are_somewhere(kind):
+def test_matched_tokens_have_equal_text_and_every_token_is_matched_or_not(kind):
     student, teacher = byte_level(), pieces(scheme="always")
     both = crossing(student, teacher)
     mine, theirs = token_bytes(student), token_bytes(teacher)
@@ -323,7 +325,7 @@ def test_a_space_that_one_tokenizer_puts_in_front_hides_nothing():
         ({"trainer": "sft"}, ParamsError, "cross_tokenizer is True, but trainer 'sft' does not distil"),
     ],
 )
-def test_what_it_cannot_be_used_with_is_refused_before_anything_loads(settings, error, sentence, tmp_path):
+def test_cross_tokenizer_refuses_unsupported_settings_before_anything_loads(settings, error, sentence, tmp_path):
     base = {"model": "nowhere", "teacher_model": "nowhere", "data_path": "nowhere", "cross_tokenizer": True}
     base |= {"teacher_model": None} if settings.get("trainer") == "sft" else {}
     with pytest.raises(error, match=sentence):
@@ -379,7 +381,7 @@ def test_a_batch_in_which_nothing_can_be_compared_learns_nothing_from_the_teache
     assert all(torch.equal(a, b) for a, b in zip(before, trainer.model.parameters(), strict=True))
 
 
-def test_an_adapter_learns_from_another_tokenizer_too(small, tmp_path):
+def test_an_adapter_learns_from_a_teacher_with_another_tokenizer(small, tmp_path):
     result = run(LLMTrainingParams(
         model=str(small), teacher_model="embedded", data_path=Dataset.from_dict(PAIRS), cross_tokenizer=True, peft=True,
         epochs=8, batch_size=8, gradient_accumulation=1, lr=2e-2, logging_steps=1, distill_alpha=1.0,

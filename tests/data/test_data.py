@@ -74,7 +74,7 @@ def test_a_file_of_each_kind_gives_its_rows(kind):
 
 
 @pytest.mark.parametrize("name", ["q.JSON", "q.ndjson", "deep/er/q.v2.jsonl"])
-def test_names_of_files_are_free(name):
+def test_file_names_may_have_any_characters(name):
     put(name, '{"text": "a"}\n{"text": "b"}\n')
     assert texts(load_data(name)[0]) == ["a", "b"]
     assert texts(load_data(Path(name))[0]) == ["a", "b"]
@@ -436,7 +436,7 @@ def test_slices_and_sums_of_splits():
         ({"config_name": "main"}, "data_config is 'main', but only a Hub dataset has configurations"),
     ],
 )
-def test_a_split_that_is_not_there(settings, message):
+def test_a_missing_split_is_an_error(settings, message):
     put("q.txt", "a\nb\n")
     with pytest.raises(DataError, match=message):
         load_data("q.txt", **settings)
@@ -537,7 +537,7 @@ def test_an_empty_parquet_file_has_no_rows():
         load_data("q.parquet")
 
 
-def test_folders_that_cannot_be_read(tmp_path):
+def test_unreadable_folders_are_an_error(tmp_path):
     put("empty/README.md", "no data")
     with pytest.raises(DataError, match="is a folder without a data file; files end in"):
         load_data("empty")
@@ -557,7 +557,7 @@ def test_folders_that_cannot_be_read(tmp_path):
         ("", "is empty"),
     ],
 )
-def test_what_is_no_data_at_all(path, message):
+def test_data_paths_without_data_are_an_error(path, message):
     with pytest.raises(DataError, match=message):
         load_data(path)
 

@@ -24,7 +24,7 @@ IDS = {"input_ids": [[10, 11, 12, 13, 14], [20, 21, 22, 23]]}
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_trls_four_forms(form, chat_model_dir, tiny_teacher_dir, tmp_path):
+def test_the_four_dataset_formats_of_trl_are_trained_on(form, chat_model_dir, tiny_teacher_dir, tmp_path):
     more = {} if form == "text" else TEACHER
     trainer = distilling(chat_model_dir, tiny_teacher_dir, tmp_path, FORMS[form], **more)
     tokenizer, row = trainer.processing_class, trainer.train_dataset[1]
@@ -80,7 +80,7 @@ def test_rows_that_were_tokenized_before_give_the_losses_of_their_text(tiny_mode
     assert losses(first) == losses(second)
 
 
-def test_a_run_takes_token_ids_too(tiny_model_dir, tiny_teacher_dir, tmp_path):
+def test_a_run_takes_token_ids(tiny_model_dir, tiny_teacher_dir, tmp_path):
     params = LLMTrainingParams(
         model=str(tiny_model_dir), teacher_model=str(tiny_teacher_dir), data_path=Dataset.from_dict(IDS), max_steps=1,
         batch_size=2, project_name=str(tmp_path / "run"),
@@ -103,7 +103,7 @@ def test_a_run_takes_token_ids_too(tiny_model_dir, tiny_teacher_dir, tmp_path):
         ),
     ],
 )
-def test_what_token_ids_do_not_go_with(columns, more, message, tiny_model_dir, tmp_path):
+def test_settings_that_need_text_are_refused_for_token_ids(columns, more, message, tiny_model_dir, tmp_path):
     with pytest.raises(DataError, match=message):
         distilling(tiny_model_dir, tiny_model_dir, tmp_path, Dataset.from_dict({**IDS, **columns}), **more)
 
@@ -240,7 +240,9 @@ def test_evaluation_sets_have_their_names_in_their_figures(tiny_model_dir, tiny_
 
 
 @pytest.mark.parametrize(("given", "refused"), [(None, False), (True, False), (False, True)])
-def test_prompts_are_not_learnt(given, refused, tiny_model_dir, tiny_teacher_dir, tmp_path):
+def test_prompts_are_not_learned_whatever_completion_only_loss(
+    given, refused, tiny_model_dir, tiny_teacher_dir, tmp_path
+):
     rows = FORMS["prompt-completion"]
     if refused:
         with pytest.raises(ParamsError, match=r"completion_only_loss cannot be used .*: prompts are not learned"):

@@ -28,7 +28,7 @@ class Listed(torch.utils.data.Dataset):
 
 
 @pytest.mark.parametrize("made", [list, pd.DataFrame])
-def test_a_trainer_takes_rows_as_they_lie(made, tiny_model_dir, tiny_teacher_dir, tmp_path):
+def test_a_trainer_takes_rows_in_memory_of_every_kind(made, tiny_model_dir, tiny_teacher_dir, tmp_path):
     dirs = (tiny_model_dir, tiny_teacher_dir, tmp_path)
     trainer = trained_on(dirs, made(ROWS), evaluation={"near": made(ROWS[:1])})
     usual = trained_on(dirs, Dataset.from_list(ROWS))

@@ -130,7 +130,7 @@ def run_of(family, folder, *, peft=None, attention="sdpa", **settings):
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_packed_rows_are_learnt_as_others(family, attention, tmp_path):
+def test_packed_rows_give_the_losses_of_unpacked_rows(family, attention, tmp_path):
     plain = run_of(family, tmp_path, attention=attention)
     for settings in ({"padding_free": True}, {"packing": True}):
         check_alike(run_of(family, tmp_path, attention=attention, **settings), plain)
@@ -147,12 +147,12 @@ def test_packed_rows_are_learnt_as_others(family, attention, tmp_path):
     ],
     ids=["accumulation", "multiple", "checkpointing", "no teacher", "jsd"],
 )
-def test_packing_goes_with_other_settings(settings, tmp_path):
+def test_packing_gives_the_same_losses_with_other_settings(settings, tmp_path):
     check_alike(run_of("llama", tmp_path, packing=True, **settings), run_of("llama", tmp_path, **settings))
 
 
 @pytest.mark.parametrize("name", ["padding_free", "packing"])
-def test_an_adapter_learns_the_same(name, tmp_path):
+def test_an_adapter_learns_the_same_from_packed_rows(name, tmp_path):
     runs = []
     for settings in ({}, {name: True}):
         torch.manual_seed(0)  # the adapter's first weights
@@ -228,7 +228,7 @@ def test_every_row_is_in_one_group_and_none_is_too_full():
     assert best_fit([3, 5, 2, 4, 1], 8) == [[1, 0], [3, 2, 4]]
 
 
-def test_sequences_are_full_and_what_is_learnt_is_counted_once(tmp_path):
+def test_packed_sequences_are_full_and_count_each_token_once(tmp_path):
     trainer = trainer_of(built(*FAMILIES["llama"]), built(*FAMILIES["llama"], seed=2), tmp_path, packing=True)
     data = trainer.train_dataset
     assert isinstance(data, PackedRows)
@@ -253,7 +253,7 @@ def test_the_first_token_under_an_empty_prompt_is_no_target_of_the_row_before():
     assert batch["teacher_labels"][batch["teacher_labels"] != -100].tolist() == [11, 13]
 
 
-def test_what_fills_a_sequence_up_is_learnt_and_counted_by_nobody():
+def test_filler_of_a_packed_sequence_is_neither_learned_nor_counted():
     rows = [{"student_prompt": [5], "teacher_prompt": [6, 5], "completion": [10, 11]}] * 2
     batch = DistillationCollator(pad_token_id=3, pad_to_multiple_of=8, padding_free=True)(rows)
     assert batch["input_ids"].tolist() == [[5, 10, 11, 5, 10, 11, 3, 3]]
@@ -264,7 +264,7 @@ def test_what_fills_a_sequence_up_is_learnt_and_counted_by_nobody():
 
 @pytest.mark.parametrize("settings", [{}, {"packing": True}, {"padding_free": True}], ids=["no", "packing", "free"])
 @pytest.mark.parametrize("eval_packing", [None, True, False])
-def test_evaluation_is_packed_as_asked_and_says_the_same(settings, eval_packing, tmp_path):
+def test_packed_evaluation_gives_the_same_metrics(settings, eval_packing, tmp_path):
     models = [(built(*FAMILIES["llama"], seed=1), built(*FAMILIES["llama"], seed=2)) for _ in range(2)]
     plain = trainer_of(*models[0], tmp_path, evaluated=True)
     trainer = trainer_of(*models[1], tmp_path, evaluated=True, eval_packing=eval_packing, **settings)
@@ -365,7 +365,7 @@ def test_a_student_that_cannot_keep_rows_apart_is_refused(student, kind, name, t
         ({"accelerator_config": {"dispatch_batches": True}}, "dispatch_batches hands out batches that one process"),
     ],
 )
-def test_settings_that_do_not_go_together_are_refused_before_a_model_loads(settings, sentence, tmp_path):
+def test_settings_that_cannot_be_packed_are_refused_before_a_model_loads(settings, sentence, tmp_path):
     with pytest.raises(ParamsError, match=sentence):
         trainer_of("no such model", "no such teacher", tmp_path, **settings)
 
@@ -394,7 +394,7 @@ class Own(PromptDistillationTrainer):
         return self.compute_kl_loss(*both)
 
 
-def test_a_loss_of_ones_own_sees_packed_rows_the_same(tmp_path):
+def test_a_custom_loss_gives_the_same_on_packed_rows(tmp_path):
     found = []
     for settings in ({}, {"packing": True}):
         config = DistillationSFTConfig(
@@ -429,7 +429,7 @@ def ran_with(folder, every):
     return found
 
 
-def test_two_processes_learn_packed_rows_as_one_learns_them_unpacked(tmp_path):
+def test_two_processes_with_packed_rows_have_the_losses_of_one_without(tmp_path):
     packed = run_in(2, RANKS.format(folder=str(tmp_path / "out")), tmp_path)
     (plain,) = ran_with(str(tmp_path / "out"), [{}])
     assert len(plain) == 9  # three steps
@@ -437,7 +437,7 @@ def test_two_processes_learn_packed_rows_as_one_learns_them_unpacked(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["packing", "padding_free"])
-def test_the_library_packs(name, tiny_model_dir, tiny_teacher_dir, tmp_path):
+def test_a_run_packs(name, tiny_model_dir, tiny_teacher_dir, tmp_path):
     def lost(folder, **settings):
         params = LLMTrainingParams(
             model=str(tiny_model_dir), teacher_model=str(tiny_teacher_dir), data_path=Dataset.from_dict(ROWS),

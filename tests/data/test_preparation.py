@@ -64,18 +64,18 @@ MIXED = Dataset.from_dict({"text": ["a b", "c"], "completion": ["d", None]})
         (MIXED, {"teacher": "e {input}"}, {"data": 1, "teacher": 1}),
     ],
 )
-def test_where_completions_come_from(data, settings, expected, tokenizer):
+def test_completions_auto_decides_row_by_row(data, settings, expected, tokenizer):
     _, preflight = prepare(data, recipe(tokenizer, **settings))
     assert preflight.sources == expected
 
 
-def test_completions_of_the_data_are_asked_for_by_name(tokenizer):
+def test_completions_data_needs_a_completion_in_every_row(tokenizer):
     with pytest.raises(DataError, match=r"2 rows have no completion \(row 1, 2\).*--completion-column"):
         prepare(TEXT, recipe(tokenizer, completions="data", teacher="e {input}"))
 
 
 @pytest.mark.parametrize("column", ["prompt", "completion"])
-def test_a_column_that_was_read_is_no_field(column, tokenizer):
+def test_the_input_column_is_no_template_field(column, tokenizer):
     with pytest.raises(TemplateError, match=rf"\{{{column}\}}, but that column is read as the input or the completion"):
         prepare(OWN, recipe(tokenizer, teacher=f"{{input}} {{{column}}}"))
 
@@ -100,13 +100,13 @@ def test_a_completion_that_the_teacher_did_not_finish_is_taught_no_end(tokenizer
     assert tokenizer.eos_token_id not in rows[0]["completion"]
 
 
-def test_plain_text_is_learnt_whole_by_both(tokenizer):
+def test_plain_text_is_learned_as_a_whole(tokenizer):
     rows, _ = prepare(TEXT, recipe(tokenizer))
     assert rows[0]["student_prompt"] == rows[0]["teacher_prompt"]
     assert tokenizer.decode(rows[0]["completion"], skip_special_tokens=True) == "a b"
 
 
-def test_other_columns_are_fields(tokenizer):
+def test_other_columns_are_template_fields(tokenizer):
     data = Dataset.from_dict({"text": ["a"], "role": ["g"], "completion": ["b"]})
     rows, _ = prepare(data, recipe(tokenizer, teacher="{role} {input}"))
     assert tokenizer.decode(rows[0]["teacher_prompt"]) == "g a"

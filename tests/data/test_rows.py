@@ -73,7 +73,7 @@ def test_text_rows_and_the_choice_of_columns(row, settings, expected):
         ({"messages": [{"role": "user", "content": [{"type": "text", "text": "q"}]}]}, {}, [USER], None),
     ],
 )
-def test_conversations(row, settings, history, completion):
+def test_a_conversation_becomes_history_input_and_completion(row, settings, history, completion):
     read = only(row, **settings)
     assert read.history == history
     assert read.input == "q"
@@ -210,7 +210,7 @@ def test_turns_that_are_not_to_be_learned_have_the_weight_0():
     assert [m.get("weight", 1) for m in whole if m["role"] == "assistant"] == [1, 0, 0]
 
 
-def test_a_weight_between_is_named():
+def test_a_message_weight_other_than_0_or_1_is_refused():
     with pytest.raises(DataError, match=r"'messages': message 2 has the weight 0.5; known are 0 and 1"):
         read({"messages": [USER, {**ASSISTANT, "weight": 0.5}]})
 
@@ -220,7 +220,7 @@ def test_reasoning_alone_is_a_completion():
     assert only({"messages": [USER, last]}).turns.last == last
 
 
-def test_alpacas_columns():
+def test_alpaca_columns_are_read():
     row = {"instruction": "Add.", "input": "1 2", "output": "3"}
     read = only(row, text_column="instruction")
     assert (read.input, read.completion) == ("Add.", "3")
@@ -265,7 +265,7 @@ def test_a_row_without_a_completion_of_its_own_is_a_row():
         ({"text_column": "question", "completion_column": "c"}, r"no column 'c'; .*--completion-column"),
     ],
 )
-def test_a_column_that_is_not_there(settings, message):
+def test_a_missing_column_is_an_error(settings, message):
     with pytest.raises(DataError, match=message):
         read({"question": "q", "n": 1}, **settings)
 
@@ -285,7 +285,7 @@ def test_missing_and_non_text_values_are_an_error_that_lists_the_first_ten():
     assert "row 12" not in message
 
 
-def test_max_bad_rows_sets_them_aside_and_says_so():
+def test_max_bad_rows_skips_bad_rows_and_reports_them():
     rows, report = read({"text": "q"}, {"text": None}, {"text": "r"}, max_bad_rows=1)
     assert rows["row"] == [1, 3]
     assert report == RowReport(3, 2, (("row 2", "'text' is missing"),))

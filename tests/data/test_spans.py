@@ -68,7 +68,7 @@ def test_equal_tokenizers_have_one_token_a_span(text, name):
         ([], [], [], True),
     ],
 )  # fmt: skip
-def test_spans_by_hand(student, teacher, expected, whole):
+def test_byte_spans_by_hand(student, teacher, expected, whole):
     assert align(student, teacher) == (expected, whole)
     assert all(span.kind == ALIKE for span in expected[1:])
 

@@ -60,7 +60,7 @@ def test_a_stream_drops_the_prompts_that_its_pre_flight_counts(tiny_model_dir, t
 
 
 @pytest.mark.parametrize("split", list(Split))
-def test_what_a_set_is_called_is_for_messages(split, tiny_model_dir, tiny_teacher_dir, tmp_path, capsys):
+def test_the_name_of_a_dataset_is_used_in_messages_only(split, tiny_model_dir, tiny_teacher_dir, tmp_path, capsys):
     trainer = distilling(tiny_model_dir, tiny_teacher_dir, tmp_path, PAIRS[:2], **TEACHER)
     capsys.readouterr()
     trainer.datasets.prepare(Dataset.from_list(PAIRS[:2]), split, "mine")

@@ -58,7 +58,7 @@ def test_a_bad_row_of_a_later_block_is_named_by_its_place_in_the_stream(tiny_mod
         distilling(tiny_model_dir, tiny_teacher_dir, tmp_path, streamed(rows[BLOCK:]), **TEACHER)
 
 
-def test_evaluation_may_stream(tiny_model_dir, tiny_teacher_dir, tmp_path):
+def test_an_evaluation_set_may_be_a_stream(tiny_model_dir, tiny_teacher_dir, tmp_path):
     rows = PAIRS[: BLOCK + 3]
     sets = {"flow": streamed(rows), "all": Dataset.from_list(rows)}
     trainer = distilling(tiny_model_dir, tiny_teacher_dir, tmp_path, PAIRS[:4], evaluation=sets, **TEACHER)
@@ -84,7 +84,7 @@ def test_the_teacher_writes_for_a_block_at_a_time(tiny_model_dir, tmp_path):
         distilling(tiny_model_dir, teacher, tmp_path / "flow", streamed(rows), dataloader_num_workers=1, **more)
 
 
-def test_turns_and_token_ids_stream_too(tiny_model_dir, tiny_teacher_dir, tmp_path):
+def test_conversations_and_token_ids_may_be_streamed(tiny_model_dir, tiny_teacher_dir, tmp_path):
     one, two = [user("a"), assistant("b")], [user("c"), assistant("d"), user("e"), assistant("f g")]
     rows = [{"messages": one}] * BLOCK + [{"messages": two}]  # no row of the first block has a gap
     more = {"chat_template": MARKED, "assistant_only_loss": True}
@@ -130,7 +130,7 @@ def test_an_empty_stream_is_an_error(tiny_model_dir, tiny_teacher_dir, tmp_path)
         distilling(tiny_model_dir, tiny_teacher_dir, tmp_path, PAIRS[:4], evaluation=streamed([]))
 
 
-def test_rows_set_aside_in_a_later_block_are_told_of(tiny_model_dir, tiny_teacher_dir, tmp_path, caplog):
+def test_rows_skipped_in_a_later_block_are_reported(tiny_model_dir, tiny_teacher_dir, tmp_path, caplog):
     rows = [*PAIRS[:BLOCK], {"prompt": "a", "completion": ""}, *PAIRS[: BLOCK - 1], {"prompt": "", "completion": "b"}]
     trainer = distilling(tiny_model_dir, tiny_teacher_dir, tmp_path, streamed(rows), **TEACHER)
     with caplog.at_level("WARNING", "trl_distill"):

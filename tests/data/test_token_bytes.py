@@ -23,7 +23,7 @@ def written(tokenizer, text):
 
 @pytest.mark.parametrize("text", TEXTS)
 @pytest.mark.parametrize("make", [byte_level, pieces], ids=["byte-level", "unigram"])
-def test_joined_they_are_the_text(make, text):
+def test_the_bytes_of_tokens_join_to_the_text(make, text):
     assert written(make(), text) == text.encode()
 
 
@@ -44,7 +44,7 @@ def test_a_character_may_be_split_over_tokens():
     assert b"".join(parts) == "🎉".encode()
 
 
-def test_special_tokens_and_holes_have_none_and_other_added_tokens_their_text():
+def test_special_tokens_have_no_bytes_and_added_tokens_their_text():
     tokenizer = byte_level()
     tokenizer.add_tokens([AddedToken("<think>", special=False), AddedToken("<|turn|>", special=True)])
     of = token_bytes(tokenizer)

@@ -36,32 +36,32 @@ def load_demo():
     return module
 
 
-def test_the_folder_is_small_and_complete():
+def test_the_embedded_folder_is_small_and_complete():
     folder = Path(embedded_path())
     assert (folder / "model.safetensors").stat().st_size <= 12 * 2**20
     for name in ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "README.md"):
         assert (folder / name).is_file(), name
 
 
-def test_a_few_million_parameters(shipped):
+def test_the_embedded_model_has_a_few_million_parameters(shipped):
     assert 1e6 < shipped[0].num_parameters() < 8e6
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_it_follows_each_kind_of_instruction_on_unseen_inputs(shipped, kind):
+def test_the_embedded_model_follows_each_kind_of_instruction_on_unseen_inputs(shipped, kind):
     examples = held_out_examples(kind, SAMPLE, seed=7)
     assert all(is_held_out(text) for example in examples for text in example.inputs)
     rate = exact_match(*shipped, [e.prompt for e in examples], [e.completion for e in examples])
     assert rate >= AT_LEAST[kind], f"{kind}: {rate:.0%}"
 
 
-def test_without_the_instruction_it_does_not_know(shipped):
+def test_the_embedded_model_cannot_answer_without_the_instruction(shipped):
     examples = held_out_examples("route", SAMPLE, seed=7)
     prompts = [f"{e.inputs[0]}\nAnswer:" for e in examples]
     assert exact_match(*shipped, prompts, [e.completion for e in examples]) <= 0.1
 
 
-def test_it_needs_the_demos_prompt_and_follows_it(shipped):
+def test_the_embedded_model_follows_the_demos_long_prompt_only(shipped):
     demo = load_demo()
     messages = demo.make_messages(SAMPLE, held_out=True, seed=5)
     rates = {}
@@ -73,7 +73,7 @@ def test_it_needs_the_demos_prompt_and_follows_it(shipped):
     assert 100 <= len(shipped[1](demo.LONG_PROMPT)["input_ids"]) <= 250
 
 
-def test_it_follows_a_conversation_by_its_chat_template(shipped):
+def test_the_embedded_model_follows_a_conversation_by_its_chat_template(shipped):
     model, tokenizer = shipped
     policy = "Decide which team should answer the message.\n- refund: Sales\n- parcel: Legal\nWrite only the team."
     prompts = [

@@ -47,7 +47,7 @@ def plain(student, teacher, matched, **settings):
     return cross_divergence_from_logits(student.logits(), teacher.logits(), matched, **settings)
 
 
-def test_by_hand():
+def test_cross_tokenizer_divergence_by_hand():
     # tokens: student a, b, x; teacher a, b, y, z; T = 1
     q, p = torch.tensor([[0.5, 0.25, 0.25]]).double(), torch.tensor([[0.2, 0.2, 0.4, 0.2]]).double()
     matched = Matched(*(torch.tensor(ids) for ids in ([0, 1], [0, 1], [2], [2, 3])))
@@ -119,7 +119,7 @@ def gradients(side):
 
 
 @pytest.mark.parametrize(("name", "kind"), list(itertools.product(CASES, KINDS)))
-def test_values_and_gradients_are_the_plain_versions(name, kind):
+def test_cross_tokenizer_values_and_gradients_are_the_plain_versions(name, kind):
     student, teacher, matched = make_case(**CASES[name])
     expected, found = own(student), own(student)
     values = plain(expected, teacher, matched, temperature=2.5, divergence=kind, jsd_beta=0.3)
@@ -140,7 +140,7 @@ def sum_of(student, teacher, matched, **settings):
     return cross_divergence(student=student, teacher=teacher, matched=matched, settings=how)[2]
 
 
-def test_gradcheck():
+def test_gradcheck_of_the_cross_tokenizer_divergence():
     student, teacher, matched = make_case(tokens=3, student=9, teacher=7, both=5, bias=True, softcap=4.0)
     student = own(student)
 

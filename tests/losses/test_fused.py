@@ -154,7 +154,7 @@ def test_a_term_alone_has_the_plain_versions_gradient(term, kind, temperature):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_gradcheck(kind):
+def test_gradcheck_of_the_fused_loss(kind):
     case = make_case(tokens=5, student=(9, 4), teacher=(7, 3), bias=True, divergence=kind, student_softcap=9.0)
     teacher = {k: v for k, v in case.tensors.items() if k.startswith("teacher")}
     inputs = [case.tensors[f"student_{part}"].requires_grad_() for part in ("hidden", "weight", "bias")]

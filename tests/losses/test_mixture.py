@@ -106,7 +106,7 @@ CASES = {
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("tile_bytes", [None, 6000, 1], ids=["one tile", "small tiles", "smallest tiles"])
 @pytest.mark.parametrize("name", CASES)
-def test_values_and_gradients_are_the_plain_versions(name, tile_bytes, kind):
+def test_mixture_values_and_gradients_are_the_plain_versions(name, tile_bytes, kind):
     student, settings, targets = make_mixture(divergence=kind, **CASES[name])
     expected, right = run_mixture(student, targets, impl="plain", **settings)
     out, gradients = run_mixture(student, targets, tile_bytes=tile_bytes, **settings)
@@ -164,7 +164,7 @@ def test_a_teacher_of_weight_0_changes_nothing():
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_gradcheck(kind):
+def test_gradcheck_of_a_mixture(kind):
     student, settings, targets = make_mixture(
         tokens=4, rows=9, teachers=((8, 3), (9, 5)), bias=True, left_out=0.4, spread=1.0, divergence=kind
     )
@@ -178,7 +178,7 @@ def test_gradcheck(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_float32_is_as_exact_as_its_inputs(kind):
+def test_a_mixture_in_float32_is_as_exact_as_its_inputs(kind):
     student, settings, targets = make_mixture(divergence=kind, left_out=0.3)
     expected, right = run_mixture(student, targets, impl="plain", **settings)
     narrow = {name: None if t is None else t.float() for name, t in student.items()}

@@ -51,7 +51,7 @@ def test_the_divergence_is_0_for_equal_logits_and_positive_otherwise(kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("beta", [0.1, 0.5, 0.8])
-def test_it_is_trls_generalized_jsd(kind, beta):
+def test_jsd_is_trls_generalized_jsd(kind, beta):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # trl.experimental announces itself
         from trl.experimental.gkd import GKDTrainer
@@ -83,7 +83,7 @@ def test_entropy_agreement_and_accuracy():
     assert out.ce[2] == out.kl[2] == 0
 
 
-def test_logits_of_a_head():
+def test_head_logits_apply_bias_scale_and_softcap():
     hidden, weight, bias = torch.randn(4, 3), torch.randn(5, 3), torch.randn(5)
     plain = hidden @ weight.T + bias
     torch.testing.assert_close(head_logits(hidden, weight, bias), plain)

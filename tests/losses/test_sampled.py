@@ -58,7 +58,7 @@ CASES = {
 
 @pytest.mark.parametrize("tile_bytes", [None, 6000, 1], ids=["one tile", "small tiles", "smallest tiles"])
 @pytest.mark.parametrize("name", CASES)
-def test_values_and_gradients_are_the_plain_versions(name, tile_bytes):
+def test_sampled_values_and_gradients_are_the_plain_versions(name, tile_bytes):
     case = make_case(**{"vocabulary": 31, **CASES[name]})
     known = drawn_of(softened(case, case.settings["vocabulary"], case.settings["temperature"]), 12)
     expected, right = run_sampled(case, known, impl="plain")
@@ -67,7 +67,7 @@ def test_values_and_gradients_are_the_plain_versions(name, tile_bytes):
     check_close(gradients, right, 1e-12)
 
 
-def test_gradcheck():
+def test_gradcheck_of_sampled_targets():
     case = make_case(tokens=4, student=(9, 8), teacher=(9, 6), bias=True, vocabulary=9, spread=1.0)
     known = drawn_of(softened(case, 9, 3.0), 5)
 

@@ -101,7 +101,7 @@ CASES = {
 
 @pytest.mark.parametrize("tile_bytes", [None, 6000, 1], ids=["one tile", "small tiles", "smallest tiles"])
 @pytest.mark.parametrize("name", CASES)
-def test_values_and_gradients_are_the_plain_versions(name, tile_bytes):
+def test_topk_values_and_gradients_are_the_plain_versions(name, tile_bytes):
     student, _, settings, targets = make_topk_case(**CASES[name])
     expected, right = run_topk(student, targets, impl="plain", **settings)
     out, gradients = run_topk(student, targets, tile_bytes=tile_bytes, **settings)
@@ -110,7 +110,7 @@ def test_values_and_gradients_are_the_plain_versions(name, tile_bytes):
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 3.0, 10.0])
-def test_gradcheck(temperature):
+def test_gradcheck_of_topk_targets(temperature):
     student, _, settings, targets = make_topk_case(
         tokens=4, rows=9, vocabulary=8, k=3, bias=True, temperature=temperature, spread=1.0
     )
@@ -125,7 +125,7 @@ def test_gradcheck(temperature):
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 3.0, 10.0])
 @pytest.mark.parametrize("impl", ["fused", "plain"])
-def test_with_every_token_known_it_is_the_full_divergence(impl, temperature):
+def test_topk_divergence_with_every_token_is_the_full_divergence(impl, temperature):
     student, teacher, settings, targets = make_topk_case(k=31, rows=37, temperature=temperature, masked=0.2)
     out, gradients = run_topk(student, targets, impl=impl, **settings)
     own = {name: None if t is None else t.clone().requires_grad_() for name, t in student.items()}
@@ -159,7 +159,7 @@ def test_rounded_log_probabilities_never_make_the_divergence_negative(dtype):
     assert kl.max() <= 1e-4
 
 
-def test_the_gradient_is_q_less_p_and_the_tails_share():
+def test_the_topk_gradient_is_q_minus_p_with_the_tail_scaled_as_a_whole():
     student, teacher, settings, targets = make_topk_case(alpha=1.0, temperature=2.0)
     bias = torch.zeros(31, dtype=torch.float64)
     out, gradients = run_topk({**student, "student_bias": bias}, targets, **settings)

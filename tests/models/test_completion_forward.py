@@ -17,7 +17,7 @@ IDS = torch.tensor([[5, 6, 7, 8]])
 LABELS = torch.tensor([[-100, -100, 7, 8]])
 
 
-def test_without_the_keyword_it_is_the_models_own(tiny_model_dir):
+def test_the_forward_without_labels_is_the_models_own(tiny_model_dir):
     model = AutoModelForCausalLM.from_pretrained(tiny_model_dir)
     before = model(IDS, labels=IDS)
     written = model.generate(IDS, max_new_tokens=3, do_sample=False)
@@ -28,7 +28,7 @@ def test_without_the_keyword_it_is_the_models_own(tiny_model_dir):
     assert torch.equal(model.generate(IDS, max_new_tokens=3, do_sample=False), written)
 
 
-def test_a_copy_computes_with_its_own_weights(tiny_model_dir):
+def test_a_copied_model_computes_with_its_own_weights(tiny_model_dir):
     model = AutoModelForCausalLM.from_pretrained(tiny_model_dir)
     add_completion_forward(model)
     twin = copy.deepcopy(model)
@@ -39,7 +39,7 @@ def test_a_copy_computes_with_its_own_weights(tiny_model_dir):
     assert model(IDS).logits.abs().max() > 0
 
 
-def test_it_is_taught_once_and_can_be_given_back(tiny_model_dir):
+def test_the_completion_forward_is_added_once_and_removed(tiny_model_dir):
     model = AutoModelForCausalLM.from_pretrained(tiny_model_dir)
     plain = model(IDS).logits
     for _ in range(2):

@@ -20,7 +20,7 @@ def test_embedded_is_a_folder_with_a_model():
     assert (Path(resolve("embedded", role="model")) / "config.json").is_file()
 
 
-def test_a_folder_is_itself_and_a_hub_name_too(tiny_model_dir):
+def test_a_folder_or_hub_name_is_resolved_to_itself(tiny_model_dir):
     assert resolve(str(tiny_model_dir), role="model") == str(tiny_model_dir)
     assert resolve("org/name", role="model") == "org/name"
     assert resolve("gpt2", role="model") == "gpt2"
@@ -32,7 +32,7 @@ def test_a_missing_folder_names_its_neighbour(tmp_path):
         resolve(str(tmp_path / "studnet"), role="model")
 
 
-def test_a_folder_without_a_model_is_said(tmp_path):
+def test_a_folder_without_a_model_is_refused(tmp_path):
     with pytest.raises(TeacherError, match=r"teacher_model .* without config\.json"):
         resolve(str(tmp_path), role="teacher_model")
 

@@ -120,7 +120,7 @@ def test_what_stands_before_the_head_is_trained_and_saved(rows, tiny_model_dir, 
 
 
 @pytest.mark.parametrize("divergence", ["forward_kl", "jsd"])
-def test_a_family_that_is_not_known_learns_from_its_own_logits(
+def test_a_student_of_an_unknown_family_learns_from_its_own_logits(
     divergence, rows, tiny_model_dir, tiny_teacher_dir, tmp_path
 ):
     """Its forward takes no `logits_to_keep`."""
@@ -141,7 +141,9 @@ def teacher_of(kind, rows, tokenizer):
 
 @pytest.mark.parametrize("student", ["llama", UNKNOWN])
 @pytest.mark.parametrize("kind", [UNKNOWN, "louder"])
-def test_a_teacher_that_is_not_known_teaches_by_its_own_logits(kind, student, rows, tiny_model_dir, tmp_path, capsys):
+def test_a_teacher_of_an_unknown_family_teaches_by_its_own_logits(
+    kind, student, rows, tiny_model_dir, tmp_path, capsys
+):
     tokenizer = AutoTokenizer.from_pretrained(tiny_model_dir)
     model, teacher = teacher_of(kind, rows, tokenizer)
     bare = architectures.tiny(student, rows=rows)
@@ -171,7 +173,9 @@ def test_settings_that_change_no_loss_change_none_of_own_logits(
 
 
 @pytest.mark.parametrize("teacher", ["ema", "written by the student"])
-def test_a_student_without_a_head_to_go_by_writes_and_moves(teacher, rows, tiny_model_dir, tiny_teacher_dir, tmp_path):
+def test_a_student_of_an_unknown_family_generates_and_is_averaged(
+    teacher, rows, tiny_model_dir, tiny_teacher_dir, tmp_path
+):
     settings = {"distill_on_policy_fraction": 1.0, "distill_on_policy_max_new_tokens": 3}
     model = architectures.tiny(UNKNOWN, rows=rows)
     spec = tiny_teacher_dir if teacher != "ema" else "ema"
@@ -180,7 +184,7 @@ def test_a_student_without_a_head_to_go_by_writes_and_moves(teacher, rows, tiny_
     assert all(0 < value < 100 for value in found[1:])  # at the first step the average is the student
 
 
-def test_an_adapter_on_it_learns_from_own_logits(rows, tiny_model_dir, tiny_teacher_dir, tmp_path):
+def test_an_adapter_on_an_unknown_family_learns_from_own_logits(rows, tiny_model_dir, tiny_teacher_dir, tmp_path):
     model = architectures.tiny(UNKNOWN, rows=rows)
     adapter = LoraConfig(r=4, target_modules=["query", "dense"], task_type="CAUSAL_LM", init_lora_weights=False)
     trainer = make(tiny_model_dir, "self", tmp_path, model=model, peft=adapter, **LOSS)
@@ -203,7 +207,7 @@ class _Disabled:
 
 
 @pytest.mark.parametrize("kind", ["topk", "sample"])
-def test_a_store_of_it_is_that_of_its_logits(kind, rows, tiny_model_dir, tmp_path, capsys):
+def test_a_store_of_an_unknown_family_holds_its_own_logits(kind, rows, tiny_model_dir, tmp_path, capsys):
     model, teacher = teacher_of(UNKNOWN, rows, AutoTokenizer.from_pretrained(tiny_model_dir))
     folder = TargetFolder(tmp_path / kind)
     settings = TargetSettings(rows, (1.0, 2.0), teacher_prompt_template="", generation={}, kind=kind)
@@ -231,7 +235,7 @@ def test_hidden_states_that_do_not_give_the_logits_are_not_stored(rows, tiny_mod
     assert not (tmp_path / "store" / "manifest.json").exists()
 
 
-def test_the_check_takes_rounding_for_rounding(tiny_model_dir):
+def test_rounding_does_not_fail_the_logits_check(tiny_model_dir):
     model = AutoModelForCausalLM.from_pretrained(tiny_model_dir, dtype=torch.bfloat16)
     add_completion_forward(model)
     assert check_logits(model.eval(), model) == ""
@@ -241,7 +245,7 @@ def test_the_check_takes_rounding_for_rounding(tiny_model_dir):
         assert check_logits(model.eval(), model) == ""
 
 
-def test_a_token_that_is_ruled_out_is_no_difference(tiny_model_dir):
+def test_a_ruled_out_token_does_not_fail_the_logits_check(tiny_model_dir):
     model = AutoModelForCausalLM.from_pretrained(tiny_model_dir)
     model.lm_head.bias = torch.nn.Parameter(
         torch.zeros(model.config.vocab_size).index_fill(0, torch.tensor([3]), -torch.inf)

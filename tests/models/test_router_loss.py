@@ -79,7 +79,7 @@ def test_the_forward_has_the_models_own_auxiliary_loss(family):
     assert any("router" in name or "gate" in name for name in theirs)
 
 
-def test_losses_and_weights_are_trls_at_alpha_0(expert_dir, tiny_teacher_dir, tmp_path):
+def test_mixture_of_experts_losses_and_weights_are_trls_at_alpha_0(expert_dir, tiny_teacher_dir, tmp_path):
     ours = make(expert_dir, tiny_teacher_dir, tmp_path / "ours", distill_alpha=0.0, gradient_accumulation_steps=2)
     config = SFTConfig(
         output_dir=str(tmp_path / "theirs"), per_device_train_batch_size=4, max_steps=3, learning_rate=1e-2,
@@ -102,7 +102,7 @@ def test_losses_and_weights_are_trls_at_alpha_0(expert_dir, tiny_teacher_dir, tm
         torch.testing.assert_close(mine, other, rtol=1e-3, atol=1e-4, msg=lambda text, name=name: f"{name}: {text}")
 
 
-def test_it_is_added_to_a_distilled_loss_and_left_out_of_evaluations(expert_dir, tiny_teacher_dir, tmp_path):
+def test_the_router_loss_is_added_in_training_and_left_out_of_eval_loss(expert_dir, tiny_teacher_dir, tmp_path):
     with_it = make(expert_dir, tiny_teacher_dir, tmp_path / "with", peft=LoraConfig(target_modules=["q_proj"]))
     without = make(expert_dir, tiny_teacher_dir, tmp_path / "without", router_aux_loss_coef=0.0)
     batch = next(iter(with_it.get_train_dataloader()))
@@ -120,7 +120,7 @@ def test_it_is_added_to_a_distilled_loss_and_left_out_of_evaluations(expert_dir,
     assert "eval_aux_loss" not in others
 
 
-def test_it_is_the_same_of_rows_without_padding(expert_dir, tiny_teacher_dir, tmp_path):
+def test_the_router_loss_is_the_same_without_padding(expert_dir, tiny_teacher_dir, tmp_path):
     values = [
         make(expert_dir, tiny_teacher_dir, tmp_path / name, **settings).evaluate()["eval_aux_loss"]
         for name, settings in (("padded", {}), ("flat", {"padding_free": True}))

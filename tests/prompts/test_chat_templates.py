@@ -32,7 +32,7 @@ def tokenizer(tiny_model_dir):
 
 
 @pytest.mark.parametrize("source", [None, "tokenizer", "none"])
-def test_the_models_own_is_left_as_it_is(source, tokenizer, chat_model_dir):
+def test_without_the_flag_the_models_chat_template_stays(source, tokenizer, chat_model_dir):
     set_chat_template(tokenizer, source)
     assert tokenizer.chat_template is None
     chat = AutoTokenizer.from_pretrained(chat_model_dir)
@@ -48,7 +48,7 @@ def test_the_models_own_is_left_as_it_is(source, tokenizer, chat_model_dir):
         ("zephyr", "<|user|>\na b<|end|>\n<|assistant|>\n", "<|end|>"),
     ],
 )
-def test_the_built_in_ones_render_and_end_a_turn(source, prompt, end, tokenizer):
+def test_built_in_chat_templates_render_and_end_a_turn(source, prompt, end, tokenizer):
     set_chat_template(tokenizer, source)
     assert tokenizer.decode(tokenize_prompt(tokenizer, TURNS)) == prompt
     assert tokenizer.decode(tokenize_completion(tokenizer, "c", chat=True)) == "c" + end
@@ -87,7 +87,7 @@ def test_a_file_that_is_no_chat_template_is_refused_and_changes_nothing(text, sa
     assert tokenizer.chat_template is None
 
 
-def test_what_cannot_be_found_or_read_lists_what_is_accepted(tokenizer, tiny_model_dir, tmp_path):
+def test_an_unknown_chat_template_lists_what_is_accepted(tokenizer, tiny_model_dir, tmp_path):
     for source, said in (("alpaca", "is no template"), ("./none.jinja", "is no"), (str(tiny_model_dir), "without a")):
         with pytest.raises(TemplateError, match=rf"{said}.*'tokenizer'.*'chatml', 'zephyr', a Jinja file"):
             set_chat_template(tokenizer, source)
@@ -96,7 +96,7 @@ def test_what_cannot_be_found_or_read_lists_what_is_accepted(tokenizer, tiny_mod
         set_chat_template(tokenizer, str(tmp_path / "latin"))
 
 
-def test_a_run_takes_and_refuses_it_before_a_model_loads(chat_model_dir, tmp_path):
+def test_a_run_checks_chat_template_before_a_model_loads(chat_model_dir, tmp_path):
     (tmp_path / "data.json").write_text(json.dumps([{"messages": [*TURNS, {"role": "assistant", "content": "c"}]}]))
     settings = {
         "model": str(chat_model_dir), "teacher_model": str(chat_model_dir), "data_path": str(tmp_path / "data.json"),
@@ -231,7 +231,7 @@ def test_keywords_of_the_template_reach_both_sides_and_a_rows_own_take_their_pla
             DistillationSFTConfig(**settings(tmp_path), chat_template_kwargs=wrong)
 
 
-def test_a_turn_that_does_not_begin_with_the_generation_prompt_is_told_in_one_line(tmp_path, capsys):
+def test_one_line_says_that_a_turn_does_not_begin_with_the_generation_prompt(tmp_path, capsys):
     trainer_on("nemotron_3_nano", [row_of("one turn")], tmp_path, teacher_prompt_template=SYSTEM)
     assert "1 rows rendered with enable_thinking=false: their turns do not begin with" in capsys.readouterr().out
     trainer_on("deepseek_r1_distill", [row_of("one turn")], tmp_path, teacher_prompt_template=SYSTEM)

@@ -44,9 +44,7 @@ def test_assistant_only_loss_learns_what_trl_learns(tiny_model_dir, tiny_teacher
     assert ours.args.assistant_only_loss
 
 
-def test_all_turns_are_learnt_and_a_chat_templates_system_message_stands_once(
-    chat_model_dir, tiny_teacher_dir, tmp_path
-):
+def test_all_turns_are_learned_and_the_system_message_is_rendered_once(chat_model_dir, tiny_teacher_dir, tmp_path):
     trainer = distilling(
         chat_model_dir, tiny_teacher_dir, tmp_path, TALKS, assistant_only_loss=True, teacher_prompt_template=SYSTEM
     )
@@ -124,7 +122,7 @@ def test_the_loss_of_several_turns_is_the_formula_on_full_logits(chat_model_dir,
     assert losses(trainer)
 
 
-def test_packed_turns_are_learnt_as_others(chat_model_dir, tiny_teacher_dir, tmp_path):
+def test_packed_conversations_give_the_losses_of_unpacked_ones(chat_model_dir, tiny_teacher_dir, tmp_path):
     how = {"assistant_only_loss": True, "teacher_prompt_template": "g f {input} d"}
     values = []
     for packing in ({}, {"padding_free": True}, {"packing": True}):
@@ -134,9 +132,7 @@ def test_packed_turns_are_learnt_as_others(chat_model_dir, tiny_teacher_dir, tmp
     assert values[1:] == pytest.approx([values[0]] * 2, rel=1e-5)
 
 
-def test_of_a_prompt_and_its_completion_only_the_completions_turns_are_learnt(
-    chat_model_dir, tiny_teacher_dir, tmp_path
-):
+def test_only_assistant_turns_of_the_completion_are_learned(chat_model_dir, tiny_teacher_dir, tmp_path):
     rows = [{"prompt": TALK[:3], "completion": TALK[3:]}]
     trainer = distilling(chat_model_dir, tiny_teacher_dir, tmp_path, rows, assistant_only_loss=True)
     assert learnt(trainer, trainer.train_dataset[0])[1] == ["f g a<|im_end|>", "c<|im_end|>"]
@@ -144,7 +140,7 @@ def test_of_a_prompt_and_its_completion_only_the_completions_turns_are_learnt(
         distilling(chat_model_dir, tiny_teacher_dir, tmp_path, rows)
 
 
-def test_both_sides_are_cut_after_the_same_learnt_token(chat_model_dir, tiny_teacher_dir, tmp_path):
+def test_both_sides_are_cut_after_the_same_learned_token(chat_model_dir, tiny_teacher_dir, tmp_path):
     more = {"assistant_only_loss": True, "teacher_prompt_template": "g f {input} d"}
     whole = distilling(chat_model_dir, tiny_teacher_dir, tmp_path, TALKS[:1], **more)
     full = whole.train_dataset[0]
@@ -157,7 +153,7 @@ def test_both_sides_are_cut_after_the_same_learnt_token(chat_model_dir, tiny_tea
         assert ids == full[f"{side}completion"][: len(ids)]
 
 
-def test_tools_reach_both_chat_templates_and_calls_are_learnt(tiny_model_dir, tiny_teacher_dir, tmp_path):
+def test_tools_reach_both_chat_templates_and_calls_are_learned(tiny_model_dir, tiny_teacher_dir, tmp_path):
     talk = [user("a"), CALL, ANSWER, assistant("b c"), user("d"), CALL]
     rows = [{"messages": talk, "tools": json.dumps(TOOLS)}, {"messages": talk[:4], "tools": json.dumps(TOOLS)}]
     more = {"chat_template": MARKED, "teacher_prompt_template": SYSTEM}
@@ -206,7 +202,7 @@ def test_a_chat_template_that_rewrites_earlier_turns_is_refused(tiny_model_dir, 
         distilling(tiny_model_dir, tiny_teacher_dir, tmp_path, TALKS, chat_template=REWRITES, assistant_only_loss=True)
 
 
-def test_rows_of_text_have_no_turns(chat_model_dir, tiny_teacher_dir, tmp_path):
+def test_assistant_only_loss_refuses_rows_of_text(chat_model_dir, tiny_teacher_dir, tmp_path):
     rows = [{"prompt": "a", "completion": "b"}]
     with pytest.raises(DataError, match="train, row 1, is text, and assistant_only_loss learns what the assistant"):
         distilling(chat_model_dir, tiny_teacher_dir, tmp_path, rows, assistant_only_loss=True)
@@ -219,7 +215,9 @@ def test_rows_of_text_have_no_turns(chat_model_dir, tiny_teacher_dir, tmp_path):
         ({"cross_tokenizer": True}, "cross_tokenizer compares completions in one piece"),
     ],
 )
-def test_who_takes_one_turn_only_says_so(more, why, chat_model_dir, tmp_path, monkeypatch):
+def test_assistant_only_loss_is_refused_by_what_supports_one_turn_only(
+    more, why, chat_model_dir, tmp_path, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(DataError, match=f"row 1: what is learned stands in several places of the .* {why}"):
         distilling(chat_model_dir, chat_model_dir, tmp_path / "run", TALKS, assistant_only_loss=True, **more)
@@ -251,7 +249,7 @@ def test_a_trainer_that_writes_anew_takes_no_turns_of_the_data(chat_model_dir, t
 
 
 @pytest.mark.parametrize("trainer", ["distillation", "sft"])
-def test_a_run_learns_all_turns_too(trainer, tiny_model_dir, tmp_path):
+def test_a_run_learns_all_assistant_turns(trainer, tiny_model_dir, tmp_path):
     jinja = tmp_path / "chat.jinja"
     jinja.write_text(MARKED)
     teacher = {"teacher_model": str(tiny_model_dir), "teacher_system": "a b"} if trainer == "distillation" else {}
@@ -278,7 +276,7 @@ def test_a_teacher_of_text_leaves_all_turns_to_cross_entropy(
     assert losses(text) == pytest.approx(losses(local), rel=1e-6)
 
 
-def test_tools_are_not_asked_of_a_teacher_in_text(encoder_decoder, tiny_model_dir, tmp_path):
+def test_tools_are_refused_with_a_text_teacher(encoder_decoder, tiny_model_dir, tmp_path):
     rows = [{"messages": [user("a")], "tools": TOOLS}]
     more = {"chat_template": MARKED, "distill_alpha": 0.0}
     with pytest.raises(
@@ -289,7 +287,7 @@ def test_tools_are_not_asked_of_a_teacher_in_text(encoder_decoder, tiny_model_di
     assert losses(distilling(tiny_model_dir, encoder_decoder, tmp_path, rows, **more))
 
 
-def test_a_call_of_a_tool_crosses_tokenizers(tiny_model_dir, tmp_path):
+def test_a_tool_call_is_learned_across_tokenizers(tiny_model_dir, tmp_path):
     other = make_model(tmp_path / "other", hidden=40)
     rows = [{"messages": [user("a"), CALL], "tools": TOOLS}, {"messages": [user("a"), assistant("b")], "tools": TOOLS}]
     trainer = distilling(tiny_model_dir, other, tmp_path / "run", rows, chat_template=MARKED, cross_tokenizer=True)
@@ -299,7 +297,7 @@ def test_a_call_of_a_tool_crosses_tokenizers(tiny_model_dir, tmp_path):
     assert losses(trainer)
 
 
-def test_the_flag_reaches_the_run(tiny_model_dir, tmp_path):
+def test_assistant_only_loss_flag_reaches_the_config(tiny_model_dir, tmp_path):
     params = params_from_command(
         ["--model", str(tiny_model_dir), "--teacher-model", str(tiny_model_dir), "--assistant-only-loss"]
     )

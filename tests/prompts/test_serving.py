@@ -119,7 +119,7 @@ def test_the_students_system_message_is_served(more, rows, settings, chat_model_
     assert ids_of(result.paths["project"]) == expected
 
 
-def test_words_for_the_chat_template_are_served(tiny_model_dir, tiny_teacher_dir, tmp_path):
+def test_chat_template_kwargs_are_kept_in_the_served_template(tiny_model_dir, tiny_teacher_dir, tmp_path):
     rows = [{**row, "chat_template_kwargs": {"enable_thinking": False}} for row in TALKS]
     trainer = distilling(tiny_model_dir, tiny_teacher_dir, tmp_path, rows, chat_template=THINKING)
     trainer.save_model(str(tmp_path / "saved"))
@@ -142,7 +142,7 @@ def test_words_for_the_chat_template_are_served(tiny_model_dir, tiny_teacher_dir
         ({"student_prompt_template": "{input}"}, TALKS, None),
     ],
 )  # fmt: skip
-def test_the_models_own_stays_and_a_line_says_why(
+def test_the_models_chat_template_stays_with_a_printed_reason(
     more, rows, said, settings, chat_model_dir, capsys
 ):  # fmt: skip
     chat = {**settings, "model": str(chat_model_dir), "data_path": Dataset.from_list(rows), "dry_run": True}
@@ -152,7 +152,7 @@ def test_the_models_own_stays_and_a_line_says_why(
     assert isinstance(result.tokenizer.chat_template, str)
 
 
-def test_later_stages_read_the_models_own(settings, chat_model_dir, tmp_path):
+def test_later_runs_read_the_original_chat_template(settings, chat_model_dir, tmp_path):
     chat = {**settings, "model": str(chat_model_dir)}
     first = run(LLMTrainingParams(**chat))
     folder, own = first.paths["project"], ModelSource(str(chat_model_dir)).load_tokenizer().chat_template
@@ -187,7 +187,7 @@ def test_trls_own_trainers_go_on_from_the_trained_prompt(template, settings, cha
     assert first.tokenizer.decode(row["input_ids"][start:]).startswith(" c d<|")
 
 
-def test_a_trained_model_teaches_and_writes_by_its_own(settings, chat_model_dir, tmp_path):
+def test_a_trained_model_teaches_with_its_original_chat_template(settings, chat_model_dir, tmp_path):
     first = run(LLMTrainingParams(**{**settings, "model": str(chat_model_dir)}))
     folder = first.paths["project"]
     chat = [user("g {input}")]
@@ -204,7 +204,7 @@ def test_a_trained_model_teaches_and_writes_by_its_own(settings, chat_model_dir,
     assert len(set(written)) == 1
 
 
-def test_without_distillation_nothing_changes(settings, chat_model_dir):
+def test_without_distillation_the_chat_template_is_saved_unchanged(settings, chat_model_dir):
     plain = {k: v for k, v in settings.items() if not k.startswith(("teacher", "student"))}
     result = run(LLMTrainingParams(**{**plain, "model": str(chat_model_dir), "trainer": "sft"}))
     own = AutoTokenizer.from_pretrained(chat_model_dir).chat_template

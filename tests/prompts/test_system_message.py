@@ -60,14 +60,16 @@ def read(student, teacher, tmp_path, messages=ROW, **settings):
         ({"student_system": "g", "teacher_system": "e"}, "g", "e"),
     ],
 )
-def test_each_side_has_its_own(messages, settings, student, teacher, chat_model_dir, tiny_teacher_dir, tmp_path):
+def test_each_side_reads_its_own_system_message(
+    messages, settings, student, teacher, chat_model_dir, tiny_teacher_dir, tmp_path
+):
     own = "a b" if messages is ROW else ""
     expected = [turn("system", text) if text else "" for text in (own if s is None else s for s in (student, teacher))]
     found = read(chat_model_dir, tiny_teacher_dir, tmp_path, messages, **settings)
     assert found == tuple(text + ASKED for text in expected)
 
 
-def test_it_comes_from_a_file_as_it_stands(chat_model_dir, tiny_teacher_dir, tmp_path):
+def test_teacher_system_is_read_from_a_file_unchanged(chat_model_dir, tiny_teacher_dir, tmp_path):
     file = tmp_path / "prompt.txt"
     file.write_bytes(b"\xef\xbb\xbfa \\n {input} {{x}}\nb\n")
     for given in (f"@{file}", file):
@@ -75,7 +77,7 @@ def test_it_comes_from_a_file_as_it_stands(chat_model_dir, tiny_teacher_dir, tmp
         assert teacher == turn("system", "a \\n {input} {{x}}\nb") + ASKED
 
 
-def test_all_turns_of_a_conversation_are_read_behind_it(chat_model_dir, tiny_teacher_dir, tmp_path):
+def test_teacher_system_applies_to_all_turns_of_a_conversation(chat_model_dir, tiny_teacher_dir, tmp_path):
     data = [{"messages": TWO}]
     trainer = distilling(
         chat_model_dir, tiny_teacher_dir, tmp_path, data, teacher_system="e", assistant_only_loss=True
@@ -86,7 +88,7 @@ def test_all_turns_of_a_conversation_are_read_behind_it(chat_model_dir, tiny_tea
     assert learnt(trainer, row)[1] == learnt(trainer, row, "teacher_")[1]
 
 
-def test_a_text_is_put_before_a_text_prompt(tiny_model_dir, tiny_teacher_dir, tmp_path):
+def test_teacher_system_is_put_before_a_text_prompt(tiny_model_dir, tiny_teacher_dir, tmp_path):
     data = [{"prompt": "c", "completion": "d"}]
     settings = {"teacher_system": "a b", "teacher_prompt_template": "e {input}", "student_prompt_template": "g {input}"}
     trainer = distilling(tiny_model_dir, tiny_teacher_dir, tmp_path, data, **settings)
@@ -108,7 +110,9 @@ def test_a_model_without_the_role_reads_it_before_the_first_user_message(
 
 
 @pytest.mark.parametrize("template", [IGNORES, REFUSES], ids=["ignores", "refuses"])
-def test_a_rows_own_is_read_there_too_if_the_student_drops_it(template, chat_model_dir, tiny_teacher_dir, tmp_path):
+def test_a_model_without_system_role_reads_a_rows_system_message_in_the_user_message(
+    template, chat_model_dir, tiny_teacher_dir, tmp_path
+):
     more = {"chat_template": template, "student_system": "drop"}
     assert read(chat_model_dir, tiny_teacher_dir, tmp_path, **more) == (ASKED, turn("user", "a b\n\nc") + OPEN)
     student, teacher = read(chat_model_dir, tiny_teacher_dir, tmp_path, ROW[1:], **more)
@@ -121,7 +125,7 @@ def test_a_rows_own_is_read_there_too_if_the_student_drops_it(template, chat_mod
 
 
 @pytest.mark.parametrize("name", sorted(p.name for p in SHIPPED.glob("*.jinja")))
-def test_which_models_take_one_is_found_by_rendering(name):
+def test_chat_templates_that_take_a_system_message_are_found_by_rendering(name):
     tokenizer = make_tokenizer()
     tokenizer.bos_token = "<|end|>"
     tokenizer.chat_template = (SHIPPED / name).read_text(encoding="utf-8")
@@ -146,9 +150,7 @@ def test_the_card_says_that_the_teacher_alone_reads_the_rows_own(
     assert ("If a row has a system message, the teacher alone reads it." in card) == said
 
 
-def test_a_default_of_the_template_stays_since_chat_endpoints_send_it(
-    chat_model_dir, tiny_teacher_dir, tmp_path, capsys
-):
+def test_a_default_system_message_of_the_chat_template_stays(chat_model_dir, tiny_teacher_dir, tmp_path, capsys):
     template = (SHIPPED / "qwen2_5.jinja").read_text(encoding="utf-8")
     more = {"chat_template": template, "student_system": "drop"}
     student, teacher = read(chat_model_dir, tiny_teacher_dir, tmp_path, **more)
@@ -184,7 +186,7 @@ CHAT = [{"role": "system", "content": "x"}, {"role": "user", "content": "{input}
         ({"teacher_system": ["e"]}, r"teacher_system is \['e'\]; accepted is text"),
     ],
 )
-def test_what_cannot_be_is_refused_before_anything_loads(settings, said):
+def test_impossible_system_settings_are_refused_before_anything_loads(settings, said):
     with pytest.raises((ParamsError, TemplateError), match=said):
         run(LLMTrainingParams(model="nowhere", teacher_model="nowhere", data_path="nowhere", **settings))
 
@@ -195,7 +197,7 @@ def test_a_system_message_of_the_students_template_stays_with_teacher_system():
     assert student.system.keep
 
 
-def test_it_is_every_teachers_of_a_list_and_every_prompts_of_a_mixture(chat_model_dir, tiny_teacher_dir, tmp_path):
+def test_teacher_system_applies_to_every_teacher_and_every_prompt(chat_model_dir, tiny_teacher_dir, tmp_path):
     data = [{"messages": ROW}] * 4
     several = {"teacher_config": [{"model": str(tiny_teacher_dir), "template": f"{x} {{input}}"} for x in "ef"]}
     mixture = {"teacher_prompt_mixture": ["e {input}", "f {input}"]}
@@ -207,7 +209,7 @@ def test_it_is_every_teachers_of_a_list_and_every_prompts_of_a_mixture(chat_mode
         assert {trainer.tokenizer.decode(p) for p in trainer.train_dataset["student_prompt"]} == {ASKED}
 
 
-def test_a_list_with_a_system_message_is_refused_beside_it(chat_model_dir, tmp_path):
+def test_teacher_system_and_a_list_with_its_own_are_refused_together(chat_model_dir, tmp_path):
     listed = [{"model": str(chat_model_dir), "template": CHAT}]
     with pytest.raises(
         ParamsError, match=r"teacher_system does not go together with teacher_config, teacher 1: template"
@@ -215,7 +217,7 @@ def test_a_list_with_a_system_message_is_refused_beside_it(chat_model_dir, tmp_p
         listing(chat_model_dir, tmp_path, [{"messages": ROW}], teacher=None, teacher_config=listed, teacher_system="g")
 
 
-def test_retained_rows_keep_their_own(chat_model_dir, tiny_teacher_dir, tmp_path):
+def test_retained_rows_keep_their_system_message(chat_model_dir, tiny_teacher_dir, tmp_path):
     more = {"retain_data": Dataset.from_list([{"messages": ROW}]), "retain_fraction": 0.5}
     trainer = listing(
         chat_model_dir, tmp_path, [{"messages": ROW}], teacher=tiny_teacher_dir, teacher_system="g", **more
@@ -228,13 +230,13 @@ def test_retained_rows_keep_their_own(chat_model_dir, tiny_teacher_dir, tmp_path
     assert sorted(both) == sorted([(ASKED, turn("system", "g") + ASKED), (own, own)])
 
 
-def test_token_ids_have_none_to_change(chat_model_dir, tiny_teacher_dir, tmp_path):
+def test_system_settings_are_refused_for_token_ids(chat_model_dir, tiny_teacher_dir, tmp_path):
     for settings in ({"teacher_system": "e"}, {"student_system": "drop"}):
         with pytest.raises(DataError, match="a system message is given or dropped, which needs text"):
             distilling(chat_model_dir, tiny_teacher_dir, tmp_path, [{"input_ids": [5, 6, 7]}], **settings)
 
 
-def test_a_store_is_of_one(chat_model_dir, tiny_teacher_dir, tmp_path):
+def test_a_store_is_made_for_one_system_message(chat_model_dir, tiny_teacher_dir, tmp_path):
     data = [{"messages": ROW}]
 
     def storing(**settings):
@@ -247,7 +249,9 @@ def test_a_store_is_of_one(chat_model_dir, tiny_teacher_dir, tmp_path):
             storing(**other)
 
 
-def test_it_applies_to_the_prompts_that_a_row_brings(chat_model_dir, tiny_model_dir, tiny_teacher_dir, tmp_path):
+def test_teacher_system_applies_to_a_rows_own_teacher_prompt(
+    chat_model_dir, tiny_model_dir, tiny_teacher_dir, tmp_path
+):
     rows = [{"messages": ROW, "teacher_messages": CHAT[:1] + ROW[1:2]}, {"prompt": "a", "teacher_prompt": "b"}]
     rows[1]["completion"] = "d"
     chat = distilling(chat_model_dir, tiny_teacher_dir, tmp_path, rows[:1], teacher_system="e").train_dataset[0]
@@ -269,7 +273,7 @@ def test_a_chat_server_is_sent_a_system_message(messages, server, chat_model_dir
     assert read == (ASKED if messages else "c")
 
 
-def test_a_server_of_text_reads_it_before_the_prompt(server, tiny_model_dir, tmp_path):
+def test_a_completions_server_reads_teacher_system_before_the_prompt(server, tiny_model_dir, tmp_path):
     settings = {"teacher_system": "Be brief.", "distill_alpha": 0.0, "distill_max_teacher_length": 4}
     distilling(tiny_model_dir, server.teacher, tmp_path, [{"text": "c"}], **settings, teacher_endpoint="completions")
     assert server.requests()[0]["prompt"] == "Be brief.\n\nc"

@@ -37,7 +37,7 @@ def render(source, **values):
         ("élan 🙂 {input}", "élan 🙂 q"),
     ],
 )
-def test_fields_and_literals(source, expected):
+def test_fields_are_filled_and_literal_braces_stay(source, expected):
     assert render(source, input="q", role="cook", n=3) == expected
 
 
@@ -123,7 +123,7 @@ def test_a_triple_quoted_text_that_is_indented_is_noted(source):
 
 
 @pytest.mark.parametrize("source", ["A\n  b {input}", "  A\n  b\n  {input}", "A\n  b\n{input}\n  c", "{input}", JSON])
-def test_other_texts_are_not_noted(source):
+def test_texts_without_field_like_braces_are_not_noted(source):
     assert parse(source).notes() == []
 
 
@@ -135,7 +135,7 @@ def test_fields_in_the_place_of_the_input_are_named(source, found):
         parse(source)
 
 
-def test_the_text_columns_own_name_is_told_to_be_input():
+def test_the_text_columns_own_name_suggests_input():
     said = r"\{question\}, but that column is read as the input or the completion; the text column is \{input\}"
     with pytest.raises(TemplateError, match=said):
         parse("{input} {question}").check_columns(["role"], read=["question", "role"])
@@ -191,7 +191,7 @@ def test_text_with_a_field_is_never_a_file(tmp_path, monkeypatch):
     assert render("{input}", input="q") == "q"
 
 
-def test_a_file_that_cannot_be_read(tmp_path):
+def test_an_unreadable_template_file_is_an_error(tmp_path):
     with pytest.raises(
         TemplateError, match=r"teacher_prompt_template names the file '.*none\.txt', which cannot be read"
     ):
@@ -242,18 +242,18 @@ def test_text_that_begins_with_a_bracket_is_text():
         ([], "is an empty list"),
     ],
 )
-def test_messages_of_another_shape(messages, message):
+def test_chat_messages_of_another_shape_are_refused(messages, message):
     with pytest.raises(TemplateError, match=message):
         parse(messages)
 
 
 @pytest.mark.parametrize("source", [3, None, {"role": "user"}])
-def test_what_is_no_template(source):
+def test_values_that_are_no_template_are_refused(source):
     with pytest.raises(TemplateError, match="give text, a path or a list of messages"):
         parse(source)
 
 
-def test_identity_and_prefix():
+def test_a_template_knows_whether_it_is_the_identity_and_its_prefix():
     assert parse("{input}").is_identity
     assert not parse("{input} ").is_identity
     assert not parse([{"role": "user", "content": "{input}"}]).is_identity

@@ -22,7 +22,7 @@ def loaded(chat_model_dir):
 
 @pytest.mark.parametrize("which", ["embedded", "chat"])
 @pytest.mark.parametrize("special", [False, True])
-def test_ids_are_those_of_the_tokenizers_call(which, special, chat_model_dir):
+def test_text_ids_are_those_of_the_tokenizers_call(which, special, chat_model_dir):
     tokenizer = loaded(chat_model_dir)[which]
     for split in (False, True):
         tokenizer.split_special_tokens = split

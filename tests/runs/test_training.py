@@ -103,7 +103,7 @@ def test_a_loaded_model_and_a_dataset_in_memory(settings):
     assert second is first
 
 
-def test_settings_made_afterwards_are_honoured(settings):
+def test_attributes_set_on_params_before_train_are_used(settings):
     params = LLMTrainingParams(**settings)
     params.gradient_checkpointing = True
     params.batch_size = 1
@@ -426,7 +426,7 @@ def test_bad_input_is_one_sentence_before_a_model_loads(change, error, said, set
     assert raised.value.exit_code == 2
 
 
-def test_a_loaded_model_is_not_its_own_teacher(settings, tiny_model_dir, tmp_path):
+def test_a_loaded_model_is_refused_as_its_own_teacher(settings, tiny_model_dir, tmp_path):
     model = AutoModelForCausalLM.from_pretrained(tiny_model_dir)
     with pytest.raises(TeacherError, match="teacher_model is the model that is trained"):
         run(LLMTrainingParams(**{**settings, "model": model, "teacher_model": model}))

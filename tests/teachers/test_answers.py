@@ -46,7 +46,7 @@ def answered(server, message, end="stop", **more):
 
 
 @pytest.mark.parametrize("end", ["length", "max_tokens", "MAX_TOKENS", "model_length", "time_limit"])
-def test_words_for_a_limit_say_that_a_completion_was_cut(end, ask, server):
+def test_finish_reasons_for_a_limit_mark_a_cut_completion(end, ask, server):
     answered(server, "a b", end)
     assert [(c.text, c.finished) for c in ask()] == [("a b", False)]
 
@@ -54,7 +54,7 @@ def test_words_for_a_limit_say_that_a_completion_was_cut(end, ask, server):
 @pytest.mark.parametrize(
     "end", ["stop", "eos", "eos_token", "stop_sequence", "end_turn", "STOP", "COMPLETE", None, "x"]
 )
-def test_any_other_word_says_that_the_model_ended_it(end, ask, server):
+def test_other_finish_reasons_mark_a_finished_completion(end, ask, server):
     answered(server, "a b", end)
     assert [(c.text, c.finished) for c in ask()] == [("a b", True)]
 
@@ -77,7 +77,7 @@ def test_any_other_word_says_that_the_model_ended_it(end, ask, server):
         ("say <think> or <b>", "say <think> or <b>", ""),
     ],
 )
-def test_parts_are_joined_and_reasoning_is_told_from_the_answer(content, text, reasoning, ask, server):
+def test_content_parts_are_joined_and_reasoning_is_separated(content, text, reasoning, ask, server):
     answered(server, content)
     kept = ask(remote=replace(ONE, reasoning="keep"))
     assert [(c.text, c.reasoning, c.unusable) for c in kept] == [(text, reasoning, "")]
@@ -85,7 +85,7 @@ def test_parts_are_joined_and_reasoning_is_told_from_the_answer(content, text, r
     assert len(server.requests()) == 1
 
 
-def test_that_reasoning_is_not_learned_is_said_once(ask, server, tokenizer, caplog):
+def test_one_line_says_that_reasoning_is_not_learned(ask, server, tokenizer, caplog):
     server.give(reasoning="hm")
     teacher = load_teacher(server.teacher, tokenizer=tokenizer, remote=ONE)
     with caplog.at_level(logging.WARNING, "trl_distill"):
@@ -175,7 +175,7 @@ def test_an_error_in_an_answer_that_will_not_pass_is_a_sentence(body, said, ask,
     assert len(server.requests()) == 1
 
 
-def test_an_error_that_stays_is_told_in_the_servers_words(ask, server):
+def test_a_lasting_error_is_reported_in_the_servers_words(ask, server):
     body = {"choices": [{"message": {}, "finish_reason": "error", "error": {"message": "the GPU is on fire"}}]}
     server.fail(*[{"kind": "body", "body": body}] * request_pool.TRIES)
     with pytest.raises(DistillError, match=r"the GPU is on fire \(6 tries\)"):
@@ -222,7 +222,7 @@ def test_a_server_that_takes_neither_name_of_the_limit_is_a_sentence(ask, server
     assert len(server.requests()) == 2
 
 
-def test_a_400_about_something_else_is_not_asked_again(ask, server):
+def test_a_400_about_a_parameters_value_is_not_retried(ask, server):
     said = "max_tokens is too large: 12. This model supports at most 8 completion tokens."
     server.fail({"kind": "400", "answer": {"error": {"message": said, "param": "max_tokens"}}})
     with pytest.raises(TeacherError, match="too large"):
@@ -230,7 +230,7 @@ def test_a_400_about_something_else_is_not_asked_again(ask, server):
     assert len(server.requests()) == 1
 
 
-def test_a_model_without_chats_is_told_its_endpoint(ask, server):
+def test_an_error_of_a_model_without_chat_suggests_the_completions_endpoint(ask, server):
     said = "This is not a chat model. Did you mean to use v1/completions?"
     server.fail({"kind": "404", "said": said})
     with pytest.raises(TeacherError, match="give --teacher-endpoint completions"):

@@ -58,14 +58,14 @@ def labels_of(batch):
 # -- all
 
 
-def test_it_is_a_teacher(anyone):
+def test_every_teacher_has_the_teacher_protocol(anyone):
     assert isinstance(anyone, Teacher)
     assert anyone.vocabulary_rows >= len(anyone.tokenizer)
     assert anyone.tokenizer.eos_token_id in anyone.stop_ids
     assert anyone.name
 
 
-def test_its_identity_is_plain_data_and_stays(anyone):
+def test_a_teachers_identity_is_plain_data_and_constant(anyone):
     identity = anyone.identity()
     assert json.loads(json.dumps(identity)) == json.loads(json.dumps(anyone.identity()))
     anyone.restrict_vocabulary(anyone.vocabulary_rows)
@@ -83,7 +83,7 @@ def student_of(teacher, tokens):
     return ModelSide(hidden, LMHead(weight))
 
 
-def test_its_targets_are_those_of_the_completion_tokens(scorer):
+def test_a_teachers_targets_are_those_of_the_completion_tokens(scorer):
     batch = collate()
     before = torch.random.get_rng_state()
     targets = scorer.score(batch)
@@ -100,13 +100,13 @@ def test_its_targets_are_those_of_the_completion_tokens(scorer):
     assert out.kl.detach().sum() == pytest.approx(expected.item())
 
 
-def test_no_gradient_reaches_it(scorer):
+def test_no_gradient_reaches_a_teacher(scorer):
     targets = scorer.score(collate())
     tensors = [value for value in vars(targets).values() if isinstance(value, torch.Tensor)]
     assert all(tensor.grad_fn is None and not tensor.requires_grad for tensor in tensors)
 
 
-def test_neither_padding_nor_order_change_its_targets(scorer):
+def test_padding_and_order_do_not_change_a_teachers_targets(scorer):
     together, places = collate(), [slice(0, 3), slice(3, 4), slice(4, 6)]
     student = student_of(scorer, 6)
     with torch.no_grad():
@@ -121,7 +121,7 @@ def test_neither_padding_nor_order_change_its_targets(scorer):
     assert (kl - whole[order]).norm() <= 1e-5 * whole.norm()
 
 
-def test_its_hidden_states_are_those_that_predict_the_completions(whole, tiny_teacher_dir):
+def test_a_teachers_hidden_states_are_those_that_predict_the_completions(whole, tiny_teacher_dir):
     targets = whole.score(collate())
     assert isinstance(targets, DenseSignal)
     model = AutoModelForCausalLM.from_pretrained(tiny_teacher_dir).eval()
@@ -134,7 +134,7 @@ def test_its_hidden_states_are_those_that_predict_the_completions(whole, tiny_te
 
 
 @pytest.mark.parametrize("make", [from_folder, from_loaded_model], ids=lambda make: make.__name__)
-def test_its_identity_is_its_content(make, request, tiny_teacher_dir, tmp_path):
+def test_a_teachers_identity_depends_on_its_content_only(make, request, tiny_teacher_dir, tmp_path):
     first = make(tiny_teacher_dir, tmp_path, request)
     again = make(shutil.copytree(tiny_teacher_dir, tmp_path / "copy"), tmp_path, request)
     assert again.identity() == first.identity()
@@ -145,13 +145,13 @@ def test_its_identity_is_its_content(make, request, tiny_teacher_dir, tmp_path):
     assert make(tmp_path / "copy", tmp_path, request).identity() != first.identity()
 
 
-def test_its_identity_tells_the_shared_vocabulary(writer):
+def test_a_teachers_identity_includes_the_shared_vocabulary(writer):
     before = writer.identity()
     writer.restrict_vocabulary(20)
     assert writer.identity() != before
 
 
-def test_nothing_is_written_that_is_not_shared(writer):
+def test_a_teacher_generates_shared_tokens_only(writer):
     writer.restrict_vocabulary(20)
     for settings in (GREEDY, DRAWN):
         assert all(i < 20 for c in writer.generate(PROMPTS, settings) for i in c.ids)
@@ -164,7 +164,7 @@ def test_a_greedy_completion_does_not_depend_on_its_batch(writer):
     assert all(0 < len(c.ids) <= 5 for c in together)
 
 
-def test_drawing_is_repeatable_and_leaves_the_random_state_alone(writer):
+def test_a_teachers_sampling_is_repeatable_and_leaves_the_random_state(writer):
     before = torch.random.get_rng_state()
     first = writer.generate(PROMPTS, DRAWN)
     assert torch.equal(before, torch.random.get_rng_state())
@@ -183,7 +183,7 @@ def test_only_a_finished_completion_ends_in_a_stop_token(writer):
 # -- those that give text
 
 
-def test_it_reads_and_gives_text(author):
+def test_a_text_teacher_reads_and_gives_text(author):
     assert isinstance(author, TextTeacher)
     assert author.name in author.describe() or author.identity()["model"] in author.describe()
     for completion in author.write(TEXTS, GREEDY, progress=False):
@@ -196,7 +196,7 @@ def test_a_greedy_text_does_not_depend_on_its_batch(author):
     assert [author.write([text], GREEDY, progress=False)[0] for text in TEXTS] == together
 
 
-def test_what_a_store_holds_is_not_written_again(author, tmp_path):
+def test_stored_completions_are_not_generated_again(author, tmp_path):
     first = author.write(TEXTS, GREEDY, store=CompletionStore(tmp_path / "kept.jsonl"), progress=False)
     lines = (tmp_path / "kept.jsonl").read_text()
     again = author.write(TEXTS, GREEDY, store=CompletionStore(tmp_path / "kept.jsonl"), progress=False)
@@ -204,7 +204,7 @@ def test_what_a_store_holds_is_not_written_again(author, tmp_path):
     assert (tmp_path / "kept.jsonl").read_text() == lines
 
 
-def test_what_does_not_score_says_so(author):
+def test_a_text_teacher_refuses_to_score(author):
     with pytest.raises(TeacherError, match="text"):
         author.score(collate())
     with pytest.raises(TeacherError, match="text"):

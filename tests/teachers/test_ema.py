@@ -63,7 +63,7 @@ def lines(trainer, *names):
 
 
 @pytest.mark.parametrize("lora", [False, True])
-def test_it_is_the_average_of_the_students_that_were(lora, tiny_model_dir, tmp_path):
+def test_an_ema_teacher_is_the_average_of_past_students(lora, tiny_model_dir, tmp_path):
     trainer = make(tiny_model_dir, tmp_path, lora=lora)
     students = Students(trainer.model)
     trainer.add_callback(students)
@@ -79,7 +79,7 @@ def test_it_is_the_average_of_the_students_that_were(lora, tiny_model_dir, tmp_p
 
 
 @pytest.mark.parametrize("lora", [False, True])
-def test_it_scores_as_a_model_with_the_averaged_weights(lora, tiny_model_dir, tmp_path):
+def test_an_ema_teacher_scores_as_a_model_with_the_averaged_weights(lora, tiny_model_dir, tmp_path):
     trainer = make(tiny_model_dir, tmp_path, lora=lora)
     batch = next(iter(trainer.get_train_dataloader()))
     for steps in (0, 4):  # the cache of the prompt's beginning is that of the weights now
@@ -99,7 +99,7 @@ def test_it_scores_as_a_model_with_the_averaged_weights(lora, tiny_model_dir, tm
     assert len(trainer.teacher.prefix.ids) >= 16
 
 
-def test_it_begins_as_a_copy_of_the_student_and_then_moves(tiny_model_dir, tmp_path):
+def test_an_ema_teacher_starts_as_a_copy_of_the_student(tiny_model_dir, tmp_path):
     found = [
         make(tiny_model_dir, tmp_path, teacher, teacher_ema_decay=decay)
         for teacher, decay in (("ema", 0.5), ("ema", 1.0), (str(tiny_model_dir), 0.5))
@@ -133,7 +133,7 @@ def test_a_checkpoint_without_the_average_is_refused(tiny_model_dir, tmp_path):
         make(tiny_model_dir, tmp_path).train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
 
 
-def test_it_is_never_trained_and_the_student_keeps_its_gradients_and_modes(tiny_model_dir, tmp_path):
+def test_an_ema_teacher_is_not_trained_and_leaves_the_student_as_it_is(tiny_model_dir, tmp_path):
     trainer = make(tiny_model_dir, tmp_path, bf16=True)  # autocast keeps copies of weights, which must be the student's
     trainer.model.train()
     batch = next(iter(trainer.get_train_dataloader()))
@@ -161,7 +161,7 @@ def test_half_precision_weights_are_averaged_in_full(tiny_model_dir, tmp_path):
     assert any(not torch.equal(tensor, before[name]) for name, tensor in trainer.teacher.weights.average.items())
 
 
-def test_it_scores_what_the_student_writes(tiny_model_dir, tmp_path):
+def test_an_ema_teacher_scores_on_policy_batches(tiny_model_dir, tmp_path):
     """Self-distillation as SDFT has it: the student writes under the short prompt, its average reads the long one."""
     trainer = make(
         tiny_model_dir, tmp_path, lora=True, distill_on_policy_fraction=1.0, distill_on_policy_max_new_tokens=4,
@@ -172,7 +172,7 @@ def test_it_scores_what_the_student_writes(tiny_model_dir, tmp_path):
     assert sum(kl[-5:]) < 0.9 * sum(kl[:5])
 
 
-def test_the_command_trains_it_and_the_card_names_it(tiny_model_dir, tmp_path):
+def test_the_command_trains_with_an_ema_teacher_and_the_card_names_it(tiny_model_dir, tmp_path):
     data = tmp_path / "rows.jsonl"
     data.write_text("\n".join(json.dumps({"text": row}) for row in ("a b", "c d e")))
     result = run(
@@ -194,7 +194,7 @@ result = lines(trainer, "loss", "kl") + [float(t.double().sum()) for t in traine
 """
 
 
-def test_two_processes_average_as_one_does(tiny_model_dir, tmp_path):
+def test_two_processes_have_the_ema_of_one(tiny_model_dir, tmp_path):
     one, two = (
         run_in(n, RANK.format(student=str(tiny_model_dir), folder=str(tmp_path / "out"), batch=4 // n), tmp_path)
         for n in (1, 2)
@@ -211,7 +211,7 @@ def test_two_processes_average_as_one_does(tiny_model_dir, tmp_path):
         ({"teacher_ema_decay": 1.1}, "accepted is a number from 0 to 1"),
     ],
 )
-def test_what_does_not_go_together_is_said(settings, message):
+def test_ema_settings_that_cannot_be_combined_are_refused(settings, message):
     with pytest.raises(ParamsError, match=message):
         LLMTrainingParams(model="x", teacher_model="ema", data_path="x.json", **settings).validate()
 

@@ -120,7 +120,7 @@ def test_continuous_batching_draws_again_what_it_drew(embedded, expected):
     assert first == again != expected[1]
 
 
-def test_continuous_batching_is_held_against_generate_before_it_is_used(embedded, expected):
+def test_continuous_batching_is_compared_with_generate_before_it_is_used(embedded, expected):
     prompts = {str(i): prompt for i, prompt in enumerate(expected[0])}
     written = {}
     for some in ContinuousBatching(embedded).write(prompts, IN_FLOAT32):
@@ -134,7 +134,7 @@ def test_continuous_batching_is_held_against_generate_before_it_is_used(embedded
         next(other.write(prompts, IN_FLOAT32))
 
 
-def test_what_one_engine_wrote_is_kept_for_all(embedded, expected, tmp_path):
+def test_completions_of_one_engine_are_stored_for_all_engines(embedded, expected, tmp_path):
     prompts, alone = expected
     store = CompletionStore(tmp_path / "store.jsonl")
     complete(embedded, prompts, IN_FLOAT32, store=store, progress=False)
@@ -156,7 +156,7 @@ class Failing:
         raise engines.EngineError("it has no more memory")
 
 
-def test_where_an_engine_fails_transformers_goes_on(embedded, expected, monkeypatch, caplog):
+def test_transformers_continues_if_an_engine_fails(embedded, expected, monkeypatch, caplog):
     prompts, alone = expected
     both = [Failing(embedded), engines.Batches(embedded)]
     monkeypatch.setattr(engines, "engines_for", lambda *_: both)
@@ -191,7 +191,7 @@ def test_vllm_is_refused_where_it_is_missing_before_anything_is_read():
         generate_with_teacher("embedded", "{input}", ["a"], engine="vllm")
 
 
-def test_another_word_is_refused():
+def test_an_unknown_engine_is_refused():
     with pytest.raises(ParamsError, match="engine is 'sglang'; accepted are 'auto', 'transformers', 'vllm'"):
         generate_with_teacher("embedded", "{input}", ["a"], engine="sglang")
 
@@ -285,7 +285,7 @@ def test_adapters_that_vllm_does_not_apply_are_refused(settings, why, tmp_path):
 
 @foreign
 @needs_vllm
-def test_a_loaded_model_is_none_that_vllm_loads(embedded):
+def test_vllm_refuses_a_loaded_model(embedded):
     with pytest.raises(TeacherError, match="its weights are in memory alone, and vLLM loads a model by its folder"):
         generate_with_teacher(embedded.model, "{input}", ["a"], engine="vllm", tokenizer=embedded.tokenizer)
 

@@ -18,24 +18,24 @@ def model(tiny_teacher_dir):
     return AutoModelForCausalLM.from_pretrained(tiny_teacher_dir)
 
 
-def test_the_same_weights_loaded_twice_are_the_same(model, tiny_teacher_dir):
+def test_equal_weights_have_equal_fingerprints(model, tiny_teacher_dir):
     assert of_model(model) == of_model(AutoModelForCausalLM.from_pretrained(tiny_teacher_dir))
 
 
 @pytest.mark.parametrize("place", [0, 1, 1001, -1])
-def test_one_value_is_enough(place, model):
+def test_changing_one_value_changes_the_fingerprint(place, model):
     before = of_model(model)
     with torch.no_grad():
         model.lm_head.weight.view(-1)[place] += 1e-3
     assert of_model(model) != before
 
 
-def test_another_type_is_another_model(model):
+def test_another_dtype_changes_the_fingerprint(model):
     before = of_model(model)
     assert of_model(model.to(torch.bfloat16)) != before
 
 
-def test_an_adapter_counts_while_it_is_switched_on(model):
+def test_an_active_adapter_changes_the_fingerprint(model):
     before = of_model(model)
     adapted = get_peft_model(model, LoraConfig(target_modules="all-linear", init_lora_weights=False))
     on = of_model(adapted.get_base_model())
@@ -44,7 +44,7 @@ def test_an_adapter_counts_while_it_is_switched_on(model):
     assert of_model(adapted.get_base_model()) == on != before
 
 
-def test_a_folder_that_was_copied_is_the_same(tiny_teacher_dir, tmp_path):
+def test_a_copied_folder_has_the_same_fingerprint(tiny_teacher_dir, tmp_path):
     shutil.copytree(tiny_teacher_dir, tmp_path / "copy")
     assert of_folder(str(tmp_path / "copy")) == of_folder(str(tiny_teacher_dir))
     assert of_folder("a-hub/name") is None
@@ -61,7 +61,7 @@ def test_a_layer_that_was_edited_shows_in_a_file_of_any_size(size, tmp_path):
     assert of_folder(str(tmp_path)) != before
 
 
-def test_an_adapter_is_told_apart_by_its_base_too(tiny_teacher_dir, tmp_path):
+def test_the_fingerprint_of_an_adapter_includes_its_base(tiny_teacher_dir, tmp_path):
     base = shutil.copytree(tiny_teacher_dir, tmp_path / "base")
     adapter = tmp_path / "adapter"
     adapter.mkdir()

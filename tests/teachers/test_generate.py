@@ -61,7 +61,7 @@ def test_a_run_that_was_stopped_asks_only_for_the_rest(teacher, tmp_path):
     assert done == complete(teacher, PROMPTS, SETTINGS, progress=False)
 
 
-def test_other_settings_are_other_completions(teacher, tmp_path):
+def test_other_generation_settings_write_other_completions(teacher, tmp_path):
     path = tmp_path / "store.jsonl"
     complete(teacher, PROMPTS, SETTINGS, store=CompletionStore(path), progress=False)
     teacher.asked.clear()
@@ -94,7 +94,7 @@ def test_draws_that_were_stopped_go_on_as_they_would_have(teacher, tmp_path):
     assert sum(map(len, teacher.asked)) == 3
 
 
-def test_another_seed_draws_otherwise(teacher):
+def test_another_seed_gives_other_samples(teacher):
     one, two = (GenerationSettings(max_new_tokens=8, do_sample=True, seed=seed) for seed in (1, 2))
     assert complete(teacher, PROMPTS, one, progress=False) != complete(teacher, PROMPTS, two, progress=False)
 

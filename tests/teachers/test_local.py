@@ -76,7 +76,7 @@ def test_no_weight_is_read_before_it_is_needed(tiny_teacher_dir, monkeypatch):
     assert loads == [1]
 
 
-def test_it_is_frozen_and_in_evaluation_mode(tiny_teacher_dir):
+def test_a_local_teacher_is_frozen_and_in_evaluation_mode(tiny_teacher_dir):
     model = load_teacher(str(tiny_teacher_dir)).model
     assert not model.training
     assert not any(p.requires_grad for p in model.parameters())
@@ -96,7 +96,7 @@ def test_a_missing_folder_is_named_with_its_neighbours(tiny_teacher_dir):
         load_teacher(wrong)
 
 
-def test_a_hub_name_that_cannot_be_had_is_one_sentence():
+def test_an_unavailable_hub_model_is_a_one_sentence_error():
     with pytest.raises(TeacherError, match="teacher_model 'nobody/nothing': no configuration could be loaded") as error:
         load_teacher("nobody/nothing")
     assert "\n" not in str(error.value)
@@ -143,7 +143,7 @@ def test_a_chat_teacher_stops_at_the_end_of_its_turn(tmp_path):
     assert written.finished
 
 
-def test_a_lent_model_is_given_back_as_it_was(tiny_teacher_dir):
+def test_a_callers_model_is_restored_after_use(tiny_teacher_dir):
     model, teacher = loaded(tiny_teacher_dir)
     model.train()
     model.model.layers[0].eval()
@@ -157,7 +157,7 @@ def test_a_lent_model_is_given_back_as_it_was(tiny_teacher_dir):
     assert model.generation_config.to_dict() == config
 
 
-def test_a_lent_model_scores_and_writes_in_evaluation_mode(tiny_teacher_dir):
+def test_a_callers_model_scores_and_generates_in_evaluation_mode(tiny_teacher_dir):
     model, teacher = loaded(tiny_teacher_dir)
     calm, settings = teacher.score(BATCH).hidden, GenerationSettings(max_new_tokens=8)
     written = teacher.generate([[5, 6]], settings)
@@ -221,7 +221,7 @@ def test_the_models_own_penalties_and_limits_change_nothing_that_is_written(load
     assert not caplog.records
 
 
-def test_what_changes_a_completion_is_another_identity(tiny_teacher_dir, tmp_path):
+def test_everything_that_changes_a_completion_changes_the_identity(tiny_teacher_dir, tmp_path):
     settings = [{}, {"quantization": "int8"}, {"quantization": "int4"}, {"dtype": "bfloat16"}]
     identities = [load_teacher(str(tiny_teacher_dir), **more).identity() for more in settings]
     folder = shutil.copytree(tiny_teacher_dir, tmp_path / "stops")

@@ -49,7 +49,7 @@ def losses(folder, name="loss"):
     return [line[name] for line in json.loads((folder / "metrics.json").read_text())["history"] if name in line]
 
 
-def test_it_loses_what_a_run_from_a_store_of_the_same_teacher_does(settings, server, tmp_path):
+def test_a_server_gives_the_losses_of_a_store_of_the_same_teacher(settings, server, tmp_path):
     server.give("prompt")
     result = run(LLMTrainingParams(**settings))
     stored = {
@@ -67,7 +67,7 @@ def test_it_loses_what_a_run_from_a_store_of_the_same_teacher_does(settings, ser
     assert kinds == {"/v1/completions"}
 
 
-def test_in_a_list_of_teachers_it_loses_what_it_does_alone(settings, server, tmp_path):
+def test_a_server_in_a_list_of_teachers_has_the_losses_of_a_run_alone(settings, server, tmp_path):
     server.give("prompt")
     run(LLMTrainingParams(**settings))
     listed = {**settings, "teacher_model": None, "project_name": str(tmp_path / "listed")}
@@ -79,7 +79,7 @@ def test_in_a_list_of_teachers_it_loses_what_it_does_alone(settings, server, tmp
 
 
 @pytest.mark.parametrize("name", ["packing", "padding_free"])
-def test_of_packed_rows_it_says_the_same(name, settings, server, tmp_path):
+def test_a_server_gives_the_same_losses_for_packed_rows(name, settings, server, tmp_path):
     server.give("prompt")
     settings["batch_size"] = len(WORDS)
     run(LLMTrainingParams(**settings))
@@ -120,7 +120,9 @@ def test_the_command_says_what_was_found_and_asks_nothing_twice(command, server,
     assert len(server.requests()) == 1 + len(WORDS)
 
 
-def test_what_it_writes_is_learnt_where_its_tokens_are_the_students(command, server, tmp_path, tiny_model_dir):
+def test_completions_in_the_students_tokens_are_learned_with_log_probabilities(
+    command, server, tmp_path, tiny_model_dir
+):
     server.give("top")
     result = command(model=tiny_model_dir, completions="teacher", teacher_endpoint="chat", distill_alpha=1)
     assert result.exit_code == 0, result.output
@@ -148,7 +150,7 @@ def test_a_server_that_tells_nothing_of_the_datas_completions_is_refused(command
     assert losses(tmp_path / "run") == pytest.approx(losses(tmp_path / "run", "ce"))
 
 
-def test_a_wish_that_a_server_cannot_serve_is_an_error(command, server):
+def test_log_probabilities_that_a_server_cannot_give_are_refused(command, server):
     server.give("top")
     result = command(teacher_logprobs="prompt")
     assert result.exit_code == 2
@@ -156,7 +158,7 @@ def test_a_wish_that_a_server_cannot_serve_is_an_error(command, server):
     assert len(server.requests()) == 1
 
 
-def test_a_key_that_is_refused_is_no_lack_of_log_probabilities(command, server):
+def test_a_refused_key_is_reported_as_such(command, server):
     server.give("prompt")
     server.fail({"kind": "401", "said": "no KEY here"})
     result = command("--allow-text-only-teacher", "--debug")

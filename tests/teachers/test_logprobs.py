@@ -91,7 +91,7 @@ def test_log_probabilities_of_prompts_are_the_models_own(teacher_of, server, tok
     assert paths == {"/v1/completions"}
 
 
-def test_a_server_is_asked_for_as_many_as_it_gives(teacher_of, server, tokenizer):
+def test_log_probabilities_are_requested_up_to_the_servers_limit(teacher_of, server, tokenizer):
     server.give("prompt", most=20)
     teacher = teacher_of(tokenizer, remote=replace(ONE, top_k=64))
     assert "the 20 likeliest tokens at each token of a given completion" in teacher.describe()
@@ -101,7 +101,7 @@ def test_a_server_is_asked_for_as_many_as_it_gives(teacher_of, server, tokenizer
     assert "the 5 likeliest tokens at each token that it writes" in teacher.describe()
 
 
-def test_what_a_server_gives_is_found_out_once(teacher_of, server, tokenizer):
+def test_a_servers_capabilities_are_probed_once(teacher_of, server, tokenizer):
     server.give("prompt", "top")
     assert teacher_of(tokenizer).reads_ids
     assert len(server.requests()) == 1
@@ -118,7 +118,7 @@ def test_a_server_of_another_tokenizer_scores_no_ids(teacher_of, server):
     assert "at each token that it writes" in teacher_of(other).describe()
 
 
-def test_ids_whose_meaning_is_not_told_are_not_trusted(teacher_of, server, tokenizer):
+def test_token_ids_without_their_text_are_not_trusted(teacher_of, server, tokenizer):
     ids = tokenizer(PROBE, add_special_tokens=False)["input_ids"]
     untold = [None, *({str(i): {"logprob": -1.0}} for i in ids[1:])]
     server.fail({"kind": "change", "name": "prompt_logprobs", "how": untold})
@@ -140,7 +140,7 @@ def test_ids_whose_meaning_is_not_told_are_not_trusted(teacher_of, server, token
     ],
     ids=lambda fault: fault["kind"] + str(fault.get("how", "")),
 )
-def test_what_may_pass_is_tried_again(fault, teacher_of, server, tokenizer):
+def test_temporary_errors_are_retried_for_log_probabilities(fault, teacher_of, server, tokenizer):
     server.give("prompt")
     teacher = teacher_of(tokenizer, remote=replace(ONE, timeout=0.6) if fault["kind"] == "hang" else ONE)
     server.fail(None, fault, fault)
@@ -171,7 +171,7 @@ def test_a_server_that_gives_up_half_way_loses_nothing(teacher_of, server, token
     assert torch.equal(score(again, rows).log_probs, score(again, rows).log_probs)
 
 
-def test_it_gives_up_on_log_probabilities_that_none_can_be(teacher_of, server, tokenizer):
+def test_invalid_log_probabilities_end_the_run(teacher_of, server, tokenizer):
     server.give("prompt")
     teacher = teacher_of(tokenizer)
     wrong = {"kind": "change", "name": "prompt_logprobs", "how": [None, {"5": {"logprob": 0.5}}]}
@@ -389,7 +389,7 @@ def test_white_space_that_the_students_chat_template_trims_costs_no_other_token(
     assert not found.known[: max(first - 2, 0)].any()
 
 
-def test_the_same_bytes_twice_add_up():
+def test_probabilities_of_alternatives_with_equal_bytes_add_up():
     tokenizer = make_tokenizer()
     matcher = ByteMatcher(token_bytes(tokenizer), len(tokenizer))
     said = entry("a", b"a")

@@ -154,7 +154,7 @@ def test_an_alpha_that_begins_at_0_has_log_probabilities_asked_for(folder, serve
     assert "at each token that it writes" in result.stdout
 
 
-def test_a_script_uses_the_nearest_settings_too(folder, server, student_dir, capsys):
+def test_a_script_uses_the_nearest_settings(folder, server, student_dir, capsys):
     from datasets import Dataset
 
     server.give("top")
@@ -180,7 +180,7 @@ def test_a_list_with_such_a_server_has_its_temperature(folder, server, student_d
     assert result.trainer.setup.schedule.start.temperature == 1
 
 
-def test_tokens_of_which_none_are_the_students_leave_the_text(folder, server, tiny_model_dir):
+def test_tokens_unknown_to_the_student_leave_the_text_only(folder, server, tiny_model_dir):
     server.give("top")
     (folder / "data" / "queries.json").write_text(json.dumps([{"text": "Write it again. red cat"}]))
     refused = typed(tiny_model_dir, "--strict", "--distill-temperature", "1")
@@ -191,7 +191,7 @@ def test_tokens_of_which_none_are_the_students_leave_the_text(folder, server, ti
     assert "0.0% of completion tokens have the teacher's log-probabilities" in result.stdout
 
 
-def test_a_server_that_is_only_told_the_datas_completions_teaches_nothing(folder, server, student_dir):
+def test_a_server_without_log_probabilities_of_data_completions_is_refused(folder, server, student_dir):
     rows = [{"text": words, "completion": words} for words in WORDS]
     (folder / "data" / "queries.json").write_text(json.dumps(rows))
     result = typed(student_dir)

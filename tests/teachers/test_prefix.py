@@ -72,7 +72,7 @@ BATCHES = [
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_scores_are_those_of_whole_prompts(family):
+def test_scores_with_a_prefix_cache_are_those_of_whole_prompts(family):
     reusing, plain = make(family)
     for given in BATCHES:
         torch.testing.assert_close(log_probs(reusing, given), log_probs(plain, given), rtol=0, atol=1e-4)
@@ -82,7 +82,7 @@ def test_scores_are_those_of_whole_prompts(family):
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("lengths", [(3, 3, 3), (1, 4, 2), (1, 60, 25)], ids=["alike", "unlike", "very unlike"])
-def test_completions_are_those_of_whole_prompts(family, lengths):
+def test_completions_with_a_prefix_cache_are_those_of_whole_prompts(family, lengths):
     reusing, plain = make(family)
     prompts = [PREFIX + [80 + (5 * i + k) % 90 for k in range(n)] for i, n in enumerate(lengths)]
     for some in (prompts, prompts[:1], prompts[1:]):
@@ -155,7 +155,7 @@ def test_a_new_run_forgets_the_prefix_of_the_last():
     assert len(reusing.prefix.ids) == 0
 
 
-def test_a_prefix_told_beforehand_makes_every_score_independent_of_the_order():
+def test_a_prefix_fixed_before_training_makes_scores_independent_of_order():
     given = [batch(([80, 81, 82], [90])), batch(([80, 81, 83], [91])), batch(([84], [92]), ([80, 81], [93]))]
     prompts = [row for one in given for row in prompts_of(one)]
     scores, widths = [], []
@@ -173,7 +173,7 @@ def test_a_prefix_told_beforehand_makes_every_score_independent_of_the_order():
     assert widths == [40, 4, 4, 3, 40, 3, 4, 4, 40, 4]
 
 
-def test_a_prefix_told_beforehand_is_that_of_most_prompts_and_the_others_are_read_whole():
+def test_a_prefix_fixed_before_training_is_that_of_most_prompts():
     reusing, plain = make("llama")
     reusing.expect([[*PREFIX, 80, 81], [*PREFIX, 82], PREFIX, [7, 8, 9], list(range(60, 110))])
     rows = batch(([80], [90])), batch(([], [91]))

@@ -167,7 +167,7 @@ WRONG = [
 
 
 @pytest.mark.parametrize(("changed", "error", "sentence"), WRONG, ids=[w[2][-24:] for w in WRONG])
-def test_what_is_wrong_is_named_before_a_model_loads(changed, error, sentence, settings, monkeypatch):
+def test_an_invalid_prompt_mixture_is_refused_before_a_model_loads(changed, error, sentence, settings, monkeypatch):
     monkeypatch.setattr("trl_distill.models.loading.ModelSource.load_model", None)  # calling it would be another error
     with pytest.raises(error, match=sentence):
         run(LLMTrainingParams(**{**settings, **changed}))
@@ -252,7 +252,7 @@ def test_dropout_with_a_store_asks_for_no_other_targets(settings, tiny_model_dir
     assert result.metrics["train_kl"] > 0
 
 
-def test_the_command_shows_how_many_rows(settings):
+def test_the_command_prints_rows_per_template(settings):
     given = {k: v for k, v in settings.items() if k != "teacher_prompt_mixture"}
     result = command({**given, "teacher_prompt_template": LONG, "teacher_prompt_dropout": 0.5}, "--dry-run")
     assert result.exit_code == 0, result.output

@@ -46,7 +46,7 @@ def ask(server, tokenizer, tmp_path, monkeypatch):
     return write
 
 
-def test_it_is_a_teacher_that_reads_text(server, tokenizer):
+def test_a_server_is_a_text_teacher(server, tokenizer):
     teacher = load_teacher(server.teacher, tokenizer=tokenizer)
     assert isinstance(teacher, Teacher)
     assert isinstance(teacher, TextTeacher)
@@ -60,7 +60,7 @@ def test_it_is_a_teacher_that_reads_text(server, tokenizer):
 
 
 @pytest.mark.parametrize("endpoint", ["chat", "completions"])
-def test_it_writes_what_the_model_writes(endpoint, ask, server, tokenizer):
+def test_a_server_writes_what_its_model_writes(endpoint, ask, server, tokenizer):
     local = load_teacher("embedded", dtype="float32")
     chat = endpoint == "chat"
     ids = [tokenize_prompt(tokenizer, [{"role": "user", "content": p}] if chat else p) for p in PROMPTS]
@@ -75,7 +75,7 @@ def test_it_writes_what_the_model_writes(endpoint, ask, server, tokenizer):
     assert all(r["request"]["temperature"] == 0 and r["request"]["max_tokens"] == 12 for r in server.requests())
 
 
-def test_messages_go_as_they_are(ask, server):
+def test_chat_messages_are_sent_unchanged(ask, server):
     messages = [{"role": "system", "content": "Be short."}, {"role": "user", "content": "red cat"}]
     ask([messages])
     assert server.requests()[0]["request"]["messages"] == messages
@@ -83,7 +83,7 @@ def test_messages_go_as_they_are(ask, server):
         ask([messages], replace(ONE, endpoint="completions"))
 
 
-def test_what_is_kept_is_not_asked_again(ask, server):
+def test_stored_completions_are_not_requested_again(ask, server):
     first = ask(PROMPTS[:2])
     assert ask(PROMPTS[:3])[:2] == first
     assert server.answered() == PROMPTS[:3]
@@ -125,7 +125,7 @@ def test_drawn_copies_of_a_prompt_have_seeds_of_their_own(ask, server):
     ],
     ids=lambda fault: fault["kind"] + str(fault.get("body", fault.get("headers", ""))),
 )
-def test_what_may_pass_is_tried_again(fault, ask, server):
+def test_temporary_errors_are_retried(fault, ask, server):
     remote = replace(ONE, timeout=0.6) if fault["kind"] == "hang" else ONE
     server.fail(None, fault, fault)
     assert all(c.text for c in ask(PROMPTS[:3], remote))
@@ -133,7 +133,7 @@ def test_what_may_pass_is_tried_again(fault, ask, server):
     assert len(server.requests()) == 5
 
 
-def test_all_wait_as_long_as_the_server_says(ask, server):
+def test_retry_after_delays_all_requests(ask, server):
     server.fail({"kind": "429", "headers": {"Retry-After": "1"}})
     ask(PROMPTS[:3])
     times = [r["time"] for r in server.requests()]
@@ -161,7 +161,7 @@ def test_a_refusal_is_a_sentence_and_not_tried_again(fault, said, ask, server):
     assert (error.value.__cause__, error.value.__suppress_context__) == (None, True)
 
 
-def test_it_gives_up_and_goes_on_another_time(ask, server):
+def test_a_run_that_gave_up_resumes_with_the_missing_completions(ask, server):
     server.fail(None, *[{"kind": "500"}] * request_pool.TRIES)
     with pytest.raises(DistillError, match=r"status 500: told to fail \(6 tries\); 1 of 6 completions") as error:
         ask()
@@ -170,7 +170,7 @@ def test_it_gives_up_and_goes_on_another_time(ask, server):
     assert sorted(server.answered()) == sorted(PROMPTS)
 
 
-def test_a_server_that_wants_to_be_left_alone_for_long_is(ask, server):
+def test_a_long_retry_after_ends_the_run(ask, server):
     server.fail({"kind": "429", "headers": {"Retry-After": "86400"}})
     with pytest.raises(DistillError, match="86,400 s"):
         ask()
@@ -190,7 +190,7 @@ def test_a_server_that_dies_half_way_loses_nothing(concurrency, ask, server, tmp
     assert sorted(server.answered()) == sorted(PROMPTS)  # nothing is asked twice
 
 
-def test_no_more_is_under_way_than_allowed(ask, server):
+def test_concurrent_requests_stay_within_the_limit(ask, server):
     server.fail(*[{"kind": "slow", "seconds": 0.2}] * len(PROMPTS))
     ask(remote=replace(ONE, concurrency=3))
     assert max(r["under_way"] for r in server.requests()) == 3
@@ -211,13 +211,13 @@ def test_a_budget_of_requests_is_kept_to_and_counts_repeated_ones(ask, server):
     ask(remote=replace(remote, max_requests=1))  # all is there: nothing is asked
 
 
-def test_a_budget_of_tokens_ends_the_asking(ask, server):
+def test_a_token_budget_ends_the_requests(ask, server):
     with pytest.raises(DistillError, match=r"--teacher-max-tokens 10.*: 1 of 6"):
         ask(remote=replace(ONE, max_tokens=10))
     assert len(server.requests()) == 1
 
 
-def test_ctrl_c_keeps_what_came(ask, server):
+def test_ctrl_c_keeps_received_completions(ask, server):
     server.fail(None, None, *[{"kind": "hang", "seconds": 1.5}] * 4)
 
     def interrupt():
@@ -253,7 +253,7 @@ def test_after_ctrl_c_a_program_ends_without_the_answers_in_flight():
     assert ended.stderr.splitlines()[-1] == "KeyboardInterrupt"
 
 
-def test_what_is_missing_is_told_before_anything_is_asked(ask, server, monkeypatch):
+def test_a_missing_key_or_package_is_reported_before_any_request(ask, server, monkeypatch):
     import trl_distill.teachers.remote.client as module
 
     monkeypatch.setenv("OPENAI_API_KEY", "two words")

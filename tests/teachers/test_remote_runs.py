@@ -109,7 +109,7 @@ def test_a_divergence_that_a_server_cannot_serve_is_refused_before_anything_is_a
     assert not (tmp_path / "run").exists()
 
 
-def test_a_server_that_gives_text_only_is_found_out_and_with_strict_refused(command, server, tmp_path):
+def test_a_text_only_server_is_detected_and_refused_with_strict(command, server, tmp_path):
     result = command("--strict", distill_alpha=0.7, distill_temperature=1)
     assert result.exit_code == 2
     assert "asked for prompt_logprobs it gave none; asked for top_logprobs it gave none" in result.stderr
@@ -118,7 +118,7 @@ def test_a_server_that_gives_text_only_is_found_out_and_with_strict_refused(comm
     assert not (tmp_path / "run").exists()
 
 
-def test_a_teacher_of_text_is_learnt_from_by_cross_entropy_alone(settings, server, tmp_path, capsys):
+def test_a_text_teacher_is_learned_from_by_cross_entropy_only(settings, server, tmp_path, capsys):
     zero = run(LLMTrainingParams(**settings))
     more = ({}, {"allow_text_only_teacher": True, "strict": True, "distill_temperature": 1}, {"distill_alpha_end": 0.2})
     for changed in more:
@@ -135,7 +135,7 @@ def test_a_teacher_of_text_is_learnt_from_by_cross_entropy_alone(settings, serve
     assert len(written) == len(WORDS)  # the others ask what it can do
 
 
-def test_a_run_out_of_budget_goes_on_from_what_is_kept(command, server):
+def test_a_run_out_of_budget_resumes_from_stored_completions(command, server):
     result = command("--teacher-max-requests", "3", "--teacher-concurrency", "1")
     assert result.exit_code == 1
     assert "3 of 4 completions are kept in" in result.stderr

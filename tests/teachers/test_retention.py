@@ -194,7 +194,7 @@ def test_a_teacher_that_is_the_student_serves_as_its_starting_point(tiny_model_d
     assert logged(other, "retain_kl")[0] == pytest.approx(shared[0], abs=1e-6)
 
 
-def test_the_share_of_rows_is_the_fraction(tiny_model_dir, tiny_teacher_dir, tmp_path, capsys):
+def test_retain_fraction_is_the_share_of_rows(tiny_model_dir, tiny_teacher_dir, tmp_path, capsys):
     for fraction, expected in ((0.25, 3), (0.1, 1), (0.5, 9)):
         trainer = make(tiny_model_dir, tmp_path, teacher_model=str(tiny_teacher_dir), retain_fraction=fraction)
         rows = retained_rows(trainer)
@@ -209,7 +209,7 @@ def test_the_share_of_rows_is_the_fraction(tiny_model_dir, tiny_teacher_dir, tmp
             assert trainer.tokenizer.decode(row["student_prompt"]) == RETAIN["prompt"][row["row"] - 1]
 
 
-def test_which_rows_is_drawn_by_the_seed(tiny_model_dir, tiny_teacher_dir, tmp_path):
+def test_retained_rows_are_drawn_by_the_seed(tiny_model_dir, tiny_teacher_dir, tmp_path):
     retain = {"prompt": [" ".join("xyz"[i // 9 % 3] + "uvw"[i % 3]) for i in range(20)], "completion": [" a"] * 20}
 
     def drawn(seed):
@@ -262,7 +262,7 @@ result = [[line["loss"], line["kl"], line["retain_kl"]] for line in trainer.stat
 """
 
 
-def test_two_processes_learn_what_one_does(tiny_model_dir, tiny_teacher_dir, tmp_path):
+def test_two_processes_with_retained_rows_have_the_losses_of_one(tiny_model_dir, tiny_teacher_dir, tmp_path):
     found = []
     for ranks in (1, 2):
         names = {"student": str(tiny_model_dir), "teacher": str(tiny_teacher_dir), "folder": str(tmp_path / "out")}
@@ -290,7 +290,7 @@ def command(settings, *more):
     return CliRunner().invoke(main, ["llm", *flags, *more])
 
 
-def test_the_command_retains_tells_and_is_resumed(settings, tmp_path):
+def test_the_command_retains_rows_reports_them_and_resumes(settings, tmp_path):
     result = command(settings)
     assert result.exit_code == 0, result.output
     assert f"retained      3 more rows (25.0%) of {settings['retain_data']}" in result.stdout
@@ -346,7 +346,7 @@ WRONG = [
 
 
 @pytest.mark.parametrize(("changed", "error", "sentence"), WRONG, ids=[w[2][-24:] for w in WRONG])
-def test_what_is_wrong_is_named_before_a_model_loads(changed, error, sentence, settings, monkeypatch):
+def test_invalid_retention_settings_are_refused_before_a_model_loads(changed, error, sentence, settings, monkeypatch):
     monkeypatch.setattr("trl_distill.models.loading.ModelSource.load_model", None)  # calling it would be another error
     with pytest.raises(error, match=sentence):
         run(LLMTrainingParams(**{**settings, **changed}))
@@ -361,7 +361,7 @@ def test_a_trainer_that_writes_every_batch_anew_has_no_rows_to_retain(tiny_model
         make(tiny_model_dir, tmp_path, teacher_model=str(tiny_teacher_dir), kind=Online)
 
 
-def test_the_student_drifts_less_elsewhere(monkeypatch):
+def test_retained_rows_lower_the_divergence_on_other_tasks(monkeypatch):
     """The embedded model learns the demo's policy; the divergence is on held-out examples of its other tasks."""
     monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
     benchmark = importlib.import_module("retention")

@@ -59,7 +59,7 @@ def no_model(*_, **__):
     raise AssertionError("a model was loaded")
 
 
-def test_the_command_refuses_before_a_model_loads(command, chat_model_dir, tmp_path, monkeypatch):
+def test_the_command_refuses_equal_prompts_before_a_model_loads(command, chat_model_dir, tmp_path, monkeypatch):
     monkeypatch.setattr("trl_distill.models.loading.ModelSource.load_model", no_model)
     result = command(chat_model_dir, chat_model_dir, rows=CHATS)
     assert result.exit_code == 2
@@ -94,7 +94,9 @@ def test_dropping_the_rows_system_message_is_what_was_missing(command, chat_mode
         (["--retain-data", "data.jsonl"], ROWS, "give the teacher a prompt of its own"),
     ],
 )
-def test_the_flag_to_change_is_named(more, rows, said, command, tiny_model_dir, tmp_path, monkeypatch):
+def test_equal_prompts_are_refused_with_the_flag_to_change(
+    more, rows, said, command, tiny_model_dir, tmp_path, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
     result = command(tiny_model_dir, tiny_model_dir, *more, rows=rows)
     assert result.exit_code == 2
@@ -111,13 +113,13 @@ def test_the_flag_to_change_is_named(more, rows, said, command, tiny_model_dir, 
         ["--teacher-prompt-template", "e {input}", "--retain-data", "data.jsonl"],
     ],
 )
-def test_what_teaches_is_not_refused(more, command, tiny_model_dir, tmp_path, monkeypatch):
+def test_runs_that_teach_something_are_not_refused(more, command, tiny_model_dir, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     result = command(tiny_model_dir, tiny_model_dir, *more)
     assert result.exit_code == 0, result.output
 
 
-def test_one_row_that_differs_is_enough(command, chat_model_dir):
+def test_one_row_with_other_prompts_is_enough(command, chat_model_dir):
     rows = [*CHATS, {"messages": [user("c"), {"role": "assistant", "content": "d"}]}]
     assert command(chat_model_dir, chat_model_dir, "--student-system", "drop", rows=rows).exit_code == 0
 
@@ -129,7 +131,7 @@ def test_a_dry_run_of_a_sample_warns(command, tiny_model_dir):
     assert command(tiny_model_dir, tiny_model_dir, "--dry-run").exit_code == 2
 
 
-def test_an_average_teaches_beside_the_cross_entropy(command, tiny_model_dir):
+def test_an_ema_teacher_with_equal_prompts_needs_alpha_below_1(command, tiny_model_dir):
     assert command(tiny_model_dir, "ema").exit_code == 0
     result = command(tiny_model_dir, "ema", "--overwrite", "--distill-alpha", "1")
     assert result.exit_code == 2
@@ -184,7 +186,7 @@ class TestTrainer:
             with pytest.raises(ParamsError, match=REFUSED):
                 trainer(load(), teacher, tmp_path, tokenizer=name, peft=LoraConfig(r=2))
 
-    def test_weights_that_were_trained_are_others(self, tiny_model_dir, tmp_path):
+    def test_trained_weights_are_not_the_same_weights(self, tiny_model_dir, tmp_path):
         name = str(tiny_model_dir)
         student = AutoModelForCausalLM.from_pretrained(name)
         with torch.no_grad():
@@ -197,12 +199,12 @@ class TestTrainer:
         other = make_model(tmp_path / "other", hidden=40)
         assert trainer(name, str(other), tmp_path).evaluate(DATA)["eval_kl"] > 0
 
-    def test_evaluation_may_read_the_same(self, tiny_model_dir, tmp_path):
+    def test_evaluation_rows_may_have_equal_prompts(self, tiny_model_dir, tmp_path):
         made = trainer(str(tiny_model_dir), str(tiny_model_dir), tmp_path, teacher_prompt_template="e {input}")
         found = made.evaluate(Dataset.from_list([{"prompt": "a", "completion": "b", "teacher_prompt": "a"}]))
         assert found["eval_kl"] == pytest.approx(0, abs=1e-6)
 
-    def test_a_stream_is_judged_by_its_first_rows(self, tiny_model_dir, tmp_path):
+    def test_equal_prompts_of_a_stream_are_found_in_its_first_rows(self, tiny_model_dir, tmp_path):
         stream = IterableDataset.from_generator(lambda: iter(ROWS))
         with pytest.raises(ParamsError, match=REFUSED):
             trainer(str(tiny_model_dir), str(tiny_model_dir), tmp_path, stream)

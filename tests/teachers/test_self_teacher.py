@@ -48,14 +48,14 @@ def losses(trainer):
     return [line["loss"] for line in trainer.state.log_history if "loss" in line]
 
 
-def test_it_teaches_what_a_copy_of_the_student_would(tiny_model_dir, tmp_path):
+def test_a_self_teacher_gives_the_losses_of_a_copy(tiny_model_dir, tmp_path):
     own = losses(make(tiny_model_dir, tmp_path))
     copy = losses(make(tiny_model_dir, tmp_path, str(tiny_model_dir)))
     assert own == pytest.approx(copy, rel=1e-6)
     assert own[-1] < own[0]
 
 
-def test_there_is_no_second_copy_and_the_weights_under_the_adapter_stay(tiny_model_dir, tmp_path):
+def test_a_self_teacher_makes_no_copy_and_keeps_the_base_weights(tiny_model_dir, tmp_path):
     trainer = make(tiny_model_dir, tmp_path)
     before = fingerprint.of_model(trainer.base_student, adapters=False)
     trainer.train()
@@ -68,7 +68,7 @@ def test_there_is_no_second_copy_and_the_weights_under_the_adapter_stay(tiny_mod
 
 
 @pytest.mark.cpu
-def test_a_score_leaves_the_student_its_dropout_its_adapter_and_its_gradients(tiny_model_dir, tmp_path):
+def test_a_self_teachers_score_leaves_the_student_as_it_was(tiny_model_dir, tmp_path):
     trainer = make(tiny_model_dir, tmp_path, lora_dropout=0.5)
     trainer.model.train()
     modes = {name: module.training for name, module in trainer.model.named_modules()}
@@ -85,7 +85,7 @@ def test_a_score_leaves_the_student_its_dropout_its_adapter_and_its_gradients(ti
 
 
 @pytest.mark.parametrize("kind", ["int4", "int8"])
-def test_it_works_on_a_quantized_student(kind, tmp_path, tmp_path_factory):
+def test_a_self_teacher_works_on_a_quantized_student(kind, tmp_path, tmp_path_factory):
     from conftest import make_model
 
     folder = make_model(tmp_path_factory.mktemp("models") / "wide", hidden=64)
@@ -111,7 +111,7 @@ def test_a_4_bit_student_that_was_evaluated_still_has_its_gradients(tmp_path, tm
     assert found[0] == pytest.approx(found[1], rel=1e-5)
 
 
-def test_it_writes_the_completions_that_the_bare_model_would(tiny_model_dir, tmp_path):
+def test_a_self_teacher_writes_the_completions_of_the_base_model(tiny_model_dir, tmp_path):
     text = {"text": ["a b", "c d e"]}
     data = Dataset.from_dict(text)
     path = tmp_path / "rows.jsonl"
@@ -131,7 +131,7 @@ def test_it_writes_the_completions_that_the_bare_model_would(tiny_model_dir, tmp
     assert (tmp_path / "own" / "teacher_completions.jsonl").read_text() == store  # paid for once
 
 
-def test_without_an_adapter_it_says_what_to_do(tiny_model_dir, tmp_path):
+def test_a_self_teacher_without_an_adapter_is_refused(tiny_model_dir, tmp_path):
     given = LLMTrainingParams(model=str(tiny_model_dir), teacher_model="self", data_path="x.json")
     with pytest.raises(ParamsError, match="there is no adapter; add peft=True, or give teacher_model the model's own"):
         given.validate()
@@ -151,7 +151,7 @@ result = losses(make({student!r}, {folder!r}, per_device_train_batch_size={batch
 """
 
 
-def test_two_processes_lose_what_one_does_with_the_same_global_batch(tiny_model_dir, tmp_path):
+def test_two_processes_with_a_self_teacher_have_the_losses_of_one(tiny_model_dir, tmp_path):
     one, two = (
         run_in(n, RANK.format(student=str(tiny_model_dir), folder=str(tmp_path / "out"), batch=4 // n), tmp_path)
         for n in (1, 2)

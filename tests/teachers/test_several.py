@@ -128,7 +128,7 @@ def test_a_mixture_is_the_formula_on_full_logits(
         assert (own.grad - other.grad).norm() <= 1e-5 * other.grad.norm() + 1e-8, name
 
 
-def test_rows_by_column_lose_what_runs_with_one_teacher_each_lose(
+def test_rows_by_column_have_the_losses_of_runs_with_one_teacher_each(
     tiny_model_dir, tiny_teacher_dir, other_teacher_dir, tmp_path
 ):
     listed = [(tiny_teacher_dir, LONG, "x"), (other_teacher_dir, SHORT, "y")]
@@ -174,7 +174,7 @@ def test_each_teacher_of_a_row_makes_a_row_of_its_own(tiny_model_dir, tiny_teach
     assert found == pytest.approx(trainer.compute_loss(trainer.model, batch).item(), rel=1e-5)
 
 
-def test_grouped_tokens_lose_what_they_lose_together():
+def test_tokens_grouped_by_teacher_have_the_same_loss():
     from trl_distill.losses import LMHead, ModelSide
 
     generator = torch.Generator().manual_seed(0)
@@ -213,7 +213,7 @@ def test_shares_are_stretches_of_one_order_that_the_seed_draws(tiny_model_dir, t
     assert three[0] == three[2]  # beyond the end it goes on from the start
 
 
-def test_a_number_is_a_value_and_a_row_without_a_teacher_is_set_aside(
+def test_a_teacher_may_select_rows_by_number_and_unselected_rows_are_skipped(
     tiny_model_dir, tiny_teacher_dir, tmp_path, capsys
 ):
     teachers = [{"model": str(tiny_teacher_dir), "template": SHORT, "rows": f"level={n}"} for n in ("1", "2.0")]
@@ -285,7 +285,7 @@ def test_an_empty_prompt_leaves_the_first_token_to_no_teacher(tiny_model_dir, ti
         make(tiny_model_dir, {"combine": "mixture", "teachers": teachers}, tmp_path, data=data, completions="data")
 
 
-def test_the_student_may_be_one_of_them(tiny_model_dir, other_teacher_dir, tmp_path):
+def test_the_student_may_be_one_of_several_teachers(tiny_model_dir, other_teacher_dir, tmp_path):
     lora = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")
     found = []
     for own in ("self", str(tiny_model_dir)):
@@ -354,7 +354,9 @@ def command(settings, *more):
 
 
 @pytest.mark.parametrize("combine", ["completions", "mixture"])
-def test_the_command_learns_from_several(combine, files, chat_model_dir, tiny_teacher_dir, other_teacher_dir, tmp_path):
+def test_the_command_learns_from_several_teachers(
+    combine, files, chat_model_dir, tiny_teacher_dir, other_teacher_dir, tmp_path
+):
     settings = {**files(combine=combine), "model": str(chat_model_dir)}
     result = command(settings)
     assert result.exit_code == 0, result.output
@@ -393,14 +395,14 @@ def test_a_file_that_goes_while_a_run_goes_on_changes_nothing(files, tmp_path, m
     assert (tmp_path / "run" / "run.json").is_file()
 
 
-def test_a_dry_run_shows_them_and_trains_nothing(files, chat_model_dir, tmp_path):
+def test_a_dry_run_shows_several_teachers_and_trains_nothing(files, chat_model_dir, tmp_path):
     result = command({**files(), "model": str(chat_model_dir)}, "--dry-run")
     assert result.exit_code == 0, result.output
     assert "first row of teacher 1" in result.stdout
     assert not (tmp_path / "run" / "run.json").exists()
 
 
-def test_a_run_goes_on_with_the_same_teachers_only(files, chat_model_dir, tmp_path):
+def test_a_run_is_resumed_with_the_same_teachers_only(files, chat_model_dir, tmp_path):
     settings = {**files(), "model": str(chat_model_dir), "save_steps": 1, "save_strategy": "steps", "max_steps": 2}
     assert command(settings).exit_code == 0
     (tmp_path / "run" / "run.json").unlink()  # as a run that was killed leaves it
@@ -456,7 +458,9 @@ result = losses(trainer)
 
 
 @pytest.mark.parametrize("combine", ["completions", "mixture"])
-def test_two_processes_lose_what_one_does(combine, tiny_model_dir, tiny_teacher_dir, other_teacher_dir, tmp_path):
+def test_two_processes_with_several_teachers_have_the_losses_of_one(
+    combine, tiny_model_dir, tiny_teacher_dir, other_teacher_dir, tmp_path
+):
     teachers = json.dumps({"combine": combine, "teachers": [
         {"model": str(tiny_teacher_dir), "template": LONG, "rows": "team=x"},
         {"model": str(other_teacher_dir), "template": SHORT, "rows": "team=y" if combine == "completions" else "all"},
@@ -518,7 +522,9 @@ WRONG = [
 
 
 @pytest.mark.parametrize(("content", "error", "sentence"), WRONG, ids=[w[2][-30:] for w in WRONG])
-def test_what_is_wrong_is_named_before_a_model_loads(content, error, sentence, files, tiny_teacher_dir, monkeypatch):
+def test_an_invalid_list_of_teachers_is_refused_before_a_model_loads(
+    content, error, sentence, files, tiny_teacher_dir, monkeypatch
+):
     monkeypatch.setattr("trl_distill.models.loading.ModelSource.load_model", None)  # calling it would be another error
     settings, text = files(), yaml.safe_dump(content).replace("EMBEDDED", str(tiny_teacher_dir))
     with open(settings["teacher_config"], "w") as file:
@@ -551,7 +557,7 @@ def test_the_project_is_no_teachers_folder(files, tiny_teacher_dir):
         run(LLMTrainingParams(**{**files(), "project_name": str(tiny_teacher_dir)}))
 
 
-def test_the_list_is_kept_as_it_would_be_read_again():
+def test_the_saved_list_of_teachers_can_be_read_again():
     given = {"combine": "mixture", "teachers": [
         {"model": "a", "template": r"one\ntwo {{x}} \\n {input}", "weight": 2, "rows": 0.25, "revision": "r"},
         {"model": "b", "template": [{"role": "system", "content": r"\n {input}"}], "rows": "team = x=y"},

@@ -96,7 +96,7 @@ def texts(teacher, prompts, settings):
 
 
 @pytest.mark.parametrize("make", [*WRITING, *TEXT], ids=lambda make: make.__name__)
-def test_whoever_writes_ends_in_front_of_the_first_stop_string(make, tiny_teacher_dir, tmp_path, request):
+def test_every_teacher_ends_before_the_first_stop_string(make, tiny_teacher_dir, tmp_path, request):
     """Completions are those without stop strings, cut; which ones they are is taken from what is written."""
     teacher, prompts = make(tiny_teacher_dir, tmp_path, request), ["a b c", "red cat", "d"]
     whole = texts(teacher, prompts, GenerationSettings(16))
@@ -179,7 +179,7 @@ class Own(PromptDistillationTrainer):
 
 @pytest.mark.parametrize("kind", [DistillationSFTTrainer, PromptDistillationTrainer, Own])
 @pytest.mark.parametrize("how", ["before", "online", "several"])
-def test_every_way_to_write_has_them(kind, how, tiny_model_dir, base_teacher, tmp_path):
+def test_stop_strings_apply_to_every_way_of_generating(kind, how, tiny_model_dir, base_teacher, tmp_path):
     if (kind is Own) and how != "online":
         pytest.skip("it writes while training")
     settings = {
@@ -221,7 +221,7 @@ def test_a_server_is_sent_four_and_the_answer_is_cut_here_as_well(server):
     assert second["stop"] == stop[:4]
 
 
-def test_what_a_server_said_of_tokens_ends_where_the_answer_does(server, tmp_path):
+def test_a_servers_log_probabilities_end_where_the_answer_does(server, tmp_path):
     tokenizer = AutoTokenizer.from_pretrained(embedded_path())
     whole = asked(server)["completion"]
     kept = tokenizer.decode(tokenizer(whole)["input_ids"][:2])
@@ -244,7 +244,7 @@ def test_what_a_server_said_of_tokens_ends_where_the_answer_does(server, tmp_pat
 
 
 @pytest.mark.parametrize("given", ["", [""], [1], 3, {"a": 1}])
-def test_what_is_no_text_is_refused(given):
+def test_stop_strings_that_are_no_text_are_refused(given):
     with pytest.raises(ParamsError, match=r"teacher_stop is .*; accepted is text, or a list of texts"):
         LLMTrainingParams(teacher_stop=given)
 

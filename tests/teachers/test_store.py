@@ -8,7 +8,7 @@ from trl_distill.models.generation import Completion
 from trl_distill.teachers.completions.store import CompletionStore, JsonlStore, key_of
 
 
-def test_what_was_added_is_there_for_the_next_run(tmp_path):
+def test_stored_completions_are_there_for_the_next_run(tmp_path):
     path = tmp_path / "new" / "store.jsonl"
     CompletionStore(path).add({"a": Completion((1, 2), True), "b": Completion((3,), False)})
     again = CompletionStore(path)

@@ -64,7 +64,7 @@ def full_logits(teacher, rows=ROWS):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_it_is_a_teacher(kind, teacher, folder):
+def test_a_store_is_a_teacher(kind, teacher, folder):
     write(teacher, folder, settings=of_kind(kind))
     stored = StoredTeacher(folder.folder)
     assert isinstance(stored, Teacher)
@@ -191,7 +191,7 @@ def flip(content: bytes) -> bytes:
     "name", ["shard-00001.parquet", "manifest.json", "tokenizer/tokenizer.json", "head.safetensors"]
 )
 @pytest.mark.parametrize("damage", [flip, lambda content: content[:-7], None], ids=["flipped", "cut", "missing"])
-def test_damage_is_named_and_repaired(name, damage, teacher, folder):
+def test_damaged_files_are_named_and_repaired(name, damage, teacher, folder):
     settings = of_kind("hidden")
     write(teacher, folder, settings=settings)
     before, path = contents(folder), folder.folder / name
@@ -216,7 +216,7 @@ def test_every_flipped_bit_of_a_shard_is_found(teacher, folder):
             StoredTeacher(folder.folder)
 
 
-def test_a_store_is_gone_on_with_by_the_same_settings_only(teacher, folder):
+def test_a_store_is_resumed_with_the_same_settings_only(teacher, folder):
     write(teacher, folder)
     for change, sentence in (
         ({"kind": "sample"}, "another kind: 'topk', and this run has 'sample'"),
@@ -252,13 +252,13 @@ def test_a_student_with_fewer_tokens_is_refused(teacher, folder):
         stored.restrict_vocabulary(270)
 
 
-def test_more_tokens_than_there_are_is_all_of_them(teacher, folder):
+def test_top_k_beyond_the_vocabulary_is_the_whole_vocabulary(teacher, folder):
     write(teacher, folder, settings=TargetSettings(**{**vars(SETTINGS), "k": 10_000}))
     assert StoredTeacher(folder.folder).score(COLLATE(ROWS)).token_ids.shape == (11, 280)
 
 
 @pytest.mark.parametrize(("vocabulary", "kind"), [(2**16, "uint16"), (2**16 + 1, "uint32")])
-def test_ids_take_the_smallest_type_and_come_back(vocabulary, kind, folder):
+def test_token_ids_are_stored_in_the_smallest_type(vocabulary, kind, folder):
     import pyarrow.parquet as pq
 
     arrays = {
@@ -295,7 +295,7 @@ def test_hidden_states_and_head_are_the_teachers_to_the_bit(dtype, tiny_teacher_
     assert found.vocabulary == 280
 
 
-def test_what_a_head_has_besides_its_weight_is_kept(tmp_path):
+def test_bias_scale_and_softcap_of_a_head_are_stored(tmp_path):
     head = LMHead(torch.randn(7, 3), torch.randn(7), softcap=30.0, scale=0.5)
     save_head(head, tmp_path / "head.safetensors", rows=5)
     found = load_head(tmp_path / "head.safetensors", torch.device("cpu"))

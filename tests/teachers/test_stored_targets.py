@@ -106,7 +106,7 @@ def test_with_the_whole_vocabulary_it_trains_as_from_the_local_teacher(
         assert (mine - theirs).norm() <= 1e-2 * theirs.norm()
 
 
-def test_of_fewer_tokens_the_divergence_is_less(tiny_model_dir, tiny_teacher_dir, tmp_path):
+def test_fewer_stored_tokens_give_a_smaller_divergence(tiny_model_dir, tiny_teacher_dir, tmp_path):
     def first_kl(**settings):
         return make_trainer(tiny_model_dir, tmp_path, teacher_model=str(tiny_teacher_dir), **settings).evaluate()
 
@@ -115,7 +115,7 @@ def test_of_fewer_tokens_the_divergence_is_less(tiny_model_dir, tiny_teacher_dir
     assert 0 < some < more < full
 
 
-def test_a_store_that_is_there_is_held_against_the_run(tiny_model_dir, tiny_teacher_dir, tmp_path):
+def test_an_existing_store_is_checked_against_the_run(tiny_model_dir, tiny_teacher_dir, tmp_path):
     settings = {"teacher_store": str(tmp_path / "store"), "teacher_model": str(tiny_teacher_dir)}
     make_trainer(tiny_model_dir, tmp_path, **settings)
     for change, error, sentence in (
@@ -215,7 +215,9 @@ def test_a_damaged_store_is_named_and_repaired(name, command, tmp_path):
         (["--output", "store", "--lr", "3"], True, "No such option"),
     ],
 )
-def test_teach_refuses_in_a_sentence(arguments, with_teacher, sentence, command, tmp_path, monkeypatch):
+def test_teach_refuses_invalid_settings_in_one_sentence(
+    arguments, with_teacher, sentence, command, tmp_path, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
     done = command("teach", *arguments, with_teacher=with_teacher)
     assert done.exit_code == 2
@@ -261,7 +263,7 @@ result = figures(trainer) + [trainer.evaluate()["eval_kl"]]
 
 @pytest.mark.cpu
 @pytest.mark.parametrize("kind", ["topk", "hidden"])
-def test_two_processes_write_one_store_and_lose_what_one_process_does(kind, tiny_model_dir, tiny_teacher_dir, tmp_path):
+def test_two_processes_write_one_store_and_have_the_losses_of_one(kind, tiny_model_dir, tiny_teacher_dir, tmp_path):
     found = []
     for ranks in (1, 2):
         code = RANK.format(student=str(tiny_model_dir), teacher=str(tiny_teacher_dir), kind=kind, batch=4 // ranks,

@@ -109,7 +109,7 @@ def ids_of(folder):
         ({"alpha": 0.0, "distill_on_policy_fraction": 0.5}, True),
     ],
 )  # fmt: skip
-def test_the_teachers_end_is_learnt_with_its_distribution_alone(
+def test_the_teachers_end_is_learned_only_with_its_distribution(
     settings, learns, tiny_model_dir, chat_teacher, tmp_path
 ):
     eos, end = ids_of(tiny_model_dir)
@@ -118,7 +118,9 @@ def test_the_teachers_end_is_learnt_with_its_distribution_alone(
 
 
 @pytest.mark.parametrize("kind", ["topk", "sample", "hidden"])
-def test_from_a_store_it_is_learnt_too_and_from_one_that_says_no_ends(kind, tiny_model_dir, chat_teacher, tmp_path):
+def test_the_teachers_end_is_learned_from_stores_with_and_without_stop_ids(
+    kind, tiny_model_dir, chat_teacher, tmp_path
+):
     eos, end = ids_of(tiny_model_dir)
     store = tmp_path / "store"
     how = {"teacher_store": str(store), "teacher_store_kind": kind, "steps": 0}

@@ -79,7 +79,7 @@ def by_itself(folder, prompt):
     return model.generate(**ids, do_sample=False, max_new_tokens=6)[0].tolist(), tokenizer
 
 
-def test_it_is_a_teacher_of_text_with_the_students_tokenizer(teacher, tiny_model_dir):
+def test_an_encoder_decoder_is_a_text_teacher(teacher, tiny_model_dir):
     assert isinstance(teacher, Teacher)
     assert isinstance(teacher, TextTeacher)
     assert teacher.tokenizer.get_vocab() == AutoTokenizer.from_pretrained(tiny_model_dir).get_vocab()
@@ -89,7 +89,7 @@ def test_it_is_a_teacher_of_text_with_the_students_tokenizer(teacher, tiny_model
             refused()
 
 
-def test_it_writes_what_the_model_writes_by_itself(teacher, folder):
+def test_an_encoder_decoder_writes_what_its_model_generates(teacher, folder):
     for prompt, completion in zip(PROMPTS, written(teacher, PROMPTS, GREEDY), strict=True):
         ids, tokenizer = by_itself(folder, prompt)
         whole = tokenizer.decode(ids, skip_special_tokens=True)
@@ -125,7 +125,7 @@ def test_a_batch_changes_no_greedy_completion(teacher):
     assert together == written(teacher, PROMPTS, GenerationSettings(max_new_tokens=6, batch_size=1))
 
 
-def test_what_is_kept_is_not_written_again(folder, tiny_model_dir, tmp_path, capsys):
+def test_stored_texts_are_not_written_again(folder, tiny_model_dir, tmp_path, capsys):
     path = tmp_path / "store.jsonl"
     done = written(text_teacher(folder, tiny_model_dir), PROMPTS[:3], GREEDY, store=CompletionStore(path))
     again = text_teacher(folder, tiny_model_dir)
@@ -258,7 +258,9 @@ def test_strict_refuses_a_divergence_with_what_to_do(kind, command, request, mon
 
 
 @pytest.mark.parametrize("more", [{"distill_alpha": 0}, {}, {"allow_text_only_teacher": True, "strict": True}])
-def test_a_teacher_of_another_tokenizer_is_learnt_from_by_its_text(more, other_dir, tiny_model_dir, tmp_path, capsys):
+def test_a_teacher_with_another_tokenizer_is_learned_from_by_its_text(
+    more, other_dir, tiny_model_dir, tmp_path, capsys
+):
     (tmp_path / "data.json").write_text(json.dumps([{"text": text} for text in PROMPTS]))
     result = run(LLMTrainingParams(
         model=str(tiny_model_dir), teacher_model=str(other_dir), data_path=str(tmp_path / "data.json"), epochs=1,

@@ -57,7 +57,7 @@ SAID = {
 
 
 @pytest.mark.parametrize("flags", SAID)
-def test_a_dry_run_says_what_was_asked_for(flags, settings, tmp_path):
+def test_a_dry_run_prints_the_requested_precision_and_optimizer(flags, settings, tmp_path):
     given, said = SAID[flags]
     if "--teacher-quantization" not in given:
         given = [*given, "--teacher-dtype", "float16"]
@@ -67,13 +67,15 @@ def test_a_dry_run_says_what_was_asked_for(flags, settings, tmp_path):
     assert said in line + "\n"
 
 
-def test_fp16_on_a_cpu_is_said_to_be_float32(settings, capsys):
+def test_fp16_on_a_cpu_is_reported_as_float32(settings, capsys):
     settings["dry_run"] = True
     run(LLMTrainingParams(**settings, mixed_precision="fp16"))
     assert "on cpu in float32 (fp16 needs an accelerator);" in capsys.readouterr().out
 
 
-def test_the_trainer_says_it_too(tiny_model_dir, tiny_teacher_dir, tmp_path, capsys):
+def test_the_trainer_prints_device_precision_optimizer_and_attention(
+    tiny_model_dir, tiny_teacher_dir, tmp_path, capsys
+):
     model = AutoModelForCausalLM.from_pretrained(tiny_model_dir, dtype=torch.bfloat16, attn_implementation="eager")
     sgd = torch.optim.SGD(model.parameters(), lr=0.1)
     make(tiny_model_dir, tiny_teacher_dir, tmp_path, model=model, more={"optimizers": (sgd, None)})
@@ -85,7 +87,7 @@ CARDS = {"T4": [(7, 5)], "A100": [(8, 0)], "H100": [(9, 0), (9, 0)], "A100 and T
 
 
 @pytest.mark.parametrize("card", CARDS)
-def test_bfloat16_is_for_cards_made_for_it(card, monkeypatch):
+def test_bfloat16_is_used_on_gpus_that_support_it(card, monkeypatch):
     found = CARDS[card]
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: len(found))
@@ -108,7 +110,7 @@ def test_bfloat16_is_for_cards_made_for_it(card, monkeypatch):
         (None, True, "bf16", False, "bf16"),
     ],
 )
-def test_precision_is_the_runs_then_accelerates_then_the_devices(
+def test_precision_comes_from_the_run_then_accelerate_then_the_device(
     asked, card, launched, on_cpu, expected, tmp_path, monkeypatch
 ):
     """The accelerator is played, since the choice is made before any is used."""
@@ -142,13 +144,13 @@ def test_fp16_is_refused_beside_float16_weights_that_are_trained(more, settings,
         run(params)
 
 
-def test_none_and_accelerates_bf16_contradict_each_other(settings, monkeypatch):
+def test_mixed_precision_no_and_accelerates_bf16_are_refused_together(settings, monkeypatch):
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
     with pytest.raises(ParamsError, match=r"mixed_precision is 'no', but accelerate was launched with bf16; drop"):
         run(LLMTrainingParams(**settings, mixed_precision="no"))
 
 
-def test_a_device_without_the_fused_adamw_has_the_other(tmp_path, monkeypatch):
+def test_a_device_without_fused_adamw_uses_the_unfused_one(tmp_path, monkeypatch):
     assert has_fused_adamw(torch.device("cpu"))
     assert not has_fused_adamw(torch.device("meta"))
     monkeypatch.setattr(config, "has_fused_adamw", lambda device: False)

@@ -100,7 +100,7 @@ def test_tags_are_trls_own_where_nothing_is_distilled(tiny_model_dir, tiny_teach
 
 @pytest.mark.parametrize("sampling", [{}, {"do_sample": False}])
 @pytest.mark.parametrize("trainer", ["sft", "distillation"])
-def test_a_generation_configuration_that_cannot_be_saved_is_mended(
+def test_an_invalid_generation_config_is_repaired_before_training(
     sampling, trainer, tiny_model_dir, tiny_teacher_dir, tmp_path, capsys
 ):
     student = tmp_path / "student"
@@ -150,7 +150,7 @@ def test_weights_are_saved_whatever_a_callback_leaves(tiny_model_dir, tiny_teach
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "saved").generation_config.eos_token_id is not None
 
 
-def test_a_search_says_what_does_it(tiny_model_dir, tiny_teacher_dir, tmp_path):
+def test_hyperparameter_search_is_refused_with_the_alternative(tiny_model_dir, tiny_teacher_dir, tmp_path):
     args = config(tmp_path, tiny_teacher_dir)
     how = r"optuna call trl_distill\.run\(params\)\.metrics"
     with pytest.raises(ParamsError, match=rf"model_init cannot be used when distilling: needs a new student.*{how}"):

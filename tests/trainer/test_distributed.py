@@ -30,7 +30,7 @@ SHARDED = ["fsdp2.yaml", ZERO_3]
 
 
 @pytest.mark.parametrize("config", EVERY)
-def test_two_processes_lose_what_one_does(config, tiny_model_dir, tiny_teacher_dir, tmp_path):
+def test_two_processes_have_the_losses_and_weights_of_one(config, tiny_model_dir, tiny_teacher_dir, tmp_path):
     """With gradients accumulated, and an evaluation whose last batch is too short for two."""
     one = make(tiny_model_dir, tiny_teacher_dir, tmp_path, per_device_eval_batch_size=6)
     expected = losses(one)
@@ -48,7 +48,7 @@ def test_two_processes_lose_what_one_does(config, tiny_model_dir, tiny_teacher_d
 
 
 @pytest.mark.parametrize("config", SHARDED)
-def test_sharded_models_give_their_own_logits(config, tiny_model_dir, tiny_teacher_dir, tmp_path):
+def test_sharded_models_fall_back_to_their_own_logits(config, tiny_model_dir, tiny_teacher_dir, tmp_path):
     """A factor in the configuration that the family's forward does not know: the head would give other logits."""
     expected = losses(make(tiny_model_dir, tiny_teacher_dir, tmp_path))
     folders = []
@@ -76,7 +76,9 @@ def test_each_row_of_an_evaluation_counts_once(how, rows, tiny_model_dir, tiny_t
 
 @pytest.mark.parametrize("config", SHARDED)
 @pytest.mark.parametrize("student", ["lora", "tied", "checkpointed"])
-def test_other_students_are_sharded_too(config, student, tiny_model_dir, tiny_teacher_dir, tmp_path):
+def test_adapters_tied_embeddings_and_checkpointing_work_sharded(
+    config, student, tiny_model_dir, tiny_teacher_dir, tmp_path
+):
     peft = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM") if student == "lora" else None
     model = AutoModelForCausalLM.from_pretrained(tiny_model_dir)
     if student == "tied":
@@ -101,7 +103,7 @@ def test_in_bfloat16_the_loss_stays_in_float32(config, tiny_model_dir, tiny_teac
 
 
 @pytest.mark.parametrize("config", SHARDED)
-def test_a_sharded_run_goes_on_from_a_checkpoint(config, tiny_model_dir, tiny_teacher_dir, tmp_path):
+def test_a_sharded_run_resumes_from_a_checkpoint(config, tiny_model_dir, tiny_teacher_dir, tmp_path):
     settings = {"per_device_train_batch_size": 2, "max_steps": 4, "save_strategy": "steps", "save_steps": 2}
     whole = in_two(config, tmp_path, tiny_model_dir, tiny_teacher_dir, **settings)
     checkpoint = str(tmp_path / "two" / "checkpoint-2")
@@ -111,13 +113,13 @@ def test_a_sharded_run_goes_on_from_a_checkpoint(config, tiny_model_dir, tiny_te
 
 
 @pytest.mark.parametrize("config", SHARDED)
-def test_self_is_refused_where_weights_are_sharded(config, tiny_model_dir, tmp_path):
+def test_self_teacher_is_refused_with_sharded_weights(config, tiny_model_dir, tmp_path):
     with pytest.raises(AssertionError, match="'self' cannot be used where weights are sharded"):
         in_two(config, tmp_path, tiny_model_dir, "self", lora=True)
 
 
 @needs_deepspeed
-def test_self_works_where_weights_are_whole(tiny_model_dir, tmp_path):
+def test_self_teacher_works_under_zero_2(tiny_model_dir, tmp_path):
     peft = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")
     expected = losses(make(tiny_model_dir, "self", tmp_path, peft=peft))
     found = in_two("zero2.yaml", tmp_path, tiny_model_dir, "self", lora=True, per_device_train_batch_size=2)
@@ -125,7 +127,7 @@ def test_self_works_where_weights_are_whole(tiny_model_dir, tmp_path):
 
 
 @pytest.mark.parametrize("config", EVERY)
-def test_the_student_writes_in_two_processes_what_it_does_in_one(config, tiny_model_dir, tiny_teacher_dir, tmp_path):
+def test_the_student_generates_the_same_in_two_processes_as_in_one(config, tiny_model_dir, tiny_teacher_dir, tmp_path):
     """Though one process has written all its tokens before the other."""
     settings = {
         "distill_on_policy_fraction": 1.0, "distill_on_policy_max_new_tokens": 20, "distill_on_policy_temperature": 0.0,
@@ -204,7 +206,7 @@ def test_fsdp_1_is_refused():
         check_sharding(first, load_teacher("embedded"))
 
 
-def test_several_teachers_are_refused_where_weights_are_sharded(tiny_teacher_dir):
+def test_several_teachers_are_refused_with_sharded_weights(tiny_teacher_dir):
     second = SimpleNamespace(distributed_type=DistributedType.FSDP, is_fsdp2=True, state=SimpleNamespace())
     listed = read_teachers([{"model": str(tiny_teacher_dir)}, {"model": str(tiny_teacher_dir)}])
     several = SeveralTeachers([load_teacher(str(tiny_teacher_dir)) for _ in range(2)], listed)
@@ -212,7 +214,7 @@ def test_several_teachers_are_refused_where_weights_are_sharded(tiny_teacher_dir
         check_sharding(second, several)
 
 
-def test_every_configuration_is_one_that_accelerate_reads():
+def test_accelerate_reads_every_example_configuration():
     from accelerate.commands.config.config_args import load_config_from_file
 
     kinds = {path.stem: load_config_from_file(str(path)) for path in CONFIGS.glob("*.yaml")}

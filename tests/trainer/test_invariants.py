@@ -53,7 +53,7 @@ def test_a_student_that_is_its_teacher_has_nothing_to_learn(tiny_model_dir, tmp_
     assert max(p.grad.abs().max() for p in trainer.model.parameters()) < 1e-5
 
 
-def test_alpha_0_is_trls_own_loss_on_prompt_and_completion(tiny_model_dir, tiny_teacher_dir, tmp_path):
+def test_alpha_0_is_trls_loss_on_prompt_and_completion(tiny_model_dir, tiny_teacher_dir, tmp_path):
     ours = distilling(tiny_model_dir, tiny_teacher_dir, tmp_path, distill_alpha=0.0)
     theirs = SFTTrainer(
         AutoModelForCausalLM.from_pretrained(tiny_model_dir), SFTConfig(**common(tmp_path)),

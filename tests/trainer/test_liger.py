@@ -59,14 +59,14 @@ print(json.dumps([plain, found, kinds]))
 
 
 @pytest.mark.parametrize("loss", ["fused_linear_cross_entropy", "cross_entropy"])
-def test_ligers_losses_are_refused(loss, tiny_model_dir, tiny_teacher_dir, tmp_path, monkeypatch):
+def test_liger_losses_are_refused(loss, tiny_model_dir, tiny_teacher_dir, tmp_path, monkeypatch):
     monkeypatch.setattr(features, "INTERPRETED", True)
     with pytest.raises(ParamsError, match=f"^liger_kernel_config has '{loss}', a loss that would take the place of"):
         make(tiny_model_dir, tiny_teacher_dir, tmp_path, use_liger_kernel=True, liger_kernel_config={loss: True})
 
 
 @pytest.mark.skipif(OLD, reason="the interpreter of triton before 3.7 does not work with numpy 2.4")
-def test_ligers_layers_have_the_losses_of_the_models_own(tiny_model_dir, tiny_teacher_dir, tmp_path):
+def test_liger_layers_give_the_losses_of_the_models_own_layers(tiny_model_dir, tiny_teacher_dir, tmp_path):
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", PROGRAM, tiny_model_dir, tiny_teacher_dir, tmp_path],
         env={**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join(sys.path)},

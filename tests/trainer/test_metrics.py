@@ -18,7 +18,7 @@ def take(metrics):
     return metrics.pop_means(lambda sums: sums, torch.device("cpu"))
 
 
-def test_means_weigh_tokens():
+def test_means_are_weighted_by_tokens():
     metrics = DistillationMetrics()
     metrics.add(output(1.0, 1), torch.tensor(1), torch.tensor(5))
     metrics.add(output(4.0, 9), torch.tensor(9), torch.tensor(15))
@@ -28,7 +28,7 @@ def test_means_weigh_tokens():
     assert means["num_tokens"] == 20
 
 
-def test_each_line_starts_anew_but_tokens_add_up():
+def test_means_restart_at_each_log_and_tokens_add_up():
     metrics = DistillationMetrics()
     metrics.add(output(1.0, 2), torch.tensor(2), torch.tensor(4))
     take(metrics)
@@ -39,11 +39,11 @@ def test_each_line_starts_anew_but_tokens_add_up():
     assert means["tokens_per_second"] > 0
 
 
-def test_nothing_seen_is_nothing_logged():
+def test_no_batches_give_no_metrics():
     assert take(DistillationMetrics()) == {}
 
 
-def test_ranks_are_summed():
+def test_metrics_are_summed_over_ranks():
     metrics = DistillationMetrics()
     metrics.add(output(2.0, 4), torch.tensor(4), torch.tensor(4))
     means = metrics.pop_means(lambda sums: torch.cat([sums, sums]), torch.device("cpu"))
@@ -51,7 +51,7 @@ def test_ranks_are_summed():
     assert means["num_tokens"] == 8
 
 
-def test_a_long_interval_keeps_its_figures_precise():
+def test_means_over_a_long_interval_stay_precise():
     """Float32 sums of these would stop at 2**24 tokens and lose the small losses behind a large one."""
     metrics = DistillationMetrics()
     many = torch.tensor(2**24)
@@ -64,7 +64,7 @@ def test_a_long_interval_keeps_its_figures_precise():
 
 
 @pytest.mark.parametrize("value", [float("inf"), float("nan")])
-def test_what_is_no_number_is_logged_as_such(value):
+def test_nan_is_logged_as_nan(value):
     metrics = DistillationMetrics()
     for kl in (1.0, value, 1.0):
         metrics.add(output(kl, 2), torch.tensor(2), torch.tensor(2))

@@ -110,7 +110,7 @@ def test_the_student_writes_under_its_own_prompt_and_the_teacher_reads_its_own(
         assert completion.tolist() == alone[0, prompt.shape[1] :].tolist()
 
 
-def test_a_completion_that_is_cut_has_no_end(tiny_teacher_dir, tmp_path):
+def test_a_completion_cut_by_the_student_is_taught_no_end(tiny_teacher_dir, tmp_path):
     endless = make_model_that_writes(tmp_path / "endless", 20)
     (batch,) = written(make(endless, tiny_teacher_dir, tmp_path / "run", distill_on_policy_temperature=0.0))
     assert (batch["labels"] != -100).sum(1).tolist() == [6, 6, 6, 6]
@@ -121,7 +121,7 @@ def test_a_completion_that_is_cut_has_no_end(tiny_teacher_dir, tmp_path):
     assert batch["attention_mask"].sum(1).max() <= 8
 
 
-def test_it_learns(tiny_model_dir, tiny_teacher_dir, tmp_path):
+def test_on_policy_training_lowers_the_divergence(tiny_model_dir, tiny_teacher_dir, tmp_path):
     trainer = make(
         tiny_model_dir, tiny_teacher_dir, tmp_path, max_steps=60, learning_rate=1e-2, distill_divergence="reverse_kl"
     )
@@ -133,7 +133,9 @@ def test_it_learns(tiny_model_dir, tiny_teacher_dir, tmp_path):
 
 
 @pytest.mark.cpu
-def test_without_a_share_nothing_is_drawn(tiny_model_dir, tiny_teacher_dir, tmp_path):
+def test_fraction_zero_leaves_batches_random_state_and_weights_as_without_it(
+    tiny_model_dir, tiny_teacher_dir, tmp_path
+):
     """The batches, the random state and the weights are those of a run that knows nothing of on-policy settings."""
     model = AutoModelForCausalLM.from_pretrained(tiny_model_dir, attention_dropout=0.3)
     found = []
@@ -151,7 +153,7 @@ def test_without_a_share_nothing_is_drawn(tiny_model_dir, tiny_teacher_dir, tmp_
     assert all(torch.equal(tensor, found[1][name]) for name, tensor in found[0].items())
 
 
-def test_writing_leaves_the_programs_random_state_and_the_students_modes(tiny_model_dir, tiny_teacher_dir, tmp_path):
+def test_on_policy_generation_restores_random_state_and_training_mode(tiny_model_dir, tiny_teacher_dir, tmp_path):
     trainer = make(tiny_model_dir, tiny_teacher_dir, tmp_path)
     trainer.model.train()
     loader = iter(trainer.get_train_dataloader())
@@ -165,7 +167,9 @@ def test_writing_leaves_the_programs_random_state_and_the_students_modes(tiny_mo
 
 
 @pytest.mark.parametrize(("batch", "accumulation"), [(4, 2), (2, 4)])
-def test_batch_times_accumulation_changes_nothing(batch, accumulation, tiny_model_dir, tiny_teacher_dir, tmp_path):
+def test_on_policy_loss_does_not_depend_on_batch_and_accumulation(
+    batch, accumulation, tiny_model_dir, tiny_teacher_dir, tmp_path
+):
     found = []
     for size, steps in ((8, 1), (batch, accumulation)):
         trainer = make(
@@ -177,7 +181,7 @@ def test_batch_times_accumulation_changes_nothing(batch, accumulation, tiny_mode
     assert found[1] == pytest.approx(found[0], rel=1e-5)
 
 
-def test_the_share_is_of_all_batches_and_every_process_draws_the_same(tmp_path):
+def test_on_policy_fraction_is_of_all_batches_and_equal_in_every_process(tmp_path):
     draws = [BatchRandom(42, step, place).is_on_policy(0.3) for step in range(500) for place in range(4)]
     assert sum(draws) / len(draws) == pytest.approx(0.3, abs=0.03)
     assert draws != [BatchRandom(43, step, place).is_on_policy(0.3) for step in range(500) for place in range(4)]
@@ -190,7 +194,7 @@ def test_the_share_is_of_all_batches_and_every_process_draws_the_same(tmp_path):
 
 
 @pytest.mark.cpu
-def test_the_figures_tell_the_two_kinds_of_batches_apart(tiny_model_dir, tiny_teacher_dir, tmp_path):
+def test_on_policy_batches_are_logged_apart(tiny_model_dir, tiny_teacher_dir, tmp_path):
     all_own = make(tiny_model_dir, tiny_teacher_dir, tmp_path, distill_temperature=2.0)
     all_own.train()
     for line in all_own.state.log_history[:3]:
@@ -212,7 +216,7 @@ def test_the_figures_tell_the_two_kinds_of_batches_apart(tiny_model_dir, tiny_te
         assert line["loss"] == pytest.approx(expected, rel=1e-4)
 
 
-def test_evaluation_is_on_the_datas_completions(tiny_model_dir, tiny_teacher_dir, tmp_path):
+def test_on_policy_evaluation_uses_the_datas_completions(tiny_model_dir, tiny_teacher_dir, tmp_path):
     figures = [
         make(tiny_model_dir, tiny_teacher_dir, tmp_path, distill_on_policy_fraction=share).evaluate()
         for share in (0.0, 1.0)
@@ -223,7 +227,7 @@ def test_evaluation_is_on_the_datas_completions(tiny_model_dir, tiny_teacher_dir
 
 
 @pytest.mark.cpu
-def test_a_resumed_run_draws_what_it_would_have_drawn(tiny_model_dir, tiny_teacher_dir, tmp_path):
+def test_a_resumed_on_policy_run_samples_as_if_uninterrupted(tiny_model_dir, tiny_teacher_dir, tmp_path):
     settings = {
         "distill_on_policy_fraction": 0.5, "max_steps": 6, "save_strategy": "steps", "save_steps": 1,
         "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2,
@@ -246,14 +250,14 @@ result = lines(trainer, "loss", "kl", "on_policy")
 """
 
 
-def test_two_processes_lose_what_one_does_with_the_same_global_batch(tiny_model_dir, tiny_teacher_dir, tmp_path):
+def test_two_on_policy_processes_have_the_losses_of_one(tiny_model_dir, tiny_teacher_dir, tmp_path):
     names = {"student": str(tiny_model_dir), "teacher": str(tiny_teacher_dir), "folder": str(tmp_path / "out")}
     one, two = (run_in(n, RANK.format(**names, batch=4 // n), tmp_path) for n in (1, 2))
     assert two == pytest.approx(one, rel=1e-5)
     assert 0 < sum(one[2::3]) < 3  # batches of both kinds
 
 
-def test_an_adapter_writes_and_learns(tiny_model_dir, tiny_teacher_dir, tmp_path):
+def test_an_adapter_learns_from_its_own_completions(tiny_model_dir, tiny_teacher_dir, tmp_path):
     lora = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")
     trainer = make(
         tiny_model_dir, tiny_teacher_dir, tmp_path, peft=lora, gradient_checkpointing=True, max_steps=30,
@@ -279,7 +283,7 @@ def test_no_token_is_written_that_the_teacher_does_not_have(tiny_model_dir, tiny
     assert batch["labels"].max() < rows
 
 
-def test_rows_of_text_alone_are_prompts(tiny_model_dir, tiny_teacher_dir, tmp_path):
+def test_rows_of_plain_text_are_prompts_for_on_policy_batches(tiny_model_dir, tiny_teacher_dir, tmp_path):
     settings = {"teacher_prompt_template": "{input}", "distill_max_teacher_length": 3}
     trainer = make(tiny_model_dir, tiny_teacher_dir, tmp_path, {"text": ["a b", "c d e"]}, **settings)
     assert all(row["student_prompt"] for row in trainer.train_dataset)
@@ -308,7 +312,7 @@ def test_what_cannot_score_fresh_completions_is_refused(fresh, settings, message
         LLMTrainingParams(**given).validate()
 
 
-def test_a_teacher_that_gives_text_alone_is_refused_before_it_is_asked(tiny_model_dir, tmp_path):
+def test_on_policy_refuses_a_text_teacher_before_it_is_asked(tiny_model_dir, tmp_path):
     data = {**PAIRS, "teacher": ["someone"] * 8}
     with pytest.raises(TeacherError, match=r"distill_on_policy_fraction 1 cannot be used .*asked for text before"):
         make(tiny_model_dir, None, tmp_path, data)

@@ -34,7 +34,9 @@ def losses(trainer):
     return [line["loss"] for line in trainer.state.log_history if "loss" in line]
 
 
-def test_the_likeliest_tokens_are_what_was_written_before_training(tiny_model_dir, tiny_teacher_dir, tmp_path, capsys):
+def test_greedy_online_completions_are_those_written_before_training(
+    tiny_model_dir, tiny_teacher_dir, tmp_path, capsys
+):
     online = make(tiny_model_dir, tiny_teacher_dir, tmp_path / "on", distill_online=True)
     assert "every epoch learns the same completions, as with completions='teacher'" in capsys.readouterr().out
     offline = make(tiny_model_dir, tiny_teacher_dir, tmp_path / "off", completions="teacher")
@@ -42,7 +44,7 @@ def test_the_likeliest_tokens_are_what_was_written_before_training(tiny_model_di
     assert losses(online) == pytest.approx(losses(offline), rel=1e-5)
 
 
-def test_what_is_drawn_is_another_completion_each_time(tiny_model_dir, tiny_teacher_dir, tmp_path, capsys):
+def test_sampled_online_completions_differ_each_time(tiny_model_dir, tiny_teacher_dir, tmp_path, capsys):
     trainer = make(tiny_model_dir, tiny_teacher_dir, tmp_path, distill_online=True, teacher_do_sample=True)
     assert "every epoch learns the same" not in capsys.readouterr().out
     seen, given = [], [row["completion"] for row in trainer.train_dataset]
@@ -57,7 +59,9 @@ def test_what_is_drawn_is_another_completion_each_time(tiny_model_dir, tiny_teac
 
 
 @pytest.mark.parametrize(("batch", "accumulation"), [(2, 2), (1, 4)])
-def test_batch_times_accumulation_changes_nothing(batch, accumulation, tiny_model_dir, tiny_teacher_dir, tmp_path):
+def test_online_loss_does_not_depend_on_batch_and_accumulation(
+    batch, accumulation, tiny_model_dir, tiny_teacher_dir, tmp_path
+):
     one, other = (
         make(tiny_model_dir, tiny_teacher_dir, tmp_path, distill_online=True, per_device_train_batch_size=size,
              gradient_accumulation_steps=steps)
@@ -67,7 +71,7 @@ def test_batch_times_accumulation_changes_nothing(batch, accumulation, tiny_mode
 
 
 @pytest.mark.cpu
-def test_a_resumed_run_draws_what_it_would_have_drawn(tiny_model_dir, tiny_teacher_dir, tmp_path):
+def test_a_resumed_online_run_samples_as_if_uninterrupted(tiny_model_dir, tiny_teacher_dir, tmp_path):
     settings = {"distill_online": True, "teacher_do_sample": True, "save_strategy": "steps", "save_steps": 1}
     whole = make(tiny_model_dir, tiny_teacher_dir, tmp_path, **settings)
     expected = losses(whole)
@@ -76,7 +80,7 @@ def test_a_resumed_run_draws_what_it_would_have_drawn(tiny_model_dir, tiny_teach
     assert [line["loss"] for line in resumed.state.log_history if "loss" in line] == expected
 
 
-def test_the_students_share_is_its_own_and_the_rest_the_teachers(tiny_model_dir, tiny_teacher_dir, tmp_path):
+def test_on_policy_batches_are_the_students_and_the_rest_the_teachers(tiny_model_dir, tiny_teacher_dir, tmp_path):
     trainer = make(
         tiny_model_dir, tiny_teacher_dir, tmp_path, PROMPTS, distill_online=True, distill_on_policy_fraction=0.5,
         distill_on_policy_temperature=0.0, max_steps=8,
@@ -91,13 +95,13 @@ def test_the_students_share_is_its_own_and_the_rest_the_teachers(tiny_model_dir,
     assert {line["on_policy"] for line in trainer.state.log_history if "on_policy" in line} == {0.0, 1.0}
 
 
-def test_a_student_stops_where_its_teacher_may(tiny_model_dir, chat_model_dir, tmp_path):
+def test_an_online_student_gets_its_teachers_stop_tokens(tiny_model_dir, chat_model_dir, tmp_path):
     trainer = make(tiny_model_dir, chat_model_dir, tmp_path, distill_online=True)
     assert trainer.model.generation_config.eos_token_id == trainer.teacher.stop_ids
     assert len(trainer.teacher.stop_ids) == 2
 
 
-def test_a_run_of_parameters_takes_all_of_it(tiny_model_dir, tiny_teacher_dir, tmp_path):
+def test_a_run_combines_online_on_policy_and_a_schedule(tiny_model_dir, tiny_teacher_dir, tmp_path):
     result = run(
         LLMTrainingParams(
             model=str(tiny_model_dir), teacher_model=str(tiny_teacher_dir), data_path=Dataset.from_dict(PAIRS),

@@ -44,7 +44,7 @@ each_kind = pytest.mark.parametrize("kind", KINDS)
 
 @pytest.mark.filterwarnings("ignore:Setting `save_embedding_layers`:UserWarning")
 @each_kind
-def test_the_adapter_learns_and_the_model_under_it_stays(kind, tiny_model_dir, tiny_teacher_dir, tmp_path):
+def test_each_kind_of_adapter_learns_and_the_base_model_stays(kind, tiny_model_dir, tiny_teacher_dir, tmp_path):
     trainer = make(
         tiny_model_dir, tiny_teacher_dir, tmp_path, peft=copy.deepcopy(KINDS[kind]), save_strategy="steps", save_steps=3
     )
@@ -63,7 +63,7 @@ def test_the_adapter_learns_and_the_model_under_it_stays(kind, tiny_model_dir, t
 
 
 @each_kind
-def test_its_own_teacher_is_the_model_under_the_adapter(kind, tiny_model_dir, tmp_path):
+def test_self_teacher_is_the_model_under_each_kind_of_adapter(kind, tiny_model_dir, tmp_path):
     own, copied = (
         losses(make(tiny_model_dir, teacher, tmp_path, peft=copy.deepcopy(KINDS[kind])))
         for teacher in ("self", tiny_model_dir)
@@ -72,7 +72,7 @@ def test_its_own_teacher_is_the_model_under_the_adapter(kind, tiny_model_dir, tm
 
 
 @pytest.mark.parametrize("kind", ["adalora", "prompt", "prefix"])
-def test_batch_times_accumulation_changes_nothing(kind, tiny_model_dir, tiny_teacher_dir, tmp_path):
+def test_an_adapters_loss_does_not_depend_on_batch_and_accumulation(kind, tiny_model_dir, tiny_teacher_dir, tmp_path):
     one, two = (
         losses(
             make(
@@ -85,7 +85,7 @@ def test_batch_times_accumulation_changes_nothing(kind, tiny_model_dir, tiny_tea
     assert two == pytest.approx(one, rel=1e-5)
 
 
-def test_adaloras_own_penalty_is_a_mean_beside_the_loss(tiny_model_dir, tiny_teacher_dir, tmp_path):
+def test_adalora_penalty_is_added_as_a_mean(tiny_model_dir, tiny_teacher_dir, tmp_path):
     """Its weight is PEFT's, whatever the number of tokens; the other figures are without it."""
     config = copy.deepcopy(KINDS["adalora"])
     with_it = make(tiny_model_dir, tiny_teacher_dir, tmp_path, peft=copy.deepcopy(config), max_steps=1)
@@ -125,7 +125,7 @@ def test_a_quantized_student_learns(kind, adapter, checkpointing, wide_dir, tiny
 
 @pytest.mark.cpu
 @pytest.mark.parametrize("kind", ["int4", "int8"])
-def test_a_quantized_teacher_teaches_nearly_what_it_did(kind, tiny_model_dir, wide_dir, tmp_path):
+def test_a_quantized_teachers_loss_is_close_to_the_unquantized_ones(kind, tiny_model_dir, wide_dir, tmp_path):
     plain = make(tiny_model_dir, wide_dir, tmp_path).evaluate()
     trainer = make(tiny_model_dir, wide_dir, tmp_path, teacher_quantization=kind)
     found = trainer.evaluate()
@@ -136,7 +136,7 @@ def test_a_quantized_teacher_teaches_nearly_what_it_did(kind, tiny_model_dir, wi
     check_teacher_is_apart(trainer)
 
 
-def test_what_peft_would_not_train_is_said(tiny_model_dir, tiny_teacher_dir, wide_dir, tmp_path):
+def test_adapters_that_would_not_be_trained_are_refused(tiny_model_dir, tiny_teacher_dir, wide_dir, tmp_path):
     on_head = peft.LoraConfig(**TASK, target_modules=["q_proj", "lm_head"])
     with pytest.raises(ParamsError, match=r"target_modules has 'lm_head'.*modules_to_save"):
         make(tiny_model_dir, tiny_teacher_dir, tmp_path, peft=on_head)
@@ -154,7 +154,7 @@ def tied(folder, source):
     return folder
 
 
-def test_tokens_of_a_tied_embedding_are_refused_in_our_words(tiny_model_dir, tiny_teacher_dir, tmp_path):
+def test_trainable_tokens_of_a_tied_embedding_are_refused(tiny_model_dir, tiny_teacher_dir, tmp_path):
     folder = tied(tmp_path / "tied", tiny_model_dir)
     for config in (copy.deepcopy(KINDS["tokens"]), peft.TrainableTokensConfig(**TASK, token_indices=[70, 71])):
         for model in (None, str(folder)):
@@ -176,7 +176,7 @@ def test_tokens_of_a_tied_embedding_are_refused_in_our_words(tiny_model_dir, tin
 )  # fmt: skip
 @pytest.mark.filterwarnings("ignore:.*(tie_word_embeddings|tied|save_embedding_layers).*:UserWarning")
 @torch.no_grad()
-def test_merged_with_tied_embeddings_it_is_the_trained_model(adapter, tiny_model_dir, tmp_path):
+def test_a_merged_adapter_on_tied_embeddings_is_the_trained_model(adapter, tiny_model_dir, tmp_path):
     folder = tied(tmp_path / "tied", tiny_model_dir)
     student = AutoModelForCausalLM.from_pretrained(folder)
     model = peft.get_peft_model(student, peft.LoraConfig(**TASK, r=4, init_lora_weights=False, **adapter)).eval()
@@ -196,7 +196,7 @@ def test_merged_with_tied_embeddings_it_is_the_trained_model(adapter, tiny_model
 
 @pytest.mark.cpu
 @pytest.mark.parametrize("bias", ["all", "lora_only"])
-def test_biases_that_are_trained_under_the_adapter_are_no_teacher(bias, tmp_path):
+def test_self_teacher_is_refused_if_the_adapter_changes_base_weights(bias, tmp_path):
     """GPT-2 has biases. `self` is refused, and what is retained is a copy of where the run starts."""
     folder = make_gpt2(tmp_path / "gpt2")
     lora = peft.LoraConfig(**TASK, r=2, target_modules=["c_attn"], fan_in_fan_out=True, bias=bias)

@@ -43,14 +43,14 @@ class GuideLoss(PromptDistillationTrainer):
         return self.config.distill_alpha * kl + (1 - self.config.distill_alpha) * ce
 
 
-def test_the_parts_make_up_the_trainers_own_loss(tiny_model_dir, tiny_teacher_dir, tmp_path):
+def test_distillation_and_task_loss_add_up_to_the_trainers_loss(tiny_model_dir, tiny_teacher_dir, tmp_path):
     own = trainer_of(PromptDistillationTrainer, tiny_model_dir, tiny_teacher_dir, tmp_path)
     parts = trainer_of(GuideLoss, tiny_model_dir, tiny_teacher_dir, tmp_path)
     batch = next(iter(own.get_train_dataloader()))
     torch.testing.assert_close(parts.compute_loss(parts.model, batch), own.compute_loss(own.model, batch))
 
 
-def test_a_loss_of_two_arguments_is_averaged_over_accumulation(tiny_model_dir, tiny_teacher_dir, tmp_path):
+def test_a_compute_loss_without_num_items_is_averaged_over_accumulation(tiny_model_dir, tiny_teacher_dir, tmp_path):
     trainer = trainer_of(GuideLoss, tiny_model_dir, tiny_teacher_dir, tmp_path, gradient_accumulation_steps=2)
     batches = list(trainer.get_train_dataloader())
     with torch.no_grad():
@@ -59,7 +59,7 @@ def test_a_loss_of_two_arguments_is_averaged_over_accumulation(tiny_model_dir, t
     assert trainer.state.log_history[0]["loss"] == pytest.approx(expected, rel=1e-4)
 
 
-def test_the_guides_names_are_there(tiny_model_dir, tiny_teacher_dir, tmp_path):
+def test_prompt_trainer_has_the_attributes_and_methods_of_the_guide(tiny_model_dir, tiny_teacher_dir, tmp_path):
     trainer = trainer_of(PromptDistillationTrainer, tiny_model_dir, tiny_teacher_dir, tmp_path)
     assert trainer.config.distill_temperature == 3.0
     assert not trainer.teacher_model.training
@@ -90,7 +90,7 @@ class Online(PromptDistillationTrainer):
         )
 
 
-def test_overriding_generation_writes_every_batch_anew(tiny_model_dir, tiny_teacher_dir, tmp_path):
+def test_overriding_generate_teacher_outputs_writes_every_batch_anew(tiny_model_dir, tiny_teacher_dir, tmp_path):
     trainer = trainer_of(Online, tiny_model_dir, tiny_teacher_dir, tmp_path, gradient_accumulation_steps=2)
     Online.written = 0
     trainer.train()
@@ -99,7 +99,7 @@ def test_overriding_generation_writes_every_batch_anew(tiny_model_dir, tiny_teac
     assert all(entry["ce"] > 0 for entry in trainer.state.log_history if "ce" in entry)
 
 
-def test_a_student_of_fresh_completions_stops_where_its_teacher_may(tiny_model_dir, chat_model_dir, tmp_path):
+def test_a_student_of_fresh_completions_gets_its_teachers_stop_tokens(tiny_model_dir, chat_model_dir, tmp_path):
     trainer = trainer_of(Online, tiny_model_dir, chat_model_dir, tmp_path)
     assert trainer.model.generation_config.eos_token_id == trainer.teacher.stop_ids
     assert len(trainer.teacher.stop_ids) == 2
@@ -119,7 +119,7 @@ def test_fresh_tokens_that_the_student_does_not_have_are_refused(tiny_model_dir,
         trainer.train()
 
 
-def test_it_only_distils(tiny_model_dir, tiny_teacher_dir, tmp_path):
+def test_prompt_trainer_refuses_use_distillation_false(tiny_model_dir, tiny_teacher_dir, tmp_path):
     with pytest.raises(ParamsError, match="only distils"):
         trainer_of(
             PromptDistillationTrainer, tiny_model_dir, tiny_teacher_dir, tmp_path,

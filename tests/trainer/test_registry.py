@@ -45,7 +45,7 @@ def test_a_class_or_its_name_may_be_registered(target):
     assert "mine" in names_of_trainers()
 
 
-def test_one_may_be_registered_for_distillation_only():
+def test_a_trainer_may_be_registered_for_distillation_only():
     register_trainer("mine", dict, use_distillation=True)
     assert get_trainer("mine", use_distillation=True) is dict
     with pytest.raises(ParamsError, match="'mine' is registered for runs with use_distillation only"):
@@ -68,12 +68,12 @@ def test_packages_bring_trainers_by_entry_point(packages):
         get_trainer("broken")
 
 
-def test_what_you_register_goes_before_a_package(packages):
+def test_a_registered_trainer_takes_precedence_over_an_entry_point(packages):
     register_trainer("theirs", dict)
     assert get_trainer("theirs") is dict
 
 
-def test_an_unknown_name_is_an_error_with_the_nearest():
+def test_an_unknown_trainer_is_an_error_with_the_nearest_name():
     with pytest.raises(ParamsError) as error:
         get_trainer("distilation")
     assert "Did you mean 'distillation'?" in str(error.value)

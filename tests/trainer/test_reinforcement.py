@@ -88,7 +88,7 @@ def test_the_ids_that_are_rewarded_begin_with_the_prompt_of_training(tiny_model_
 
 
 @pytest.mark.parametrize("given", ["name", "model"])
-def test_a_reward_model_scores(given, reward_dir, tiny_model_dir, tmp_path):
+def test_ppo_trainer_takes_a_reward_model(given, reward_dir, tiny_model_dir, tmp_path):
     scorer = str(reward_dir)
     if given == "model":
         scorer = LlamaForSequenceClassification.from_pretrained(reward_dir)
@@ -99,7 +99,7 @@ def test_a_reward_model_scores(given, reward_dir, tiny_model_dir, tmp_path):
     assert all(value != 0 for value in rewards)
 
 
-def test_conversations_are_prompts_too(chat_model_dir, tmp_path):
+def test_conversations_are_prompts_for_ppo_trainer(chat_model_dir, tmp_path):
     rows = [{"messages": [{"role": "user", "content": "a b"}, {"role": "assistant", "content": "c"}]}] * 2
     asked = []
 
@@ -113,7 +113,7 @@ def test_conversations_are_prompts_too(chat_model_dir, tmp_path):
     assert asked[0] == [{"role": "user", "content": "a b"}]
 
 
-def test_an_adapter_goes_on_and_leaves_no_other(tiny_model_dir, tmp_path):
+def test_ppo_trainer_continues_a_students_adapter(tiny_model_dir, tmp_path):
     from peft import LoraConfig, get_peft_model
 
     model = get_peft_model(
@@ -145,7 +145,7 @@ def test_an_adapter_goes_on_and_leaves_no_other(tiny_model_dir, tmp_path):
         ({"prompt_template": "a " * 600 + "{input}"}, DataError, "row 1: the prompt has .* lower max_new_tokens"),
     ],
 )
-def test_what_cannot_be_done_is_one_sentence(change, error, said, tiny_model_dir, tmp_path):
+def test_invalid_ppo_settings_are_refused_in_one_sentence(change, error, said, tiny_model_dir, tmp_path):
     given = {"model": str(tiny_model_dir), **settings(tmp_path / "rl"), **change}
     with pytest.raises(error, match=said) as raised:
         PPOTrainer(PPOConfig(**given)).train()
@@ -154,7 +154,7 @@ def test_what_cannot_be_done_is_one_sentence(change, error, said, tiny_model_dir
     assert not (tmp_path / "rl").exists()
 
 
-def test_names_and_values_are_checked_as_in_a_run(tmp_path):
+def test_ppo_settings_are_checked_as_in_a_run(tmp_path):
     with pytest.raises(ParamsError, match=r"unknown parameter 'reward' of PPOConfig. Did you mean 'reward_model'"):
         PPOConfig(reward=reward)
     config = PPOConfig(lr="1e-4")
@@ -165,7 +165,7 @@ def test_names_and_values_are_checked_as_in_a_run(tmp_path):
         PPOTrainer({})
 
 
-def test_work_that_is_there_stays(tiny_model_dir, tmp_path):
+def test_ppo_trainer_keeps_existing_files(tiny_model_dir, tmp_path):
     (tmp_path / "file").write_text("mine")
     given = {"model": str(tiny_model_dir), **settings(tmp_path, max_steps=1)}
     with pytest.raises(ProjectError, match="holds files already; give another project_name, or overwrite=True"):
@@ -174,7 +174,7 @@ def test_work_that_is_there_stays(tiny_model_dir, tmp_path):
     assert (tmp_path / "file").read_text() == "mine"
 
 
-def test_a_changed_student_has_no_starting_point_on_disk(tiny_model_dir, tmp_path):
+def test_kl_coef_refuses_a_student_changed_since_it_was_saved(tiny_model_dir, tmp_path):
     model = AutoModelForCausalLM.from_pretrained(tiny_model_dir)
     with torch.no_grad():
         model.lm_head.weight.add_(1)
@@ -184,7 +184,7 @@ def test_a_changed_student_has_no_starting_point_on_disk(tiny_model_dir, tmp_pat
     PPOTrainer(PPOConfig(model=model, **given, kl_coef=0.0)).train()
 
 
-def test_the_guides_import_path():
+def test_ppo_names_of_the_guide_are_importable():
     from autotrain.trainers import rl
 
     assert rl.PPOTrainer is PPOTrainer

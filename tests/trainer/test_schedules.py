@@ -100,7 +100,7 @@ def test_without_an_end_nothing_moves_and_nothing_is_logged(tiny_model_dir, tiny
     assert all(torch.equal(t, same.model.state_dict()[name]) for name, t in still.model.state_dict().items())
 
 
-def test_alpha_may_start_at_nothing(tiny_model_dir, tiny_teacher_dir, tmp_path):
+def test_alpha_may_start_at_zero(tiny_model_dir, tiny_teacher_dir, tmp_path):
     trainer = make(tiny_model_dir, tiny_teacher_dir, tmp_path, distill_alpha=0.0, distill_alpha_end=1.0)
     trainer.train()
     assert ["kl" in line for line in lines(trainer)] == [False, *[True] * (STEPS - 1)]
@@ -108,7 +108,7 @@ def test_alpha_may_start_at_nothing(tiny_model_dir, tiny_teacher_dir, tmp_path):
 
 
 @pytest.mark.cpu
-def test_a_resumed_run_goes_on_where_the_schedule_was(tiny_model_dir, tiny_teacher_dir, tmp_path):
+def test_a_resumed_run_continues_its_schedule(tiny_model_dir, tiny_teacher_dir, tmp_path):
     settings = {"distill_temperature_end": 1.0, "distill_alpha_end": 0.1, "save_strategy": "steps", "save_steps": 1}
     whole = make(tiny_model_dir, tiny_teacher_dir, tmp_path, **settings)
     whole.train()
@@ -140,7 +140,7 @@ def test_stored_hidden_states_take_any_temperature(tiny_model_dir, tiny_teacher_
     assert found[0] == pytest.approx(found[1], rel=1e-4)
 
 
-def test_what_does_not_go_together_is_said(tiny_model_dir, tmp_path):
+def test_schedule_settings_that_contradict_each_other_are_refused(tiny_model_dir, tmp_path):
     given = {"model": "x", "teacher_model": "y", "data_path": "x.json"}
     with pytest.raises(ParamsError, match="distill_schedule is 'cosine', but nothing moves"):
         LLMTrainingParams(**given, distill_schedule="cosine").validate()

@@ -11,7 +11,7 @@ from trl_distill.models.batch_layout import LAYOUT
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_step_reads_nothing_back(kind, tiny_model_dir, tiny_teacher_dir, tmp_path):
+def test_a_training_step_reads_no_tensor_value(kind, tiny_model_dir, tiny_teacher_dir, tmp_path):
     trainer = trainer_of(kind, tiny_model_dir, tiny_teacher_dir, tmp_path)
     batch = next(iter(trainer.get_train_dataloader()))
     trainer.model.train()
@@ -25,7 +25,7 @@ def test_a_step_reads_nothing_back(kind, tiny_model_dir, tiny_teacher_dir, tmp_p
     assert reads.found == []
 
 
-def test_what_reads_is_seen(tiny_model_dir, tiny_teacher_dir, tmp_path):
+def test_reads_of_tensor_values_are_detected(tiny_model_dir, tiny_teacher_dir, tmp_path):
     trainer = trainer_of("local", tiny_model_dir, tiny_teacher_dir, tmp_path)
     batch = next(iter(trainer.get_train_dataloader()))
     right = trainer.compute_loss(trainer.model, batch)

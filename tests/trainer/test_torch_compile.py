@@ -40,7 +40,7 @@ def eager(monkeypatch):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_compiled_run_learns_the_same_and_is_loaded_as_any_other(kind, settings, eager, tmp_path, capsys):  # noqa: F811
+def test_a_compiled_run_has_the_same_losses_and_loads_like_any_other(kind, settings, eager, tmp_path, capsys):  # noqa: F811
     given = {
         **settings, **KINDS[kind], "lr": 1e-2, "valid_split": "train[:4]", "logging_steps": 1, "max_steps": 2,
         "eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps", "save_steps": 1, "save_total_limit": 2,
@@ -65,7 +65,7 @@ def test_a_compiled_run_learns_the_same_and_is_loaded_as_any_other(kind, setting
     assert torch.equal(result.model.generate(ids, **written), loaded.generate(ids, **written))
 
 
-def test_a_machine_without_a_compiler_is_said(settings, monkeypatch):  # noqa: F811
+def test_torch_compile_without_a_compiler_is_refused(settings, monkeypatch):  # noqa: F811
     monkeypatch.setattr(shutil, "which", lambda name: None)
     with pytest.raises(ParamsError, match=r"^torch_compile needs a C\+\+ compiler on a CPU.*or drop torch_compile"):
         run(LLMTrainingParams(**settings, torch_compile=True))

@@ -66,7 +66,7 @@ LORA = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")
     ],
     ids=["text", "packing", "lora", "chat", "prompt-completion"],
 )
-def test_off_is_sft_to_the_bit(data, settings, peft, chat_model_dir, tmp_path):
+def test_without_distillation_losses_are_sft_trainers_to_the_bit(data, settings, peft, chat_model_dir, tmp_path):
     def trained(trainer_class, config_class):
         trainer = trainer_class(
             str(chat_model_dir),
@@ -137,7 +137,9 @@ def test_the_loss_is_the_formula_on_full_logits(kind, impl, tiny_model_dir, tiny
 
 
 @pytest.mark.parametrize(("batch", "accumulation"), [(8, 1), (4, 2), (2, 4), (1, 8)])
-def test_batch_times_accumulation_changes_nothing(batch, accumulation, tiny_model_dir, tiny_teacher_dir, tmp_path):
+def test_the_loss_does_not_depend_on_batch_and_accumulation(
+    batch, accumulation, tiny_model_dir, tiny_teacher_dir, tmp_path
+):
     settings = {**TEMPLATES, "max_steps": 3, "lr_scheduler_type": "constant"}
     one = distilling(tiny_model_dir, tiny_teacher_dir, tmp_path, per_device_train_batch_size=8, **settings)
     one.train()
@@ -193,7 +195,7 @@ def test_the_loss_of_an_evaluation_is_that_of_its_tokens(batch, tiny_model_dir, 
     assert trainer.predict(trainer.eval_dataset).metrics["test_loss"] == pytest.approx(figures["eval_loss"], rel=1e-5)
 
 
-def test_a_resumed_run_goes_on_counting_tokens(tiny_model_dir, tiny_teacher_dir, tmp_path):
+def test_a_resumed_run_continues_counting_tokens(tiny_model_dir, tiny_teacher_dir, tmp_path):
     settings = {**TEMPLATES, "save_strategy": "steps", "save_steps": 1}
     whole = distilling(tiny_model_dir, tiny_teacher_dir, tmp_path, **settings)
     whole.train()
@@ -203,7 +205,7 @@ def test_a_resumed_run_goes_on_counting_tokens(tiny_model_dir, tiny_teacher_dir,
     assert counts[0] == counts[1]
 
 
-def test_a_formatting_function_makes_the_text(tiny_model_dir, tiny_teacher_dir, tmp_path):
+def test_formatting_func_makes_the_text(tiny_model_dir, tiny_teacher_dir, tmp_path):
     config = DistillationSFTConfig(
         **quick(tmp_path, max_steps=1), use_distillation=True, teacher_model=str(tiny_teacher_dir)
     )
@@ -214,7 +216,7 @@ def test_a_formatting_function_makes_the_text(tiny_model_dir, tiny_teacher_dir, 
     assert trainer.tokenizer.decode(trainer.train_dataset[0]["completion"]).startswith("g c d")
 
 
-def test_the_embedded_model_is_named_in_a_script_too(tmp_path):
+def test_embedded_is_a_model_name_in_a_script(tmp_path):
     more = {"use_distillation": True, "teacher_model": "embedded", "teacher_system": "Name the second word."}
     config = DistillationSFTConfig(**quick(tmp_path, max_steps=1), **more)
     data = Dataset.from_dict({"prompt": ["red blue"], "completion": ["blue"]})
@@ -260,12 +262,14 @@ def test_a_teacher_in_the_wrong_place_is_refused(tiny_model_dir, tmp_path):
         ({"completion_only_loss": False}, "completion_only_loss"),
     ],
 )
-def test_what_does_not_go_together_is_said(setting, name, tiny_model_dir, tiny_teacher_dir, tmp_path):
+def test_trainer_arguments_that_distillation_cannot_use_are_refused(
+    setting, name, tiny_model_dir, tiny_teacher_dir, tmp_path
+):
     with pytest.raises(ParamsError, match=f"{name} cannot be used when distilling"):
         distilling(tiny_model_dir, tiny_teacher_dir, tmp_path, **setting)
 
 
-def test_without_a_teacher_it_says_what_is_missing(tiny_model_dir, tmp_path):
+def test_a_missing_teacher_is_named(tiny_model_dir, tmp_path):
     config = DistillationSFTConfig(**quick(tmp_path), use_distillation=True)
     with pytest.raises(ParamsError, match="teacher_model is missing"):
         DistillationSFTTrainer(str(tiny_model_dir), config, train_dataset=Dataset.from_dict(PAIRS))
@@ -334,7 +338,7 @@ def test_a_saved_student_stops_where_its_teacher_stopped(tiny_model_dir, tmp_pat
     assert saved_stops(trainer, tmp_path / "saved") == [own, end]
 
 
-def test_a_student_taught_its_own_end_or_none_stops_where_it_did(tiny_model_dir, tmp_path):
+def test_a_student_not_taught_another_end_keeps_its_stop_tokens(tiny_model_dir, tmp_path):
     trainer = distilling(tiny_model_dir, tiny_model_dir, tmp_path / "run", **TEMPLATES)
     own = [trainer.processing_class.eos_token_id]
     assert saved_stops(trainer, tmp_path / "saved") == own
@@ -380,7 +384,7 @@ def test_a_teacher_with_an_adapter_teaches(tiny_model_dir, tmp_path):
 
 
 @pytest.mark.parametrize("peft", [False, True])
-def test_a_model_is_not_its_own_teacher(peft, tiny_model_dir, tmp_path):
+def test_the_trained_model_object_is_refused_as_teacher(peft, tiny_model_dir, tmp_path):
     model = AutoModelForCausalLM.from_pretrained(tiny_model_dir)
     student = get_peft_model(model, copy.deepcopy(LORA)) if peft else model
     with pytest.raises(TeacherError, match=r"teacher_model is the model that is trained.*give a copy .*or the folder"):
@@ -388,7 +392,7 @@ def test_a_model_is_not_its_own_teacher(peft, tiny_model_dir, tmp_path):
     assert taught_by(copy.deepcopy(model), tmp_path, student=student)
 
 
-def test_a_token_added_for_the_student_is_told_where_it_is_met(tiny_model_dir, tmp_path):
+def test_a_token_only_the_student_has_is_an_error_that_names_its_row(tiny_model_dir, tmp_path):
     tokenizer = AutoTokenizer.from_pretrained(tiny_model_dir)
     rows = len(tokenizer)
     tokenizer.add_tokens(["<x>"])

@@ -36,7 +36,7 @@ def counted(trainer):
 @pytest.mark.cpu
 @renamed
 @pytest.mark.parametrize("how", CHECKPOINTING, ids=["plain", "reentrant", "selective"])
-def test_gradient_checkpointing_computes_again_and_changes_nothing(how, tiny_model_dir, tiny_teacher_dir, tmp_path):
+def test_gradient_checkpointing_recomputes_and_changes_nothing(how, tiny_model_dir, tiny_teacher_dir, tmp_path):
     plain, once = counted(make(tiny_model_dir, tiny_teacher_dir, tmp_path))
     trainer = make(
         tiny_model_dir, tiny_teacher_dir, tmp_path, gradient_checkpointing=True, gradient_checkpointing_kwargs=how
@@ -49,7 +49,7 @@ def test_gradient_checkpointing_computes_again_and_changes_nothing(how, tiny_mod
 
 @renamed
 @pytest.mark.parametrize("how", CHECKPOINTING[:2], ids=["plain", "reentrant"])
-def test_so_it_does_with_an_adapter_that_is_its_own_teacher(how, tiny_model_dir, tmp_path):
+def test_gradient_checkpointing_changes_nothing_with_a_self_teacher(how, tiny_model_dir, tmp_path):
     plain, both = counted(make(tiny_model_dir, "self", tmp_path, peft=lora()))
     found, more = counted(
         make(
@@ -86,9 +86,7 @@ def test_two_gpus_of_one_process_are_refused(tiny_model_dir, tiny_teacher_dir, t
 
 @pytest.mark.cpu
 @pytest.mark.parametrize("teacher", ["other", "self"])
-def test_what_offloading_would_move_of_a_step_has_no_head_and_no_logits(
-    teacher, tiny_model_dir, tiny_teacher_dir, tmp_path
-):
+def test_activation_offloading_moves_neither_head_nor_logits(teacher, tiny_model_dir, tiny_teacher_dir, tmp_path):
     """The hooks that `activation_offloading` sets, with the main memory on both sides."""
     name, peft = (tiny_teacher_dir, None) if teacher == "other" else ("self", lora)
     plain = losses(make(tiny_model_dir, name, tmp_path, peft=peft and peft()))
@@ -116,13 +114,13 @@ def test_liger_is_refused_on_a_cpu_and_where_it_is_not_installed(tiny_model_dir,
 
 @pytest.mark.cpu
 @pytest.mark.skipif(is_kernels_available(), reason="the package kernels is installed")
-def test_kernels_of_the_hub_are_refused_before_a_model_loads_where_their_package_is_missing(tiny_model_dir, tmp_path):
+def test_hub_kernels_are_refused_early_without_their_package(tiny_model_dir, tmp_path):
     with pytest.raises(ParamsError, match=r"^model_init_kwargs has 'use_kernels', which .*kernels\]'` or leave it out"):
         make(tiny_model_dir, "missing", tmp_path, model="missing", model_init_kwargs={"use_kernels": True})
 
 
 @pytest.mark.cpu
-def test_a_teacher_that_is_the_student_leaves_it_the_kernels_of_training(tiny_model_dir, tmp_path, monkeypatch):
+def test_a_self_teacher_keeps_the_kernels_of_training(tiny_model_dir, tmp_path, monkeypatch):
     """With `use_kernels` transformers looks for kernels whenever a model changes its mode, here a call that counts."""
     found = []
     monkeypatch.setattr(PreTrainedModel, "set_use_kernels", lambda model, *_: found.append(model.training))
@@ -170,7 +168,7 @@ def test_torch_compile_changes_nothing_and_compiles_the_model_alone(
 @pytest.mark.cpu
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("bf16", [False, True])
-def test_in_half_precision_losses_are_nearly_those_in_whole(dtype, bf16, tiny_model_dir, tiny_teacher_dir, tmp_path):
+def test_half_precision_losses_are_close_to_float32(dtype, bf16, tiny_model_dir, tiny_teacher_dir, tmp_path):
     plain = losses(make(tiny_model_dir, tiny_teacher_dir, tmp_path))
     model = AutoModelForCausalLM.from_pretrained(tiny_model_dir, dtype=getattr(torch, dtype))
     trainer = make(tiny_model_dir, tiny_teacher_dir, tmp_path, model=model, bf16=bf16)
@@ -223,7 +221,7 @@ def test_bf16_full_eval_evaluates_in_half(teacher, tiny_model_dir, tiny_teacher_
 
 
 @pytest.mark.cpu
-def test_neftune_is_the_students_noise_alone(tiny_model_dir, tmp_path):
+def test_neftune_noise_is_added_to_the_student_only(tiny_model_dir, tmp_path):
     trainer = make(tiny_model_dir, "self", tmp_path, peft=lora(), neftune_noise_alpha=50.0, max_steps=1)
     batch = next(iter(trainer.get_train_dataloader()))
     seen = []
@@ -275,7 +273,7 @@ def test_auto_find_batch_size_finds_one(tiny_model_dir, tiny_teacher_dir, tmp_pa
 
 
 @pytest.mark.parametrize("counted", ["non_padding", "all"])
-def test_trainer_counts_the_students_tokens(counted, tiny_model_dir, tiny_teacher_dir, tmp_path):
+def test_num_input_tokens_seen_counts_the_students_tokens(counted, tiny_model_dir, tiny_teacher_dir, tmp_path):
     trainer = make(
         tiny_model_dir, tiny_teacher_dir, tmp_path, max_steps=2, include_num_input_tokens_seen=counted,
         label_names=["labels"],

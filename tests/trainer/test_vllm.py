@@ -86,9 +86,7 @@ def alike(rows, others):
 
 @needs_vllm
 @pytest.mark.parametrize("lora", [False, True])
-def test_vllm_writes_what_the_student_would_before_and_after_it_has_learnt(
-    lora, student_dir, tiny_teacher_dir, tmp_path
-):
+def test_vllm_generates_what_the_student_would_before_and_after_training(lora, student_dir, tiny_teacher_dir, tmp_path):
     found = in_a_process(student_dir, tiny_teacher_dir, tmp_path, lora=lora, learning_rate=0.1)
     assert alike(found["first"], found["own_first"]) >= 0.75
     assert alike(found["last"], found["own_last"]) >= 0.75
@@ -98,14 +96,14 @@ def test_vllm_writes_what_the_student_would_before_and_after_it_has_learnt(
 
 
 @needs_vllm
-def test_what_vllm_draws_is_drawn_again_and_leaves_the_random_state(student_dir, tiny_teacher_dir, tmp_path):
+def test_vllm_sampling_is_repeatable_and_leaves_the_random_state(student_dir, tiny_teacher_dir, tmp_path):
     found = in_a_process(student_dir, tiny_teacher_dir, tmp_path, distill_on_policy_temperature=1.0)
     assert found["first"] == found["again"] != found["other"]
     assert found["unmoved"]
 
 
 @needs_vllm
-def test_two_processes_with_an_engine_each_lose_what_one_does_without(student_dir, tiny_teacher_dir, tmp_path):
+def test_two_processes_with_vllm_have_the_losses_of_one_without(student_dir, tiny_teacher_dir, tmp_path):
     code = (
         "from on_cpu_vllm import keep_weights\nfrom small_runs import losses, make\nkeep_weights()\n"
         f"trainer = make({str(student_dir)!r}, {str(tiny_teacher_dir)!r}, {str(tmp_path)!r}, use_vllm=True,\n"
@@ -122,7 +120,7 @@ def test_vllm_is_refused_where_it_is_not_installed(tiny_model_dir, tiny_teacher_
 
 
 @pytest.mark.skipif(not missing, reason="vLLM is installed")
-def test_the_command_refuses_it_before_a_model_loads(tmp_path):
+def test_the_command_refuses_a_missing_vllm_before_a_model_loads(tmp_path):
     (tmp_path / "rows.jsonl").write_text('{"prompt": "a", "completion": " b"}\n')
     params = LLMTrainingParams(
         model="embedded", trainer="distillation", teacher_model="embedded", data_path=str(tmp_path / "rows.jsonl"),
@@ -132,7 +130,7 @@ def test_the_command_refuses_it_before_a_model_loads(tmp_path):
         train(params)
 
 
-def test_an_int8_student_is_refused_with_it():
+def test_use_vllm_refuses_an_int8_student():
     params = LLMTrainingParams(
         model="embedded", trainer="distillation", teacher_model="embedded", data_path="rows.jsonl",
         project_name="project", distill_on_policy_fraction=0.5, use_vllm=True, quantization="int8", peft=True,
@@ -141,7 +139,7 @@ def test_an_int8_student_is_refused_with_it():
         params.validate()
 
 
-def test_vllm_has_to_have_something_to_write(tmp_path):
+def test_use_vllm_needs_on_policy_batches(tmp_path):
     with pytest.raises(ParamsError, match="use_vllm has nothing to write; add distill_on_policy_fraction"):
         DistillationSFTConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False, use_vllm=True)
 
