@@ -127,7 +127,7 @@ class Side:
 class BatchLayout:
     """A batch of `DistillationCollator` or `MultiTeacherCollator`, as the host knows it.
 
-    It stands in the batch under `LAYOUT` and goes to every device unchanged. Labels that are masked later are left out
+    It is in the batch under `LAYOUT` and goes to every device unchanged. Labels that are masked later are left out
     of the loss. Code that marks other tokens than the collator did has to remove the layout from the batch, so that it
     is read from the tensors again.
 

@@ -47,7 +47,7 @@ def marks_of(lengths: Sequence[int], *, device: torch.device | None = None) -> I
 def flatten_student(batch: Inputs, *, pad_token_id: int, multiple: int | None = None) -> None:
     """Put the student's sequences of a batch, [B, S_s], into one, [1, S].
 
-    The batch then has `MARKS` in the place of `attention_mask`; the teacher's side stays.
+    The batch then has `MARKS` instead of `attention_mask`; the teacher's side stays as it is.
 
     Args:
         batch: Padded on the right. No row's first token has a label: it is predicted by nothing of its row.

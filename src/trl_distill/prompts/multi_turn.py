@@ -1,8 +1,8 @@
 """Conversations of which several turns are learned: both sides' token ids, and which of them are completions.
 
-Each side has a prompt, which ends where the first learned turn begins, and from there on all ids up to the end of the
-last one, with a mask that is 1 on what is learned. Between the turns the sides may read different user messages; the
-ids under the masks are the same, in the same order.
+Each side has a prompt, which ends before the first learned turn, and after it all ids up to the end of the last learned
+turn, with a mask that is 1 on what is learned. Between the turns the sides may read different user messages. The ids
+under the masks are the same, in the same order.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ class MaskedSequence(NamedTuple):
 def conversation_of(template: Template, row: Row, own: Prompt | None = None) -> tuple[list[Message], list[int]]:
     """Return a row's whole conversation as one side reads it, and the places of the messages that are learned.
 
-    The template renders every user message. Messages of a chat template that do not hold {input} stand once, before
-    the first learned turn. A message with `"weight": 0`, or an empty one, is not learned.
+    The template renders every user message. Messages of a chat template without {input} are rendered once, before the
+    first learned turn. A message with `"weight": 0`, or an empty one, is not learned.
 
     Args:
         template: The side's.

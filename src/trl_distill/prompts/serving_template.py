@@ -89,7 +89,7 @@ class Frame:
         return hashlib.sha256(json.dumps([self.prompt, self.options], default=str).encode()).hexdigest()[:16]
 
     def prompt_ids(self, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-        """Return the ids of the prompt as it stands."""
+        """Return the ids of the prompt."""
         text, special = ChatTemplate(tokenizer).render_prompt(self.prompt, self.options)
         return prompt_ids(tokenizer, text.removesuffix(self.left_out), special)
 
@@ -157,7 +157,7 @@ def frame_of(
 
     Args:
         row: The row. Of its conversation the leading system messages are kept.
-        template: The student's, whose fields other than `input` stand for themselves.
+        template: The student's, whose fields other than `input` are left as marks.
         options: Keywords of the row's chat template.
         opening: How its prompt differs from the template's generation prompt.
     """
@@ -262,7 +262,7 @@ def _without(own: str, left_out: str) -> str:
 
 
 def added_tokens(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[str, str]:
-    """Return the special tokens that the tokenizer adds in front of a prompt of text, and those after it."""
+    """Return the special tokens that the tokenizer adds before a text prompt, and those after it."""
     plain, ids = list(tokenizer(text, add_special_tokens=False)["input_ids"]), tokenize_prompt(tokenizer, text)
     for k in range(len(ids) - len(plain) + 1):
         if ids[k : k + len(plain)] == plain:
