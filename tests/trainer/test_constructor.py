@@ -77,6 +77,13 @@ def test_settings_of_distillation_without_it_are_refused(given, said, tiny_model
         Writes(str(tiny_model_dir), args, train_dataset=DATA)
 
 
+def test_settings_that_contradict_each_other_are_refused_also_if_they_were_set_later(tiny_model_dir, tmp_path):
+    args = config(tmp_path, "somewhere")
+    args.teacher_config = [{"model": "other", "template": "{input}"}]
+    with pytest.raises(ParamsError, match="teacher_model is 'somewhere', which does not go together with teacher_conf"):
+        DistillationSFTTrainer(str(tiny_model_dir), args, train_dataset=DATA)
+
+
 def test_a_teacher_beside_trls_own_configuration_is_refused(tiny_model_dir, tmp_path):
     for args in (SFTConfig(**settings(tmp_path)), DistillationSFTConfig(**settings(tmp_path))):
         with pytest.raises(ParamsError, match="teacher_model is given, but use_distillation is False"):

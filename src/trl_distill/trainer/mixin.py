@@ -16,6 +16,7 @@ from transformers.trainer_utils import PredictionOutput
 
 from ..config.doors import entered
 from ..config.sft_config import TRAINER, DistillationSFTConfig, left_alone_on_failure
+from ..config.validation import validate_combinations
 from ..data.collator import DistillationCollator, MultiTeacherCollator
 from ..data.data_fingerprint import fingerprint
 from ..data.memory import for_evaluation, for_trainer
@@ -119,7 +120,10 @@ class DistillationMixin(DistillingTrainer):
         self._tag_names, self._name = ["trl", "distillation"], "Distillation"
         rows, eval_rows = for_trainer(train_dataset, name="train_dataset"), for_evaluation(eval_dataset)
         check_streams(args, rows, eval_rows)
-        plan = plan_setup(args, teacher_model, student=model, data=rows) if setup is None else None
+        plan = None
+        if setup is None:
+            validate_combinations(args)  # fields may have been set after the configuration was made
+            plan = plan_setup(args, teacher_model, student=model, data=rows)
         check_features(args, model=model, peft_config=kwargs.get("peft_config"))
         fresh_adapter = kwargs.get("peft_config") is not None
         loaded_from = resolve(model, role="model") if isinstance(model, str) else None

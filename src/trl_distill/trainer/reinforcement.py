@@ -17,7 +17,10 @@ from ..errors import DataError, ModelError, ParamsError, ProjectError
 from ..prompts.template import Template, parse_template
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from datasets import Dataset
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 __all__ = ["PPOConfig", "PPOTrainer"]
 
@@ -126,7 +129,7 @@ class PPOTrainer:
         self.trainer: Any = None
 
     @entered(DOOR)
-    def train(self) -> Any:
+    def train(self) -> PreTrainedModel:
         """Train, save model and tokenizer into the project folder, and return the model.
 
         Raises:
@@ -164,7 +167,14 @@ class PPOTrainer:
         keep_tokenizer(model, served)
         return model.eval()
 
-    def _made(self, model: Any, tokenizer: Any, rows: Dataset, reward: Any, reward_tokenizer: Any) -> Any:
+    def _made(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        rows: Dataset,
+        reward: Callable[..., object] | PreTrainedModel,
+        reward_tokenizer: PreTrainedTokenizerBase | None,
+    ) -> Any:
         import torch
         import trl
 
@@ -254,7 +264,9 @@ def _prompts(config: PPOConfig, template: Template) -> Dataset:
     return Dataset.from_dict(table)
 
 
-def _reward(config: PPOConfig) -> tuple[Any, Any]:
+def _reward(
+    config: PPOConfig,
+) -> tuple[Callable[..., object] | PreTrainedModel, PreTrainedTokenizerBase | None]:
     """Return the reward function or model, and a model's tokenizer.
 
     Raises:
@@ -277,7 +289,7 @@ def _reward(config: PPOConfig) -> tuple[Any, Any]:
     return AutoModelForSequenceClassification.from_pretrained(path, trust_remote_code=trust), tokenizer
 
 
-def _check_scores(found: Any, kind: str) -> None:
+def _check_scores(found: PretrainedConfig, kind: str) -> None:
     """Refuse a reward model without one score for a text: transformers would give it a random one."""
     if not kind.endswith("ForSequenceClassification") or found.num_labels != 1:
         labels = f" with {found.num_labels} labels" if kind.endswith("ForSequenceClassification") else ""
@@ -287,7 +299,7 @@ def _check_scores(found: Any, kind: str) -> None:
         )
 
 
-def _tokenizers(given: Any, trust: bool) -> tuple[Any, Any]:
+def _tokenizers(given: str | PreTrainedModel, trust: bool) -> tuple[PreTrainedTokenizerBase, PreTrainedTokenizerBase]:
     """Return the student's tokenizer with its own chat template, and as the student is served."""
     from transformers import AutoTokenizer
 
@@ -304,7 +316,7 @@ def _tokenizers(given: Any, trust: bool) -> tuple[Any, Any]:
     return own, AutoTokenizer.from_pretrained(given, trust_remote_code=trust)
 
 
-def _student(given: Any, trust: bool) -> Any:
+def _student(given: str | PreTrainedModel, trust: bool) -> PreTrainedModel:
     from ..models.loading import ModelSource
 
     if isinstance(given, str):
@@ -314,7 +326,7 @@ def _student(given: Any, trust: bool) -> Any:
     return given
 
 
-def _check_lengths(rows: Dataset, model: Any, tokenizer: Any, new: int) -> None:
+def _check_lengths(rows: Dataset, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, new: int) -> None:
     """Refuse a prompt behind which the student has no room for a completion."""
     from ..models.generation import length_limit
     from ..prompts.prefix_tokenizer import PromptTokens
