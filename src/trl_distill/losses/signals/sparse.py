@@ -14,32 +14,8 @@ from ..sparse import SampledTokens, TopKTokens, sparse_loss
 from .base import at_temperature, whole
 
 
-class _SparseSignal:
-    """What both kinds have in common."""
-
-    vocabulary: int
-
-    def stored_at(self, temperature: float) -> TopKTokens | SampledTokens:
-        """Return what is known at a temperature.
-
-        Raises:
-            ValueError: Nothing is.
-        """
-        raise NotImplementedError
-
-    def loss(self, student: ModelSide, labels: torch.Tensor, settings: LossSettings) -> DistillationLoss:
-        """Return the student's loss; see `TeacherSignal.loss`.
-
-        Raises:
-            ValueError: A temperature at which nothing is known, or a divergence that needs the whole distribution.
-        """
-        stored = self.stored_at(settings.temperature)  # not on a GPU yet, so that ids are checked
-        with whole(student) as own:
-            return sparse_loss(own, labels.to(own.hidden.device), stored, settings, self.vocabulary)
-
-
 @dataclass
-class TopKSignal(_SparseSignal):
+class TopKSignal:
     """The k likeliest tokens at N completion positions.
 
     Attributes:
@@ -67,13 +43,19 @@ class TopKSignal(_SparseSignal):
         """[N] bool: the positions of which anything is known."""
         return (self.token_ids >= 0).any(1)
 
-    def stored_at(self, temperature: float) -> TopKTokens:
-        """Return the tokens with the normaliser of a temperature; ValueError without one."""
-        return TopKTokens(self.token_ids, self.log_probs, at_temperature(self.log_normalizers, temperature))
+    def loss(self, student: ModelSide, labels: torch.Tensor, settings: LossSettings) -> DistillationLoss:
+        """Return the student's loss; see `TeacherSignal.loss`.
+
+        Raises:
+            ValueError: A temperature without log-normalisers, or a divergence that needs the whole distribution.
+        """
+        normalizer = at_temperature(self.log_normalizers, settings.temperature)
+        stored = TopKTokens(self.token_ids, self.log_probs, normalizer)
+        return _loss(student, labels, stored, settings, self.vocabulary)
 
 
 @dataclass
-class SampledSignal(_SparseSignal):
+class SampledSignal:
     """Drawn tokens at N completion positions.
 
     Attributes:
@@ -89,6 +71,23 @@ class SampledSignal(_SparseSignal):
         """N."""
         return len(next(iter(self.draws.values())).token_ids)
 
-    def stored_at(self, temperature: float) -> SampledTokens:
-        """Return the tokens drawn at a temperature; ValueError if there are none."""
-        return at_temperature(self.draws, temperature)
+    def loss(self, student: ModelSide, labels: torch.Tensor, settings: LossSettings) -> DistillationLoss:
+        """Return the student's loss; see `TeacherSignal.loss`.
+
+        Raises:
+            ValueError: A temperature at which nothing was drawn, or a divergence that needs the whole distribution.
+        """
+        drawn = at_temperature(self.draws, settings.temperature)
+        return _loss(student, labels, drawn, settings, self.vocabulary)
+
+
+def _loss(
+    student: ModelSide,
+    labels: torch.Tensor,
+    stored: TopKTokens | SampledTokens,
+    settings: LossSettings,
+    vocabulary: int,
+) -> DistillationLoss:
+    """Return the loss; what is stored is moved to the student's device after ids are checked where they were read."""
+    with whole(student) as own:
+        return sparse_loss(own, labels.to(own.hidden.device), stored, settings, vocabulary)
