@@ -9,7 +9,7 @@ from .teach_command import teach
 
 __all__ = ["main"]
 
-EPILOG = "Exit codes: 0 done, 1 failed while running, 2 the command cannot be carried out as typed, 130 interrupted."
+EPILOG = "Exit codes: 0 done, 1 failed while running, 2 invalid command or settings, 130 interrupted."
 
 
 @click.group(epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"]})

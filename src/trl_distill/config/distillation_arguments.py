@@ -336,7 +336,7 @@ class DistillationArguments:
     vllm_enable_sleep_mode: bool = option(False, "Free a colocated vLLM's memory during training steps.", group=VLLM)
     vllm_server_base_url: str | None = option(None, "URL of the server (default: http://0.0.0.0:8000).", group=VLLM)
     vllm_server_timeout: float = option(240.0, "Seconds to wait for the server to start.", above=0.0, group=VLLM)
-    vllm_group_port: int = option(51216, "Port over which the server is sent weights.", low=1, high=65535, group=VLLM)
+    vllm_group_port: int = option(51216, "Port for sending weights to the server.", low=1, high=65535, group=VLLM)
 
     @property
     def fresh_completions(self) -> str | None:

@@ -91,7 +91,9 @@ class LLMTrainingParams(CheckedSettings, DistillationArguments):
     )
 
     epochs: float = option(3.0, "Training epochs.", above=0.0, group="Training")
-    max_steps: int = option(-1, "Optimizer steps at most; -1 leaves it to --epochs.", low=1, off=-1, group="Training")
+    max_steps: int = option(
+        -1, "Maximum number of optimizer steps; with -1, --epochs decides.", low=1, off=-1, group="Training"
+    )
     batch_size: int = option(4, "Rows per device in a batch.", low=1, group="Training")
     eval_batch_size: int | None = option(
         None, "Rows per device in evaluation (default: --batch-size).", low=1, group="Training"
