@@ -72,6 +72,18 @@ def test_a_teachers_identity_is_plain_data_and_constant(anyone):
     assert isinstance(identity, dict)
 
 
+def test_what_it_can_do_agrees_with_what_it_does(anyone):
+    can = anyone.capabilities
+    assert (can.reads == "text") == isinstance(anyone, TextTeacher)
+    if can.reads == "ids" and can.writes:
+        assert anyone.generate(PROMPTS[:1], GREEDY)[0].ids
+    elif can.reads == "ids":
+        with pytest.raises(TeacherError, match="no completion for a prompt"):
+            anyone.generate(PROMPTS[:1], GREEDY)
+    if can.scores:
+        assert can.dense == isinstance(anyone.score(collate()), DenseSignal)
+
+
 # -- those that score
 
 

@@ -120,16 +120,7 @@ def unmet(feature: str, teacher: Teacher) -> Requirement | None:
 
 
 def require(feature: str, teacher: Teacher, *, setting: str = "") -> None:
-    """Refuse a teacher that a feature cannot use.
-
-    Args:
-        feature: As `REQUIREMENTS` names it.
-        teacher: One, or several as one.
-        setting: What asks for the feature, for the sentence.
-
-    Raises:
-        UsageError: Of the class and with the sentence of `REQUIREMENTS`.
-    """
+    """Raise the error of a feature's first requirement that a teacher, one or several as one, does not meet."""
     found = unmet(feature, teacher)
     if found is not None:
         raise found.error(found.sentence.format(name=teacher.name, setting=setting))

@@ -19,10 +19,6 @@ if TYPE_CHECKING:
 def check_teacher_supports(args: DistillationSFTConfig, teacher: Teacher) -> None:
     """Refuse a teacher that cannot do what a run's schedule and fresh completions need.
 
-    Args:
-        args: The configuration.
-        teacher: One, or several as one.
-
     Raises:
         ParamsError: A schedule that the teacher's targets do not allow.
         TeacherError: Fresh completions with a teacher that cannot write or score them.
@@ -38,10 +34,7 @@ def check_teacher_supports(args: DistillationSFTConfig, teacher: Teacher) -> Non
 def why_in_one_piece(args: DistillationSFTConfig, teacher: Teacher, server: RemoteTeacher | None) -> str | None:
     """Return why completions with gaps cannot be scored; None if they can be, or none is scored.
 
-    Args:
-        args: The configuration.
-        teacher: One teacher.
-        server: The same one if its log-probabilities are used.
+    `server` is the same teacher if its log-probabilities are used.
     """
     if args.teacher_store is not None:
         return STORED_GAPS

@@ -39,16 +39,11 @@ class Student:
 
 
 def teaches_nothing(args: DistillationSFTConfig, teacher: Teacher, student: Student) -> bool:
-    """Whether a teacher has nothing to teach where it reads what the student reads.
+    """Whether a teacher has nothing to teach if it reads what the student reads.
 
     A divergence from the same weights is 0. It is allowed if alpha is 0, so that the teacher is not asked; for a moving
-    average if alpha is below 1, since the cross-entropy moves the student away from it; and under a loss of the
-    user's own.
-
-    Args:
-        args: The configuration.
-        teacher: One teacher.
-        student: What it teaches.
+    average if alpha is below 1, since the cross-entropy moves the student away from it; and under a loss of the user's
+    own.
     """
     alphas = {args.distill_alpha, args.distill_alpha if args.distill_alpha_end is None else args.distill_alpha_end}
     if alphas == {0.0} or _has_own_loss(student.trainer):

@@ -29,9 +29,7 @@ LOGPROBS = "teacher_logprobs.jsonl"
 def find_targets(args: DistillationSFTConfig, teacher: Teacher) -> None:
     """Find out whether a server gives the log-probabilities that a run weighs, before any costly request.
 
-    Args:
-        args: The configuration.
-        teacher: Any; one that was probed already is not probed again.
+    A teacher that was probed already is not probed again.
 
     Raises:
         ParamsError: Settings that do not allow such log-probabilities; raised before any request.
@@ -126,16 +124,7 @@ def has_targets(teacher: Teacher, args: DistillationSFTConfig) -> TypeGuard[Remo
 
 
 def check_teaches(args: DistillationSFTConfig, teacher: Teacher, preflight: Preflight) -> None:
-    """Refuse to train with a teacher from which nothing is learned.
-
-    Args:
-        args: The configuration.
-        teacher: Who gives the targets.
-        preflight: Of the rows to train on.
-
-    Raises:
-        TeacherError: It gives text only, every row has a completion of its own, and alpha is above 0.
-    """
+    """Raise TeacherError for a teacher of text that is to give targets, if all rows have completions already."""
     idle = preflight.text_only and "teacher" not in preflight.sources and teacher.capabilities.writes
     if idle and _weighs(args) and not args.allow_text_only_teacher:
         local = "--cross-tokenizer to compare both, " if teacher.capabilities.renders else ""

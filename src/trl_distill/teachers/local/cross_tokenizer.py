@@ -59,22 +59,19 @@ class CrossTokenizerTeacher:
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The teacher's tokenizer."""
         return self.local.tokenizer
 
     @property
     def vocabulary_rows(self) -> int:
-        """Rows of the teacher's LM head."""
         return self.local.vocabulary_rows
 
     @property
     def length_limit(self) -> int | None:
-        """Tokens a sequence of the teacher's may have."""
         return self.local.length_limit
 
     @property
     def stop_ids(self) -> list[int]:
-        """The ids of the teacher's that end what it writes."""
+        """The teacher's ids that end what it writes."""
         return self.local.stop_ids
 
     @property
@@ -88,11 +85,9 @@ class CrossTokenizerTeacher:
         """Nothing is restricted: what it writes reaches the student as text."""
 
     def identity(self) -> dict[str, object]:
-        """Return the local teacher's."""
         return self.local.identity()
 
     def expect(self, prompts: Sequence[Sequence[int]]) -> None:
-        """Read what a run's prompts (token ids) begin with once."""
         self.local.expect(prompts)
 
     def generate(self, prompts: Sequence[Sequence[int]], settings: GenerationSettings) -> list[Completion]:
@@ -107,7 +102,6 @@ class CrossTokenizerTeacher:
         return CrossTokenizerSignal(found.hidden, found.head, layout.kinds, self._matched_on(batch["input_ids"].device))
 
     def _matched_on(self, device: torch.device) -> dict[int, Matched]:
-        """Return which tokens are the same, by kind of span, on a device."""
         if device not in self._matched:
             self._matched[device] = {kind: one.to(device) for kind, one in self.tokenizer_pair.matched.items()}
         return self._matched[device]
@@ -121,14 +115,7 @@ def local_of(teacher: Teacher | None) -> LocalTeacher | None:
 
 
 def check_brings_tokenizer(spec: object) -> None:
-    """Refuse a loaded model as a teacher with another tokenizer, since it does not say which.
-
-    Args:
-        spec: A name, a loaded model or a teacher.
-
-    Raises:
-        TeacherError: It is a loaded model.
-    """
+    """Raise TeacherError for a loaded model, which does not say which tokenizer is its own."""
     if not isinstance(spec, (str, Teacher)):
         raise TeacherError(
             "teacher_model is a loaded model, and cross_tokenizer needs its tokenizer too; give "
@@ -139,16 +126,7 @@ def check_brings_tokenizer(spec: object) -> None:
 def with_cross_tokenizer(
     teacher: Teacher, *, tokenizer: PreTrainedTokenizerBase, student_rows: int
 ) -> CrossTokenizerTeacher:
-    """Return a teacher as one with another tokenizer than the student's.
-
-    Args:
-        teacher: A local one; one with another tokenizer already is returned as it is.
-        tokenizer: The student's.
-        student_rows: Rows of the student's LM head.
-
-    Raises:
-        TeacherError: No local teacher, or see `TokenizerPair`.
-    """
+    """Return a local teacher as one with another tokenizer than the student's; raise TeacherError for others."""
     if isinstance(teacher, CrossTokenizerTeacher):
         return teacher
     require(CROSS_TOKENIZER, teacher)

@@ -37,14 +37,8 @@ class MovingAverage(WeightSource):
     """The student with the average of its trained weights in the place of the weights themselves.
 
     The average starts as the student does. After each optimizer step it becomes decay * average + (1 - decay) *
-    student; of weights in half precision it is kept in float32, which small steps need.
-
-    Args:
-        student: Returns the student.
-        decay: Share of the average that each step keeps, 0 to 1; 1 minus TRL's `teacher_update_rate`.
-
-    Attributes:
-        average: The average by the parameters' names; empty until the student is attached.
+    student, where decay is 1 minus TRL's `teacher_update_rate`; of weights in half precision it is kept in float32,
+    which small steps need. It is empty until the student is attached.
     """
 
     moves = True
@@ -55,21 +49,15 @@ class MovingAverage(WeightSource):
         self._is_active = False
 
     def model(self) -> PreTrainedModel:
-        """Return the student, without PEFT's wrapper."""
         return base_of(self._student())
 
     @property
     def prompt_wrapper(self) -> PeftModel | None:
-        """PEFT's wrapper if the student learns a prompt, which is averaged too."""
         student = self._student()
         return student if has_learned_prompt(student) else None
 
     def attach_student(self, student: PreTrainedModel | PeftModel, *, fresh: bool) -> bool:
-        """Start the average from the student's trained weights.
-
-        Raises:
-            TeacherError: Nothing of it is trained.
-        """
+        """Start the average from the student's trained weights; raise TeacherError if there are none."""
         self._student = lambda: student
         self.average = {name: _wide(p.detach().clone()) for name, p in self._trained()}
         if not self.average:
@@ -121,11 +109,7 @@ class MovingAverage(WeightSource):
         return path
 
     def load(self, folder: Path) -> None:
-        """Read the average of a checkpoint.
-
-        Raises:
-            TeacherError: There is none, or one of other weights.
-        """
+        """Read the average of a checkpoint; raise TeacherError if there is none, or one of other weights."""
         path = folder / FILE
         if not path.is_file():
             raise TeacherError(
@@ -139,11 +123,7 @@ class MovingAverage(WeightSource):
 
 
 class EmaCallback(TrainerCallback):
-    """Moves an average after each optimizer step.
-
-    Args:
-        teacher: A teacher whose weights are a `MovingAverage`.
-    """
+    """Moves the average that a teacher is after each optimizer step."""
 
     def __init__(self, teacher: Teacher) -> None:
         assert isinstance(teacher, LocalTeacher)
@@ -162,5 +142,4 @@ class EmaCallback(TrainerCallback):
 
 
 def _wide(tensor: torch.Tensor) -> torch.Tensor:
-    """Return a tensor in float32 if it is in half precision."""
     return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor

@@ -26,9 +26,6 @@ def of_folder(folder: str) -> list[list[object]] | None:
 
     Large files are hashed in blocks spread over them, so that a merged adapter or an edited layer shows. The base of an
     adapter is part of it.
-
-    Args:
-        folder: A local folder; a Hub name is none.
     """
     root = Path(folder)
     if not root.is_dir():
@@ -47,11 +44,8 @@ def of_model(model: torch.nn.Module, *, adapters: bool = True) -> str:
     """Return a hash of a loaded model's weights and of the adapters that are switched on.
 
     Each tensor adds its name, shape, type, a sample of its values and the sum of all its bits, which no order of
-    summation changes: the same weights have the same hash on every device.
-
-    Args:
-        model: The model; nothing of it is changed.
-        adapters: Whether they count; without them the hash is that of the model before it had any.
+    summation changes: the same weights have the same hash on every device. Without `adapters` it is the hash of the
+    model before it had any.
     """
     digest = hashlib.sha256()
     state = model.state_dict() if adapters else without_adapters(model)
@@ -78,7 +72,6 @@ def without_adapters(model: torch.nn.Module) -> dict[str, torch.Tensor]:
 
 
 def _hash_of_file(path: Path) -> str:
-    """Return the hash of a file's blocks; of all of them if it is small."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         for start in _starts(path.stat().st_size):
@@ -96,7 +89,6 @@ def _starts(size: int) -> Iterator[int]:
 
 
 def _digest_of_tensor(tensor: torch.Tensor) -> bytes:
-    """Return a sample of a tensor's values and the sum of all, both of its bits as integers."""
     local = tensor.to_local() if isinstance(tensor, DTensor) else tensor
     if local.is_meta or local.numel() == 0:
         return b""

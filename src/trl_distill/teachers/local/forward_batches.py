@@ -27,12 +27,7 @@ MOST = 4096  # tokens of a pass, however few the student's batch has: fewer leav
 
 
 class Pass(NamedTuple):
-    """Rows that are read at once.
-
-    Attributes:
-        rows: Their places.
-        flat: Whether they are one sequence; else they are padded to the longest of them.
-    """
+    """Rows that are read at once: as one sequence if `flat`, else padded to the longest of them."""
 
     rows: slice
     flat: bool
@@ -68,15 +63,7 @@ def plan(
 def flattened(
     model: PreTrainedModel, ids: torch.Tensor, labels: torch.Tensor, side: Side, rows: slice
 ) -> dict[str, Any]:
-    """Return the model's inputs for a range of rows as one sequence.
-
-    Args:
-        model: Without wrappers.
-        ids: [B, S].
-        labels: [B, S].
-        side: The same rows, as the host knows them.
-        rows: Which of them.
-    """
+    """Return the model's inputs for a range of the rows of `ids` and `labels`, [B, S], as one sequence."""
     lengths, width = side.lengths[rows], ids.shape[1]
     within = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
     kept = on_device(np.repeat(np.arange(rows.start, rows.stop), lengths) * width + within, ids.device)

@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 
 
 class LocalModel:
-    """A model read from a folder or the Hub, or one that is in memory.
+    """A model read from a folder or the Hub, or one that is in memory; its weights are read when they are needed.
 
     Args:
         name: What it is called in messages and in the model card.
-        weights: Where its weights come from; they are read when a completion or a score is first asked for.
+        weights: Where its weights come from.
         config: The model's configuration, enough to refuse a model that cannot teach.
         tokenizer: Its tokenizer.
         generation_config: The model's, for the tokens it starts and stops with.
@@ -50,7 +50,7 @@ class LocalModel:
 
     @staticmethod
     def check_architecture(name: str, config: PretrainedConfig) -> None:
-        """Refuse a model of another architecture, which needs its configuration alone."""
+        """Refuse a model of another architecture."""
         raise NotImplementedError
 
     @cached_property
@@ -60,7 +60,6 @@ class LocalModel:
 
     @property
     def loaded(self) -> bool:
-        """Whether the model is in memory."""
         return "model" in self.__dict__
 
     def unload(self) -> None:
@@ -105,12 +104,7 @@ class LocalModel:
             )
 
     def completion(self, ids: Sequence[int], stop: Sequence[str] = ()) -> Completion:
-        """Return what was written as a completion: up to the first stop token or stop string.
-
-        Args:
-            ids: Token ids, which may go on behind its end.
-            stop: Stop strings.
-        """
+        """Return written ids as a completion: up to the first stop token or stop string."""
         stops, end = self.stop_ids, self.tokenizer.eos_token_id
         return cut_at_string(cut_at_stop(ids, stops), stop, self.tokenizer, end=stops[0] if end is None else end)
 
@@ -119,10 +113,7 @@ class LocalModel:
     ) -> GenerationConfig:
         """Return a generation configuration; nothing of the model's own counts but `tokens` and the stop tokens.
 
-        Args:
-            settings: How it writes.
-            room: Tokens that may be written at most, whatever the settings say; None is no limit.
-            **tokens: Special tokens that it begins with.
+        `room` is how many tokens may be written whatever the settings say; `tokens` are those that it begins with.
         """
         from transformers import GenerationConfig
 

@@ -31,7 +31,6 @@ class WholeSlidingLayer(DynamicSlidingWindowLayer):
     """A window's layer that keeps all states of the prefix: shorter prompts of a batch end before its last."""
 
     def update(self, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the kept states followed by the new ones, and keep both."""
         self.keys, self.values = whole = super().update(*args, **kwargs)
         return whole
 
@@ -45,7 +44,6 @@ class ReadOnly:
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the kept states followed by the new ones."""
         return _joined(self.keys, key_states), _joined(self.values, value_states)
 
 
@@ -67,9 +65,6 @@ Fill: TypeAlias = Callable[[np.ndarray, DynamicCache], None]
 class Prefix:
     """The longest beginning that the batches so far have in common, and its cache.
 
-    Args:
-        config: The model's configuration, which decides the kind of each layer's cache.
-
     Attributes:
         ids: [P] token ids; empty before the first batch.
         off: Why nothing is reused; None while it is.
@@ -88,12 +83,9 @@ class Prefix:
         self._misses = 0
 
     def expect(self, prompts: Sequence[Sequence[int]]) -> None:
-        """Expect what most of a run's prompts begin with; batches no longer change it.
+        """Expect what most of a run's prompts (token ids) begin with; batches no longer change it.
 
         A batch is then read in the same way whatever was read before it, so that a resumed run is the same to the bit.
-
-        Args:
-            prompts: Token ids.
         """
         self.forget()
         self._expected = np.array(most_common_beginning(prompts), np.int64)
@@ -157,13 +149,10 @@ class Prefix:
         return self._with(lambda layer: _in_window(_as(READ_ONLY[type(layer)], layer)))
 
     def for_writing(self, pads: Sequence[int]) -> DynamicCache:
-        """Return a cache for prompts that are padded on the left, which generation may write to.
+        """Return a cache for prompts with `pads` tokens of padding on the left, which generation may write to.
 
         All rows have as many states, those of a row behind its padding: the shorter its prompt, the fewer of the
         prefix, whose others are read again. Distances are then those of the prompt, in a window's layer too.
-
-        Args:
-            pads: How many tokens of padding each row has in front.
         """
         places = torch.arange(len(self.ids)) - torch.tensor(pads)[:, None]
         places = places.clamp(min=0)  # what stands under padding is masked
@@ -177,7 +166,6 @@ class Prefix:
         return self._with(rows)
 
     def _with(self, made: Callable[[Layer], Layer]) -> DynamicCache:
-        """Return the cache with other layers."""
         assert self._cache is not None
         cache = copy.copy(self._cache)
         cache.layers = [made(layer) for layer in self._cache.layers]
@@ -188,9 +176,6 @@ def most_common_beginning(prompts: Sequence[Sequence[int]]) -> list[int]:
     """Return what more than half of the prompts begin with, without the last token of any; empty if it is short.
 
     Of very many prompts a sample is used, evenly spread; the rest may begin otherwise.
-
-    Args:
-        prompts: Token ids.
     """
     some = [prompts[i][:-1] for i in range(0, len(prompts), max(1, len(prompts) // SAMPLE))]
     starts = Counter(tuple(prompt[:LEAST]) for prompt in some if len(prompt) >= LEAST)
@@ -204,7 +189,6 @@ def most_common_beginning(prompts: Sequence[Sequence[int]]) -> list[int]:
 
 
 def _as(kind: type, layer: Layer) -> Layer:
-    """Return a layer of another class with the same states."""
     made: Layer = object.__new__(kind)
     made.__dict__.update(layer.__dict__)
     return made
@@ -219,10 +203,9 @@ def _in_window(layer: Layer) -> Layer:
 
 
 def _joined(kept: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
-    """Return kept states [1, heads, P, D] and new ones [B, heads, S, D] as [B, heads, P + S, D]."""
     return torch.cat([kept.expand(len(new), *kept.shape[1:]), new], dim=-2)
 
 
 def _leading(true: np.ndarray) -> int:
-    """Return how many entries of a vector are true before the first that is not."""
+    """Return how many entries before the first false one."""
     return len(true) if true.all() else int(true.argmin())

@@ -64,7 +64,6 @@ class LocalTeacher(LocalModel):
 
     @staticmethod
     def check_architecture(name: str, config: PretrainedConfig) -> None:
-        """Refuse a model that is no causal language model."""
         check_causal(name, config, role="teacher_model")
 
     @cached_property
@@ -82,20 +81,11 @@ class LocalTeacher(LocalModel):
         return model
 
     def unload(self) -> None:
-        """Give the model's memory back; it is loaded again when it is needed."""
         super().unload()
         self.prefix.forget()
 
     def attach_student(self, student: Any, *, fresh: bool) -> None:
-        """Take weights that are the student's from the student as its trainer has wrapped it.
-
-        Args:
-            student: As it is before the first step.
-            fresh: Whether its adapter was made for this run.
-
-        Raises:
-            TeacherError: See the weight sources.
-        """
+        """Take weights that are the student's from the student, see `WeightSource.attach_student`."""
         if self.weights.attach_student(student, fresh=fresh):
             self.unload()
 
@@ -107,7 +97,6 @@ class LocalTeacher(LocalModel):
 
     @property
     def source(self) -> ModelSource | None:
-        """Where another process can load the weights; None if they are in memory alone."""
         return self.weights.source
 
     def restrict_vocabulary(self, vocabulary: int) -> None:
@@ -116,7 +105,6 @@ class LocalTeacher(LocalModel):
 
     @property
     def vocabulary_rows(self) -> int:
-        """Rows of the LM head."""
         return vocabulary_rows(self.config)
 
     @property
@@ -147,8 +135,7 @@ class LocalTeacher(LocalModel):
     def prepare(self, wrap: Callable[[PreTrainedModel], torch.nn.Module]) -> None:
         """Let accelerate or DeepSpeed wrap a model of its own for scoring; generation keeps the bare one.
 
-        Args:
-            wrap: Returns the model as it scores. A student is wrapped by its trainer.
+        A student is wrapped by its trainer.
         """
         self._checked = False
         self.prefix.forget()
@@ -161,7 +148,6 @@ class LocalTeacher(LocalModel):
             self.prefix.off = "its weights are sharded, and ranks need not find the same prefix"
 
     def expect(self, prompts: Sequence[Sequence[int]]) -> None:
-        """Read what a run's prompts (token ids) begin with once; see `Prefix.expect`."""
         self.prefix.expect(prompts)
 
     @property
@@ -320,14 +306,10 @@ class LocalTeacher(LocalModel):
 
 
 def check_apart(*, student: object, teacher: object) -> None:
-    """Refuse a model as its own teacher: training would move what it learns from.
-
-    Args:
-        student: A loaded model; a name is loaded anew and passes.
-        teacher: A loaded model or a teacher that holds one; anything else passes.
+    """Refuse a loaded model as its own teacher: training would move what it learns from.
 
     Raises:
-        TeacherError: Both have a parameter in common.
+        TeacherError: Student and teacher (a model, or a `LocalTeacher` of the caller's) have a parameter in common.
     """
     if (
         isinstance(teacher, LocalTeacher)

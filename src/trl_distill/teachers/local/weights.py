@@ -55,7 +55,7 @@ class WeightSource:
 
     @property
     def prompt_wrapper(self) -> PeftModel | None:
-        """PEFT's wrapper if a learned prompt in it is the teacher's, which then scores and writes through it."""
+        """PEFT's wrapper if the teacher has a learned prompt there, through which it then scores and writes."""
         return None
 
     def active(self) -> AbstractContextManager[None]:
@@ -67,27 +67,19 @@ class WeightSource:
         return lm_head_of(model)
 
     def content(self) -> list[object] | None:
-        """Return what tells the weights from others' without reading them; None if they have to be read."""
+        """What tells the weights from others' without reading them; None if they have to be read."""
         return None
 
     def attach_student(self, student: PreTrainedModel | PeftModel, *, fresh: bool) -> bool:
-        """Take the weights from the student as its trainer has wrapped it; return whether the model is another now.
+        """Take the student as its trainer has wrapped it; return whether the model is another one now.
 
-        Args:
-            student: As it is before the first step.
-            fresh: Whether its adapter was made for this run.
+        `fresh` says whether its adapter was made for this run.
         """
         return False
 
 
 class FrozenModel(WeightSource):
-    """A model that is loaded once and never trained, or one that the caller has loaded.
-
-    Args:
-        load: Returns the model.
-        content: Returns what tells its weights from others'; None for a model that is the caller's own.
-        source: Where another process can load the same.
-    """
+    """A model that is loaded once and never trained; without `content` the caller's own."""
 
     of_student = shares_student = False
 
@@ -106,17 +98,12 @@ class FrozenModel(WeightSource):
         return model if self.is_caller_owned else model.requires_grad_(False).eval()
 
     def content(self) -> list[object] | None:
-        """Return the hash of its files, its precision and its quantization."""
+        """The hash of its files, its precision and its quantization."""
         return None if self._content is None else self._content()
 
 
 class AdapterOff(WeightSource):
-    """The student with its adapter switched off: no second copy in memory.
-
-    Args:
-        student: Returns the student, which may be the bare model as long as there is no adapter yet.
-        source: Where the weights under the adapter can be loaded from.
-    """
+    """The student with its adapter switched off: no second copy in memory. It may still be without an adapter."""
 
     adapter_off = True
 
@@ -135,11 +122,7 @@ class AdapterOff(WeightSource):
         return _without_adapter(self._student())
 
     def attach_student(self, student: PreTrainedModel | PeftModel, *, fresh: bool) -> bool:
-        """See `WeightSource.attach_student`.
-
-        Raises:
-            TeacherError: It has no adapter to switch off, or one that changes weights under it.
-        """
+        """Raise TeacherError for a student without an adapter, or with one that changes the weights under it."""
         if not is_peft_model(student):
             raise TeacherError(
                 "teacher_model 'self' is the student with its adapter switched off, but the student has none; train a "
@@ -155,12 +138,6 @@ class FrozenCopy(WeightSource):
 
     It is the student with its adapter switched off, and needs no memory, if that adapter does nothing yet. Otherwise it
     is a copy, an adapter that was trained before included, made when the student is attached.
-
-    Args:
-        student: Returns the student.
-
-    Attributes:
-        is_copy: Whether it is a copy.
     """
 
     def __init__(self, student: Callable[[], PreTrainedModel | PeftModel]) -> None:
@@ -185,19 +162,13 @@ class FrozenCopy(WeightSource):
         return student if has_learned_prompt(student) and not self.adapter_off else None
 
     def model(self) -> PreTrainedModel:
-        """Return the copy, or the student."""
         return base_of(self._student())
 
     def active(self) -> AbstractContextManager[None]:
-        """Switch off an adapter that does nothing yet."""
         return _without_adapter(self._student()) if self.adapter_off else nullcontext()
 
     def attach_student(self, student: PreTrainedModel | PeftModel, *, fresh: bool) -> bool:
-        """See `WeightSource.attach_student`.
-
-        Raises:
-            TeacherError: A copy is needed, and the weights are sharded.
-        """
+        """Raise TeacherError if a copy is needed and the weights are sharded."""
         self._is_noop = adapter_is_noop(student, fresh=fresh)
         if not self._is_noop:
             whole = generating_model(student)
@@ -214,11 +185,9 @@ def is_sharded(model: torch.nn.Module) -> bool:
 
 
 def adapter_is_noop(student: Any, *, fresh: bool = False) -> bool:
-    """Whether a student is, with its adapter on, what it is without.
+    """Whether a student with its adapter on is what it is without; False without one.
 
-    Args:
-        student: With PEFT's wrapper, or without an adapter, which is False.
-        fresh: Whether the adapter was made for this run, which tells of those that are no LoRA.
+    `fresh` says whether the adapter was made for this run, which decides for those that are no LoRA.
     """
     if not is_peft_model(student) or touches_base(student) is not None:
         return False
@@ -239,11 +208,7 @@ def touches_base(student: PeftModel) -> str | None:
 
 
 def check_untouched(student: PeftModel) -> None:
-    """Refuse a student whose weights under the adapter do not stay what they were.
-
-    Raises:
-        TeacherError: Naming the adapter's setting.
-    """
+    """Raise TeacherError for a student whose weights under the adapter do not stay what they were."""
     found = touches_base(student)
     if found is not None:
         raise TeacherError(

@@ -18,24 +18,16 @@ from .folder import DATE
 
 @dataclass(frozen=True)
 class TemplateDate:
-    """The date that chat templates are given.
-
-    Attributes:
-        day: None if no template writes one.
-        folder: Where it is kept.
-    """
+    """The date that chat templates are given, None if none writes one, and the folder where it is kept."""
 
     day: date | None
     folder: Path
 
     @classmethod
     def of(cls, templates: Iterable[Any], given: str | None, folder: Path) -> TemplateDate:
-        """Return the date given, else the one kept in a folder, else today.
+        """Return the date given (`YYYY-MM-DD`), else the one kept in a folder, else today.
 
-        Args:
-            templates: The chat templates of both sides.
-            given: `YYYY-MM-DD`, or None.
-            folder: Of the project, or of its store.
+        `templates` are the chat templates of both sides; the folder is the project's, or its store's.
         """
         if not any(NOW in str(template) for template in templates):
             return cls(None, folder)

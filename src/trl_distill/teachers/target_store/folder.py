@@ -53,7 +53,6 @@ class TargetRow:
 
     @property
     def tokens(self) -> int:
-        """N."""
         return len(next(iter(self.arrays.values())))
 
 
@@ -64,11 +63,7 @@ def sequence_key(prompt: Sequence[int], completion: Sequence[int]) -> bytes:
 
 
 class TargetFolder:
-    """The files of a store.
-
-    Args:
-        folder: Where they are or will be.
-    """
+    """The files of a store."""
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         self.folder = Path(folder).expanduser()
@@ -78,7 +73,6 @@ class TargetFolder:
 
     @property
     def begun(self) -> bool:
-        """Whether there is a manifest."""
         return (self.folder / MANIFEST).is_file()
 
     @property
@@ -87,11 +81,7 @@ class TargetFolder:
         return self.begun and bool(self.manifest().get("complete"))
 
     def manifest(self) -> Manifest:
-        """Return the manifest.
-
-        Raises:
-            TeacherError: It is missing, damaged or of another format.
-        """
+        """Return the manifest; raise TeacherError if it is missing, damaged or of another format."""
         try:
             read = json.loads((self.folder / MANIFEST).read_text(encoding="utf-8"))
             found = read["format"]
@@ -114,10 +104,7 @@ class TargetFolder:
     def write_shard(self, name: str, rows: Sequence[TargetRow], *, vocabulary: int) -> str:
         """Write a shard and return its checksum.
 
-        Args:
-            name: File name.
-            rows: In order.
-            vocabulary: Token ids are below this; 65,536 and less are stored in two bytes.
+        Token ids are below `vocabulary`; 65,536 and less are stored in two bytes.
         """
         _write(self.folder / name, _parquet(_table(rows, vocabulary)))
         return self.checksum(name)
@@ -181,11 +168,7 @@ class TargetFolder:
 
 
 class TargetTable:
-    """Rows of shards by key, memory-mapped: datasets unpacks the shards into its cache once.
-
-    Args:
-        paths: The shards.
-    """
+    """Rows of shards by key, memory-mapped: datasets unpacks the shards into its cache once."""
 
     def __init__(self, paths: Sequence[str]) -> None:
         import datasets
@@ -234,7 +217,6 @@ def rows_of(table: pa.Table) -> list[TargetRow]:
 
 
 def files_of(manifest: Manifest) -> dict[str, str]:
-    """Return the checksum of each file that a manifest names."""
     return {shard["name"]: shard["sha256"] for shard in manifest["shards"]} | manifest["files"]
 
 
@@ -281,7 +263,6 @@ def _column(parts: Sequence[np.ndarray]) -> pa.ListArray:
 
 
 def _lists(column: pa.ListArray) -> list[np.ndarray]:
-    """Return a column of lists as views of its values."""
     values = column.values.to_numpy(zero_copy_only=False)
     offsets = column.offsets.to_numpy()
     return [values[a:b] for a, b in itertools.pairwise(offsets)]

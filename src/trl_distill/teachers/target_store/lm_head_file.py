@@ -14,13 +14,7 @@ from ...losses.lm_head import LMHead
 
 
 def save_head(head: LMHead, path: Path, *, rows: int) -> None:
-    """Write the first rows of a head, whole or not at all.
-
-    Args:
-        head: The head.
-        path: The file.
-        rows: Rows of the vocabulary to keep.
-    """
+    """Write the first rows of a head, whole or not at all."""
     tensors = {"weight": head.weight, "bias": head.bias}
     kept = {name: t[:rows].detach().cpu().contiguous() for name, t in tensors.items() if t is not None}
     temporary = path.with_name(f".{path.name}.writing")
@@ -30,7 +24,6 @@ def save_head(head: LMHead, path: Path, *, rows: int) -> None:
 
 
 def load_head(path: Path, device: torch.device) -> LMHead:
-    """Return the head of a file, its tensors on a device."""
     with safe_open(path, framework="pt", device=str(device)) as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
         settings = json.loads(file.metadata()["head"])

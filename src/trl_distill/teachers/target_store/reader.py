@@ -36,16 +36,13 @@ COMPARED = ("kind", "teacher", "tokenizer", "teacher_prompt_template", "teacher_
 
 
 class StoredTeacher:
-    """The reader of a store of targets; it loads no model.
+    """The reader of a complete store of targets; it loads no model.
 
     Rows are read from disk on demand; the index of their keys and, in the hidden format, the teacher's LM head are in
     memory.
 
-    Args:
-        folder: The store, complete.
-
     Raises:
-        TeacherError: There is none, it is unfinished, of another format, or a file of it is damaged.
+        TeacherError: There is no store, it is unfinished, of another format, or a file of it is damaged.
     """
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
@@ -69,12 +66,10 @@ class StoredTeacher:
 
     @property
     def kind(self) -> str:
-        """The name of its format."""
         return self.format.name
 
     @cached_property
     def rows(self) -> TargetTable:
-        """The store's rows by key."""
         return self.folder.rows(self.manifest)
 
     @cached_property
@@ -86,12 +81,10 @@ class StoredTeacher:
 
     @property
     def vocabulary_rows(self) -> int:
-        """Rows of the teacher's LM head."""
         return int(self.manifest["vocabulary_rows"])
 
     @property
     def length_limit(self) -> int | None:
-        """Tokens a sequence of the teacher's may have."""
         return self.manifest["length_limit"]
 
     @property
@@ -100,11 +93,7 @@ class StoredTeacher:
         return list(self.manifest.get("stop_ids") or ChatTemplate(self.tokenizer).end_tokens)
 
     def restrict_vocabulary(self, vocabulary: int) -> None:
-        """Accept a student that has all the rows over which the targets were normalised.
-
-        Raises:
-            TeacherError: It has fewer.
-        """
+        """Raise TeacherError for a student without all rows over which the targets were normalised."""
         if self.vocabulary is not None and vocabulary < self.vocabulary:
             raise TeacherError(
                 f"{self.folder} has targets over {self.vocabulary} tokens and the student shares {vocabulary} of them; "
@@ -120,11 +109,7 @@ class StoredTeacher:
         check_same(self.folder, self.manifest, run, COMPARED)
 
     def check_loss(self, temperature: float, divergence: str) -> None:
-        """Refuse a loss that needs more than the targets hold.
-
-        Raises:
-            TeacherError: A temperature they were not written for, or a divergence that needs the whole distribution.
-        """
+        """Raise TeacherError for a temperature or a divergence that needs more than the targets hold."""
         there = self.capabilities.temperatures
         if there is None:
             return
@@ -140,15 +125,7 @@ class StoredTeacher:
             raise TeacherError(f"distill_{error}") from None
 
     def check_rows(self, rows: Iterable[Mapping[str, Any]], *, name: str) -> None:
-        """Refuse prepared rows that the store has no targets for.
-
-        Args:
-            rows: With `row`, `teacher_prompt` and `completion`.
-            name: What to call the dataset in messages.
-
-        Raises:
-            TeacherError: Naming the first row.
-        """
+        """Raise TeacherError for the first prepared row that the store has no targets for."""
         for row in rows:
             if sequence_key(row["teacher_prompt"], row["completion"]) not in self.rows:
                 raise TeacherError(
@@ -164,11 +141,7 @@ class StoredTeacher:
         )
 
     def score(self, batch: Mapping[str, Any]) -> TeacherSignal:
-        """Return the stored targets at the batch's completion tokens.
-
-        Raises:
-            TeacherError: A row that is not in the store.
-        """
+        """Return the stored targets at the batch's completion tokens; raise TeacherError for an unknown row."""
         side, device = layout_of(batch).teacher, batch["teacher_input_ids"].device
         assert side is not None
         found = [
@@ -182,7 +155,6 @@ class StoredTeacher:
         return self.format.decode(arrays, self._head_on(device))
 
     def _head_on(self, device: torch.device) -> LMHead | None:
-        """Return the teacher's head on a device; None if the format has none."""
         kept = None if self._head is None else self._head.weight
         if self.format.has_head and (kept is None or kept.device != device):
             self._head = load_head(self.folder.folder / HEAD, device)
@@ -207,11 +179,7 @@ def _on(device: torch.device, array: np.ndarray) -> torch.Tensor:
 
 
 def check_same(folder: TargetFolder, manifest: Manifest, run: Mapping[str, Any], names: Sequence[str]) -> None:
-    """Refuse a run whose settings are not those in a store's manifest.
-
-    Raises:
-        TeacherError: Naming the first difference, in the order of `names`.
-    """
+    """Raise TeacherError for the first setting in `names` that a run has and a store's manifest has not."""
     for name in names:
         mine, theirs = run.get(name), manifest.get(name)
         if mine is None or theirs is None or mine == theirs:

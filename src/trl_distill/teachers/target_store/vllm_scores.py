@@ -27,10 +27,7 @@ Row: TypeAlias = Mapping[str, Any]
 class VLLMScores:
     """vLLM's log-probabilities of sequences; its process starts with the first batch, and ends with `close`.
 
-    Args:
-        teacher: A local teacher that vLLM can load.
-        format_: Of the targets, one to which `unlike` has no objection.
-        rows: Prepared rows in the order of the batches to come, which may leave some out.
+    `rows` are in the order of the batches to come, which may leave some out.
     """
 
     name = VLLM.name
@@ -42,11 +39,7 @@ class VLLMScores:
         self._found: dict[str, Scores] = {}
 
     def encode(self, batch: Sequence[Row]) -> Arrays:
-        """Return what is stored of a batch's N tokens, by name: [N, width] each.
-
-        Raises:
-            TeacherError: vLLM fails; the text says where its log is.
-        """
+        """Return what is stored of a batch's N tokens; raise TeacherError if vLLM fails."""
         if self._coming is None:
             first = next(i for i, row in enumerate(self._rows) if _key(row) == _key(batch[0]))
             asked = {_key(row): _sequence(row) for row in self._rows[first:] if _targets(row)}
@@ -57,7 +50,6 @@ class VLLMScores:
         return self.format.at_one(ids, log_probs)
 
     def _take(self, key: str) -> Scores:
-        """Return a sequence's scores as soon as they are there."""
         assert self._coming is not None
         try:
             while key not in self._found:

@@ -129,11 +129,7 @@ def _suits_vllm(teacher: Teacher, format_: TargetFormat, *, progress: bool) -> b
 
 
 def _check_logits(teacher: LocalTeacher, format_: TargetFormat, *, progress: bool) -> None:
-    """Say once where a teacher's logits come from, and refuse to keep an LM head that does not give them.
-
-    Raises:
-        TeacherError: The format keeps the head.
-    """
+    """Say once where a teacher's logits come from; raise TeacherError if the LM head to keep does not give them."""
     line = teacher.check_logits()
     if line and format_.has_head:
         raise TeacherError(

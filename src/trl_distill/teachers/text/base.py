@@ -18,12 +18,7 @@ if TYPE_CHECKING:
 
 
 class TextOnly:
-    """A teacher of text, with the student's tokenizer in the place of its own; by itself it gives no probabilities.
-
-    Args:
-        name: What it is called in messages and in the model card.
-        tokenizer: The student's.
-    """
+    """A teacher of text, with the student's tokenizer in the place of its own; by itself it gives no probabilities."""
 
     def __init__(self, name: str, *, tokenizer: PreTrainedTokenizerBase) -> None:
         self.name = name

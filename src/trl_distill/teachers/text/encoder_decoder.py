@@ -25,7 +25,6 @@ class EncoderDecoder(LocalModel):
 
     @staticmethod
     def check_architecture(name: str, config: PretrainedConfig) -> None:
-        """Refuse a model that is no encoder-decoder, or one that does not read text."""
         check_encoder_decoder(name, config, role="teacher_model")
 
     @property
@@ -41,7 +40,6 @@ class EncoderDecoder(LocalModel):
         return [*pad, *range(len(self.tokenizer), rows)]
 
     def identity(self) -> dict[str, object]:
-        """What its completions depend on, its decoder's first tokens included; see `LocalModel.identity`."""
         return {**super().identity(), "opening": self._opening(), "rows": len(self.tokenizer)}
 
     @torch.no_grad()
@@ -76,7 +74,6 @@ class EncoderDecoder(LocalModel):
         return opening if forced is None else {**opening, "forced_bos_token_id": forced}
 
     def _positions(self, side: str) -> int | None:
-        """Return how many positions one side has, if the configuration says so."""
         config = self.config.get_text_config(**{side: True})
         found = (getattr(config, name, None) for name in (f"max_{side}_position_embeddings", "max_position_embeddings"))
         return next((int(number) for number in found if number), None)
@@ -88,12 +85,10 @@ class EncoderDecoderTeacher(LocalTextTeacher):
     writer: EncoderDecoder
 
     def describe(self) -> str:
-        """Say which model it is."""
         return f"{self.name}, an encoder-decoder ({self.writer.config.model_type})"
 
     @property
     def prompt_limit(self) -> int | None:
-        """Tokens that the encoder reads at most."""
         return self.writer.prompt_limit
 
     def tokenize(self, prompt: Prompt) -> list[int]:
@@ -105,5 +100,4 @@ class EncoderDecoderTeacher(LocalTextTeacher):
         return list(own(text, add_special_tokens=False)["input_ids"])
 
     def decode(self, prompt: list[int], ids: list[int]) -> str:
-        """Return what was written as text."""
         return self.text_of(ids)

@@ -27,11 +27,7 @@ SHOWN = 40  # characters of a prompt in a message
 
 
 class LocalTextTeacher(TextOnly):
-    """A local model that writes completions as text.
-
-    Args:
-        writer: What writes token ids.
-        tokenizer: The student's; None takes the writer's own.
+    """A local model that writes completions as text; without `tokenizer`, the student's, it has its own.
 
     Raises:
         TeacherError: The writer's tokenizer has no words, as one that transformers makes up for a folder without any.
@@ -52,7 +48,6 @@ class LocalTextTeacher(TextOnly):
         return self.writer.identity()
 
     def describe(self) -> str:
-        """Say which model it is and why it gives text only."""
         compare = spelled("add --cross-tokenizer to compare the distributions")
         return f"{self.name}, with another tokenizer than the student's; {compare}"
 
@@ -65,12 +60,6 @@ class LocalTextTeacher(TextOnly):
         progress: bool = True,
     ) -> list[Completion]:
         """Return one completion (its `text`) for each prompt, in the order given; see `complete`.
-
-        Args:
-            prompts: Text, or chat messages if the model's tokenizer has a chat template.
-            settings: How it writes.
-            store: Where completions are kept from one run to the next; None keeps them in memory.
-            progress: Whether to show a progress bar.
 
         Raises:
             DataError: A prompt that is longer than the model reads.
@@ -97,7 +86,6 @@ class LocalTextTeacher(TextOnly):
         return None if limit is None else limit - 1
 
     def tokenize(self, prompt: Prompt) -> list[int]:
-        """Return the model's own ids of a prompt."""
         return tokenize_prompt(self.writer.tokenizer, prompt, self.options)
 
     def decode(self, prompt: list[int], ids: list[int]) -> str:
@@ -109,16 +97,10 @@ class LocalTextTeacher(TextOnly):
         return whole[len(before) :] if whole.startswith(before) else self.text_of(ids)
 
     def text_of(self, ids: list[int]) -> str:
-        """Return token ids as text, special tokens left out."""
         return str(self.writer.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
     def _read(self, prompt: Prompt) -> list[int]:
-        """Return the ids of a prompt that the model can read.
-
-        Raises:
-            DataError: It is empty or too long.
-            TeacherError: Chat messages without a chat template.
-        """
+        """Return the ids of a prompt; raise an error for one that the model cannot read."""
         if not isinstance(prompt, str) and self.writer.tokenizer.chat_template is None:
             raise TeacherError(
                 f"teacher_model {self.name!r} is given a prompt of chat messages, and its tokenizer has no chat "

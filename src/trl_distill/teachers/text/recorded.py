@@ -21,12 +21,7 @@ if TYPE_CHECKING:
 
 
 class RecordedTeacher(TextOnly):
-    """The teachers that a dataset names as those who wrote its completions.
-
-    Args:
-        names: Their names.
-        tokenizer: The student's.
-    """
+    """The teachers that a dataset names as those who wrote its completions."""
 
     def __init__(self, names: Sequence[str], *, tokenizer: PreTrainedTokenizerBase) -> None:
         super().__init__(", ".join(names), tokenizer=tokenizer)
@@ -41,8 +36,7 @@ class RecordedTeacher(TextOnly):
         return {"written by": self.name}
 
     def describe(self) -> str:
-        """Say who wrote, and how that is learned."""
-        return f"none is asked; {self.name} wrote the data's completions, which are learnt by cross-entropy alone"
+        return f"none is asked; {self.name} wrote the data's completions, which are learned by cross-entropy alone"
 
     def write(
         self,
@@ -62,11 +56,7 @@ class RecordedTeacher(TextOnly):
 def writers_of(dataset: Dataset | None) -> tuple[str, ...]:
     """Return the names of the teachers that wrote a dataset's completions, in the order of its rows.
 
-    Args:
-        dataset: Rows as the user has them.
-
-    Returns:
-        What its column `teacher` says; nothing if there is no such column, or a row of it is empty.
+    They are what its column `teacher` says; nothing if there is no such column, or a row of it is empty.
     """
     if WRITER not in (getattr(dataset, "column_names", None) or ()) or not hasattr(dataset, "unique"):
         return ()  # a stream is not read to its end for that

@@ -16,17 +16,9 @@ FORMATS: dict[str, type[TargetFormat]] = {each.name: each for each in (TopKForma
 
 
 def format_of(name: str, *, k: int, temperatures: Sequence[float], vocabulary: int) -> TargetFormat:
-    """Return the format of targets under a store's settings.
-
-    Args:
-        name: "topk", "sample" or "hidden".
-        k: Tokens kept ("topk", at most the vocabulary) or drawn ("sample") of each distribution.
-        temperatures: Those the targets can be used at; "hidden" has every one.
-        vocabulary: Rows over which the teacher is normalised.
-    """
+    """Return the format of a name: "topk", "sample" or "hidden"; see `TargetFormat` for the settings."""
     return FORMATS[name](k=k, temperatures=tuple(temperatures), vocabulary=vocabulary)
 
 
 def format_from(manifest: Mapping[str, Any]) -> TargetFormat:
-    """Return the format that a store's manifest describes."""
     return format_of(manifest["kind"], **{name: manifest[name] for name in ("k", "temperatures", "vocabulary")})

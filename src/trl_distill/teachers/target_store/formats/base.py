@@ -28,15 +28,13 @@ class Span(NamedTuple):
 class TargetFormat(ABC):
     """One format of targets under a store's settings.
 
-    Args:
-        k: Tokens kept or drawn of each distribution.
-        temperatures: Those the targets can be used at.
-        vocabulary: Rows over which the teacher is normalised.
-
     Attributes:
         name: As the manifest has it.
         has_head: Whether the teacher's LM head is kept beside the targets, which can then be used at every
             temperature and with every divergence.
+        k: Tokens kept or drawn of each distribution.
+        temperatures: Those the targets can be used at.
+        vocabulary: Rows over which the teacher is normalised.
     """
 
     name: ClassVar[str]
@@ -51,25 +49,17 @@ class TargetFormat(ABC):
 
     @abstractmethod
     def encode(self, scored: DenseSignal, spans: Sequence[Span]) -> Arrays:
-        """Return what is stored of N scored tokens, by name: [N, width] each.
-
-        Args:
-            scored: The teacher's hidden states and head.
-            spans: The sequences that the N tokens are of, in order.
-        """
+        """Return what is stored of the N scored tokens of sequences, by name: [N, width] each."""
 
     @abstractmethod
     def decode(self, arrays: Mapping[str, torch.Tensor], head: LMHead | None) -> TeacherSignal:
-        """Return the targets that the arrays of N tokens are.
+        """Return the targets that the arrays of N tokens are, [N, width] each, with the head that the format keeps.
 
-        Args:
-            arrays: [N, width] each; a sequence that needs less width than others is padded with zeros.
-            head: The teacher's, if the format keeps it.
+        A sequence that needs less width than others is padded with zeros.
         """
 
 
 def tokens_at_a_time(rows: int) -> int:
-    """Return how many tokens' full logits are made at a time."""
     return max(1, ELEMENTS // rows)
 
 

@@ -50,9 +50,7 @@ class TopKFormat(TargetFormat):
     def at_one(self, ids: np.ndarray, log_probs: np.ndarray) -> Arrays:
         """Return what is stored at T = 1, as `encode` does, from the likeliest tokens alone.
 
-        Args:
-            ids: [N, k] token ids, the likeliest first.
-            log_probs: [N, k] float32, their log-probabilities over the whole vocabulary.
+        `ids` are [N, k] token ids, the likeliest first; `log_probs` [N, k] float32, over the whole vocabulary.
         """
         values = torch.from_numpy(log_probs)
         mass = torch.logsumexp(values.double(), 1).clamp(max=0)
