@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import copy
+import gc
 import pickle
+import weakref
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
 from trl_distill.losses.signals import DenseSignal, LossSettings, TopKSignal
-from trl_distill.models.completion_forward import add_completion_forward, restore_forward
+from trl_distill.models.completion_forward import add_completion_forward, completion_view, restore_forward
 from trl_distill.models.lm_head import lm_head_of
 
 IDS = torch.tensor([[5, 6, 7, 8]])
@@ -68,6 +70,37 @@ def test_a_forward_that_was_hooked_before_stays_hooked(tiny_model_dir):
     restore_forward(model)
     model(IDS)
     assert Counting.calls == 2
+
+
+@pytest.mark.parametrize("extended", [False, True])
+def test_a_view_reads_with_the_models_weights_and_leaves_the_model_as_it_is(extended, tiny_model_dir):
+    model = AutoModelForCausalLM.from_pretrained(tiny_model_dir)
+    plain = model(IDS).logits
+    if extended:
+        add_completion_forward(model)
+    before = dict(vars(model))
+    view = completion_view(model)
+    hidden = view(input_ids=IDS, completion_labels=LABELS).hidden
+    torch.testing.assert_close(hidden @ model.lm_head.weight.T, plain[0, 1:3])
+    assert torch.equal(view(IDS).logits, plain)
+    assert isinstance(view, type(model))
+    assert vars(model) == before
+    with torch.no_grad():
+        model.lm_head.weight.zero_()
+    assert view(IDS).logits.abs().max() == 0
+    if not extended:
+        assert torch.equal(pickle.loads(pickle.dumps(model))(IDS).logits, model(IDS).logits)
+
+
+def test_a_view_frees_the_weights_with_its_last_reference(tiny_model_dir):
+    view = completion_view(AutoModelForCausalLM.from_pretrained(tiny_model_dir))
+    weight = weakref.ref(view.lm_head.weight)
+    gc.disable()
+    try:
+        del view
+        assert weight() is None
+    finally:
+        gc.enable()
 
 
 def topk_of_all(model, *, k, temperature):

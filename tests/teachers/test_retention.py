@@ -347,7 +347,7 @@ WRONG = [
 
 @pytest.mark.parametrize(("changed", "error", "sentence"), WRONG, ids=[w[2][-24:] for w in WRONG])
 def test_invalid_retention_settings_are_refused_before_a_model_loads(changed, error, sentence, settings, monkeypatch):
-    monkeypatch.setattr("trl_distill.models.loading.ModelSource.load_model", None)  # calling it would be another error
+    monkeypatch.setattr("trl_distill.models.loading.ModelSource.load_model", lambda _: pytest.fail("it was loaded"))
     with pytest.raises(error, match=sentence):
         run(LLMTrainingParams(**{**settings, **changed}))
 
