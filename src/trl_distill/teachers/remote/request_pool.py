@@ -49,12 +49,6 @@ class RemoteSettings:
     top_k: int = 64
     reasoning: str = "drop"
 
-    def cost(self, prompt_tokens: int, completion_tokens: int) -> float | None:
-        """Return what tokens of prompts and completions cost; None without both prices."""
-        if self.price_input is None or self.price_output is None:
-            return None
-        return (prompt_tokens * self.price_input + completion_tokens * self.price_output) / 1e6
-
 
 @dataclass(frozen=True)
 class Answer:
@@ -106,10 +100,16 @@ class Usage:
         """Tokens of prompts and completions."""
         return self.prompt_tokens + self.completion_tokens
 
+    def cost(self, settings: RemoteSettings) -> float | None:
+        """Return what the tokens cost; None without both prices."""
+        if settings.price_input is None or settings.price_output is None:
+            return None
+        return (self.prompt_tokens * settings.price_input + self.completion_tokens * settings.price_output) / 1e6
+
     def text(self, settings: RemoteSettings) -> str:
         """Return it as a progress line shows it, with what it cost if prices are given."""
         retries = f", {self.retries:,} repeated" if self.retries else ""
-        cost = settings.cost(self.prompt_tokens, self.completion_tokens)
+        cost = self.cost(settings)
         priced = "" if cost is None else f", cost {cost:,.4f}"
         return f"{self.requests:,} requests{retries}, {self.tokens:,} tokens{priced}"
 
@@ -119,11 +119,10 @@ class Usage:
         Raises:
             BudgetSpent: Naming the limit.
         """
-        cost = settings.cost(self.prompt_tokens, self.completion_tokens)
         limits = (
             (self.requests, settings.max_requests, "--teacher-max-requests"),
             (self.tokens, settings.max_tokens, "--teacher-max-tokens"),
-            (cost, settings.max_cost, "--teacher-max-cost"),
+            (self.cost(settings), settings.max_cost, "--teacher-max-cost"),
         )
         for used, limit, flag in limits:
             if limit is not None and used is not None and used >= limit:

@@ -124,13 +124,8 @@ class RemoteTeacher(TextOnly):
     ) -> list[Completion]:
         """Return one completion (its `text`) for each prompt, in the order given.
 
-        Equal prompts are sent once (unless sampled), those in the store not at all; each answer is kept as it comes.
-
-        Args:
-            prompts: Text or chat messages.
-            settings: How the model writes.
-            store: Where completions are kept from one run to the next; None keeps them in memory.
-            progress: Whether to show a progress bar.
+        Equal prompts are sent once (unless sampled), those in the store not at all; each answer is kept as it comes,
+        without a store in memory alone.
 
         Raises:
             TeacherError: The server refuses the request, the key or the model, or the `openai` package is missing.
