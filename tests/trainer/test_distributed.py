@@ -18,7 +18,7 @@ from two_processes import CONFIGS, EVALUATED, TESTS, close, in_forks, in_two, la
 from trl_distill import LLMTrainingParams, ParamsError, TeacherError, load_teacher, train
 from trl_distill.data.collator import IGNORE
 from trl_distill.teachers.multi.entries import read_teachers
-from trl_distill.teachers.multi.teacher import SeveralTeachers
+from trl_distill.teachers.multi.teacher import MultiTeacher
 from trl_distill.trainer.distributed import check_sharding
 from trl_distill.trainer.on_policy import BatchRandom
 
@@ -209,7 +209,7 @@ def test_fsdp_1_is_refused():
 def test_several_teachers_are_refused_with_sharded_weights(tiny_teacher_dir):
     second = SimpleNamespace(distributed_type=DistributedType.FSDP, is_fsdp2=True, state=SimpleNamespace())
     listed = read_teachers([{"model": str(tiny_teacher_dir)}, {"model": str(tiny_teacher_dir)}])
-    several = SeveralTeachers([load_teacher(str(tiny_teacher_dir)) for _ in range(2)], listed)
+    several = MultiTeacher([load_teacher(str(tiny_teacher_dir)) for _ in range(2)], listed)
     with pytest.raises(TeacherError, match=r"several teachers, .* cannot be used where weights are sharded"):
         check_sharding(second, several)
 

@@ -14,7 +14,7 @@ from ..models.adapters import split_adapter_penalty
 from ..models.batch_layout import layout_of
 from ..models.completion_forward import completion_arguments
 from ..models.padding_free import student_inputs
-from ..teachers.multi.teacher import SeveralTeachers
+from ..teachers.multi.teacher import MultiTeacher
 from .completion_source import ON_POLICY, CompletionSource
 from .distributed import without_repeats
 from .metrics import DistillationMetrics
@@ -70,7 +70,7 @@ class Distiller:
         with self.trainer.accelerator.autocast():  # for those who read as the student does
             if self.settings_of(inputs).alpha > 0:
                 return teacher.score(inputs)
-            return teacher.score_retained(inputs) if isinstance(teacher, SeveralTeachers) else None
+            return teacher.score_retained(inputs) if isinstance(teacher, MultiTeacher) else None
 
     def loss(
         self, model: torch.nn.Module, inputs: Batch, items: torch.Tensor | int | None

@@ -29,7 +29,7 @@ from ..models.generation_config import make_saveable
 from ..models.loading import resolve
 from ..teachers.base import Teacher
 from ..teachers.local.ema import EmaCallback
-from ..teachers.multi.teacher import SeveralTeachers
+from ..teachers.multi.teacher import MultiTeacher
 from .base import DistillingTrainer
 from .checkpoints import begin_anew, check_rows, keep_rows, to_resume_from
 from .compatibility import SEARCH, check_constructor, check_features, check_plain, with_lengths
@@ -167,7 +167,7 @@ class DistillationMixin(DistillingTrainer):
     def _set_pads(self, collator: DistillationCollator) -> None:
         collator.pad_token_id = self.tokenizer.pad_token_id
         collator.teacher_pad_token_id = self.teacher.tokenizer.pad_token_id
-        if isinstance(self.teacher, SeveralTeachers):
+        if isinstance(self.teacher, MultiTeacher):
             pads = [teacher.tokenizer.pad_token_id for teacher in self.teacher.teachers]
             self.data_collator = MultiTeacherCollator(**vars(collator), teacher_pad_token_ids=pads)
 

@@ -17,7 +17,7 @@ from ..models.quantization import keep_differentiable
 from ..teachers.base import each
 from ..teachers.local.cross_tokenizer import local_of
 from ..teachers.local.ema import EmaCallback
-from ..teachers.multi.teacher import SeveralTeachers, attach_student
+from ..teachers.multi.teacher import MultiTeacher, attach_student
 from ..teachers.same_weights import Student
 from ..teachers.taught_ends import add_taught_ends
 from ..teachers.text.local_text import LocalTextTeacher
@@ -129,5 +129,5 @@ def ready_teacher(trainer: DistillingTrainer, *, all_ends: bool) -> None:
     scoring = local_of(teacher)
     if scoring is not None:
         scoring.expect(rows["teacher_prompt"])
-    elif isinstance(teacher, SeveralTeachers):
+    elif isinstance(teacher, MultiTeacher):
         teacher.expect_of(rows)

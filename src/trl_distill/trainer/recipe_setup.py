@@ -18,8 +18,8 @@ from ..teachers.base import Teacher, each, reads_text
 from ..teachers.completions.generate import complete
 from ..teachers.completions.store import CompletionStore
 from ..teachers.local.cross_tokenizer import CrossTokenizerTeacher
-from ..teachers.multi.preparation import SeveralRecipes
-from ..teachers.multi.teacher import SeveralTeachers
+from ..teachers.multi.preparation import MultiTeacherRecipe
+from ..teachers.multi.teacher import MultiTeacher
 from ..teachers.remote.teacher import RemoteTeacher
 from ..teachers.run_requirements import why_in_one_piece
 from ..teachers.same_weights import teaches_nothing
@@ -53,7 +53,7 @@ def recipe_of(
     weighing: Weighing,
     date: TemplateDate,
     plain_text: bool,
-) -> Recipe | SeveralRecipes:
+) -> Recipe | MultiTeacherRecipe:
     """Return how rows become token ids under a configuration.
 
     Args:
@@ -71,7 +71,7 @@ def recipe_of(
         server = next((server for server in servers if server is one), None)
         return _one_recipe(args, student, one, (plan.student_template, template), server, weighing, date, plain_text)
 
-    if not isinstance(teacher, SeveralTeachers):
+    if not isinstance(teacher, MultiTeacher):
         return recipe_for(teacher, plan.teacher_template)
     listed, system = teacher.listed, plan.teacher_template.system
     alike = all(entry.template.is_identity for entry in listed.of_data) and args.teacher_system is None
@@ -84,7 +84,7 @@ def recipe_of(
             continue
         own, theirs = (replace(side, template=entry.template) for side in (recipe.student, recipe.teacher))
         recipes.append(replace(recipe, student=own, teacher=theirs, prompt_dropout=0.0))  # both read the same prompt
-    return SeveralRecipes(tuple(recipes), listed, args.seed)
+    return MultiTeacherRecipe(tuple(recipes), listed, args.seed)
 
 
 def _one_recipe(

@@ -11,7 +11,7 @@ from ..config.choices import STORE_KINDS
 from ..config.validation import temperatures_of
 from ..losses.settings import LossSettings, Weighing
 from ..teachers.base import each
-from ..teachers.multi.teacher import SeveralTeachers
+from ..teachers.multi.teacher import MultiTeacher
 from ..teachers.server_requirements import has_targets, nearest_weighing
 from ..teachers.target_store.folder import TargetFolder
 from ..teachers.target_store.reader import StoredTeacher
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from ..config.sft_config import DistillationSFTConfig
     from ..data.recipe import Recipe
     from ..teachers.base import Teacher
-    from ..teachers.multi.preparation import SeveralRecipes
+    from ..teachers.multi.preparation import MultiTeacherRecipe
     from ..teachers.target_store.chat_template_date import TemplateDate
 
 
@@ -52,7 +52,7 @@ class DistillationSetup:
     student: StudentModel
     plan: Plan
     teacher: Teacher
-    recipe: Recipe | SeveralRecipes
+    recipe: Recipe | MultiTeacherRecipe
     schedule: LossSchedule
     date: TemplateDate
     plain_text: bool
@@ -130,7 +130,7 @@ def build_setup(
     teacher = teacher_of(args, student, plan, writing=writing)
     setup = _assembled(args, student, replace(plan, given=None), teacher, plain_text=plain_text)
     note = describe_teacher(args, plan, teacher)
-    if isinstance(teacher, SeveralTeachers) and not isinstance(args.teacher_config, (str, type(None))):
+    if isinstance(teacher, MultiTeacher) and not isinstance(args.teacher_config, (str, type(None))):
         args.teacher_config = teacher.listed.to_dict()
     if not isinstance(args.retain_data, (str, type(None))):
         args.retain_data = f"<{type(args.retain_data).__name__}>"

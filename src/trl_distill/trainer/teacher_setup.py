@@ -21,7 +21,7 @@ from ..teachers.local.ema import EMA, MovingAverage
 from ..teachers.local.teacher import LocalTeacher
 from ..teachers.local.weights import SELF, AdapterOff, FrozenCopy
 from ..teachers.multi.entries import TeacherEntry
-from ..teachers.multi.teacher import SeveralTeachers
+from ..teachers.multi.teacher import MultiTeacher
 from ..teachers.remote.request_pool import RemoteSettings
 from ..teachers.run_requirements import check_teacher_supports
 from ..teachers.server_requirements import find_targets
@@ -48,7 +48,7 @@ def teacher_of(args: DistillationSFTConfig, student: StudentModel, plan: Plan, *
 
     Raises:
         ParamsError: There is none, the store cannot be used with these settings, or see `check_teacher_supports`.
-        TeacherError: See `load_teacher`, `shared_vocabulary`, `find_targets`, `SeveralTeachers` and
+        TeacherError: See `load_teacher`, `shared_vocabulary`, `find_targets`, `MultiTeacher` and
             `check_teacher_supports`; a store that is damaged or of something else.
     """
     if plan.listed is None:
@@ -62,14 +62,14 @@ def teacher_of(args: DistillationSFTConfig, student: StudentModel, plan: Plan, *
                 if entry.retained is not None:
                     given = LocalTeacher(entry.name, weights=FrozenCopy(student.weights.load), **student.sides)
                 loaded[_key(entry)] = _one_teacher(args, student, plan, given, entry.revision)
-        teacher = SeveralTeachers([loaded[_key(entry)] for entry in plan.listed.teachers], plan.listed)
+        teacher = MultiTeacher([loaded[_key(entry)] for entry in plan.listed.teachers], plan.listed)
     check_teacher_supports(args, teacher)
     return teacher
 
 
 def describe_teacher(args: DistillationSFTConfig, plan: Plan, teacher: Teacher) -> str:
     """Return a one-line note on how each ambiguous teacher name was resolved, or "" if all were unambiguous."""
-    if isinstance(teacher, SeveralTeachers):
+    if isinstance(teacher, MultiTeacher):
         both = zip(teacher.listed.teachers, teacher.teachers, strict=True)
         return "\n".join(filter(None, dict.fromkeys(_note(entry.model, one) for entry, one in both)))
     given = args.teacher_model if plan.given is None else plan.given

@@ -36,7 +36,7 @@ FEATURES = Features({**ALIGNED, "teachers": IDS, "teacher_prompts": List(IDS)})
 
 
 @dataclass(frozen=True)
-class SeveralRecipes:
+class MultiTeacherRecipe:
     """How rows become token ids for several teachers.
 
     Attributes:
@@ -54,7 +54,7 @@ class SeveralRecipes:
         """None: any column may decide who teaches a row."""
 
 
-def read(dataset: Dataset, recipe: Recipe | SeveralRecipes, *, name: str = "train") -> tuple[Dataset, RowReport]:
+def read(dataset: Dataset, recipe: Recipe | MultiTeacherRecipe, *, name: str = "train") -> tuple[Dataset, RowReport]:
     """Read a dataset's rows and check templates and the teachers' rows against its columns.
 
     Raises:
@@ -76,7 +76,7 @@ def read(dataset: Dataset, recipe: Recipe | SeveralRecipes, *, name: str = "trai
 
 def prepare(
     dataset: Dataset | tuple[Dataset, RowReport],
-    recipe: Recipe | SeveralRecipes,
+    recipe: Recipe | MultiTeacherRecipe,
     *,
     split: Split = Split.TRAIN,
     name: str = "train",
@@ -128,7 +128,7 @@ def prepare(
     return _with_retained(prepared, preflight, recipe, retained)
 
 
-def _check_differ(rows: Dataset, assigned: list[list[int]], recipe: SeveralRecipes, name: str) -> None:
+def _check_differ(rows: Dataset, assigned: list[list[int]], recipe: MultiTeacherRecipe, name: str) -> None:
     """Refuse several prompts or teachers none of which differs from the student, see `preparation.check_differs`."""
     checks = [one.teaches_nothing for one in recipe.recipes[: len(recipe.teachers.of_data)]]
     given = [check for check in checks if check is not None]
@@ -143,7 +143,7 @@ def _check_differ(rows: Dataset, assigned: list[list[int]], recipe: SeveralRecip
 
 
 def _with_retained(
-    prepared: Dataset, preflight: Preflight, recipe: SeveralRecipes, retained: Retained
+    prepared: Dataset, preflight: Preflight, recipe: MultiTeacherRecipe, retained: Retained
 ) -> tuple[Dataset, Preflight]:
     """Return prepared rows with rows to retain among them, which the last teacher of the list teaches."""
     name, last = "retain_data", len(recipe.recipes) - 1
@@ -156,7 +156,7 @@ def _with_retained(
 
 
 def _parts(
-    rows: Dataset, assigned: list[list[int]], recipe: SeveralRecipes, *, split: Split, name: str, required: bool
+    rows: Dataset, assigned: list[list[int]], recipe: MultiTeacherRecipe, *, split: Split, name: str, required: bool
 ) -> list[Dataset]:
     """Return the rows with their teachers, aligned by each teacher.
 
@@ -182,7 +182,7 @@ def _parts(
 
 
 def _mixed(
-    row: dict[str, Any], given: Row, teachers: Sequence[int], *, recipe: SeveralRecipes, name: str
+    row: dict[str, Any], given: Row, teachers: Sequence[int], *, recipe: MultiTeacherRecipe, name: str
 ) -> dict[str, Any]:
     """Return an aligned row with the prompts of all its teachers, fitted into all of them."""
     out = {**row, "teachers": list(teachers), "teacher_prompts": [row["teacher_prompt"]]}
@@ -217,7 +217,7 @@ def _in_order(parts: list[Dataset], rows: Dataset) -> Dataset:
     return whole.select(sorted(range(len(whole)), key=[place[row] for row in whole["row"]].__getitem__))
 
 
-def _shown(prepared: Dataset, recipe: SeveralRecipes) -> tuple[tuple[str, int, str], ...]:
+def _shown(prepared: Dataset, recipe: MultiTeacherRecipe) -> tuple[tuple[str, int, str], ...]:
     """Return each teacher's name, how many rows it teaches, and its first prompt."""
     found: dict[int, tuple[int, list[int]]] = {}
     for teachers, prompts in zip(prepared["teachers"], prepared["teacher_prompts"], strict=True):

@@ -1,4 +1,4 @@
-"""Several teachers of one run: each scores the rows it takes, or all of them are mixed at the rows they share."""
+"""Several teachers as one: each scores its own rows, or the distributions of all teachers of a row are averaged."""
 
 from __future__ import annotations
 
@@ -24,32 +24,27 @@ from .entries import TeacherList
 
 if TYPE_CHECKING:
     from datasets import Dataset
-    from transformers import PreTrainedTokenizerBase
+    from peft import PeftModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 MIB = 2**20
 
 
-def attach_student(teacher: Teacher, student: Any, *, fresh: bool = True) -> str:
-    """Give those teachers that are the student itself the student as its trainer has wrapped it.
+def attach_student(teacher: Teacher, student: PreTrainedModel | PeftModel, *, fresh: bool = True) -> str:
+    """Hand the student, as its trainer has wrapped it before the first step, to the teachers that share its weights.
 
-    A teacher whose weights are the student's serves as its starting point too.
-
-    Args:
-        teacher: Of the run.
-        student: As it is before the first step.
-        fresh: Whether its adapter, if it has one, was made for this run.
-
-    Returns:
-        What a copy of its starting weights takes in memory, in a sentence; empty where none was made.
+    A teacher whose weights are the student's serves as its starting point too. `fresh` says whether the student's
+    adapter was made for this run. The returned sentence says how much memory a copy of the starting weights takes; it
+    is empty without a copy.
 
     Raises:
         TeacherError: See the `attach_student` of the weight sources.
     """
-    if isinstance(teacher, SeveralTeachers) and not is_peft_model(student):
-        same = next((t for t in teacher.teachers if _is_of(t, student)), None)
+    if isinstance(teacher, MultiTeacher) and not is_peft_model(student):
+        same = next((t for t in teacher.teachers if _has_weights_of(t, student)), None)
         if same is not None:
             teacher.teachers = tuple(same if _starting_point(t) else t for t in teacher.teachers)
-    said = ""
+    note = ""
     for one in each(teacher):
         if not isinstance(one, LocalTeacher):
             continue
@@ -57,8 +52,8 @@ def attach_student(teacher: Teacher, student: Any, *, fresh: bool = True) -> str
         start = _starting_point(one)
         if start is not None and start.is_copy:
             size = sum(p.numel() * p.element_size() for p in one.model.parameters()) / MIB
-            said = f"Retention: a frozen copy of the weights that the student starts from takes {size:,.0f} MiB more."
-    return said
+            note = f"Retention: a frozen copy of the weights that the student starts from takes {size:,.0f} MiB more."
+    return note
 
 
 def _starting_point(teacher: Teacher) -> FrozenCopy | None:
@@ -66,7 +61,7 @@ def _starting_point(teacher: Teacher) -> FrozenCopy | None:
     return teacher.weights if isinstance(teacher, LocalTeacher) and isinstance(teacher.weights, FrozenCopy) else None
 
 
-def _is_of(teacher: Teacher, student: Any) -> bool:
+def _has_weights_of(teacher: Teacher, student: PreTrainedModel | PeftModel) -> bool:
     """Whether a teacher's weights are the student's, precision included."""
     if not isinstance(teacher, LocalTeacher) or not isinstance(teacher.weights, FrozenModel):
         return False
@@ -79,17 +74,17 @@ def _is_of(teacher: Teacher, student: Any) -> bool:
     )
 
 
-class SeveralTeachers:
+class MultiTeacher:
     """Teachers, each with a template of its own.
 
     One that stands in the list twice, under two templates, is one model in memory.
 
     Args:
         teachers: In the order of the list, each with its shared vocabulary set.
-        listed: The list. Of a mixture, all that take a row score it; else the one teacher that a row names.
+        listed: The list. In a mixture all teachers of a row score it; else the one that the row names.
 
     Raises:
-        TeacherError: A teacher of text or a store where their distributions are needed.
+        TeacherError: A store, or a teacher of text in a mixture.
     """
 
     def __init__(self, teachers: Sequence[Teacher], listed: TeacherList) -> None:
@@ -139,14 +134,14 @@ class SeveralTeachers:
         for teacher in self.teachers:
             teacher.restrict_vocabulary(vocabulary)
 
-    def identity(self) -> dict[str, Any]:
+    def identity(self) -> dict[str, object]:
         """Return each one's, and how they are combined."""
         weights = [entry.weight for entry in self.listed.teachers]
         teachers = [teacher.identity() for teacher in self.teachers]
         return {"teachers": teachers, "combine": self.listed.combine, "weights": weights}
 
     def generate(self, prompts: Sequence[Sequence[int]], settings: GenerationSettings) -> list[Completion]:
-        """Refuse: prompts do not say whose they are.
+        """Refuse: prompts do not say which teacher they are for.
 
         Raises:
             TeacherError: Always.
@@ -164,7 +159,7 @@ class SeveralTeachers:
         scored = {i: self._score(i, batch, layout) for i in index}
         kept = [(on_device(index[i], device), RetainedSignal(scored.pop(i))) for i in index if i in self._retaining]  # type: ignore[arg-type]
         if not self.listed.mixed:
-            return PerRowSignal([*((on_device(index[i], device), targets) for i, targets in scored.items()), *kept])
+            return PerRowSignal([*((on_device(index[i], device), signal) for i, signal in scored.items()), *kept])
         if not kept:
             return self._mixture(len(layout.student.places), index, scored)
         if not scored:
@@ -174,14 +169,14 @@ class SeveralTeachers:
         return PerRowSignal([(on_device(own, device), self._mixture(len(own), among, scored)), *kept])
 
     def score_retained(self, batch: Mapping[str, Any]) -> PerRowSignal | None:
-        """Return what is said of the rows to retain alone, nothing of the others; None where there are none."""
+        """Return the signal at the rows to retain, without one at the others; None if there are none to retain."""
         layout, device = layout_of(batch), batch["input_ids"].device
         index = {i: tokens for i, tokens in layout.tokens_of_teachers.items() if i in self._retaining}
         if not index:
             return None
         others = np.setdiff1d(np.arange(len(layout.student.places)), np.concatenate([*index.values()]))
         scored = [(on_device(tokens, device), self._score(i, batch, layout)) for i, tokens in index.items()]
-        kept = [(tokens, RetainedSignal(said)) for tokens, said in scored if said]
+        kept = [(tokens, RetainedSignal(signal)) for tokens, signal in scored if signal]
         return PerRowSignal([*([(on_device(others, device), None)] if len(others) else []), *kept])
 
     @property
@@ -190,7 +185,7 @@ class SeveralTeachers:
         return [i for i, entry in enumerate(self.listed.teachers) if entry.retained is not None]
 
     def _score(self, i: int, whole: Mapping[str, Any], layout: BatchLayout) -> TeacherSignal | None:
-        """Return what one teacher says of its rows; None where it gives text only."""
+        """Return a teacher's signal at its rows; None if it gives text only."""
         batch = {f"teacher_{name}": whole[f"teacher{i}_{name}"] for name in ("input_ids", "attention_mask", "labels")}
         batch[LAYOUT] = replace(layout, teacher=layout.teachers[i][0])
         teacher = self.teachers[i]
@@ -207,11 +202,7 @@ class SeveralTeachers:
             teacher.prefix = first
 
     def expect_of(self, rows: Dataset) -> None:
-        """Take what the prompts of each local teacher begin with as the prefix that is read once.
-
-        Args:
-            rows: Prepared rows, with `teachers` and `teacher_prompts`.
-        """
+        """Have each local teacher read once what all its prompts in prepared rows begin with."""
         prompts: dict[int, list[list[int]]] = {}
         for teachers, own in zip(rows["teachers"], rows["teacher_prompts"], strict=True):
             for i, prompt in zip(teachers, own, strict=True):
@@ -222,20 +213,25 @@ class SeveralTeachers:
 
     def _prefix_of(self, i: int) -> Prefix:
         """Return a local teacher's prefix; the same model under another template has another beginning."""
-        teacher: Any = self.teachers[i]
-        if self.teachers.index(teacher) == i:
-            return teacher.prefix
-        return self._prefixes.setdefault(i, Prefix(teacher.config))
+        teacher = self.teachers[i]
+        assert isinstance(teacher, LocalTeacher)
+        return (
+            teacher.prefix
+            if self.teachers.index(teacher) == i
+            else self._prefixes.setdefault(i, Prefix(teacher.config))
+        )
 
-    def _mixture(self, tokens: int, index: Mapping[int, np.ndarray], scored: Mapping[int, Any]) -> MixtureSignal:
+    def _mixture(
+        self, tokens: int, index: Mapping[int, np.ndarray], scored: Mapping[int, TeacherSignal | None]
+    ) -> MixtureSignal:
         """Return the mixture at N tokens, each teacher's states put in the places of its rows."""
         parts, weights = [], np.zeros((tokens, len(scored)), np.float32)
-        for column, (i, targets) in enumerate(scored.items()):
-            if not isinstance(targets, DenseSignal):
+        for column, (i, signal) in enumerate(scored.items()):
+            if not isinstance(signal, DenseSignal):
                 raise TeacherError(f"{self.teachers[i].name} gives no full distribution, and cannot be mixed.")
-            hidden = targets.hidden
+            hidden = signal.hidden
             places = on_device(index[i], hidden.device)
             everywhere = hidden.new_zeros(tokens, hidden.shape[1]).index_copy_(0, places, hidden)
-            parts.append(DenseSignal(everywhere, targets.head, targets.vocabulary))
+            parts.append(DenseSignal(everywhere, signal.head, signal.vocabulary))
             weights[index[i], column] = self.listed.teachers[i].weight
         return MixtureSignal(parts, on_device(weights, parts[0].hidden.device), self.vocabulary)
