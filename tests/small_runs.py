@@ -56,6 +56,11 @@ def on_device(trainer, batch):
     return {name: value.to(trainer.args.device) for name, value in batch.items()}
 
 
+def no_model(*_, **__):
+    """Take the place of `ModelSource.load_model` in a test in which nothing may be loaded."""
+    raise AssertionError("a model was loaded")
+
+
 def losses(trainer):
     """Train and return the loss of each step."""
     trainer.train()

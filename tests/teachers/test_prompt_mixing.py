@@ -10,7 +10,7 @@ import yaml
 from click.testing import CliRunner
 from data.test_cross_tokenizer import make_other
 from datasets import Dataset
-from small_runs import on_device
+from small_runs import no_model, on_device
 from tokenizing import byte_level
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -168,7 +168,7 @@ WRONG = [
 
 @pytest.mark.parametrize(("changed", "error", "sentence"), WRONG, ids=[w[2][-24:] for w in WRONG])
 def test_an_invalid_prompt_mixture_is_refused_before_a_model_loads(changed, error, sentence, settings, monkeypatch):
-    monkeypatch.setattr("trl_distill.models.loading.ModelSource.load_model", None)  # calling it would be another error
+    monkeypatch.setattr("trl_distill.models.loading.ModelSource.load_model", no_model)
     with pytest.raises(error, match=sentence):
         run(LLMTrainingParams(**{**settings, **changed}))
 

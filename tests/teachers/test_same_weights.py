@@ -13,6 +13,7 @@ from datasets import Dataset, IterableDataset
 from forms import settings as short
 from forms import user
 from peft import LoraConfig, get_peft_model
+from small_runs import no_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from trl_distill import DistillationSFTConfig, DistillationSFTTrainer, LLMTrainingParams, run
@@ -53,10 +54,6 @@ def command(tmp_path):
         return CliRunner().invoke(main, ["llm", *flags, "--project-name", str(tmp_path / "run"), *fast, *more])
 
     return go
-
-
-def no_model(*_, **__):
-    raise AssertionError("a model was loaded")
 
 
 def test_the_command_refuses_equal_prompts_before_a_model_loads(command, chat_model_dir, tmp_path, monkeypatch):
