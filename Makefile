@@ -12,9 +12,9 @@ demo: $(READY)
 # what CI runs
 check: test lint typecheck
 
-# each worker takes whole files, whose models and runs are made once
+# each worker takes whole files, whose models and runs are made once; the longest first (tests/conftest.py)
 test: $(READY)
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 # the losses' tests by Triton's interpreter, of which `make test` runs a selection; some minutes
 kernels: $(READY)

@@ -22,6 +22,11 @@ CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n"
     "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+# of all files these take longest: begun first, so that no worker is left with one of them at the end
+LONGEST = (
+    "trainer/test_distributed.py", "faults/test_kills.py", "test_examples.py", "losses/test_kernels.py",
+    "cli/test_quiet.py", "trainer/test_trainer_features.py", "runs/test_interrupt.py", "test_benchmarks.py",
+)  # fmt: skip
 KEY = "k3y-of-the-tests-0123456789"  # of no known form, so that nothing finds it by its looks
 SPECIAL = ["<|pad|>", "<|end|>", "<|im_start|>", "<|im_end|>"]
 
@@ -93,6 +98,12 @@ def make_model_that_writes(folder: Path, token: int, *, chat: bool = False) -> P
         model.lm_head.weight[token] = 1
     model.save_pretrained(folder)
     return folder
+
+
+def pytest_collection_modifyitems(items):
+    """Have the longest files begin."""
+    places = {Path(__file__).parent / name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path, len(LONGEST)))
 
 
 @pytest.fixture
