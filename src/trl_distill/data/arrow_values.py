@@ -61,12 +61,7 @@ def holds_bytes(kind: object) -> bool:
 
 
 def plain_values(column: pa.ChunkedArray, kind: object) -> list[Any]:
-    """Return a column's values; an object loses the empty keys that Arrow gives it, JSON text keeps its own.
-
-    Args:
-        column: The values.
-        kind: Its feature.
-    """
+    """Return a column's values; an object loses the empty keys that Arrow gives it, JSON text keeps its own."""
     import pyarrow as pa
 
     try:

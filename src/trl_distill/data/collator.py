@@ -128,12 +128,7 @@ class MultiTeacherCollator(DistillationCollator):
 
 
 def prompts_of(batch: Mapping[str, Any], prefix: str = "teacher_") -> list[list[int]]:
-    """Return the prompts that a batch was made from: the ids before the first completion token.
-
-    Args:
-        batch: A batch of `DistillationCollator`.
-        prefix: "teacher_" for the teacher's prompts, "" for the student's.
-    """
+    """Return the prompts that a batch was made from: the ids before the first completion token."""
     layout = layout_of(batch)
     side = layout.teacher if prefix else layout.student
     assert side is not None

@@ -37,13 +37,7 @@ def fingerprint(rows: Dataset, *, leave_out: Collection[str] = (), fields: Colle
 
 
 def difference(before: str, now: str, numbers: Sequence[int]) -> str | None:
-    """Say how rows differ from those of an earlier run; None if they are the same.
-
-    Args:
-        before: The fingerprint of the earlier rows.
-        now: That of the present ones.
-        numbers: What the present rows are called.
-    """
+    """Say how rows (`now`, with their `numbers`) differ from those of an earlier run; None if they are the same."""
     if before == now:
         return None
     size = 2 * DIGEST

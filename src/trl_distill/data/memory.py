@@ -22,8 +22,8 @@ def as_dataset(data: Any, *, name: str, accepted: str = KNOWN_TYPES) -> Dataset:
     Args:
         data: A `datasets.Dataset`, which is returned as it is; a list of dicts; or a pandas DataFrame, whose index is
             left out. A value keeps its type: objects get no empty keys from other rows.
-        name: What to call it in messages.
-        accepted: What is accepted, for messages.
+        name: The data in messages.
+        accepted: What is accepted, in messages.
 
     Raises:
         DataError: Anything else, naming the call that converts it; or no rows.

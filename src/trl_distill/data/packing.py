@@ -48,12 +48,7 @@ class PackedRows(TorchDataset["list[Cells]"]):
 
 
 def best_fit(lengths: Sequence[int], room: int) -> list[list[int]]:
-    """Return groups of places whose lengths add up to `room` at most: best fit, the longest first, as TRL's "bfd".
-
-    Args:
-        lengths: None above `room`.
-        room: Of a group.
-    """
+    """Return groups of places whose lengths add up to `room` at most: best fit, the longest first, as TRL's "bfd"."""
     groups: list[list[int]] = []
     open_groups: dict[int, list[int]] = defaultdict(list)  # by the room that is left
     rooms: list[int] = []  # the keys of it, sorted

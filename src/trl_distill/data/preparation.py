@@ -117,7 +117,7 @@ def prepare(
         dataset: The rows, or what `read` made of them.
         recipe: How.
         split: What the dataset is for.
-        name: What to call the dataset in messages.
+        name: The dataset in messages.
         rows_at_most: Rows to prepare after all have been read and checked (a dry run's sample).
         whole: Whether these are all rows of the dataset, not a block of a stream.
         masks: Whether rows get masks, also if no completion here has gaps.
@@ -197,11 +197,11 @@ def conclude(
     """Return the aligned rows that have a token to learn, and the pre-flight.
 
     Args:
-        fitted: What `align` returned.
-        rows: What it was given.
-        report: On the rows read.
+        fitted: What `align` made of `rows`.
+        rows: The rows read.
+        report: On them.
         recipe: How.
-        name: What to call the dataset in messages.
+        name: The dataset in messages.
         columns: Those to return.
         required: Whether a server must have log-probabilities for at least one token.
         serves: Whether these are the rows whose prompts the student is served with.
@@ -323,10 +323,7 @@ def check_differs(
         tokens: The same rows with both prompts' ids; read up to the first that differs.
         recipe: How they became so.
         teaches_nothing: Whether the teacher then has nothing to teach.
-        name: What to call the dataset in messages.
-
-    Raises:
-        ParamsError: Saying which flag to change.
+        name: The dataset in messages.
     """
     if any(differ(row) for row in tokens) or not teaches_nothing():
         return

@@ -32,10 +32,7 @@ def check_tokenized(dataset: Dataset, templates: Sequence[Template], *, needs: s
         dataset: With the column `input_ids`.
         templates: Of both sides.
         needs: What else needs it, with a verb; None if nothing does.
-        source: What to call the dataset in messages.
-
-    Raises:
-        DataError: Naming what needs it.
+        source: The dataset in messages.
     """
     unlike = (f"{t.name} is not {{input}}" for t in templates if not t.is_identity and t.system.text is None)
     changed = ("a system message is given or dropped" for t in templates if not t.system.keep)
@@ -53,10 +50,6 @@ def read_tokenized(dataset: Dataset, *, source: str) -> tuple[Dataset, RowReport
 
     `labels` says what is learned (all that is not -100); else it is what all of `completion_mask` and
     `assistant_masks` mark; else every token.
-
-    Args:
-        dataset: With the column `input_ids`.
-        source: What to call the dataset in messages.
 
     Raises:
         DataError: No row, or columns of one that do not fit together.

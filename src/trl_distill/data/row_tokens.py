@@ -36,16 +36,7 @@ WITH_TOOLS = "tools"  # in the column `frame` of a row that brings some
 
 
 def check_in_one_piece(rows: Dataset, reason: str | None, *, name: str) -> None:
-    """Refuse completions with gaps if the teacher takes none.
-
-    Args:
-        rows: With `row` and `completion_mask`.
-        reason: Why it takes none, as the end of a sentence; None if it does.
-        name: What to call the dataset in messages.
-
-    Raises:
-        DataError: Naming the first row.
-    """
+    """Refuse completions with gaps for a `reason`, which is the end of a sentence; None refuses none."""
     gaps = lengths_of(rows, "completion_mask") > 0
     if reason is not None and gaps.any():
         raise DataError(
@@ -128,13 +119,7 @@ def fit_row(row: AlignedRow, recipe: Recipe, *, name: str) -> AlignedRow:
 
 
 def row_frame(row: Row, recipe: Recipe, opening: Mapping[str, object] | None = None) -> Frame | None:
-    """Return what the student reads around a user's message in the place of a row's; None if the row brings tools.
-
-    Args:
-        row: The row.
-        recipe: How rows become token ids.
-        opening: How its prompt differs from the student's own generation prompt, see `Turn.opening`.
-    """
+    """Return what the student reads around a user's message in the place of a row's; see `frame_of`."""
     options = {} if row.history is None else options_of(row.values, where="")
     return frame_of(row, recipe.student.template, {**recipe.options, **options}, opening)
 

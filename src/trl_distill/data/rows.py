@@ -124,7 +124,7 @@ def read_rows(
         columns: Which columns hold what (default: `Columns()`).
         fields: Fields of templates and other columns that are read: a broken value there makes a row bad.
         num_proc: Processes that read; None is this one.
-        source: What to call the dataset in messages.
+        source: The dataset in messages.
 
     Returns:
         A dataset with the columns of `Row.to_columns`, and the report. A column `input` that is not the input stands

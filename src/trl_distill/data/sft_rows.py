@@ -25,11 +25,6 @@ if TYPE_CHECKING:
 def plain_rows(dataset: Dataset, params: LLMTrainingParams, *, name: str) -> tuple[Dataset, RowReport]:
     """Return rows as TRL's SFTTrainer reads them: text, prompt and completion, or messages.
 
-    Args:
-        dataset: Rows of any form that `read_rows` accepts.
-        params: Which columns hold what, and how many bad rows are allowed.
-        name: What to call the dataset in messages.
-
     Raises:
         DataError: See `read_rows`; only some rows have a completion; or a turn among those learned is not to be.
     """
@@ -79,9 +74,6 @@ def plain_rows(dataset: Dataset, params: LLMTrainingParams, *, name: str) -> tup
 
 def check_marks(tokenizer: PreTrainedTokenizerBase) -> None:
     """Check that a chat template marks what the assistant says, or is one of those that TRL has marks for.
-
-    Args:
-        tokenizer: The student's, with its chat template.
 
     Raises:
         ParamsError: Neither.

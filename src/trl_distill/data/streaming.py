@@ -60,11 +60,6 @@ def completions_of(dataset: Dataset | IterableDataset) -> list[list[int]]:
 def check_streams(args: DistillationSFTConfig, train: object, evaluation: object) -> None:
     """Refuse settings that need all rows at once, and have each rank read a stream by itself.
 
-    Args:
-        args: The configuration.
-        train: The dataset to train on.
-        evaluation: Another, a dict of them, or None.
-
     Raises:
         ParamsError: No `max_steps` for a stream to train on, or a setting that needs all rows at once.
     """
@@ -103,9 +98,9 @@ def prepare_stream(
     Args:
         dataset: Rows of any accepted form.
         recipe: How rows become token ids, for one teacher or several.
-        prepare: Makes them of a block of rows under the recipe, as `preparation.prepare` does.
+        prepare: Prepares a block of rows under the recipe, as `preparation.prepare` does.
         split: What the dataset is for.
-        name: What to call the dataset in messages.
+        name: The dataset in messages.
         apart: Whether several processes read it, each a part.
 
     Raises:
