@@ -10,7 +10,7 @@ import re
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from ..errors import DataError, nearest, there_are
 from ..prompts.messages import (
@@ -36,13 +36,6 @@ if TYPE_CHECKING:
 COLUMNS = ("row", "input", "history", "completion", "turns", "values")
 BATCH = 1000
 WRITER, FINISHED = "teacher", "finished"  # columns of what `generate_with_teacher` returns
-
-
-def was_cut(values: Mapping[str, object]) -> bool:
-    """Whether the other columns of a row that a teacher completed say that it was cut, so that it is taught no end."""
-    return WRITER in values and str(values.get(FINISHED)).lower() == "false"
-
-
 SHOWN = 10
 COMPLETIONS = ("completion", "response")
 INSTRUCTION, OUTPUT = "instruction", "output"  # Alpaca's words; the latter is a completion beside the former alone
@@ -50,6 +43,11 @@ INPUT, INPUT_COLUMN = "input", "input_column"  # {input} is the text column; a c
 OURS = (PLACE, FAULTS)
 EMPTY = "the completion is empty"
 NUMBERED = re.compile(r"(?:line|row) (\d+)")
+
+
+def was_cut(values: Mapping[str, object]) -> bool:
+    """Whether the other columns of a row that a teacher completed say that it was cut, so that it is taught no end."""
+    return WRITER in values and str(values.get(FINISHED)).lower() == "false"
 
 
 @dataclass(frozen=True)
@@ -78,6 +76,15 @@ class RowReport:
             for reason, places in reasons.items()
         ]
         return f"{self.used:,} of {self.total:,} used; {len(self.set_aside):,} set aside: {'; '.join(parts)}"
+
+
+class _Problem(NamedTuple):
+    """Why the row at `index` cannot be used; a `bad` one counts against the limit."""
+
+    index: int
+    place: str
+    reason: str
+    bad: bool
 
 
 class NoUsableRows(DataError):
@@ -146,9 +153,9 @@ def read_rows(
     problems = _problems(read)
     _check(problems, len(dataset), columns.max_bad_rows, source)
     if problems:
-        unusable = {index for index, *_ in problems}
+        unusable = {problem.index for problem in problems}
         read = read.select([i for i in range(len(read)) if i not in unusable])
-    report = RowReport(len(dataset), len(read), tuple((place, reason) for _, place, reason, _ in problems))
+    report = RowReport(len(dataset), len(read), tuple((problem.place, problem.reason) for problem in problems))
     return read.select_columns(list(COLUMNS)), report
 
 
@@ -211,21 +218,21 @@ def rows_of(dataset: Dataset) -> Iterator[Row]:
         yield from map(Row.from_columns, table.to_pylist())
 
 
-def _problems(read: Dataset) -> list[tuple[int, str, str, bool]]:
+def _problems(read: Dataset) -> list[_Problem]:
     import pyarrow.compute as pc
 
     table = read.with_format("arrow").select_columns(["place", "problem", "bad"])[:]
     where = pc.indices_nonzero(pc.is_valid(table["problem"]))
     found = table.take(where).to_pydict()
-    return list(zip(where.to_pylist(), found["place"], found["problem"], found["bad"], strict=True))
+    return list(map(_Problem, where.to_pylist(), found["place"], found["problem"], found["bad"]))
 
 
-def _check(problems: list[tuple[int, str, str, bool]], total: int, max_bad_rows: int, source: str) -> None:
+def _check(problems: list[_Problem], total: int, max_bad_rows: int, source: str) -> None:
     """Refuse more bad rows than allowed, and data without a usable row."""
-    bad = [problem for problem in problems if problem[3]]
+    bad = [problem for problem in problems if problem.bad]
     if len(bad) > max_bad_rows:
         rows, them = ("row", "it") if len(bad) == 1 else ("rows", "them")
-        roles = f" Known roles are {', '.join(ROLES)}." if any(UNKNOWN_ROLE in problem[2] for problem in bad) else ""
+        roles = f" Known roles are {', '.join(ROLES)}." if any(UNKNOWN_ROLE in one.reason for one in bad) else ""
         raise DataError(
             f"{source}: {len(bad):,} bad {rows}, more than --max-bad-rows {max_bad_rows}: {_list(bad)}; repair {them}, "
             f"or raise --max-bad-rows to set {them} aside.{roles}"
@@ -234,9 +241,9 @@ def _check(problems: list[tuple[int, str, str, bool]], total: int, max_bad_rows:
         raise NoUsableRows(f"{source}: none of {total:,} rows can be used: {_list(problems)}; repair the data.")
 
 
-def _list(problems: list[tuple[int, str, str, bool]]) -> str:
+def _list(problems: list[_Problem]) -> str:
     more = f", and {len(problems) - SHOWN:,} more" if len(problems) > SHOWN else ""
-    return ", ".join(f"{place} ({reason})" for _, place, reason, _ in problems[:SHOWN]) + more
+    return ", ".join(f"{problem.place} ({problem.reason})" for problem in problems[:SHOWN]) + more
 
 
 @dataclass(frozen=True)
