@@ -36,6 +36,7 @@ from trl_distill.data.packing import PackedRows, best_fit
 from trl_distill.errors import ModelError, ParamsError
 from trl_distill.teachers.local import forward_batches as passes
 from trl_distill.teachers.local.teacher import LocalTeacher
+from trl_distill.teachers.local.weights import FrozenModel
 
 pytestmark = pytest.mark.usefixtures("device")
 
@@ -193,9 +194,9 @@ def test_the_teacher_says_the_same_in_passes(front, most, passes, family, tmp_pa
     assert len(shapes) == passes
     assert sum(rows for rows, _ in shapes) == (len(UNEQUAL) if front else passes)
     plain = DistillationCollator(trainer.tokenizer.pad_token_id)(rows)
-    expected = LocalTeacher(
-        "alone", config=teacher.config, tokenizer=trainer.tokenizer, load=lambda: teacher, content=lambda: None
-    ).score(plain)
+    weights = FrozenModel(lambda: teacher, lambda: [])
+    alone = LocalTeacher("alone", weights=weights, config=teacher.config, tokenizer=trainer.tokenizer)
+    expected = alone.score(plain)
     check_close({"hidden": packed.hidden}, {"hidden": expected.hidden}, 1e-5)
 
 

@@ -79,9 +79,9 @@ class RowReport:
 
 
 class _Problem(NamedTuple):
-    """Why the row at `index` cannot be used; a `bad` one counts against the limit."""
+    """Why the row at `number` in the dataset cannot be used; a `bad` one counts against the limit."""
 
-    index: int
+    number: int
     place: str
     reason: str
     bad: bool
@@ -153,7 +153,7 @@ def read_rows(
     problems = _problems(read)
     _check(problems, len(dataset), columns.max_bad_rows, source)
     if problems:
-        unusable = {problem.index for problem in problems}
+        unusable = {problem.number for problem in problems}
         read = read.select([i for i in range(len(read)) if i not in unusable])
     report = RowReport(len(dataset), len(read), tuple((problem.place, problem.reason) for problem in problems))
     return read.select_columns(list(COLUMNS)), report
