@@ -1,7 +1,7 @@
 """How gradients are compared: by relative norm, one tensor at a time.
 
 Elementwise tolerances let a gradient that is T^2 too small pass where all of it is small; a relative norm does not.
-`tests/losses/test_checks.py` feeds the checker known mistakes, which it must refuse.
+`tests/losses/test_gradient_check.py` feeds the checker known mistakes, which it must refuse.
 """
 
 from __future__ import annotations

@@ -8,9 +8,9 @@ import pytest
 import torch
 from checks import check_close
 from losses.problems import STUDENT, Case, make_case
-from losses.test_cross import gradients as gradients_of
-from losses.test_cross import make_matched, make_side
-from losses.test_cross import own as owned
+from losses.test_cross_tokenizer import gradients as gradients_of
+from losses.test_cross_tokenizer import make_matched, make_side
+from losses.test_cross_tokenizer import own as owned
 from losses.test_sampled import drawn_of, softened
 from losses.test_topk import make_stored
 from small_runs import losses, make
