@@ -124,7 +124,7 @@ def _suits_vllm(teacher: Teacher, format_: TargetFormat, *, progress: bool) -> b
     """Whether vLLM, which is named, gives what is stored; say why if it does not."""
     why = unlike(teacher, format_)
     if why is not None and progress:
-        tqdm.write(f"TeacherSignal are computed by transformers, not by vLLM: {why}.", file=sys.stdout)
+        tqdm.write(f"Targets are computed by transformers, not by vLLM: {why}.", file=sys.stdout)
     return why is None
 
 
