@@ -36,7 +36,7 @@ from trl_distill.data.packing import PackedRows, best_fit
 from trl_distill.errors import ModelError, ParamsError
 from trl_distill.teachers.local import forward_batches as passes
 from trl_distill.teachers.local.teacher import LocalTeacher
-from trl_distill.teachers.local.weights import FrozenModel
+from trl_distill.teachers.local.weights import CallersModel
 
 pytestmark = pytest.mark.usefixtures("device")
 
@@ -194,7 +194,7 @@ def test_the_teacher_says_the_same_in_passes(front, most, passes, family, tmp_pa
     assert len(shapes) == passes
     assert sum(rows for rows, _ in shapes) == (len(UNEQUAL) if front else passes)
     plain = DistillationCollator(trainer.tokenizer.pad_token_id)(rows)
-    weights = FrozenModel(lambda: teacher, lambda: [])
+    weights = CallersModel(teacher)
     alone = LocalTeacher("alone", weights=weights, config=teacher.config, tokenizer=trainer.tokenizer)
     expected = alone.score(plain)
     check_close({"hidden": packed.hidden}, {"hidden": expected.hidden}, 1e-5)

@@ -12,9 +12,8 @@ from ..models.architectures import check_causal, check_encoder_decoder
 from ..models.loading import ModelSource, resolve
 from ..models.own_chat_template import own_tokenizer
 from .base import Teacher
-from .local import fingerprint
 from .local.teacher import LocalTeacher
-from .local.weights import FrozenModel
+from .local.weights import CallersModel, FrozenModel
 from .remote.request_pool import RemoteSettings
 from .remote.teacher import RemoteTeacher
 from .text.encoder_decoder import EncoderDecoder, EncoderDecoderTeacher
@@ -68,7 +67,7 @@ def load_teacher(
             raise TeacherError("teacher_model is a loaded model without a tokenizer; pass tokenizer=.")
         return LocalTeacher(
             loaded.config._name_or_path or type(loaded).__name__,
-            weights=FrozenModel(lambda: _placed(loaded, device)),
+            weights=CallersModel(loaded, device),
             config=loaded.config,
             tokenizer=own_tokenizer(tokenizer),
             generation_config=loaded.generation_config,
@@ -92,18 +91,11 @@ def load_teacher(
     source.check_can_merge()
     path, config = source.path, source.config
 
-    def load() -> PreTrainedModel:
-        return _placed(source.load_model(), None if source.is_placed else device)
-
-    def content() -> list[object]:
-        hub = [path, revision, getattr(config, "_commit_hash", None)]
-        return [fingerprint.of_folder(path) or hub, dtype, quantization]
-
     # before its tokenizer is looked for: an encoder's would load
     check = check_encoder_decoder if config.is_encoder_decoder else check_causal
     check(spec, config, role="teacher_model")
     own, generation_config = source.load_tokenizer(), source.load_generation_config()
-    weights = FrozenModel(load, content, source)
+    weights = FrozenModel(source)
     if config.is_encoder_decoder:
         writer = EncoderDecoder(
             path, weights=weights, config=config, tokenizer=own, generation_config=generation_config
@@ -138,17 +130,12 @@ def loaded_encoder_decoder(
         )
     writer = EncoderDecoder(
         name,
-        weights=FrozenModel(lambda: _placed(loaded, device)),
+        weights=CallersModel(loaded, device),
         config=loaded.config,
         tokenizer=ModelSource(name, "teacher_model").load_tokenizer() if tokenizer is None else tokenizer,
         generation_config=loaded.generation_config,
     )
     return EncoderDecoderTeacher(writer, tokenizer=student_tokenizer)
-
-
-def _placed(model: PreTrainedModel, device: Device) -> PreTrainedModel:
-    """Return a model on a device; None leaves it where it is."""
-    return model if device is None else model.to(device)  # type: ignore[arg-type]
 
 
 def endpoint_of(name: str) -> Endpoint | None:

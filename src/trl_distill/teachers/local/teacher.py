@@ -38,7 +38,7 @@ from ..completions.stop_strings import stopping
 from .forward_batches import MOST, Pass, flattened, plan
 from .model import LocalModel
 from .prefix_cache import Prefix
-from .weights import FrozenModel, is_sharded
+from .weights import CallersModel, is_sharded
 
 if TYPE_CHECKING:
     from transformers import DynamicCache, GenerationConfig, PretrainedConfig, PreTrainedModel
@@ -311,11 +311,7 @@ def check_apart(*, student: object, teacher: object) -> None:
     Raises:
         TeacherError: Student and teacher (a model, or a `LocalTeacher` of the caller's) have a parameter in common.
     """
-    if (
-        isinstance(teacher, LocalTeacher)
-        and isinstance(teacher.weights, FrozenModel)
-        and teacher.weights.is_caller_owned
-    ):
+    if isinstance(teacher, LocalTeacher) and isinstance(teacher.weights, CallersModel):
         teacher = teacher.model
     if not isinstance(student, torch.nn.Module) or not isinstance(teacher, torch.nn.Module):
         return

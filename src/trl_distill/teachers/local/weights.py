@@ -13,6 +13,7 @@ from ...errors import TeacherError
 from ...models.adapters import base_of, is_peft_model
 from ...models.generation import generating_model, has_learned_prompt
 from ...models.lm_head import lm_head_of
+from . import fingerprint
 
 if TYPE_CHECKING:
     import torch
@@ -79,27 +80,36 @@ class WeightSource:
 
 
 class FrozenModel(WeightSource):
-    """A model that is loaded once and never trained; without `content` the caller's own."""
+    """A model that is read from its files once and never trained."""
+
+    of_student = shares_student = is_caller_owned = False
+
+    def __init__(self, source: ModelSource) -> None:
+        self.source: ModelSource = source
+
+    def model(self) -> PreTrainedModel:
+        """Return the model; frozen and in evaluation mode."""
+        model = self.source.load_model()
+        return _on(model, None if self.source.is_placed else self.source.device).requires_grad_(False).eval()
+
+    def content(self) -> list[object]:
+        """The hash of its files, its precision and its quantization."""
+        source = self.source
+        hub = [source.path, source.revision, getattr(source.config, "_commit_hash", None)]
+        return [fingerprint.of_folder(source.path) or hub, source.dtype, source.quantization]
+
+
+class CallersModel(WeightSource):
+    """A model that the caller has loaded, on a device; None leaves it where it is."""
 
     of_student = shares_student = False
 
-    def __init__(
-        self,
-        load: Callable[[], PreTrainedModel],
-        content: Callable[[], list[object]] | None = None,
-        source: ModelSource | None = None,
-    ) -> None:
-        self._load, self._content, self.source = load, content, source
-        self.is_caller_owned = content is None
+    def __init__(self, model: PreTrainedModel, device: str | torch.device | None = None) -> None:
+        self._model, self._device = model, device
 
     def model(self) -> PreTrainedModel:
-        """Return the model; frozen and in evaluation mode unless it is the caller's own."""
-        model = self._load()
-        return model if self.is_caller_owned else model.requires_grad_(False).eval()
-
-    def content(self) -> list[object] | None:
-        """The hash of its files, its precision and its quantization."""
-        return None if self._content is None else self._content()
+        """Return the model."""
+        return _on(self._model, self._device)
 
 
 class AdapterOff(WeightSource):
@@ -220,3 +230,7 @@ def check_untouched(student: PeftModel) -> None:
 
 def _without_adapter(student: Any) -> AbstractContextManager[None]:
     return student.disable_adapter() if is_peft_model(student) else nullcontext()
+
+
+def _on(model: PreTrainedModel, device: str | torch.device | None) -> PreTrainedModel:
+    return model if device is None else model.to(device)  # type: ignore[arg-type]

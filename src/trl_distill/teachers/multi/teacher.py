@@ -19,7 +19,7 @@ from ..base import Capabilities, Teacher, each
 from ..compatibility import LIST, MIXTURE, require
 from ..local.prefix_cache import Prefix
 from ..local.teacher import LocalTeacher
-from ..local.weights import FrozenCopy, FrozenModel
+from ..local.weights import FrozenCopy
 from .entries import TeacherList
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def _starting_point(teacher: Teacher) -> FrozenCopy | None:
 
 def _has_weights_of(teacher: Teacher, student: PreTrainedModel | PeftModel) -> bool:
     """Whether a teacher's weights are the student's, precision included."""
-    if not isinstance(teacher, LocalTeacher) or not isinstance(teacher.weights, FrozenModel):
+    if not isinstance(teacher, LocalTeacher) or teacher.weights.of_student:
         return False
     if teacher.config._name_or_path != student.config._name_or_path:
         return False
