@@ -1,1 +1,1 @@
-"""Completions that a teacher writes, and the files that keep them."""
+"""Completions that a teacher writes (`generate`), what runs it meanwhile (`engines`), and their files (`store`)."""

@@ -1,1 +1,1 @@
-"""Teachers behind OpenAI-compatible servers."""
+"""Teachers behind OpenAI-compatible servers: `teacher` is the teacher, `client` sends its requests."""

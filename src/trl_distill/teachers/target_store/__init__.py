@@ -1,1 +1,1 @@
-"""TeacherSignal that are stored: written once, read in each epoch."""
+"""Stored targets: written once, read in each epoch."""
