@@ -135,8 +135,8 @@ def test_a_student_of_an_unknown_family_learns_from_its_own_logits(
 
 
 def teacher_of(kind, rows, tokenizer):
-    model = louder(rows) if kind == "louder" else architectures.tiny(kind, rows=rows)
-    return model, load_teacher(copy.deepcopy(model), tokenizer=tokenizer)
+    given = louder(rows) if kind == "louder" else architectures.tiny(kind, rows=rows)
+    return copy.deepcopy(given), given, load_teacher(given, tokenizer=tokenizer)
 
 
 @pytest.mark.parametrize("student", ["llama", UNKNOWN])
@@ -145,14 +145,14 @@ def test_a_teacher_of_an_unknown_family_teaches_by_its_own_logits(
     kind, student, rows, tiny_model_dir, tmp_path, capsys
 ):
     tokenizer = AutoTokenizer.from_pretrained(tiny_model_dir)
-    model, teacher = teacher_of(kind, rows, tokenizer)
+    model, given, teacher = teacher_of(kind, rows, tokenizer)
     bare = architectures.tiny(student, rows=rows)
     trainer = make(
         tiny_model_dir, "unused", tmp_path, model=copy.deepcopy(bare), more={"teacher_model": teacher}, **LOSS
     )
     assert f": its {LINE} {type(model).__name__}" in capsys.readouterr().out
     check_a_step(trainer, bare, model)
-    assert not hasattr(teacher.model, OWN_LOGITS)  # a model of the caller's own stays as it came
+    assert not hasattr(given, OWN_LOGITS)  # a model of the caller's own stays as it came
 
 
 @pytest.mark.parametrize("settings", [
@@ -208,7 +208,7 @@ class _Disabled:
 
 @pytest.mark.parametrize("kind", ["topk", "sample"])
 def test_a_store_of_an_unknown_family_holds_its_own_logits(kind, rows, tiny_model_dir, tmp_path, capsys):
-    model, teacher = teacher_of(UNKNOWN, rows, AutoTokenizer.from_pretrained(tiny_model_dir))
+    model, _, teacher = teacher_of(UNKNOWN, rows, AutoTokenizer.from_pretrained(tiny_model_dir))
     folder = TargetFolder(tmp_path / kind)
     settings = TargetSettings(rows, (1.0, 2.0), teacher_prompt_template="", generation={}, kind=kind)
     write_targets(teacher, ROWS, folder, settings)
@@ -228,7 +228,7 @@ def test_a_store_of_an_unknown_family_holds_its_own_logits(kind, rows, tiny_mode
 
 
 def test_hidden_states_that_do_not_give_the_logits_are_not_stored(rows, tiny_model_dir, tmp_path):
-    _, teacher = teacher_of(UNKNOWN, rows, AutoTokenizer.from_pretrained(tiny_model_dir))
+    _, _, teacher = teacher_of(UNKNOWN, rows, AutoTokenizer.from_pretrained(tiny_model_dir))
     settings = TargetSettings(4, (1.0,), teacher_prompt_template="", generation={}, kind="hidden")
     with pytest.raises(TeacherError, match="store the kind topk or sample"):
         write_targets(teacher, ROWS, TargetFolder(tmp_path / "store"), settings, progress=False)
