@@ -377,7 +377,7 @@ class Streamed(torch.utils.data.IterableDataset):
         (Dataset.from_dict({"text": []}), "data_path has no rows"),
     ],
 )
-def test_what_is_no_list_of_rows_is_named_with_the_call_that_converts_it(data, message):
+def test_objects_that_are_no_rows_are_refused_with_the_call_that_converts_them(data, message):
     with pytest.raises(DataError, match=message):
         load_data(data)
 

@@ -231,7 +231,7 @@ def test_alpaca_columns_are_read():
     assert only({**row, "completion": "4"}, text_column="instruction").completion == "4"
 
 
-def test_what_a_last_message_says_besides_its_content_is_kept():
+def test_other_keys_of_the_last_message_are_kept():
     thought = {**ASSISTANT, "reasoning_content": "r"}
     assert only({"messages": [USER, thought]}).turns.last == thought
     assert only({"messages": [USER, ASSISTANT]}).turns is None

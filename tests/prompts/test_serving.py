@@ -212,7 +212,7 @@ def test_without_distillation_the_chat_template_is_saved_unchanged(settings, cha
     assert AutoTokenizer.from_pretrained(result.paths["project"]).chat_template == own
 
 
-def test_a_checkpoint_goes_on_and_a_stream_is_served_too(tiny_model_dir, tiny_teacher_dir, tmp_path):
+def test_resumed_runs_and_streams_save_the_same_served_template(tiny_model_dir, tiny_teacher_dir, tmp_path):
     more = {"student_prompt_template": "Q: {input}\nA:", "save_strategy": "steps", "save_steps": 1}
     first = distilling(tiny_model_dir, tiny_teacher_dir, tmp_path / "run", ROWS, **more, max_steps=1)
     first.train()

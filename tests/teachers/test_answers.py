@@ -237,7 +237,7 @@ def test_an_error_of_a_model_without_chat_suggests_the_completions_endpoint(ask,
         ask()
 
 
-def test_what_is_kept_of_a_completion_outlives_the_settling_of_its_file(ask, server, tmp_path):
+def test_settling_a_store_keeps_the_reasoning_of_completions(ask, server, tmp_path):
     server.give(reasoning="hm")
     store = CompletionStore(tmp_path / "store.jsonl")
     first = ask(remote=replace(ONE, reasoning="keep"))

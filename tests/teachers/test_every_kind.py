@@ -101,7 +101,7 @@ KINDS = [
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
-def test_a_run_of_each_kind(kind, request, tmp_path):
+def test_each_kind_of_teacher_runs(kind, request, tmp_path):
     rows = [{"text": words, "completion": " ".join(reversed(words.split()))} for words in WORDS]
     (tmp_path / "data.json").write_text(json.dumps(rows))
     teacher, expected = kind(tmp_path, request)

@@ -70,7 +70,7 @@ def test_other_generation_settings_write_other_completions(teacher, tmp_path):
     assert sum(map(len, teacher.asked)) == 4
 
 
-def test_drawn_completions_of_equal_prompts_are_drawn_apart(teacher):
+def test_equal_prompts_get_different_samples(teacher):
     drawn = GenerationSettings(max_new_tokens=8, do_sample=True, batch_size=8)
     done = complete(teacher, [[5, 6]] * 6, drawn, progress=False)
     assert len({c.ids for c in done}) > 1
@@ -78,13 +78,13 @@ def test_drawn_completions_of_equal_prompts_are_drawn_apart(teacher):
 
 
 @pytest.mark.parametrize("batch_size", [1, 2])
-def test_equal_prompts_are_drawn_apart_in_other_batches_too(batch_size, teacher):
+def test_equal_prompts_get_different_samples_in_different_batches(batch_size, teacher):
     drawn = GenerationSettings(max_new_tokens=8, do_sample=True, batch_size=batch_size)
     done = complete(teacher, [[5, 6]] * 6, drawn, progress=False)
     assert len({c.ids for c in done}) == 6
 
 
-def test_draws_that_were_stopped_go_on_as_they_would_have(teacher, tmp_path):
+def test_interrupted_sampling_resumes_with_the_same_samples(teacher, tmp_path):
     path, drawn = tmp_path / "store.jsonl", GenerationSettings(max_new_tokens=8, do_sample=True, batch_size=2)
     whole = complete(teacher, PROMPTS, drawn, store=CompletionStore(path), progress=False)
     lines = path.read_text().splitlines(keepends=True)

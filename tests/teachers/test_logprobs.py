@@ -360,7 +360,7 @@ def entry(text, *tokens, finished=True):
     }  # fmt: skip
 
 
-def test_a_character_in_pieces_and_an_end_that_is_told(tokenizer):
+def test_split_characters_and_the_end_are_matched_by_bytes(tokenizer):
     tokenizer = make_tokenizer()
     matcher = ByteMatcher(token_bytes(tokenizer), len(tokenizer))
     text = "é b"

@@ -133,7 +133,7 @@ def test_a_cut_inside_a_token_tokenizes_what_is_left_anew():
     assert other.convert_ids_to_tokens(found.ids[:-1]) == ["f", "o", "x", "▁", "t"]
 
 
-def test_it_stops_writing_soon_and_reads_the_completion_alone(base_teacher):
+def test_generation_stops_soon_after_a_stop_string_of_the_completion(base_teacher):
     teacher = load_teacher(str(base_teacher))
     ids = [teacher.tokenizer(p)["input_ids"] for p in PROMPTS]
     steps = []

@@ -74,7 +74,7 @@ def test_a_store_is_a_teacher(kind, teacher, folder):
     assert stored.tokenizer.get_vocab() == teacher.tokenizer.get_vocab()
 
 
-def test_what_is_stored_are_the_likeliest_tokens_and_the_exact_mass_of_the_tail(teacher, folder):
+def test_a_topk_store_holds_the_likeliest_tokens_and_the_exact_mass_of_the_tail(teacher, folder):
     write(teacher, folder)
     found = StoredTeacher(folder.folder).score(COLLATE(ROWS))
     log_p = full_logits(teacher).log_softmax(-1)
@@ -351,7 +351,7 @@ def test_shares_are_the_teachers_probabilities_on_average(teacher, folder):
         assert ((shares - p).abs() <= 5 * (p * (1 - p) / draws).sqrt() + 1 / draws).all()
 
 
-def test_what_is_drawn_does_not_depend_on_the_batch(teacher, folder, tmp_path):
+def test_sampled_targets_do_not_depend_on_the_batch(teacher, folder, tmp_path):
     other = TargetFolder(tmp_path / "other")
     write(teacher, folder, settings=of_kind("sample", batch_size=1))
     write(teacher, other, ROWS[::-1], settings=of_kind("sample", batch_size=4))

@@ -70,16 +70,14 @@ def test_a_script_resumes_from_the_checkpoint_before_a_torn_one(torn, tiny_model
     assert is_complete(tmp_path / "checkpoint-4")
 
 
-def test_without_a_complete_checkpoint_it_says_so(tiny_model_dir, tiny_teacher_dir, tmp_path):
+def test_resuming_without_a_complete_checkpoint_is_refused(tiny_model_dir, tiny_teacher_dir, tmp_path):
     (tmp_path / "checkpoint-1").mkdir()
     trainer = distilling(tiny_model_dir, tiny_teacher_dir, tmp_path)
     with pytest.raises(ParamsError, match=r"holds no complete checkpoint; leave it out to start anew\.$"):
         trainer.train(resume_from_checkpoint=True)
 
 
-def test_a_checkpoint_that_is_written_over_is_incomplete_until_it_is_written(
-    tiny_model_dir, tiny_teacher_dir, tmp_path
-):
+def test_a_checkpoint_is_incomplete_while_it_is_overwritten(tiny_model_dir, tiny_teacher_dir, tmp_path):
     distilling(tiny_model_dir, tiny_teacher_dir, tmp_path, KillInCheckpoint(None)).train()
     again = distilling(tiny_model_dir, tiny_teacher_dir, tmp_path, KillInCheckpoint(4))
     with pytest.raises(Killed):
