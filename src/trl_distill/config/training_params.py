@@ -189,9 +189,9 @@ class LLMTrainingParams(CheckedSettings, DistillationArguments):
             TeacherError: A teacher's URL that cannot be used.
         """
         with entered(LIBRARY):
-            self._check()
+            self._check_all()
 
-    def _check(self) -> None:
+    def _check_all(self) -> None:
         if self.model is None:
             raise ParamsError("model is missing; give --model a folder, a Hub name or 'embedded'.")
         if not self.project_name.strip():

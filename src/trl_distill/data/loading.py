@@ -101,10 +101,10 @@ def _local(data_path: object) -> tuple[str, Splits]:
         return name, _folder(path, name)
     if path.suffix.lower() not in SUFFIXES:
         raise DataError(f"data_path {name} ends in {path.suffix or 'nothing'!r}; {ACCEPTED}.")
-    return name, {split: partial(_read, parts) for split, parts in _parts(path, "train").items()}
+    return name, {split: partial(_load_files, parts) for split, parts in _splits_of_file(path, "train").items()}
 
 
-def _parts(path: Path, split: str) -> dict[str, list[Part]]:
+def _splits_of_file(path: Path, split: str) -> dict[str, list[Part]]:
     """Return the splits of a file: those that a JSON object holds, else `split`."""
     keys = json_splits(path, SPLITS) if path.suffix.lower() in DOCUMENTS else []
     found: dict[str, list[Part]] = {}
@@ -142,14 +142,16 @@ def _folder(folder: Path, name: str) -> Splits:
         try:
             return _in_memory(load_from_disk(str(folder)))[1]
         except Exception as error:
-            raise DataError(f"data_path {name} is a saved dataset that cannot be read ({_first(error)}).") from error
+            raise DataError(
+                f"data_path {name} is a saved dataset that cannot be read ({_first_line(error)})."
+            ) from error
     files: dict[str, list[Part]] = {}
     for path in _data_files(folder):
-        for split, parts in _parts(path, _split_of(path.relative_to(folder))).items():
+        for split, parts in _splits_of_file(path, _split_of(path.relative_to(folder))).items():
             files.setdefault(split, []).extend(parts)
     if not files:
         raise DataError(f"data_path {name} is a folder without a data file; {ACCEPTED}; sub-folders name a split.")
-    return {split: partial(_read, parts) for split, parts in files.items()}
+    return {split: partial(_load_files, parts) for split, parts in files.items()}
 
 
 def _data_files(folder: Path) -> list[Path]:
@@ -176,7 +178,7 @@ def _split_of(path: Path) -> str:
     return next((SPLITS[word] for word in words if word in SPLITS), "train")
 
 
-def _read(parts: list[Part]) -> Dataset:
+def _load_files(parts: list[Part]) -> Dataset:
     """Read files of any accepted kinds into one dataset."""
     from datasets import concatenate_datasets
 
@@ -185,7 +187,7 @@ def _read(parts: list[Part]) -> Dataset:
     for suffix in BINARIES:
         same = [part.path for part in parts if part.path.suffix.lower() == suffix]
         if same:
-            read.append(_binary(suffix[1:], same))
+            read.append(_load_binary(suffix[1:], same))
     if len(read) == 1:
         return read[0]
     try:
@@ -210,21 +212,21 @@ def _as_they_are(datasets: list[Dataset]) -> Dataset:
     return found
 
 
-def _binary(kind: str, paths: list[Path]) -> Dataset:
+def _load_binary(kind: str, paths: list[Path]) -> Dataset:
     """Read parquet or arrow files through the datasets cache."""
     from datasets import load_dataset
 
     files = ", ".join(map(str, paths[:3]))
     try:
-        columns = _readable(paths[0]) if kind == "parquet" else {}
+        columns = _readable_columns(paths[0]) if kind == "parquet" else {}
         return load_dataset(kind, data_files=[str(path) for path in paths], split="train", **columns)
     except Exception as error:
         if "corresponds to no data" in str(error):  # how datasets says that there are no rows
             raise DataError(f"{files} has no rows; give a file with at least one.") from None
-        raise DataError(f"{files} cannot be read as {kind} ({_first(error.__cause__ or error)}).") from error
+        raise DataError(f"{files} cannot be read as {kind} ({_first_line(error.__cause__ or error)}).") from error
 
 
-def _readable(path: Path) -> dict[str, Any]:
+def _readable_columns(path: Path) -> dict[str, Any]:
     """Return how to read a parquet file with columns of types that `datasets` does not have: without those."""
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -264,7 +266,7 @@ def _select(name: str, splits: Splits, spec: str, setting: str) -> Dataset:
         pieces = ReadInstruction.from_spec(spec).to_absolute({wanted: len(part) for wanted, part in parts.items()})
         chosen = [parts[p.splitname].select(range(p.from_, p.to)) for p in pieces if p.from_ < p.to]
     except (ValueError, AssertionError, AttributeError) as error:
-        raise DataError(f"{setting} is {spec!r}, which is no split or slice ({_first(error)}).") from error
+        raise DataError(f"{setting} is {spec!r}, which is no split or slice ({_first_line(error)}).") from error
     if not chosen:
         raise DataError(f"{setting} is {spec!r}, which leaves no row of {name}; take a larger slice.")
     return concatenate_datasets(chosen)
@@ -294,7 +296,7 @@ def _from_hub(
         except Exception as error:
             raise DataError(
                 f"data_path {name!r}: no such file or folder here, and no Hub dataset could be loaded "
-                f"({_first(error)}); check the name, split and configuration, or give a file."
+                f"({_first_line(error)}); check the name, split and configuration, or give a file."
             ) from error
     return loaded[0], loaded[1]
 
@@ -306,7 +308,7 @@ def _refuse_leftover(loaded: Dataset) -> None:
         raise DataError("the cache has only a copy of another local folder of that name")
 
 
-def _first(error: BaseException) -> str:
+def _first_line(error: BaseException) -> str:
     """Return the first line of an error's message, without its full stop."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return lines[0][:300].rstrip(".")

@@ -151,7 +151,7 @@ def read_rows(
         raise DataError(f"{source} has no rows; give data with at least one.")
     read = _map(dataset, chosen, source, num_proc)
     problems = _problems(read)
-    _check(problems, len(dataset), columns.max_bad_rows, source)
+    _check_problems(problems, len(dataset), columns.max_bad_rows, source)
     if problems:
         unusable = {problem.number for problem in problems}
         read = read.select([i for i in range(len(read)) if i not in unusable])
@@ -205,7 +205,7 @@ def _read_batch(
         known = NUMBERED.fullmatch(place)
         number = int(known[1]) if known else index + 1
         try:
-            read = _read(dict(zip(cells, values, strict=True)), columns, number).to_columns()
+            read = _read_row(dict(zip(cells, values, strict=True)), columns, number).to_columns()
         except Unusable as problem:
             read = {"row": number, "problem": str(problem), "bad": problem.bad}
         out.append({**read, "place": place})
@@ -227,7 +227,7 @@ def _problems(read: Dataset) -> list[_Problem]:
     return list(map(_Problem, where.to_pylist(), found["place"], found["problem"], found["bad"]))
 
 
-def _check(problems: list[_Problem], total: int, max_bad_rows: int, source: str) -> None:
+def _check_problems(problems: list[_Problem], total: int, max_bad_rows: int, source: str) -> None:
     """Refuse more bad rows than allowed, and data without a usable row."""
     bad = [problem for problem in problems if problem.bad]
     if len(bad) > max_bad_rows:
@@ -286,7 +286,7 @@ def _missing(name: str, there: list[str], flag: str, source: str) -> str:
     return f"{source} has no column {name!r}; {there_are(there)}.{nearest(name, there)} Name it with {flag}."
 
 
-def _read(cells: Cells, columns: _Chosen, number: int) -> Row:
+def _read_row(cells: Cells, columns: _Chosen, number: int) -> Row:
     """Return a row, or raise `Unusable`."""
     _check_faults(cells.get(FAULTS), columns)
     given = _decoded(cells.get(columns.input), columns.input)

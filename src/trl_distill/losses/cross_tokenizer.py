@@ -166,8 +166,8 @@ class _Tile:
         z_t, self.z = (_logits(side, index) for side in (teacher, student))
         self.agreeing = _agreeing(self.z, z_t, matched).sum()
         self.gradient = torch.zeros_like(self.z)
-        log_q, log_qm, rest_q = _parts(self.z, matched.student, matched.student_rest)
-        log_p, log_pm, rest_p = _parts(z_t, matched.teacher, matched.teacher_rest)
+        log_q, log_qm, rest_q = _matched_and_rest(self.z, matched.student, matched.student_rest)
+        log_p, log_pm, rest_p = _matched_and_rest(z_t, matched.teacher, matched.teacher_rest)
         del z_t
         self.values = self._unmatched(rest_q.exp_(), rest_p.exp_())
         if len(matched.student):
@@ -234,7 +234,7 @@ def _logits(side: Projection, index: slice) -> Tensor:
     return z
 
 
-def _parts(z: Tensor, matched: Tensor, rest: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _matched_and_rest(z: Tensor, matched: Tensor, rest: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return log-probabilities over both kinds of tokens: of the matched, of all matched together [R], of the rest."""
     parts = z[matched], z[rest]
     sums = [part.logsumexp(0) if len(part) else z.new_full(z.shape[1:], -torch.inf) for part in parts]

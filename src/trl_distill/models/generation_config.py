@@ -34,7 +34,7 @@ def make_saveable(model: torch.nn.Module) -> str:
     _reset(config, dropped)
     if _problem(config) is not None:  # one that it gives no name
         others = {name: value for name, value in config.to_diff_dict().items() if name not in _KEPT and value}
-        culprit = next((name for name in others if _problem(_without(config, name)) is None), None)
+        culprit = next((name for name in others if _problem(_with_default(config, name)) is None), None)
         others = others if culprit is None else {culprit: others[culprit]}
         _reset(config, others)
         dropped |= others
@@ -51,7 +51,7 @@ def _reset(config: GenerationConfig, names: Iterable[str]) -> None:
         setattr(config, name, getattr(defaults, name, None))
 
 
-def _without(config: GenerationConfig, name: str) -> GenerationConfig:
+def _with_default(config: GenerationConfig, name: str) -> GenerationConfig:
     """Return a copy in which a setting has its default."""
     other = copy.deepcopy(config)
     _reset(other, [name])

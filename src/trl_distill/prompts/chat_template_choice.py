@@ -55,7 +55,7 @@ def set_chat_template(
         template = _from_model(source, role, trust_remote_code)
     before, tokenizer.chat_template = tokenizer.chat_template, template
     try:
-        _check(tokenizer, f"{role} {source!r}")
+        _check_renders(tokenizer, f"{role} {source!r}")
     except TemplateError:
         tokenizer.chat_template = before
         raise
@@ -84,7 +84,7 @@ def _from_model(source: str, role: str, trust_remote_code: bool) -> str:
     return template
 
 
-def _check(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
+def _check_renders(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
     turns = [{"role": "user", "content": "QUESTION"}, {"role": "assistant", "content": "COMPLETION"}]
     text = ChatTemplate(tokenizer, name).render(turns)
     for turn in turns:

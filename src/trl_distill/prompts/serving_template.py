@@ -212,7 +212,7 @@ def _candidates(frame: Frame, template: ChatTemplate) -> Iterator[str]:
         yield from _of_text(frame.prompt, template)
         return
     assert template.source is not None
-    own = _without(template.source, frame.left_out)
+    own = _without_left_out(template.source, frame.left_out)
     yield own
     yield _of_messages(frame, own)
     try:
@@ -256,7 +256,7 @@ def _defaults(options: Options) -> str:
     return "".join(DEFAULT % (name, name, _literal(value)) for name, value in options.items() if name != NOW)
 
 
-def _without(own: str, left_out: str) -> str:
+def _without_left_out(own: str, left_out: str) -> str:
     """Return a model's own template without the end of its generation prompt."""
     return own if not left_out else WITHOUT % (own.removesuffix("\n"), _literal(left_out), len(left_out))
 

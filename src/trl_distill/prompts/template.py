@@ -182,7 +182,7 @@ def parse_template(source: object, *, name: str) -> Template:
     if isinstance(source, (list, tuple)):
         messages = _chat(source, name)
     else:
-        text = _read(source, name)
+        text = _source_text(source, name)
         listed = messages_in(text)
         messages = _chat(listed, name) if listed is not None else (("", _parse_text(text, name)),)
     template = Template(messages, name)
@@ -221,7 +221,7 @@ def _indent_of(text: TextTemplate) -> int:
     return min(widths) if len(widths) > 1 and first.strip() and not first[0].isspace() else 0
 
 
-def _read(source: object, name: str) -> str:
+def _source_text(source: object, name: str) -> str:
     """Return the template's text, from a file if it names one."""
     if isinstance(source, Path):
         return read_file(source, name)

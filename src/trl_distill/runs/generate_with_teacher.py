@@ -116,7 +116,7 @@ def generate_with_teacher(
     if engine not in ENGINES:
         raise ParamsError(f"engine is {engine!r}; accepted are {', '.join(map(repr, ENGINES))}.")
     parsed = parse_template(template, name="template")
-    read = _read(queries, text_column)
+    read = _rows_of_queries(queries, text_column)
     parsed.check_columns(read[0].values, read=COLUMNS)
     teacher = _teacher(
         model,
@@ -138,12 +138,12 @@ def generate_with_teacher(
     )
     name = model if isinstance(model, str) else teacher.name
     return [
-        {**_query(row), "completion": _text(completion), "teacher": name, "finished": completion.finished}
+        {**_query(row), "completion": _learnable_text(completion), "teacher": name, "finished": completion.finished}
         for row, completion in zip(read, written, strict=True)
     ]
 
 
-def _text(completion: Completion) -> str:
+def _learnable_text(completion: Completion) -> str:
     """Return what a run is to learn of a completion; "" if it is unusable."""
     if completion.unusable or not completion.text:
         return ""
@@ -157,7 +157,7 @@ def _texts(stop: str | Sequence[str]) -> tuple[str, ...]:
     return texts
 
 
-def _read(queries: Any, text_column: str) -> list[Row]:
+def _rows_of_queries(queries: Any, text_column: str) -> list[Row]:
     """Return all queries as `read_rows` does; one that cannot be used is an error."""
     from datasets import Dataset
 

@@ -81,12 +81,12 @@ def write_card(trained: Trained, model: PreTrainedModel | None, metrics: Mapping
         figures={name: metrics[name] for name in FIGURES if name in metrics},
         fenced=_fenced,
         shown=_shown,
-        **({} if preflight is None else _use(folder, model, trained.tokenizer, preflight)),
+        **({} if preflight is None else _usage(folder, model, trained.tokenizer, preflight)),
     )
     return write_text(folder / "README.md", f"{str(card).rstrip()}\n")
 
 
-def _use(
+def _usage(
     folder: Path, model: PreTrainedModel | None, tokenizer: PreTrainedTokenizerBase, preflight: Preflight
 ) -> dict[str, Any]:
     """Return how to put an input into the student: a snippet, and what it printed."""

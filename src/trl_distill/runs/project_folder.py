@@ -149,7 +149,7 @@ class Project:
     def _check_same(self, name: str, params: LLMTrainingParams) -> None:
         """Refuse to resume a run with settings that change what it learns."""
         before = self._begun_with()
-        for key, value in _kept(params).items():
+        for key, value in _params_to_keep(params).items():
             if key not in FREE_ON_RESUME and before.get(key, value) != value:
                 raise ProjectError(
                     f"{name} holds an unfinished run with {key} {before[key]!r}, and this one has {value!r}; give the "
@@ -202,7 +202,7 @@ class Project:
         if params.overwrite:
             (self.folder / MANIFEST).unlink(missing_ok=True)
             shutil.rmtree(self.checkpoints, ignore_errors=True)
-        text = yaml.safe_dump(_kept(params), sort_keys=False, allow_unicode=True)
+        text = yaml.safe_dump(_params_to_keep(params), sort_keys=False, allow_unicode=True)
         return self._write("config.yaml", "# aitraining llm --config config.yaml\n" + text)
 
     def _replaced(self, overwrite: bool) -> set[str]:
@@ -273,7 +273,7 @@ class Project:
         return write_text(self.folder / name, text)
 
 
-def _kept(params: LLMTrainingParams) -> dict[str, Any]:
+def _params_to_keep(params: LLMTrainingParams) -> dict[str, Any]:
     """Return the parameters for config.yaml, with the content of a file that lists teachers."""
     values = {k: v for k, v in params.to_dict().items() if k not in NOT_KEPT}
     listed = params.teacher_config

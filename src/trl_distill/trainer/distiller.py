@@ -93,7 +93,7 @@ class Distiller:
             balance = trainer.router_aux_loss_coef * output.aux_loss
             apart = balance if apart is None else apart + balance
         own = bool(inputs.get(ON_POLICY)) if training and self.args.distill_on_policy_fraction > 0 else None
-        self._now.add(output, tokens, layout.student_tokens, on_policy=own)
+        self._current_metrics.add(output, tokens, layout.student_tokens, on_policy=own)
         assert output.loss is not None
         divisor = tokens if items is None else items
         at_least_1 = divisor.to(output.loss.device).clamp(min=1) if torch.is_tensor(divisor) else max(divisor, 1)
@@ -109,7 +109,7 @@ class Distiller:
 
         Evaluation's loss is replaced by the mean over its tokens: Trainer's is a mean over batches.
         """
-        trainer, metrics = self.trainer, self._now
+        trainer, metrics = self.trainer, self._current_metrics
         training = trainer.model.training
         if training and not metrics.tokens_seen:  # a resumed run continues the count
             seen = (line["num_tokens"] for line in reversed(trainer.state.log_history) if "num_tokens" in line)
@@ -134,5 +134,5 @@ class Distiller:
             self.settings = before
 
     @property
-    def _now(self) -> DistillationMetrics:
+    def _current_metrics(self) -> DistillationMetrics:
         return self.metrics[Split.TRAIN if self.trainer.model.training else Split.EVAL]

@@ -75,7 +75,7 @@ class DistillationMetrics:
         sums = {name: figure.detach() for name, figure in figures.items() if isinstance(figure, torch.Tensor)}
         row = torch.stack([figure.to(tokens.device, torch.float32) for figure in sums.values()])
         before = self._sums.get(names := tuple(sums))
-        self._sums[names] = torch.stack([row, torch.zeros_like(row)]) if before is None else _added(before, row)
+        self._sums[names] = torch.stack([row, torch.zeros_like(row)]) if before is None else _add_exactly(before, row)
 
     def pop_means(self, gather: Callable[[torch.Tensor], torch.Tensor], device: torch.device) -> dict[str, float]:
         """Return the means since the last call and restart; nothing if no batch was added.
@@ -88,7 +88,7 @@ class DistillationMetrics:
         """
         names = (*SUMS, *COUNTS)
         values = [0.0] * len(names)
-        for totals, rests in gather(self._own(names).to(device)[None]).tolist():
+        for totals, rests in gather(self._sums_of_rank(names).to(device)[None]).tolist():
             both = zip(values, totals, rests, strict=True)  # numbers of Python's are as precise as float64
             values = [value + (total + rest if math.isfinite(total) else total) for value, total, rest in both]
         reported = self._reported
@@ -111,7 +111,7 @@ class DistillationMetrics:
             means |= {"on_policy_kl": found["own_kl"] / found["own"]} if found["own"] else {}
         return {**means, "num_tokens": self.tokens_seen, "tokens_per_second": found["sequence_tokens"] / seconds}
 
-    def _own(self, names: Sequence[str]) -> torch.Tensor:
+    def _sums_of_rank(self, names: Sequence[str]) -> torch.Tensor:
         """Return this rank's sums of these figures and what float32 leaves out of them, [2, figures]."""
         sums = dict.fromkeys(names, 0.0) | self._numbers
         for own, pairs in self._sums.items():
@@ -123,7 +123,7 @@ class DistillationMetrics:
         return torch.from_numpy(np.stack([rounded, rest.astype(np.float32)]))
 
 
-def _added(sums: torch.Tensor, row: torch.Tensor) -> torch.Tensor:
+def _add_exactly(sums: torch.Tensor, row: torch.Tensor) -> torch.Tensor:
     """Return sums [2, figures] with a row [figures] added, and what that rounds off kept (Knuth's two-sum)."""
     before, rest = sums
     total = before + row

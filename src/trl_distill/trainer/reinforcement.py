@@ -150,7 +150,7 @@ class PPOTrainer:
         model = _student(given, trust)
         _check_lengths(rows, model, tokenizer, config.max_new_tokens)
         line = make_saveable(model)
-        self.trainer = trainer = self._made(model, tokenizer, rows, reward, reward_tokenizer)
+        self.trainer = trainer = self._make_trainer(model, tokenizer, rows, reward, reward_tokenizer)
         _check_reference(trainer)
         trainer.accelerator.print("\n".join(filter(None, [line, self._describe(trainer, len(rows))])))
         with warnings.catch_warnings():  # TRL 1.16 calls gradient checkpointing by its older name
@@ -167,7 +167,7 @@ class PPOTrainer:
         keep_tokenizer(model, served)
         return model.eval()
 
-    def _made(
+    def _make_trainer(
         self,
         model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,

@@ -57,12 +57,12 @@ def teacher_of(args: DistillationSFTConfig, student: StudentModel, plan: Plan, *
     else:
         loaded: dict[Hashable, Teacher] = {}
         for entry in plan.listed.teachers:
-            if _key(entry) not in loaded:
+            if _model_key(entry) not in loaded:
                 given = entry.model
                 if entry.retained is not None:
                     given = LocalTeacher(entry.name, weights=FrozenCopy(student.weights.load), **student.sides)
-                loaded[_key(entry)] = _one_teacher(args, student, plan, given, entry.revision)
-        teacher = MultiTeacher([loaded[_key(entry)] for entry in plan.listed.teachers], plan.listed)
+                loaded[_model_key(entry)] = _one_teacher(args, student, plan, given, entry.revision)
+        teacher = MultiTeacher([loaded[_model_key(entry)] for entry in plan.listed.teachers], plan.listed)
     check_teacher_supports(args, teacher)
     return teacher
 
@@ -123,7 +123,7 @@ def _one_teacher(
     teacher = _loaded(args, student, given, revision)
     if not args.cross_tokenizer and not reads_text(teacher):
         try:
-            _share(teacher, student)
+            _restrict_to_shared(teacher, student)
         except TeacherError:
             text_alone = not args.strict or args.distill_alpha == 0 or args.allow_text_only_teacher
             own = isinstance(teacher, LocalTeacher) and not teacher.weights.of_student
@@ -189,7 +189,7 @@ def _checked_store(
         if stored.vocabulary is not None:
             teacher.restrict_vocabulary(stored.vocabulary)
         stored.check_matches({"teacher": teacher.identity(), "tokenizer": tokenizer_hash(teacher.tokenizer)})
-        _share(stored, student)
+        _restrict_to_shared(stored, student)
     settings = {**prompts_and_writing(args, plan.teacher_template), "kind": args.teacher_store_kind}
     if COMPLETIONS not in stored.manifest["files"]:
         settings["generation"] = None  # the teacher wrote nothing
@@ -220,7 +220,7 @@ def _set_chat_template(args: DistillationSFTConfig, teacher: Teacher) -> None:
         )
 
 
-def _share(teacher: Teacher, student: StudentModel) -> None:
+def _restrict_to_shared(teacher: Teacher, student: StudentModel) -> None:
     """Check a teacher's vocabulary against the student's and restrict it to what both have."""
     teacher.restrict_vocabulary(
         shared_vocabulary(
@@ -241,6 +241,6 @@ def _note(given: GivenTeacher, teacher: Teacher) -> str:
     return ""
 
 
-def _key(entry: TeacherEntry) -> Hashable:
+def _model_key(entry: TeacherEntry) -> Hashable:
     """Return what tells one model of the list from another."""
     return (entry.model, entry.revision) if isinstance(entry.model, str) else id(entry.model)

@@ -57,8 +57,8 @@ class TokenizerPair:
     ) -> None:
         self.student, self.teacher = student, teacher
         self.ends = _ends(student, teacher)
-        self._student_bytes = _without(token_bytes(student)[:student_rows], self.ends)
-        self._teacher_bytes = _without(token_bytes(teacher)[:teacher_rows], self.ends.values())
+        self._student_bytes = _without_ids(token_bytes(student)[:student_rows], self.ends)
+        self._teacher_bytes = _without_ids(token_bytes(teacher)[:teacher_rows], self.ends.values())
         if not self.spans(*(list(t(PROBE, add_special_tokens=False)["input_ids"]) for t in (student, teacher))):
             raise TeacherError(
                 f"teacher_model {teacher_name!r} has a tokenizer whose tokens cannot be held against the student's by "
@@ -182,7 +182,7 @@ def _bytes_of(table: Sequence[bytes | None], index: int) -> bytes | None:
     return table[index] if index < len(table) else None
 
 
-def _without(table: list[bytes | None], ids: Iterable[int]) -> list[bytes | None]:
+def _without_ids(table: list[bytes | None], ids: Iterable[int]) -> list[bytes | None]:
     """Return bytes by id with none for some ids, which need not be special tokens."""
     for index in ids:
         if index < len(table):

@@ -221,7 +221,7 @@ def _scaled(
     The unit keeps the gradient of logits in the range in which half precision is most exact.
     """
     typical = weights.ce if weights.typical_ce is None else weights.typical_ce
-    ce, kl = (torch.where(counted, _on(like, w), 0.0) for w in (weights.ce, weights.kl))
+    ce, kl = (torch.where(counted, _as_tensor(like, w), 0.0) for w in (weights.ce, weights.kl))
     unit: float | Tensor
     if student.head.weight is None:
         unit = 1 / student.head.scale  # the kernels write the gradient of `hidden` itself
@@ -234,7 +234,7 @@ def _scaled(
     return ce / unit, kl / unit, unit
 
 
-def _on(like: Tensor, weight: float | Tensor) -> Tensor:
+def _as_tensor(like: Tensor, weight: float | Tensor) -> Tensor:
     """Return a weight as a tensor; a number is written by the device, which a copy would wait for."""
     return weight.to(like) if isinstance(weight, Tensor) else like.new_full((), weight)
 

@@ -113,7 +113,7 @@ class Prefix:
         self._misses += 1
         if length < LEAST or (known and agree < LEAST and self._misses < 3):
             return 0  # a batch of another kind; the prefix of the others stays
-        return self._read(ids[0, :length], fill)
+        return self._fill_cache(ids[0, :length], fill)
 
     def _of_expected(self, ids: np.ndarray, most: int, fill: Fill) -> int:
         """Return the length of the expected prefix if all rows of a batch begin with it, else 0."""
@@ -122,14 +122,14 @@ class Prefix:
         length = len(expected)
         if not length or length > most or not (ids[:, :length] == expected).all():
             return 0
-        return length if len(self.ids) == length else self._read(expected, fill)
+        return length if len(self.ids) == length else self._fill_cache(expected, fill)
 
-    def _read(self, ids: np.ndarray, fill: Fill) -> int:
+    def _fill_cache(self, ids: np.ndarray, fill: Fill) -> int:
         """Compute the cache of a prefix and return its length; 0, with a warning, if the model has none to reuse."""
         try:
             cache = DynamicCache(config=self.config)
             cache.layers = [
-                _as(WholeSlidingLayer, layer) if type(layer) is DynamicSlidingWindowLayer else layer
+                _with_class(WholeSlidingLayer, layer) if type(layer) is DynamicSlidingWindowLayer else layer
                 for layer in cache.layers
             ]
             fill(ids[None], cache)
@@ -146,7 +146,7 @@ class Prefix:
 
     def for_scoring(self) -> DynamicCache:
         """Return the cache for one forward over what follows the prefix, for a batch of any size; nothing is copied."""
-        return self._with(lambda layer: _in_window(_as(READ_ONLY[type(layer)], layer)))
+        return self._with(lambda layer: _in_window(_with_class(READ_ONLY[type(layer)], layer)))
 
     def for_writing(self, pads: Sequence[int]) -> DynamicCache:
         """Return a cache for prompts with `pads` tokens of padding on the left, which generation may write to.
@@ -158,7 +158,7 @@ class Prefix:
         places = places.clamp(min=0)  # what stands under padding is masked
 
         def rows(layer: Layer) -> Layer:
-            made = _as(WRITABLE[type(layer)], layer)
+            made = _with_class(WRITABLE[type(layer)], layer)
             index = places.to(layer.keys.device)
             made.keys, made.values = (kept[0][:, index].transpose(0, 1) for kept in (layer.keys, layer.values))
             return _in_window(made)
@@ -188,7 +188,7 @@ def most_common_beginning(prompts: Sequence[Sequence[int]]) -> list[int]:
     return first[: same.index(False) if False in same else len(same)]
 
 
-def _as(kind: type, layer: Layer) -> Layer:
+def _with_class(kind: type, layer: Layer) -> Layer:
     made: Layer = object.__new__(kind)
     made.__dict__.update(layer.__dict__)
     return made

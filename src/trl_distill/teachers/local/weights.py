@@ -90,7 +90,7 @@ class FrozenModel(WeightSource):
     def model(self) -> PreTrainedModel:
         """Return the model; frozen and in evaluation mode."""
         model = self.source.load_model()
-        return _on(model, None if self.source.is_placed else self.source.device).requires_grad_(False).eval()
+        return _on_device(model, None if self.source.is_placed else self.source.device).requires_grad_(False).eval()
 
     def content(self) -> list[object]:
         """The hash of its files, its precision and its quantization."""
@@ -109,7 +109,7 @@ class CallersModel(WeightSource):
 
     def model(self) -> PreTrainedModel:
         """Return the model."""
-        return _on(self._model, self._device)
+        return _on_device(self._model, self._device)
 
 
 class AdapterOff(WeightSource):
@@ -232,5 +232,5 @@ def _without_adapter(student: Any) -> AbstractContextManager[None]:
     return student.disable_adapter() if is_peft_model(student) else nullcontext()
 
 
-def _on(model: PreTrainedModel, device: str | torch.device | None) -> PreTrainedModel:
+def _on_device(model: PreTrainedModel, device: str | torch.device | None) -> PreTrainedModel:
     return model if device is None else model.to(device)  # type: ignore[arg-type]

@@ -144,7 +144,7 @@ def read_teachers(given: object) -> TeacherList:
         hint = nearest(str(combine), COMBINE)
         raise ParamsError(f"{name}: combine is {combine!r}; accepted are {', '.join(map(repr, COMBINE))}.{hint}")
     if not isinstance(teachers, (list, tuple)) or not teachers:
-        raise ParamsError(f"{name}: 'teachers' is {_shown(teachers)}; give a list of teachers, each with a model.")
+        raise ParamsError(f"{name}: 'teachers' is {_in_words(teachers)}; give a list of teachers, each with a model.")
     entries = [_entry(teacher, f"{name}, teacher {n}", combine) for n, teacher in enumerate(teachers, 1)]
     return TeacherList(combine, tuple(entries))
 
@@ -183,7 +183,7 @@ def assign_rows(
         if entry.retained is not None:
             continue
         if entry.column is not None:
-            rows = [n for n, row in enumerate(values) if _is(row[entry.column], entry.value)]
+            rows = [n for n, row in enumerate(values) if _is_equal(row[entry.column], entry.value)]
         elif entry.share < 1:
             start, end = end, end + entry.share
             part = range(round(start * len(order)), round(end * len(order)))
@@ -238,7 +238,7 @@ def checked_weight(given: object, place: str) -> float:
 def _entry(given: object, place: str, combine: str) -> TeacherEntry:
     if not isinstance(given, Mapping):
         raise ParamsError(
-            f"{place} is {_shown(given)}; write its 'model', and what else there is to say, as a mapping."
+            f"{place} is {_in_words(given)}; write its 'model', and what else there is to say, as a mapping."
         )
     check_keys(given, KEYS, place)
     model, weight, revision = given.get("model"), given.get("weight", 1.0), given.get("revision")
@@ -261,7 +261,7 @@ def _check_model(model: object, place: str) -> None:
         raise ParamsError(f"{place}: model is missing; give a folder, a Hub name, 'embedded' or a server's model.")
     if not isinstance(model, str):
         if not is_model(model):
-            raise ParamsError(f"{place}: model is {_shown(model)}; give a name, a folder or a loaded model.")
+            raise ParamsError(f"{place}: model is {_in_words(model)}; give a name, a folder or a loaded model.")
         return
     in_memory = model_in_memory(model)
     if in_memory:
@@ -287,7 +287,7 @@ def _rows(given: object, place: str) -> dict[str, Any]:
     return {"share": share}
 
 
-def _is(value: object, wanted: str) -> bool:
+def _is_equal(value: object, wanted: str) -> bool:
     """Whether a column's value is the one that was written: as text, or as the same number."""
     if str(value) == wanted:
         return True
@@ -305,7 +305,7 @@ def model_name(model: object) -> str:
     return found if isinstance(found, str) and found else type(model).__name__
 
 
-def _shown(value: object) -> str:
+def _in_words(value: object) -> str:
     """Return a value that was given, in words."""
     if value is None:
         return "missing"

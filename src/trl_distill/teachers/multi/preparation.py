@@ -108,7 +108,7 @@ def prepare(
     rows, assigned = rows.select(taught), [assigned[n] for n in taught]
     if required and not sampled:
         _check_differ(rows, assigned, recipe, name)
-    parts = _parts(rows, assigned, recipe, split=split, name=name, required=required)
+    parts = _align_by_teacher(rows, assigned, recipe, split=split, name=name, required=required)
     fitted = _in_order(parts, rows)
     # lengths and examples are of each row's first teacher, the vocabulary is what all have
     of_data = recipe.recipes[: len(recipe.teachers.of_data)]
@@ -122,7 +122,7 @@ def prepare(
     preflight = replace(preflight, notes=notes_of(*of_data))
     retained = recipe.teachers.teachers[-1].retained
     if len(of_data) > 1 or retained is None:
-        preflight = replace(preflight, teachers=_shown(prepared, recipe))
+        preflight = replace(preflight, teachers=_first_prompts(prepared, recipe))
     if retained is None or split is not Split.TRAIN:
         return prepared, preflight
     return _with_retained(prepared, preflight, recipe, retained)
@@ -149,13 +149,13 @@ def _with_retained(
     name, last = "retain_data", len(recipe.recipes) - 1
     count = retained.count(len(prepared))
     rows = retained.sample(count, seed=recipe.seed)
-    parts = _parts(rows, [[last]] * len(rows), recipe, split=Split.TRAIN, name=name, required=False)
+    parts = _align_by_teacher(rows, [[last]] * len(rows), recipe, split=Split.TRAIN, name=name, required=False)
     report = RowReport(len(rows), len(rows), ())
     own, flight = conclude(_in_order(parts, rows), rows, report, recipe.recipes[last], name=name, columns=RETURNED)
     return mixed_in(prepared, own, count), replace(preflight, retained=(count, retained.source, flight))
 
 
-def _parts(
+def _align_by_teacher(
     rows: Dataset, assigned: list[list[int]], recipe: MultiTeacherRecipe, *, split: Split, name: str, required: bool
 ) -> list[Dataset]:
     """Return the rows with their teachers, aligned by each teacher.
@@ -217,7 +217,7 @@ def _in_order(parts: list[Dataset], rows: Dataset) -> Dataset:
     return whole.select(sorted(range(len(whole)), key=[place[row] for row in whole["row"]].__getitem__))
 
 
-def _shown(prepared: Dataset, recipe: MultiTeacherRecipe) -> tuple[tuple[str, int, str], ...]:
+def _first_prompts(prepared: Dataset, recipe: MultiTeacherRecipe) -> tuple[tuple[str, int, str], ...]:
     """Return each teacher's name, how many rows it teaches, and its first prompt."""
     found: dict[int, tuple[int, list[int]]] = {}
     for teachers, prompts in zip(prepared["teachers"], prepared["teacher_prompts"], strict=True):

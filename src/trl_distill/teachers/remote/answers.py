@@ -42,7 +42,7 @@ def read_answer(content: JsonObject, *, chat: bool) -> Answer:
     hidden = int((used.get("completion_tokens_details") or {}).get("reasoning_tokens") or 0)
     message = choice["message"] if chat else {"content": choice["text"]}
     reason = reason_of(choice)
-    text, thought = _parts(message.get("content"))
+    text, thought = _text_and_reasoning(message.get("content"))
     if chat:
         thought = thought or next((str(message[name]) for name in REASONING if message.get(name)), "")
         text, thought = (text, thought) if thought else _split(text)
@@ -56,7 +56,7 @@ def reason_of(choice: JsonObject) -> str:
     return str(choice.get("finish_reason") or "").lower()
 
 
-def _parts(content: object) -> tuple[str, str]:
+def _text_and_reasoning(content: object) -> tuple[str, str]:
     """Return the text and the reasoning of a message's content: a text, nothing, or a list of parts."""
     if not isinstance(content, list):
         return content if isinstance(content, str) else "", ""
@@ -67,7 +67,7 @@ def _parts(content: object) -> tuple[str, str]:
             text.append(piece)
         elif not isinstance(part, str):  # Mistral's thinking is a list of parts itself
             inner = next((part[name] for name in ("thinking", "reasoning", "text") if part.get(name)), "")
-            thought.append(inner if isinstance(inner, str) else _parts(inner)[0])
+            thought.append(inner if isinstance(inner, str) else _text_and_reasoning(inner)[0])
     return "".join(text), "".join(thought)
 
 

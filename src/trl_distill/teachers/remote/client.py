@@ -91,7 +91,7 @@ class Server:
             )
         from openai import OpenAI
 
-        key = _key()
+        key = _api_key()
         if not key and self.url == OPENAI_URL:
             raise TeacherError(f"teacher_model {self.model!r} needs a key; set the environment variable {KEY}.")
         return OpenAI(api_key=key or "none", base_url=self.url, timeout=self.settings.timeout, max_retries=0)
@@ -240,7 +240,7 @@ class Server:
                 ) from None
 
 
-def _key() -> str:
+def _api_key() -> str:
     """Return the key in the environment, or an empty text.
 
     Raises:
@@ -256,7 +256,7 @@ def _message(error: object) -> str:
     """Return what a server or the connection said in one short line, without the key."""
     said = error.get("message", error.get("detail", error)) if isinstance(error, dict) else error
     text = " ".join(str(said).split()) or type(error).__name__
-    key = _key()
+    key = _api_key()
     return (text.replace(key, "***") if key else text)[:LONGEST].rstrip(".")
 
 

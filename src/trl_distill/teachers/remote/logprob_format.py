@@ -58,7 +58,7 @@ def read_prompt(choice: JsonObject, ids: Sequence[int], start: int, k: int) -> J
                 raise RetryableError(f"no log-probability of token {ids[place]}, which was sent")
             entry["texts"] |= {i: t for i, t in texts.items() if isinstance(t, str) and t and "�" not in t}
         ranked = sorted(found.items(), key=lambda pair: -pair[1])[:k]
-        _check([log_prob for _, log_prob in ranked])
+        _check_log_probs([log_prob for _, log_prob in ranked])
         entry["ids"].append([i for i, _ in ranked])
         entry["log_probs"].append([log_prob for _, log_prob in ranked])
     return entry
@@ -87,7 +87,7 @@ def read_top(choice: JsonObject, *, chat: bool) -> JsonObject | None:
     except MALFORMED as error:
         raise RetryableError(f"log-probabilities that are none ({type(error).__name__})") from None
     for alternatives in entry["alternatives"]:
-        _check([log_prob for _, log_prob in alternatives])
+        _check_log_probs([log_prob for _, log_prob in alternatives])
     return None if items is None else entry
 
 
@@ -111,7 +111,7 @@ def _latin(item: JsonObject) -> str | None:
     return None if "�" in token else token.encode().decode("latin-1")
 
 
-def _check(log_probs: Sequence[float]) -> None:
+def _check_log_probs(log_probs: Sequence[float]) -> None:
     """Refuse what cannot be log-probabilities of distinct tokens.
 
     Raises:

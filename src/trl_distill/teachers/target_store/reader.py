@@ -151,7 +151,7 @@ class StoredTeacher:
         ] or [(self.rows.any(), 0)]
         arrays = {}
         for name in found[0][0].arrays:
-            arrays[name] = _on(device, padded_together([row.arrays[name][row.tokens - n :] for row, n in found]))
+            arrays[name] = _on_device(device, padded_together([row.arrays[name][row.tokens - n :] for row, n in found]))
         return self.format.decode(arrays, self._head_on(device))
 
     def _head_on(self, device: torch.device) -> LMHead | None:
@@ -173,7 +173,7 @@ class StoredTeacher:
         )
 
 
-def _on(device: torch.device, array: np.ndarray) -> torch.Tensor:
+def _on_device(device: torch.device, array: np.ndarray) -> torch.Tensor:
     """Return an array on a device; token ids and counts as int64, since torch computes little with unsigned ones."""
     return on_device(array.astype(np.int64) if array.dtype.kind == "u" else array, device)
 

@@ -41,11 +41,11 @@ class VLLMScores:
     def encode(self, batch: Sequence[Row]) -> Arrays:
         """Return what is stored of a batch's N tokens; raise TeacherError if vLLM fails."""
         if self._coming is None:
-            first = next(i for i, row in enumerate(self._rows) if _key(row) == _key(batch[0]))
-            asked = {_key(row): _sequence(row) for row in self._rows[first:] if _targets(row)}
+            first = next(i for i, row in enumerate(self._rows) if _sequence_key(row) == _sequence_key(batch[0]))
+            asked = {_sequence_key(row): _sequence(row) for row in self._rows[first:] if _targets(row)}
             self._coming = VLLM(self.teacher).score(asked, self.format.k) if asked else iter(())
         nothing = (np.empty((0, self.format.k), np.int32), np.empty((0, self.format.k), np.float32))
-        found = [self._take(_key(row)) if _targets(row) else nothing for row in batch]
+        found = [self._take(_sequence_key(row)) if _targets(row) else nothing for row in batch]
         ids, log_probs = (np.concatenate(parts) for parts in zip(*found, strict=True))
         return self.format.at_one(ids, log_probs)
 
@@ -84,7 +84,7 @@ def unlike(teacher: Teacher, format_: TargetFormat) -> str | None:
     return None
 
 
-def _key(row: Row) -> str:
+def _sequence_key(row: Row) -> str:
     return sequence_key(row["teacher_prompt"], row["completion"]).hex()
 
 

@@ -87,7 +87,7 @@ def write_targets(
     by_vllm = settings.engine == VLLM_ALONE and _suits_vllm(teacher, format_, progress=progress)
     if not by_vllm and not folder.begun and isinstance(teacher, LocalTeacher):
         _check_logits(teacher, format_, progress=progress)
-    manifest = _begin(folder, header)
+    manifest = _resumed_manifest(folder, header)
     _keep_tokenizer(folder, teacher)
     done = {shard["name"]: shard for shard in manifest["shards"]}
     todo = list(sequences.items())
@@ -168,7 +168,7 @@ def _header(teacher: Teacher, keys: Sequence[bytes], settings: TargetSettings, f
     }
 
 
-def _begin(folder: TargetFolder, header: Manifest) -> Manifest:
+def _resumed_manifest(folder: TargetFolder, header: Manifest) -> Manifest:
     """Return the manifest to resume from, without the shards that are missing."""
     empty = {**header, "shards": [], "files": {}, "complete": False}
     if folder.begun:

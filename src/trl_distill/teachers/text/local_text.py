@@ -66,7 +66,7 @@ class LocalTextTeacher(TextOnly):
             TeacherError: Chat messages without a chat template.
             KeyboardInterrupt: Ctrl-C; its text says where the completions written so far are kept.
         """
-        read = [self._read(prompt) for prompt in prompts]
+        read = [self._prompt_ids(prompt) for prompt in prompts]
         written = complete(self.writer, read, settings, store=store, progress=progress)
         texts = [
             self.decode(ids, list(completion.ids[:-1] if completion.finished else completion.ids))
@@ -99,7 +99,7 @@ class LocalTextTeacher(TextOnly):
     def text_of(self, ids: list[int]) -> str:
         return str(self.writer.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
-    def _read(self, prompt: Prompt) -> list[int]:
+    def _prompt_ids(self, prompt: Prompt) -> list[int]:
         """Return the ids of a prompt; raise an error for one that the model cannot read."""
         if not isinstance(prompt, str) and self.writer.tokenizer.chat_template is None:
             raise TeacherError(

@@ -79,7 +79,7 @@ def engines_for(teacher: Writer, settings: GenerationSettings, prompts: int) -> 
     "auto" is vLLM if it is installed, the teacher is on a CUDA device, and there is enough to write that its start is
     worth the wait; then as "transformers": continuous batching on a CUDA device, else batch by batch.
     """
-    model = _inner(teacher)
+    model = _local_model_of(teacher)
     if settings.engine == VLLM_ALONE:
         return [VLLM(model)]
     engines: list[Engine] = [Batches(teacher)]
@@ -100,7 +100,7 @@ def _on_cuda(teacher: Any) -> bool:
     return torch.cuda.is_available() and torch.device(source.device or unplaced).type == "cuda"
 
 
-def _inner(teacher: object) -> Any:
+def _local_model_of(teacher: object) -> Any:
     """Return the model in a teacher that gives text, or has another tokenizer than its student."""
     return getattr(teacher, "writer", getattr(teacher, "local", teacher))
 
@@ -111,7 +111,7 @@ def check_engine(teacher: Writer, engine: str) -> None:
     Raises:
         TeacherError: Saying why, and what to do.
     """
-    lacks = VLLM(_inner(teacher)).lacks if engine == VLLM_ALONE else None
+    lacks = VLLM(_local_model_of(teacher)).lacks if engine == VLLM_ALONE else None
     if lacks is not None:
         raise refusal(teacher, lacks)
 

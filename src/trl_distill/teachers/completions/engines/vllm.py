@@ -223,13 +223,13 @@ def _lines_of(job: Path, log: Path, environment: Mapping[str, str]) -> Iterator[
                 line = json.loads(text)
                 yield line
             if "done" not in line:
-                raise EngineError(f"{_why(line, process)}; its log is {log}")
+                raise EngineError(f"{_failure_of(line, process)}; its log is {log}")
         finally:
             process.kill()
             process.communicate()  # waits, and closes its standard input
 
 
-def _why(last: JsonObject, process: subprocess.Popen[bytes]) -> str:
+def _failure_of(last: JsonObject, process: subprocess.Popen[bytes]) -> str:
     """Return why a process failed, from its last line or its exit status."""
     error = str(last.get("error", "")).strip()
     return error.splitlines()[0].rstrip(".") if error else f"its process ended with status {process.wait()}"
