@@ -52,7 +52,9 @@ def run_forks(
     job = {"command": command, "environments": environments, "outputs": outputs, "timeout": timeout}
     stdin, stdout = _loaded()
     print(json.dumps({**job, "cwd": str(cwd or Path.cwd())}), file=stdin, flush=True)
-    codes = json.loads(stdout.readline())
+    answer = stdout.readline()
+    assert answer, "the process that forks has ended; run this file as a script to see why"
+    codes = json.loads(answer)
     texts = [[Path(path).read_text(errors="replace") for path in pair] for pair in outputs]
     return [Ended(code, *pair) for code, pair in zip(codes, texts, strict=True)]
 
