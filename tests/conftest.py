@@ -15,7 +15,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 # for tiny models more threads only wait for each other, and sums are not the same to the bit
 os.environ["OMP_NUM_THREADS"] = "1"
-# a test runs on the CPU unless it asks for `device`; accelerate and the project's doors read this
+# a test runs on the CPU unless it asks for `device`; accelerate and the project read this
 os.environ["ACCELERATE_USE_CPU"] = "1"
 
 CHAT_TEMPLATE = (

@@ -14,7 +14,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "trl_distill"
 FOUNDATION = (
     "config.choices",
     "config.distillation_arguments",
-    "config.doors",
+    "config.setting_names",
     "config.endpoints",
     "config.fields",
     "config.training_params",

@@ -1,4 +1,4 @@
-"""Data as it lies in memory, at the doors of Python: the trainer and the library."""
+"""Data as it lies in memory, given to the trainer and the library in Python."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A student that was saved through each door, as plain transformers loads and asks it."""
+"""A student that was saved by the command, the library and the trainer, as plain transformers loads and asks it."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ from dataclasses import fields
 import click
 from click.core import ParameterSource
 
-from ..config.doors import as_flags, entered
+from ..config.setting_names import as_flags, settings_named_as
 from ..config.training_params import ALIASES, FIELDS, LLMTrainingParams
 from ..errors import ParamsError
 from .config_file import read_config, refuse_models_in_memory
@@ -98,8 +98,8 @@ class LLMCommand(GroupedCommand):
 
 def typed_flag(ctx: click.Context, param: click.Parameter) -> str:
     """Return the flag with which a parameter was given last."""
-    spelled = [token.partition("=")[0] for token in ctx.meta["typed"]]
-    return next((flag for flag in reversed(spelled) if dashed(flag) in param.opts), param.opts[0])
+    name_settings = [token.partition("=")[0] for token in ctx.meta["typed"]]
+    return next((flag for flag in reversed(name_settings) if dashed(flag) in param.opts), param.opts[0])
 
 
 def params_of(ctx: click.Context) -> LLMTrainingParams:
@@ -141,7 +141,7 @@ def running(ctx: click.Context) -> Iterator[LLMTrainingParams]:
     with exit_on_error(debug=ctx.params["debug"]):
         params = params_of(ctx)
         four_bits = "int4" in (params.quantization, params.teacher_quantization)
-        with entered(COMMAND), nullcontext() if ctx.params["debug"] else quiet(four_bits=four_bits):
+        with settings_named_as(COMMAND), nullcontext() if ctx.params["debug"] else quiet(four_bits=four_bits):
             yield params
 
 

@@ -19,7 +19,7 @@ from trl import SFTConfig
 from ..errors import ParamsError, nearest
 from .devices import computes_in_bfloat16, has_fused_adamw
 from .distillation_arguments import DistillationArguments, check_arguments
-from .doors import entered, in_python
+from .setting_names import in_python, settings_named_as
 from .training_params import FIELDS, LLMTrainingParams
 from .validation import validate_combinations
 
@@ -67,7 +67,7 @@ class DistillationSFTConfig(DistillationArguments, SFTConfig):
         ParamsError: A value outside what is accepted.
     """
 
-    @entered(TRAINER)
+    @settings_named_as(TRAINER)
     def __post_init__(self) -> None:
         """Check the settings of distillation, then let TRL check its own."""
         _check_known("optimizer", self.optim, OptimizerNames)

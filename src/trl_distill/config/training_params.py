@@ -15,9 +15,9 @@ from typing import Any
 from ..errors import ParamsError, nearest
 from .choices import DTYPES, MIXED_PRECISIONS, QUANTIZATIONS, STRATEGIES
 from .distillation_arguments import DistillationArguments
-from .doors import entered, in_python
 from .endpoints import parse_endpoint
 from .fields import CheckedSettings, is_model, option, plain
+from .setting_names import in_python, settings_named_as
 from .validation import refuse_unused, validate_combinations
 
 HUB_DATA = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")  # a dataset of an account
@@ -188,7 +188,7 @@ class LLMTrainingParams(CheckedSettings, DistillationArguments):
                 contradict each other.
             TeacherError: A teacher's URL that cannot be used.
         """
-        with entered(LIBRARY):
+        with settings_named_as(LIBRARY):
             self._check_all()
 
     def _check_all(self) -> None:

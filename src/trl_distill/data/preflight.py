@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..config.doors import spelled
+from ..config.setting_names import name_settings
 from ..prompts.fitting import Limit
 from ..prompts.messages import Prompt
 from .arrow_values import array_of, column_of, counts_of, lengths_of
@@ -178,7 +178,7 @@ class Preflight:
         """Return the lines for the terminal.
 
         Args:
-            computes: How the run computes, if that is to be shown; see `how_it_computes`.
+            computes: How the run computes, if that is to be shown; see `describe_compute`.
         """
         low, middle, high = self.completion
         sources = "; ".join(f"{n:,} from {SOURCES[s]}" for s, n in sorted(self.sources.items()))
@@ -225,7 +225,7 @@ class Preflight:
         if self.serving is not None:
             lines.append(f"  chat template {self.serving.line}")
         lines += [f"  teacher {n}     {who}: {rows:,} rows" for n, (who, rows, _) in enumerate(self.teachers, 1)]
-        lines = [spelled(line) for line in lines]
+        lines = [name_settings(line) for line in lines]
         for label, text in self._shown():
             lines += [f"  {label}:", *(f"    | {line}" for line in text.split("\n"))]
         return "\n".join(lines)
@@ -239,14 +239,14 @@ class Preflight:
             were = "was" if self.unfinished == 1 else "were"
             lines.append(
                 f"  cut           {self.unfinished:,} {were} not ended by the teacher; raise "
-                "--distill-max-teacher-length, or give --teacher-stop the text that a base model goes on to"
+                "--distill-max-teacher-length, or give --teacher-stop the text with which a base model continues"
             )
         if 2 * self.unfinished > self.sources.get("teacher", 0):
             lines.append(
                 f"  warning       the teacher ends {self.sources['teacher'] - self.unfinished:,} of its "
                 f"{self.sources['teacher']:,} completions: the student learns no end either, and will go on as it does"
             )
-        return [spelled(line) for line in lines]
+        return [name_settings(line) for line in lines]
 
     @property
     def opening(self) -> dict[str, object]:
@@ -308,7 +308,7 @@ class Preflight:
         }
 
 
-def differ(row: Cells) -> bool:
+def prompts_differ(row: Cells) -> bool:
     """Whether teacher and student read different tokens in a row."""
     between = bool(row.get("completion_mask")) and row["completion"] != row["teacher_completion"]
     return bool(row["student_prompt"] != row["teacher_prompt"]) or between
@@ -320,7 +320,7 @@ def _warning(rows: Dataset, recipe: Recipe) -> str:
     if teacher > student:
         return ""
     same = recipe.teaches_nothing is not None and recipe.teaches_nothing()
-    if not any(differ(row) for row in rows):
+    if not any(prompts_differ(row) for row in rows):
         return SAME if same else ""
     mine, theirs = (
         ([(role, text.pieces) for role, text in template.messages], template.system)

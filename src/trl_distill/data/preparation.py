@@ -31,7 +31,7 @@ from .arrow_values import array_of, column_of, highest_of, lengths_of
 from .cross_tokenizer.tokenizer_pair import COLUMNS as PAIR_COLUMNS
 from .file_readers import Batch
 from .loading import RowReport, read_rows
-from .preflight import Example, Preflight, differ
+from .preflight import Example, Preflight, prompts_differ
 from .pretokenized import check_tokenized, is_tokenized, read_tokenized
 from .row_faults import Cells
 from .row_tokens import WITH_TOOLS, check_in_one_piece, fit_row, put_written, row_frame, source_of, tokenize_row
@@ -135,7 +135,9 @@ def prepare(
     if masks or lengths_of(aligned, "completion_mask").any():
         aligned, columns = mapped(aligned, turns.with_masks, f"Marking {name}"), (*COLUMNS, *turns.COLUMNS)
     required = whole and split is Split.TRAIN
-    return conclude(aligned, rows, report, recipe, name=name, columns=columns, required=required, serves=required)
+    return finish_preparation(
+        aligned, rows, report, recipe, name=name, columns=columns, required=required, serves=required
+    )
 
 
 def align(rows: Dataset, recipe: Recipe, *, split: Split, name: str, whole: bool = True) -> Dataset:
@@ -183,7 +185,7 @@ def _nobody(prompts: list[Prompt] | list[list[int]]) -> list[Completion]:
     raise AssertionError(f"{len(prompts)} prompts for nobody")
 
 
-def conclude(
+def finish_preparation(
     fitted: Dataset,
     rows: Dataset,
     report: RowReport,
@@ -325,7 +327,7 @@ def check_differs(
         teaches_nothing: Whether the teacher then has nothing to teach.
         name: The dataset in messages.
     """
-    if any(differ(row) for row in tokens) or not teaches_nothing():
+    if any(prompts_differ(row) for row in tokens) or not teaches_nothing():
         return
     with_system = any(message["role"] in SYSTEM_ROLES for row in rows_of(rows) for message in row.history or ())
     if "ids" in rows.column_names:

@@ -113,7 +113,7 @@ class Recipe:
 
     @property
     def fields(self) -> set[str]:
-        """The columns that a row's prompts are made of, besides the input and the completion."""
+        """The columns that a row's prompts are made of, other than the input and the completion."""
         templates = (self.student.template, self.teacher.template)
         return {field for template in templates for field in template.fields} | {*OWN, TOOLS, KWARGS}
 

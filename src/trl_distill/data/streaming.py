@@ -21,7 +21,7 @@ from datasets import (
     enable_progress_bars,
 )
 
-from ..config.doors import spelled
+from ..config.setting_names import name_settings
 from ..errors import ParamsError
 from .arrow_values import holds_bytes
 from .file_readers import PLACE, Batch
@@ -129,10 +129,10 @@ def prepare_stream(
             with _quiet():
                 made, flight = prepare(rows, recipe, split=split, name=f"{name} (streamed)", whole=False, masks=masks)
         except NoUsableRows as error:
-            logger.warning("%s", spelled(str(error)))
+            logger.warning("%s", name_settings(str(error)))
             return {column: [] for column in features}
         if flight.rows.set_aside:
-            logger.warning("%s (streamed): %s", name, spelled(flight.rows.summary()))
+            logger.warning("%s (streamed): %s", name, name_settings(flight.rows.summary()))
         return dict(made.select_columns(list(features))[:])
 
     stream = dataset.map(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from ..config.choices import DIVERGENCES, LOSS_IMPLEMENTATIONS
-from .fused.gpu import serves
+from .fused.gpu import uses_kernels
 from .lm_head import ModelSide
 from .settings import LossSettings
 
@@ -102,7 +102,7 @@ def valid_rows(labels: torch.Tensor, student: ModelSide, settings: LossSettings)
     For the kernels it is a mask [N]: a GPU is not waited for, so an id that is no row makes the loss NaN.
     """
     kept = labels != settings.ignore_index
-    masks = settings.impl == "fused" and serves(student.hidden)
+    masks = settings.impl == "fused" and uses_kernels(student.hidden)
     if masks and labels.device.type != "cpu":
         return kept
     valid = kept.nonzero()[:, 0]

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch.autograd.function import once_differentiable
 
-from .fused.divergences import settled
+from .fused.divergences import nan_to_zero
 from .fused.products import multiply
 from .fused.projection import Projection, projection_of
 from .fused.tile_plan import MIB, blocks
@@ -180,18 +180,18 @@ class _Tile:
         p, q = log_p.exp(), log_q.exp()
         ids, kind, beta = self.matched.student, self.settings.divergence, self.settings.jsd_beta
         if kind == "forward_kl":
-            value = settled(p * (log_p - log_q), self.rules_out).sum(0)
+            value = nan_to_zero(p * (log_p - log_q), self.rules_out).sum(0)
             slope = q.sub_(p)
         elif kind == "reverse_kl":
             gap = log_q - log_p
-            value = settled(q * gap, self.rules_out).sum(0)
-            slope = settled(q.mul_(gap.sub_(value)), self.rules_out)
+            value = nan_to_zero(q * gap, self.rules_out).sum(0)
+            slope = nan_to_zero(q.mul_(gap.sub_(value)), self.rules_out)
         else:
             log_m = torch.logaddexp(log_p + math.log(beta), log_q + math.log1p(-beta))
             gap = log_q - log_m
-            to_mixture = settled(q * gap, self.rules_out).sum(0)
-            value = beta * settled(p * (log_p - log_m), self.rules_out).sum(0) + (1 - beta) * to_mixture
-            slope = settled(q.mul_(gap.sub_(to_mixture)), self.rules_out).mul_(1 - beta)
+            to_mixture = nan_to_zero(q * gap, self.rules_out).sum(0)
+            value = beta * nan_to_zero(p * (log_p - log_m), self.rules_out).sum(0) + (1 - beta) * to_mixture
+            slope = nan_to_zero(q.mul_(gap.sub_(to_mixture)), self.rules_out).mul_(1 - beta)
         self.gradient.index_add_(0, ids, slope.mul_(mass))
         return mass * value
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..config.doors import entered
+from ..config.setting_names import settings_named_as
 from ..config.training_params import LIBRARY, LLMTrainingParams
 from .checks import check_run
 from .result import RunResult
@@ -29,7 +29,7 @@ def train(params: LLMTrainingParams) -> Any:
     return run(params).model
 
 
-@entered(LIBRARY)
+@settings_named_as(LIBRARY)
 def run(params: LLMTrainingParams) -> RunResult:
     """Train and return model, tokenizer, metrics, paths and trainer.
 
@@ -51,7 +51,7 @@ def run(params: LLMTrainingParams) -> RunResult:
     return save(fit(prepared))
 
 
-@entered(LIBRARY)
+@settings_named_as(LIBRARY)
 def teach(params: LLMTrainingParams, *, repair: bool = False) -> int:
     """Write the targets of a run into its `teacher_store`, and return how many shards were made.
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..config.choices import ENGINES
 from ..config.devices import accelerator
-from ..config.doors import entered, in_python
+from ..config.setting_names import in_python, settings_named_as
 from ..config.training_params import FIELDS
 from ..data.loading import read_rows
 from ..data.memory import KNOWN_TYPES, as_dataset, is_frame
@@ -42,7 +42,7 @@ NAMES = {
 }
 
 
-@entered(in_python(FIELDS, NAMES))
+@settings_named_as(in_python(FIELDS, NAMES))
 def generate_with_teacher(
     model: str | PreTrainedModel | Teacher,
     template: Any,

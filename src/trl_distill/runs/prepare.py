@@ -20,13 +20,13 @@ from ..teachers.multi.preparation import prepare as prepare_rows
 from ..teachers.multi.preparation import read
 from ..teachers.server_requirements import check_teaches
 from ..trainer.compatibility import check_compiler, check_optimizer, check_vllm
-from ..trainer.compute import how_it_computes
+from ..trainer.compute import describe_compute
 from ..trainer.distributed import check_merging, read_whole
 from ..trainer.plan import StudentModel, plan_setup
 from ..trainer.setup import DistillationSetup, build_setup
 from .checks import CheckedRun, check_logger, check_target_modules
 from .result import RunResult
-from .student import find_student, outline_of
+from .student import find_student, model_without_weights
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -46,7 +46,7 @@ class PreparedRun:
         state: The other processes.
         student: Its weights are loaded when they are first needed.
         datasets: The prepared rows; of a run without a validation split those to train on alone.
-        computes: How the run computes, see `how_it_computes`.
+        computes: How the run computes, see `describe_compute`.
         preflights: Figures of the rows, if there is a teacher.
         setup: The teacher, or the store of its targets, and what goes with it; None for plain SFT.
     """
@@ -101,7 +101,7 @@ def prepare(checked: CheckedRun, *, writes_store: bool = False) -> PreparedRun:
     student = find_student(params, device=device, trainer_class=checked.trainer_class)
     check_logger(params.log)
     with read_whole(args):  # a model is made of the configuration, without weights
-        outline = outline_of(student, params)
+        outline = model_without_weights(student, params)
     if params.peft:
         check_target_modules(params.target_modules, outline)
     if params.distills:
@@ -131,7 +131,7 @@ def _for_plain_sft(
 ) -> PreparedRun:
     """Return the run with rows as SFTTrainer takes them."""
     params = checked.params
-    computes = how_it_computes(args, outline, quantization=params.quantization)
+    computes = describe_compute(args, outline, quantization=params.quantization)
     if params.assistant_only_loss:
         check_marks(student.tokenizer)
     prepared = {}
@@ -163,7 +163,7 @@ def _for_teacher(
     if setup.note:
         state.print(setup.note)
     recipe, teacher = setup.recipe, setup.teacher
-    computes = how_it_computes(args, outline, teacher=teacher, quantization=params.quantization)
+    computes = describe_compute(args, outline, teacher=teacher, quantization=params.quantization)
     sample = DRY_RUN_ROWS if params.dry_run and not writes_store else None
     rows_read = {split: read(data, recipe, name=NAMES[split]) for split, data in datasets.items()}
     _check_rows(checked, rows_read[Split.TRAIN][0], fields=recipe.fields)

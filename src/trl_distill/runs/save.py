@@ -16,7 +16,7 @@ from .fit import Trained
 from .hub import push
 from .model_card import write_card
 from .result import RunResult
-from .summary import closing, last_evaluation, training_means
+from .summary import closing_lines, last_evaluation, training_means
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -41,7 +41,7 @@ def save(trained: Trained) -> RunResult:
         paths |= checked.project.write_metrics(metrics, lines)
         paths["card"] = write_card(trained, None if _is_sharded(trained) else model, metrics)
         paths |= checked.project.finish()
-        print(closing(checked.project.folder, metrics))
+        print(closing_lines(checked.project.folder, metrics))
         if checked.params.push_to_hub:
             push(checked.project.folder, checked.params)
     state.wait_for_everyone()

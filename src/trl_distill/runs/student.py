@@ -65,7 +65,7 @@ def _trainable(model: PreTrainedModel) -> PreTrainedModel:
     return model
 
 
-def outline_of(student: StudentModel, params: LLMTrainingParams) -> PreTrainedModel:
+def model_without_weights(student: StudentModel, params: LLMTrainingParams) -> PreTrainedModel:
     """Return the student without weights, for what its configuration alone does not say; a loaded model is itself.
 
     Args:

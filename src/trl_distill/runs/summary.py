@@ -57,7 +57,7 @@ def not_finite(line: Mapping[str, float]) -> str | None:
     return next((name for name in names if name in line and not math.isfinite(line[name])), None)
 
 
-def closing(folder: Path, metrics: Mapping[str, Any]) -> str:
+def closing_lines(folder: Path, metrics: Mapping[str, Any]) -> str:
     """Return the last lines that a run prints."""
     shown = {k: metrics[k] for k in ("train_loss", "eval_loss", "eval_kl", "eval_ce") if k in metrics}
     figures = ", ".join(f"{name} {value:.4g}" for name, value in shown.items())

@@ -121,7 +121,7 @@ class TextTeacher(Teacher, Protocol):
         ...
 
 
-def each(teacher: Teacher) -> tuple[Teacher, ...]:
+def single_teachers(teacher: Teacher) -> tuple[Teacher, ...]:
     """Return the teachers that a run has: those of a list, each model once, or the one."""
     return tuple(dict.fromkeys(getattr(teacher, "teachers", (teacher,))))
 

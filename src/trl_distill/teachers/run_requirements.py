@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from ..config.choices import STORE_KINDS
 from ..config.validation import check_average
 from ..errors import ParamsError
-from .base import Teacher, each, reads_text
+from .base import Teacher, reads_text, single_teachers
 from .compatibility import GAPS, STORED_GAPS, UNSEEN, require, unmet
 from .server_requirements import has_targets
 
@@ -25,7 +25,7 @@ def check_teacher_supports(args: DistillationSFTConfig, teacher: Teacher) -> Non
     """
     if args.fresh_completions is not None:
         require(UNSEEN, teacher, setting=args.fresh_completions)
-    for one in each(teacher):
+    for one in single_teachers(teacher):
         if one.capabilities.moves:
             check_average(args)
         _check_schedule(args, one)

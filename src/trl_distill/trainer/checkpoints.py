@@ -69,6 +69,6 @@ def check_rows(checkpoint: str | os.PathLike[str], rows: str, numbers: Sequence[
         )
 
 
-def begin_anew(checkpoint: Path) -> None:
+def mark_incomplete(checkpoint: Path) -> None:
     """Mark a checkpoint that is about to be written over as incomplete, until it is written."""
     (checkpoint / STATE).unlink(missing_ok=True)

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from ..config.doors import spelled
+from ..config.setting_names import name_settings
 from ..data.collator import prompts_of
 from ..data.recipe import Recipe
 from ..models.generation import Completion, GenerationSettings, generating_model
@@ -55,7 +55,7 @@ class CompletionSource:
             check_prompts(trainer.train_dataset, self.args.fresh_completions)
         moves = self.args.teacher_do_sample or setup.teacher.capabilities.moves
         if self.args.distill_online and not moves:
-            trainer.accelerator.print(spelled(GREEDY))
+            trainer.accelerator.print(name_settings(GREEDY))
 
     def start_vllm(self) -> None:
         """Start the engine that writes for the student, if one is asked for."""

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 BITS = (("is_loaded_in_4bit", "int4"), ("is_loaded_in_8bit", "int8"))
 
 
-def how_it_computes(
+def describe_compute(
     args: DistillationSFTConfig,
     student: Any,
     *,

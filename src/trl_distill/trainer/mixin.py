@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from transformers.trainer_utils import PredictionOutput
 
-from ..config.doors import entered
+from ..config.setting_names import settings_named_as
 from ..config.sft_config import TRAINER, DistillationSFTConfig, left_alone_on_failure
 from ..config.validation import validate_combinations
 from ..data.collator import DistillationCollator, MultiTeacherCollator
@@ -31,7 +31,7 @@ from ..teachers.base import Teacher
 from ..teachers.local.ema import EmaCallback
 from ..teachers.multi.teacher import MultiTeacher
 from .base import DistillingTrainer
-from .checkpoints import begin_anew, check_rows, keep_rows, to_resume_from
+from .checkpoints import check_rows, keep_rows, mark_incomplete, to_resume_from
 from .compatibility import SEARCH, check_constructor, check_features, check_plain, with_lengths
 from .distiller import Distiller
 from .model_setup import check_student, connect_teacher, ready_student, ready_teacher, student_of
@@ -95,7 +95,7 @@ class DistillationMixin(DistillingTrainer):
         **kwargs: Any,
     ) -> None:
         self.distilling = isinstance(args, DistillationSFTConfig) and args.use_distillation
-        with entered(TRAINER), left_alone_on_failure(args):
+        with settings_named_as(TRAINER), left_alone_on_failure(args):
             if isinstance(args, DistillationSFTConfig) and args.use_distillation:
                 check_constructor(args, data_collator, kwargs)
                 data, more = (train_dataset, eval_dataset), (processing_class, *positional)
@@ -175,7 +175,7 @@ class DistillationMixin(DistillingTrainer):
         """Return a training batch with completions that the teacher writes now, under its prompts."""
         return self.distiller.completions.by_teacher(batch, randomness)
 
-    @entered(TRAINER)
+    @settings_named_as(TRAINER)
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
         """Train as SFTTrainer does; with `resume_from_checkpoint=True`, from the newest complete checkpoint.
 
@@ -225,7 +225,7 @@ class DistillationMixin(DistillingTrainer):
             self.distiller.add_metrics(logs)
         super().log(logs, start_time)
 
-    @entered(TRAINER)
+    @settings_named_as(TRAINER)
     def evaluate(self, eval_dataset: object = None, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Evaluate as SFTTrainer does, on a dataset of any accepted form."""
         if not self.distilling:
@@ -234,7 +234,7 @@ class DistillationMixin(DistillingTrainer):
         with self.distiller.evaluating():
             return super().evaluate(rows, *args, **kwargs)
 
-    @entered(TRAINER)
+    @settings_named_as(TRAINER)
     def predict(self, test_dataset: object, *args: Any, **kwargs: Any) -> PredictionOutput:
         """Return the figures of a dataset of any accepted form; there are no predictions, since no logits are built."""
         if not self.distilling:
@@ -267,7 +267,7 @@ class DistillationMixin(DistillingTrainer):
         """Write a checkpoint; one of the same step is incomplete from now on until the trainer's state is written."""
         if self.distilling and self.args.should_save:
             folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
-            begin_anew(folder)
+            mark_incomplete(folder)
             if self._learned_from is not None:
                 keep_rows(folder, self._learned_from[0])
             if self.teacher.capabilities.moves:

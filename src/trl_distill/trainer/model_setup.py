@@ -14,12 +14,12 @@ from ..models.loading import ModelSource
 from ..models.logits_check import check_logits
 from ..models.own_chat_template import own_template
 from ..models.quantization import keep_differentiable
-from ..teachers.base import each
+from ..teachers.base import single_teachers
 from ..teachers.local.cross_tokenizer import local_of
 from ..teachers.local.ema import EmaCallback
 from ..teachers.multi.teacher import MultiTeacher, attach_student
 from ..teachers.same_weights import Student
-from ..teachers.taught_ends import add_taught_ends
+from ..teachers.stop_tokens import add_stop_tokens
 from ..teachers.text.local_text import LocalTextTeacher
 from .distributed import check_sharding, keep_loss_precise, loads_alike, wrap_teacher
 from .packing_checks import check_keeps_rows_apart
@@ -105,16 +105,16 @@ def ready_teacher(trainer: DistillingTrainer, *, all_ends: bool) -> None:
     """Have the teacher's model score the prepared rows, and the student stop where they end."""
     teacher, rows = trainer.teacher, trainer.train_dataset
     assert rows is not None
-    add_taught_ends(
+    add_stop_tokens(
         trainer.base_student.generation_config,
         completions_of(rows),
         teacher=teacher,
         tokenizer=trainer.tokenizer,
         all_ends=all_ends,
     )
-    for one in each(teacher):
+    for one in single_teachers(teacher):
         if isinstance(one, LocalTextTeacher):
-            one.rest()  # all of its completions are written
+            one.unload()  # all of its completions are written
         local = local_of(one)
         if local is None:
             continue

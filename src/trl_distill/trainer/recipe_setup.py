@@ -14,7 +14,7 @@ from ..models.architectures import vocabulary_rows
 from ..models.generation import length_limit
 from ..prompts.fitting import Limit
 from ..prompts.system_message import for_reader
-from ..teachers.base import Teacher, each, reads_text
+from ..teachers.base import Teacher, reads_text, single_teachers
 from ..teachers.completions.generate import complete
 from ..teachers.completions.store import CompletionStore
 from ..teachers.local.cross_tokenizer import CrossTokenizerTeacher
@@ -167,7 +167,7 @@ def _writer(args: DistillationSFTConfig, teacher: Teacher, date: TemplateDate) -
 def date_of(args: DistillationSFTConfig, student: StudentModel, teacher: Teacher) -> TemplateDate:
     """Return the date that the chat templates of a configuration are given."""
     folder = str(args.output_dir) if args.teacher_store is None else args.teacher_store
-    readers = [one.writer if isinstance(one, LocalTextTeacher) else one for one in each(teacher)]
+    readers = [one.writer if isinstance(one, LocalTextTeacher) else one for one in single_teachers(teacher)]
     templates = [student.tokenizer.chat_template, *(reader.tokenizer.chat_template for reader in readers)]
     return TemplateDate.of(templates, args.chat_template_date, Path(folder).expanduser())
 

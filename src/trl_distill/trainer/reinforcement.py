@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..config.doors import entered, in_python
 from ..config.fields import CheckedSettings, option
+from ..config.setting_names import in_python, settings_named_as
 from ..errors import DataError, ModelError, ParamsError, ProjectError
 from ..prompts.template import Template, parse_template
 
@@ -123,12 +123,12 @@ class PPOTrainer:
     def __init__(self, config: PPOConfig) -> None:
         if not isinstance(config, PPOConfig):
             raise ParamsError(f"PPOTrainer takes a PPOConfig, not {type(config).__name__}.")
-        with entered(DOOR):
+        with settings_named_as(DOOR):
             config.validate()
         self.config = config
         self.trainer: Any = None
 
-    @entered(DOOR)
+    @settings_named_as(DOOR)
     def train(self) -> PreTrainedModel:
         """Train, save model and tokenizer into the project folder, and return the model.
 

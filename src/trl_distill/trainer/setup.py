@@ -10,7 +10,7 @@ from accelerate import PartialState
 from ..config.choices import STORE_KINDS
 from ..config.validation import temperatures_of
 from ..losses.settings import LossSettings, Weighing
-from ..teachers.base import each
+from ..teachers.base import single_teachers
 from ..teachers.multi.teacher import MultiTeacher
 from ..teachers.server_requirements import has_targets, nearest_weighing
 from ..teachers.target_store.folder import TargetFolder
@@ -140,7 +140,7 @@ def build_setup(
 def _assembled(
     args: DistillationSFTConfig, student: StudentModel, plan: Plan, teacher: Teacher, *, plain_text: bool
 ) -> DistillationSetup:
-    servers = [one for one in each(teacher) if has_targets(one, args)]
+    servers = [one for one in single_teachers(teacher) if has_targets(one, args)]
     asked = Weighing(args.distill_alpha, args.distill_temperature, args.distill_alpha_end, args.distill_temperature_end)
     weighed = nearest_weighing(asked, args, teacher, servers)
     date = date_of(args, student, teacher)

@@ -19,7 +19,7 @@ from ..teachers.multi.preparation import prepare
 from ..teachers.server_requirements import check_teaches
 from ..teachers.target_store.reader import StoredTeacher
 from .compatibility import with_lengths
-from .compute import how_it_computes
+from .compute import describe_compute
 from .distributed import read_whole
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ class TrainerDatasets:
         computes = ""
         if split is Split.TRAIN:
             student, optimizer = self.trainer.base_student, self.trainer.optimizer
-            computes = how_it_computes(self.args, student, teacher=setup.teacher, optimizer=optimizer)
+            computes = describe_compute(self.args, student, teacher=setup.teacher, optimizer=optimizer)
         self.trainer.accelerator.print(preflight.text(computes=computes))
         if split is Split.TRAIN:
             check_teaches(self.args, setup.teacher, preflight)

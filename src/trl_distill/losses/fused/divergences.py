@@ -24,7 +24,7 @@ class Sums(Protocol):
     rules_out: bool  # whether a logit may be -inf
 
 
-def settled(product: Tensor, rules_out: bool) -> Tensor:
+def nan_to_zero(product: Tensor, rules_out: bool) -> Tensor:
     """Return a product of probabilities and logarithms in which 0 * inf is 0, changed in place if a logit may be -inf.
 
     A logit that is NaN makes its side's total NaN too, and with it every value, so that none is hidden here.
@@ -44,12 +44,12 @@ class KL:
 
     def add(self, sums: Sums, gap: Tensor, es: Tensor, et: Tensor) -> None:
         """Add a block's sum of e^t (t - s), e^s (t - s) in reverse; `gap` is t - s and is overwritten."""
-        sums.cross += settled(gap.mul_(es if self.reverse else et), sums.rules_out).sum(0)
+        sums.cross += nan_to_zero(gap.mul_(es if self.reverse else et), sums.rules_out).sum(0)
 
     def rescale(self, sums: Sums, factor_s: Tensor, factor_t: Tensor, shift: Tensor) -> None:
         """Follow both maxima, before the totals do: e^s and e^t shrink by the factors, t - s moves by the shift."""
         total, factor = (sums.total_s, factor_s) if self.reverse else (sums.total_t, factor_t)
-        settled(sums.cross.add_(shift * total).mul_(factor), sums.rules_out)
+        nan_to_zero(sums.cross.add_(shift * total).mul_(factor), sums.rules_out)
 
     def value(self, sums: Sums) -> Tensor:
         """Return the divergence once all blocks are in."""
@@ -60,7 +60,7 @@ class KL:
         """Write weight * d KL / d s into `out`; `t` is overwritten."""
         if self.reverse:  # log q - log p - KL is s - t less the mean of s - t under q
             torch.sub(s, t, out=out)
-            settled(out.add_(sums.cross / sums.total_s).mul_(es), sums.rules_out).mul_(weight / sums.total_s)
+            nan_to_zero(out.add_(sums.cross / sums.total_s).mul_(es), sums.rules_out).mul_(weight / sums.total_s)
         else:
             torch.mul(es, weight / sums.total_s, out=out)
             out.sub_(t.exp_().mul_(weight / sums.total_t))
@@ -109,7 +109,7 @@ class JensenShannon:
 
         There p has vanished in every precision. For a token that both rule out d is 0.
         """
-        gap = settled((t - s).sub_(sums.total_t.log() - sums.total_s.log()), sums.rules_out).clamp_(-1000.0, 80.0)
+        gap = nan_to_zero((t - s).sub_(sums.total_t.log() - sums.total_s.log()), sums.rules_out).clamp_(-1000.0, 80.0)
         return gap, torch.expm1(gap).mul_(self.beta).log1p_()
 
 

@@ -33,7 +33,7 @@ SCALED = 2048  # numbers that a program multiplies
 logger = logging.getLogger(__name__)
 
 
-def serves(hidden: Tensor) -> bool:
+def uses_kernels(hidden: Tensor) -> bool:
     """Whether the kernels compute the loss of these hidden states, not the tiles of a CPU."""
     device = hidden.device
     if device.type == "cpu":

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import torch
 
-from .divergences import settled
+from .divergences import nan_to_zero
 from .problem import Problem
 from .tile import Buffers, Tile, by_block, power
 from .tile_plan import Plan
@@ -81,7 +81,7 @@ class SparseTile(Tile):
         self._rescale_at_one(fall)
         at_one = (s * self.temperature).exp()
         self.total += at_one.sum(0)
-        self.moment += settled(at_one * s, self.rules_out).sum(0) * self.temperature
+        self.moment += nan_to_zero(at_one * s, self.rules_out).sum(0) * self.temperature
         self.peak_s = self.peak_all = peak
         self.at_top = self.top[0]
 
@@ -89,7 +89,7 @@ class SparseTile(Tile):
         """Return the divergence over the k + 1 buckets per token."""
         log_total = self.peak_s + self.total_s.log()
         own = torch.xlogy(self.p, self.p).sum(0) if self.negentropy is None else self.negentropy
-        out = own - settled(self.p * (self.top - log_total), self.rules_out).sum(0)
+        out = own - nan_to_zero(self.p * (self.top - log_total), self.rules_out).sum(0)
         if self.tail_p is None:
             return out
         log_tail = self.tail_peak + self.tail.log() - log_total

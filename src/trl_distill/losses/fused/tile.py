@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import torch
 
-from .divergences import JensenShannon, divergence_of, settled
+from .divergences import JensenShannon, divergence_of, nan_to_zero
 from .problem import Problem
 from .products import multiply
 from .tile_plan import Plan, blocks
@@ -215,7 +215,7 @@ class Tile:
     def _add_at_one(self, s: Tensor, e: Tensor, product: Tensor, mass: Tensor | None = None) -> None:
         """Add a block to the student's softmax at T = 1, e = exp(T s): its sum, which may be known, and mean logit."""
         self.total += e.sum(0) if mass is None else mass
-        self.moment += settled(torch.mul(e, s, out=product), self.rules_out).sum(0) * self.temperature
+        self.moment += nan_to_zero(torch.mul(e, s, out=product), self.rules_out).sum(0) * self.temperature
 
     def _note_labels(self, z: Tensor, block: slice) -> None:
         """Note the z of the labels that lie in a block."""

@@ -24,7 +24,7 @@ class TeacherSignal(Protocol):
 
     @property
     def tokens(self) -> int:
-        """N."""
+        """N, the completion tokens."""
         ...
 
     def loss(self, student: ModelSide, labels: torch.Tensor, settings: LossSettings) -> DistillationLoss:

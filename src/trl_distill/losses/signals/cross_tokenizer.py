@@ -33,7 +33,7 @@ class CrossTokenizerSignal(ModelSide):
 
     @property
     def tokens(self) -> int:
-        """N."""
+        """N, the completion tokens."""
         return len(self.kinds)
 
     @property

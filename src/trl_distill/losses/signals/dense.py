@@ -28,7 +28,7 @@ class DenseSignal(ModelSide):
 
     @property
     def tokens(self) -> int:
-        """N."""
+        """N, the completion tokens."""
         return len(self.hidden)
 
     def loss(self, student: ModelSide, labels: torch.Tensor, settings: LossSettings) -> DistillationLoss:
@@ -53,7 +53,7 @@ class MixtureSignal:
 
     @property
     def tokens(self) -> int:
-        """N."""
+        """N, the completion tokens."""
         return len(self.weights)
 
     def loss(self, student: ModelSide, labels: torch.Tensor, settings: LossSettings) -> DistillationLoss:

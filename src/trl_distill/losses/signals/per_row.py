@@ -27,7 +27,7 @@ class RetainedSignal:
 
     @property
     def tokens(self) -> int:
-        """N."""
+        """N, the completion tokens."""
         return self.signal.tokens
 
     def loss(self, student: ModelSide, labels: torch.Tensor, settings: LossSettings) -> DistillationLoss:
@@ -48,7 +48,7 @@ class PerRowSignal:
 
     @property
     def tokens(self) -> int:
-        """N."""
+        """N, the completion tokens."""
         return sum(len(index) for index, _ in self.parts)
 
     @property

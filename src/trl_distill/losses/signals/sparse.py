@@ -35,7 +35,7 @@ class TopKSignal:
 
     @property
     def tokens(self) -> int:
-        """N."""
+        """N, the completion tokens."""
         return len(self.token_ids)
 
     @property
@@ -68,7 +68,7 @@ class SampledSignal:
 
     @property
     def tokens(self) -> int:
-        """N."""
+        """N, the completion tokens."""
         return len(next(iter(self.draws.values())).token_ids)
 
     def loss(self, student: ModelSide, labels: torch.Tensor, settings: LossSettings) -> DistillationLoss:

@@ -15,7 +15,7 @@ from datasets import Features, List, concatenate_datasets
 from ...data import preparation
 from ...data.loading import RowReport
 from ...data.preflight import Preflight, notes_of, text_of
-from ...data.preparation import ALIGNED, COLUMNS, IDS, align, check_differs, conclude, mapped, tokenize_row
+from ...data.preparation import ALIGNED, COLUMNS, IDS, align, check_differs, finish_preparation, mapped, tokenize_row
 from ...data.pretokenized import check_tokenized, is_tokenized
 from ...data.recipe import Recipe
 from ...data.retention import Retained, mixed_in
@@ -118,7 +118,7 @@ def prepare(
         vocabulary=min(vocabularies, default=None),
         reads_text=all(r.reads_text for r in of_data),
     )
-    prepared, preflight = conclude(fitted, rows, report, shown, name=name, columns=RETURNED, serves=required)
+    prepared, preflight = finish_preparation(fitted, rows, report, shown, name=name, columns=RETURNED, serves=required)
     preflight = replace(preflight, notes=notes_of(*of_data))
     retained = recipe.teachers.teachers[-1].retained
     if len(of_data) > 1 or retained is None:
@@ -151,7 +151,9 @@ def _with_retained(
     rows = retained.sample(count, seed=recipe.seed)
     parts = _align_by_teacher(rows, [[last]] * len(rows), recipe, split=Split.TRAIN, name=name, required=False)
     report = RowReport(len(rows), len(rows), ())
-    own, flight = conclude(_in_order(parts, rows), rows, report, recipe.recipes[last], name=name, columns=RETURNED)
+    own, flight = finish_preparation(
+        _in_order(parts, rows), rows, report, recipe.recipes[last], name=name, columns=RETURNED
+    )
     return mixed_in(prepared, own, count), replace(preflight, retained=(count, retained.source, flight))
 
 

@@ -15,7 +15,7 @@ from ...losses.signals import DenseSignal, MixtureSignal, PerRowSignal, Retained
 from ...models.adapters import is_peft_model
 from ...models.batch_layout import LAYOUT, BatchLayout, layout_of
 from ...models.generation import Completion, GenerationSettings
-from ..base import Capabilities, Teacher, each
+from ..base import Capabilities, Teacher, single_teachers
 from ..compatibility import LIST, MIXTURE, require
 from ..local.prefix_cache import Prefix
 from ..local.teacher import LocalTeacher
@@ -45,7 +45,7 @@ def attach_student(teacher: Teacher, student: PreTrainedModel | PeftModel, *, fr
         if same is not None:
             teacher.teachers = tuple(same if _starting_point(t) else t for t in teacher.teachers)
     note = ""
-    for one in each(teacher):
+    for one in single_teachers(teacher):
         if not isinstance(one, LocalTeacher):
             continue
         one.attach_student(student, fresh=fresh)

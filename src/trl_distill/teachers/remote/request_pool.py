@@ -58,7 +58,7 @@ class Answer:
         text: The completion.
         finished: Whether the model ended it; if not it was cut.
         prompt_tokens: Of the prompt, as the server counts them.
-        completion_tokens: Of the completion, likewise.
+        completion_tokens: Of the completion, as the server counts them.
         logprobs: The log-probabilities that were asked for, see `logprob_format`.
         reasoning: What the model thought before it; empty if it did not, or the server does not show it.
         unusable: Why nothing can be learned from it; empty if something can.

@@ -11,8 +11,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from ...config.doors import spelled
 from ...config.endpoints import Endpoint, takes_temperature
+from ...config.setting_names import name_settings
 from ...errors import TeacherError
 from ...models.generation import Completion, GenerationSettings
 from ..base import Capabilities
@@ -152,7 +152,7 @@ class RemoteTeacher(TextOnly):
         if not self._warned:
             self._warned = True
             logger.warning(
-                spelled(
+                name_settings(
                     f"teacher_model {self.name!r} reasons before it answers ({thought:,} of {len(completions):,} "
                     "completions), and its reasoning is not learned; give --teacher-reasoning keep to learn it too."
                 )

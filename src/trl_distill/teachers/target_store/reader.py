@@ -49,7 +49,7 @@ class StoredTeacher:
         self.folder = TargetFolder(folder)
         self.manifest = self.folder.manifest()
         if not self.manifest["complete"]:
-            raise TeacherError(f"{self.folder} is unfinished; go on with the same `aitraining teach` command.")
+            raise TeacherError(f"{self.folder} is unfinished; run the same `aitraining teach` command again to resume.")
         self.folder.check(self.manifest)
         self.name = str(self.manifest["name"])
         self.vocabulary: int | None = int(self.manifest["vocabulary"])

@@ -65,7 +65,7 @@ class VLLMScores:
             getattr(self._coming, "close", bool)()
 
 
-def unlike(teacher: Teacher, format_: TargetFormat) -> str | None:
+def why_unlike(teacher: Teacher, format_: TargetFormat) -> str | None:
     """Return why vLLM's log-probabilities are not what a store of this format holds; None if they are.
 
     They are those of the k likeliest tokens, at T = 1, over all of the teacher's rows.

@@ -29,7 +29,7 @@ from .folder import COMPLETIONS, DATE, FORMAT, HEAD, TOKENIZER, Manifest, Target
 from .formats import Span, TargetFormat, format_of
 from .lm_head_file import save_head
 from .reader import check_same, tokenizer_hash
-from .vllm_scores import Row, VLLMScores, unlike
+from .vllm_scores import Row, VLLMScores, why_unlike
 
 ROWS = 256  # sequences of a shard
 FIXED = (
@@ -50,7 +50,7 @@ class TargetSettings:
         batch_size: Sequences scored at a time: what a kill costs.
         kind: "topk", "sample" or "hidden", see `formats`.
         teacher_system: The teacher's system message, to tell a store from another; "" is the rows' own.
-        engine: What scores: "vllm" if its log-probabilities are what is stored (see `unlike`), else transformers. A
+        engine: What scores: "vllm" if its log-probabilities are what is stored (see `why_unlike`), else transformers. A
             store may be resumed with another engine.
     """
 
@@ -122,7 +122,7 @@ def write_targets(
 
 def _suits_vllm(teacher: Teacher, format_: TargetFormat, *, progress: bool) -> bool:
     """Whether vLLM, which is named, gives what is stored; say why if it does not."""
-    why = unlike(teacher, format_)
+    why = why_unlike(teacher, format_)
     if why is not None and progress:
         tqdm.write(f"Targets are computed by transformers, not by vLLM: {why}.", file=sys.stdout)
     return why is None

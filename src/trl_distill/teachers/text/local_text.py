@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from ...config.doors import spelled
+from ...config.setting_names import name_settings
 from ...errors import DataError, TeacherError
 from ...models.generation import Completion, GenerationSettings
 from ...prompts.tokenization import tokenize_prompt
@@ -48,7 +48,7 @@ class LocalTextTeacher(TextOnly):
         return self.writer.identity()
 
     def describe(self) -> str:
-        compare = spelled("add --cross-tokenizer to compare the distributions")
+        compare = name_settings("add --cross-tokenizer to compare the distributions")
         return f"{self.name}, with another tokenizer than the student's; {compare}"
 
     def write(
@@ -74,7 +74,7 @@ class LocalTextTeacher(TextOnly):
         ]
         return [Completion((), done.finished, text) for done, text in zip(written, texts, strict=True)]
 
-    def rest(self) -> None:
+    def unload(self) -> None:
         """Give the model's memory back; it is loaded again when it is needed."""
         if isinstance(self.writer, LocalModel):
             self.writer.unload()

@@ -1,4 +1,4 @@
-"""A message names a setting as the user of the door that was used writes it: a flag, a parameter, or TRL's field."""
+"""A message names a setting as its user does: a flag of the command, a parameter of `train`, a field of TRL."""
 
 from __future__ import annotations
 

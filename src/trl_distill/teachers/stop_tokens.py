@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ..prompts.chat_template import ChatTemplate
-from .base import Teacher, each
+from .base import Teacher, single_teachers
 from .local.cross_tokenizer import CrossTokenizerTeacher
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 ENDING = 4  # tokens at the end of a completion among which its end is: templates write white space behind it
 
 
-def add_taught_ends(
+def add_stop_tokens(
     generation: GenerationConfig,
     completions: Iterable[Sequence[int]],
     *,
@@ -48,4 +48,9 @@ def _ends_of(teacher: Teacher) -> list[int]:
     """Return the ids of the student's vocabulary that end what a teacher writes."""
     if isinstance(teacher, CrossTokenizerTeacher):
         return teacher.student_stop_ids
-    return [end for one in each(teacher) for end in one.stop_ids if one.vocabulary is None or end < one.vocabulary]
+    return [
+        end
+        for one in single_teachers(teacher)
+        for end in one.stop_ids
+        if one.vocabulary is None or end < one.vocabulary
+    ]

@@ -1,4 +1,4 @@
-"""How a message names a setting: as the user of the door that was used writes it.
+"""How a message names a setting: as the user of the command, the library or the trainer writes it.
 
 Shared code writes a setting as its flag (`--text-column`) or as its field (`text_column`). The command, the library and
 the trainer each have a spelling, which turns both into their own users' words. Standard library only.
@@ -16,7 +16,7 @@ from ..errors import DistillError
 
 Spelling = Callable[[str], str]
 
-_door: ContextVar[Spelling | None] = ContextVar("door", default=None)
+_spelling: ContextVar[Spelling | None] = ContextVar("spelling", default=None)
 
 _QUOTED = r"(?<!\w)'[^']*'(?!\w)|\"[^\"]*\"|`[^`]*`"  # what a user wrote stays as it is
 # "give --completions teacher", "add --peft", "--distill-alpha 0.7"
@@ -31,33 +31,33 @@ _SUBJECT = re.compile(r"[a-z_]+(?= (?:is|has|needs|cannot|'|\d))")  # the field 
 
 
 @contextmanager
-def entered(spelling: Spelling) -> Iterator[None]:
-    """Have errors from inside, and `spelled`, name settings as a door does; the outermost door decides."""
-    if _door.get() is not None:
+def settings_named_as(spelling: Spelling) -> Iterator[None]:
+    """Have errors from inside, and `name_settings`, name settings in one spelling; the outermost one decides."""
+    if _spelling.get() is not None:
         yield
         return
-    token = _door.set(spelling)
+    token = _spelling.set(spelling)
     try:
         yield
     except DistillError as error:
         error.args = (spelling(str(error)),)
         raise
     finally:
-        _door.reset(token)
+        _spelling.reset(token)
 
 
-def spelled(text: str) -> str:
-    """Return a line for the terminal with settings named as at the door that was entered."""
-    spelling = _door.get()
+def name_settings(text: str) -> str:
+    """Return a line for the terminal with settings named in the spelling of `settings_named_as`."""
+    spelling = _spelling.get()
     return text if spelling is None else spelling(text)
 
 
 def in_python(specs: Mapping[str, Field], names: Mapping[str, str]) -> Spelling:
-    """Return the spelling of a door in Python: flags become fields or arguments.
+    """Return the spelling of a caller in Python: flags become fields or arguments.
 
     Args:
         specs: Dataclass fields by name; a flag of no other is left alone.
-        names: What the door calls a field that has another name there.
+        names: What the caller calls a field that has another name there.
     """
 
     def field_of(found: re.Match[str]) -> str:
