@@ -77,7 +77,7 @@ def test_the_guides_example_of_several_teachers(place, capsys):
     )  # fmt: skip
     before = AutoModelForCausalLM.from_pretrained("gpt2").lm_head.weight
     assert not torch.equal(train(config).lm_head.weight, before)
-    said = "Teacher: none is asked; gpt2-xl, t5-large wrote the data's completions, which are learnt by cross-entropy"
+    said = "Teacher: none is asked; gpt2-xl, t5-large wrote the data's completions, which are learned by cross-entropy"
     assert said in capsys.readouterr().out
     figures = json.loads((place / "multi-teacher-distilled" / "metrics.json").read_text())["metrics"]
     assert figures["train_loss"] == pytest.approx(figures["train_ce"])
