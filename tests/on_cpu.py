@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import runpy
 import sys
+from importlib import import_module
 from typing import Any
 
 from accelerate import PartialState
@@ -31,6 +32,9 @@ if __name__ == "__main__":
     os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"
     PartialState.__init__ = _as_with_accelerators
     PartialState._prepare_backend = _gloo
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
+        # reductions in shared memory, which are compiled first for a minute; a run killed meanwhile leaves a lock
+        import_module("deepspeed.comm.torch").build_shm_op = lambda: None
     sys.argv = sys.argv[1:]
     if sys.argv[0] == "-m":
         sys.argv = sys.argv[1:]
