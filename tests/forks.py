@@ -42,7 +42,7 @@ def run_forks(
 
     Args:
         command: A script or `-m MODULE`, and its arguments.
-        environments: What each process has in its environment besides this one's.
+        environments: What each process has in its environment in addition to this one's.
         folder: Where their output is kept.
         cwd: Where they run; default: the working directory.
         timeout: Seconds after which they are killed.

@@ -60,8 +60,8 @@ def distilling(student, teacher, folder, data, *, chat_template=None, evaluation
     )  # fmt: skip
 
 
-def learnt(trainer, row, side=""):
-    """Return the prompt of a prepared row, and the stretches of one side that are learnt, as texts."""
+def learned_texts(trainer, row, side=""):
+    """Return the prompt of a prepared row, and the pieces of one side that are learned, as texts."""
     batch = trainer.data_collator([row])
     ids, labels = batch[f"{side}input_ids"][0].tolist(), batch[f"{side}labels"][0].tolist()
     first = next(k for k, label in enumerate(labels) if label != IGNORE)

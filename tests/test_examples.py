@@ -76,7 +76,7 @@ def test_trls_script_distils_where_a_flag_says_so(queries):
     assert (queries / "out" / "adapter_model.safetensors").is_file()
 
 
-def test_a_distilled_student_goes_on_with_dpo(tmp_path):
+def test_a_distilled_student_can_be_trained_with_dpo(tmp_path):
     started("distil_then_dpo.py", tmp_path)
     assert (tmp_path / "out" / "distilled" / "run.json").is_file()
     lines = logged(tmp_path / "out" / "dpo")
@@ -85,7 +85,7 @@ def test_a_distilled_student_goes_on_with_dpo(tmp_path):
 
 
 @pytest.mark.parametrize("trainer", ["grpo", "rloo"])
-def test_a_distilled_student_goes_on_with_rewards(trainer, tmp_path):
+def test_a_distilled_student_can_be_trained_with_rewards(trainer, tmp_path):
     started("distil_then_reward.py", tmp_path, "--trainer", trainer)
     assert (tmp_path / "out" / "distilled" / "run.json").is_file()
     lines = logged(tmp_path / "out" / trainer)

@@ -79,7 +79,7 @@ def fits(model):
     return agreement(answers(model, QUERIES, "{input}"), [" a"] * len(QUERIES))
 
 
-# what each snippet is given besides its text, and why
+# what each snippet is given in addition to its text, and why
 DEFINITIONS = {
     "The Distillation Process": (
         "pseudo-code: the names are any models and losses, and ² is written **2 in Python",
@@ -92,15 +92,15 @@ DEFINITIONS = {
         },
     ),
     "Integrated with SFT (Recommended)": (
-        "it goes on with the imports of the snippet before it",
+        "it continues with the imports of the snippet before it",
         lambda: {"LLMTrainingParams": LLMTrainingParams},
     ),
     "Example 2: Large to Small Model Distillation": (
-        "it goes on with the imports of Example 1",
+        "it continues with the imports of Example 1",
         lambda: {"LLMTrainingParams": LLMTrainingParams, "train": train},
     ),
     "Example 3: Chain-of-Thought Distillation": (
-        "it goes on with the imports of Example 1",
+        "it continues with the imports of Example 1",
         lambda: {"LLMTrainingParams": LLMTrainingParams, "train": train},
     ),
     "Example 4: Multi-Teacher Distillation": (
@@ -130,7 +130,7 @@ DEFINITIONS = {
         lambda: {"base_model": "gpt2", "LLMTrainingParams": with_input, "train": train},
     ),
     "Online Distillation": (
-        "it goes on with the import of the snippet before it, and torch is not imported",
+        "it continues with the import of the snippet before it, and torch is not imported",
         lambda: {"torch": torch, "PromptDistillationTrainer": PromptDistillationTrainer},
     ),
     "Distillation with Reinforcement": (

@@ -35,10 +35,10 @@ def pieces(*, scheme="never"):
         vocab_size=160, special_tokens=["<unk>", "</s>"], unk_token="<unk>", show_progress=False
     )
     backend.train_from_iterator(CORPUS, trainer)
-    learnt = [
+    words = [
         (token, -8.0) for token in backend.get_vocab() if token not in ("<unk>", "</s>") and not token.startswith("<0x")
     ]
-    table = [("<unk>", 0.0), ("</s>", 0.0), *((f"<0x{b:02X}>", -20.0) for b in range(256)), *sorted(learnt)]
+    table = [("<unk>", 0.0), ("</s>", 0.0), *((f"<0x{b:02X}>", -20.0) for b in range(256)), *sorted(words)]
     backend.model = models.Unigram(table, unk_id=0, byte_fallback=True)
     return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>", unk_token="<unk>")
 

@@ -50,7 +50,7 @@ def test_a_chat_template_may_be_a_list(written):
     assert params.teacher_prompt_template[1] == {"role": "user", "content": "{input}"}
 
 
-def test_the_word_no_is_a_choice_and_a_list_of_modules_is_taken(written):
+def test_the_word_no_is_a_choice_and_a_list_of_modules_is_accepted(written):
     path = written("mixed_precision: no\neval_strategy: no\nsave-strategy: no\ntarget_modules: [q_proj, v_proj]\n")
     params = params_from_command(["--config", path])
     assert (params.mixed_precision, params.eval_strategy, params.save_strategy) == ("no", "no", "no")

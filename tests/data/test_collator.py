@@ -49,7 +49,7 @@ def test_lengths_are_padded_to_a_multiple():
     assert batch["teacher_input_ids"].shape == (2, 8)
 
 
-def test_prompts_can_be_taken_out_of_a_batch_again():
+def test_prompts_can_be_recovered_from_a_batch():
     batch = DistillationCollator(pad_token_id=0)(ROWS)
     assert prompts_of(batch) == [[5, 6, 7, 8], [9]]
     assert prompts_of(batch, "") == [[1, 2], [3]]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from conftest import make_model
 from datasets import Dataset, DatasetDict
-from forms import SYSTEM, assistant, distilling, learnt, losses, user
+from forms import SYSTEM, assistant, distilling, learned_texts, losses, user
 
 from trl_distill import DistillationSFTConfig, DistillationSFTTrainer, LLMTrainingParams, generate_with_teacher, run
 from trl_distill.errors import DataError, ParamsError
@@ -117,7 +117,7 @@ def test_several_teachers_with_a_template_take_no_token_ids(tiny_model_dir, tmp_
         DistillationSFTTrainer(str(tiny_model_dir), config, train_dataset=Dataset.from_dict(IDS))
 
 
-def test_prepared_rows_are_taken_as_they_are(tiny_model_dir, tiny_teacher_dir, tmp_path):
+def test_prepared_rows_are_used_unchanged(tiny_model_dir, tiny_teacher_dir, tmp_path):
     first = distilling(tiny_model_dir, tiny_teacher_dir, tmp_path, FORMS["prompt-completion"], **TEACHER)
     second = distilling(tiny_model_dir, tiny_teacher_dir, tmp_path, first.train_dataset)
     assert second.train_dataset is first.train_dataset
@@ -249,7 +249,7 @@ def test_prompts_are_not_learned_whatever_completion_only_loss(
             distilling(tiny_model_dir, tiny_teacher_dir, tmp_path, rows, completion_only_loss=given)
         return
     trainer = distilling(tiny_model_dir, tiny_teacher_dir, tmp_path, rows, completion_only_loss=given)
-    assert learnt(trainer, trainer.train_dataset[0]) == ("a", [" b<|end|>"])
+    assert learned_texts(trainer, trainer.train_dataset[0]) == ("a", [" b<|end|>"])
 
 
 def test_a_formatting_function_and_completions_contradict_each_other(tiny_model_dir, tiny_teacher_dir, tmp_path):

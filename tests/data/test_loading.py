@@ -200,7 +200,7 @@ def test_half_of_a_surrogate_pair_makes_a_bad_row(text):
     assert report.set_aside[0][0] == "line 2"
 
 
-def test_a_key_that_stands_twice_makes_a_bad_row():
+def test_a_repeated_json_key_makes_a_bad_row():
     train, _ = load_data(
         put(
             "q.jsonl",
@@ -299,7 +299,7 @@ def test_a_test_split_is_used_only_when_asked_for():
     assert texts(load_data("d", valid_split="test")[1]) == ["x"]
 
 
-def test_a_folder_of_files_without_such_names_is_all_training_data():
+def test_a_folder_without_split_names_is_all_training_data():
     put("d/a.jsonl", '{"text": "a"}\n')
     put("d/b.csv", "text\nb\n")
     put("d/README.md", "no data")
@@ -319,7 +319,7 @@ def test_a_saved_dataset_is_read():
     assert (texts(train), texts(valid)) == (["a b"], ["c"])
 
 
-def test_a_dataset_in_memory_is_taken_as_it_is():
+def test_a_dataset_in_memory_is_used_unchanged():
     data = Dataset.from_list(ROWS)
     assert load_data(data) == (data, None)
     train, valid = load_data(DatasetDict(train=data, valid=data.select([1])))
@@ -327,7 +327,7 @@ def test_a_dataset_in_memory_is_taken_as_it_is():
     assert texts(valid) == ["c"]
 
 
-def test_rows_in_memory_are_taken_as_they_lie():
+def test_rows_in_memory_are_used_unchanged():
     rows = [{"text": "a", "k": {"x": None}}, {"text": "b", "k": {"y": 1}, "n": 3.5}]
     for data in (rows, tuple(rows), pd.DataFrame(rows), pd.DataFrame(rows, index=[7, 7])):
         train, valid = load_data(data)

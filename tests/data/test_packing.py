@@ -1,4 +1,4 @@
-"""Rows that share a sequence are learnt as rows that do not, and what cannot be packed is said."""
+"""Rows that share a sequence are learned as rows that do not, and what cannot be packed is refused."""
 
 from __future__ import annotations
 
@@ -107,13 +107,13 @@ def figures(trainer):
     }
 
 
-def learnt(trainer):
-    """Train, and return the figures and the weights that were learnt."""
+def changes_of(trainer):
+    """Train, and return the figures and the weights that changed."""
     before = {name: p.detach().clone() for name, p in trainer.model.named_parameters() if p.requires_grad}
     trainer.train()
     after = {name: p.detach() for name, p in trainer.model.named_parameters() if p.requires_grad}
     moved = {name: after[name] - before[name] for name in before}
-    assert all(change.norm() > 0 for name, change in moved.items() if "bias" not in name), "nothing was learnt"
+    assert all(change.norm() > 0 for name, change in moved.items() if "bias" not in name), "nothing was learned"
     return figures(trainer), moved
 
 
@@ -126,7 +126,7 @@ def check_alike(packed, plain):
 def run_of(family, folder, *, peft=None, attention="sdpa", **settings):
     """Return what a student of a family learns from a teacher of the same."""
     student, teacher = (built(*FAMILIES[family], seed=seed, attn_implementation=attention) for seed in (1, 2))
-    return learnt(trainer_of(student, teacher, folder, peft=peft, **settings))
+    return changes_of(trainer_of(student, teacher, folder, peft=peft, **settings))
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
@@ -284,13 +284,13 @@ def test_packed_evaluation_gives_the_same_metrics(settings, eval_packing, tmp_pa
 def stored(folder, **settings):
     """Return what a run with a store of targets learns."""
     student, teacher = (built(*FAMILIES["llama"], seed=seed) for seed in (1, 2))
-    return learnt(trainer_of(student, teacher, folder, teacher_store=str(folder / "store"), **settings))
+    return changes_of(trainer_of(student, teacher, folder, teacher_store=str(folder / "store"), **settings))
 
 
 def own(folder, **settings):
     """Return what an adapter learns from the model under it."""
     torch.manual_seed(0)
-    return learnt(trainer_of(built(*FAMILIES["llama"], seed=1), "self", folder, peft=LORA, **settings))
+    return changes_of(trainer_of(built(*FAMILIES["llama"], seed=1), "self", folder, peft=LORA, **settings))
 
 
 def several(combine):
@@ -302,7 +302,7 @@ def several(combine):
             share = {"weight": seed, "rows": "all"} if combine == "mixture" else {"rows": rows}
             teachers.append({"model": built(*FAMILIES["llama"], seed=seed), "template": template, **share})
         settings |= {"teacher_config": {"combine": combine, "teachers": teachers}, "teacher_prompt_template": "{input}"}
-        return learnt(trainer_of(built(*FAMILIES["llama"], seed=1), None, folder, **settings))
+        return changes_of(trainer_of(built(*FAMILIES["llama"], seed=1), None, folder, **settings))
 
     return runs
 
@@ -312,7 +312,9 @@ def crossed(folder, **settings):
     other = folder / "other"
     if not other.exists():
         make_other(other, llama())
-    return learnt(trainer_of(built(*FAMILIES["llama"], seed=1), str(other), folder, cross_tokenizer=True, **settings))
+    return changes_of(
+        trainer_of(built(*FAMILIES["llama"], seed=1), str(other), folder, cross_tokenizer=True, **settings)
+    )
 
 
 @pytest.mark.parametrize("settings", [{"packing": True}, {"padding_free": True}], ids=["packing", "padding_free"])
@@ -336,7 +338,7 @@ def test_a_teacher_that_cannot_keep_rows_apart_reads_them_padded(tmp_path):
     runs = []
     for settings in ({}, {"packing": True}):
         student = built(*FAMILIES["llama"], seed=1)
-        runs.append(learnt(trainer_of(student, recurrent(2), tmp_path, **settings)))
+        runs.append(changes_of(trainer_of(student, recurrent(2), tmp_path, **settings)))
     check_alike(runs[1], runs[0])
 
 

@@ -39,7 +39,7 @@ from trl_distill.runs.progress import show_lines
 
 ROWS, STEPS = 40, 20
 PROMPT = "t h e s e a r e t h e r u l e s o f t h e g a m e {input}"
-# what `aitraining llm` is given besides the data: who teaches, and what is trained
+# what `aitraining llm` is given in addition to the data: teacher and student
 CASES = {
     "command": ["--teacher-model", "{teacher}"],
     "self": ["--teacher-model", "self", "--peft", "--lora-dropout", "0.2", "--target-modules", "all-linear"],
@@ -108,7 +108,7 @@ def ended(child: int, log: Path, *, wait: bool) -> bool:
 
 
 def killed(child: int, step: int, delay: float, log: Path) -> bool:
-    """Kill a process `delay` seconds after it has told a step; False where it came to its end before."""
+    """Kill a process `delay` seconds after it has logged a step; False where it came to its end before."""
     while True:
         steps = re.findall(r"^step +(\d+)/", log.read_text(), re.MULTILINE)
         if steps and int(steps[-1]) >= step:

@@ -16,7 +16,7 @@ from trl_distill.teachers.loading import load_teacher
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
-def test_no_model_is_taken_for_one_whose_head_is_not_enough(dtype, tiny_model_dir, tiny_teacher_dir, tmp_path, capsys):
+def test_no_ordinary_model_fails_the_logits_check(dtype, tiny_model_dir, tiny_teacher_dir, tmp_path, capsys):
     model = AutoModelForCausalLM.from_pretrained(tiny_model_dir, dtype=getattr(torch, dtype))
     trainer = make(tiny_model_dir, tiny_teacher_dir, tmp_path, model=model, teacher_dtype=dtype)
     losses(trainer)

@@ -16,7 +16,7 @@ def logged(trainer):
     {}, {"bf16": True}, {"fp16": True}, {"distill_on_policy_fraction": 0.5, "distill_on_policy_max_new_tokens": 3},
     {"teacher_model": "ema"},
 ], ids=["float32", "bf16", "fp16", "on policy", "ema"])  # fmt: skip
-def test_a_resumed_run_goes_on_as_the_whole_one_did(settings, tiny_model_dir, tiny_teacher_dir, tmp_path, gpu):
+def test_a_resumed_run_equals_an_uninterrupted_one(settings, tiny_model_dir, tiny_teacher_dir, tmp_path, gpu):
     settings = dict(settings)
     teacher = settings.pop("teacher_model", tiny_teacher_dir)
 

@@ -38,7 +38,9 @@ class Case:
         own = {k: None if t is None else t.clone().requires_grad_() for k, t in self.tensors.items()}
         out = fused_distillation_loss(**own, targets=self.targets, **{**self.settings, **settings})
         out.loss.backward()
-        assert all(own[k] is None or own[k].grad is None for k in TENSORS if k not in STUDENT), "the teacher learnt"
+        assert all(own[k] is None or own[k].grad is None for k in TENSORS if k not in STUDENT), (
+            "the teacher was trained"
+        )
         return out, {k: None if own[k] is None else own[k].grad for k in STUDENT}
 
 

@@ -216,7 +216,7 @@ def test_a_ruled_out_token_changes_nothing_across_vocabularies(temperature, kind
     check_close(found[0][1], found[1][1], 1e-12)
 
 
-def test_a_model_with_such_a_head_trains(tiny_model_dir, tmp_path):
+def test_a_model_whose_bias_rules_tokens_out_trains(tiny_model_dir, tmp_path):
     """Phi's head has a bias; rows that no token has are ruled out, as some models pad their vocabulary."""
     tokenizer = AutoTokenizer.from_pretrained(tiny_model_dir)
     found = []

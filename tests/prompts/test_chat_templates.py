@@ -8,7 +8,7 @@ import json
 import pytest
 from datasets import Dataset
 from every_template import ALL_TURNS, FORMS, NAMES, ONE_TURN, USER, ours, row_of, tokenizer_of, trls
-from forms import assistant, learnt, settings, user
+from forms import assistant, learned_texts, settings, user
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from trl_distill import DistillationSFTConfig, DistillationSFTTrainer, LLMTrainingParams, run
@@ -173,7 +173,9 @@ SYSTEM = [{"role": "system", "content": "Be brief."}, {"role": "user", "content"
 @pytest.mark.parametrize("name", FOUR_IT_IS)
 def test_teacher_and_student_learn_a_turn_behind_prompts_of_their_own(name, tmp_path):
     trainer = trainer_on(name, [row_of("one turn")], tmp_path, teacher_prompt_template=SYSTEM)
-    (student, mine), (teacher, theirs) = (learnt(trainer, trainer.train_dataset[0], side) for side in ("", "teacher_"))
+    (student, mine), (teacher, theirs) = (
+        learned_texts(trainer, trainer.train_dataset[0], side) for side in ("", "teacher_")
+    )
     assert mine == theirs == [FOUR_IT_IS[name]]
     assert ("Be brief." in teacher, "Be brief." in student) == (True, False)
 
@@ -182,7 +184,7 @@ def test_reasoning_is_learned_by_the_trainer_and_in_plain_sft_through_the_comman
     row = row_of("reasoning_content")
     trainer = trainer_on("qwen3", [row], tmp_path, teacher_prompt_template=SYSTEM)
     thought = "<think>\nhmm\n</think>\n\nfour it is<|im_end|>\n"
-    assert learnt(trainer, trainer.train_dataset[0])[1] == [thought]
+    assert learned_texts(trainer, trainer.train_dataset[0])[1] == [thought]
     jinja = tmp_path / "qwen3.jinja"
     jinja.write_text(tokenizer_of("qwen3").chat_template)
     done = run(LLMTrainingParams(
@@ -222,7 +224,7 @@ def test_keywords_of_the_template_reach_both_sides_and_a_rows_own_take_their_pla
         how = {"teacher_prompt_template": SYSTEM, "chat_template_kwargs": given}
         trainer = trainer_on("qwen3_5_think", rows, tmp_path, **how)
         for side in ("", "teacher_"):
-            on, off = (learnt(trainer, row, side) for row in trainer.train_dataset)
+            on, off = (learned_texts(trainer, row, side) for row in trainer.train_dataset)
             assert off[0].endswith("<think>\n\n</think>\n\n")
             assert off[1] == ["four it is<|im_end|>\n"]
             assert on[1] == ["\n</think>\n\nfour it is<|im_end|>\n"]
@@ -256,8 +258,8 @@ def test_the_teacher_may_have_a_template_of_its_own(tmp_path):
     jinja = tmp_path / "teacher.jinja"
     jinja.write_text(tokenizer_of("qwen3_5_nothink").chat_template)
     trainer = trainer_on("qwen3", [row_of("one turn")], tmp_path, teacher_chat_template=str(jinja))
-    student, mine = learnt(trainer, trainer.train_dataset[0])
-    teacher, theirs = learnt(trainer, trainer.train_dataset[0], "teacher_")
+    student, mine = learned_texts(trainer, trainer.train_dataset[0])
+    teacher, theirs = learned_texts(trainer, trainer.train_dataset[0], "teacher_")
     # the block that one template learns stands in the other's generation prompt
     assert mine == theirs == ["<think>\n\n</think>\n\nfour it is<|im_end|>\n"]
     assert (student, teacher) == ("<|im_start|>user\nwhat is two and two<|im_end|>\n<|im_start|>assistant\n",) * 2
@@ -273,7 +275,7 @@ def test_a_message_of_weight_0_is_not_learned(tmp_path):
         trainer = trainer_on(
             name, [{"messages": talk}], tmp_path, teacher_prompt_template=SYSTEM, assistant_only_loss=True
         )
-        prompt, pieces = learnt(trainer, trainer.train_dataset[0])
+        prompt, pieces = learned_texts(trainer, trainer.train_dataset[0])
         assert "no<" in prompt
         assert [piece.split("<")[0].strip() for piece in pieces] == ["four it is"]
 
@@ -283,7 +285,7 @@ def test_several_turns_are_learned_by_trls_training_template(tmp_path):
         "qwen3", [row_of("two turns")], tmp_path, teacher_prompt_template=SYSTEM, assistant_only_loss=True
     )
     for side in ("", "teacher_"):
-        pieces = learnt(trainer, trainer.train_dataset[0], side)[1]
+        pieces = learned_texts(trainer, trainer.train_dataset[0], side)[1]
         assert [piece.strip() for piece in pieces] == [BLOCK + "no<|im_end|>", BLOCK + "four it is<|im_end|>"]
 
 
@@ -294,15 +296,15 @@ def test_one_date_is_kept_for_a_project(tmp_path, monkeypatch):
     kept = tmp_path / "run" / "chat_template_date.txt"
     today = datetime.date.today()
     assert kept.read_text() == f"{today.isoformat()}\n"
-    assert f"Today Date: {today:%d %b %Y}" in learnt(first, first.train_dataset[0])[0]
+    assert f"Today Date: {today:%d %b %Y}" in learned_texts(first, first.train_dataset[0])[0]
     kept.write_text("2026-01-31\n")  # as if the run had begun on another day
     again = trainer_on("llama3_2", rows, tmp_path / "run", teacher_prompt_template=SYSTEM)
     for side in ("", "teacher_"):
-        assert "Today Date: 31 Jan 2026" in learnt(again, again.train_dataset[0], side)[0]
+        assert "Today Date: 31 Jan 2026" in learned_texts(again, again.train_dataset[0], side)[0]
     given = trainer_on(
         "llama3_2", rows, tmp_path / "run", chat_template_date="2025-02-01", teacher_prompt_template=SYSTEM
     )
-    assert "Today Date: 01 Feb 2025" in learnt(given, given.train_dataset[0])[0]
+    assert "Today Date: 01 Feb 2025" in learned_texts(given, given.train_dataset[0])[0]
     with pytest.raises(ParamsError, match="chat_template_date is 'today'; accepted is a date such as 2026-01-31"):
         DistillationSFTConfig(**settings(tmp_path), chat_template_date="today")
     trainer_on("qwen3", rows, tmp_path / "other", teacher_prompt_template=SYSTEM)

@@ -1,4 +1,4 @@
-"""Conversations of which all turns are learnt, calls of tools, and who refuses them."""
+"""Conversations of which all turns are learned, calls of tools, and who refuses them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 import torch
 from conftest import make_model
 from datasets import Dataset
-from forms import IGNORE, MARKED, SYSTEM, assistant, distilling, learnt, losses, settings, user
+from forms import IGNORE, MARKED, SYSTEM, assistant, distilling, learned_texts, losses, settings, user
 from teachers.writers import make_t5
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import SFTConfig, SFTTrainer
@@ -48,10 +48,10 @@ def test_all_turns_are_learned_and_the_system_message_is_rendered_once(chat_mode
     trainer = distilling(
         chat_model_dir, tiny_teacher_dir, tmp_path, TALKS, assistant_only_loss=True, teacher_prompt_template=SYSTEM
     )
-    prompt, pieces = learnt(trainer, trainer.train_dataset[0])
+    prompt, pieces = learned_texts(trainer, trainer.train_dataset[0])
     assert pieces == ["c d<|im_end|>", "f g a<|im_end|>", "c<|im_end|>"]
     assert "system" not in prompt
-    prompt, theirs = learnt(trainer, trainer.train_dataset[0], "teacher_")
+    prompt, theirs = learned_texts(trainer, trainer.train_dataset[0], "teacher_")
     assert theirs == pieces
     assert prompt.startswith("<|im_start|>system\ng f e d<|im_end|>")
     whole = trainer.data_collator([trainer.train_dataset[0]])
@@ -65,11 +65,11 @@ def test_turns_of_weight_0_and_empty_ones_are_read_and_not_learned(chat_model_di
     talk = [user("a"), {**assistant("b"), "weight": 0}, user("c"), assistant("d"), user("e"), assistant(" "), user("f")]
     talks = [{"messages": [*talk, {**assistant("g"), "weight": weight}]} for weight in (1, 0)]
     trainer = distilling(chat_model_dir, tiny_teacher_dir, tmp_path, talks, assistant_only_loss=True)
-    prompt, pieces = learnt(trainer, trainer.train_dataset[0])
+    prompt, pieces = learned_texts(trainer, trainer.train_dataset[0])
     assert prompt.count("<|im_start|>") == 4
     assert prompt.startswith("<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\nb<|im_end|>\n")
     assert pieces == ["d<|im_end|>", "g<|im_end|>"]
-    assert learnt(trainer, trainer.train_dataset[1])[1] == ["d<|im_end|>"]
+    assert learned_texts(trainer, trainer.train_dataset[1])[1] == ["d<|im_end|>"]
 
 
 def test_plain_sft_refuses_turns_that_are_not_to_be_learned_among_others(chat_model_dir, tmp_path):
@@ -135,7 +135,7 @@ def test_packed_conversations_give_the_losses_of_unpacked_ones(chat_model_dir, t
 def test_only_assistant_turns_of_the_completion_are_learned(chat_model_dir, tiny_teacher_dir, tmp_path):
     rows = [{"prompt": TALK[:3], "completion": TALK[3:]}]
     trainer = distilling(chat_model_dir, tiny_teacher_dir, tmp_path, rows, assistant_only_loss=True)
-    assert learnt(trainer, trainer.train_dataset[0])[1] == ["f g a<|im_end|>", "c<|im_end|>"]
+    assert learned_texts(trainer, trainer.train_dataset[0])[1] == ["f g a<|im_end|>", "c<|im_end|>"]
     with pytest.raises(DataError, match="'completion' is not one assistant message; several are learned with assist"):
         distilling(chat_model_dir, tiny_teacher_dir, tmp_path, rows)
 
@@ -158,16 +158,16 @@ def test_tools_reach_both_chat_templates_and_calls_are_learned(tiny_model_dir, t
     rows = [{"messages": talk, "tools": json.dumps(TOOLS)}, {"messages": talk[:4], "tools": json.dumps(TOOLS)}]
     more = {"chat_template": MARKED, "teacher_prompt_template": SYSTEM}
     last = distilling(tiny_model_dir, tiny_teacher_dir, tmp_path, rows, **more)
-    assert learnt(last, last.train_dataset[0])[1] == ["<call>count</call><|im_end|>"]
-    prompt, pieces = learnt(last, last.train_dataset[1], "teacher_")
+    assert learned_texts(last, last.train_dataset[0])[1] == ["<call>count</call><|im_end|>"]
+    prompt, pieces = learned_texts(last, last.train_dataset[1], "teacher_")
     assert pieces == ["b c<|im_end|>"]
     assert prompt.startswith("<|im_start|>tools\ncount <|im_end|>")
     assert "<call>count</call>" in prompt
     assert "tool\nf<|im_end|>" in prompt
-    assert "tools\ncount" in learnt(last, last.train_dataset[1])[0]
+    assert "tools\ncount" in learned_texts(last, last.train_dataset[1])[0]
     every = distilling(tiny_model_dir, tiny_teacher_dir, tmp_path, rows, assistant_only_loss=True, **more)
     call = "<call>count</call><|im_end|>"
-    assert learnt(every, every.train_dataset[0], "teacher_")[1] == [call, "b c<|im_end|>", call]
+    assert learned_texts(every, every.train_dataset[0], "teacher_")[1] == [call, "b c<|im_end|>", call]
     assert len(losses(every)) == 2
 
 
@@ -176,7 +176,7 @@ def test_tools_as_objects_and_other_words_for_the_chat_template(tiny_model_dir, 
     rows = [{"messages": TALK, "tools": TOOLS, "chat_template_kwargs": {"style": "g g"}}]
     trainer = distilling(tiny_model_dir, tiny_teacher_dir, tmp_path, rows, chat_template=template)
     for side in ("", "teacher_"):
-        assert learnt(trainer, trainer.train_dataset[0], side)[0].startswith("g g<|im_start|>tools\ncount ")
+        assert learned_texts(trainer, trainer.train_dataset[0], side)[0].startswith("g g<|im_start|>tools\ncount ")
 
 
 @pytest.mark.parametrize(
@@ -235,7 +235,7 @@ def test_several_teachers_take_one_turn_only(chat_model_dir, tmp_path):
         DistillationSFTTrainer(str(chat_model_dir), config, train_dataset=Dataset.from_list(TALKS))
 
 
-def test_a_trainer_that_writes_anew_takes_no_turns_of_the_data(chat_model_dir, tmp_path):
+def test_a_trainer_that_writes_completions_refuses_all_turns_of_the_data(chat_model_dir, tmp_path):
     class Online(PromptDistillationTrainer):
         def generate_teacher_outputs(self, batch):
             return super().generate_teacher_outputs(batch)

@@ -127,7 +127,7 @@ def test_a_text_template_serves_the_ids_of_training(kind, ends, own, tmp_path):
             )
 
 
-def test_an_answer_stands_behind_the_trained_prompt(tmp_path):
+def test_an_answer_follows_the_trained_prompt(tmp_path):
     tokenizer = make_tokenizer()
     loaded = saved(tokenizer, parse_template("Q: {input}\nA:", name="t"), tmp_path)
     text = loaded.apply_chat_template([user("a"), assistant(" b")], tokenize=False)

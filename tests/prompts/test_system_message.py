@@ -8,7 +8,7 @@ import pytest
 import trl
 from conftest import make_tokenizer
 from datasets import Dataset
-from forms import distilling, learnt
+from forms import distilling, learned_texts
 from small_runs import losses
 
 from trl_distill import LLMTrainingParams
@@ -83,9 +83,9 @@ def test_teacher_system_applies_to_all_turns_of_a_conversation(chat_model_dir, t
         chat_model_dir, tiny_teacher_dir, tmp_path, data, teacher_system="e", assistant_only_loss=True
     )  # fmt: skip
     row = trainer.train_dataset[0]
-    assert learnt(trainer, row)[0] == ASKED
-    assert learnt(trainer, row, "teacher_")[0] == turn("system", "e") + ASKED
-    assert learnt(trainer, row)[1] == learnt(trainer, row, "teacher_")[1]
+    assert learned_texts(trainer, row)[0] == ASKED
+    assert learned_texts(trainer, row, "teacher_")[0] == turn("system", "e") + ASKED
+    assert learned_texts(trainer, row)[1] == learned_texts(trainer, row, "teacher_")[1]
 
 
 def test_teacher_system_is_put_before_a_text_prompt(tiny_model_dir, tiny_teacher_dir, tmp_path):

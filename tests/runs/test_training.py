@@ -272,7 +272,7 @@ def test_overwriting_an_adapter_by_a_whole_model_leaves_no_adapter(settings, tmp
 
 
 def test_every_step_is_in_the_figures(settings, tmp_path):
-    """Of 12 steps with a line every 5, the last two are told too, and means are those of all."""
+    """Of 12 steps with a line every 5, the last two are logged too, and means are over all."""
     result = run(LLMTrainingParams(**{**settings, "epochs": 6, "logging_steps": 5, "save_strategy": "no"}))
     written = json.loads((tmp_path / "run_2.5-x" / "metrics.json").read_text())
     assert [line["step"] for line in written["history"]] == [5, 10, 12]
@@ -338,13 +338,13 @@ def test_plain_sft_learns_the_columns_that_were_named(rows, columns, kind, setti
              "project_name": str(tmp_path / "sft")}  # fmt: skip
     result = run(LLMTrainingParams(**plain, **columns))
     batch = next(iter(result.trainer.get_train_dataloader()))
-    learnt = result.tokenizer.decode(batch["labels"][0][batch["labels"][0] != -100])
+    learned = result.tokenizer.decode(batch["labels"][0][batch["labels"][0] != -100])
     read = result.tokenizer.decode(batch["input_ids"][0])
     if kind == "pairs":
-        assert learnt.startswith("c d")
+        assert learned.startswith("c d")
         assert read.startswith("a bc d")
     else:
-        assert ("a b c" if kind == "text" else "b c") in learnt
+        assert ("a b c" if kind == "text" else "b c") in learned
 
 
 @pytest.mark.parametrize(

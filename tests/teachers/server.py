@@ -115,9 +115,9 @@ class Handler(BaseHTTPRequestHandler):
             type(self).under_way += 1
             fault = self.next_fault() or {"kind": None}
             prompt = request.get("prompt") or request["messages"][-1]["content"]
-            told = {"path": self.path, "prompt": prompt, "fault": fault["kind"], "request": request}
+            record = {"path": self.path, "prompt": prompt, "fault": fault["kind"], "request": request}
             with (self.folder / "requests.jsonl").open("a") as file:
-                file.write(json.dumps({**told, "under_way": self.under_way, "time": time.time()}) + "\n")
+                file.write(json.dumps({**record, "under_way": self.under_way, "time": time.time()}) + "\n")
         time.sleep(fault.get("seconds", 0))
         with self.lock:  # until all is sent, so that a death tears no other answer
             type(self).under_way -= 1
@@ -273,8 +273,8 @@ class Model:
             return self.model(torch.tensor([ids])).logits[0].float().log_softmax(-1)
 
     def prompt_logprobs(self, ids: list[int], k: int) -> list[dict | None]:
-        """Return what vLLM tells of a prompt's tokens: the k likeliest and the token itself, nothing of the first."""
-        told: list[dict | None] = [None]
+        """Return what vLLM reports for a prompt: at each token the k likeliest and itself, nothing at the first."""
+        found: list[dict | None] = [None]
         for row, token in zip(self.log_probs(ids), ids[1:], strict=False):
             likeliest = row.topk(k).indices.tolist()
             entry = {}
@@ -282,11 +282,11 @@ class Model:
                 rank = int((row > row[index]).sum()) + 1
                 said = {"logprob": row[index].item(), "rank": rank, "decoded_token": self.tokenizer.decode([index])}
                 entry[str(index)] = said
-            told.append(entry)
-        return told
+            found.append(entry)
+        return found
 
     def top_logprobs(self, prompt: list[int], written: list[int], k: int, *, chat: bool) -> dict:
-        """Return what is told of written tokens; the token that ends is not among them, as at OpenAI."""
+        """Return what is reported for written tokens; the token that ends is not among them, as at OpenAI."""
         rows = self.log_probs([*prompt, *written])[len(prompt) - 1 :]
         content = []
         for row, token in zip(rows, written, strict=False):

@@ -119,7 +119,7 @@ def test_an_answer_of_which_nothing_can_be_learned_says_why_and_is_not_paid_twic
     assert len(server.requests()) == 1
 
 
-def test_hidden_reasoning_that_took_all_tokens_is_said(ask, server):
+def test_hidden_reasoning_that_took_all_tokens_is_reported(ask, server):
     used = {"prompt_tokens": 5, "completion_tokens": 12, "completion_tokens_details": {"reasoning_tokens": 12}}
     answered(server, "", "length", usage=used)
     assert "raise --distill-max-teacher-length" in ask()[0].unusable

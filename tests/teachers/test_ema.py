@@ -114,7 +114,7 @@ def test_an_ema_teacher_starts_as_a_copy_of_the_student(tiny_model_dir, tmp_path
 
 @pytest.mark.cpu
 @pytest.mark.parametrize("lora", [False, True])
-def test_a_resumed_run_goes_on_with_the_average_to_the_bit(lora, tiny_model_dir, tmp_path):
+def test_a_resumed_run_restores_the_average_to_the_bit(lora, tiny_model_dir, tmp_path):
     settings = {"save_strategy": "steps", "save_steps": 2, "max_steps": 6, "lora": lora}
     whole = make(tiny_model_dir, tmp_path, **settings)
     whole.train()
@@ -148,8 +148,8 @@ def test_an_ema_teacher_is_not_trained_and_leaves_the_student_as_it_is(tiny_mode
         assert (mine[name] - p.grad).norm() <= 0.02 * p.grad.norm(), name
     assert all(module.training for module in trainer.model.modules())
     trainer.create_optimizer()
-    learnt = {p.data_ptr() for group in trainer.optimizer.param_groups for p in group["params"]}
-    assert not learnt & {tensor.data_ptr() for tensor in trainer.teacher.weights.average.values()}
+    trained = {p.data_ptr() for group in trainer.optimizer.param_groups for p in group["params"]}
+    assert not trained & {tensor.data_ptr() for tensor in trainer.teacher.weights.average.values()}
 
 
 def test_half_precision_weights_are_averaged_in_full(tiny_model_dir, tmp_path):

@@ -387,7 +387,7 @@ def test_vllm_counts_rows_that_pad_a_vocabulary_and_reads_to_the_limit(dtype, pa
 
 @foreign
 @needs_vllm
-def test_vllm_goes_on_with_a_store_that_transformers_began(expected, on_cpu, tmp_path, monkeypatch):
+def test_vllm_resumes_a_store_that_transformers_began(expected, on_cpu, tmp_path, monkeypatch):
     """Shards are kept; of the one that was stopped no batch is, since a shard says what scored it."""
     monkeypatch.setattr(teaching, "ROWS", 10)
     teacher = load_teacher("embedded", dtype="float32")

@@ -1,4 +1,4 @@
-"""Weights told apart by content: a copy is the same, one other value is not."""
+"""Fingerprints of weights by content: a copy is the same, one other value is not."""
 
 from __future__ import annotations
 

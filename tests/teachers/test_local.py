@@ -128,7 +128,7 @@ def test_scoring_keeps_no_graph(tiny_teacher_dir):
 
 
 def loaded(folder, model=None):
-    """Return a model and the teacher that it is lent to."""
+    """Return a model and the teacher that uses it."""
     model = AutoModelForCausalLM.from_pretrained(folder) if model is None else model
     return model, load_teacher(model, tokenizer=AutoTokenizer.from_pretrained(folder))
 

@@ -138,7 +138,7 @@ def test_completions_in_the_students_tokens_are_learned_with_log_probabilities(
     assert len(server.requests()) == sent
 
 
-def test_a_server_that_tells_nothing_of_the_datas_completions_is_refused(command, server, tmp_path):
+def test_a_server_without_targets_for_the_datas_completions_is_refused(command, server, tmp_path):
     server.give("top")
     result = command()
     assert result.exit_code == 2
@@ -193,7 +193,7 @@ def test_a_server_that_dies_half_way_loses_nothing_and_the_key_is_nowhere(comman
     assert not [path for path in written if KEY.encode() in path.read_bytes()]
 
 
-def test_a_budget_of_money_ends_cleanly_and_the_same_command_goes_on(command, server):
+def test_a_budget_of_money_ends_cleanly_and_the_same_command_resumes(command, server):
     server.give("prompt")
     prices = ["--teacher-price-input", "1000000", "--teacher-price-output", "0", "--teacher-max-cost"]
     first = command(*prices, "40")

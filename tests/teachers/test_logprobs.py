@@ -191,7 +191,7 @@ def test_budgets_are_over_all_that_a_run_asks(teacher_of, server, tokenizer):
     assert len(server.requests()) == 1 + len(rows)
 
 
-def test_a_budget_of_money_ends_the_asking_and_the_next_run_goes_on(teacher_of, server, tokenizer):
+def test_a_budget_of_money_ends_requests_and_the_next_run_resumes(teacher_of, server, tokenizer):
     server.give("prompt")
     rows = rows_of(tokenizer)
     priced = replace(ONE, price_input=1_000_000.0, price_output=3_000_000.0)  # a token of a prompt costs 1
@@ -242,7 +242,7 @@ def written_rows(teacher, tokenizer):
 def expected(tokenizer, text, endpoint):
     """Return what is known of a completion, by a way of its own: {student's position: {bytes: probability}}.
 
-    The teacher's tokens are cut at their character offsets, the student's likewise.
+    The teacher's tokens are cut at their character offsets, and so are the student's.
     """
     teacher = load_teacher("embedded", dtype="float32")
     theirs = teacher.tokenizer
@@ -308,7 +308,7 @@ def test_with_the_servers_own_tokens_all_that_it_writes_is_known(teacher_of, ser
     coverage = teacher.fetch_targets(rows, progress=False)
     ends = sum(row["completion"][-1] == tokenizer.eos_token_id for row in rows)
     assert ends > 0
-    assert coverage.tokens - coverage.known == ends  # of the end, nothing is told
+    assert coverage.tokens - coverage.known == ends  # the server reports nothing for the end
 
 
 def test_of_the_datas_own_completions_nothing_is_known(teacher_of, server, tokenizer):

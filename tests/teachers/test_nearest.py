@@ -169,7 +169,7 @@ def test_a_script_uses_the_nearest_settings(folder, server, student_dir, capsys)
     assert args.distill_temperature == 3.5  # as it was given
 
 
-def test_a_list_with_such_a_server_has_its_temperature(folder, server, student_dir, capsys):
+def test_a_list_with_a_server_uses_the_servers_temperature(folder, server, student_dir, capsys):
     server.give("top")
     teachers = [{"model": "embedded", "rows": 0.5}, {"model": "gpt-3.5-turbo", "rows": 0.5}]
     result = run_params(LLMTrainingParams(

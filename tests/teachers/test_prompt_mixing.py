@@ -90,7 +90,7 @@ def test_each_row_has_one_template_in_proportion_to_the_weights(tiny_model_dir, 
 
 
 @pytest.mark.cpu
-def test_a_mixture_is_the_list_of_teachers_that_it_stands_for(tiny_model_dir, tiny_teacher_dir, tmp_path):
+def test_a_prompt_mixture_equals_the_list_of_teachers_it_means(tiny_model_dir, tiny_teacher_dir, tmp_path):
     model = str(tiny_teacher_dir)
     mixed = make(tiny_model_dir, tmp_path, teacher_model=model, teacher_prompt_mixture=MIXTURE)
     listed = [{"model": model, "template": t, "rows": r} for t, r in ((LONG, 0.75), ("x {input}", 0.25))]

@@ -1,4 +1,4 @@
-"""Rows to retain: who teaches them, what is learnt of them, what is logged, and what they are good for."""
+"""Rows to retain: who teaches them, what is learned from them, what is logged, and what they are good for."""
 
 from __future__ import annotations
 
@@ -167,7 +167,9 @@ def test_an_adapter_that_was_trained_before_is_part_of_the_starting_point(tiny_m
 
 
 @pytest.mark.cpu
-def test_without_an_adapter_the_weights_are_copied_and_that_is_said(tiny_model_dir, tiny_teacher_dir, tmp_path, capsys):
+def test_without_an_adapter_the_weights_are_copied_and_a_line_says_so(
+    tiny_model_dir, tiny_teacher_dir, tmp_path, capsys
+):
     trainer = make(tiny_model_dir, tmp_path, teacher_model=str(tiny_teacher_dir))
     assert "frozen copy of the weights that the student starts from takes" in capsys.readouterr().out
     start = trainer.teacher.teachers[-1]
@@ -353,7 +355,7 @@ def test_invalid_retention_settings_are_refused_before_a_model_loads(changed, er
         run(LLMTrainingParams(**{**settings, **changed}))
 
 
-def test_a_trainer_that_writes_every_batch_anew_has_no_rows_to_retain(tiny_model_dir, tiny_teacher_dir, tmp_path):
+def test_a_trainer_that_writes_every_batch_refuses_rows_to_retain(tiny_model_dir, tiny_teacher_dir, tmp_path):
     class Online(PromptDistillationTrainer):
         def generate_teacher_outputs(self, batch):
             return super().generate_teacher_outputs(batch)

@@ -380,7 +380,7 @@ def test_the_command_learns_from_several_teachers(
     assert yaml.safe_load((folder / "config.yaml").read_text())["teacher_config"] == kept
 
 
-def test_a_file_that_goes_while_a_run_goes_on_changes_nothing(files, tmp_path, monkeypatch):
+def test_a_file_deleted_during_a_run_changes_nothing(files, tmp_path, monkeypatch):
     teachers = read_teachers(files()["teacher_config"]).to_dict()["teachers"][:1]
     settings = files(teachers=teachers)
     trained = DistillationSFTTrainer.train
@@ -484,7 +484,7 @@ def test_rows_that_were_prepared_for_one_teacher_are_refused(tiny_model_dir, tin
         several.evaluate(one.train_dataset)
 
 
-def test_a_trainer_that_writes_every_batch_anew_takes_one_teacher(tiny_model_dir, tiny_teacher_dir, tmp_path):
+def test_a_trainer_that_writes_every_batch_accepts_one_teacher_only(tiny_model_dir, tiny_teacher_dir, tmp_path):
     class Online(PromptDistillationTrainer):
         def generate_teacher_outputs(self, batch):
             return super().generate_teacher_outputs(batch)

@@ -142,7 +142,7 @@ def test_generation_stops_soon_after_a_stop_string_of_the_completion(base_teache
     assert [teacher.tokenizer.decode(c.ids[:-1]) for c in written] == ANSWERS
     assert len(steps) < 12
     hook.remove()
-    # the prompt ends in what the stop string begins with, and the completion goes on with the rest of it
+    # the prompt ends in what the stop string begins with, and the completion continues with the rest of it
     start = teacher.tokenizer("a b c d\n")["input_ids"]
     (whole,) = teacher.generate([start], GenerationSettings(8))
     assert teacher.tokenizer.decode(whole.ids).startswith("m:")

@@ -66,7 +66,7 @@ def written(folder, *, room=20):
 
 
 def trained(student, teacher, folder, *, steps=60, alpha=0.9, peft=None, **settings):
-    """Return a trainer that has learnt from a chat under a text prompt, and its saved folder."""
+    """Return a trainer that has learned from a chat under a text prompt, and its saved folder."""
     args = DistillationSFTConfig(
         str(folder / "run"), use_distillation=True, teacher_model=str(teacher), distill_alpha=alpha,
         distill_temperature=1.0, max_steps=steps, teacher_prompt_template=CHAT, **{**QUICK, **settings},
@@ -89,7 +89,7 @@ def test_a_text_student_of_a_chat_teacher_stops_where_the_teacher_does(tiny_mode
     assert stops_of(saved) == [eos, end]
     found = written(saved)
     assert [tokenizer.decode(ids[:-1]) for ids in found] == COMPLETIONS
-    assert {ids[-1] for ids in found} == {end}  # it has learnt the teacher's end, and ends there
+    assert {ids[-1] for ids in found} == {end}  # it has learned the teacher's end, and ends there
     without = AutoModelForCausalLM.from_pretrained(saved)
     without.generation_config.eos_token_id = eos
     without.save_pretrained(tmp_path / "without")

@@ -60,12 +60,12 @@ def test_a_script_resumes_from_the_checkpoint_before_a_torn_one(torn, tiny_model
     (tmp_path / "checkpoint-old").mkdir()  # of another name than Trainer's
     assert last_complete(tmp_path) == tmp_path / "checkpoint-3"
     resumed = distilling(tiny_model_dir, tiny_teacher_dir, tmp_path)
-    told = []
+    begun = []
     resumed.add_callback(type("Begun", (TrainerCallback,), {
-        "on_step_begin": lambda self, args, state, control, **kwargs: told.append(state.global_step)
+        "on_step_begin": lambda self, args, state, control, **kwargs: begun.append(state.global_step)
     }))  # fmt: skip
     resumed.train(resume_from_checkpoint=True)
-    assert told == [3]
+    assert begun == [3]
     assert steps_logged(resumed) == [1, 2, 3, 4]
     assert is_complete(tmp_path / "checkpoint-4")
 

@@ -90,7 +90,9 @@ class Online(PromptDistillationTrainer):
         )
 
 
-def test_overriding_generate_teacher_outputs_writes_every_batch_anew(tiny_model_dir, tiny_teacher_dir, tmp_path):
+def test_overriding_generate_teacher_outputs_writes_completions_for_every_batch(
+    tiny_model_dir, tiny_teacher_dir, tmp_path
+):
     trainer = trainer_of(Online, tiny_model_dir, tiny_teacher_dir, tmp_path, gradient_accumulation_steps=2)
     Online.written = 0
     trainer.train()

@@ -1,4 +1,4 @@
-"""`PPOConfig` and `PPOTrainer`: a distilled student goes on with rewards, over TRL's RLOOTrainer or GRPOTrainer."""
+"""`PPOConfig` and `PPOTrainer`: training a distilled student on rewards, over TRL's RLOOTrainer or GRPOTrainer."""
 
 from __future__ import annotations
 
