@@ -193,7 +193,9 @@ def test_lines_stay_with_their_rows():
 @pytest.mark.parametrize("text", [r'"a \ud83d"', r'"\uDe00 a"', r'{"\ud83d": 1}', r'["\ud83d"]'])
 def test_half_of_a_surrogate_pair_makes_a_bad_row(text):
     train, _ = load_data(put("q.jsonl", f'{{"text": "\\ud83d\\ude00"}}\n{{"text": {text}}}\n{{"text": "c"}}\n'))
-    with pytest.raises(DataError, match=r"1 bad row, .* line 2 \('text': half of a surrogate pair, .*, stands alone\)"):
+    with pytest.raises(
+        DataError, match=r"1 bad row, .* line 2 \('text': half of a surrogate pair, .*, without the other\)"
+    ):
         read_rows(train)
     rows, report = read_rows(train, Columns(max_bad_rows=1))
     assert rows["input"] == ["\U0001f600", "c"]
@@ -211,11 +213,11 @@ def test_a_repeated_json_key_makes_a_bad_row():
     with pytest.raises(DataError) as caught:
         read_rows(train)
     assert "2 bad rows" in str(caught.value)
-    assert "line 1 ('text': the key 'text' stands twice)" in str(caught.value)
-    assert "line 3 ('text': the key 'content' stands twice)" in str(caught.value)
+    assert "line 1 ('text': the key 'text' appears twice)" in str(caught.value)
+    assert "line 3 ('text': the key 'content' appears twice)" in str(caught.value)
     assert read_rows(train, Columns(max_bad_rows=2))[0]["input"] == ["c", "d"]
     train, _ = load_data(put("q.json", '[{"text": "c"},\n{"text": "a", "text": "b"}]'))
-    with pytest.raises(DataError, match=r"row 2 \('text': the key 'text' stands twice"):
+    with pytest.raises(DataError, match=r"row 2 \('text': the key 'text' appears twice"):
         read_rows(train)
 
 

@@ -49,7 +49,7 @@ CASES = {
 
 
 def command(case: str, folder: Path, project: Path) -> None:
-    """Train by the command; `--resume` starts anew where there is no checkpoint yet."""
+    """Train by the command; `--resume` starts over if there is no checkpoint yet."""
     places = {"project": project, "teacher": folder / "teacher"}
     main([
         *("llm", "--model", str(folder / "student"), "--data-path", str(folder / "data.jsonl"), "--resume"),

@@ -219,7 +219,7 @@ def test_assistant_only_loss_is_refused_by_what_supports_one_turn_only(
     more, why, chat_model_dir, tmp_path, monkeypatch
 ):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(DataError, match=f"row 1: what is learned stands in several places of the .* {why}"):
+    with pytest.raises(DataError, match=f"row 1: what is learned is in several places of the .* {why}"):
         distilling(chat_model_dir, chat_model_dir, tmp_path / "run", TALKS, assistant_only_loss=True, **more)
 
 

@@ -173,10 +173,10 @@ CHAT = [{"role": "system", "content": "x"}, {"role": "user", "content": "{input}
     [
         (
             {"teacher_system": "e", "teacher_prompt_template": CHAT},
-            "teacher_system does not go together with teach",
+            "teacher_system cannot be used with teach",
         ),
-        ({"student_system": "drop", "student_prompt_template": CHAT}, "student_system does not go together with stud"),
-        ({"student_system": "e", "student_prompt_template": CHAT}, "student_system does not go together with stud"),
+        ({"student_system": "drop", "student_prompt_template": CHAT}, "student_system cannot be used with stud"),
+        ({"student_system": "e", "student_prompt_template": CHAT}, "student_system cannot be used with stud"),
         ({"teacher_system": " "}, "teacher_system is empty; give text or @file, or leave it out"),
         ({"student_system": "Drop"}, "student_system is 'Drop'; write 'drop'"),
         (
@@ -211,9 +211,7 @@ def test_teacher_system_applies_to_every_teacher_and_every_prompt(chat_model_dir
 
 def test_teacher_system_and_a_list_with_its_own_are_refused_together(chat_model_dir, tmp_path):
     listed = [{"model": str(chat_model_dir), "template": CHAT}]
-    with pytest.raises(
-        ParamsError, match=r"teacher_system does not go together with teacher_config, teacher 1: template"
-    ):
+    with pytest.raises(ParamsError, match=r"teacher_system cannot be used with teacher_config, teacher 1: template"):
         listing(chat_model_dir, tmp_path, [{"messages": ROW}], teacher=None, teacher_config=listed, teacher_system="g")
 
 

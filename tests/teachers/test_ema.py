@@ -129,7 +129,7 @@ def test_a_resumed_run_restores_the_average_to_the_bit(lora, tiny_model_dir, tmp
 
 def test_a_checkpoint_without_the_average_is_refused(tiny_model_dir, tmp_path):
     make(tiny_model_dir, tmp_path, str(tiny_model_dir), save_strategy="steps", save_steps=2).train()
-    with pytest.raises(TeacherError, match=r"has no teacher_ema.safetensors.*start anew"):
+    with pytest.raises(TeacherError, match=r"has no teacher_ema.safetensors.*start over"):
         make(tiny_model_dir, tmp_path).train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
 
 

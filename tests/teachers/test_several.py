@@ -545,7 +545,7 @@ def test_a_file_that_cannot_be_read_and_settings_of_one_teacher_are_refused(file
         ("teacher_model", "gpt2"), ("teacher_prompt_template", SHORT), ("teacher_store", "store"),
         ("teacher_revision", "main"),
     ):  # fmt: skip
-        with pytest.raises(ParamsError, match=f"{name} is '.*does not go together with teacher_config"):
+        with pytest.raises(ParamsError, match=f"{name} is '.*cannot be used with teacher_config"):
             LLMTrainingParams(**settings, **{name: value}).validate()
         with pytest.raises(ParamsError, match=f"{name} is"):
             DistillationSFTConfig(

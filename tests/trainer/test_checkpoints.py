@@ -73,7 +73,7 @@ def test_a_script_resumes_from_the_checkpoint_before_a_torn_one(torn, tiny_model
 def test_resuming_without_a_complete_checkpoint_is_refused(tiny_model_dir, tiny_teacher_dir, tmp_path):
     (tmp_path / "checkpoint-1").mkdir()
     trainer = distilling(tiny_model_dir, tiny_teacher_dir, tmp_path)
-    with pytest.raises(ParamsError, match=r"holds no complete checkpoint; leave it out to start anew\.$"):
+    with pytest.raises(ParamsError, match=r"holds no complete checkpoint; leave it out to start over\.$"):
         trainer.train(resume_from_checkpoint=True)
 
 

@@ -80,7 +80,7 @@ def test_settings_of_distillation_without_it_are_refused(given, said, tiny_model
 def test_settings_that_contradict_each_other_are_refused_also_if_they_were_set_later(tiny_model_dir, tmp_path):
     args = config(tmp_path, "somewhere")
     args.teacher_config = [{"model": "other", "template": "{input}"}]
-    with pytest.raises(ParamsError, match="teacher_model is 'somewhere', which does not go together with teacher_conf"):
+    with pytest.raises(ParamsError, match="teacher_model is 'somewhere', which cannot be used with teacher_conf"):
         DistillationSFTTrainer(str(tiny_model_dir), args, train_dataset=DATA)
 
 
@@ -151,7 +151,7 @@ def test_weights_are_saved_whatever_a_callback_leaves(tiny_model_dir, tiny_teach
     trainer.train()
     trainer.save_model(str(tmp_path / "saved"))
     assert load_file(tmp_path / "saved" / "model.safetensors")
-    said = re.search(r"does not save (.*) beside", capsys.readouterr().out)
+    said = re.search(r"does not save (.*?) with the", capsys.readouterr().out)
     assert said
     assert said[1] == "num_return_sequences=4"
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "saved").generation_config.eos_token_id is not None

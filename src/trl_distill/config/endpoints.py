@@ -49,7 +49,7 @@ def parse_endpoint(name: str) -> Endpoint | None:
             "out and set the environment variable OPENAI_API_KEY."
         )
     if not model.strip():
-        raise TeacherError(f"teacher_model {name!r} names no model; add it behind a '#': {address}#MODEL.")
+        raise TeacherError(f"teacher_model {name!r} names no model; add it after a '#': {address}#MODEL.")
     return Endpoint(model.strip(), base_url(address, setting="teacher_model"))
 
 

@@ -64,7 +64,7 @@ def validate_combinations(arguments: DistillationArguments) -> None:
         check_average(arguments)
     if arguments.teacher_prompt_dropout > 0 and getattr(arguments, "assistant_only_loss", False):
         raise ParamsError(
-            "teacher_prompt_dropout cannot be used with assistant_only_loss, whose turns stand behind prompts of their "
+            "teacher_prompt_dropout cannot be used with assistant_only_loss, whose turns follow prompts of their "
             "own; drop one of the two."
         )
     anneals = arguments.distill_temperature_end is not None or arguments.distill_alpha_end is not None
@@ -120,7 +120,7 @@ def chat_template_options(arguments: DistillationArguments) -> dict[str, Any]:
 
 
 def check_average(arguments: DistillationArguments) -> None:
-    """Refuse what a teacher whose weights move does not go together with.
+    """Refuse what cannot be used with a teacher whose weights move.
 
     Raises:
         ParamsError: Naming the setting and what to do.
@@ -200,12 +200,12 @@ def _check_several_prompts(arguments: DistillationArguments) -> None:
         return
     if arguments.teacher_config is not None:
         raise ParamsError(
-            "teacher_prompt_mixture does not go together with teacher_config, where each teacher has a template of its "
+            "teacher_prompt_mixture cannot be used with teacher_config, where each teacher has a template of its "
             "own; name a teacher there once for each template, and say with 'rows' how many rows it takes."
         )
     if arguments.teacher_prompt_template != _default("teacher_prompt_template"):
         raise ParamsError(
-            "teacher_prompt_template does not go together with teacher_prompt_mixture, which lists the templates; drop "
+            "teacher_prompt_template cannot be used with teacher_prompt_mixture, which lists the templates; drop "
             "--teacher-prompt-template."
         )
 
@@ -217,7 +217,7 @@ def _check_list(arguments: DistillationArguments) -> None:
         if value != _default(name):
             shown = repr(value) if isinstance(value, str) else f"a {type(value).__name__}"
             raise ParamsError(
-                f"{name} is {shown}, which does not go together with teacher_config: {reason}; drop {_flag(name)}."
+                f"{name} is {shown}, which cannot be used with teacher_config: {reason}; drop {_flag(name)}."
             )
 
 

@@ -36,7 +36,7 @@ def with_faults(row: Cells) -> Cells:
     """Return a row that Arrow can hold, with its faults in the column `FAULTS` if it has any."""
     faults = {name: reason for name, reason in ((n, _fault(value)) for n, value in row.items()) if reason is not None}
     if isinstance(row, RepeatedKey):
-        faults[row.key] = f"the key {row.key!r} stands twice"
+        faults[row.key] = f"the key {row.key!r} appears twice"
     if not faults and not any(_SURROGATE.search(name) for name in row if isinstance(name, str)):
         return row
     repaired = {_repaired(name): _repaired(value) for name, value in row.items()}
@@ -46,9 +46,9 @@ def with_faults(row: Cells) -> Cells:
 def _fault(value: object) -> str | None:
     if isinstance(value, str):
         found = _SURROGATE.search(value)
-        return None if found is None else f"half of a surrogate pair, \\u{ord(found[0]):x}, stands alone"
+        return None if found is None else f"half of a surrogate pair, \\u{ord(found[0]):x}, without the other"
     if isinstance(value, RepeatedKey):
-        return f"the key {_repaired(value.key)!r} stands twice"
+        return f"the key {_repaired(value.key)!r} appears twice"
     if isinstance(value, dict):
         return next((r for r in (_fault(part) for pair in value.items() for part in pair) if r is not None), None)
     if isinstance(value, (list, tuple)):

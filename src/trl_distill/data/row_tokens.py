@@ -40,7 +40,7 @@ def check_in_one_piece(rows: Dataset, reason: str | None, *, name: str) -> None:
     gaps = lengths_of(rows, "completion_mask") > 0
     if reason is not None and gaps.any():
         raise DataError(
-            f"{name}, row {rows[int(gaps.argmax())]['row']}: what is learned stands in several places of the "
+            f"{name}, row {rows[int(gaps.argmax())]['row']}: what is learned is in several places of the "
             f"conversation, and {reason}; give one local teacher, or have one turn learned (no assistant_only_loss, no "
             "mask with gaps)."
         )

@@ -388,7 +388,7 @@ def _check_asks(messages: list[Message], column: str) -> None:
     asks = messages and messages[-1]["role"] in ("user", "tool")
     if not asks or not any(message["role"] == "user" for message in messages):
         last = f"the {messages[-1]['role']}'s" if messages else "no"
-        raise Unusable(f"{column!r}: {last} message stands where the user's last one should")
+        raise Unusable(f"{column!r}: {last} message is where the user's last one should be")
 
 
 def _first_user(messages: list[Message]) -> int:

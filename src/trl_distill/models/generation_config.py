@@ -40,7 +40,7 @@ def make_saveable(model: torch.nn.Module) -> str:
         dropped |= others
     listed = ", ".join(f"{name}={value!r}" for name, value in dropped.items())
     return (
-        f"Generation configuration: transformers does not save {listed} beside the other settings of the student "
+        f"Generation configuration: transformers does not save {listed} with the other settings of the student "
         "(temperature without do_sample=True, for example); dropped, so that the trained model can be saved."
     )
 

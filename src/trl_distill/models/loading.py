@@ -219,7 +219,7 @@ class ModelSource:
             server = ""
             if self.role == "teacher_model" and not Path(self.path).exists():
                 server = (
-                    f" A model behind a server is openai:{self.path} at OpenAI, or http://host:port/v1#{self.path} "
+                    f" A model on a server is openai:{self.path} at OpenAI, or http://host:port/v1#{self.path} "
                     "elsewhere."
                 )
             raise model_error(self.role)(

@@ -46,7 +46,7 @@ def check_system(template: Template, given: str | None, *, setting: str) -> None
     """
     if given is not None and given != KEEP and template.has_system:
         raise ParamsError(
-            f"{setting} does not go together with {template.name}, whose chat messages have a system message; drop one "
+            f"{setting} cannot be used with {template.name}, whose chat messages have a system message; drop one "
             "of the two."
         )
 

@@ -31,7 +31,7 @@ def to_resume_from(folder: str | os.PathLike[str]) -> Path:
     if found is None:
         raise ParamsError(
             f"resume_from_checkpoint is True, but output_dir {str(folder)!r} holds no complete checkpoint; leave it "
-            "out to start anew."
+            "out to start over."
         )
     return found
 
@@ -65,7 +65,7 @@ def check_rows(checkpoint: str | os.PathLike[str], rows: str, numbers: Sequence[
     if changed is not None:
         raise ParamsError(
             f"resume_from_checkpoint is {str(checkpoint)!r}, but train_dataset has changed since: {changed}; give the "
-            "same rows, or leave it out to start anew."
+            "same rows, or leave it out to start over."
         )
 
 

@@ -39,7 +39,7 @@ SEARCH = (
 
 
 def check_constructor(args: DistillationSFTConfig, collator: object, kwargs: Mapping[str, object]) -> None:
-    """Refuse what does not go together with distillation.
+    """Refuse what cannot be used with distillation.
 
     Raises:
         ParamsError: Naming the setting and what to do.

@@ -68,7 +68,7 @@ class DistillationMixin(DistillingTrainer):
         **kwargs: Everything else of SFTTrainer.
 
     Raises:
-        ParamsError: A setting that does not go together with distillation.
+        ParamsError: A setting that cannot be used with distillation.
         DataError, TemplateError, TeacherError: See `preparation.prepare`, `load_teacher` and `check_apart`.
 
     Attributes:

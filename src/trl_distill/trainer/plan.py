@@ -100,7 +100,7 @@ def plan_setup(
         TeacherError: The student is its own teacher; see `check_apart`.
     """
     if settings.teacher_config is not None and given is not None:
-        raise ParamsError(f"teacher_model does not go together with {SETTING}, which lists the teachers; drop it.")
+        raise ParamsError(f"teacher_model cannot be used with {SETTING}, which lists the teachers; drop it.")
     student_template, teacher_template = templates or templates_of(settings)
     listed = teachers_of_run(settings, given)
     check_apart(student=student, teacher=settings.teacher_model if given is None else given)

@@ -127,7 +127,7 @@ def _one_recipe(
         ),
         write=_writer(args, teacher, date),
         completions=args.completions,
-        # a text teacher can only be asked, and fresh completions are written behind prompts
+        # a text teacher can only be asked, and fresh completions are written after prompts
         plain_text=plain_text and not gives_text and args.fresh_completions is None,
         overflow=args.prompt_overflow,
         vocabulary=teacher.vocabulary,

@@ -51,7 +51,7 @@ class PromptDistillationTrainer(DistillationSFTTrainer):
     must_distil = True
 
     def check_teacher(self) -> None:
-        """Refuse what does not go together with completions that a subclass writes."""
+        """Refuse what cannot be used with completions that a subclass writes."""
         if self.online:
             named = ("teacher_config", "teacher_prompt_mixture", "retain_data")
             setting = next((name for name in named if getattr(self.args, name) is not None), "")

@@ -114,11 +114,11 @@ class MovingAverage(WeightSource):
         if not path.is_file():
             raise TeacherError(
                 f"{folder} has no {FILE}, the average that teacher_model 'ema' is; it is from a run with another "
-                "teacher, start anew."
+                "teacher, start over."
             )
         kept = load_file(path)
         if {k: v.shape for k, v in kept.items()} != {k: v.shape for k, v in self.average.items()}:
-            raise TeacherError(f"{path} averages other weights than this run trains; start anew.")
+            raise TeacherError(f"{path} averages other weights than this run trains; start over.")
         self.average = {name: kept[name].to(own.device) for name, own in self.average.items()}
 
 

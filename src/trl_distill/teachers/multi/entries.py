@@ -157,7 +157,7 @@ def check_rows(teachers: TeacherList, columns: Sequence[str]) -> None:
     """
     for entry in teachers.teachers:
         if entry.column is not None and entry.column not in columns:
-            there = ", ".join(map(repr, columns)) or "none beside the input and the completion"
+            there = ", ".join(map(repr, columns)) or "none other than the input and the completion"
             raise ParamsError(
                 f"{entry.place}: rows name the column {entry.column!r}, but the data has no such column; there are "
                 f"{there}.{nearest(entry.column, columns)}"

@@ -248,7 +248,7 @@ def _api_key() -> str:
     """
     key = os.environ.get(KEY, "").strip()
     if not (key.isascii() and key.isprintable()) or " " in key:
-        raise TeacherError(f"the environment variable {KEY} holds characters that no key has; set it anew.")
+        raise TeacherError(f"the environment variable {KEY} holds characters that no key has; set it again.")
     return key
 
 

@@ -37,7 +37,7 @@ class LocalTextTeacher(TextOnly):
         own = writer.tokenizer
         if len({*own.get_vocab()} - {*own.all_special_tokens} - {*own.get_added_vocab()}) < 2:
             raise TeacherError(
-                f"teacher_model {writer.name!r} has a tokenizer without words; save the model's own beside it."
+                f"teacher_model {writer.name!r} has a tokenizer without words; save the model's own next to it."
             )
         super().__init__(writer.name, tokenizer=writer.tokenizer if tokenizer is None else tokenizer)
         self.writer = writer
