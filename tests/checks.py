@@ -25,7 +25,7 @@ def relative_error(actual: torch.Tensor, expected: torch.Tensor) -> float:
 def check_close(
     actual: Mapping[str, torch.Tensor | None], expected: Mapping[str, torch.Tensor | None], at_most: float
 ) -> None:
-    """Fail, naming the tensor, where one is missing or further from its expectation than `at_most` in relative norm."""
+    """Fail, naming the tensor, if one is missing or further from its expectation than `at_most` in relative norm."""
     assert actual.keys() == expected.keys()
     for name, wanted in expected.items():
         found = actual[name]

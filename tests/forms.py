@@ -49,7 +49,7 @@ def settings(folder, **more):
 
 
 def distilling(student, teacher, folder, data, *, chat_template=None, evaluation=None, formatting=None, **more):
-    """Return a trainer of any data, its tokenizer with a chat template where one is given."""
+    """Return a trainer of any data, its tokenizer with a chat template if one is given."""
     tokenizer = AutoTokenizer.from_pretrained(student)
     if chat_template is not None:
         tokenizer.chat_template = chat_template

@@ -68,7 +68,7 @@ def losses(trainer):
 
 
 def check_teacher_is_apart(trainer, checkpoint: Path | None = None):
-    """Fail where a teacher's weight is the student's, is trained, or is in a checkpoint."""
+    """Fail if a teacher's weight is the student's, is trained, or is in a checkpoint."""
     student, teacher = trainer.model, trainer.teacher.model
     theirs = {id(p) for p in teacher.parameters()}
     assert theirs

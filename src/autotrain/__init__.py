@@ -7,7 +7,7 @@ from importlib.metadata import packages_distributions
 
 
 def _warn_of_another() -> None:
-    """Warn where another distribution installs a package of this name: which of the two is imported is chance."""
+    """Warn if another distribution installs a package of this name: which of the two is imported is chance."""
     others = sorted(set(packages_distributions().get("autotrain", [])) - {"trl-distill"})
     if others:
         warnings.warn(

@@ -118,7 +118,7 @@ def changes_of(trainer):
 
 
 def check_alike(packed, plain):
-    """Fail where two runs differ by more than rounding: figures at 1e-5, what the weights moved by at 1e-4."""
+    """Fail if two runs differ by more than rounding: figures at 1e-5, what the weights moved by at 1e-4."""
     check_close(packed[0], plain[0], 1e-5)
     check_close(packed[1], plain[1], 1e-4)  # a key's bias moves by rounding alone
 

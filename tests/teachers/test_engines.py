@@ -1,4 +1,4 @@
-"""What runs a teacher while it writes changes no greedy completion; vLLM's tests run where it is installed."""
+"""What runs a teacher while it writes changes no greedy completion; vLLM's tests run if it is installed."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_on_a_cpu_batches_write_what_each_prompt_gets_alone(engine, embedded, ex
 
 @pytest.mark.parametrize(("engine", "batch_size"), [("transformers", 4), ("auto", 1)])
 def test_the_engine_for_the_device_at_hand_writes_what_generate_does(engine, batch_size, device, expected):
-    """On a GPU continuous batching; for `auto`, with more than eight batches, vLLM where it is installed."""
+    """On a GPU continuous batching; for `auto`, with more than eight batches, vLLM if it is installed."""
     prompts, alone = expected
     teacher = load_teacher("embedded", dtype="float32", device=device)
     settings = GenerationSettings(max_new_tokens=24, batch_size=batch_size, engine=engine)

@@ -1,4 +1,4 @@
-"""The local teacher: frozen, in evaluation mode, and refused with a sentence where it cannot teach."""
+"""The local teacher: frozen, in evaluation mode, and refused with a sentence if it cannot teach."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""vLLM writes for the student; run where a CPU build of vLLM is installed, which holds transformers back."""
+"""vLLM writes for the student; run if a CPU build of vLLM is installed, which holds transformers back."""
 
 from __future__ import annotations
 

@@ -281,7 +281,7 @@ def _outcome(
 
 
 def times(weight: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-    """Return weight * value, and 0 with a gradient of 0 where the weight is 0, even if the value is infinite.
+    """Return weight * value, and 0 with a gradient of 0 if the weight is 0, even if the value is infinite.
 
     A head's bias of -inf rules a token out: its probability of 0 times its logarithm adds nothing.
     """

@@ -39,7 +39,7 @@ class TopKTokens(NamedTuple):
     """A teacher's k likeliest tokens at N positions, and what turns their probabilities into those at one temperature.
 
     Attributes:
-        token_ids: [N, k] int64, distinct in a row, the likeliest first; -1 where fewer are known.
+        token_ids: [N, k] int64, distinct in a row, the likeliest first; -1 if fewer are known.
         log_probs: [N, k], their log-probabilities in nats at T = 1 over the vocabulary.
         log_normalizer: [N], log sum_v exp(log p_v / T) over the vocabulary.
     """
@@ -67,7 +67,7 @@ class SampledTokens(NamedTuple):
     """Tokens that were drawn from a teacher's distributions at N positions, at one temperature.
 
     Attributes:
-        token_ids: [N, k] int64, distinct in a row, the teacher's likeliest first, drawn or not; -1 where there is none.
+        token_ids: [N, k] int64, distinct in a row, the teacher's likeliest first, drawn or not; -1 if there is none.
         probs: [N, k], each token's share of the draws.
         negentropy: [N], the teacher's sum_v p log p in nats.
     """

@@ -56,13 +56,13 @@ REQUIREMENTS = (
     Requirement(
         SHARDED,
         lambda can: can.single,
-        "several teachers, rows to retain among them, cannot be used where weights are sharded (FSDP, ZeRO-3): all "
+        "several teachers, rows to retain among them, cannot be used if weights are sharded (FSDP, ZeRO-3): all "
         "processes would have to ask the same ones in each batch; use DDP, or one teacher.",
     ),
     Requirement(
         SHARDED,
         lambda can: can.shardable,
-        "teacher_model {name!r} cannot be used where weights are sharded (FSDP, ZeRO-3); give the model's own name "
+        "teacher_model {name!r} cannot be used if weights are sharded (FSDP, ZeRO-3); give the model's own name "
         "for a teacher that is a copy, which is sharded too, or train with DDP or ZeRO-2.",
     ),
     Requirement(

@@ -87,7 +87,7 @@ def check_merging(args: TrainingArguments) -> None:
     """
     if parse_flag_from_env("ACCELERATE_USE_FSDP") or getattr(args.deepspeed_plugin, "zero_stage", 0) == 3:
         raise ParamsError(
-            "merge_adapter cannot merge where weights are sharded (FSDP, ZeRO-3); leave it out: the adapter is saved, "
+            "merge_adapter cannot merge if weights are sharded (FSDP, ZeRO-3); leave it out: the adapter is saved, "
             "and is merged wherever its folder is given as --model."
         )
 

@@ -28,7 +28,7 @@ class Span(NamedTuple):
 def align(student: Sequence[bytes | None], teacher: Sequence[bytes | None]) -> tuple[list[Span], bool]:
     """Return the spans of a completion, in order and one after the other, and whether both sides write the same text.
 
-    A space that one side alone has in front is left out of account. Where the sides write different text (one
+    A space that one side alone has in front is left out of account. If the sides write different text (one
     normalises it, or has a token without bytes), the spans end.
 
     Args:

@@ -159,7 +159,7 @@ def _upstream(weights: Weights, ce: Tensor | None, kl: Tensor | None, loss: Tens
 
 
 def _common_factor(upstream: Weights, weights: Weights) -> Tensor | None:
-    """Return c where the upstream weights are c times those of the stored gradient, to rounding; else None."""
+    """Return c if the upstream weights are c times those of the stored gradient, to rounding; else None."""
     if isinstance(weights.ce, torch.Tensor) or isinstance(weights.kl, torch.Tensor):
         return None
     if any(isinstance(u, Tensor) and u.device.type != "cpu" for u in (upstream.ce, upstream.kl)):

@@ -18,8 +18,8 @@ class KnownTokens(NamedTuple):
     """What is known of a teacher's distributions at N tokens, at the training's temperature.
 
     Attributes:
-        token_ids: [N, k] int64, distinct in a row, the teacher's likeliest first; -1 where there is none.
-        probs: [N, k], 0 where there is no token.
+        token_ids: [N, k] int64, distinct in a row, the teacher's likeliest first; -1 if there is none.
+        probs: [N, k], 0 if there is no token.
         tail: [N], the mass of all other tokens; None if there is no tail.
         negentropy: [N] of sum p log p, which replaces the known tokens' own; None keeps theirs.
     """

@@ -1,6 +1,6 @@
 """The Triton kernels of the dense loss.
 
-A tile's row is one program's work. Where a tile has too few rows to keep a GPU busy, each is cut into chunks: their
+A tile's row is one program's work. If a tile has too few rows to keep a GPU busy, each is cut into chunks: their
 sums go to memory, and a second kernel adds them up before it writes the gradient. There are no atomics, so that results
 are the same every time.
 """

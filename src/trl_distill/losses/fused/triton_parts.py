@@ -31,7 +31,7 @@ def load_logits(row, bias, columns, stop, readable, SCALE: tl.constexpr, CAP: tl
 
 @triton.jit
 def times(weight, value):
-    """Return weight * value, and 0 where the weight is 0 even if the value is infinite."""
+    """Return weight * value, and 0 if the weight is 0 even if the value is infinite."""
     return tl.where(weight == 0.0, 0.0, weight * value)
 
 

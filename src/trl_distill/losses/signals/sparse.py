@@ -19,7 +19,7 @@ class TopKSignal:
     """The k likeliest tokens at N completion positions.
 
     Attributes:
-        token_ids: [N, k] int64, the likeliest first; -1 where fewer are known. A position with none trains on the
+        token_ids: [N, k] int64, the likeliest first; -1 if fewer are known. A position with none trains on the
             cross-entropy alone.
         log_probs: [N, k], their log-probabilities in nats at T = 1 over `vocabulary`.
         log_normalizers: [N] of log sum_v exp(log p_v / T) by temperature T.

@@ -195,7 +195,7 @@ class TargetTable:
         return row
 
     def get(self, key: bytes) -> TargetRow | None:
-        """Return a row; None where there is none. Its arrays are views of the file."""
+        """Return a row; None if there is none. Its arrays are views of the file."""
         place = self._places.get(key)
         if place is None or self._table is None:
             return None
