@@ -219,7 +219,7 @@ def test_ema_settings_that_cannot_be_combined_are_refused(settings, message):
 def test_sharded_weights_and_a_list_of_teachers_are_refused(tiny_model_dir, tmp_path):
     trainer = make(tiny_model_dir, tmp_path)
     sharding = SimpleNamespace(distributed_type=DistributedType.FSDP, is_fsdp2=True, state=None)
-    with pytest.raises(TeacherError, match=r"'ema' cannot be used where weights are sharded.*train with DDP"):
+    with pytest.raises(TeacherError, match=r"'ema' cannot be used if weights are sharded.*train with DDP"):
         check_sharding(sharding, trainer.teacher)
     listed = [{"model": name, "template": "g {input}"} for name in ("ema", str(tiny_model_dir))]
     with pytest.raises(ParamsError, match="teacher_config cannot list 'ema'"):

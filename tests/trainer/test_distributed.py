@@ -114,7 +114,7 @@ def test_a_sharded_run_resumes_from_a_checkpoint(config, tiny_model_dir, tiny_te
 
 @pytest.mark.parametrize("config", SHARDED)
 def test_self_teacher_is_refused_with_sharded_weights(config, tiny_model_dir, tmp_path):
-    with pytest.raises(AssertionError, match="'self' cannot be used where weights are sharded"):
+    with pytest.raises(AssertionError, match="'self' cannot be used if weights are sharded"):
         in_two(config, tmp_path, tiny_model_dir, "self", lora=True)
 
 
@@ -182,7 +182,7 @@ def test_merging_into_sharded_weights_is_refused(tiny_model_dir, tiny_teacher_di
         merge_adapter=True, data_path=str(tmp_path / "rows.jsonl"), project_name=str(tmp_path / "project"),
     )  # fmt: skip
     (tmp_path / "rows.jsonl").write_text('{"prompt": "a", "completion": " b"}\n')
-    with pytest.raises(ParamsError, match="merge_adapter cannot merge where weights are sharded"):
+    with pytest.raises(ParamsError, match="merge_adapter cannot merge if weights are sharded"):
         train(params)
 
 
@@ -210,7 +210,7 @@ def test_several_teachers_are_refused_with_sharded_weights(tiny_teacher_dir):
     second = SimpleNamespace(distributed_type=DistributedType.FSDP, is_fsdp2=True, state=SimpleNamespace())
     listed = read_teachers([{"model": str(tiny_teacher_dir)}, {"model": str(tiny_teacher_dir)}])
     several = MultiTeacher([load_teacher(str(tiny_teacher_dir)) for _ in range(2)], listed)
-    with pytest.raises(TeacherError, match=r"several teachers, .* cannot be used where weights are sharded"):
+    with pytest.raises(TeacherError, match=r"several teachers, .* cannot be used if weights are sharded"):
         check_sharding(second, several)
 
 
