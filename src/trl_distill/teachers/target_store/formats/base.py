@@ -64,6 +64,7 @@ def tokens_at_a_time(rows: int) -> int:
 
 
 def padded_together(parts: Sequence[np.ndarray]) -> np.ndarray:
-    """Return [n, width] arrays of several widths as one, narrower ones padded with zeros."""
+    """Return [n, width] arrays of several widths as one, row by row in memory, narrower ones padded with zeros."""
     width = max(part.shape[1] for part in parts)
-    return np.concatenate([np.pad(part, ((0, 0), (0, width - part.shape[1]))) for part in parts])
+    whole = np.empty((sum(map(len, parts)), width), parts[0].dtype)  # parts lie column by column
+    return np.concatenate([np.pad(part, ((0, 0), (0, width - part.shape[1]))) for part in parts], out=whole)
