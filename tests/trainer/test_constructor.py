@@ -9,11 +9,11 @@ import pytest
 from datasets import Dataset, IterableDataset
 from forms import settings
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, BertConfig, BertModel, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
 from trl_distill import DistillationSFTConfig, DistillationSFTTrainer, LLMTrainingParams, PromptDistillationTrainer, run
-from trl_distill.errors import DataError, ParamsError, TeacherError
+from trl_distill.errors import DataError, ModelError, ParamsError, TeacherError
 
 PAIRS = [{"prompt": f"{a} b", "completion": f" {a}"} for a in "abcdefgh"]
 DATA = Dataset.from_list(PAIRS)
@@ -82,6 +82,23 @@ def test_settings_that_contradict_each_other_are_refused_also_if_they_were_set_l
     args.teacher_config = [{"model": "other", "template": "{input}"}]
     with pytest.raises(ParamsError, match="teacher_model is 'somewhere', which cannot be used with teacher_conf"):
         DistillationSFTTrainer(str(tiny_model_dir), args, train_dataset=DATA)
+
+
+def test_values_outside_what_is_accepted_are_refused_also_if_they_were_set_later(tiny_model_dir, tmp_path):
+    args = config(tmp_path, "somewhere")
+    args.distill_temperature = -1
+    with pytest.raises(ParamsError, match=r"distill_temperature is -1\.0; accepted is"):
+        DistillationSFTTrainer(str(tiny_model_dir), args, train_dataset=DATA)
+
+
+def test_a_student_that_is_no_language_model_is_refused_by_its_logits(tiny_model_dir, tiny_teacher_dir, tmp_path):
+    sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+    BertModel(BertConfig(vocab_size=512, **sizes)).save_pretrained(tmp_path / "bert")
+    AutoTokenizer.from_pretrained(tiny_model_dir).save_pretrained(tmp_path / "bert")
+    model = AutoModel.from_pretrained(tmp_path / "bert")
+    args = config(tmp_path, str(tiny_teacher_dir))
+    with pytest.raises(ModelError, match="BertModel gives no logits of a sequence"):
+        DistillationSFTTrainer(model, args, train_dataset=DATA)
 
 
 def test_a_teacher_beside_trls_own_configuration_is_refused(tiny_model_dir, tmp_path):

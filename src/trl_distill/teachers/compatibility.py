@@ -81,8 +81,8 @@ REQUIREMENTS = (
     Requirement(
         CROSS_TOKENIZER,
         lambda can: can.dense and can.writes and not can.of_student,
-        "cross_tokenizer compares a student with a local model that has weights of its own, which teacher_model "
-        "{name!r} has not; give a folder or a name of the Hub, or drop --cross-tokenizer.",
+        "cross_tokenizer compares a student with a local causal model that has weights of its own, which teacher_model "
+        "{name!r} is not; give a folder or a name of the Hub, or drop --cross-tokenizer.",
     ),
     Requirement(
         LIST, lambda can: can.writes, "{setting}: a store of targets is no teacher of a list; give the model it is of."

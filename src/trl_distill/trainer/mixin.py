@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from transformers.trainer_utils import PredictionOutput
 
+from ..config.distillation_arguments import check_arguments
 from ..config.setting_names import settings_named_as
 from ..config.sft_config import TRAINER, DistillationSFTConfig, left_alone_on_failure
 from ..config.validation import validate_combinations
@@ -122,7 +123,8 @@ class DistillationMixin(DistillingTrainer):
         check_streams(args, rows, eval_rows)
         plan = None
         if setup is None:
-            validate_combinations(args)  # fields may have been set after the configuration was made
+            check_arguments(args)  # fields may have been set after the configuration was made
+            validate_combinations(args)
             plan = plan_setup(args, teacher_model, student=model, data=rows)
         check_features(args, model=model, peft_config=kwargs.get("peft_config"))
         fresh_adapter = kwargs.get("peft_config") is not None

@@ -43,8 +43,10 @@ def ready_student(trainer: DistillingTrainer) -> PreTrainedTokenizerBase:
     keep_loss_precise(trainer.accelerator)
     trainer.model_accepts_loss_kwargs = True  # our loss divides by num_items_in_batch itself
     add_completion_forward(trainer.base_student)
-    for config in (trainer.base_student.config.get_text_config(), trainer.base_student.generation_config):
-        config.pad_token_id = saved.pad_token_id
+    student = trainer.base_student
+    for config in (student.config.get_text_config(), getattr(student, "generation_config", None)):
+        if config is not None:  # a model that generates nothing is refused by its logits
+            config.pad_token_id = saved.pad_token_id
     return copy(saved)
 
 
