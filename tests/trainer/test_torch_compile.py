@@ -16,7 +16,7 @@ from trainer.test_compute import settings  # noqa: F401 - a fixture
 from transformers import AutoModelForCausalLM
 
 from trl_distill import LLMTrainingParams, run
-from trl_distill.config import sft_config as config
+from trl_distill.config.sft_config import from_params
 from trl_distill.errors import ParamsError
 
 # torch.compile looks at attributes that warn
@@ -30,12 +30,15 @@ KINDS = {  # what is written is as long as the completions of the data: each len
 @pytest.fixture
 def eager(monkeypatch):
     """Returns what has runs from now on compile by that backend."""
-    chosen = config._training
+
+    def eager_config(params):
+        args = from_params(params)
+        args.torch_compile_backend = "eager"
+        return args
+
     torch._dynamo.reset()
     counters.clear()
-    yield lambda: monkeypatch.setattr(
-        config, "_training", lambda params: {**chosen(params), "torch_compile_backend": "eager"}
-    )
+    yield lambda: monkeypatch.setattr("trl_distill.runs.prepare.from_params", eager_config)
     torch._dynamo.reset()
 
 
