@@ -136,7 +136,7 @@ def test_the_student_generates_the_same_in_two_processes_as_in_one(config, tiny_
     model.generation_config.eos_token_id = stops = list(range(60))
     one = make(tiny_model_dir, tiny_teacher_dir, tmp_path, model=model, **settings)
     first = next(iter(one.get_train_dataloader()))
-    lengths = (one.by_student(first, BatchRandom(0, 0, 0))["labels"] != IGNORE).sum(1).tolist()
+    lengths = (one.distiller.completions.by_student(first, BatchRandom(0, 0, 0))["labels"] != IGNORE).sum(1).tolist()
     assert max(lengths[:2]) != max(lengths[2:])
     found = in_two(
         config, tmp_path, tiny_model_dir, tiny_teacher_dir, stops=stops, per_device_train_batch_size=2, **settings
