@@ -84,14 +84,14 @@ def test_the_estimate_is_linear_in_the_shares_and_exact_at_the_teachers_probabil
     """So that its expectation over draws, whose shares are the teacher's probabilities on average, is the full one."""
     case = make_case(temperature=temperature, bias=True, vocabulary=31)
     p = softened(case, 31, temperature)
-    every = torch.arange(31).expand(23, 31)
+    every = torch.arange(31).expand_as(p)
     order = p.argsort(descending=True)
     own = {"token_ids": order, "probs": p.gather(1, order), "negentropy": torch.xlogy(p, p).sum(1)}
     full, right = case.run()
     out, gradients = run_sampled(case, own)
     check_close(out._asdict(), full._asdict(), 1e-12)
     check_close(gradients, right, 1e-12)
-    shares = [torch.rand(23, 31, dtype=p.dtype).softmax(-1) for _ in range(2)]
+    shares = [torch.rand_like(p).softmax(-1) for _ in range(2)]
     parts = [run_sampled(case, {**own, "token_ids": every, "probs": s}) for s in (*shares, (shares[0] + shares[1]) / 2)]
     check_close({"kl": (parts[0][0].kl + parts[1][0].kl) / 2}, {"kl": parts[2][0].kl}, 1e-12)
     mean = {n: None if g is None else (g + parts[1][1][n]) / 2 for n, g in parts[0][1].items()}
