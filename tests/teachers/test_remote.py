@@ -243,6 +243,7 @@ def send(key, job):
     os.kill(os.getpid(), signal.SIGINT)
     threading.Event().wait()
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
 RequestPool(send, RemoteSettings(), Usage()).run({"a": 1}, print)
 """
 
