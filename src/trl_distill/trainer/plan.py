@@ -63,7 +63,7 @@ class Plan:
     """A run's teachers and prompts as its settings name them.
 
     Attributes:
-        given: A loaded model, a teacher or a name that replaces the configuration's `teacher_model`; None if none does.
+        given: The one teacher: a loaded model, a teacher or a name; None if there are several, or none is named.
         student_template: The student's prompt.
         teacher_template: The teacher's prompt, if there is one teacher.
         listed: The teachers of a run with several; None for one teacher under one prompt.
@@ -101,9 +101,10 @@ def plan_setup(
     """
     if settings.teacher_config is not None and given is not None:
         raise ParamsError(f"teacher_model cannot be used with {SETTING}, which lists the teachers; drop it.")
+    given = settings.teacher_model if given is None else given
     student_template, teacher_template = templates or templates_of(settings)
     listed = teachers_of_run(settings, given)
-    check_apart(student=student, teacher=settings.teacher_model if given is None else given)
+    check_apart(student=student, teacher=given)
     for entry in () if listed is None else listed.of_data:
         check_apart(student=student, teacher=entry.model)
         if entry.model == SELF and getattr(settings, "peft", True) is False and isinstance(student, str):
@@ -116,7 +117,7 @@ def plan_setup(
 
 def _writers(settings: DistillationArguments, given: GivenTeacher, data: Dataset | None) -> tuple[str, ...]:
     """Return who wrote the data's completions if no teacher is named, else nothing."""
-    if not (given is settings.teacher_model is settings.teacher_store is settings.teacher_config is None):
+    if not (given is settings.teacher_store is settings.teacher_config is None):
         return ()
     names = () if settings.completions == "teacher" else writers_of(data)
     if not names:

@@ -129,7 +129,7 @@ def build_setup(
     """
     teacher = teacher_of(args, student, plan, writing=writing)
     setup = _assembled(args, student, replace(plan, given=None), teacher, plain_text=plain_text)
-    note = describe_teacher(args, plan, teacher)
+    note = describe_teacher(plan, teacher)
     if isinstance(teacher, MultiTeacher) and not isinstance(args.teacher_config, (str, type(None))):
         args.teacher_config = teacher.listed.to_dict()
     if not isinstance(args.retain_data, (str, type(None))):

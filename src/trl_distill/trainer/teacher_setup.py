@@ -52,8 +52,7 @@ def teacher_of(args: DistillationSFTConfig, student: StudentModel, plan: Plan, *
             `check_teacher_supports`; a store that is damaged or of something else.
     """
     if plan.listed is None:
-        given = args.teacher_model if plan.given is None else plan.given
-        teacher = _one_teacher(args, student, plan, given, args.teacher_revision, writing=writing)
+        teacher = _one_teacher(args, student, plan, plan.given, args.teacher_revision, writing=writing)
     else:
         loaded: dict[Hashable, Teacher] = {}
         for entry in plan.listed.teachers:
@@ -67,13 +66,12 @@ def teacher_of(args: DistillationSFTConfig, student: StudentModel, plan: Plan, *
     return teacher
 
 
-def describe_teacher(args: DistillationSFTConfig, plan: Plan, teacher: Teacher) -> str:
+def describe_teacher(plan: Plan, teacher: Teacher) -> str:
     """Return a one-line note on how each ambiguous teacher name was resolved, or "" if all were unambiguous."""
     if isinstance(teacher, MultiTeacher):
         both = zip(teacher.listed.teachers, teacher.teachers, strict=True)
         return "\n".join(filter(None, dict.fromkeys(_note(entry.model, one) for entry, one in both)))
-    given = args.teacher_model if plan.given is None else plan.given
-    return _note(given, teacher)
+    return _note(plan.given, teacher)
 
 
 def generation_of(args: DistillationSFTConfig) -> GenerationSettings:
