@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a temporary name for a file to be written under, which is renamed at the end unless there is an error."""
+    temporary = path.with_name(f".{path.name}.writing")
+    yield temporary
+    os.replace(temporary, path)
 
 
 def write_text(path: Path, text: str) -> Path:
     """Write a file under a temporary name and rename it."""
-    temporary = path.with_name(f".{path.name}.writing")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
     return path

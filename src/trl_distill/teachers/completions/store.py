@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+from ...data.atomic_file import replacing
 from ...models.generation import Completion
 
 Entry = TypeVar("Entry")
@@ -72,9 +73,8 @@ class JsonlStore(Generic[Entry]):
         if self.path is None:
             return
         data = self._lines(dict(sorted(self._entries.items())))
-        temporary = self.path.with_name(f".{self.path.name}.writing")
-        self._write(temporary, "wb", data)
-        os.replace(temporary, self.path)
+        with replacing(self.path) as temporary:
+            self._write(temporary, "wb", data)
         self._size = len(data)
 
     def _write(self, path: Path, mode: str, data: bytes) -> None:

@@ -5,7 +5,6 @@ Only trained weights are averaged: with an adapter the adapter, whose base both 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -16,6 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import TrainerCallback
 
+from ...data.atomic_file import replacing
 from ...errors import TeacherError
 from ...models.adapters import base_of
 from ...models.generation import has_learned_prompt
@@ -103,9 +103,9 @@ class MovingAverage(WeightSource):
     def save(self, folder: Path) -> Path:
         """Write the average into the folder of a checkpoint and return its file."""
         folder.mkdir(parents=True, exist_ok=True)
-        path, temporary = folder / FILE, folder / f".{FILE}.writing"
-        save_file({name: tensor.contiguous() for name, tensor in self.average.items()}, temporary)
-        os.replace(temporary, path)
+        path = folder / FILE
+        with replacing(path) as temporary:
+            save_file({name: tensor.contiguous() for name, tensor in self.average.items()}, temporary)
         return path
 
     def load(self, folder: Path) -> None:

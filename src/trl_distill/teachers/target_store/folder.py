@@ -27,6 +27,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ...data.atomic_file import replacing
 from ...errors import TeacherError
 
 FORMAT = 2
@@ -275,9 +276,7 @@ def _by_token(flat: np.ndarray, tokens: int) -> np.ndarray:
 
 def _write(path: Path, content: bytes | pa.Buffer) -> None:
     """Write a file so that it is complete or not there, even after a power cut."""
-    temporary = path.with_name(f".{path.name}.writing")
-    with temporary.open("wb") as file:
+    with replacing(path) as temporary, temporary.open("wb") as file:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
-    os.replace(temporary, path)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from ...data.atomic_file import replacing
 from ...losses.lm_head import LMHead
 
 
@@ -17,10 +17,10 @@ def save_head(head: LMHead, path: Path, *, rows: int) -> None:
     """Write the first rows of a head, whole or not at all."""
     tensors = {"weight": head.weight, "bias": head.bias}
     kept = {name: t[:rows].detach().cpu().contiguous() for name, t in tensors.items() if t is not None}
-    temporary = path.with_name(f".{path.name}.writing")
     # one entry: the order of several is another in each file
-    save_file(kept, temporary, metadata={"head": json.dumps({"softcap": head.softcap, "scale": head.scale})})
-    os.replace(temporary, path)
+    metadata = {"head": json.dumps({"softcap": head.softcap, "scale": head.scale})}
+    with replacing(path) as temporary:
+        save_file(kept, temporary, metadata=metadata)
 
 
 def load_head(path: Path, device: torch.device) -> LMHead:
