@@ -236,10 +236,11 @@ def test_ctrl_c_keeps_received_completions(ask, server):
 
 
 NEVER_ANSWERED = """
-import os, signal, threading
+import os, signal, threading, time
 from trl_distill.teachers.remote.request_pool import RemoteSettings, RequestPool, Usage
 
 def send(key, job):
+    time.sleep(1)  # the pool has started, and its caller waits
     os.kill(os.getpid(), signal.SIGINT)
     threading.Event().wait()
 
