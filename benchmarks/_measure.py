@@ -86,8 +86,12 @@ def _lines(path: str) -> list[str]:
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Return a Markdown table, the first column to the left."""
-    lines = [f"| {' | '.join(head)} |", "|---" + "|---:" * (len(head) - 1) + "|"]
-    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)])
+    return "\n".join([table_row(head), "|---" + "|---:" * (len(head) - 1) + "|", *map(table_row, rows)])
+
+
+def table_row(cells: Sequence[str]) -> str:
+    """Return a row of a Markdown table, for one that is printed as it is measured."""
+    return f"| {' | '.join(cells)} |"
 
 
 def print_json(figures: Mapping[str, float]) -> None:

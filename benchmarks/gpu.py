@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from _device import card
-from _measure import table
+from _measure import table, table_row
 
 from trl_distill.config.devices import accelerator
 
@@ -33,28 +33,27 @@ def cell(found: dict[str, Any], name: str, form: str) -> str:
 
 
 def head(device: torch.device, *, tiny: bool, rounds: int) -> dict[str, float]:
-    """Print the tables of the loss and return its figures."""
+    """Print the tables of the loss, each row as it is measured, and return its figures."""
     from _gpu_head import Head, errors, measure, problems
 
-    figures, rows = {}, []
+    figures = {}
+    print("\nLoss with gradients, bf16, alpha 0.7; MiB above inputs and gradients\n")
+    print(table(["N x H x V, divergence, T", "side", "ms", "time/bare", "MiB", "failed with"], []))
     for problem in problems(TINY if tiny else SIZES):
         for side, found in measure(problem, torch.bfloat16, device, rounds).items():
             shown = [cell(found, "ms", ".1f"), cell(found, "time/bare", ".2f"), cell(found, "MiB", ",.0f")]
-            rows.append([problem.name, side, *shown, found.get("failed", "")])
+            print(table_row([problem.name, side, *shown, found.get("failed", "")]), flush=True)
             figures |= {f"{problem.name}: {side}: {name}": x for name, x in found.items() if name != "failed"}
-    title = "N x H x V, divergence, T"
-    print("\nLoss with gradients, bf16, alpha 0.7; MiB above inputs and gradients\n")
-    print(table([title, "side", "ms", "time/bare", "MiB", "failed with"], rows))
-    rows, size = [], (64, 32, 500) if tiny else (512, 512, 32_000)
+    size = (64, 32, 500) if tiny else (512, 512, 32_000)
+    print("\nRelative errors of gradients against float64 on the same inputs\n")
+    print(table(["case", "side", "hidden states", "weight"], []))
     for temperature, apart in ((1.0, 1.0), (3.0, 1.0), (1.0, NEAR)):
         for dtype in DTYPES:
             found_errors = errors(Head(*size, temperature), dtype, device, apart)
             for side, (hidden, weight) in found_errors.items():
                 named = f"T={temperature:g}{', near agreement' if apart == NEAR else ''}, {str(dtype)[6:]}"
-                rows.append([named, side, f"{hidden:.1e}", f"{weight:.1e}"])
+                print(table_row([named, side, f"{hidden:.1e}", f"{weight:.1e}"]), flush=True)
                 figures[f"error of hidden states: {named}: {side}"] = hidden
-    print("\nRelative errors of gradients against float64 on the same inputs\n")
-    print(table(["case", "side", "hidden states", "weight"], rows))
     return figures
 
 
