@@ -32,7 +32,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "src" / "trl_distill"
 SETTING, VALUE = "temperature", 3.25  # in binary exact, and no other value of a run
 SET_UP = (
-    *("plan_setup", "build_setup", "teacher_of", "recipe_of", "date_of", "nearest_weighing", "teachers_of_run"),
+    *("plan_setup", "build_setup", "teacher_of", "recipe_of", "date_of", "supported_loss_weights", "teachers_of_run"),
     *("find_targets", "has_targets", "parse_template", "resolve", "config", "load_tokenizer", "load_model"),
     *("adapter", "is_prepared", "validate_combinations", "check_arguments", "check_teacher_supports", "check_apart"),
     *("check_value", "temperatures_of"),

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
 
-    from ..losses.settings import Weighing
+    from ..losses.settings import LossWeights
     from ..models.generation import Completion
     from ..prompts.messages import Prompt
     from ..prompts.row import Row
@@ -73,7 +73,7 @@ class Recipe:
         estimates: Whether these ids only estimate the prompt's length.
         fetch_targets: Fetches a server's log-probabilities of prepared rows, and returns the share of completion
             tokens that have any; called with the rows and with whether at least one token must have some.
-        weighing: How the loss is weighed, with the settings that were changed; None is not known.
+        loss_weights: Alpha and temperature, with the settings that were changed; None if not known.
         tokenizer_pair: How the completion becomes tokens of a teacher with another tokenizer; None if it has the same.
         in_one_piece: Why a completion may have no gaps, as the end of a sentence; None if it may.
         prompt_dropout: Share of the training rows in which the student reads the teacher's prompt.
@@ -97,7 +97,7 @@ class Recipe:
     format_prompt: Callable[[Prompt], Prompt] | None = None
     estimates: bool = False
     fetch_targets: Callable[[Dataset, bool], float] | None = None
-    weighing: Weighing | None = None
+    loss_weights: LossWeights | None = None
     tokenizer_pair: TokenizerPair | None = None
     in_one_piece: str | None = None
     prompt_dropout: float = 0.0

@@ -31,15 +31,15 @@ class LossSettings:
 
 
 @dataclass(frozen=True)
-class Weighing:
-    """How a run weighs its loss, which may differ from its settings.
+class LossWeights:
+    """Alpha and temperature of a run, as its teacher supports them.
 
     Attributes:
         alpha: Weight of the divergence in the first step.
         temperature: Of both sides in the first step; the divergence is multiplied by its square.
         alpha_end: Alpha after the last step; None keeps it.
         temperature_end: Temperature after the last step; None keeps it.
-        changed: By setting, the value that was asked for and why another is used.
+        changed: By setting, the requested value and why another is used.
     """
 
     alpha: float

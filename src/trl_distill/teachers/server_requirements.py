@@ -11,7 +11,7 @@ from accelerate import PartialState
 
 from ..errors import ParamsError, TeacherError
 from ..losses import check_sparse_divergence
-from ..losses.settings import Weighing
+from ..losses.settings import LossWeights
 from .base import Teacher, reads_text
 from .completions.store import JsonlStore
 from .remote.teacher import RemoteTeacher
@@ -92,13 +92,13 @@ def _other_divergence(args: DistillationSFTConfig) -> str | None:
     return None
 
 
-def nearest_weighing(
-    asked: Weighing, args: DistillationSFTConfig, teacher: Teacher, servers: Sequence[RemoteTeacher]
-) -> Weighing:
-    """Return how a run weighs its loss: as it was asked to, or as near as what the teacher gives allows.
+def supported_loss_weights(
+    asked: LossWeights, args: DistillationSFTConfig, teacher: Teacher, servers: Sequence[RemoteTeacher]
+) -> LossWeights:
+    """Return a run's alpha and temperature: the requested ones, or the nearest that the teacher supports.
 
     Args:
-        asked: How it was asked to.
+        asked: The requested ones.
         args: The configuration.
         teacher: Who gives the targets; one, or several as one.
         servers: Those of them whose log-probabilities the run uses, see `has_targets`.

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from ..config.sft_config import DistillationSFTConfig
     from ..data.recipe import Write
-    from ..losses.settings import Weighing
+    from ..losses.settings import LossWeights
     from ..models.generation import Completion
     from ..prompts.template import Template
     from .plan import Plan, StudentModel
@@ -50,7 +50,7 @@ def recipe_of(
     teacher: Teacher,
     *,
     servers: Sequence[RemoteTeacher],
-    weighing: Weighing,
+    loss_weights: LossWeights,
     date: TemplateDate,
     plain_text: bool,
 ) -> Recipe | MultiTeacherRecipe:
@@ -62,14 +62,16 @@ def recipe_of(
         plan: The templates of both sides.
         teacher: Who writes and scores; one, or several as one.
         servers: The teachers whose log-probabilities the run uses.
-        weighing: How the loss is weighed.
+        loss_weights: Alpha and temperature of the run.
         date: The date that chat templates are given.
         plain_text: Whether a row of text alone may be learned as SFT would, see `Recipe`.
     """
 
     def recipe_for(one: Teacher, template: Template) -> Recipe:
         server = next((server for server in servers if server is one), None)
-        return _one_recipe(args, student, one, (plan.student_template, template), server, weighing, date, plain_text)
+        return _one_recipe(
+            args, student, one, (plan.student_template, template), server, loss_weights, date, plain_text
+        )
 
     if not isinstance(teacher, MultiTeacher):
         return recipe_for(teacher, plan.teacher_template)
@@ -93,7 +95,7 @@ def _one_recipe(
     teacher: Teacher,
     templates: tuple[Template, Template],
     server: RemoteTeacher | None,
-    weighing: Weighing,
+    loss_weights: LossWeights,
     date: TemplateDate,
     plain_text: bool,
 ) -> Recipe:
@@ -136,7 +138,7 @@ def _one_recipe(
         format_prompt=prompt_formatter(server),
         estimates=gives_text and prompt_formatter(server) is None,
         fetch_targets=target_fetcher(args, server),
-        weighing=weighing,
+        loss_weights=loss_weights,
         in_one_piece=why_in_one_piece(args, teacher, server),
         prompt_dropout=args.teacher_prompt_dropout,
         teaches_nothing=cache(lambda: teaches_nothing(args, teacher, student.weights)),

@@ -9,10 +9,10 @@ from accelerate import PartialState
 
 from ..config.choices import STORE_KINDS
 from ..config.validation import temperatures_of
-from ..losses.settings import LossSettings, Weighing
+from ..losses.settings import LossSettings, LossWeights
 from ..teachers.base import single_teachers
 from ..teachers.multi.teacher import MultiTeacher
-from ..teachers.server_requirements import has_targets, nearest_weighing
+from ..teachers.server_requirements import has_targets, supported_loss_weights
 from ..teachers.target_store.folder import TargetFolder
 from ..teachers.target_store.reader import StoredTeacher
 from ..teachers.target_store.writer import TargetSettings, write_targets
@@ -141,16 +141,18 @@ def _assembled(
     args: DistillationSFTConfig, student: StudentModel, plan: Plan, teacher: Teacher, *, plain_text: bool
 ) -> DistillationSetup:
     servers = [one for one in single_teachers(teacher) if has_targets(one, args)]
-    asked = Weighing(args.distill_alpha, args.distill_temperature, args.distill_alpha_end, args.distill_temperature_end)
-    weighed = nearest_weighing(asked, args, teacher, servers)
+    asked = LossWeights(
+        args.distill_alpha, args.distill_temperature, args.distill_alpha_end, args.distill_temperature_end
+    )
+    weights = supported_loss_weights(asked, args, teacher, servers)
     date = date_of(args, student, teacher)
     recipe = recipe_of(
-        args, student, plan, teacher, servers=servers, weighing=weighed, date=date, plain_text=plain_text
+        args, student, plan, teacher, servers=servers, loss_weights=weights, date=date, plain_text=plain_text
     )
     settings = LossSettings(
-        weighed.alpha, weighed.temperature, args.distill_divergence, args.distill_jsd_beta, args.distill_loss_impl
+        weights.alpha, weights.temperature, args.distill_divergence, args.distill_jsd_beta, args.distill_loss_impl
     )
-    ends = {"alpha": weighed.alpha_end, "temperature": weighed.temperature_end}
+    ends = {"alpha": weights.alpha_end, "temperature": weights.temperature_end}
     moving = {name: end for name, end in ends.items() if end is not None}
     schedule = LossSchedule(settings, moving, args.distill_schedule)
     return DistillationSetup(student, plan, teacher, recipe, schedule, date, plain_text)

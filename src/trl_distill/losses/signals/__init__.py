@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..settings import LossSettings, Weighing
+from ..settings import LossSettings
 from ..sparse import SampledTokens, TopKTokens
 from .base import TeacherSignal, cross_entropy
 from .cross_tokenizer import CrossTokenizerSignal
@@ -22,6 +22,5 @@ __all__ = [
     "TeacherSignal",
     "TopKSignal",
     "TopKTokens",
-    "Weighing",
     "cross_entropy",
 ]
