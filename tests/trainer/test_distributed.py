@@ -166,10 +166,16 @@ def test_the_command_runs_under_accelerate_launch(config, tiny_model_dir, tiny_t
 
 
 @needs_deepspeed
-def test_the_command_trains_an_adapter_of_a_sharded_student(tiny_model_dir, tiny_teacher_dir, tmp_path):
+def test_the_command_trains_a_sharded_adapter_and_leaves_the_process_group(tiny_model_dir, tiny_teacher_dir, tmp_path):
     rows = [{"prompt": p, "completion": " b"} for p in "abcd"]
     flags = ("--peft", "--target-modules", "q_proj,v_proj")
-    in_forks("zero3.yaml", command(tmp_path, tiny_model_dir, tiny_teacher_dir, rows, *flags), tmp_path / "printed")
+    script = tmp_path / "run.py"
+    script.write_text(
+        "import sys\nfrom torch import distributed\nfrom trl_distill.cli import main\n"
+        "main(sys.argv[1:], standalone_mode=False)\nassert not distributed.is_initialized(), 'the group is open'\n"
+    )
+    arguments = command(tmp_path, tiny_model_dir, tiny_teacher_dir, rows, *flags)[2:]
+    in_forks("zero3.yaml", [str(script), *arguments], tmp_path / "printed")
     tensors = load_file(tmp_path / "project" / "adapter_model.safetensors")
     assert {tensor.dim() for tensor in tensors.values()} == {2}
     assert any(tensor.any() for name, tensor in tensors.items() if "lora_B" in name)

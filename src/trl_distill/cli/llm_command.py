@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import fields
@@ -137,12 +138,18 @@ def params_from_command(argv: Sequence[str]) -> LLMTrainingParams:
 
 @contextmanager
 def running(ctx: click.Context) -> Iterator[LLMTrainingParams]:
-    """Yield the parameters of a command; what fails inside ends it with a sentence and an exit code."""
+    """Yield the parameters of a command; what fails inside ends it with a sentence and an exit code.
+
+    A successful command leaves the process group, whose threads may else abort the exit of the interpreter.
+    """
     with exit_on_error(debug=ctx.params["debug"]):
         params = params_of(ctx)
         four_bits = "int4" in (params.quantization, params.teacher_quantization)
         with settings_named_as(COMMAND), nullcontext() if ctx.params["debug"] else quiet(four_bits=four_bits):
             yield params
+            accelerate = sys.modules.get("accelerate")
+            if accelerate is not None:
+                accelerate.PartialState().destroy_process_group()
 
 
 @click.pass_context
