@@ -236,16 +236,16 @@ def test_ctrl_c_keeps_received_completions(ask, server):
 
 
 NEVER_ANSWERED = """
-import os, signal, threading, time
+import os, signal, threading
 from trl_distill.teachers.remote.request_pool import RemoteSettings, RequestPool, Usage
 
 def send(key, job):
-    time.sleep(1)  # the pool has started, and its caller waits
-    os.kill(os.getpid(), signal.SIGINT)
+    if key == "0":  # the other threads may not have started yet
+        os.kill(os.getpid(), signal.SIGINT)
     threading.Event().wait()
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
-RequestPool(send, RemoteSettings(), Usage()).run({"a": 1}, print)
+RequestPool(send, RemoteSettings(), Usage()).run({str(i): i for i in range(8)}, print)
 """
 
 

@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from multiprocessing.pool import ThreadPool
+from queue import Empty, SimpleQueue
 from typing import Generic, TypeVar
 
 from ...errors import DistillError, TeacherError
@@ -160,8 +160,8 @@ class _Stopped(Exception):
 class RequestPool(Generic[Job]):
     """Sends jobs from several threads.
 
-    The threads are daemons, unlike those of `concurrent.futures`: after Ctrl-C the program does not wait for answers
-    that may never come.
+    The threads are daemons that nothing waits for after Ctrl-C, unlike those of `concurrent.futures` and
+    `multiprocessing.pool`: an answer may never come.
 
     Args:
         send: Sends a job once and returns its `Answer`; raises `RetryableError` for what may be tried again.
@@ -190,24 +190,35 @@ class RequestPool(Generic[Job]):
             DistillError: The first failure; `BudgetSpent` and `NoResponseError` are ours, others are `send`'s.
             KeyboardInterrupt: Ctrl-C; what had come is kept, what was in flight is given up.
         """
-        with ThreadPool(min(self.settings.concurrency, len(jobs))) as pool:
-            try:
-                pool.map(lambda job: self._work(*job, keep), jobs.items(), chunksize=1)
-            except BaseException as interrupt:  # a signal: no job raises
-                self._fail(interrupt)
+        waiting: SimpleQueue[tuple[str, Job]] = SimpleQueue()
+        for item in jobs.items():
+            waiting.put(item)
+        workers = [
+            threading.Thread(target=self._work, args=(waiting, keep), daemon=True)
+            for _ in range(min(self.settings.concurrency, len(jobs)))
+        ]
+        try:
+            for worker in workers:
+                worker.start()
+            for worker in workers:
+                worker.join()
+        except BaseException as interrupt:  # a signal: no worker raises
+            self._fail(interrupt)
         if self._failure is not None:
             raise self._failure
 
-    def _work(self, key: str, job: Job, keep: Callable[[str, Answer], None]) -> None:
-        """Answer a job, unless something failed before."""
+    def _work(self, waiting: SimpleQueue[tuple[str, Job]], keep: Callable[[str, Answer], None]) -> None:
+        """Answer jobs until none is left or something fails."""
         try:
-            answer = self._with_retries(key, job)
-            with self._keeping:
-                if isinstance(self._failure, KeyboardInterrupt):
-                    return
-                keep(key, answer)
-            self._check_counted(answer)
-        except _Stopped:
+            while True:
+                key, job = waiting.get_nowait()
+                answer = self._with_retries(key, job)
+                with self._keeping:
+                    if isinstance(self._failure, KeyboardInterrupt):
+                        return
+                    keep(key, answer)
+                self._check_counted(answer)
+        except (Empty, _Stopped):
             return
         except BaseException as error:
             self._fail(error)
