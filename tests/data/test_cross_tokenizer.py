@@ -348,9 +348,9 @@ def test_prefix_reuse_changes_no_score(other, tiny_model_dir, tmp_path):
         distilling(tiny_model_dir, other, tmp_path, PAIRS, cross_tokenizer=True, teacher_prompt_template=template)
         for _ in range(2)
     ]
-    trainers[1].teacher.local.prefix.off = "for comparison"
+    trainers[1].teacher.prefix.off = "for comparison"
     figures = [trainer.evaluate() for trainer in trainers]
-    assert len(trainers[0].teacher.local.prefix.ids) > 0
+    assert len(trainers[0].teacher.prefix.ids) > 0
     assert figures[0]["eval_kl"] == pytest.approx(figures[1]["eval_kl"], rel=1e-4)
 
 

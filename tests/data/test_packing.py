@@ -178,7 +178,7 @@ def test_the_teacher_says_the_same_in_passes(front, most, passes, family, tmp_pa
         ids = [5 + (7 * n + k) % 200 for k in range(prompt + completion)]
         sides = {"student_prompt": ids[:1], "teacher_prompt": prefix + ids[:prompt]}
         rows.append({**sides, "completion": ids[prompt:]})
-    trainer.teacher.expect([row["teacher_prompt"] for row in rows])
+    trainer.teacher.expect_prompts([row["teacher_prompt"] for row in rows])
     batch = trainer.data_collator([rows])
     if most < 4096:
         layout, student = batch["layout"], batch["layout"].student  # its tokens would be room enough

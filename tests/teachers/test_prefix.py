@@ -164,7 +164,7 @@ def test_a_prefix_fixed_before_training_makes_scores_independent_of_order():
         reusing.check_logits()
         embed = reusing.model.get_input_embeddings()
         embed.register_forward_hook(lambda module, args, out: widths.append(out.shape[1]))
-        reusing.expect(prompts)
+        reusing.expect_prompts(prompts)
         found = {i: reusing.score(given[i]).hidden for i in order}
         assert reusing.prefix.ids.tolist() == PREFIX
         scores.append(found)
@@ -175,7 +175,7 @@ def test_a_prefix_fixed_before_training_makes_scores_independent_of_order():
 
 def test_a_prefix_fixed_before_training_is_that_of_most_prompts():
     reusing, plain = make("llama")
-    reusing.expect([[*PREFIX, 80, 81], [*PREFIX, 82], PREFIX, [7, 8, 9], list(range(60, 110))])
+    reusing.expect_prompts([[*PREFIX, 80, 81], [*PREFIX, 82], PREFIX, [7, 8, 9], list(range(60, 110))])
     rows = batch(([80], [90])), batch(([], [91]))
     other = DistillationCollator(pad_token_id=0)([{"student_prompt": [9], "teacher_prompt": [7, 8], "completion": [5]}])
     for given in (*rows, other, rows[0]):
@@ -186,6 +186,6 @@ def test_a_prefix_fixed_before_training_is_that_of_most_prompts():
 @pytest.mark.parametrize("prompts", [[], [[1, 2]], [PREFIX, list(range(60, 110))], [[*PREFIX[:8], 80], PREFIX[:8]]])
 def test_prompts_with_little_in_common_are_read_whole(prompts):
     reusing, _ = make("llama")
-    reusing.expect(prompts)
+    reusing.expect_prompts(prompts)
     reusing.score(batch(([80], [90])))
     assert len(reusing.prefix.ids) == 0

@@ -166,7 +166,7 @@ def test_each_teacher_of_a_row_makes_a_row_of_its_own(tiny_model_dir, tiny_teach
     batch = whole_batch(trainer)
     found = trainer.compute_loss(trainer.model, batch).item()
     assert found == pytest.approx(trainer.compute_loss(trainer.model, batch).item(), rel=1e-6)  # now from the caches
-    prefixes = [first.prefix, *trainer.teacher._prefixes.values()]
+    prefixes = [*trainer.teacher.prefixes.values()]
     assert [p.ids.tolist() for p in prefixes] == [prompts[i][: len(p.ids)] for i, p in enumerate(prefixes)]
     assert all(len(p.ids) > 16 for p in prefixes)
     for prefix in prefixes:

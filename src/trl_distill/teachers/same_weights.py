@@ -14,7 +14,7 @@ from ..models.adapters import base_of, is_peft_model
 from ..models.loading import ModelSource, resolve
 from .base import Teacher
 from .local import fingerprint
-from .local.cross_tokenizer import local_of
+from .local.teacher import LocalTeacher
 from .target_store.reader import StoredTeacher
 
 if TYPE_CHECKING:
@@ -61,17 +61,16 @@ def shares_weights(teacher: Teacher, student: Student) -> bool:
     """
     if isinstance(teacher, StoredTeacher):
         return _was_loaded_alike(teacher.identity().get("weights"), student)
-    local = local_of(teacher)
-    if local is None:
+    if not isinstance(teacher, LocalTeacher):
         return False
-    if local.weights.of_student:
+    if teacher.weights.of_student:
         return student.source is not None or _is_fresh(student.load())
-    if student.source is not None and not local.weights.is_caller_owned:
-        return _was_loaded_alike(local.fingerprint(), student)
-    if student.source is None and local.weights.is_caller_owned:
-        return _are_equal(local.model, student.load())
+    if student.source is not None and not teacher.weights.is_caller_owned:
+        return _was_loaded_alike(teacher.fingerprint(), student)
+    if student.source is None and teacher.weights.is_caller_owned:
+        return _are_equal(teacher.model, student.load())
     named = str(student.source.path if student.source else getattr(student.load().config, "_name_or_path", ""))
-    return _place(named) == _place(local.name) and _are_equal(local.model, student.load())
+    return _place(named) == _place(teacher.name) and _are_equal(teacher.model, student.load())
 
 
 def _was_loaded_alike(theirs: Any, student: Student) -> bool:

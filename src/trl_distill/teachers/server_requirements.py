@@ -49,7 +49,7 @@ def find_targets(args: DistillationSFTConfig, teacher: Teacher) -> None:
         return
     named = server is not None and args.teacher_logprobs in ("prompt", "top")
     if args.strict or named:
-        reasons = () if server is None else server.lacks
+        reasons = () if server is None else server.why_text_only
         why = f" ({'; '.join(reasons)})" if reasons else ""
         drop = f"--teacher-logprobs {args.teacher_logprobs}" if named else "--strict"
         raise TeacherError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from ..teachers.base import Teacher
-from ..teachers.local.cross_tokenizer import local_of
+from ..teachers.local.teacher import LocalTeacher
 
 if TYPE_CHECKING:
     from torch import dtype
@@ -58,13 +58,12 @@ def _precision(model: Any) -> str:
 
 def _teachers_precision(args: DistillationSFTConfig, teacher: Teacher | None) -> str | None:
     """Return what a teacher's weights are in, or will be; None for one that is no model of its own on this machine."""
-    local = local_of(teacher)
-    if local is None or local.weights.of_student:
+    if not isinstance(teacher, LocalTeacher) or teacher.weights.of_student:
         return None
-    if local.loaded:
-        return _precision(local.model)
+    if teacher.loaded:
+        return _precision(teacher.model)
     asked = args.teacher_quantization or args.teacher_dtype
-    saved = getattr(local.config, "dtype", None)
+    saved = getattr(teacher.config, "dtype", None)
     if asked != "auto":
         return asked
     return None if saved is None else _named(saved)

@@ -15,8 +15,8 @@ from ..models.logits_check import check_logits
 from ..models.own_chat_template import own_template
 from ..models.quantization import keep_differentiable
 from ..teachers.base import single_teachers
-from ..teachers.local.cross_tokenizer import local_of
 from ..teachers.local.ema import EmaCallback
+from ..teachers.local.teacher import LocalTeacher
 from ..teachers.multi.teacher import MultiTeacher, attach_student
 from ..teachers.same_weights import Student
 from ..teachers.stop_tokens import add_stop_tokens
@@ -117,19 +117,17 @@ def ready_teacher(trainer: DistillingTrainer, *, all_ends: bool) -> None:
     for one in single_teachers(teacher):
         if isinstance(one, LocalTextTeacher):
             one.unload()  # all of its completions are written
-        local = local_of(one)
-        if local is None:
+        if not isinstance(one, LocalTeacher):
             continue
-        with loads_alike(trainer.accelerator, trainer.args, local):
-            local.prepare(lambda model: wrap_teacher(model, trainer.accelerator))
+        with loads_alike(trainer.accelerator, trainer.args, one):
+            one.prepare(lambda model: wrap_teacher(model, trainer.accelerator))
         with trainer.accelerator.autocast():
-            line = local.check_logits()
+            line = one.check_logits()
         if line:
             trainer.accelerator.print(line)
     if not isinstance(rows, Dataset):
         return
-    scoring = local_of(teacher)
-    if scoring is not None:
-        scoring.expect(rows["teacher_prompt"])
+    if isinstance(teacher, LocalTeacher):
+        teacher.expect_prompts(rows["teacher_prompt"])
     elif isinstance(teacher, MultiTeacher):
-        teacher.expect_of(rows)
+        teacher.expect_rows(rows)

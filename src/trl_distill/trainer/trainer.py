@@ -16,7 +16,7 @@ from ..models.generation import Completion, GenerationSettings, cut_at_stop, pad
 from ..models.padding_free import student_inputs
 from ..teachers.compatibility import OWN_WRITER, require
 from ..teachers.completions.stop_strings import cut_at_string
-from ..teachers.local.cross_tokenizer import local_of
+from ..teachers.local.teacher import LocalTeacher
 from .mixin import DistillationMixin
 from .on_policy import BatchRandom
 
@@ -83,9 +83,9 @@ class PromptDistillationTrainer(DistillationSFTTrainer):
         One read for this run writes no token that the student does not have; of a loaded one that was passed in,
         the generation configuration is left alone.
         """
-        teacher = local_of(self.teacher)
-        if teacher is None:
-            raise ParamsError(f"teacher {self.teacher.name!r} has no local model.")
+        teacher = self.teacher
+        if not isinstance(teacher, LocalTeacher):
+            raise ParamsError(f"teacher {teacher.name!r} has no local model.")
         model = teacher.model.eval()
         if not teacher.weights.is_caller_owned:
             model.generation_config.suppress_tokens = teacher.suppressed or None

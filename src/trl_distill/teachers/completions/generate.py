@@ -50,8 +50,8 @@ def complete(
     missing = {key: prompt for key, prompt in zip(keys, prompts, strict=True) if key not in store}
     order = sorted(missing, key=lambda key: (-len(missing[key]), key))
     shown = progress and bool(order)
-    if order and hasattr(teacher, "expect"):
-        teacher.expect(prompts)  # also those in the store: a resumed run reads the same prefix
+    if order and hasattr(teacher, "expect_prompts"):
+        teacher.expect_prompts(prompts)  # also those in the store: a resumed run reads the same prefix
     with (
         report_kept_on_interrupt(store, keys),
         tqdm(total=len(order), desc="Teacher writes completions", unit="row", disable=not shown) as bar,

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from ...data.cross_tokenizer.byte_spans import ALIKE
 from ...data.cross_tokenizer.tokenizer_pair import TokenizerPair
 from ...errors import TeacherError
-from ...losses.signals import CrossTokenizerSignal
+from ...losses.signals import CrossTokenizerSignal, DenseSignal
 from ...models.batch_layout import LAYOUT, layout_of
-from ...models.generation import Completion, GenerationSettings
 from ..base import Capabilities, Teacher
 from ..compatibility import CROSS_TOKENIZER, require
 from .teacher import LocalTeacher
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
     from ...losses import Matched
 
 
-class CrossTokenizerTeacher:
+class CrossTokenizerTeacher(LocalTeacher):
     """A local teacher, and which of its tokens are the student's.
 
     Args:
@@ -37,10 +36,9 @@ class CrossTokenizerTeacher:
         TeacherError: See `TokenizerPair`.
     """
 
-    vocabulary: int | None = None
-
     def __init__(self, local: LocalTeacher, *, tokenizer: PreTrainedTokenizerBase, student_rows: int) -> None:
-        self.local, self.name = local, local.name
+        vars(self).update(vars(local))  # its model too, if it is loaded
+        self.vocabulary = None
         self.tokenizer_pair = TokenizerPair(
             tokenizer,
             local.tokenizer,
@@ -58,25 +56,8 @@ class CrossTokenizerTeacher:
         return Capabilities(dense=False, scores_unseen=False, scores_gaps=False, same_tokenizer=False)
 
     @property
-    def tokenizer(self) -> PreTrainedTokenizerBase:
-        return self.local.tokenizer
-
-    @property
-    def vocabulary_rows(self) -> int:
-        return self.local.vocabulary_rows
-
-    @property
-    def length_limit(self) -> int | None:
-        return self.local.length_limit
-
-    @property
-    def stop_ids(self) -> list[int]:
-        """The teacher's ids that end what it writes."""
-        return self.local.stop_ids
-
-    @property
     def student_stop_ids(self) -> list[int]:
-        """The student's ids of those tokens that it has too."""
+        """The student's ids of those tokens that end what it writes and that the student has too."""
         same = self.tokenizer_pair.matched[ALIKE]
         by_theirs = dict(zip(same.teacher.tolist(), same.student.tolist(), strict=True))
         return [by_theirs[stop] for stop in self.stop_ids if stop in by_theirs]
@@ -84,34 +65,18 @@ class CrossTokenizerTeacher:
     def restrict_vocabulary(self, vocabulary: int) -> None:
         """Nothing is restricted: what it writes reaches the student as text."""
 
-    def identity(self) -> dict[str, object]:
-        return self.local.identity()
-
-    def expect(self, prompts: Sequence[Sequence[int]]) -> None:
-        self.local.expect(prompts)
-
-    def generate(self, prompts: Sequence[Sequence[int]], settings: GenerationSettings) -> list[Completion]:
-        """Write completions in the teacher's own ids."""
-        return self.local.generate(prompts, settings)
-
     def score(self, batch: Mapping[str, Any]) -> CrossTokenizerSignal:
         """Return the teacher's hidden states at the beginning of each span, and which tokens are the same there."""
         layout = layout_of(batch)
         assert layout.kinds is not None
-        found = self.local.score({**batch, LAYOUT: layout})
+        found = super().score({**batch, LAYOUT: layout})
+        assert isinstance(found, DenseSignal)
         return CrossTokenizerSignal(found.hidden, found.head, layout.kinds, self._matched_on(batch["input_ids"].device))
 
     def _matched_on(self, device: torch.device) -> dict[int, Matched]:
         if device not in self._matched:
             self._matched[device] = {kind: one.to(device) for kind, one in self.tokenizer_pair.matched.items()}
         return self._matched[device]
-
-
-def local_of(teacher: Teacher | None) -> LocalTeacher | None:
-    """Return the model on this machine that a teacher scores with; None if it is no single one."""
-    if isinstance(teacher, CrossTokenizerTeacher):
-        return teacher.local
-    return teacher if isinstance(teacher, LocalTeacher) else None
 
 
 def check_brings_tokenizer(spec: object) -> None:

@@ -108,23 +108,23 @@ class LocalModel:
         stops, end = self.stop_ids, self.tokenizer.eos_token_id
         return cut_at_string(cut_at_stop(ids, stops), stop, self.tokenizer, end=stops[0] if end is None else end)
 
-    def generation_of(
-        self, settings: GenerationSettings, *, room: int | None, **tokens: int | None
+    def make_generation_config(
+        self, settings: GenerationSettings, new_tokens: int, **first: int | None
     ) -> GenerationConfig:
-        """Return a generation configuration; nothing of the model's own counts but `tokens` and the stop tokens.
+        """Return a configuration that writes at most `new_tokens` tokens.
 
-        `room` is how many tokens may be written whatever the settings say; `tokens` are those that it begins with.
+        Nothing of the model's own counts but the tokens that it begins with, `first`, and the stop tokens.
         """
         from transformers import GenerationConfig
 
         drawn = {"temperature": settings.temperature, "top_p": settings.top_p, "top_k": 0} if settings.do_sample else {}
         stops, pad = self.stop_ids, self.tokenizer.pad_token_id
         return GenerationConfig(
-            max_new_tokens=max(1, settings.max_new_tokens if room is None else min(settings.max_new_tokens, room)),
+            max_new_tokens=new_tokens,
             do_sample=settings.do_sample,
             eos_token_id=stops,
             pad_token_id=stops[0] if pad is None else pad,
             suppress_tokens=self.suppressed or None,
-            **tokens,
+            **first,
             **drawn,
         )

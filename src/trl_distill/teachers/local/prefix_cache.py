@@ -62,7 +62,7 @@ WRITABLE: dict[type, type] = {DynamicLayer: DynamicLayer, WholeSlidingLayer: Dyn
 Fill: TypeAlias = Callable[[np.ndarray, DynamicCache], None]
 
 
-class Prefix:
+class PrefixCache:
     """The longest beginning that the batches so far have in common, and its cache.
 
     Attributes:
@@ -82,7 +82,7 @@ class Prefix:
         self._cache: DynamicCache | None = None
         self._misses = 0
 
-    def expect(self, prompts: Sequence[Sequence[int]]) -> None:
+    def expect_prompts(self, prompts: Sequence[Sequence[int]]) -> None:
         """Expect what most of a run's prompts (token ids) begin with; batches no longer change it.
 
         A batch is then read in the same way whatever was read before it, so that a resumed run is the same to the bit.
@@ -90,7 +90,7 @@ class Prefix:
         self.forget()
         self._expected = np.array(most_common_beginning(prompts), np.int64)
 
-    def of(self, ids: np.ndarray, most: int, fill: Fill) -> int:
+    def cached_length(self, ids: np.ndarray, most: int, fill: Fill) -> int:
         """Return how many tokens of a batch's beginning the cache has after this call; 0 if it is of no use.
 
         Args:
@@ -102,7 +102,7 @@ class Prefix:
             return 0
         most = max(most, 0)
         if self._expected is not None:
-            return self._of_expected(ids, most, fill)
+            return self._expected_length(ids, most, fill)
         common = _leading((ids[:, :most] == ids[:1, :most]).all(0))
         known = len(self.ids)
         agree = min(_leading(ids[0, : min(known, most)] == self.ids[:most]), common)
@@ -115,7 +115,7 @@ class Prefix:
             return 0  # a batch of another kind; the prefix of the others stays
         return self._fill_cache(ids[0, :length], fill)
 
-    def _of_expected(self, ids: np.ndarray, most: int, fill: Fill) -> int:
+    def _expected_length(self, ids: np.ndarray, most: int, fill: Fill) -> int:
         """Return the length of the expected prefix if all rows of a batch begin with it, else 0."""
         expected = self._expected
         assert expected is not None

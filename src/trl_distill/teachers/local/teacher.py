@@ -17,7 +17,7 @@ import torch
 from ...config.devices import on_device
 from ...errors import TeacherError
 from ...losses.lm_head import LOGITS
-from ...losses.signals import DenseSignal
+from ...losses.signals import DenseSignal, TeacherSignal
 from ...models.architectures import check_causal, vocabulary_rows
 from ...models.batch_layout import BatchLayout, Places, Side, layout_of
 from ...models.completion_forward import OWN_LOGITS, add_completion_forward, completion_arguments, completion_view
@@ -37,7 +37,7 @@ from ..base import Capabilities
 from ..completions.stop_strings import stopping
 from .forward_batches import MOST, Pass, flattened, plan
 from .model import LocalModel
-from .prefix_cache import Prefix
+from .prefix_cache import PrefixCache
 from .weights import CallersModel, is_sharded
 
 if TYPE_CHECKING:
@@ -67,9 +67,9 @@ class LocalTeacher(LocalModel):
         check_causal(name, config, role="teacher_model")
 
     @cached_property
-    def prefix(self) -> Prefix:
+    def prefix(self) -> PrefixCache:
         """See above."""
-        return Prefix(self.config)
+        return PrefixCache(self.config)
 
     @cached_property
     def model(self) -> PreTrainedModel:
@@ -147,8 +147,9 @@ class LocalTeacher(LocalModel):
         if self._sharded:
             self.prefix.off = "its weights are sharded, and ranks need not find the same prefix"
 
-    def expect(self, prompts: Sequence[Sequence[int]]) -> None:
-        self.prefix.expect(prompts)
+    def expect_prompts(self, prompts: Sequence[Sequence[int]]) -> None:
+        """Say which prompts (token ids) are to come; see `PrefixCache.expect_prompts`."""
+        self.prefix.expect_prompts(prompts)
 
     @property
     def _scorer(self) -> torch.nn.Module:
@@ -180,7 +181,7 @@ class LocalTeacher(LocalModel):
         return line and f"Teacher {self.name!r}: {line}"
 
     @torch.no_grad()
-    def score(self, batch: Mapping[str, Any]) -> DenseSignal:
+    def score(self, batch: Mapping[str, Any]) -> TeacherSignal:
         """Return the hidden states [N, H_t] that predict the batch's completion tokens, and the head."""
         layout = layout_of(batch)
         side = layout.teacher
@@ -191,7 +192,11 @@ class LocalTeacher(LocalModel):
         scorer = self._scorer
         with self.precision(), self.weights.active(), evaluating(scorer):
             # the state that predicts the first completion token has to be computed, not taken from the cache
-            start = 0 if self.writes_through_peft else self.prefix.of(side.ids, side.places.first - 1, self._fill)
+            start = (
+                0
+                if self.writes_through_peft
+                else self.prefix.cached_length(side.ids, side.places.first - 1, self._fill)
+            )
             states = []
             for rows, flat in self._passes(layout, side.lengths.tolist(), start):
                 if flat:
@@ -254,7 +259,7 @@ class LocalTeacher(LocalModel):
                 f"teacher {self.name!r} is sharded over ranks and cannot write completions; have them written before "
                 "(`aitraining teach`), or give rows that have one."
             )
-        config = self.generation(max(len(p) for p in prompts), settings)
+        config = self.generation_config(max(len(p) for p in prompts), settings)
         with self.weights.active(), seeded_sampling(settings.seed, prompts, self.model.device):
             written = self._written(prompts, config, settings.stop)
         return [self.completion(row, settings.stop) for row in written]
@@ -265,14 +270,15 @@ class LocalTeacher(LocalModel):
         with self.weights.active(), evaluating(self.model), configured(self.model, config):
             yield self.model
 
-    def room(self, width: int, settings: GenerationSettings) -> int:
-        """Return how many tokens may be written behind a prompt of `width` tokens."""
+    def new_tokens(self, prompt_length: int, settings: GenerationSettings) -> int:
+        """Return how many tokens may be written behind a prompt of `prompt_length` tokens; at least 1."""
         limit = self.length_limit
-        return max(1, settings.max_new_tokens if limit is None else min(settings.max_new_tokens, limit - width))
+        return max(1, settings.max_new_tokens if limit is None else min(settings.max_new_tokens, limit - prompt_length))
 
-    def generation(self, width: int, settings: GenerationSettings) -> GenerationConfig:
-        """Return the generation configuration for prompts of `width` tokens."""
-        return self.generation_of(settings, room=self.room(width, settings), bos_token_id=self.tokenizer.bos_token_id)
+    def generation_config(self, prompt_length: int, settings: GenerationSettings) -> GenerationConfig:
+        """Return the generation configuration for prompts of `prompt_length` tokens."""
+        new_tokens = self.new_tokens(prompt_length, settings)
+        return self.make_generation_config(settings, new_tokens, bos_token_id=self.tokenizer.bos_token_id)
 
     def _written(
         self, prompts: Sequence[Sequence[int]], config: GenerationConfig, stop: Sequence[str]
@@ -298,7 +304,7 @@ class LocalTeacher(LocalModel):
         least = min(len(p) for p in prompts)
         heads = np.array([p[:least] for p in prompts], np.int64)
         with self.weights.active(), evaluating(self.model):
-            start = self.prefix.of(heads, least - 1, self._fill)
+            start = self.prefix.cached_length(heads, least - 1, self._fill)
         ids, mask = padded_left(prompts, pad)
         pads = [ids.shape[1] - len(p) for p in prompts]
         past = {"past_key_values": self.prefix.for_writing(pads)} if start else {}

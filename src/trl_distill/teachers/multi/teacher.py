@@ -17,7 +17,7 @@ from ...models.batch_layout import LAYOUT, BatchLayout, layout_of
 from ...models.generation import Completion, GenerationSettings
 from ..base import Capabilities, Teacher, single_teachers
 from ..compatibility import LIST, MIXTURE, require
-from ..local.prefix_cache import Prefix
+from ..local.prefix_cache import PrefixCache
 from ..local.teacher import LocalTeacher
 from ..local.weights import FrozenCopy
 from .entries import TeacherList
@@ -90,13 +90,17 @@ class MultiTeacher:
     def __init__(self, teachers: Sequence[Teacher], listed: TeacherList) -> None:
         self.teachers = tuple(teachers)
         self.listed = listed
-        self._prefixes: dict[int, Prefix] = {}
-        for teacher, entry in zip(self.teachers, listed.teachers, strict=True):
+        self.prefixes: dict[int, PrefixCache] = {}  # one model under two templates has two
+        names = []
+        for i, (teacher, entry) in enumerate(zip(self.teachers, listed.teachers, strict=True)):
             require(LIST, teacher, setting=entry.place)
             if listed.mixed:
                 require(MIXTURE, teacher, setting=entry.place)
-        both = zip(self.teachers, listed.teachers, strict=True)
-        self.name = ", ".join(dict.fromkeys(teacher.name for teacher, entry in both if entry.retained is None))
+            if isinstance(teacher, LocalTeacher):
+                self.prefixes[i] = PrefixCache(teacher.config)
+            if entry.retained is None:
+                names.append(teacher.name)
+        self.name = ", ".join(dict.fromkeys(names))
         self.vocabulary = min((t.vocabulary for t in self.teachers if t.vocabulary is not None), default=None)
         if listed.mixed:
             self.restrict_vocabulary(
@@ -191,35 +195,18 @@ class MultiTeacher:
         teacher = self.teachers[i]
         if not teacher.capabilities.scores:
             return None
-        if not isinstance(teacher, LocalTeacher) or self.teachers.index(teacher) == i:
-            return teacher.score(batch)
-        first, mine = teacher.prefix, self._prefix_of(i)
-        mine.off = first.off
-        teacher.prefix = mine
-        try:
-            return teacher.score(batch)
-        finally:
-            teacher.prefix = first
+        if isinstance(teacher, LocalTeacher):
+            teacher.prefix = self.prefixes[i]
+        return teacher.score(batch)
 
-    def expect_of(self, rows: Dataset) -> None:
+    def expect_rows(self, rows: Dataset) -> None:
         """Have each local teacher read once what all its prompts in prepared rows begin with."""
         prompts: dict[int, list[list[int]]] = {}
         for teachers, own in zip(rows["teachers"], rows["teacher_prompts"], strict=True):
             for i, prompt in zip(teachers, own, strict=True):
                 prompts.setdefault(i, []).append(prompt)
-        for i, some in prompts.items():
-            if isinstance(self.teachers[i], LocalTeacher):
-                self._prefix_of(i).expect(some)
-
-    def _prefix_of(self, i: int) -> Prefix:
-        """Return a local teacher's prefix; the same model under another template has another beginning."""
-        teacher = self.teachers[i]
-        assert isinstance(teacher, LocalTeacher)
-        return (
-            teacher.prefix
-            if self.teachers.index(teacher) == i
-            else self._prefixes.setdefault(i, Prefix(teacher.config))
-        )
+        for i in self.prefixes.keys() & prompts.keys():
+            self.prefixes[i].expect_prompts(prompts[i])
 
     def _mixture(
         self, tokens: int, index: Mapping[int, np.ndarray], scored: Mapping[int, TeacherSignal | None]

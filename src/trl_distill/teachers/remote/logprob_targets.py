@@ -180,7 +180,7 @@ class LogprobTargets:
         """Return the log-probabilities in a choice of an answer."""
         return read_top(choice, chat=self.server.settings.endpoint == "chat") if self.kind == TOP else None
 
-    def lacks(self, key: str) -> bool:
+    def needs_logprobs(self, key: str) -> bool:
         """Whether a completion (by its key) has to be written for its log-probabilities."""
         return self.kind == TOP and self._line(key) not in self.store
 
@@ -195,7 +195,7 @@ class LogprobTargets:
         if self.kind != TOP:
             return
         self.store.refresh()
-        there = {key: self.store[self._line(key)] for key in keys if key not in store and not self.lacks(key)}
+        there = {key: self.store[self._line(key)] for key in keys if key not in store and not self.needs_logprobs(key)}
         if there:
             store.add({key: CompletionStore.from_line(line) for key, line in there.items()})
 

@@ -73,7 +73,7 @@ class RemoteTeacher(TextOnly):
 
     def describe(self) -> str:
         """Say which model it is, where it is asked, and what log-probabilities it was found to give."""
-        support, why = self.logprobs.support, "; ".join(self.lacks)
+        support, why = self.logprobs.support, "; ".join(self.why_text_only)
         given = f"it gives text only ({why})" if why else "" if support is None else support.describe()
         return f"{self.endpoint.model} at {self.url}{f'; {given}' if given else ''}"
 
@@ -83,7 +83,7 @@ class RemoteTeacher(TextOnly):
         return self.logprobs.probe(wanted, store, question)
 
     @property
-    def lacks(self) -> list[str]:
+    def why_text_only(self) -> list[str]:
         """Why it gives no log-probabilities; empty if it does, or was not asked."""
         return [] if self.scores else self.logprobs.unsupported
 
@@ -137,7 +137,7 @@ class RemoteTeacher(TextOnly):
         keys = keys_of(identity_of(self, settings), messages, distinct=settings.do_sample)
         self.logprobs.recover(keys, store)
         by_key = dict(zip(keys, messages, strict=True))
-        missing = {key: own for key, own in by_key.items() if key not in store or self.logprobs.lacks(key)}
+        missing = {key: own for key, own in by_key.items() if key not in store or self.logprobs.needs_logprobs(key)}
         if missing:
             with self.server.reporting_kept(keys, store, "completions"):
                 self._write_missing(missing, settings, store, progress=progress)

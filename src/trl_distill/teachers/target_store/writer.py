@@ -95,8 +95,8 @@ def write_targets(
     vllm = None
     if by_vllm:
         vllm = VLLMScores(teacher, format_, [row for i, (_, row) in enumerate(todo) if _shard(i // ROWS) not in done])
-    elif hasattr(teacher, "expect"):
-        teacher.expect([row["teacher_prompt"] for row in sequences.values()])
+    elif hasattr(teacher, "expect_prompts"):
+        teacher.expect_prompts([row["teacher_prompt"] for row in sequences.values()])
     with (
         tqdm(total=len(todo), desc="Teacher scores", unit="row", disable=not progress) as bar,
         closing(_Scorer(teacher, format_, folder, settings.batch_size, bar, vllm)) as scorer,

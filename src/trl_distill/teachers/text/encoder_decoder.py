@@ -50,8 +50,9 @@ class EncoderDecoder(LocalModel):
         with `LocalTeacher.generate`. Of the model's own generation configuration nothing counts but the tokens that
         its decoder opens with.
         """
-        room = self._positions("decoder")
-        config = self.generation_of(settings, room=None if room is None else room - 1, **self._opening())
+        positions, new_tokens = self._positions("decoder"), settings.max_new_tokens
+        new_tokens = new_tokens if positions is None else max(1, min(new_tokens, positions - 1))
+        config = self.make_generation_config(settings, new_tokens, **self._opening())
         width = max(len(p) for p in prompts)
         pad = config.pad_token_id
         device = self.model.device

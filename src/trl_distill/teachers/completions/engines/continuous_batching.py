@@ -82,7 +82,7 @@ class ContinuousBatching:
         from transformers import ContinuousBatchingConfig
 
         teacher = self.teacher
-        config = teacher.generation(min(map(len, prompts.values())), settings)
+        config = teacher.generation_config(min(map(len, prompts.values())), settings)
         how: dict[str, Any] = {"seed": seed_of([*prompts]) % 2**62} if settings.do_sample else {}
         if teacher.model.device.type == "cpu":  # a share of the memory, as on a GPU, would be the machine's
             how |= self._size(prompts, settings)
@@ -92,8 +92,8 @@ class ContinuousBatching:
                     generation_config=config, continuous_batching_config=ContinuousBatchingConfig(**how)
                 ) as manager:
                     for key in sorted(prompts, key=lambda key: list(prompts[key]), reverse=True):  # alike ones together
-                        room = teacher.room(len(prompts[key]), settings)
-                        manager.add_request(list(prompts[key]), request_id=key, max_new_tokens=room)
+                        new_tokens = teacher.new_tokens(len(prompts[key]), settings)
+                        manager.add_request(list(prompts[key]), request_id=key, max_new_tokens=new_tokens)
                     for key, ids in _finished(manager, len(prompts)):
                         yield {key: teacher.completion(ids)}
             except (RuntimeError, ValueError, TypeError, KeyError, AttributeError, NotImplementedError) as error:

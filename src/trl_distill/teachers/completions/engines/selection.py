@@ -101,8 +101,8 @@ def _on_cuda(teacher: Any) -> bool:
 
 
 def _local_model_of(teacher: object) -> Any:
-    """Return the model in a teacher that gives text, or has another tokenizer than its student."""
-    return getattr(teacher, "writer", getattr(teacher, "local", teacher))
+    """Return the model in a teacher that gives text."""
+    return getattr(teacher, "writer", teacher)
 
 
 def check_engine(teacher: Writer, engine: str) -> None:
@@ -111,9 +111,9 @@ def check_engine(teacher: Writer, engine: str) -> None:
     Raises:
         TeacherError: Saying why, and what to do.
     """
-    lacks = VLLM(_local_model_of(teacher)).lacks if engine == VLLM_ALONE else None
-    if lacks is not None:
-        raise refusal(teacher, lacks)
+    why = VLLM(_local_model_of(teacher)).why_not if engine == VLLM_ALONE else None
+    if why is not None:
+        raise refusal(teacher, why)
 
 
 def refusal(teacher: Writer, why: object, does: str = "write") -> TeacherError:

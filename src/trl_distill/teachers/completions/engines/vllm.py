@@ -47,7 +47,7 @@ class VLLM:
     """vLLM, which loads a local teacher by its name.
 
     Args:
-        teacher: A `LocalTeacher`, or any other, of which `lacks` says why it cannot.
+        teacher: A `LocalTeacher`, or any other, of which `why_not` says why it cannot.
 
     Attributes:
         started: When it had loaded the teacher, in seconds of `time.perf_counter`; 0 before.
@@ -60,7 +60,7 @@ class VLLM:
         self.started = 0.0
 
     @property
-    def lacks(self) -> str | None:
+    def why_not(self) -> str | None:
         """Why it cannot write for this teacher; None if no reason is known."""
         if find_spec("vllm") is None:
             return "vLLM is not installed (`pip install vllm`)"
@@ -108,8 +108,8 @@ class VLLM:
 
     def _run(self, job: Iterator[JsonObject]) -> Iterator[JsonObject]:
         """Have the process do a job, given by its lines, and yield its answers; if it fails its log stays."""
-        if self.lacks is not None:
-            raise EngineError(self.lacks)
+        if self.why_not is not None:
+            raise EngineError(self.why_not)
         folder = Path(tempfile.mkdtemp(prefix="trl-distill-vllm-"))
         with ExitStack() as stack:
             stack.callback(shutil.rmtree, folder)
@@ -129,15 +129,15 @@ class VLLM:
     def _to_write(self, prompts: Mapping[str, Sequence[int]], settings: GenerationSettings) -> Iterator[JsonObject]:
         """Yield the lines of a job that writes."""
         teacher = self.teacher
-        rooms = {key: teacher.room(len(prompt), settings) for key, prompt in prompts.items()}
-        longest = max(len(prompt) + rooms[key] for key, prompt in prompts.items())
+        most = {key: teacher.new_tokens(len(prompt), settings) for key, prompt in prompts.items()}
+        longest = max(len(prompt) + most[key] for key, prompt in prompts.items())
         head = {**self._engine(longest, decodes=bool(settings.stop)), "sampling": self._sampling(settings)}
         # a CPU's generator is one for all prompts: vLLM 0.32 fails with one for each
         each = settings.do_sample and torch.cuda.is_available()
         head["engine"]["seed"] = seed_of([*prompts]) % 2**31
         yield head
         for key, prompt in prompts.items():
-            own = {"max_tokens": rooms[key], **({"seed": seed_of([key])} if each else {})}
+            own = {"max_tokens": most[key], **({"seed": seed_of([key])} if each else {})}
             yield {"key": key, "prompt": list(prompt), "sampling": own}
 
     def _to_score(self, sequences: Mapping[str, tuple[Sequence[int], int]], k: int) -> Iterator[JsonObject]:
