@@ -107,6 +107,60 @@ def merge_at_one(sums, every, there):
     return peak, tl.sum(totals * factors), tl.sum(times(factors, moments + (peaks - peak) * totals))
 
 
+@triton.jit
+def merged_tail(sums, chunks, z, inv, MOST: tl.constexpr):
+    """Return the sums of a whole row, from those of its chunks, [chunks, ROOM], and the known tokens' logits z, [K].
+
+    Returns the tail's total at T and its maximum, the total at T of all columns that are compared and their maximum,
+    and total, mean logit and maximum at T = 1 of the whole row.
+    """
+    chunk = tl.arange(0, MOST)
+    there = chunk < chunks
+    every = chunk * ROOM
+    # the tail at T, from its own maximum; then all three parts at T = 1
+    peak_t, total, moment = merge_at_one(sums + 1, every, there)
+    falls = tl.load(sums + every + 1, mask=there, other=LOW) - peak_t
+    tail = tl.sum(tl.load(sums + every, mask=there, other=0.0) * tl.exp(falls * inv))
+    peak_r, total_r, moment_r = merge_at_one(sums + 4, every, there)
+    peak = tl.maximum(peak_t, tl.max(z))
+    highest = tl.maximum(peak, peak_r)
+    at_one = tl.exp(z - highest)
+    total_s = tail * tl.exp((peak_t - peak) * inv) + tl.sum(tl.exp((z - peak) * inv))
+    factor, factor_r = tl.exp(peak_t - highest), tl.exp(peak_r - highest)
+    moment = (
+        times(factor, moment + (peak_t - highest) * total) + tl.sum(times(at_one, z - highest))
+        + times(factor_r, moment_r + (peak_r - highest) * total_r)
+    )  # fmt: skip
+    total = total * factor + tl.sum(at_one) + total_r * factor_r
+    return tail, peak_t, total_s, peak, total, moment, highest
+
+
+@triton.jit
+def put_tail_values(
+    values, tokens, student, bias, label, size, readable, inv, columns, z, p, negentropy, tail_p, tail, peak_t,
+    total_s, peak, total, moment, highest, weight_ce, weight_kl,
+    SCALE: tl.constexpr, CAP: tl.constexpr, WIDE: tl.constexpr,
+):  # fmt: skip
+    """As `put_values`, against known tokens `columns` of the probabilities p and a tail of the probability `tail_p`."""
+    log_total = tl.log(total_s)
+    kl = negentropy - tl.sum(times(p, (z - peak) * inv - log_total))
+    log_tail = (peak_t - peak) * inv + tl.log(tail) - log_total
+    kl += times(tail_p, tl.log(tl.where(tail_p > 0.0, tail_p, 1.0)) - log_tail)
+    at = tl.where((label < 0) | (label >= size), 0, label)
+    logit = tl.max(load_rest(student, bias, at + tl.arange(0, 1), size, readable, SCALE, CAP, WIDE))
+    is_label = columns == label
+    logit = tl.where(tl.max(is_label.to(tl.int32)) > 0, tl.sum(tl.where(is_label, z, 0.0)), logit)
+    logit = tl.where(at == label, logit, float("nan"))  # an id that is no row shows
+    ce = tl.log(total) - (logit - highest)
+    first = tl.max(tl.where(tl.arange(0, z.shape[0]) == 0, z, float("-inf")))
+    tl.store(values, ce)
+    tl.store(values + tokens, kl)
+    tl.store(values + 2 * tokens, tl.log(total) - moment / total)
+    tl.store(values + 3 * tokens, (first == peak).to(WIDE))
+    tl.store(values + 4 * tokens, (logit == highest).to(WIDE))
+    tl.store(values + 5 * tokens, times(weight_ce, ce) + times(weight_kl, kl))
+
+
 @triton.jit(do_not_specialize=["tokens", "chunks"], do_not_specialize_on_alignment=[*PLACES, *KNOWN])
 def tail_finish_kernel(
     student, stride_s, readable_s, size, bias_s, vocabulary, labels, counted, weights_ce, weights_kl, values, tokens,
@@ -130,26 +184,9 @@ def tail_finish_kernel(
         columns = tl.load(ids + row * k + rank, mask=rank < k, other=-1)
         z = tl.load(picked + row * k + rank, mask=rank < k, other=float("-inf"))
         p = tl.load(probs + row * k + rank, mask=rank < k, other=0.0)
-        # the tail at T, from its own maximum; then all three parts at T = 1
-        part_of_row = tl.arange(0, MOST)
-        there = part_of_row < chunks
-        every = part_of_row * ROOM
-        sums += row * chunks * ROOM
-        peak_t, total, moment = merge_at_one(sums + 1, every, there)
-        falls = tl.load(sums + every + 1, mask=there, other=LOW) - peak_t
-        tail = tl.sum(tl.load(sums + every, mask=there, other=0.0) * tl.exp(falls * inv))
-        peak_r, total_r, moment_r = merge_at_one(sums + 4, every, there)
-        peak = tl.maximum(peak_t, tl.max(z))
-        highest = tl.maximum(peak, peak_r)
-        s, at_one = (z - peak) * inv, tl.exp(z - highest)
-        known = tl.exp(s)
-        total_s = tail * tl.exp((peak_t - peak) * inv) + tl.sum(known)
-        factor, factor_r = tl.exp(peak_t - highest), tl.exp(peak_r - highest)
-        moment = (
-            times(factor, moment + (peak_t - highest) * total) + tl.sum(times(at_one, z - highest))
-            + times(factor_r, moment_r + (peak_r - highest) * total_r)
-        )  # fmt: skip
-        total = total * factor + tl.sum(at_one) + total_r * factor_r
+        tail, peak_t, total_s, peak, total, moment, highest = merged_tail(
+            sums + row * chunks * ROOM, chunks, z, inv, MOST
+        )
         tail_p = tl.full([], 0.0, WIDE)
         if tails is not None:
             tail_p = tl.load(tails + row)
@@ -157,24 +194,10 @@ def tail_finish_kernel(
             own = tl.sum(tl.where(p > 0.0, p * tl.log(tl.where(p > 0.0, p, 1.0)), 0.0))
             if negentropies is not None:
                 own = tl.load(negentropies + row)
-            log_total = tl.log(total_s)
-            kl = own - tl.sum(times(p, s - log_total))
-            log_tail = (peak_t - peak) * inv + tl.log(tail) - log_total
-            kl += times(tail_p, tl.log(tl.where(tail_p > 0.0, tail_p, 1.0)) - log_tail)
-            at = tl.where((label < 0) | (label >= size), 0, label)
-            logit = tl.max(load_rest(student, bias_s, at + tl.arange(0, 1), size, readable_s, SCALE_S, CAP_S, WIDE))
-            is_label = columns == label
-            logit = tl.where(tl.max(is_label.to(tl.int32)) > 0, tl.sum(tl.where(is_label, z, 0.0)), logit)
-            logit = tl.where(at == label, logit, float("nan"))  # an id that is no row shows
-            ce = tl.log(total) - (logit - highest)
-            values += row
-            tl.store(values, ce)
-            tl.store(values + tokens, kl)
-            tl.store(values + 2 * tokens, tl.log(total) - moment / total)
-            first = tl.max(tl.where(rank == 0, z, float("-inf")))
-            tl.store(values + 3 * tokens, (first == peak).to(WIDE))
-            tl.store(values + 4 * tokens, (logit == highest).to(WIDE))
-            tl.store(values + 5 * tokens, times(weight_ce, ce) + times(weight_kl, kl))
+            put_tail_values(
+                values + row, tokens, student, bias_s, label, size, readable_s, inv, columns, z, p, own, tail_p, tail,
+                peak_t, total_s, peak, total, moment, highest, weight_ce, weight_kl, SCALE_S, CAP_S, WIDE,
+            )  # fmt: skip
         if gradient is not None:
             of_one, weight_kl = weight_ce / total, weight_kl * inv
             of_tail = tl.exp((peak_t - peak) * inv) / total_s
@@ -185,7 +208,8 @@ def tail_finish_kernel(
                 weight_kl * of_tail, of_one, weight_ce, SCALE_S, CAP_S, BLOCK, WIDE,
             )  # fmt: skip
             tl.debug_barrier()  # what was written in the known tokens' places is written before they are
-            out = weight_kl * (known / total_s - p) + at_one * of_one
+            at_one = tl.exp(z - highest)
+            out = weight_kl * (tl.exp((z - peak) * inv) / total_s - p) + at_one * of_one
             out = tl.where(columns == label, out - weight_ce, out)
             if CAP_S is not None:
                 out *= 1.0 - (z / CAP_S) * (z / CAP_S)
