@@ -10,7 +10,17 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from trl_distill.losses import DistillationLoss, fused_distillation_loss
+from trl_distill.losses import (
+    DistillationLoss,
+    LMHead,
+    LossSettings,
+    ModelSide,
+    SampledTokens,
+    TopKTokens,
+    fused_distillation_loss,
+    mixture_loss,
+    sparse_loss,
+)
 
 STUDENT = ("student_hidden", "student_weight", "student_bias")
 TOKENS = 5 if os.environ.get("TRITON_INTERPRET") == "1" else 23  # Triton's interpreter takes 10 ms a token and more
@@ -80,6 +90,38 @@ def make_case(
     targets = torch.randint(student[0], (tokens,), generator=generator)
     targets[torch.rand(tokens, generator=generator) < masked] = -100
     return Case(tensors, targets, {"alpha": 0.7, "temperature": 3.0, **settings})
+
+
+def student_of(arguments: dict[str, Any]) -> ModelSide:
+    """Take the student's part out of flat arguments, such as those of `fused_distillation_loss`."""
+    names = ("hidden", "weight", "bias", "softcap", "scale")
+    given = {name: arguments.pop(f"student_{name}") for name in names if f"student_{name}" in arguments}
+    return ModelSide(given.pop("hidden"), LMHead(**given))
+
+
+def topk_loss(**arguments: Any) -> DistillationLoss:
+    """Return the loss against top-k tokens, of flat arguments."""
+    return _sparse_loss(TopKTokens, arguments)
+
+
+def sampled_loss(**arguments: Any) -> DistillationLoss:
+    """Return the loss against drawn tokens, of flat arguments."""
+    return _sparse_loss(SampledTokens, arguments)
+
+
+def _sparse_loss(kind: type[TopKTokens] | type[SampledTokens], arguments: dict[str, Any]) -> DistillationLoss:
+    student, stored = student_of(arguments), kind(**{name: arguments.pop(name) for name in kind._fields})
+    targets, vocabulary = arguments.pop("targets"), arguments.pop("vocabulary")
+    return sparse_loss(student, targets, stored, LossSettings(**arguments), vocabulary)
+
+
+def mixed_loss(
+    *, targets: torch.Tensor, teachers: list[ModelSide], weights: torch.Tensor, vocabulary: int | None = None,
+    **arguments: Any,
+) -> DistillationLoss:  # fmt: skip
+    """Return the loss against a mixture of teachers, of flat arguments."""
+    student = student_of(arguments)
+    return mixture_loss(student, teachers, weights, targets, LossSettings(**arguments), vocabulary=vocabulary)
 
 
 class NoWaits(TorchDispatchMode):

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 from checks import check_close, relative_error
-from losses.problems import TOKENS
+from losses.problems import TOKENS, mixed_loss
 
 from trl_distill.losses import (
     LMHead,
@@ -16,7 +16,6 @@ from trl_distill.losses import (
     divergence,
     fused_distillation_loss,
     head_logits,
-    mixture_distillation_loss,
     mixture_logits,
 )
 
@@ -73,9 +72,7 @@ def make_mixture(
 def run_mixture(student, targets, **settings):
     """Return the loss, and its gradients by name after `loss.backward()`."""
     own = {name: None if t is None else t.clone().requires_grad_() for name, t in student.items()}
-    out = mixture_distillation_loss(
-        own["student_hidden"], own["student_weight"], targets, student_bias=own["student_bias"], **settings
-    )
+    out = mixed_loss(**own, targets=targets, **settings)
     out.loss.backward()
     return out, {name: None if t is None else t.grad for name, t in own.items()}
 
@@ -170,8 +167,8 @@ def test_gradcheck_of_a_mixture(kind):
     )
     own = [student[name].requires_grad_() for name in STUDENT]
 
-    def loss(hidden, weight, bias):
-        out = mixture_distillation_loss(hidden, weight, targets, student_bias=bias, tile_bytes=2000, **settings)
+    def loss(*tensors):
+        out = mixed_loss(**dict(zip(STUDENT, tensors, strict=True)), targets=targets, tile_bytes=2000, **settings)
         return out.loss, out.kl, out.ce
 
     assert torch.autograd.gradcheck(loss, own, nondet_tol=1e-12, check_undefined_grad=False)
@@ -202,7 +199,6 @@ def test_a_mixture_in_float32_is_as_exact_as_its_inputs(kind):
         ({"weights": torch.zeros(23, 2)}, "one above 0 at every token"),
         ({"weights": -torch.ones(23, 2)}, "at least 0"),
         ({"vocabulary": 40}, "vocabulary 40 must lie between"),
-        ({"impl": "fast"}, "impl 'fast'"),
     ],
 )
 def test_invalid_arguments_are_refused(change, sentence):

@@ -7,7 +7,7 @@ import torch
 from checks import check_close
 from losses.problems import TOKENS
 
-from trl_distill.losses import Matched, fused_distillation_loss, topk_distillation_loss
+from trl_distill.losses import Matched, fused_distillation_loss, sparse_loss
 from trl_distill.losses.lm_head import LOGITS, LMHead, ModelSide
 from trl_distill.losses.signals import (
     CrossTokenizerSignal,
@@ -19,6 +19,7 @@ from trl_distill.losses.signals import (
     SampledSignal,
     SampledTokens,
     TopKSignal,
+    TopKTokens,
     cross_entropy,
 )
 
@@ -125,9 +126,10 @@ def test_the_size_of_a_tile_changes_nothing(tile_bytes, dtype):
             lambda own, size: fused_distillation_loss(
                 own, None, theirs, None, LABELS, alpha=0.6, temperature=T, tile_bytes=size
             ),
-            lambda own, size: topk_distillation_loss(
-                own, None, LABELS, token_ids=known.token_ids, log_probs=known.log_probs,
-                log_normalizer=known.log_normalizers[T], vocabulary=V, alpha=0.6, temperature=T, tile_bytes=size,
+            lambda own, size: sparse_loss(
+                ModelSide(own, LOGITS), LABELS,
+                TopKTokens(known.token_ids, known.log_probs, known.log_normalizers[T]),
+                LossSettings(0.6, T, tile_bytes=size), V,
             ),
         ):  # fmt: skip
             own = logits.clone().requires_grad_()

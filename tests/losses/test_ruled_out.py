@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 from checks import check_close
-from losses.problems import STUDENT, Case, make_case
+from losses.problems import STUDENT, Case, make_case, mixed_loss, sampled_loss, topk_loss
 from losses.test_cross_tokenizer import gradients as gradients_of
 from losses.test_cross_tokenizer import make_matched, make_side
 from losses.test_cross_tokenizer import own as owned
@@ -23,9 +23,6 @@ from trl_distill.losses import (
     divergence,
     fused_distillation_loss,
     head_logits,
-    mixture_distillation_loss,
-    sampled_distillation_loss,
-    topk_distillation_loss,
 )
 from trl_distill.losses.cross_tokenizer import cross_divergence
 
@@ -144,7 +141,7 @@ def test_a_ruled_out_label_counts_if_the_cross_entropy_has_a_weight(alpha, how):
 def test_a_ruled_out_token_changes_nothing_for_stored_targets(known, temperature, how):
     case = ruled_out(make_case(bias=True, temperature=temperature), "student", "teacher")
     small = without(case)
-    loss = topk_distillation_loss if known == "topk" else sampled_distillation_loss
+    loss = topk_loss if known == "topk" else sampled_loss
     found = []
     for one, rows, way in ((case, 31, how), (small, 28, {"impl": "plain"})):
         if known == "topk":
@@ -172,10 +169,10 @@ def test_a_stored_token_or_tail_ruled_out_by_the_student_has_a_finite_gradient(h
         bias = own["student_bias"].clone()
         bias[cut] = -math.inf
         settings = {**case.settings, "targets": torch.full_like(case.targets, int(first[1])), "vocabulary": 31, **how}
-        out, gradients = run(topk_distillation_loss, {**own, "student_bias": bias}, **stored, **settings)
+        out, gradients = run(topk_loss, {**own, "student_bias": bias}, **stored, **settings)
         assert out.kl[0] == math.inf
         assert not out.kl.isnan().any()
-        _, right = run(topk_distillation_loss, {**own, "student_bias": bias}, **stored, **{**settings, **WAYS[0]})
+        _, right = run(topk_loss, {**own, "student_bias": bias}, **stored, **{**settings, **WAYS[0]})
         check_close(gradients, right, 1e-12)
 
 
@@ -192,7 +189,7 @@ def test_a_ruled_out_token_changes_nothing_for_a_mixture(temperature, kind, how)
         weights[0, 0] = 0
         own = {name: one.tensors[name] for name in STUDENT}
         both = {"teachers": [side, other], "weights": weights, "targets": one.targets}
-        found.append(run(mixture_distillation_loss, own, **both, **one.settings, **way))
+        found.append(run(mixed_loss, own, **both, **one.settings, **way))
     (out, gradients), (expected, right) = found
     check_close(out._asdict(), expected._asdict(), 1e-12)
     check_close({n: g if n == "student_hidden" else g[LEFT] for n, g in gradients.items()}, right, 1e-12)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 from checks import check_close
-from losses.problems import STUDENT, Case, make_case
+from losses.problems import STUDENT, Case, make_case, sampled_loss
 
-from trl_distill.losses import DistillationLoss, head_logits, sampled_distillation_loss
+from trl_distill.losses import DistillationLoss, head_logits
 
 
 def drawn_of(p: torch.Tensor, draws: int, seed: int = 0) -> dict[str, torch.Tensor]:
@@ -39,7 +39,7 @@ def run_sampled(case: Case, known, **settings) -> tuple[DistillationLoss, dict[s
     own = {
         name: None if case.tensors[name] is None else case.tensors[name].clone().requires_grad_() for name in STUDENT
     }
-    out = sampled_distillation_loss(targets=case.targets, **own, **known, **{**case.settings, **settings})
+    out = sampled_loss(targets=case.targets, **own, **known, **{**case.settings, **settings})
     out.loss.backward()
     return out, {name: None if t is None else t.grad for name, t in own.items()}
 
@@ -71,8 +71,9 @@ def test_gradcheck_of_sampled_targets():
     case = make_case(tokens=4, student=(9, 8), teacher=(9, 6), bias=True, vocabulary=9, spread=1.0)
     known = drawn_of(softened(case, 9, 3.0), 5)
 
-    def loss(hidden, weight, bias):
-        out = sampled_distillation_loss(hidden, weight, case.targets, student_bias=bias, **known, **case.settings)
+    def loss(*tensors):
+        student = dict(zip(STUDENT, tensors, strict=True))
+        out = sampled_loss(**student, targets=case.targets, **known, **case.settings)
         return out.loss, out.kl, out.ce
 
     own = [case.tensors[name].requires_grad_() for name in STUDENT]
@@ -104,7 +105,6 @@ def test_the_estimate_is_linear_in_the_shares_and_exact_at_the_teachers_probabil
         ({"divergence": "jsd"}, "targets of the kind sample have that of a few"),
         ({"probs": torch.ones(23, 2)}, r"probs \(23, 2\) must be \[N, k\]"),
         ({"negentropy": torch.zeros(2)}, r"negentropy \(2,\) must be \[N\]"),
-        ({"impl": "fast"}, "impl 'fast'"),
     ],
 )
 def test_invalid_arguments_are_refused(change, sentence):

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 import torch
 from checks import check_close, relative_error
+from losses.problems import topk_loss
 
-from trl_distill.losses import DistillationLoss, distillation_loss_from_logits, head_logits, topk_distillation_loss
+from trl_distill.losses import DistillationLoss, distillation_loss_from_logits, head_logits
 
 STUDENT = ("student_hidden", "student_weight", "student_bias")
 
@@ -66,9 +67,7 @@ def make_topk_case(
 def run_topk(student, targets, **settings) -> tuple[DistillationLoss, dict[str, torch.Tensor | None]]:
     """Return the loss, and its gradients by name after `loss.backward()`."""
     own = {name: None if t is None else t.clone().requires_grad_() for name, t in student.items()}
-    out = topk_distillation_loss(
-        own["student_hidden"], own["student_weight"], targets, student_bias=own["student_bias"], **settings
-    )
+    out = topk_loss(**own, targets=targets, **settings)
     out.loss.backward()
     return out, {name: None if t is None else t.grad for name, t in own.items()}
 
@@ -116,8 +115,8 @@ def test_gradcheck_of_topk_targets(temperature):
     )
     own = [student[name].requires_grad_() for name in STUDENT]
 
-    def loss(hidden, weight, bias):
-        out = topk_distillation_loss(hidden, weight, targets, student_bias=bias, tile_bytes=2000, **settings)
+    def loss(*tensors):
+        out = topk_loss(**dict(zip(STUDENT, tensors, strict=True)), targets=targets, tile_bytes=2000, **settings)
         return out.loss, out.kl, out.ce
 
     assert torch.autograd.gradcheck(loss, own, nondet_tol=1e-12, check_undefined_grad=False)
@@ -189,8 +188,8 @@ def test_gradcheck_of_every_term_with_unknown_tokens():
     student, _, settings, targets = make_topk_case(unknown=0.5, bias=True, tokens=4, rows=9, vocabulary=8, k=3)
     own = [student[name].requires_grad_() for name in STUDENT]
 
-    def values(hidden, weight, bias):
-        out = topk_distillation_loss(hidden, weight, targets, student_bias=bias, **settings)
+    def values(*tensors):
+        out = topk_loss(**dict(zip(STUDENT, tensors, strict=True)), targets=targets, **settings)
         return out.loss, out.kl, out.ce
 
     assert torch.autograd.gradcheck(values, own, nondet_tol=1e-12, check_undefined_grad=False)
@@ -202,7 +201,8 @@ def test_a_tail_far_below_keeps_its_gradient_in_float32():
     weight = z.t().contiguous().requires_grad_()
     stored = make_stored(torch.tensor([[1.0, 0, 0, 0]]), k=1, temperature=1.0)
     settings = {**stored, "vocabulary": 4, "alpha": 1.0, "temperature": 1.0}
-    out = topk_distillation_loss(torch.ones(1, 1), weight, torch.zeros(1, dtype=torch.long), **settings)
+    student = {"student_hidden": torch.ones(1, 1), "student_weight": weight}
+    out = topk_loss(**student, targets=torch.zeros(1, dtype=torch.long), **settings)
     out.loss.backward()
     assert torch.isfinite(out.loss)
     tail = 3 / (3 + math.e)
@@ -218,7 +218,6 @@ def test_a_tail_far_below_keeps_its_gradient_in_float32():
         ({"vocabulary": 3}, "vocabulary 3 must lie between"),
         ({"log_normalizer": torch.zeros(3)}, "log_normalizer"),
         ({"token_ids": torch.full((23, 5), 31)}, "no row below vocabulary 31"),
-        ({"impl": "fast"}, "impl 'fast'"),
     ],
 )
 def test_invalid_arguments_are_refused(change, sentence):
@@ -234,7 +233,7 @@ def test_given_logits_need_no_weight_and_are_not_changed():
     before = logits.clone()
     expected, right = run_topk(own, targets, impl="plain", **settings)
     given = logits.clone().requires_grad_()
-    out = topk_distillation_loss(given, None, targets, tile_bytes=6000, **settings)
+    out = topk_loss(student_hidden=given, student_weight=None, targets=targets, tile_bytes=6000, **settings)
     out.loss.backward()
     check_close(out._asdict(), expected._asdict(), 1e-12)
     check_close({"logits": given.grad}, {"logits": right["student_hidden"]}, 1e-12)

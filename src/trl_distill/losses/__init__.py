@@ -6,14 +6,14 @@ elsewhere by torch's operations (`fused.tile`); `impl="plain"` holds all logits 
 
 from __future__ import annotations
 
-from .checks import check_sparse_divergence
+from .checks import check_settings, check_sparse_divergence
 from .dense import fused_distillation_loss
 from .lm_head import LMHead, ModelSide, head_logits
-from .mixture import mixture_distillation_loss
+from .mixture import mixture_loss
 from .reference import Matched, cross_divergence_from_logits, distillation_loss_from_logits, divergence, mixture_logits
 from .result import DistillationLoss
 from .settings import LossSettings
-from .sparse import sampled_distillation_loss, topk_distillation_loss
+from .sparse import SampledTokens, TopKTokens, sparse_loss
 
 __all__ = [
     "DistillationLoss",
@@ -21,14 +21,16 @@ __all__ = [
     "LossSettings",
     "Matched",
     "ModelSide",
+    "SampledTokens",
+    "TopKTokens",
+    "check_settings",
     "check_sparse_divergence",
     "cross_divergence_from_logits",
     "distillation_loss_from_logits",
     "divergence",
     "fused_distillation_loss",
     "head_logits",
-    "mixture_distillation_loss",
     "mixture_logits",
-    "sampled_distillation_loss",
-    "topk_distillation_loss",
+    "mixture_loss",
+    "sparse_loss",
 ]

@@ -9,52 +9,16 @@ from collections.abc import Sequence
 
 import torch
 
-from .checks import check_head, check_labels, check_settings, shared_vocabulary, valid_rows
+from .checks import check_head, check_labels, shared_vocabulary, valid_rows
 from .fused.autograd import fused_loss
 from .fused.problem import Problem
 from .fused.projection import MixtureProjection, projection_of
-from .lm_head import LMHead, ModelSide
+from .lm_head import ModelSide
 from .reference import loss_from_logits, mixture_logits
 from .result import DistillationLoss, wide_dtype
 from .settings import LossSettings
 
 Tensor = torch.Tensor
-
-
-def mixture_distillation_loss(
-    student_hidden: Tensor,
-    student_weight: Tensor | None,
-    targets: Tensor,
-    *,
-    teachers: Sequence[ModelSide],
-    weights: Tensor,
-    alpha: float,
-    temperature: float,
-    divergence: str = "forward_kl",
-    jsd_beta: float = 0.5,
-    student_bias: Tensor | None = None,
-    student_softcap: float | None = None,
-    student_scale: float = 1.0,
-    vocabulary: int | None = None,
-    ignore_index: int = -100,
-    impl: str = "fused",
-    tile_bytes: int | None = None,
-) -> DistillationLoss:
-    """Sum of alpha T^2 D(sum_i w_i p_i, student_T) + (1 - alpha) CE over N tokens, p_i teacher i softened by T.
-
-    Precision, gradients and the arguments that both have are those of `fused_distillation_loss`, with alpha above 0.
-    `teachers` are M models of any widths, `weights` [N, M] are at least 0, each row with a sum above 0; rows are
-    normalised. Hidden states of a token at which a teacher's weight is 0 are ignored, as long as they are finite.
-    `vocabulary` is the rows that all share and are renormalised to, the smallest V by default. "fused" needs two blocks
-    of scratch beyond `tile_bytes`.
-
-    Raises:
-        ValueError: Arguments that do not fit together or lie outside what is accepted; the sentence names them.
-    """
-    settings = LossSettings(alpha, temperature, divergence, jsd_beta, impl, tile_bytes, ignore_index)
-    check_settings(settings)
-    student = ModelSide(student_hidden, LMHead(student_weight, student_bias, student_softcap, student_scale))
-    return mixture_loss(student, teachers, weights, targets, settings, vocabulary=vocabulary)
 
 
 def mixture_loss(
@@ -66,15 +30,22 @@ def mixture_loss(
     *,
     vocabulary: int | None = None,
 ) -> DistillationLoss:
-    """As `mixture_distillation_loss`, under settings that are checked.
+    """Sum of alpha T^2 D(sum_i w_i p_i, student_T) + (1 - alpha) CE over N tokens, p_i teacher i softened by T.
+
+    Precision and gradients are those of `fused_distillation_loss`. "fused" needs two blocks of scratch beyond
+    `tile_bytes`.
 
     Args:
         student: At N tokens.
-        teachers: The M teachers, at the same.
-        weights: [N, M].
-        labels: [N] int64.
-        settings: Of the loss.
-        vocabulary: Rows that all share; None is the smallest V.
+        teachers: M models of any widths, at the same.
+        weights: [N, M], at least 0, each row with a sum above 0; rows are normalised. Hidden states of a token at which
+            a teacher's weight is 0 are ignored, as long as they are finite.
+        labels: [N] int64; rows of `ignore_index` are left out.
+        settings: Of the loss, with alpha above 0.
+        vocabulary: Rows [0, vocabulary) that all share and are renormalised to; None is the smallest V.
+
+    Raises:
+        ValueError: Arguments that do not fit together; the sentence names them.
     """
     _check_teachers(teachers, weights, labels, settings)
     rows = check_head("student", student)

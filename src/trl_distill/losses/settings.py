@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class LossSettings:
-    """The settings of every loss. The public functions check them; a run's are checked with its configuration.
+    """The settings of every loss; `check_settings` checks them. A run's are checked with its configuration.
 
     Attributes:
         alpha: Weight of the divergence, from 0 (cross-entropy only) to 1 (divergence only).

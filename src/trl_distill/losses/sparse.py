@@ -23,11 +23,11 @@ from typing import NamedTuple
 
 import torch
 
-from .checks import check_head, check_labels, check_settings, check_sparse_divergence, valid_rows
+from .checks import check_head, check_labels, check_sparse_divergence, valid_rows
 from .fused.autograd import fused_loss
 from .fused.problem import KnownTokens, Problem
 from .fused.projection import projection_of
-from .lm_head import LMHead, ModelSide
+from .lm_head import ModelSide
 from .reference import sparse_loss_from_logits
 from .result import DistillationLoss, wide_dtype
 from .settings import LossSettings
@@ -86,72 +86,6 @@ class SampledTokens(NamedTuple):
         return KnownTokens(self.token_ids, self.probs.masked_fill(self.token_ids < 0, 0.0), negentropy=self.negentropy)
 
 
-def topk_distillation_loss(
-    student_hidden: Tensor,
-    student_weight: Tensor | None,
-    targets: Tensor,
-    *,
-    token_ids: Tensor,
-    log_probs: Tensor,
-    log_normalizer: Tensor,
-    vocabulary: int,
-    alpha: float,
-    temperature: float,
-    divergence: str = "forward_kl",
-    student_bias: Tensor | None = None,
-    student_softcap: float | None = None,
-    student_scale: float = 1.0,
-    ignore_index: int = -100,
-    impl: str = "fused",
-    tile_bytes: int | None = None,
-) -> DistillationLoss:
-    """Sum of alpha T^2 KL(teacher_T, student_T) + (1 - alpha) CE(student, targets), the teacher's side from a store.
-
-    Only the student is projected, in tiles as by `fused_distillation_loss`, which describes the arguments that both
-    have. `token_ids` and `log_probs` [N, k] and `log_normalizer` [N], at the temperature given here, are those of
-    `TopKTokens`. They may be on the CPU; there ids are checked, while on a GPU an id that is no row makes the loss NaN.
-    A token with no known token trains on the cross-entropy alone, as with alpha 0. `vocabulary` is the rows
-    [0, vocabulary) over which teacher and student are normalised, at most V_s. `divergence` has to be "forward_kl"; the
-    others need the teacher's whole distribution.
-
-    Returns:
-        As `fused_distillation_loss`; `top1_agreement` counts by the first token.
-
-    Raises:
-        ValueError: Arguments that do not fit together or lie outside what is accepted; the sentence names them.
-    """
-    settings = LossSettings(alpha, temperature, divergence, 0.5, impl, tile_bytes, ignore_index)
-    check_settings(settings)
-    student = ModelSide(student_hidden, LMHead(student_weight, student_bias, student_softcap, student_scale))
-    return sparse_loss(student, targets, TopKTokens(token_ids, log_probs, log_normalizer), settings, vocabulary)
-
-
-def sampled_distillation_loss(
-    student_hidden: Tensor,
-    student_weight: Tensor | None,
-    targets: Tensor,
-    *,
-    token_ids: Tensor,
-    probs: Tensor,
-    negentropy: Tensor,
-    vocabulary: int,
-    alpha: float,
-    temperature: float,
-    divergence: str = "forward_kl",
-    student_bias: Tensor | None = None,
-    student_softcap: float | None = None,
-    student_scale: float = 1.0,
-    ignore_index: int = -100,
-    impl: str = "fused",
-    tile_bytes: int | None = None,
-) -> DistillationLoss:
-    """As `topk_distillation_loss`, the KL estimated from tokens drawn at the temperature; see `SampledTokens`."""
-    settings = LossSettings(alpha, temperature, divergence, 0.5, impl, tile_bytes, ignore_index)
-    check_settings(settings)
-    student = ModelSide(student_hidden, LMHead(student_weight, student_bias, student_softcap, student_scale))
-    return sparse_loss(student, targets, SampledTokens(token_ids, probs, negentropy), settings, vocabulary)
-
-
 def sparse_loss(
     student: ModelSide,
     labels: Tensor,
@@ -159,14 +93,24 @@ def sparse_loss(
     settings: LossSettings,
     vocabulary: int,
 ) -> DistillationLoss:
-    """As `topk_distillation_loss`, under settings that are checked.
+    """Sum of alpha T^2 KL(teacher_T, student_T) + (1 - alpha) CE(student, labels), the teacher's side from a store.
+
+    Only the student is projected, in tiles as by `fused_distillation_loss`. What is stored may be on the CPU; there ids
+    are checked, while on a GPU an id that is no row makes the loss NaN. A token with no known token trains on the
+    cross-entropy alone, as with alpha 0.
 
     Args:
         student: At N tokens.
-        labels: [N] int64.
-        stored: What is known of the teacher at settings' temperature.
-        settings: Of the loss.
-        vocabulary: Rows over which teacher and student are normalised.
+        labels: [N] int64; rows of `ignore_index` are left out.
+        stored: What is known of the teacher, at the settings' temperature.
+        settings: Of the loss. `divergence` has to be "forward_kl"; the others need the teacher's whole distribution.
+        vocabulary: Rows [0, vocabulary) over which teacher and student are normalised, at most V_s.
+
+    Returns:
+        As `fused_distillation_loss`; `top1_agreement` counts by the first token.
+
+    Raises:
+        ValueError: Arguments that do not fit together; the sentence names them.
     """
     check_sparse_divergence(settings.divergence, stored.kind)
     check_labels(labels, student.hidden)
