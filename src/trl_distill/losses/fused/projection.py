@@ -21,6 +21,7 @@ from .tile_plan import blocks, padded
 Tensor = torch.Tensor
 TileLogits = Callable[[slice, Tensor], Tensor]  # writes a tile's logits over a block of the vocabulary
 BLOCK = 4096  # vocabulary rows at a time in the pass for a mixture's log-normalisers
+WHOLE = (1, 2, 3, 4)  # temperatures whose powers are cheap products
 
 
 def product_dtype(hidden: Tensor) -> torch.dtype:
@@ -91,6 +92,42 @@ class Projection(ModelSide):
         if head.softcap is not None:
             out.tanh_().mul_(head.softcap / self.temperature)
         return out
+
+    @property
+    def is_softened(self) -> bool:
+        """Whether T is not 1."""
+        return self.temperature != 1
+
+    @property
+    def has_cheap_powers(self) -> bool:
+        """Whether `power` needs the exponentials alone."""
+        return self.temperature in WHOLE
+
+    def at_one(self, z: Tensor) -> Tensor:
+        """Return the logits T z of softened ones, or of differences of them."""
+        return z * self.temperature
+
+    def softened(self, weight: Tensor) -> Tensor:
+        """Return a weight of the gradient in z as that in the logits, over T."""
+        return weight / self.temperature
+
+    def power(self, e: Tensor, z: Tensor | None, out: Tensor) -> Tensor:
+        """Write exp(T z) into `out`, given e = exp(z); whole powers cost an eighth of an exponential.
+
+        `z` may be None if `has_cheap_powers`; `out` may be `z`, or `e` if that is no longer needed.
+        """
+        if self.temperature == 1:
+            return e if out is e else out.copy_(e)
+        if self.temperature == 4:
+            return torch.square(e, out=out).square_()
+        if self.temperature in WHOLE:
+            return torch.pow(e, int(self.temperature), out=out)
+        assert z is not None
+        return torch.mul(z, self.temperature, out=out).exp_()
+
+    def divergence_weight(self, alpha: float) -> float:
+        """Return alpha T^2: with T^2 the gradient keeps its size (Hinton et al., arXiv:1503.02531)."""
+        return alpha * self.temperature**2
 
     def slope(self, z: Tensor, out: Tensor) -> Tensor | None:
         """Write T dz / d (hidden @ weight.T + bias) into `out`, or return None if it is the scale alone."""

@@ -15,7 +15,7 @@ import torch
 
 from .divergences import nan_to_zero
 from .problem import Problem
-from .tile import Buffers, Tile, by_block, power
+from .tile import Buffers, Tile, by_block
 from .tile_plan import Plan
 
 Tensor = torch.Tensor
@@ -41,14 +41,6 @@ class SparseTile(Tile):
         self.top = torch.full_like(self.p, MASKED)
         self.tail_peak, self.tail = self.peak_all, torch.zeros_like(self.peak_all)
 
-    def measure(self) -> None:
-        """Sum up everything the values need, in one pass over the vocabulary."""
-        for block in self.shared:
-            self._measure_shared(block)
-        self._add_top()
-        for block in self.rest:
-            self._measure_rest(block)
-
     def _measure_shared(self, block: slice) -> None:
         """Add the tail's part of a block, and note the known tokens' z."""
         z, _ = self._project(block)
@@ -66,22 +58,22 @@ class SparseTile(Tile):
         torch.sub(z, peak, out=u)
         exponentials = torch.exp(u, out=z if self._exponentials else e)
         self.tail += exponentials.sum(0)
-        T = self.temperature
-        self._add_at_one(u, exponentials if T == 1 else power(exponentials, u, T, out=e), product)
+        at_one = self.student.power(exponentials, u, out=e) if self.student.is_softened else exponentials
+        self._add_at_one(u, at_one, product)
         if self._exponentials:
             self._peaks[block.start] = peak, peak
         else:
             z[places, rows] = kept
 
-    def _add_top(self) -> None:
-        """Complete the sums over the shared vocabulary."""
+    def _complete_shared(self) -> None:
+        """Add the known tokens to the sums over the shared vocabulary."""
         peak = torch.maximum(self.tail_peak, self.top.amax(0))
         fall, s = self.tail_peak - peak, self.top - peak
         self.total_s = self.tail * fall.exp() + s.exp().sum(0)
         self._rescale_at_one(fall)
-        at_one = (s * self.temperature).exp()
+        at_one = self.student.at_one(s).exp()
         self.total += at_one.sum(0)
-        self.moment += nan_to_zero(at_one * s, self.rules_out).sum(0) * self.temperature
+        self.moment += self.student.at_one(nan_to_zero(at_one * s, self.rules_out).sum(0))
         self.peak_s = self.peak_all = peak
         self.at_top = self.top[0]
 
@@ -105,7 +97,7 @@ class SparseTile(Tile):
         torch.exp(torch.sub(z_s, self.tail_peak, out=s).clamp_(max=0), out=e)  # known tokens are set below
         torch.mul(e, weight_kl * self._tail_factor(self.tail_peak), out=z_s)
         if weight_ce is not None:
-            at_one = power(e, s, self.temperature, out=s)
+            at_one = self.student.power(e, s, out=s)
             z_s.add_(at_one.mul_(self._at_one(weight_ce, self.tail_peak)))
         return self._put_known(z_s, weight_ce, weight_kl, block)
 
@@ -114,16 +106,16 @@ class SparseTile(Tile):
     ) -> Tensor:
         """The same from kept exponentials."""
         exp_s, _ = kept
-        (peak, _), T = self._peaks[block.start], self.temperature
+        peak, _ = self._peaks[block.start]
         factor = weight_kl * self._tail_factor(peak)
         if weight_ce is None:
             exp_s.mul_(factor)
-        elif T == 1:
-            exp_s.mul_(factor + self._at_one(weight_ce, peak))
-        else:
+        elif self.student.is_softened:
             place = self.buffers.scratch(block, len(self.labels))[0]
-            at_one = power(exp_s, None, T, out=place).mul_(self._at_one(weight_ce, peak))
+            at_one = self.student.power(exp_s, None, out=place).mul_(self._at_one(weight_ce, peak))
             torch.addcmul(at_one, exp_s, factor, out=exp_s)
+        else:
+            exp_s.mul_(factor + self._at_one(weight_ce, peak))
         return self._put_known(exp_s, weight_ce, weight_kl, block)
 
     def _tail_factor(self, peak: Tensor) -> Tensor:
@@ -139,7 +131,7 @@ class SparseTile(Tile):
         own = self.top - self.peak_s
         patch = weight_kl * (own.exp() / self.total_s - self.p)
         if weight_ce is not None:
-            patch += (own * self.temperature).exp() * self._at_one(weight_ce, self.peak_s)
+            patch += self.student.at_one(own).exp() * self._at_one(weight_ce, self.peak_s)
         ranks, rows, places = self._known_in(block)
         gradient[places, rows] = patch[ranks, rows]
         return gradient

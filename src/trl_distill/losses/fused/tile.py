@@ -18,7 +18,6 @@ from .products import multiply
 from .tile_plan import Plan, blocks
 
 Tensor = torch.Tensor
-WHOLE = (1, 2, 3, 4)  # temperatures whose powers are cheap products
 
 
 @dataclass(frozen=True)
@@ -44,7 +43,7 @@ class Weights:
         # a GPU is not waited for
         if known is not None and (known.token_ids.device.type != "cpu" or known.unknown.any()):
             ce = torch.full_like(known.probs[:, 0], typical).masked_fill(known.unknown, 1.0)
-        return cls(ce, settings.alpha * settings.temperature**2, typical)
+        return cls(ce, problem.student.divergence_weight(settings.alpha), typical)
 
     def of(self, index: slice | Tensor, like: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """Return both for a tile of tokens, [R]; None if the weight is 0 for all."""
@@ -99,21 +98,21 @@ class Buffers:
 class Tile:
     """R tokens of a problem. `measure()` first, then `add_gradients()` if they are wanted.
 
-    z are logits divided by T. The sums at T = 1 use them too: exp(T z) is a power of exp(z).
+    z are logits divided by T. The sums at T = 1 use them too, see `Projection.power`.
     """
 
     def __init__(self, problem: Problem, plan: Plan, buffers: Buffers, index: slice | Tensor) -> None:
         self.problem, self.buffers, self.index, self.keep = problem, buffers, index, plan.keep
         self.rules_out = problem.rules_out
-        self.student_rows = problem.student.rows(index)
+        self.student = problem.student
+        self.student_rows = self.student.rows(index)
         self.teacher_logits = None if problem.teacher is None else problem.teacher.tile_logits(index)
         self.divergence = divergence_of(problem.settings)
-        self.temperature = problem.settings.temperature
         self.labels = problem.labels[index]
         self.shared = blocks(0, problem.vocabulary, plan.block)
-        self.rest = blocks(problem.vocabulary, problem.student.vocabulary_rows, plan.block)
+        self.rest = blocks(problem.vocabulary, self.student.vocabulary_rows, plan.block)
         self._in_block = by_block(self.labels, (*self.shared, *self.rest))
-        zeros = self.student_rows.new_zeros(len(self.labels), dtype=problem.student.wide)
+        zeros = self.student_rows.new_zeros(len(self.labels), dtype=self.student.wide)
         low = zeros - 1e30  # below every logit, and far from overflow where two of them are subtracted
         self.peak_s, self.peak_t, self.peak_all = low, low.clone(), low
         self.total_s, self.total_t, self.cross = zeros, zeros.clone(), zeros.clone()  # at T, shared vocabulary
@@ -121,24 +120,22 @@ class Tile:
         self.label = zeros.clone()  # z of the label
         self.at_top = zeros.clone()  # the student's z of the token that the teacher ranks first
         # of a shared block exponentials are kept if the gradient needs nothing else, else z
-        simple = self.divergence.of_exponentials and problem.student.head.softcap is None
-        self._exponentials = plan.keep and simple and self.temperature in WHOLE
+        simple = self.divergence.of_exponentials and self.student.head.softcap is None
+        self._exponentials = plan.keep and simple and self.student.has_cheap_powers
         self._peaks: dict[int, tuple[Tensor, Tensor]] = {}  # the maxima that a block's exponentials are taken from
 
     def measure(self) -> None:
         """Sum up everything the values need, in one pass over the vocabulary."""
         for block in self.shared:
             self._measure_shared(block)
-        self.peak_all = self.peak_s
+        self._complete_shared()
         for block in self.rest:
             self._measure_rest(block)
-        if isinstance(self.divergence, JensenShannon) and self.shared:
-            self._measure_completely(self.divergence)
 
     def values(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """Return per token, [R] each: cross-entropy, divergence, entropy, agreement and correctness (0 or 1)."""
         log_total = self.total.log()
-        ce = log_total - (self.label - self.peak_all) * self.temperature
+        ce = log_total - self.student.at_one(self.label - self.peak_all)
         kl = self._divergence() if self.shared else torch.zeros_like(ce)
         agreement = (self.at_top == self.peak_s).to(ce.dtype) * bool(self.shared)
         correct = (self.label == self.peak_all).to(ce.dtype)
@@ -156,7 +153,7 @@ class Tile:
         for block in (*self.shared, *self.rest):
             gradient = self._logit_gradient(block, weight_ce, weight_kl)
             if hidden is not None:
-                self.problem.student.add_hidden_gradient(hidden, gradient, block)
+                self.student.add_hidden_gradient(hidden, gradient, block)
             if into.weight is not None:
                 multiply(gradient, self.student_rows, into.weight[block], add=not first)
             if into.bias is not None:
@@ -192,14 +189,14 @@ class Tile:
             exp_s, exp_t = torch.exp(s, out=z_s), torch.exp(t, out=z_t)
         else:
             exp_s, exp_t = torch.exp(s, out=es), t.exp_()
-        mass, T = exp_s.sum(0), self.temperature
+        mass = exp_s.sum(0)
         self.total_s += mass
         self.total_t += exp_t.sum(0)
         self.divergence.add(self, gap, exp_s, exp_t)
-        if T == 1:
-            self._add_at_one(s, exp_s, gap, mass)
+        if self.student.is_softened:
+            self._add_at_one(s, self.student.power(exp_s, s, out=es), gap)
         else:
-            self._add_at_one(s, power(exp_s, s, T, out=es), gap)
+            self._add_at_one(s, exp_s, gap, mass)
 
     def _measure_rest(self, block: slice) -> None:
         """The student's logits of a block that is not compared with the teacher's."""
@@ -210,12 +207,12 @@ class Tile:
         self.peak_all = peak
         self._note_labels(z, block)
         torch.exp(torch.sub(z, peak, out=u), out=e)
-        self._add_at_one(u, power(e, u, self.temperature, out=e), product)
+        self._add_at_one(u, self.student.power(e, u, out=e), product)
 
     def _add_at_one(self, s: Tensor, e: Tensor, product: Tensor, mass: Tensor | None = None) -> None:
         """Add a block to the student's softmax at T = 1, e = exp(T s): its sum, which may be known, and mean logit."""
         self.total += e.sum(0) if mass is None else mass
-        self.moment += nan_to_zero(torch.mul(e, s, out=product), self.rules_out).sum(0) * self.temperature
+        self.moment += self.student.at_one(nan_to_zero(torch.mul(e, s, out=product), self.rules_out).sum(0))
 
     def _note_labels(self, z: Tensor, block: slice) -> None:
         """Note the z of the labels that lie in a block."""
@@ -224,32 +221,34 @@ class Tile:
             self.label[rows] = z[places, rows]
 
     def _rescale_at_one(self, fall: Tensor) -> None:
-        fall = fall * self.temperature
+        fall = self.student.at_one(fall)
         factor = fall.exp()
         self.moment.add_(fall * self.total).mul_(factor)
         self.total *= factor
 
     # -- later passes
 
-    def _measure_completely(self, divergence: JensenShannon) -> None:
-        """The sums that need both softmaxes complete."""
-        for block in self.shared:
-            z_s, z_t = self._project(block, again=True)
-            s, t, _, _ = self.buffers.scratch(block, len(self.labels))
-            divergence.add_complete(self, torch.sub(z_s, self.peak_s, out=s), torch.sub(z_t, self.peak_t, out=t))
+    def _complete_shared(self) -> None:
+        """Complete the sums over the shared vocabulary: some need both softmaxes."""
+        self.peak_all = self.peak_s
+        if isinstance(self.divergence, JensenShannon):
+            for block in self.shared:
+                z_s, z_t = self._project(block, again=True)
+                s, t, _, _ = self.buffers.scratch(block, len(self.labels))
+                z_s, z_t = torch.sub(z_s, self.peak_s, out=s), torch.sub(z_t, self.peak_t, out=t)
+                self.divergence.add_complete(self, z_s, z_t)
 
     def _logit_gradient(self, block: slice, weight_ce: Tensor | None, weight_kl: Tensor | None) -> Tensor:
         """Return d sum(weight_ce ce + weight_kl kl) / d (hidden @ weight.T + bias) of a block, [B, R]."""
-        student = self.problem.student
         z_s, z_t = self._project(block, again=True)
         s, es, _, place = self.buffers.scratch(block, len(self.labels))
-        slope = student.slope(z_s, out=place)
+        slope = self.student.slope(z_s, out=place)
         if block.start < self.problem.vocabulary and weight_kl is not None:
             shared = self._gradient_of_exponentials if self._exponentials else self._shared_gradient
-            gradient = shared((z_s, z_t), weight_ce, weight_kl / self.temperature, block)
+            gradient = shared((z_s, z_t), weight_ce, self.student.softened(weight_kl), block)
         elif weight_ce is not None:
             torch.exp(torch.sub(z_s, self.peak_all, out=s), out=es)
-            gradient = power(es, s, self.temperature, out=z_s).mul_(weight_ce / self.total)
+            gradient = self.student.power(es, s, out=z_s).mul_(weight_ce / self.total)
         else:
             gradient = z_s.zero_()
         rows, places = self._labels_in(block)
@@ -257,7 +256,7 @@ class Tile:
             gradient[places, rows] -= weight_ce[rows]
         if slope is not None:
             return gradient.mul_(slope)
-        return gradient if student.head.scale == 1.0 else gradient.mul_(student.head.scale)
+        return gradient if self.student.head.scale == 1.0 else gradient.mul_(self.student.head.scale)
 
     def _shared_gradient(
         self, z: tuple[Tensor, Tensor], weight_ce: Tensor | None, weight_kl: Tensor, block: slice
@@ -272,7 +271,7 @@ class Tile:
         torch.sub(z_t, self.peak_t, out=t)
         self.divergence.gradient(self, weight_kl, s, t, es, out=z_s)
         if weight_ce is not None:
-            z_s.add_(power(es, s, self.temperature, out=s).mul_(self._at_one(weight_ce, self.peak_s)))
+            z_s.add_(self.student.power(es, s, out=s).mul_(self._at_one(weight_ce, self.peak_s)))
         return z_s
 
     def _gradient_of_exponentials(
@@ -282,7 +281,7 @@ class Tile:
         exp_s, exp_t = kept
         peak_s, peak_t = self._peaks[block.start]
         place = self.buffers.scratch(block, len(self.labels))[0]
-        e = None if weight_ce is None else power(exp_s, None, self.temperature, out=place)
+        e = None if weight_ce is None else self.student.power(exp_s, None, out=place)
         # the difference first and rounded alike: it is 0 if both agree, and Adam would make steps of rounding errors
         exp_s.mul_(weight_kl / self.total_s * (peak_s - self.peak_s).exp())
         exp_s.sub_(exp_t.mul_(weight_kl / self.total_t * (peak_t - self.peak_t).exp()))
@@ -292,7 +291,7 @@ class Tile:
 
     def _at_one(self, weight_ce: Tensor, peak: Tensor) -> Tensor:
         """Return what turns exp(T (z - peak)) into the weighted softmax at T = 1, [R]."""
-        return weight_ce / self.total * ((peak - self.peak_all) * self.temperature).exp()
+        return weight_ce / self.total * self.student.at_one(peak - self.peak_all).exp()
 
     # -- both
 
@@ -301,7 +300,7 @@ class Tile:
         z_s, z_t = self.buffers.logits(block, len(self.labels))
         if again and self.keep:
             return z_s, z_t
-        self.problem.student.logits_of(self.student_rows, block, out=z_s)
+        self.student.logits_of(self.student_rows, block, out=z_s)
         if self.teacher_logits is not None and block.start < self.problem.vocabulary:
             self.teacher_logits(block, z_t)
         return z_s, z_t
@@ -319,21 +318,6 @@ def by_block(ids: Tensor, parts: Sequence[slice]) -> dict[int, Tensor]:
     edges = torch.searchsorted(ids[order], torch.tensor(starts, device=order.device)).tolist()
     spans = zip(edges, [*edges[1:], len(order)], strict=True)
     return {start: order[a:b] for start, (a, b) in zip(starts, spans, strict=True)}
-
-
-def power(e: Tensor, s: Tensor | None, temperature: float, out: Tensor) -> Tensor:
-    """Write exp(temperature * s) into `out`, given e = exp(s); whole powers cost an eighth of an exponential.
-
-    `s` may be None for a temperature of `WHOLE`; `out` may be `s`, or `e` if that is no longer needed.
-    """
-    if temperature == 1:
-        return e if out is e else out.copy_(e)
-    if temperature == 4:
-        return torch.square(e, out=out).square_()
-    if temperature in WHOLE:
-        return torch.pow(e, int(temperature), out=out)
-    assert s is not None
-    return torch.mul(s, temperature, out=out).exp_()
 
 
 def _follow_top(teacher: Tensor, student: Tensor, higher: Tensor, at_top: Tensor) -> None:
