@@ -40,8 +40,8 @@ NAMES = {
 
 # by position, then after the star by keyword; "=" where there is a default
 SIGNATURES = {
-    "train": "params",
-    "run": "params",
+    "train": "params * verbose=",
+    "run": "params * verbose=",
     "get_trainer": "name * use_distillation=",
     "register_trainer": "name target * use_distillation=",
     "parse_template": "source * name",

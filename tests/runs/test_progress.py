@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 
+import psutil
 import pytest
+import torch
 
 from trl_distill import LLMTrainingParams, run
-from trl_distill.runs.progress import line
+from trl_distill.runs.progress import Pace, line, peak_memory
 
 TRAIN = {
     "loss": 2.34512, "grad_norm": 3.1, "learning_rate": 9.1234e-06, "kl": 0.21234, "ce": 1.9312, "entropy": 2.0,
@@ -46,6 +49,36 @@ def test_columns_of_log_lines_are_aligned():
     assert line(EVAL, step=10, steps=225).index("right") == small.index("right")
 
 
+def log_lines(shown):
+    """Return the log lines without the time of day with which each begins."""
+    return [found[1] for found in re.finditer(r"^\d\d:\d\d:\d\d  ((?:step|eval) .*)$", shown, re.MULTILINE)]
+
+
+def test_the_time_left_is_measured_after_the_first_step(monkeypatch):
+    now = iter([100.0, 110.0, 130.0])
+    monkeypatch.setattr("trl_distill.runs.progress.time.monotonic", lambda: next(now))
+    pace = Pace()
+    assert pace.left(7, 100) == ""
+    assert pace.add(7) == 1  # a resumed run begins later
+    assert pace.left(7, 100) == ""
+    assert pace.add(9) == 3
+    assert pace.left(9, 100) == "07:35"  # 10 s for two steps
+    assert pace.left(12, 1012) == "1:40:00"  # 30 s for five
+    assert pace.left(100, 100) == ""
+
+
+def test_done_counts_loading_and_writing(settings, capsys):
+    run(LLMTrainingParams(**settings, max_steps=1))
+    found = re.search(r"^Done in (\d+) s \(training (\d+) s\): train_loss", capsys.readouterr().out, re.MULTILINE)
+    assert found is not None
+    assert int(found[1]) >= int(found[2])
+
+
+def test_the_memory_of_this_process_is_that_of_the_system():
+    shown = float(peak_memory(torch.device("cpu")).removesuffix(" GiB"))
+    assert shown >= round(psutil.Process().memory_info().rss / 2**30, 2) - 0.01
+
+
 @pytest.fixture
 def settings(tiny_model_dir, tiny_teacher_dir, tmp_path):
     folder = tmp_path / "data"
@@ -63,8 +96,12 @@ def settings(tiny_model_dir, tiny_teacher_dir, tmp_path):
 def test_a_run_prints_a_line_for_each_log(settings, capsys):
     run(LLMTrainingParams(**settings))
     shown = capsys.readouterr()
-    lines = [text for text in shown.out.splitlines() if text.startswith(("step", "eval"))]
+    lines = log_lines(shown.out)
     assert [text[:8] for text in lines] == ["step 1/4", "step 2/4", "eval 2/4", "step 3/4", "step 4/4", "eval 4/4"]
+    assert [bool(re.search(r"  \d\d:\d\d left$", text)) for text in lines] == [False, True, False, True, False, False]
+    (first,) = (text for text in shown.out.splitlines() if " about " in text)
+    assert re.fullmatch(r"\d\d:\d\d:\d\d  about \d\d:\d\d left; peak memory \d+\.\d\d GiB", first)
+    assert shown.out.index("step 2/4") < shown.out.index(first) < shown.out.index("step 3/4")
     assert all(" kl " in text and " agree " in text for text in lines)
     assert "{'" not in shown.out
     assert "Training" not in shown.err  # no terminal, no bar
@@ -73,6 +110,6 @@ def test_a_run_prints_a_line_for_each_log(settings, capsys):
 def test_plain_sft_has_fewer_columns(settings, capsys):
     settings.pop("teacher_model")
     run(LLMTrainingParams(**settings, trainer="sft", text_column="completion"))
-    lines = [text for text in capsys.readouterr().out.splitlines() if text.startswith("step")]
+    lines = [text for text in log_lines(capsys.readouterr().out) if text.startswith("step")]
     assert len(lines) == 4
     assert all(" loss " in text and " kl " not in text for text in lines)

@@ -13,9 +13,9 @@ from click.core import ParameterSource
 from ..config.setting_names import as_flags, settings_named_as
 from ..config.training_params import ALIASES, FIELDS, LLMTrainingParams
 from ..errors import ParamsError
+from ..runs.library_output import quiet
 from .config_file import read_config, refuse_models_in_memory
 from .error_messages import exit_on_error, without_secrets
-from .library_output import quiet
 from .options import GroupedCommand, Setting, dashed, options_of, unescaped
 
 HELP = """Train a language model to answer without the prompt that its teacher reads.
@@ -145,7 +145,10 @@ def running(ctx: click.Context) -> Iterator[LLMTrainingParams]:
     with exit_on_error(debug=ctx.params["debug"]):
         params = params_of(ctx)
         four_bits = "int4" in (params.quantization, params.teacher_quantization)
-        with settings_named_as(COMMAND), nullcontext() if ctx.params["debug"] else quiet(four_bits=four_bits):
+        with (
+            settings_named_as(COMMAND),
+            nullcontext() if ctx.params["debug"] else quiet(four_bits=four_bits, own_process=True),
+        ):
             yield params
             accelerate = sys.modules.get("accelerate")
             if accelerate is not None:
@@ -158,7 +161,7 @@ def run_command(ctx: click.Context, **_: object) -> None:
     with running(ctx) as params:
         from ..runs.api import run
 
-        run(params)
+        run(params, verbose=ctx.params["debug"])
 
 
 llm = LLMCommand(

@@ -80,7 +80,7 @@ def run_command(ctx: click.Context, **_: object) -> None:
     with running(ctx) as params:
         from ..runs.api import teach as write
 
-        made = write(params, repair=ctx.params["repair"])
+        made = write(params, repair=ctx.params["repair"], verbose=ctx.params["debug"])
     shards = "shard" if made == 1 else "shards"
     click.echo(f"Done: {made} {shards} written; targets are in {params.teacher_store}.")
 

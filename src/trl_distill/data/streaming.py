@@ -126,7 +126,7 @@ def prepare_stream(
         rows = as_dataset([dict(zip(batch, values, strict=True)) for values in cells], name=name)
         rows = rows.add_column(PLACE, [f"row {i + 1}" for i in indices])
         try:
-            with _quiet():
+            with without_dataset_bars():
                 made, flight = prepare(rows, recipe, split=split, name=f"{name} (streamed)", whole=False, masks=masks)
         except NoUsableRows as error:
             logger.warning("%s", name_settings(str(error)))
@@ -154,7 +154,7 @@ def _may_have_gaps(rows: Dataset, recipe: object) -> bool:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def without_dataset_bars() -> Iterator[None]:
     """Show no bar of `datasets`: there would be several a block."""
     off = are_progress_bars_disabled()
     disable_progress_bars()

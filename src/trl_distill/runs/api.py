@@ -5,19 +5,23 @@ Everything that can be wrong in what the user typed is found before a model load
 
 from __future__ import annotations
 
+import time
+from contextlib import ExitStack
 from typing import Any
 
 from ..config.setting_names import settings_named_as
 from ..config.training_params import LIBRARY, LLMTrainingParams
-from .checks import check_run
+from .checks import CheckedRun, check_run
+from .library_output import quiet, without_library_bars
 from .result import RunResult
 
 
-def train(params: LLMTrainingParams) -> Any:
+def train(params: LLMTrainingParams, *, verbose: bool = False) -> Any:
     """Train and return the model, as in the guide. See `run` for the whole result.
 
     Args:
         params: The run's parameters.
+        verbose: Show all messages and bars of the libraries too.
 
     Returns:
         The trained model; None after a dry run.
@@ -26,33 +30,50 @@ def train(params: LLMTrainingParams) -> Any:
         UsageError: Something that was asked for cannot be done; raised before a model loads.
         RunInterrupted: Ctrl-C; a checkpoint is written.
     """
-    return run(params).model
+    return run(params, verbose=verbose).model
 
 
 @settings_named_as(LIBRARY)
-def run(params: LLMTrainingParams) -> RunResult:
+def run(params: LLMTrainingParams, *, verbose: bool = False) -> RunResult:
     """Train and return model, tokenizer, metrics, paths and trainer.
 
     The project folder then holds the model (safetensors), its tokenizer, the configuration, the metrics and a
     model card. With `dry_run` it stops after the pre-flight and writes nothing but completions paid for.
 
+    Args:
+        params: The run's parameters.
+        verbose: Show all messages and bars of the libraries too.
+
     Raises:
         UsageError: Something that was asked for cannot be done; raised before a model loads.
         RunInterrupted: Ctrl-C; a checkpoint is written.
     """
-    checked = check_run(params)
-    from .fit import fit
-    from .prepare import prepare
-    from .save import save
+    started = time.perf_counter()
+    with ExitStack() as shown:
+        checked = _check(params, shown, verbose=verbose)
+        from .fit import fit
+        from .prepare import prepare
+        from .save import save
 
-    prepared = prepare(checked)
-    if params.dry_run:
-        return prepared.dry_result()
-    return save(fit(prepared))
+        prepared = prepare(checked)
+        if params.dry_run:
+            return prepared.dry_result()
+        return save(fit(prepared), started=started)
+
+
+def _check(params: LLMTrainingParams, shown: ExitStack, *, verbose: bool, writes_store: bool = False) -> CheckedRun:
+    """Return the checked run; from here on libraries show what they have to say only if it is asked for."""
+    if not verbose:
+        given = (getattr(params, name, None) for name in ("quantization", "teacher_quantization"))
+        shown.enter_context(quiet(four_bits="int4" in given))
+    checked = check_run(params, writes_store=writes_store)
+    if not verbose:
+        shown.enter_context(without_library_bars())  # which loads the libraries
+    return checked
 
 
 @settings_named_as(LIBRARY)
-def teach(params: LLMTrainingParams, *, repair: bool = False) -> int:
+def teach(params: LLMTrainingParams, *, repair: bool = False, verbose: bool = False) -> int:
     """Write the targets of a run into its `teacher_store`, and return how many shards were made.
 
     Targets that are there already are kept, so the same call resumes after a kill. `run` with the same parameters then
@@ -61,22 +82,24 @@ def teach(params: LLMTrainingParams, *, repair: bool = False) -> int:
     Args:
         params: The run's parameters; those of training are ignored.
         repair: Make damaged files of the store again instead of refusing them.
+        verbose: Show all messages and bars of the libraries too.
 
     Raises:
         ParamsError: No store or no teacher is named.
         UsageError: Something that was asked for cannot be done; raised before a model loads.
     """
-    checked = check_run(params, writes_store=True)
-    from ..teachers.target_store.folder import TargetFolder
-    from .prepare import prepare
+    with ExitStack() as shown:
+        checked = _check(params, shown, verbose=verbose, writes_store=True)
+        from ..teachers.target_store.folder import TargetFolder
+        from .prepare import prepare
 
-    folder = TargetFolder(str(params.teacher_store))
-    if repair:
-        folder.discard_damaged()
-    elif folder.begun:
-        folder.check(folder.manifest())
-    prepared = prepare(checked, writes_store=True)
-    if not prepared.state.is_main_process:
-        return 0
-    assert prepared.setup is not None
-    return prepared.setup.write_store(prepared.args, prepared.named_datasets)
+        folder = TargetFolder(str(params.teacher_store))
+        if repair:
+            folder.discard_damaged()
+        elif folder.begun:
+            folder.check(folder.manifest())
+        prepared = prepare(checked, writes_store=True)
+        if not prepared.state.is_main_process:
+            return 0
+        assert prepared.setup is not None
+        return prepared.setup.write_store(prepared.args, prepared.named_datasets)

@@ -14,8 +14,9 @@ from ..models.generation_config import make_saveable
 from ..models.quantization import keep_differentiable
 from ..trainer.mixin import DistillationMixin
 from .callbacks import StopCallback, WatchCallback, stopping_on_interrupt
+from .metrics_file import MetricsFile
 from .prepare import PreparedRun
-from .progress import show_lines
+from .progress import FirstSteps, show_lines
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback
@@ -48,7 +49,8 @@ def fit(prepared: PreparedRun) -> Trained:
     params, project, state = prepared.checked.params, prepared.checked.project, prepared.state
     tokenizer = copy(prepared.student.tokenizer)
     stop, watch = StopCallback(), WatchCallback()
-    trainer = show_lines(_make_trainer(prepared, tokenizer, [stop, watch]))
+    shown = [FirstSteps(), MetricsFile(project.log_file)]
+    trainer = show_lines(_make_trainer(prepared, tokenizer, [stop, watch, *shown]))
     if state.is_main_process:
         project.begin(params)  # only after everything that can be refused
         if prepared.setup is not None:

@@ -1,14 +1,16 @@
 """A run's log lines for people: one short aligned line each, and a bar on a terminal.
 
-The figures in full are in the project's metrics.json and in the trackers of `--log`.
+The figures in full are in the project's metrics.jsonl and in the trackers of `--log`.
 """
 
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, TypeVar
 
+import torch
 from tqdm.auto import tqdm
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 
@@ -22,6 +24,8 @@ SHARES = (("top1_agreement", "agree", 4), ("mean_token_accuracy", "right", 4), (
 # left out of a line, or shown under another name
 HIDDEN = ("grad_norm", "entropy", "num_tokens", "num_input_tokens_seen", "total_flos", "epoch", "learning_rate")
 TIMES = ("runtime", "_per_second")
+FIRST_STEPS = 3  # after which the time left and the memory are known well enough to be shown
+GIB = 2**30
 
 
 def show_lines(trainer: AnyTrainer) -> AnyTrainer:
@@ -41,12 +45,55 @@ def show_lines(trainer: AnyTrainer) -> AnyTrainer:
     return trainer
 
 
+class Pace:
+    """How fast the steps of this process are; the first one, in which much is set up, does not count."""
+
+    def __init__(self) -> None:
+        self.since: tuple[int, float] | None = None
+
+    def add(self, step: int) -> int:
+        """Count a step that has ended and return how many there were."""
+        if self.since is None:
+            self.since = step, time.monotonic()
+        return step - self.since[0] + 1
+
+    def left(self, step: int, steps: int) -> str:
+        """Return the time until the last step, such as 01:10 or 1:02:03; "" if it is not known, or over."""
+        if self.since is None or not self.since[0] < step < steps:
+            return ""
+        first, then = self.since
+        return str(tqdm.format_interval((time.monotonic() - then) / (step - first) * (steps - step)))
+
+
+class FirstSteps(TrainerCallback):
+    """Prints once, after three steps, how long the run will take and how much memory it needs."""
+
+    def __init__(self) -> None:
+        self.pace = Pace()
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
+        """Print the line; the device is waited for this once, since the host runs ahead of it."""
+        if not state.is_world_process_zero or self.pace.add(state.global_step) != FIRST_STEPS:
+            return
+        device = torch.get_device_module(args.device)
+        device.synchronize()
+        left, memory = self.pace.left(state.global_step, state.max_steps), peak_memory(args.device)
+        if left:
+            show(f"{clock()}  about {left} left{f'; peak memory {memory}' if memory else ''}")
+
+
 class ProgressLines(TrainerCallback):
-    """Prints a line for each log to stdout and shows a progress bar on stderr if that is a terminal."""
+    """Prints a line for each log to stdout and shows a progress bar on stderr if that is a terminal.
+
+    A line begins with the time of day. Without a bar, which shows it, the line ends with the time left.
+    """
 
     def __init__(self) -> None:
         self.bar: tqdm | None = None
         self.last = ""
+        self.pace = Pace()
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
@@ -67,6 +114,7 @@ class ProgressLines(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
     ) -> None:
         """Advance the bar."""
+        self.pace.add(state.global_step)
         if self.bar is not None:
             self.bar.update(state.global_step - self.bar.n)
 
@@ -92,8 +140,8 @@ class ProgressLines(TrainerCallback):
         if state.is_world_process_zero and logs and "train_runtime" not in logs:
             text = line(logs, step=state.global_step, steps=state.max_steps)
             if text != self.last:  # the end of the last epoch and the end of the run evaluate the same model
-                tqdm.write(text, file=sys.stdout)  # above the bar, if there is one
-                sys.stdout.flush()
+                left = self.pace.left(state.global_step, state.max_steps) if self.bar is None and "loss" in logs else ""
+                show(f"{clock()}  {text}" + (f"  {left} left" if left else ""))
             self.last = text
 
     def on_train_end(self, *args: object, **kwargs: object) -> None:
@@ -101,6 +149,38 @@ class ProgressLines(TrainerCallback):
         if self.bar is not None:
             self.bar.close()
             self.bar = None
+
+
+def show(text: str) -> None:
+    """Print a line above the bar, if there is one."""
+    tqdm.write(text, file=sys.stdout)
+    sys.stdout.flush()
+
+
+def clock() -> str:
+    """Return the time of day."""
+    return time.strftime("%H:%M:%S")
+
+
+def peak_memory(device: torch.device) -> str:
+    """Return the most memory that this process has had: allocated on the accelerator, or on a CPU resident.
+
+    It is "" if it is not known.
+    """
+    module = torch.get_device_module(device)
+    if device.type == "cpu":
+        try:
+            import resource
+        except ImportError:  # on Windows
+            return ""
+        resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return f"{resident * (1 if sys.platform == 'darwin' else 1024) / GIB:.2f} GiB"
+    if not hasattr(module, "max_memory_allocated"):  # Apple's
+        return ""
+    used = f"{module.max_memory_allocated() / GIB:.2f}"
+    if not hasattr(module, "get_device_properties"):
+        return f"{used} GiB"
+    return f"{used} of {module.get_device_properties(device).total_memory / GIB:.1f} GiB"
 
 
 def line(logs: Mapping[str, object], *, step: int, steps: int) -> str:

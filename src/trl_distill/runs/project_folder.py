@@ -4,6 +4,7 @@ project/
   model.safetensors, tokenizer, ...   the result
   README.md                           model card
   config.yaml                         the effective parameters, without secrets
+  metrics.jsonl                       each log of training, as it is made
   metrics.json                        figures
   teacher_completions.jsonl           the teacher's completions
   teacher_logprobs.jsonl              a server's log-probabilities of them
@@ -34,7 +35,8 @@ from ..trainer.checkpoints import last_complete
 
 MANIFEST, MARKER = "run.json", ".unfinished"
 WEIGHTS = ("*.safetensors", "*.bin", "*.index.json", "adapter_config.json", "config.json", "generation_config.json")
-OURS = ("README.md", "config.yaml", "metrics.json")
+LOG = "metrics.jsonl"
+OURS = ("README.md", "config.yaml", "metrics.json", LOG)
 
 # what may differ when a run is resumed: how long it trains, what it logs and keeps, but not what it learns
 FREE_ON_RESUME = frozenset(
@@ -71,6 +73,7 @@ class Project:
     def __init__(self, name: str) -> None:
         self.folder = Path(name).expanduser()
         self.checkpoints = self.folder / "checkpoints"
+        self.log_file = self.folder / LOG
         self._rows = ""
         self._written: set[str] = set()
 
@@ -260,7 +263,7 @@ class Project:
         """Write the manifest, which marks the run as finished."""
         from importlib.metadata import version
 
-        names = sorted({*self._written, "README.md"})
+        names = sorted({*self._written, "README.md", LOG})
         written = [path for name in names for path in (self.folder / name, *sorted((self.folder / name).glob("*")))]
         files = {p.relative_to(self.folder).as_posix(): p.stat().st_size for p in written if p.is_file()}
         text = json.dumps({"trl_distill": version("trl-distill"), "files": files}, indent=2)

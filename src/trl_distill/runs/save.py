@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -14,6 +15,7 @@ from ..models.generation_config import make_saveable
 from ..models.loading import keep_tokenizer
 from .fit import Trained
 from .hub import push
+from .metrics_file import MetricsFile
 from .model_card import write_card
 from .result import RunResult
 from .summary import closing_lines, last_evaluation, training_means
@@ -23,8 +25,13 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-def save(trained: Trained) -> RunResult:
-    """Evaluate, write the project folder and print where it is."""
+def save(trained: Trained, *, started: float) -> RunResult:
+    """Evaluate, write the project folder and print where it is.
+
+    Args:
+        trained: The run.
+        started: When it began, by `time.perf_counter`.
+    """
     checked, state = trained.prepared.checked, trained.prepared.state
     trainer, merges = trained.trainer, checked.params.merge_adapter
     evaluated = _evaluation(trained) if merges else None  # merging takes the adapter apart
@@ -32,6 +39,7 @@ def save(trained: Trained) -> RunResult:
     with checked.project.writing(state) as folder:
         _save_model(trained, model, folder)
     evaluated = _evaluation(trained) if evaluated is None else evaluated
+    trainer.remove_callback(MetricsFile)  # the file is complete
     model = _ready_to_answer(trained, model)
     history = trainer.state.log_history
     metrics = {**trained.prepared.figures(), **trained.metrics, **training_means(history), **evaluated}
@@ -41,7 +49,7 @@ def save(trained: Trained) -> RunResult:
         paths |= checked.project.write_metrics(metrics, lines)
         paths["card"] = write_card(trained, None if _is_sharded(trained) else model, metrics)
         paths |= checked.project.finish()
-        print(closing_lines(checked.project.folder, metrics))
+        print(closing_lines(checked.project.folder, metrics, seconds=time.perf_counter() - started))
         if checked.params.push_to_hub:
             push(checked.project.folder, checked.params)
     state.wait_for_everyone()

@@ -1,4 +1,4 @@
-"""The command shows the run, and no library messages unless `--debug` is given."""
+"""The command and `train()` show the run, and no library messages unless `--debug` or `verbose=True` is given."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import pty
+import re
 import struct
 import subprocess
 import sys
@@ -16,7 +17,7 @@ import warnings
 import pytest
 from forks import run_fork
 
-from trl_distill.cli.library_output import KERNEL, MESSAGES, WARNINGS, quiet
+from trl_distill.runs.library_output import KERNEL, MESSAGES, WARNINGS, quiet
 
 COMMAND = [sys.executable, "-m", "trl_distill.cli", "llm"]
 ASIDES = (
@@ -50,7 +51,7 @@ def test_a_run_shows_its_own_lines_and_one_bar(flags):
     assert all(text.startswith("Teacher writes completions") for text in shown), done.stderr
     assert done.stdout.startswith("Pre-flight (train)")
     assert not [aside for aside in ("{'", "Setting accelerator") if aside in done.stdout]
-    assert len([text for text in done.stdout.splitlines() if text.startswith("step ")]) == 2
+    assert len([text for text in done.stdout.splitlines() if re.match(r"\d\d:\d\d:\d\d  step ", text)]) == 2
 
 
 def test_an_error_is_the_only_output(tmp_path):
@@ -65,6 +66,42 @@ def test_an_error_is_the_only_output(tmp_path):
     assert done.returncode == 2
     assert done.stderr.startswith("aitraining: error: "), done.stderr
     assert len(done.stderr.splitlines()) == 1, done.stderr
+
+
+SCRIPT = """
+import sys
+from trl_distill import LLMTrainingParams, train
+from tqdm import tqdm
+from datasets import Dataset
+
+model, teacher, data, project, verbose = sys.argv[1:]
+params = LLMTrainingParams(
+    model=model, teacher_model=teacher, data_path=data, teacher_prompt_template="e {input}", project_name=project,
+    epochs=2, distill_max_teacher_length=4, logging_steps=1, gradient_checkpointing=True,
+)
+train(params, verbose=verbose == "verbose")
+list(tqdm([1], desc="my own bar"))
+Dataset.from_dict({"x": [1]}).map(dict, desc="my own map")
+"""
+
+
+@pytest.mark.parametrize("verbose", [False, True])
+def test_train_in_a_script_is_as_quiet_as_the_command(verbose, flags, tmp_path):
+    (tmp_path / "script.py").write_text(SCRIPT)
+    given = [*flags[1:6:2], flags[9], "verbose" if verbose else "quiet"]
+    done = subprocess.run(
+        [sys.executable, str(tmp_path / "script.py"), *given], capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    shown = [text for text in done.stderr.replace("\r", "\n").splitlines() if text.strip()]
+    if verbose:
+        for aside in ("Loading weights", "Writing model shards", "Tokenizing", "FutureWarning"):
+            assert aside in done.stderr
+        return
+    ours, theirs = "Teacher writes completions", ("my own bar", "my own map")
+    assert all(text.startswith((ours, *theirs)) for text in shown), done.stderr
+    assert all(any(text.startswith(name) for text in shown) for name in (ours, *theirs))
+    assert "Setting accelerator" not in done.stdout
 
 
 def test_debug_shows_everything(flags, tmp_path):
@@ -99,7 +136,7 @@ def test_messages_are_shown_again_afterwards(monkeypatch):
     monkeypatch.delenv("TQDM_DISABLE", raising=False)
     loggers = [logging.getLogger(name) for name, _ in (KERNEL, *MESSAGES)]
     before = [list(logger.filters) for logger in loggers], list(warnings.filters)
-    with quiet():
+    with quiet(own_process=True):
         assert os.environ["TQDM_DISABLE"] == "1"
         assert all(logger.filters for logger in loggers)
     assert ([list(logger.filters) for logger in loggers], list(warnings.filters)) == before

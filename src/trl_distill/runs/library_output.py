@@ -1,7 +1,7 @@
-"""Hides library messages that a user of the command can do nothing about; `--debug` shows them.
+"""Hides library messages that a user can do nothing about; `--debug` and `verbose=True` show them.
 
-Applied before the libraries are imported, with the standard library alone: the command must be able to reject its
-arguments without loading torch. Programs that use the package from Python are not affected.
+Messages are hidden with the standard library alone, before the libraries are imported: the command must be able to
+reject its arguments without loading torch.
 """
 
 from __future__ import annotations
@@ -27,8 +27,9 @@ MESSAGES = (
     # --torch-compile was asked for
     ("transformers.training_args", "The speedups for torchdynamo"),
 )
+TQDM = "TQDM_DISABLE"
 # category and the start of the text
-WARNINGS = (
+WARNINGS: tuple[tuple[type[Warning], str], ...] = (
     # TRL 1.16 and PEFT 0.21 use these names, which transformers 5.23 deprecates
     (FutureWarning, r"`(is_)?gradient_checkpointing` is deprecated"),
 )
@@ -46,21 +47,22 @@ class _Dropped(logging.Filter):
 
 
 @contextmanager
-def quiet(*, four_bits: bool = False) -> Iterator[None]:
-    """Hide the known library messages while a command runs.
-
-    tqdm shows a bar only to code that asks for one explicitly: generation by the teacher, training and downloads do;
-    loading weights, writing shards and mapping rows do not.
+def quiet(*, four_bits: bool = False, own_process: bool = False) -> Iterator[None]:
+    """Hide the known library messages.
 
     Args:
         four_bits: Whether a model is quantized to int4, so that a missing kernel for it is worth a message.
+        own_process: Whether nothing else runs in this process. tqdm is then imported such that it shows a bar only to
+            code that asks for one explicitly: generation by the teacher, training and downloads do; loading weights,
+            writing shards and mapping rows do not.
     """
     messages = MESSAGES if four_bits else (KERNEL, *MESSAGES)
     filters = [(name, _Dropped(start)) for name, start in messages]
     for name, dropped in filters:
         logging.getLogger(name).addFilter(dropped)
-    before = os.environ.get("TQDM_DISABLE")
-    os.environ.setdefault("TQDM_DISABLE", "1")  # tqdm reads it when it is imported; an explicit disable= wins
+    before = os.environ.get(TQDM)
+    if own_process:
+        os.environ.setdefault(TQDM, "1")  # tqdm reads it when it is imported; an explicit disable= wins
     try:
         with warnings.catch_warnings():
             for category, start in WARNINGS:
@@ -70,4 +72,24 @@ def quiet(*, four_bits: bool = False) -> Iterator[None]:
         for name, dropped in filters:
             logging.getLogger(name).removeFilter(dropped)
         if before is None:
-            os.environ.pop("TQDM_DISABLE", None)
+            os.environ.pop(TQDM, None)
+
+
+@contextmanager
+def without_library_bars() -> Iterator[None]:
+    """Hide the bars of datasets and transformers, which appear below those of a run; downloads keep theirs."""
+    from huggingface_hub.utils import are_progress_bars_disabled, enable_progress_bars
+    from transformers.utils import logging as bars
+
+    from ..data.streaming import without_dataset_bars
+
+    shown, downloads = bars.is_progress_bar_enabled(), not are_progress_bars_disabled()
+    bars.disable_progress_bar()  # which disables those of downloads too
+    if downloads:
+        enable_progress_bars()
+    try:
+        with without_dataset_bars():
+            yield
+    finally:
+        if shown:
+            bars.enable_progress_bar()
