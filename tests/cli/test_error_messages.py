@@ -16,7 +16,7 @@ def ended(monkeypatch):
     """Return a function that runs the command with a `run` that raises."""
 
     def end(error, *arguments):
-        def run(params):
+        def run(params, *, verbose):
             raise error
 
         monkeypatch.setattr(trl_distill.runs.api, "run", run)
@@ -54,10 +54,10 @@ def test_debug_shows_the_traceback(error, ended):
 
 def test_parameters_reach_the_run(monkeypatch):
     seen = []
-    monkeypatch.setattr(trl_distill.runs.api, "run", seen.append)
+    monkeypatch.setattr(trl_distill.runs.api, "run", lambda params, *, verbose: seen.extend([params, verbose]))
     result = CliRunner().invoke(main, ["llm", "--model", "gpt2", "--teacher_model", "gpt2-large", "--debug"])
     assert (result.exit_code, result.output) == (0, "")
-    assert (seen[0].model, seen[0].teacher_model) == ("gpt2", "gpt2-large")
+    assert (seen[0].model, seen[0].teacher_model, seen[1]) == ("gpt2", "gpt2-large", True)
 
 
 @pytest.mark.parametrize("flag", ["--token", "--hub-token", "--hub_token", "--hf-token"])
