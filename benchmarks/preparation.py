@@ -19,8 +19,8 @@ from _measure import alternating, machine, median_ratio, print_json, table
 from datasets import Dataset, disable_caching, disable_progress_bars
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from trl_distill.data.preparation import prepare
-from trl_distill.data.recipe import PromptSide, Recipe
+from trl_distill.data.preparation import Recipe
+from trl_distill.data.recipe import PromptSide
 from trl_distill.data.rows import Columns
 from trl_distill.embedded import embedded_path
 from trl_distill.prompts.template import parse_template
@@ -56,7 +56,7 @@ def ours(rows: Dataset, tokenizer: PreTrainedTokenizerBase, processes: int | Non
         write=no_teacher,
         num_proc=processes,
     )
-    return prepare(rows, recipe)[0]
+    return recipe.prepare(rows)[0]
 
 
 def no_teacher(prompts: list[Any]) -> list[Any]:

@@ -14,8 +14,8 @@ from datasets import Dataset, Features, Json, List
 from transformers import LlamaConfig, LlamaForCausalLM
 from trl import SFTConfig, SFTTrainer
 
-from trl_distill.data.preparation import prepare
-from trl_distill.data.recipe import PromptSide, Recipe
+from trl_distill.data.preparation import Recipe
+from trl_distill.data.recipe import PromptSide
 from trl_distill.data.rows import Columns
 from trl_distill.errors import UsageError
 from trl_distill.prompts.template import parse_template
@@ -90,7 +90,7 @@ def ours(tokenizer: Any, form: str) -> Learned:
     side, columns = PromptSide(tokenizer, template, None), Columns(assistant_turns=form in ALL_TURNS)
     recipe = Recipe(side, side, columns, write=lambda prompts: [], completions="data")
     try:
-        rows, preflight = prepare(Dataset.from_list([row_of(form)]), recipe)
+        rows, preflight = recipe.prepare(Dataset.from_list([row_of(form)]))
     except UsageError as error:
         return Learned(refused=str(error))
     row = rows[0]

@@ -11,8 +11,8 @@ from datasets import Dataset
 from forms import distilling
 from transformers import AutoTokenizer
 
-from trl_distill.data.preparation import prepare
-from trl_distill.data.recipe import PromptSide, Recipe
+from trl_distill.data.preparation import Recipe
+from trl_distill.data.recipe import PromptSide
 from trl_distill.data.rows import Columns
 from trl_distill.errors import DataError, TemplateError
 from trl_distill.models.generation import Completion
@@ -65,23 +65,23 @@ MIXED = Dataset.from_dict({"text": ["a b", "c"], "completion": ["d", None]})
     ],
 )
 def test_completions_auto_decides_row_by_row(data, settings, expected, tokenizer):
-    _, preflight = prepare(data, recipe(tokenizer, **settings))
+    _, preflight = recipe(tokenizer, **settings).prepare(data)
     assert preflight.sources == expected
 
 
 def test_completions_data_needs_a_completion_in_every_row(tokenizer):
     with pytest.raises(DataError, match=r"2 rows have no completion \(row 1, 2\).*--completion-column"):
-        prepare(TEXT, recipe(tokenizer, completions="data", teacher="e {input}"))
+        recipe(tokenizer, completions="data", teacher="e {input}").prepare(TEXT)
 
 
 @pytest.mark.parametrize("column", ["prompt", "completion"])
 def test_the_input_column_is_no_template_field(column, tokenizer):
     with pytest.raises(TemplateError, match=rf"\{{{column}\}}, but that column is read as the input or the completion"):
-        prepare(OWN, recipe(tokenizer, teacher=f"{{input}} {{{column}}}"))
+        recipe(tokenizer, teacher=f"{{input}} {{{column}}}").prepare(OWN)
 
 
 def test_each_side_reads_its_own_prompt_and_the_same_completion(tokenizer):
-    rows, _ = prepare(OWN, recipe(tokenizer, teacher="e f {input} g"))
+    rows, _ = recipe(tokenizer, teacher="e f {input} g").prepare(OWN)
     assert tokenizer.decode(rows[0]["student_prompt"]) == "a b"
     assert tokenizer.decode(rows[0]["teacher_prompt"]) == "e f a b g"
     assert rows[0]["completion"][-1] == tokenizer.eos_token_id
@@ -89,26 +89,26 @@ def test_each_side_reads_its_own_prompt_and_the_same_completion(tokenizer):
 
 def test_the_teacher_is_asked_under_its_own_prompt(tokenizer):
     asked = []
-    rows, preflight = prepare(TEXT, recipe(tokenizer, teacher="e {input}", asked=asked))
+    rows, preflight = recipe(tokenizer, teacher="e {input}", asked=asked).prepare(TEXT)
     assert [tokenizer.decode(p) for p in asked] == ["e a b", "e c"]
     assert rows[0]["completion"] == [7, 8]
     assert preflight.completions_cut == 2
 
 
 def test_a_completion_that_the_teacher_did_not_finish_is_taught_no_end(tokenizer):
-    rows, _ = prepare(TEXT, recipe(tokenizer, teacher="e {input}"))
+    rows, _ = recipe(tokenizer, teacher="e {input}").prepare(TEXT)
     assert tokenizer.eos_token_id not in rows[0]["completion"]
 
 
 def test_plain_text_is_learned_as_a_whole(tokenizer):
-    rows, _ = prepare(TEXT, recipe(tokenizer))
+    rows, _ = recipe(tokenizer).prepare(TEXT)
     assert rows[0]["student_prompt"] == rows[0]["teacher_prompt"]
     assert tokenizer.decode(rows[0]["completion"], skip_special_tokens=True) == "a b"
 
 
 def test_other_columns_are_template_fields(tokenizer):
     data = Dataset.from_dict({"text": ["a"], "role": ["g"], "completion": ["b"]})
-    rows, _ = prepare(data, recipe(tokenizer, teacher="{role} {input}"))
+    rows, _ = recipe(tokenizer, teacher="{role} {input}").prepare(data)
     assert tokenizer.decode(rows[0]["teacher_prompt"]) == "g a"
 
 
@@ -116,12 +116,12 @@ def test_an_unknown_field_is_refused_before_anything_is_written(tokenizer):
     asked = []
     data = Dataset.from_dict({"text": ["a"], "role": ["g"]})
     with pytest.raises(TemplateError, match=r"\{rule\}.*there are 'input', 'role'.*Did you mean 'role'"):
-        prepare(data, recipe(tokenizer, teacher="{rule} {input}", asked=asked))
+        recipe(tokenizer, teacher="{rule} {input}", asked=asked).prepare(data)
     assert not asked
 
 
 def test_the_preflight_says_what_is_saved_and_shows_the_first_row(tokenizer):
-    _, preflight = prepare(OWN, recipe(tokenizer, teacher="e f g {input}", vocabulary=400))
+    _, preflight = recipe(tokenizer, teacher="e f g {input}", vocabulary=400).prepare(OWN)
     assert preflight.saved == 3
     text = preflight.text()
     for part in ("2", "3.0 saved per query", "2 from the data", "400 rows shared", "| e f g a b", "first row, student"):
@@ -130,7 +130,7 @@ def test_the_preflight_says_what_is_saved_and_shows_the_first_row(tokenizer):
 
 def test_rows_set_aside_are_counted_and_named(tokenizer):
     data = Dataset.from_dict({"prompt": ["a", "  ", "c"], "completion": ["b", "b", "d"]})
-    rows, preflight = prepare(data, recipe(tokenizer))
+    rows, preflight = recipe(tokenizer).prepare(data)
     assert len(rows) == 2
     assert preflight.rows.total == 3
     assert "2" in preflight.text()
@@ -140,8 +140,8 @@ def test_rows_set_aside_are_counted_and_named(tokenizer):
 def test_a_prompt_that_is_too_long_names_its_row(tokenizer):
     data = Dataset.from_dict({"prompt": ["a", "a b c d e f g a b c"], "completion": ["b", "c"]})
     with pytest.raises(DataError, match=r"row 2: the student's prompt has 10 tokens, .*: the limit is 8"):
-        prepare(data, recipe(tokenizer, limit=8))
-    rows, preflight = prepare(data, recipe(tokenizer, limit=8, overflow="left"))
+        recipe(tokenizer, limit=8).prepare(data)
+    rows, preflight = recipe(tokenizer, limit=8, overflow="left").prepare(data)
     assert preflight.prompts_cut == 1
     assert tokenizer.decode(rows[1]["student_prompt"]).endswith("a b c")
 
@@ -177,7 +177,7 @@ def test_the_limit_that_was_exceeded_is_named(longest, settings, said, completio
 )
 def test_cut_completions_are_fitted_by_a_longer_block_only_if_the_model_allows_it(limit, tokenizer):
     data = Dataset.from_dict({"prompt": ["a", "b"], "completion": ["b c d e f g a b", "c"]})
-    _, preflight = prepare(data, recipe(tokenizer, teacher="e {input}", limit=limit))
+    _, preflight = recipe(tokenizer, teacher="e {input}", limit=limit).prepare(data)
     line = next(line for line in preflight.text().splitlines() if "did not fit into a sequence" in line)
     assert line.startswith("  cut           1 did not fit")
     assert line.endswith("; raise --block-size") is bool(limit.remedy)
@@ -187,14 +187,14 @@ def test_nothing_is_written_if_a_prompt_of_either_side_is_too_long(tokenizer):
     asked = []
     data = Dataset.from_dict({"prompt": ["a", "a b c d e f g a b c"], "completion": [None, "c"]})
     with pytest.raises(DataError, match="row 2: the student's prompt has 10 tokens"):
-        prepare(data, recipe(tokenizer, teacher="e {input}", limit=8, asked=asked))
+        recipe(tokenizer, teacher="e {input}", limit=8, asked=asked).prepare(data)
     assert asked == []
 
 
 def test_a_dry_run_writes_for_its_sample_only(tokenizer):
     asked = []
     data = Dataset.from_dict({"text": [f"a {w}" for w in "bcdefg"]})
-    rows, _ = prepare(data, recipe(tokenizer, teacher="e {input}", asked=asked), rows_at_most=2)
+    rows, _ = recipe(tokenizer, teacher="e {input}", asked=asked).prepare(data, rows_at_most=2)
     assert len(rows) == len(asked) == 2
 
 
@@ -215,7 +215,7 @@ CONVERSATION = Dataset.from_dict(
 
 def test_a_template_renders_the_last_user_message_of_a_conversation(chat_model_dir):
     tokenizer = AutoTokenizer.from_pretrained(chat_model_dir)
-    rows, _ = prepare(CONVERSATION, recipe(tokenizer, teacher="e {input}"))
+    rows, _ = recipe(tokenizer, teacher="e {input}").prepare(CONVERSATION)
     expected = [
         {"role": "system", "content": "f"},
         {"role": "user", "content": "a"},
@@ -233,7 +233,7 @@ def test_a_template_renders_the_last_user_message_of_a_conversation(chat_model_d
 def test_a_chat_templates_system_message_takes_the_conversations_place(chat_model_dir):
     tokenizer = AutoTokenizer.from_pretrained(chat_model_dir)
     chat = [{"role": "system", "content": "g g"}, {"role": "user", "content": "{input}"}]
-    rows, _ = prepare(CONVERSATION, recipe(tokenizer, teacher=chat))
+    rows, _ = recipe(tokenizer, teacher=chat).prepare(CONVERSATION)
     text = tokenizer.decode(rows[0]["teacher_prompt"])
     assert "g g" in text
     assert "f" not in text.replace("g g", "")
@@ -242,7 +242,7 @@ def test_a_chat_templates_system_message_takes_the_conversations_place(chat_mode
 def test_a_chat_template_makes_a_chat_of_plain_rows(chat_model_dir):
     tokenizer = AutoTokenizer.from_pretrained(chat_model_dir)
     chat = [{"role": "system", "content": "g"}, {"role": "user", "content": "{input}"}]
-    rows, _ = prepare(OWN, recipe(tokenizer, teacher=chat))
+    rows, _ = recipe(tokenizer, teacher=chat).prepare(OWN)
     messages = [{"role": "system", "content": "g"}, {"role": "user", "content": "a b"}]
     shown = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
     assert rows[0]["teacher_prompt"] == shown
@@ -262,14 +262,14 @@ def test_the_teacher_is_not_pickled_for_the_sake_of_a_cache(tokenizer):
         def __call__(self, prompts):
             return [WROTE] * len(prompts)
 
-    rows, _ = prepare(TEXT, replace(recipe(tokenizer, teacher="e {input}"), write=Write()))
+    rows, _ = replace(recipe(tokenizer, teacher="e {input}"), write=Write()).prepare(TEXT)
     assert len(rows) == 2
     assert Write.pickled == 0
 
 
 def test_a_long_first_row_is_shown_by_its_start_and_its_end(tokenizer):
     text = "a " * 150 + "b " * 150
-    _, preflight = prepare(Dataset.from_dict({"prompt": [text], "completion": ["c"]}), recipe(tokenizer, limit=None))
+    _, preflight = recipe(tokenizer, limit=None).prepare(Dataset.from_dict({"prompt": [text], "completion": ["c"]}))
     (shown,) = [line for line in preflight.text().splitlines() if "| a a" in line][:1]
     assert " tokens ...] b b" in shown.replace("  ", " ")
     assert 200 < len(shown) < 300
@@ -281,7 +281,7 @@ def test_a_completion_with_a_token_that_only_the_student_has_names_its_row(token
     student.add_tokens(["<x>"])
     rows = len(tokenizer)
     with pytest.raises(DataError, match=f"train, row 2: the completion holds token {rows}.*share the tokens 0 to"):
-        prepare(data, recipe(student, vocabulary=rows))
+        recipe(student, vocabulary=rows).prepare(data)
 
 
 @pytest.mark.parametrize("side", ["student", "teacher"])
@@ -290,5 +290,5 @@ def test_a_prompt_with_a_token_that_its_model_does_not_have_is_refused_before_it
     short = recipe(tokenizer, asked=asked, completions="teacher")
     short = replace(short, **{side: replace(getattr(short, side), rows=tokenizer("c")["input_ids"][0])})
     with pytest.raises(DataError, match=f"row 2: the {side}'s prompt holds token .*the {side} has the tokens"):
-        prepare(Dataset.from_dict({"text": ["a", "c"]}), short)
+        short.prepare(Dataset.from_dict({"text": ["a", "c"]}))
     assert not asked

@@ -12,8 +12,8 @@ from forms import assistant, learned_texts, settings, user
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from trl_distill import DistillationSFTConfig, DistillationSFTTrainer, LLMTrainingParams, run
-from trl_distill.data.preparation import prepare
-from trl_distill.data.recipe import PromptSide, Recipe
+from trl_distill.data.preparation import Recipe
+from trl_distill.data.recipe import PromptSide
 from trl_distill.data.rows import Columns
 from trl_distill.errors import ParamsError, TemplateError
 from trl_distill.prompts.chat_template import ChatTemplate
@@ -251,7 +251,7 @@ def test_a_template_that_rewrites_the_question_is_refused_with_both_endings(toke
     side = PromptSide(tokenizer, parse_template("{input}", name="template"), None)
     rows = Dataset.from_list([{"messages": [*TURNS, {"role": "assistant", "content": "c"}]}])
     with pytest.raises(TemplateError, match=r"row 1: .* the prompt has 'a b\|>', and .* 'old a b\|c\|' in its place"):
-        prepare(rows, Recipe(side, side, Columns(), write=lambda prompts: []))
+        Recipe(side, side, Columns(), write=lambda prompts: []).prepare(rows)
 
 
 def test_the_teacher_may_have_a_template_of_its_own(tmp_path):

@@ -9,8 +9,8 @@ from datasets import Dataset
 from tokenizing import byte_level, llama, pieces
 from transformers import AutoTokenizer
 
-from trl_distill.data.preparation import prepare
-from trl_distill.data.recipe import PromptSide, Recipe
+from trl_distill.data.preparation import Recipe
+from trl_distill.data.recipe import PromptSide
 from trl_distill.data.rows import Columns
 from trl_distill.errors import DataError, TeacherError, TemplateError
 from trl_distill.prompts.chat_template import ChatTemplate
@@ -203,7 +203,7 @@ def test_a_text_that_begins_with_the_bos_gets_no_second_one():
     template = parse_template("{input}", name="template")
     side = PromptSide(tokenizer, template, None)
     recipe = Recipe(side, side, Columns(), write=lambda prompts: [])
-    rows, _ = prepare(Dataset.from_list([{"text": "<s>the fox"}, {"text": "the fox"}]), recipe)
+    rows, _ = recipe.prepare(Dataset.from_list([{"text": "<s>the fox"}, {"text": "the fox"}]))
     first, second = ([*row["student_prompt"], *row["completion"]] for row in rows)
     assert (
         first == second == [bos, *tokenizer("the fox", add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]

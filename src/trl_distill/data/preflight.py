@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from ..losses.settings import LossWeights
     from ..prompts.serving_template import Serving
     from .loading import RowReport
-    from .recipe import Recipe
+    from .recipe import RowRecipe
     from .row_faults import Cells
 
 
@@ -119,7 +119,7 @@ class Preflight:
         cls,
         rows: Dataset,
         report: RowReport,
-        recipe: Recipe,
+        recipe: RowRecipe,
         name: str,
         *,
         example: Example,
@@ -314,7 +314,7 @@ def prompts_differ(row: Cells) -> bool:
     return bool(row["student_prompt"] != row["teacher_prompt"]) or between
 
 
-def _warning(rows: Dataset, recipe: Recipe) -> str:
+def _warning(rows: Dataset, recipe: RowRecipe) -> str:
     """Return what is wrong with two prompts of which the teacher's is not the longer one; see `Preflight.warning`."""
     student, teacher = (lengths_of(rows, f"{side}_prompt").sum() for side in ("student", "teacher"))
     if teacher > student:
@@ -336,7 +336,7 @@ def _warning(rows: Dataset, recipe: Recipe) -> str:
     )
 
 
-def notes_of(*recipes: Recipe) -> tuple[str, ...]:
+def notes_of(*recipes: RowRecipe) -> tuple[str, ...]:
     """Return what is to be noted of the templates of one teacher or several."""
     found = [note for r in recipes for side in (r.student, r.teacher) for note in side.template.notes()]
     return tuple(dict.fromkeys(found))

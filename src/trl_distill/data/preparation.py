@@ -1,6 +1,6 @@
 """Rows to aligned token ids: render both prompts, find or write the completion, fit it into both models.
 
-The outcome is a Dataset with `row`, `student_prompt`, `teacher_prompt` and `completion` (token ids), which
+`Recipe.prepare` returns a Dataset with `row`, `student_prompt`, `teacher_prompt` and `completion` (token ids), which
 `DistillationCollator` reads, and a `Preflight` with the figures.
 """
 
@@ -33,6 +33,7 @@ from .file_readers import Batch
 from .loading import RowReport, read_rows
 from .preflight import Example, Preflight, prompts_differ
 from .pretokenized import check_tokenized, is_tokenized, read_tokenized
+from .recipe import RowRecipe
 from .row_faults import Cells
 from .row_tokens import WITH_TOOLS, check_in_one_piece, fit_row, put_written, row_frame, source_of, tokenize_row
 from .rows import NoUsableRows, rows_of
@@ -42,8 +43,6 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from datasets import Dataset
 
-    from ..prompts.template import Template
-    from .recipe import Recipe
 
 COLUMNS = ("row", "student_prompt", "teacher_prompt", "completion")
 IDS = List(Value("int64"))
@@ -59,120 +58,238 @@ def is_prepared(dataset: object) -> bool:
     return "row" in features and all(getattr(kind, "dtype", "").startswith(("int", "null")) for kind in ids)
 
 
-def read(dataset: Dataset, recipe: Recipe, *, name: str = "train") -> tuple[Dataset, RowReport]:
-    """Read a dataset's rows and check the templates against its columns; needs no model.
+class Recipe(RowRecipe):
+    """How the rows of a dataset become token ids for one teacher."""
 
-    Raises:
-        DataError: See `rows.read_rows`.
-        TemplateError: A template field that is no column.
-    """
-    columns, templates = recipe.columns, (recipe.student.template, recipe.teacher.template)
-    if is_tokenized(dataset):
-        needs = "cross_tokenizer is on" if recipe.tokenizer_pair is not None else None
-        needs = "completions is 'teacher'" if recipe.completions == "teacher" else needs
-        check_tokenized(dataset, templates, needs=needs, source=name)
-        return read_tokenized(dataset, source=name)
-    rows, report = read_rows(
-        dataset,
-        columns,
-        fields=recipe.fields,
-        num_proc=recipe.num_proc,
-        source=name,
-    )
-    values = Row.from_columns(rows[0]).values
-    for template in templates:
-        template.check_columns(values, read=dataset.column_names)
-    if not values.keys().isdisjoint({*OWN, TOOLS, KWARGS}):
-        _check_own_prompts(rows, recipe.teacher.template, name=name)
-    texts = column_of(rows, "row").filter(column_of(rows, "history").is_null())
-    if columns.assistant_turns and len(texts):
-        raise DataError(
-            f"{name}, row {texts[0]}, is text, and assistant_only_loss learns what the assistant says in "
-            "conversations; give messages, or drop assistant_only_loss."
+    def read(self, dataset: Dataset, *, name: str = "train") -> tuple[Dataset, RowReport]:
+        """Read a dataset's rows and check the templates against its columns; needs no model.
+
+        Raises:
+            DataError: See `rows.read_rows`.
+            TemplateError: A template field that is no column.
+        """
+        templates = (self.student.template, self.teacher.template)
+        if is_tokenized(dataset):
+            needs = "cross_tokenizer is on" if self.tokenizer_pair is not None else None
+            needs = "completions is 'teacher'" if self.completions == "teacher" else needs
+            check_tokenized(dataset, templates, needs=needs, source=name)
+            return read_tokenized(dataset, source=name)
+        rows, report = read_rows(dataset, self.columns, fields=self.fields, num_proc=self.num_proc, source=name)
+        values = Row.from_columns(rows[0]).values
+        for template in templates:
+            template.check_columns(values, read=dataset.column_names)
+        if not values.keys().isdisjoint({*OWN, TOOLS, KWARGS}):
+            for row in rows_of(rows):
+                where = f"{name}, row {row.number}"
+                own_prompt(row.values, self.teacher.template, where=where)
+                if row.history is not None:
+                    options_of(row.values, where=where)
+        texts = column_of(rows, "row").filter(column_of(rows, "history").is_null())
+        if self.columns.assistant_turns and len(texts):
+            raise DataError(
+                f"{name}, row {texts[0]}, is text, and assistant_only_loss learns what the assistant says in "
+                "conversations; give messages, or drop assistant_only_loss."
+            )
+        return rows, report
+
+    def prepare(
+        self,
+        dataset: Dataset | tuple[Dataset, RowReport],
+        *,
+        split: Split = Split.TRAIN,
+        name: str = "train",
+        rows_at_most: int | None = None,
+        whole: bool = True,
+        streamed: bool = False,
+    ) -> tuple[Dataset, Preflight]:
+        """Turn a dataset of any accepted form into aligned token ids.
+
+        Args:
+            dataset: The rows, or what `read` made of them.
+            split: What the dataset is for.
+            name: The dataset in messages.
+            rows_at_most: Rows to prepare after all have been read and checked (a dry run's sample).
+            whole: Whether these are all rows of the dataset, or the first ones of a stream; not a later block.
+            streamed: Whether they are a block of a stream, whose rows all have masks if any row may have gaps.
+
+        Raises:
+            DataError: Bad rows, a prompt that is too long, or completions asked of data that has none.
+            ParamsError: Teacher and student are the same weights and read the same tokens in every row.
+            TemplateError: A template field that is no column.
+        """
+        masked = streamed and self.in_one_piece is None and (self.columns.assistant_turns or is_tokenized(dataset))
+        rows, report = dataset if isinstance(dataset, tuple) else self.read(dataset, name=name)
+        if rows_at_most is not None and len(rows) > rows_at_most:
+            rows, whole = rows.select(range(rows_at_most)), False
+        required = whole and split is Split.TRAIN
+        aligned = self.align(rows, split=split, name=name, whole=whole)
+        columns: tuple[str, ...] = COLUMNS if self.tokenizer_pair is None else (*COLUMNS, *PAIR_COLUMNS)
+        if masked or lengths_of(aligned, "completion_mask").any():
+            aligned, columns = mapped(aligned, turns.with_masks, f"Marking {name}"), (*COLUMNS, *turns.COLUMNS)
+        return self.finish(aligned, rows, report, name=name, columns=columns, required=required, serves=required)
+
+    def align(self, rows: Dataset, *, split: Split, name: str, whole: bool = True) -> Dataset:
+        """Return rows that were read with their ids, completions and figures, a column for each field of `AlignedRow`.
+
+        Raises:
+            DataError, ParamsError: See `prepare`.
+        """
+        if split is not Split.TRAIN and self.prompt_dropout:  # evaluation is of the student under its own prompt
+            return replace(self, prompt_dropout=0.0).align(rows, split=split, name=name, whole=whole)
+        self._check_sources(rows, name)
+        # other processes get a copy, which must not hold the teacher; what is asked in text is asked here
+        alone = self if self.reads_text else replace(self, write=_nobody, fetch_targets=None, teaches_nothing=None)
+        tokens = (
+            rows.with_format("arrow")  # values go from Arrow to Arrow, without what datasets does with each
+            .map(
+                partial(_align_batch, recipe=alone, name=name),
+                batched=True,
+                remove_columns=rows.column_names,
+                features=ALIGNED,
+                num_proc=None if self.reads_text else self.num_proc,
+                load_from_cache_file=False,
+                new_fingerprint=uuid.uuid4().hex,
+                desc=f"Tokenizing {name}",
+            )
+            .with_format(None)
         )
-    return rows, report
+        check_in_one_piece(tokens, self.in_one_piece, name=name)
+        self._check_ids(tokens, name)
+        if whole and split is Split.TRAIN and self.teaches_nothing is not None:
+            check_differs(rows, tokens, self, self.teaches_nothing, name=name)
+        return self._write_missing(tokens, rows, name)
 
+    def finish(
+        self,
+        aligned: Dataset,
+        rows: Dataset,
+        report: RowReport,
+        *,
+        name: str,
+        columns: tuple[str, ...],
+        required: bool = False,
+        serves: bool = False,
+    ) -> tuple[Dataset, Preflight]:
+        """Return the aligned rows that have a token to learn, and the pre-flight.
 
-def _check_own_prompts(rows: Dataset, template: Template, *, name: str) -> None:
-    for row in rows_of(rows):
-        where = f"{name}, row {row.number}"
-        own_prompt(row.values, template, where=where)
-        if row.history is not None:
-            options_of(row.values, where=where)
+        Args:
+            aligned: What `align` made of `rows`.
+            rows: The rows read.
+            report: On them.
+            name: The dataset in messages.
+            columns: Those to return.
+            required: Whether a server must have log-probabilities for at least one token.
+            serves: Whether these are the rows whose prompts the student is served with.
 
+        Raises:
+            NoUsableRows: No row has a completion token.
+        """
+        learns = array_of(aligned, "kept") > 0
+        usable = aligned if learns.all() else aligned.select(learns.nonzero()[0])
+        lost = aligned.select((~learns).nonzero()[0]).select_columns(["row", "unusable"])
+        learned = set(array_of(usable, "row").tolist()) if len(lost) else set()
+        reasons = {row["row"]: row["unusable"] for row in lost}
+        empty = tuple((f"row {n}", why or "no completion token") for n, why in reasons.items() if n not in learned)
+        report = replace(report, used=report.used - len(empty), set_aside=(*report.set_aside, *empty))
+        if len(usable) == 0:
+            todo = "add completions, or let the teacher write them with --completions teacher."
+            if "teacher" in column_of(aligned, "source").to_pylist() and any(reasons.values()):
+                todo = f"{report.summary()}; change the teacher's prompt, or choose another teacher."
+            raise NoUsableRows(f"{name}: no row has a completion token to learn; {todo}")
+        coverage = None if self.fetch_targets is None else self.fetch_targets(usable, required)
+        preflight = Preflight.of(usable, report, self, name, example=self._example(usable, rows))
+        serving = self._serving(usable, rows) if serves and self.serves else None
+        return usable.select_columns(list(columns)), replace(preflight, coverage=coverage, serving=serving)
 
-def prepare(
-    dataset: Dataset | tuple[Dataset, RowReport],
-    recipe: Recipe,
-    *,
-    split: Split = Split.TRAIN,
-    name: str = "train",
-    rows_at_most: int | None = None,
-    whole: bool = True,
-    masks: bool = False,
-) -> tuple[Dataset, Preflight]:
-    """Turn a dataset of any accepted form into aligned token ids.
+    def _check_sources(self, rows: Dataset, name: str) -> None:
+        if self.completions != "data":
+            return
+        lacking = [row.number for row in rows_of(rows) if source_of(row, self) == "teacher"]
+        if lacking:
+            raise DataError(
+                f"{name}: {len(lacking)} rows have no completion (row {', '.join(map(str, lacking[:10]))}) and "
+                "completions is 'data'; name the column with --completion-column, or let the teacher write with "
+                "--completions teacher."
+            )
 
-    Args:
-        dataset: The rows, or what `read` made of them.
-        recipe: How.
-        split: What the dataset is for.
-        name: The dataset in messages.
-        rows_at_most: Rows to prepare after all have been read and checked (a dry run's sample).
-        whole: Whether these are all rows of the dataset, not a block of a stream.
-        masks: Whether rows get masks, also if no completion here has gaps.
-
-    Raises:
-        DataError: Bad rows, a prompt that is too long, or completions asked of data that has none.
-        ParamsError: Teacher and student are the same weights and read the same tokens in every row.
-        TemplateError: A template field that is no column.
-    """
-    rows, report = dataset if isinstance(dataset, tuple) else read(dataset, recipe, name=name)
-    if rows_at_most is not None and len(rows) > rows_at_most:
-        rows, whole = rows.select(range(rows_at_most)), False
-    aligned = align(rows, recipe, split=split, name=name, whole=whole)
-    columns: tuple[str, ...] = COLUMNS if recipe.tokenizer_pair is None else (*COLUMNS, *PAIR_COLUMNS)
-    if masks or lengths_of(aligned, "completion_mask").any():
-        aligned, columns = mapped(aligned, turns.with_masks, f"Marking {name}"), (*COLUMNS, *turns.COLUMNS)
-    required = whole and split is Split.TRAIN
-    return finish_preparation(
-        aligned, rows, report, recipe, name=name, columns=columns, required=required, serves=required
-    )
-
-
-def align(rows: Dataset, recipe: Recipe, *, split: Split, name: str, whole: bool = True) -> Dataset:
-    """Return rows that were read with their ids, completions and figures, a column for each field of `AlignedRow`.
-
-    Raises:
-        DataError, ParamsError: See `prepare`.
-    """
-    if split is not Split.TRAIN:
-        recipe = replace(recipe, prompt_dropout=0.0)  # evaluation is of the student under its own prompt
-    _check_sources(rows, recipe, name)
-    # other processes get a copy, which must not hold the teacher; what is asked in text is asked here
-    alone = recipe if recipe.reads_text else replace(recipe, write=_nobody, fetch_targets=None, teaches_nothing=None)
-    tokens = (
-        rows.with_format("arrow")  # values go from Arrow to Arrow, without what datasets does with each
-        .map(
-            partial(_align_batch, recipe=alone, name=name),
-            batched=True,
-            remove_columns=rows.column_names,
-            features=ALIGNED,
-            num_proc=None if recipe.reads_text else recipe.num_proc,
-            load_from_cache_file=False,
-            new_fingerprint=uuid.uuid4().hex,
-            desc=f"Tokenizing {name}",
+    def _check_ids(self, tokens: Dataset, name: str) -> None:
+        """Refuse ids that a model which reads them does not have."""
+        checks = (
+            ("student_prompt", self.student.rows, "the student's prompt", "the student has"),
+            ("teacher_prompt", self.teacher.rows, "the teacher's prompt", "the teacher has"),
+            ("completion", self.vocabulary, "the completion", "teacher and student share")
+            if self.tokenizer_pair is None
+            else ("completion", self.student.rows, "the completion", "the student has"),
         )
-        .with_format(None)
-    )
-    check_in_one_piece(tokens, recipe.in_one_piece, name=name)
-    _check_ids(tokens, recipe, name)
-    if whole and split is Split.TRAIN and recipe.teaches_nothing is not None:
-        check_differs(rows, tokens, recipe, recipe.teaches_nothing, name=name)
-    return _write_missing(tokens, rows, recipe, name)
+        for column, rows, what, whose in checks:
+            if rows is None or highest_of(tokens, column) < rows:
+                continue
+            for number, ids in zip(tokens["row"], tokens[column], strict=True):
+                check_ids(ids, rows, what=what, whose=whose, where=f"{name}, row {number}")
+
+    def _write_missing(self, tokens: Dataset, rows: Dataset, name: str) -> Dataset:
+        places = (array_of(tokens, "source") == "teacher").nonzero()[0].tolist()
+        if not places:
+            return tokens
+        if self.overflow == "error":
+            self._check_lengths(tokens, name)
+        asked = tokens.select(places)
+        prompts: list[Prompt] | list[list[int]] = (
+            [json.loads(prompt) for prompt in asked["prompt_json"]]
+            if self.reads_text
+            else [self._with_room(prompt) for prompt in asked["teacher_prompt"]]
+        )
+        written = dict(zip(places, self.write(prompts), strict=True))
+
+        def put(columns: Cells, i: int) -> Cells:
+            if i not in written:
+                return columns
+            row = AlignedRow(**columns)
+            put_written(row, Row.from_columns(rows[i]), written[i], self)
+            return vars(fit_row(row, self, name=name))
+
+        return mapped(tokens, put, "Adding completions", with_indices=True)
+
+    def _check_lengths(self, tokens: Dataset, name: str) -> None:
+        """Refuse prompts that leave no room for a completion, before the teacher writes for any row."""
+        for row in tokens.select_columns(["row", "source", "student_prompt", "teacher_prompt", "completion"]):
+            if row["source"] == "teacher" or row["completion"]:
+                fit(row["student_prompt"], row["teacher_prompt"], [0], self.limits(f"{name}, row {row['row']}"))
+
+    def _with_room(self, prompt: list[int]) -> list[int]:
+        """Cut the start of a teacher's prompt that would leave it no room to write."""
+        limit = self.teacher.limit
+        return prompt if limit is None or len(prompt) < limit else prompt[-(limit // 2) :]
+
+    def _example(self, usable: Dataset, rows: Dataset) -> Example:
+        """Return the first row's prompt as the student reads it, whole and without the teacher's."""
+        shown = usable[int(array_of(usable, "dropped").argmin())]  # the first row if the student's prompt is in none
+        row = _row_of(rows, shown["row"])
+        tokenizer, template = self.student.tokenizer, self.student.template
+        if row.ids is not None:
+            ids = usable[0]["student_prompt"] or usable[0]["completion"][:SHOWN_IDS]
+            return Example(marked(row, template).input, {"input": tokenizer.decode(ids)}, {}, ids)
+        options = {} if row.history is None else options_of(row.values, where="")
+        options = {**{name: value for name, value in self.options.items() if name != NOW}, **options}
+        frame = Frame(render(template, marked(row, template)), options).opened(json.loads(shown["opening"] or "{}"))
+        try:
+            ids = replace(frame, prompt=render(template, row)).prompt_ids(tokenizer)
+        except TemplateError:  # one that only the training template takes
+            ids = shown["student_prompt"]
+        return Example(frame.prompt, row.fields, frame.options, ids)
+
+    def _serving(self, usable: Dataset, rows: Dataset) -> Serving | None:
+        """Return how the student is served, None as its own chat template does or if no prompt was trained."""
+        frames: list[Frame | None] = [None for key in usable.unique("frame") if key == WITH_TOOLS]
+        columns = usable.select_columns(["row", "frame", "opening"]).with_format("arrow")[:]
+        kinds = columns.group_by(["frame", "opening"], use_threads=False).aggregate([("row", "min")]).to_pylist()
+        for kind in [kind for kind in kinds if kind["frame"] not in ("", WITH_TOOLS)][:2]:
+            row = _row_of(rows, kind["row_min"])
+            frames.append(row_frame(row, self, json.loads(kind["opening"] or "{}")))
+        return serving_of(self.student.tokenizer, self.student.template, frames) if frames else None
 
 
-def _align_batch(table: pa.Table, *, recipe: Recipe, name: str) -> pa.Table:
+def _align_batch(table: pa.Table, *, recipe: RowRecipe, name: str) -> pa.Table:
     import pyarrow as pa
 
     read = map(Row.from_columns, table.to_pylist())
@@ -183,80 +300,6 @@ def _align_batch(table: pa.Table, *, recipe: Recipe, name: str) -> pa.Table:
 def _nobody(prompts: list[Prompt] | list[list[int]]) -> list[Completion]:
     """Take the place of `write` in a process that asks no teacher."""
     raise AssertionError(f"{len(prompts)} prompts for nobody")
-
-
-def finish_preparation(
-    fitted: Dataset,
-    rows: Dataset,
-    report: RowReport,
-    recipe: Recipe,
-    *,
-    name: str,
-    columns: tuple[str, ...] = COLUMNS,
-    required: bool = False,
-    serves: bool = False,
-) -> tuple[Dataset, Preflight]:
-    """Return the aligned rows that have a token to learn, and the pre-flight.
-
-    Args:
-        fitted: What `align` made of `rows`.
-        rows: The rows read.
-        report: On them.
-        recipe: How.
-        name: The dataset in messages.
-        columns: Those to return.
-        required: Whether a server must have log-probabilities for at least one token.
-        serves: Whether these are the rows whose prompts the student is served with.
-
-    Raises:
-        NoUsableRows: No row has a completion token.
-    """
-    learns = array_of(fitted, "kept") > 0
-    usable = fitted if learns.all() else fitted.select(learns.nonzero()[0])
-    lost = fitted.select((~learns).nonzero()[0]).select_columns(["row", "unusable"])
-    learned = set(array_of(usable, "row").tolist()) if len(lost) else set()
-    reasons = {row["row"]: row["unusable"] for row in lost}
-    empty = tuple((f"row {n}", why or "no completion token") for n, why in reasons.items() if n not in learned)
-    report = replace(report, used=report.used - len(empty), set_aside=(*report.set_aside, *empty))
-    if len(usable) == 0:
-        todo = "add completions, or let the teacher write them with --completions teacher."
-        if "teacher" in column_of(fitted, "source").to_pylist() and any(reasons.values()):
-            todo = f"{report.summary()}; change the teacher's prompt, or choose another teacher."
-        raise NoUsableRows(f"{name}: no row has a completion token to learn; {todo}")
-    coverage = None if recipe.fetch_targets is None else recipe.fetch_targets(usable, required)
-    preflight = Preflight.of(usable, report, recipe, name, example=_example(usable, rows, recipe))
-    serving = _serving(usable, rows, recipe) if serves and recipe.serves else None
-    preflight = replace(preflight, coverage=coverage, serving=serving)
-    return usable.select_columns(list(columns)), preflight
-
-
-def _example(usable: Dataset, rows: Dataset, recipe: Recipe) -> Example:
-    """Return the first row's prompt as the student reads it, whole and without the teacher's."""
-    shown = usable[int(array_of(usable, "dropped").argmin())]  # the first row if the student's prompt is in none
-    row = _row_of(rows, shown["row"])
-    tokenizer, template = recipe.student.tokenizer, recipe.student.template
-    if row.ids is not None:
-        ids = usable[0]["student_prompt"] or usable[0]["completion"][:SHOWN_IDS]
-        return Example(marked(row, template).input, {"input": tokenizer.decode(ids)}, {}, ids)
-    options = {} if row.history is None else options_of(row.values, where="")
-    options = {**{name: value for name, value in recipe.options.items() if name != NOW}, **options}
-    frame = Frame(render(template, marked(row, template)), options).opened(json.loads(shown["opening"] or "{}"))
-    try:
-        ids = replace(frame, prompt=render(template, row)).prompt_ids(tokenizer)
-    except TemplateError:  # one that only the training template takes
-        ids = shown["student_prompt"]
-    return Example(frame.prompt, row.fields, frame.options, ids)
-
-
-def _serving(usable: Dataset, rows: Dataset, recipe: Recipe) -> Serving | None:
-    """Return how the student is served, None as its own chat template does or if no prompt was trained."""
-    frames: list[Frame | None] = [None for key in usable.unique("frame") if key == WITH_TOOLS]
-    columns = usable.select_columns(["row", "frame", "opening"]).with_format("arrow")[:]
-    kinds = columns.group_by(["frame", "opening"], use_threads=False).aggregate([("row", "min")]).to_pylist()
-    for kind in [kind for kind in kinds if kind["frame"] not in ("", WITH_TOOLS)][:2]:
-        row = _row_of(rows, kind["row_min"])
-        frames.append(row_frame(row, recipe, json.loads(kind["opening"] or "{}")))
-    return serving_of(recipe.student.tokenizer, recipe.student.template, frames) if frames else None
 
 
 def _row_of(rows: Dataset, number: int) -> Row:
@@ -282,38 +325,10 @@ def _by_row(batch: Batch, *indices: list[int], function: Callable[..., Cells]) -
     return {name: [row.get(name) for row in rows] for name in dict.fromkeys(chain.from_iterable(rows))}
 
 
-def _check_sources(rows: Dataset, recipe: Recipe, name: str) -> None:
-    """Refuse `completions="data"` if a row has none."""
-    if recipe.completions != "data":
-        return
-    lacking = [row.number for row in rows_of(rows) if source_of(row, recipe) == "teacher"]
-    if lacking:
-        raise DataError(
-            f"{name}: {len(lacking)} rows have no completion (row {', '.join(map(str, lacking[:10]))}) and completions "
-            "is 'data'; name the column with --completion-column, or let the teacher write with --completions teacher."
-        )
-
-
-def _check_ids(tokens: Dataset, recipe: Recipe, name: str) -> None:
-    """Refuse ids that a model which reads them does not have."""
-    checks = (
-        ("student_prompt", recipe.student.rows, "the student's prompt", "the student has"),
-        ("teacher_prompt", recipe.teacher.rows, "the teacher's prompt", "the teacher has"),
-        ("completion", recipe.vocabulary, "the completion", "teacher and student share")
-        if recipe.tokenizer_pair is None
-        else ("completion", recipe.student.rows, "the completion", "the student has"),
-    )
-    for column, rows, what, whose in checks:
-        if rows is None or highest_of(tokens, column) < rows:
-            continue
-        for number, ids in zip(tokens["row"], tokens[column], strict=True):
-            check_ids(ids, rows, what=what, whose=whose, where=f"{name}, row {number}")
-
-
 def check_differs(
     rows: Dataset,
     tokens: Iterable[Cells],
-    recipe: Recipe,
+    recipe: RowRecipe,
     teaches_nothing: Callable[[], bool],
     *,
     name: str,
@@ -342,41 +357,3 @@ def check_differs(
         f"{name}: teacher and student are the same weights and read the same tokens in every row, which teaches "
         f"nothing; {do}, or another --teacher-model (--distill-alpha 0 learns from the completions alone)."
     )
-
-
-def _write_missing(tokens: Dataset, rows: Dataset, recipe: Recipe, name: str) -> Dataset:
-    """Have the teacher write the completions that are missing."""
-    places = (array_of(tokens, "source") == "teacher").nonzero()[0].tolist()
-    if not places:
-        return tokens
-    if recipe.overflow == "error":
-        _check_lengths(tokens, recipe, name)
-    asked = tokens.select(places)
-    prompts: list[Prompt] | list[list[int]] = (
-        [json.loads(prompt) for prompt in asked["prompt_json"]]
-        if recipe.reads_text
-        else [_cut(prompt, recipe) for prompt in asked["teacher_prompt"]]
-    )
-    written = dict(zip(places, recipe.write(prompts), strict=True))
-
-    def put(columns: Cells, i: int) -> Cells:
-        if i not in written:
-            return columns
-        row = AlignedRow(**columns)
-        put_written(row, Row.from_columns(rows[i]), written[i], recipe)
-        return vars(fit_row(row, recipe, name=name))
-
-    return mapped(tokens, put, "Adding completions", with_indices=True)
-
-
-def _check_lengths(tokens: Dataset, recipe: Recipe, name: str) -> None:
-    """Refuse prompts that leave no room for a completion, before the teacher writes for any row."""
-    for row in tokens.select_columns(["row", "source", "student_prompt", "teacher_prompt", "completion"]):
-        if row["source"] == "teacher" or row["completion"]:
-            fit(row["student_prompt"], row["teacher_prompt"], [0], recipe.limits(f"{name}, row {row['row']}"))
-
-
-def _cut(prompt: list[int], recipe: Recipe) -> list[int]:
-    """Cut the start of a teacher's prompt that would leave it no room to write."""
-    limit = recipe.teacher.limit
-    return prompt if limit is None or len(prompt) < limit else prompt[-(limit // 2) :]

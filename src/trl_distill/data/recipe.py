@@ -56,8 +56,8 @@ class PromptSide:
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """How rows become token ids.
+class RowRecipe:
+    """How one row becomes token ids; `preparation.Recipe` does it with whole datasets.
 
     Attributes:
         student: The student's side.

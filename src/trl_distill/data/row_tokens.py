@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from ..models.generation import Completion
     from ..prompts.prefix_tokenizer import PromptTokens
     from .cross_tokenizer.tokenizer_pair import TokenizerPair
-    from .recipe import PromptSide, Recipe
+    from .recipe import PromptSide, RowRecipe
 
 UNWRITTEN = "the completion is reasoning alone, which the chat template does not write"
 WITH_TOOLS = "tools"  # in the column `frame` of a row that brings some
@@ -46,7 +46,7 @@ def check_in_one_piece(rows: Dataset, reason: str | None, *, name: str) -> None:
         )
 
 
-def source_of(row: Row, recipe: Recipe) -> Source:
+def source_of(row: Row, recipe: RowRecipe) -> Source:
     """Say where a row's completion comes from: "data", "text" (the input itself) or "teacher"."""
     if recipe.completions == "teacher":
         return "teacher"
@@ -59,7 +59,7 @@ def source_of(row: Row, recipe: Recipe) -> Source:
     return "teacher"
 
 
-def tokenize_row(row: Row, recipe: Recipe, *, name: str) -> AlignedRow:
+def tokenize_row(row: Row, recipe: RowRecipe, *, name: str) -> AlignedRow:
     """Return a row with both prompts' ids, and the completion's if there is one, before they are fitted."""
     out, where = AlignedRow(row.number, source_of(row, recipe)), f"{name}, row {row.number}"
     if row.ids is not None:
@@ -96,7 +96,7 @@ def tokenize_row(row: Row, recipe: Recipe, *, name: str) -> AlignedRow:
     return out
 
 
-def fit_row(row: AlignedRow, recipe: Recipe, *, name: str) -> AlignedRow:
+def fit_row(row: AlignedRow, recipe: RowRecipe, *, name: str) -> AlignedRow:
     """Return what `tokenize_row` made of a row as it fits both models; `kept` counts the tokens to learn.
 
     Raises:
@@ -118,13 +118,13 @@ def fit_row(row: AlignedRow, recipe: Recipe, *, name: str) -> AlignedRow:
     return row
 
 
-def row_frame(row: Row, recipe: Recipe, opening: Mapping[str, object] | None = None) -> Frame | None:
+def row_frame(row: Row, recipe: RowRecipe, opening: Mapping[str, object] | None = None) -> Frame | None:
     """Return what the student reads around a user's message in the place of a row's; see `frame_of`."""
     options = {} if row.history is None else options_of(row.values, where="")
     return frame_of(row, recipe.student.template, {**recipe.options, **options}, opening)
 
 
-def put_written(out: AlignedRow, row: Row, written: Completion, recipe: Recipe) -> None:
+def put_written(out: AlignedRow, row: Row, written: Completion, recipe: RowRecipe) -> None:
     """Put a completion that the teacher wrote into a row that `tokenize_row` left without one."""
     text, pair = written.text, recipe.tokenizer_pair
     out.unusable = "" if text is None else written.unusable or ("" if text.strip() else EMPTY)
@@ -139,12 +139,12 @@ def put_written(out: AlignedRow, row: Row, written: Completion, recipe: Recipe) 
         _put_written_text(out, row, text, recipe, reasoning=written.reasoning)
 
 
-def _prompts(row: Row, recipe: Recipe, own: Prompt | None) -> tuple[Prompt, Prompt]:
+def _prompts(row: Row, recipe: RowRecipe, own: Prompt | None) -> tuple[Prompt, Prompt]:
     student, teacher = render(recipe.student.template, row), render(recipe.teacher.template, row, own)
     return teacher if recipe.drops(row) else student, teacher
 
 
-def _put_text(out: AlignedRow, text: str, recipe: Recipe) -> None:
+def _put_text(out: AlignedRow, text: str, recipe: RowRecipe) -> None:
     """Put a text that is learned as a whole, behind what the tokenizers put in front of any text."""
     tokenizer = recipe.student.tokenizer
     opening, completion = tokenize_prompt(tokenizer, ""), tokenize_completion(tokenizer, text)
@@ -156,7 +156,7 @@ def _put_text(out: AlignedRow, text: str, recipe: Recipe) -> None:
         out.teacher_completion = recipe.tokenizer_pair.teacher_completion(text, completion)
 
 
-def _put_written_text(out: AlignedRow, row: Row, text: str, recipe: Recipe, *, reasoning: str) -> None:
+def _put_written_text(out: AlignedRow, row: Row, text: str, recipe: RowRecipe, *, reasoning: str) -> None:
     """Put a completion that the teacher wrote as text.
 
     Reasoning, if it is learned, is put in its place in the chat template, else in a thinking block.
@@ -190,7 +190,7 @@ def _put_completion(
     row: Row,
     student: Prompt,
     teacher: Prompt,
-    recipe: Recipe,
+    recipe: RowRecipe,
     options: dict[str, object],
     *,
     where: str,
@@ -231,7 +231,7 @@ def _says_nothing(last: Message, turn: Turn) -> bool:
 
 
 def _put_turns(
-    out: AlignedRow, row: Row, recipe: Recipe, own: Prompt | None, options: dict[str, object], *, where: str
+    out: AlignedRow, row: Row, recipe: RowRecipe, own: Prompt | None, options: dict[str, object], *, where: str
 ) -> None:
     """Put the ids of a conversation of which several turns are learned."""
     assert row.history is not None
@@ -270,7 +270,7 @@ def _up_to_end(tokenizer: PreTrainedTokenizerBase, ids: list[int], pair: Tokeniz
     return ids[: ends[-1]] if ends and not str(tokenizer.decode(ids[ends[-1] :])).strip() else ids
 
 
-def _formatted(prompt: Prompt, recipe: Recipe) -> Prompt:
+def _formatted(prompt: Prompt, recipe: RowRecipe) -> Prompt:
     """Return what of the teacher's prompt its ids are made from."""
     if not recipe.reads_text:
         return prompt

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from datasets import (
     Dataset,
@@ -27,8 +27,6 @@ from .arrow_values import holds_bytes
 from .file_readers import PLACE, Batch
 from .memory import as_dataset
 from .preflight import Preflight
-from .pretokenized import is_tokenized
-from .recipe import Recipe
 from .rows import NoUsableRows
 from .split import Split
 
@@ -36,8 +34,16 @@ if TYPE_CHECKING:
     from ..config.sft_config import DistillationSFTConfig
 
 logger = logging.getLogger(__name__)
-Prepare = Callable[..., tuple[Dataset, Preflight]]
 BLOCK = 64  # rows that are prepared at a time, and that the pre-flight is of
+
+
+class BlockRecipe(Protocol):
+    """How the rows of a block become token ids, for one teacher or several; see `preparation.Recipe.prepare`."""
+
+    def prepare(
+        self, dataset: Dataset, *, split: Split, name: str, whole: bool, streamed: bool
+    ) -> tuple[Dataset, Preflight]:
+        """Turn the rows into aligned token ids."""
 
 
 def is_stream(dataset: object) -> bool:
@@ -86,8 +92,7 @@ def check_streams(args: DistillationSFTConfig, train: object, evaluation: object
 
 def prepare_stream(
     dataset: IterableDataset,
-    recipe: object,
-    prepare: Prepare,
+    recipe: BlockRecipe,
     *,
     split: Split,
     name: str,
@@ -98,21 +103,19 @@ def prepare_stream(
     Args:
         dataset: Rows of any accepted form.
         recipe: How rows become token ids, for one teacher or several.
-        prepare: Prepares a block of rows under the recipe, as `preparation.prepare` does.
         split: What the dataset is for.
         name: The dataset in messages.
         apart: Whether several processes read it, each a part.
 
     Raises:
-        DataError: There is no row, or see `preparation.prepare`; of a later block it is raised when that is reached.
+        DataError: There is no row, or see `Recipe.prepare`; of a later block it is raised when that is reached.
         ParamsError: Several processes read rows for which the teacher has to be asked.
         TemplateError: A template field that is no column.
     """
     if dataset.features is not None:  # else the first row decides, and nothing is known of it before it is decoded
         dataset = dataset.remove_columns([column for column, kind in dataset.features.items() if holds_bytes(kind)])
     first = as_dataset(list(islice(dataset, BLOCK)), name=name)
-    masks = _may_have_gaps(first, recipe)
-    prepared, preflight = prepare(first, recipe, split=split, name=name, masks=masks)
+    prepared, preflight = recipe.prepare(first, split=split, name=name, whole=True, streamed=True)
     features = prepared.features
     asked = "teacher" in preflight.sources or preflight.coverage is not None
     if apart and asked:
@@ -127,7 +130,7 @@ def prepare_stream(
         rows = rows.add_column(PLACE, [f"row {i + 1}" for i in indices])
         try:
             with without_dataset_bars():
-                made, flight = prepare(rows, recipe, split=split, name=f"{name} (streamed)", whole=False, masks=masks)
+                made, flight = recipe.prepare(rows, split=split, name=f"{name} (streamed)", whole=False, streamed=True)
         except NoUsableRows as error:
             logger.warning("%s", name_settings(str(error)))
             return {column: [] for column in features}
@@ -144,13 +147,6 @@ def prepare_stream(
         remove_columns=columns_of(dataset),
     )
     return stream, preflight
-
-
-def _may_have_gaps(rows: Dataset, recipe: object) -> bool:
-    """Whether any row of the stream, not only one in the first block, may have a masked completion."""
-    if not isinstance(recipe, Recipe) or recipe.in_one_piece is not None:
-        return False
-    return recipe.columns.assistant_turns or is_tokenized(rows)
 
 
 @contextmanager

@@ -16,8 +16,6 @@ from ..data.loading import load_data
 from ..data.preflight import COMPUTES, Preflight
 from ..data.sft_rows import check_marks, plain_rows
 from ..data.split import Split
-from ..teachers.multi.preparation import prepare as prepare_rows
-from ..teachers.multi.preparation import read
 from ..teachers.server_requirements import check_teaches
 from ..trainer.compatibility import check_compiler, check_optimizer, check_vllm
 from ..trainer.compute import describe_compute
@@ -165,13 +163,13 @@ def _for_teacher(
     recipe, teacher = setup.recipe, setup.teacher
     computes = describe_compute(args, outline, teacher=teacher, quantization=params.quantization)
     sample = DRY_RUN_ROWS if params.dry_run and not writes_store else None
-    rows_read = {split: read(data, recipe, name=NAMES[split]) for split, data in datasets.items()}
+    rows_read = {split: recipe.read(data, name=NAMES[split]) for split, data in datasets.items()}
     _check_rows(checked, rows_read[Split.TRAIN][0], fields=recipe.fields)
     prepared, preflights = {}, {}
     for split, rows in rows_read.items():
         with read_whole(args), state.main_process_first():  # the others find the completions in the store
-            prepared[split], preflights[split] = prepare_rows(
-                rows, recipe, split=split, name=NAMES[split], rows_at_most=sample
+            prepared[split], preflights[split] = recipe.prepare(
+                rows, split=split, name=NAMES[split], rows_at_most=sample
             )
         shows_computing = split is Split.TRAIN and not writes_store
         state.print(preflights[split].text(computes=computes if shows_computing else ""))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..config.setting_names import name_settings
 from ..data.collator import prompts_of
-from ..data.recipe import Recipe
+from ..data.preparation import Recipe
 from ..models.generation import Completion, GenerationSettings, generating_model
 from .on_policy import (
     BatchRandom,

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from ..config.sft_config import DistillationSFTConfig
-    from ..data.recipe import Recipe
+    from ..data.preparation import Recipe
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..config.validation import chat_template_options
-from ..data.recipe import PromptSide, Recipe
+from ..data.preparation import Recipe
+from ..data.recipe import PromptSide
 from ..data.rows import Columns
 from ..models.architectures import vocabulary_rows
 from ..models.generation import length_limit

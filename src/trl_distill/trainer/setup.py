@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
     from ..config.sft_config import DistillationSFTConfig
-    from ..data.recipe import Recipe
+    from ..data.preparation import Recipe
     from ..teachers.base import Teacher
     from ..teachers.multi.preparation import MultiTeacherRecipe
     from ..teachers.target_store.chat_template_date import TemplateDate

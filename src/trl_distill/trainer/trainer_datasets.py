@@ -15,7 +15,6 @@ from ..data.rows import COMPLETIONS
 from ..data.split import Split
 from ..data.streaming import columns_of, is_stream, prepare_stream
 from ..errors import ParamsError
-from ..teachers.multi.preparation import prepare
 from ..teachers.server_requirements import check_teaches
 from ..teachers.target_store.reader import StoredTeacher
 from .compatibility import with_lengths
@@ -78,9 +77,9 @@ class TrainerDatasets:
         with read_whole(self.args), PartialState().main_process_first():  # the others find completions in the store
             if is_stream(rows):
                 apart = self.args.dataloader_num_workers > 0 or self.trainer.accelerator.num_processes > 1
-                prepared, preflight = prepare_stream(rows, setup.recipe, prepare, split=split, name=name, apart=apart)
+                prepared, preflight = prepare_stream(rows, setup.recipe, split=split, name=name, apart=apart)
             else:
-                prepared, preflight = prepare(rows, setup.recipe, split=split, name=name)
+                prepared, preflight = setup.recipe.prepare(rows, split=split, name=name)
         computes = ""
         if split is Split.TRAIN:
             student, optimizer = self.trainer.base_student, self.trainer.optimizer

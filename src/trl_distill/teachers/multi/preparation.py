@@ -1,6 +1,6 @@
 """Rows for several teachers: which of them teach a row, under which prompts, and who writes its completion.
 
-The outcome has the columns of `preparation.prepare`, `teachers` (places in the list) and `teacher_prompts` (the token
+The outcome has the columns of `Recipe.prepare`, `teachers` (places in the list) and `teacher_prompts` (the token
 ids of each), as `MultiTeacherCollator` reads them.
 """
 
@@ -12,13 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 from datasets import Features, List, concatenate_datasets
 
-from ...data import preparation
 from ...data.loading import RowReport
 from ...data.preflight import Preflight, notes_of, text_of
-from ...data.preparation import ALIGNED, COLUMNS, IDS, align, check_differs, finish_preparation, mapped, tokenize_row
+from ...data.preparation import ALIGNED, COLUMNS, IDS, Recipe, check_differs, mapped
 from ...data.pretokenized import check_tokenized, is_tokenized
-from ...data.recipe import Recipe
 from ...data.retention import Retained, mixed_in
+from ...data.row_tokens import tokenize_row
 from ...data.rows import NoUsableRows, rows_of
 from ...data.split import Split
 from ...errors import DataError
@@ -53,183 +52,158 @@ class MultiTeacherRecipe:
     def fields(self) -> None:
         """None: any column may decide who teaches a row."""
 
+    def read(self, dataset: Dataset, *, name: str = "train") -> tuple[Dataset, RowReport]:
+        """Read a dataset's rows and check templates and the teachers' rows against its columns.
 
-def read(dataset: Dataset, recipe: Recipe | MultiTeacherRecipe, *, name: str = "train") -> tuple[Dataset, RowReport]:
-    """Read a dataset's rows and check templates and the teachers' rows against its columns.
+        Raises:
+            DataError: See `rows.read_rows`.
+            TemplateError: A template field that is no column.
+            ParamsError: A column of `rows` that is not in the data.
+        """
+        rows, report = self.recipes[0].read(dataset, name=name)
+        columns = Row.from_columns(rows[0]).values
+        for other in self.recipes[1:]:
+            if is_tokenized(dataset):
+                check_tokenized(dataset, [other.teacher.template], source=name)
+            other.teacher.template.check_columns(columns, read=dataset.column_names)
+        check_rows(self.teachers, list(columns))
+        return rows, report
 
-    Raises:
-        DataError: See `rows.read_rows`.
-        TemplateError: A template field that is no column.
-        ParamsError: A column of `rows` that is not in the data.
-    """
-    if isinstance(recipe, Recipe):
-        return preparation.read(dataset, recipe, name=name)
-    rows, report = preparation.read(dataset, recipe.recipes[0], name=name)
-    columns = Row.from_columns(rows[0]).values
-    for other in recipe.recipes[1:]:
-        if is_tokenized(dataset):
-            check_tokenized(dataset, [other.teacher.template], source=name)
-        other.teacher.template.check_columns(columns, read=dataset.column_names)
-    check_rows(recipe.teachers, list(columns))
-    return rows, report
+    def prepare(
+        self,
+        dataset: Dataset | tuple[Dataset, RowReport],
+        *,
+        split: Split = Split.TRAIN,
+        name: str = "train",
+        rows_at_most: int | None = None,
+        whole: bool = True,
+        streamed: bool = False,
+    ) -> tuple[Dataset, Preflight]:
+        """Turn a dataset of any accepted form into aligned token ids; see `Recipe.prepare`.
 
+        A completion is in one piece here, so that rows of a stream (`streamed`) need no masks.
 
-def prepare(
-    dataset: Dataset | tuple[Dataset, RowReport],
-    recipe: Recipe | MultiTeacherRecipe,
-    *,
-    split: Split = Split.TRAIN,
-    name: str = "train",
-    rows_at_most: int | None = None,
-    whole: bool = True,
-    masks: bool = False,
-) -> tuple[Dataset, Preflight]:
-    """Turn a dataset of any accepted form into aligned token ids, for one teacher or several.
+        Raises:
+            DataError: A teacher without a row, or no row with a teacher; see also `Recipe.prepare`.
+        """
+        rows, report = dataset if isinstance(dataset, tuple) else self.read(dataset, name=name)
+        values = [row.values for row in rows_of(rows)]
+        required = whole and split is Split.TRAIN
+        assigned = assign_rows(self.teachers, values, seed=self.seed, name=name, required=required)
+        taught = [n for n, teachers in enumerate(assigned) if teachers]
+        if not taught:
+            raise NoUsableRows(f"{name}: no teacher takes any of {len(rows):,} rows; change 'rows' in teacher_config.")
+        left = tuple((f"row {rows[n]['row']}", UNASSIGNED) for n, teachers in enumerate(assigned) if not teachers)
+        report = replace(report, used=len(taught), set_aside=(*report.set_aside, *left))
+        sampled = rows_at_most is not None and len(taught) > rows_at_most
+        taught = taught[:rows_at_most]
+        rows, assigned = rows.select(taught), [assigned[n] for n in taught]
+        if required and not sampled:
+            self._check_differ(rows, assigned, name)
+        aligned = self._align(rows, assigned, split=split, name=name, required=required)
+        # lengths and examples are of each row's first teacher, the vocabulary is what all have
+        of_data = self.recipes[: len(self.teachers.of_data)]
+        vocabularies = [r.vocabulary for r in of_data if r.vocabulary is not None]
+        shown = replace(
+            of_data[0],
+            vocabulary=min(vocabularies, default=None),
+            reads_text=all(r.reads_text for r in of_data),
+        )
+        prepared, preflight = shown.finish(aligned, rows, report, name=name, columns=RETURNED, serves=required)
+        preflight = replace(preflight, notes=notes_of(*of_data))
+        retained = self.teachers.teachers[-1].retained
+        if len(of_data) > 1 or retained is None:
+            preflight = replace(preflight, teachers=self._first_prompts(prepared))
+        if retained is None or split is not Split.TRAIN:
+            return prepared, preflight
+        return self._with_retained(prepared, preflight, retained)
 
-    Arguments and errors are those of `preparation.prepare`.
+    def _check_differ(self, rows: Dataset, assigned: list[list[int]], name: str) -> None:
+        """Refuse several prompts or teachers none of which differs from the student, see `check_differs`."""
+        checks = [one.teaches_nothing for one in self.recipes[: len(self.teachers.of_data)]]
+        given = [check for check in checks if check is not None]
+        if len(given) < len(checks):
+            return
+        tokens = (
+            vars(tokenize_row(row, self.recipes[i], name=name))
+            for row, teachers in zip(rows_of(rows), assigned, strict=True)
+            for i in teachers
+        )
+        check_differs(rows, tokens, self.recipes[0], lambda: all(check() for check in given), name=name)
 
-    Raises:
-        DataError: A teacher without a row, or no row with a teacher.
-    """
-    if isinstance(recipe, Recipe):
-        how: dict[str, Any] = {"split": split, "name": name, "rows_at_most": rows_at_most}
-        return preparation.prepare(dataset, recipe, **how, whole=whole, masks=masks)
-    rows, report = dataset if isinstance(dataset, tuple) else read(dataset, recipe, name=name)
-    values = [row.values for row in rows_of(rows)]
-    required = whole and split is Split.TRAIN
-    assigned = assign_rows(recipe.teachers, values, seed=recipe.seed, name=name, required=required)
-    taught = [n for n, teachers in enumerate(assigned) if teachers]
-    if not taught:
-        raise NoUsableRows(f"{name}: no teacher takes any of {len(rows):,} rows; change 'rows' in teacher_config.")
-    left = tuple((f"row {rows[n]['row']}", UNASSIGNED) for n, teachers in enumerate(assigned) if not teachers)
-    report = replace(report, used=len(taught), set_aside=(*report.set_aside, *left))
-    sampled = rows_at_most is not None and len(taught) > rows_at_most
-    taught = taught[:rows_at_most]
-    rows, assigned = rows.select(taught), [assigned[n] for n in taught]
-    if required and not sampled:
-        _check_differ(rows, assigned, recipe, name)
-    parts = _align_by_teacher(rows, assigned, recipe, split=split, name=name, required=required)
-    fitted = _in_order(parts, rows)
-    # lengths and examples are of each row's first teacher, the vocabulary is what all have
-    of_data = recipe.recipes[: len(recipe.teachers.of_data)]
-    vocabularies = [r.vocabulary for r in of_data if r.vocabulary is not None]
-    shown = replace(
-        of_data[0],
-        vocabulary=min(vocabularies, default=None),
-        reads_text=all(r.reads_text for r in of_data),
-    )
-    prepared, preflight = finish_preparation(fitted, rows, report, shown, name=name, columns=RETURNED, serves=required)
-    preflight = replace(preflight, notes=notes_of(*of_data))
-    retained = recipe.teachers.teachers[-1].retained
-    if len(of_data) > 1 or retained is None:
-        preflight = replace(preflight, teachers=_first_prompts(prepared, recipe))
-    if retained is None or split is not Split.TRAIN:
-        return prepared, preflight
-    return _with_retained(prepared, preflight, recipe, retained)
+    def _with_retained(self, prepared: Dataset, preflight: Preflight, retained: Retained) -> tuple[Dataset, Preflight]:
+        """Return prepared rows with rows to retain among them, which the last teacher of the list teaches."""
+        name, last = "retain_data", len(self.recipes) - 1
+        count = retained.count(len(prepared))
+        rows = retained.sample(count, seed=self.seed)
+        aligned = self._align(rows, [[last]] * len(rows), split=Split.TRAIN, name=name, required=False)
+        report = RowReport(len(rows), len(rows), ())
+        own, flight = self.recipes[last].finish(aligned, rows, report, name=name, columns=RETURNED)
+        return mixed_in(prepared, own, count), replace(preflight, retained=(count, retained.source, flight))
 
+    def _align(self, rows: Dataset, assigned: list[list[int]], *, split: Split, name: str, required: bool) -> Dataset:
+        """Return the rows with their teachers, aligned by each teacher, in their order.
 
-def _check_differ(rows: Dataset, assigned: list[list[int]], recipe: MultiTeacherRecipe, name: str) -> None:
-    """Refuse several prompts or teachers none of which differs from the student, see `preparation.check_differs`."""
-    checks = [one.teaches_nothing for one in recipe.recipes[: len(recipe.teachers.of_data)]]
-    given = [check for check in checks if check is not None]
-    if len(given) < len(checks):
-        return
-    tokens = (
-        vars(tokenize_row(row, recipe.recipes[i], name=name))
-        for row, teachers in zip(rows_of(rows), assigned, strict=True)
-        for i in teachers
-    )
-    check_differs(rows, tokens, recipe.recipes[0], lambda: all(check() for check in given), name=name)
+        In a mixture a row stands there once, aligned by its first teacher, who writes a missing completion; else once
+        for each of its teachers, who writes its own.
+        """
+        mixed, parts = self.teachers.mixed, []
+        for i, one in enumerate(self.recipes):
+            own = [n for n, teachers in enumerate(assigned) if i in (teachers[:1] if mixed else teachers)]
+            if not own:
+                continue
+            part = one.align(rows.select(own), split=split, name=name, whole=False)
+            if one.fetch_targets is not None:
+                one.fetch_targets(part.filter(lambda row: row["kept"] > 0, load_from_cache_file=False), required)
+            given = {rows[n]["row"]: (Row.from_columns(rows[n]), assigned[n]) for n in own} if mixed else {}
 
+            def put(row: dict[str, Any], i: int = i, given: Mapping[int, Any] = given) -> dict[str, Any]:
+                alone = {"teachers": [i], "teacher_prompts": [row["teacher_prompt"]]}
+                return self._mixed(row, *given[row["row"]], name=name) if mixed else alone
 
-def _with_retained(
-    prepared: Dataset, preflight: Preflight, recipe: MultiTeacherRecipe, retained: Retained
-) -> tuple[Dataset, Preflight]:
-    """Return prepared rows with rows to retain among them, which the last teacher of the list teaches."""
-    name, last = "retain_data", len(recipe.recipes) - 1
-    count = retained.count(len(prepared))
-    rows = retained.sample(count, seed=recipe.seed)
-    parts = _align_by_teacher(rows, [[last]] * len(rows), recipe, split=Split.TRAIN, name=name, required=False)
-    report = RowReport(len(rows), len(rows), ())
-    own, flight = finish_preparation(
-        _in_order(parts, rows), rows, report, recipe.recipes[last], name=name, columns=RETURNED
-    )
-    return mixed_in(prepared, own, count), replace(preflight, retained=(count, retained.source, flight))
+            parts.append(mapped(part, put, f"Aligning {name}").select_columns(list(FEATURES)).cast(FEATURES))
+        whole = concatenate_datasets(parts)
+        place = {row: n for n, row in enumerate(rows["row"])}
+        return whole.select(sorted(range(len(whole)), key=[place[row] for row in whole["row"]].__getitem__))
 
+    def _mixed(self, row: dict[str, Any], given: Row, teachers: Sequence[int], *, name: str) -> dict[str, Any]:
+        """Return an aligned row with the prompts of all its teachers, fitted into all of them."""
+        out = {**row, "teachers": list(teachers), "teacher_prompts": [row["teacher_prompt"]]}
+        for i in teachers[1:]:
+            one, where = self.recipes[i], f"{name}, row {row['row']}"
+            if row["source"] == "text":
+                if not one.teacher.template.is_identity:
+                    raise DataError(
+                        f"{where}: there is no completion, and {self.teachers.teachers[i].place} has a template of its "
+                        "own; name the column with --completion-column, or let a teacher write with --completions "
+                        "teacher."
+                    )
+                prompt = tokenize_prompt(one.teacher.tokenizer, "")
+            else:
+                prompt = tokenize_row(given, one, name=name).teacher_prompt
+            check_ids(prompt, one.teacher.rows, what="the teacher's prompt", whose="the teacher has", where=where)
+            if not out["completion"]:
+                out["teacher_prompts"].append(prompt)
+                continue
+            fitted = fit(out["student_prompt"], prompt, out["completion"], one.limits(where))
+            out["student_prompt"], out["completion"] = fitted.student_prompt, fitted.completion
+            out["teacher_prompts"].append(fitted.teacher_prompt)
+            out["prompt_cut"] += fitted.prompt_cut
+            out["completion_cut"] += fitted.completion_cut
+        unpredictable = not out["student_prompt"] or not all(out["teacher_prompts"])
+        return {**out, "kept": max(len(out["completion"]) - unpredictable, 0)}
 
-def _align_by_teacher(
-    rows: Dataset, assigned: list[list[int]], recipe: MultiTeacherRecipe, *, split: Split, name: str, required: bool
-) -> list[Dataset]:
-    """Return the rows with their teachers, aligned by each teacher.
-
-    In a mixture a row stands there once, aligned by its first teacher, who writes a missing completion; else once for
-    each of its teachers, who writes its own.
-    """
-    mixed, parts = recipe.teachers.mixed, []
-    for i, one in enumerate(recipe.recipes):
-        own = [n for n, teachers in enumerate(assigned) if i in (teachers[:1] if mixed else teachers)]
-        if not own:
-            continue
-        part = align(rows.select(own), one, split=split, name=name, whole=False)
-        if one.fetch_targets is not None:
-            one.fetch_targets(part.filter(lambda row: row["kept"] > 0, load_from_cache_file=False), required)
-        given = {rows[n]["row"]: (Row.from_columns(rows[n]), assigned[n]) for n in own} if mixed else {}
-
-        def put(row: dict[str, Any], i: int = i, given: Mapping[int, Any] = given) -> dict[str, Any]:
-            alone = {"teachers": [i], "teacher_prompts": [row["teacher_prompt"]]}
-            return _mixed(row, *given[row["row"]], recipe=recipe, name=name) if mixed else alone
-
-        parts.append(mapped(part, put, f"Aligning {name}"))
-    return parts
-
-
-def _mixed(
-    row: dict[str, Any], given: Row, teachers: Sequence[int], *, recipe: MultiTeacherRecipe, name: str
-) -> dict[str, Any]:
-    """Return an aligned row with the prompts of all its teachers, fitted into all of them."""
-    out = {**row, "teachers": list(teachers), "teacher_prompts": [row["teacher_prompt"]]}
-    for i in teachers[1:]:
-        one, where = recipe.recipes[i], f"{name}, row {row['row']}"
-        if row["source"] == "text":
-            if not one.teacher.template.is_identity:
-                raise DataError(
-                    f"{where}: there is no completion, and {recipe.teachers.teachers[i].place} has a template of its "
-                    "own; name the column with --completion-column, or let a teacher write with --completions teacher."
-                )
-            prompt = tokenize_prompt(one.teacher.tokenizer, "")
-        else:
-            prompt = tokenize_row(given, one, name=name).teacher_prompt
-        check_ids(prompt, one.teacher.rows, what="the teacher's prompt", whose="the teacher has", where=where)
-        if not out["completion"]:
-            out["teacher_prompts"].append(prompt)
-            continue
-        fitted = fit(out["student_prompt"], prompt, out["completion"], one.limits(where))
-        out["student_prompt"], out["completion"] = fitted.student_prompt, fitted.completion
-        out["teacher_prompts"].append(fitted.teacher_prompt)
-        out["prompt_cut"] += fitted.prompt_cut
-        out["completion_cut"] += fitted.completion_cut
-    unpredictable = not out["student_prompt"] or not all(out["teacher_prompts"])
-    return {**out, "kept": max(len(out["completion"]) - unpredictable, 0)}
-
-
-def _in_order(parts: list[Dataset], rows: Dataset) -> Dataset:
-    """Return the parts as one dataset, in the order of the rows."""
-    whole = concatenate_datasets([part.select_columns(list(FEATURES)).cast(FEATURES) for part in parts])
-    place = {row: n for n, row in enumerate(rows["row"])}
-    return whole.select(sorted(range(len(whole)), key=[place[row] for row in whole["row"]].__getitem__))
-
-
-def _first_prompts(prepared: Dataset, recipe: MultiTeacherRecipe) -> tuple[tuple[str, int, str], ...]:
-    """Return each teacher's name, how many rows it teaches, and its first prompt."""
-    found: dict[int, tuple[int, list[int]]] = {}
-    for teachers, prompts in zip(prepared["teachers"], prepared["teacher_prompts"], strict=True):
-        for i, prompt in zip(teachers, prompts, strict=True):
-            count, first = found.get(i, (0, prompt))
-            found[i] = count + 1, first
-    shown = []
-    for i, entry in enumerate(recipe.teachers.of_data):
-        count, first = found.get(i, (0, []))
-        one = recipe.recipes[i]
-        alone = " (cross-entropy alone: it gives text)" if one.reads_text and one.fetch_targets is None else ""
-        shown.append((entry.name + entry.note + alone, count, text_of(one.teacher.tokenizer, first)))
-    return tuple(shown)
+    def _first_prompts(self, prepared: Dataset) -> tuple[tuple[str, int, str], ...]:
+        """Return each teacher's name, how many rows it teaches, and its first prompt."""
+        found: dict[int, tuple[int, list[int]]] = {}
+        for teachers, prompts in zip(prepared["teachers"], prepared["teacher_prompts"], strict=True):
+            for i, prompt in zip(teachers, prompts, strict=True):
+                count, first = found.get(i, (0, prompt))
+                found[i] = count + 1, first
+        shown = []
+        for i, entry in enumerate(self.teachers.of_data):
+            count, first = found.get(i, (0, []))
+            one = self.recipes[i]
+            alone = " (cross-entropy alone: it gives text)" if one.reads_text and one.fetch_targets is None else ""
+            shown.append((entry.name + entry.note + alone, count, text_of(one.teacher.tokenizer, first)))
+        return tuple(shown)
