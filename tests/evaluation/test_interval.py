@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from trl_distill.evaluation.interval import mean_bounds, mean_interval, ratio_bounds, ratio_interval, rows_needed
+from trl_distill.evaluation.result import Interval
 
 STUDIES = 2000
 
@@ -92,25 +93,26 @@ def test_rows_that_all_agree_are_no_certainty():
     few, many = (ratio_interval(np.full(rows, 100.0), np.full(rows, 100.0)) for rows in (5, 100))
     assert few.estimate == many.estimate == 1.0
     assert few.low < 0.5 < many.low < 1.0 < many.high < few.high
-    assert mean_interval(np.full(5, 100.0)).low < 50.0
+    assert mean_interval(np.full(5, 100.0), limits=(-100, 100)).low < 50.0
 
 
 def test_a_denominator_that_may_be_zero_bounds_nothing():
     rng = np.random.default_rng(0)
     y = 20 * rng.normal(size=30)
     y += 1.0 - y.mean()
-    assert mean_interval(y).low < 0 < mean_interval(y).high
+    mean = mean_interval(y, limits=(-100, 100))
+    assert mean.low < 0 < mean.high
     wide = ratio_interval(y + rng.normal(size=30), y)
     assert (wide.low, wide.high) == (-math.inf, math.inf)
     assert ratio_interval(y, np.zeros(30)) is None
 
 
 def test_one_row_bounds_nothing_and_no_row_is_refused():
-    assert mean_interval([3.0]).low == -math.inf
+    assert mean_interval([3.0], limits=(-100, 100)) == Interval(3.0, -100, 100)
     one = ratio_interval([3.0], [4.0])
     assert (one.estimate, one.low, one.high) == (0.75, -math.inf, math.inf)
     with pytest.raises(ValueError, match="no row"):
-        mean_interval([])
+        mean_interval([], limits=(0, 1))
     with pytest.raises(ValueError, match="shape"):
         ratio_interval([1.0, 2.0], [1.0])
 

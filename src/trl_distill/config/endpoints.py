@@ -29,8 +29,8 @@ class Endpoint:
     url: str | None = None
 
 
-def parse_endpoint(name: str) -> Endpoint | None:
-    """Return the server and model that a teacher's name spells out; None for a folder, a Hub or a bare name.
+def parse_endpoint(name: str, *, setting: str = "teacher_model") -> Endpoint | None:
+    """Return the server and model that the name in a setting spells out; None for a folder, a Hub or a bare name.
 
     Raises:
         TeacherError: A URL with credentials or a query (it is not repeated), or one without a host or a model.
@@ -38,19 +38,19 @@ def parse_endpoint(name: str) -> Endpoint | None:
     if name.startswith(PREFIX):
         model = name[len(PREFIX) :].strip()
         if not model:
-            raise TeacherError("teacher_model 'openai:' names no model; write for example openai:gpt-4o-mini.")
+            raise TeacherError(f"{setting} 'openai:' names no model; write for example openai:gpt-4o-mini.")
         return Endpoint(model)
     if not re.match(r"https?://", name, re.IGNORECASE):
         return None
     address, _, model = name.partition("#")
     if "@" in address or "?" in address:
         raise TeacherError(
-            "teacher_model is a URL with credentials or a query, which would be written to logs and files; leave them "
+            f"{setting} is a URL with credentials or a query, which would be written to logs and files; leave them "
             "out and set the environment variable OPENAI_API_KEY."
         )
     if not model.strip():
-        raise TeacherError(f"teacher_model {name!r} names no model; add it after a '#': {address}#MODEL.")
-    return Endpoint(model.strip(), base_url(address, setting="teacher_model"))
+        raise TeacherError(f"{setting} {name!r} names no model; add it after a '#': {address}#MODEL.")
+    return Endpoint(model.strip(), base_url(address, setting=setting))
 
 
 def is_openai_name(name: str) -> bool:

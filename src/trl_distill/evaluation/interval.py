@@ -16,6 +16,7 @@ binomial proportions", The American Statistician 52, 1998), and no quantile is b
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from statistics import NormalDist
 from typing import NamedTuple
 
@@ -43,18 +44,20 @@ class Bounds(NamedTuple):
     high: Array
 
 
-def mean_interval(values: ArrayLike, *, level: float = 0.95, seed: int = 0) -> Interval:
+def mean_interval(values: ArrayLike, *, limits: tuple[float, float], level: float = 0.95, seed: int = 0) -> Interval:
     """Return the mean of a figure over n rows and its interval.
 
     Args:
         values: [n] one figure a row; a difference of two sides makes the interval a paired one.
+        limits: The least and the greatest value that the figure can have, which the ends stay within.
         level: Confidence.
         seed: Of the resampling.
 
     Raises:
         ValueError: There is no row.
     """
-    return _interval(mean_bounds(_rows(values), level=level, seed=seed), level)
+    found = _interval(mean_bounds(_rows(values), level=level, seed=seed), level)
+    return replace(found, low=max(found.low, limits[0]), high=min(found.high, limits[1]))
 
 
 def ratio_interval(

@@ -220,7 +220,8 @@ class Comparison:
         preferences: Of each row, the share of answers that prefer `first`, a tie being half: 0 to 1; NaN if the judge
             gave no answer that could be read.
         win_rate: The mean preference for `first` in per cent, 50 for a tie; None if no answer could be read.
-        consistent: The share of rows in which both orders have the same outcome, in 0..1; NaN if no row has both.
+        consistent: The share of rows whose two answers agree, in 0..1, without those that were not asked about as
+            both completions are equal; NaN if there is none.
     """
 
     first: str

@@ -12,6 +12,7 @@ from .interval import mean_interval, ratio_interval, rows_needed
 from .result import Interval, Verdict
 
 HALF = 0.5  # of the gap, which a student that works has closed at least
+POINTS = (-100.0, 100.0)  # what a difference of two scores can be
 MOST_ROWS = 100_000  # nobody collects more to decide a close case
 
 
@@ -57,8 +58,8 @@ def decide(
         return Decision(None, None, None, Verdict("no verdict", f"No verdict: no row has a score of {metric}."))
     start, end, goal = (None if side is None else side[scored] for side in sides)
     assert end is not None
-    gain = None if start is None else mean_interval(end - start, seed=seed)
-    teacher_gain = None if start is None or goal is None else mean_interval(goal - start, seed=seed)
+    gain = None if start is None else mean_interval(end - start, limits=POINTS, seed=seed)
+    teacher_gain = None if start is None or goal is None else mean_interval(goal - start, limits=POINTS, seed=seed)
     if start is None or goal is None or gain is None or teacher_gain is None:
         missing = "the student before training" if start is None else "the teacher"
         verdict = Verdict("no verdict", f"No verdict: {missing} was not evaluated.")

@@ -138,15 +138,15 @@ def loaded_encoder_decoder(
     return EncoderDecoderTeacher(writer, tokenizer=student_tokenizer)
 
 
-def endpoint_of(name: str) -> Endpoint | None:
-    """Return the server that a teacher's name means; None for a folder or a model of the Hub.
+def endpoint_of(name: str, *, setting: str = "teacher_model") -> Endpoint | None:
+    """Return the server that the name in a setting means; None for a folder or a model of the Hub.
 
     A bare name is a local folder first, then one of OpenAI's models if it reads like one.
 
     Raises:
         TeacherError: See `parse_endpoint`.
     """
-    endpoint = parse_endpoint(name)
+    endpoint = parse_endpoint(name, setting=setting)
     if endpoint is None and is_openai_name(name) and not Path(name).is_dir():
         return Endpoint(name)
     return endpoint

@@ -73,6 +73,7 @@ class Server:
 
     def __init__(self, endpoint: Endpoint, settings: RemoteSettings) -> None:
         self.model, self.settings = endpoint.model, settings
+        self.name = f"{settings.model_setting} {endpoint.model!r}"  # as messages have it
         self.url = endpoint.url or base_url(os.environ.get(URL) or OPENAI_URL, setting=URL)
         self.usage = Usage()
         self._replacements: dict[str, str | None] = {}  # of parameters that the server does not support; None drops one
@@ -86,14 +87,14 @@ class Server:
         """
         if find_spec("openai") is None:
             raise TeacherError(
-                f"teacher_model {self.model!r} is asked through the openai package, which is not installed; "
+                f"{self.name} is asked through the openai package, which is not installed; "
                 "pip install 'trl-distill[openai]'."
             )
         from openai import OpenAI
 
         key = _api_key()
         if not key and self.url == OPENAI_URL:
-            raise TeacherError(f"teacher_model {self.model!r} needs a key; set the environment variable {KEY}.")
+            raise TeacherError(f"{self.name} needs a key; set the environment variable {KEY}.")
         return OpenAI(api_key=key or "none", base_url=self.url, timeout=self.settings.timeout, max_retries=0)
 
     def send_all(
@@ -191,8 +192,8 @@ class Server:
         if name not in self._replacements:
             instead = self._replacements.setdefault(name, DISPENSABLE[name])
             logger.warning(
-                "teacher_model %r at %s does not take %s; it is asked %s.",
-                self.model,
+                "%s at %s does not take %s; it is asked %s.",
+                self.name,
                 self.url,
                 name,
                 f"with {instead} instead" if instead else "without it",
@@ -214,7 +215,7 @@ class Server:
         todo = TODO.get(code or 0, "change what is asked, or choose another model")
         if "v1/completions" in message:  # OpenAI's words for a model that has no chats
             todo = "give --teacher-endpoint completions"
-        sentence = f"teacher_model {self.model!r} at {self.url} refuses the request with {how} ({message}); {todo}."
+        sentence = f"{self.name} at {self.url} refuses the request with {how} ({message}); {todo}."
         raise RefusedError(sentence, code, message, filter_of(error)) from None
 
     @contextmanager
@@ -229,14 +230,13 @@ class Server:
                 said = f"{kept:,} of {len(keys):,} {what} are kept{place}"
                 if isinstance(error, BudgetSpent):
                     raise BudgetSpent(
-                        f"the teacher's budget is spent ({error}): {said}; the same command asks for the others with "
-                        "a budget of its own."
+                        f"the {self.settings.role}'s budget is spent ({error}): {said}; the same command asks for the "
+                        "others with a budget of its own."
                     ) from None
                 if isinstance(error, TeacherError):
                     raise TeacherError(f"{str(error).rstrip('.')}{f'; {said}' if kept else ''}.") from None
                 raise type(error)(
-                    f"teacher_model {self.model!r} at {self.url} does not answer: {error}; {said}. Run the same "
-                    "command again to resume."
+                    f"{self.name} at {self.url} does not answer: {error}; {said}. Run the same command again to resume."
                 ) from None
 
 

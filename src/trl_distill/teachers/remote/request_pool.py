@@ -36,6 +36,7 @@ class RemoteSettings:
         price_output: Money for a million tokens of completions.
         top_k: Log-probabilities of a token to ask for, if the server gives any.
         reasoning: "drop" what a model thought before it answered, or "keep" it as a part of the completion.
+        role: What the model is, which the names of its settings begin with: "teacher", or "judge".
     """
 
     endpoint: str = "chat"
@@ -48,6 +49,12 @@ class RemoteSettings:
     price_output: float | None = None
     top_k: int = 64
     reasoning: str = "drop"
+    role: str = "teacher"
+
+    @property
+    def model_setting(self) -> str:
+        """The setting that names the model."""
+        return "teacher_model" if self.role == "teacher" else self.role
 
 
 @dataclass(frozen=True)
@@ -120,15 +127,16 @@ class Usage:
             BudgetSpent: Naming the limit.
         """
         limits = (
-            (self.requests, settings.max_requests, "--teacher-max-requests"),
-            (self.tokens, settings.max_tokens, "--teacher-max-tokens"),
-            (self.cost(settings), settings.max_cost, "--teacher-max-cost"),
+            (self.requests, settings.max_requests, "requests"),
+            (self.tokens, settings.max_tokens, "tokens"),
+            (self.cost(settings), settings.max_cost, "cost"),
         )
-        for used, limit, flag in limits:
+        for used, limit, what in limits:
             if limit is not None and used is not None and used >= limit:
-                priced = f" at a cost of {used:,.4f}" if flag == "--teacher-max-cost" else ""
+                priced = f" at a cost of {used:,.4f}" if what == "cost" else ""
                 raise BudgetSpent(
-                    f"{self.requests:,} requests and {self.tokens:,} tokens{priced} reach {flag} {limit:,}"
+                    f"{self.requests:,} requests and {self.tokens:,} tokens{priced} reach "
+                    f"--{settings.role}-max-{what} {limit:,}"
                 )
 
 
@@ -278,6 +286,6 @@ class RequestPool(Generic[Job]):
         counted = answer.prompt_tokens + answer.completion_tokens > 0 or not answer.billed
         if self.settings.max_cost is not None and not counted:
             raise TeacherError(
-                "the server does not count the tokens of its answers, so --teacher-max-cost cannot be kept; give "
-                "--teacher-max-requests instead."
+                f"the server does not count the tokens of its answers, so --{self.settings.role}-max-cost cannot be "
+                f"kept; give --{self.settings.role}-max-requests instead."
             )

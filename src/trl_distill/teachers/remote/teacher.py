@@ -178,7 +178,9 @@ class RemoteTeacher(TextOnly):
             self.logprobs.keep_written(key, answer)
             store.add({key: answer.completion()})
 
-        self.server.send_all(missing, send, keep, description="Teacher writes completions", progress=progress)
+        self.server.send_all(
+            missing, send, keep, description=f"{self.settings.role.title()} writes completions", progress=progress
+        )
 
     def _messages(self, prompt: Prompt) -> list[Message]:
         """Return a prompt as chat messages; text is what a user says.
