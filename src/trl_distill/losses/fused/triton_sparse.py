@@ -139,7 +139,7 @@ def merged_tail(sums, chunks, z, inv, MOST: tl.constexpr):
 def put_tail_values(
     values, tokens, student, bias, label, size, readable, inv, columns, z, p, negentropy, tail_p, tail, peak_t,
     total_s, peak, total, moment, highest, weight_ce, weight_kl,
-    SCALE: tl.constexpr, CAP: tl.constexpr, WIDE: tl.constexpr,
+    SCALE: tl.constexpr, CAP: tl.constexpr, K: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     """As `put_values`, against known tokens `columns` of the probabilities p and a tail of the probability `tail_p`."""
     log_total = tl.log(total_s)
@@ -152,7 +152,7 @@ def put_tail_values(
     logit = tl.where(tl.max(is_label.to(tl.int32)) > 0, tl.sum(tl.where(is_label, z, 0.0)), logit)
     logit = tl.where(at == label, logit, float("nan"))  # an id that is no row shows
     ce = tl.log(total) - (logit - highest)
-    first = tl.max(tl.where(tl.arange(0, z.shape[0]) == 0, z, float("-inf")))
+    first = tl.max(tl.where(tl.arange(0, K) == 0, z, float("-inf")))
     tl.store(values, ce)
     tl.store(values + tokens, kl)
     tl.store(values + 2 * tokens, tl.log(total) - moment / total)
@@ -196,7 +196,7 @@ def tail_finish_kernel(
                 own = tl.load(negentropies + row)
             put_tail_values(
                 values + row, tokens, student, bias_s, label, size, readable_s, inv, columns, z, p, own, tail_p, tail,
-                peak_t, total_s, peak, total, moment, highest, weight_ce, weight_kl, SCALE_S, CAP_S, WIDE,
+                peak_t, total_s, peak, total, moment, highest, weight_ce, weight_kl, SCALE_S, CAP_S, K, WIDE,
             )  # fmt: skip
         if gradient is not None:
             of_one, weight_kl = weight_ce / total, weight_kl * inv
