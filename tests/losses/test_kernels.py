@@ -46,7 +46,8 @@ TILE = {
     "labels": "*i64", "weights_ce": "*fp32", "weights_kl": "*fp32", "values": "*fp32", "tokens": "i32",
     "gradient": "*bf16", "stride_g": "i32",
 }  # fmt: skip
-SUMS = {"sums": "*fp32", "chunks": "i32", "chunk": "i32"}
+ALONE = {"chunks": "i32", "chunk": "i32"}
+SUMS = {"sums": "*fp32", **ALONE}
 MIX = {
     "teacher": "*fp32", "stride": "i32", "readable": "i32", "vocabulary": "i32", "weights": "*fp32", "mixed": "*fp32",
     "stride_m": "i32", "temperature": "fp32",
@@ -60,16 +61,16 @@ HEADS = {"SCALE_S": 1.0, "CAP_S": None, "SCALE_T": 1.0, "CAP_T": None, "BLOCK": 
 CAPPED = {"SCALE_S": 0.5, "CAP_S": 30.0, "SCALE_T": 2.0, "CAP_T": 50.0}
 MERGING = {"MOST": CHUNKS, "BETA": 0.5}
 COMPILED = {
-    "forward KL at T = 1": ("rows", MODELS | TILE, {"KIND": 0, "ONE": True, "BETA": 0.5}),
-    "forward KL": ("rows", MODELS | TILE, {"KIND": 0, "ONE": False, "BETA": 0.5}),
-    "reverse KL": ("rows", MODELS | TILE, {"KIND": 1, "ONE": False, "BETA": 0.5}),
-    "JSD": ("rows", MODELS | TILE, {"KIND": 2, "ONE": False, "BETA": 0.5}),
-    "softcaps": ("rows", MODELS | TILE, {"KIND": 0, "ONE": True, "BETA": 0.5, **CAPPED}),
-    "no teacher": ("rows", MODELS | TILE, {"KIND": 0, "ONE": True, "BETA": 0.5, "teacher": None}),
-    "values alone": ("rows", MODELS | TILE, {"KIND": 0, "ONE": True, "BETA": 0.5, "gradient": None}),
+    "forward KL at T = 1": ("row", MODELS | TILE | ALONE, {"KIND": 0, "ONE": True, **MERGING, "sums": None}),
+    "forward KL": ("row", MODELS | TILE | ALONE, {"KIND": 0, "ONE": False, **MERGING, "sums": None}),
+    "reverse KL": ("row", MODELS | TILE | ALONE, {"KIND": 1, "ONE": False, **MERGING, "sums": None}),
+    "JSD": ("row", MODELS | TILE | ALONE, {"KIND": 2, "ONE": False, **MERGING, "sums": None}),
+    "softcaps": ("row", MODELS | TILE | ALONE, {"KIND": 0, "ONE": True, **MERGING, "sums": None, **CAPPED}),
+    "no teacher": ("row", MODELS | TILE | ALONE, {"KIND": 0, "ONE": True, **MERGING, "sums": None, "teacher": None}),
+    "values alone": ("row", MODELS | TILE | ALONE, {"KIND": 0, "ONE": True, **MERGING, "sums": None, "gradient": None}),
     "chunks": ("sums", MODELS | SUMS, {"KIND": 2, "ONE": False}),
     "chunks of a JSD": ("mixture_sums", MODELS | SUMS, MERGING),
-    "chunks' end": ("finish", MODELS | TILE | SUMS, {"KIND": 2, "ONE": False, **MERGING}),
+    "chunks' end": ("row", MODELS | TILE | SUMS, {"KIND": 2, "ONE": False, **MERGING}),
     "known tokens": ("pick", MODELS | KNOWN, TOPK),
     "a tail": ("tail_sums", SPARSE, TOPK),
     "a tail's end": ("tail_finish", SPARSE, {**TOPK, "negentropies": None}),

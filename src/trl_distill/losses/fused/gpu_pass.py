@@ -10,7 +10,7 @@ from .gpu import KernelHead, Logits, Rows
 from .problem import Problem
 from .projection import MixtureProjection
 from .tile_plan import CHUNKS, KernelPlan, padded
-from .triton_kernels import ROOM, finish_kernel, mix_kernel, mixture_sums_kernel, rows_kernel, sums_kernel
+from .triton_kernels import ROOM, mix_kernel, mixture_sums_kernel, row_kernel, sums_kernel
 from .triton_sparse import ROOM as ROOM_OF_TAIL
 from .triton_sparse import pick_kernel, tail_finish_kernel, tail_sums_kernel
 
@@ -49,20 +49,17 @@ class DensePass:
             temperatures[1] = float(theirs.temperature)
         how = {**heads, "KIND": self.kind, "ONE": own.temperature == 1, "BLOCK": self.plan.block, "num_warps": WARPS}
         chunks, columns = self.plan.chunks(tokens, own.size)
-        if chunks == 1:
-            rows_kernel[(tokens,)](*models, *rows.arguments, *temperatures, BETA=self.beta, **how)
-            return
-        sums = rows.values.new_empty(tokens, chunks, int(ROOM))
-        grid = (tokens, chunks)
-        sums_kernel[grid](*models, rows.counted, sums, columns, *temperatures, **how)
-        if theirs is not None and DIVERGENCES[self.kind] == "jsd":
-            jsd = {k: how[k] for k in (*heads, "BLOCK", "num_warps")}
-            shared = (*models[:3], *models[4:])
-            mixture_sums_kernel[grid](
-                *shared, rows.counted, sums, columns, *temperatures, BETA=self.beta, MOST=CHUNKS, **jsd
-            )
-        last = grid if rows.gradient is not None else (tokens, 1)
-        finish_kernel[last](
+        sums = None
+        if chunks > 1:
+            sums = rows.values.new_empty(tokens, chunks, int(ROOM))
+            sums_kernel[(tokens, chunks)](*models, rows.counted, sums, columns, *temperatures, **how)
+            if theirs is not None and DIVERGENCES[self.kind] == "jsd":
+                jsd = {k: how[k] for k in (*heads, "BLOCK", "num_warps")}
+                shared = (*models[:3], *models[4:])
+                mixture_sums_kernel[(tokens, chunks)](
+                    *shared, rows.counted, sums, columns, *temperatures, BETA=self.beta, MOST=CHUNKS, **jsd
+                )
+        row_kernel[(tokens, 1 if rows.gradient is None else chunks)](
             *models, *rows.arguments, sums, chunks, columns, *temperatures, BETA=self.beta, MOST=CHUNKS, **how
         )
 

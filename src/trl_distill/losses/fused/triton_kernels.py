@@ -1,7 +1,7 @@
 """The Triton kernels of the dense loss.
 
 A tile's row is one program's work. If a tile has too few rows to keep a GPU busy, each is cut into chunks: their
-sums go to memory, and a second kernel adds them up before it writes the gradient. There are no atomics, so that results
+sums go to memory first, and are added up before the gradient is written. There are no atomics, so that results
 are the same every time.
 """
 
@@ -29,52 +29,6 @@ from .triton_parts import (
 PLACES = ["labels", "counted", "weights_ce", "weights_kl", "values"]
 SUMS = tl.constexpr(9)  # what `sum_columns` returns
 ROOM = tl.constexpr(11)  # with what `sum_mixture` returns
-
-
-@triton.jit(do_not_specialize=["tokens"], do_not_specialize_on_alignment=PLACES)
-def rows_kernel(
-    student, stride_s, readable_s, size, bias_s, teacher, stride_t, readable_t, vocabulary, bias_t,
-    labels, counted, weights_ce, weights_kl, values, tokens, gradient, stride_g, temperature_s, temperature_t,
-    SCALE_S: tl.constexpr, CAP_S: tl.constexpr, SCALE_T: tl.constexpr, CAP_T: tl.constexpr,
-    KIND: tl.constexpr, BETA: tl.constexpr, ONE: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
-    """Write the values of a row and the gradient of its logits; those of a row that does not count are 0."""
-    row = tl.program_id(0).to(tl.int64)
-    WIDE: tl.constexpr = values.dtype.element_ty
-    if gradient is not None:
-        gradient += row * stride_g
-    if tl.load(counted + row):
-        student += row * stride_s
-        if teacher is not None:
-            teacher += row * stride_t
-        label = tl.load(labels + row)
-        weight_ce, weight_kl = tl.load(weights_ce + row), tl.load(weights_kl + row)
-        inv_s, inv_t = tl.full([], 1.0, WIDE) / temperature_s, tl.full([], 1.0, WIDE) / temperature_t
-        peak_s, peak_t, total_s, total_t, cross, at_top, total, moment, highest = sum_columns(
-            student, teacher, bias_s, bias_t, 0, size, vocabulary, readable_s, readable_t, inv_s, inv_t,
-            SCALE_S, CAP_S, SCALE_T, CAP_T, KIND, ONE, BLOCK, WIDE,
-        )  # fmt: skip
-        mean = cross
-        if teacher is not None:
-            if KIND == JSD:
-                cross, mean = sum_mixture(
-                    student, teacher, bias_s, bias_t, 0, vocabulary, readable_s, readable_t, inv_s, inv_t,
-                    peak_s, peak_t, total_s, total_t, SCALE_S, CAP_S, SCALE_T, CAP_T, BETA, BLOCK, WIDE,
-                )  # fmt: skip
-            elif KIND == REVERSE:
-                mean = cross / total_s
-        put_values(
-            values + row, tokens, student, bias_s, label, size, peak_s, peak_t, total_s, total_t, cross, at_top, total,
-            moment, highest, weight_ce, weight_kl, SCALE_S, CAP_S, KIND, teacher is not None, WIDE,
-        )  # fmt: skip
-        if gradient is not None:
-            put_gradient(
-                student, teacher, bias_s, bias_t, gradient, label, weight_ce, weight_kl * inv_s, 0, size, vocabulary,
-                readable_s, readable_t, inv_s, inv_t, peak_s, peak_t, total_s, total_t, total, highest, mean,
-                SCALE_S, CAP_S, SCALE_T, CAP_T, KIND, BETA, ONE, BLOCK, WIDE,
-            )  # fmt: skip
-    elif gradient is not None:
-        put_zeros(gradient, 0, size, BLOCK)
 
 
 @triton.jit
@@ -167,18 +121,24 @@ def mixture_sums_kernel(
 
 
 @triton.jit(do_not_specialize=["tokens", "chunks"], do_not_specialize_on_alignment=PLACES)
-def finish_kernel(
+def row_kernel(
     student, stride_s, readable_s, size, bias_s, teacher, stride_t, readable_t, vocabulary, bias_t,
     labels, counted, weights_ce, weights_kl, values, tokens, gradient, stride_g, sums, chunks, chunk,
     temperature_s, temperature_t,
     SCALE_S: tl.constexpr, CAP_S: tl.constexpr, SCALE_T: tl.constexpr, CAP_T: tl.constexpr,
     KIND: tl.constexpr, BETA: tl.constexpr, ONE: tl.constexpr, MOST: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Add up the sums of a row's chunks; write the gradient of one of them, and the first one's program the values."""
+    """Write the values of a row and the gradient of its logits; those of a row that does not count are 0.
+
+    Without `sums` a program sums up its row. With those of a row's chunks it adds them up, each program writes the
+    gradient of one chunk, and the first one's the values.
+    """
     row, part = tl.program_id(0).to(tl.int64), tl.program_id(1)
     WIDE: tl.constexpr = values.dtype.element_ty
-    start = part * chunk
-    stop = tl.minimum(start + chunk, size)
+    start, stop = 0, size
+    if sums is not None:
+        start = part * chunk
+        stop = tl.minimum(start + chunk, size)
     if gradient is not None:
         gradient += row * stride_g
     if tl.load(counted + row):
@@ -188,18 +148,30 @@ def finish_kernel(
         label = tl.load(labels + row)
         weight_ce, weight_kl = tl.load(weights_ce + row), tl.load(weights_kl + row)
         inv_s, inv_t = tl.full([], 1.0, WIDE) / temperature_s, tl.full([], 1.0, WIDE) / temperature_t
-        sums += row * chunks * ROOM
-        peak_s, peak_t, total_s, total_t, cross, at_top, total, moment, highest = merged(
-            sums, chunks, inv_s, inv_t, KIND, MOST, WIDE
-        )
+        if sums is None:
+            peak_s, peak_t, total_s, total_t, cross, at_top, total, moment, highest = sum_columns(
+                student, teacher, bias_s, bias_t, start, stop, vocabulary, readable_s, readable_t, inv_s, inv_t,
+                SCALE_S, CAP_S, SCALE_T, CAP_T, KIND, ONE, BLOCK, WIDE,
+            )  # fmt: skip
+        else:
+            sums += row * chunks * ROOM
+            peak_s, peak_t, total_s, total_t, cross, at_top, total, moment, highest = merged(
+                sums, chunks, inv_s, inv_t, KIND, MOST, WIDE
+            )
         mean = cross
         if teacher is not None:
-            if KIND == JSD:
-                every = tl.arange(0, MOST)
-                cross = tl.sum(tl.load(sums + every * ROOM + SUMS, mask=every < chunks, other=0.0))
-                mean = tl.sum(tl.load(sums + every * ROOM + SUMS + 1, mask=every < chunks, other=0.0))
-            elif KIND == REVERSE:
+            if KIND == REVERSE:
                 mean = cross / total_s
+            elif KIND == JSD:
+                if sums is None:
+                    cross, mean = sum_mixture(
+                        student, teacher, bias_s, bias_t, start, vocabulary, readable_s, readable_t, inv_s, inv_t,
+                        peak_s, peak_t, total_s, total_t, SCALE_S, CAP_S, SCALE_T, CAP_T, BETA, BLOCK, WIDE,
+                    )  # fmt: skip
+                else:
+                    every = tl.arange(0, MOST)
+                    cross = tl.sum(tl.load(sums + every * ROOM + SUMS, mask=every < chunks, other=0.0))
+                    mean = tl.sum(tl.load(sums + every * ROOM + SUMS + 1, mask=every < chunks, other=0.0))
         if part == 0:
             put_values(
                 values + row, tokens, student, bias_s, label, size, peak_s, peak_t, total_s, total_t, cross, at_top,
