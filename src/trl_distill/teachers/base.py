@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol, TypeGuard, runtime_checkable
 
+from ..errors import TeacherError
 from ..models.generation import Completion, GenerationSettings
+from ..prompts.chat_template import ChatTemplate
 
 if TYPE_CHECKING:
     import torch
@@ -101,10 +104,51 @@ class Teacher(Protocol):
         ...
 
 
-@runtime_checkable
-class TextTeacher(Teacher, Protocol):
-    """A teacher that reads text or chat messages and answers with text; it has the student's tokenizer."""
+class TextTeacher(ABC):
+    """A teacher that reads text or chat messages and answers with text; by itself it gives no probabilities.
 
+    It has the student's tokenizer, which splits its completions into tokens.
+    """
+
+    def __init__(self, name: str, *, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.name = name
+        self.tokenizer = tokenizer
+        self.vocabulary: int | None = None
+
+    @property
+    def capabilities(self) -> Capabilities:
+        return Capabilities(
+            reads="text", scores=False, dense=False, scores_unseen=False, scores_gaps=False, same_tokenizer=False
+        )
+
+    @property
+    def vocabulary_rows(self) -> int:
+        return len(self.tokenizer) if self.vocabulary is None else self.vocabulary
+
+    @property
+    def length_limit(self) -> int | None:
+        """None: it counts its own tokens itself."""
+        return None
+
+    @property
+    def stop_ids(self) -> list[int]:
+        return ChatTemplate(self.tokenizer).end_tokens
+
+    def restrict_vocabulary(self, vocabulary: int) -> None:
+        """Take the student's vocabulary: completions become tokens of its tokenizer."""
+        self.vocabulary = vocabulary
+
+    def score(self, batch: Mapping[str, torch.Tensor]) -> TeacherSignal:
+        raise TeacherError(f"teacher_model {self.name!r} gives text only and scores nothing; set --distill-alpha 0.")
+
+    def generate(self, prompts: Sequence[Sequence[int]], settings: GenerationSettings) -> list[Completion]:
+        raise TeacherError(f"teacher_model {self.name!r} reads text, no token ids; have it write with write().")
+
+    @abstractmethod
+    def identity(self) -> dict[str, object]:
+        """All that its completions depend on beside prompt and settings; part of the key of everything stored."""
+
+    @abstractmethod
     def write(
         self,
         prompts: Sequence[Prompt],
@@ -114,11 +158,10 @@ class TextTeacher(Teacher, Protocol):
         progress: bool = True,
     ) -> list[Completion]:
         """Write one completion (its `text`) for each prompt, in the order given; each is kept as it comes."""
-        ...
 
+    @abstractmethod
     def describe(self) -> str:
         """Say which model it is and where it runs, without anything secret."""
-        ...
 
 
 def single_teachers(teacher: Teacher) -> tuple[Teacher, ...]:

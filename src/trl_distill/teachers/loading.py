@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TypeAlias
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..config.endpoints import Endpoint, is_openai_name, parse_endpoint
 from ..errors import TeacherError
 from ..models.adapters import without_peft
-from ..models.architectures import check_causal, check_encoder_decoder
 from ..models.loading import ModelSource, resolve
 from ..models.own_chat_template import own_tokenizer
 from .base import Teacher
@@ -18,11 +20,7 @@ from .remote.request_pool import RemoteSettings
 from .remote.teacher import RemoteTeacher
 from .text.encoder_decoder import EncoderDecoder, EncoderDecoderTeacher
 
-if TYPE_CHECKING:
-    import torch
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-    Device: TypeAlias = str | torch.device | None
+Device: TypeAlias = str | torch.device | None
 
 
 def load_teacher(
@@ -89,19 +87,16 @@ def load_teacher(
         trust_remote_code=trust_remote_code,
     )
     source.check_can_merge()
-    path, config = source.path, source.config
-
-    # before its tokenizer is looked for: an encoder's would load
-    check = check_encoder_decoder if config.is_encoder_decoder else check_causal
-    check(spec, config, role="teacher_model")
-    own, generation_config = source.load_tokenizer(), source.load_generation_config()
-    weights = FrozenModel(source)
-    if config.is_encoder_decoder:
-        writer = EncoderDecoder(
-            path, weights=weights, config=config, tokenizer=own, generation_config=generation_config
-        )
-        return EncoderDecoderTeacher(writer, tokenizer=tokenizer)
-    return LocalTeacher(path, weights=weights, config=config, tokenizer=own, generation_config=generation_config)
+    kind = EncoderDecoder if source.config.is_encoder_decoder else LocalTeacher
+    kind.check_architecture(spec, source.config)  # before its tokenizer is looked for: an encoder's would load
+    local = kind(
+        source.path,
+        weights=FrozenModel(source),
+        config=source.config,
+        tokenizer=source.load_tokenizer(),
+        generation_config=source.load_generation_config(),
+    )
+    return EncoderDecoderTeacher(local, tokenizer=tokenizer) if isinstance(local, EncoderDecoder) else local
 
 
 def loaded_encoder_decoder(

@@ -87,7 +87,6 @@ def _was_loaded_alike(theirs: Any, student: Student) -> bool:
 
 
 def _place(name: str) -> str:
-    """Return the folder that a name means."""
     try:
         return resolve(name, role="model")
     except UsageError:

@@ -65,7 +65,6 @@ def _weighs(args: DistillationSFTConfig) -> bool:
 
 
 def _moving(start: float, end: float | None) -> str:
-    """Return a setting and where it moves to."""
     return f"{start:g}" if end is None else f"{start:g} to {end:g}"
 
 

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Sequence
+
+from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from ..prompts.chat_template import ChatTemplate
 from .base import Teacher, single_teachers
 from .local.cross_tokenizer import CrossTokenizerTeacher
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
-
-    from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 ENDING = 4  # tokens at the end of a completion among which its end is: templates write white space behind it
 

@@ -7,16 +7,13 @@ them, and the completion is cut in front of it.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-from transformers import StoppingCriteria, StoppingCriteriaList
+from transformers import PreTrainedTokenizerBase, StoppingCriteria, StoppingCriteriaList
 
 from ...models.generation import Completion
 from ...prompts.tokenization import tokenize_after
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 FRONT = "a"  # stands for the prompt
 SLACK = 8  # tokens looked at beyond a stop string's bytes: some have no text

@@ -94,18 +94,13 @@ class CompletionStore(JsonlStore[Completion]):
 
     @staticmethod
     def to_line(entry: Completion) -> JsonObject:
-        """Return a completion as its line has it."""
         more = {"text": entry.text, "reasoning": entry.reasoning, "unusable": entry.unusable}
         given = {name: value for name, value in more.items() if value or (name == "text" and value is not None)}
         return {"ids": entry.ids, "finished": entry.finished, **given}
 
     @staticmethod
     def from_line(line: JsonObject) -> Completion:
-        """Return the completion of a line.
-
-        Raises:
-            KeyError, TypeError: It is none.
-        """
+        """Return the completion of a line; raise KeyError or TypeError if it is none."""
         more = {name: str(line.get(name, "")) for name in ("reasoning", "unusable")}
         ids = line["ids"] if line.get("text") is None else line.get("ids", ())
         return Completion(tuple(ids), bool(line["finished"]), line.get("text"), **more)

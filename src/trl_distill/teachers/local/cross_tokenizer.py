@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
+from transformers import PreTrainedTokenizerBase
 
 from ...data.cross_tokenizer.byte_spans import ALIKE
 from ...data.cross_tokenizer.tokenizer_pair import TokenizerPair
 from ...errors import TeacherError
+from ...losses import Matched
 from ...losses.signals import CrossTokenizerSignal, DenseSignal
 from ...models.batch_layout import LAYOUT, layout_of
 from ..base import Capabilities, Teacher
 from ..compatibility import CROSS_TOKENIZER, require
 from .teacher import LocalTeacher
-
-if TYPE_CHECKING:
-    import torch
-    from transformers import PreTrainedTokenizerBase
-
-    from ...losses import Matched
 
 
 class CrossTokenizerTeacher(LocalTeacher):

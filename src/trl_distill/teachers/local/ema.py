@@ -9,25 +9,21 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from peft import PeftModel
 from safetensors.torch import load_file, save_file
-from transformers import TrainerCallback
+from transformers import PreTrainedModel, TrainerCallback
 
 from ...data.atomic_file import replacing
 from ...errors import TeacherError
+from ...losses.lm_head import LMHead
 from ...models.adapters import base_of
 from ...models.generation import has_learned_prompt
 from ..base import Teacher
 from .teacher import LocalTeacher
 from .weights import WeightSource
-
-if TYPE_CHECKING:
-    from peft import PeftModel
-    from transformers import PreTrainedModel
-
-    from ...losses.lm_head import LMHead
 
 EMA = "ema"
 FILE = "teacher_ema.safetensors"
@@ -131,7 +127,6 @@ class EmaCallback(TrainerCallback):
         self.teacher, self.average = teacher, teacher.weights
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Move it; a checkpoint of this step is written later."""
         self.average.update()
         self.teacher.prefix.forget()
 

@@ -9,19 +9,16 @@ to S tokens, which is in proportion to 6 H + S.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+import torch
+from transformers import PreTrainedModel
 
 from ...config.devices import on_device
+from ...models.batch_layout import Side
 from ...models.completion_forward import completion_arguments
 from ...models.padding_free import accepted_marks, marks_of
-
-if TYPE_CHECKING:
-    import torch
-    from transformers import PreTrainedModel
-
-    from ...models.batch_layout import Side
 
 MOST = 4096  # tokens of a pass, however few the student's batch has: fewer leave a device idle
 

@@ -5,17 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING
+
+from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from ...models.generation import Completion, GenerationSettings, cut_at_stop
 from ...prompts.chat_template import ChatTemplate
 from ..completions.stop_strings import cut_at_string
 from . import fingerprint
-
-if TYPE_CHECKING:
-    from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
-
-    from .weights import WeightSource
+from .weights import WeightSource
 
 
 class LocalModel:

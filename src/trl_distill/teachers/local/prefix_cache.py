@@ -11,15 +11,12 @@ import copy
 import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
-from transformers import DynamicCache
+from transformers import DynamicCache, PretrainedConfig
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
-
-if TYPE_CHECKING:
-    from transformers import PretrainedConfig
 
 Layer: TypeAlias = Any  # one of transformers' cache layers, whose states are lists of keys and values
 LEAST = 16  # tokens; a shorter prefix saves less than its bookkeeping costs

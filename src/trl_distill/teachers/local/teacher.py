@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
+from transformers import DynamicCache, GenerationConfig, PretrainedConfig, PreTrainedModel
 
 from ...config.devices import on_device
 from ...errors import TeacherError
@@ -31,6 +32,7 @@ from ...models.generation import (
     padded_left,
     seeded_sampling,
 )
+from ...models.loading import ModelSource
 from ...models.logits_check import attempt, check_logits
 from ...models.padding_free import keeps_rows_apart
 from ..base import Capabilities
@@ -39,11 +41,6 @@ from .forward_batches import MOST, Pass, flattened, plan
 from .model import LocalModel
 from .prefix_cache import PrefixCache
 from .weights import CallersModel, is_sharded
-
-if TYPE_CHECKING:
-    from transformers import DynamicCache, GenerationConfig, PretrainedConfig, PreTrainedModel
-
-    from ...models.loading import ModelSource
 
 
 class LocalTeacher(LocalModel):
@@ -100,7 +97,6 @@ class LocalTeacher(LocalModel):
         return self.weights.source
 
     def restrict_vocabulary(self, vocabulary: int) -> None:
-        """Restrict what is written and scored to the rows [0, vocabulary) that the student has too."""
         self.vocabulary = vocabulary
 
     @property
@@ -115,12 +111,10 @@ class LocalTeacher(LocalModel):
 
     @property
     def length_limit(self) -> int | None:
-        """`max_position_embeddings`, if the configuration has one."""
         return length_limit(self.config)
 
     @property
     def sharded(self) -> bool:
-        """Whether ranks hold a part of its weights each."""
         return is_sharded(self.model)
 
     def identity(self) -> dict[str, object]:
@@ -283,7 +277,6 @@ class LocalTeacher(LocalModel):
     def _written(
         self, prompts: Sequence[Sequence[int]], config: GenerationConfig, stop: Sequence[str]
     ) -> list[list[int]]:
-        """Return the ids written behind each prompt, padding included."""
         wrapper = self.weights.prompt_wrapper
         if wrapper is not None:
             with evaluating(wrapper):

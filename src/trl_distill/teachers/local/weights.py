@@ -5,23 +5,20 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import torch
+from peft import PeftModel
 from torch.distributed.tensor import DTensor
+from transformers import PreTrainedModel
 
 from ...errors import TeacherError
+from ...losses.lm_head import LMHead
 from ...models.adapters import base_of, is_peft_model
 from ...models.generation import generating_model, has_learned_prompt
 from ...models.lm_head import lm_head_of
+from ...models.loading import ModelSource
 from . import fingerprint
-
-if TYPE_CHECKING:
-    import torch
-    from peft import PeftModel
-    from transformers import PreTrainedModel
-
-    from ...losses.lm_head import LMHead
-    from ...models.loading import ModelSource
 
 SELF = "self"
 CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")  # LoRA's ways to begin that change the weights under it
@@ -108,7 +105,6 @@ class CallersModel(WeightSource):
         self._model, self._device = model, device
 
     def model(self) -> PreTrainedModel:
-        """Return the model."""
         return _on_device(self._model, self._device)
 
 
@@ -121,14 +117,12 @@ class AdapterOff(WeightSource):
         self._student, self.source = student, source
 
     def model(self) -> PreTrainedModel:
-        """Return the model under the adapter."""
         student = self._student()
         if is_peft_model(student):
             check_untouched(student)
         return base_of(student)
 
     def active(self) -> AbstractContextManager[None]:
-        """Switch the adapter off."""
         return _without_adapter(self._student())
 
     def attach_student(self, student: PreTrainedModel | PeftModel, *, fresh: bool) -> bool:

@@ -95,7 +95,6 @@ class TeacherList:
 
     @property
     def mixed(self) -> bool:
-        """Whether the teachers' distributions are mixed."""
         return self.combine == "mixture"
 
     @property
@@ -150,11 +149,7 @@ def read_teachers(given: object) -> TeacherList:
 
 
 def check_rows(teachers: TeacherList, columns: Sequence[str]) -> None:
-    """Refuse a column of `rows` that is not in the data; columns of the input and the completion do not count.
-
-    Raises:
-        ParamsError: Naming the place and the nearest column.
-    """
+    """Raise ParamsError for a column of `rows` that is not in the data; those of input and completion do not count."""
     for entry in teachers.teachers:
         if entry.column is not None and entry.column not in columns:
             there = ", ".join(map(repr, columns)) or "none other than the input and the completion"
@@ -202,22 +197,14 @@ def assign_rows(
 
 
 def read_settings(given: object, setting: str) -> tuple[object, str]:
-    """Return what a setting holds and what to call it in messages: the content of a YAML file, or what was given.
-
-    Raises:
-        ParamsError: See `read_yaml`.
-    """
+    """Return what a setting holds, read from its YAML file if it names one, and what to call it in messages."""
     if isinstance(given, (str, os.PathLike)):
         return read_yaml(given, name=f"{setting} {str(given)!r}"), Path(given).name
     return given, setting
 
 
 def check_keys(given: Mapping[object, object], known: Sequence[str], place: str) -> None:
-    """Refuse a key that is not known.
-
-    Raises:
-        ParamsError: Naming the place and the nearest key.
-    """
+    """Raise ParamsError for the first unknown key, naming the nearest known one."""
     for key in given:
         if key not in known:
             hint = nearest(str(key), known)
@@ -225,11 +212,7 @@ def check_keys(given: Mapping[object, object], known: Sequence[str], place: str)
 
 
 def checked_weight(given: object, place: str) -> float:
-    """Return a weight.
-
-    Raises:
-        ParamsError: It is no number above 0.
-    """
+    """Return a weight; raise ParamsError unless it is a number above 0."""
     if isinstance(given, bool) or not isinstance(given, (int, float)) or not 0 < given < math.inf:
         raise ParamsError(f"{place}: weight is {given!r}; accepted is a number above 0.")
     return float(given)

@@ -60,11 +60,7 @@ def read_mixture(given: object, *, model: TeacherSpec = None, revision: str | No
 
 
 def plain_mixture(given: object) -> list[dict[str, Any]]:
-    """Return a mixture of prompts as plain data that `read_mixture` reads, with files read and weights as shares.
-
-    Raises:
-        ParamsError, TemplateError: See `read_mixture`.
-    """
+    """Return a mixture of prompts as plain data that `read_mixture` reads, with files read and weights as shares."""
     entries = read_mixture(given).teachers
     return [{"template": template_source(entry.template), "weight": entry.share} for entry in entries]
 

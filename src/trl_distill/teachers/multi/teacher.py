@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
-import torch
+from datasets import Dataset
+from peft import PeftModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ...config.devices import on_device
 from ...errors import TeacherError
@@ -17,15 +19,11 @@ from ...models.batch_layout import LAYOUT, BatchLayout, layout_of
 from ...models.generation import Completion, GenerationSettings
 from ..base import Capabilities, Teacher, single_teachers
 from ..compatibility import LIST, MIXTURE, require
+from ..local import fingerprint
 from ..local.prefix_cache import PrefixCache
 from ..local.teacher import LocalTeacher
 from ..local.weights import FrozenCopy
 from .entries import TeacherList
-
-if TYPE_CHECKING:
-    from datasets import Dataset
-    from peft import PeftModel
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 MIB = 2**20
 
@@ -65,13 +63,8 @@ def _has_weights_of(teacher: Teacher, student: PreTrainedModel | PeftModel) -> b
     """Whether a teacher's weights are the student's, precision included."""
     if not isinstance(teacher, LocalTeacher) or teacher.weights.of_student:
         return False
-    if teacher.config._name_or_path != student.config._name_or_path:
-        return False
-    mine, theirs = (dict(model.named_parameters()) for model in (student, teacher.model))
-    return mine.keys() == theirs.keys() and all(
-        p.dtype == theirs[name].dtype and p.shape == theirs[name].shape and torch.equal(p, theirs[name].to(p.device))
-        for name, p in mine.items()
-    )
+    named_alike = teacher.config._name_or_path == student.config._name_or_path
+    return named_alike and fingerprint.of_model(teacher.model) == fingerprint.of_model(student)
 
 
 class MultiTeacher:
@@ -114,42 +107,32 @@ class MultiTeacher:
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The first one's; they agree."""
         return self.teachers[0].tokenizer
 
     @property
     def vocabulary_rows(self) -> int:
-        """Rows of the smallest LM head."""
         return min(teacher.vocabulary_rows for teacher in self.teachers)
 
     @property
     def length_limit(self) -> int | None:
-        """The smallest limit."""
         return min((t.length_limit for t in self.teachers if t.length_limit is not None), default=None)
 
     @property
     def stop_ids(self) -> list[int]:
-        """The ids that end what any of them writes."""
         return list(dict.fromkeys(stop for teacher in self.teachers for stop in teacher.stop_ids))
 
     def restrict_vocabulary(self, vocabulary: int) -> None:
-        """Restrict all of them to the rows [0, vocabulary)."""
         self.vocabulary = vocabulary
         for teacher in self.teachers:
             teacher.restrict_vocabulary(vocabulary)
 
     def identity(self) -> dict[str, object]:
-        """Return each one's, and how they are combined."""
         weights = [entry.weight for entry in self.listed.teachers]
         teachers = [teacher.identity() for teacher in self.teachers]
         return {"teachers": teachers, "combine": self.listed.combine, "weights": weights}
 
     def generate(self, prompts: Sequence[Sequence[int]], settings: GenerationSettings) -> list[Completion]:
-        """Refuse: prompts do not say which teacher they are for.
-
-        Raises:
-            TeacherError: Always.
-        """
+        """Raise TeacherError: prompts do not say which teacher they are for."""
         raise TeacherError("several teachers write under templates of their own; ask one of `teachers`.")
 
     def score(self, batch: Mapping[str, Any]) -> TeacherSignal:

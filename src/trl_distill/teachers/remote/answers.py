@@ -98,7 +98,6 @@ def _unusable(message: JsonObject, text: str, reasons: bool, reason: str) -> str
 
 
 def filtered(reason: str) -> str:
-    """Return why an answer that a server withholds cannot be learned."""
     return f"the server filtered the teacher's answer ({reason})"
 
 

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+
+from transformers import PreTrainedTokenizerBase
 
 from ...prompts.shared_vocabulary import PROBE
 from ..completions.store import JsonObject
 from .client import RefusedError, Server
 from .logprob_format import MOST, PROMPT, prompt_request, read_prompt, read_top, top_fields
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
 
 # statuses that say that a server does not do what it was asked, not that it cannot be asked
 UNSUPPORTED = (400, 405, 422, 501)

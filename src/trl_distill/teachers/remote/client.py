@@ -118,7 +118,6 @@ class Server:
             RequestPool(send, self.settings, self.usage).run(jobs, keep_and_show)
 
     def send_one(self, request: Mapping[str, object], read_logprobs: ReadLogprobs) -> Answer:
-        """Send one request, with retries as any other."""
         answers: list[Answer] = []
         send, keep = (lambda _, sent: self.send(sent, read_logprobs)), (lambda _, answer: answers.append(answer))
         self.send_all({"": request}, send, keep)
@@ -154,7 +153,6 @@ class Server:
         return replace(answer, logprobs=read_logprobs(content["choices"][0]))
 
     def _post(self, request: Mapping[str, object]) -> str:
-        """Send a request once and return the body of the response."""
         import httpx
         import openai
 
@@ -181,11 +179,7 @@ class Server:
         return sent
 
     def _replace_unsupported(self, error: object, status: int, sent: JsonObject) -> None:
-        """Remember a parameter that the server does not support, and have the request sent again without it.
-
-        Raises:
-            RetryableError: There is one.
-        """
+        """Remember a parameter that the server does not support; raise RetryableError if there is one."""
         name = unsupported_in(error, status, sent)
         if name is None or DISPENSABLE[name] in self._replacements:  # it supports neither the one nor the other
             return
@@ -241,11 +235,7 @@ class Server:
 
 
 def _api_key() -> str:
-    """Return the key in the environment, or an empty text.
-
-    Raises:
-        TeacherError: It cannot be sent; it is not repeated.
-    """
+    """Return the key in the environment, or an empty text; raise TeacherError, without it, if it cannot be sent."""
     key = os.environ.get(KEY, "").strip()
     if not (key.isascii() and key.isprintable()) or " " in key:
         raise TeacherError(f"the environment variable {KEY} holds characters that no key has; set it again.")

@@ -112,11 +112,7 @@ def _latin(item: JsonObject) -> str | None:
 
 
 def _check_log_probs(log_probs: Sequence[float]) -> None:
-    """Refuse what cannot be log-probabilities of distinct tokens.
-
-    Raises:
-        RetryableError: One that is no number, or probabilities of more than 1.
-    """
+    """Raise RetryableError for what cannot be log-probabilities of distinct tokens."""
     total = sum(math.exp(min(p, 1.0)) for p in log_probs)
     if not total <= 1 + ROUNDING:  # a log-probability that is no number makes it none
         raise RetryableError("log-probabilities that add up to more than 1")

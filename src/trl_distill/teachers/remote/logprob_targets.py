@@ -9,10 +9,14 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
+from transformers import PreTrainedTokenizerBase
 
 from ...data.cross_tokenizer.token_bytes import token_bytes
 from ...errors import TeacherError
+from ...losses.signals import TopKSignal
 from ...prompts.fitting import skipped_tokens
 from ..completions.store import CompletionStore, JsonlStore, JsonObject, key_of
 from ..target_store.folder import sequence_key
@@ -22,12 +26,6 @@ from .client import Server
 from .logprob_format import PROMPT, TOP, prompt_request, read_prompt, read_top, top_fields
 from .request_pool import Answer, RetryableError
 from .scored_rows import Coverage, ScoredRow, batch_targets, pack, unknown
-
-if TYPE_CHECKING:
-    import torch
-    from transformers import PreTrainedTokenizerBase
-
-    from ...losses.signals import TopKSignal
 
 
 class LogprobTargets:
@@ -112,11 +110,7 @@ class LogprobTargets:
         return Coverage(known, tokens)
 
     def targets(self, batch: Mapping[str, torch.Tensor]) -> TopKSignal:
-        """Return what was fetched for a batch's completion tokens.
-
-        Raises:
-            TeacherError: A row that was not fetched.
-        """
+        """Return what was fetched for a batch's completion tokens; raise TeacherError for a row that was not."""
         return batch_targets(self._row_of, batch, vocabulary=self._vocabulary())
 
     def _row_of(self, ids: list[int], count: int) -> ScoredRow:
@@ -132,7 +126,6 @@ class LogprobTargets:
         )
 
     def _score(self, rows: Sequence[Mapping[str, Any]], progress: bool) -> list[ScoredRow]:
-        """Have given completions scored, each distinct sequence once."""
         assert self.support is not None
         self.store.refresh()
         identity = self._identity(PROMPT, self.support.k)
@@ -150,7 +143,6 @@ class LogprobTargets:
         return [pack(own, vocabulary=self._vocabulary()) for own in pairs]
 
     def _send(self, _: str, row: Mapping[str, Any]) -> Answer:
-        """Have one completion scored."""
         assert self.support is not None
         ids, start, k = [*row["teacher_prompt"], *row["completion"]], len(row["teacher_prompt"]), self.support.k
 
@@ -173,11 +165,9 @@ class LogprobTargets:
     # what comes with the completions that it writes
 
     def fields(self) -> JsonObject:
-        """Return the fields with which a request for a completion also asks for log-probabilities."""
         return top_fields(self.server.settings.endpoint, self.support.k) if self.support and self.kind == TOP else {}
 
     def read(self, choice: JsonObject) -> JsonObject | None:
-        """Return the log-probabilities in a choice of an answer."""
         return read_top(choice, chat=self.server.settings.endpoint == "chat") if self.kind == TOP else None
 
     def needs_logprobs(self, key: str) -> bool:
@@ -200,13 +190,11 @@ class LogprobTargets:
             store.add({key: CompletionStore.from_line(line) for key, line in there.items()})
 
     def remember(self, prompts: Sequence[object], keys: Sequence[str]) -> None:
-        """Remember which completions were written for which prompts."""
         if self.kind == TOP:
             for prompt, key in zip(prompts, keys, strict=True):
                 self._of_prompts.setdefault(json.dumps(prompt), []).append(self.store[self._line(key)])
 
     def _line(self, key: str) -> str:
-        """Return the key of a completion's log-probabilities."""
         assert self.support is not None
         return key_of(self._identity(TOP, self.support.k), [key])
 

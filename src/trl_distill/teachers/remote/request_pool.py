@@ -23,19 +23,9 @@ Job = TypeVar("Job")
 
 @dataclass(frozen=True)
 class RemoteSettings:
-    """How a server is asked.
+    """How a server is asked: each field is the setting `teacher_...` of its name, see `DistillationArguments`.
 
     Attributes:
-        endpoint: "chat" (`/chat/completions`) or "completions" (`/completions`, text prompts alone).
-        concurrency: Requests in flight at a time.
-        timeout: Seconds to wait for an answer.
-        max_requests: Requests to send at most, retries included; None is no limit.
-        max_tokens: Tokens of prompts and completions after which nothing more is asked; None is no limit.
-        max_cost: Money after which nothing more is asked, in the unit of the prices; None is no limit.
-        price_input: Money for a million tokens of prompts.
-        price_output: Money for a million tokens of completions.
-        top_k: Log-probabilities of a token to ask for, if the server gives any.
-        reasoning: "drop" what a model thought before it answered, or "keep" it as a part of the completion.
         role: What the model is, which the names of its settings begin with: "teacher", or "judge".
     """
 
@@ -104,7 +94,6 @@ class Usage:
 
     @property
     def tokens(self) -> int:
-        """Tokens of prompts and completions."""
         return self.prompt_tokens + self.completion_tokens
 
     def cost(self, settings: RemoteSettings) -> float | None:
@@ -121,11 +110,7 @@ class Usage:
         return f"{self.requests:,} requests{retries}, {self.tokens:,} tokens{priced}"
 
     def check_budget(self, settings: RemoteSettings) -> None:
-        """Refuse another request once a limit is reached.
-
-        Raises:
-            BudgetSpent: Naming the limit.
-        """
+        """Raise BudgetSpent, naming the limit, once one is reached."""
         limits = (
             (self.requests, settings.max_requests, "requests"),
             (self.tokens, settings.max_tokens, "tokens"),
@@ -237,7 +222,6 @@ class RequestPool(Generic[Job]):
             self._stop.set()
 
     def _with_retries(self, key: str, job: Job) -> Answer:
-        """Send a job until there is an answer."""
         reason = ""
         for attempt in range(TRIES):
             self._wait_for_turn(retry=attempt > 0)

@@ -13,6 +13,7 @@ import torch
 from ...config.devices import on_device
 from ...losses.signals import TopKSignal
 from ...models.batch_layout import layout_of
+from ..target_store.formats import padded_together
 
 LOWEST = -9999.0  # what servers write for a probability of 0
 NO_TOKEN = -1
@@ -67,7 +68,6 @@ def pack(pairs: Sequence[Sequence[tuple[int, float]]], *, vocabulary: int) -> Sc
 
 
 def unknown(tokens: int) -> ScoredRow:
-    """Return a row of which nothing is known."""
     return pack([[]] * tokens, vocabulary=0)
 
 
@@ -85,19 +85,12 @@ def batch_targets(
         for ids, count in zip(side.sequences, side.counts.tolist(), strict=True)
         if count  # a row that another rank has too is asked about there
     ] or [(unknown(0), 0)]
-    width = max(row.token_ids.shape[1] for row, _ in found)
-    tokens, values = (
-        np.concatenate([_padded(getattr(row, name), width, fill)[len(row.known) - n :] for row, n in found])
-        for name, fill in (("token_ids", NO_TOKEN), ("log_probs", LOWEST))
-    )
+    tokens = padded_together([row.token_ids[len(row.known) - n :] for row, n in found], NO_TOKEN)
+    values = padded_together([row.log_probs[len(row.known) - n :] for row, n in found], LOWEST)
     ids, log_probs = on_device(tokens.astype(np.int64), device), on_device(values, device)
     # at T = 1 the probabilities of the whole vocabulary add up to 1, whose logarithm is 0
     normalizers = {1.0: torch.zeros(len(tokens), device=device)}
     return TopKSignal(ids, log_probs, normalizers, vocabulary, covered=int((tokens >= 0).any(1).sum()))
-
-
-def _padded(array: np.ndarray, width: int, fill: float) -> np.ndarray:
-    return np.pad(array, ((0, 0), (0, width - array.shape[1])), constant_values=fill)
 
 
 def merged(pairs: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:

@@ -9,16 +9,20 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
+from transformers import PreTrainedTokenizerBase
 
 from ...config.endpoints import Endpoint, takes_temperature
 from ...config.setting_names import name_settings
 from ...errors import TeacherError
+from ...losses.signals import TeacherSignal
 from ...models.generation import Completion, GenerationSettings
-from ..base import Capabilities
+from ...prompts.messages import Message, Prompt
+from ..base import Capabilities, TextTeacher
 from ..completions.generate import identity_of, keys_of
 from ..completions.store import CompletionStore, JsonlStore, JsonObject
-from ..text.base import TextOnly
 from .answers import cut_at_stop_string
 from .capabilities import NEW_TOKENS
 from .client import Server
@@ -27,19 +31,12 @@ from .logprob_targets import LogprobTargets
 from .request_pool import Answer, RemoteSettings
 from .scored_rows import Coverage
 
-if TYPE_CHECKING:
-    import torch
-    from transformers import PreTrainedTokenizerBase
-
-    from ...losses.signals import TeacherSignal
-    from ...prompts.messages import Message, Prompt
-
 logger = logging.getLogger(__name__)
 SEEDS = 2**31  # what servers take
 STOPS = 4  # stop strings that OpenAI takes
 
 
-class RemoteTeacher(TextOnly):
+class RemoteTeacher(TextTeacher):
     """A model that is asked over HTTP.
 
     Args:
@@ -68,7 +65,6 @@ class RemoteTeacher(TextOnly):
         return replace(super().capabilities, scores=self.scores, temperatures=(1.0,), renders=False)
 
     def identity(self) -> dict[str, Any]:
-        """What its completions depend on: the server, the model, and the endpoint that is asked."""
         return {"url": self.url, "model": self.endpoint.model, "endpoint": self.settings.endpoint}
 
     def describe(self) -> str:
@@ -103,15 +99,10 @@ class RemoteTeacher(TextOnly):
         return messages[0]["content"] if self.settings.endpoint == "completions" else messages
 
     def fetch_targets(self, rows: Iterable[Mapping[str, Any]], *, progress: bool = True) -> Coverage:
-        """Fetch log-probabilities of prepared rows, so that `score` finds them; see `LogprobTargets.fetch`."""
         return self.logprobs.fetch(rows, progress=progress)
 
     def score(self, batch: Mapping[str, torch.Tensor]) -> TeacherSignal:
-        """Return the log-probabilities of the batch's completion tokens, at T = 1.
-
-        Raises:
-            TeacherError: It gives text only, or was not asked about a row.
-        """
+        """Return a batch's log-probabilities of completion tokens, at T = 1; raise TeacherError if there are none."""
         return self.logprobs.targets(batch) if self.scores else super().score(batch)
 
     def write(
@@ -167,7 +158,6 @@ class RemoteTeacher(TextOnly):
         *,
         progress: bool,
     ) -> None:
-        """Ask for completions and keep each as it comes."""
 
         def send(key: str, messages: list[Message]) -> Answer:
             request = self._request(key, messages, settings) | self.logprobs.fields()
@@ -183,11 +173,7 @@ class RemoteTeacher(TextOnly):
         )
 
     def _messages(self, prompt: Prompt) -> list[Message]:
-        """Return a prompt as chat messages; text is what a user says.
-
-        Raises:
-            TeacherError: Chat messages for an endpoint that takes text.
-        """
+        """Return a prompt as chat messages; raise TeacherError if it is, and the endpoint takes text."""
         if isinstance(prompt, str):
             return [{"role": "user", "content": prompt}]
         if self.settings.endpoint == "completions":

@@ -15,7 +15,6 @@ knows a model.
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -97,7 +96,6 @@ class TargetFolder:
         return dict(read)
 
     def write_manifest(self, content: Manifest) -> None:
-        """Write the manifest, its own checksum included."""
         self.folder.mkdir(parents=True, exist_ok=True)
         text = json.dumps({**content, "checksum": _checksum_of(content)}, indent=1, sort_keys=True)
         _write(self.folder / MANIFEST, text.encode() + b"\n")
@@ -158,13 +156,11 @@ class TargetFolder:
         return damaged
 
     def check(self, manifest: Manifest) -> None:
-        """Raise TeacherError for the first damaged file."""
         for name in self.damaged(manifest):
             what = "differs from its checksum" if (self.folder / name).is_file() else "is missing"
             raise TeacherError(f"{self}: {name} is damaged: it {what}; {REPAIR}.")
 
     def rows(self, manifest: Manifest) -> TargetTable:
-        """Return a store's rows by key, read from disk on demand."""
         return TargetTable([str(self.folder / shard["name"]) for shard in manifest["shards"]])
 
 
@@ -172,18 +168,15 @@ class TargetTable:
     """Rows of shards by key, memory-mapped: datasets unpacks the shards into its cache once."""
 
     def __init__(self, paths: Sequence[str]) -> None:
-        import datasets
+        from datasets import Dataset
+
+        from ...data.streaming import without_dataset_bars
 
         if not paths:
             self._table, self._places = None, {}
             return
-        shown = datasets.is_progress_bar_enabled()
-        datasets.disable_progress_bars()
-        try:
-            self._table = datasets.Dataset.from_parquet(list(paths)).data
-        finally:
-            if shown:
-                datasets.enable_progress_bars()
+        with without_dataset_bars():
+            self._table = Dataset.from_parquet(list(paths)).data
         self._places = {key: i for i, key in enumerate(self._table.column("key").to_pylist())}
 
     def __contains__(self, key: bytes) -> bool:
@@ -196,25 +189,23 @@ class TargetTable:
         return row
 
     def get(self, key: bytes) -> TargetRow | None:
-        """Return a row; None if there is none. Its arrays are views of the file."""
+        """Return a row, whose arrays are views of the file; None if there is none."""
         place = self._places.get(key)
-        if place is None or self._table is None:
-            return None
-        columns = {name: self._table.column(name)[place] for name in self._table.column_names if name != "key"}
-        tokens = columns.pop("tokens").as_py()
-        flat = {name: cell.values.to_numpy(zero_copy_only=False) for name, cell in columns.items()}
-        return TargetRow(key, flat.pop("completion"), {name: _by_token(own, tokens) for name, own in flat.items()})
+        return None if place is None or self._table is None else _row_at(self._table, place)
 
 
 def rows_of(table: pa.Table) -> list[TargetRow]:
-    """Return a table's rows; the arrays are views of one piece of memory."""
-    keys, tokens = table["key"].to_pylist(), table["tokens"].to_pylist()
-    flat = {n: _lists(table[n].combine_chunks()) for n in table.column_names if n not in ("key", "tokens")}
-    completions = flat.pop("completion")
-    return [
-        TargetRow(key, completions[i], {name: _by_token(own[i], tokens[i]) for name, own in flat.items()})
-        for i, key in enumerate(keys)
-    ]
+    return [_row_at(table, place) for place in range(table.num_rows)]
+
+
+def _row_at(table: pa.Table, place: int) -> TargetRow:
+    cells = {name: table.column(name)[place] for name in table.column_names}
+    key, tokens = (cells.pop(name).as_py() for name in ("key", "tokens"))
+    flat = {name: cell.values.to_numpy(zero_copy_only=False) for name, cell in cells.items()}
+    completion = flat.pop("completion")
+    # arrays lie column by column
+    arrays = {name: own.reshape(-1, tokens).T if tokens else own.reshape(0, 1) for name, own in flat.items()}
+    return TargetRow(key, completion, arrays)
 
 
 def files_of(manifest: Manifest) -> dict[str, str]:
@@ -261,17 +252,6 @@ def _parquet(table: pa.Table) -> pa.Buffer:
 def _column(parts: Sequence[np.ndarray]) -> pa.ListArray:
     offsets = np.cumsum([0, *(len(part) for part in parts)], dtype=np.int32)
     return pa.ListArray.from_arrays(pa.array(offsets), pa.array(np.concatenate(parts)))
-
-
-def _lists(column: pa.ListArray) -> list[np.ndarray]:
-    values = column.values.to_numpy(zero_copy_only=False)
-    offsets = column.offsets.to_numpy()
-    return [values[a:b] for a, b in itertools.pairwise(offsets)]
-
-
-def _by_token(flat: np.ndarray, tokens: int) -> np.ndarray:
-    """Return [n, width] of an array that lies column by column."""
-    return flat.reshape(-1, tokens).T if tokens else flat.reshape(0, 1)
 
 
 def _write(path: Path, content: bytes | pa.Buffer) -> None:

@@ -19,7 +19,7 @@ from ...prompts.chat_template import ChatTemplate
 from ...prompts.shared_vocabulary import PROBE
 from ..base import Capabilities
 from .folder import HEAD, TOKENIZER, Manifest, TargetFolder, TargetRow, TargetTable, sequence_key
-from .formats import format_from, padded_together
+from .formats import format_of, padded_together
 from .lm_head_file import load_head
 
 if TYPE_CHECKING:
@@ -53,12 +53,12 @@ class StoredTeacher:
         self.folder.check(self.manifest)
         self.name = str(self.manifest["name"])
         self.vocabulary: int | None = int(self.manifest["vocabulary"])
-        self.format = format_from(self.manifest)
+        settings = {name: self.manifest[name] for name in ("kind", "k", "temperatures", "vocabulary")}
+        self.format = format_of(**settings)
         self._head: LMHead | None = None
 
     @property
     def capabilities(self) -> Capabilities:
-        """It has the targets of known completions."""
         there = None if self.format.has_head else self.format.temperatures
         return Capabilities(
             dense=self.format.has_head, temperatures=there, scores_unseen=False, scores_gaps=False, writes=False
@@ -74,7 +74,6 @@ class StoredTeacher:
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The teacher's tokenizer, kept with the targets."""
         from transformers import AutoTokenizer
 
         return AutoTokenizer.from_pretrained(self.folder.folder / TOKENIZER)
@@ -101,7 +100,6 @@ class StoredTeacher:
             )
 
     def identity(self) -> dict[str, object]:
-        """Return the teacher's, by which its completions are found."""
         return dict(self.manifest["teacher"])
 
     def check_matches(self, run: Mapping[str, Any]) -> None:
@@ -161,7 +159,6 @@ class StoredTeacher:
         return self._head
 
     def _find(self, ids: list[int], count: int) -> tuple[TargetRow, int]:
-        """Return a sequence's row, and the count of its last tokens to use."""
         # under an empty prompt of the student's the completion's first token is no target
         for prompt in (len(ids) - count, len(ids) - count - 1):
             row = self.rows.get(sequence_key(ids[:prompt], ids[prompt:])) if prompt >= 0 else None

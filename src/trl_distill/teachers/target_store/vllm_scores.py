@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypeAlias
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, TypeAlias
 
 import numpy as np
 
 from ...models.loading import ModelSource
+from ..base import Teacher
 from ..completions.engines.base import EngineError
 from ..completions.engines.selection import refusal
-from ..completions.engines.vllm import VLLM
+from ..completions.engines.vllm import VLLM, Scores
 from .folder import sequence_key
 from .formats import TargetFormat, TopKFormat
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from ..base import Teacher
-    from ..completions.engines.vllm import Scores
-    from .formats.base import Arrays
+from .formats.base import Arrays
 
 Row: TypeAlias = Mapping[str, Any]
 
@@ -60,7 +55,6 @@ class VLLMScores:
         return self._found.pop(key)
 
     def close(self) -> None:
-        """End the process."""
         if self._coming is not None:
             getattr(self._coming, "close", bool)()
 

@@ -95,7 +95,7 @@ def write_targets(
     vllm = None
     if by_vllm:
         vllm = VLLMScores(teacher, format_, [row for i, (_, row) in enumerate(todo) if _shard(i // ROWS) not in done])
-    elif hasattr(teacher, "expect_prompts"):
+    elif isinstance(teacher, LocalTeacher):
         teacher.expect_prompts([row["teacher_prompt"] for row in sequences.values()])
     with (
         tqdm(total=len(todo), desc="Teacher scores", unit="row", disable=not progress) as bar,
@@ -121,7 +121,6 @@ def write_targets(
 
 
 def _suits_vllm(teacher: Teacher, format_: TargetFormat, *, progress: bool) -> bool:
-    """Whether vLLM, which is named, gives what is stored; say why if it does not."""
     why = why_unlike(teacher, format_)
     if why is not None and progress:
         tqdm.write(f"Targets are computed by transformers, not by vLLM: {why}.", file=sys.stdout)
@@ -189,7 +188,6 @@ def _resumed_manifest(folder: TargetFolder, header: Manifest) -> Manifest:
 
 
 def _finish(folder: TargetFolder, content: Manifest) -> None:
-    """Write the manifest of a complete store."""
     if (folder.folder / COMPLETIONS).is_file():
         CompletionStore(folder.folder / COMPLETIONS).settle()
     tokenizer = sorted((folder.folder / TOKENIZER).iterdir())
@@ -238,7 +236,6 @@ class _Scorer:
             yield from rows
 
     def _score(self, batch: Sequence[tuple[bytes, Row]]) -> list[TargetRow]:
-        """Return the targets of a batch."""
         spans = [Span(key, len(row["completion"]) - (not row["teacher_prompt"])) for key, row in batch]
         if self.vllm is None:
             arrays = self.format.encode(self.ask(batch), spans)
@@ -263,6 +260,5 @@ class _Scorer:
         return scored
 
     def close(self) -> None:
-        """End vLLM's process, if there is one."""
         if self.vllm is not None:
             self.vllm.close()

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from transformers import PretrainedConfig
 
 from ...models.architectures import check_encoder_decoder
 from ...models.generation import Completion, GenerationSettings, configured, evaluating, seeded_sampling
 from ...prompts.chat_template import ChatTemplate
+from ...prompts.rendering import Prompt
 from ..completions.stop_strings import stopping
 from ..local.model import LocalModel
 from .local_text import LocalTextTeacher
-
-if TYPE_CHECKING:
-    from transformers import PretrainedConfig
-
-    from ...prompts.rendering import Prompt
 
 
 class EncoderDecoder(LocalModel):

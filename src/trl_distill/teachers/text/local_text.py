@@ -6,27 +6,24 @@ Its own tokenizer reads the prompts and turns what it writes into text; the stud
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
 
 from ...config.setting_names import name_settings
 from ...errors import DataError, TeacherError
 from ...models.generation import Completion, GenerationSettings
+from ...prompts.rendering import Prompt
 from ...prompts.tokenization import tokenize_prompt
-from ..base import Teacher
+from ..base import Teacher, TextTeacher
 from ..completions.generate import complete
 from ..completions.store import CompletionStore
 from ..local.model import LocalModel
-from .base import TextOnly
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
-    from ...prompts.rendering import Prompt
 
 SHOWN = 40  # characters of a prompt in a message
 
 
-class LocalTextTeacher(TextOnly):
+class LocalTextTeacher(TextTeacher):
     """A local model that writes completions as text; without `tokenizer`, the student's, it has its own.
 
     Raises:
@@ -75,7 +72,6 @@ class LocalTextTeacher(TextOnly):
         return [Completion((), done.finished, text) for done, text in zip(written, texts, strict=True)]
 
     def unload(self) -> None:
-        """Give the model's memory back; it is loaded again when it is needed."""
         if isinstance(self.writer, LocalModel):
             self.writer.unload()
 

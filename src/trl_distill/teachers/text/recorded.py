@@ -9,9 +9,7 @@ from typing import TYPE_CHECKING
 from ...data.rows import WRITER
 from ...errors import DataError
 from ...models.generation import Completion, GenerationSettings
-from ..base import Capabilities
-from ..completions.store import CompletionStore
-from .base import TextOnly
+from ..base import Capabilities, TextTeacher
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -20,7 +18,7 @@ if TYPE_CHECKING:
     from ...prompts.rendering import Prompt
 
 
-class RecordedTeacher(TextOnly):
+class RecordedTeacher(TextTeacher):
     """The teachers that a dataset names as those who wrote its completions."""
 
     def __init__(self, names: Sequence[str], *, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -28,7 +26,6 @@ class RecordedTeacher(TextOnly):
 
     @property
     def capabilities(self) -> Capabilities:
-        """They have written all they will."""
         return replace(super().capabilities, writes=False, renders=False)
 
     def identity(self) -> dict[str, object]:
@@ -38,15 +35,7 @@ class RecordedTeacher(TextOnly):
     def describe(self) -> str:
         return f"none is asked; {self.name} wrote the data's completions, which are learned by cross-entropy alone"
 
-    def write(
-        self,
-        prompts: Sequence[Prompt],
-        settings: GenerationSettings,
-        *,
-        store: CompletionStore | None = None,
-        progress: bool = True,
-    ) -> list[Completion]:
-        """Raise DataError: they have written all they will."""
+    def write(self, prompts: Sequence[Prompt], settings: GenerationSettings, **kept: object) -> list[Completion]:
         raise DataError(
             f"{len(prompts):,} rows have no completion, and no teacher is named that could write them; add the "
             "completions, or give --teacher-model."

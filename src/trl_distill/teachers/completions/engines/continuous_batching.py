@@ -74,11 +74,7 @@ class ContinuousBatching:
     def completions(
         self, prompts: Mapping[str, Sequence[int]], settings: GenerationSettings
     ) -> Iterator[dict[str, Completion]]:
-        """Yield completions of any number of prompts, on any device, as they are finished; see `Engine.write`.
-
-        Raises:
-            EngineError: It fails.
-        """
+        """Yield completions of any number of prompts, on any device, as they are finished; see `Engine.write`."""
         from transformers import ContinuousBatchingConfig
 
         teacher = self.teacher
@@ -111,11 +107,7 @@ class ContinuousBatching:
 
 
 def _finished(manager: Any, count: int) -> Iterator[tuple[str, list[int]]]:
-    """Yield the key and the ids of each completion of a manager.
-
-    Raises:
-        EngineError: One failed, or the manager's thread ended.
-    """
+    """Yield the key and the ids of each completion; raise EngineError if one fails, or the manager's thread ends."""
     for _ in range(count):
         result = None
         while result is None:

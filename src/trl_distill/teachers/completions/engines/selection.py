@@ -106,11 +106,7 @@ def _local_model_of(teacher: object) -> Any:
 
 
 def check_engine(teacher: Writer, engine: str) -> None:
-    """Refuse vLLM by name for a teacher that it cannot load.
-
-    Raises:
-        TeacherError: Saying why, and what to do.
-    """
+    """Raise TeacherError, with the reason, if vLLM is named for a teacher that it cannot load."""
     why = VLLM(_local_model_of(teacher)).why_not if engine == VLLM_ALONE else None
     if why is not None:
         raise refusal(teacher, why)

@@ -36,6 +36,7 @@ CPU_CACHE = "4"  # GiB of a CPU's memory for keys and values
 SCORING: JsonObject = {"max_num_batched_tokens": 1024, "max_num_seqs": 64}
 IN_FLIGHT = 128  # sequences handed to it at a time while it scores: what may wait for the one that comes next
 RANKS = ("RANK", "WORLD_SIZE", "MASTER_", "LOCAL_", "GROUP_", "ROLE_", "TORCHELASTIC_", "ACCELERATE_")
+LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM makes room for
 # what of a LoRA adapter vLLM does not apply, and the value with which it need not
 PLAIN_LORA: JsonObject = {
     "use_dora": False, "bias": "none", "modules_to_save": None, "rank_pattern": {}, "alpha_pattern": {},
@@ -77,11 +78,7 @@ class VLLM:
     def write(
         self, prompts: Mapping[str, Sequence[int]], settings: GenerationSettings
     ) -> Iterator[dict[str, Completion]]:
-        """Yield completions as they are finished; see `Engine.write`.
-
-        Raises:
-            EngineError: It cannot load the teacher, or fails; the text says where its log is.
-        """
+        """Yield completions as they are finished; see `Engine.write`. Errors name the process's log."""
         for line in self._run(self._to_write(prompts, settings)):
             yield {line["key"]: self.teacher.completion(line["ids"], settings.stop)}
 
@@ -127,7 +124,6 @@ class VLLM:
                 raise
 
     def _to_write(self, prompts: Mapping[str, Sequence[int]], settings: GenerationSettings) -> Iterator[JsonObject]:
-        """Yield the lines of a job that writes."""
         teacher = self.teacher
         most = {key: teacher.new_tokens(len(prompt), settings) for key, prompt in prompts.items()}
         longest = max(len(prompt) + most[key] for key, prompt in prompts.items())
@@ -178,11 +174,11 @@ class VLLM:
         if source.quantization is not None:
             engine["quantization"] = "bitsandbytes"
         if adapter is not None:
-            engine |= {"enable_lora": True, "max_lora_rank": _rank_for(_settings_of(adapter)["r"])}
+            rank = _settings_of(adapter)["r"]
+            engine |= {"enable_lora": True, "max_lora_rank": next((r for r in LORA_RANKS if r >= rank), rank)}
         return {"engine": engine | _place(source), "adapter": None if adapter is None else adapter.folder}
 
     def _sampling(self, settings: GenerationSettings) -> JsonObject:
-        """Return the sampling parameters of all prompts."""
         teacher = self.teacher
         sampling: JsonObject = {"temperature": 0.0}
         if settings.do_sample:
@@ -203,11 +199,7 @@ class VLLM:
 
 
 def _lines_of(job: Path, log: Path, environment: Mapping[str, str]) -> Iterator[JsonObject]:
-    """Run the process and yield its lines up to the first that is torn; it ends with this generator.
-
-    Raises:
-        EngineError: It failed; the text says where its log is.
-    """
+    """Run the process and yield its lines; raise EngineError if it fails. It ends with this generator."""
     reading, writing = os.pipe()
     with log.open("w") as out, os.fdopen(reading, encoding="utf-8") as answers:
         command = [sys.executable, "-m", CHILD, str(job), str(writing)]
@@ -223,16 +215,12 @@ def _lines_of(job: Path, log: Path, environment: Mapping[str, str]) -> Iterator[
                 line = json.loads(text)
                 yield line
             if "done" not in line:
-                raise EngineError(f"{_failure_of(line, process)}; its log is {log}")
+                error = str(line.get("error", "")).strip()
+                why = error.splitlines()[0].rstrip(".") if error else f"its process ended with status {process.wait()}"
+                raise EngineError(f"{why}; its log is {log}")
         finally:
             process.kill()
             process.communicate()  # waits, and closes its standard input
-
-
-def _failure_of(last: JsonObject, process: subprocess.Popen[bytes]) -> str:
-    """Return why a process failed, from its last line or its exit status."""
-    error = str(last.get("error", "")).strip()
-    return error.splitlines()[0].rstrip(".") if error else f"its process ended with status {process.wait()}"
 
 
 def _environment(source: ModelSource) -> dict[str, str]:
@@ -284,8 +272,3 @@ def _not_plain(adapter: Adapter | None) -> str | None:
         if settings.get(name) and settings[name] != plain:
             return f"vLLM applies plain LoRA adapters, and this one has {name}"
     return None
-
-
-def _rank_for(rank: int) -> int:
-    """Return the smallest rank that vLLM makes room for and that is no smaller."""
-    return next((room for room in (8, 16, 32, 64, 128, 256, 320, 512) if room >= rank), rank)

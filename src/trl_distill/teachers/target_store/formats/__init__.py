@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from .base import Span, TargetFormat, padded_together
 from .hidden import HiddenFormat
 from .sampled import SampledFormat
 from .topk import TopKFormat
 
-__all__ = ["Span", "TargetFormat", "TopKFormat", "format_from", "format_of", "padded_together"]
+__all__ = ["Span", "TargetFormat", "TopKFormat", "format_of", "padded_together"]
 
 FORMATS: dict[str, type[TargetFormat]] = {each.name: each for each in (TopKFormat, SampledFormat, HiddenFormat)}
 
 
-def format_of(name: str, *, k: int, temperatures: Sequence[float], vocabulary: int) -> TargetFormat:
-    """Return the format of a name: "topk", "sample" or "hidden"; see `TargetFormat` for the settings."""
-    return FORMATS[name](k=k, temperatures=tuple(temperatures), vocabulary=vocabulary)
-
-
-def format_from(manifest: Mapping[str, Any]) -> TargetFormat:
-    return format_of(manifest["kind"], **{name: manifest[name] for name in ("k", "temperatures", "vocabulary")})
+def format_of(kind: str, *, k: int, temperatures: Sequence[float], vocabulary: int) -> TargetFormat:
+    """Return the format of a kind: "topk", "sample" or "hidden"; see `TargetFormat` for the settings."""
+    return FORMATS[kind](k=k, temperatures=tuple(temperatures), vocabulary=vocabulary)

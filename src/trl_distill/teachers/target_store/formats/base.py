@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import numpy as np
+import torch
 
-if TYPE_CHECKING:
-    import torch
-
-    from ....losses.lm_head import LMHead
-    from ....losses.signals import DenseSignal, TeacherSignal
+from ....losses.lm_head import LMHead
+from ....losses.signals import DenseSignal, TeacherSignal
 
 Arrays = dict[str, np.ndarray]
 ELEMENTS = 2**25  # logits in memory at a time while targets are written
@@ -63,8 +61,10 @@ def tokens_at_a_time(rows: int) -> int:
     return max(1, ELEMENTS // rows)
 
 
-def padded_together(parts: Sequence[np.ndarray]) -> np.ndarray:
-    """Return [n, width] arrays of several widths as one, row by row in memory, narrower ones padded with zeros."""
+def padded_together(parts: Sequence[np.ndarray], fill: float = 0) -> np.ndarray:
+    """Return [n, width] arrays of several widths as one, row by row in memory, narrower ones padded with `fill`."""
     width = max(part.shape[1] for part in parts)
     whole = np.empty((sum(map(len, parts)), width), parts[0].dtype)  # parts lie column by column
-    return np.concatenate([np.pad(part, ((0, 0), (0, width - part.shape[1]))) for part in parts], out=whole)
+    pads = [((0, 0), (0, width - part.shape[1])) for part in parts]
+    padded = [np.pad(part, pad, constant_values=fill) for part, pad in zip(parts, pads, strict=True)]
+    return np.concatenate(padded, out=whole)

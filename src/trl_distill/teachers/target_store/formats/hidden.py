@@ -30,7 +30,6 @@ class HiddenFormat(TargetFormat):
         return {HIDDEN: hidden.numpy()}
 
     def decode(self, arrays: Mapping[str, torch.Tensor], head: LMHead | None) -> DenseSignal:
-        """Return hidden states and head."""
         if head is None:
             raise ValueError("targets of the kind hidden come with the teacher's LM head.")
         bits = arrays.get(BITS)

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from ....config.devices import to_float64
-from ....losses.signals import SampledSignal, SampledTokens
+from ....losses.lm_head import LMHead
+from ....losses.signals import DenseSignal, SampledSignal, SampledTokens
 from .base import Arrays, Span, TargetFormat, padded_together, tokens_at_a_time
-
-if TYPE_CHECKING:
-    from ....losses.lm_head import LMHead
-    from ....losses.signals import DenseSignal
 
 
 class SampledFormat(TargetFormat):
@@ -57,7 +53,6 @@ class SampledFormat(TargetFormat):
         return np.concatenate([own.random((span.tokens, *shape)) for own, span in zip(seeds, spans, strict=True)])
 
     def decode(self, arrays: Mapping[str, torch.Tensor], head: LMHead | None) -> SampledSignal:
-        """Return the drawn tokens by temperature."""
         draws = {}
         for i, temperature in enumerate(self.temperatures):
             ids, counts = arrays[f"token_ids_{i}"].long(), arrays[f"counts_{i}"].float()

@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 
 from ....config.devices import to_float64
-from ....losses.signals import TopKSignal
+from ....losses.lm_head import LMHead
+from ....losses.signals import DenseSignal, TopKSignal
 from .base import Arrays, Span, TargetFormat, tokens_at_a_time
-
-if TYPE_CHECKING:
-    import numpy as np
-
-    from ....losses.lm_head import LMHead
-    from ....losses.signals import DenseSignal
 
 NAMES = ("token_ids", "log_probs", "log_normalizers")
 
@@ -65,6 +60,5 @@ class TopKFormat(TargetFormat):
         return [ids, half, torch.stack(normalizers, 1).float()]
 
     def decode(self, arrays: Mapping[str, torch.Tensor], head: LMHead | None) -> TopKSignal:
-        """Return the tokens, their log-probabilities and the normalisers by temperature."""
         normalizers = {t: arrays["log_normalizers"][:, i] for i, t in enumerate(self.temperatures)}
         return TopKSignal(arrays["token_ids"].long(), arrays["log_probs"].float(), normalizers, self.vocabulary)
