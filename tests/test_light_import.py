@@ -56,6 +56,7 @@ def test_importing_loads_nothing_heavy(code):
         (["--help"], 0),
         (["--version"], 0),
         (["llm", "--help"], 0),
+        (["llm", "--help-all"], 0),
         (["llm", "--teacher-modle", "x"], 2),
         (["llm", "--distill-alpha", "7"], 2),
         (["llm", "--token", "hf_secret_secret"], 2),

@@ -7,6 +7,7 @@ import shlex
 
 import click
 import pytest
+from click.testing import CliRunner
 from guide import COMMANDS
 
 from trl_distill.cli.llm_command import HELP, llm, params_from_command
@@ -173,8 +174,8 @@ def test_an_invalid_command_is_a_usage_error(arguments, said):
     assert error.value.exit_code == 2
 
 
-def test_help_shows_each_flag_once_under_its_heading_with_its_default():
-    text = llm.get_help(llm.make_context("llm", [], resilient_parsing=True))
+def test_help_all_shows_each_flag_once_under_its_heading_with_its_default():
+    text = CliRunner().invoke(llm, ["--help-all"], terminal_width=100).output
     for spec in FIELDS.values():
         flag = flag_of(spec.name)
         shown = f"--[no-]{flag[2:]}" if spec.default is False else flag
@@ -183,6 +184,16 @@ def test_help_shows_each_flag_once_under_its_heading_with_its_default():
     assert text.index("\nBasic:") < text.index("\nDistillation:") < text.index("\nTraining:")
     assert "[default: 5e-05; also --learning-rate]" in " ".join(text.split())
     assert "--token" not in text
+
+
+def test_help_shows_the_twenty_flags_that_matter():
+    shown = CliRunner().invoke(llm, ["--help"], terminal_width=100).output
+    flags = re.findall(r"^  (--[a-z\[\]-]+)", shown, re.MULTILINE)
+    assert len(set(flags) - {"--help-all"}) == 20
+    assert {"--model", "--teacher-model", "--data-path", "--config", "--[no-]peft", "--help-all"} <= set(flags)
+    everything = CliRunner().invoke(llm, ["--help-all"], terminal_width=100).output
+    assert all(flag in everything for flag in flags)
+    assert len(everything) > 4 * len(shown)
 
 
 @pytest.mark.parametrize("columns", [80, 100, 200])

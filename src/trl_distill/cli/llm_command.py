@@ -34,9 +34,16 @@ A larger teacher, and a LoRA adapter instead of all weights:
     --teacher-prompt-template @prompt.txt --data-path ./data \\
     --project-name runs/lora
 
-A run needs --model and --teacher-model; everything else has a default. A YAML file of settings (--config) takes
-the same names, and flags override it. Underscores in flags are read as dashes.
+A run needs --model and --teacher-model; everything else has a default. These are the flags that most runs need;
+--help-all shows all. A YAML file of settings (--config) takes the same names, and flags override it. Underscores in
+flags are read as dashes.
 """
+# what `--help` shows
+SHORT = (
+    *("model", "project_name", "data_path", "overwrite", "resume", "dry_run", "config", "text_column"),
+    *("teacher_model", "teacher_prompt_template", "student_prompt_template", "distill_temperature", "distill_alpha"),
+    *("distill_max_teacher_length", "epochs", "batch_size", "lr", "block_size", "peft", "log"),
+)
 
 
 def refuse_token(ctx: click.Context, param: click.Parameter, value: str | None) -> None:
@@ -171,4 +178,5 @@ llm = LLMCommand(
     help=HELP,
     short_help="Train a language model by distillation, or by plain SFT.",
     context_settings=CONTEXT,
+    short=SHORT,
 )

@@ -18,6 +18,7 @@ from ..prompts.template import is_file_name, messages_in
 
 # width of a help line's first column; a longer flag has its description on the next line
 FIRST_COLUMN = 33
+HELP_ALL = "help_all"
 _ESCAPE = re.compile(r"\\(\\|n|t)")
 
 
@@ -41,19 +42,53 @@ class Setting(click.Option):
 
 
 class GroupedCommand(click.Command):
-    """A command whose help lists its flags under headings, those of the first heading first."""
+    """A command whose help lists its flags under headings, those of the first heading first.
+
+    Args:
+        *args: See `click.Command`.
+        short: Parameters that `--help` shows; the others are shown by `--help-all`. Empty: `--help` shows all.
+        **more: See `click.Command`.
+    """
+
+    def __init__(self, *args: Any, short: Sequence[str] = (), **more: Any) -> None:
+        super().__init__(*args, **more)
+        self.short = (*short, HELP_ALL) if short else ()
+        if short:
+            self.params.append(_help_all())
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the flags; the first column is as wide under every heading."""
         headings: dict[str, list[tuple[str, str]]] = {"Basic": []}
+        shown = () if ctx.meta.get(HELP_ALL) else self.short
         for param in self.get_params(ctx):
             record = param.get_help_record(ctx)
-            if record is not None:
+            if record is not None and (not shown or param.name in shown):
                 headings.setdefault(getattr(param, "heading", "Basic"), []).append(record)
         for heading, records in headings.items():
             with formatter.section(heading):
                 for shown, text in records:
                     _write_option(formatter, shown, text)
+
+
+def _help_all() -> Setting:
+    """Return the flag that shows the help with all flags."""
+
+    def show(ctx: click.Context, param: click.Parameter, asked: bool) -> None:
+        if asked and not ctx.resilient_parsing:
+            ctx.meta[HELP_ALL] = True
+            click.echo(ctx.get_help(), color=ctx.color)
+            ctx.exit()
+
+    return Setting(
+        ["--help-all"],
+        is_flag=True,
+        is_eager=True,
+        expose_value=False,
+        callback=show,
+        heading="Basic",
+        shown="--help-all",
+        help="Show all flags.",
+    )
 
 
 def _write_option(formatter: click.HelpFormatter, shown: str, text: str) -> None:

@@ -38,6 +38,7 @@ NAMES = {
     "eval_batch_size": "per_device_eval_batch_size",
     "gradient_accumulation": "gradient_accumulation_steps",
     "log": "report_to",
+    "log_project": "project",
     "lr": "learning_rate",
     "optimizer": "optim",
     "peft": "peft_config",
@@ -50,7 +51,7 @@ NAMES = {
 # parameters that the configuration has too, under a name of `NAMES` or their own
 SAME = (
     *("epochs", "max_steps", "batch_size", "gradient_accumulation", "packing", "padding_free", "lr", "scheduler"),
-    *("optimizer", "weight_decay", "max_grad_norm", "seed", "gradient_checkpointing", "torch_compile", "log"),
+    *("optimizer", "weight_decay", "max_grad_norm", "seed", "gradient_checkpointing", "torch_compile"),
     *("logging_steps", "eval_strategy", "eval_steps", "save_strategy", "save_steps", "save_total_limit"),
     *("text_column", "block_size", "dataset_num_proc", "assistant_only_loss", "trust_remote_code"),
 )
@@ -100,10 +101,14 @@ def from_params(params: LLMTrainingParams) -> DistillationSFTConfig:
     if precision == "fp16" and params.dtype == "float16" and accelerated and not params.peft:
         raise ParamsError(SCALED)
     same = {NAMES.get(name, name): getattr(params, name) for name in SAME}
+    folder = Path(params.project_name).expanduser()
     try:
         args = DistillationSFTConfig(
             **same,
-            output_dir=str(Path(params.project_name).expanduser()),
+            output_dir=str(folder),
+            report_to=params.trackers,
+            run_name=params.run_name or folder.resolve().name,
+            project=params.log_project or folder.resolve().name,
             per_device_eval_batch_size=params.eval_batch_size or params.batch_size,
             warmup_steps=min(params.warmup_ratio, ALL_STEPS),
             bf16=precision == "bf16",

@@ -153,7 +153,17 @@ class LLMTrainingParams(CheckedSettings, DistillationArguments):
 
     log: str = option(
         "none",
-        "Trackers to log to in addition to the terminal: none, tensorboard, wandb, trackio, ...",
+        "Trackers to log to in addition to the terminal, separated by commas: none, tensorboard, trackio, wandb, "
+        "mlflow, ...",
+        listed=True,
+        group="Logging and saving",
+    )
+    run_name: str | None = option(
+        None, "Name of the run in the trackers (default: the project folder's).", group="Logging and saving"
+    )
+    log_project: str | None = option(
+        None,
+        "The trackers' project that the run belongs to (default: the project folder's name).",
         group="Logging and saving",
     )
     logging_steps: int = option(10, "Steps between two log lines.", low=1, group="Logging and saving")
@@ -178,7 +188,7 @@ class LLMTrainingParams(CheckedSettings, DistillationArguments):
             )
         if name in ALIASES:
             return f"unknown parameter {name!r}; it is called {ALIASES[name]!r} here."
-        return f"unknown parameter {name!r}.{nearest(name, FIELDS)} `aitraining llm --help` lists all."
+        return f"unknown parameter {name!r}.{nearest(name, FIELDS)} `aitraining llm --help-all` lists all."
 
     def validate(self) -> None:
         """Check what several fields must agree on; needs no model, no data and no network.
@@ -259,6 +269,12 @@ class LLMTrainingParams(CheckedSettings, DistillationArguments):
     def distills(self) -> bool:
         """Whether this run has a teacher: any trainer but plain SFT."""
         return self.trainer != "sft" or self.use_distillation
+
+    @property
+    def trackers(self) -> list[str]:
+        """The trackers by name; ["all"] for all that are installed."""
+        names = [name for name in (part.strip() for part in self.log.split(",")) if name not in ("", "none")]
+        return ["all"] if "all" in names else names
 
     def to_dict(self) -> dict[str, Any]:
         """Return all fields as plain data; a loaded model or dataset is named by its class."""

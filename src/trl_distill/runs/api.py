@@ -54,11 +54,17 @@ def run(params: LLMTrainingParams, *, verbose: bool = False) -> RunResult:
         from .fit import fit
         from .prepare import prepare
         from .save import save
+        from .summary import closing_lines
+        from .trackers import tracked
 
         prepared = prepare(checked)
         if params.dry_run:
             return prepared.dry_result()
-        return save(fit(prepared), started=started)
+        shown.enter_context(tracked(params, checked.project.folder))
+        result = save(fit(prepared))
+    seconds = time.perf_counter() - started
+    prepared.state.print(closing_lines(checked.project.folder, result.metrics, seconds=seconds))
+    return result
 
 
 def _check(params: LLMTrainingParams, shown: ExitStack, *, verbose: bool, writes_store: bool = False) -> CheckedRun:

@@ -68,26 +68,6 @@ def check_run(params: LLMTrainingParams, *, writes_store: bool = False) -> Check
     return CheckedRun(params, project, trainer_class, templates)
 
 
-def check_logger(name: str) -> None:
-    """Refuse a logger that transformers does not know or that is not installed.
-
-    Raises:
-        ParamsError: Naming those that are known, or the package to install.
-    """
-    from transformers.integrations import get_available_reporting_integrations as available
-    from transformers.integrations import get_reporting_integration_callbacks as callbacks
-
-    if name in ("none", "all"):
-        return
-    try:
-        callbacks([name])
-    except ValueError as error:
-        known = str(error).partition("only ")[2].partition(" are supported")[0]
-        raise ParamsError(f"log is {name!r};{nearest(name, known.split(', '))} accepted are none, {known}.") from None
-    if name not in available():
-        raise ParamsError(f"log is {name!r}, which is not installed; `pip install {name}`, or give --log none.")
-
-
 def check_target_modules(given: str, model: nn.Module) -> None:
     """Refuse names of modules that a model does not have.
 

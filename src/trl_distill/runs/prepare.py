@@ -22,9 +22,10 @@ from ..trainer.compute import describe_compute
 from ..trainer.distributed import check_merging, read_whole
 from ..trainer.plan import StudentModel, plan_setup
 from ..trainer.setup import DistillationSetup, build_setup
-from .checks import CheckedRun, check_logger, check_target_modules
+from .checks import CheckedRun, check_target_modules
 from .result import RunResult
 from .student import find_student, model_without_weights
+from .trackers import check_trackers
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -97,7 +98,7 @@ def prepare(checked: CheckedRun, *, writes_store: bool = False) -> PreparedRun:
     state = PartialState(cpu=args.use_cpu)
     device = "cpu" if args.use_cpu else state.device
     student = find_student(params, device=device, trainer_class=checked.trainer_class)
-    check_logger(params.log)
+    check_trackers(params)
     with read_whole(args):  # a model is made of the configuration, without weights
         outline = model_without_weights(student, params)
     if params.peft:

@@ -9,6 +9,7 @@ project/
   teacher_completions.jsonl           the teacher's completions
   teacher_logprobs.jsonl              a server's log-probabilities of them
   checkpoints/                        to resume from
+  tensorboard/                        files of TensorBoard, with `--log tensorboard`
   .unfinished                         a run has started here and not finished, and its rows
   run.json                            the manifest, written last: the run is finished
 """
@@ -32,6 +33,7 @@ from ..data.data_fingerprint import difference
 from ..errors import ProjectError
 from ..teachers.multi.entries import read_teachers
 from ..trainer.checkpoints import last_complete
+from .trackers import TENSORBOARD
 
 MANIFEST, MARKER = "run.json", ".unfinished"
 WEIGHTS = ("*.safetensors", "*.bin", "*.index.json", "adapter_config.json", "config.json", "generation_config.json")
@@ -41,7 +43,17 @@ OURS = ("README.md", "config.yaml", "metrics.json", LOG)
 # what may differ when a run is resumed: how long it trains, what it logs and keeps, but not what it learns
 FREE_ON_RESUME = frozenset(
     (
-        *("epochs", "max_steps", "log", "logging_steps", "eval_strategy", "eval_steps", "eval_batch_size"),
+        *(
+            "epochs",
+            "max_steps",
+            "log",
+            "run_name",
+            "log_project",
+            "logging_steps",
+            "eval_strategy",
+            "eval_steps",
+            "eval_batch_size",
+        ),
         *("save_strategy", "save_steps", "save_total_limit", "push_to_hub", "username", "merge_adapter"),
         *("project_name", "dataset_num_proc", "teacher_batch_size", "teacher_engine", "torch_compile"),
         *("teacher_concurrency", "teacher_timeout"),
@@ -189,8 +201,8 @@ class Project:
     def begin(self, params: LLMTrainingParams) -> Path:
         """Create the folder and write the effective parameters.
 
-        With `overwrite` the manifest and the checkpoints of an earlier run are deleted. Its model stays until it is
-        replaced, and the teacher's completions are kept.
+        With `overwrite` the manifest, the checkpoints and the curves of an earlier run are deleted. Its model stays
+        until it is replaced, and the teacher's completions are kept.
 
         Raises:
             ProjectError: The folder cannot be created.
@@ -204,7 +216,8 @@ class Project:
         write_text(self.folder / MARKER, json.dumps(marked) + "\n")
         if params.overwrite:
             (self.folder / MANIFEST).unlink(missing_ok=True)
-            shutil.rmtree(self.checkpoints, ignore_errors=True)
+            for begun in (self.checkpoints, self.folder / TENSORBOARD):
+                shutil.rmtree(begun, ignore_errors=True)
         text = yaml.safe_dump(_params_to_keep(params), sort_keys=False, allow_unicode=True)
         return self._write("config.yaml", "# aitraining llm --config config.yaml\n" + text)
 

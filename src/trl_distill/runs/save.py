@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -18,20 +17,15 @@ from .hub import push
 from .metrics_file import MetricsFile
 from .model_card import write_card
 from .result import RunResult
-from .summary import closing_lines, last_evaluation, training_means
+from .summary import last_evaluation, training_means
 
 if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel
 
 
-def save(trained: Trained, *, started: float) -> RunResult:
-    """Evaluate, write the project folder and print where it is.
-
-    Args:
-        trained: The run.
-        started: When it began, by `time.perf_counter`.
-    """
+def save(trained: Trained) -> RunResult:
+    """Evaluate and write the project folder."""
     checked, state = trained.prepared.checked, trained.prepared.state
     trainer, merges = trained.trainer, checked.params.merge_adapter
     evaluated = _evaluation(trained) if merges else None  # merging takes the adapter apart
@@ -49,7 +43,6 @@ def save(trained: Trained, *, started: float) -> RunResult:
         paths |= checked.project.write_metrics(metrics, lines)
         paths["card"] = write_card(trained, None if _is_sharded(trained) else model, metrics)
         paths |= checked.project.finish()
-        print(closing_lines(checked.project.folder, metrics, seconds=time.perf_counter() - started))
         if checked.params.push_to_hub:
             push(checked.project.folder, checked.params)
     state.wait_for_everyone()
