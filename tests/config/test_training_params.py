@@ -126,7 +126,7 @@ def test_a_model_may_be_a_loaded_one():
         ("learning_rate", "it is called 'lr' here"),
         ("max_seq_length", "it is called 'block_size' here"),
         ("gradient_accumulation_steps", "it is called 'gradient_accumulation' here"),
-        ("xyzzy", "`aitraining llm --help` lists all"),
+        ("xyzzy", "`aitraining llm --help-all` lists all"),
         ("token", "set the environment variable HF_TOKEN"),
         ("hub_token", "set the environment variable HF_TOKEN"),
     ],
