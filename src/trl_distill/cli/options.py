@@ -59,10 +59,10 @@ class GroupedCommand(click.Command):
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the flags; the first column is as wide under every heading."""
         headings: dict[str, list[tuple[str, str]]] = {"Basic": []}
-        shown = () if ctx.meta.get(HELP_ALL) else self.short
+        wanted = () if ctx.meta.get(HELP_ALL) else self.short
         for param in self.get_params(ctx):
             record = param.get_help_record(ctx)
-            if record is not None and (not shown or param.name in shown):
+            if record is not None and (not wanted or param.name in wanted):
                 headings.setdefault(getattr(param, "heading", "Basic"), []).append(record)
         for heading, records in headings.items():
             with formatter.section(heading):
