@@ -51,12 +51,7 @@ def check_has_teacher(alpha: float, teacher: object) -> None:
 
 
 def check_sparse_divergence(divergence: str, kind: str) -> None:
-    """Raise ValueError for a divergence that needs more of the teacher than a few tokens.
-
-    Args:
-        divergence: Which one.
-        kind: What the teacher's signal is: "topk" or "sample".
-    """
+    """Raise ValueError if a signal of a kind, "topk" or "sample", has too few tokens for a divergence."""
     if divergence != "forward_kl":
         raise ValueError(
             f"divergence {divergence!r} needs the teacher's probability of every token, and targets of the kind {kind} "
@@ -65,12 +60,7 @@ def check_sparse_divergence(divergence: str, kind: str) -> None:
 
 
 def check_head(name: str, side: ModelSide) -> int:
-    """Return the rows V of a side's head, or raise ValueError if it does not fit its hidden states [N, H].
-
-    Args:
-        name: "student" or "teacher".
-        side: Its hidden states and head; without a weight [V, H] the hidden states are logits [N, V].
-    """
+    """Return the rows V of a side's head, or raise ValueError if it does not fit its hidden states [N, H]."""
     hidden, weight, bias = side.tensors
     if weight is not None and (weight.dim() != 2 or weight.shape[1] != hidden.shape[1]):
         raise ValueError(

@@ -84,13 +84,7 @@ def cross_divergence(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the divergence [n] of every position, how often both models' likeliest tokens agree, and the sum.
 
-    The sum is differentiable in the student's hidden states, weight and bias.
-
-    Args:
-        student: Its n hidden states and head.
-        teacher: The teacher's.
-        matched: Which tokens are the same.
-        settings: Of the loss, without alpha.
+    The sum is differentiable in the student's hidden states, weight and bias; alpha is not used.
 
     Raises:
         ValueError: Sides of different length.

@@ -94,15 +94,7 @@ def dense_loss(
     *,
     vocabulary: int | None = None,
 ) -> DistillationLoss:
-    """As `fused_distillation_loss`, under settings that are checked.
-
-    Args:
-        student: At N tokens.
-        teacher: At the same; may be None when alpha is 0.
-        labels: [N] int64.
-        settings: Of the loss.
-        vocabulary: Rows [0, vocabulary) that both share; None is the smaller of the two.
-    """
+    """As `fused_distillation_loss`, under settings that are checked; `labels` are its `targets`."""
     check_labels(labels, student.hidden, None if teacher is None else teacher.hidden)
     rows, shared = check_head("student", student), 0
     if settings.alpha == 0:

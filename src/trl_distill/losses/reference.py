@@ -144,18 +144,7 @@ def mixture_logits(
 def sparse_loss_from_logits(
     student_logits: torch.Tensor, labels: torch.Tensor, known: KnownTokens, vocabulary: int, settings: LossSettings
 ) -> DistillationLoss:
-    """The loss against a few known tokens from full logits: both distributions as k tokens and one tail, if any.
-
-    Args:
-        student_logits: [N, V_s].
-        labels: [N] int64; rows of `ignore_index` contribute nothing.
-        known: What is known of the teacher.
-        vocabulary: Rows [0, vocabulary) over which the divergence is taken.
-        settings: Of the loss.
-
-    Returns:
-        As `distillation_loss_from_logits`.
-    """
+    """As `sparse_loss`, from full logits [N, V_s]: both distributions as k tokens and one tail, if any."""
     valid = labels != settings.ignore_index
     student, ids, p = _wide(student_logits)[valid], known.token_ids[valid], known.probs[valid]
     z = student[:, :vocabulary] / settings.temperature

@@ -47,11 +47,7 @@ class TopKTokens(NamedTuple):
     token_ids: Tensor
     log_probs: Tensor
     log_normalizer: Tensor
-
-    @property
-    def kind(self) -> str:
-        """The name of this kind in a store."""
-        return "topk"
+    kind = "topk"  # in a store
 
     def known(self, vocabulary: int, temperature: float) -> KnownTokens:
         """Return the tokens' probabilities at the temperature T of the normaliser, and the tail's."""
@@ -75,11 +71,7 @@ class SampledTokens(NamedTuple):
     token_ids: Tensor
     probs: Tensor
     negentropy: Tensor
-
-    @property
-    def kind(self) -> str:
-        """The name of this kind in a store."""
-        return "sample"
+    kind = "sample"
 
     def known(self, vocabulary: int, temperature: float) -> KnownTokens:
         """Return them without a tail."""
@@ -126,14 +118,7 @@ def sparse_loss(
 
 
 def _check_stored(stored: TopKTokens | SampledTokens, tokens: int, vocabulary: int, rows: int) -> None:
-    """Raise ValueError unless what is stored describes N tokens, with ids below the vocabulary or -1.
-
-    Args:
-        stored: Two tensors [N, k] and one [N].
-        tokens: N.
-        vocabulary: Rows over which the teacher was normalised.
-        rows: The student's rows.
-    """
+    """Raise ValueError unless two tensors [N, k] and one [N] are stored, with ids below the vocabulary or -1."""
     *of_tokens, of_row = stored
     token_ids, k = stored.token_ids, stored.token_ids.shape[-1]
     for name, tensor in zip(stored._fields, of_tokens, strict=False):

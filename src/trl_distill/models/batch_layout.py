@@ -37,7 +37,6 @@ class Places:
 
     @classmethod
     def nowhere(cls, width: int) -> Places:
-        """Return the places of no token."""
         return cls(np.zeros(0, np.int64), np.zeros(0, np.int64), width)
 
     def __len__(self) -> int:
@@ -89,13 +88,7 @@ class Side:
 
     @classmethod
     def of(cls, batch: Batch, prefix: str, *, labels: str = "labels") -> Side:
-        """Return one side of a padded batch.
-
-        Args:
-            batch: A batch of `DistillationCollator` before its student's sequences are flattened.
-            prefix: Of the side's keys.
-            labels: The key, after the prefix, of what marks its completion tokens.
-        """
+        """Return one side of a padded batch by its keys: `labels` is that of what marks its completion tokens."""
         ids, mask, marked = (_host(batch[prefix + name]) for name in ("input_ids", "attention_mask", labels))
         rows, columns = (marked[:, 1:] != IGNORE).nonzero()
         return cls(ids, mask.sum(1), Places(rows, columns + 1, ids.shape[1]))

@@ -92,10 +92,7 @@ def restore_forward(model: PreTrainedModel) -> None:
 def completion_view(model: PreTrainedModel) -> PreTrainedModel:
     """Return a second module over a model's layers and weights, whose forward `add_completion_forward` has extended.
 
-    Nothing is copied, and the model itself stays as it is.
-
-    Args:
-        model: Without PEFT's wrapper, extended or not.
+    Nothing is copied, and the model itself, which has no wrapper of PEFT's, stays as it is.
     """
     kind: Any = type(model)
     view = object.__new__(_extended_class(kind))
@@ -109,7 +106,6 @@ def completion_view(model: PreTrainedModel) -> PreTrainedModel:
 
 @functools.cache
 def _extended_class(kind: Any) -> type[PreTrainedModel]:
-    """Return a class of models with the extended forward."""
     return type(kind.__name__, (kind,), {"forward": _forward_of(kind), "__module__": kind.__module__})
 
 
@@ -135,13 +131,7 @@ OWN_LOGITS = "_own_logits_in_distillation"  # an `OwnLogits` that `logits_check`
 
 
 def completion_arguments(model: PreTrainedModel, labels: torch.Tensor, places: Places) -> dict[str, torch.Tensor]:
-    """Return the keywords of an extended forward that locate the completion.
-
-    Args:
-        model: Without wrappers.
-        labels: [B, S], -100 but on completion tokens.
-        places: The same on the host.
-    """
+    """Return the keywords of an extended forward that locate the completion: by labels [B, S], and on the host."""
     given = {"completion_labels": labels, "completion_places": on_device(places.predicting, labels.device)}
     if hasattr(model, OWN_LOGITS):
         given["completion_columns"] = on_device(places.predicting_columns, labels.device)

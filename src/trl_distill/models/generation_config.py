@@ -52,7 +52,6 @@ def _reset(config: GenerationConfig, names: Iterable[str]) -> None:
 
 
 def _with_default(config: GenerationConfig, name: str) -> GenerationConfig:
-    """Return a copy in which a setting has its default."""
     other = copy.deepcopy(config)
     _reset(other, [name])
     return other

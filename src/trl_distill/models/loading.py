@@ -204,7 +204,6 @@ class ModelSource:
         return self.role == "teacher_model" and self.config.is_encoder_decoder
 
     def _from_files(self, kind: Any, what: str, **options: object) -> Any:
-        """Call `from_pretrained` with the options that are given."""
         options |= {"revision": self.revision, "trust_remote_code": self.trust_remote_code}
         with self._clear_errors(what):
             return kind.from_pretrained(self.path, **{k: v for k, v in options.items() if v is not None})

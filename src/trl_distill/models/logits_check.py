@@ -13,7 +13,7 @@ import torch
 from torch.distributed.tensor import DTensor
 
 from ..errors import ModelError
-from ..losses.lm_head import LMHead, ModelSide
+from ..losses.lm_head import ModelSide
 from ..losses.signals.base import whole
 from .architectures import vocabulary_rows
 from .completion_forward import OWN_LOGITS, OwnLogits
@@ -57,7 +57,8 @@ def check_logits(model: PreTrainedModel, forward: Callable[..., Any]) -> str:
         hidden = attempt(lambda: forward(**batch, completion_labels=labels).hidden)
         if hidden is None or hasattr(model, OWN_LOGITS):
             return hidden
-        return _logits(lm_head_of(model), hidden)
+        with whole(ModelSide(hidden, lm_head_of(model))) as side:  # weights may be sharded
+            return side.logits()
 
     # the head goes first: once ZeRO-3 has seen it called, it would fetch it ahead while the loss gathers it
     by_head = None if model.get_output_embeddings() is None else found()
@@ -88,12 +89,6 @@ def attempt(compute: Callable[[], Found]) -> Found | None:
         return compute()
     except FORM:
         return None
-
-
-def _logits(head: LMHead, hidden: torch.Tensor) -> torch.Tensor:
-    """Return the logits of hidden states under a head, whose weights may be sharded."""
-    with whole(ModelSide(hidden, head)) as side:
-        return side.logits()
 
 
 def _error(found: torch.Tensor | None, own: torch.Tensor, *, sharded: bool) -> float:

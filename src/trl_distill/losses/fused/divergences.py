@@ -114,7 +114,6 @@ class JensenShannon:
 
 
 def divergence_of(settings: LossSettings) -> KL | JensenShannon:
-    """Return the divergence of a loss, without any sums."""
     if settings.divergence == "jsd":
         return JensenShannon(settings.jsd_beta)
     return KL(reverse=settings.divergence == "reverse_kl")

@@ -126,11 +126,9 @@ class KernelHead:
         self.place = place
 
     def factor(self, span: slice) -> Tensor:
-        """Return the hidden states [R, H] of a tile as a factor of products."""
         return self.side.hidden[span].to(self.side.dtype)
 
     def logits(self, span: slice) -> Logits:
-        """Project a tile."""
         side = self.side
         if self.weight is None or self.place is None:
             place = side.hidden[span] if side.hidden.stride(1) == 1 else side.hidden[span].contiguous()
@@ -182,16 +180,7 @@ def compute(
     wanted: tuple[bool, ...],
     kernels: KernelPass,
 ) -> tuple[DistillationLoss, tuple[Tensor | None, ...]]:
-    """Return the outcome, and the gradients of the loss in the student's hidden states, weight and bias.
-
-    Args:
-        problem: Both models' sides, the labels and the settings.
-        counted: [N] bool, the tokens that count.
-        weights: What the loss adds up.
-        plan: The tiles.
-        wanted: Which of the three gradients are wanted.
-        kernels: What computes a tile.
-    """
+    """Return the loss of the tokens that count, [N] bool, and its gradients; `wanted` says which of the three."""
     student, tokens = problem.student, len(problem.labels)
     with torch.cuda.device_of(student.hidden), torch.autocast(student.hidden.device.type, enabled=False):
         values = torch.zeros(6, tokens, dtype=student.wide, device=student.hidden.device)
@@ -266,14 +255,12 @@ class _Gradients:
             self.bias = torch.zeros_like(own.bias, dtype=side.wide)
 
     def of_logits(self, group: slice, span: slice) -> Tensor | None:
-        """Return the place of a tile's gradient of logits."""
         if self.place is None:
             return None
         first = 0 if self.place is self.hidden else group.start
         return self.place[span.start - first : span.stop - first]
 
     def multiply(self, group: slice) -> None:
-        """Add a group's part to the gradients."""
         of_logits = self.of_logits(group, group)
         if of_logits is None:
             return

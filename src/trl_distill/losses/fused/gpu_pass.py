@@ -80,7 +80,6 @@ class MixtureHead:
         self.weights = (weights / weights.sum(1, keepdim=True)).t().contiguous()
 
     def logits(self, span: slice) -> Logits:
-        """Mix a tile."""
         mixed = self.mixed[: span.stop - span.start]
         for i, head in enumerate(self.heads):
             z = head.logits(span)

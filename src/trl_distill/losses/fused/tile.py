@@ -90,7 +90,6 @@ class Buffers:
         return self._student[start * rows : stop * rows].view(-1, rows), theirs.view(-1, rows)
 
     def scratch(self, block: slice, rows: int) -> list[Tensor]:
-        """Return four places [B, R] without content."""
         size = block.stop - block.start
         return [buffer[: size * rows].view(size, rows) for buffer in self._scratch]
 
@@ -215,7 +214,6 @@ class Tile:
         self.moment += self.student.at_one(nan_to_zero(torch.mul(e, s, out=product), self.rules_out).sum(0))
 
     def _note_labels(self, z: Tensor, block: slice) -> None:
-        """Note the z of the labels that lie in a block."""
         rows, places = self._labels_in(block)
         if len(rows):
             self.label[rows] = z[places, rows]

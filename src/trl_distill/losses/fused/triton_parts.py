@@ -219,7 +219,6 @@ def put_gradient(
 
 @triton.jit
 def put_zeros(gradient, start, stop, BLOCK: tl.constexpr):
-    """Write zeros into columns [start, stop)."""
     for first in range(start, stop, BLOCK):
         columns = first + tl.arange(0, BLOCK)
         tl.store(gradient + columns, tl.zeros([BLOCK], tl.float32).to(gradient.dtype.element_ty), mask=columns < stop)

@@ -33,7 +33,6 @@ class CrossTokenizerSignal(ModelSide):
 
     @property
     def tokens(self) -> int:
-        """N, the completion tokens."""
         return len(self.kinds)
 
     @property
@@ -42,7 +41,6 @@ class CrossTokenizerSignal(ModelSide):
         return len(self.hidden)
 
     def loss(self, student: ModelSide, labels: torch.Tensor, settings: LossSettings) -> DistillationLoss:
-        """Return the student's loss; see `TeacherSignal.loss`."""
         needed = settings.alpha < 1 or self.covered == 0  # if nothing is compared the loss has to depend on it
         with whole(student) as own, whole(self, own.hidden.device) as teacher:
             device = own.hidden.device

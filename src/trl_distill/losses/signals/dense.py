@@ -28,11 +28,9 @@ class DenseSignal(ModelSide):
 
     @property
     def tokens(self) -> int:
-        """N, the completion tokens."""
         return len(self.hidden)
 
     def loss(self, student: ModelSide, labels: torch.Tensor, settings: LossSettings) -> DistillationLoss:
-        """Return the student's loss; see `TeacherSignal.loss`."""
         with whole(student) as own, whole(self, own.hidden.device) as teacher:
             return dense_loss(own, teacher, labels.to(own.hidden.device), settings, vocabulary=self.vocabulary)
 
@@ -53,11 +51,9 @@ class MixtureSignal:
 
     @property
     def tokens(self) -> int:
-        """N, the completion tokens."""
         return len(self.weights)
 
     def loss(self, student: ModelSide, labels: torch.Tensor, settings: LossSettings) -> DistillationLoss:
-        """Return the student's loss; see `TeacherSignal.loss`."""
         with whole(student) as own, ExitStack() as stack:
             device = own.hidden.device
             teachers = [stack.enter_context(whole(part, device)) for part in self.parts]

@@ -27,7 +27,6 @@ class RetainedSignal:
 
     @property
     def tokens(self) -> int:
-        """N, the completion tokens."""
         return self.signal.tokens
 
     def loss(self, student: ModelSide, labels: torch.Tensor, settings: LossSettings) -> DistillationLoss:
@@ -48,7 +47,6 @@ class PerRowSignal:
 
     @property
     def tokens(self) -> int:
-        """N, the completion tokens."""
         return sum(len(index) for index, _ in self.parts)
 
     @property

@@ -35,7 +35,6 @@ class TopKSignal:
 
     @property
     def tokens(self) -> int:
-        """N, the completion tokens."""
         return len(self.token_ids)
 
     @property
@@ -68,7 +67,6 @@ class SampledSignal:
 
     @property
     def tokens(self) -> int:
-        """N, the completion tokens."""
         return len(next(iter(self.draws.values())).token_ids)
 
     def loss(self, student: ModelSide, labels: torch.Tensor, settings: LossSettings) -> DistillationLoss:
