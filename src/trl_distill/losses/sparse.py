@@ -47,7 +47,6 @@ class TopKTokens(NamedTuple):
     token_ids: Tensor
     log_probs: Tensor
     log_normalizer: Tensor
-    kind = "topk"  # in a store
 
     def known(self, vocabulary: int, temperature: float) -> KnownTokens:
         """Return the tokens' probabilities at the temperature T of the normaliser, and the tail's."""
@@ -71,7 +70,6 @@ class SampledTokens(NamedTuple):
     token_ids: Tensor
     probs: Tensor
     negentropy: Tensor
-    kind = "sample"
 
     def known(self, vocabulary: int, temperature: float) -> KnownTokens:
         """Return them without a tail."""
@@ -104,7 +102,7 @@ def sparse_loss(
     Raises:
         ValueError: Arguments that do not fit together; the sentence names them.
     """
-    check_sparse_divergence(settings.divergence, stored.kind)
+    check_sparse_divergence(settings.divergence, "topk" if isinstance(stored, TopKTokens) else "sample")
     check_labels(labels, student.hidden)
     _check_stored(stored, len(labels), vocabulary, check_head("student", student))
     valid = valid_rows(labels, student, settings)

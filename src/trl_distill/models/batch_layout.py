@@ -142,13 +142,13 @@ class BatchLayout:
     def of(cls, batch: Batch) -> BatchLayout:
         """Return the layout of a padded batch, read from its tensors."""
         student = Side.of(batch, "")
-        crossed = "student_spans" in batch
+        has_spans = "student_spans" in batch
         one = "teacher_input_ids" in batch
-        teacher = Side.of(batch, "teacher_", labels="spans" if crossed else "labels") if one else None
+        teacher = Side.of(batch, "teacher_", labels="spans" if has_spans else "labels") if one else None
         numbers = [int(key[len("teacher") : -len("_rows")]) for key in batch if key.endswith("_rows")]
         several = {i: (Side.of(batch, f"teacher{i}_"), _host(batch[f"teacher{i}_rows"])) for i in numbers}
         places = student.places
-        kinds = _host(batch["student_spans"])[places.rows, places.columns] if crossed else None
+        kinds = _host(batch["student_spans"])[places.rows, places.columns] if has_spans else None
         return cls(student, teacher, several, kinds=kinds)
 
     @property

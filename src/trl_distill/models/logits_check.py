@@ -36,7 +36,7 @@ def check_logits(model: PreTrainedModel, forward: Callable[..., Any]) -> str:
     All ranks call it together if weights are sharded, and come to the same result.
 
     Args:
-        model: The model without wrappers, taught by `add_completion_forward`.
+        model: The model without wrappers, extended by `add_completion_forward`.
         forward: The model as it is called in training, in evaluation mode.
 
     Returns:

@@ -39,9 +39,9 @@ def marks_of(lengths: Sequence[int], *, device: torch.device | None = None) -> I
     rows = np.repeat(np.arange(len(sizes)), sizes)
     positions = np.arange(len(rows)) - bounds[rows]
     kernels_take = bounds.astype(np.int32), rows.astype(np.int32)[None]
-    where, ends, numbers = (on_device(values, device) for values in (positions[None], *kernels_take))
+    places, ends, numbers = (on_device(values, device) for values in (positions[None], *kernels_take))
     longest = max(lengths)
-    return dict(zip(MARKS, (where, ends, ends, longest, longest, numbers), strict=True))
+    return dict(zip(MARKS, (places, ends, ends, longest, longest, numbers), strict=True))
 
 
 def flatten_student(batch: Inputs, *, pad_token_id: int, multiple: int | None = None) -> None:
@@ -90,7 +90,7 @@ def keeps_rows_apart(model: PreTrainedModel, forward: Callable[..., CompletionOu
     kernel changes is small beside what the other row changes if nothing is marked.
 
     Args:
-        model: The model without wrappers, taught by `add_completion_forward`.
+        model: The model without wrappers, extended by `add_completion_forward`.
         forward: The model as it is called in training, in evaluation mode.
     """
     device = model.device

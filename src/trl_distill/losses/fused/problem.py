@@ -45,7 +45,7 @@ class Problem:
         settings: Of the loss.
         teacher: The teacher's logits, if it has any and the divergence a weight.
         known: The few tokens of its distributions that are known, if it has no logits.
-        vocabulary: Rows [0, vocabulary) over which the divergence is taken; 0 without a teacher.
+        vocabulary: Rows [0, vocabulary) of the divergence; 0 without a teacher.
     """
 
     student: Projection

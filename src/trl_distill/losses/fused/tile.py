@@ -121,7 +121,7 @@ class Tile:
         # of a shared block exponentials are kept if the gradient needs nothing else, else z
         simple = self.divergence.of_exponentials and self.student.head.softcap is None
         self._exponentials = plan.keep and simple and self.student.has_cheap_powers
-        self._peaks: dict[int, tuple[Tensor, Tensor]] = {}  # the maxima that a block's exponentials are taken from
+        self._peaks: dict[int, tuple[Tensor, Tensor]] = {}  # the maxima that were subtracted in a block's exponentials
 
     def measure(self) -> None:
         """Sum up everything the values need, in one pass over the vocabulary."""

@@ -152,7 +152,7 @@ def sum_columns(
 def log_ratio(s, t, log_gap, BETA: tl.constexpr):
     """Return log p - log q and log(m / q), m = BETA p + (1 - BETA) q; `log_gap` is log Z_t - log Z_s."""
     gap = tl.where((s == float("-inf")) & (t == float("-inf")), 0.0, t - s - log_gap)
-    gap = tl.where(gap > 80.0, 80.0, tl.where(gap < -1000.0, -1000.0, gap))  # as on a CPU; keeps what is no number
+    gap = tl.where(gap > 80.0, 80.0, tl.where(gap < -1000.0, -1000.0, gap))  # as on a CPU; keeps NaN
     return gap, tl.log(1.0 + BETA * (tl.exp(gap) - 1.0))
 
 
