@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
+from huggingface_hub.utils import filter_repo_objects
 
 from trl_distill.config.training_params import LLMTrainingParams
 from trl_distill.errors import DistillError, ParamsError
@@ -24,3 +27,30 @@ def test_an_unreachable_hub_is_one_sentence_without_the_token(monkeypatch, tmp_p
         push(tmp_path, LLMTrainingParams(model="x", push_to_hub=True))
     assert "hf_very_secret" not in str(error.value)
     assert error.value.exit_code == 1
+
+
+@pytest.mark.parametrize("asked", [False, True])
+def test_the_page_with_rows_is_uploaded_only_if_asked(asked, monkeypatch, tmp_path):
+    class Hub:
+        def __init__(self, token):
+            assert token == "hf_x"
+
+        def create_repo(self, name, **_):
+            return SimpleNamespace(repo_id=name)
+
+        def upload_folder(self, *, ignore_patterns, **_):
+            uploaded.extend(filter_repo_objects(files, ignore_patterns=ignore_patterns))
+
+    uploaded: list[str] = []
+    files = [
+        "model.safetensors",
+        "README.md",
+        "report.html",
+        "report.json",
+        "checkpoints/x",
+        "teacher_completions.jsonl",
+    ]
+    monkeypatch.setenv("HF_TOKEN", "hf_x")
+    monkeypatch.setattr("huggingface_hub.HfApi", Hub)
+    push(tmp_path, LLMTrainingParams(model="x", push_to_hub=True, username="me", card_example=asked))
+    assert uploaded == ["model.safetensors", "README.md", *(["report.html", "report.json"] if asked else [])]

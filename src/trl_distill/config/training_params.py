@@ -178,6 +178,11 @@ class LLMTrainingParams(CheckedSettings, DistillationArguments):
     save_steps: int = option(500, "Steps between checkpoints.", low=1, group="Logging and saving")
     save_total_limit: int = option(1, "Checkpoints to keep.", low=1, group="Logging and saving")
     push_to_hub: bool = option(False, "Upload the result; the token is read from HF_TOKEN.", group="Logging and saving")
+    card_example: bool = option(
+        False,
+        "Publish rows of the data: upload the report page, which shows some, too.",
+        group="Logging and saving",
+    )
     username: str | None = option(None, "Hub account to upload to (default: the token's).", group="Logging and saving")
 
     @classmethod

@@ -63,7 +63,7 @@ def run(params: LLMTrainingParams, *, verbose: bool = False) -> RunResult:
         shown.enter_context(tracked(params, checked.project.folder))
         result = save(fit(prepared))
     seconds = time.perf_counter() - started
-    prepared.state.print(closing_lines(checked.project.folder, result.metrics, seconds=seconds))
+    prepared.state.print(closing_lines(result.paths, result.metrics, seconds=seconds))
     return result
 
 

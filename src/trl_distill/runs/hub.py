@@ -7,9 +7,11 @@ from pathlib import Path
 
 from ..config.training_params import LLMTrainingParams
 from ..errors import DistillError, ParamsError
+from ..evaluation.page import DATA, PAGE
 
 # files of the run that are not part of its result
 KEPT_BACK = ["checkpoints/*", "teacher_completions.jsonl", "teacher_logprobs.jsonl", ".*"]
+WITH_ROWS = [PAGE, DATA]  # they show rows of the data
 
 
 def check_token(params: LLMTrainingParams) -> None:
@@ -30,11 +32,12 @@ def push(folder: Path, params: LLMTrainingParams) -> str:
     """
     from huggingface_hub import HfApi
 
+    kept_back = [*KEPT_BACK, *([] if params.card_example else WITH_ROWS)]
     api = HfApi(token=os.environ["HF_TOKEN"])
     try:
         account = params.username or api.whoami()["name"]
         repository = api.create_repo(f"{account}/{folder.resolve().name}", private=True, exist_ok=True).repo_id
-        api.upload_folder(folder_path=folder, repo_id=repository, ignore_patterns=KEPT_BACK)
+        api.upload_folder(folder_path=folder, repo_id=repository, ignore_patterns=kept_back)
     except Exception as error:
         raise DistillError(
             f"the result is complete in {folder} but could not be uploaded ({type(error).__name__}); upload it with "

@@ -80,7 +80,7 @@ def write_card(trained: Trained, model: PreTrainedModel | None, metrics: Mapping
         settings=_settings(params, preflight, trained.prepared.computes),
         figures={name: metrics[name] for name in FIGURES if name in metrics},
         fenced=_fenced,
-        shown=_shown,
+        shown=template_text,
         **({} if preflight is None else _usage(folder, model, trained.tokenizer, preflight)),
     )
     return write_text(folder / "README.md", f"{str(card).rstrip()}\n")
@@ -141,7 +141,7 @@ def _settings(params: LLMTrainingParams, preflight: Preflight | None, computes: 
     return shown
 
 
-def _shown(template: Template) -> str:
+def template_text(template: Template) -> str:
     """Return a template as text, its fields in braces."""
     text = [(role, t.render({f: f"{{{f}}}" for f in t.fields})) for role, t in template.messages]
     if template.system.text is not None:

@@ -16,6 +16,7 @@ from ..data.loading import load_data
 from ..data.preflight import COMPUTES, Preflight
 from ..data.sft_rows import check_marks, plain_rows
 from ..data.split import Split
+from ..evaluation.advice import few_steps, optimizer_steps
 from ..teachers.server_requirements import check_teaches
 from ..trainer.compatibility import check_compiler, check_optimizer, check_vllm
 from ..trainer.compute import describe_compute
@@ -140,6 +141,7 @@ def _for_plain_sft(
         state.print(f"Pre-flight ({NAMES[split]})\n  rows          {report.summary()}{line}")
         if split is Split.TRAIN:
             _check_rows(checked, prepared[split], fields=None)
+            _warn_of_few_steps(len(prepared[split]), params, state)
     return PreparedRun(checked, args, state, student, prepared, computes)
 
 
@@ -176,11 +178,22 @@ def _for_teacher(
         state.print(preflights[split].text(computes=computes if shows_computing else ""))
         if split is Split.TRAIN:
             check_teaches(args, teacher, preflights[split])
+            if not writes_store:
+                _warn_of_few_steps(len(rows_read[split][0]), params, state)
     run = PreparedRun(checked, args, state, student, prepared, computes, preflights, setup)
     if sample is not None:
         state.print(f"Dry run: figures are of the first {sample} rows at most; nothing was trained.")
         return run
     return run if writes_store else replace(run, setup=setup.with_stored_targets(args, run.named_datasets))
+
+
+def _warn_of_few_steps(rows: int, params: LLMTrainingParams, state: PartialState) -> None:
+    """Print if rows make too few optimizer steps; how many sequences packed rows make is not known yet."""
+    if params.packing:
+        return
+    steps, warmup = optimizer_steps(rows, params, processes=state.num_processes)
+    for entry in few_steps(rows, steps, warmup, params):
+        state.print(f"  warning       {entry.text}")
 
 
 def _check_rows(checked: CheckedRun, rows: Dataset, *, fields: Collection[str] | None) -> None:

@@ -6,6 +6,7 @@ project/
   config.yaml                         the effective parameters, without secrets
   metrics.jsonl                       each log of training, as it is made
   metrics.json                        figures
+  report.html, report.json            the page, and what it shows as data
   teacher_completions.jsonl           the teacher's completions
   teacher_logprobs.jsonl              a server's log-probabilities of them
   checkpoints/                        to resume from
@@ -43,18 +44,9 @@ OURS = ("README.md", "config.yaml", "metrics.json", LOG)
 # what may differ when a run is resumed: how long it trains, what it logs and keeps, but not what it learns
 FREE_ON_RESUME = frozenset(
     (
-        *(
-            "epochs",
-            "max_steps",
-            "log",
-            "run_name",
-            "log_project",
-            "logging_steps",
-            "eval_strategy",
-            "eval_steps",
-            "eval_batch_size",
-        ),
-        *("save_strategy", "save_steps", "save_total_limit", "push_to_hub", "username", "merge_adapter"),
+        *("epochs", "max_steps", "logging_steps", "eval_strategy", "eval_steps", "eval_batch_size"),
+        *("log", "run_name", "log_project", "push_to_hub", "card_example", "username", "merge_adapter"),
+        *("save_strategy", "save_steps", "save_total_limit"),
         *("project_name", "dataset_num_proc", "teacher_batch_size", "teacher_engine", "torch_compile"),
         *("teacher_concurrency", "teacher_timeout"),
         *("teacher_max_requests", "teacher_max_tokens", "teacher_max_cost"),

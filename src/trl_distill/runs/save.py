@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
@@ -16,8 +16,10 @@ from .fit import Trained
 from .hub import push
 from .metrics_file import MetricsFile
 from .model_card import write_card
+from .report import write_run_report
 from .result import RunResult
 from .summary import last_evaluation, training_means
+from .trained_rows import TrainedRows, trained_rows
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -29,11 +31,13 @@ def save(trained: Trained) -> RunResult:
     checked, state = trained.prepared.checked, trained.prepared.state
     trainer, merges = trained.trainer, checked.params.merge_adapter
     evaluated = _evaluation(trained) if merges else None  # merging takes the adapter apart
+    rows = _trained_rows(trained) if merges else None
     model = merged(cast("PeftModel", trainer.model)) if merges else cast("PreTrainedModel", trainer.model)
     with checked.project.writing(state) as folder:
         _save_model(trained, model, folder)
     evaluated = _evaluation(trained) if evaluated is None else evaluated
     trainer.remove_callback(MetricsFile)  # the file is complete
+    rows = rows if merges else _trained_rows(trained)
     model = _ready_to_answer(trained, model)
     history = trainer.state.log_history
     metrics = {**trained.prepared.figures(), **trained.metrics, **training_means(history), **evaluated}
@@ -43,6 +47,7 @@ def save(trained: Trained) -> RunResult:
         paths |= checked.project.write_metrics(metrics, lines)
         paths["card"] = write_card(trained, None if _is_sharded(trained) else model, metrics)
         paths |= checked.project.finish()
+        paths |= _write_page(trained, rows, metrics)
         if checked.params.push_to_hub:
             push(checked.project.folder, checked.params)
     state.wait_for_everyone()
@@ -59,6 +64,29 @@ def _evaluation(trained: Trained) -> dict[str, float]:
         return {}
     known = last_evaluation(trainer.state.log_history, trainer.state.global_step)
     return known or trainer.evaluate()
+
+
+def _trained_rows(trained: Trained) -> TrainedRows | None:
+    """Return what the student makes of a few rows; None in another process, with sharded weights, or if it fails."""
+    if _is_sharded(trained) or not trained.prepared.state.is_main_process:
+        return None
+    try:
+        return trained_rows(trained)
+    except Exception as error:  # a page without rows is better than a lost run
+        print(f"The page shows no rows: {type(error).__name__}: {error}")
+        return None
+
+
+def _write_page(trained: Trained, rows: TrainedRows | None, metrics: dict[str, Any]) -> dict[str, Path]:
+    """Write the page, and print what looks wrong."""
+    try:
+        paths, advice = write_run_report(trained, rows, metrics)
+    except Exception as error:  # the run is finished
+        print(f"The page could not be written: {type(error).__name__}: {error}")
+        return {}
+    for entry in advice:
+        print(f"Warning: {entry.text}")
+    return paths
 
 
 def _is_sharded(trained: Trained) -> bool:

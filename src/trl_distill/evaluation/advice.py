@@ -1,0 +1,191 @@
+"""What looks wrong with a run or an evaluation, each with the setting to change; figures in, sentences out.
+
+Settings are named by their flags; `config.setting_names.name_settings` turns them into what the user writes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from ..config.setting_names import name_settings
+from .page.content import Advice, Logs, TrainedRow, curve
+from .result import AFTER, BEFORE, TEACHER, Evaluation
+
+if TYPE_CHECKING:
+    from ..config.training_params import LLMTrainingParams
+    from ..data.preflight import Preflight
+
+FEW_STEPS = 20  # fewer hardly move a model at the learning rates in use
+SOME_STEPS = 60  # what a suggestion aims at
+POINTS = 4  # log lines from which a trend is read
+FALLEN = 0.95  # of the first quarter's mean: above this nothing was learned
+RISEN = 1.1
+SMALL = 0.01  # nats per token: there is nothing left to fall
+MOST = 0.5  # a share that is most of something
+
+
+def optimizer_steps(rows: int, params: LLMTrainingParams, *, processes: int = 1) -> tuple[int, int]:
+    """Return how many optimizer steps a run makes, and how many of them warm up, as transformers counts them.
+
+    Args:
+        rows: Rows, or packed sequences of them.
+        params: The run's parameters.
+        processes: How many train together.
+    """
+    batches = math.ceil(rows / (params.batch_size * processes))
+    steps = math.ceil(params.epochs * max(1, math.ceil(batches / params.gradient_accumulation)))
+    steps = params.max_steps if params.max_steps > 0 else steps
+    return steps, math.ceil(steps * params.warmup_ratio)
+
+
+def few_steps(rows: int, steps: int, warmup: int, params: LLMTrainingParams) -> Iterator[Advice]:
+    """Yield a sentence if a run makes too few optimizer steps.
+
+    Args:
+        rows: Rows that it trains on.
+        steps: Optimizer steps.
+        warmup: How many of them warm up; the first of these has learning rate 0.
+        params: The run's parameters.
+    """
+    if steps >= FEW_STEPS:
+        return
+    made = f"{rows:,} rows make {_count(steps, 'optimizer step')}"
+    made = f"--max-steps {params.max_steps} makes {_count(steps, 'optimizer step')}" if params.max_steps > 0 else made
+    idle = ", the first at learning rate 0" if warmup else ""
+    per_epoch = math.ceil(rows / params.batch_size)
+    epochs = math.ceil(SOME_STEPS / per_epoch)
+    if params.max_steps > 0:
+        remedy = f"give --max-steps {SOME_STEPS} or more"
+    elif params.gradient_accumulation > 1:
+        remedy = f"give --gradient-accumulation 1 and --epochs {max(epochs, math.ceil(params.epochs))}"
+    else:
+        remedy = f"give --epochs {max(epochs, math.ceil(params.epochs) + 1)}"
+    yield _advice("too_few_steps", f"{made}{idle}: too few to learn from; {remedy}, or more rows.")
+
+
+def of_data(preflight: Preflight | None) -> Iterator[Advice]:
+    """Yield what looks wrong with the rows: what is known before training."""
+    if preflight is None:
+        return
+    rows, cut = sum(preflight.sources.values()), preflight.completions_cut
+    if rows and cut > MOST * rows:
+        by_teacher = preflight.unfinished > MOST * cut
+        remedy = (
+            "raise --distill-max-teacher-length, or give --teacher-stop the text with which a base model continues"
+            if by_teacher
+            else "raise --block-size, or shorten the rows"
+        )
+        text = f"{cut:,} of {rows:,} completions are cut, so that the student learns no end of them; {remedy}."
+        yield _advice("most_completions_cut", text)
+    if preflight.warning:
+        yield _advice("nothing_saved", _sentence(preflight.warning))
+
+
+def of_training(history: Logs, rows: Sequence[TrainedRow], params: LLMTrainingParams) -> Iterator[Advice]:
+    """Yield what looks wrong with how a run went.
+
+    Args:
+        history: The trainer's log lines.
+        rows: What the trained student writes for some rows.
+        params: The run's parameters.
+    """
+    yield from _not_falling(history, params)
+    asked = [row for row in rows if row.written is not None]
+    if asked:
+        endless, repeated = sum(row.finished is False for row in asked), sum(row.repeats for row in asked)
+        yield from _does_not_end(endless, repeated, len(asked), learned_ends=True)
+
+
+def of_evaluation(evaluation: Evaluation) -> Iterator[Advice]:
+    """Yield what looks wrong with what the sides wrote."""
+    after, teacher = evaluation.side(AFTER), evaluation.side(TEACHER)
+    rows = len(evaluation.inputs)
+    if after is not None and rows:
+        ends = teacher is None or teacher.finished_share > MOST
+        yield from _does_not_end(
+            rows - sum(after.finished), sum(after.repeats), rows, learned_ends=ends, of="evaluation"
+        )
+    if teacher is not None and teacher.finished_share <= MOST and rows:
+        ended = f"the teacher ended {sum(teacher.finished):,} of {rows:,} completions"
+        text = f"{ended}; raise --distill-max-teacher-length, or give --teacher-stop the text with which it continues."
+        yield _advice("most_completions_cut", text, of="evaluation")
+    yield from _teacher_is_worse(evaluation)
+    cost = evaluation.cost
+    if cost is not None and cost.student_tokens >= cost.teacher_tokens > 0:
+        text = (
+            f"nothing is saved per query: the student's prompt has {cost.student_tokens:,.1f} tokens, the teacher's "
+            f"{cost.teacher_tokens:,.1f}; shorten --student-prompt-template."
+        )
+        yield _advice("nothing_saved", text, of="evaluation")
+
+
+def _teacher_is_worse(evaluation: Evaluation) -> Iterator[Advice]:
+    """Yield a sentence if the data's own completions teach more than the teacher's would."""
+    teacher = evaluation.side(TEACHER)
+    if teacher is None or not evaluation.with_references or evaluation.metric not in teacher.scores:
+        return
+    theirs = teacher.mean_score(evaluation.metric)
+    for name, when in ((BEFORE, "before"), (AFTER, "after")):
+        side = evaluation.side(name)
+        if side is not None and evaluation.metric in side.scores and side.mean_score(evaluation.metric) > theirs:
+            text = (
+                f"the teacher is worse than the data's own completions: against them it scores {theirs:.1f} "
+                f"({evaluation.metric}), the student {when} training {side.mean_score(evaluation.metric):.1f}; give "
+                "another --teacher-model or --teacher-prompt-template, or a smaller --distill-alpha, so that the "
+                "completions count more."
+            )
+            yield _advice("teacher_worse_than_data", text, of="evaluation")
+            return
+
+
+def _not_falling(history: Logs, params: LLMTrainingParams) -> Iterator[Advice]:
+    """Yield a sentence if the divergence stays where it was; nothing if what it is measured by changes."""
+    measured = curve(history, "kl", evaluation=True)
+    points, where = (measured, "in evaluation") if len(measured) >= POINTS else (curve(history, "kl"), "in training")
+    if len(points) < POINTS or params.distill_temperature_end is not None:
+        return
+    size = max(1, len(points) // 4)
+    first, last = (_mean(values) for values in ([y for _, y in points[:size]], [y for _, y in points[-size:]]))
+    if first < SMALL or last < FALLEN * first:
+        return
+    if last > RISEN * first:
+        remedy = f"lower --lr (it is {params.lr:g})"
+    else:
+        remedy = f"raise --lr (it is {params.lr:g}) or --epochs, or check that the teacher's prompt asks for more"
+    text = f"the divergence from the teacher does not fall {where} ({first:.3g} at first, {last:.3g} at the end)"
+    yield _advice("divergence_not_falling", f"{text}; {remedy}.")
+
+
+def _does_not_end(
+    endless: int, repeated: int, rows: int, *, learned_ends: bool, of: str = "training"
+) -> Iterator[Advice]:
+    """Yield sentences if the student repeats itself or does not end."""
+    more = "train longer (--epochs) or with a higher --lr"
+    if endless > MOST * rows:
+        ends = "raise --distill-max-teacher-length or --block-size, so that completions are learned to their end"
+        text = (
+            f"the student does not end {endless:,} of {rows:,} completions by itself; {more if learned_ends else ends}."
+        )
+        yield _advice("student_does_not_end", text, of=of)
+    if repeated > MOST * rows:
+        text = f"the student repeats itself in {repeated:,} of {rows:,} completions; {more}, or give more rows."
+        yield _advice("student_repeats", text, of=of)
+
+
+def _advice(code: str, text: str, *, of: str = "training") -> Advice:
+    return Advice(code, name_settings(_sentence(text)), of)
+
+
+def _sentence(text: str) -> str:
+    """Return a text that begins with a capital, unless that is a flag, and ends in a full stop."""
+    return text[:1].upper() + text[1:].rstrip(".") + "."
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)

@@ -1,0 +1,98 @@
+"""Text of models and data for the page: none of it is invisible, turns the direction of reading, or is too long."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from difflib import SequenceMatcher
+
+from markupsafe import Markup, escape
+
+# C0, DEL, C1, soft hyphen, directional marks, zero width, line separators, embeddings, isolates, byte-order mark, tags,
+# and surrogates, which no file in UTF-8 can hold
+HIDDEN = re.compile(
+    "[\x00-\x1f\x7f-\x9f\xad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\ud800-\udfff"
+    "\U000e0000-\U000e007f]"
+)
+NEWLINES = re.compile(r"(?:\r?\n){4,}")
+WORDS = re.compile(r"\s+|\w+|[^\w\s]")
+LEAST_IN_COMMON = 0.2  # below this two texts are different as a whole, and marks in them would say nothing
+
+
+def cut(text: str, characters: int) -> tuple[str, int]:
+    """Return the start of a text and how many characters were cut from its end."""
+    return (text, 0) if len(text) <= characters else (text[:characters], len(text) - characters)
+
+
+def visible(text: str) -> Markup:
+    """Return a text escaped for HTML, with what cannot be seen in it written out.
+
+    A newline is an arrow and a new line, more than three in a row are counted; other control characters are Unicode's
+    pictures of them or their code points, so that none of them works.
+    """
+    parts, start = [], 0
+    for found in NEWLINES.finditer(text):
+        count = found[0].count("\n")
+        parts += [_spelled(text[start : found.start()]), Markup('<i class="mark">↵ × {}</i>\n').format(count)]
+        start = found.end()
+    return Markup("").join([*parts, _spelled(text[start:])])
+
+
+def plainly_visible(text: str) -> str:
+    """Return the same as plain text, for an attribute or a title."""
+    return HIDDEN.sub(lambda found: _name(found[0]).rstrip("\n"), text)
+
+
+def _spelled(text: str) -> Markup:
+    pieces, start = [], 0
+    for found in HIDDEN.finditer(text):
+        pieces.append(escape(text[start : found.start()]))
+        name = _name(found[0])
+        pieces.append(Markup('<i class="mark">{}</i>{}').format(name.rstrip("\n"), "\n" if name.endswith("\n") else ""))
+        start = found.end()
+    return Markup("").join([*pieces, escape(text[start:])])
+
+
+def _name(character: str) -> str:
+    code = ord(character)
+    if character == "\n":
+        return "↵\n"
+    if character == "\t":
+        return "⇥"
+    if code < 0x20:
+        return chr(0x2400 + code)
+    return "␡" if code == 0x7F else f"⟨U+{code:04X}⟩"
+
+
+def with_differences(text: str, other: str, tag: str) -> Markup:
+    """Return a text for HTML whose words that another text does not have in that place are marked.
+
+    Args:
+        text: What is shown.
+        other: What it is compared with.
+        tag: The element around what differs, "ins" or "del".
+    """
+    if not text or text == other:
+        return visible(text)
+    parts = []
+    for differs, words in _compared(text, other):
+        shown = visible(words)
+        parts.append(Markup("<{0}>{1}</{0}>").format(tag, shown) if differs else shown)
+    return Markup("").join(parts)
+
+
+def similarity(text: str, other: str) -> float:
+    """Return how much of two texts is the same, by words: 0 to 1."""
+    return SequenceMatcher(None, WORDS.findall(text), WORDS.findall(other), autojunk=False).ratio()
+
+
+def _compared(text: str, other: str) -> Iterator[tuple[bool, str]]:
+    """Yield the text in pieces, and whether each differs from what the other has there."""
+    mine, theirs = WORDS.findall(text), WORDS.findall(other)
+    matcher = SequenceMatcher(None, theirs, mine, autojunk=False)
+    if matcher.ratio() < LEAST_IN_COMMON:
+        yield True, text
+        return
+    for kind, _, _, start, end in matcher.get_opcodes():
+        if end > start:
+            yield kind != "equal", "".join(mine[start:end])

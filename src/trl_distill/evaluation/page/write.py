@@ -1,0 +1,60 @@
+"""Writing `report.html` and `report.json` into a folder, beside what an earlier report there says of the run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ...data.atomic_file import write_text
+from . import DATA, PAGE
+from .content import FORMAT, Advice, Report, Step, Training
+from .render import render
+
+if TYPE_CHECKING:
+    from ..result import Evaluation
+
+
+def write_report(
+    folder: Path,
+    *,
+    name: str,
+    training: Training | None = None,
+    evaluation: Evaluation | None = None,
+    advice: Sequence[Advice] = (),
+    next_steps: Sequence[Step] = (),
+    project: Path | None = None,
+) -> dict[str, Path]:
+    """Write both files and return them by name: "page" and "report".
+
+    Args:
+        folder: Where to; made if it is missing.
+        name: Of the project.
+        training: The run; None takes it, and what looked wrong with it, from the report in `project`, if there is one.
+        evaluation: What was found of its student; None if there is no evaluation.
+        advice: What looks wrong.
+        next_steps: What to do next.
+        project: The project's folder; None is `folder`.
+    """
+    earlier: Sequence[Advice] = ()
+    if training is None:
+        training, earlier = earlier_training(project or folder)
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    report = Report(name, now, training, evaluation, (*advice, *earlier), tuple(next_steps))
+    folder.mkdir(parents=True, exist_ok=True)
+    data = write_text(folder / DATA, json.dumps(report.to_dict(), indent=1, default=str) + "\n")
+    return {"page": write_text(folder / PAGE, render(report)), "report": data}
+
+
+def earlier_training(folder: Path) -> tuple[Training | None, tuple[Advice, ...]]:
+    """Return the run that a folder's report is of, and what looked wrong with it; None if there is no such report."""
+    try:
+        values = json.loads((folder / DATA).read_text(encoding="utf-8"))
+        if values["format"] != FORMAT or values["training"] is None:
+            return None, ()
+        advice = tuple(Advice(**entry) for entry in values["advice"] if entry["of"] == "training")
+        return Training.from_dict(values["training"]), advice
+    except (OSError, ValueError, KeyError, TypeError):
+        return None, ()  # written by another version, or by hand: the evaluation has a page of its own

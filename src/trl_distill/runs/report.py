@@ -1,0 +1,119 @@
+"""A run's page: what `evaluation.page` shows of it is gathered from the prepared run and the trainer."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from ..config.training_params import FIELDS
+from ..data.split import Split
+from ..evaluation.advice import few_steps, of_data, of_training, optimizer_steps
+from ..evaluation.page.content import Advice, Step, Training
+from ..evaluation.page.write import write_report
+from ..teachers.multi.entries import model_name
+from .model_card import template_text
+from .prepare import NAMES
+
+if TYPE_CHECKING:
+    from ..config.training_params import LLMTrainingParams
+    from ..trainer.setup import DistillationSetup
+    from .fit import Trained
+    from .trained_rows import TrainedRows
+
+PACKAGES = ("trl-distill", "trl", "transformers", "torch", "peft", "accelerate", "datasets")
+
+
+def write_run_report(
+    trained: Trained, rows: TrainedRows | None, metrics: Mapping[str, object]
+) -> tuple[dict[str, Path], list[Advice]]:
+    """Write the page and its data into the project folder; return their paths and what to print that looks wrong.
+
+    Args:
+        trained: The run.
+        rows: What the student makes of a few rows; None if that could not be found out.
+        metrics: The run's figures by name.
+    """
+    prepared, trainer = trained.prepared, trained.trainer
+    params, folder = prepared.checked.params, prepared.checked.project.folder
+    training = _training(trained, rows, metrics)
+    steps = trainer.state.global_step
+    _, warmup = optimizer_steps(len(prepared.datasets[Split.TRAIN]), params, processes=prepared.state.num_processes)
+    early = [
+        *few_steps(len(prepared.datasets[Split.TRAIN]), steps, warmup, params),
+        *of_data(prepared.preflights.get(Split.TRAIN)),
+    ]
+    late = list(of_training(training.history, training.rows, params))
+    name = folder.resolve().name
+    paths = write_report(
+        folder, name=name, training=training, advice=[*early, *late], next_steps=_next_steps(folder, training)
+    )
+    return paths, [*(early[:1] if params.packing else []), *late]
+
+
+def _training(trained: Trained, rows: TrainedRows | None, metrics: Mapping[str, object]) -> Training:
+    prepared, trainer = trained.prepared, trained.trainer
+    params, setup = prepared.checked.params, prepared.setup
+    values = params.to_dict()
+    templates = dict(zip(("student", "teacher"), prepared.checked.templates, strict=True))
+    return Training(
+        student=model_name(params.model),
+        teacher=None if setup is None else _teacher(params, setup),
+        prompts={} if setup is None else {side: template_text(template) for side, template in templates.items()},
+        steps=trainer.state.global_step,
+        seconds=float(trained.metrics.get("train_runtime", 0.0)),
+        seed=params.seed,
+        computed=prepared.computes,
+        history=tuple(entry for entry in trainer.state.log_history if "train_runtime" not in entry),
+        metrics={name: value for name, value in metrics.items() if isinstance(value, (int, float))},
+        settings=values,
+        changed=tuple(name for name, value in values.items() if value != FIELDS[name].default),
+        data={
+            NAMES[split]: prepared.preflights[split].to_dict() if split in prepared.preflights else {"rows": len(data)}
+            for split, data in prepared.datasets.items()
+        },
+        rows_from=NAMES[Split.TRAIN if rows is None else rows.split],
+        rows=() if rows is None else rows.rows,
+        divergence="" if rows is None else rows.divergence,
+        versions=versions(),
+    )
+
+
+def _teacher(params: LLMTrainingParams, setup: DistillationSetup) -> str:
+    """Return the teacher's name as it was given, which a folder's need not be."""
+    return params.teacher_model if isinstance(params.teacher_model, str) else setup.teacher.name
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of Python and the packages that a run depends on, and the device's name."""
+    found = {"Python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    if torch.cuda.is_available():
+        found["GPU"] = torch.cuda.get_device_name()
+    return found
+
+
+def _next_steps(folder: Path, training: Training) -> list[Step]:
+    """Return what to do with a trained student that has not been evaluated."""
+    steps = [
+        Step(
+            "Ask it",
+            f"python -c \"from transformers import pipeline; print(pipeline('text-generation', '{folder}')"
+            "([{'role': 'user', 'content': 'YOUR INPUT'}]))\"",
+        )
+    ]
+    if training.teacher is None:
+        return steps
+    evaluate = Step(
+        "Compare it with the teacher and with the model it was, on rows that nothing was trained on",
+        f"aitraining evaluate {folder} --data-path heldout.jsonl",
+    )
+    return [evaluate, *steps]
