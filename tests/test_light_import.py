@@ -44,6 +44,7 @@ def test_heavy_imports_are_detected():
         "from trl_distill import LLMTrainingParams, get_trainer, parse_template, register_trainer, run, train",
         "from trl_distill import ParamsError; from trl_distill.trainer.registry import names_of_trainers as n; n()",
         "from autotrain.trainers.clm import train; from autotrain.trainers.clm.params import LLMTrainingParams",
+        "from trl_distill.evaluation import cost, metrics, result",
     ],
 )
 def test_importing_loads_nothing_heavy(code):

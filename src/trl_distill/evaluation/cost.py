@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import fmean, median
+from statistics import fmean
 
 from .result import Cost, Money, Side, Timing
 
@@ -109,23 +108,6 @@ def money_of(
         break_even=_break_even(run, with_teacher - with_student),
         break_even_cached=None if cached is None else _break_even(run, cached - with_student),
     )
-
-
-def timing_of(first_token: Sequence[float] | None, query: Sequence[float], *, warm_up: int = 1) -> Timing:
-    """Return the medians of measured queries, without the first ones, which load kernels and fill caches.
-
-    Args:
-        first_token: Seconds to the first token of each query; None if they were not measured.
-        query: Seconds to the end of each query.
-        warm_up: How many at the beginning are left out.
-
-    Raises:
-        ValueError: No query is left.
-    """
-    if len(query) <= warm_up:
-        raise ValueError(f"{len(query)} queries with a warm-up of {warm_up} leave none to measure.")
-    first = None if first_token is None else median(first_token[warm_up:])
-    return Timing(first, median(query[warm_up:]), len(query) - warm_up)
 
 
 def _per_query(side: Side, prices: Prices) -> float:

@@ -145,9 +145,8 @@ def scores_of(
 def repeats(completion: str, *, finished: bool) -> bool:
     """Return whether a completion ends in a repetition: a phrase of at least two words, at least three times.
 
-    That is the repetition of A. Holtzman et al., "The Curious Case of Neural Text Degeneration" (ICLR 2020), section
-    5.3, over words, punctuation marks and newlines. The last word of a completion that was cut may be half a word and
-    is left out.
+    After the repetition of A. Holtzman et al., "The Curious Case of Neural Text Degeneration" (ICLR 2020), here over
+    words, punctuation marks and newlines. A completion that was cut may end in half a word, which is left out.
     """
     words = WORD.findall(completion)
     if not finished:
