@@ -39,6 +39,11 @@ class Case:
         """Return the same numbers in another precision."""
         return replace(self, tensors={k: None if t is None else t.to(dtype) for k, t in self.tensors.items()})
 
+    def logits(self, side: str) -> torch.Tensor:
+        """Return the logits of "student" or "teacher", without softcap and scale."""
+        hidden, weight, bias = (self.tensors[f"{side}_{part}"] for part in ("hidden", "weight", "bias"))
+        return LMHead(weight, bias).logits(hidden)
+
     def with_settings(self, **settings: Any) -> Case:
         """Return the same tensors under other settings."""
         return replace(self, settings={**self.settings, **settings})

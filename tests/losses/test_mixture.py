@@ -15,7 +15,6 @@ from trl_distill.losses import (
     ModelSide,
     divergence,
     fused_distillation_loss,
-    head_logits,
     mixture_logits,
 )
 
@@ -128,7 +127,7 @@ def test_the_mixture_is_of_the_softened_distributions(temperature):
     torch.testing.assert_close((mixed / temperature).softmax(-1), p)
     student, more, targets = make_mixture(tokens=5, temperature=temperature, alpha=1.0)
     kl = run_mixture(student, targets, **more)[0].kl
-    own = head_logits(student["student_hidden"], student["student_weight"])
+    own = LMHead(student["student_weight"]).logits(student["student_hidden"])
     torch.testing.assert_close(kl, divergence(own, temperature * p.log(), temperature=temperature))
 
 

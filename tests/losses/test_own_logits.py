@@ -8,6 +8,7 @@ from checks import check_close
 from losses.problems import TOKENS
 
 from trl_distill.losses import Matched, fused_distillation_loss, sparse_loss
+from trl_distill.losses.dense import dense_loss
 from trl_distill.losses.lm_head import LOGITS, LMHead, ModelSide
 from trl_distill.losses.signals import (
     CrossTokenizerSignal,
@@ -140,6 +141,14 @@ def test_the_size_of_a_tile_changes_nothing(tile_bytes, dtype):
         torch.testing.assert_close(loss, expected)
         assert gradient.dtype == dtype
         check_close({"logits": gradient}, {"logits": right}, 1e-12 if dtype == torch.float64 else 1e-3)
+
+
+def test_a_bias_is_added_to_given_logits_by_both_implementations():
+    sides = [ModelSide(normal(N, V, seed=seed), LMHead(None, normal(V, seed=seed + 9))) for seed in (1, 2)]
+    added = [ModelSide(side.hidden + side.head.bias, LOGITS) for side in sides]
+    expected = dense_loss(*added, LABELS, LossSettings(0.6, T)).loss
+    for impl in ("fused", "plain"):
+        torch.testing.assert_close(dense_loss(*sides, LABELS, LossSettings(0.6, T, impl=impl)).loss, expected)
 
 
 def test_a_loss_of_no_logits_is_a_differentiable_zero():

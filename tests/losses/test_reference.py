@@ -8,7 +8,7 @@ import warnings
 import pytest
 import torch
 
-from trl_distill.losses import distillation_loss_from_logits, divergence, head_logits
+from trl_distill.losses import LMHead, distillation_loss_from_logits, divergence
 
 P, Q = torch.tensor([0.5, 0.25, 0.25]).double(), torch.tensor([0.25, 0.25, 0.5]).double()
 KINDS = ["forward_kl", "reverse_kl", "jsd"]
@@ -83,9 +83,9 @@ def test_entropy_agreement_and_accuracy():
     assert out.ce[2] == out.kl[2] == 0
 
 
-def test_head_logits_apply_bias_scale_and_softcap():
+def test_a_head_applies_bias_scale_and_softcap():
     hidden, weight, bias = torch.randn(4, 3), torch.randn(5, 3), torch.randn(5)
     plain = hidden @ weight.T + bias
-    torch.testing.assert_close(head_logits(hidden, weight, bias), plain)
-    capped = head_logits(hidden, weight, bias, softcap=2.0, scale=0.5)
+    torch.testing.assert_close(LMHead(weight, bias).logits(hidden), plain)
+    capped = LMHead(weight, bias, softcap=2.0, scale=0.5).logits(hidden)
     torch.testing.assert_close(capped, 2.0 * torch.tanh(0.5 * plain / 2.0))

@@ -22,7 +22,6 @@ from trl_distill.losses import (
     ModelSide,
     divergence,
     fused_distillation_loss,
-    head_logits,
 )
 from trl_distill.losses.cross_tokenizer import cross_divergence
 
@@ -104,10 +103,7 @@ def test_a_token_ruled_out_by_the_student_alone_makes_the_divergence_infinite(te
     assert out.loss == math.inf
     assert out.ce.isfinite().all()
     tensors = case.tensors
-    q, p = (
-        (head_logits(*(tensors[f"{side}_{part}"] for part in ("hidden", "weight", "bias"))) / temperature).softmax(-1)
-        for side in ("student", "teacher")
-    )
+    q, p = ((case.logits(side) / temperature).softmax(-1) for side in ("student", "teacher"))
     slope = temperature * (q - p)
     right = [slope @ tensors["student_weight"], slope.T @ tensors["student_hidden"], slope.sum(0)]
     check_close(gradients, dict(zip(STUDENT, right, strict=True)), 1e-12)
@@ -145,8 +141,7 @@ def test_a_ruled_out_token_changes_nothing_for_stored_targets(known, temperature
     found = []
     for one, rows, way in ((case, 31, how), (small, 28, {"impl": "plain"})):
         if known == "topk":
-            sides = (one.tensors[f"teacher_{part}"] for part in ("hidden", "weight", "bias"))
-            said = make_stored(head_logits(*sides), k=5, temperature=temperature)
+            said = make_stored(one.logits("teacher"), k=5, temperature=temperature)
         else:
             said = drawn_of(softened(small, 28, temperature), 20)
             if rows == 31:
@@ -161,7 +156,7 @@ def test_a_ruled_out_token_changes_nothing_for_stored_targets(known, temperature
 @each_way
 def test_a_stored_token_or_tail_ruled_out_by_the_student_has_a_finite_gradient(how):
     case = make_case(bias=True, alpha=1.0, temperature=2.0)
-    logits = head_logits(*(case.tensors[f"teacher_{part}"] for part in ("hidden", "weight", "bias")))
+    logits = case.logits("teacher")
     stored = make_stored(logits, k=5, temperature=2.0)
     own = {name: case.tensors[name] for name in STUDENT}
     first = stored["token_ids"][0]

@@ -7,7 +7,7 @@ import torch
 from checks import check_close
 from losses.problems import STUDENT, Case, make_case, sampled_loss
 
-from trl_distill.losses import DistillationLoss, head_logits
+from trl_distill.losses import DistillationLoss
 
 
 def drawn_of(p: torch.Tensor, draws: int, seed: int = 0) -> dict[str, torch.Tensor]:
@@ -29,9 +29,7 @@ def drawn_of(p: torch.Tensor, draws: int, seed: int = 0) -> dict[str, torch.Tens
 
 def softened(case: Case, vocabulary: int, temperature: float) -> torch.Tensor:
     """Return the teacher's distributions at T, [N, vocabulary]."""
-    tensors = case.tensors
-    logits = head_logits(tensors["teacher_hidden"], tensors["teacher_weight"], tensors["teacher_bias"])
-    return (logits[:, :vocabulary] / temperature).softmax(-1)
+    return (case.logits("teacher")[:, :vocabulary] / temperature).softmax(-1)
 
 
 def run_sampled(case: Case, known, **settings) -> tuple[DistillationLoss, dict[str, torch.Tensor | None]]:

@@ -11,7 +11,7 @@ import torch
 from checks import check_close, relative_error
 from losses.problems import topk_loss
 
-from trl_distill.losses import DistillationLoss, distillation_loss_from_logits, head_logits
+from trl_distill.losses import DistillationLoss, LMHead, distillation_loss_from_logits
 
 STUDENT = ("student_hidden", "student_weight", "student_bias")
 
@@ -128,9 +128,8 @@ def test_topk_divergence_with_every_token_is_the_full_divergence(impl, temperatu
     student, teacher, settings, targets = make_topk_case(k=31, rows=37, temperature=temperature, masked=0.2)
     out, gradients = run_topk(student, targets, impl=impl, **settings)
     own = {name: None if t is None else t.clone().requires_grad_() for name, t in student.items()}
-    full = distillation_loss_from_logits(
-        head_logits(own["student_hidden"], own["student_weight"]), teacher, targets, alpha=0.7, temperature=temperature
-    )
+    logits = LMHead(own["student_weight"]).logits(own["student_hidden"])
+    full = distillation_loss_from_logits(logits, teacher, targets, alpha=0.7, temperature=temperature)
     full.loss.backward()
     check_close(out._asdict(), full._asdict(), 1e-12)
     check_close(gradients, {name: None if t is None else t.grad for name, t in own.items()}, 1e-12)
@@ -150,7 +149,7 @@ def test_the_topk_divergence_lies_between_0_and_the_full_one_and_rises_with_k(te
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
 def test_rounded_log_probabilities_never_make_the_divergence_negative(dtype):
     student, _, settings, targets = make_topk_case(k=30, tokens=40, alpha=1.0)
-    logits = head_logits(student["student_hidden"], student["student_weight"])
+    logits = LMHead(student["student_weight"]).logits(student["student_hidden"])
     stored = make_stored(logits, k=30, temperature=3.0)  # a teacher that is the student: the divergence is 0
     rounded = {**settings, **stored, "log_probs": stored["log_probs"].to(dtype)}
     kl = run_topk(student, targets, **rounded)[0].kl
@@ -162,7 +161,7 @@ def test_the_topk_gradient_is_q_minus_p_with_the_tail_scaled_as_a_whole():
     student, teacher, settings, targets = make_topk_case(alpha=1.0, temperature=2.0)
     bias = torch.zeros(31, dtype=torch.float64)
     out, gradients = run_topk({**student, "student_bias": bias}, targets, **settings)
-    q = (head_logits(student["student_hidden"], student["student_weight"]) / 2).softmax(-1)
+    q = (LMHead(student["student_weight"]).logits(student["student_hidden"]) / 2).softmax(-1)
     p = (teacher / 2).softmax(-1)
     stored = torch.zeros_like(q, dtype=torch.bool).scatter(1, settings["token_ids"], True)
     tails = [side.masked_fill(stored, 0).sum(1, keepdim=True) for side in (p, q)]
@@ -228,7 +227,7 @@ def test_invalid_arguments_are_refused(change, sentence):
 
 def test_given_logits_need_no_weight_and_are_not_changed():
     student, _, settings, targets = make_topk_case(rows=37, vocabulary=29, masked=0.2)
-    logits = head_logits(student["student_hidden"], student["student_weight"])
+    logits = LMHead(student["student_weight"]).logits(student["student_hidden"])
     own = {"student_hidden": logits, "student_weight": None, "student_bias": None}
     before = logits.clone()
     expected, right = run_topk(own, targets, impl="plain", **settings)

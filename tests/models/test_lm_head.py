@@ -10,8 +10,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig
 
 from trl_distill.errors import ModelError
-from trl_distill.losses import distillation_loss_from_logits, head_logits
-from trl_distill.losses.lm_head import LMHead
+from trl_distill.losses import LMHead, distillation_loss_from_logits
 from trl_distill.losses.signals import DenseSignal, LossSettings
 from trl_distill.models.completion_forward import add_completion_forward
 from trl_distill.models.lm_head import lm_head_of
@@ -137,7 +136,7 @@ def test_a_quantized_head_is_used_dequantized(kind, tmp_path):
     add_completion_forward(model)
     hidden = model(input_ids=IDS, attention_mask=MASK, completion_labels=LABELS).hidden
     head = lm_head_of(model)
-    found = head_logits(hidden.float(), head.weight.float())
+    found = LMHead(head.weight.float()).logits(hidden.float())
     assert (found - logits).norm() <= 2e-2 * logits.norm()  # int8 rounds the hidden states too
 
 

@@ -16,7 +16,6 @@ from transformers import AutoModelForCausalLM
 
 from trl_distill.data.collator import DistillationCollator
 from trl_distill.errors import TeacherError
-from trl_distill.losses import head_logits
 from trl_distill.losses.lm_head import LMHead, ModelSide
 from trl_distill.losses.signals import DenseSignal, LossSettings
 from trl_distill.models.generation import GenerationSettings
@@ -138,7 +137,7 @@ def test_a_teachers_hidden_states_are_those_that_predict_the_completions(whole, 
     assert isinstance(targets, DenseSignal)
     model = AutoModelForCausalLM.from_pretrained(tiny_teacher_dir).eval()
     expected = model(torch.tensor([[5, 6, 7, 8, 10, 11, 12]])).logits[0, 3:6]
-    found = head_logits(targets.hidden[:3], targets.head.weight, targets.head.bias).cpu()
+    found = LMHead(targets.head.weight, targets.head.bias).logits(targets.hidden[:3]).cpu()
     assert (found - expected).norm() <= 1e-5 * expected.norm()
 
 

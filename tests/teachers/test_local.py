@@ -22,7 +22,7 @@ from transformers import (
 
 from trl_distill.data.collator import DistillationCollator
 from trl_distill.errors import TeacherError
-from trl_distill.losses import head_logits
+from trl_distill.losses import LMHead
 from trl_distill.models.generation import GenerationSettings, cut_at_stop
 from trl_distill.prompts.chat_template import ChatTemplate
 from trl_distill.teachers.loading import load_teacher
@@ -178,7 +178,7 @@ def test_a_model_with_an_adapter_teaches_with_it(tiny_teacher_dir):
     targets = teacher.score(BATCH)
     assert not torch.equal(targets.hidden, without)
     expected = adapted.eval()(torch.tensor([[5, 6, 7, 8]])).logits[0, 1:3]
-    found = head_logits(targets.hidden, targets.head.weight, targets.head.bias)
+    found = LMHead(targets.head.weight, targets.head.bias).logits(targets.hidden)
     assert (found - expected).norm() <= 1e-5 * expected.norm()
 
 

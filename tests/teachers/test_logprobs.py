@@ -17,7 +17,7 @@ from trl_distill import DistillError, TeacherError, load_teacher
 from trl_distill.data.collator import DistillationCollator
 from trl_distill.data.cross_tokenizer.token_bytes import token_bytes
 from trl_distill.embedded import embedded_path
-from trl_distill.losses import head_logits
+from trl_distill.losses import LMHead
 from trl_distill.models.generation import GenerationSettings
 from trl_distill.prompts.assistant_turn import ChatTurns
 from trl_distill.prompts.shared_vocabulary import PROBE
@@ -81,7 +81,7 @@ def test_log_probabilities_of_prompts_are_the_models_own(teacher_of, server, tok
     local = load_teacher("embedded", dtype="float32")
     local.restrict_vocabulary(len(tokenizer))
     said = score(local, rows)
-    expected, ids = head_logits(said.hidden, said.head.weight, None).log_softmax(-1).topk(K)
+    expected, ids = LMHead(said.head.weight).logits(said.hidden).log_softmax(-1).topk(K)
     assert mine.known.all()
     for row, values, theirs, others in zip(mine.token_ids, mine.log_probs, ids, expected, strict=True):
         got = dict(zip(row.tolist(), values.tolist(), strict=True))  # two of nearly one value may change places

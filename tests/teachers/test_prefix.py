@@ -9,7 +9,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from trl_distill.config.devices import accelerator
 from trl_distill.data.collator import DistillationCollator, prompts_of
-from trl_distill.losses import head_logits
+from trl_distill.losses import LMHead
 from trl_distill.models.generation import GenerationSettings
 from trl_distill.teachers.loading import load_teacher
 
@@ -61,7 +61,7 @@ def batch(*rows):
 def log_probs(teacher, given):
     targets = teacher.score(given)
     head = targets.head
-    return head_logits(targets.hidden, head.weight, head.bias, softcap=head.softcap, scale=head.scale).log_softmax(-1)
+    return LMHead(head.weight, head.bias, softcap=head.softcap, scale=head.scale).logits(targets.hidden).log_softmax(-1)
 
 
 BATCHES = [

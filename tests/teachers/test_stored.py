@@ -10,7 +10,6 @@ import torch
 
 from trl_distill.data.collator import DistillationCollator
 from trl_distill.errors import TeacherError
-from trl_distill.losses import head_logits
 from trl_distill.losses.lm_head import LMHead
 from trl_distill.models.generation import GenerationSettings
 from trl_distill.teachers.base import Teacher
@@ -60,7 +59,7 @@ def contents(folder):
 
 def full_logits(teacher, rows=ROWS):
     targets = teacher.score(COLLATE(rows))
-    return head_logits(targets.hidden, targets.head.weight, targets.head.bias)[:, : targets.vocabulary].double()
+    return LMHead(targets.head.weight, targets.head.bias).logits(targets.hidden)[:, : targets.vocabulary].double()
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from .checks import check_settings, check_sparse_divergence
 from .dense import fused_distillation_loss
-from .lm_head import LMHead, ModelSide, head_logits
+from .lm_head import LMHead, ModelSide
 from .mixture import mixture_loss
 from .reference import Matched, cross_divergence_from_logits, distillation_loss_from_logits, divergence, mixture_logits
 from .result import DistillationLoss
@@ -29,7 +29,6 @@ __all__ = [
     "distillation_loss_from_logits",
     "divergence",
     "fused_distillation_loss",
-    "head_logits",
     "mixture_logits",
     "mixture_loss",
     "sparse_loss",

@@ -27,11 +27,21 @@ class LMHead:
     rows: int | None = None
 
     def logits(self, hidden: torch.Tensor, rows: int | None = None) -> torch.Tensor:
-        """Return the logits [N, rows] of hidden states [N, H] over the first rows of the vocabulary, all by default."""
+        """Project hidden states [..., H] to logits [..., rows], as a model's own forward does.
+
+        Args:
+            hidden: [..., H]; logits [..., V] before bias, scale and softcap if there is no weight.
+            rows: First rows of the vocabulary, all by default.
+        """
         rows = self.rows if rows is None else rows
         weight, bias = (None if parameter is None else parameter[:rows] for parameter in (self.weight, self.bias))
-        hidden = hidden[:, :rows] if weight is None else hidden.to(weight.dtype)
-        return head_logits(hidden, weight, bias, softcap=self.softcap, scale=self.scale)
+        if weight is not None:
+            logits = F.linear(hidden.to(weight.dtype), weight, bias)
+        else:
+            logits = hidden[..., :rows] if bias is None else hidden[..., :rows] + bias
+        if self.scale != 1.0:
+            logits = logits * self.scale
+        return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
 
 
 LOGITS = LMHead(None)  # of a model whose own forward gives the logits
@@ -66,26 +76,3 @@ class ModelSide:
     def at(self, tokens: torch.Tensor | slice) -> ModelSide:
         """Return the same model at some of the tokens."""
         return replace(self, hidden=self.hidden[tokens])
-
-
-def head_logits(
-    hidden: torch.Tensor,
-    weight: torch.Tensor | None,
-    bias: torch.Tensor | None = None,
-    *,
-    softcap: float | None = None,
-    scale: float = 1.0,
-) -> torch.Tensor:
-    """Project hidden states [..., H] by a head [V, H] to logits [..., V], as a model's own forward does.
-
-    Args:
-        hidden: [..., H].
-        weight: [V, H]; None if `hidden` are logits [..., V] before scale and softcap.
-        bias: [V] or None.
-        softcap: Bound of the logits (Gemma 2's, arXiv:2408.00118), or None.
-        scale: Factor of the logits before the softcap.
-    """
-    logits = hidden if weight is None else F.linear(hidden, weight, bias)
-    if scale != 1.0:
-        logits = logits * scale
-    return logits if softcap is None else softcap * torch.tanh(logits / softcap)
