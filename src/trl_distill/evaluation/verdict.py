@@ -78,7 +78,9 @@ def _verdict(
     gap: Interval | None,
     means: str,
 ) -> Verdict:
-    rows = f"{len(end):,} row{'s' * (len(end) != 1)}"
+    if len(end) == 1:
+        return Verdict("no verdict", f"No verdict: one row is too few ({means}).")
+    rows = f"{len(end):,} rows"
     if teacher_gain.high < 0:
         text = f"No verdict: the teacher does worse than the student before training on these {rows} ({means})."
         return Verdict("no verdict", text)
