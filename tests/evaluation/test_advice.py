@@ -10,7 +10,7 @@ from evaluation.test_page import evaluation, side
 from trl_distill import LLMTrainingParams
 from trl_distill.evaluation.advice import few_steps, of_evaluation, of_training, optimizer_steps
 from trl_distill.evaluation.page.content import TrainedRow
-from trl_distill.evaluation.result import AFTER, BEFORE, TEACHER
+from trl_distill.evaluation.result import AFTER, BEFORE, TEACHER, Evaluation, Side
 
 PARAMS = LLMTrainingParams(model="m", teacher_model="t")
 
@@ -94,13 +94,28 @@ def test_an_evaluation_that_went_well_says_nothing():
     assert list(of_evaluation(good)) == []
 
 
+def many(name: str, right: int) -> Side:
+    """Return a side that is right in so many of 60 rows."""
+    return side(name, ["x"] * 60, [100.0] * right + [0.0] * (60 - right))
+
+
+def of_many(*sides: Side) -> Evaluation:
+    return evaluation(inputs=("i",) * 60, references=("x",) * 60, sides=sides)
+
+
 def test_a_teacher_that_is_worse_than_the_datas_completions_is_noticed():
-    worse = evaluation(sides=(side(BEFORE, ["x"] * 3, [50.0] * 3), side(TEACHER, ["a"] * 3, [40.0] * 3)))
+    worse = of_many(many(BEFORE, 48), many(AFTER, 50), many(TEACHER, 30))
     (entry,) = of_evaluation(worse)
     assert entry.code == "teacher_worse_than_data"
-    assert "it scores 40.0 (exact_match), the student before training 50.0" in entry.text
+    assert "it scores 50.0 (exact_match), the student before training 80.0" in entry.text
     assert "--distill-alpha" in entry.text
     assert list(of_evaluation(replace(worse, references=None))) == []
+
+
+def test_a_student_that_is_a_little_ahead_of_its_teacher_is_no_reason_to_warn():
+    assert list(of_evaluation(of_many(many(BEFORE, 0), many(AFTER, 60), many(TEACHER, 58)))) == []
+    few = (side(AFTER, ["x"] * 3, [100.0, 100.0, 0.0]), side(TEACHER, ["x"] * 3, [100.0, 0.0, 0.0]))
+    assert list(of_evaluation(evaluation(sides=few))) == []
 
 
 def test_what_does_not_end_saves_nothing_or_is_cut_is_noticed():

@@ -245,11 +245,13 @@ def test_a_page_of_long_texts_is_at_most_300_kilobytes(characters):
 
 def test_an_evaluation_keeps_the_run_that_its_project_was(tmp_path):
     seen = [Advice("divergence_not_falling", "The divergence does not fall."), Advice("old", "Gone.", of="evaluation")]
-    write_report(tmp_path, name="p", training=training(), advice=seen)
+    steps = [Step("Evaluate it", "aitraining evaluate p"), Step("Serve it", "serve p")]
+    write_report(tmp_path, name="p", training=training(), advice=seen, next_steps=steps)
     paths = write_report(tmp_path / "out", name="p", evaluation=evaluation(), project=tmp_path)
     data = json.loads(paths["report"].read_text())
     assert data["training"]["history"] == [dict(entry) for entry in HISTORY]
     assert [entry["code"] for entry in data["advice"]] == ["divergence_not_falling"]
+    assert [step["title"] for step in data["next_steps"]] == ["Serve it"]
     assert data["evaluation"]["gap_closed"]["estimate"] == 0.75
     page = paths["page"].read_text()
     assert "It works: three" in page

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from ..config.setting_names import name_settings
+from .interval import mean_interval
 from .page.content import Advice, Logs, TrainedRow, curve
 from .result import AFTER, BEFORE, TEACHER, Evaluation
 
@@ -23,6 +24,7 @@ POINTS = 4  # log lines from which a trend is read
 FALLEN = 0.95  # of the first quarter's mean: above this nothing was learned
 RISEN = 1.1
 SMALL = 0.01  # nats per token: there is nothing left to fall
+WORSE = 5.0  # points by which a student is ahead of its teacher
 MOST = 0.5  # a share that is most of something
 
 
@@ -126,18 +128,23 @@ def _teacher_is_worse(evaluation: Evaluation) -> Iterator[Advice]:
     teacher = evaluation.side(TEACHER)
     if teacher is None or not evaluation.with_references or evaluation.metric not in teacher.scores:
         return
-    theirs = teacher.mean_score(evaluation.metric)
+    theirs = teacher.scores[evaluation.metric]
     for name, when in ((BEFORE, "before"), (AFTER, "after")):
         side = evaluation.side(name)
-        if side is not None and evaluation.metric in side.scores and side.mean_score(evaluation.metric) > theirs:
-            text = (
-                f"the teacher is worse than the data's own completions: against them it scores {theirs:.1f} "
-                f"({evaluation.metric}), the student {when} training {side.mean_score(evaluation.metric):.1f}; give "
-                "another --teacher-model or --teacher-prompt-template, or a smaller --distill-alpha, so that the "
-                "completions count more."
-            )
-            yield _advice("teacher_worse_than_data", text, of="evaluation")
-            return
+        if side is None or evaluation.metric not in side.scores:
+            continue
+        pairs = zip(side.scores[evaluation.metric], theirs, strict=True)
+        ahead = [mine - their for mine, their in pairs if not math.isnan(mine - their)]
+        if not ahead or _mean(ahead) < WORSE or mean_interval(ahead, limits=(-100.0, 100.0)).low <= 0:
+            continue
+        text = (
+            f"the teacher is worse than the data's own completions: against them it scores "
+            f"{teacher.mean_score(evaluation.metric):.1f} ({evaluation.metric}), the student {when} training "
+            f"{side.mean_score(evaluation.metric):.1f}; give another --teacher-model or --teacher-prompt-template, or "
+            "learn from the data's completions with a smaller --distill-alpha."
+        )
+        yield _advice("teacher_worse_than_data", text, of="evaluation")
+        return
 
 
 def _not_falling(history: Logs, params: LLMTrainingParams) -> Iterator[Advice]:

@@ -145,26 +145,26 @@ class Bar:
 
 def bars(title: str, entries: Sequence[Bar]) -> Markup:
     """Return horizontal bars of scores from 0 to 100, each with its value."""
-    height, room = 34, 118
-    across = _scale(0, 100, room, WIDTH - 52)
+    height, end = 42, WIDTH - 52
+    across = _scale(0, 100, 1, end)
     drawn = Markup(
-        '<text x="{left}" y="{base}" text-anchor="end">{label}</text>'
-        '<rect class="track" x="{room}" y="{y}" width="{full:.1f}" height="18" rx="3"/>'
-        '<rect class="bar {colour}" x="{room}" y="{y}" width="{width:.1f}" height="18" rx="3"/>'
-        '<text class="value" x="{end:.1f}" y="{base}">{value:.1f}</text>'
+        '<text x="1" y="{top}">{label}</text>'
+        '<rect class="track" x="1" y="{y}" width="{end}" height="14" rx="3"/>'
+        '<rect class="bar {colour}" x="1" y="{y}" width="{width:.1f}" height="14" rx="3"/>'
+        '<text class="value" x="{after}" y="{base}">{value:.1f}</text>'
     )
-    full, parts = across(100) - room, []
+    parts = []
     for place, bar in enumerate(entries):
-        y, width = 6 + place * height, max(across(min(max(bar.value, 0), 100)) - room, 1.5)
-        at = {"left": room - 10, "room": room, "y": y, "base": y + 14, "end": across(100) + 8}
-        parts.append(drawn.format(**at, **vars(bar), full=full, width=width))
+        y, width = 20 + place * height, max(across(min(max(bar.value, 0), 100)), 1.5)
+        at = {"top": y - 6, "y": y, "base": y + 12, "after": end + 10}
+        parts.append(drawn.format(**at, **vars(bar), end=end, width=width))
     bottom = 6 + height * len(entries)
-    for tick in (0, 25, 50, 75, 100):
+    for tick in (25, 50, 75, 100):
         parts.append(Markup('<text class="unit" x="{:.1f}" y="{}" text-anchor="middle">{}</text>').format(
             across(tick), bottom + 8, tick
         ))  # fmt: skip
     return Markup('<svg viewBox="0 0 {} {}" role="img" aria-label="{}">{}</svg>').format(
-        WIDTH, bottom + 16, title, Markup("").join(parts)
+        WIDTH, bottom + 18, title, Markup("").join(parts)
     )
 
 

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from ..result import AFTER, BEFORE, TEACHER, Evaluation, Side
+from ..result import AFTER, BEFORE, PROMPTED, TEACHER, Evaluation, Side
 from .content import TrainedRow, Training
 from .text import cut, plainly_visible, similarity, visible, with_differences
 
 LEVELS = (0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0)  # nats at which the colour of a token changes
-COLOURS = {BEFORE: "before", AFTER: "after", TEACHER: "teacher"}
+COLOURS = {BEFORE: "before", AFTER: "after", TEACHER: "teacher", PROMPTED: "prompted"}
 
 
 @dataclass(frozen=True)

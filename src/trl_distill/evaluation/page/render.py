@@ -166,7 +166,7 @@ def _scores(evaluation: Evaluation | None) -> str:
     if evaluation is None:
         return ""
     shown = [
-        Bar(plainly_visible(side.label[:20]), side.mean_score(evaluation.metric), COLOURS.get(side.name, "prompted"))
+        Bar(plainly_visible(side.label[:60]), side.mean_score(evaluation.metric), COLOURS.get(side.name, "prompted"))
         for side in evaluation.sides
         if evaluation.metric in side.scores and not math.isnan(side.mean_score(evaluation.metric))
     ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,6 +16,8 @@ from .render import render
 
 if TYPE_CHECKING:
     from ..result import Evaluation
+
+EVALUATE = "aitraining evaluate"  # what has been done once there is an evaluation
 
 
 def write_report(
@@ -32,29 +35,32 @@ def write_report(
     Args:
         folder: Where to; made if it is missing.
         name: Of the project.
-        training: The run; None takes it, and what looked wrong with it, from the report in `project`, if there is one.
+        training: The run; None takes it, what looked wrong with it and what to do next from the report in `project`,
+            if there is one.
         evaluation: What was found of its student; None if there is no evaluation.
         advice: What looks wrong.
         next_steps: What to do next.
         project: The project's folder; None is `folder`.
     """
-    earlier: Sequence[Advice] = ()
-    if training is None:
-        training, earlier = earlier_training(project or folder)
     now = datetime.now(UTC).isoformat(timespec="seconds")
-    report = Report(name, now, training, evaluation, (*advice, *earlier), tuple(next_steps))
+    report = Report(name, now, training, evaluation, tuple(advice), tuple(next_steps))
+    if training is None:
+        report = _with_training(report, project or folder)
     folder.mkdir(parents=True, exist_ok=True)
     data = write_text(folder / DATA, json.dumps(report.to_dict(), indent=1, default=str) + "\n")
     return {"page": write_text(folder / PAGE, render(report)), "report": data}
 
 
-def earlier_training(folder: Path) -> tuple[Training | None, tuple[Advice, ...]]:
-    """Return the run that a folder's report is of, and what looked wrong with it; None if there is no such report."""
+def _with_training(report: Report, folder: Path) -> Report:
+    """Return a report with the run that a folder's report is of, what looked wrong with it, and what to do next."""
     try:
         values = json.loads((folder / DATA).read_text(encoding="utf-8"))
         if values["format"] != FORMAT or values["training"] is None:
-            return None, ()
-        advice = tuple(Advice(**entry) for entry in values["advice"] if entry["of"] == "training")
-        return Training.from_dict(values["training"]), advice
+            return report
+        advice = [Advice(**entry) for entry in values["advice"] if entry["of"] == "training"]
+        steps = [Step(**entry) for entry in values["next_steps"] if EVALUATE not in entry["command"]]
+        training = Training.from_dict(values["training"])
     except (OSError, ValueError, KeyError, TypeError):
-        return None, ()  # written by another version, or by hand: the evaluation has a page of its own
+        return report  # written by another version, or by hand: the evaluation has a page of its own
+    steps = [*report.next_steps, *(step for step in steps if step not in report.next_steps)]
+    return replace(report, training=training, advice=(*report.advice, *advice), next_steps=tuple(steps))
