@@ -88,7 +88,7 @@ def ours(tokenizer: Any, form: str) -> Learned:
     """Return what a student learns of a form, its teacher reading the same."""
     template = parse_template("{input}", name="template")
     side, columns = PromptSide(tokenizer, template, None), Columns(assistant_turns=form in ALL_TURNS)
-    recipe = Recipe(side, side, columns, write=lambda prompts: [], completions="data")
+    recipe = Recipe(side, side, columns=columns, write=lambda prompts: [], completions="data")
     try:
         rows, preflight = recipe.prepare(Dataset.from_list([row_of(form)]))
     except UsageError as error:

@@ -4,8 +4,10 @@
 
 The run distils the embedded model into itself for one step, under a profiler. A module counts as passed by
 `distill_temperature` if the value is an argument, a local or a return value of one of its functions, or if one of them
-reads it from an object's field. A check is a function named `check_...` that is handed the value; each place that calls
-one counts once.
+reads it from an object's field. An object with many settings that is handed on whole does not count, whether it is a
+dataclass or a dict: nobody who follows the value has to look there. `to_dict` makes such a dict for config.yaml and the
+model card; the modules that write it down are listed apart. A check is a function named `check_...` that is handed the
+value; each place that calls one counts once.
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "src" / "trl_distill"
 SETTING, VALUE = "temperature", 3.25  # in binary exact, and no other value of a run
 SET_UP = (
-    *("plan_setup", "build_setup", "teacher_of", "recipe_of", "date_of", "supported_loss_weights", "teachers_of_run"),
+    *("plan_setup", "build_setup", "teacher_of", "recipe_of", "date_of", "supported_loss", "teachers_of_run"),
     *("find_targets", "has_targets", "parse_template", "resolve", "config", "load_tokenizer", "load_model"),
     *("adapter", "is_prepared", "validate_combinations", "check_arguments", "check_teacher_supports", "check_apart"),
     *("check_value", "temperatures_of"),
@@ -44,6 +46,7 @@ class Watch:
 
     def __init__(self) -> None:
         self.passed: dict[str, None] = {}
+        self.recorded: dict[str, None] = {}
         self.checks: dict[tuple[str, str], None] = {}
         self.calls: Counter[str] = Counter()
         self.known: dict[CodeType, str] = {}
@@ -55,10 +58,12 @@ class Watch:
         module = self.module_of(frame.f_code)
         if not module:
             return
-        held = has_value(argument) if event == "return" else False
-        held = held or any(has_value(local) for local in frame.f_locals.values())
+        there = [*frame.f_locals.values(), *([argument] if event == "return" else [])]
+        held = any(has_value(value) for value in there)
         if held:
             self.passed.setdefault(module)
+        if any(type(value) is dict and any(map(is_value, value.values())) for value in there):
+            self.recorded.setdefault(module)
         name = frame.f_code.co_name
         if event == "call":
             self.calls[f"{module}.{name}"] += 1
@@ -81,8 +86,9 @@ class Watch:
             def reading(owner: Any, name: str, plain: Any = plain) -> Any:
                 found = plain(owner, name)
                 if SETTING in name and is_value(found):
-                    module = self.module_of(sys._getframe(1).f_code)
-                    if module:
+                    code = sys._getframe(1).f_code
+                    module = self.module_of(code)
+                    if module and code.co_name != "to_dict":
                         self.passed.setdefault(module)
                 return found
 
@@ -95,9 +101,7 @@ def is_value(found: Any) -> bool:
 
 
 def has_value(found: Any) -> bool:
-    """Whether something is the value, or a plain container with it."""
-    if type(found) is dict:
-        return len(found) < 200 and any(is_value(value) for value in found.values())
+    """Whether something is the value, or a list with it."""
     if type(found) in (list, tuple):
         return len(found) < 200 and any(is_value(value) for value in found)
     return is_value(found)
@@ -146,7 +150,8 @@ def traced_run() -> dict[str, Any]:
             threading.setprofile(None)
     calls = {name: count for name, count in watch.calls.items() if name.rpartition(".")[2] in SET_UP}
     checks = [f"{check} from {caller}" for check, caller in watch.checks]
-    return {"modules passed": sorted(watch.passed), "checks": checks, "calls": calls}
+    recorded = sorted(watch.recorded.keys() - watch.passed.keys())
+    return {"modules passed": sorted(watch.passed), "written down by": recorded, "checks": checks, "calls": calls}
 
 
 def measured() -> dict[str, int]:
@@ -180,6 +185,8 @@ def main() -> None:
             print(f"{name:46}{value:>8,}")
     print(f"\ndistill_temperature passes {len(found['modules passed'])} modules:")
     print("  " + "\n  ".join(found["modules passed"]))
+    print("\nis in a dict of settings, which is written down, in:")
+    print("  " + "\n  ".join(found["written down by"]))
     print(f"\nand is checked at {len(found['checks'])} places:")
     print("  " + "\n  ".join(found["checks"]))
     print("\ncalls of set-up functions:")

@@ -251,7 +251,7 @@ def test_a_template_that_rewrites_the_question_is_refused_with_both_endings(toke
     side = PromptSide(tokenizer, parse_template("{input}", name="template"), None)
     rows = Dataset.from_list([{"messages": [*TURNS, {"role": "assistant", "content": "c"}]}])
     with pytest.raises(TemplateError, match=r"row 1: .* the prompt has 'a b\|>', and .* 'old a b\|c\|' in its place"):
-        Recipe(side, side, Columns(), write=lambda prompts: []).prepare(rows)
+        Recipe(side, side, columns=Columns(), write=lambda prompts: []).prepare(rows)
 
 
 def test_the_teacher_may_have_a_template_of_its_own(tmp_path):

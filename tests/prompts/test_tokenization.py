@@ -202,7 +202,7 @@ def test_a_text_that_begins_with_the_bos_gets_no_second_one():
     assert tokenize_prompt(tokenizer, "<s>the fox") == tokenize_prompt(tokenizer, "the fox")
     template = parse_template("{input}", name="template")
     side = PromptSide(tokenizer, template, None)
-    recipe = Recipe(side, side, Columns(), write=lambda prompts: [])
+    recipe = Recipe(side, side, columns=Columns(), write=lambda prompts: [])
     rows, _ = recipe.prepare(Dataset.from_list([{"text": "<s>the fox"}, {"text": "the fox"}]))
     first, second = ([*row["student_prompt"], *row["completion"]] for row in rows)
     assert (

@@ -11,6 +11,7 @@ import torch
 from trl_distill.data.collator import DistillationCollator
 from trl_distill.errors import TeacherError
 from trl_distill.losses.lm_head import LMHead
+from trl_distill.losses.settings import LossSettings
 from trl_distill.models.generation import GenerationSettings
 from trl_distill.teachers.base import Teacher
 from trl_distill.teachers.loading import load_teacher
@@ -308,16 +309,16 @@ def test_hidden_targets_take_every_temperature_and_divergence_and_the_others_wha
     teacher, folder, tmp_path
 ):
     write(teacher, folder, settings=of_kind("hidden"))
-    StoredTeacher(folder.folder).check_loss(7.5, "jsd")
+    StoredTeacher(folder.folder).check_loss(LossSettings(0.7, 7.5, "jsd"))
     for kind in ("topk", "sample"):
         other = TargetFolder(tmp_path / kind)
         write(teacher, other, settings=of_kind(kind))
         stored = StoredTeacher(other.folder)
-        stored.check_loss(3.0, "forward_kl")
+        stored.check_loss(LossSettings(0.7, 3.0))
         with pytest.raises(TeacherError, match=r"written for the temperatures 1, 3, and distill_temperature is 7\.5"):
-            stored.check_loss(7.5, "forward_kl")
+            stored.check_loss(LossSettings(0.7, 7.5))
         with pytest.raises(TeacherError, match=f"distill_divergence 'jsd' .* of the kind {kind}"):
-            stored.check_loss(3.0, "jsd")
+            stored.check_loss(LossSettings(0.7, 3.0, "jsd"))
 
 
 # -- the kind sample

@@ -106,8 +106,8 @@ class LLMCommand(GroupedCommand):
 
 def typed_flag(ctx: click.Context, param: click.Parameter) -> str:
     """Return the flag with which a parameter was given last."""
-    name_settings = [token.partition("=")[0] for token in ctx.meta["typed"]]
-    return next((flag for flag in reversed(name_settings) if dashed(flag) in param.opts), param.opts[0])
+    flags = [token.partition("=")[0] for token in ctx.meta["typed"] if token.startswith("--")]
+    return next((flag for flag in reversed(flags) if dashed(flag) in param.opts), param.opts[0])
 
 
 def params_of(ctx: click.Context) -> LLMTrainingParams:

@@ -281,13 +281,12 @@ class LLMTrainingParams(CheckedSettings, DistillationArguments):
         names = [name for name in (part.strip() for part in self.log.split(",")) if name not in ("", "none")]
         return ["all"] if "all" in names else names
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """Return all fields as plain data; a loaded model or dataset is named by its class."""
-        values = {name: getattr(self, name) for name in FIELDS}
-        for name in ("data_path", "retain_data"):
-            if not isinstance(values[name], (str, os.PathLike, type(None))):
-                values[name] = f"<{type(values[name]).__name__}>"  # rows, of which a list is plain data
-        return {name: plain(value) for name, value in values.items()}
+        given: dict[str, object] = {"data_path": self.data_path, "retain_data": self.retain_data}
+        names = (str, os.PathLike, type(None))
+        in_memory = {k: f"<{type(v).__name__}>" for k, v in given.items() if not isinstance(v, names)}
+        return plain({**vars(self), **in_memory})
 
 
 FIELDS = {spec.name: spec for spec in fields(LLMTrainingParams)}

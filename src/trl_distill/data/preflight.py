@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
 
-    from ..losses.settings import LossWeights
+    from ..losses.schedule import LossSchedule
     from ..prompts.serving_template import Serving
     from .loading import RowReport
     from .recipe import RowRecipe
@@ -74,7 +74,7 @@ class Preflight:
         compared: Share of the completion tokens at which such a teacher is compared with the student.
         teachers: Of several teachers each one's name, how many rows it takes, and its first prompt.
         text_only: The teacher gives text alone.
-        loss_weights: Alpha and temperature, with the settings that were changed.
+        schedule: The loss, with the settings that were changed; None if not known.
         estimated: Whether its prompts are counted with the student's tokenizer, which is another.
         dropped: Rows in which the student reads the teacher's prompt.
         retained: Of rows to retain how many there are, where they come from, and their own figures.
@@ -98,7 +98,7 @@ class Preflight:
     first: tuple[str, str, str]
     example: Example
     text_only: bool = False
-    loss_weights: LossWeights | None = None
+    schedule: LossSchedule | None = None
     matched: int | None = None
     compared: float = 1.0
     teachers: tuple[tuple[str, int, str], ...] = ()
@@ -150,7 +150,7 @@ class Preflight:
             matched=None if pair is None else pair.shared,
             compared=float(lengths_of(rows, "student_starts").sum() / lengths.sum()) if pair is not None else 1.0,
             text_only=recipe.reads_text and recipe.fetch_targets is None,
-            loss_weights=recipe.loss_weights,
+            schedule=recipe.schedule,
             estimated=recipe.estimates,
             dropped=int(array_of(rows, "dropped").sum()),
             notes=notes_of(recipe),
@@ -169,7 +169,7 @@ class Preflight:
     @property
     def changed(self) -> Mapping[str, tuple[str, str]]:
         """Settings of the loss that were changed: what was asked for, and why."""
-        return {} if self.loss_weights is None else self.loss_weights.changed
+        return {} if self.schedule is None else self.schedule.changed
 
     def _given(self) -> str:
         return f"; alpha {self.changed['distill_alpha'][0]} counts as 0" if "distill_alpha" in self.changed else ""
@@ -303,7 +303,7 @@ class Preflight:
             **({"rows_of_teachers": [rows for _, rows, _ in self.teachers]} if self.teachers else {}),
             **({"rows_with_the_teachers_prompt": self.dropped} if self.dropped else {}),
             **({} if self.retained is None else {"rows_retained": self.retained[0]}),
-            **({"used_instead": self.loss_weights.used} if self.loss_weights is not None and self.changed else {}),
+            **({"used_instead": self.schedule.used} if self.schedule is not None and self.changed else {}),
             **({} if self.coverage is None else {"teacher_coverage": round(self.coverage, 4)}),
         }
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
 
-    from ..losses.settings import LossWeights
+    from ..losses.schedule import LossSchedule
     from ..models.generation import Completion
     from ..prompts.messages import Prompt
     from ..prompts.row import Row
@@ -55,17 +55,40 @@ class PromptSide:
         return PromptTokens(self.tokenizer)
 
 
+@dataclass(frozen=True, kw_only=True)
+class DataSettings:
+    """How a run reads its rows, whoever the teacher is.
+
+    Attributes:
+        columns: Where to look in the data.
+        completions: "auto", "data" or "teacher", see `sources_of`.
+        plain_text: Under "auto", a row of text alone and two templates `{input}` is learned as SFT would.
+        overflow: "error" or "left", see `fitting.fit`.
+        prompt_dropout: Share of the training rows in which the student reads the teacher's prompt.
+        seed: Of the draw of those rows.
+        num_proc: Processes that read and tokenize; None is this one.
+        serves: Whether the saved chat template renders the student's prompt, see `serving_template`.
+        options: Keywords of both chat templates; a row's own take their place.
+    """
+
+    columns: Columns
+    completions: str = "auto"
+    plain_text: bool = True
+    overflow: str = "error"
+    prompt_dropout: float = 0.0
+    seed: int = 0
+    num_proc: int | None = None
+    serves: bool = True
+    options: Mapping[str, object] = field(default_factory=dict)
+
+
 @dataclass(frozen=True)
-class RowRecipe:
+class RowRecipe(DataSettings):
     """How one row becomes token ids; `preparation.Recipe` does it with whole datasets.
 
     Attributes:
         student: The student's side.
         teacher: The teacher's side.
-        columns: Where to look in the data.
-        completions: "auto", "data" or "teacher", see DESIGN and `sources_of`.
-        plain_text: Under "auto", a row of text alone and two templates `{input}` is learned as SFT would.
-        overflow: "error" or "left", see `fitting.fit`.
         write: Has the teacher write completions for its prompts: token ids, or text and messages (`reads_text`).
         vocabulary: Rows that both models share: a completion's ids are among them.
         reads_text: The teacher gets prompts as text or chat messages.
@@ -73,39 +96,25 @@ class RowRecipe:
         estimates: Whether these ids only estimate the prompt's length.
         fetch_targets: Fetches a server's log-probabilities of prepared rows, and returns the share of completion
             tokens that have any; called with the rows and with whether at least one token must have some.
-        loss_weights: Alpha and temperature, with the settings that were changed; None if not known.
+        schedule: The loss, with the settings that were changed; None if not known.
         tokenizer_pair: How the completion becomes tokens of a teacher with another tokenizer; None if it has the same.
         in_one_piece: Why a completion may have no gaps, as the end of a sentence; None if it may.
-        prompt_dropout: Share of the training rows in which the student reads the teacher's prompt.
         teaches_nothing: Returns whether the teacher has nothing to teach if both read the same tokens, see
             `same_weights`; None is no check.
-        seed: Of the draw of those rows.
-        num_proc: Processes that read and tokenize; None is this one.
-        serves: Whether the saved chat template renders the student's prompt, see `serving_template`.
-        options: Keywords of both chat templates; a row's own take their place.
     """
 
     student: PromptSide
     teacher: PromptSide
-    columns: Columns
     write: Write
-    completions: str = "auto"
-    plain_text: bool = True
-    overflow: str = "error"
     vocabulary: int | None = None
     reads_text: bool = False
     format_prompt: Callable[[Prompt], Prompt] | None = None
     estimates: bool = False
     fetch_targets: Callable[[Dataset, bool], float] | None = None
-    loss_weights: LossWeights | None = None
+    schedule: LossSchedule | None = None
     tokenizer_pair: TokenizerPair | None = None
     in_one_piece: str | None = None
-    prompt_dropout: float = 0.0
     teaches_nothing: Callable[[], bool] | None = None
-    seed: int = 0
-    serves: bool = True
-    options: Mapping[str, object] = field(default_factory=dict)
-    num_proc: int | None = None
 
     @cached_property
     def _dropped_tokens(self) -> PromptTokens:

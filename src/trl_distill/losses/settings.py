@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
@@ -28,27 +27,3 @@ class LossSettings:
     impl: str = "fused"
     tile_bytes: int | None = None
     ignore_index: int = -100
-
-
-@dataclass(frozen=True)
-class LossWeights:
-    """Alpha and temperature of a run, as its teacher supports them.
-
-    Attributes:
-        alpha: Weight of the divergence in the first step.
-        temperature: Of both sides in the first step; the divergence is multiplied by its square.
-        alpha_end: Alpha after the last step; None keeps it.
-        temperature_end: Temperature after the last step; None keeps it.
-        changed: By setting, the requested value and why another is used.
-    """
-
-    alpha: float
-    temperature: float
-    alpha_end: float | None = None
-    temperature_end: float | None = None
-    changed: Mapping[str, tuple[str, str]] = field(default_factory=dict)
-
-    @property
-    def used(self) -> dict[str, float]:
-        """The changed settings as they are used."""
-        return {name: getattr(self, name.removeprefix("distill_")) for name in self.changed}

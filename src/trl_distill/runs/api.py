@@ -97,6 +97,7 @@ def teach(params: LLMTrainingParams, *, repair: bool = False, verbose: bool = Fa
     with ExitStack() as shown:
         checked = _check(params, shown, verbose=verbose, writes_store=True)
         from ..teachers.target_store.folder import TargetFolder
+        from ..trainer.distributed import read_whole
         from .prepare import prepare
 
         folder = TargetFolder(str(params.teacher_store))
@@ -108,4 +109,5 @@ def teach(params: LLMTrainingParams, *, repair: bool = False, verbose: bool = Fa
         if not prepared.state.is_main_process:
             return 0
         assert prepared.setup is not None
-        return prepared.setup.write_store(prepared.args, prepared.named_datasets)
+        with read_whole(prepared.args):
+            return prepared.setup.write_store(prepared.named_datasets)

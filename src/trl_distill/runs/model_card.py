@@ -128,8 +128,8 @@ def _settings(params: LLMTrainingParams, preflight: Preflight | None, computes: 
     if preflight is not None:
         if preflight.text_only:
             shown["distill_alpha"] = "0 (the teacher gives text only)"
-        if preflight.loss_weights is not None:
-            used = preflight.loss_weights.used
+        if preflight.schedule is not None:
+            used = preflight.schedule.used
             shown |= {n: f"{used[n]:g} ({why}; {asked} was given)" for n, (asked, why) in preflight.changed.items()}
         if params.retain_data is not None:
             shown |= {name: values[name] for name in ("retain_data", "retain_fraction")}

@@ -22,7 +22,8 @@ from ..trainer.compatibility import check_compiler, check_optimizer, check_vllm
 from ..trainer.compute import describe_compute
 from ..trainer.distributed import check_merging, read_whole
 from ..trainer.plan import StudentModel, plan_setup
-from ..trainer.setup import DistillationSetup, build_setup
+from ..trainer.settings import settings_of
+from ..trainer.setup import DistillationSetup, build_setup, name_objects
 from .checks import CheckedRun, check_target_modules
 from .result import RunResult
 from .student import find_student, model_without_weights
@@ -160,7 +161,9 @@ def _for_teacher(
     given = None if isinstance(params.teacher_model, str) else params.teacher_model
     plan = plan_setup(params, given, student=params.model, data=datasets[Split.TRAIN], templates=checked.templates)
     # under "sft" a row of text alone is learned as SFT would, else it is the prompt of a completion
-    setup = build_setup(args, student, plan, writing=writes_store, plain_text=params.trainer == "sft")
+    settings = settings_of(args, plain_text=params.trainer == "sft")
+    setup = build_setup(settings, student, plan, writing=writes_store)
+    name_objects(args, setup.teacher)
     if setup.note:
         state.print(setup.note)
     recipe, teacher = setup.recipe, setup.teacher
@@ -177,14 +180,17 @@ def _for_teacher(
         shows_computing = split is Split.TRAIN and not writes_store
         state.print(preflights[split].text(computes=computes if shows_computing else ""))
         if split is Split.TRAIN:
-            check_teaches(args, teacher, preflights[split])
+            check_teaches(settings.teacher, teacher, preflights[split])
             if not writes_store:
                 _warn_of_few_steps(len(rows_read[split][0]), params, state)
     run = PreparedRun(checked, args, state, student, prepared, computes, preflights, setup)
     if sample is not None:
         state.print(f"Dry run: figures are of the first {sample} rows at most; nothing was trained.")
         return run
-    return run if writes_store else replace(run, setup=setup.with_stored_targets(args, run.named_datasets))
+    if writes_store:
+        return run
+    with read_whole(args):
+        return replace(run, setup=setup.with_stored_targets(run.named_datasets))
 
 
 def _warn_of_few_steps(rows: int, params: LLMTrainingParams, state: PartialState) -> None:

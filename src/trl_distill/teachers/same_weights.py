@@ -18,7 +18,7 @@ from .local.teacher import LocalTeacher
 from .target_store.reader import StoredTeacher
 
 if TYPE_CHECKING:
-    from ..config.sft_config import DistillationSFTConfig
+    from ..losses.schedule import LossSchedule
 
 LIBRARIES = ("trl_distill", "autotrain", "trl", "transformers")
 
@@ -38,14 +38,14 @@ class Student:
     trainer: type | None = None
 
 
-def teaches_nothing(args: DistillationSFTConfig, teacher: Teacher, student: Student) -> bool:
+def teaches_nothing(loss: LossSchedule, teacher: Teacher, student: Student) -> bool:
     """Whether a teacher has nothing to teach if it reads what the student reads.
 
     A divergence from the same weights is 0. It is allowed if alpha is 0, so that the teacher is not asked; for a moving
     average if alpha is below 1, since the cross-entropy moves the student away from it; and under a loss of the user's
     own.
     """
-    alphas = {args.distill_alpha, args.distill_alpha if args.distill_alpha_end is None else args.distill_alpha_end}
+    alphas = {loss.start.alpha, loss.end.alpha}
     if alphas == {0.0} or _has_own_loss(student.trainer):
         return False
     if teacher.capabilities.moves:

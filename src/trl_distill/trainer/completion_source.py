@@ -15,11 +15,9 @@ from .on_policy import (
     BatchRandom,
     Bounds,
     check_prompts,
-    student_settings,
     with_completions,
     written_by_student,
 )
-from .teacher_setup import generation_of
 from .vllm import VLLMWriter
 
 if TYPE_CHECKING:
@@ -50,11 +48,12 @@ class CompletionSource:
 
     def __init__(self, trainer: DistillingTrainer, setup: DistillationSetup) -> None:
         self.trainer, self.setup, self.args = trainer, setup, trainer.args
+        self.settings, teachers = setup.settings.completions, setup.settings.teacher
         self.vllm: VLLMWriter | None = None
-        if self.args.fresh_completions is not None:
-            check_prompts(trainer.train_dataset, self.args.fresh_completions)
-        moves = self.args.teacher_do_sample or setup.teacher.capabilities.moves
-        if self.args.distill_online and not moves:
+        if teachers.fresh_completions is not None:
+            check_prompts(trainer.train_dataset, teachers.fresh_completions)
+        moves = teachers.generation.do_sample or setup.teacher.capabilities.moves
+        if self.settings.online and not moves:
             trainer.accelerator.print(name_settings(GREEDY))
 
     def start_vllm(self) -> None:
@@ -65,7 +64,7 @@ class CompletionSource:
 
     def batches(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         """Return an optimizer step's batches, with new completions if the settings ask for them."""
-        if self.trainer.online or self.args.distill_on_policy_fraction > 0:
+        if self.trainer.online or self.settings.fraction > 0:
             return self._fresh(batches)
         return batches
 
@@ -73,7 +72,7 @@ class CompletionSource:
         """Yield batches: the student's share with its completions, the rest with the teacher's if that is online."""
         for place, batch in enumerate(batches):
             randomness = BatchRandom(self.args.seed, self.trainer.state.global_step, place)
-            if randomness.is_on_policy(self.args.distill_on_policy_fraction):
+            if randomness.is_on_policy(self.settings.fraction):
                 on_policy: dict[str, Any] = {**self.by_student(batch, randomness), ON_POLICY: True}
                 yield on_policy
             else:
@@ -82,7 +81,8 @@ class CompletionSource:
     def by_student(self, batch: Batch, randomness: BatchRandom) -> dict[str, torch.Tensor]:
         """Return a batch with completions that the student writes now, under its own prompts."""
         trainer, prompts = self.trainer, prompts_of(batch, "")
-        settings = student_settings(self.args, randomness.generation_seed(trainer.accelerator.process_index))
+        seed = randomness.generation_seed(trainer.accelerator.process_index)
+        settings = replace(self.settings.student, seed=seed)
         bounds = Bounds.of(
             trainer.base_student,
             prompts,
@@ -100,7 +100,7 @@ class CompletionSource:
     def by_teacher(self, batch: Batch, randomness: BatchRandom) -> dict[str, torch.Tensor]:
         """Return a batch with completions that the teacher writes now, under its prompts."""
         seed = randomness.generation_seed(self.trainer.accelerator.process_index)
-        settings = replace(generation_of(self.args), seed=seed)
+        settings = replace(self.setup.settings.teacher.generation, seed=seed)
         written = self.setup.teacher.generate(prompts_of(batch), settings)
         return with_completions(batch, written, recipe=self._recipe, collate=self.trainer.data_collator)
 

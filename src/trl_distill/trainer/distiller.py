@@ -43,7 +43,7 @@ class Distiller:
     """
 
     def __init__(self, trainer: DistillingTrainer, setup: DistillationSetup) -> None:
-        self.trainer, self.setup, self.args = trainer, setup, trainer.args
+        self.trainer, self.setup = trainer, setup
         self.completions = CompletionSource(trainer, setup)
         self.settings: LossSettings = setup.schedule.start
         self.metrics = {split: DistillationMetrics() for split in Split}
@@ -51,8 +51,7 @@ class Distiller:
     @property
     def learns_distribution(self) -> bool:
         """Whether any step learns the teacher's distribution, which says where the teacher would end."""
-        schedule = self.setup.schedule
-        return max(schedule.start.alpha, schedule.end.alpha) > 0 or self.args.distill_on_policy_fraction > 0
+        return self.setup.schedule.learns_distribution or self.setup.settings.completions.fraction > 0
 
     def begin_step(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         """Weigh the loss as the schedule has it for this optimizer step, and return the step's batches."""
@@ -92,13 +91,13 @@ class Distiller:
         if output.aux_loss is not None:
             balance = trainer.router_aux_loss_coef * output.aux_loss
             apart = balance if apart is None else apart + balance
-        own = bool(inputs.get(ON_POLICY)) if training and self.args.distill_on_policy_fraction > 0 else None
+        own = bool(inputs.get(ON_POLICY)) if training and self.setup.settings.completions.fraction > 0 else None
         self._current_metrics.add(output, tokens, layout.student_tokens, on_policy=own)
         assert output.loss is not None
         divisor = tokens if items is None else items
         at_least_1 = divisor.to(output.loss.device).clamp(min=1) if torch.is_tensor(divisor) else max(divisor, 1)
         loss = output.loss / at_least_1
-        if self.args.average_tokens_across_devices and items is not None:
+        if trainer.args.average_tokens_across_devices and items is not None:
             loss = loss * trainer.accelerator.num_processes  # DDP averages gradients over ranks
         if apart is not None:  # a mean of its own, whatever the batch holds
             loss = loss + apart / (1 if items is None else trainer.current_gradient_accumulation_steps)

@@ -38,7 +38,8 @@ from .distiller import Distiller
 from .model_setup import check_student, connect_teacher, ready_student, ready_teacher, student_of
 from .packing_checks import hide_packing_from_sft_trainer
 from .plan import plan_setup
-from .setup import DistillationSetup, build_setup
+from .settings import settings_of
+from .setup import DistillationSetup, build_setup, name_objects
 from .trainer_datasets import TrainerDatasets
 
 if TYPE_CHECKING:
@@ -149,7 +150,8 @@ class DistillationMixin(DistillingTrainer):
         self.datasets = TrainerDatasets(self, formatting)
         prepared = plan is None
         if plan is not None:
-            setup = build_setup(args, student_of(self, loaded_from), plan)
+            setup = build_setup(settings_of(args), student_of(self, loaded_from), plan)
+            name_objects(args, setup.teacher)
             if setup.note:
                 self.accelerator.print(setup.note)
         assert setup is not None

@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
 
-    from ..config.sft_config import DistillationSFTConfig
     from ..data.preparation import Recipe
 
 
@@ -52,17 +51,6 @@ class BatchRandom:
     def _random(self, what: str) -> random.Random:
         """Return a generator of its own for each purpose; text seeds it alike in every process."""
         return random.Random(f"{self.seed} {self.step} {self.place} {what}")
-
-
-def student_settings(args: DistillationSFTConfig, seed: int) -> GenerationSettings:
-    """Return how the student writes; a temperature of 0 takes the likeliest token."""
-    temperature = args.distill_on_policy_temperature
-    return GenerationSettings(
-        max_new_tokens=args.distill_on_policy_max_new_tokens or args.distill_max_teacher_length,
-        do_sample=temperature > 0,
-        temperature=temperature or 1.0,
-        seed=seed,
-    )
 
 
 @dataclass(frozen=True)

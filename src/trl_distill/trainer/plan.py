@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from ..config.validation import EMA, check_average
 from ..errors import ParamsError
 from ..prompts.system_message import templates_of
 from ..teachers.local.teacher import check_apart
@@ -105,7 +106,10 @@ def plan_setup(
     student_template, teacher_template = templates or templates_of(settings)
     listed = teachers_of_run(settings, given)
     check_apart(student=student, teacher=given)
-    for entry in () if listed is None else listed.of_data:
+    listed_teachers = () if listed is None else listed.of_data
+    if EMA in (given, *(entry.model for entry in listed_teachers)):
+        check_average(settings)
+    for entry in listed_teachers:
         check_apart(student=student, teacher=entry.model)
         if entry.model == SELF and getattr(settings, "peft", True) is False and isinstance(student, str):
             raise ParamsError(

@@ -1,4 +1,4 @@
-"""From a configuration and its teacher to the recipe by which rows become token ids."""
+"""From a run's settings and its teacher to the recipe by which rows become token ids."""
 
 from __future__ import annotations
 
@@ -7,10 +7,8 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..config.validation import chat_template_options
 from ..data.preparation import Recipe
 from ..data.recipe import PromptSide
-from ..data.rows import Columns
 from ..models.architectures import vocabulary_rows
 from ..models.generation import length_limit
 from ..prompts.fitting import Limit
@@ -28,157 +26,133 @@ from ..teachers.server_requirements import prompt_formatter, target_fetcher
 from ..teachers.target_store.chat_template_date import TemplateDate
 from ..teachers.target_store.folder import COMPLETIONS, TargetFolder
 from ..teachers.text.local_text import LocalTextTeacher
-from .teacher_setup import generation_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from ..config.sft_config import DistillationSFTConfig
     from ..data.recipe import Write
-    from ..losses.settings import LossWeights
+    from ..losses.schedule import LossSchedule
     from ..models.generation import Completion
     from ..prompts.template import Template
+    from ..teachers.settings import TeacherSettings
     from .plan import Plan, StudentModel
+    from .settings import DistillationSettings
 
 STORE = "teacher_completions.jsonl"
 WHOLE = "the teachers of teacher_config score completions in one piece"
 
 
-def recipe_of(
-    args: DistillationSFTConfig,
-    student: StudentModel,
-    plan: Plan,
-    teacher: Teacher,
-    *,
-    servers: Sequence[RemoteTeacher],
-    loss_weights: LossWeights,
-    date: TemplateDate,
-    plain_text: bool,
-) -> Recipe | MultiTeacherRecipe:
-    """Return how rows become token ids under a configuration.
+class RecipeMaker:
+    """Makes the recipes of a run's teachers.
 
     Args:
-        args: The configuration.
+        settings: The run's.
         student: The student, whose weights refuse a teacher that is the student reading the same tokens.
         plan: The templates of both sides.
-        teacher: Who writes and scores; one, or several as one.
         servers: The teachers whose log-probabilities the run uses.
-        loss_weights: Alpha and temperature of the run.
+        schedule: The loss, as the teacher supports it.
         date: The date that chat templates are given.
-        plain_text: Whether a row of text alone may be learned as SFT would, see `Recipe`.
     """
 
-    def recipe_for(one: Teacher, template: Template) -> Recipe:
-        server = next((server for server in servers if server is one), None)
-        return _one_recipe(
-            args, student, one, (plan.student_template, template), server, loss_weights, date, plain_text
+    def __init__(
+        self,
+        settings: DistillationSettings,
+        student: StudentModel,
+        plan: Plan,
+        *,
+        servers: Sequence[RemoteTeacher],
+        schedule: LossSchedule,
+        date: TemplateDate,
+    ) -> None:
+        self.settings, self.weights, self.plan = settings.teacher, student.weights, plan
+        self.servers, self.schedule, self.date = servers, schedule, date
+        self.data = replace(settings.data, options={**settings.data.options, **date.options()})
+        self.student = PromptSide(
+            student.tokenizer,
+            for_reader(plan.student_template, student.tokenizer),
+            _students_limit(settings, student),
+            vocabulary_rows(student.config),
         )
 
-    if not isinstance(teacher, MultiTeacher):
-        return recipe_for(teacher, plan.teacher_template)
-    listed, system = teacher.listed, plan.teacher_template.system
-    alike = all(entry.template.is_identity for entry in listed.of_data) and args.teacher_system is None
-    recipes = []
-    for entry, one in zip(listed.teachers, teacher.teachers, strict=True):
-        recipe = recipe_for(one, replace(entry.template, system=system))
-        if entry.retained is None:
-            plain = recipe.plain_text and (alike or not listed.mixed)
-            recipes.append(replace(recipe, plain_text=plain, in_one_piece=WHOLE))
-            continue
-        own, theirs = (replace(side, template=entry.template) for side in (recipe.student, recipe.teacher))
-        recipes.append(replace(recipe, student=own, teacher=theirs, prompt_dropout=0.0))  # both read the same prompt
-    return MultiTeacherRecipe(tuple(recipes), listed, args.seed)
+    def recipe_of(self, teacher: Teacher) -> Recipe | MultiTeacherRecipe:
+        """Return how rows become token ids for one teacher, or several as one."""
+        if not isinstance(teacher, MultiTeacher):
+            return self._for_one(teacher, self.plan.teacher_template)
+        listed, system = teacher.listed, self.plan.teacher_template.system
+        alike = all(entry.template.is_identity for entry in listed.of_data) and system.text is None
+        recipes = []
+        for entry, one in zip(listed.teachers, teacher.teachers, strict=True):
+            recipe = self._for_one(one, replace(entry.template, system=system))
+            if entry.retained is None:
+                plain = recipe.plain_text and (alike or not listed.mixed)
+                recipes.append(replace(recipe, plain_text=plain, in_one_piece=WHOLE))
+                continue
+            own, theirs = (replace(side, template=entry.template) for side in (recipe.student, recipe.teacher))
+            recipes.append(replace(recipe, student=own, teacher=theirs, prompt_dropout=0.0))  # of the same prompt
+        return MultiTeacherRecipe(tuple(recipes), listed, self.data.seed)
 
+    def _for_one(self, teacher: Teacher, template: Template) -> Recipe:
+        server = next((server for server in self.servers if server is teacher), None)
+        loss, weights, gives_text = self.settings.loss, self.weights, reads_text(teacher)
+        if isinstance(teacher, LocalTextTeacher):
+            teacher.options = dict(self.data.options)
+        return Recipe(
+            **vars(replace(self.data, plain_text=self.data.plain_text and not gives_text)),  # such a teacher is asked
+            student=self.student,
+            teacher=self._side_of(teacher, template),
+            write=_writer(self.settings, teacher, self.date),
+            vocabulary=teacher.vocabulary,
+            reads_text=gives_text,
+            tokenizer_pair=teacher.tokenizer_pair if isinstance(teacher, CrossTokenizerTeacher) else None,
+            format_prompt=prompt_formatter(server),
+            estimates=gives_text and prompt_formatter(server) is None,
+            fetch_targets=target_fetcher(self.settings, server),
+            schedule=self.schedule,
+            in_one_piece=why_in_one_piece(self.settings, teacher, server),
+            teaches_nothing=cache(lambda: teaches_nothing(loss, teacher, weights)),
+        )
 
-def _one_recipe(
-    args: DistillationSFTConfig,
-    student: StudentModel,
-    teacher: Teacher,
-    templates: tuple[Template, Template],
-    server: RemoteTeacher | None,
-    loss_weights: LossWeights,
-    date: TemplateDate,
-    plain_text: bool,
-) -> Recipe:
-    """Return how rows become token ids for one teacher; `server` is the same one if its log-probabilities are used."""
-    student_template, teacher_template = templates
-    options = {**chat_template_options(args), **date.options()}
-    reader = teacher.writer.tokenizer if isinstance(teacher, LocalTextTeacher) else teacher.tokenizer
-    if isinstance(teacher, LocalTextTeacher):
-        teacher.options = options
-    gives_text = reads_text(teacher)
-    opens_chat = isinstance(teacher, RemoteTeacher) and teacher.settings.endpoint == "chat"
-    return Recipe(
-        student=PromptSide(
-            student.tokenizer,
-            for_reader(student_template, student.tokenizer),
-            _students_limit(args, student),
-            vocabulary_rows(student.config),
-        ),
-        teacher=PromptSide(
+    def _side_of(self, teacher: Teacher, template: Template) -> PromptSide:
+        reader = teacher.writer.tokenizer if isinstance(teacher, LocalTextTeacher) else teacher.tokenizer
+        opens_chat = isinstance(teacher, RemoteTeacher) and teacher.settings.endpoint == "chat"
+        moves = not self.plan.student_template.system.keep
+        return PromptSide(
             teacher.tokenizer,
-            for_reader(teacher_template, reader, opens_chat=opens_chat, moves=not student_template.system.keep),
+            for_reader(template, reader, opens_chat=opens_chat, moves=moves),
             None if teacher.length_limit is None else Limit(teacher.length_limit, "the teacher's own context length"),
             teacher.vocabulary_rows,
-        ),
-        columns=Columns(
-            args.dataset_text_field,
-            args.prompt_text_column,
-            args.completion_column,
-            args.max_bad_rows,
-            bool(args.assistant_only_loss),
-        ),
-        write=_writer(args, teacher, date),
-        completions=args.completions,
-        # a text teacher can only be asked, and fresh completions are written after prompts
-        plain_text=plain_text and not gives_text and args.fresh_completions is None,
-        overflow=args.prompt_overflow,
-        vocabulary=teacher.vocabulary,
-        reads_text=gives_text,
-        tokenizer_pair=teacher.tokenizer_pair if isinstance(teacher, CrossTokenizerTeacher) else None,
-        format_prompt=prompt_formatter(server),
-        estimates=gives_text and prompt_formatter(server) is None,
-        fetch_targets=target_fetcher(args, server),
-        loss_weights=loss_weights,
-        in_one_piece=why_in_one_piece(args, teacher, server),
-        prompt_dropout=args.teacher_prompt_dropout,
-        teaches_nothing=cache(lambda: teaches_nothing(args, teacher, student.weights)),
-        seed=args.seed,
-        serves=not args.keep_chat_template,
-        options=options,
-        num_proc=args.dataset_num_proc,
-    )
+        )
 
 
-def _writer(args: DistillationSFTConfig, teacher: Teacher, date: TemplateDate) -> Write:
+def _writer(settings: TeacherSettings, teacher: Teacher, date: TemplateDate) -> Write:
     """Return what has a teacher write completions, kept in the run's folder or in its store of targets."""
-    settings = generation_of(args)
 
     def write(prompts: list[Any]) -> list[Completion]:
         date.keep()
-        if args.teacher_store is None:
-            store = CompletionStore(Path(str(args.output_dir)) / STORE)
+        if settings.store is None:
+            store = CompletionStore(settings.folder / STORE)
         else:
-            store = CompletionStore(TargetFolder(args.teacher_store).folder / COMPLETIONS)
+            store = CompletionStore(TargetFolder(settings.store.folder).folder / COMPLETIONS)
         if reads_text(teacher):
-            return teacher.write(prompts, settings, store=store, progress=not args.disable_tqdm)
-        return complete(teacher, prompts, settings, store=store, progress=not args.disable_tqdm)
+            return teacher.write(prompts, settings.generation, store=store, progress=settings.progress)
+        return complete(teacher, prompts, settings.generation, store=store, progress=settings.progress)
 
     return write
 
 
-def date_of(args: DistillationSFTConfig, student: StudentModel, teacher: Teacher) -> TemplateDate:
-    """Return the date that the chat templates of a configuration are given."""
-    folder = str(args.output_dir) if args.teacher_store is None else args.teacher_store
+def date_of(settings: DistillationSettings, student: StudentModel, teacher: Teacher) -> TemplateDate:
+    """Return the date that a run's chat templates are given."""
+    store = settings.teacher.store
+    folder = settings.teacher.folder if store is None else Path(store.folder)
     readers = [one.writer if isinstance(one, LocalTextTeacher) else one for one in single_teachers(teacher)]
     templates = [student.tokenizer.chat_template, *(reader.tokenizer.chat_template for reader in readers)]
-    return TemplateDate.of(templates, args.chat_template_date, Path(folder).expanduser())
+    return TemplateDate.of(templates, settings.chat_template_date, folder.expanduser())
 
 
-def _students_limit(args: DistillationSFTConfig, student: StudentModel) -> Limit | None:
+def _students_limit(settings: DistillationSettings, student: StudentModel) -> Limit | None:
     own, limits = length_limit(student.config), []
     if own is not None:
         limits.append(Limit(own, "the student's own context length"))
-    if args.max_length is not None:
-        limits.append(Limit(args.max_length, "--block-size", "raise --block-size"))
+    if settings.max_length is not None:
+        limits.append(Limit(settings.max_length, "--block-size", "raise --block-size"))
     return min(limits, default=None)

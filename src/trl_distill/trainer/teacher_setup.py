@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 from ..config.endpoints import is_openai_name
 from ..errors import ParamsError, TeacherError
 from ..models.architectures import vocabulary_rows
-from ..models.generation import GenerationSettings
 from ..prompts.chat_template_choice import set_chat_template
 from ..prompts.shared_vocabulary import shared_vocabulary
 from ..teachers.base import Teacher, reads_text
@@ -22,7 +21,6 @@ from ..teachers.local.teacher import LocalTeacher
 from ..teachers.local.weights import SELF, AdapterOff, FrozenCopy
 from ..teachers.multi.entries import TeacherEntry
 from ..teachers.multi.teacher import MultiTeacher
-from ..teachers.remote.request_pool import RemoteSettings
 from ..teachers.run_requirements import check_teacher_supports
 from ..teachers.server_requirements import find_targets
 from ..teachers.target_store.folder import COMPLETIONS, TargetFolder
@@ -36,12 +34,12 @@ if TYPE_CHECKING:
 
     from transformers import PreTrainedModel
 
-    from ..config.sft_config import DistillationSFTConfig
     from ..prompts.template import Template
+    from ..teachers.settings import TeacherSettings
     from .plan import GivenTeacher
 
 
-def teacher_of(args: DistillationSFTConfig, student: StudentModel, plan: Plan, *, writing: bool = False) -> Teacher:
+def teacher_of(settings: TeacherSettings, student: StudentModel, plan: Plan, *, writing: bool = False) -> Teacher:
     """Return the teacher of a plan, or all that it lists as one, its vocabulary checked.
 
     With a complete `teacher_store` it is the store, checked against the teacher if one is named.
@@ -52,7 +50,7 @@ def teacher_of(args: DistillationSFTConfig, student: StudentModel, plan: Plan, *
             `check_teacher_supports`; a store that is damaged or of something else.
     """
     if plan.listed is None:
-        teacher = _one_teacher(args, student, plan, plan.given, args.teacher_revision, writing=writing)
+        teacher = _one_teacher(settings, student, plan, plan.given, settings.revision, writing=writing)
     else:
         loaded: dict[Hashable, Teacher] = {}
         for entry in plan.listed.teachers:
@@ -60,9 +58,9 @@ def teacher_of(args: DistillationSFTConfig, student: StudentModel, plan: Plan, *
                 given = entry.model
                 if entry.retained is not None:
                     given = LocalTeacher(entry.name, weights=FrozenCopy(student.weights.load), **student.sides)
-                loaded[_model_key(entry)] = _one_teacher(args, student, plan, given, entry.revision)
+                loaded[_model_key(entry)] = _one_teacher(settings, student, plan, given, entry.revision)
         teacher = MultiTeacher([loaded[_model_key(entry)] for entry in plan.listed.teachers], plan.listed)
-    check_teacher_supports(args, teacher)
+    check_teacher_supports(settings, teacher)
     return teacher
 
 
@@ -74,31 +72,17 @@ def describe_teacher(plan: Plan, teacher: Teacher) -> str:
     return _note(plan.given, teacher)
 
 
-def generation_of(args: DistillationSFTConfig) -> GenerationSettings:
-    """Return how the teacher of a configuration writes."""
-    return GenerationSettings(
-        max_new_tokens=args.distill_max_teacher_length,
-        do_sample=args.teacher_do_sample,
-        temperature=args.teacher_sampling_temperature,
-        top_p=args.teacher_top_p,
-        seed=args.seed,
-        batch_size=args.teacher_batch_size,
-        stop=tuple(args.teacher_stop or ()),
-        engine=args.teacher_engine,
-    )
-
-
-def prompts_and_writing(args: DistillationSFTConfig, template: Template) -> dict[str, Any]:
-    """Return what a store keeps of a configuration: what the teacher reads around an input, and how it writes."""
+def prompts_and_writing(settings: TeacherSettings, template: Template) -> dict[str, Any]:
+    """Return what a store keeps of a run's settings: what the teacher reads around an input, and how it writes."""
     return {
         "teacher_prompt_template": template.content,
         "teacher_system": template.system.text or "",
-        "generation": settings_identity(generation_of(args)),
+        "generation": settings_identity(settings.generation),
     }
 
 
 def _one_teacher(
-    args: DistillationSFTConfig,
+    settings: TeacherSettings,
     student: StudentModel,
     plan: Plan,
     given: GivenTeacher,
@@ -108,79 +92,68 @@ def _one_teacher(
 ) -> Teacher:
     """Return one teacher, its vocabulary checked and shared; a complete store in its place."""
     tokenizer, rows = student.tokenizer, vocabulary_rows(student.config)
-    stored = None
-    if args.teacher_store is not None and not writing and TargetFolder(args.teacher_store).complete:
-        stored = StoredTeacher(args.teacher_store)
+    store, stored = settings.store, None
+    if store is not None and not writing and TargetFolder(store.folder).complete:
+        stored = StoredTeacher(store.folder)
     if given is None and plan.writers:
         given = RecordedTeacher(plan.writers, tokenizer=tokenizer)
     given = stored if given is None else given
     if given is None:
         raise ParamsError(MISSING)
-    if args.cross_tokenizer:
+    if settings.cross_tokenizer:
         check_brings_tokenizer(given)
-    teacher = _loaded(args, student, given, revision)
-    if not args.cross_tokenizer and not reads_text(teacher):
+    teacher = _loaded(settings, student, given, revision)
+    if not settings.cross_tokenizer and not reads_text(teacher):
         try:
             _restrict_to_shared(teacher, student)
         except TeacherError:
-            text_alone = not args.strict or args.distill_alpha == 0 or args.allow_text_only_teacher
+            text_alone = not settings.strict or settings.loss.start.alpha == 0 or settings.allow_text_only
             own = isinstance(teacher, LocalTeacher) and not teacher.weights.of_student
-            if not own or not text_alone or args.teacher_store is not None:
+            if not own or not text_alone or store is not None:
                 raise
             teacher = LocalTextTeacher(teacher, tokenizer=tokenizer)  # of another tokenizer
     if teacher.capabilities.writes:
-        check_engine(teacher, args.teacher_engine)
-    if args.teacher_chat_template is not None:
-        _set_chat_template(args, teacher)
-    if reads_text(teacher) and not args.cross_tokenizer:
-        if args.teacher_store is not None:
+        check_engine(teacher, settings.generation.engine)
+    if settings.chat_template is not None:
+        _set_chat_template(settings, teacher)
+    if reads_text(teacher) and not settings.cross_tokenizer:
+        if store is not None:
             require(TARGET_STORE, teacher)
         teacher.restrict_vocabulary(rows)
-        find_targets(args, teacher)  # before anything costly is asked
+        find_targets(settings, teacher)  # before anything costly is asked
         return teacher
     if teacher.tokenizer.chat_template is None:
         teacher.tokenizer.chat_template = tokenizer.chat_template  # a base model reads chats as its student does
-    if args.cross_tokenizer:
+    if settings.cross_tokenizer:
         return with_cross_tokenizer(teacher, tokenizer=tokenizer, student_rows=rows)
     stored = teacher if isinstance(teacher, StoredTeacher) else stored
-    return teacher if stored is None else _checked_store(args, stored, teacher, student, plan)
+    return teacher if stored is None else _checked_store(settings, stored, teacher, student, plan)
 
 
 def _loaded(
-    args: DistillationSFTConfig, student: StudentModel, given: str | PreTrainedModel | Teacher, revision: str | None
+    settings: TeacherSettings, student: StudentModel, given: str | PreTrainedModel | Teacher, revision: str | None
 ) -> Teacher:
     """Return the teacher that was given or named, as it is."""
     if given == SELF:
         return LocalTeacher(SELF, weights=AdapterOff(student.weights.load, student.source), **student.sides)
     if given == EMA:
-        average = MovingAverage(student.weights.load, decay=args.teacher_ema_decay)
+        average = MovingAverage(student.weights.load, decay=settings.ema_decay)
         return LocalTeacher(EMA, weights=average, **student.sides)
     return load_teacher(
         given,
         tokenizer=student.tokenizer,
         revision=revision,
-        dtype=args.teacher_dtype,
-        quantization=args.teacher_quantization,
-        device_map=args.teacher_device_map,
-        trust_remote_code=args.trust_remote_code,
+        dtype=settings.dtype,
+        quantization=settings.quantization,
+        device_map=settings.device_map,
+        trust_remote_code=settings.trust_remote_code,
         device=student.device,
-        remote=RemoteSettings(
-            args.teacher_endpoint,
-            args.teacher_concurrency,
-            args.teacher_timeout,
-            args.teacher_max_requests,
-            args.teacher_max_tokens,
-            args.teacher_max_cost,
-            args.teacher_price_input,
-            args.teacher_price_output,
-            args.teacher_top_k,
-            args.teacher_reasoning,
-        ),
+        remote=settings.remote,
     )
 
 
 def _checked_store(
-    args: DistillationSFTConfig, stored: StoredTeacher, teacher: Teacher, student: StudentModel, plan: Plan
+    settings: TeacherSettings, stored: StoredTeacher, teacher: Teacher, student: StudentModel, plan: Plan
 ) -> StoredTeacher:
     """Return a complete store in the place of its teacher, checked against that and against the configuration."""
     if stored is not teacher:
@@ -188,15 +161,16 @@ def _checked_store(
             teacher.restrict_vocabulary(stored.vocabulary)
         stored.check_matches({"teacher": teacher.identity(), "tokenizer": tokenizer_hash(teacher.tokenizer)})
         _restrict_to_shared(stored, student)
-    settings = {**prompts_and_writing(args, plan.teacher_template), "kind": args.teacher_store_kind}
+    kind = None if settings.store is None else settings.store.kind
+    made = {**prompts_and_writing(settings, plan.teacher_template), "kind": kind}
     if COMPLETIONS not in stored.manifest["files"]:
-        settings["generation"] = None  # the teacher wrote nothing
-    stored.check_matches(settings)
-    stored.check_loss(args.distill_temperature, args.distill_divergence)
+        made["generation"] = None  # the teacher wrote nothing
+    stored.check_matches(made)
+    stored.check_loss(settings.loss.start)
     return stored
 
 
-def _set_chat_template(args: DistillationSFTConfig, teacher: Teacher) -> None:
+def _set_chat_template(settings: TeacherSettings, teacher: Teacher) -> None:
     """Give a teacher the chat template that was asked for; the student may share its tokenizer, which stays as it is.
 
     Raises:
@@ -204,16 +178,16 @@ def _set_chat_template(args: DistillationSFTConfig, teacher: Teacher) -> None:
         TeacherError: A store that was made with another chat template.
         TemplateError: See `set_chat_template`.
     """
-    source = str(args.teacher_chat_template)
+    source = str(settings.chat_template)
     require(CHAT_TEMPLATE, teacher, setting=source)
     owner = teacher.writer if isinstance(teacher, LocalTextTeacher) else teacher
     own = copy.deepcopy(owner.tokenizer)
-    set_chat_template(own, source, role="teacher_chat_template", trust_remote_code=args.trust_remote_code)
+    set_chat_template(own, source, role="teacher_chat_template", trust_remote_code=settings.trust_remote_code)
     if not isinstance(owner, StoredTeacher):
         owner.tokenizer = own  # type: ignore[misc]
     elif own.chat_template != owner.tokenizer.chat_template:
         raise TeacherError(
-            f"teacher_store {str(args.teacher_store)!r} was made with another chat template than "
+            f"teacher_store {str(owner.folder.folder)!r} was made with another chat template than "
             f"--teacher-chat-template {source!r}; give the same, or make a new store."
         )
 

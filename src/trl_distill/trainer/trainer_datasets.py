@@ -54,7 +54,8 @@ class TrainerDatasets:
         both = [("train", trainer.train_dataset), *_named(trainer.eval_dataset)]
         if any(is_stream(part) for _, part in both):
             raise ParamsError(f"{setup.teacher.name} is a store of targets, and a dataset is a stream; give a Dataset.")
-        trainer.setup = setup.with_stored_targets(self.args, both)
+        with read_whole(self.args):
+            trainer.setup = setup.with_stored_targets(both)
 
     def prepare(self, dataset: object, split: Split, name: str | None = None) -> Any:
         """Return a dataset as the collator takes it, and print its pre-flight.
@@ -86,7 +87,7 @@ class TrainerDatasets:
             computes = describe_compute(self.args, student, teacher=setup.teacher, optimizer=optimizer)
         self.trainer.accelerator.print(preflight.text(computes=computes))
         if split is Split.TRAIN:
-            check_teaches(self.args, setup.teacher, preflight)
+            check_teaches(setup.settings.teacher, setup.teacher, preflight)
             if preflight.serving is not None:
                 preflight.serving.put(self.trainer.saved_tokenizer)
         return with_lengths(prepared, self.args)

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from ...losses.lm_head import LMHead
+    from ...losses.settings import LossSettings
     from ...losses.signals import TeacherSignal
 
 # what a run must agree with a store on, in the order in which the first difference is named
@@ -106,19 +107,19 @@ class StoredTeacher:
         """Raise TeacherError for the first setting in `COMPARED` that a run has and the store was not made with."""
         check_same(self.folder, self.manifest, run, COMPARED)
 
-    def check_loss(self, temperature: float, divergence: str) -> None:
+    def check_loss(self, loss: LossSettings) -> None:
         """Raise TeacherError for a temperature or a divergence that needs more than the targets hold."""
         there = self.capabilities.temperatures
         if there is None:
             return
-        if temperature not in there:
+        if loss.temperature not in there:
             known = ", ".join(f"{t:g}" for t in there)
             raise TeacherError(
                 f"{self.folder} was written for the temperatures {known}, and distill_temperature is "
-                f"{temperature:g}; train at one of them, or make a store with --temperatures {temperature:g}."
+                f"{loss.temperature:g}; train at one of them, or make a store with --temperatures {loss.temperature:g}."
             )
         try:
-            check_sparse_divergence(divergence, self.format.name)
+            check_sparse_divergence(loss.divergence, self.format.name)
         except ValueError as error:
             raise TeacherError(f"distill_{error}") from None
 

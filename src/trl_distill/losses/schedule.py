@@ -8,22 +8,24 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ..losses.settings import LossSettings
+    from .settings import LossSettings
 
 
 @dataclass(frozen=True)
 class LossSchedule:
-    """How the loss is weighed at each optimizer step.
+    """The settings of the loss at each optimizer step.
 
     Attributes:
         start: The settings of the first step.
-        ends: The settings after the last step by name, "alpha" and "temperature", of those that move.
+        ends: Alpha and temperature after the last step by name, of those that move.
         shape: "linear" or "cosine".
+        changed: By setting, the requested value and why the teacher supports another only.
     """
 
     start: LossSettings
     ends: Mapping[str, float] = field(default_factory=dict)
     shape: str = "linear"
+    changed: Mapping[str, tuple[str, str]] = field(default_factory=dict)
 
     def at(self, step: int, steps: int) -> LossSettings:
         """Return the settings of an optimizer step.
@@ -42,6 +44,34 @@ class LossSchedule:
     def end(self) -> LossSettings:
         """The settings after the last step, with which evaluation measures."""
         return self.at(1, 1)
+
+    @property
+    def learns_distribution(self) -> bool:
+        """Whether any step learns the teacher's distribution."""
+        return max(self.start.alpha, self.end.alpha) > 0
+
+    @property
+    def used(self) -> dict[str, float]:
+        """The changed settings as they are used."""
+        return {name: getattr(self.start, name.removeprefix("distill_")) for name in self.changed}
+
+    def moves(self, name: str) -> bool:
+        """Whether a setting ends at another value than it starts at."""
+        return name in self.ends and self.ends[name] != getattr(self.start, name)
+
+    def describe(self, name: str) -> str:
+        """Return a setting, and where it moves to if it does: "3", "3 to 1"."""
+        start = f"{getattr(self.start, name):g}"
+        return f"{start} to {self.ends[name]:g}" if name in self.ends else start
+
+    def with_constant(self, name: str, value: float, *, why: str) -> LossSchedule:
+        """Return the schedule with a setting that stays at a value other than the requested one."""
+        return replace(
+            self,
+            start=replace(self.start, **{name: value}),  # type: ignore[arg-type]
+            ends={other: end for other, end in self.ends.items() if other != name},
+            changed={**self.changed, f"distill_{name}": (self.describe(name), why)},
+        )
 
     def figures(self, settings: LossSettings) -> dict[str, float]:
         """Return the settings that move, as a log line has them."""

@@ -1,0 +1,75 @@
+"""What a run asks of its teacher, as one value."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from ..losses.schedule import LossSchedule
+    from ..models.generation import GenerationSettings
+    from .remote.request_pool import RemoteSettings
+
+
+@dataclass(frozen=True)
+class StoreSettings:
+    """A store of targets.
+
+    Attributes:
+        folder: Of the store.
+        kind: "topk", "sample" or "hidden"; None is "topk" for a new one, and any for one that is there.
+        top_k: Tokens of each distribution, or draws.
+        temperatures: Those that it is written for.
+    """
+
+    folder: str
+    kind: str | None
+    top_k: int
+    temperatures: tuple[float, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherSettings:
+    """What a run asks of its teacher, whichever that is.
+
+    Attributes:
+        loss: The loss that it gives targets for, as the run requests it.
+        generation: How it writes.
+        remote: How a server is asked.
+        folder: Where the run keeps what is asked of it.
+        progress: Whether bars are shown.
+        store: The store of its targets, if they are stored.
+        fresh_completions: The setting, with its value, that has completions written while training.
+        logprobs: A server's log-probabilities to use: "auto", "prompt", "top" or "none".
+        strict: Refuse what it does not support, instead of the nearest.
+        allow_text_only: Accept a teacher that gives text only.
+        cross_tokenizer: Match its tokens to those of a student with another tokenizer.
+        chat_template: Replaces its own.
+        revision: Of a Hub model.
+        dtype: Precision that it is loaded in.
+        quantization: "int4", "int8" or None.
+        device_map: As in transformers.
+        trust_remote_code: Whether it may bring its own code.
+        ema_decay: Share of a moving average that each optimizer step keeps.
+    """
+
+    loss: LossSchedule
+    generation: GenerationSettings
+    remote: RemoteSettings
+    folder: Path
+    progress: bool
+    store: StoreSettings | None
+    fresh_completions: str | None
+    logprobs: str
+    strict: bool
+    allow_text_only: bool
+    cross_tokenizer: bool
+    chat_template: str | None
+    revision: str | None
+    dtype: str
+    quantization: str | None
+    device_map: str | None
+    trust_remote_code: bool
+    ema_decay: float
