@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 from transformers import GenerationConfig
@@ -16,20 +16,21 @@ _NAMED = re.compile(r"^- `(\w+)`:", re.MULTILINE)  # how transformers lists what
 _KEPT = ("bos_token_id", "eos_token_id", "pad_token_id", "transformers_version", "_from_model_config")
 
 
-def make_saveable(model: torch.nn.Module) -> str:
+def make_saveable(model: torch.nn.Module, say: Callable[[str], object]) -> None:
     """Drop what keeps transformers from saving a model's generation configuration.
 
     Settings that it refuses beside the others, and that `generate` does not look at, are dropped: a temperature without
     `do_sample` for example. If it names none of them, the one without which it can be saved is dropped, or all but
     the token ids.
 
-    Returns:
-        A line that says what was dropped; empty if nothing was.
+    Args:
+        model: A model, which may have no such configuration.
+        say: Is called with a line that says what was dropped, if anything was.
     """
     config: GenerationConfig | None = getattr(model, "generation_config", None)
     problem = None if config is None else _problem(config)
     if config is None or problem is None:
-        return ""
+        return
     dropped = {name: getattr(config, name) for name in _NAMED.findall(problem)}
     _reset(config, dropped)
     if _problem(config) is not None:  # one that it gives no name
@@ -39,7 +40,7 @@ def make_saveable(model: torch.nn.Module) -> str:
         _reset(config, others)
         dropped |= others
     listed = ", ".join(f"{name}={value!r}" for name, value in dropped.items())
-    return (
+    say(
         f"Generation configuration: transformers does not save {listed} with the other settings of the student "
         "(temperature without do_sample=True, for example); dropped, so that the trained model can be saved."
     )

@@ -80,9 +80,7 @@ def _make_trainer(
     """Load the student and construct the trainer."""
     params, args, setup = prepared.checked.params, prepared.args, prepared.setup
     model = prepared.student.weights.load()
-    line = make_saveable(model)
-    if line:
-        prepared.state.print(line)
+    make_saveable(model, prepared.state.print)
     keep_differentiable(model)
     args.output_dir = str(prepared.checked.project.checkpoints)
     more: dict[str, Any] = {}

@@ -12,6 +12,7 @@ from ..models.adapters import base_of, merged
 from ..models.completion_forward import restore_forward
 from ..models.generation_config import make_saveable
 from ..models.loading import keep_tokenizer
+from ..trainer.model_setup import is_sharded
 from .fit import Trained
 from .hub import push
 from .metrics_file import MetricsFile
@@ -45,7 +46,7 @@ def save(trained: Trained) -> RunResult:
     if state.is_main_process:
         lines = [entry for entry in history if "loss" in entry or "eval_loss" in entry]
         paths |= checked.project.write_metrics(metrics, lines)
-        paths["card"] = write_card(trained, None if _is_sharded(trained) else model, metrics)
+        paths["card"] = write_card(trained, None if is_sharded(trained.trainer) else model, metrics)
         paths |= checked.project.finish()
         paths |= _write_page(trained, rows, metrics)
         if checked.params.push_to_hub:
@@ -68,7 +69,7 @@ def _evaluation(trained: Trained) -> dict[str, float]:
 
 def _trained_rows(trained: Trained) -> TrainedRows | None:
     """Return what the student makes of a few rows; None in another process, with sharded weights, or if it fails."""
-    if _is_sharded(trained) or not trained.prepared.state.is_main_process:
+    if is_sharded(trained.trainer) or not trained.prepared.state.is_main_process:
         return None
     try:
         return trained_rows(trained)
@@ -89,19 +90,12 @@ def _write_page(trained: Trained, rows: TrainedRows | None, metrics: dict[str, A
     return paths
 
 
-def _is_sharded(trained: Trained) -> bool:
-    """Whether each process holds a part of the weights only."""
-    return trained.trainer.is_fsdp_enabled or trained.trainer.is_deepspeed_enabled
-
-
 def _save_model(trained: Trained, model: PreTrainedModel, folder: Path) -> None:
     """Write model, tokenizer and training arguments into a folder; every process that holds a part calls this."""
     state, trainer = trained.prepared.state, trained.trainer
-    line = make_saveable(model)  # a callback may have left one that cannot be saved
-    if line:
-        state.print(line)
+    make_saveable(model, state.print)  # a callback may have left one that cannot be saved
     if model is trainer.model:
-        if state.is_main_process or _is_sharded(trained):
+        if state.is_main_process or is_sharded(trained.trainer):
             trainer.save_model(str(folder))
     elif state.is_main_process:
         model.save_pretrained(folder)

@@ -27,13 +27,14 @@ class DistillingTrainer(_Base):
     Attributes:
         distilling: Whether it learns from a teacher.
         setup: The teacher, the recipe and the schedule.
+        own_tokenizer: The student's, with the chat template that it is trained with.
     """
 
     args: DistillationSFTConfig
     model: Any
     distilling: bool
     setup: DistillationSetup
-    _own_tokenizer: PreTrainedTokenizerBase
+    own_tokenizer: PreTrainedTokenizerBase
 
     @property
     def base_student(self) -> Any:
@@ -49,7 +50,7 @@ class DistillingTrainer(_Base):
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The student's tokenizer; when distilling a copy with the chat template that it was trained with."""
-        return self._own_tokenizer if self.distilling else self.saved_tokenizer
+        return self.own_tokenizer if self.distilling else self.saved_tokenizer
 
     @property
     def teacher(self) -> Teacher:

@@ -18,6 +18,7 @@ from ..teachers.multi.teacher import MultiTeacher
 from .completion_source import ON_POLICY, CompletionSource
 from .distributed import without_repeats
 from .metrics import DistillationMetrics
+from .model_setup import check_student, is_sharded
 
 if TYPE_CHECKING:
     from ..losses.settings import LossSettings
@@ -47,6 +48,7 @@ class Distiller:
         self.completions = CompletionSource(trainer, setup)
         self.settings: LossSettings = setup.schedule.start
         self.metrics = {split: DistillationMetrics() for split in Split}
+        self._is_checked = not is_sharded(trainer)  # else the student's weights may not be here yet
 
     @property
     def learns_distribution(self) -> bool:
@@ -76,6 +78,9 @@ class Distiller:
     ) -> tuple[torch.Tensor, CompletionOutput]:
         """Return a batch's loss and its sums, which are counted; see `DistillationMixin.compute_loss`."""
         trainer = self.trainer
+        if not self._is_checked:
+            check_student(trainer, model)
+            self._is_checked = True
         training, student = trainer.model.training, trainer.base_student
         if not training:
             inputs = without_repeats(inputs, trainer.accelerator)

@@ -5,8 +5,7 @@ With `use_distillation=False` every method passes on to SFTTrainer untouched.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from functools import cached_property
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,33 +13,17 @@ import numpy as np
 import torch
 from transformers.trainer_utils import PredictionOutput
 
-from ..config.distillation_arguments import check_arguments
 from ..config.setting_names import settings_named_as
 from ..config.sft_config import TRAINER, DistillationSFTConfig, left_alone_on_failure
-from ..config.validation import validate_combinations
-from ..data.collator import DistillationCollator, MultiTeacherCollator
-from ..data.data_fingerprint import fingerprint
-from ..data.memory import for_evaluation, for_trainer
-from ..data.packing import PackedRows, packed
+from ..data.packing import packed
 from ..data.split import Split
-from ..data.streaming import check_streams, is_stream
 from ..errors import ParamsError
 from ..models.adapters import is_peft_model
 from ..models.generation_config import make_saveable
-from ..models.loading import resolve
-from ..teachers.base import Teacher
-from ..teachers.local.ema import EmaCallback
-from ..teachers.multi.teacher import MultiTeacher
 from .base import DistillingTrainer
-from .checkpoints import check_rows, keep_rows, mark_incomplete, to_resume_from
-from .compatibility import SEARCH, check_constructor, check_features, check_plain, with_lengths
-from .distiller import Distiller
-from .model_setup import check_student, connect_teacher, ready_student, ready_teacher, student_of
-from .packing_checks import hide_packing_from_sft_trainer
-from .plan import plan_setup
-from .settings import settings_of
-from .setup import DistillationSetup, build_setup, name_objects
-from .trainer_datasets import TrainerDatasets
+from .checkpoint_keeper import CheckpointKeeper
+from .compatibility import SEARCH, check_plain
+from .construction import Construction
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -48,7 +31,9 @@ if TYPE_CHECKING:
     from transformers.trainer_utils import BestRun, TrainOutput
 
     from ..models.completion_forward import CompletionOutput
+    from ..teachers.base import Teacher
     from .on_policy import BatchRandom
+    from .setup import DistillationSetup
 
     Batch = Mapping[str, torch.Tensor]
 
@@ -77,11 +62,10 @@ class DistillationMixin(DistillingTrainer):
         setup: The teacher, the recipe and the schedule.
         datasets: What prepares datasets.
         distiller: What computes and counts the loss.
+        checkpoints: What it keeps in checkpoints.
     """
 
     must_distil = False  # whether `use_distillation` must be set
-    datasets: TrainerDatasets
-    distiller: Distiller
 
     def __init__(
         self,
@@ -96,84 +80,29 @@ class DistillationMixin(DistillingTrainer):
         setup: DistillationSetup | None = None,
         **kwargs: Any,
     ) -> None:
-        self.distilling = isinstance(args, DistillationSFTConfig) and args.use_distillation
         with settings_named_as(TRAINER), left_alone_on_failure(args):
-            if isinstance(args, DistillationSFTConfig) and args.use_distillation:
-                check_constructor(args, data_collator, kwargs)
-                data, more = (train_dataset, eval_dataset), (processing_class, *positional)
-                self._set_up(model, args, *data, *more, teacher_model=teacher_model, setup=setup, **kwargs)
+            self.distilling = isinstance(args, DistillationSFTConfig) and args.use_distillation
+            if not (isinstance(args, DistillationSFTConfig) and args.use_distillation):
+                check_plain(args, teacher_model, must_distil=type(self).__name__ if self.must_distil else None)
+                given: tuple[Any, ...] = (model, args, data_collator, train_dataset, eval_dataset, processing_class)
+                super().__init__(*given, *positional, **kwargs)
                 return
-            check_plain(args, teacher_model, must_distil=type(self).__name__ if self.must_distil else None)
-            given: tuple[Any, ...] = (model, args, data_collator, train_dataset, eval_dataset, processing_class)
-            super().__init__(*given, *positional, **kwargs)
-
-    def _set_up(
-        self,
-        model: str | PreTrainedModel | PeftModel,
-        args: DistillationSFTConfig,
-        train_dataset: object,
-        eval_dataset: object,
-        *more: Any,
-        teacher_model: str | PreTrainedModel | Teacher | None,
-        setup: DistillationSetup | None,
-        **kwargs: Any,
-    ) -> None:
-        """Check everything, construct SFTTrainer around a collator of ours, and bring in teacher and data."""
-        self._tag_names, self._name = ["trl", "distillation"], "Distillation"
-        rows, eval_rows = for_trainer(train_dataset, name="train_dataset"), for_evaluation(eval_dataset)
-        check_streams(args, rows, eval_rows)
-        plan = None
-        if setup is None:
-            check_arguments(args)  # fields may have been set after the configuration was made
-            validate_combinations(args)
-            plan = plan_setup(args, teacher_model, student=model, data=rows)
-        check_features(args, model=model, peft_config=kwargs.get("peft_config"))
-        fresh_adapter = kwargs.get("peft_config") is not None
-        loaded_from = resolve(model, role="model") if isinstance(model, str) else None
-        args.remove_unused_columns = False  # the collator reads columns that are no arguments of the model
-        given: Any = args.dataset_kwargs or {}
-        args.dataset_kwargs = {**given, "skip_prepare_dataset": True}
-        turns, args.assistant_only_loss = args.assistant_only_loss, False  # TRL's needs a template with its marks
-        formatting = kwargs.pop("formatting_func", None)
-        flat = bool(args.padding_free or args.packing)
-        multiple: Any = args.pad_to_multiple_of  # which TRL annotates as text too
-        collator = DistillationCollator(0, pad_to_multiple_of=multiple, padding_free=flat)
-        with hide_packing_from_sft_trainer(args):
-            super().__init__(loaded_from or model, args, collator, rows, eval_rows, *more, **kwargs)
-        self.padding_free = flat
-        args.assistant_only_loss = turns
-        self._mend_generation_config()
-        self._own_tokenizer = ready_student(self)
-        self._student_checked = not (self.is_fsdp_enabled or self.is_deepspeed_enabled)
-        if self._student_checked:  # else its weights may not be here yet
-            check_student(self, self.model)
-        self.datasets = TrainerDatasets(self, formatting)
-        prepared = plan is None
-        if plan is not None:
-            setup = build_setup(settings_of(args), student_of(self, loaded_from), plan)
-            name_objects(args, setup.teacher)
-            if setup.note:
-                self.accelerator.print(setup.note)
-        assert setup is not None
-        self.setup = setup
-        self.check_teacher()
-        connect_teacher(self, self.teacher, fresh_adapter=fresh_adapter)
-        self._set_pads(collator)
-        if prepared:
-            self.train_dataset = with_lengths(self.train_dataset, args)
-        else:
-            self.datasets.prepare_own()
-        self.distiller = Distiller(self, self.setup)
-        ready_teacher(self, all_ends=self.online or self.distiller.learns_distribution)
-        self.datasets.pack()
-        self.distiller.completions.start_vllm()
-
-    def _set_pads(self, collator: DistillationCollator) -> None:
-        collator.pad_token_id = self.tokenizer.pad_token_id
-        collator.teacher_pad_token_id = self.teacher.tokenizer.pad_token_id
-        if isinstance(self.teacher, MultiTeacher):
-            pads = [teacher.tokenizer.pad_token_id for teacher in self.teacher.teachers]
-            self.data_collator = MultiTeacherCollator(**vars(collator), teacher_pad_token_ids=pads)
+            ours = Construction(
+                args,
+                model,
+                train_dataset,
+                eval_dataset,
+                teacher_model=teacher_model,
+                setup=setup,
+                data_collator=data_collator,
+                kwargs=kwargs,
+            )
+            self._tag_names, self._name = ["trl", "distillation"], "Distillation"
+            with ours.settings_for_sft():
+                given = (ours.model, args, ours.collator, ours.rows, ours.eval_rows, processing_class)
+                super().__init__(*given, *positional, **kwargs)
+            self.datasets, self.distiller = ours.finish(self)
+            self.checkpoints = CheckpointKeeper(self)
 
     def by_teacher(self, batch: Batch, randomness: BatchRandom) -> dict[str, torch.Tensor]:
         """Return a training batch with completions that the teacher writes now, under its prompts."""
@@ -184,12 +113,10 @@ class DistillationMixin(DistillingTrainer):
         """Train as SFTTrainer does; with `resume_from_checkpoint=True`, from the newest complete checkpoint.
 
         Raises:
-            ParamsError: There is none.
+            ParamsError: There is none, or it has learned from other rows.
         """
-        if self.distilling and resume_from_checkpoint is True:
-            resume_from_checkpoint = str(to_resume_from(str(self.args.output_dir)))
-        if self.distilling and resume_from_checkpoint and self._learned_from is not None:
-            check_rows(str(resume_from_checkpoint), *self._learned_from)
+        if self.distilling:
+            resume_from_checkpoint = self.checkpoints.to_resume_from(resume_from_checkpoint)
         return super().train(resume_from_checkpoint, *args, **kwargs)
 
     def get_batch_samples(
@@ -217,9 +144,6 @@ class DistillationMixin(DistillingTrainer):
         """
         if not self.distilling:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        if not self._student_checked:
-            check_student(self, model)
-            self._student_checked = True
         loss, output = self.distiller.loss(model, inputs, num_items_in_batch)
         return (loss, output) if return_outputs else loss
 
@@ -262,7 +186,7 @@ class DistillationMixin(DistillingTrainer):
         Beside an adapter it writes how the student generates too, which PEFT leaves out: it may end elsewhere.
         """
         if self.distilling:
-            self._mend_generation_config()
+            make_saveable(self.base_student, self.accelerator.print)
         super()._save(output_dir, state_dict)
         if self.distilling and self.args.should_save and is_peft_model(self.model):
             self.base_student.generation_config.save_pretrained(output_dir or self.args.output_dir)
@@ -270,29 +194,11 @@ class DistillationMixin(DistillingTrainer):
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
         """Write a checkpoint; one of the same step is incomplete from now on until the trainer's state is written."""
         if self.distilling and self.args.should_save:
-            folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
-            mark_incomplete(folder)
-            if self._learned_from is not None:
-                keep_rows(folder, self._learned_from[0])
-            if self.teacher.capabilities.moves:
-                EmaCallback(self.teacher).average.save(folder)
+            self.checkpoints.begin(Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}")
         super()._save_checkpoint(model, trial)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         """Resume from a checkpoint as SFTTrainer does, with the moving average of the time."""
         super()._load_optimizer_and_scheduler(checkpoint)
-        if checkpoint is not None and self.distilling and self.teacher.capabilities.moves:
-            EmaCallback(self.teacher).load(Path(checkpoint))
-
-    @cached_property
-    def _learned_from(self) -> tuple[str, Sequence[int]] | None:
-        """The fingerprint of the rows to train on, and their numbers; None if they stream."""
-        rows: Any = self.train_dataset
-        rows = rows.rows if isinstance(rows, PackedRows) else rows
-        return None if is_stream(rows) else (fingerprint(rows, leave_out=[self.args.length_column_name]), rows["row"])
-
-    def _mend_generation_config(self) -> None:
-        """Drop what keeps the student's generation configuration from being saved; see `make_saveable`."""
-        dropped = make_saveable(self.base_student)
-        if dropped:
-            self.accelerator.print(dropped)
+        if checkpoint is not None and self.distilling:
+            self.checkpoints.load(Path(checkpoint))

@@ -27,7 +27,7 @@ from .plan import StudentModel
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase, Trainer
 
     from ..teachers.base import Teacher
     from .base import DistillingTrainer
@@ -48,6 +48,11 @@ def ready_student(trainer: DistillingTrainer) -> PreTrainedTokenizerBase:
         if config is not None:  # a model that generates nothing is refused by its logits
             config.pad_token_id = saved.pad_token_id
     return copy(saved)
+
+
+def is_sharded(trainer: Trainer) -> bool:
+    """Whether each process holds a part of the student's weights only."""
+    return trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
 
 
 def check_student(trainer: DistillingTrainer, model: torch.nn.Module) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, cast
 
 from ..errors import ModelError, ParamsError
@@ -40,19 +38,6 @@ def check_packing(args: DistillationSFTConfig) -> None:
         )
     if args.max_length is None:
         raise ParamsError("packing fills sequences up to max_length, which is None; set it, or set padding_free=True.")
-
-
-@contextmanager
-def hide_packing_from_sft_trainer(args: DistillationSFTConfig) -> Iterator[None]:
-    """Hide the settings from SFTTrainer's constructor, which refuses them with a collator that is not its own."""
-    given = {name: getattr(args, name) for name in SETTINGS}
-    for name in SETTINGS:
-        setattr(args, name, False)
-    try:
-        yield
-    finally:
-        for name, value in given.items():
-            setattr(args, name, value)
 
 
 def check_keeps_rows_apart(

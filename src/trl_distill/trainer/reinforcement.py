@@ -149,10 +149,11 @@ class PPOTrainer:
         reward, reward_tokenizer = _reward(config)
         model = _student(given, trust)
         _check_lengths(rows, model, tokenizer, config.max_new_tokens)
-        line = make_saveable(model)
+        lines: list[str] = []
+        make_saveable(model, lines.append)
         self.trainer = trainer = self._make_trainer(model, tokenizer, rows, reward, reward_tokenizer)
         _check_reference(trainer)
-        trainer.accelerator.print("\n".join(filter(None, [line, self._describe(trainer, len(rows))])))
+        trainer.accelerator.print("\n".join([*lines, self._describe(trainer, len(rows))]))
         with warnings.catch_warnings():  # TRL 1.16 calls gradient checkpointing by its older name
             warnings.filterwarnings("ignore", "`gradient_checkpointing_", FutureWarning)
             trainer.train()

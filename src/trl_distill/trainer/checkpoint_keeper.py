@@ -1,0 +1,63 @@
+"""What a distilling trainer keeps in its checkpoints, and checks before it resumes from one."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..data.data_fingerprint import fingerprint
+from ..data.packing import PackedRows
+from ..data.streaming import is_stream
+from ..teachers.local.ema import EmaCallback
+from .checkpoints import check_rows, keep_rows, mark_incomplete, to_resume_from
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from .base import DistillingTrainer
+
+
+class CheckpointKeeper:
+    """Keeps which rows were learned from, and a moving average that teaches.
+
+    Args:
+        trainer: Whose checkpoints they are.
+    """
+
+    def __init__(self, trainer: DistillingTrainer) -> None:
+        self.trainer = trainer
+
+    @cached_property
+    def learned_from(self) -> tuple[str, Sequence[int]] | None:
+        """The fingerprint of the rows to train on, and their numbers; None if they stream."""
+        rows: Any = self.trainer.train_dataset
+        rows = rows.rows if isinstance(rows, PackedRows) else rows
+        if is_stream(rows):
+            return None
+        return fingerprint(rows, leave_out=[self.trainer.args.length_column_name]), rows["row"]
+
+    def to_resume_from(self, given: str | bool | None) -> str | bool | None:
+        """Return the checkpoint to resume from: of True the newest complete one.
+
+        Raises:
+            ParamsError: There is none, or it has learned from other rows.
+        """
+        if given is True:
+            given = str(to_resume_from(str(self.trainer.args.output_dir)))
+        if given and self.learned_from is not None:
+            check_rows(str(given), *self.learned_from)
+        return given
+
+    def begin(self, checkpoint: Path) -> None:
+        """Mark a checkpoint as incomplete until Trainer writes its state, and write what is ours."""
+        mark_incomplete(checkpoint)
+        if self.learned_from is not None:
+            keep_rows(checkpoint, self.learned_from[0])
+        if self.trainer.teacher.capabilities.moves:
+            EmaCallback(self.trainer.teacher).average.save(checkpoint)
+
+    def load(self, checkpoint: Path) -> None:
+        """Load the moving average of a checkpoint."""
+        if self.trainer.teacher.capabilities.moves:
+            EmaCallback(self.trainer.teacher).load(checkpoint)

@@ -1,0 +1,139 @@
+"""What a distilling trainer does before and after SFTTrainer's constructor."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from ..config.distillation_arguments import check_arguments
+from ..config.validation import validate_combinations
+from ..data.collator import DistillationCollator, MultiTeacherCollator
+from ..data.memory import for_evaluation, for_trainer
+from ..data.streaming import check_streams
+from ..models.generation_config import make_saveable
+from ..models.loading import resolve
+from ..teachers.multi.teacher import MultiTeacher
+from .compatibility import check_constructor, check_features, with_lengths
+from .distiller import Distiller
+from .model_setup import check_student, connect_teacher, is_sharded, ready_student, ready_teacher, student_of
+from .packing_checks import SETTINGS
+from .plan import plan_setup
+from .settings import settings_of
+from .setup import DistillationSetup, build_setup, name_objects
+from .trainer_datasets import TrainerDatasets
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel
+
+    from ..config.sft_config import DistillationSFTConfig
+    from .base import DistillingTrainer
+    from .plan import GivenTeacher
+
+
+class Construction:
+    """Checks what a trainer is given, and brings teacher and data into SFTTrainer once that is constructed.
+
+    Args:
+        args: The configuration.
+        model: The student.
+        train_dataset: See `DistillationMixin`.
+        eval_dataset: See `DistillationMixin`.
+        teacher_model: Replaces the configuration's.
+        setup: A set-up that is built already.
+        data_collator: Must be None.
+        kwargs: What else SFTTrainer gets; `formatting_func` is removed.
+
+    Raises:
+        UsageError: See `DistillationMixin`.
+
+    Attributes:
+        model: The student for SFTTrainer.
+        rows: The rows to train on for SFTTrainer.
+        eval_rows: The rows to evaluate on for SFTTrainer.
+        collator: The collator for SFTTrainer.
+    """
+
+    def __init__(
+        self,
+        args: DistillationSFTConfig,
+        model: str | PreTrainedModel | PeftModel,
+        train_dataset: object,
+        eval_dataset: object,
+        *,
+        teacher_model: GivenTeacher,
+        setup: DistillationSetup | None,
+        data_collator: object,
+        kwargs: dict[str, Any],
+    ) -> None:
+        check_constructor(args, data_collator, kwargs)
+        self.args, self.setup, self.plan = args, setup, None
+        self.rows, self.eval_rows = for_trainer(train_dataset, name="train_dataset"), for_evaluation(eval_dataset)
+        check_streams(args, self.rows, self.eval_rows)
+        if setup is None:
+            check_arguments(args)  # fields may have been set after the configuration was made
+            validate_combinations(args)
+            self.plan = plan_setup(args, teacher_model, student=model, data=self.rows)
+        check_features(args, model=model, peft_config=kwargs.get("peft_config"))
+        self.fresh_adapter = kwargs.get("peft_config") is not None
+        self.formatting = kwargs.pop("formatting_func", None)
+        self.loaded_from = resolve(model, role="model") if isinstance(model, str) else None
+        self.model = self.loaded_from or model
+        self.flat = bool(args.padding_free or args.packing)
+        multiple: Any = args.pad_to_multiple_of  # which TRL annotates as text too
+        self.collator = DistillationCollator(0, pad_to_multiple_of=multiple, padding_free=self.flat)
+
+    @contextmanager
+    def settings_for_sft(self) -> Iterator[None]:
+        """Hide what SFTTrainer's constructor refuses with a collator that is not its own, or needs more for."""
+        args = self.args
+        args.remove_unused_columns = False  # the collator reads columns that are no arguments of the model
+        given: Any = args.dataset_kwargs or {}
+        args.dataset_kwargs = {**given, "skip_prepare_dataset": True}
+        hidden = {name: getattr(args, name) for name in (*SETTINGS, "assistant_only_loss")}
+        for name in hidden:
+            setattr(args, name, False)
+        try:
+            yield
+        finally:
+            for name, value in hidden.items():
+                setattr(args, name, value)
+
+    def finish(self, trainer: DistillingTrainer) -> tuple[TrainerDatasets, Distiller]:
+        """Ready the student, bring in teacher and data, and return what prepares datasets and computes the loss."""
+        args = self.args
+        trainer.padding_free = self.flat
+        make_saveable(trainer.base_student, trainer.accelerator.print)
+        trainer.own_tokenizer = ready_student(trainer)
+        if not is_sharded(trainer):
+            check_student(trainer, trainer.model)
+        datasets = TrainerDatasets(trainer, self.formatting)
+        setup = self.setup
+        if setup is None:
+            assert self.plan is not None
+            setup = build_setup(settings_of(args), student_of(trainer, self.loaded_from), self.plan)
+            name_objects(args, setup.teacher)
+            if setup.note:
+                trainer.accelerator.print(setup.note)
+        trainer.setup = setup
+        trainer.check_teacher()
+        connect_teacher(trainer, setup.teacher, fresh_adapter=self.fresh_adapter)
+        self._set_pads(trainer)
+        if self.setup is None:
+            datasets.prepare_own()
+        else:
+            trainer.train_dataset = with_lengths(trainer.train_dataset, args)
+        distiller = Distiller(trainer, trainer.setup)
+        ready_teacher(trainer, all_ends=trainer.online or distiller.learns_distribution)
+        datasets.pack()
+        distiller.completions.start_vllm()
+        return datasets, distiller
+
+    def _set_pads(self, trainer: DistillingTrainer) -> None:
+        collator, teacher = self.collator, trainer.teacher
+        collator.pad_token_id = trainer.tokenizer.pad_token_id
+        collator.teacher_pad_token_id = teacher.tokenizer.pad_token_id
+        if isinstance(teacher, MultiTeacher):
+            pads = [one.tokenizer.pad_token_id for one in teacher.teachers]
+            trainer.data_collator = MultiTeacherCollator(**vars(collator), teacher_pad_token_ids=pads)
