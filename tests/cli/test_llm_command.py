@@ -11,7 +11,7 @@ from click.testing import CliRunner
 from guide import COMMANDS
 
 from trl_distill.cli.llm_command import HELP, llm, params_from_command
-from trl_distill.cli.options import flag_of
+from trl_distill.config.setting_names import flag_of
 from trl_distill.config.training_params import ALIASES, FIELDS, LLMTrainingParams
 from trl_distill.errors import ParamsError
 

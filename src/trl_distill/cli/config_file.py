@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ..config.fields import model_in_memory
+from ..config.setting_names import flag_of
 from ..config.training_params import ALIASES, LLMTrainingParams
 from ..config.yaml_file import read_yaml
 from ..errors import ParamsError
@@ -44,5 +45,4 @@ def refuse_models_in_memory(path: str, params: LLMTrainingParams) -> None:
     for name in ("model", "teacher_model", "data_path"):
         found = model_in_memory(getattr(params, name))
         if found:
-            flag = "--" + name.replace("_", "-")
-            raise ParamsError(f"--config {path}: {name} was a {found} in memory, not a file; give {flag}.")
+            raise ParamsError(f"--config {path}: {name} was a {found} in memory, not a file; give {flag_of(name)}.")

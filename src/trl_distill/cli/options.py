@@ -14,6 +14,7 @@ from typing import Any
 
 import click
 
+from ..config.setting_names import flag_of
 from ..prompts.template import is_file_name, messages_in
 
 # width of a help line's first column; a longer flag has its description on the next line
@@ -114,11 +115,6 @@ def options_of(specs: Iterable[Field[Any]], aliases: Mapping[str, str]) -> list[
     return [_option(spec, [other for other, name in aliases.items() if name == spec.name]) for spec in specs]
 
 
-def flag_of(name: str) -> str:
-    """Return the flag of a field: `teacher_model` is `--teacher-model`."""
-    return "--" + name.replace("_", "-")
-
-
 def dashed(token: str) -> str:
     """Return a flag with dashes for underscores, which AutoTrain and TRL write."""
     return token.replace("_", "-")
@@ -162,5 +158,5 @@ def _help(spec: Field[Any], others: Sequence[str]) -> str:
 
 
 def _metavar(spec: Field[Any]) -> str:
-    """Return the word that stands for the value."""
+    """Return the placeholder of a flag's value."""
     return next((word for kind, word in (("int", "INT"), ("float", "NUMBER")) if kind in str(spec.type)), "TEXT")

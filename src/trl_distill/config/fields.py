@@ -17,8 +17,7 @@ _IN_MEMORY = re.compile(r"<(\w+)>")
 class Help(str):
     """A help text that also carries its heading and what is accepted.
 
-    HfArgumentParser hands every metadata key of a field to argparse, so nothing but help and choices may
-    stand there.
+    HfArgumentParser hands every metadata key of a field to argparse, so it may have no keys but help and choices.
     """
 
     group: str
@@ -50,7 +49,7 @@ def option(
     Args:
         default: The default; also tells the type that is accepted when the annotation is optional.
         help: One sentence for `--help`.
-        group: Heading under which the flag stands in `aitraining llm --help`.
+        group: Heading of the flag in `aitraining llm --help`.
         choices: Accepted values, if they are few.
         low: Smallest accepted number (inclusive).
         high: Largest accepted number (inclusive).
@@ -105,7 +104,7 @@ def check_value(name: str, value: object, spec: Field) -> Any:
 
 
 def plain(value: object) -> Any:
-    """Return plain data as it is, and `<its class>` for what else stands in it."""
+    """Return plain data as it is, and `<its class>` for any other object in it."""
     if isinstance(value, (list, tuple)):
         return [plain(v) for v in value]
     if isinstance(value, dict):

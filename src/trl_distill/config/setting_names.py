@@ -52,6 +52,11 @@ def name_settings(text: str) -> str:
     return text if spelling is None else spelling(text)
 
 
+def flag_of(name: str) -> str:
+    """Return the flag of a field: `teacher_model` is `--teacher-model`."""
+    return "--" + name.replace("_", "-")
+
+
 def in_python(specs: Mapping[str, Field], names: Mapping[str, str]) -> Spelling:
     """Return the spelling of a caller in Python: flags become fields or arguments.
 
@@ -91,9 +96,6 @@ def in_python(specs: Mapping[str, Field], names: Mapping[str, str]) -> Spelling:
 def as_flags(specs: Mapping[str, Field]) -> Spelling:
     """Return the spelling of the command line: fields become flags."""
 
-    def flag_of(name: str) -> str:
-        return "--" + name.replace("_", "-")
-
     def dashed(found: re.Match[str]) -> str:
         if found[1] not in specs:
             return found[0]
@@ -110,5 +112,5 @@ def as_flags(specs: Mapping[str, Field]) -> Spelling:
 
 
 def _words(spec: Field | None) -> tuple[str, ...]:
-    """Return the words that are values of a field when they stand behind its flag."""
+    """Return the words that are values of a field when they follow its flag."""
     return (*(spec.metadata.get("choices") or ()), "none") if spec is not None else ()

@@ -17,7 +17,7 @@ from .choices import DTYPES, MIXED_PRECISIONS, QUANTIZATIONS, STRATEGIES
 from .distillation_arguments import DistillationArguments
 from .endpoints import parse_endpoint
 from .fields import CheckedSettings, is_model, option, plain
-from .setting_names import in_python, settings_named_as
+from .setting_names import flag_of, in_python, settings_named_as
 from .validation import refuse_unused, validate_combinations
 
 HUB_DATA = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")  # a dataset of an account
@@ -267,7 +267,7 @@ class LLMTrainingParams(CheckedSettings, DistillationArguments):
             if getattr(self, name) != FIELDS[name].default:
                 raise ParamsError(
                     f"{name} is {getattr(self, name)!r}, but teacher_model is {self.teacher_model!r}: the student's "
-                    f"own weights teach as they are; drop --{name.replace('_', '-')}."
+                    f"own weights teach as they are; drop {flag_of(name)}."
                 )
 
     @property

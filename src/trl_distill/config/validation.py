@@ -14,6 +14,7 @@ from ..errors import ParamsError
 from .distillation_arguments import DistillationArguments
 from .endpoints import parse_endpoint
 from .fields import plain
+from .setting_names import flag_of
 
 EMA = "ema"
 
@@ -150,7 +151,7 @@ def refuse_unused(arguments: DistillationArguments, *, why: str, used: Collectio
     for spec in fields(DistillationArguments):
         value = getattr(arguments, spec.name)
         if spec.name not in used and value != spec.default:
-            raise ParamsError(f"{spec.name} is {plain(value)!r}, but {why}, or drop {_flag(spec.name)}.")
+            raise ParamsError(f"{spec.name} is {plain(value)!r}, but {why}, or drop {flag_of(spec.name)}.")
 
 
 def _refuse_beside(arguments: DistillationArguments, what: str, ends: Mapping[str, str]) -> None:
@@ -168,15 +169,11 @@ def _default(name: str) -> object:
     return DistillationArguments.__dataclass_fields__[name].default
 
 
-def _flag(name: str) -> str:
-    return f"--{name.replace('_', '-')}"
-
-
 def _check_prices(arguments: DistillationArguments) -> None:
     """Check that a budget in money has both prices: there is no list of prices here that would be right tomorrow."""
     prices = {name: getattr(arguments, name) for name in ("teacher_price_input", "teacher_price_output")}
     given = [name for name, price in prices.items() if price is not None]
-    missing = [_flag(name) for name in prices if name not in given]
+    missing = [flag_of(name) for name in prices if name not in given]
     if missing and (given or arguments.teacher_max_cost is not None):
         what = "teacher_max_cost" if arguments.teacher_max_cost is not None else given[0]
         raise ParamsError(
@@ -194,7 +191,7 @@ def _check_several_prompts(arguments: DistillationArguments) -> None:
         )
     for name in ("teacher_prompt_mixture", "retain_data"):
         if getattr(arguments, name) is not None:
-            ends = {other: end.format(flag=_flag(name)) for other, end in _NOT_WITH_SEVERAL_PROMPTS.items()}
+            ends = {other: end.format(flag=flag_of(name)) for other, end in _NOT_WITH_SEVERAL_PROMPTS.items()}
             _refuse_beside(arguments, name, ends)
     if arguments.teacher_prompt_mixture is None:
         return
@@ -217,7 +214,7 @@ def _check_list(arguments: DistillationArguments) -> None:
         if value != _default(name):
             shown = repr(value) if isinstance(value, str) else f"a {type(value).__name__}"
             raise ParamsError(
-                f"{name} is {shown}, which cannot be used with teacher_config: {reason}; drop {_flag(name)}."
+                f"{name} is {shown}, which cannot be used with teacher_config: {reason}; drop {flag_of(name)}."
             )
 
 

@@ -37,6 +37,13 @@ def base_of(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
     return cast("PreTrainedModel", model.get_base_model()) if is_peft_model(model) else model
 
 
+def trainable(model: PreTrainedModel) -> PreTrainedModel:
+    """Return a loaded model with weights that can be trained; one that was a teacher, or was merged, is frozen."""
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        model.requires_grad_(True)
+    return model
+
+
 def without_peft(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
     """Return a model without PEFT's wrapper; its adapters stay in its layers.
 

@@ -6,14 +6,14 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ..config.choices import ENGINES
 from ..config.devices import accelerator
+from ..config.fields import check_value
 from ..config.setting_names import in_python, settings_named_as
 from ..config.training_params import FIELDS
 from ..data.loading import read_rows
 from ..data.memory import KNOWN_TYPES, as_dataset, is_frame
 from ..data.rows import COLUMNS, INPUT, INPUT_COLUMN, Columns, rows_of
-from ..errors import DataError, ParamsError
+from ..errors import DataError
 from ..models.generation import Completion, GenerationSettings
 from ..models.loading import EMBEDDED, ModelSource, kept_tokenizer, resolve
 from ..prompts.messages import with_reasoning
@@ -113,8 +113,8 @@ def generate_with_teacher(
         TeacherError: See `load_teacher`; a store of targets, which cannot generate.
         ParamsError: An unknown engine, or an empty stop text.
     """
-    if engine not in ENGINES:
-        raise ParamsError(f"engine is {engine!r}; accepted are {', '.join(map(repr, ENGINES))}.")
+    check_value("engine", engine, FIELDS["teacher_engine"])
+    stops = tuple(check_value("stop", stop, FIELDS["teacher_stop"]) or ())
     parsed = parse_template(template, name="template")
     read = _rows_of_queries(queries, text_column)
     parsed.check_columns(read[0].values, read=COLUMNS)
@@ -132,7 +132,7 @@ def generate_with_teacher(
     check_engine(teacher, engine)
     written = teacher.write(
         [render(parsed, row, own_prompt(row.values, parsed, where=f"queries, row {row.number}")) for row in read],
-        GenerationSettings(max_new_tokens, do_sample, temperature, top_p, seed, batch_size, _texts(stop), engine),
+        GenerationSettings(max_new_tokens, do_sample, temperature, top_p, seed, batch_size, stops, engine),
         store=store if isinstance(store, CompletionStore) else CompletionStore(store),
         progress=progress,
     )
@@ -148,13 +148,6 @@ def _learnable_text(completion: Completion) -> str:
     if completion.unusable or not completion.text:
         return ""
     return with_reasoning(completion.text, completion.reasoning) if completion.reasoning else completion.text
-
-
-def _texts(stop: str | Sequence[str]) -> tuple[str, ...]:
-    texts = (stop,) if isinstance(stop, str) else tuple(stop)
-    if not all(isinstance(text, str) and text for text in texts):
-        raise ParamsError(f"stop is {stop!r}; accepted is text, or a list of texts, none of them empty.")
-    return texts
 
 
 def _rows_of_queries(queries: Any, text_column: str) -> list[Row]:

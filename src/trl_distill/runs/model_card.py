@@ -80,7 +80,7 @@ def write_card(trained: Trained, model: PreTrainedModel | None, metrics: Mapping
         settings=_settings(params, preflight, trained.prepared.computes),
         figures={name: metrics[name] for name in FIGURES if name in metrics},
         fenced=_fenced,
-        shown=template_text,
+        as_text=template_text,
         **({} if preflight is None else _usage(folder, model, trained.tokenizer, preflight)),
     )
     return write_text(folder / "README.md", f"{str(card).rstrip()}\n")

@@ -19,7 +19,7 @@ from ..data.split import Split
 from ..evaluation.advice import few_steps, optimizer_steps
 from ..teachers.server_requirements import check_teaches
 from ..trainer.compatibility import check_compiler, check_optimizer, check_vllm
-from ..trainer.compute import describe_compute
+from ..trainer.compute_summary import describe_compute
 from ..trainer.distributed import check_merging, read_whole
 from ..trainer.plan import StudentModel, plan_setup
 from ..trainer.settings import settings_of

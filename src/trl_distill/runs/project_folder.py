@@ -24,7 +24,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from copy import copy
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
@@ -35,6 +35,9 @@ from ..errors import ProjectError
 from ..teachers.multi.entries import read_teachers
 from ..trainer.checkpoints import last_complete
 from .trackers import TENSORBOARD
+
+if TYPE_CHECKING:
+    from accelerate import PartialState
 
 MANIFEST, MARKER = "run.json", ".unfinished"
 WEIGHTS = ("*.safetensors", "*.bin", "*.index.json", "adapter_config.json", "config.json", "generation_config.json")
@@ -56,15 +59,6 @@ FREE_ON_RESUME = frozenset(
 # defaults of an earlier version, which a run that was started with them keeps
 EARLIER_DEFAULTS = {"optimizer": "adamw_torch", "mixed_precision": None}
 NOT_KEPT = frozenset(("overwrite", "resume", "dry_run", "train"))
-
-
-class Ranks(Protocol):
-    """What is needed of the other processes; accelerate's PartialState implements it."""
-
-    is_main_process: bool
-
-    def wait_for_everyone(self) -> None:
-        """Return once all processes have called it."""
 
 
 class Project:
@@ -227,7 +221,7 @@ class Project:
         return last_complete(self.checkpoints)
 
     @contextmanager
-    def writing(self, ranks: Ranks) -> Iterator[Path]:
+    def writing(self, ranks: PartialState) -> Iterator[Path]:
         """Yield one temporary folder to all processes; the main one then moves its files into the project.
 
         Files of an earlier result that the new one does not have are deleted.

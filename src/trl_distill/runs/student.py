@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from ..config.training_params import LLMTrainingParams
 from ..errors import ParamsError
+from ..models.adapters import trainable
 from ..models.architectures import check_causal
 from ..models.loading import ModelSource, resolve, tokenizer_of
 from ..models.own_chat_template import own_tokenizer
@@ -52,17 +53,10 @@ def find_student(params: LLMTrainingParams, *, device: torch.device | str, train
     else:
         check_causal(model.config._name_or_path or type(model).__name__, model.config, role="model")
         tokenizer = copy(own_tokenizer(tokenizer_of(model, trust_remote_code=trust)))  # that one stays as it is
-        weights = Student(lambda: _trainable(model), None, trainer_class)
+        weights = Student(lambda: trainable(model), None, trainer_class)
         student = StudentModel(model.config, tokenizer, model.generation_config, weights, device)
     set_chat_template(student.tokenizer, params.chat_template, trust_remote_code=trust)
     return student
-
-
-def _trainable(model: PreTrainedModel) -> PreTrainedModel:
-    """Return a loaded model with weights that can be trained."""
-    if not any(p.requires_grad for p in model.parameters()):
-        model.requires_grad_(True)  # one that was a teacher, or whose adapter was merged, is frozen
-    return model
 
 
 def model_without_weights(student: StudentModel, params: LLMTrainingParams) -> PreTrainedModel:

@@ -26,7 +26,7 @@ def training_means(history: Sequence[Mapping[str, float]]) -> dict[str, float]:
     """Return the means over a run's steps, as `train_loss`, `train_kl`, ...; the lines must cover all steps.
 
     Args:
-        history: `trainer.state.log_history`; a line stands for the steps since the one before.
+        history: `trainer.state.log_history`; a line covers the steps since the one before.
     """
     sums: dict[str, float] = {}
     counts: dict[str, int] = {}  # a figure is missing from lines whose steps did not measure it

@@ -15,6 +15,7 @@ from ..prompts.serving_template import INPUT, MARK, added_tokens
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+Snippet = tuple[str, Callable[[], "list[int] | None"]]  # the code, and a function that returns the ids it makes
 FIELD = re.compile(MARK.format("(.*?)"))
 LOAD = """\
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -58,7 +59,7 @@ def snippet(example: Example, tokenizer: PreTrainedTokenizerBase, *, new_tokens:
         tokenizer: As it is saved.
         new_tokens: Tokens at most.
     """
-    lines = next(lines for lines, ids in _ways(example, tokenizer) if ids() == example.ids)
+    lines = next(lines for lines, ids in _prompt_snippets(example, tokenizer) if ids() == example.ids)
     used = [name for name in example.values if re.search(rf"\b{_variable(name)}\b", lines)]
     variables = [f"{_variable(name)} = {str(example.values[name])!r}\n" for name in used]
     return "".join(variables) + lines + GENERATE.format(new_tokens=new_tokens)
@@ -79,8 +80,8 @@ def printed(example: Example, model: Any, tokenizer: PreTrainedTokenizerBase, *,
     return str(tokenizer.decode(written, skip_special_tokens=True))
 
 
-def _ways(example: Example, tokenizer: PreTrainedTokenizerBase) -> Iterator[tuple[str, Callable[[], list[int] | None]]]:
-    """Yield ways to make the prompt, the simplest first: the code of each, and a function for its ids."""
+def _prompt_snippets(example: Example, tokenizer: PreTrainedTokenizerBase) -> Iterator[Snippet]:
+    """Yield code that makes the prompt, the simplest first."""
     asked = [{"role": "user", "content": INPUT}]
     if tokenizer.chat_template is not None and all(name.isidentifier() for name in example.options):
         yield _chat(asked, {}, example, tokenizer)
@@ -93,16 +94,14 @@ def _ways(example: Example, tokenizer: PreTrainedTokenizerBase) -> Iterator[tupl
     yield TOKENS.format(ids=example.ids), lambda: example.ids
 
 
-def _chat(
-    prompt: Any, options: Mapping[str, Any], example: Example, tokenizer: PreTrainedTokenizerBase
-) -> tuple[str, Callable[[], list[int] | None]]:
+def _chat(prompt: Any, options: Mapping[str, Any], example: Example, tokenizer: PreTrainedTokenizerBase) -> Snippet:
     more = "".join(f"{name}={value!r}, " for name, value in options.items())
     return CHAT.format(messages=_expression(prompt), more=more), lambda: ChatTemplate(tokenizer).prompt_ids(
         _filled(prompt, example.values), options
     )
 
 
-def _text(example: Example, tokenizer: PreTrainedTokenizerBase) -> Iterator[tuple[str, Callable[[], list[int] | None]]]:
+def _text(example: Example, tokenizer: PreTrainedTokenizerBase) -> Iterator[Snippet]:
     assert isinstance(example.prompt, str)
     text = _filled(example.prompt, example.values)
     whole = list(tokenizer(text)["input_ids"])

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from .on_policy import BatchRandom
     from .setup import DistillationSetup
 else:
-    _Base = object  # so that it can stand in front of any subclass of SFTTrainer
+    _Base = object  # so that it can precede any subclass of SFTTrainer
 
 
 class DistillingTrainer(_Base):

@@ -43,7 +43,7 @@ class CompletionSource:
         setup: The teacher and the recipe.
 
     Raises:
-        DataError: A row has no prompt to write behind, see `on_policy.check_prompts`.
+        DataError: A row has no prompt, see `on_policy.check_prompts`.
     """
 
     def __init__(self, trainer: DistillingTrainer, setup: DistillationSetup) -> None:

@@ -126,9 +126,9 @@ def with_completions(
     recipe: Recipe,
     collate: Callable[[Any], Mapping[str, torch.Tensor]],
 ) -> dict[str, torch.Tensor]:
-    """Return a batch with other completions behind its prompts.
+    """Return a batch with other completions after its prompts.
 
-    A completion that does not fit behind one of its two prompts is cut, and a cut one has no end.
+    A completion that does not fit after one of its two prompts is cut, and a cut one has no end.
 
     Args:
         batch: A batch of `DistillationCollator`.
@@ -147,7 +147,7 @@ def with_completions(
 
 
 def check_prompts(rows: Dataset, fresh: str) -> None:
-    """Refuse rows without a prompt, behind which nothing can be written.
+    """Refuse rows without a prompt, which nothing can complete.
 
     Raises:
         DataError: Naming the first such row.

@@ -135,9 +135,9 @@ class PPOTrainer:
         Raises:
             UsageError: See `PPOConfig.validate`; a model, data or a reward model that cannot be used.
         """
-        from ..models.adapters import is_peft_model
+        from ..models.adapters import is_peft_model, trainable
         from ..models.generation_config import make_saveable
-        from ..models.loading import keep_tokenizer, resolve
+        from ..models.loading import ModelSource, keep_tokenizer, resolve
 
         config = self.config
         config.validate()  # it may have been changed since
@@ -145,9 +145,9 @@ class PPOTrainer:
         given = resolve(config.model, role="model") if isinstance(config.model, str) else config.model
         trust = config.trust_remote_code
         tokenizer, served = _tokenizers(given, trust)
-        rows = _prompts(config, template)
+        rows = _rendered_prompts(config, template)
         reward, reward_tokenizer = _reward(config)
-        model = _student(given, trust)
+        model = ModelSource(given, trust_remote_code=trust).load_model() if isinstance(given, str) else trainable(given)
         _check_lengths(rows, model, tokenizer, config.max_new_tokens)
         lines: list[str] = []
         make_saveable(model, lines.append)
@@ -234,10 +234,10 @@ def _check_folder(config: PPOConfig) -> None:
         )
 
 
-def _prompts(config: PPOConfig, template: Template) -> Dataset:
+def _rendered_prompts(config: PPOConfig, template: Template) -> Dataset:
     """Return the rendered prompts, with the data's columns for a reward function.
 
-    A row's completion stands in the column `reference`.
+    A row's completion is in the column `reference`.
     """
     from datasets import Dataset
 
@@ -317,18 +317,8 @@ def _tokenizers(given: str | PreTrainedModel, trust: bool) -> tuple[PreTrainedTo
     return own, AutoTokenizer.from_pretrained(given, trust_remote_code=trust)
 
 
-def _student(given: str | PreTrainedModel, trust: bool) -> PreTrainedModel:
-    from ..models.loading import ModelSource
-
-    if isinstance(given, str):
-        return ModelSource(given, trust_remote_code=trust).load_model()
-    if not any(parameter.requires_grad for parameter in given.parameters()):
-        given.requires_grad_(True)
-    return given
-
-
 def _check_lengths(rows: Dataset, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, new: int) -> None:
-    """Refuse a prompt behind which the student has no room for a completion."""
+    """Refuse a prompt that leaves the student no room for a completion."""
     from ..models.generation import length_limit
     from ..prompts.prefix_tokenizer import PromptTokens
 

@@ -106,7 +106,7 @@ class PromptDistillationTrainer(DistillationSFTTrainer):
 
     def prepare_teacher_inputs(self, batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Return the teacher's prompts of a batch for `teacher_model.generate`: [B, S], padded on the left."""
-        return self._prompts(batch, "teacher_", self.teacher.tokenizer.pad_token_id)
+        return self._padded_prompts(batch, "teacher_", self.teacher.tokenizer.pad_token_id)
 
     def prepare_sequences(self, batch: Mapping[str, torch.Tensor], *, teacher: bool = False) -> dict[str, torch.Tensor]:
         """Return one model's whole sequences of a batch, prompt and completion: [B, S], padded on the right.
@@ -161,7 +161,7 @@ class PromptDistillationTrainer(DistillationSFTTrainer):
         """Write completions for a batch under the teacher's prompts; override to write new ones for every batch.
 
         Returns:
-            Token ids [B, S + new], prompts padded on the left and completions behind them, as `generate` gives.
+            Token ids [B, S + new], prompts padded on the left, each followed by its completion, as `generate` gives.
         """
         inputs = self.prepare_teacher_inputs(batch)
         prompts = prompts_of(batch)
@@ -201,7 +201,7 @@ class PromptDistillationTrainer(DistillationSFTTrainer):
         assert isinstance(self.data_collator, DistillationCollator)
         return {key: value.to(self.accelerator.device) for key, value in self.data_collator(rows).items()}
 
-    def _prompts(self, batch: Mapping[str, torch.Tensor], prefix: str, pad: int) -> dict[str, torch.Tensor]:
+    def _padded_prompts(self, batch: Mapping[str, torch.Tensor], prefix: str, pad: int) -> dict[str, torch.Tensor]:
         ids, mask = padded_left(prompts_of(batch, prefix), pad)
         device = self.teacher_model.device if prefix else self.accelerator.device
         return {"input_ids": ids.to(device), "attention_mask": mask.to(device)}

@@ -18,7 +18,7 @@ from ..errors import ParamsError
 from ..teachers.server_requirements import check_teaches
 from ..teachers.target_store.reader import StoredTeacher
 from .compatibility import with_lengths
-from .compute import describe_compute
+from .compute_summary import describe_compute
 from .distributed import read_whole
 
 if TYPE_CHECKING:
