@@ -42,17 +42,8 @@ class TeacherSettings:
         progress: Whether bars are shown.
         store: The store of its targets, if they are stored.
         fresh_completions: The setting, with its value, that has completions written while training.
-        logprobs: A server's log-probabilities to use: "auto", "prompt", "top" or "none".
-        strict: Refuse what it does not support, instead of the nearest.
-        allow_text_only: Accept a teacher that gives text only.
-        cross_tokenizer: Match its tokens to those of a student with another tokenizer.
-        chat_template: Replaces its own.
-        revision: Of a Hub model.
-        dtype: Precision that it is loaded in.
-        quantization: "int4", "int8" or None.
-        device_map: As in transformers.
-        trust_remote_code: Whether it may bring its own code.
-        ema_decay: Share of a moving average that each optimizer step keeps.
+
+    The others are the settings of the same names in `DistillationArguments`.
     """
 
     loss: LossSchedule

@@ -6,16 +6,19 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..data.data_fingerprint import fingerprint
+from ..data.data_fingerprint import difference, fingerprint
 from ..data.packing import PackedRows
 from ..data.streaming import is_stream
+from ..errors import ParamsError
 from ..teachers.local.ema import EmaCallback
-from .checkpoints import check_rows, keep_rows, mark_incomplete, to_resume_from
+from .checkpoints import STATE, last_complete
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from .base import DistillingTrainer
+
+ROWS = "rows.txt"  # which rows were learned from
 
 
 class CheckpointKeeper:
@@ -44,16 +47,29 @@ class CheckpointKeeper:
             ParamsError: There is none, or it has learned from other rows.
         """
         if given is True:
-            given = str(to_resume_from(str(self.trainer.args.output_dir)))
-        if given and self.learned_from is not None:
-            check_rows(str(given), *self.learned_from)
+            folder = str(self.trainer.args.output_dir)
+            given = str(last_complete(folder) or "")
+            if not given:
+                raise ParamsError(
+                    f"resume_from_checkpoint is True, but output_dir {folder!r} holds no complete checkpoint; leave it "
+                    "out to start over."
+                )
+        rows = Path(given, ROWS) if given else None
+        if rows is not None and rows.is_file() and self.learned_from is not None:
+            changed = difference(rows.read_text(encoding="utf-8"), *self.learned_from)
+            if changed is not None:
+                raise ParamsError(
+                    f"resume_from_checkpoint is {str(given)!r}, but train_dataset has changed since: {changed}; give "
+                    "the same rows, or leave it out to start over."
+                )
         return given
 
     def begin(self, checkpoint: Path) -> None:
         """Mark a checkpoint as incomplete until Trainer writes its state, and write what is ours."""
-        mark_incomplete(checkpoint)
+        checkpoint.mkdir(parents=True, exist_ok=True)
+        (checkpoint / STATE).unlink(missing_ok=True)
         if self.learned_from is not None:
-            keep_rows(checkpoint, self.learned_from[0])
+            (checkpoint / ROWS).write_text(self.learned_from[0], encoding="utf-8")
         if self.trainer.teacher.capabilities.moves:
             EmaCallback(self.trainer.teacher).average.save(checkpoint)
 

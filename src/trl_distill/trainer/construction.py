@@ -35,24 +35,8 @@ if TYPE_CHECKING:
 class Construction:
     """Checks what a trainer is given, and brings teacher and data into SFTTrainer once that is constructed.
 
-    Args:
-        args: The configuration.
-        model: The student.
-        train_dataset: See `DistillationMixin`.
-        eval_dataset: See `DistillationMixin`.
-        teacher_model: Replaces the configuration's.
-        setup: A set-up that is built already.
-        data_collator: Must be None.
-        kwargs: What else SFTTrainer gets; `formatting_func` is removed.
-
-    Raises:
-        UsageError: See `DistillationMixin`.
-
-    Attributes:
-        model: The student for SFTTrainer.
-        rows: The rows to train on for SFTTrainer.
-        eval_rows: The rows to evaluate on for SFTTrainer.
-        collator: The collator for SFTTrainer.
+    The arguments, and what is raised, are those of `DistillationMixin`; `formatting_func` is removed from
+    `kwargs`. The attributes `model`, `rows`, `eval_rows` and `collator` are for SFTTrainer.
     """
 
     def __init__(
