@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +17,12 @@ from ..teachers.settings import StoreSettings, TeacherSettings
 
 if TYPE_CHECKING:
     from ..config.sft_config import DistillationSFTConfig
+
+# fields of `RemoteSettings` that are settings of a teacher
+OF_SERVERS = (
+    *("endpoint", "concurrency", "timeout", "max_requests", "max_tokens", "max_cost", "price_input", "price_output"),
+    *("top_k", "reasoning"),
+)
 
 
 @dataclass(frozen=True)
@@ -112,7 +118,7 @@ def _teacher(args: DistillationSFTConfig) -> TeacherSettings:
     return TeacherSettings(
         loss=loss_of(args),
         generation=generation,
-        remote=RemoteSettings(**{spec.name: getattr(args, f"teacher_{spec.name}") for spec in fields(RemoteSettings)}),
+        remote=RemoteSettings(**{name: getattr(args, f"teacher_{name}") for name in OF_SERVERS}),
         folder=Path(str(args.output_dir)),
         progress=not args.disable_tqdm,
         store=store,
