@@ -16,6 +16,7 @@ from .triton_sparse import pick_kernel, tail_finish_kernel, tail_sums_kernel
 
 Tensor = torch.Tensor
 WARPS = 4
+NO_MODEL = None, 0, 0, 0, None  # in the place of `Logits.arguments`
 
 
 class DensePass:
@@ -35,18 +36,10 @@ class DensePass:
         """Write values and gradient of a tile."""
         own, theirs = rows.student, self.teacher.logits(rows.span) if self.teacher else None
         tokens = len(rows.labels)
-        heads: dict[str, float | None] = {
-            "SCALE_S": own.head.scale,
-            "CAP_S": own.head.softcap,
-            "SCALE_T": 1.0,
-            "CAP_T": None,
-        }
-        temperatures = [float(own.temperature), 1.0]
-        models = (*own.arguments, None, 0, 0, 0, None)
-        if theirs is not None:
-            models = (*own.arguments, *theirs.arguments)
-            heads |= {"SCALE_T": theirs.head.scale, "CAP_T": theirs.head.softcap}
-            temperatures[1] = float(theirs.temperature)
+        models = (*own.arguments, *(NO_MODEL if theirs is None else theirs.arguments))
+        head, temperature = (LOGITS, 1.0) if theirs is None else (theirs.head, theirs.temperature)
+        temperatures = float(own.temperature), float(temperature)
+        heads = {"SCALE_S": own.head.scale, "CAP_S": own.head.softcap, "SCALE_T": head.scale, "CAP_T": head.softcap}
         how = {**heads, "KIND": self.kind, "ONE": own.temperature == 1, "BLOCK": self.plan.block, "num_warps": WARPS}
         chunks, columns = self.plan.chunks(tokens, own.size)
         sums = None

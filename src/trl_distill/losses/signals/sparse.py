@@ -50,7 +50,8 @@ class TopKSignal:
         """
         normalizer = at_temperature(self.log_normalizers, settings.temperature)
         stored = TopKTokens(self.token_ids, self.log_probs, normalizer)
-        return _loss(student, labels, stored, settings, self.vocabulary)
+        with whole(student) as own:
+            return sparse_loss(own, labels.to(own.hidden.device), stored, settings, self.vocabulary)
 
 
 @dataclass
@@ -76,16 +77,5 @@ class SampledSignal:
             ValueError: A temperature at which nothing was drawn, or a divergence that needs the whole distribution.
         """
         drawn = at_temperature(self.draws, settings.temperature)
-        return _loss(student, labels, drawn, settings, self.vocabulary)
-
-
-def _loss(
-    student: ModelSide,
-    labels: torch.Tensor,
-    stored: TopKTokens | SampledTokens,
-    settings: LossSettings,
-    vocabulary: int,
-) -> DistillationLoss:
-    """Return the loss; what is stored is moved to the student's device after ids are checked where they were read."""
-    with whole(student) as own:
-        return sparse_loss(own, labels.to(own.hidden.device), stored, settings, vocabulary)
+        with whole(student) as own:
+            return sparse_loss(own, labels.to(own.hidden.device), drawn, settings, self.vocabulary)
