@@ -141,6 +141,15 @@ def test_every_kind_of_run_measures_its_rows(more, shows, settings, tmp_path):
     assert all(row["written"] is not None for row in rows)
 
 
+def test_all_prompts_of_the_teacher_are_shown(settings, tmp_path):
+    given = {name: value for name, value in settings.items() if name != "teacher_prompt_template"}
+    given |= {"teacher_prompt_mixture": ["Be brief. {input}", "Give reasons. {input}"], "epochs": 1}
+    result = run(LLMTrainingParams(**{**given, "project_name": str(tmp_path / "run")}))
+    training = json.loads(result.paths["report"].read_text())["training"]
+    assert list(training["prompts"].values()) == ["{input}", "Be brief. {input}", "Give reasons. {input}"]
+    assert training["rows"][0]["divergence"]
+
+
 def test_plain_fine_tuning_has_a_page_of_its_curves(settings, tmp_path):
     plain = {name: value for name, value in settings.items() if "teacher" not in name and "student" not in name}
     plain |= {"trainer": "sft", "project_name": str(tmp_path / "run")}

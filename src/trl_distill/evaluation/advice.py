@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from ..config.setting_names import name_settings
+from ..data.preflight import SAME
 from .interval import mean_interval
 from .page.content import Advice, Logs, TrainedRow, curve
 from .result import AFTER, BEFORE, TEACHER, Evaluation
@@ -82,7 +83,7 @@ def of_data(preflight: Preflight | None) -> Iterator[Advice]:
         text = f"{cut:,} of {rows:,} completions are cut, so that the student learns no end of them; {remedy}."
         yield _advice("most_completions_cut", text)
     if preflight.warning:
-        yield _advice("nothing_saved", _sentence(preflight.warning))
+        yield _advice("teaches_nothing" if preflight.warning == SAME else "nothing_saved", preflight.warning)
 
 
 def of_training(history: Logs, rows: Sequence[TrainedRow], params: LLMTrainingParams) -> Iterator[Advice]:

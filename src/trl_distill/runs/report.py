@@ -15,13 +15,15 @@ from ..data.split import Split
 from ..evaluation.advice import few_steps, of_data, of_training, optimizer_steps
 from ..evaluation.page.content import Advice, Step, Training
 from ..evaluation.page.write import write_report
-from ..teachers.multi.entries import model_name
+from ..teachers.multi.entries import model_name, read_teachers
+from ..teachers.multi.prompt_mixture import read_mixture
 from .model_card import template_text
 from .prepare import NAMES
 
 if TYPE_CHECKING:
     from ..config.training_params import LLMTrainingParams
     from ..trainer.setup import DistillationSetup
+    from .checks import CheckedRun
     from .fit import Trained
     from .trained_rows import TrainedRows
 
@@ -59,11 +61,10 @@ def _training(trained: Trained, rows: TrainedRows | None, metrics: Mapping[str, 
     prepared, trainer = trained.prepared, trained.trainer
     params, setup = prepared.checked.params, prepared.setup
     values = params.to_dict()
-    templates = dict(zip(("student", "teacher"), prepared.checked.templates, strict=True))
     return Training(
         student=model_name(params.model),
         teacher=None if setup is None else _teacher(params, setup),
-        prompts={} if setup is None else {side: template_text(template) for side, template in templates.items()},
+        prompts={} if setup is None else _prompts(prepared.checked),
         steps=trainer.state.global_step,
         seconds=float(trained.metrics.get("train_runtime", 0.0)),
         seed=params.seed,
@@ -86,6 +87,20 @@ def _training(trained: Trained, rows: TrainedRows | None, metrics: Mapping[str, 
 def _teacher(params: LLMTrainingParams, setup: DistillationSetup) -> str:
     """Return the teacher's name as it was given, which a folder's need not be."""
     return params.teacher_model if isinstance(params.teacher_model, str) else setup.teacher.name
+
+
+def _prompts(checked: CheckedRun) -> dict[str, str]:
+    """Return the templates of all sides, as text."""
+    params, (student, teacher) = checked.params, checked.templates
+    if params.teacher_config is not None:
+        entries = read_teachers(params.teacher_config).teachers
+        theirs = {f"teacher {n} ({entry.name})": entry.template for n, entry in enumerate(entries, 1)}
+    elif params.teacher_prompt_mixture is not None:
+        parts = read_mixture(params.teacher_prompt_mixture).teachers
+        theirs = {f"teacher, template {n} ({part.share:.0%})": part.template for n, part in enumerate(parts, 1)}
+    else:
+        theirs = {"teacher": teacher}
+    return {side: template_text(template) for side, template in {"student": student, **theirs}.items()}
 
 
 def versions() -> dict[str, str]:

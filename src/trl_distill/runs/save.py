@@ -86,7 +86,7 @@ def _write_page(trained: Trained, rows: TrainedRows | None, metrics: dict[str, A
         print(f"The page could not be written: {type(error).__name__}: {error}")
         return {}
     for entry in advice:
-        print(f"Warning: {entry.text}")
+        print(f"  warning       {entry.text}")
     return paths
 
 
