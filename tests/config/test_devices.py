@@ -80,7 +80,7 @@ def test_a_store_is_the_one_that_a_device_with_float64_writes(kind, tiny_teacher
         folder = TargetFolder(tmp_path / name)
         settings = TargetSettings(20, (1.0, 2.0), teacher_prompt_template="", generation={}, kind=kind)
         write_targets(load_teacher(str(tiny_teacher_dir)), ROWS, folder, settings, progress=False)
-        return (folder.folder / "shard-00000.parquet").read_bytes()
+        return (folder.path / "shard-00000.parquet").read_bytes()
 
     expected = written("with")
     has_float64.cache_clear()

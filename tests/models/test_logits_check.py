@@ -217,7 +217,7 @@ def test_a_store_of_an_unknown_family_holds_its_own_logits(kind, rows, tiny_mode
     ids = torch.tensor([[*row["teacher_prompt"], *row["completion"]]])
     with torch.no_grad():
         own = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[0, prompt - 1 : -1]
-    stored = StoredTeacher(folder.folder).score(DistillationCollator(pad_token_id=0)([row]))
+    stored = StoredTeacher(folder.path).score(DistillationCollator(pad_token_id=0)([row]))
     if kind == "topk":
         expected = own.log_softmax(-1).gather(1, stored.token_ids)
         assert (stored.log_probs - expected).abs().max() <= 2**-10 * expected.abs().max()  # they are kept in float16

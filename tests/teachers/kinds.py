@@ -66,7 +66,7 @@ def stored(kind: str) -> Any:
         target = TargetFolder(scratch / kind)
         settings = TargetSettings(20, (1.0, 2.0), teacher_prompt_template="", generation={}, kind=kind)
         write_targets(load_teacher(str(folder), device=accelerator()), ROWS, target, settings, progress=False)
-        return StoredTeacher(target.folder)
+        return StoredTeacher(target.path)
 
     make.__name__ = f"stored_{kind}"
     return make

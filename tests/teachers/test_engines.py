@@ -460,7 +460,7 @@ def test_the_command_has_vllm_write_and_score_and_trains_from_the_store(on_cpu, 
         assert done.exit_code == 0, done.output
         assert "not by vLLM" not in done.output
         stored = StoredTeacher(tmp_path / engine)
-        stores[engine] = rows_of_table(stored.folder.folder)
+        stores[engine] = rows_of_table(stored.folder.path)
         assert {shard["engine"] for shard in stored.manifest["shards"]} == {{"vllm": "vLLM"}.get(engine, engine)}
     check_alike(stores["vllm"], stores["transformers"])
     own = ["--teacher-store", str(tmp_path / "vllm"), "--max-steps", "1", "--project-name", str(tmp_path / "run")]

@@ -17,7 +17,7 @@ from trl_distill.teachers.base import Teacher
 from trl_distill.teachers.loading import load_teacher
 from trl_distill.teachers.target_store import writer as teaching
 from trl_distill.teachers.target_store.folder import TargetFolder, TargetRow, sequence_key
-from trl_distill.teachers.target_store.lm_head_file import load_head, save_head
+from trl_distill.teachers.target_store.formats.hidden import load_head, save_head
 from trl_distill.teachers.target_store.reader import StoredTeacher
 from trl_distill.teachers.target_store.writer import TargetSettings, write_targets
 
@@ -55,7 +55,7 @@ def of_kind(kind, **changes):
 
 
 def contents(folder):
-    return {str(p.relative_to(folder.folder)): p.read_bytes() for p in folder.folder.rglob("*") if p.is_file()}
+    return {str(p.relative_to(folder.path)): p.read_bytes() for p in folder.path.rglob("*") if p.is_file()}
 
 
 def full_logits(teacher, rows=ROWS):
@@ -66,7 +66,7 @@ def full_logits(teacher, rows=ROWS):
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_store_is_a_teacher(kind, teacher, folder):
     write(teacher, folder, settings=of_kind(kind))
-    stored = StoredTeacher(folder.folder)
+    stored = StoredTeacher(folder.path)
     assert isinstance(stored, Teacher)
     for name in ("name", "vocabulary", "vocabulary_rows", "length_limit", "stop_ids"):
         assert getattr(stored, name) == getattr(teacher, name), name
@@ -76,7 +76,7 @@ def test_a_store_is_a_teacher(kind, teacher, folder):
 
 def test_a_topk_store_holds_the_likeliest_tokens_and_the_exact_mass_of_the_tail(teacher, folder):
     write(teacher, folder)
-    found = StoredTeacher(folder.folder).score(COLLATE(ROWS))
+    found = StoredTeacher(folder.path).score(COLLATE(ROWS))
     log_p = full_logits(teacher).log_softmax(-1)
     expected = log_p.topk(12)
     assert torch.equal(found.token_ids, expected.indices)
@@ -96,7 +96,7 @@ def test_equal_sequences_are_stored_once(teacher, folder):
 
 def test_a_batch_of_other_rows_in_another_order_is_found(teacher, folder):
     write(teacher, folder)
-    stored = StoredTeacher(folder.folder)
+    stored = StoredTeacher(folder.path)
     together = stored.score(COLLATE(ROWS))
     alone = [stored.score(COLLATE([row])).token_ids for row in reversed(ROWS)]
     assert torch.equal(torch.cat(alone[::-1]), together.token_ids)
@@ -105,7 +105,7 @@ def test_a_batch_of_other_rows_in_another_order_is_found(teacher, folder):
 def test_under_an_empty_prompt_the_first_token_has_no_target(teacher, folder):
     rows = [{"row": 0, "student_prompt": [], "teacher_prompt": [], "completion": [10, 11, 12]}, ROWS[0]]
     write(teacher, folder, rows)
-    stored = StoredTeacher(folder.folder)
+    stored = StoredTeacher(folder.path)
     assert stored.score(COLLATE(rows[:1])).token_ids.shape == (2, 12)
     student_alone = {**ROWS[0], "student_prompt": []}
     assert torch.equal(stored.score(COLLATE([student_alone])).token_ids, stored.score(COLLATE(ROWS[:1])).token_ids[1:])
@@ -113,7 +113,7 @@ def test_under_an_empty_prompt_the_first_token_has_no_target(teacher, folder):
 
 def test_a_row_that_is_not_in_the_store_is_named(teacher, folder):
     write(teacher, folder)
-    stored = StoredTeacher(folder.folder)
+    stored = StoredTeacher(folder.path)
     other = {**ROWS[0], "row": 7, "completion": [10, 11]}
     with pytest.raises(TeacherError, match="no targets for train, row 7"):
         stored.check_rows([ROWS[0], other], name="train")
@@ -154,7 +154,7 @@ def test_what_was_stopped_ends_as_the_uninterrupted_store_and_scores_no_batch_tw
             write(teacher, folder, settings=settings)
     assert not folder.complete
     with pytest.raises(TeacherError, match="is unfinished"):
-        StoredTeacher(folder.folder)
+        StoredTeacher(folder.path)
     with monkeypatch.context() as patch:
         asked = dying_after(teacher, 99, patch)
         write(teacher, folder, settings=settings)
@@ -174,7 +174,7 @@ def test_a_damaged_batch_of_a_shard_that_is_not_there_yet_is_scored_again(
         dying_after(teacher, 1, patch)
         with pytest.raises(Killed):
             write(teacher, folder, settings=settings)
-    (part,) = (folder.folder / ".parts").iterdir()
+    (part,) = (folder.path / ".parts").iterdir()
     damaged = bytearray(part.read_bytes())
     damaged[int(len(damaged) * place)] ^= 1
     part.write_bytes(damaged)
@@ -194,13 +194,13 @@ def flip(content: bytes) -> bytes:
 def test_damaged_files_are_named_and_repaired(name, damage, teacher, folder):
     settings = of_kind("hidden")
     write(teacher, folder, settings=settings)
-    before, path = contents(folder), folder.folder / name
+    before, path = contents(folder), folder.path / name
     if damage is None:
         path.unlink()
     else:
         path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(TeacherError, match=f"{name}"):
-        StoredTeacher(folder.folder)
+        StoredTeacher(folder.path)
     folder.discard_damaged()
     assert write(teacher, folder, settings=settings) == {"m": 2, "s": 1, "t": 0, "h": 0}[name[0]]
     assert contents(folder) == before
@@ -208,12 +208,12 @@ def test_damaged_files_are_named_and_repaired(name, damage, teacher, folder):
 
 def test_every_flipped_bit_of_a_shard_is_found(teacher, folder):
     write(teacher, folder)
-    path = folder.folder / "shard-00000.parquet"
+    path = folder.path / "shard-00000.parquet"
     whole = path.read_bytes()
     for place in range(0, len(whole), 97):
         path.write_bytes(whole[:place] + bytes([whole[place] ^ 16]) + whole[place + 1 :])
         with pytest.raises(TeacherError, match=r"shard-00000\.parquet is damaged: it differs from its checksum"):
-            StoredTeacher(folder.folder)
+            StoredTeacher(folder.path)
 
 
 def test_a_store_is_resumed_with_the_same_settings_only(teacher, folder):
@@ -235,17 +235,17 @@ def test_a_store_is_resumed_with_the_same_settings_only(teacher, folder):
 
 
 def test_a_folder_of_something_else_is_left_alone(teacher, folder):
-    folder.folder.mkdir()
-    (folder.folder / "thesis.txt").write_text("mine")
+    folder.path.mkdir()
+    (folder.path / "thesis.txt").write_text("mine")
     with pytest.raises(TeacherError, match=r"holds 'thesis\.txt'"):
         write(teacher, folder)
     with pytest.raises(TeacherError, match=r"no manifest\.json"):
-        StoredTeacher(folder.folder)
+        StoredTeacher(folder.path)
 
 
 def test_a_student_with_fewer_tokens_is_refused(teacher, folder):
     write(teacher, folder)
-    stored = StoredTeacher(folder.folder)
+    stored = StoredTeacher(folder.path)
     stored.restrict_vocabulary(300)
     assert stored.vocabulary == 280
     with pytest.raises(TeacherError, match="has targets over 280 tokens"):
@@ -254,7 +254,7 @@ def test_a_student_with_fewer_tokens_is_refused(teacher, folder):
 
 def test_top_k_beyond_the_vocabulary_is_the_whole_vocabulary(teacher, folder):
     write(teacher, folder, settings=TargetSettings(**{**vars(SETTINGS), "k": 10_000}))
-    assert StoredTeacher(folder.folder).score(COLLATE(ROWS)).token_ids.shape == (11, 280)
+    assert StoredTeacher(folder.path).score(COLLATE(ROWS)).token_ids.shape == (11, 280)
 
 
 @pytest.mark.parametrize(("vocabulary", "kind"), [(2**16, "uint16"), (2**16 + 1, "uint32")])
@@ -271,7 +271,7 @@ def test_token_ids_are_stored_in_the_smallest_type(vocabulary, kind, folder):
     folder.write_manifest({"complete": False})
     name = "shard-00000.parquet"
     folder.write_shard(name, [row, row], vocabulary=vocabulary)
-    assert str(pq.read_schema(folder.folder / name).field("token_ids").type.value_type) == kind
+    assert str(pq.read_schema(folder.path / name).field("token_ids").type.value_type) == kind
     found = folder.rows({"shards": [{"name": name}]}).get(row.key)
     assert np.array_equal(found.completion, row.completion)
     assert found.arrays.keys() == arrays.keys()
@@ -288,7 +288,7 @@ def test_hidden_states_and_head_are_the_teachers_to_the_bit(dtype, tiny_teacher_
     teacher.restrict_vocabulary(280)
     write(teacher, folder, settings=of_kind("hidden", batch_size=5))
     rows = [ROWS[i] for i in (0, 1, 2, 4)]  # one batch, as it was stored
-    expected, found = teacher.score(COLLATE(rows)), StoredTeacher(folder.folder).score(COLLATE(rows))
+    expected, found = teacher.score(COLLATE(rows)), StoredTeacher(folder.path).score(COLLATE(rows))
     assert found.hidden.dtype == expected.hidden.dtype
     assert torch.equal(found.hidden, expected.hidden)
     assert found.hidden.stride() == expected.hidden.stride()  # by which products are rounded
@@ -309,11 +309,11 @@ def test_hidden_targets_take_every_temperature_and_divergence_and_the_others_wha
     teacher, folder, tmp_path
 ):
     write(teacher, folder, settings=of_kind("hidden"))
-    StoredTeacher(folder.folder).check_loss(LossSettings(0.7, 7.5, "jsd"))
+    StoredTeacher(folder.path).check_loss(LossSettings(0.7, 7.5, "jsd"))
     for kind in ("topk", "sample"):
         other = TargetFolder(tmp_path / kind)
         write(teacher, other, settings=of_kind(kind))
-        stored = StoredTeacher(other.folder)
+        stored = StoredTeacher(other.path)
         stored.check_loss(LossSettings(0.7, 3.0))
         with pytest.raises(TeacherError, match=r"written for the temperatures 1, 3, and distill_temperature is 7\.5"):
             stored.check_loss(LossSettings(0.7, 7.5))
@@ -327,7 +327,7 @@ def test_hidden_targets_take_every_temperature_and_divergence_and_the_others_wha
 @pytest.mark.parametrize("draws", [12, 300])
 def test_drawn_tokens_are_the_likeliest_first_and_as_many_as_were_drawn(draws, teacher, folder):
     write(teacher, folder, settings=of_kind("sample", k=draws))
-    found = StoredTeacher(folder.folder).score(COLLATE(ROWS))
+    found = StoredTeacher(folder.path).score(COLLATE(ROWS))
     for temperature, drawn in found.draws.items():
         log_p = (full_logits(teacher) / temperature).log_softmax(-1)
         assert torch.equal(drawn.token_ids[:, 0], log_p.argmax(1))
@@ -344,7 +344,7 @@ def test_shares_are_the_teachers_probabilities_on_average(teacher, folder):
     """With n draws a share is off by sqrt(p (1 - p) / n) in standard deviation; five of them are never seen."""
     draws = 20_000
     write(teacher, folder, settings=of_kind("sample", k=draws))
-    found = StoredTeacher(folder.folder).score(COLLATE(ROWS))
+    found = StoredTeacher(folder.path).score(COLLATE(ROWS))
     for temperature, drawn in found.draws.items():
         p = (full_logits(teacher) / temperature).softmax(-1)
         ids = drawn.token_ids.clamp(min=0)
@@ -356,7 +356,7 @@ def test_sampled_targets_do_not_depend_on_the_batch(teacher, folder, tmp_path):
     other = TargetFolder(tmp_path / "other")
     write(teacher, folder, settings=of_kind("sample", batch_size=1))
     write(teacher, other, ROWS[::-1], settings=of_kind("sample", batch_size=4))
-    one, two = (StoredTeacher(f.folder).score(COLLATE(ROWS)).draws[3.0] for f in (folder, other))
+    one, two = (StoredTeacher(f.path).score(COLLATE(ROWS)).draws[3.0] for f in (folder, other))
     width = min(one.token_ids.shape[1], two.token_ids.shape[1])
     assert torch.equal(one.token_ids[:, :width], two.token_ids[:, :width])
     assert torch.equal(one.probs[:, :width], two.probs[:, :width])

@@ -92,7 +92,7 @@ class Teacher(Protocol):
         ...
 
     def identity(self) -> dict[str, object]:
-        """All that its completions depend on beside prompt and settings; part of the key of everything stored."""
+        """All that its completions depend on apart from prompt and settings; part of the key of everything stored."""
         ...
 
     def generate(self, prompts: Sequence[Sequence[int]], settings: GenerationSettings) -> list[Completion]:
@@ -146,7 +146,7 @@ class TextTeacher(ABC):
 
     @abstractmethod
     def identity(self) -> dict[str, object]:
-        """All that its completions depend on beside prompt and settings; part of the key of everything stored."""
+        """All that its completions depend on apart from prompt and settings; part of the key of everything stored."""
 
     @abstractmethod
     def write(

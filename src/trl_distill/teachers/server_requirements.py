@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, TypeGuard
 
 from accelerate import PartialState
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
     from ..data.preflight import Preflight
     from ..losses.schedule import LossSchedule
-    from ..prompts.rendering import Prompt
     from .settings import TeacherSettings
 
 LOGPROBS = "teacher_logprobs.jsonl"
@@ -116,41 +115,25 @@ def check_teaches(settings: TeacherSettings, teacher: Teacher, preflight: Prefli
         )
 
 
-def prompt_formatter(server: RemoteTeacher | None) -> Callable[[Prompt], Prompt] | None:
-    """Return how a server reads a prompt whose ids are sent; None for any other teacher."""
-    return server.format_prompt if server is not None and server.reads_ids else None
+def fetch_targets(settings: TeacherSettings, server: RemoteTeacher, rows: Dataset, required: bool) -> float:
+    """Fetch a server's targets of prepared rows, and return the fraction of completion tokens that have any.
 
-
-def target_fetcher(settings: TeacherSettings, server: RemoteTeacher | None) -> Callable[[Dataset, bool], float] | None:
-    """Return a function that fetches a server's targets of prepared rows; None for any other teacher.
-
-    The function's arguments are the rows and whether at least one token must have targets; it returns the fraction of
-    tokens that have any, and raises TeacherError if none has.
+    Raises:
+        TeacherError: None has, though at least one must (`required`); not if the run may learn from its text alone.
     """
-    if server is None:
-        return None
-
-    def fetch(rows: Dataset, required: bool) -> float:
-        coverage = server.fetch_targets(rows, progress=settings.progress)
-        if coverage.known == 0 and required and not settings.allow_text_only:
-            _refuse_silence(settings, server, rows, coverage.tokens)
+    coverage = server.fetch_targets(rows, progress=settings.progress)
+    if coverage.known or not required or settings.allow_text_only:
         return coverage.fraction
-
-    return fetch
-
-
-def _refuse_silence(settings: TeacherSettings, teacher: RemoteTeacher, rows: Dataset, tokens: int) -> None:
-    """Refuse a server without a log-probability of any token, unless there is its text to learn."""
-    written = "teacher" in rows["source"]
-    if written and not settings.strict:
-        return
+    wrote = "teacher" in rows["source"]
+    if wrote and not settings.strict:
+        return coverage.fraction
     reason = (
         "none of its tokens are the student's; drop --strict to learn from its completions alone"
-        if written
+        if wrote
         else "a server that gives log-probabilities of what it writes gives none of the data's own completions; give "
         "--completions teacher, or --distill-alpha 0"
     )
     raise TeacherError(
-        f"teacher_model {teacher.name!r} gave log-probabilities for none of the {tokens:,} completion tokens of train, "
-        f"so there is nothing for the divergence: {reason}."
+        f"teacher_model {server.name!r} gave log-probabilities for none of the {coverage.tokens:,} completion tokens "
+        f"of train, so there is nothing for the divergence: {reason}."
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +22,7 @@ from ..teachers.multi.teacher import MultiTeacher
 from ..teachers.remote.teacher import RemoteTeacher
 from ..teachers.run_requirements import why_in_one_piece
 from ..teachers.same_weights import teaches_nothing
-from ..teachers.server_requirements import prompt_formatter, target_fetcher
+from ..teachers.server_requirements import fetch_targets
 from ..teachers.target_store.chat_template_date import TemplateDate
 from ..teachers.target_store.folder import COMPLETIONS, TargetFolder
 from ..teachers.text.local_text import LocalTextTeacher
@@ -104,9 +104,9 @@ class RecipeMaker:
             vocabulary=teacher.vocabulary,
             reads_text=gives_text,
             tokenizer_pair=teacher.tokenizer_pair if isinstance(teacher, CrossTokenizerTeacher) else None,
-            format_prompt=prompt_formatter(server),
-            estimates=gives_text and prompt_formatter(server) is None,
-            fetch_targets=target_fetcher(self.settings, server),
+            format_prompt=server.format_prompt if server is not None and server.reads_ids else None,
+            estimates=gives_text and not (server is not None and server.reads_ids),
+            fetch_targets=None if server is None else partial(fetch_targets, self.settings, server),
             schedule=self.schedule,
             in_one_piece=why_in_one_piece(self.settings, teacher, server),
             teaches_nothing=cache(lambda: teaches_nothing(loss, teacher, weights)),
@@ -132,7 +132,7 @@ def _writer(settings: TeacherSettings, teacher: Teacher, date: TemplateDate) -> 
         if settings.store is None:
             store = CompletionStore(settings.folder / STORE)
         else:
-            store = CompletionStore(TargetFolder(settings.store.folder).folder / COMPLETIONS)
+            store = CompletionStore(TargetFolder(settings.store.folder).path / COMPLETIONS)
         if reads_text(teacher):
             return teacher.write(prompts, settings.generation, store=store, progress=settings.progress)
         return complete(teacher, prompts, settings.generation, store=store, progress=settings.progress)

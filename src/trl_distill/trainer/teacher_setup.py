@@ -187,7 +187,7 @@ def _set_chat_template(settings: TeacherSettings, teacher: Teacher) -> None:
         owner.tokenizer = own  # type: ignore[misc]
     elif own.chat_template != owner.tokenizer.chat_template:
         raise TeacherError(
-            f"teacher_store {str(owner.folder.folder)!r} was made with another chat template than "
+            f"teacher_store {str(owner.folder.path)!r} was made with another chat template than "
             f"--teacher-chat-template {source!r}; give the same, or make a new store."
         )
 

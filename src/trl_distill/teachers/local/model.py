@@ -79,7 +79,7 @@ class LocalModel:
         raise NotImplementedError
 
     def identity(self) -> dict[str, object]:
-        """What its completions depend on beside prompt and settings: weights, configuration and stop tokens.
+        """What its completions depend on apart from prompt and settings: weights, configuration and stop tokens.
 
         Names and paths are no part of it, so that a folder that was moved is found again.
         """

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from datasets import Features, List, concatenate_datasets
+from datasets import Dataset, Features, List, concatenate_datasets
 
 from ...data.loading import RowReport
 from ...data.preflight import Preflight, notes_of, text_of
@@ -25,9 +25,6 @@ from ...prompts.fitting import check_ids, fit
 from ...prompts.row import Row
 from ...prompts.tokenization import tokenize_prompt
 from .entries import TeacherList, assign_rows, check_rows
-
-if TYPE_CHECKING:
-    from datasets import Dataset
 
 UNASSIGNED = "no teacher takes it"
 RETURNED = (*COLUMNS, "teachers", "teacher_prompts")

@@ -129,9 +129,19 @@ class RemoteTeacher(TextTeacher):
         self.logprobs.recover(keys, store)
         by_key = dict(zip(keys, messages, strict=True))
         missing = {key: own for key, own in by_key.items() if key not in store or self.logprobs.needs_logprobs(key)}
+
+        def send(key: str, messages: list[Message]) -> Answer:
+            request = self._request(key, messages, settings) | self.logprobs.fields()
+            return self.server.complete(request, self.logprobs.read)
+
+        def keep(key: str, answer: Answer) -> None:
+            answer = cut_at_stop_string(answer, settings.stop)
+            self.logprobs.keep_written(key, answer)
+            store.add({key: answer.completion()})
+
         if missing:
             with self.server.reporting_kept(keys, store, "completions"):
-                self._write_missing(missing, settings, store, progress=progress)
+                self.server.send_all(missing, send, keep, description="Teacher writes completions", progress=progress)
         self.logprobs.remember(prompts, keys)
         return self._learnable([store[key] for key in keys])
 
@@ -149,28 +159,6 @@ class RemoteTeacher(TextTeacher):
                 )
             )
         return [replace(completion, reasoning="") for completion in completions]
-
-    def _write_missing(
-        self,
-        missing: Mapping[str, list[Message]],
-        settings: GenerationSettings,
-        store: CompletionStore,
-        *,
-        progress: bool,
-    ) -> None:
-
-        def send(key: str, messages: list[Message]) -> Answer:
-            request = self._request(key, messages, settings) | self.logprobs.fields()
-            return self.server.complete(request, self.logprobs.read)
-
-        def keep(key: str, answer: Answer) -> None:
-            answer = cut_at_stop_string(answer, settings.stop)
-            self.logprobs.keep_written(key, answer)
-            store.add({key: answer.completion()})
-
-        self.server.send_all(
-            missing, send, keep, description=f"{self.settings.role.title()} writes completions", progress=progress
-        )
 
     def _messages(self, prompt: Prompt) -> list[Message]:
         """Return a prompt as chat messages; raise TeacherError if it is, and the endpoint takes text."""

@@ -66,14 +66,14 @@ class TargetFolder:
     """The files of a store."""
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
-        self.folder = Path(folder).expanduser()
+        self.path = Path(folder).expanduser()
 
     def __str__(self) -> str:
-        return f"teacher_store {str(self.folder)!r}"
+        return f"teacher_store {str(self.path)!r}"
 
     @property
     def begun(self) -> bool:
-        return (self.folder / MANIFEST).is_file()
+        return (self.path / MANIFEST).is_file()
 
     @property
     def complete(self) -> bool:
@@ -83,7 +83,7 @@ class TargetFolder:
     def manifest(self) -> Manifest:
         """Return the manifest; raise TeacherError if it is missing, damaged or of another format."""
         try:
-            read = json.loads((self.folder / MANIFEST).read_text(encoding="utf-8"))
+            read = json.loads((self.path / MANIFEST).read_text(encoding="utf-8"))
             found = read["format"]
         except FileNotFoundError:
             raise TeacherError(f"{self} holds no {MANIFEST}; make one with `aitraining teach`.") from None
@@ -96,16 +96,16 @@ class TargetFolder:
         return dict(read)
 
     def write_manifest(self, content: Manifest) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
+        self.path.mkdir(parents=True, exist_ok=True)
         text = json.dumps({**content, "checksum": _checksum_of(content)}, indent=1, sort_keys=True)
-        _write(self.folder / MANIFEST, text.encode() + b"\n")
+        _write(self.path / MANIFEST, text.encode() + b"\n")
 
     def write_shard(self, name: str, rows: Sequence[TargetRow], *, vocabulary: int) -> str:
         """Write a shard and return its checksum.
 
         Token ids are below `vocabulary`; 65,536 and less are stored in two bytes.
         """
-        _write(self.folder / name, _parquet(_table(rows, vocabulary)))
+        _write(self.path / name, _parquet(_table(rows, vocabulary)))
         return self.checksum(name)
 
     def write_part(self, shard: str, number: int, rows: Sequence[TargetRow], *, vocabulary: int) -> None:
@@ -123,18 +123,18 @@ class TargetFolder:
 
     def discard_parts(self, shard: str = "") -> None:
         """Delete the batches of a shard, or of all."""
-        for path in (self.folder / PARTS).glob(f"{shard}*"):
+        for path in (self.path / PARTS).glob(f"{shard}*"):
             path.unlink()
-        if not shard and (self.folder / PARTS).is_dir():
-            (self.folder / PARTS).rmdir()
+        if not shard and (self.path / PARTS).is_dir():
+            (self.path / PARTS).rmdir()
 
     def _part(self, shard: str, number: int) -> Path:
-        return self.folder / PARTS / f"{shard}.{number:03d}"
+        return self.path / PARTS / f"{shard}.{number:03d}"
 
     def checksum(self, name: str) -> str:
         """Return the sha256 of a file; an empty text if it cannot be read."""
         try:
-            return hashlib.sha256((self.folder / name).read_bytes()).hexdigest()
+            return hashlib.sha256((self.path / name).read_bytes()).hexdigest()
         except OSError:
             return ""
 
@@ -152,16 +152,16 @@ class TargetFolder:
         except TeacherError:
             damaged = [MANIFEST]
         for name in damaged:
-            (self.folder / name).unlink(missing_ok=True)
+            (self.path / name).unlink(missing_ok=True)
         return damaged
 
     def check(self, manifest: Manifest) -> None:
         for name in self.damaged(manifest):
-            what = "differs from its checksum" if (self.folder / name).is_file() else "is missing"
+            what = "differs from its checksum" if (self.path / name).is_file() else "is missing"
             raise TeacherError(f"{self}: {name} is damaged: it {what}; {REPAIR}.")
 
     def rows(self, manifest: Manifest) -> TargetTable:
-        return TargetTable([str(self.folder / shard["name"]) for shard in manifest["shards"]])
+        return TargetTable([str(self.path / shard["name"]) for shard in manifest["shards"]])
 
 
 class TargetTable:

@@ -20,7 +20,7 @@ from ...prompts.shared_vocabulary import PROBE
 from ..base import Capabilities
 from .folder import HEAD, TOKENIZER, Manifest, TargetFolder, TargetRow, TargetTable, sequence_key
 from .formats import format_of, padded_together
-from .lm_head_file import load_head
+from .formats.hidden import load_head
 
 if TYPE_CHECKING:
     import os
@@ -77,7 +77,7 @@ class StoredTeacher:
     def tokenizer(self) -> PreTrainedTokenizerBase:
         from transformers import AutoTokenizer
 
-        return AutoTokenizer.from_pretrained(self.folder.folder / TOKENIZER)
+        return AutoTokenizer.from_pretrained(self.folder.path / TOKENIZER)
 
     @property
     def vocabulary_rows(self) -> int:
@@ -156,7 +156,7 @@ class StoredTeacher:
     def _head_on(self, device: torch.device) -> LMHead | None:
         kept = None if self._head is None else self._head.weight
         if self.format.has_head and (kept is None or kept.device != device):
-            self._head = load_head(self.folder.folder / HEAD, device)
+            self._head = load_head(self.folder.path / HEAD, device)
         return self._head
 
     def _find(self, ids: list[int], count: int) -> tuple[TargetRow, int]:

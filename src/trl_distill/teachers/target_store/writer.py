@@ -27,7 +27,7 @@ from ..completions.store import CompletionStore
 from ..local.teacher import LocalTeacher
 from .folder import COMPLETIONS, DATE, FORMAT, HEAD, TOKENIZER, Manifest, TargetFolder, TargetRow, sequence_key
 from .formats import Span, TargetFormat, format_of
-from .lm_head_file import save_head
+from .formats.hidden import save_head
 from .reader import check_same, tokenizer_hash
 from .vllm_scores import Row, VLLMScores, why_unlike
 
@@ -114,7 +114,7 @@ def write_targets(
             folder.write_manifest({**header, "shards": _in_order(done), "files": {}, "complete": False})
             folder.discard_parts(name)
             made += 1
-        if todo and format_.has_head and not (folder.folder / HEAD).is_file():
+        if todo and format_.has_head and not (folder.path / HEAD).is_file():
             scorer.ask(todo[: settings.batch_size])  # it went missing while all shards stayed
     _finish(folder, {**header, "shards": _in_order(done)})
     return made
@@ -173,33 +173,33 @@ def _resumed_manifest(folder: TargetFolder, header: Manifest) -> Manifest:
     if folder.begun:
         manifest = folder.manifest()
         check_same(folder, manifest, json.loads(json.dumps(header)), FIXED)  # tuples are lists in JSON
-        there = [shard for shard in manifest["shards"] if (folder.folder / shard["name"]).is_file()]
+        there = [shard for shard in manifest["shards"] if (folder.path / shard["name"]).is_file()]
         manifest = {**manifest, "shards": there, "files": {}}
         folder.check(manifest)
         return manifest
     known = ("shard-", COMPLETIONS, TOKENIZER, HEAD, DATE, ".")
-    foreign = sorted(p.name for p in folder.folder.glob("*") if not p.name.startswith(known))
+    foreign = sorted(p.name for p in folder.path.glob("*") if not p.name.startswith(known))
     if foreign:
         raise TeacherError(f"{folder} holds {foreign[0]!r}, which is of no store; give another folder.")
     folder.discard_parts()  # their settings are not known
-    (folder.folder / HEAD).unlink(missing_ok=True)
+    (folder.path / HEAD).unlink(missing_ok=True)
     folder.write_manifest(empty)
     return empty
 
 
 def _finish(folder: TargetFolder, content: Manifest) -> None:
-    if (folder.folder / COMPLETIONS).is_file():
-        CompletionStore(folder.folder / COMPLETIONS).settle()
-    tokenizer = sorted((folder.folder / TOKENIZER).iterdir())
+    if (folder.path / COMPLETIONS).is_file():
+        CompletionStore(folder.path / COMPLETIONS).settle()
+    tokenizer = sorted((folder.path / TOKENIZER).iterdir())
     beside = [COMPLETIONS, HEAD, *(f"{TOKENIZER}/{path.name}" for path in tokenizer)]
-    files = {name: folder.checksum(name) for name in beside if (folder.folder / name).is_file()}
+    files = {name: folder.checksum(name) for name in beside if (folder.path / name).is_file()}
     folder.discard_parts()
     folder.write_manifest({**content, "files": files, "complete": True})
 
 
 def _keep_tokenizer(folder: TargetFolder, teacher: Teacher) -> None:
     """Save the teacher's tokenizer into the store, whole or not at all."""
-    target, temporary = folder.folder / TOKENIZER, folder.folder / f".{TOKENIZER}.writing"
+    target, temporary = folder.path / TOKENIZER, folder.path / f".{TOKENIZER}.writing"
     shutil.rmtree(temporary, ignore_errors=True)
     teacher.tokenizer.save_pretrained(temporary)
     shutil.rmtree(target, ignore_errors=True)
@@ -254,7 +254,7 @@ class _Scorer:
         scored = self.teacher.score(self._collate(sides))
         if not isinstance(scored, DenseSignal):
             raise TeacherError(f"{self.teacher.name} gives no full distribution; store the targets of a local model.")
-        path = self.folder.folder / HEAD
+        path = self.folder.path / HEAD
         if self.format.has_head and not path.is_file():
             save_head(scored.head, path, rows=self.format.vocabulary)
         return scored

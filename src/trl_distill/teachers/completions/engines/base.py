@@ -14,11 +14,11 @@ class Writer(Protocol):
     name: str
 
     def identity(self) -> dict[str, Any]:
-        """All that its completions depend on except prompt and settings; part of the key of everything stored."""
+        """See `Teacher.identity`."""
         ...
 
     def generate(self, prompts: Sequence[Sequence[int]], settings: GenerationSettings) -> list[Completion]:
-        """Write one completion for each prompt (token ids), as one batch, in the order given."""
+        """See `Teacher.generate`."""
         ...
 
 

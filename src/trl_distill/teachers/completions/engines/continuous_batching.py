@@ -19,11 +19,7 @@ PROBED, PROBE_TOKENS = 4, 8
 
 
 class ContinuousBatching:
-    """What `generate_batch` runs, with each completion as it is finished.
-
-    Args:
-        teacher: A `LocalTeacher`.
-    """
+    """What `generate_batch` runs, for a `LocalTeacher`, with each completion as it is finished."""
 
     name = "transformers' continuous batching"
 

@@ -28,11 +28,7 @@ logger = logging.getLogger(__name__)
 
 
 class Batches:
-    """A teacher's own `generate`, a batch at a time.
-
-    Args:
-        teacher: Any that writes token ids.
-    """
+    """A teacher's own `generate`, a batch at a time."""
 
     name = "transformers"
 
