@@ -43,7 +43,6 @@ def without_secrets(text: str) -> str:
 
 
 def _exit(sentence: str, code: int, *, debug: bool) -> None:
-    """Print the sentence and exit."""
     if debug:
         click.echo(without_secrets(traceback.format_exc()), err=True, nl=False)
     click.echo(f"aitraining: error: {without_secrets(_line(sentence))}", err=True)

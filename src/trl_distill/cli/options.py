@@ -131,7 +131,6 @@ def unescaped(text: str) -> str:
 
 
 def _option(spec: Field[Any], others: Sequence[str]) -> Setting:
-    """Return the flag of one field."""
     flags = [flag_of(name) for name in (spec.name, *others)]
     help, heading = _help(spec, flags[1:]), spec.metadata["help"].group
     if "bool" not in str(spec.type):
@@ -158,5 +157,4 @@ def _help(spec: Field[Any], others: Sequence[str]) -> str:
 
 
 def _metavar(spec: Field[Any]) -> str:
-    """Return the placeholder of a flag's value."""
     return next((word for kind, word in (("int", "INT"), ("float", "NUMBER")) if kind in str(spec.type)), "TEXT")

@@ -138,7 +138,9 @@ class Recipe(RowRecipe):
             return replace(self, prompt_dropout=0.0).align(rows, split=split, name=name, whole=whole)
         self._check_sources(rows, name)
         # other processes get a copy, which must not hold the teacher; what is asked in text is asked here
-        alone = self if self.reads_text else replace(self, write=_nobody, fetch_targets=None, teaches_nothing=None)
+        alone = (
+            self if self.reads_text else replace(self, write=_refuse_to_write, fetch_targets=None, teaches_nothing=None)
+        )
         tokens = (
             rows.with_format("arrow")  # values go from Arrow to Arrow, without what datasets does with each
             .map(
@@ -297,7 +299,7 @@ def _align_batch(table: pa.Table, *, recipe: RowRecipe, name: str) -> pa.Table:
     return pa.Table.from_pylist(aligned, schema=ALIGNED.arrow_schema)
 
 
-def _nobody(prompts: list[Prompt] | list[list[int]]) -> list[Completion]:
+def _refuse_to_write(prompts: list[Prompt] | list[list[int]]) -> list[Completion]:
     """Take the place of `write` in a process that asks no teacher."""
     raise AssertionError(f"{len(prompts)} prompts for nobody")
 

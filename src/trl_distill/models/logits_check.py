@@ -54,7 +54,7 @@ def check_logits(model: PreTrainedModel, forward: Callable[..., Any]) -> str:
     batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
 
     def found() -> torch.Tensor | None:
-        hidden = attempt(lambda: forward(**batch, completion_labels=labels).hidden)
+        hidden = value_or_none(lambda: forward(**batch, completion_labels=labels).hidden)
         if hidden is None or hasattr(model, OWN_LOGITS):
             return hidden
         with whole(ModelSide(hidden, lm_head_of(model))) as side:  # weights may be sharded
@@ -83,7 +83,7 @@ def check_logits(model: PreTrainedModel, forward: Callable[..., Any]) -> str:
     )
 
 
-def attempt(compute: Callable[[], Found]) -> Found | None:
+def value_or_none(compute: Callable[[], Found]) -> Found | None:
     """Return what a forward gives; None if the model has another form than it asks for."""
     try:
         return compute()

@@ -77,7 +77,6 @@ def fit(prepared: PreparedRun) -> Trained:
 def _make_trainer(
     prepared: PreparedRun, tokenizer: PreTrainedTokenizerBase, callbacks: list[TrainerCallback]
 ) -> Trainer:
-    """Load the student and construct the trainer."""
     params, args, setup = prepared.checked.params, prepared.args, prepared.setup
     model = prepared.student.weights.load()
     make_saveable(model, prepared.state.print)

@@ -180,7 +180,6 @@ class Project:
             )
 
     def _marked(self) -> dict[str, Any]:
-        """Return the content of the marker of an unfinished run."""
         path = self.folder / MARKER
         return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
 
@@ -238,7 +237,6 @@ class Project:
         ranks.wait_for_everyone()
 
     def _publish(self, temporary: Path) -> None:
-        """Move files into the project, and delete those of an earlier result."""
         old = self._replaced(overwrite=False)
         for path in sorted(temporary.iterdir()):
             target = self.folder / path.name

@@ -105,7 +105,6 @@ def _save_model(trained: Trained, model: PreTrainedModel, folder: Path) -> None:
 
 
 def _ready_to_answer(trained: Trained, model: PreTrainedModel) -> PreTrainedModel:
-    """Return the model with its own forward, in evaluation mode."""
     model = trained.trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
     restore_forward(base_of(model))
     return model.eval()

@@ -58,9 +58,10 @@ class CompletionSource:
 
     def start_vllm(self) -> None:
         """Start the engine that writes for the student, if one is asked for."""
-        if self.args.use_vllm:
-            trainer, length = self.trainer, self._recipe.student.limit
-            self.vllm = VLLMWriter(trainer.model, trainer.accelerator, trainer.tokenizer, self.args, length=length)
+        engine, trainer = self.settings.vllm, self.trainer
+        if engine is not None:
+            length = self._recipe.student.limit
+            self.vllm = VLLMWriter(trainer.model, trainer.accelerator, trainer.tokenizer, engine, length=length)
 
     def batches(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         """Return an optimizer step's batches, with new completions if the settings ask for them."""

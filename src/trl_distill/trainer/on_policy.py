@@ -80,7 +80,6 @@ class Bounds:
         vocabulary: int | None,
         limit: int | None,
     ) -> Bounds:
-        """Return a batch's bounds."""
         rows = vocabulary_rows(model.config)
         room = settings.max_new_tokens if limit is None else limit - max(len(p) for p in prompts)
         return cls(

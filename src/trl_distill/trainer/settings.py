@@ -14,6 +14,7 @@ from ..losses.settings import LossSettings
 from ..models.generation import GenerationSettings
 from ..teachers.remote.request_pool import RemoteSettings
 from ..teachers.settings import StoreSettings, TeacherSettings
+from .vllm import VLLMSettings
 
 if TYPE_CHECKING:
     from ..config.sft_config import DistillationSFTConfig
@@ -33,11 +34,13 @@ class CompletionSettings:
         fraction: Share of the batches that the student writes.
         online: Whether the teacher writes the others.
         student: How the student writes.
+        vllm: The engine that writes for the student; None if the student generates itself.
     """
 
     fraction: float
     online: bool
     student: GenerationSettings
+    vllm: VLLMSettings | None
 
 
 @dataclass(frozen=True)
@@ -83,7 +86,9 @@ def settings_of(args: DistillationSFTConfig, *, plain_text: bool = True) -> Dist
         serves=not args.keep_chat_template,
         options=chat_template_options(args),
     )
-    completions = CompletionSettings(args.distill_on_policy_fraction, args.distill_online, _students_generation(args))
+    completions = CompletionSettings(
+        args.distill_on_policy_fraction, args.distill_online, _students_generation(args), _vllm(args)
+    )
     return DistillationSettings(_teacher(args), data, completions, args.max_length, args.chat_template_date)
 
 
@@ -144,4 +149,23 @@ def _students_generation(args: DistillationSFTConfig) -> GenerationSettings:
         max_new_tokens=args.distill_on_policy_max_new_tokens or args.distill_max_teacher_length,
         do_sample=temperature > 0,
         temperature=temperature or 1.0,
+    )
+
+
+def _vllm(args: DistillationSFTConfig) -> VLLMSettings | None:
+    if not args.use_vllm:
+        return None
+    return VLLMSettings(
+        mode=args.vllm_mode,
+        server_base_url=args.vllm_server_base_url,
+        server_timeout=args.vllm_server_timeout,
+        group_port=args.vllm_group_port,
+        tensor_parallel_size=args.vllm_tensor_parallel_size,
+        gpu_memory_utilization=args.vllm_gpu_memory_utilization,
+        max_model_length=args.vllm_max_model_length,
+        max_num_seqs=args.per_device_train_batch_size * args.vllm_tensor_parallel_size,
+        enable_sleep_mode=args.vllm_enable_sleep_mode,
+        model_impl=args.vllm_model_impl,
+        trust_remote_code=args.trust_remote_code,
+        temperature=args.distill_on_policy_temperature,
     )

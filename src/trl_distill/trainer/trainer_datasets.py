@@ -45,11 +45,11 @@ class TrainerDatasets:
     def prepare_own(self) -> None:
         """Prepare the trainer's own datasets; a store of targets replaces the teacher in its set-up."""
         trainer, setup = self.trainer, self.trainer.setup
-        if self.args.chat_template_date is None and self.args.should_save:
+        if setup.settings.chat_template_date is None and self.args.should_save:
             setup.date.keep()
         trainer.train_dataset = self.prepare(trainer.train_dataset, Split.TRAIN)
         trainer.eval_dataset = self.prepare_for_evaluation(trainer.eval_dataset)
-        if self.args.teacher_store is None and not isinstance(setup.teacher, StoredTeacher):
+        if setup.settings.teacher.store is None and not isinstance(setup.teacher, StoredTeacher):
             return
         both = [("train", trainer.train_dataset), *_named(trainer.eval_dataset)]
         if any(is_stream(part) for _, part in both):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,8 +18,25 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from ..config.sft_config import DistillationSFTConfig
     from .on_policy import BatchRandom, Bounds
+
+
+@dataclass(frozen=True)
+class VLLMSettings:
+    """Settings of an engine of vLLM, as `trl.generation.VLLMGeneration` names and explains them."""
+
+    mode: str
+    server_base_url: str | None
+    server_timeout: float
+    group_port: int
+    tensor_parallel_size: int
+    gpu_memory_utilization: float
+    max_model_length: int | None
+    max_num_seqs: int
+    enable_sleep_mode: bool
+    model_impl: str
+    trust_remote_code: bool
+    temperature: float
 
 
 class VLLMWriter:
@@ -28,7 +46,7 @@ class VLLMWriter:
         model: The student, PEFT's wrapper included, as its trainer has it; it says where its folder is.
         accelerator: Its trainer's.
         tokenizer: The student's.
-        args: The trainer's configuration.
+        settings: The engine's.
         length: Tokens that a sequence may have; None for what vLLM finds in the student's configuration.
     """
 
@@ -37,32 +55,21 @@ class VLLMWriter:
         model: PreTrainedModel | PeftModel,
         accelerator: Accelerator,
         tokenizer: PreTrainedTokenizerBase,
-        args: DistillationSFTConfig,
+        settings: VLLMSettings,
         *,
         length: int | None,
     ) -> None:
         from trl.generation import VLLMGeneration
 
         self._device = accelerator.device
-        self._group = accelerator.process_index // args.vllm_tensor_parallel_size
+        self._group = accelerator.process_index // settings.tensor_parallel_size
         with _random_state_kept(self._device):
             self._engine = VLLMGeneration(
                 model=model,
                 accelerator=accelerator,
                 processing_class=tokenizer,
-                mode=args.vllm_mode,
-                server_base_url=args.vllm_server_base_url,
-                server_timeout=args.vllm_server_timeout,
-                group_port=args.vllm_group_port,
-                tensor_parallel_size=args.vllm_tensor_parallel_size,
-                gpu_memory_utilization=args.vllm_gpu_memory_utilization,
-                max_model_length=args.vllm_max_model_length or length,
-                max_num_seqs=args.per_device_train_batch_size * args.vllm_tensor_parallel_size,
-                enable_sleep_mode=args.vllm_enable_sleep_mode,
-                model_impl=args.vllm_model_impl,
-                trust_remote_code=args.trust_remote_code,
-                temperature=args.distill_on_policy_temperature,
                 logprobs=None,
+                **vars(replace(settings, max_model_length=settings.max_model_length or length)),
             )
         self._step: int | None = None
 

@@ -33,7 +33,7 @@ from ...models.generation import (
     seeded_sampling,
 )
 from ...models.loading import ModelSource
-from ...models.logits_check import attempt, check_logits
+from ...models.logits_check import check_logits, value_or_none
 from ...models.padding_free import keeps_rows_apart
 from ..base import Capabilities
 from ..completions.stop_strings import stopping
@@ -209,7 +209,7 @@ class LocalTeacher(LocalModel):
         masked = "flash" not in (self.model.config._attn_implementation or "")
         flattens = (layout.flat or not masked) and not self.writes_through_peft
         if flattens and self._flattens is None:
-            self._flattens = attempt(lambda: keeps_rows_apart(self.model, self._scorer)) is True
+            self._flattens = value_or_none(lambda: keeps_rows_apart(self.model, self._scorer)) is True
         return plan(
             lengths,
             start=start,
