@@ -1,7 +1,7 @@
-"""Writes the tables of flags in README.md and docs/cli.md from the fields they describe: `python docs/flags.py`.
+"""Writes the tables of flags in README.md and docs from the fields they describe: `python docs/flags.py`.
 
-A table stands between `<!-- flags: Heading, Heading -->` and `<!-- end of flags -->`; tests/test_docs.py fails
-where a page differs from what this writes.
+A table stands between `<!-- flags: Heading, Heading -->` and `<!-- end of flags -->`; one of `aitraining evaluate`
+begins with `<!-- flags of evaluate: Heading -->`. tests/test_docs.py fails where a page differs from what this writes.
 """
 
 from __future__ import annotations
@@ -10,17 +10,18 @@ import re
 from pathlib import Path
 from typing import Any
 
+from trl_distill.config.evaluation_settings import EVALUATION_FIELDS
 from trl_distill.config.training_params import FIELDS
 
 ROOT = Path(__file__).parents[1]
-PAGES = ("README.md", "docs/cli.md")
-TABLE = re.compile(r"(<!-- flags: (.+?) -->\n).*?(<!-- end of flags -->)", re.DOTALL)
+PAGES = ("README.md", "docs/cli.md", "docs/evaluation.md")
+TABLE = re.compile(r"(<!-- flags(?: of (evaluate))?: (.+?) -->\n).*?(<!-- end of flags -->)", re.DOTALL)
 
 
-def table(headings: list[str]) -> str:
+def table(headings: list[str], fields: dict[str, Any]) -> str:
     """Return one table of the flags under these headings, in their order."""
     lines = ["| flag | default | meaning |", "|---|---|---|"]
-    under = {heading: [f for f in FIELDS.values() if f.metadata["help"].group == heading] for heading in headings}
+    under = {heading: [f for f in fields.values() if f.metadata["help"].group == heading] for heading in headings}
     for spec in (spec for heading in headings for spec in under[heading]):
         choices = spec.metadata.get("choices")
         meaning = str(spec.metadata["help"]) + (f" One of `{'`, `'.join(choices)}`." if choices else "")
@@ -45,11 +46,11 @@ def filled(page: str) -> str:
     """
 
     def fill(found: re.Match[str]) -> str:
-        headings = found[2].split(", ")
-        unknown = set(headings) - {spec.metadata["help"].group for spec in FIELDS.values()}
+        headings, fields = found[3].split(", "), EVALUATION_FIELDS if found[2] else FIELDS
+        unknown = set(headings) - {spec.metadata["help"].group for spec in fields.values()}
         if unknown:
             raise ValueError(f"no field has the heading {', '.join(sorted(unknown))}")
-        return found[1] + table(headings) + found[3]
+        return found[1] + table(headings, fields) + found[4]
 
     return TABLE.sub(fill, page)
 

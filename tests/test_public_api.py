@@ -28,6 +28,8 @@ NAMES = {
     "TemplateError": "errors",
     "UsageError": "errors",
     "distillation_loss_from_logits": "losses",
+    "evaluate": "runs.evaluate",
+    "evaluate_distillation": "runs.evaluate",
     "fused_distillation_loss": "losses",
     "generate_with_teacher": "runs.generate_with_teacher",
     "get_trainer": "trainer.registry",
@@ -42,6 +44,11 @@ NAMES = {
 SIGNATURES = {
     "train": "params * verbose=",
     "run": "params * verbose=",
+    "evaluate": "model data= **settings",
+    "evaluate_distillation": (
+        "student_model teacher_model= test_data= * teacher_prompt= student_prompt= before= reference_column= metrics= "
+        "output= verbose= **settings"
+    ),
     "get_trainer": "name * use_distillation=",
     "register_trainer": "name target * use_distillation=",
     "parse_template": "source * name",

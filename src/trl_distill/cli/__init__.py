@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from .evaluate_command import evaluate
 from .llm_command import llm
 from .teach_command import teach
 
@@ -20,3 +21,4 @@ def main() -> None:
 
 main.add_command(llm)
 main.add_command(teach)
+main.add_command(evaluate)

@@ -10,6 +10,7 @@ from dataclasses import fields
 import click
 from click.core import ParameterSource
 
+from ..config.fields import CheckedSettings
 from ..config.setting_names import as_flags, settings_named_as
 from ..config.training_params import ALIASES, FIELDS, LLMTrainingParams
 from ..errors import ParamsError
@@ -118,16 +119,28 @@ def params_of(ctx: click.Context) -> LLMTrainingParams:
     """
     path = ctx.params["config"]
     params = read_config(path) if path else LLMTrainingParams()
-    for param in ctx.command.params:
-        name = str(param.name)
-        if name in FIELDS and ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE:
-            value = ctx.params[name]
-            if FIELDS[name].metadata["help"].escapes:
-                value = [unescaped(text) for text in value] if isinstance(value, tuple) else unescaped(value)
-            params.set(name, value, called=typed_flag(ctx, param))
+    set_typed(ctx, params)
     if path:
         refuse_models_in_memory(path, params)
     return params
+
+
+def set_typed(ctx: click.Context, settings: CheckedSettings) -> set[str]:
+    """Set the fields whose flags were typed, and return their names.
+
+    Raises:
+        ParamsError: Naming the flag as it was typed, and what is accepted.
+    """
+    specs, typed = {spec.name: spec for spec in fields(settings)}, set()  # type: ignore[arg-type]
+    for param in ctx.command.params:
+        name = str(param.name)
+        if name in specs and ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE:
+            value = ctx.params[name]
+            if specs[name].metadata["help"].escapes:
+                value = [unescaped(text) for text in value] if isinstance(value, tuple) else unescaped(value)
+            settings.set(name, value, called=typed_flag(ctx, param))
+            typed.add(name)
+    return typed
 
 
 def params_from_command(argv: Sequence[str]) -> LLMTrainingParams:

@@ -72,6 +72,14 @@ class LLMTrainingParams(CheckedSettings, DistillationArguments):
 
     train_split: str = option("train", "Split to train on.", group="Data")
     valid_split: str | None = option(None, "Split to evaluate on (default: a folder's validation files).", group="Data")
+    holdout: float = option(
+        0.0,
+        "Share of the rows to keep aside for evaluation if there is no validation split; rows much like them are left "
+        "out of training.",
+        low=0.0,
+        high=0.9,
+        group="Data",
+    )
     data_config: str | None = option(None, "Configuration name of a Hub dataset.", group="Data")
     text_column: str = option("text", "Column with the input, which is {input} in a template.", group="Data")
     chat_template: str | None = option(

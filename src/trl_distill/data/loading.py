@@ -37,6 +37,10 @@ BUILDERS = ("json", "csv", "text", "parquet", "arrow", "pandas", "xml", "webdata
 Splits = Mapping[str, "Callable[[], Dataset]"]
 
 
+class NoSplit(DataError):
+    """Data without a split of the name that was asked for."""
+
+
 def load_data(
     data_path: Any,
     *,
@@ -258,7 +262,7 @@ def _select(name: str, splits: Splits, spec: str, setting: str) -> Dataset:
     found = {wanted: _split_named(wanted, splits) for wanted in _names(spec)}
     for wanted, split in found.items():
         if split is None:
-            raise DataError(_no_split(name, wanted, splits, setting))
+            raise NoSplit(_no_split(name, wanted, splits, setting))
     parts = {wanted: splits[str(split)]() for wanted, split in found.items()}
     if spec in parts:
         return parts[spec]
@@ -294,7 +298,8 @@ def _from_hub(
             loaded.append(None if split is None else load_dataset(name, config_name, split=split))
             _refuse_leftover(loaded[0])
         except Exception as error:
-            raise DataError(
+            kind = NoSplit if "Unknown split" in str(error) else DataError
+            raise kind(
                 f"data_path {name!r}: no such file or folder here, and no Hub dataset could be loaded "
                 f"({_first_line(error)}); check the name, split and configuration, or give a file."
             ) from error

@@ -232,6 +232,19 @@ def _source_text(source: object, name: str) -> str:
     return read_file(source, name) if is_file_name(source) else source
 
 
+def text_of_file(given: object, name: str) -> object:
+    """Return the text of the file that a prompt's setting names, so that it can be kept; else what was given.
+
+    That stays too if the text would itself be read as the name of a file.
+    """
+    if not isinstance(given, str):
+        return given
+    if not given.startswith("@") and (name.endswith("_system") or not is_file_name(given)):
+        return given
+    text = read_file(given.removeprefix("@"), name)
+    return given if text.startswith("@") or is_file_name(text) else text
+
+
 def is_file_name(text: str) -> bool:
     """Whether a text is the path of an existing file rather than a template."""
     if not text or "{" in text or "\n" in text:

@@ -53,6 +53,8 @@ def fit(prepared: PreparedRun) -> Trained:
     trainer = show_lines(_make_trainer(prepared, tokenizer, [stop, watch, *shown]))
     if state.is_main_process:
         project.begin(params)  # only after everything that can be refused
+        if prepared.data is not None:
+            prepared.data.keep(project.folder)
         if prepared.setup is not None:
             prepared.setup.date.keep()
     state.wait_for_everyone()

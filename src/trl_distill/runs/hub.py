@@ -10,7 +10,10 @@ from ..errors import DistillError, ParamsError
 from ..evaluation.page import DATA, PAGE
 
 # files of the run that are not part of its result
-KEPT_BACK = ["checkpoints/*", "teacher_completions.jsonl", "teacher_logprobs.jsonl", ".*"]
+KEPT_BACK = [
+    *("checkpoints/*", "teacher_completions.jsonl", "teacher_logprobs.jsonl", "student_completions.jsonl"),
+    *("held_out.jsonl", "judge_answers.jsonl", ".*"),
+]
 WITH_ROWS = [PAGE, DATA]  # they show rows of the data
 
 

@@ -12,7 +12,6 @@ from transformers import set_seed
 from ..config.sft_config import DistillationSFTConfig, from_params
 from ..config.training_params import LLMTrainingParams
 from ..data.data_fingerprint import fingerprint
-from ..data.loading import load_data
 from ..data.preflight import COMPUTES, Preflight
 from ..data.sft_rows import check_marks, plain_rows
 from ..data.split import Split
@@ -26,6 +25,7 @@ from ..trainer.settings import settings_of
 from ..trainer.setup import DistillationSetup, build_setup, name_objects
 from .checks import CheckedRun, check_target_modules
 from .result import RunResult
+from .run_data import RunData, load_run_data
 from .student import find_student, model_without_weights
 from .trackers import check_trackers
 
@@ -50,6 +50,7 @@ class PreparedRun:
         computes: How the run computes, see `describe_compute`.
         preflights: Figures of the rows, if there is a teacher.
         setup: The teacher, or the store of its targets, and what goes with it; None for plain SFT.
+        data: The rows as they were loaded.
     """
 
     checked: CheckedRun
@@ -60,6 +61,7 @@ class PreparedRun:
     computes: str
     preflights: dict[Split, Preflight] = field(default_factory=dict)
     setup: DistillationSetup | None = None
+    data: RunData | None = None
 
     @property
     def named_datasets(self) -> list[tuple[str, Dataset]]:
@@ -86,18 +88,14 @@ def prepare(checked: CheckedRun, *, writes_store: bool = False) -> PreparedRun:
         UsageError: Something that was asked for cannot be done; raised before a model loads.
     """
     params = checked.params
-    train, valid = load_data(
-        params.data_path,
-        train_split=params.train_split,
-        valid_split=params.valid_split,
-        config_name=params.data_config,
-    )
-    datasets = {Split.TRAIN: train} if valid is None else {Split.TRAIN: train, Split.EVAL: valid}
+    data = load_run_data(params, checked.templates)
     args = _trainer_config(params)
-    if valid is None:
+    if data.held_out is None:
         args.eval_strategy = "no"  # nothing to evaluate on
     set_seed(params.seed)
     state = PartialState(cpu=args.use_cpu)
+    if data.note:
+        state.print(data.note)
     device = "cpu" if args.use_cpu else state.device
     student = find_student(params, device=device, trainer_class=checked.trainer_class)
     check_trackers(params)
@@ -106,8 +104,8 @@ def prepare(checked: CheckedRun, *, writes_store: bool = False) -> PreparedRun:
     if params.peft:
         check_target_modules(params.target_modules, outline)
     if params.distills:
-        return _for_teacher(checked, args, state, student, outline, datasets, writes_store=writes_store)
-    return _for_plain_sft(checked, args, state, student, outline, datasets)
+        return _for_teacher(checked, args, state, student, outline, data, writes_store=writes_store)
+    return _for_plain_sft(checked, args, state, student, outline, data)
 
 
 def _trainer_config(params: LLMTrainingParams) -> DistillationSFTConfig:
@@ -128,7 +126,7 @@ def _for_plain_sft(
     state: PartialState,
     student: StudentModel,
     outline: PreTrainedModel,
-    datasets: dict[Split, Dataset],
+    data: RunData,
 ) -> PreparedRun:
     """Return the run with rows as SFTTrainer takes them."""
     params = checked.params
@@ -136,14 +134,15 @@ def _for_plain_sft(
     if params.assistant_only_loss:
         check_marks(student.tokenizer)
     prepared = {}
-    for split, data in datasets.items():
-        prepared[split], report = plain_rows(data, params, name=NAMES[split])
+    for split, rows in data.datasets.items():
+        prepared[split], report = plain_rows(rows, params, name=NAMES[split])
+        report = data.counted(report, split)
         line = f"\n  {COMPUTES}{computes}" if split is Split.TRAIN else ""
         state.print(f"Pre-flight ({NAMES[split]})\n  rows          {report.summary()}{line}")
         if split is Split.TRAIN:
             _check_rows(checked, prepared[split], fields=None)
             _warn_of_few_steps(len(prepared[split]), params, state)
-    return PreparedRun(checked, args, state, student, prepared, computes)
+    return PreparedRun(checked, args, state, student, prepared, computes, data=data)
 
 
 def _for_teacher(
@@ -152,14 +151,14 @@ def _for_teacher(
     state: PartialState,
     student: StudentModel,
     outline: PreTrainedModel,
-    datasets: dict[Split, Dataset],
+    data: RunData,
     *,
     writes_store: bool,
 ) -> PreparedRun:
     """Return the run with rows for a teacher; all are read before the teacher writes for any."""
     params = checked.params
     given = None if isinstance(params.teacher_model, str) else params.teacher_model
-    plan = plan_setup(params, given, student=params.model, data=datasets[Split.TRAIN], templates=checked.templates)
+    plan = plan_setup(params, given, student=params.model, data=data.train, templates=checked.templates)
     # under "sft" a row of text alone is learned as SFT would, else it is the prompt of a completion
     settings = settings_of(args, plain_text=params.trainer == "sft")
     setup = build_setup(settings, student, plan, writing=writes_store)
@@ -169,7 +168,8 @@ def _for_teacher(
     recipe, teacher = setup.recipe, setup.teacher
     computes = describe_compute(args, outline, teacher=teacher, quantization=params.quantization)
     sample = DRY_RUN_ROWS if params.dry_run and not writes_store else None
-    rows_read = {split: recipe.read(data, name=NAMES[split]) for split, data in datasets.items()}
+    rows_read = {split: recipe.read(rows, name=NAMES[split]) for split, rows in data.datasets.items()}
+    rows_read = {split: (rows, data.counted(report, split)) for split, (rows, report) in rows_read.items()}
     _check_rows(checked, rows_read[Split.TRAIN][0], fields=recipe.fields)
     prepared, preflights = {}, {}
     for split, rows in rows_read.items():
@@ -183,7 +183,7 @@ def _for_teacher(
             check_teaches(settings.teacher, teacher, preflights[split])
             if not writes_store:
                 _warn_of_few_steps(len(rows_read[split][0]), params, state)
-    run = PreparedRun(checked, args, state, student, prepared, computes, preflights, setup)
+    run = PreparedRun(checked, args, state, student, prepared, computes, preflights, setup, data)
     if sample is not None:
         state.print(f"Dry run: figures are of the first {sample} rows at most; nothing was trained.")
         return run

@@ -8,6 +8,8 @@ project/
   metrics.json                        figures
   report.html, report.json            the page, and what it shows as data
   teacher_completions.jsonl           the teacher's completions
+  student_completions.jsonl           the student's, written in evaluations
+  held_out.jsonl                      rows that were kept aside for evaluations
   teacher_logprobs.jsonl              a server's log-probabilities of them
   checkpoints/                        to resume from
   tensorboard/                        files of TensorBoard, with `--log tensorboard`
@@ -32,6 +34,7 @@ from ..config.training_params import FIELDS, LLMTrainingParams
 from ..data.atomic_file import write_text
 from ..data.data_fingerprint import difference
 from ..errors import ProjectError
+from ..prompts.template import text_of_file
 from ..teachers.multi.entries import read_teachers
 from ..trainer.checkpoints import last_complete
 from .trackers import TENSORBOARD
@@ -40,6 +43,7 @@ if TYPE_CHECKING:
     from accelerate import PartialState
 
 MANIFEST, MARKER = "run.json", ".unfinished"
+HELD_OUT = "held_out.jsonl"
 WEIGHTS = ("*.safetensors", "*.bin", "*.index.json", "adapter_config.json", "config.json", "generation_config.json")
 LOG = "metrics.jsonl"
 OURS = ("README.md", "config.yaml", "metrics.json", LOG)
@@ -58,6 +62,7 @@ FREE_ON_RESUME = frozenset(
 )
 # defaults of an earlier version, which a run that was started with them keeps
 EARLIER_DEFAULTS = {"optimizer": "adamw_torch", "mixed_precision": None}
+PROMPTS = ("teacher_prompt_template", "student_prompt_template", "teacher_system", "student_system")
 NOT_KEPT = frozenset(("overwrite", "resume", "dry_run", "train"))
 
 
@@ -149,9 +154,10 @@ class Project:
 
     def _check_same(self, name: str, params: LLMTrainingParams) -> None:
         """Refuse to resume a run with settings that change what it learns."""
-        before = self._begun_with()
+        before, named = self._begun_with(), params.to_dict()
         for key, value in _params_to_keep(params).items():
-            if key not in FREE_ON_RESUME and before.get(key, value) != value:
+            # an earlier version kept the name of a prompt's file
+            if key not in FREE_ON_RESUME and before.get(key, value) not in (value, named[key]):
                 raise ProjectError(
                     f"{name} holds an unfinished run with {key} {before[key]!r}, and this one has {value!r}; give the "
                     "same with --resume, or start over with --overwrite."
@@ -274,7 +280,8 @@ class Project:
 
 
 def _params_to_keep(params: LLMTrainingParams) -> dict[str, Any]:
-    """Return the parameters for config.yaml, with the content of a file that lists teachers."""
+    """Return the parameters for config.yaml, with the content of files: prompts, and a list of teachers."""
     values = {k: v for k, v in params.to_dict().items() if k not in NOT_KEPT}
+    values |= {name: text_of_file(values[name], name) for name in PROMPTS}
     listed = params.teacher_config
     return values if listed is None else {**values, "teacher_config": read_teachers(listed).to_dict()}

@@ -13,6 +13,7 @@ from ..models.completion_forward import restore_forward
 from ..models.generation_config import make_saveable
 from ..models.loading import keep_tokenizer
 from ..trainer.model_setup import is_sharded
+from .evaluation_inputs import remember_run
 from .fit import Trained
 from .hub import push
 from .metrics_file import MetricsFile
@@ -55,6 +56,8 @@ def save(trained: Trained) -> RunResult:
     if base_of(model) is model:
         model.config._name_or_path = str(checked.project.folder)
     keep_tokenizer(model, trained.tokenizer)
+    data = trained.prepared.data
+    remember_run(model, checked.params, checked.project.folder, None if data is None else data.held_out)
     return RunResult(model, trained.tokenizer, metrics, paths, trainer)
 
 

@@ -1,0 +1,237 @@
+"""Whether a student works without its teacher's prompt: `evaluate_distillation`, `evaluate`, `aitraining evaluate`."""
+
+from __future__ import annotations
+
+import copy
+import os
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..config.evaluation_settings import EVALUATION_FIELDS, EvaluationSettings
+from ..config.setting_names import in_python, settings_named_as
+from ..config.training_params import FIELDS, LLMTrainingParams
+from ..errors import ParamsError
+from .evaluation_inputs import (
+    KnownRun,
+    evaluated_params,
+    read_project,
+    rows_to_evaluate,
+    run_of,
+    teacher_from_store,
+)
+from .library_output import quiet, without_library_bars
+
+if TYPE_CHECKING:
+    from ..evaluation.result import Evaluation
+
+# what the functions call a setting of a run
+NAMES = {
+    "teacher_prompt_template": "teacher_prompt",
+    "student_prompt_template": "student_prompt",
+    "data_path": "test_data",
+    "metric": "metrics",
+    "student": "student_model",
+}
+PYTHON = in_python({**FIELDS, **EVALUATION_FIELDS}, NAMES)
+OUTPUT = "evaluation"  # of the command, without a project
+
+
+class EvaluationFigures(dict[str, Any]):
+    """Figures by name, in the guide's words, and the whole `evaluation` they are from."""
+
+    def __init__(self, figures: Mapping[str, Any], evaluation: Evaluation) -> None:
+        super().__init__(figures)
+        self.evaluation = evaluation
+
+
+class Score(float):
+    """A student's mean score, from 0 to 100, with all `figures` on it."""
+
+    figures: EvaluationFigures
+
+
+@settings_named_as(PYTHON)
+def evaluate_distillation(
+    student_model: Any,
+    teacher_model: Any = None,
+    test_data: Any = None,
+    *,
+    teacher_prompt: Any = None,
+    student_prompt: Any = None,
+    before: Any = None,
+    reference_column: str | None = None,
+    metrics: str | Sequence[str] = (),
+    output: str | os.PathLike[str] | None = None,
+    verbose: bool = False,
+    **settings: Any,
+) -> EvaluationFigures:
+    """Compare a student before and after training with its teacher, on rows that it was not trained on.
+
+    Example:
+        >>> figures = evaluate_distillation(model, test_data=["What is 2 + 2?"])  # doctest: +SKIP
+        >>> figures["output_similarity"], figures["speedup"], figures["prompt_compression"]  # doctest: +SKIP
+
+    A model that `train` returned, or the project folder of a run, knows its teacher, its prompts and the rows that its
+    run kept aside; whatever is given here takes their place.
+
+    Args:
+        student_model: The trained student: a model, a folder, or a Hub name.
+        teacher_model: The teacher, in the forms of a run (default: the run's).
+        test_data: Texts, or rows in the forms of a run (default: those that the run kept aside).
+        teacher_prompt: The template that the teacher reads (default: the run's, else `{input}`).
+        student_prompt: The template that the student reads (default: the run's, else `{input}`).
+        before: The student before training (default: an adapter's base, else the model that the run started from).
+        reference_column: Column with what the completion should be (default: the data's completions).
+        metrics: One name or several, see `aitraining evaluate --help`; the first one decides.
+        output: Folder for the report and for what was written (default: the run's project; without a run, none).
+        verbose: Show all messages and bars of the libraries too.
+        **settings: Other settings of `aitraining evaluate`, such as `teacher_system` or `max_new_tokens`.
+
+    Returns:
+        `output_similarity` (chrF of the student's completions against the teacher's, 0 to 100), `speedup` (the
+        teacher's seconds per query divided by the student's), `prompt_compression` (characters of the teacher's prompt
+        divided by the student's), and all else that was found, see docs/evaluation.md.
+
+    Raises:
+        UsageError: Something that cannot be found or evaluated; raised before a model loads.
+    """
+    given = {"teacher_prompt_template": teacher_prompt, "student_prompt_template": student_prompt}
+    given |= {"teacher_model": teacher_model, **settings}
+    own = {"reference_column": reference_column, "metric": metrics or None, "output": output}
+    for name in list(given):
+        if name in EVALUATION_FIELDS:
+            own[name] = given.pop(name)
+    evaluation = _evaluate(
+        student_model,
+        _set(EvaluationSettings(), own),
+        {name: value for name, value in given.items() if value is not None},
+        run=run_of(student_model),
+        data=_as_rows(test_data, settings.get("text_column", "text")),
+        before=before,
+        verbose=verbose,
+    )
+    from ..evaluation.figures import figures_of
+
+    return EvaluationFigures(figures_of(evaluation), evaluation)
+
+
+def evaluate(model: Any, data: Any = None, **settings: Any) -> Score:
+    """Return one number that says how good a student is, for `max(results, key=results.get)`.
+
+    It is the student's mean score against the references, or against the teacher's completions if there are none, from
+    0 to 100; see `evaluate_distillation`, whose arguments it has and whose mapping is in its `figures`.
+
+    Args:
+        model: The trained student: a model, or the project folder of a run.
+        data: Rows (default: those that the run kept aside, see `holdout`).
+        **settings: Other arguments of `evaluate_distillation`.
+
+    Raises:
+        DataError: There are no rows.
+        UsageError: See `evaluate_distillation`.
+    """
+    figures = evaluate_distillation(model, test_data=data, **{"timed_queries": 0, **settings})
+    score = Score(figures["score"])
+    score.figures = figures
+    return score
+
+
+def evaluate_project(
+    project: str | None, settings: EvaluationSettings, overrides: Mapping[str, Any], *, verbose: bool = False
+) -> Evaluation:
+    """Evaluate the student of a project, or one that is named by hand; see `aitraining evaluate`.
+
+    Args:
+        project: The folder of a run; None if everything is named.
+        settings: How it is evaluated.
+        overrides: Settings of a run that take the place of the project's.
+        verbose: Show all messages and bars of the libraries too.
+    """
+    student = settings.student or project
+    if student is None:
+        raise ParamsError("there is nothing to evaluate; give the folder of a run, or --student with a model.")
+    run = run_of(student) if project is None else read_project(Path(project).expanduser())
+    if run is None and settings.output is None:
+        settings.output = OUTPUT
+    given = dict(overrides)
+    named = {"data": given.pop("data_path", None), "before": given.pop("model", None)}
+    return _evaluate(student, settings, given, run=run, **named, verbose=verbose)
+
+
+def _evaluate(
+    student: Any,
+    settings: EvaluationSettings,
+    overrides: dict[str, Any],
+    *,
+    run: KnownRun | None,
+    data: Any,
+    before: Any,
+    verbose: bool,
+) -> Evaluation:
+    params = _params(run, overrides)
+    with ExitStack() as stack:
+        if not verbose:
+            stack.enter_context(quiet(four_bits="int4" in (params.quantization, params.teacher_quantization)))
+            stack.enter_context(without_library_bars())
+        params.project_name = str(stack.enter_context(_folder(run, settings)))
+        rows, source = rows_to_evaluate(run, data, split=settings.split, config_name=params.data_config)
+        from .evaluation_run import run_evaluation
+
+        return run_evaluation(
+            params,
+            settings,
+            student=os.fspath(student) if isinstance(student, os.PathLike) else student,
+            before=before,
+            rows=rows,
+            source=source,
+            run=run,
+        )
+
+
+def _set(settings: EvaluationSettings, given: Mapping[str, object]) -> EvaluationSettings:
+    for name, value in given.items():
+        if value is not None:
+            settings.set(name, value)
+    return settings
+
+
+def _params(run: KnownRun | None, overrides: Mapping[str, Any]) -> LLMTrainingParams:
+    """Return the settings of a run, with what was given in their place."""
+    params = LLMTrainingParams(dtype="auto") if run is None else copy.copy(run.params)
+    if run is not None and "teacher_model" not in overrides:
+        params.teacher_model = params.teacher_model or teacher_from_store(params)
+    for name, value in overrides.items():
+        params.set(name, value)
+    if "teacher_model" in overrides:
+        params.teacher_config = None
+    if "teacher_prompt_template" in overrides:
+        params.teacher_prompt_mixture = None
+    params = evaluated_params(params)
+    if params.teacher_model is None and params.teacher_config is None:
+        raise ParamsError(
+            "teacher_model is missing; give --teacher-model the model that the student learned from, with "
+            "--teacher-prompt-template or --teacher-system."
+        )
+    return params
+
+
+@contextmanager
+def _folder(run: KnownRun | None, settings: EvaluationSettings) -> Iterator[Path]:
+    """Yield the folder that keeps what is written: the run's project, else the output, else one that is deleted."""
+    if run is not None:
+        yield run.folder
+    elif settings.output is not None:
+        yield Path(settings.output).expanduser()
+    else:
+        with tempfile.TemporaryDirectory(prefix="trl-distill-evaluation-") as folder:
+            yield Path(folder)
+
+
+def _as_rows(data: Any, text_column: str) -> Any:
+    """Return texts as rows, and anything else as it is."""
+    if isinstance(data, (list, tuple)) and data and all(isinstance(text, str) for text in data):
+        return [{text_column: text} for text in data]
+    return data

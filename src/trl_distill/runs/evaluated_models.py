@@ -1,0 +1,113 @@
+"""The models of an evaluation, found as a run finds its student and its teacher."""
+
+from __future__ import annotations
+
+import copy
+from typing import TYPE_CHECKING, Any
+
+from accelerate import PartialState
+
+from ..config.sft_config import from_params
+from ..config.training_params import LLMTrainingParams
+from ..data.preparation import Recipe
+from ..errors import ParamsError
+from ..evaluation.models import EvaluatedModels, student_named, students_in_folder, students_in_memory
+from ..models.loading import ModelSource, resolve
+from ..prompts.system_message import templates_of
+from ..teachers.local.ema import EMA
+from ..teachers.local.teacher import LocalTeacher
+from ..teachers.local.weights import SELF
+from ..trainer.plan import StudentModel, plan_setup
+from ..trainer.settings import settings_of
+from ..trainer.setup import build_setup
+from .student import find_student
+
+if TYPE_CHECKING:
+    from ..teachers.base import Teacher
+
+
+def find_models(params: LLMTrainingParams, *, student: Any, before: Any = None) -> EvaluatedModels:
+    """Return the students, the teacher and the recipe of an evaluation; weights are read when they are first needed.
+
+    Args:
+        params: What `evaluated_params` returned; `model` is the student before training, if its weights are in files.
+        student: The trained student: a folder, a Hub name, or a loaded model.
+        before: The student before training, if it was named; else an adapter's base, else the run's own.
+
+    Raises:
+        UsageError: Something that cannot be found or evaluated; raised before a model loads.
+    """
+    _check_one_teacher(params)
+    args = from_params(params)
+    state = PartialState(cpu=args.use_cpu)
+    own = copy.copy(params)
+    own.model, own.quantization = student, None
+    found = find_student(own, device="cpu" if args.use_cpu else state.device, trainer_class=object)
+    after, base = _students(found, student, params)
+    if before is not None or base is None:
+        base = _before(params.model if before is None else before, found, params)
+    plan = plan_setup(params, _given(params, base), student=student, data=None, templates=templates_of(params))
+    setup = build_setup(settings_of(args), found, plan)
+    if setup.note:
+        state.print(setup.note)
+    assert isinstance(setup.recipe, Recipe)
+    return EvaluatedModels(after, base, setup.teacher, setup.recipe)
+
+
+def _check_one_teacher(params: LLMTrainingParams) -> None:
+    """Refuse runs of several teachers or prompts, and a teacher that is not kept."""
+    if params.teacher_config is not None:
+        raise ParamsError(
+            "teacher_config lists several teachers, and an evaluation compares with one; name it with --teacher-model, "
+            "and its prompt with --teacher-prompt-template."
+        )
+    if params.teacher_prompt_mixture is not None:
+        raise ParamsError(
+            "teacher_prompt_mixture lists several prompts, and an evaluation compares with one; give it with "
+            "--teacher-prompt-template."
+        )
+    if params.teacher_model == EMA:
+        raise ParamsError(
+            "teacher_model is 'ema', an average of the student that is not kept after the run; give --teacher-model "
+            "self, or the name of a model."
+        )
+
+
+def _students(found: StudentModel, student: Any, params: LLMTrainingParams) -> tuple[LocalTeacher, LocalTeacher | None]:
+    if found.source is None:
+        return students_in_memory(student, found.tokenizer)
+    return students_in_folder(found.source, found.tokenizer, quantization=params.quantization)
+
+
+def _before(given: Any, found: StudentModel, params: LLMTrainingParams) -> LocalTeacher | None:
+    """Return the student before training; None if it was in memory alone."""
+    if given is None:
+        return None
+    if not isinstance(given, str):
+        return students_in_memory(given, found.tokenizer)[0]
+    source = ModelSource(
+        resolve(given, role="model"),
+        dtype=params.dtype,
+        device=found.device,
+        attn_implementation=params.attn_implementation,
+        trust_remote_code=params.trust_remote_code,
+    )
+    return student_named(source, found.tokenizer)
+
+
+def _given(params: LLMTrainingParams, before: LocalTeacher | None) -> str | Teacher | None:
+    """Return the teacher; "self" is the student before training."""
+    if params.teacher_model != SELF:
+        return params.teacher_model
+    if before is None:
+        raise ParamsError(
+            "teacher_model is 'self', the student before training, whose weights are not there any more; name it with "
+            "--before, or give --teacher-model."
+        )
+    return LocalTeacher(
+        SELF,
+        weights=before.weights,
+        config=before.config,
+        tokenizer=before.tokenizer,
+        generation_config=before._generation_config,
+    )

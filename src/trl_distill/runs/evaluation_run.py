@@ -1,0 +1,190 @@
+"""One evaluation from its settings to its result: the models, the rows, the stores, what is printed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..config.evaluation_settings import EvaluationSettings
+from ..config.setting_names import name_settings
+from ..config.training_params import LLMTrainingParams
+from ..errors import ParamsError
+from ..evaluation.advice import of_evaluation
+from ..evaluation.cost import Prices
+from ..evaluation.judge import judge_pairs, load_judge
+from ..evaluation.metrics import metrics_for
+from ..evaluation.page.write import write_report
+from ..evaluation.questions import NAME, QuestionReader, references_of
+from ..evaluation.run import Judge, Measures, evaluate_sides
+from ..evaluation.sides import Sides, Stores
+from ..evaluation.table import table_of
+from ..evaluation.writing import VLLM
+from ..models.generation import GenerationSettings
+from ..teachers.completions.engines.selection import check_engine
+from ..teachers.completions.store import CompletionStore
+from ..teachers.remote.request_pool import RemoteSettings
+from ..trainer.recipe_setup import STORE
+from .evaluated_models import find_models
+from .evaluation_inputs import KnownRun
+from .report import versions
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from datasets import Dataset
+
+    from ..evaluation.models import EvaluatedModels
+    from ..evaluation.page.content import Advice
+    from ..evaluation.result import Evaluation, Judgement, Side
+
+STUDENTS, JUDGED = "student_completions.jsonl", "judge_answers.jsonl"
+
+
+def run_evaluation(
+    params: LLMTrainingParams,
+    settings: EvaluationSettings,
+    *,
+    student: Any,
+    before: Any,
+    rows: Dataset,
+    source: str,
+    run: KnownRun | None,
+    progress: bool = True,
+) -> Evaluation:
+    """Evaluate a student and print the table and the verdict.
+
+    Args:
+        params: What `evaluated_params` returned; `project_name` is the folder that keeps what is written.
+        settings: How it is evaluated.
+        student: The trained student: a folder, a Hub name, or a loaded model.
+        before: The student before training, if it was named.
+        rows: The rows to evaluate on.
+        source: Where they are from.
+        run: The student's run, if it is known.
+        progress: Whether to show progress bars.
+
+    Raises:
+        UsageError: Something that cannot be found or evaluated; raised before a model loads.
+    """
+    prices = _prices(params, settings)
+    models = find_models(params, student=student, before=before)
+    if settings.max_rows is not None:
+        rows = rows.select(range(min(settings.max_rows, len(rows))))
+    read_rows, report = models.recipe.read(rows, name=NAME)
+    references = references_of(read_rows, rows.column_names, column=settings.reference_column)
+    metrics = metrics_for(settings.metric or (), references if any(references) else None)
+    writing = _writing(params, settings)
+    reader = QuestionReader(models.recipe, {} if run is None else run.opening, writing.max_new_tokens)
+    questions = reader.questions(read_rows, references)
+    if settings.use_vllm:
+        for side in (models.teacher, models.before, models.after):
+            if side is not None and side.capabilities.reads == "ids":
+                check_engine(side, VLLM)
+    print(f"Evaluating on {source}: {report.summary()}.")
+    folder = Path(params.project_name)
+    stores = Stores(CompletionStore(folder / STORE), CompletionStore(folder / STUDENTS))
+    sides = Sides(models, reader, questions, writing, stores=stores, progress=progress)
+    measures = Measures(
+        metrics,
+        with_teacher_prompt=settings.with_teacher_prompt,
+        timed_queries=min(settings.timed_queries, len(questions)),
+        teacher_prices=prices["teacher"],
+        student_prices=prices["student"],
+        run_cost=settings.run_cost,
+        judge=_judge(params, settings, models, progress=progress),
+        seed=params.seed,
+    )
+    evaluation = evaluate_sides(sides, measures, settings=_shown(params, source, writing), versions=versions())
+    print(f"\n{table_of(evaluation)}\n")
+    advice = list(of_evaluation(evaluation))
+    for entry in advice:
+        print(f"  warning       {name_settings(entry.text)}")
+    _report(evaluation, advice, settings, run)
+    print(evaluation.verdict.sentence)
+    return evaluation
+
+
+def _report(
+    evaluation: Evaluation, advice: Sequence[Advice], settings: EvaluationSettings, run: KnownRun | None
+) -> None:
+    """Write the page, if there is a folder for it."""
+    project = None if run is None else run.folder
+    folder = project if settings.output is None else Path(settings.output).expanduser()
+    if folder is not None:
+        name = (project or folder).resolve().name
+        paths = write_report(folder, name=name, evaluation=evaluation, advice=advice, project=project)
+        print(f"The report is {paths['page']}.\n")
+
+
+def _prices(params: LLMTrainingParams, settings: EvaluationSettings) -> dict[str, Prices | None]:
+    """Return the prices of both sides' tokens.
+
+    Raises:
+        ParamsError: One of two prices that belong together is missing.
+    """
+    found: dict[str, Prices | None] = {}
+    for side, source in (("teacher", params), ("student", settings)):
+        names = [f"{side}_price_input", f"{side}_price_output"]
+        given = [getattr(source, name) for name in names]
+        if None in given and given != [None, None]:
+            flags = " and ".join("--" + name.replace("_", "-") for name in names)
+            raise ParamsError(f"{names[given.index(None)]} is missing; give {flags}, money for a million tokens.")
+        cached = settings.teacher_price_cached_input if side == "teacher" else None
+        found[side] = None if None in given else Prices(given[0], given[1], cached)
+    for name in ("teacher_price_cached_input", "student_price_input", "run_cost"):
+        if getattr(settings, name) is not None and found["teacher"] is None:
+            raise ParamsError(
+                f"{name} is {getattr(settings, name):g}, but what the teacher costs is not known; give "
+                "--teacher-price-input and --teacher-price-output, money for a million tokens."
+            )
+    return found
+
+
+def _judge(
+    params: LLMTrainingParams, settings: EvaluationSettings, models: EvaluatedModels, *, progress: bool
+) -> Judge | None:
+    """Return what has a judge compare sides, its answers kept; None if there is no judge."""
+    if settings.judge is None:
+        return None
+    remote = RemoteSettings(
+        concurrency=params.teacher_concurrency,
+        timeout=params.teacher_timeout,
+        max_requests=params.teacher_max_requests,
+        max_tokens=params.teacher_max_tokens,
+    )
+    judge = load_judge(settings.judge, tokenizer=models.after.tokenizer, settings=remote)
+    store = CompletionStore(Path(params.project_name) / JUDGED)
+
+    def asked(
+        pairs: Sequence[tuple[Side, Side]], requests: Sequence[str], references: Sequence[str] | None
+    ) -> Judgement:
+        return judge_pairs(
+            judge, pairs, requests=requests, references=references, store=store, progress=progress, seed=params.seed
+        )
+
+    return asked
+
+
+def _writing(params: LLMTrainingParams, settings: EvaluationSettings) -> GenerationSettings:
+    """Return how all sides write; the text that ends a completion is the teacher's alone."""
+    return GenerationSettings(
+        max_new_tokens=settings.max_new_tokens or params.distill_max_teacher_length,
+        seed=params.seed,
+        batch_size=params.teacher_batch_size,
+        stop=tuple(params.teacher_stop or ()),
+        engine=VLLM if settings.use_vllm else "transformers",
+    )
+
+
+def _shown(params: LLMTrainingParams, source: str, writing: GenerationSettings) -> dict[str, object]:
+    """Return how it was evaluated, for the reader of the result."""
+    values = params.to_dict()
+    names = ("teacher_model", "teacher_prompt_template", "student_prompt_template", "teacher_system", "student_system")
+    shown = {name: values[name] for name in names}
+    return {
+        "data": source,
+        **shown,
+        "max_new_tokens": writing.max_new_tokens,
+        "seed": params.seed,
+        "dtype": params.dtype,
+    }

@@ -1,0 +1,86 @@
+"""A run's rows as they are loaded: those to train on, and those to evaluate on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..config.setting_names import name_settings
+from ..config.training_params import LLMTrainingParams
+from ..data.atomic_file import replacing
+from ..data.file_readers import PLACE
+from ..data.holdout import KeptAside, keep_aside
+from ..data.loading import load_data
+from ..data.rows import Columns, RowReport
+from ..data.split import Split
+from .project_folder import HELD_OUT
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from datasets import Dataset
+
+    from ..prompts.template import Template
+
+
+@dataclass(frozen=True)
+class RunData:
+    """The rows of a run.
+
+    Attributes:
+        train: To train on.
+        held_out: To evaluate on: a validation split, or those that were kept aside; None if there are none.
+        kept_aside: What `--holdout` has kept aside; None if nothing.
+        note: A line for the user; empty if there is nothing to say.
+    """
+
+    train: Dataset
+    held_out: Dataset | None = None
+    kept_aside: KeptAside | None = None
+    note: str = ""
+
+    @property
+    def datasets(self) -> dict[Split, Dataset]:
+        """The rows by what they are for."""
+        return {Split.TRAIN: self.train} | ({} if self.held_out is None else {Split.EVAL: self.held_out})
+
+    def counted(self, report: RowReport, split: Split) -> RowReport:
+        """Return the report on rows that were read, with the near-duplicates that were left out."""
+        return report if self.kept_aside is None or split is not Split.TRAIN else self.kept_aside.counted(report)
+
+    def keep(self, folder: Path) -> None:
+        """Write the rows that were kept aside into the project, for evaluations; those of an earlier run go."""
+        if self.kept_aside is None:
+            (folder / HELD_OUT).unlink(missing_ok=True)
+            return
+        rows = self.kept_aside.held_out
+        with replacing(folder / HELD_OUT) as temporary:
+            rows.remove_columns([name for name in (PLACE,) if name in rows.column_names]).to_json(temporary)
+
+
+def load_run_data(params: LLMTrainingParams, templates: Sequence[Template]) -> RunData:
+    """Load a run's rows; with `holdout` some are kept aside if there is no validation split.
+
+    Raises:
+        DataError: See `load_data` and `keep_aside`.
+    """
+    train, valid = load_data(
+        params.data_path,
+        train_split=params.train_split,
+        valid_split=params.valid_split,
+        config_name=params.data_config,
+    )
+    if params.holdout == 0 or valid is not None:
+        note = "The data has validation rows; --holdout keeps no others aside." if params.holdout else ""
+        return RunData(train, valid, note=name_settings(note))
+    columns = Columns(
+        params.text_column,
+        params.prompt_text_column,
+        params.completion_column,
+        params.max_bad_rows,
+        params.assistant_only_loss,
+    )
+    fields = {name for template in templates for name in template.fields} - {"input"}
+    kept = keep_aside(train, params.holdout, columns=columns, fields=fields, seed=params.seed)
+    return RunData(kept.train, kept.held_out, kept)

@@ -1,0 +1,291 @@
+"""`aitraining evaluate`, `evaluate_distillation` and `evaluate`: one small run of the embedded model, evaluated."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+import torch
+from click.testing import CliRunner
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from trl_distill import LLMTrainingParams, evaluate, evaluate_distillation, run
+from trl_distill.cli import main
+from trl_distill.errors import DataError, ParamsError, TeacherError
+from trl_distill.evaluation.result import AFTER, BEFORE, PROMPTED, TEACHER
+from trl_distill.teachers.local.teacher import LocalTeacher
+
+pytest.importorskip("sacrebleu", reason="every evaluation has chrF")
+
+TOPICS = {"invoice": "Billing", "parcel": "Shipping", "password": "Security", "screen": "Repair"}
+PROMPT = (
+    "Read each message and send it to the right team.\n"
+    + "".join(f"- {topic}: {team}\n" for topic, team in TOPICS.items())
+    + "Write the team in square brackets, then the topic.\n\nMessage: {input}\nAnswer:"
+)
+SHORT = "{input}\nAnswer:"
+FRAMES = ("The {} is wrong.", "My {} does not work.", "I have a question about the {}.", "Where is my {}?", "{} please")
+MESSAGES = [(frame.format(topic), f"[{team}] {topic}") for frame in FRAMES for topic, team in TOPICS.items()]
+SETTINGS = {
+    "model": "embedded", "teacher_model": "embedded", "student_prompt_template": SHORT, "gradient_accumulation": 1,
+    "distill_max_teacher_length": 8, "lr": 1e-3, "logging_steps": 100, "save_strategy": "no", "batch_size": 8,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """One run that kept rows aside, with its prompt in a file that is gone afterwards."""
+    folder = tmp_path_factory.mktemp("evaluated")
+    (folder / "prompt.txt").write_text(PROMPT)
+    result = run(
+        LLMTrainingParams(
+            **SETTINGS, project_name=str(folder / "project"), teacher_prompt_template=f"@{folder / 'prompt.txt'}",
+            data_path=[{"text": text, "answer": answer} for text, answer in MESSAGES], holdout=0.3, max_steps=8,
+        )
+    )  # fmt: skip
+    (folder / "prompt.txt").unlink()
+    return result
+
+
+@pytest.fixture(scope="module")
+def project(trained):
+    return trained.paths["project"]
+
+
+@pytest.fixture(scope="module")
+def found(project):
+    """What evaluating the project finds."""
+    figures = evaluate_distillation(project, reference_column="answer", metrics=["contains"], with_teacher_prompt=True)
+    return figures.evaluation
+
+
+def command(*arguments):
+    return CliRunner().invoke(main, ["evaluate", *map(str, arguments)])
+
+
+def no_more_writing(monkeypatch):
+    def generate(*_, **__):
+        raise AssertionError("something was written again")
+
+    monkeypatch.setattr(LocalTeacher, "generate", generate)
+
+
+def test_the_command_needs_the_project_alone(project, found):
+    done = command(project, "--timed-queries", "0")
+    assert done.exit_code == 0, done.stderr
+    lines = done.stdout.strip().splitlines()
+    assert lines[0] == "Evaluating on the rows that the run kept aside: 6 of 6 used."
+    assert lines[2].split("  ")[-1].strip() == "teacher"
+    assert any(line.strip().startswith("chrF (decides)") for line in lines)
+    assert "verdict" in lines[-1] or "works" in lines[-1] or "does not work" in lines[-1]
+
+
+def test_the_rows_are_those_that_the_run_kept_aside(project, found):
+    kept = [json.loads(line) for line in (project / "held_out.jsonl").read_text().splitlines()]
+    assert found.inputs == tuple(row["text"] for row in kept)
+    assert found.references == tuple(row["answer"] for row in kept)
+    assert len(kept) == 6
+
+
+def test_each_side_reads_its_own_prompt(found):
+    for name in (BEFORE, AFTER):
+        side = found.side(name)
+        assert side.prompts == tuple(SHORT.replace("{input}", text) for text in found.inputs)
+    for name in (TEACHER, PROMPTED):
+        side = found.side(name)
+        assert side.prompts == tuple(PROMPT.replace("{input}", text) for text in found.inputs)
+    assert found.side(TEACHER).prompt_tokens == found.side(PROMPTED).prompt_tokens
+
+
+@pytest.mark.parametrize(("name", "source"), [(BEFORE, "embedded"), (AFTER, "project"), (PROMPTED, "project")])
+def test_a_side_writes_what_plain_transformers_writes(name, source, project, found):
+    from trl_distill.embedded import embedded_path
+
+    folder = project if source == "project" else embedded_path()
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    side = found.side(name)
+    for prompt, completion, tokens, finished in zip(
+        side.prompts, side.completions, side.tokens, side.finished, strict=True
+    ):
+        ids = tokenizer(prompt, return_tensors="pt")
+        new = model.generate(**ids, max_new_tokens=8, do_sample=False)[0, ids["input_ids"].shape[1] :]
+        assert tokenizer.decode(new, skip_special_tokens=True).strip() == completion.strip()
+        assert len(new) == tokens
+        assert finished == (int(new[-1]) == tokenizer.eos_token_id)
+
+
+def test_the_divergence_is_that_of_the_models_own_logits(project, found):
+    from trl_distill.embedded import embedded_path
+
+    tokenizer = AutoTokenizer.from_pretrained(project)
+    teacher = AutoModelForCausalLM.from_pretrained(embedded_path(), dtype="auto").double()
+    sides = {BEFORE: embedded_path(), AFTER: project}
+    for name, folder in sides.items():
+        student = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).double()
+        side, theirs = found.side(name), found.side(TEACHER)
+        for i in range(len(found.inputs)):
+            written = tokenizer(theirs.completions[i], add_special_tokens=False)["input_ids"]
+            written = [*written, tokenizer.eos_token_id] if theirs.finished[i] else written
+            rows = []
+            for model, prompt in ((student, side.prompts[i]), (teacher, theirs.prompts[i])):
+                ids = torch.tensor([[*tokenizer(prompt)["input_ids"], *written]])
+                with torch.no_grad():
+                    rows.append(model(ids).logits[0, -len(written) - 1 : -1])
+            mine, other = (logits.log_softmax(-1) for logits in rows)
+            divergence = (other.exp() * (other - mine)).sum(-1)
+            assert len(written) == side.fidelity.tokens[i] == theirs.tokens[i]
+            # the teacher is read in bfloat16, in which it is saved
+            assert side.fidelity.divergence[i] == pytest.approx(float(divergence.mean()), rel=0.05, abs=0.01)
+            agreed = float((mine.argmax(-1) == other.argmax(-1)).double().mean())
+            assert side.fidelity.agreement[i] == pytest.approx(agreed, abs=1 / len(written) + 1e-9)
+    assert found.side(TEACHER).fidelity is None
+
+
+def test_token_rows_show_the_teachers_completion_piece_by_piece(found):
+    assert found.token_rows
+    for row in found.token_rows:
+        assert "".join(row.pieces).removesuffix("<|end|>").strip() == found.side(TEACHER).completions[row.row].strip()
+        assert len(row.pieces) == len(row.before) == len(row.after)
+        assert sum(row.after) / len(row.after) == pytest.approx(found.side(AFTER).fidelity.divergence[row.row])
+
+
+def test_a_second_evaluation_writes_nothing_again(project, found, monkeypatch):
+    no_more_writing(monkeypatch)
+    again = evaluate_distillation(project, reference_column="answer", metrics="contains", timed_queries=0).evaluation
+    for name in (BEFORE, AFTER, TEACHER):
+        assert again.side(name).completions == found.side(name).completions
+
+
+def test_what_the_run_had_its_teacher_write_is_not_written_again(project, trained, monkeypatch, tmp_path):
+    shutil.copytree(project, tmp_path / "copy")
+    (tmp_path / "copy" / "student_completions.jsonl").unlink(missing_ok=True)
+    asked = []
+    generate = LocalTeacher.generate
+    monkeypatch.setattr(LocalTeacher, "generate", lambda self, *a: asked.append(self.name) or generate(self, *a))
+    evaluate_distillation(tmp_path / "copy", timed_queries=0)
+    assert len(asked) == 2  # a batch of the student before, and one of the student after
+
+
+def test_queries_are_timed_in_turn_after_a_warm_up(project, found, monkeypatch):
+    calls = []
+    generate = LocalTeacher.generate
+    monkeypatch.setattr(
+        LocalTeacher, "generate", lambda self, p, s: calls.append((self.name, s.max_new_tokens)) or generate(self, p, s)
+    )
+    evaluate_distillation(project, timed_queries=3)
+    assert [tokens for _, tokens in calls] == [1, 8] * 8  # of both sides, the warm-up and three queries
+    names = [name for name, tokens in calls if tokens == 8]
+    assert [names[i : i + 2] for i in (0, 4)] == [names[2:4][::-1], names[6:8][::-1]]
+    assert len(set(names)) == 2
+
+
+def test_by_hand_it_finds_the_same(project, found, tmp_path):
+    rows = tmp_path / "rows.jsonl"
+    shutil.copy(project / "held_out.jsonl", rows)
+    done = command(
+        "--student", project / ".", "--before", "embedded", "--teacher-model", "embedded", "--dtype", "float32",
+        "--teacher-prompt-template", PROMPT, "--student-prompt-template", SHORT, "--data-path", rows,
+        "--reference-column", "answer", "--metric", "contains", "--max-new-tokens", "8", "--timed-queries", "0",
+        "--output", tmp_path / "out",
+    )  # fmt: skip
+    assert done.exit_code == 0, done.stderr
+    assert found.verdict.sentence in done.stdout
+
+
+def test_a_trained_model_knows_its_run(trained, found, monkeypatch):
+    score = evaluate(trained.model)
+    assert float(score) == pytest.approx(score.figures["score"])
+    assert score.figures.evaluation.side(AFTER).completions == found.side(AFTER).completions
+    results = {2.0: score, 3.0: evaluate(trained.model, ["The invoice is wrong."])}
+    assert max(results, key=results.get) in results
+
+
+def test_the_mapping_has_the_guides_names(found, project):
+    figures = evaluate_distillation(project, timed_queries=1)
+    assert 0 <= figures["output_similarity"] <= 100
+    assert figures["sides"]["teacher"]["scores"]["chrf"] == 100
+    assert {"speedup", "prompt_compression", "gap_closed", "gain", "teacher_gain", "verdict"} <= figures.keys()
+
+
+def test_an_adapter_is_compared_with_its_base(tmp_path, found):
+    from trl_distill.embedded import embedded_path
+
+    settings = {**SETTINGS, "max_steps": 2, "peft": True, "teacher_model": "self", "warmup_ratio": 0.0}
+    data = [{"text": text, "answer": answer} for text, answer in MESSAGES[:8]]
+    result = run(
+        LLMTrainingParams(
+            **settings, project_name=str(tmp_path / "lora"), teacher_prompt_template=PROMPT, data_path=data
+        )
+    )
+    rows = [{"text": text} for text in found.inputs]
+    saved = evaluate_distillation(tmp_path / "lora", test_data=rows, timed_queries=0).evaluation
+    kept = evaluate_distillation(result.model, test_data=rows, timed_queries=0).evaluation
+    for evaluation in (saved, kept):
+        assert evaluation.side(BEFORE).completions == found.side(BEFORE).completions
+        assert evaluation.side(AFTER).fidelity.mean_divergence != evaluation.side(BEFORE).fidelity.mean_divergence
+    assert saved.side(AFTER).completions == kept.side(AFTER).completions
+    assert saved.side(AFTER).fidelity.mean_divergence == pytest.approx(kept.side(AFTER).fidelity.mean_divergence)
+    assert saved.side(BEFORE).model == embedded_path()
+
+
+def test_a_server_teaches_and_is_asked_once(project, server, found):
+    rows = [{"text": text} for text in found.inputs]
+    how = {"teacher_model": server.teacher, "teacher_logprobs": "none", "timed_queries": 2}
+    first = evaluate_distillation(project, test_data=rows, **how)
+    assert len(server.requests()) == len(rows)
+    assert first.evaluation.side(AFTER).fidelity is None
+    server.fail()
+    again = evaluate_distillation(project, test_data=rows, **how)
+    assert server.requests() == []
+    assert again.evaluation.side(TEACHER).completions == first.evaluation.side(TEACHER).completions
+
+
+def test_chat_rows_are_read_as_in_training(chat_model_dir, tiny_teacher_dir):
+    messages = [
+        {"role": "system", "content": "g f e d c b a"}, {"role": "user", "content": "a b"},
+        {"role": "assistant", "content": "c d"},
+    ]  # fmt: skip
+    figures = evaluate_distillation(
+        str(chat_model_dir), str(chat_model_dir), [{"messages": messages}] * 2, student_system="drop",
+        before=str(chat_model_dir), max_new_tokens=4, timed_queries=0,
+    )  # fmt: skip
+    evaluation = figures.evaluation
+    assert evaluation.references == ("c d", "c d")
+    assert "g f e d c b a" in evaluation.side(TEACHER).prompts[0]
+    assert evaluation.side(AFTER).prompts[0] == "<|im_start|>user\na b<|im_end|>\n<|im_start|>assistant\n"
+    assert evaluation.side(AFTER).completions == evaluation.side(BEFORE).completions
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["nowhere"], "'nowhere' holds no finished run (run.json is missing)"),
+        ([], "give the folder of a run, or --student with a model"),
+        (["--student", "embedded"], "--teacher-model is missing"),
+        (["--student", "embedded", "--teacher-model", "embedded"], "train with --holdout 0.1"),
+    ],
+)
+def test_what_is_missing_is_said_before_a_model_loads(arguments, words, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    done = command(*arguments)
+    assert done.exit_code == 2
+    assert words in done.stderr
+
+
+def test_bad_input_is_refused_before_a_model_loads(project, monkeypatch):
+    def load(self):
+        raise AssertionError("a model was loaded")
+
+    monkeypatch.setattr("trl_distill.models.loading.ModelSource.load_model", load)
+    with pytest.raises(DataError, match=r"test has no column 'answr'; there are 'text', 'answer'\. Did you"):
+        evaluate_distillation(project, reference_column="answr")
+    with pytest.raises(DataError, match="the column 'answer' is empty in all rows"):
+        evaluate_distillation(project, test_data=[{"text": "a", "answer": ""}], reference_column="answer")
+    with pytest.raises(ParamsError, match="teacher_model is 'ema', an average of the student that is not kept"):
+        evaluate_distillation(project, "ema")
+    with pytest.raises(TeacherError, match="is no folder"):
+        evaluate_distillation(project, "./nowhere")
+    with pytest.raises(ParamsError, match="unknown parameter 'teacher_sistem'"):
+        evaluate_distillation(project, teacher_sistem="x")
