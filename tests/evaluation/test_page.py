@@ -123,7 +123,7 @@ def test_an_evaluation_without_a_run_a_cost_or_a_gap_has_a_page():
 def test_rows_that_got_worse_come_first_with_their_differences_marked():
     page = render(report(evaluation=evaluation()))
     heads = re.findall(r"<b>Row (\d)</b>.*?<span class=\"trend (\w+)\"", page)
-    assert heads[:3] == [("3", "worse"), ("2", "same"), ("1", "better")]
+    assert heads[:3] == [("3", "worse"), ("1", "better"), ("2", "same")]
     assert "1 of 3 rows got worse" in page
     assert "<ins>y</ins>" in page
     assert "<del>d</del>" in page
@@ -219,6 +219,7 @@ def test_differences_are_marked_by_words():
     assert str(with_differences("the cat", "the cat", "ins")) == "the cat"
     assert str(with_differences("the <b>", "the <i>", "del")) == "the &lt;<del>b</del>&gt;"
     assert str(with_differences("", "x", "ins")) == ""
+    assert str(with_differences(" the cat", "the cat", "ins")) == " the cat"
     assert str(with_differences("quite another", "thing", "ins")) == "<ins>quite another</ins>"
 
 

@@ -80,20 +80,20 @@ class ComparedRow:
 
 def evaluated_rows(evaluation: Evaluation, limits: Limits) -> list[ComparedRow]:
     """Return rows of an evaluation, those that got worse by its metric first."""
-    order = sorted(range(len(evaluation.inputs)), key=lambda row: _change(evaluation, row))
+    order = sorted(range(len(evaluation.inputs)), key=lambda row: _fallen(evaluation, row))
     return [_evaluated_row(evaluation, row, limits) for row in order[: limits.rows]]
 
 
 def got_worse(evaluation: Evaluation) -> int:
     """Return how many rows have a lower score after training than before."""
-    return sum(_change(evaluation, row)[0] < 0 for row in range(len(evaluation.inputs)))
+    return sum(_fallen(evaluation, row)[0] < 0 for row in range(len(evaluation.inputs)))
 
 
-def _change(evaluation: Evaluation, row: int) -> tuple[float, float]:
-    """Return by how many points a row's score changed, and its score; 0 and 100 if there is none."""
+def _fallen(evaluation: Evaluation, row: int) -> tuple[float, float]:
+    """Return by how many points a row's score fell, and its score; 0 and 100 if there is none."""
     before, after = (_score(evaluation.side(name), evaluation.metric, row) for name in (BEFORE, AFTER))
     change = after - before
-    return (0.0 if math.isnan(change) else change, 100.0 if math.isnan(after) else after)
+    return (0.0 if math.isnan(change) else min(change, 0.0), 100.0 if math.isnan(after) else after)
 
 
 def _score(side: Side | None, metric: str, row: int) -> float:
@@ -118,11 +118,10 @@ def _evaluated_row(evaluation: Evaluation, row: int, limits: Limits) -> Compared
         notes += [] if side.finished[row] else [f"not ended after {side.tokens[row]:,} tokens"]
         notes += ["repeats itself"] if side.repeats[row] else []
         cells.append(_cell(side.label, COLOURS.get(side.name, ""), text, other, tag, limits, notes))
-    change, _ = _change(evaluation, row)
-    known = all(_has_score(evaluation.side(name), evaluation.metric, row) for name in (BEFORE, AFTER))
-    trend = "" if not known else "worse" if change < 0 else "better" if change > 0 else "same"
-    scores = {name: _score(evaluation.side(name), evaluation.metric, row) for name in (BEFORE, AFTER)}
-    summary = f"{evaluation.metric} {scores[BEFORE]:.0f} → {scores[AFTER]:.0f}" if known else ""
+    was, now = (_score(evaluation.side(name), evaluation.metric, row) for name in (BEFORE, AFTER))
+    known = not math.isnan(now - was)
+    trend = "" if not known else "worse" if now < was else "better" if now > was else "same"
+    summary = f"{evaluation.metric.replace('_', ' ')} {was:.0f} → {now:.0f}" if known else ""
     prompt, left_out = cut(evaluation.inputs[row], limits.characters)
     return ComparedRow(row + 1, visible(prompt), left_out, trend, summary, tuple(cells))
 

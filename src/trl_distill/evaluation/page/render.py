@@ -53,6 +53,7 @@ def _page(report: Report, limits: Limits) -> str:
         report=report,
         training=training,
         evaluation=evaluation,
+        metric="" if evaluation is None else evaluation.metric.replace("_", " "),
         style=style,
         style_hash=base64.b64encode(hashlib.sha256(style.encode()).digest()).decode(),
         charts=[] if training is None else charts_of(training.history),
@@ -81,6 +82,7 @@ def _environment() -> Environment:
     environment.filters["visible"] = lambda value: visible(str(value))
     environment.filters["plain"] = plainly_visible
     environment.filters["short"] = _short
+    environment.filters["place"] = _place
     environment.filters["counts"] = _counts
     environment.filters["figure"] = _figure
     environment.globals["colour_of"] = COLOURS.get
@@ -91,6 +93,12 @@ def _short(value: object, characters: int = NAME_CHARACTERS) -> Markup:
     """Return a value as text, cut if it is long; nothing for None."""
     text, left_out = cut("" if value is None else str(value), characters)
     return visible(text + (f" … {left_out:,} more characters" if left_out else ""))
+
+
+def _place(value: str) -> Markup:
+    """Return a model's name; of an absolute path the last two folders."""
+    parts = Path(value).parts
+    return _short(f"…/{'/'.join(parts[-2:])}" if Path(value).is_absolute() and len(parts) > 3 else value)
 
 
 def _counts(value: object) -> Markup:
@@ -170,7 +178,7 @@ def _scores(evaluation: Evaluation | None) -> str:
         for side in evaluation.sides
         if evaluation.metric in side.scores and not math.isnan(side.mean_score(evaluation.metric))
     ]
-    return bars(f"{evaluation.metric} of each side, 0 to 100", shown) if shown else ""
+    return bars(f"{plainly_visible(evaluation.metric[:60])} of each side, 0 to 100", shown) if shown else ""
 
 
 def _gap(evaluation: Evaluation | None) -> str:

@@ -65,7 +65,7 @@ def _name(character: str) -> str:
 
 
 def with_differences(text: str, other: str, tag: str) -> Markup:
-    """Return a text for HTML whose words that another text does not have in that place are marked.
+    """Return a text for HTML whose words that another text does not have in that place are marked, but no space alone.
 
     Args:
         text: What is shown.
@@ -95,4 +95,5 @@ def _compared(text: str, other: str) -> Iterator[tuple[bool, str]]:
         return
     for kind, _, _, start, end in matcher.get_opcodes():
         if end > start:
-            yield kind != "equal", "".join(mine[start:end])
+            words = "".join(mine[start:end])
+            yield kind != "equal" and bool(words.strip(" ")), words
