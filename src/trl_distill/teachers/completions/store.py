@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from ...data.atomic_file import replacing
+from ...data.atomic_file import write_bytes
 from ...models.generation import Completion
 
 Entry = TypeVar("Entry")
@@ -65,24 +65,19 @@ class JsonlStore(Generic[Entry]):
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
         data = (b"\n" if self._torn else b"") + self._lines(entries)
-        self._write(self.path, "ab", data)
-        self._size += len(data)
+        with self.path.open("ab") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        self._size, self._torn = self._size + len(data), False
 
     def settle(self) -> None:
         """Rewrite the file in the order of its keys and without torn lines, so that it does not depend on kills."""
         if self.path is None:
             return
         data = self._lines(dict(sorted(self._entries.items())))
-        with replacing(self.path) as temporary:
-            self._write(temporary, "wb", data)
-        self._size = len(data)
-
-    def _write(self, path: Path, mode: str, data: bytes) -> None:
-        with path.open(mode) as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        self._torn = False
+        write_bytes(self.path, data)
+        self._size, self._torn = len(data), False
 
     def _lines(self, entries: Mapping[str, Entry]) -> bytes:
         lines = (json.dumps({"key": key, **self.to_line(entry)}) for key, entry in entries.items())

@@ -26,7 +26,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ...data.atomic_file import replacing
+from ...data.atomic_file import write_bytes
 from ...errors import TeacherError
 
 FORMAT = 2
@@ -98,21 +98,21 @@ class TargetFolder:
     def write_manifest(self, content: Manifest) -> None:
         self.path.mkdir(parents=True, exist_ok=True)
         text = json.dumps({**content, "checksum": _checksum_of(content)}, indent=1, sort_keys=True)
-        _write(self.path / MANIFEST, text.encode() + b"\n")
+        write_bytes(self.path / MANIFEST, text.encode() + b"\n")
 
     def write_shard(self, name: str, rows: Sequence[TargetRow], *, vocabulary: int) -> str:
         """Write a shard and return its checksum.
 
         Token ids are below `vocabulary`; 65,536 and less are stored in two bytes.
         """
-        _write(self.path / name, _parquet(_table(rows, vocabulary)))
+        write_bytes(self.path / name, _parquet(_table(rows, vocabulary)))
         return self.checksum(name)
 
     def write_part(self, shard: str, number: int, rows: Sequence[TargetRow], *, vocabulary: int) -> None:
         """Keep a batch of a shard that is not complete yet."""
         path = self._part(shard, number)
         path.parent.mkdir(exist_ok=True)
-        _write(path, _parquet(_table(rows, vocabulary)))
+        write_bytes(path, _parquet(_table(rows, vocabulary)))
 
     def read_part(self, shard: str, number: int) -> list[TargetRow]:
         """Return a batch that was kept; nothing if there is none, or it is damaged."""
@@ -134,7 +134,8 @@ class TargetFolder:
     def checksum(self, name: str) -> str:
         """Return the sha256 of a file; an empty text if it cannot be read."""
         try:
-            return hashlib.sha256((self.path / name).read_bytes()).hexdigest()
+            with (self.path / name).open("rb") as file:
+                return hashlib.file_digest(file, "sha256").hexdigest()
         except OSError:
             return ""
 
@@ -223,11 +224,11 @@ def _table(rows: Sequence[TargetRow], vocabulary: int) -> pa.Table:
     columns = {
         "key": pa.array([row.key for row in rows], pa.binary(16)),
         "tokens": pa.array([row.tokens for row in rows], pa.int32()),
-        "completion": _column([row.completion.astype(ids) for row in rows]),
+        "completion": pa.array([row.completion.astype(ids) for row in rows]),
     }
     for name in rows[0].arrays:
         parts = [row.arrays[name].T.ravel() for row in rows]
-        columns[name] = _column([part.astype(ids) if part.dtype == np.int64 else part for part in parts])
+        columns[name] = pa.array([part.astype(ids) if part.dtype == np.int64 else part for part in parts])
     return pa.table(columns)
 
 
@@ -247,16 +248,3 @@ def _parquet(table: pa.Table) -> pa.Buffer:
         write_page_checksum=True,
     )
     return sink.getvalue()
-
-
-def _column(parts: Sequence[np.ndarray]) -> pa.ListArray:
-    offsets = np.cumsum([0, *(len(part) for part in parts)], dtype=np.int32)
-    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(np.concatenate(parts)))
-
-
-def _write(path: Path, content: bytes | pa.Buffer) -> None:
-    """Write a file so that it is complete or not there, even after a power cut."""
-    with replacing(path) as temporary, temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())

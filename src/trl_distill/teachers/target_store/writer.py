@@ -12,7 +12,7 @@ import json
 import shutil
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -99,8 +99,9 @@ def write_targets(
         teacher.expect_prompts([row["teacher_prompt"] for row in sequences.values()])
     with (
         tqdm(total=len(todo), desc="Teacher scores", unit="row", disable=not progress) as bar,
-        closing(_Scorer(teacher, format_, folder, settings.batch_size, bar, vllm)) as scorer,
+        nullcontext() if vllm is None else closing(vllm),
     ):
+        scorer = _Scorer(teacher, format_, folder, settings.batch_size, bar, vllm)
         for i, start in enumerate(range(0, len(todo), ROWS)):
             name, part = _shard(i), todo[start : start + ROWS]
             if name in done:
@@ -206,22 +207,20 @@ def _keep_tokenizer(folder: TargetFolder, teacher: Teacher) -> None:
     temporary.rename(target)
 
 
+@dataclass(frozen=True)
 class _Scorer:
     """Has a teacher score the sequences of shards, and keeps each batch until its shard is written."""
 
-    def __init__(
-        self,
-        teacher: Teacher,
-        format_: TargetFormat,
-        folder: TargetFolder,
-        batch_size: int,
-        bar: tqdm[None],
-        vllm: VLLMScores | None,
-    ) -> None:
-        self.teacher, self.format, self.folder = teacher, format_, folder
-        self.batch_size, self.bar, self.vllm = batch_size, bar, vllm
-        self.engine = Batches.name if vllm is None else vllm.name
-        self._collate = DistillationCollator(pad_token_id=teacher.tokenizer.pad_token_id or 0)
+    teacher: Teacher
+    format: TargetFormat
+    folder: TargetFolder
+    batch_size: int
+    bar: tqdm[None]
+    vllm: VLLMScores | None
+
+    @property
+    def engine(self) -> str:
+        return Batches.name if self.vllm is None else self.vllm.name
 
     def rows(self, shard: str, sequences: Sequence[tuple[bytes, Row]]) -> Iterator[TargetRow]:
         """Yield the targets of a shard's sequences; batches that the same engine has scored are read."""
@@ -251,14 +250,11 @@ class _Scorer:
     def ask(self, batch: Sequence[tuple[bytes, Row]]) -> DenseSignal:
         """Have the teacher score a batch; save its head if that belongs to the targets and is not there yet."""
         sides = [{**row, "student_prompt": row["teacher_prompt"]} for _, row in batch]  # the teacher's alone counts
-        scored = self.teacher.score(self._collate(sides))
+        collate = DistillationCollator(pad_token_id=self.teacher.tokenizer.pad_token_id or 0)
+        scored = self.teacher.score(collate(sides))
         if not isinstance(scored, DenseSignal):
             raise TeacherError(f"{self.teacher.name} gives no full distribution; store the targets of a local model.")
         path = self.folder.path / HEAD
         if self.format.has_head and not path.is_file():
             save_head(scored.head, path, rows=self.format.vocabulary)
         return scored
-
-    def close(self) -> None:
-        if self.vllm is not None:
-            self.vllm.close()

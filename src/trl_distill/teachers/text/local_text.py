@@ -65,11 +65,10 @@ class LocalTextTeacher(TextTeacher):
         """
         read = [self._prompt_ids(prompt) for prompt in prompts]
         written = complete(self.writer, read, settings, store=store, progress=progress)
-        texts = [
-            self.decode(ids, list(completion.ids[:-1] if completion.finished else completion.ids))
-            for ids, completion in zip(read, written, strict=True)
+        return [
+            Completion((), done.finished, self.decode(ids, list(done.ids[:-1] if done.finished else done.ids)))
+            for ids, done in zip(read, written, strict=True)
         ]
-        return [Completion((), done.finished, text) for done, text in zip(written, texts, strict=True)]
 
     def unload(self) -> None:
         if isinstance(self.writer, LocalModel):
