@@ -1,12 +1,23 @@
-"""The snippet of the model card; that it gives the ids of training is in tests/prompts/test_serving.py."""
+"""The model card of a run: its snippet, the commands it ends with, and its place in the Hub's graph.
+
+That the snippet gives the ids of training is in tests/prompts/test_serving.py.
+"""
 
 from __future__ import annotations
 
+import json
+import re
+import shlex
+
 import pytest
 from forms import user
+from huggingface_hub import ModelCard
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from trl_distill import LLMTrainingParams, run
+from trl_distill.config.training_params import is_hub_data
 from trl_distill.data.preflight import Example
+from trl_distill.models.loading import keep_tokenizer
 from trl_distill.prompts.rendering import render
 from trl_distill.prompts.row import Row
 from trl_distill.prompts.serving_template import marked
@@ -70,3 +81,65 @@ def test_a_chat_snippet_uses_the_chat_template(chat_model_dir):
     code = snippet(example(tokenizer, chat, {"input": "a"}), tokenizer, new_tokens=3)
     assert "apply_chat_template" in code
     assert "tokenizer(prompt" not in code
+
+
+@pytest.fixture
+def project(tiny_model_dir, tiny_teacher_dir, tmp_path, monkeypatch):
+    """Return a function that runs in a folder and returns the card, what was printed, and the result."""
+    (tmp_path / "queries.jsonl").write_text("\n".join(json.dumps({"text": w, "completion": "a b"}) for w in "abcd"))
+    monkeypatch.chdir(tmp_path)
+
+    def make(capsys, **settings):
+        base = {"model": str(tiny_model_dir), "teacher_model": str(tiny_teacher_dir), "data_path": "queries.jsonl"}
+        result = run(LLMTrainingParams(**{**base, "max_steps": 1, **settings}))
+        return ModelCard.load(result.paths["card"]), capsys.readouterr().out, result
+
+    return make
+
+
+def test_card_and_terminal_end_with_the_commands_that_ask_evaluate_and_serve(project, capsys):
+    card, out, _ = project(capsys, project_name="my runs/a", student_prompt_template="c {input} d")
+    shown = dict(re.findall(r"^  (ask it|evaluate it|serve it): +(.*)$", out, re.MULTILINE))
+    assert list(shown) == ["ask it", "evaluate it", "serve it"]
+    assert shown["evaluate it"] == "aitraining evaluate 'my runs/a' --data-path heldout.jsonl"
+    assert shown["serve it"] == "aitraining export 'my runs/a' --to vllm"
+    assert out.rstrip().endswith(shown["serve it"])
+    for command in shown.values():
+        assert command in card.text.partition("## Next")[2]
+    program, flag, code = shlex.split(shown["ask it"])
+    assert (program, flag) == ("python", "-c")
+    exec(code, {})
+    assert capsys.readouterr().out.strip() in card.text.partition("it printed:")[2]
+
+
+def test_a_long_input_is_not_repeated_in_the_command(project, capsys):
+    _, out, _ = project(capsys, project_name="a", data_path=[{"text": "a b " * 30, "completion": "c"}])
+    assert '"content": "Hello"' in out
+    assert "a b a b" not in out.partition("Next:")[2]
+
+
+def test_without_a_teacher_there_is_nothing_to_ask_for_or_to_compare(project, capsys):
+    card, out, _ = project(capsys, project_name="a", teacher_model=None, trainer="sft", text_column="completion")
+    assert "serve it: " in out
+    assert "ask it" not in out
+    assert "evaluate" not in card.text
+
+
+def test_the_card_of_an_adapter_is_pefts_and_names_base_and_data(project, capsys, tiny_model_dir):
+    model = AutoModelForCausalLM.from_pretrained(tiny_model_dir)
+    model.config._name_or_path = "desk/small"
+    keep_tokenizer(model, AutoTokenizer.from_pretrained(tiny_model_dir))
+    card, _, result = project(capsys, project_name="a", model=model, peft=True)
+    assert (card.data.library_name, card.data.base_model) == ("peft", "desk/small")
+    assert card.data.to_dict()["base_model_relation"] == "adapter"
+    assert card.data.datasets is None
+    whole, _, _ = project(capsys, project_name="b", model=str(result.paths["project"]))
+    assert (whole.data.library_name, whole.data.base_model) == ("transformers", "desk/small")
+    assert is_hub_data("desk/messages")
+    assert not is_hub_data("queries.jsonl")
+    assert not is_hub_data([{"text": "a"}])
+
+
+def test_a_card_loads_the_model_from_where_the_command_ran(project, capsys, tmp_path):
+    card, _, _ = project(capsys, project_name=str(tmp_path / "runs" / "a"))
+    assert "from_pretrained('runs/a')" in card.text

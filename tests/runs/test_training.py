@@ -201,14 +201,7 @@ def test_the_card_says_how_to_use_the_model(settings, tmp_path):
     assert head.tags == ["trl", "trl-distill", "prompt-distillation"]
     code = card.split("```python\n")[1].split("```")[0]
     names: dict = {}
-    import os
-
-    here = os.getcwd()
-    try:
-        os.chdir(tmp_path)
-        exec(code, names)
-    finally:
-        os.chdir(here)
+    exec(code, names)
     assert names["tokenizer"].decode(names["inputs"]["input_ids"][0]) == "c " + QUERIES[0] + " d"
 
 

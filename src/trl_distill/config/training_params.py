@@ -255,11 +255,7 @@ class LLMTrainingParams(CheckedSettings, DistillationArguments):
     def _may_be_written(self) -> bool:
         """Whether the data, which may name the teachers that wrote its completions, can be looked at for that."""
         path = self.data_path
-        return (
-            not isinstance(path, str)
-            or os.path.exists(os.path.expanduser(path))
-            or HUB_DATA.fullmatch(path) is not None
-        )
+        return not isinstance(path, str) or os.path.exists(os.path.expanduser(path)) or is_hub_data(path)
 
     def _check_own_teacher(self) -> None:
         """Check that a student which is its own teacher has an adapter to switch off."""
@@ -295,6 +291,12 @@ class LLMTrainingParams(CheckedSettings, DistillationArguments):
         names = (str, os.PathLike, type(None))
         in_memory = {k: f"<{type(v).__name__}>" for k, v in given.items() if not isinstance(v, names)}
         return plain({**vars(self), **in_memory})
+
+
+def is_hub_data(given: object) -> bool:
+    """Whether this names a dataset of the Hub, of an account, and no file or folder."""
+    named = isinstance(given, str) and HUB_DATA.fullmatch(given) is not None
+    return named and not os.path.exists(str(given))
 
 
 FIELDS = {spec.name: spec for spec in fields(LLMTrainingParams)}

@@ -51,7 +51,9 @@ def run(params: LLMTrainingParams, *, verbose: bool = False) -> RunResult:
     started = time.perf_counter()
     with ExitStack() as shown:
         checked = _check(params, shown, verbose=verbose)
+        from ..data.split import Split
         from .fit import fit
+        from .next_steps import next_steps
         from .prepare import prepare
         from .save import save
         from .summary import closing_lines
@@ -63,7 +65,8 @@ def run(params: LLMTrainingParams, *, verbose: bool = False) -> RunResult:
         shown.enter_context(tracked(params, checked.project.folder))
         result = save(fit(prepared))
     seconds = time.perf_counter() - started
-    prepared.state.print(closing_lines(result.paths, result.metrics, seconds=seconds))
+    steps = next_steps(checked.project.folder, prepared.preflights.get(Split.TRAIN), result.tokenizer)
+    prepared.state.print(closing_lines(result.paths, result.metrics, steps, seconds=seconds))
     return result
 
 

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from huggingface_hub import ModelCard, ModelCardData
 
-from ..config.training_params import LLMTrainingParams
+from ..config.training_params import LLMTrainingParams, is_hub_data
 from ..data.atomic_file import write_text
 from ..data.split import Split
+from ..models.adapters import base_of, is_peft_model
 from ..models.own_chat_template import ORIGINAL
-from ..prompts.template import Template
-from ..teachers.multi.entries import model_name, read_teachers
-from ..teachers.multi.prompt_mixture import read_mixture
+from ..teachers.multi.entries import model_name
+from ..trainer.card import base_model, fenced, prompts_section, teacher_in_words
+from .next_steps import next_steps
 from .usage_snippet import loading, printed, snippet
 
 if TYPE_CHECKING:
@@ -60,44 +62,66 @@ def write_card(trained: Trained, model: PreTrainedModel | None, metrics: Mapping
         metrics: Figures by name.
     """
     checked, preflight = trained.prepared.checked, trained.prepared.preflights.get(Split.TRAIN)
-    params, folder, (student, teacher) = checked.params, checked.project.folder, checked.templates
-    kind = "prompt-distillation" if params.distills else "sft"
-    data = ModelCardData(library_name="transformers", pipeline_tag="text-generation", tags=["trl", "trl-distill", kind])
-    mixture = params.teacher_prompt_mixture
+    params, folder = checked.params, checked.project.folder
+    plan = None if trained.prepared.setup is None else trained.prepared.setup.plan
+    student = model_name(params.model)
+    teacher = teacher_in_words(params, student=student)
+    place = _from_here(folder)
+    steps = next_steps(place, preflight, trained.tokenizer)
     card = ModelCard.from_template(
-        data,
+        _metadata(trained),
         template_path=str(TEMPLATE),
         name=folder.resolve().name,
-        student=model_name(params.model),
-        teacher=_teacher(params),
-        from_data=params.teacher_model is params.teacher_store is params.teacher_config is None,
-        listed=() if params.teacher_config is None else read_teachers(params.teacher_config).teachers,
-        mixture=() if mixture is None else read_mixture(mixture).teachers,
-        student_template=student,
-        teacher_template=teacher,
-        system_for_teacher_alone=teacher.system.keep and not teacher.has_system and not student.system.keep,
+        student=student,
+        teacher=teacher,
+        from_data=plan is not None and bool(plan.writers),
+        prompts="" if plan is None else prompts_section(plan, teacher=teacher),
         preflight=preflight,
         settings=_settings(params, preflight, trained.prepared.computes),
         figures={name: metrics[name] for name in FIGURES if name in metrics},
-        fenced=_fenced,
-        as_text=template_text,
-        **({} if preflight is None else _usage(folder, model, trained.tokenizer, preflight)),
+        fenced=fenced,
+        next="\n\n".join(f"# {what}\n{command}" for what, command in steps.items()),
+        **({} if preflight is None else _usage(place, model, trained.tokenizer, preflight)),
     )
     return write_text(folder / "README.md", f"{str(card).rstrip()}\n")
 
 
+def _metadata(trained: Trained) -> ModelCardData:
+    """Return what places the model in the Hub's graph: its base model, its datasets and the library that loads it."""
+    params, model = trained.prepared.checked.params, cast("PreTrainedModel", trained.trainer.model)
+    adapter = is_peft_model(model) and not params.merge_adapter
+    name = params.model if isinstance(params.model, str) else base_of(model).config._name_or_path
+    data = ModelCardData(
+        base_model=base_model(name),
+        datasets=[str(given) for given in (params.data_path, params.retain_data) if is_hub_data(given)] or None,
+        library_name="peft" if adapter else "transformers",
+        pipeline_tag="text-generation",
+        tags=["trl", "trl-distill", "prompt-distillation" if params.distills else "sft"],
+    )
+    if data.base_model is not None:
+        data["base_model_relation"] = "adapter" if adapter else "finetune"
+    return data
+
+
+def _from_here(folder: Path) -> Path:
+    """Return a folder as it is found from where the run was started; a card shows no more of a machine's folders."""
+    try:
+        return Path(os.path.relpath(folder))
+    except ValueError:  # on another drive of Windows
+        return Path(folder.name)
+
+
 def _usage(
-    folder: Path, model: PreTrainedModel | None, tokenizer: PreTrainedTokenizerBase, preflight: Preflight
+    place: Path, model: PreTrainedModel | None, tokenizer: PreTrainedTokenizerBase, preflight: Preflight
 ) -> dict[str, Any]:
     """Return how to put an input into the student: a snippet, and what it printed."""
-    place = folder.name if folder.is_absolute() else folder  # as it was typed; a card names no folder of a machine
     serves = preflight.serving is not None and preflight.serving.source is not None
     templates = tokenizer.chat_template if serves else {}
     outcome = ""
     if model is not None:
         try:
             text = printed(preflight.example, model, tokenizer)
-            outcome = f"When this card was written it printed:\n\n{_fenced(text, 'text')}"
+            outcome = f"When this card was written it printed:\n\n{fenced(text, 'text')}"
         except Exception as error:  # a card without the snippet's output is better than a lost run
             outcome = f"It could not be run when this card was written: {type(error).__name__}: {error}"
     return {
@@ -106,18 +130,6 @@ def _usage(
         "serves": serves,
         "own_chat_template": ORIGINAL if isinstance(templates, dict) and templates.get(ORIGINAL) else "",
     }
-
-
-def _teacher(params: LLMTrainingParams) -> str:
-    """Return what the teacher was, or the store that was trained from without one."""
-    if params.teacher_config is not None:
-        listed = read_teachers(params.teacher_config)
-        return "; ".join(dict.fromkeys(f"`{entry.name}`" for entry in listed.teachers)) + " (mixed)" * listed.mixed
-    if params.teacher_model == "self":
-        return f"`{model_name(params.model)}` itself, its adapter switched off,"
-    if params.teacher_model == "ema":
-        return f"the exponential moving average of `{model_name(params.model)}` itself"
-    return f"`{model_name(params.teacher_store if params.teacher_model is None else params.teacher_model)}`"
 
 
 def _settings(params: LLMTrainingParams, preflight: Preflight | None, computes: str) -> dict[str, Any]:
@@ -139,19 +151,3 @@ def _settings(params: LLMTrainingParams, preflight: Preflight | None, computes: 
     if computes:
         shown["computed"] = computes
     return shown
-
-
-def template_text(template: Template) -> str:
-    """Return a template as text, its fields in braces."""
-    text = [(role, t.render({f: f"{{{f}}}" for f in t.fields})) for role, t in template.messages]
-    if template.system.text is not None:
-        text = [("system", template.system.text), *text]
-    return "\n".join(f"{role}: {t}" if role else t for role, t in text)
-
-
-def _fenced(text: str, language: str = "text") -> str:
-    """Return a code block whose fence the text does not contain."""
-    fence = "```"
-    while fence in text:
-        fence += "`"
-    return f"{fence}{language}\n{text}\n{fence}"

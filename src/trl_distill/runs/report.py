@@ -17,7 +17,8 @@ from ..evaluation.page.content import Advice, Step, Training
 from ..evaluation.page.write import write_report
 from ..teachers.multi.entries import model_name, read_teachers
 from ..teachers.multi.prompt_mixture import read_mixture
-from .model_card import template_text
+from ..trainer.card import template_text
+from .next_steps import next_steps
 from .prepare import NAMES
 
 if TYPE_CHECKING:
@@ -27,6 +28,11 @@ if TYPE_CHECKING:
     from .fit import Trained
     from .trained_rows import TrainedRows
 
+TITLES = {
+    "ask it": "Ask it",
+    "evaluate it": "Compare it with the teacher and with the model it was, on rows that nothing was trained on",
+    "serve it": "Serve it",
+}
 PACKAGES = ("trl-distill", "trl", "transformers", "torch", "peft", "accelerate", "datasets")
 
 
@@ -51,9 +57,7 @@ def write_run_report(
     ]
     late = list(of_training(training.history, training.rows, params))
     name = folder.resolve().name
-    paths = write_report(
-        folder, name=name, training=training, advice=[*early, *late], next_steps=_next_steps(folder, training)
-    )
+    paths = write_report(folder, name=name, training=training, advice=[*early, *late], next_steps=_next_steps(trained))
     return paths, [*(early[:1] if params.packing else []), *late]
 
 
@@ -116,19 +120,8 @@ def versions() -> dict[str, str]:
     return found
 
 
-def _next_steps(folder: Path, training: Training) -> list[Step]:
+def _next_steps(trained: Trained) -> list[Step]:
     """Return what to do with a trained student that has not been evaluated."""
-    steps = [
-        Step(
-            "Ask it",
-            f"python -c \"from transformers import pipeline; print(pipeline('text-generation', '{folder}')"
-            "([{'role': 'user', 'content': 'YOUR INPUT'}]))\"",
-        )
-    ]
-    if training.teacher is None:
-        return steps
-    evaluate = Step(
-        "Compare it with the teacher and with the model it was, on rows that nothing was trained on",
-        f"aitraining evaluate {folder} --data-path heldout.jsonl",
-    )
-    return [evaluate, *steps]
+    prepared = trained.prepared
+    steps = next_steps(prepared.checked.project.folder, prepared.preflights.get(Split.TRAIN), trained.tokenizer)
+    return [Step(TITLES[what], command) for what, command in steps.items()]

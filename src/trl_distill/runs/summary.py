@@ -57,16 +57,24 @@ def not_finite(line: Mapping[str, float]) -> str | None:
     return next((name for name in names if name in line and not math.isfinite(line[name])), None)
 
 
-def closing_lines(paths: Mapping[str, Path], metrics: Mapping[str, Any], *, seconds: float) -> str:
+def closing_lines(
+    paths: Mapping[str, Path], metrics: Mapping[str, Any], steps: Mapping[str, str], *, seconds: float
+) -> str:
     """Return the last lines that a run prints.
 
     Args:
         paths: The written files by name, see `RunResult`.
         metrics: Figures by name.
+        steps: Commands to go on with, by what they do.
         seconds: How long everything took, loading and writing included.
     """
     shown = {k: metrics[k] for k in ("train_loss", "eval_loss", "eval_kl", "eval_ce") if k in metrics}
     figures = ", ".join(f"{name} {value:.4g}" for name, value in shown.items())
-    training = f"training {metrics['train_runtime']:.0f} s"
-    done = f"Done in {seconds:.0f} s ({training}): {figures}.\nModel, card and metrics are in {paths['project']}."
-    return f"{done}\nThe page to look at is {paths['page']}." if "page" in paths else done
+    lines = [
+        f"Done in {seconds:.0f} s (training {metrics['train_runtime']:.0f} s): {figures}.",
+        f"Model, card and metrics are in {paths['project']}.",
+        *([f"The page to look at is {paths['page']}."] if "page" in paths else []),
+        "Next:",
+        *(f"  {what + ':':<12} {command}" for what, command in steps.items()),
+    ]
+    return "\n".join(lines)

@@ -80,6 +80,14 @@ def printed(example: Example, model: Any, tokenizer: PreTrainedTokenizerBase, *,
     return str(tokenizer.decode(written, skip_special_tokens=True))
 
 
+def answers_a_message(example: Example, tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether the example's input, sent as a user's message, has the ids of training."""
+    if tokenizer.chat_template is None:
+        return False
+    _, ids = _chat([{"role": "user", "content": INPUT}], {}, example, tokenizer)
+    return ids() == example.ids
+
+
 def _prompt_snippets(example: Example, tokenizer: PreTrainedTokenizerBase) -> Iterator[Snippet]:
     """Yield code that makes the prompt, the simplest first."""
     asked = [{"role": "user", "content": INPUT}]

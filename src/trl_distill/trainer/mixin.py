@@ -20,7 +20,7 @@ from ..data.split import Split
 from ..errors import ParamsError
 from ..models.adapters import is_peft_model
 from ..models.generation_config import make_saveable
-from .base import DistillingTrainer
+from .card import CardWriter
 from .checkpoint_keeper import CheckpointKeeper
 from .compatibility import SEARCH, check_plain
 from .construction import Construction
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     Batch = Mapping[str, torch.Tensor]
 
 
-class DistillationMixin(DistillingTrainer):
+class DistillationMixin(CardWriter):
     """Put in front of `trl.SFTTrainer`: `class MyTrainer(DistillationMixin, SFTTrainer)`.
 
     Args:

@@ -1,0 +1,146 @@
+"""The trainer's model card, and what the card of a run shares with it: the teacher, the prompts and the base model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from huggingface_hub import ModelCard
+
+from ..models.adapters import is_peft_model
+from ..models.loading import EMBEDDED
+from ..teachers.multi.entries import model_name, read_teachers
+from .base import DistillingTrainer
+
+if TYPE_CHECKING:
+    from ..config.distillation_arguments import DistillationArguments
+    from ..prompts.template import Template
+    from .plan import Plan
+
+CARD = "README.md"
+SETTINGS = ("distill_divergence", "distill_max_teacher_length", "distill_on_policy_fraction", "distill_online")
+NO_BASE = "[None](https://huggingface.co/None)"  # what TRL writes of a base model that is a folder
+
+
+class CardWriter(DistillingTrainer):
+    """Adds the teacher, the prompts, alpha and T to the card that TRL writes, and writes one beside a saved model."""
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """Write README.md into the output folder, see `trl.SFTTrainer.create_model_card`."""
+        super().create_model_card(*args, **kwargs)
+        if self.distilling and self.is_world_process_zero():
+            self._complete(Path(str(self.args.output_dir)) / CARD)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Save the model, and beside it the card unless a checkpoint or an upload is being made."""
+        super().save_model(output_dir, _internal_call)
+        if self.distilling and not _internal_call:
+            before = self.args.output_dir
+            self.args.output_dir = output_dir or before  # where TRL writes the card
+            try:
+                self.create_model_card(model_name=Path(str(self.args.output_dir)).resolve().name)
+            finally:
+                self.args.output_dir = before
+
+    def _complete(self, path: Path) -> None:
+        """Add to a card what distillation is, and correct what TRL does not know of the student."""
+        card = ModelCard.load(path)
+        if is_peft_model(self.model):
+            card.data.library_name = "peft"
+        base = base_model(self.base_student.config._name_or_path)
+        if base is not None:
+            card.data.base_model = base
+        settings = {"distill_alpha": self._moving("alpha"), "distill_temperature": self._moving("temperature")}
+        settings |= {name: str(getattr(self.args, name)) for name in SETTINGS}
+        rows = "\n".join(f"| {name} | {value} |" for name, value in settings.items())
+        named = teacher_in_words(self.args, student=self.base_student.config._name_or_path or "the student")
+        prompts = prompts_section(self.setup.plan, teacher=named)
+        section = f"## Teacher and prompts\n\n{prompts}\n\n| setting | value |\n|---|---|\n{rows}\n\n"
+        text = card.text.replace(f" version of {NO_BASE}", " model").replace('model="None"', f'model="{path.parent}"')
+        before, heading, after = text.partition("## Training procedure")
+        card.text = f"{before}{section}{heading}{after}"
+        card.save(path)
+
+    def _moving(self, name: str) -> str:
+        start, end = (getattr(settings, name) for settings in (self.setup.schedule.start, self.setup.schedule.end))
+        return f"{start:g}" if start == end else f"{start:g} to {end:g}"
+
+
+def base_model(name: object) -> str | None:
+    """Return the Hub's name of the model that was trained; None for a folder, or a model that is on no hub.
+
+    A folder with a card that names its own base model, such as the project of an earlier stage, is of that one.
+    """
+    if not isinstance(name, str) or name in ("", EMBEDDED):
+        return None
+    folder = Path(name).expanduser()
+    if not folder.exists():
+        return name
+    if not (folder / CARD).is_file():
+        return None
+    above = ModelCard.load(folder / CARD, ignore_metadata_errors=True).data.base_model
+    return above if isinstance(above, str) and not Path(above).exists() else None
+
+
+def teacher_in_words(settings: DistillationArguments, *, student: str) -> str:
+    """Return what the teacher of a run was, or the store that was trained from without one, as Markdown.
+
+    Args:
+        settings: The run's.
+        student: The student's name.
+    """
+    if settings.teacher_config is not None:
+        listed = read_teachers(settings.teacher_config)
+        return "; ".join(dict.fromkeys(f"`{entry.name}`" for entry in listed.teachers)) + " (mixed)" * listed.mixed
+    if settings.teacher_model == "self":
+        return f"`{student}` itself, its adapter switched off"
+    if settings.teacher_model == "ema":
+        return f"the exponential moving average of `{student}` itself"
+    return f"`{model_name(settings.teacher_store if settings.teacher_model is None else settings.teacher_model)}`"
+
+
+def prompts_section(plan: Plan, *, teacher: str) -> str:
+    """Return who taught and what both read, as Markdown.
+
+    Args:
+        plan: The run's teachers and prompts.
+        teacher: What to call the teacher, if there is one.
+    """
+    entries = () if plan.listed is None else plan.listed.of_data
+    parts: list[str] = []
+    if plan.writers:
+        parts.append("The data's column `teacher` says who wrote each completion.")
+    elif len({entry.name for entry in entries}) == 1 < len(entries):
+        parts.append(f"Teacher: {teacher}, under several templates.")
+        for entry in entries:
+            parts += [f"In {entry.share:.0%} of the rows:", fenced(template_text(entry.template))]
+    elif len(entries) > 1:
+        for number, entry in enumerate(entries, 1):
+            parts += [
+                f"Teacher {number}: `{entry.name}`, {entry.rows}. Its template:",
+                fenced(template_text(entry.template)),
+            ]
+    else:
+        template = entries[0].template if entries else plan.teacher_template
+        parts += [f"Teacher: {teacher}. Its template:", fenced(template_text(template))]
+    parts += ["The student's template:", fenced(template_text(plan.student_template))]
+    system = plan.teacher_template
+    if system.system.keep and not system.has_system and not plan.student_template.system.keep:
+        parts.append("If a row has a system message, the teacher alone reads it.")
+    return "\n\n".join(parts)
+
+
+def template_text(template: Template) -> str:
+    """Return a template as text, its fields in braces."""
+    text = [(role, t.render({f: f"{{{f}}}" for f in t.fields})) for role, t in template.messages]
+    if template.system.text is not None:
+        text = [("system", template.system.text), *text]
+    return "\n".join(f"{role}: {t}" if role else t for role, t in text)
+
+
+def fenced(text: str, language: str = "text") -> str:
+    """Return a code block whose fence the text does not contain."""
+    fence = "```"
+    while fence in text:
+        fence += "`"
+    return f"{fence}{language}\n{text}\n{fence}"

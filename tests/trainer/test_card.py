@@ -1,0 +1,54 @@
+"""The card that the trainer writes: TRL's, with the teacher, both prompts, alpha and T, and the Hub's graph."""
+
+from __future__ import annotations
+
+import pytest
+from huggingface_hub import ModelCard
+from peft import LoraConfig
+from small_runs import TEMPLATES, make
+from transformers import AutoModelForCausalLM
+
+from trl_distill.trainer.card import base_model
+
+
+@pytest.mark.parametrize("adapter", [False, True])
+def test_a_saved_model_has_a_card_with_teacher_prompts_alpha_and_temperature(
+    adapter, tiny_model_dir, tiny_teacher_dir, tmp_path
+):
+    model = AutoModelForCausalLM.from_pretrained(tiny_model_dir)
+    model.config._name_or_path = "desk/small"  # as one of the Hub is called
+    trainer = make(
+        tiny_model_dir, tiny_teacher_dir, tmp_path / "out", model=model, peft=LoraConfig() if adapter else None,
+        distill_alpha=0.8, distill_alpha_end=0.2, distill_temperature=2.0,
+    )  # fmt: skip
+    trainer.save_model(str(tmp_path / "saved"))
+    card = ModelCard.load(tmp_path / "saved" / "README.md")
+    assert card.data.library_name == ("peft" if adapter else "transformers")
+    assert card.data.base_model == "desk/small"
+    assert card.data.model_name == "saved"
+    for part in (f"`{tiny_teacher_dir}`", "| distill_alpha | 0.8 to 0.2 |", "| distill_temperature | 2 |"):
+        assert part in card.text
+    for template in TEMPLATES.values():
+        assert f"```text\n{template}\n```" in card.text
+    assert f'model="{tmp_path / "saved"}"' in card.text
+    assert trainer.args.output_dir == str(tmp_path / "out")
+
+
+def test_the_card_of_a_local_model_names_no_base(tiny_model_dir, tmp_path):
+    trainer = make(tiny_model_dir, "ema", tmp_path)
+    trainer.create_model_card(dataset_name="desk/messages")
+    card = ModelCard.load(tmp_path / "README.md")
+    assert card.data.base_model is None
+    assert card.data.datasets == "desk/messages"
+    assert "None" not in card.text
+    assert "the exponential moving average of" in card.text
+
+
+def test_the_base_model_is_that_of_an_earlier_stage(tmp_path):
+    assert base_model("desk/small") == "desk/small"
+    assert base_model("embedded") is None
+    assert base_model(str(tmp_path)) is None
+    (tmp_path / "README.md").write_text("---\nbase_model: desk/small\n---\n# A project\n")
+    assert base_model(str(tmp_path)) == "desk/small"
+    (tmp_path / "README.md").write_text(f"---\nbase_model: {tmp_path}\n---\n# PEFT names the folder\n")
+    assert base_model(str(tmp_path)) is None
