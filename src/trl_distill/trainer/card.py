@@ -25,9 +25,11 @@ NO_BASE = "[None](https://huggingface.co/None)"  # what TRL writes of a base mod
 class CardWriter(DistillingTrainer):
     """Adds the teacher, the prompts, alpha and T to the card that TRL writes, and writes one beside a saved model."""
 
-    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+    def create_model_card(self, model_name: str | None = None, *args: Any, **kwargs: Any) -> None:
         """Write README.md into the output folder, see `trl.SFTTrainer.create_model_card`."""
-        super().create_model_card(*args, **kwargs)
+        if self.distilling and model_name is None:
+            model_name = Path(str(self.args.output_dir)).resolve().name
+        super().create_model_card(model_name, *args, **kwargs)
         if self.distilling and self.is_world_process_zero():
             self._complete(Path(str(self.args.output_dir)) / CARD)
 
@@ -38,7 +40,7 @@ class CardWriter(DistillingTrainer):
             before = self.args.output_dir
             self.args.output_dir = output_dir or before  # where TRL writes the card
             try:
-                self.create_model_card(model_name=Path(str(self.args.output_dir)).resolve().name)
+                self.create_model_card()
             finally:
                 self.args.output_dir = before
 
