@@ -52,7 +52,7 @@ class CardWriter(DistillingTrainer):
         base = base_model(self.base_student.config._name_or_path)
         if base is not None:
             card.data.base_model = base
-        settings = {"distill_alpha": self._moving("alpha"), "distill_temperature": self._moving("temperature")}
+        settings = {f"distill_{name}": self.setup.schedule.describe(name) for name in ("alpha", "temperature")}
         settings |= {name: str(getattr(self.args, name)) for name in SETTINGS}
         rows = "\n".join(f"| {name} | {value} |" for name, value in settings.items())
         named = teacher_in_words(self.args, student=self.base_student.config._name_or_path or "the student")
@@ -62,10 +62,6 @@ class CardWriter(DistillingTrainer):
         before, heading, after = text.partition("## Training procedure")
         card.text = f"{before}{section}{heading}{after}"
         card.save(path)
-
-    def _moving(self, name: str) -> str:
-        start, end = (getattr(settings, name) for settings in (self.setup.schedule.start, self.setup.schedule.end))
-        return f"{start:g}" if start == end else f"{start:g} to {end:g}"
 
 
 def base_model(name: object) -> str | None:
