@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from huggingface_hub import ModelCard
 
@@ -25,11 +25,13 @@ NO_BASE = "[None](https://huggingface.co/None)"  # what TRL writes of a base mod
 class CardWriter(DistillingTrainer):
     """Adds the teacher, the prompts, alpha and T to the card that TRL writes, and writes one beside a saved model."""
 
-    def create_model_card(self, model_name: str | None = None, *args: Any, **kwargs: Any) -> None:
+    def create_model_card(
+        self, model_name: str | None = None, dataset_name: str | None = None, tags: str | list[str] | None = None
+    ) -> None:
         """Write README.md into the output folder, see `trl.SFTTrainer.create_model_card`."""
         if self.distilling and model_name is None:
             model_name = Path(str(self.args.output_dir)).resolve().name
-        super().create_model_card(model_name, *args, **kwargs)
+        super().create_model_card(model_name, dataset_name, tags)
         if self.distilling and self.is_world_process_zero():
             self._complete(Path(str(self.args.output_dir)) / CARD)
 
