@@ -25,7 +25,7 @@ NO_BASE = "[None](https://huggingface.co/None)"  # what TRL writes of a base mod
 class CardWriter(DistillingTrainer):
     """Adds the teacher, the prompts, alpha and T to the card that TRL writes, and writes one beside a saved model."""
 
-    def create_model_card(
+    def create_model_card(  # type: ignore[override]  # as in TRL, not in transformers
         self, model_name: str | None = None, dataset_name: str | None = None, tags: str | list[str] | None = None
     ) -> None:
         """Write README.md into the output folder, see `trl.SFTTrainer.create_model_card`."""
