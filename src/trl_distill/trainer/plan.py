@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..config.validation import EMA, check_average
 from ..errors import ParamsError
+from ..models.architectures import vocabulary_rows
 from ..prompts.system_message import templates_of
 from ..teachers.local.teacher import check_apart
 from ..teachers.local.weights import SELF
@@ -52,6 +53,11 @@ class StudentModel:
     weights: Student
     device: torch.device | str
     source: ModelSource | None = None
+
+    @property
+    def rows(self) -> int:
+        """Rows of its LM head."""
+        return vocabulary_rows(self.config)
 
     @property
     def sides(self) -> dict[str, Any]:

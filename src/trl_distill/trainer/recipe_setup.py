@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 from ..data.preparation import Recipe
 from ..data.recipe import PromptSide
-from ..models.architectures import vocabulary_rows
 from ..models.generation import length_limit
 from ..prompts.fitting import Limit
 from ..prompts.system_message import for_reader
@@ -71,7 +70,7 @@ class RecipeMaker:
             student.tokenizer,
             for_reader(plan.student_template, student.tokenizer),
             _students_limit(settings, student),
-            vocabulary_rows(student.config),
+            student.rows,
         )
 
     def recipe_of(self, teacher: Teacher) -> Recipe | MultiTeacherRecipe:

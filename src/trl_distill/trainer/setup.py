@@ -16,7 +16,7 @@ from ..teachers.target_store.reader import StoredTeacher
 from ..teachers.target_store.writer import TargetSettings, write_targets
 from .plan import Plan, StudentModel
 from .recipe_setup import RecipeMaker, date_of
-from .teacher_setup import describe_teacher, prompts_and_writing, teacher_of
+from .teacher_setup import TeacherMaker, describe_teacher, prompts_and_writing
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -119,10 +119,10 @@ def build_setup(
         writing: Whether the store of targets is to be written, so that the teacher itself is needed.
 
     Raises:
-        ParamsError: See `teacher_of`.
-        TeacherError: See `teacher_of`.
+        ParamsError: See `TeacherMaker.teacher_of`.
+        TeacherError: See `TeacherMaker.teacher_of`.
     """
-    teacher = teacher_of(settings.teacher, student, plan, writing=writing)
+    teacher = TeacherMaker(settings.teacher, student, plan).teacher_of(writing=writing)
     setup = _assembled(settings, student, replace(plan, given=None), teacher)
     return replace(setup, note=describe_teacher(plan, teacher))
 

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 from ..config.endpoints import is_openai_name
 from ..errors import ParamsError, TeacherError
-from ..models.architectures import vocabulary_rows
 from ..prompts.chat_template_choice import set_chat_template
 from ..prompts.shared_vocabulary import shared_vocabulary
 from ..teachers.base import Teacher, reads_text
@@ -39,29 +38,143 @@ if TYPE_CHECKING:
     from .plan import GivenTeacher
 
 
-def teacher_of(settings: TeacherSettings, student: StudentModel, plan: Plan, *, writing: bool = False) -> Teacher:
-    """Return the teacher of a plan, or all that it lists as one, its vocabulary checked.
+class TeacherMaker:
+    """Makes the teacher of a run.
 
-    With a complete `teacher_store` it is the store, checked against the teacher if one is named.
-
-    Raises:
-        ParamsError: There is none, the store cannot be used with these settings, or see `check_teacher_supports`.
-        TeacherError: See `load_teacher`, `shared_vocabulary`, `find_targets`, `MultiTeacher` and
-            `check_teacher_supports`; a store that is damaged or of something else.
+    Args:
+        settings: What the run asks of its teacher.
+        student: The student.
+        plan: What the settings say of teachers and prompts.
     """
-    if plan.listed is None:
-        teacher = _one_teacher(settings, student, plan, plan.given, settings.revision, writing=writing)
-    else:
-        loaded: dict[Hashable, Teacher] = {}
-        for entry in plan.listed.teachers:
-            if _model_key(entry) not in loaded:
-                given = entry.model
-                if entry.retained is not None:
-                    given = LocalTeacher(entry.name, weights=FrozenCopy(student.weights.load), **student.sides)
-                loaded[_model_key(entry)] = _one_teacher(settings, student, plan, given, entry.revision)
-        teacher = MultiTeacher([loaded[_model_key(entry)] for entry in plan.listed.teachers], plan.listed)
-    check_teacher_supports(settings, teacher)
-    return teacher
+
+    def __init__(self, settings: TeacherSettings, student: StudentModel, plan: Plan) -> None:
+        self.settings, self.student, self.plan = settings, student, plan
+
+    def teacher_of(self, *, writing: bool = False) -> Teacher:
+        """Return the teacher of the plan, or all that it lists as one, its vocabulary checked.
+
+        With a complete `teacher_store` it is the store, checked against the teacher if one is named, unless `writing`.
+
+        Raises:
+            ParamsError: There is none, the store cannot be used with these settings, or see `check_teacher_supports`.
+            TeacherError: See `load_teacher`, `shared_vocabulary`, `find_targets`, `MultiTeacher` and
+                `check_teacher_supports`; a store that is damaged or of something else.
+        """
+        plan, student = self.plan, self.student
+        if plan.listed is None:
+            teacher = self._one_teacher(plan.given, self.settings.revision, writing=writing)
+        else:
+            loaded: dict[Hashable, Teacher] = {}
+            for entry in plan.listed.teachers:
+                if _model_key(entry) not in loaded:
+                    given = entry.model
+                    if entry.retained is not None:
+                        given = LocalTeacher(entry.name, weights=FrozenCopy(student.weights.load), **student.sides)
+                    loaded[_model_key(entry)] = self._one_teacher(given, entry.revision)
+            teacher = MultiTeacher([loaded[_model_key(entry)] for entry in plan.listed.teachers], plan.listed)
+        check_teacher_supports(self.settings, teacher)
+        return teacher
+
+    def _one_teacher(self, given: GivenTeacher, revision: str | None, *, writing: bool = False) -> Teacher:
+        """Return one teacher, its vocabulary checked and shared; a complete store in its place."""
+        settings, tokenizer = self.settings, self.student.tokenizer
+        store, stored = settings.store, None
+        if store is not None and not writing and TargetFolder(store.folder).complete:
+            stored = StoredTeacher(store.folder)
+        if given is None and self.plan.writers:
+            given = RecordedTeacher(self.plan.writers, tokenizer=tokenizer)
+        given = stored if given is None else given
+        if given is None:
+            raise ParamsError(MISSING)
+        if settings.cross_tokenizer:
+            check_brings_tokenizer(given)
+        teacher = self._loaded(given, revision)
+        if not settings.cross_tokenizer and not reads_text(teacher):
+            try:
+                self._restrict_to_shared(teacher)
+            except TeacherError:
+                text_alone = not settings.strict or settings.loss.start.alpha == 0 or settings.allow_text_only
+                own = isinstance(teacher, LocalTeacher) and not teacher.weights.of_student
+                if not own or not text_alone or store is not None:
+                    raise
+                teacher = LocalTextTeacher(teacher, tokenizer=tokenizer)  # of another tokenizer
+        if teacher.capabilities.writes:
+            check_engine(teacher, settings.generation.engine)
+        if settings.chat_template is not None:
+            self._set_chat_template(teacher, settings.chat_template)
+        if reads_text(teacher) and not settings.cross_tokenizer:
+            if store is not None:
+                require(TARGET_STORE, teacher)
+            teacher.restrict_vocabulary(self.student.rows)
+            find_targets(settings, teacher)  # before anything costly is asked
+            return teacher
+        if teacher.tokenizer.chat_template is None:
+            teacher.tokenizer.chat_template = tokenizer.chat_template  # a base model reads chats as its student does
+        if settings.cross_tokenizer:
+            return with_cross_tokenizer(teacher, tokenizer=tokenizer, student_rows=self.student.rows)
+        stored = teacher if isinstance(teacher, StoredTeacher) else stored
+        return teacher if stored is None else self._checked_store(stored, teacher)
+
+    def _loaded(self, given: str | PreTrainedModel | Teacher, revision: str | None) -> Teacher:
+        settings, student = self.settings, self.student
+        if given == SELF:
+            return LocalTeacher(SELF, weights=AdapterOff(student.weights.load, student.source), **student.sides)
+        if given == EMA:
+            average = MovingAverage(student.weights.load, decay=settings.ema_decay)
+            return LocalTeacher(EMA, weights=average, **student.sides)
+        return load_teacher(
+            given,
+            tokenizer=student.tokenizer,
+            revision=revision,
+            dtype=settings.dtype,
+            quantization=settings.quantization,
+            device_map=settings.device_map,
+            trust_remote_code=settings.trust_remote_code,
+            device=student.device,
+            remote=settings.remote,
+        )
+
+    def _checked_store(self, stored: StoredTeacher, teacher: Teacher) -> StoredTeacher:
+        """Return a complete store in the place of its teacher, checked against that and against the settings."""
+        settings = self.settings
+        if stored is not teacher:
+            if stored.vocabulary is not None:
+                teacher.restrict_vocabulary(stored.vocabulary)
+            stored.check_matches({"teacher": teacher.identity(), "tokenizer": tokenizer_hash(teacher.tokenizer)})
+            self._restrict_to_shared(stored)
+        kind = None if settings.store is None else settings.store.kind
+        made = {**prompts_and_writing(settings, self.plan.teacher_template), "kind": kind}
+        if COMPLETIONS not in stored.manifest["files"]:
+            made["generation"] = None  # the teacher wrote nothing
+        stored.check_matches(made)
+        stored.check_loss(settings.loss.start)
+        return stored
+
+    def _set_chat_template(self, teacher: Teacher, source: str) -> None:
+        """Give a teacher the chat template that was asked for, on a copy: the student may share its tokenizer."""
+        require(CHAT_TEMPLATE, teacher, setting=source)
+        owner = teacher.writer if isinstance(teacher, LocalTextTeacher) else teacher
+        own = copy.deepcopy(owner.tokenizer)
+        set_chat_template(own, source, role="teacher_chat_template", trust_remote_code=self.settings.trust_remote_code)
+        if not isinstance(owner, StoredTeacher):
+            owner.tokenizer = own  # type: ignore[misc]
+        elif own.chat_template != owner.tokenizer.chat_template:
+            raise TeacherError(
+                f"teacher_store {str(owner.folder.path)!r} was made with another chat template than "
+                f"--teacher-chat-template {source!r}; give the same, or make a new store."
+            )
+
+    def _restrict_to_shared(self, teacher: Teacher) -> None:
+        """Check a teacher's vocabulary against the student's and restrict it to what both have."""
+        teacher.restrict_vocabulary(
+            shared_vocabulary(
+                self.student.tokenizer,
+                teacher.tokenizer,
+                student_rows=self.student.rows,
+                teacher_rows=teacher.vocabulary_rows,
+                teacher_name=teacher.name,
+            )
+        )
 
 
 def describe_teacher(plan: Plan, teacher: Teacher) -> str:
@@ -79,130 +192,6 @@ def prompts_and_writing(settings: TeacherSettings, template: Template) -> dict[s
         "teacher_system": template.system.text or "",
         "generation": settings_identity(settings.generation),
     }
-
-
-def _one_teacher(
-    settings: TeacherSettings,
-    student: StudentModel,
-    plan: Plan,
-    given: GivenTeacher,
-    revision: str | None,
-    *,
-    writing: bool = False,
-) -> Teacher:
-    """Return one teacher, its vocabulary checked and shared; a complete store in its place."""
-    tokenizer, rows = student.tokenizer, vocabulary_rows(student.config)
-    store, stored = settings.store, None
-    if store is not None and not writing and TargetFolder(store.folder).complete:
-        stored = StoredTeacher(store.folder)
-    if given is None and plan.writers:
-        given = RecordedTeacher(plan.writers, tokenizer=tokenizer)
-    given = stored if given is None else given
-    if given is None:
-        raise ParamsError(MISSING)
-    if settings.cross_tokenizer:
-        check_brings_tokenizer(given)
-    teacher = _loaded(settings, student, given, revision)
-    if not settings.cross_tokenizer and not reads_text(teacher):
-        try:
-            _restrict_to_shared(teacher, student)
-        except TeacherError:
-            text_alone = not settings.strict or settings.loss.start.alpha == 0 or settings.allow_text_only
-            own = isinstance(teacher, LocalTeacher) and not teacher.weights.of_student
-            if not own or not text_alone or store is not None:
-                raise
-            teacher = LocalTextTeacher(teacher, tokenizer=tokenizer)  # of another tokenizer
-    if teacher.capabilities.writes:
-        check_engine(teacher, settings.generation.engine)
-    if settings.chat_template is not None:
-        _set_chat_template(settings, teacher)
-    if reads_text(teacher) and not settings.cross_tokenizer:
-        if store is not None:
-            require(TARGET_STORE, teacher)
-        teacher.restrict_vocabulary(rows)
-        find_targets(settings, teacher)  # before anything costly is asked
-        return teacher
-    if teacher.tokenizer.chat_template is None:
-        teacher.tokenizer.chat_template = tokenizer.chat_template  # a base model reads chats as its student does
-    if settings.cross_tokenizer:
-        return with_cross_tokenizer(teacher, tokenizer=tokenizer, student_rows=rows)
-    stored = teacher if isinstance(teacher, StoredTeacher) else stored
-    return teacher if stored is None else _checked_store(settings, stored, teacher, student, plan)
-
-
-def _loaded(
-    settings: TeacherSettings, student: StudentModel, given: str | PreTrainedModel | Teacher, revision: str | None
-) -> Teacher:
-    """Return the teacher that was given or named, as it is."""
-    if given == SELF:
-        return LocalTeacher(SELF, weights=AdapterOff(student.weights.load, student.source), **student.sides)
-    if given == EMA:
-        average = MovingAverage(student.weights.load, decay=settings.ema_decay)
-        return LocalTeacher(EMA, weights=average, **student.sides)
-    return load_teacher(
-        given,
-        tokenizer=student.tokenizer,
-        revision=revision,
-        dtype=settings.dtype,
-        quantization=settings.quantization,
-        device_map=settings.device_map,
-        trust_remote_code=settings.trust_remote_code,
-        device=student.device,
-        remote=settings.remote,
-    )
-
-
-def _checked_store(
-    settings: TeacherSettings, stored: StoredTeacher, teacher: Teacher, student: StudentModel, plan: Plan
-) -> StoredTeacher:
-    """Return a complete store in the place of its teacher, checked against that and against the configuration."""
-    if stored is not teacher:
-        if stored.vocabulary is not None:
-            teacher.restrict_vocabulary(stored.vocabulary)
-        stored.check_matches({"teacher": teacher.identity(), "tokenizer": tokenizer_hash(teacher.tokenizer)})
-        _restrict_to_shared(stored, student)
-    kind = None if settings.store is None else settings.store.kind
-    made = {**prompts_and_writing(settings, plan.teacher_template), "kind": kind}
-    if COMPLETIONS not in stored.manifest["files"]:
-        made["generation"] = None  # the teacher wrote nothing
-    stored.check_matches(made)
-    stored.check_loss(settings.loss.start)
-    return stored
-
-
-def _set_chat_template(settings: TeacherSettings, teacher: Teacher) -> None:
-    """Give a teacher the chat template that was asked for; the student may share its tokenizer, which stays as it is.
-
-    Raises:
-        ParamsError: The teacher renders chats itself.
-        TeacherError: A store that was made with another chat template.
-        TemplateError: See `set_chat_template`.
-    """
-    source = str(settings.chat_template)
-    require(CHAT_TEMPLATE, teacher, setting=source)
-    owner = teacher.writer if isinstance(teacher, LocalTextTeacher) else teacher
-    own = copy.deepcopy(owner.tokenizer)
-    set_chat_template(own, source, role="teacher_chat_template", trust_remote_code=settings.trust_remote_code)
-    if not isinstance(owner, StoredTeacher):
-        owner.tokenizer = own  # type: ignore[misc]
-    elif own.chat_template != owner.tokenizer.chat_template:
-        raise TeacherError(
-            f"teacher_store {str(owner.folder.path)!r} was made with another chat template than "
-            f"--teacher-chat-template {source!r}; give the same, or make a new store."
-        )
-
-
-def _restrict_to_shared(teacher: Teacher, student: StudentModel) -> None:
-    """Check a teacher's vocabulary against the student's and restrict it to what both have."""
-    teacher.restrict_vocabulary(
-        shared_vocabulary(
-            student.tokenizer,
-            teacher.tokenizer,
-            student_rows=vocabulary_rows(student.config),
-            teacher_rows=teacher.vocabulary_rows,
-            teacher_name=teacher.name,
-        )
-    )
 
 
 def _note(given: GivenTeacher, teacher: Teacher) -> str:
