@@ -78,7 +78,7 @@ def test_a_trainer_works_without_float64(settings, tiny_model_dir, tiny_teacher_
 def test_a_store_is_the_one_that_a_device_with_float64_writes(kind, tiny_teacher_dir, tmp_path):
     def written(name):
         folder = TargetFolder(tmp_path / name)
-        settings = TargetSettings(20, (1.0, 2.0), teacher_prompt_template="", generation={}, kind=kind)
+        settings = TargetSettings(20, (1.0, 2.0), kind=kind)
         write_targets(load_teacher(str(tiny_teacher_dir)), ROWS, folder, settings, progress=False)
         return (folder.path / "shard-00000.parquet").read_bytes()
 

@@ -210,7 +210,7 @@ class _Disabled:
 def test_a_store_of_an_unknown_family_holds_its_own_logits(kind, rows, tiny_model_dir, tmp_path, capsys):
     model, _, teacher = teacher_of(UNKNOWN, rows, AutoTokenizer.from_pretrained(tiny_model_dir))
     folder = TargetFolder(tmp_path / kind)
-    settings = TargetSettings(rows, (1.0, 2.0), teacher_prompt_template="", generation={}, kind=kind)
+    settings = TargetSettings(rows, (1.0, 2.0), kind=kind)
     write_targets(teacher, ROWS, folder, settings)
     assert LINE in capsys.readouterr().out
     row, prompt = ROWS[0], len(ROWS[0]["teacher_prompt"])
@@ -229,7 +229,7 @@ def test_a_store_of_an_unknown_family_holds_its_own_logits(kind, rows, tiny_mode
 
 def test_hidden_states_that_do_not_give_the_logits_are_not_stored(rows, tiny_model_dir, tmp_path):
     _, _, teacher = teacher_of(UNKNOWN, rows, AutoTokenizer.from_pretrained(tiny_model_dir))
-    settings = TargetSettings(4, (1.0,), teacher_prompt_template="", generation={}, kind="hidden")
+    settings = TargetSettings(4, (1.0,), kind="hidden")
     with pytest.raises(TeacherError, match="store the kind topk or sample"):
         write_targets(teacher, ROWS, TargetFolder(tmp_path / "store"), settings, progress=False)
     assert not (tmp_path / "store" / "manifest.json").exists()

@@ -64,7 +64,7 @@ def average(folder: Path, scratch: Path, request: Any) -> Any:
 def stored(kind: str) -> Any:
     def make(folder: Path, scratch: Path, request: Any) -> Any:
         target = TargetFolder(scratch / kind)
-        settings = TargetSettings(20, (1.0, 2.0), teacher_prompt_template="", generation={}, kind=kind)
+        settings = TargetSettings(20, (1.0, 2.0), kind=kind)
         write_targets(load_teacher(str(folder), device=accelerator()), ROWS, target, settings, progress=False)
         return StoredTeacher(target.path)
 

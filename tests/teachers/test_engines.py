@@ -293,7 +293,7 @@ def test_vllm_refuses_a_loaded_model(embedded):
 # -- a store's targets
 
 BF16 = {"log_probs": 0.05, "mass": 0.02, "tokens": 0.5}
-AT_ONE = TargetSettings(k=12, temperatures=(1.0,), teacher_prompt_template="", generation={}, batch_size=4)
+AT_ONE = TargetSettings(k=12, temperatures=(1.0,), batch_size=4)
 
 
 def rows_of(expected, teacher):

@@ -28,7 +28,9 @@ ROWS = [
     {"row": 3, "student_prompt": [8], "teacher_prompt": [9], "completion": [13]},
     {"row": 4, "student_prompt": [8], "teacher_prompt": [6], "completion": [16, 17, 18, 19]},
 ]
-SETTINGS = TargetSettings(k=12, temperatures=(1.0, 3.0), teacher_prompt_template="t", generation={}, batch_size=2)
+SETTINGS = TargetSettings(
+    k=12, temperatures=(1.0, 3.0), made_with={"teacher_prompt_template": "t", "generation": {}}, batch_size=2
+)
 KINDS = ("topk", "sample", "hidden")
 COLLATE = DistillationCollator(pad_token_id=0)
 
@@ -222,8 +224,8 @@ def test_a_store_is_resumed_with_the_same_settings_only(teacher, folder):
         ({"kind": "sample"}, "another kind: 'topk', and this run has 'sample'"),
         ({"k": 9}, "another k: 12, and this run has 9"),
         ({"temperatures": (1.0,)}, "another temperatures"),
-        ({"teacher_prompt_template": "u"}, "another teacher_prompt_template: 't', and this run has 'u'"),
-        ({"generation": {"seed": 3}}, "another generation's seed"),
+        ({"made_with": {"teacher_prompt_template": "u"}}, "another teacher_prompt_template: 't', and this run has 'u'"),
+        ({"made_with": {"generation": {"seed": 3}}}, "another generation's seed"),
     ):
         with pytest.raises(TeacherError, match=sentence):
             write(teacher, folder, settings=TargetSettings(**{**vars(SETTINGS), **change}))

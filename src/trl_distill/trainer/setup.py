@@ -97,7 +97,7 @@ class DistillationSetup:
         settings = TargetSettings(
             k=store.top_k,
             temperatures=store.temperatures,
-            **prompts_and_writing(asked, self.plan.teacher_template),
+            made_with=prompts_and_writing(asked, self.plan.teacher_template),
             batch_size=asked.generation.batch_size,
             kind=store.kind or STORE_KINDS[0],
             engine=asked.generation.engine,

@@ -58,7 +58,7 @@ class ByteMatcher:
         return pack(known, vocabulary=self.vocabulary)
 
 
-class Run(NamedTuple):
+class TokenRun(NamedTuple):
     """Consecutive tokens that make up a text.
 
     Attributes:
@@ -79,37 +79,37 @@ class Run(NamedTuple):
         """The first token behind them."""
         return self.first + len(self.spans)
 
-    def same_as(self, other: Run) -> dict[int, int]:
+    def same_as(self, other: TokenRun) -> dict[int, int]:
         """Return by token the one of another run that covers the same bytes."""
         theirs = {span: other.first + n for n, span in enumerate(other.spans)}
         return {self.first + n: theirs[span] for n, span in enumerate(self.spans) if span in theirs}
 
 
-def at_end(pieces: Pieces, text: bytes) -> Run:
+def at_end(pieces: Pieces, text: bytes) -> TokenRun:
     """Return the tokens that make up a text: from the first on, or if others come before it, the last that do.
 
     Servers log the tokens of the reasoning before those of the completion, and the student may learn both.
     """
-    run = Run(0, token_spans(pieces, text))
+    run = TokenRun(0, token_spans(pieces, text))
     if run.end < len(text):
         for first in range(len(pieces) - 1, 0, -1):
-            later = Run(first, token_spans(pieces[first:], text))
+            later = TokenRun(first, token_spans(pieces[first:], text))
             if later.end == len(text) and len(pieces) - later.after <= CLOSING:
                 return later
     return run
 
 
-def within(pieces: Pieces, text: str) -> Run:
+def within(pieces: Pieces, text: str) -> TokenRun:
     """Return the student's tokens of a text, or of what is left of it if its chat template trims white space."""
     whole = text.encode()
     for words in dict.fromkeys((text, text.rstrip(), text.lstrip(), text.strip())):
         run, trimmed = at_end(pieces, words.encode()), len(whole) - len(text[text.index(words) :].encode())
         if run.end == len(words.encode()):
-            return Run(run.first, [(begin + trimmed, end + trimmed) for begin, end in run.spans])
+            return TokenRun(run.first, [(begin + trimmed, end + trimmed) for begin, end in run.spans])
     return at_end(pieces, whole)
 
 
-def at_start(pieces: Pieces, text: bytes) -> Run:
+def at_start(pieces: Pieces, text: bytes) -> TokenRun:
     """Return the tokens that make up a text near the beginning, with a few before them that may open it."""
-    runs = (Run(first, token_spans(pieces[first:], text)) for first in range(min(OPENING, len(pieces))))
-    return next((run for run in runs if run.end == len(text)), Run(0, []))
+    runs = (TokenRun(first, token_spans(pieces[first:], text)) for first in range(min(OPENING, len(pieces))))
+    return next((run for run in runs if run.end == len(text)), TokenRun(0, []))

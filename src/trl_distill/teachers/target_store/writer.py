@@ -13,7 +13,7 @@ import shutil
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from tqdm.auto import tqdm
@@ -45,22 +45,18 @@ class TargetSettings:
     Attributes:
         k: Tokens of each distribution, at most the shared vocabulary; draws with the kind "sample".
         temperatures: Those the targets can be used at; "hidden" has all.
-        teacher_prompt_template: The teacher's template as it was given, to tell a store from another.
-        generation: How completions were written, for the same.
+        made_with: Prompts and generation settings of the rows, by their names in the manifest.
         batch_size: Sequences scored at a time: what a kill costs.
         kind: "topk", "sample" or "hidden", see `formats`.
-        teacher_system: The teacher's system message, to tell a store from another; "" is the rows' own.
         engine: What scores: "vllm" if its log-probabilities are what is stored (see `why_unlike`), else transformers. A
             store may be resumed with another engine.
     """
 
     k: int
     temperatures: tuple[float, ...]
-    teacher_prompt_template: str
-    generation: Mapping[str, object]
+    made_with: Mapping[str, object] = field(default_factory=dict)
     batch_size: int = 16
     kind: str = "topk"
-    teacher_system: str = ""
     engine: str = "auto"
 
 
@@ -161,9 +157,7 @@ def _header(teacher: Teacher, keys: Sequence[bytes], settings: TargetSettings, f
         "length_limit": teacher.length_limit,
         "stop_ids": teacher.stop_ids,
         "tokenizer": tokenizer_hash(teacher.tokenizer),
-        "teacher_prompt_template": settings.teacher_prompt_template,
-        "teacher_system": settings.teacher_system,
-        "generation": dict(settings.generation),
+        **settings.made_with,
         "sequences": {"count": len(keys), "sha256": hashlib.sha256(b"".join(keys)).hexdigest()},
     }
 
