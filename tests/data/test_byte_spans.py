@@ -9,7 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizing import byte_level, llama, pieces
 
-from trl_distill.data.cross_tokenizer.byte_spans import ALIKE, STUDENT_SPACE, TEACHER_SPACE, Span, align, token_spans
+from trl_distill.data.cross_tokenizer.byte_spans import (
+    ALIKE,
+    STUDENT_SPACE,
+    TEACHER_SPACE,
+    ByteSpan,
+    align,
+    token_spans,
+)
 from trl_distill.data.cross_tokenizer.token_bytes import token_bytes
 
 MAKERS = {"byte-level": byte_level, "larger": lambda: byte_level(size=400), "unigram": pieces, "llama": llama}
@@ -49,22 +56,22 @@ def test_equal_tokenizers_have_one_token_a_span(text, name):
     tokens = split(name, text)
     spans, whole = align(tokens, tokens)
     assert whole
-    assert spans == [Span((k, k + 1), (k, k + 1)) for k in range(len(tokens))]
+    assert spans == [ByteSpan((k, k + 1), (k, k + 1)) for k in range(len(tokens))]
 
 
 @pytest.mark.parametrize(
     ("student", "teacher", "expected", "whole"),
     [
-        ([b"ab", b"c"], [b"a", b"bc"], [Span((0, 2), (0, 2))], True),
-        ([b"ab", b"c"], [b"ab", b"c"], [Span((0, 1), (0, 1)), Span((1, 2), (1, 2))], True),
-        ([b" ab", b"c"], [b"ab", b"c"], [Span((0, 1), (0, 1), STUDENT_SPACE), Span((1, 2), (1, 2))], True),
-        ([b"ab", b"c"], [b" ab", b"c"], [Span((0, 1), (0, 1), TEACHER_SPACE), Span((1, 2), (1, 2))], True),
-        ([b" ", b"ab"], [b"ab"], [Span((1, 2), (0, 1))], True),  # the space is a token: both have read nothing else
-        ([b"  ab"], [b" ab"], [Span((0, 1), (0, 1), STUDENT_SPACE)], True),
-        ([b" ", b"\n"], [b"\n"], [Span((1, 2), (0, 1))], True),
+        ([b"ab", b"c"], [b"a", b"bc"], [ByteSpan((0, 2), (0, 2))], True),
+        ([b"ab", b"c"], [b"ab", b"c"], [ByteSpan((0, 1), (0, 1)), ByteSpan((1, 2), (1, 2))], True),
+        ([b" ab", b"c"], [b"ab", b"c"], [ByteSpan((0, 1), (0, 1), STUDENT_SPACE), ByteSpan((1, 2), (1, 2))], True),
+        ([b"ab", b"c"], [b" ab", b"c"], [ByteSpan((0, 1), (0, 1), TEACHER_SPACE), ByteSpan((1, 2), (1, 2))], True),
+        ([b" ", b"ab"], [b"ab"], [ByteSpan((1, 2), (0, 1))], True),  # the space is a token: both have read nothing else
+        ([b"  ab"], [b" ab"], [ByteSpan((0, 1), (0, 1), STUDENT_SPACE)], True),
+        ([b" ", b"\n"], [b"\n"], [ByteSpan((1, 2), (0, 1))], True),
         ([b" ab"], [b"x"], [], False),
-        ([b"ab", b"C"], [b"ab", b"c"], [Span((0, 1), (0, 1))], False),
-        ([b"ab", None, b"c"], [b"ab", b"c"], [Span((0, 1), (0, 1))], False),
+        ([b"ab", b"C"], [b"ab", b"c"], [ByteSpan((0, 1), (0, 1))], False),
+        ([b"ab", None, b"c"], [b"ab", b"c"], [ByteSpan((0, 1), (0, 1))], False),
         ([], [], [], True),
     ],
 )  # fmt: skip

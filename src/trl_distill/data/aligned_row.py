@@ -24,7 +24,7 @@ class AlignedRow:
         teacher_completion_mask: As `completion_mask`, of `teacher_completion`.
         student_starts: First tokens of the spans that both tokenizers have, see `TokenizerPair.fit`.
         teacher_starts: The same of the teacher's ids.
-        span_kinds: How the tokens of a span match, see `byte_spans.Span`.
+        span_kinds: How the tokens of a span match, see `byte_spans.ByteSpan`.
         finished: Whether the completion ends there; one that was cut is taught no end.
         chat: Whether the student's prompt is chat messages.
         dropped: Whether the student reads the teacher's prompt.
@@ -33,8 +33,7 @@ class AlignedRow:
         opening: `Turn.opening` as JSON; empty if the prompt ends in the generation prompt.
         frame: The key of what surrounds the user's message, or `row_tokens.WITH_TOOLS`; empty if there is none.
         prompt_json: The prompt of a teacher that is asked in text, as JSON; else empty.
-        text: The completion that such a teacher wrote.
-        whole: Its ids before they are fitted.
+        whole: The ids of a text that such a teacher wrote, before they are fitted; else empty.
         prompt_cut: Tokens cut from the start of the prompts.
         completion_cut: Tokens cut from the end of the completion.
         kept: Tokens to learn.
@@ -59,7 +58,6 @@ class AlignedRow:
     opening: str = ""
     frame: str = ""
     prompt_json: str = ""
-    text: str = ""
     whole: list[int] = field(default_factory=list)
     prompt_cut: int = 0
     completion_cut: int = 0

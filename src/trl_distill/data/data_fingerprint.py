@@ -21,7 +21,7 @@ def fingerprint(rows: Dataset, *, leave_out: Collection[str] = (), fields: Colle
     """Return the digests of all rows, in their order, as one text of hexadecimal digits.
 
     Args:
-        rows: What `read_rows`, or `prepare`, returned.
+        rows: What `read_rows`, or `Recipe.prepare`, returned.
         leave_out: Columns that do not count; `row` never does.
         fields: What counts of the column `values`; None counts all of it.
     """
@@ -60,7 +60,6 @@ def _digest(values: Sequence[bytes]) -> str:
 
 
 def _bytes(column: pa.ChunkedArray) -> list[bytes]:
-    """Return a column's values as bytes; lists of numbers are not made into Python's."""
     import pyarrow as pa
 
     found: list[bytes] = []

@@ -105,7 +105,6 @@ class _TypeMismatch(Exception):
 
 
 def _rows_of(part: Part) -> Placed:
-    """Yield a file's rows, and turn what can go wrong while reading into one sentence."""
     path, kind = part.path, part.path.suffix.lower()
     try:
         with path.open("rb") as file:
@@ -240,7 +239,6 @@ def _cache_file(parts: list[Part]) -> Path | None:
 
 
 def _dataset_of(rows: Callable[[], Placed], features: Features, cached: Path | None) -> Dataset:
-    """Write the rows as Arrow, to a file of the cache or, without one, in memory."""
     import datasets
     import pyarrow as pa
 
@@ -285,7 +283,7 @@ def scratch_file() -> str:
 
 @cache
 def _scratch_folder(pid: int) -> str:
-    """Make the folder, one for each process: a forked one must not lose its parent's."""
+    """Make a folder for each process: a forked one must not lose its parent's."""
     import datasets
 
     os.makedirs(datasets.config.HF_DATASETS_CACHE, exist_ok=True)

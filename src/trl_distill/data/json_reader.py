@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import DataError
-from .row_faults import Cells, RepeatedKey, json_object, with_faults
+from .row_faults import Cells, json_object, with_faults
 
 LINES, DOCUMENTS = (".jsonl", ".ndjson"), (".json",)
 CONVERSATIONS = ("messages", "conversations")
@@ -17,33 +17,10 @@ WRAPPERS = ("data", "rows", "examples")  # keys whose list is the rows, whatever
 Placed = Iterator[tuple[str, Cells]]
 
 
-class _Parser:
-    """Parses JSON and remembers whether the last text may hold a value that needs a look.
-
-    Attributes:
-        suspicious: Whether a key stood twice, or a surrogate was escaped.
-    """
-
-    def __init__(self) -> None:
-        self._parse = json.JSONDecoder(object_pairs_hook=self._object).decode
-        self.suspicious = False
-
-    def __call__(self, text: str) -> Any:
-        self.suspicious = "\\ud" in text or "\\uD" in text
-        return self._parse(text)
-
-    def _object(self, pairs: list[tuple[str, object]]) -> Cells:
-        found = json_object(pairs)
-        self.suspicious = self.suspicious or type(found) is RepeatedKey
-        return found
-
-
 def json_rows(path: Path, split: str | None = None) -> Placed:
     """Yield the rows of a JSON list, of JSON lines, or of one JSON object, each with its place.
 
-    Args:
-        path: The file.
-        split: The key of an object of splits whose rows are wanted, see `json_splits`.
+    The `split` of an object of splits is the key whose rows are wanted, see `json_splits`.
 
     Raises:
         DataError: The file is malformed (with its line), or holds no rows.
@@ -62,10 +39,10 @@ def json_rows(path: Path, split: str | None = None) -> Placed:
 def json_splits(path: Path, names: Collection[str]) -> list[str]:
     """Return the keys of a file that is one object of splits, `{"train": [...], "test": [...]}`; else nothing.
 
-    Args:
-        path: A file that ends in `.json`.
-        names: What splits are called, in small letters.
+    `names` are what splits are called, in small letters.
     """
+    if path.suffix.lower() not in DOCUMENTS:
+        return []
     try:
         first, lines = _looked_at(path)
         if lines or not first.lstrip().startswith("{"):
@@ -96,7 +73,7 @@ def _parses(text: str) -> bool:
 
 
 def _json_lines(path: Path) -> Placed:
-    parse = _Parser()
+    parse = json.JSONDecoder(object_pairs_hook=json_object).decode
     with path.open(encoding="utf-8-sig") as file:
         for number, line in enumerate(file, 1):
             if not line.strip():
@@ -105,7 +82,7 @@ def _json_lines(path: Path) -> Placed:
                 value = parse(line.strip())
             except ValueError as error:
                 raise DataError(_malformed(path, number, error)) from None
-            yield f"line {number}", _row(value, parse.suspicious)
+            yield f"line {number}", _row(value)
 
 
 def _json_document(path: Path) -> Placed:
@@ -126,7 +103,7 @@ def _document(path: Path) -> Any:
 
 def _rows_of(values: list[object]) -> Placed:
     for number, value in enumerate(values, 1):
-        yield f"row {number}", _row(value, True)
+        yield f"row {number}", _row(value)
 
 
 def _unwrapped(value: Cells) -> list[object]:
@@ -146,10 +123,8 @@ def _unwrapped(value: Cells) -> list[object]:
     return [value]
 
 
-def _row(value: object, suspicious: bool) -> Cells:
-    """Return a row; a bare value is a row of text, good or bad."""
-    row = value if isinstance(value, dict) else {"text": value}
-    return with_faults(row) if suspicious else row
+def _row(value: object) -> Cells:
+    return with_faults(value if isinstance(value, dict) else {"text": value})  # a bare value is text, good or bad
 
 
 def _malformed(path: Path, line: int, error: ValueError) -> str:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import DataError, nearest
 from .arrow_values import plain_values
 from .file_readers import PLACE, TEXTS, Part, read_placed, read_texts
-from .json_reader import DOCUMENTS, Placed, json_splits
+from .json_reader import Placed, json_splits
 from .memory import KNOWN_TYPES, as_dataset
 from .rows import RowReport, read_rows
 
@@ -110,9 +110,8 @@ def _local(data_path: object) -> tuple[str, Splits]:
 
 def _splits_of_file(path: Path, split: str) -> dict[str, list[Part]]:
     """Return the splits of a file: those that a JSON object holds, else `split`."""
-    keys = json_splits(path, SPLITS) if path.suffix.lower() in DOCUMENTS else []
     found: dict[str, list[Part]] = {}
-    for key in keys:
+    for key in json_splits(path, SPLITS):
         found.setdefault(SPLITS[key.lower()], []).append(Part(path, key))
     return found or {split: [Part(path)]}
 
@@ -123,18 +122,15 @@ def _in_memory(data: object) -> tuple[str, Splits]:
     is_stream = isinstance(data, (IterableDataset, IterableDatasetDict))
     if isinstance(data, Mapping) and data and not is_stream:  # a DatasetDict is one
         parts = {str(split): as_dataset(part, name=f"data_path[{split!r}]") for split, part in data.items()}
-        return "the datasets", {split: partial(_itself, part) for split, part in parts.items()}
+        return "the datasets", {split: lambda part=part: part for split, part in parts.items()}
     if is_stream:
         raise DataError(
             "data_path is a stream, and a run reads all rows before it trains; give a datasets.Dataset, or the stream "
             "to DistillationSFTTrainer."
         )
     accepted = f"a file, a folder, a Hub dataset, {KNOWN_TYPES}"
-    return "the dataset", {"train": partial(_itself, as_dataset(data, name="data_path", accepted=accepted))}
-
-
-def _itself(data: Dataset) -> Dataset:
-    return data
+    rows = as_dataset(data, name="data_path", accepted=accepted)
+    return "the dataset", {"train": lambda: rows}
 
 
 def _folder(folder: Path, name: str) -> Splits:
@@ -183,7 +179,6 @@ def _split_of(path: Path) -> str:
 
 
 def _load_files(parts: list[Part]) -> Dataset:
-    """Read files of any accepted kinds into one dataset."""
     from datasets import concatenate_datasets
 
     texts = [part for part in parts if part.path.suffix.lower() in TEXTS]
@@ -201,7 +196,6 @@ def _load_files(parts: list[Part]) -> Dataset:
 
 
 def _as_they_are(datasets: list[Dataset]) -> Dataset:
-
     def rows() -> Placed:
         before = 0
         for dataset in datasets:
@@ -217,7 +211,6 @@ def _as_they_are(datasets: list[Dataset]) -> Dataset:
 
 
 def _load_binary(kind: str, paths: list[Path]) -> Dataset:
-    """Read parquet or arrow files through the datasets cache."""
     from datasets import load_dataset
 
     files = ", ".join(map(str, paths[:3]))

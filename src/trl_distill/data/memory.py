@@ -56,11 +56,7 @@ def as_dataset(data: Any, *, name: str, accepted: str = KNOWN_TYPES) -> Dataset:
 
 
 def for_trainer(data: object, *, name: str) -> Dataset | IterableDataset:
-    """Return what a trainer was given as rows: a stream as it is, all else as `as_dataset` does.
-
-    Raises:
-        DataError: See `as_dataset`; a stream without rows.
-    """
+    """Return what a trainer was given as rows: a stream with rows as it is, all else as `as_dataset` does."""
     from datasets import IterableDataset
 
     if not isinstance(data, IterableDataset):
@@ -70,15 +66,13 @@ def for_trainer(data: object, *, name: str) -> Dataset | IterableDataset:
     return data
 
 
-def for_evaluation(
-    data: object, *, name: str = "eval_dataset"
-) -> Dataset | IterableDataset | dict[str, Dataset | IterableDataset] | None:
+def for_evaluation(data: object) -> Dataset | IterableDataset | dict[str, Dataset | IterableDataset] | None:
     """Return what a trainer was given to evaluate on: rows as `for_trainer` does, a dict of such by name, or None."""
     if data is None:
         return None
     if isinstance(data, dict):
-        return {key: for_trainer(part, name=f"{name}[{key!r}]") for key, part in data.items()}
-    return for_trainer(data, name=name)
+        return {key: for_trainer(part, name=f"eval_dataset[{key!r}]") for key, part in data.items()}
+    return for_trainer(data, name="eval_dataset")
 
 
 def is_frame(data: object) -> bool:
@@ -87,7 +81,6 @@ def is_frame(data: object) -> bool:
 
 
 def _described(data: object, name: str, accepted: str) -> str:
-    """Say what was given and how it becomes data that is accepted."""
     modules = {c.__module__.partition(".")[0] for c in type(data).__mro__}
     torch_data = any(c.__module__.startswith("torch.utils.data") for c in type(data).__mro__)
     if isinstance(data, (str, os.PathLike)):
@@ -97,13 +90,10 @@ def _described(data: object, name: str, accepted: str) -> str:
         return f"{_article(data)} of {', '.join(map(repr, data))}; give one of them, such as {name}[{first!r}]"
     if isinstance(data, Mapping):
         return f"{_article(data)} of columns; convert it with datasets.Dataset.from_dict({name})"
-    if torch_data and hasattr(data, "__len__") and hasattr(data, "__getitem__"):
-        return (
-            f"a torch dataset ({type(data).__name__}); convert it with "
-            f"datasets.Dataset.from_list([{name}[i] for i in range(len({name}))])"
-        )
     if torch_data:
-        return f"a torch dataset ({type(data).__name__}); convert it with datasets.Dataset.from_list(list({name}))"
+        has_places = hasattr(data, "__len__") and hasattr(data, "__getitem__")
+        rows = f"[{name}[i] for i in range(len({name}))]" if has_places else f"list({name})"
+        return f"a torch dataset ({type(data).__name__}); convert it with datasets.Dataset.from_list({rows})"
     if isinstance(data, Iterator):
         return f"{_article(data)}, which can be read once; convert it with datasets.Dataset.from_list(list({name}))"
     if "polars" in modules:

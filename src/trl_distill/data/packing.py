@@ -27,7 +27,7 @@ class PackedRows(TorchDataset["list[Cells]"]):
     """A prepared dataset whose items are the rows that share a sequence.
 
     Args:
-        rows: What `preparation.prepare` returned.
+        rows: What `Recipe.prepare` returned.
         room: Tokens of the student's that rows in one sequence have at most together.
 
     Attributes:

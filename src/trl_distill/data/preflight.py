@@ -149,7 +149,7 @@ class Preflight:
             example=example,
             matched=None if pair is None else pair.shared,
             compared=float(lengths_of(rows, "student_starts").sum() / lengths.sum()) if pair is not None else 1.0,
-            text_only=recipe.reads_text and recipe.fetch_targets is None,
+            text_only=recipe.gives_text_alone,
             schedule=recipe.schedule,
             estimated=recipe.estimates,
             dropped=int(array_of(rows, "dropped").sum()),
@@ -171,15 +171,8 @@ class Preflight:
         """Settings of the loss that were changed: what was asked for, and why."""
         return {} if self.schedule is None else self.schedule.changed
 
-    def _given(self) -> str:
-        return f"; alpha {self.changed['distill_alpha'][0]} counts as 0" if "distill_alpha" in self.changed else ""
-
     def text(self, *, computes: str = "") -> str:
-        """Return the lines for the terminal.
-
-        Args:
-            computes: How the run computes, if that is to be shown; see `describe_compute`.
-        """
+        """Return the lines for the terminal; `computes` says how the run computes, if that is to be shown."""
         low, middle, high = self.completion
         sources = "; ".join(f"{n:,} from {SOURCES[s]}" for s, n in sorted(self.sources.items()))
         lines = [
@@ -201,9 +194,8 @@ class Preflight:
         if self.retained is not None:
             lines.append(f"  retained      {self._retained(*self.retained)}")
         if self.text_only:
-            lines.append(
-                f"  loss          cross-entropy alone: the teacher gives text, no probabilities{self._given()}"
-            )
+            asked = f"; alpha {self.changed['distill_alpha'][0]} counts as 0" if "distill_alpha" in self.changed else ""
+            lines.append(f"  loss          cross-entropy alone: the teacher gives text, no probabilities{asked}")
         elif self.matched is not None:
             lines.append(
                 f"  tokenizers    {self.matched:,} tokens matched, compared at {self.compared:.1%} of the "
@@ -226,7 +218,7 @@ class Preflight:
             lines.append(f"  chat template {self.serving.line}")
         lines += [f"  teacher {n}     {who}: {rows:,} rows" for n, (who, rows, _) in enumerate(self.teachers, 1)]
         lines = [name_settings(line) for line in lines]
-        for label, text in self._shown():
+        for label, text in self._first_texts():
             lines += [f"  {label}:", *(f"    | {line}" for line in text.split("\n"))]
         return "\n".join(lines)
 
@@ -279,7 +271,7 @@ class Preflight:
         again = f", {own.rows.used:,} different ones" if own.rows.used < count else ""
         return f"{count:,} more rows ({share:.1%}) of {source}{again}{by}"
 
-    def _shown(self) -> list[tuple[str, str]]:
+    def _first_texts(self) -> list[tuple[str, str]]:
         """Return the texts to show, with what they are: of several teachers each one's first prompt."""
         student, teacher, completion = self.first
         theirs = [("first row, teacher", teacher)]

@@ -35,8 +35,8 @@ from .preflight import Example, Preflight, prompts_differ
 from .pretokenized import check_tokenized, is_tokenized, read_tokenized
 from .recipe import RowRecipe
 from .row_faults import Cells
-from .row_tokens import WITH_TOOLS, check_in_one_piece, fit_row, put_written, row_frame, source_of, tokenize_row
-from .rows import NoUsableRows, rows_of
+from .row_tokens import WITH_TOOLS, RowTokens, fit_row, source_of, tokenize_row
+from .rows import NoUsableRows, check_conversations, rows_of
 from .split import Split
 
 if TYPE_CHECKING:
@@ -84,12 +84,8 @@ class Recipe(RowRecipe):
                 own_prompt(row.values, self.teacher.template, where=where)
                 if row.history is not None:
                     options_of(row.values, where=where)
-        texts = column_of(rows, "row").filter(column_of(rows, "history").is_null())
-        if self.columns.assistant_turns and len(texts):
-            raise DataError(
-                f"{name}, row {texts[0]}, is text, and assistant_only_loss learns what the assistant says in "
-                "conversations; give messages, or drop assistant_only_loss."
-            )
+        if self.columns.assistant_turns:
+            check_conversations(rows, name)
         return rows, report
 
     def prepare(
@@ -129,11 +125,7 @@ class Recipe(RowRecipe):
         return self.finish(aligned, rows, report, name=name, columns=columns, required=required, serves=required)
 
     def align(self, rows: Dataset, *, split: Split, name: str, whole: bool = True) -> Dataset:
-        """Return rows that were read with their ids, completions and figures, a column for each field of `AlignedRow`.
-
-        Raises:
-            DataError, ParamsError: See `prepare`.
-        """
+        """Return rows that were read with their ids, completions and figures: the fields of `AlignedRow`."""
         if split is not Split.TRAIN and self.prompt_dropout:  # evaluation is of the student under its own prompt
             return replace(self, prompt_dropout=0.0).align(rows, split=split, name=name, whole=whole)
         self._check_sources(rows, name)
@@ -155,7 +147,7 @@ class Recipe(RowRecipe):
             )
             .with_format(None)
         )
-        check_in_one_piece(tokens, self.in_one_piece, name=name)
+        self._check_in_one_piece(tokens, name)
         self._check_ids(tokens, name)
         if whole and split is Split.TRAIN and self.teaches_nothing is not None:
             check_differs(rows, tokens, self, self.teaches_nothing, name=name)
@@ -176,7 +168,7 @@ class Recipe(RowRecipe):
 
         Args:
             aligned: What `align` made of `rows`.
-            rows: The rows read.
+            rows: What `read` made of the data.
             report: On them.
             name: The dataset in messages.
             columns: Those to return.
@@ -214,8 +206,16 @@ class Recipe(RowRecipe):
                 "--completions teacher."
             )
 
+    def _check_in_one_piece(self, tokens: Dataset, name: str) -> None:
+        gaps = lengths_of(tokens, "completion_mask") > 0
+        if self.in_one_piece is not None and gaps.any():
+            raise DataError(
+                f"{name}, row {tokens[int(gaps.argmax())]['row']}: what is learned is in several places of the "
+                f"conversation, and {self.in_one_piece}; give one local teacher, or have one turn learned (no "
+                "assistant_only_loss, no mask with gaps)."
+            )
+
     def _check_ids(self, tokens: Dataset, name: str) -> None:
-        """Refuse ids that a model which reads them does not have."""
         checks = (
             ("student_prompt", self.student.rows, "the student's prompt", "the student has"),
             ("teacher_prompt", self.teacher.rows, "the teacher's prompt", "the teacher has"),
@@ -247,7 +247,7 @@ class Recipe(RowRecipe):
             if i not in written:
                 return columns
             row = AlignedRow(**columns)
-            put_written(row, Row.from_columns(rows[i]), written[i], self)
+            RowTokens(Row.from_columns(rows[i]), self, name=name, out=row).put_written(written[i])
             return vars(fit_row(row, self, name=name))
 
         return mapped(tokens, put, "Adding completions", with_indices=True)
@@ -286,8 +286,8 @@ class Recipe(RowRecipe):
         columns = usable.select_columns(["row", "frame", "opening"]).with_format("arrow")[:]
         kinds = columns.group_by(["frame", "opening"], use_threads=False).aggregate([("row", "min")]).to_pylist()
         for kind in [kind for kind in kinds if kind["frame"] not in ("", WITH_TOOLS)][:2]:
-            row = _row_of(rows, kind["row_min"])
-            frames.append(row_frame(row, self, json.loads(kind["opening"] or "{}")))
+            tokens = RowTokens(_row_of(rows, kind["row_min"]), self, name="")
+            frames.append(tokens.frame(json.loads(kind["opening"] or "{}")))
         return serving_of(self.student.tokenizer, self.student.template, frames) if frames else None
 
 
@@ -337,12 +337,7 @@ def check_differs(
 ) -> None:
     """Refuse the same weights that read the same tokens in every row.
 
-    Args:
-        rows: What `read_rows` made of the data.
-        tokens: The same rows with both prompts' ids; read up to the first that differs.
-        recipe: How they became so.
-        teaches_nothing: Whether the teacher then has nothing to teach.
-        name: The dataset in messages.
+    `tokens` are the rows with both prompts' ids, read up to the first that differs.
     """
     if any(prompts_differ(row) for row in tokens) or not teaches_nothing():
         return

@@ -26,14 +26,7 @@ def is_tokenized(dataset: object) -> bool:
 
 
 def check_tokenized(dataset: Dataset, templates: Sequence[Template], *, needs: str | None = None, source: str) -> None:
-    """Refuse what needs the text of rows that are token ids.
-
-    Args:
-        dataset: With the column `input_ids`.
-        templates: Of both sides.
-        needs: What else needs it, with a verb; None if nothing does.
-        source: The dataset in messages.
-    """
+    """Raise DataError if text is needed of rows that are token ids; `needs` is what else needs it, with a verb."""
     unlike = (f"{t.name} is not {{input}}" for t in templates if not t.is_identity and t.system.text is None)
     changed = ("a system message is given or dropped" for t in templates if not t.system.keep)
     other = next(changed, None) or next(unlike, needs)

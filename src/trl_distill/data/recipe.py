@@ -61,7 +61,7 @@ class DataSettings:
 
     Attributes:
         columns: Where to look in the data.
-        completions: "auto", "data" or "teacher", see `sources_of`.
+        completions: "auto", "data" or "teacher", see `row_tokens.source_of`.
         plain_text: Under "auto", a row of text alone and two templates `{input}` is learned as SFT would.
         overflow: "error" or "left", see `fitting.fit`.
         prompt_dropout: Share of the training rows in which the student reads the teacher's prompt.
@@ -119,6 +119,11 @@ class RowRecipe(DataSettings):
     @cached_property
     def _dropped_tokens(self) -> PromptTokens:
         return PromptTokens(self.student.tokenizer)
+
+    @property
+    def gives_text_alone(self) -> bool:
+        """Whether the teacher gives text and no probabilities."""
+        return self.reads_text and self.fetch_targets is None
 
     @property
     def fields(self) -> set[str]:

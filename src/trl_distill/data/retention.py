@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING
 
 from datasets import concatenate_datasets
 
-from .loading import RowReport
-
 if TYPE_CHECKING:
     from datasets import Dataset
 
@@ -20,13 +18,11 @@ class Retained:
 
     Attributes:
         rows: What `rows.read_rows` made of them.
-        report: On the rows read.
         source: Where they come from, for the pre-flight.
         fraction: Share of a training epoch's rows that are to be of these.
     """
 
     rows: Dataset
-    report: RowReport
     source: str
     fraction: float
 

@@ -22,10 +22,11 @@ from ..prompts.messages import (
     messages_of,
     says_something,
     text_of,
+    users_places,
     without_weight,
 )
 from ..prompts.row import AssistantTurns, Row
-from .arrow_values import holds_bytes, plain_values
+from .arrow_values import column_of, holds_bytes, plain_values
 from .file_readers import CONVERSATIONS, PLACE, scratch_file
 from .row_faults import FAULTS, Cells
 
@@ -79,11 +80,10 @@ class RowReport:
 
 
 class _Problem(NamedTuple):
-    """Why the row at `number` in the dataset cannot be used; a `bad` one counts against the limit."""
+    """Why a row cannot be used; a `bad` one counts against the limit."""
 
-    number: int
     place: str
-    reason: str
+    problem: str
     bad: bool
 
 
@@ -149,17 +149,18 @@ def read_rows(
     chosen = replace(_chosen(dataset.column_names, columns, source), fields=read_too)
     if len(dataset) == 0:
         raise DataError(f"{source} has no rows; give data with at least one.")
-    read = _map(dataset, chosen, source, num_proc)
-    problems = _problems(read)
+    read = _read_all(dataset, chosen, source, num_proc)
+    unusable = column_of(read, "problem").is_valid()
+    table = read.select_columns(list(_Problem._fields)).with_format("arrow")[:]
+    problems = [_Problem(**row) for row in table.filter(unusable).to_pylist()]
     _check_problems(problems, len(dataset), columns.max_bad_rows, source)
     if problems:
-        unusable = {problem.number for problem in problems}
-        read = read.select([i for i in range(len(read)) if i not in unusable])
-    report = RowReport(len(dataset), len(read), tuple((problem.place, problem.reason) for problem in problems))
+        read = read.select((~unusable.to_numpy()).nonzero()[0])
+    report = RowReport(len(dataset), len(read), tuple((one.place, one.problem) for one in problems))
     return read.select_columns(list(COLUMNS)), report
 
 
-def _map(dataset: Dataset, columns: _Chosen, source: str, num_proc: int | None) -> Dataset:
+def _read_all(dataset: Dataset, columns: _Chosen, source: str, num_proc: int | None) -> Dataset:
     """Read every row; `problem` says why a row cannot be used, `bad` whether that counts against the limit."""
     from datasets import Features, Value
 
@@ -218,21 +219,21 @@ def rows_of(dataset: Dataset) -> Iterator[Row]:
         yield from map(Row.from_columns, table.to_pylist())
 
 
-def _problems(read: Dataset) -> list[_Problem]:
-    import pyarrow.compute as pc
-
-    table = read.with_format("arrow").select_columns(["place", "problem", "bad"])[:]
-    where = pc.indices_nonzero(pc.is_valid(table["problem"]))
-    found = table.take(where).to_pydict()
-    return list(map(_Problem, where.to_pylist(), found["place"], found["problem"], found["bad"]))
+def check_conversations(rows: Dataset, source: str) -> None:
+    """Raise DataError for a row of text, if what the assistant says in conversations is to be learned."""
+    texts = column_of(rows, "row").filter(column_of(rows, "history").is_null())
+    if len(texts):
+        raise DataError(
+            f"{source}, row {texts[0]}, is text, and assistant_only_loss learns what the assistant says in "
+            "conversations; give messages, or drop assistant_only_loss."
+        )
 
 
 def _check_problems(problems: list[_Problem], total: int, max_bad_rows: int, source: str) -> None:
-    """Refuse more bad rows than allowed, and data without a usable row."""
     bad = [problem for problem in problems if problem.bad]
     if len(bad) > max_bad_rows:
         rows, them = ("row", "it") if len(bad) == 1 else ("rows", "them")
-        roles = f" Known roles are {', '.join(ROLES)}." if any(UNKNOWN_ROLE in one.reason for one in bad) else ""
+        roles = f" Known roles are {', '.join(ROLES)}." if any(UNKNOWN_ROLE in one.problem for one in bad) else ""
         raise DataError(
             f"{source}: {len(bad):,} bad {rows}, more than --max-bad-rows {max_bad_rows}: {_list(bad)}; repair {them}, "
             f"or raise --max-bad-rows to set {them} aside.{roles}"
@@ -243,7 +244,7 @@ def _check_problems(problems: list[_Problem], total: int, max_bad_rows: int, sou
 
 def _list(problems: list[_Problem]) -> str:
     more = f", and {len(problems) - SHOWN:,} more" if len(problems) > SHOWN else ""
-    return ", ".join(f"{problem.place} ({problem.reason})" for problem in problems[:SHOWN]) + more
+    return ", ".join(f"{one.place} ({one.problem})" for one in problems[:SHOWN]) + more
 
 
 @dataclass(frozen=True)
@@ -261,7 +262,6 @@ class _Chosen:
 
 
 def _chosen(names: list[str], columns: Columns, source: str) -> _Chosen:
-    """Choose columns as `Columns` says."""
     text, prompt, completion = columns.text_column, columns.prompt_text_column, columns.completion_column
     there = [name for name in names if name not in OURS]
     for flag, name in (("--prompt-text-column", prompt), ("--completion-column", completion)):
@@ -287,14 +287,15 @@ def _missing(name: str, there: list[str], flag: str, source: str) -> str:
 
 
 def _read_row(cells: Cells, columns: _Chosen, number: int) -> Row:
-    """Return a row, or raise `Unusable`."""
-    _check_faults(cells.get(FAULTS), columns)
+    for name, reason in json.loads(cells.get(FAULTS) or "{}").items():
+        if name in (columns.input, columns.completion) or name in columns.fields:
+            raise Unusable(f"{name!r}: {reason}")
     given = _decoded(cells.get(columns.input), columns.input)
     said = _completion_of(cells.get(columns.completion or ""), columns.completion or "", columns.turns)
     history = turns = None
     if isinstance(given, list):
         history, said, turns = _conversation(messages_of(given, columns.input), said, columns)
-        text = history[_last_user(history)]["content"]
+        text = history[users_places(history)[-1]]["content"]
     else:
         text = text_of(given, repr(columns.input))
     if not text.strip():
@@ -307,13 +308,6 @@ def _read_row(cells: Cells, columns: _Chosen, number: int) -> Row:
     if INPUT in values:
         values.setdefault(INPUT_COLUMN, values.pop(INPUT))
     return Row(number, text, values, history, completion, turns)
-
-
-def _check_faults(faults: str | None, columns: _Chosen) -> None:
-    """Refuse a row with a broken value in a column that is read."""
-    for name, reason in json.loads(faults or "{}").items():
-        if name in (columns.input, columns.completion) or name in columns.fields:
-            raise Unusable(f"{name!r}: {reason}")
 
 
 def _decoded(value: object, column: str) -> object:
@@ -341,7 +335,6 @@ def _completion_of(value: object, column: str, turns: bool) -> str | list[Messag
 
 
 def _completion_text(said: str | list[Message] | None, column: str) -> str | None:
-    """Return the text of a completion."""
     if isinstance(said, list):
         if len(said) > 1:
             raise Unusable(f"{column!r} is not one assistant message, as a prompt of text needs")
@@ -366,7 +359,7 @@ def _conversation(
     _check_asks(messages, columns.input)
     if last is None:
         return [without_weight(message) for message in messages], said, None
-    several = columns.turns and any(is_learned(m) for m in messages[max(start, _first_user(messages)) :])
+    several = columns.turns and any(is_learned(m) for m in messages[max(start, users_places(messages)[0]) :])
     if not several:
         _check_learned(last, columns.completion if isinstance(said, list) else columns.input)
         messages, last = [without_weight(message) for message in messages], without_weight(last)
@@ -389,14 +382,6 @@ def _check_asks(messages: list[Message], column: str) -> None:
     if not asks or not any(message["role"] == "user" for message in messages):
         last = f"the {messages[-1]['role']}'s" if messages else "no"
         raise Unusable(f"{column!r}: {last} message is where the user's last one should be")
-
-
-def _first_user(messages: list[Message]) -> int:
-    return next(i for i, message in enumerate(messages) if message["role"] == "user")
-
-
-def _last_user(messages: list[Message]) -> int:
-    return max(i for i, message in enumerate(messages) if message["role"] == "user")
 
 
 def _value(value: object) -> str | int | float:

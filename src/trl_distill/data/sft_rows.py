@@ -15,7 +15,7 @@ from ..prompts.rendering import KWARGS, TOOLS
 from ..prompts.row import Row
 from .file_readers import CONVERSATIONS
 from .row_faults import Cells
-from .rows import Columns, RowReport, read_rows
+from .rows import Columns, RowReport, check_conversations, read_rows
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -39,10 +39,7 @@ def plain_rows(dataset: Dataset, params: LLMTrainingParams, *, name: str) -> tup
     lacking = [n for n, completion in zip(rows["row"], rows["completion"], strict=True) if completion is None]
     pairs, chat = len(lacking) < len(rows), any(history is not None for history in rows["history"])
     if params.assistant_only_loss and not chat:
-        raise DataError(
-            f"{name}, row {rows[0]['row']}, is text, and assistant_only_loss learns what the assistant says in "
-            "conversations; give messages, or drop assistant_only_loss."
-        )
+        check_conversations(rows, name)
     if pairs and lacking and not chat:
         raise DataError(
             f"{name}: {len(lacking)} rows have no completion (row {', '.join(map(str, lacking[:10]))}) where others "
@@ -73,11 +70,7 @@ def plain_rows(dataset: Dataset, params: LLMTrainingParams, *, name: str) -> tup
 
 
 def check_marks(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Check that a chat template marks what the assistant says, or is one of those that TRL has marks for.
-
-    Raises:
-        ParamsError: Neither.
-    """
+    """Raise ParamsError if neither a chat template nor TRL marks what the assistant says."""
     if tokenizer.chat_template is not None and ChatTemplate(tokenizer).training_source is None:
         raise ParamsError(
             "assistant_only_loss without a teacher needs a chat template that marks what the assistant says, and the "
@@ -86,7 +79,6 @@ def check_marks(tokenizer: PreTrainedTokenizerBase) -> None:
 
 
 def _for_chat_template(values: Mapping[str, str | int | float], options: dict[str, object]) -> dict[str, object]:
-    """Return the columns that TRL passes to a chat template, if the data has them."""
     more = {TOOLS: values[TOOLS] or None} if TOOLS in values else {}
     own = {**options, **json.loads(str(values.get(KWARGS) or "{}"))}
     return more | ({KWARGS: own} if own or KWARGS in values else {})

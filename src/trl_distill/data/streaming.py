@@ -64,11 +64,7 @@ def completions_of(dataset: Dataset | IterableDataset) -> list[list[int]]:
 
 
 def check_streams(args: DistillationSFTConfig, train: object, evaluation: object) -> None:
-    """Refuse settings that need all rows at once, and have each rank read a stream by itself.
-
-    Raises:
-        ParamsError: No `max_steps` for a stream to train on, or a setting that needs all rows at once.
-    """
+    """Refuse settings that need all rows at once (ParamsError), and have each rank read a stream by itself."""
     if is_stream(train) and args.max_steps <= 0:
         raise ParamsError("train_dataset is a stream, whose length is not known; set max_steps.")
     parts = evaluation.values() if isinstance(evaluation, dict) else [evaluation]
@@ -100,12 +96,7 @@ def prepare_stream(
 ) -> tuple[IterableDataset, Preflight]:
     """Return a stream of aligned token ids, and the pre-flight of its first block.
 
-    Args:
-        dataset: Rows of any accepted form.
-        recipe: How rows become token ids, for one teacher or several.
-        split: What the dataset is for.
-        name: The dataset in messages.
-        apart: Whether several processes read it, each a part.
+    With `apart` several processes read it, each a part.
 
     Raises:
         DataError: There is no row, or see `Recipe.prepare`; of a later block it is raised when that is reached.

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from ..data.collator import DistillationCollator
 from ..data.cross_tokenizer.tokenizer_pair import COLUMNS as PAIR_COLUMNS
 from ..data.preparation import COLUMNS
-from ..data.row_tokens import fit_row, put_written
+from ..data.row_tokens import RowTokens, fit_row
 from ..models.generation import Completion, GenerationSettings
 from ..prompts.tokenization import common_length
 from ..teachers.base import reads_text
@@ -99,7 +99,7 @@ class Sides:
             ids = [prompt.ids for prompt in prompts]
             written = self._writing.of_model(teacher, ids, store=self.stores.teacher, label=LABELS[TEACHER])
         for question, completion in zip(questions, written, strict=True):
-            put_written(question.aligned, question.row, completion, recipe)
+            RowTokens(question.row, recipe, name=NAME, out=question.aligned).put_written(completion)
             vars(question.aligned).update(vars(fit_row(question.aligned, recipe, name=NAME)))
         if isinstance(teacher, LocalTeacher):
             return _written(teacher.name, prompts, written, texts_of(teacher, [p.ids for p in prompts], written))

@@ -46,11 +46,7 @@ class Turn:
 
 
 class ChatTurns:
-    """The assistant's turns of conversations, as one tokenizer's chat template renders them.
-
-    Args:
-        tokenizer: One with a chat template.
-    """
+    """The assistant's turns of conversations, as one tokenizer's chat template renders them."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self.tokenizer = tokenizer
@@ -79,7 +75,6 @@ class ChatTurns:
         return replace(turn, learned=learned, body=learned.removesuffix(end.text if end.own else self.mark))
 
     def _rendered(self, messages: Sequence[Message], options: Options, where: str) -> Turn:
-        """Return the last turn as the template writes it, with an end or without."""
         asked = messages[:-1]
         parted: tuple[str, str] | None = None
         for how in self._tries(options):
@@ -142,7 +137,8 @@ class ChatTurns:
         ids, mask = self.template.ids_with_mask(given, how)
         for i, message in enumerate(given):
             if message["role"] == "assistant" and i not in places:
-                edges = [self._edge(ids, given[:k], how) for k in (i, i + 1)]
+                before, after = (self.template.ids_with_mask(given[:k], how)[0] if k else [] for k in (i, i + 1))
+                edges = common_length(before, ids), common_length(after, ids)
                 mask[edges[0] : edges[1]] = [0] * (edges[1] - edges[0])
         for k in range(1, len(ids)):  # marks that leave out the end of a turn would teach no end
             if mask[k - 1] and ids[k] == self.template.end.token:
@@ -150,10 +146,6 @@ class ChatTurns:
         if not finished:
             self._drop_end(ids, mask)
         return MaskedSequence.from_ids(ids, mask)
-
-    def _edge(self, ids: Sequence[int], messages: Sequence[Message], how: Options) -> int:
-        """Return how many of a conversation's ids are those of its first messages."""
-        return common_length(self.template.ids_with_mask(messages, how)[0], ids) if messages else 0
 
     def _drop_end(self, ids: Sequence[int], mask: list[int]) -> None:
         """Clear the mask on the end of the last turn and on white space around it."""

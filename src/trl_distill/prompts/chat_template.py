@@ -147,11 +147,7 @@ class ChatTemplate:
             return None
 
     def ids_with_mask(self, messages: Sequence[Message], options: Options) -> tuple[list[int], list[int]]:
-        """Return a conversation's ids, and a mask that is 1 on what the template marks as the assistant's.
-
-        Raises:
-            TemplateError: See `render`.
-        """
+        """Return a conversation's ids, and a mask that is 1 on what the template marks as the assistant's."""
         how = {**options, "tokenize": True, "return_dict": True, "return_assistant_tokens_mask": True}
         found = self._apply(messages, how)
         return list(found["input_ids"]), list(found["assistant_masks"])
@@ -184,7 +180,6 @@ class ChatTemplate:
         return text[text.rindex(said) + len(said) :] if said in text else None
 
     def _first_special(self, text: str) -> int | None:
-        """Return the first special or added token of a text."""
         special = {*self.tokenizer.all_special_ids, *self.tokenizer.get_added_vocab().values()}
         ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
         return next((token for token in ids if token in special), None)

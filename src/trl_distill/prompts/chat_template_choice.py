@@ -62,7 +62,6 @@ def set_chat_template(
 
 
 def _from_file(source: str, role: str) -> str | None:
-    """Return the text of a file; None if there is none."""
     path = Path(source.removeprefix("@")).expanduser()
     if not path.is_file():
         return None

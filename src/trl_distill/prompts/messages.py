@@ -77,6 +77,11 @@ def messages_of(value: Sequence[object], column: str) -> list[Message]:
     return messages
 
 
+def users_places(messages: Sequence[Message]) -> list[int]:
+    """Return the places of the user's messages in a conversation."""
+    return [i for i, message in enumerate(messages) if message["role"] == "user"]
+
+
 def says_something(message: Message) -> bool:
     """Whether an assistant message has text, calls of tools or reasoning."""
     texts = (message.get(key) for key in ("content", *REASONING))

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from ..errors import DataError
 from .fitting import Limits, fit
-from .messages import Message, Prompt, is_learned
+from .messages import Message, Prompt, is_learned, users_places
 from .rendering import render
 from .row import Row
 from .template import SYSTEM_ROLES, Template
@@ -48,23 +48,17 @@ def conversation_of(template: Template, row: Row, own: Prompt | None = None) -> 
     """Return a row's whole conversation as one side reads it, and the places of the messages that are learned.
 
     The template renders every user message. Messages of a chat template without {input} are rendered once, before the
-    first learned turn. A message with `"weight": 0`, or an empty one, is not learned.
-
-    Args:
-        template: The side's.
-        row: A row with `history` and `turns`.
-        own: The teacher's prompt that the row brings: it replaces all before the first learned turn (messages) or its
-            user message (text).
+    first learned turn. A message with `"weight": 0`, or an empty one, is not learned. A prompt that the row brings for
+    the teacher (`own`) replaces all before the first learned turn (messages) or its user message (text).
     """
     assert row.history is not None
     assert row.turns is not None
     messages = [*row.history, row.turns.last]
-    asked = next(i for i, message in enumerate(messages) if message["role"] == "user")
-    start = max(row.turns.start, asked)
+    start = max(row.turns.start, users_places(messages)[0])
     first = next(i for i in range(start, len(messages)) if is_learned(messages[i]))
     before = messages[:first]
-    put = max(i for i, message in enumerate(before) if message["role"] == "user")
-    prompt = render(template, replace(row, input=before[put]["content"], history=before), own)
+    asked = before[users_places(before)[-1]]["content"]
+    prompt = render(template, replace(row, input=asked, history=before), own)
     assert not isinstance(prompt, str)
     again = next((text for role, text in template.messages if role in ("", "user") and "input" in text.fields), None)
     rest = [
@@ -94,11 +88,7 @@ def aligned_columns(mine: MaskedSequence, theirs: MaskedSequence, *, where: str)
 
 
 def fit_masked(student: MaskedSequence, teacher: MaskedSequence, limits: Limits) -> dict[str, object]:
-    """Return the columns of two sequences as they fit both models, each by its own limit; both keep the same tokens.
-
-    Raises:
-        DataError: See `fitting.fit`.
-    """
+    """Return the columns of two sequences as each fits its own model, see `fitting.fit`; both keep the same tokens."""
     mine = fit(student.prompt, [], student.rest, limits._replace(teacher=None))
     theirs = fit([], teacher.prompt, teacher.rest, limits._replace(student=None))
     tokens = min(sum(student.mask[: len(mine.completion)]), sum(teacher.mask[: len(theirs.completion)]))
@@ -126,6 +116,5 @@ def with_masks(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def _end_of(mask: Sequence[int], tokens: int) -> int:
-    """Return the place after the learned token of that number."""
     places = [k for k, bit in enumerate(mask, 1) if bit]
     return places[tokens - 1] if tokens else 0

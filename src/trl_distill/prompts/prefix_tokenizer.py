@@ -31,9 +31,6 @@ class PromptTokens:
     What the first two prompts have in common is cut at an edge between tokens at which both parts, tokenized apart,
     give the ids of the whole. Later prompts with the same beginning are tokenized from there on. If there is no such
     edge, as with SentencePiece's space in front of every text, each prompt is tokenized whole.
-
-    Args:
-        tokenizer: The tokenizer of the model that reads the prompts.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:

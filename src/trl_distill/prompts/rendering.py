@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from ..errors import DataError
-from .messages import Prompt, parsed
+from .messages import Prompt, parsed, users_places
 from .row import Row
 from .template import SYSTEM_ROLES, System, Template
 
@@ -39,11 +39,12 @@ def with_system(prompt: Prompt, system: System) -> Prompt:
     others = [message for message in prompt if message["role"] not in SYSTEM_ROLES]
     if text is None:
         return others
-    first = next((i for i, message in enumerate(others) if message["role"] == "user"), None)
-    if system.as_message or first is None:
+    asked = users_places(others)
+    if system.as_message or not asked:
         return [{"role": "system", "content": text}, *others]
-    asked = {**others[first], "content": f"{text}\n\n{others[first]['content']}"}
-    return [*others[:first], asked, *others[first + 1 :]]
+    first = others[asked[0]]
+    others[asked[0]] = {**first, "content": f"{text}\n\n{first['content']}"}
+    return others
 
 
 def _without_system(template: Template, row: Row, own: Prompt | None) -> Prompt:
@@ -54,7 +55,7 @@ def _without_system(template: Template, row: Row, own: Prompt | None) -> Prompt:
     history = row.history
     if history is None:
         return rendered
-    at = max(i for i, message in enumerate(history) if message["role"] == "user")
+    at = users_places(history)[-1]
     after = history[at + 1 :]
     if isinstance(rendered, str):
         return [*history[:at], {**history[at], "content": rendered}, *after]

@@ -89,7 +89,6 @@ class Frame:
         return hashlib.sha256(json.dumps([self.prompt, self.options], default=str).encode()).hexdigest()[:16]
 
     def prompt_ids(self, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-        """Return the ids of the prompt."""
         text, special = ChatTemplate(tokenizer).render_prompt(self.prompt, self.options)
         return prompt_ids(tokenizer, text.removesuffix(self.left_out), special)
 
@@ -155,11 +154,8 @@ def frame_of(
 ) -> Frame | None:
     """Return what the student reads around a user's message without other turns; None if the row brings tools.
 
-    Args:
-        row: The row. Of its conversation the leading system messages are kept.
-        template: The student's, whose fields other than `input` are left as marks.
-        options: Keywords of the row's chat template.
-        opening: How its prompt differs from the template's generation prompt.
+    Leading system messages of the row are kept, and the template's fields other than `input` are left as marks.
+    `opening` is how the prompt differs from the chat template's generation prompt.
     """
     if TOOLS in options:
         return None
@@ -200,7 +196,6 @@ def serving_template(frame: Frame, tokenizer: PreTrainedTokenizerBase) -> str | 
 
 
 def _filled(prompt: Prompt, message: str) -> Prompt:
-    """Return a frame's prompt with a message in its place."""
     if isinstance(prompt, str):
         return prompt.replace(INPUT, message)
     return [{**m, "content": m["content"].replace(INPUT, message)} for m in prompt]
@@ -257,7 +252,6 @@ def _defaults(options: Options) -> str:
 
 
 def _without_left_out(own: str, left_out: str) -> str:
-    """Return a model's own template without the end of its generation prompt."""
     return own if not left_out else WITHOUT % (own.removesuffix("\n"), _literal(left_out), len(left_out))
 
 

@@ -39,11 +39,7 @@ def templates_of(settings: DistillationArguments) -> tuple[Template, Template]:
 
 
 def check_system(template: Template, given: str | None, *, setting: str) -> None:
-    """Refuse a system message beside a template that has one.
-
-    Raises:
-        ParamsError: Naming the setting and the template.
-    """
+    """Raise ParamsError for a system message that is given beside a template that has one."""
     if given is not None and given != KEEP and template.has_system:
         raise ParamsError(
             f"{setting} cannot be used with {template.name}, whose chat messages have a system message; drop one "

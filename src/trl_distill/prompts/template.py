@@ -33,12 +33,10 @@ class TextTemplate:
 
     Attributes:
         pieces: Literals at even places, field names at odd ones; always an odd number of them.
-        name: What the template is called in messages, for example `teacher_prompt_template`.
         literal: Whether it was read literally, since some single brace of it belongs to no field.
     """
 
     pieces: tuple[str, ...]
-    name: str
     literal: bool = False
 
     @property
@@ -81,7 +79,7 @@ class Template:
 
     Attributes:
         messages: (role, text) pairs; a text template has the single role "".
-        name: What the template is called in messages.
+        name: What the template is called in messages, for example `teacher_prompt_template`.
         system: What is done with a row's system message.
     """
 
@@ -184,7 +182,7 @@ def parse_template(source: object, *, name: str) -> Template:
     else:
         text = _source_text(source, name)
         listed = messages_in(text)
-        messages = _chat(listed, name) if listed is not None else (("", _parse_text(text, name)),)
+        messages = _chat(listed, name) if listed is not None else (("", _parse_text(text)),)
     template = Template(messages, name)
     if "input" not in template.fields:
         raise TemplateError(f"{name} has no {{input}}{_instead(template)}")
@@ -222,7 +220,6 @@ def _indent_of(text: TextTemplate) -> int:
 
 
 def _source_text(source: object, name: str) -> str:
-    """Return the template's text, from a file if it names one."""
     if isinstance(source, Path):
         return read_file(source, name)
     if not isinstance(source, str):
@@ -293,13 +290,13 @@ def _chat(messages: Iterable[object], name: str) -> tuple[tuple[str, TextTemplat
             raise TemplateError(
                 f"{name}: message {i + 1} has the role {message.get('role')!r}; accepted are {', '.join(_ROLES)}."
             )
-        parsed.append((message["role"], _parse_text(message["content"], name)))
+        parsed.append((message["role"], _parse_text(message["content"])))
     if not parsed:
         raise TemplateError(f"{name} is an empty list; give at least one message with {{input}}.")
     return tuple(parsed)
 
 
-def _parse_text(text: str, name: str) -> TextTemplate:
+def _parse_text(text: str) -> TextTemplate:
     """Split a text into literals and fields, see the head of this file."""
     literal = any(match[0] in "{}" for match in _TOKEN.finditer(text))
     pieces, before, end = [], "", 0
@@ -312,4 +309,4 @@ def _parse_text(text: str, name: str) -> TextTemplate:
             before = ""
         else:
             before += match[1] if literal else match[0][0]
-    return TextTemplate((*pieces, before + text[end:]), name, literal)
+    return TextTemplate((*pieces, before + text[end:]), literal)

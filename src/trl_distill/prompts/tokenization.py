@@ -118,5 +118,5 @@ def _tail(tokenizer: PreTrainedTokenizerBase, prompt: str) -> str:
 
 def common_length(one: Sequence[object], other: Sequence[object]) -> int:
     """Return how many items (characters, token ids) two sequences begin with in common."""
-    different = (i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b)
-    return next(different, min(len(one), len(other)))
+    least = min(len(one), len(other))
+    return least if one[:least] == other[:least] else next(i for i in range(least) if one[i] != other[i])

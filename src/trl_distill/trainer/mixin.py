@@ -45,7 +45,7 @@ class DistillationMixin(CardWriter):
         model: Student, as in SFTTrainer.
         args: DistillationSFTConfig; any other configuration, or `use_distillation=False`, trains plain SFT.
         data_collator: As in SFTTrainer; not accepted when distilling.
-        train_dataset: Rows of any form that `rows.read_rows` reads, or what `preparation.prepare` returned: a
+        train_dataset: Rows of any form that `rows.read_rows` reads, or what `Recipe.prepare` returned: a
             `datasets.Dataset` or `IterableDataset`, a list of dicts or a pandas DataFrame.
         eval_dataset: The same, or a dict of them.
         processing_class: The student's tokenizer.
@@ -56,7 +56,7 @@ class DistillationMixin(CardWriter):
 
     Raises:
         ParamsError: A setting that cannot be used with distillation.
-        DataError, TemplateError, TeacherError: See `preparation.prepare`, `load_teacher` and `check_apart`.
+        DataError, TemplateError, TeacherError: See `Recipe.prepare`, `load_teacher` and `check_apart`.
 
     Attributes:
         setup: The teacher, the recipe and the schedule.

@@ -9,6 +9,8 @@ from collections.abc import Iterable, Mapping, MutableMapping, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from ...prompts.tokenization import common_length
+
 if TYPE_CHECKING:
     import torch
 
@@ -17,7 +19,7 @@ if TYPE_CHECKING:
 ALIKE, STUDENT_SPACE, TEACHER_SPACE = 1, 2, 3
 
 
-class Span(NamedTuple):
+class ByteSpan(NamedTuple):
     """Tokens `student[0]` to `student[1]` (exclusive) of one side and `teacher` of the other, and how tokens match."""
 
     student: tuple[int, int]
@@ -25,15 +27,12 @@ class Span(NamedTuple):
     kind: int = ALIKE
 
 
-def align(student: Sequence[bytes | None], teacher: Sequence[bytes | None]) -> tuple[list[Span], bool]:
+def align(student: Sequence[bytes | None], teacher: Sequence[bytes | None]) -> tuple[list[ByteSpan], bool]:
     """Return the spans of a completion, in order and one after the other, and whether both sides write the same text.
 
-    A space that one side alone has in front is left out of account. If the sides write different text (one
-    normalises it, or has a token without bytes), the spans end.
-
-    Args:
-        student: The bytes of its completion tokens; None is a token without text.
-        teacher: The same of the teacher's.
+    Both sides are the bytes of their tokens; None is a token without text. A space that one side alone has in front is
+    left out of account. If the sides write different text (one normalises it, or has a token without bytes), the spans
+    end.
     """
     mine, theirs = (list(_known(side)) for side in (student, teacher))
     kind = _space_in_front(b"".join(mine), b"".join(theirs))
@@ -42,11 +41,11 @@ def align(student: Sequence[bytes | None], teacher: Sequence[bytes | None]) -> t
     if kind == TEACHER_SPACE:
         theirs[0] = theirs[0][1:]
     texts = b"".join(mine), b"".join(theirs)
-    alike = texts[0][: _common(*texts)]
+    alike = texts[0][: common_length(*texts)]
     # by byte the token that starts there; of several the last, which alone has bytes
     starts = [{byte: k for k, byte in enumerate(_bounds(side, alike))} for side in (mine, theirs)]
     places = [(starts[0][byte], starts[1][byte]) for byte in sorted(starts[0].keys() & starts[1].keys())]
-    spans = [Span((a, b), (c, d)) for (a, c), (b, d) in pairwise(places)]
+    spans = [ByteSpan((a, b), (c, d)) for (a, c), (b, d) in pairwise(places)]
     if spans and spans[0].student[0] == spans[0].teacher[0] == 0:  # else the space is a token of its own
         spans[0] = spans[0]._replace(kind=kind)
     whole = texts[0] == texts[1] and (len(mine), len(theirs)) == (len(student), len(teacher))
@@ -56,11 +55,7 @@ def align(student: Sequence[bytes | None], teacher: Sequence[bytes | None]) -> t
 def token_spans(tokens: Sequence[bytes | None], text: bytes) -> list[tuple[int, int]]:
     """Return begin and end in a text of the tokens it is made of, as far as they follow each other.
 
-    A space that a tokenizer puts in front of a text begins at -1.
-
-    Args:
-        tokens: Their bytes; one that is None or empty ends them.
-        text: The text.
+    A token that is None or empty ends them. A space that a tokenizer puts in front of a text begins at -1.
     """
     plain, spaced = (_bounds((token or None for token in tokens), front + text) for front in (b"", b" "))
     shift = len(spaced) > len(plain)
@@ -73,12 +68,8 @@ def mark_spans(
     """Add to a batch `student_spans` [B, S_s], the kind of the span that starts at a token, and `teacher_spans`.
 
     `teacher_spans` [B, S_t] is `teacher_labels` at the teacher's tokens that start a span, and -100 elsewhere; both
-    mark the same spans in the same order.
-
-    Args:
-        batch: What `DistillationCollator` made of `rows`.
-        rows: With `student_starts`, `teacher_starts` and `span_kinds`.
-        skipped: Tokens at the start of each row's completion that nothing predicts.
+    mark the same spans in the same order. `skipped` counts the tokens at the start of each row's completion that
+    nothing predicts.
     """
     mine, labels = batch["labels"].new_zeros(batch["labels"].shape), batch["teacher_labels"]
     theirs = labels.new_full(labels.shape, -100)
@@ -92,7 +83,6 @@ def mark_spans(
 
 
 def _known(tokens: Sequence[bytes | None]) -> list[bytes]:
-    """Return the tokens before the first without text."""
     known = []
     for token in tokens:
         if token is None:
@@ -108,13 +98,7 @@ def _space_in_front(mine: bytes, theirs: bytes) -> int:
         texts[STUDENT_SPACE] = (mine[1:], theirs)
     if theirs.startswith(b" "):
         texts[TEACHER_SPACE] = (mine, theirs[1:])
-    return max(texts, key=lambda kind: (texts[kind][0] == texts[kind][1], _common(*texts[kind]), -kind))
-
-
-def _common(mine: bytes, theirs: bytes) -> int:
-    """Return how many bytes two texts begin with in common."""
-    most = min(len(mine), len(theirs))
-    return most if mine[:most] == theirs[:most] else next(k for k in range(most) if mine[k] != theirs[k])
+    return max(texts, key=lambda kind: (texts[kind][0] == texts[kind][1], common_length(*texts[kind]), -kind))
 
 
 def _bounds(tokens: Iterable[bytes | None], text: bytes) -> list[int]:

@@ -39,7 +39,6 @@ def token_bytes(tokenizer: PreTrainedTokenizerBase) -> list[bytes | None]:
 
 @cache
 def _byte_of_letter() -> dict[str, int]:
-    """GPT-2's table."""
     from transformers.convert_slow_tokenizer import bytes_to_unicode
 
     return {letter: byte for byte, letter in bytes_to_unicode().items()}

@@ -13,7 +13,7 @@ from ...prompts.chat_template import ChatTemplate
 from ...prompts.fitting import Limits, fit
 from ...prompts.shared_vocabulary import PROBE
 from ...prompts.tokenization import tokenize_completion
-from .byte_spans import ALIKE, STUDENT_SPACE, TEACHER_SPACE, Span, align
+from .byte_spans import ALIKE, STUDENT_SPACE, TEACHER_SPACE, ByteSpan, align
 from .token_bytes import token_bytes
 
 if TYPE_CHECKING:
@@ -29,14 +29,8 @@ class TokenizerPair:
     """A student's and a teacher's tokenizer, and which of their tokens are the same.
 
     The tokens that end a completion (of a turn, of a text) are matched with each other, special tokens by their name,
-    all others by their bytes, those with equal ones from the highest id on.
-
-    Args:
-        student: The student's tokenizer.
-        teacher: The teacher's.
-        student_rows: Rows of the student's LM head; ids beyond are left out.
-        teacher_rows: Rows of the teacher's.
-        teacher_name: For messages.
+    all others by their bytes, those with equal ones from the highest id on. Ids beyond the rows of a model's LM head
+    are left out.
 
     Attributes:
         ends: The teacher's token that ends a completion, by the student's.
@@ -80,10 +74,7 @@ class TokenizerPair:
     def written(self, ids: Sequence[int], *, finished: bool, chat: bool) -> tuple[list[int], list[int]]:
         """Return the student's and the teacher's ids of a completion that the teacher wrote.
 
-        Args:
-            ids: The teacher's, with its stop token if it is finished.
-            finished: Whether the teacher ended it.
-            chat: Whether it is an assistant's turn.
+        The teacher's `ids` have its stop token if they are `finished`; `chat` is an assistant's turn.
         """
         own = list(ids[:-1] if finished else ids)
         text = str(self.teacher.decode(own, skip_special_tokens=True, clean_up_tokenization_spaces=False))
@@ -92,27 +83,19 @@ class TokenizerPair:
         completion = tokenize_completion(self.student, text, chat=chat, finished=finished) if text or finished else []
         return completion, self._ended(own, completion)
 
-    def spans(self, student: Sequence[int], teacher: Sequence[int]) -> list[Span]:
+    def spans(self, student: Sequence[int], teacher: Sequence[int]) -> list[ByteSpan]:
         """Return the spans of a completion's ids on both sides; its end is one if both end the same text."""
-        ended = self._is_ended(student) and bool(teacher) and teacher[-1] == self.ends[student[-1]]
+        ended = bool(student) and bool(teacher) and self.ends.get(student[-1]) == teacher[-1]
         mine, theirs = (student[:-1], teacher[:-1]) if ended else (student, teacher)
         spans, whole = align(
             [_bytes_of(self._student_bytes, i) for i in mine], [_bytes_of(self._teacher_bytes, i) for i in theirs]
         )
         if ended and whole:
-            spans.append(Span((len(mine), len(student)), (len(theirs), len(teacher))))
+            spans.append(ByteSpan((len(mine), len(student)), (len(theirs), len(teacher))))
         return spans
 
     def fit(self, row: AlignedRow, limits: Limits) -> dict[str, object]:
-        """Return a row's columns as they fit both models, each side by its own limit, and its spans.
-
-        Args:
-            row: With both prompts and both completions.
-            limits: How long both sequences may be.
-
-        Raises:
-            DataError: See `fitting.fit`.
-        """
+        """Return a row's columns as each side fits its own model (see `fitting.fit`), and its spans."""
         completion, theirs = row.completion, row.teacher_completion
         spans = self.spans(completion, theirs)
         mine = fit(row.student_prompt, [], completion, limits._replace(teacher=None))
@@ -131,13 +114,10 @@ class TokenizerPair:
             "completion_cut": mine.completion_cut,
         }
 
-    def _is_ended(self, completion: Sequence[int]) -> bool:
-        """Whether the student's completion ends in a token that the teacher has a match for."""
-        return bool(completion) and completion[-1] in self.ends
-
     def _ended(self, own: list[int], completion: Sequence[int]) -> list[int]:
         """Return the teacher's ids with its match of the token that ends the student's."""
-        return [*own, self.ends[completion[-1]]] if self._is_ended(completion) else own
+        end = self.ends.get(completion[-1]) if completion else None
+        return own if end is None else [*own, end]
 
     def _pairs_without_bytes(self) -> list[tuple[int, int]]:
         """Return the pairs of tokens without bytes: the ends, and special tokens of one name."""
@@ -161,8 +141,8 @@ class TokenizerPair:
             pairs += zip(reversed(mine[text]), reversed(theirs[text]), strict=False)
         pairs.sort()
         same = [one for one, _ in pairs], [other for _, other in pairs]
-        tokens = _tokens(self.student, self._student_bytes), _tokens(self.teacher, self._teacher_bytes)
-        left = (sorted(side - set(ids)) for side, ids in zip(tokens, same, strict=True))
+        sides = (self.student, self._student_bytes, same[0]), (self.teacher, self._teacher_bytes, same[1])
+        left = (sorted({i for i in t.get_vocab().values() if i < len(table)} - set(ids)) for t, table, ids in sides)
         return Matched(*(torch.tensor(ids, dtype=torch.long) for ids in (*same, *left)))
 
 
@@ -183,7 +163,7 @@ def _bytes_of(table: Sequence[bytes | None], index: int) -> bytes | None:
 
 
 def _without_ids(table: list[bytes | None], ids: Iterable[int]) -> list[bytes | None]:
-    """Return bytes by id with none for some ids, which need not be special tokens."""
+    """Take the bytes from some ids, which need not be special tokens."""
     for index in ids:
         if index < len(table):
             table[index] = None
@@ -197,8 +177,3 @@ def _by_bytes(table: Sequence[bytes | None], *, spaced: bool) -> dict[bytes, lis
         if text is not None and (not spaced or (text.startswith(b" ") and len(text) > 1)):
             found.setdefault(text[1:] if spaced else text, []).append(index)
     return found
-
-
-def _tokens(tokenizer: PreTrainedTokenizerBase, table: Sequence[bytes | None]) -> set[int]:
-    """Return the ids that are tokens, below the rows of the head."""
-    return {index for index in tokenizer.get_vocab().values() if index < len(table)}

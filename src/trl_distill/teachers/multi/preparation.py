@@ -201,6 +201,6 @@ class MultiTeacherRecipe:
         for i, entry in enumerate(self.teachers.of_data):
             count, first = found.get(i, (0, []))
             one = self.recipes[i]
-            alone = " (cross-entropy alone: it gives text)" if one.reads_text and one.fetch_targets is None else ""
+            alone = " (cross-entropy alone: it gives text)" if one.gives_text_alone else ""
             shown.append((entry.name + entry.note + alone, count, text_of(one.teacher.tokenizer, first)))
         return tuple(shown)

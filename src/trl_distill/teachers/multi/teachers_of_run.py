@@ -66,7 +66,7 @@ def _retaining(settings: DistillationArguments) -> TeacherEntry:
     except DataError as error:
         raise DataError(str(error).replace("data_path", RETAIN)) from error
     columns = Columns(text, settings.prompt_text_column, settings.completion_column, settings.max_bad_rows)
-    rows, report = read_rows(data, columns, source=RETAIN)
+    rows, _ = read_rows(data, columns, source=RETAIN)
     source = given if isinstance(given, str) else f"a {model_name(given)} in memory"
-    retained = Retained(rows, report, source, settings.retain_fraction)
+    retained = Retained(rows, source, settings.retain_fraction)
     return TeacherEntry(START, parse_template(IDENTITY, name=RETAIN), RETAIN, retained=retained)
