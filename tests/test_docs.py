@@ -131,7 +131,7 @@ def test_the_readme_runs_as_written(tmp_path):
     readme = ROOT / "README.md"
     shell = [code for code in blocks(readme, "bash") if "make " not in code]
     code = "\n".join(blocks(readme, "python"))
-    assert len(shell) == 2
+    assert len(shell) == 3
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
     command = ["bash", "-ec", "\n".join(shell)]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)

@@ -9,7 +9,7 @@ import pytest
 from evaluation.pages import check_inert
 from evaluation.test_page import HOSTILE
 
-from trl_distill import LLMTrainingParams, run
+from trl_distill import LLMTrainingParams, evaluate_distillation, run
 from trl_distill.cli import main
 
 COMPLETIONS = ["a b", HOSTILE.replace("\ud800", "").replace("\x00", ""), "c d e", "f"]
@@ -148,6 +148,23 @@ def test_all_prompts_of_the_teacher_are_shown(settings, tmp_path):
     training = json.loads(result.paths["report"].read_text())["training"]
     assert list(training["prompts"].values()) == ["{input}", "Be brief. {input}", "Give reasons. {input}"]
     assert training["rows"][0]["divergence"]
+
+
+def test_an_evaluation_leaves_the_page_of_run_and_evaluation(result, folder, tmp_path):
+    project = str(result.paths["project"])
+    figures = evaluate_distillation(
+        project, test_data=str(folder / "validation.jsonl"), timed_queries=0, output=tmp_path
+    )
+    found = figures.evaluation
+    data = json.loads((tmp_path / "report.json").read_text())
+    assert data["evaluation"] == json.loads(json.dumps(found.to_dict()))
+    assert data["training"]["steps"] == result.trainer.state.global_step
+    page = check_inert((tmp_path / "report.html").read_text(encoding="utf-8"))
+    assert found.verdict.sentence in page.text
+    for side in found.sides:
+        assert side.label in page.text
+    assert "<script>alert('x')</script>" in re.sub(r"\s+", " ", page.text)
+    assert "before training" in page.text  # token by token
 
 
 def test_plain_fine_tuning_has_a_page_of_its_curves(settings, tmp_path):
