@@ -55,7 +55,10 @@ class MovingAverage(WeightSource):
     def attach_student(self, student: PreTrainedModel | PeftModel, *, fresh: bool) -> bool:
         """Start the average from the student's trained weights; raise TeacherError if there are none."""
         self._student = lambda: student
-        self.average = {name: _wide(p.detach().clone()) for name, p in self._trained()}
+        self.average = {name: p.detach().clone() for name, p in self._trained()}
+        for name, average in self.average.items():
+            if average.dtype in (torch.float16, torch.bfloat16):
+                self.average[name] = average.float()
         if not self.average:
             raise TeacherError("teacher_model 'ema' is an average of what is trained, but no weight of the student is.")
         return True
@@ -134,7 +137,3 @@ class EmaCallback(TrainerCallback):
         """Read the average of a checkpoint; see `MovingAverage.load`."""
         self.average.load(folder)
         self.teacher.prefix.forget()
-
-
-def _wide(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor

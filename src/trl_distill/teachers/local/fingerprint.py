@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -55,7 +54,9 @@ def of_model(model: torch.nn.Module, *, adapters: bool = True) -> str:
             digest.update(_digest_of_tensor(tensor))
     for name, module in model.named_modules():
         if adapters and isinstance(module, BaseTunerLayer):
-            digest.update(json.dumps([name, *_state_of_adapter(module)], sort_keys=True, default=str).encode())
+            switched = [module.active_adapters, module.disable_adapters, module.merged_adapters]
+            adapter = [name, *switched, getattr(module, "scaling", None)]
+            digest.update(json.dumps(adapter, sort_keys=True, default=str).encode())
     return digest.hexdigest()
 
 
@@ -72,20 +73,14 @@ def without_adapters(model: torch.nn.Module) -> dict[str, torch.Tensor]:
 
 
 def _hash_of_file(path: Path) -> str:
-    digest = hashlib.sha256()
+    """Return a hash of a file's blocks, of a large file those that are spread evenly from its first to its last."""
+    size, digest = path.stat().st_size, hashlib.sha256()
+    spread = [(size - BLOCK) * k // (BLOCKS - 1) for k in range(BLOCKS)]
     with path.open("rb") as file:
-        for start in _starts(path.stat().st_size):
+        for start in range(0, size, BLOCK) if size <= BLOCK * BLOCKS else spread:
             file.seek(start)
             digest.update(file.read(BLOCK))
     return digest.hexdigest()
-
-
-def _starts(size: int) -> Iterator[int]:
-    """Yield where the blocks of a file of `size` bytes begin: one after another, or spread from first to last."""
-    if size <= BLOCK * BLOCKS:
-        yield from range(0, size, BLOCK)
-    else:
-        yield from ((size - BLOCK) * k // (BLOCKS - 1) for k in range(BLOCKS))
 
 
 def _digest_of_tensor(tensor: torch.Tensor) -> bytes:
@@ -102,8 +97,3 @@ def _digest_of_tensor(tensor: torch.Tensor) -> bytes:
 
 
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-
-
-def _state_of_adapter(layer: BaseTunerLayer) -> list[object]:
-    """Return what an adapted layer's output depends on beside its weights."""
-    return [layer.active_adapters, layer.disable_adapters, layer.merged_adapters, getattr(layer, "scaling", None)]

@@ -37,7 +37,11 @@ class VLLMScores:
         """Return what is stored of a batch's N tokens; raise TeacherError if vLLM fails."""
         if self._coming is None:
             first = next(i for i, row in enumerate(self._rows) if _sequence_key(row) == _sequence_key(batch[0]))
-            asked = {_sequence_key(row): _sequence(row) for row in self._rows[first:] if _targets(row)}
+            asked = {
+                _sequence_key(row): ([*row["teacher_prompt"], *row["completion"]], _targets(row))
+                for row in self._rows[first:]
+                if _targets(row)
+            }
             self._coming = VLLM(self.teacher).score(asked, self.format.k) if asked else iter(())
         nothing = (np.empty((0, self.format.k), np.int32), np.empty((0, self.format.k), np.float32))
         found = [self._take(_sequence_key(row)) if _targets(row) else nothing for row in batch]
@@ -85,7 +89,3 @@ def _sequence_key(row: Row) -> str:
 def _targets(row: Row) -> int:
     """Return how many tokens of a completion have a target: under an empty prompt the first has none."""
     return len(row["completion"]) - (not row["teacher_prompt"])
-
-
-def _sequence(row: Row) -> tuple[list[int], int]:
-    return [*row["teacher_prompt"], *row["completion"]], _targets(row)

@@ -1,8 +1,8 @@
-"""What writes many completions for a teacher."""
+"""Who writes completions, and the error of an engine that cannot."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 from ....models.generation import Completion, GenerationSettings
@@ -24,23 +24,3 @@ class Writer(Protocol):
 
 class EngineError(Exception):
     """An engine cannot write, or not to the end; the text says why."""
-
-
-class Engine(Protocol):
-    """What writes the completions of many prompts."""
-
-    name: str
-
-    def write(
-        self, prompts: Mapping[str, Sequence[int]], settings: GenerationSettings
-    ) -> Iterator[dict[str, Completion]]:
-        """Yield completions by key as they are finished.
-
-        Args:
-            prompts: Token ids by key, the longest first; sampled completions have their seeds from the keys.
-            settings: How the teacher writes.
-
-        Raises:
-            EngineError: It cannot; what was yielded before is right.
-        """
-        ...

@@ -29,7 +29,7 @@ class ContinuousBatching:
     def write(
         self, prompts: Mapping[str, Sequence[int]], settings: GenerationSettings
     ) -> Iterator[dict[str, Completion]]:
-        """Yield completions as they are finished; see `Engine.write`.
+        """Yield completions as they are finished; see `generate_all`.
 
         Raises:
             EngineError: It fails, or writes otherwise than `generate`; with an empty text if it is not for this model,
@@ -70,7 +70,7 @@ class ContinuousBatching:
     def completions(
         self, prompts: Mapping[str, Sequence[int]], settings: GenerationSettings
     ) -> Iterator[dict[str, Completion]]:
-        """Yield completions of any number of prompts, on any device, as they are finished; see `Engine.write`."""
+        """Yield completions of any number of prompts, on any device, as they are finished; see `generate_all`."""
         from transformers import ContinuousBatchingConfig
 
         teacher = self.teacher

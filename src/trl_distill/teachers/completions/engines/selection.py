@@ -10,7 +10,7 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 
@@ -18,7 +18,7 @@ from ....errors import TeacherError
 from ....models.generation import Completion, GenerationSettings
 from ....models.loading import ModelSource
 from ..store import seed_of
-from .base import Engine, EngineError, Writer
+from .base import EngineError, Writer
 from .continuous_batching import ContinuousBatching
 from .vllm import VLLM
 
@@ -38,7 +38,7 @@ class Batches:
     def write(
         self, prompts: Mapping[str, Sequence[int]], settings: GenerationSettings
     ) -> Iterator[dict[str, Completion]]:
-        """Yield the completions of each batch; see `Engine.write`."""
+        """Yield the completions of each batch; see `generate_all`."""
         keys = list(prompts)
         for start in range(0, len(keys), settings.batch_size):
             batch = keys[start : start + settings.batch_size]
@@ -46,10 +46,18 @@ class Batches:
             yield dict(zip(batch, some, strict=True))
 
 
+Engine: TypeAlias = Batches | ContinuousBatching | VLLM  # each raises EngineError if it cannot write on
+
+
 def generate_all(
     teacher: Writer, prompts: Mapping[str, Sequence[int]], settings: GenerationSettings
 ) -> Iterator[dict[str, Completion]]:
     """Yield a teacher's completions by key as they come; under "auto" the next engine continues if one fails.
+
+    Args:
+        teacher: Who writes.
+        prompts: Token ids by key, the longest first; sampled completions have their seeds from the keys.
+        settings: How it writes.
 
     Raises:
         TeacherError: vLLM is named and cannot write for this teacher.

@@ -78,7 +78,7 @@ class VLLM:
     def write(
         self, prompts: Mapping[str, Sequence[int]], settings: GenerationSettings
     ) -> Iterator[dict[str, Completion]]:
-        """Yield completions as they are finished; see `Engine.write`. Errors name the process's log."""
+        """Yield completions as they are finished; see `generate_all`. Errors name the process's log."""
         for line in self._run(self._to_write(prompts, settings)):
             yield {line["key"]: self.teacher.completion(line["ids"], settings.stop)}
 
