@@ -100,9 +100,10 @@ def report(**parts) -> Report:
 
 
 def test_a_page_of_a_run_says_how_to_evaluate():
-    page = check_inert(render(report(training=training(), next_steps=(Step("Compare it", "aitraining evaluate x"),))))
+    steps = Step("Ask it", "python x"), Step("Compare it", "aitraining evaluate x")
+    page = check_inert(render(report(training=training(), next_steps=steps)))
     assert "Not evaluated yet" in page.text
-    assert page.text.index("aitraining evaluate x") < page.text.index("Loss")
+    assert page.text.index("aitraining evaluate x") < page.text.index("Loss") < page.text.index("python x")
 
 
 def test_a_page_of_an_evaluation_begins_with_the_verdict_and_the_table():

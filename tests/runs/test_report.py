@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 
 import pytest
 from evaluation.pages import check_inert
@@ -102,6 +103,11 @@ def test_settings_versions_and_counts_are_shown(page, data):
     assert {"model", "logging_steps"} <= set(training["changed"])
     for text in (f"torch {training['versions']['torch']}", "e f <b>{input}", "logging_steps", "All "):
         assert text in parsed.text
+
+
+def test_the_page_names_the_evaluation_of_the_runs_own_validation_rows(result, page):
+    assert f"aitraining evaluate {shlex.quote(str(result.paths['project']))}\n" in check_inert(page).text
+    assert "heldout.jsonl" not in page
 
 
 def test_too_few_steps_are_said_before_training_and_on_the_page(settings, tmp_path, capsys):

@@ -51,9 +51,8 @@ def run(params: LLMTrainingParams, *, verbose: bool = False) -> RunResult:
     started = time.perf_counter()
     with ExitStack() as shown:
         checked = _check(params, shown, verbose=verbose)
-        from ..data.split import Split
         from .fit import fit
-        from .next_steps import next_steps
+        from .next_steps import steps_after
         from .prepare import prepare
         from .save import save
         from .summary import closing_lines
@@ -65,7 +64,7 @@ def run(params: LLMTrainingParams, *, verbose: bool = False) -> RunResult:
         shown.enter_context(tracked(params, checked.project.folder))
         result = save(fit(prepared))
     seconds = time.perf_counter() - started
-    steps = next_steps(checked.project.folder, prepared.preflights.get(Split.TRAIN), result.tokenizer)
+    steps = steps_after(prepared, result.tokenizer)
     prepared.state.print(closing_lines(result.paths, result.metrics, steps, seconds=seconds))
     return result
 

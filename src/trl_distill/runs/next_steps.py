@@ -7,12 +7,14 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..data.split import Split
 from .usage_snippet import answers_a_message
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from ..data.preflight import Example, Preflight
+    from .prepare import PreparedRun
 
 ASK = (
     'from transformers import pipeline; print(pipeline("text-generation", {folder})({asked}, max_new_tokens=64, '
@@ -21,7 +23,9 @@ ASK = (
 LONGEST = 60  # characters of an input that a line shows
 
 
-def next_steps(folder: Path, preflight: Preflight | None, tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
+def next_steps(
+    folder: Path, preflight: Preflight | None, tokenizer: PreTrainedTokenizerBase, *, held_out: bool = False
+) -> dict[str, str]:
     """Return command lines for a shell by what they do.
 
     The first asks the student, by transformers alone; it is missing if a user's message alone is not rendered as in
@@ -31,14 +35,23 @@ def next_steps(folder: Path, preflight: Preflight | None, tokenizer: PreTrainedT
         folder: Of the project, as the commands name it.
         preflight: Of the training rows; None if there is no teacher.
         tokenizer: As it is saved.
+        held_out: Whether the evaluation finds rows of the run's own that nothing was trained on.
     """
     named = shlex.quote(str(folder))
     steps = {}
     if preflight is not None and answers_a_message(preflight.example, tokenizer):
         steps["ask it"] = _ask(folder, preflight.example)
     if preflight is not None:
-        steps["evaluate it"] = f"aitraining evaluate {named} --data-path heldout.jsonl"
+        steps["evaluate it"] = f"aitraining evaluate {named}{'' if held_out else ' --data-path heldout.jsonl'}"
     return {**steps, "serve it": f"aitraining export {named} --to vllm"}
+
+
+def steps_after(prepared: PreparedRun, tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
+    """Return `next_steps` of a run, whose evaluation finds held-out or validation rows again if a file has them."""
+    params = prepared.checked.params
+    held_out = Split.EVAL in prepared.datasets and (params.holdout > 0 or isinstance(params.data_path, str))
+    preflight = prepared.preflights.get(Split.TRAIN)
+    return next_steps(prepared.checked.project.folder, preflight, tokenizer, held_out=held_out)
 
 
 def _ask(folder: Path, example: Example) -> str:

@@ -18,7 +18,7 @@ from ..evaluation.page.write import write_report
 from ..teachers.multi.entries import model_name, read_teachers
 from ..teachers.multi.prompt_mixture import read_mixture
 from ..trainer.card import template_text
-from .next_steps import next_steps
+from .next_steps import steps_after
 from .prepare import NAMES
 
 if TYPE_CHECKING:
@@ -122,6 +122,5 @@ def versions() -> dict[str, str]:
 
 def _next_steps(trained: Trained) -> list[Step]:
     """Return what to do with a trained student that has not been evaluated."""
-    prepared = trained.prepared
-    steps = next_steps(prepared.checked.project.folder, prepared.preflights.get(Split.TRAIN), trained.tokenizer)
+    steps = steps_after(trained.prepared, trained.tokenizer)
     return [Step(TITLES[what], command) for what, command in steps.items()]

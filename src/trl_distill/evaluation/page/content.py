@@ -41,6 +41,9 @@ class Step:
     command: str
 
 
+EVALUATE = "aitraining evaluate"  # the step that an evaluation has done
+
+
 @dataclass(frozen=True)
 class TrainedRow:
     """A row of the run's data, and what the trained student makes of it.

@@ -16,7 +16,7 @@ from markupsafe import Markup
 from ..result import AFTER, Evaluation
 from .charts import Bar, bars, interval
 from .compared import COLOURS, LEVELS, Limits, evaluated_rows, got_worse, token_maps, trained_rows
-from .content import Report, charts_of, curve
+from .content import EVALUATE, Report, charts_of, curve
 from .text import cut, plainly_visible, visible
 
 if TYPE_CHECKING:
@@ -53,6 +53,7 @@ def _page(report: Report, limits: Limits) -> str:
         report=report,
         training=training,
         evaluation=evaluation,
+        evaluate=next((step for step in report.next_steps if EVALUATE in step.command), None),
         metric="" if evaluation is None else evaluation.metric.replace("_", " "),
         style=style,
         style_hash=base64.b64encode(hashlib.sha256(style.encode()).digest()).decode(),

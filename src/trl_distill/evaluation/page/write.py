@@ -11,13 +11,11 @@ from typing import TYPE_CHECKING
 
 from ...data.atomic_file import write_text
 from . import DATA, PAGE
-from .content import FORMAT, Advice, Report, Step, Training
+from .content import EVALUATE, FORMAT, Advice, Report, Step, Training
 from .render import render
 
 if TYPE_CHECKING:
     from ..result import Evaluation
-
-EVALUATE = "aitraining evaluate"  # what has been done once there is an evaluation
 
 
 def write_report(
