@@ -6,8 +6,8 @@ The run distils the embedded model into itself for one step, under a profiler. A
 `distill_temperature` if the value is an argument, a local or a return value of one of its functions, or if one of them
 reads it from an object's field. An object with many settings that is handed on whole does not count, whether it is a
 dataclass or a dict: nobody who follows the value has to look there. `to_dict` makes such a dict for config.yaml and the
-model card; the modules that write it down are listed apart. A check is a function named `check_...` that is handed the
-value; each place that calls one counts once.
+model card. Modules that write the value down, from such a dict or once the step is trained (cards, page), are listed
+apart. A check is a function named `check_...` that is handed the value; each place that calls one counts once.
 """
 
 from __future__ import annotations
@@ -46,7 +46,8 @@ class Watch:
 
     def __init__(self) -> None:
         self.passed: dict[str, None] = {}
-        self.recorded: dict[str, None] = {}
+        self.recorded: dict[str, None] = {}  # by what writes about the run
+        self.is_trained = False
         self.checks: dict[tuple[str, str], None] = {}
         self.calls: Counter[str] = Counter()
         self.known: dict[CodeType, str] = {}
@@ -60,15 +61,20 @@ class Watch:
             return
         there = [*frame.f_locals.values(), *([argument] if event == "return" else [])]
         held = any(has_value(value) for value in there)
+        self.is_trained = self.is_trained or frame.f_code.co_name == "add_metrics"  # the step's log line
         if held:
-            self.passed.setdefault(module)
+            self.note(module)
         if any(type(value) is dict and any(map(is_value, value.values())) for value in there):
             self.recorded.setdefault(module)
         name = frame.f_code.co_name
-        if event == "call":
+        if event == "call" and not self.is_trained:
             self.calls[f"{module}.{name}"] += 1
             if held and name.startswith("check_") and frame.f_back is not None:
                 self.checks.setdefault((name, self.module_of(frame.f_back.f_code) or "outside"))
+
+    def note(self, module: str) -> None:
+        """Note that a module has the value."""
+        (self.recorded if self.is_trained else self.passed).setdefault(module)
 
     def module_of(self, code: CodeType) -> str:
         """Return the dotted module of a function of the package, else an empty text."""
@@ -89,7 +95,7 @@ class Watch:
                     code = sys._getframe(1).f_code
                     module = self.module_of(code)
                     if module and code.co_name != "to_dict":
-                        self.passed.setdefault(module)
+                        self.note(module)
                 return found
 
             cls.__getattribute__ = reading
@@ -185,7 +191,7 @@ def main() -> None:
             print(f"{name:46}{value:>8,}")
     print(f"\ndistill_temperature passes {len(found['modules passed'])} modules:")
     print("  " + "\n  ".join(found["modules passed"]))
-    print("\nis in a dict of settings, which is written down, in:")
+    print("\nis written down by:")
     print("  " + "\n  ".join(found["written down by"]))
     print(f"\nand is checked at {len(found['checks'])} places:")
     print("  " + "\n  ".join(found["checks"]))

@@ -7,6 +7,7 @@ from datasets import Dataset
 
 from trl_distill import LLMTrainingParams, run
 from trl_distill.prompts import system_message
+from trl_distill.runs import prepare
 from trl_distill.trainer import teacher_setup
 
 PAIRS = Dataset.from_list([{"prompt": f"{a} b", "completion": f" {a}"} for a in "abcd"])
@@ -14,10 +15,12 @@ PAIRS = Dataset.from_list([{"prompt": f"{a} b", "completion": f" {a}"} for a in 
 
 @pytest.fixture
 def calls(monkeypatch):
-    """Count what a run loads and parses."""
+    """Count what a run loads, groups and parses."""
     found = []
     load, parse = teacher_setup.load_teacher, system_message.parse_template
     monkeypatch.setattr(teacher_setup, "load_teacher", lambda *a, **k: found.append("teacher") or load(*a, **k))
+    group = prepare.settings_of
+    monkeypatch.setattr(prepare, "settings_of", lambda *a, **k: found.append("settings") or group(*a, **k))
     monkeypatch.setattr(system_message, "parse_template", lambda *a, name: found.append(name) or parse(*a, name=name))
     return found
 
@@ -29,12 +32,13 @@ def test_a_run_builds_its_teacher_and_parses_its_prompts_once(calls, tiny_model_
         distill_alpha_end=1.0,
     )  # fmt: skip
     trainer = run(params).trainer
-    assert sorted(calls) == ["student_prompt_template", "teacher", "teacher_prompt_template"]
+    assert sorted(calls) == ["settings", "student_prompt_template", "teacher", "teacher_prompt_template"]
     assert trainer.teacher is trainer.setup.teacher
     assert trainer.vocabulary == trainer.setup.vocabulary
     schedule = trainer.setup.schedule
     assert (schedule.start.alpha, schedule.end.alpha, schedule.end.temperature) == (0.25, 1.0, 2.5)
     assert trainer.distiller.setup is trainer.setup
+    assert trainer.setup.settings.teacher.folder == tmp_path / "run"  # also for completions of later evaluations
 
 
 def test_a_store_replaces_the_teacher_that_wrote_it(calls, tiny_model_dir, tiny_teacher_dir, tmp_path):
