@@ -20,7 +20,7 @@ from ..errors import ParamsError, nearest
 from .devices import computes_in_bfloat16, has_fused_adamw
 from .distillation_arguments import DistillationArguments, check_arguments
 from .setting_names import in_python, settings_named_as
-from .training_params import FIELDS, LLMTrainingParams
+from .training_params import BETTER_IF_LOWER, FIELDS, LLMTrainingParams
 from .validation import validate_combinations
 
 # transformers reads warmup_steps below 1 as a share of the steps, rounded up, and 1 as one step
@@ -53,6 +53,7 @@ SAME = (
     *("epochs", "max_steps", "batch_size", "gradient_accumulation", "packing", "padding_free", "lr", "scheduler"),
     *("optimizer", "weight_decay", "max_grad_norm", "seed", "gradient_checkpointing", "torch_compile"),
     *("logging_steps", "eval_strategy", "eval_steps", "save_strategy", "save_steps", "save_total_limit"),
+    *("eval_on_start", "load_best_model_at_end"),
     *("text_column", "block_size", "dataset_num_proc", "assistant_only_loss", "trust_remote_code"),
 )
 TRAINER = in_python(FIELDS, NAMES)  # how the trainer and its configuration name settings
@@ -77,6 +78,9 @@ class DistillationSFTConfig(DistillationArguments, SFTConfig):
             validate_combinations(self)
         # transformers would put the model on a GPU, and accelerate the batches on the CPU
         self.use_cpu = self.use_cpu or parse_flag_from_env("ACCELERATE_USE_CPU")
+        metric = (self.metric_for_best_model or "").removeprefix("eval_")
+        if self.greater_is_better is None and metric in BETTER_IF_LOWER:  # transformers knows losses alone
+            self.greater_is_better = False
         super().__post_init__()
 
 
@@ -106,6 +110,7 @@ def from_params(params: LLMTrainingParams) -> DistillationSFTConfig:
         args = DistillationSFTConfig(
             **same,
             output_dir=str(folder),
+            metric_for_best_model=_metric_for_best(params),
             report_to=params.trackers,
             run_name=params.run_name or folder.resolve().name,
             project=params.log_project or folder.resolve().name,
@@ -128,6 +133,12 @@ def from_params(params: LLMTrainingParams) -> DistillationSFTConfig:
     if args.optim == OptimizerNames.ADAMW_TORCH_FUSED and not has_fused_adamw(args.device):
         args.optim = OptimizerNames.ADAMW_TORCH
     return args
+
+
+def _metric_for_best(params: LLMTrainingParams) -> str | None:
+    """Return the figure by which evaluations are compared, if they are."""
+    compared = params.load_best_model_at_end or params.early_stopping_patience is not None
+    return (params.metric_for_best_model or "loss") if compared else None
 
 
 def _mixed_precision(params: LLMTrainingParams, *, accelerated: bool) -> str | None:

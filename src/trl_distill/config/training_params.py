@@ -22,6 +22,7 @@ from .validation import refuse_unused, validate_combinations
 
 HUB_DATA = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")  # a dataset of an account
 OWN_TEACHERS = ("self", "ema")
+BETTER_IF_LOWER, BETTER_IF_HIGHER = ("loss", "kl", "ce"), ("top1_agreement", "mean_token_accuracy")  # of evaluations
 # settings of distillation that say how data is read, with a teacher or without
 OF_PLAIN_SFT = ("completion_column", "prompt_text_column", "max_bad_rows", "chat_template_kwargs")
 
@@ -182,6 +183,29 @@ class LLMTrainingParams(CheckedSettings, DistillationArguments):
         group="Logging and saving",
     )
     eval_steps: int | None = option(None, "Steps between evaluations.", low=1, group="Logging and saving")
+    eval_on_start: bool = option(False, "Evaluate before the first step too.", group="Logging and saving")
+    eval_samples: int = option(
+        0,
+        "Validation rows that the student writes for at each evaluation, shown with what it wrote before and what the "
+        "teacher writes.",
+        low=0,
+        group="Logging and saving",
+    )
+    early_stopping_patience: int | None = option(
+        None, "Stop after so many evaluations in a row without a better figure.", low=1, group="Logging and saving"
+    )
+    early_stopping_threshold: float = option(
+        0.0, "By how much a figure has to be better to count.", low=0.0, group="Logging and saving"
+    )
+    load_best_model_at_end: bool = option(
+        False, "Save the weights of the best evaluation, not the last ones.", group="Logging and saving"
+    )
+    metric_for_best_model: str | None = option(
+        None,
+        "Figure of the evaluation that says which is best: loss (default), kl, ce, top1_agreement or "
+        "mean_token_accuracy.",
+        group="Logging and saving",
+    )
     save_strategy: str = option("epoch", "When to write a checkpoint.", choices=STRATEGIES, group="Logging and saving")
     save_steps: int = option(500, "Steps between checkpoints.", low=1, group="Logging and saving")
     save_total_limit: int = option(1, "Checkpoints to keep.", low=1, group="Logging and saving")
@@ -232,6 +256,8 @@ class LLMTrainingParams(CheckedSettings, DistillationArguments):
             )
         if isinstance(self.teacher_model, str):
             parse_endpoint(self.teacher_model)  # a URL with a password goes no further
+        if self.eval_samples and not self.distills:
+            raise ParamsError("eval_samples shows what the teacher writes too, and there is none; drop --eval-samples.")
         if not self.distills:
             why = f"trainer {self.trainer!r} does not distil; add --use-distillation"
             refuse_unused(self, why=why, used=OF_PLAIN_SFT)
@@ -251,6 +277,47 @@ class LLMTrainingParams(CheckedSettings, DistillationArguments):
             raise ParamsError("padding_free without a teacher is for packed rows only, as in TRL; add --packing.")
         if self.overwrite and self.resume:
             raise ParamsError("overwrite and resume contradict each other; give one of them.")
+        self._check_evaluation()
+
+    def _check_evaluation(self) -> None:
+        """Check the settings that look at evaluations during training."""
+        metric = self.metric_for_best_model
+        if metric is not None and metric.removeprefix("eval_") not in (*BETTER_IF_LOWER, *BETTER_IF_HIGHER):
+            accepted = ", ".join((*BETTER_IF_LOWER, *BETTER_IF_HIGHER))
+            raise ParamsError(f"metric_for_best_model is {metric!r}; accepted are {accepted}.")
+        stops = self.early_stopping_patience is not None
+        if metric is not None and not stops and not self.load_best_model_at_end:
+            raise ParamsError(
+                "metric_for_best_model has no use; add --load-best-model-at-end or --early-stopping-patience, or drop "
+                "it."
+            )
+        if self.early_stopping_threshold and not stops:
+            raise ParamsError("early_stopping_threshold has no use; add --early-stopping-patience, or drop it.")
+        named = self.evaluations_needed_by
+        if named is not None and self.eval_strategy == "no":
+            raise ParamsError(f"{named} needs evaluations, and eval_strategy is 'no'; give --eval-strategy epoch.")
+        if self.load_best_model_at_end:
+            self._check_saves_what_it_evaluates()
+
+    def _check_saves_what_it_evaluates(self) -> None:
+        """Check that the weights of every evaluation are in a checkpoint."""
+        if self.save_strategy != self.eval_strategy:
+            raise ParamsError(
+                f"load_best_model_at_end needs a checkpoint of each evaluation, but eval_strategy is "
+                f"{self.eval_strategy!r} and save_strategy {self.save_strategy!r}; give both the same."
+            )
+        every = self.eval_steps or self.logging_steps
+        if self.save_strategy == "steps" and self.save_steps % every:
+            raise ParamsError(
+                f"load_best_model_at_end needs a checkpoint of each evaluation, but save_steps is {self.save_steps} "
+                f"and there is an evaluation every {every} steps; give --save-steps {every}."
+            )
+
+    @property
+    def evaluations_needed_by(self) -> str | None:
+        """The setting that needs rows to evaluate on during training; None if none does."""
+        names = ("load_best_model_at_end", "early_stopping_patience", "eval_on_start", "eval_samples")
+        return next((name for name in names if getattr(self, name)), None)
 
     def _may_be_written(self) -> bool:
         """Whether the data, which may name the teachers that wrote its completions, can be looked at for that."""

@@ -7,6 +7,8 @@ from copy import copy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from transformers import EarlyStoppingCallback
+
 from ..data.split import Split
 from ..errors import DistillError, RunInterrupted
 from ..models.adapters import is_peft_model, lora_config
@@ -14,9 +16,11 @@ from ..models.generation_config import make_saveable
 from ..models.quantization import keep_differentiable
 from ..trainer.mixin import DistillationMixin
 from .callbacks import StopCallback, WatchCallback, stopping_on_interrupt
+from .eval_samples import EvalSamples
 from .metrics_file import MetricsFile
 from .prepare import PreparedRun
 from .progress import FirstSteps, show_lines
+from .project_folder import SAMPLES
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback
@@ -49,8 +53,16 @@ def fit(prepared: PreparedRun) -> Trained:
     params, project, state = prepared.checked.params, prepared.checked.project, prepared.state
     tokenizer = copy(prepared.student.tokenizer)
     stop, watch = StopCallback(), WatchCallback()
-    shown = [FirstSteps(), MetricsFile(project.log_file)]
+    shown: list[TrainerCallback] = [FirstSteps(), MetricsFile(project.log_file)]
+    if params.early_stopping_patience is not None:
+        shown.append(EarlyStoppingCallback(params.early_stopping_patience, params.early_stopping_threshold))
     trainer = show_lines(_make_trainer(prepared, tokenizer, [stop, watch, *shown]))
+    if prepared.samples:
+        samples = EvalSamples(
+            prepared.samples, project.folder / SAMPLES, max_new_tokens=params.distill_max_teacher_length
+        )
+        samples.attach(trainer)
+        trainer.add_callback(samples)  # after the line of the evaluation
     if state.is_main_process:
         project.begin(params)  # only after everything that can be refused
         if prepared.data is not None:
@@ -73,6 +85,10 @@ def fit(prepared: PreparedRun) -> Trained:
             f"stopped on request at step {trainer.state.global_step}; a checkpoint is in "
             f"{project.last_checkpoint()}; resume with the same command and --resume."
         )
+    best = trainer.state.best_global_step
+    if prepared.args.load_best_model_at_end and best:
+        figure = f"{trainer.args.metric_for_best_model} {trainer.state.best_metric:.4g}"
+        state.print(f"The best evaluation was at step {best} ({figure}); its weights are saved.")
     return Trained(prepared, trainer, tokenizer, outcome.metrics)
 
 

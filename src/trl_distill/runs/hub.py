@@ -12,7 +12,7 @@ from ..evaluation.page import DATA, PAGE
 # files of the run that are not part of its result
 KEPT_BACK = [
     *("checkpoints/*", "teacher_completions.jsonl", "teacher_logprobs.jsonl", "student_completions.jsonl"),
-    *("held_out.jsonl", "judge_answers.jsonl", ".*"),
+    *("held_out.jsonl", "judge_answers.jsonl", "eval_samples.jsonl", ".*"),
 ]
 WITH_ROWS = [PAGE, DATA]  # they show rows of the data
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from accelerate import PartialState
 from transformers import set_seed
@@ -13,6 +13,8 @@ from ..config.sft_config import DistillationSFTConfig, from_params
 from ..config.training_params import LLMTrainingParams
 from ..data.data_fingerprint import fingerprint
 from ..data.preflight import COMPUTES, Preflight
+from ..data.preparation import Recipe
+from ..data.rows import RowReport
 from ..data.sft_rows import check_marks, plain_rows
 from ..data.split import Split
 from ..evaluation.advice import few_steps, optimizer_steps
@@ -51,6 +53,7 @@ class PreparedRun:
         preflights: Figures of the rows, if there is a teacher.
         setup: The teacher, or the store of its targets, and what goes with it; None for plain SFT.
         data: The rows as they were loaded.
+        samples: Prepared rows that the student writes for at each evaluation, with the teacher's completions.
     """
 
     checked: CheckedRun
@@ -62,6 +65,7 @@ class PreparedRun:
     preflights: dict[Split, Preflight] = field(default_factory=dict)
     setup: DistillationSetup | None = None
     data: RunData | None = None
+    samples: Sequence[Mapping[str, Any]] = ()
 
     @property
     def named_datasets(self) -> list[tuple[str, Dataset]]:
@@ -184,6 +188,9 @@ def _for_teacher(
             if not writes_store:
                 _warn_of_few_steps(len(rows_read[split][0]), params, state)
     run = PreparedRun(checked, args, state, student, prepared, computes, preflights, setup, data)
+    if params.eval_samples and not writes_store:
+        with read_whole(args), state.main_process_first():
+            run = replace(run, samples=_samples(setup, rows_read[Split.EVAL], prepared[Split.EVAL], params))
     if sample is not None:
         state.print(f"Dry run: figures are of the first {sample} rows at most; nothing was trained.")
         return run
@@ -191,6 +198,24 @@ def _for_teacher(
         return run
     with read_whole(args):
         return replace(run, setup=setup.with_stored_targets(run.named_datasets))
+
+
+def _samples(
+    setup: DistillationSetup,
+    read: tuple[Dataset, RowReport],
+    prepared: Dataset,
+    params: LLMTrainingParams,
+) -> list[Mapping[str, Any]]:
+    """Return a few validation rows with what the teacher writes for them.
+
+    If it cannot write, or there are several teachers, they have the completions that are learned.
+    """
+    (rows, report), recipe = read, setup.recipe
+    count = min(params.eval_samples, len(rows))
+    if isinstance(recipe, Recipe) and setup.teacher.capabilities.writes and "ids" not in rows.column_names:
+        asking = replace(recipe, completions="teacher", fetch_targets=None)
+        prepared, _ = asking.prepare((rows.select(range(count)), report), split=Split.EVAL, name="samples")
+    return [row for row in prepared.select(range(min(count, len(prepared)))) if row["student_prompt"]]
 
 
 def _warn_of_few_steps(rows: int, params: LLMTrainingParams, state: PartialState) -> None:

@@ -8,6 +8,7 @@ project/
   metrics.json                        figures
   report.html, report.json            the page, and what it shows as data
   teacher_completions.jsonl           the teacher's completions
+  eval_samples.jsonl                  what the student wrote for a few rows at each evaluation
   student_completions.jsonl           the student's, written in evaluations
   held_out.jsonl                      rows that were kept aside for evaluations
   teacher_logprobs.jsonl              a server's log-probabilities of them
@@ -43,7 +44,7 @@ if TYPE_CHECKING:
     from accelerate import PartialState
 
 MANIFEST, MARKER = "run.json", ".unfinished"
-HELD_OUT = "held_out.jsonl"
+HELD_OUT, SAMPLES = "held_out.jsonl", "eval_samples.jsonl"
 WEIGHTS = ("*.safetensors", "*.bin", "*.index.json", "adapter_config.json", "config.json", "generation_config.json")
 LOG = "metrics.jsonl"
 OURS = ("README.md", "config.yaml", "metrics.json", LOG)
@@ -58,6 +59,8 @@ FREE_ON_RESUME = frozenset(
         *("teacher_concurrency", "teacher_timeout"),
         *("teacher_max_requests", "teacher_max_tokens", "teacher_max_cost"),
         *("teacher_price_input", "teacher_price_output"),
+        *("early_stopping_patience", "early_stopping_threshold", "load_best_model_at_end", "metric_for_best_model"),
+        *("eval_on_start", "eval_samples"),
     )
 )
 # defaults of an earlier version, which a run that was started with them keeps

@@ -14,6 +14,7 @@ from ..data.holdout import KeptAside, keep_aside
 from ..data.loading import load_data
 from ..data.rows import Columns, RowReport
 from ..data.split import Split
+from ..errors import ParamsError
 from .project_folder import HELD_OUT
 
 if TYPE_CHECKING:
@@ -64,6 +65,7 @@ def load_run_data(params: LLMTrainingParams, templates: Sequence[Template]) -> R
 
     Raises:
         DataError: See `load_data` and `keep_aside`.
+        ParamsError: There is nothing to evaluate on, and a setting needs it.
     """
     train, valid = load_data(
         params.data_path,
@@ -71,6 +73,12 @@ def load_run_data(params: LLMTrainingParams, templates: Sequence[Template]) -> R
         valid_split=params.valid_split,
         config_name=params.data_config,
     )
+    needs = params.evaluations_needed_by
+    if valid is None and params.holdout == 0 and needs is not None:
+        raise ParamsError(
+            f"{needs} needs rows to evaluate on, and the data has none; add --holdout 0.1, or name a split with "
+            "--valid-split."
+        )
     if params.holdout == 0 or valid is not None:
         note = "The data has validation rows; --holdout keeps no others aside." if params.holdout else ""
         return RunData(train, valid, note=name_settings(note))

@@ -62,11 +62,12 @@ def save(trained: Trained) -> RunResult:
 
 
 def _evaluation(trained: Trained) -> dict[str, float]:
-    """Return the figures at the end, measured now unless the last step's were."""
+    """Return the figures of the weights that are saved, measured now unless those of their step were."""
     prepared, trainer = trained.prepared, trained.trainer
     if Split.EVAL not in prepared.datasets or prepared.args.eval_strategy == "no":
         return {}
-    known = last_evaluation(trainer.state.log_history, trainer.state.global_step)
+    state, best = trainer.state, prepared.args.load_best_model_at_end and trainer.state.best_global_step
+    known = last_evaluation(state.log_history, best or state.global_step)
     return known or trainer.evaluate()
 
 

@@ -18,11 +18,11 @@ from ..losses.signals import cross_entropy
 from ..models.adapters import base_of
 from ..models.batch_layout import layout_of
 from ..models.completion_forward import OWN_LOGITS, add_completion_forward, completion_arguments
-from ..models.generation import GenerationSettings, evaluating, generating_model
+from ..models.generation import GenerationSettings, evaluating
 from ..models.lm_head import lm_head_of
 from ..models.padding_free import student_inputs
+from ..trainer.completion_source import student_writes
 from ..trainer.mixin import DistillationMixin
-from ..trainer.on_policy import Bounds, written_by_student
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -85,24 +85,14 @@ def _spread(data: Dataset, count: int) -> list[PreparedRow]:
 
 def _written(trainer: DistillationMixin, rows: Sequence[PreparedRow]) -> list[TrainedRow]:
     """Return rows with what the student writes, greedily, in one batch; not of an empty prompt or several turns."""
-    tokenizer, model = trainer.tokenizer, trainer.model
+    tokenizer = trainer.tokenizer
     asked = [i for i, row in enumerate(rows) if row["student_prompt"] and not row.get("completion_mask")]
     longest = max((len(rows[i]["completion"]) for i in asked), default=0)
     settings = GenerationSettings(max_new_tokens=min(longest + ROOM, MOST_NEW_TOKENS))
     written = {}
     if asked:
         prompts = [list(rows[i]["student_prompt"]) for i in asked]
-        bounds = Bounds.of(
-            trainer.base_student,
-            prompts,
-            settings,
-            tokenizer=tokenizer,
-            vocabulary=trainer.vocabulary,
-            limit=trainer.args.max_length,
-        )
-        with trainer.accelerator.autocast():
-            done = written_by_student(generating_model(model), prompts, settings, bounds, tokenizer=tokenizer)
-        written = dict(zip(asked, done, strict=True))
+        written = dict(zip(asked, student_writes(trainer, prompts, settings), strict=True))
     shown = []
     for i, row in enumerate(rows):
         prompt, learned = tokenizer.decode(row["student_prompt"]), list(row["completion"])

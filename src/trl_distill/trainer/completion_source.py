@@ -124,3 +124,20 @@ class CompletionSource:
                 return written_by_student(
                     generating_model(model), prompts, settings, bounds, tokenizer=trainer.tokenizer
                 )
+
+
+def student_writes(
+    trainer: DistillingTrainer, prompts: Sequence[Sequence[int]], settings: GenerationSettings
+) -> list[Completion]:
+    """Have a trainer's student write behind prompts (token ids), as one batch; see `written_by_student`."""
+    bounds = Bounds.of(
+        trainer.base_student,
+        prompts,
+        settings,
+        tokenizer=trainer.tokenizer,
+        vocabulary=trainer.vocabulary,
+        limit=trainer.args.max_length,
+    )
+    with trainer.accelerator.autocast():
+        model = generating_model(trainer.model)
+        return written_by_student(model, prompts, settings, bounds, tokenizer=trainer.tokenizer)
