@@ -50,9 +50,7 @@ REQUIREMENTS = (
         lambda can: can.scores_gaps or can.reads == "text",
         "cross_tokenizer compares completions in one piece",
     ),
-    Requirement(
-        GAPS, lambda can: can.scores_gaps, "a server's log-probabilities are taken of completions in one piece"
-    ),
+    Requirement(GAPS, lambda can: can.scores_gaps, "a server gives log-probabilities of completions in one piece"),
     Requirement(
         SHARDED,
         lambda can: can.single,

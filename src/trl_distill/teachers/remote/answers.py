@@ -10,7 +10,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 
-from ...models.generation import EMPTY
+from ...models.generation import EMPTY, Completion
 from ...prompts.messages import CLOSED, OPENED, REASONING
 from ..completions.stop_strings import cut_text
 from ..completions.store import JsonObject
@@ -48,7 +48,7 @@ def read_answer(content: JsonObject, *, chat: bool) -> Answer:
         text, thought = (text, thought) if thought else _split(text)
         text = text.lstrip("\n") if thought else text  # the newlines that close the reasoning
     unusable = _unusable(message, text, bool(thought or hidden), reason)
-    return Answer(text, reason not in CUT, prompt_tokens, tokens, reasoning=thought, unusable=unusable)
+    return Answer(Completion((), reason not in CUT, text, thought, unusable), prompt_tokens, tokens)
 
 
 def reason_of(choice: JsonObject) -> str:
@@ -127,14 +127,16 @@ def cut_at_stop_string(answer: Answer, stop: Sequence[str]) -> Answer:
     Log-probabilities stay for the tokens of the text that is left. A server may have ended the answer at some of the
     stop strings, at all, or at none.
     """
-    text, found = cut_text(answer.text, stop)
-    if not found or answer.unusable:
+    whole = answer.completion.text or ""
+    text, found = cut_text(whole, stop)
+    if not found or answer.completion.unusable:
         return answer
     logprobs = answer.logprobs
     if logprobs:
-        kept, over = len(logprobs["tokens"]), len(answer.text.encode()) - len(text.encode())
+        kept, over = len(logprobs["tokens"]), len(whole.encode()) - len(text.encode())
         while kept and over > 0:
             kept -= 1
             over -= len(logprobs["tokens"][kept] or "")
         logprobs = {name: values[:kept] for name, values in logprobs.items()}
-    return replace(answer, text=text, finished=True, logprobs=logprobs, unusable="" if text.strip() else EMPTY)
+    cut = replace(answer.completion, text=text, finished=True, unusable="" if text.strip() else EMPTY)
+    return replace(answer, completion=cut, logprobs=logprobs)

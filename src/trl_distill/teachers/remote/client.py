@@ -22,6 +22,7 @@ from tqdm.auto import tqdm
 
 from ...config.endpoints import Endpoint, base_url
 from ...errors import DistillError, TeacherError
+from ...models.generation import Completion
 from ..completions.generate import report_kept_on_interrupt
 from ..completions.store import Entry, JsonlStore, JsonObject
 from .answers import failure_of, filtered, read_answer
@@ -130,7 +131,7 @@ class Server:
         except RefusedError as error:
             if not error.filters:
                 raise
-            return Answer("", True, 0, 0, unusable=filtered(error.filters), billed=False)
+            return Answer(Completion((), True, "", unusable=filtered(error.filters)), billed=False)
 
     def send(self, request: Mapping[str, object], read_logprobs: ReadLogprobs) -> Answer:
         """Send a request, all of it but the model, once: to `/chat/completions` if it has messages.

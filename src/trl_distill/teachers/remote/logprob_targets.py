@@ -177,8 +177,9 @@ class LogprobTargets:
     def keep_written(self, key: str, answer: Answer) -> None:
         """Keep a completion's log-probabilities; the line holds the completion too, so that neither is lost alone."""
         if self.kind == TOP:
-            logprobs = answer.logprobs if answer.logprobs and answer.text else {"tokens": [], "alternatives": []}
-            self.store.add({self._line(key): {**CompletionStore.to_line(answer.completion()), **logprobs}})
+            given = answer.logprobs if answer.completion.text else None
+            logprobs = given or {"tokens": [], "alternatives": []}
+            self.store.add({self._line(key): {**CompletionStore.to_line(answer.completion), **logprobs}})
 
     def recover(self, keys: Iterable[str], store: CompletionStore) -> None:
         """Put completions into their store that a kill has kept from it."""

@@ -52,28 +52,18 @@ class Answer:
     """What a server wrote.
 
     Attributes:
-        text: The completion.
-        finished: Whether the model ended it; if not it was cut.
+        completion: To be kept, also one that nothing can be learned from: it is paid for too.
         prompt_tokens: Of the prompt, as the server counts them.
         completion_tokens: Of the completion, as the server counts them.
         logprobs: The log-probabilities that were asked for, see `logprob_format`.
-        reasoning: What the model thought before it; empty if it did not, or the server does not show it.
-        unusable: Why nothing can be learned from it; empty if something can.
         billed: Whether it has tokens that a server bills; a prompt that it refuses has none.
     """
 
-    text: str
-    finished: bool
-    prompt_tokens: int
-    completion_tokens: int
+    completion: Completion
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
     logprobs: JsonObject | None = None
-    reasoning: str = ""
-    unusable: str = ""
     billed: bool = True
-
-    def completion(self) -> Completion:
-        """Return the completion to keep, also one that cannot be learned: it is paid for too."""
-        return Completion((), self.finished, self.text, self.reasoning, self.unusable)
 
 
 @dataclass

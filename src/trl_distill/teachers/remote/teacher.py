@@ -137,7 +137,7 @@ class RemoteTeacher(TextTeacher):
         def keep(key: str, answer: Answer) -> None:
             answer = cut_at_stop_string(answer, settings.stop)
             self.logprobs.keep_written(key, answer)
-            store.add({key: answer.completion()})
+            store.add({key: answer.completion})
 
         if missing:
             with self.server.reporting_kept(keys, store, "completions"):
