@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 
 from ..errors import DataError
 from .file_readers import PLACE
-from .loading import RowReport, read_rows
+from .loading import read_rows
 from .pretokenized import IDS, is_tokenized
+from .row_report import RowReport
 from .rows import Columns, rows_of
 
 if TYPE_CHECKING:

@@ -15,7 +15,8 @@ from .arrow_values import plain_values
 from .file_readers import PLACE, TEXTS, Part, read_placed, read_texts
 from .json_reader import Placed, json_splits
 from .memory import KNOWN_TYPES, as_dataset
-from .rows import RowReport, read_rows
+from .row_report import RowReport
+from .rows import read_rows
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 
     from ..losses.schedule import LossSchedule
     from ..prompts.serving_template import Serving
-    from .loading import RowReport
     from .recipe import RowRecipe
     from .row_faults import Cells
+    from .row_report import RowReport
 
 
 @dataclass(frozen=True)

@@ -30,13 +30,13 @@ from .aligned_row import AlignedRow
 from .arrow_values import array_of, column_of, highest_of, lengths_of
 from .cross_tokenizer.tokenizer_pair import COLUMNS as PAIR_COLUMNS
 from .file_readers import Batch
-from .loading import RowReport, read_rows
 from .preflight import Example, Preflight, prompts_differ
 from .pretokenized import check_tokenized, is_tokenized, read_tokenized
 from .recipe import RowRecipe
 from .row_faults import Cells
+from .row_report import NoUsableRows, RowReport
 from .row_tokens import WITH_TOOLS, RowTokens, fit_row, source_of, tokenize_row
-from .rows import NoUsableRows, check_conversations, rows_of
+from .rows import check_conversations, read_rows, rows_of
 from .split import Split
 
 if TYPE_CHECKING:

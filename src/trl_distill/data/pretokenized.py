@@ -10,7 +10,7 @@ from ..prompts.rendering import OWN
 from ..prompts.row import Row
 from ..prompts.template import Template
 from .row_faults import Cells
-from .rows import RowReport
+from .row_report import RowReport
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -10,12 +10,10 @@ import re
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from ..errors import DataError, nearest, there_are
 from ..prompts.messages import (
-    ROLES,
-    UNKNOWN_ROLE,
     Message,
     Unusable,
     is_learned,
@@ -29,15 +27,17 @@ from ..prompts.row import AssistantTurns, Row
 from .arrow_values import column_of, holds_bytes, plain_values
 from .file_readers import CONVERSATIONS, PLACE, scratch_file
 from .row_faults import FAULTS, Cells
+from .row_report import Problem, RowReport
 
 if TYPE_CHECKING:
     import pyarrow as pa
     from datasets import Dataset
 
+    from ..config.distillation_arguments import DistillationArguments
+
 COLUMNS = ("row", "input", "history", "completion", "turns", "values")
 BATCH = 1000
 WRITER, FINISHED = "teacher", "finished"  # columns of what `generate_with_teacher` returns
-SHOWN = 10
 COMPLETIONS = ("completion", "response")
 INSTRUCTION, OUTPUT = "instruction", "output"  # Alpaca's words; the latter is a completion beside the former alone
 INPUT, INPUT_COLUMN = "input", "input_column"  # {input} is the text column; a column of that name is the latter
@@ -49,46 +49,6 @@ NUMBERED = re.compile(r"(?:line|row) (\d+)")
 def was_cut(values: Mapping[str, object]) -> bool:
     """Whether the other columns of a row that a teacher completed say that it was cut, so that it is taught no end."""
     return WRITER in values and str(values.get(FINISHED)).lower() == "false"
-
-
-@dataclass(frozen=True)
-class RowReport:
-    """What became of the rows of a dataset.
-
-    Attributes:
-        total: Rows read.
-        used: Rows that can be learned from.
-        set_aside: (place, reason) of each other row, for example ("line 7", "'text' is empty").
-    """
-
-    total: int
-    used: int
-    set_aside: tuple[tuple[str, str], ...]
-
-    def summary(self) -> str:
-        """Return one line: rows used and, for each reason, how many were set aside and where the first stand."""
-        if not self.set_aside:
-            return f"{self.used:,} of {self.total:,} used"
-        reasons: dict[str, list[str]] = {}
-        for place, reason in self.set_aside:
-            reasons.setdefault(reason, []).append(place)
-        parts = [
-            f"{len(places):,} because {reason} ({', '.join(places[:3])}{', ...' if len(places) > 3 else ''})"
-            for reason, places in reasons.items()
-        ]
-        return f"{self.used:,} of {self.total:,} used; {len(self.set_aside):,} set aside: {'; '.join(parts)}"
-
-
-class _Problem(NamedTuple):
-    """Why a row cannot be used; a `bad` one counts against the limit."""
-
-    place: str
-    problem: str
-    bad: bool
-
-
-class NoUsableRows(DataError):
-    """Data without a row that can be learned."""
 
 
 @dataclass(frozen=True)
@@ -114,6 +74,13 @@ class Columns:
     completion_column: str | None = None
     max_bad_rows: int = 0
     assistant_turns: bool = False
+
+    @classmethod
+    def of(cls, settings: DistillationArguments) -> Columns:
+        """Return the columns that a run's settings name; a trainer's call the text column `dataset_text_field`."""
+        text = getattr(settings, "dataset_text_field" if hasattr(settings, "dataset_text_field") else "text_column")
+        rest = settings.prompt_text_column, settings.completion_column, settings.max_bad_rows
+        return cls(text, *rest, assistant_turns=bool(getattr(settings, "assistant_only_loss", False)))
 
 
 def read_rows(
@@ -151,12 +118,11 @@ def read_rows(
         raise DataError(f"{source} has no rows; give data with at least one.")
     read = _read_all(dataset, chosen, source, num_proc)
     unusable = column_of(read, "problem").is_valid()
-    table = read.select_columns(list(_Problem._fields)).with_format("arrow")[:]
-    problems = [_Problem(**row) for row in table.filter(unusable).to_pylist()]
-    _check_problems(problems, len(dataset), columns.max_bad_rows, source)
+    table = read.select_columns(list(Problem._fields)).with_format("arrow")[:]
+    problems = [Problem(**row) for row in table.filter(unusable).to_pylist()]
+    report = RowReport.of(problems, len(dataset), max_bad_rows=columns.max_bad_rows, source=source)
     if problems:
         read = read.select((~unusable.to_numpy()).nonzero()[0])
-    report = RowReport(len(dataset), len(read), tuple((one.place, one.problem) for one in problems))
     return read.select_columns(list(COLUMNS)), report
 
 
@@ -227,24 +193,6 @@ def check_conversations(rows: Dataset, source: str) -> None:
             f"{source}, row {texts[0]}, is text, and assistant_only_loss learns what the assistant says in "
             "conversations; give messages, or drop assistant_only_loss."
         )
-
-
-def _check_problems(problems: list[_Problem], total: int, max_bad_rows: int, source: str) -> None:
-    bad = [problem for problem in problems if problem.bad]
-    if len(bad) > max_bad_rows:
-        rows, them = ("row", "it") if len(bad) == 1 else ("rows", "them")
-        roles = f" Known roles are {', '.join(ROLES)}." if any(UNKNOWN_ROLE in one.problem for one in bad) else ""
-        raise DataError(
-            f"{source}: {len(bad):,} bad {rows}, more than --max-bad-rows {max_bad_rows}: {_list(bad)}; repair {them}, "
-            f"or raise --max-bad-rows to set {them} aside.{roles}"
-        )
-    if len(problems) == total:
-        raise NoUsableRows(f"{source}: none of {total:,} rows can be used: {_list(problems)}; repair the data.")
-
-
-def _list(problems: list[_Problem]) -> str:
-    more = f", and {len(problems) - SHOWN:,} more" if len(problems) > SHOWN else ""
-    return ", ".join(f"{one.place} ({one.problem})" for one in problems[:SHOWN]) + more
 
 
 @dataclass(frozen=True)

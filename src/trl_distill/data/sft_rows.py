@@ -15,7 +15,8 @@ from ..prompts.rendering import KWARGS, TOOLS
 from ..prompts.row import Row
 from .file_readers import CONVERSATIONS
 from .row_faults import Cells
-from .rows import Columns, RowReport, check_conversations, read_rows
+from .row_report import RowReport
+from .rows import Columns, check_conversations, read_rows
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -28,14 +29,7 @@ def plain_rows(dataset: Dataset, params: LLMTrainingParams, *, name: str) -> tup
     Raises:
         DataError: See `read_rows`; only some rows have a completion; or a turn among those learned is not to be.
     """
-    columns = Columns(
-        params.text_column,
-        params.prompt_text_column,
-        params.completion_column,
-        params.max_bad_rows,
-        params.assistant_only_loss,
-    )
-    rows, report = read_rows(dataset, columns, num_proc=params.dataset_num_proc, source=name)
+    rows, report = read_rows(dataset, Columns.of(params), num_proc=params.dataset_num_proc, source=name)
     lacking = [n for n, completion in zip(rows["row"], rows["completion"], strict=True) if completion is None]
     pairs, chat = len(lacking) < len(rows), any(history is not None for history in rows["history"])
     if params.assistant_only_loss and not chat:

@@ -27,7 +27,7 @@ from .arrow_values import holds_bytes
 from .file_readers import PLACE, Batch
 from .memory import as_dataset
 from .preflight import Preflight
-from .rows import NoUsableRows
+from .row_report import NoUsableRows
 from .split import Split
 
 if TYPE_CHECKING:

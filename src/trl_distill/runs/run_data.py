@@ -12,7 +12,8 @@ from ..data.atomic_file import replacing
 from ..data.file_readers import PLACE
 from ..data.holdout import KeptAside, keep_aside
 from ..data.loading import load_data
-from ..data.rows import Columns, RowReport
+from ..data.row_report import RowReport
+from ..data.rows import Columns
 from ..data.split import Split
 from ..errors import ParamsError
 from .project_folder import HELD_OUT
@@ -82,13 +83,6 @@ def load_run_data(params: LLMTrainingParams, templates: Sequence[Template]) -> R
     if params.holdout == 0 or valid is not None:
         note = "The data has validation rows; --holdout keeps no others aside." if params.holdout else ""
         return RunData(train, valid, note=name_settings(note))
-    columns = Columns(
-        params.text_column,
-        params.prompt_text_column,
-        params.completion_column,
-        params.max_bad_rows,
-        params.assistant_only_loss,
-    )
     fields = {name for template in templates for name in template.fields} - {"input"}
-    kept = keep_aside(train, params.holdout, columns=columns, fields=fields, seed=params.seed)
+    kept = keep_aside(train, params.holdout, columns=Columns.of(params), fields=fields, seed=params.seed)
     return RunData(kept.train, kept.held_out, kept)

@@ -70,13 +70,7 @@ def settings_of(args: DistillationSFTConfig, *, plain_text: bool = True) -> Dist
         plain_text: Whether a row of text alone may be learned as SFT would, see `DataSettings`.
     """
     data = DataSettings(
-        columns=Columns(
-            args.dataset_text_field,
-            args.prompt_text_column,
-            args.completion_column,
-            args.max_bad_rows,
-            bool(args.assistant_only_loss),
-        ),
+        columns=Columns.of(args),
         completions=args.completions,
         plain_text=plain_text and args.fresh_completions is None,  # which are written after prompts
         overflow=args.prompt_overflow,

@@ -12,13 +12,13 @@ from typing import Any
 
 from datasets import Dataset, Features, List, concatenate_datasets
 
-from ...data.loading import RowReport
 from ...data.preflight import Preflight, notes_of, text_of
 from ...data.preparation import ALIGNED, COLUMNS, IDS, Recipe, check_differs, mapped
 from ...data.pretokenized import check_tokenized, is_tokenized
 from ...data.retention import Retained, mixed_in
+from ...data.row_report import NoUsableRows, RowReport
 from ...data.row_tokens import tokenize_row
-from ...data.rows import NoUsableRows, rows_of
+from ...data.rows import rows_of
 from ...data.split import Split
 from ...errors import DataError
 from ...prompts.fitting import check_ids, fit

@@ -60,12 +60,11 @@ def _retaining(settings: DistillationArguments) -> TeacherEntry:
     in_memory = model_in_memory(given)
     if in_memory is not None:
         raise DataError(f"{RETAIN} was a {in_memory} in memory, not a file; give its path.")
-    text = getattr(settings, "dataset_text_field" if hasattr(settings, "dataset_text_field") else "text_column")
     try:
         data, _ = load_data(given)
     except DataError as error:
         raise DataError(str(error).replace("data_path", RETAIN)) from error
-    columns = Columns(text, settings.prompt_text_column, settings.completion_column, settings.max_bad_rows)
+    columns = replace(Columns.of(settings), assistant_turns=False)
     rows, _ = read_rows(data, columns, source=RETAIN)
     source = given if isinstance(given, str) else f"a {model_name(given)} in memory"
     retained = Retained(rows, source, settings.retain_fraction)
