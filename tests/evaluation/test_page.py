@@ -219,9 +219,19 @@ def test_differences_are_marked_by_words():
     assert str(with_differences("the cat sat", "the dog sat", "ins")) == "the <ins>cat</ins> sat"
     assert str(with_differences("the cat", "the cat", "ins")) == "the cat"
     assert str(with_differences("the <b>", "the <i>", "del")) == "the &lt;<del>b</del>&gt;"
+    assert str(with_differences("a b c d e", "a x y e", "ins")) == "a <ins>b c d</ins> e"
+    assert str(with_differences("one two\nthree", "one  two three", "ins")) == 'one two<i class="mark">↵</i>\nthree'
+    assert str(with_differences("\n" * 9, "x", "ins")) == '<ins><i class="mark">↵ × 9</i>\n</ins>'
     assert str(with_differences("", "x", "ins")) == ""
     assert str(with_differences(" the cat", "the cat", "ins")) == " the cat"
     assert str(with_differences("quite another", "thing", "ins")) == "<ins>quite another</ins>"
+
+
+def test_what_both_texts_have_is_marked_in_neither():
+    target, written = "a b c d e f g h i j", "g h i j a b c d e f x"
+    kept = [re.sub(r"<(ins|del)>.*?</\1>", "", str(with_differences(*texts))).split()
+            for texts in ((written, target, "ins"), (target, written, "del"))]  # fmt: skip
+    assert kept[0] == kept[1] != []
 
 
 @pytest.mark.parametrize("characters", [300, 20_000])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from difflib import SequenceMatcher
+from itertools import groupby
 
 from markupsafe import Markup, escape
 
@@ -16,7 +17,7 @@ HIDDEN = re.compile(
 )
 NEWLINES = re.compile(r"(?:\r?\n){4,}")
 WORDS = re.compile(r"\s+|\w+|[^\w\s]")
-LEAST_IN_COMMON = 0.2  # below this two texts are different as a whole, and marks in them would say nothing
+LEAST_IN_COMMON = 0.3  # below this two texts are different as a whole, and marks in them would say nothing
 
 
 def cut(text: str, characters: int) -> tuple[str, int]:
@@ -65,17 +66,17 @@ def _name(character: str) -> str:
 
 
 def with_differences(text: str, other: str, tag: str) -> Markup:
-    """Return a text for HTML whose words that another text does not have in that place are marked, but no space alone.
+    """Return a text for HTML whose words that another text does not have in that place are marked.
 
     Args:
         text: What is shown.
         other: What it is compared with.
-        tag: The element around what differs, "ins" or "del".
+        tag: The element around what differs: "ins" if the text was written, "del" if it is what should have been.
     """
     if not text or text == other:
         return visible(text)
     parts = []
-    for differs, words in _compared(text, other):
+    for differs, words in _compared(text, other, is_target=tag == "del"):
         shown = visible(words)
         parts.append(Markup("<{0}>{1}</{0}>").format(tag, shown) if differs else shown)
     return Markup("").join(parts)
@@ -86,14 +87,21 @@ def similarity(text: str, other: str) -> float:
     return SequenceMatcher(None, WORDS.findall(text), WORDS.findall(other), autojunk=False).ratio()
 
 
-def _compared(text: str, other: str) -> Iterator[tuple[bool, str]]:
-    """Yield the text in pieces, and whether each differs from what the other has there."""
-    mine, theirs = WORDS.findall(text), WORDS.findall(other)
-    matcher = SequenceMatcher(None, theirs, mine, autojunk=False)
-    if matcher.ratio() < LEAST_IN_COMMON:
+def _compared(text: str, other: str, *, is_target: bool) -> Iterator[tuple[bool, str]]:
+    """Yield the text in pieces, and whether each differs from what the other has there; white space alone does not."""
+    pieces = WORDS.findall(text)
+    places = [place for place, piece in enumerate(pieces) if not piece.isspace()]
+    mine = [pieces[place] for place in places]
+    theirs = [piece for piece in WORDS.findall(other) if not piece.isspace()]
+    # always the target first, so that both texts are matched in one way
+    matcher = SequenceMatcher(None, *((mine, theirs) if is_target else (theirs, mine)), autojunk=False)
+    if not places or matcher.ratio() < LEAST_IN_COMMON:
         yield True, text
         return
-    for kind, _, _, start, end in matcher.get_opcodes():
-        if end > start:
-            words = "".join(mine[start:end])
-            yield kind != "equal" and bool(words.strip(" ")), words
+    differ = [False] * len(pieces)
+    for kind, *ends in matcher.get_opcodes():
+        start, end = ends[:2] if is_target else ends[2:]
+        if kind != "equal" and end > start:  # with the white space between its words
+            differ[places[start] : places[end - 1] + 1] = [True] * (places[end - 1] + 1 - places[start])
+    for differs, group in groupby(range(len(pieces)), key=differ.__getitem__):
+        yield differs, "".join(pieces[place] for place in group)
