@@ -29,7 +29,7 @@ def json_rows(path: Path, split: str | None = None) -> Placed:
     if split is not None:
         yield from _rows_of(_document(path)[split])
         return
-    first, lines = _looked_at(path)
+    first, lines = _sniff(path)
     if lines:
         yield from _json_lines(path)
     elif first:
@@ -44,7 +44,7 @@ def json_splits(path: Path, names: Collection[str]) -> list[str]:
     if path.suffix.lower() not in DOCUMENTS:
         return []
     try:
-        first, lines = _looked_at(path)
+        first, lines = _sniff(path)
         if lines or not first.lstrip().startswith("{"):
             return []
         value = json.loads(path.read_text(encoding="utf-8-sig"))
@@ -56,7 +56,7 @@ def json_splits(path: Path, names: Collection[str]) -> list[str]:
     return found if found == lists and objects else []
 
 
-def _looked_at(path: Path) -> tuple[str, bool]:
+def _sniff(path: Path) -> tuple[str, bool]:
     """Return a file's first line that is not empty, and whether each line is a row."""
     with path.open(encoding="utf-8-sig") as file:
         first = next((line for line in file if line.strip()), "")

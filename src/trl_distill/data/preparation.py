@@ -301,7 +301,7 @@ def _align_batch(table: pa.Table, *, recipe: RowRecipe, name: str) -> pa.Table:
 
 def _refuse_to_write(prompts: list[Prompt] | list[list[int]]) -> list[Completion]:
     """Take the place of `write` in a process that asks no teacher."""
-    raise AssertionError(f"{len(prompts)} prompts for nobody")
+    raise AssertionError(f"{len(prompts)} prompts, and no teacher to ask")
 
 
 def _row_of(rows: Dataset, number: int) -> Row:
