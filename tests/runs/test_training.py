@@ -162,7 +162,7 @@ def test_a_resumed_run_ends_with_the_same_weights(settings, tmp_path):
     folder = Project(parts["project_name"]).folder
     (folder / "run.json").unlink()  # as a kill after the last checkpoint leaves it
     with pytest.raises(
-        ProjectError, match=r"unfinished run .*give resume=True to continue it, or overwrite to start over"
+        ProjectError, match=r"unfinished run .*give resume=True to continue it, or add overwrite=True to start over"
     ):
         run(LLMTrainingParams(**parts))
     resumed = run(LLMTrainingParams(**parts, resume=True))

@@ -36,7 +36,7 @@ def test_on_a_cpu_a_run_is_in_float32_with_the_fused_adamw_and_says_so(trainer, 
     if trainer == "sft":
         del settings["teacher_model"]
     result = run(LLMTrainingParams(**settings, trainer=trainer))
-    line = "on cpu in float32; optimizer adamw_torch_fused; attention sdpa"
+    line = "on cpu in float32; 1 process; optimizer adamw_torch_fused; attention sdpa"
     assert f"  training      {line}\n" in capsys.readouterr().out
     assert result.trainer.accelerator.mixed_precision == "no"
     assert [group["fused"] for group in result.trainer.optimizer.param_groups] == [True, True]
@@ -50,7 +50,7 @@ SAID = {
     "bf16": (["--mixed-precision", "bf16"], "in bf16 mixed precision, weights in float32, the teacher in float16;"),
     "weights": (["--dtype", "bfloat16"], "in bfloat16, the teacher in float16;"),
     "int4": (["--peft", "--quantization", "int4", "--teacher-quantization", "int8"], "in int4, the teacher in int8;"),
-    "optimizer": (["--optimizer", "adafactor"], "in float32, the teacher in float16; optimizer adafactor;"),
+    "optimizer": (["--optimizer", "adafactor"], "in float32, the teacher in float16; 1 process; optimizer adafactor;"),
     "eager": (["--attn-implementation", "eager"], "optimizer adamw_torch_fused; attention eager"),
     "no mixed precision": (["--mixed-precision", "no"], "in float32, the teacher in float16;"),
 }
@@ -79,7 +79,7 @@ def test_the_trainer_prints_device_precision_optimizer_and_attention(
     model = AutoModelForCausalLM.from_pretrained(tiny_model_dir, dtype=torch.bfloat16, attn_implementation="eager")
     sgd = torch.optim.SGD(model.parameters(), lr=0.1)
     make(tiny_model_dir, tiny_teacher_dir, tmp_path, model=model, more={"optimizers": (sgd, None)})
-    line = "training      on cpu in bfloat16, the teacher in float32; optimizer SGD; attention eager\n"
+    line = "training      on cpu in bfloat16, the teacher in float32; 1 process; optimizer SGD; attention eager\n"
     assert line in capsys.readouterr().out
 
 

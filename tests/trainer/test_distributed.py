@@ -161,6 +161,7 @@ def test_the_command_runs_under_accelerate_launch(config, tiny_model_dir, tiny_t
     flags = ("--distill-max-teacher-length", "4")
     printed = launched(config, command(tmp_path, tiny_model_dir, tiny_teacher_dir, rows, *flags))
     assert "Model, card and metrics are in" in printed
+    assert "; 2 processes; optimizer" in printed
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "project").num_parameters() > 0
     assert len(json.loads((tmp_path / "project" / "metrics.json").read_text())) > 0
 

@@ -17,6 +17,7 @@ from transformers.utils import ExplicitEnum, is_torch_xla_available
 from trl import SFTConfig
 
 from ..errors import ParamsError, nearest
+from .deprecations import without_deprecations
 from .devices import computes_in_bfloat16, has_fused_adamw
 from .distillation_arguments import DistillationArguments, check_arguments
 from .setting_names import in_python, settings_named_as
@@ -81,7 +82,8 @@ class DistillationSFTConfig(DistillationArguments, SFTConfig):
         metric = (self.metric_for_best_model or "").removeprefix("eval_")
         if self.greater_is_better is None and metric in BETTER_IF_LOWER:  # transformers knows losses alone
             self.greater_is_better = False
-        super().__post_init__()
+        with without_deprecations():  # TRL's own default is one
+            super().__post_init__()
 
 
 def _check_known(setting: str, given: object, known: type[ExplicitEnum]) -> None:

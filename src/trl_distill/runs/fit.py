@@ -83,7 +83,7 @@ def fit(prepared: PreparedRun) -> Trained:
     if stop.requested:
         raise RunInterrupted(
             f"stopped on request at step {trainer.state.global_step}; a checkpoint is in "
-            f"{project.last_checkpoint()}; resume with the same command and --resume."
+            f"{project.last_checkpoint()}; run the same again and add --resume to continue."
         )
     best = trainer.state.best_global_step
     if prepared.args.load_best_model_at_end and best:

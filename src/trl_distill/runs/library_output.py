@@ -12,6 +12,8 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from ..config.deprecations import DEPRECATED
+
 # a faster kernel for 4-bit weights on a CPU, which a run without such weights does not need
 KERNEL = ("bitsandbytes.backends.cpu.ops", "Failed to load CPU gemm_4bit_forward")
 # logger, and the start of the messages to drop
@@ -30,8 +32,9 @@ MESSAGES = (
 TQDM = "TQDM_DISABLE"
 # category and the start of the text
 WARNINGS: tuple[tuple[type[Warning], str], ...] = (
-    # TRL 1.16 and PEFT 0.21 use these names, which transformers 5.23 deprecates
-    (FutureWarning, r"`(is_)?gradient_checkpointing` is deprecated"),
+    *DEPRECATED,
+    # a notebook without ipywidgets has bars of text
+    (Warning, "IProgress not found"),
 )
 
 

@@ -101,8 +101,8 @@ class Project:
         checkpoint, begun = self.last_checkpoint(), (self.folder / MARKER).is_file()
         if checkpoint is not None and not params.resume:
             raise ProjectError(
-                f"{name} holds an unfinished run ({checkpoint.name}); give --resume to continue it, or --overwrite to "
-                "start over."
+                f"{name} holds an unfinished run ({checkpoint.name}); give --resume to continue it, or add "
+                "--overwrite to start over."
             )
         if checkpoint is not None:
             self._check_same(name, params)
@@ -111,7 +111,7 @@ class Project:
             if foreign is not None:
                 raise ProjectError(
                     f"{name} holds {foreign!r}, which is not from a run of this command; give another --project-name, "
-                    "or --overwrite to replace it."
+                    "or add --overwrite to replace it."
                 )
 
     def _check_place(self, name: str, params: LLMTrainingParams) -> None:
@@ -163,7 +163,7 @@ class Project:
             if key not in FREE_ON_RESUME and before.get(key, value) not in (value, named[key]):
                 raise ProjectError(
                     f"{name} holds an unfinished run with {key} {before[key]!r}, and this one has {value!r}; give the "
-                    "same with --resume, or start over with --overwrite."
+                    "same and add --resume, or add --overwrite to start over."
                 )
 
     def check_rows(self, rows: str, numbers: Sequence[int], params: LLMTrainingParams) -> None:
@@ -185,7 +185,7 @@ class Project:
         if changed is not None:
             raise ProjectError(
                 f"project_name {str(self.folder)!r} holds an unfinished run whose training data has changed: "
-                f"{changed}; give the same data with --resume, or start over with --overwrite."
+                f"{changed}; give the same data and add --resume, or add --overwrite to start over."
             )
 
     def _marked(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""How a run computes, in one line: device, precision, optimizer and attention."""
+"""How a run computes, in one line: device, precision, processes, optimizer and attention."""
 
 from __future__ import annotations
 
@@ -44,6 +44,7 @@ def describe_compute(
     named = getattr(args.optim, "value", args.optim) if optimizer is None else type(optimizer).__name__
     parts = [
         f"on {device} {computes}" + (f", the teacher in {theirs}" if theirs not in (None, own) else ""),
+        "1 process" if args.world_size == 1 else f"{args.world_size} processes",
         f"optimizer {named}",
         *([f"attention {attention}"] if attention else []),
         *([f"compiled by {args.torch_compile_backend}"] if args.torch_compile else []),

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from ..config.deprecations import without_deprecations
 from ..config.distillation_arguments import check_arguments
 from ..config.validation import validate_combinations
 from ..data.collator import DistillationCollator, MultiTeacherCollator
@@ -17,6 +18,7 @@ from ..teachers.multi.teacher import MultiTeacher
 from .compatibility import check_constructor, check_features, with_lengths
 from .distiller import Distiller
 from .model_setup import check_student, connect_teacher, is_sharded, ready_student, ready_teacher, student_of
+from .notebook import show_in_notebook
 from .packing_checks import SETTINGS
 from .plan import plan_setup
 from .settings import settings_of
@@ -79,7 +81,8 @@ class Construction:
         for name in hidden:
             setattr(args, name, False)
         try:
-            yield
+            with without_deprecations():
+                yield
         finally:
             for name, value in hidden.items():
                 setattr(args, name, value)
@@ -112,6 +115,7 @@ class Construction:
         ready_teacher(trainer, all_ends=trainer.online or distiller.learns_distribution)
         datasets.pack()
         distiller.completions.start_vllm()
+        show_in_notebook(trainer)
         return datasets, distiller
 
     def _set_pads(self, trainer: DistillingTrainer) -> None:
