@@ -7,6 +7,7 @@ import re
 import shlex
 
 import pytest
+from conftest import make_model_that_writes, make_tokenizer
 from evaluation.pages import check_inert
 from evaluation.test_page import HOSTILE
 
@@ -118,6 +119,18 @@ def test_too_few_steps_are_said_before_training_and_on_the_page(settings, tmp_pa
     assert printed.index(said) < printed.index("step ")
     assert f"{said}gradient_accumulation=1 and epochs=20" in check_inert(result.paths["page"].read_text()).text
     assert str(result.paths["page"]) in printed
+
+
+def test_a_student_that_never_ends_is_said_at_the_end_and_on_the_page(settings, tmp_path, capsys):
+    student = make_model_that_writes(tmp_path / "student", make_tokenizer()(" a")["input_ids"][0])
+    given = {**settings, "model": str(student), "lr": 1e-9, "epochs": 1, "project_name": str(tmp_path / "run")}
+    result = run(LLMTrainingParams(**given))
+    printed, page = capsys.readouterr().out, check_inert(result.paths["page"].read_text()).text
+    for said in ("The student does not end", "The student repeats itself in"):
+        assert said in page
+        assert said in printed
+    assert "train longer (epochs) or with a higher lr" in printed
+    assert "not ended after" in page
 
 
 def test_the_command_names_flags(settings, tmp_path, capsys):
