@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 from ..config.setting_names import name_settings
 from ..data.collator import prompts_of
 from ..data.preparation import Recipe
+from ..models.architectures import vocabulary_rows
 from ..models.generation import Completion, GenerationSettings, generating_model
+from ..prompts.chat_template import ChatTemplate
 from .on_policy import (
     BatchRandom,
     Bounds,
@@ -84,14 +86,7 @@ class CompletionSource:
         trainer, prompts = self.trainer, prompts_of(batch, "")
         seed = randomness.generation_seed(trainer.accelerator.process_index)
         settings = replace(self.settings.student, seed=seed)
-        bounds = Bounds.of(
-            trainer.base_student,
-            prompts,
-            settings,
-            tokenizer=trainer.tokenizer,
-            vocabulary=self.setup.vocabulary,
-            limit=self._recipe.student.limit,
-        )
+        bounds = _bounds(trainer, prompts, settings, limit=self._recipe.student.limit)
         if self.vllm is not None and self.args.use_vllm:
             written = self.vllm.written(prompts, bounds, randomness)
         else:
@@ -129,15 +124,22 @@ class CompletionSource:
 def student_writes(
     trainer: DistillingTrainer, prompts: Sequence[Sequence[int]], settings: GenerationSettings
 ) -> list[Completion]:
-    """Have a trainer's student write behind prompts (token ids), as one batch; see `written_by_student`."""
-    bounds = Bounds.of(
-        trainer.base_student,
-        prompts,
-        settings,
-        tokenizer=trainer.tokenizer,
-        vocabulary=trainer.vocabulary,
-        limit=trainer.args.max_length,
-    )
+    """Have a trainer's student complete prompts (token ids), as one batch; see `written_by_student`."""
+    bounds = _bounds(trainer, prompts, settings, limit=trainer.args.max_length)
     with trainer.accelerator.autocast():
         model = generating_model(trainer.model)
         return written_by_student(model, prompts, settings, bounds, tokenizer=trainer.tokenizer)
+
+
+def _bounds(
+    trainer: DistillingTrainer, prompts: Sequence[Sequence[int]], settings: GenerationSettings, *, limit: int | None
+) -> Bounds:
+    student, tokenizer, shared = trainer.base_student, trainer.tokenizer, trainer.vocabulary
+    rows = vocabulary_rows(student.config)
+    room = settings.max_new_tokens if limit is None else limit - max(len(p) for p in prompts)
+    return Bounds(
+        stops=ChatTemplate(tokenizer).stop_ids(student.generation_config),
+        max_new_tokens=max(1, min(settings.max_new_tokens, room)),
+        known=min(len(tokenizer), rows if shared is None else shared),
+        rows=rows,
+    )

@@ -15,9 +15,7 @@ from transformers import GenerationConfig
 
 from ..data.collator import prompts_of
 from ..errors import DataError
-from ..models.architectures import vocabulary_rows
 from ..models.generation import Completion, GenerationSettings, continuations, cut_at_stop, evaluating, seeded_sampling
-from ..prompts.chat_template import ChatTemplate
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -68,26 +66,6 @@ class Bounds:
     max_new_tokens: int
     known: int
     rows: int
-
-    @classmethod
-    def of(
-        cls,
-        model: Any,
-        prompts: Sequence[Sequence[int]],
-        settings: GenerationSettings,
-        *,
-        tokenizer: PreTrainedTokenizerBase,
-        vocabulary: int | None,
-        limit: int | None,
-    ) -> Bounds:
-        rows = vocabulary_rows(model.config)
-        room = settings.max_new_tokens if limit is None else limit - max(len(p) for p in prompts)
-        return cls(
-            stops=ChatTemplate(tokenizer).stop_ids(model.generation_config),
-            max_new_tokens=max(1, min(settings.max_new_tokens, room)),
-            known=min(len(tokenizer), rows if vocabulary is None else vocabulary),
-            rows=rows,
-        )
 
 
 def written_by_student(
