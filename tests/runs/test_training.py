@@ -117,9 +117,10 @@ def test_attributes_set_on_params_before_train_are_used(settings):
 
 
 @pytest.mark.parametrize("quantization", [None, "int4"])
-def test_an_adapter_is_saved_and_merged(quantization, settings):
+def test_an_adapter_is_saved_and_merged(quantization, settings, wide_dir):
     merged = quantization is None
-    result = run(LLMTrainingParams(**settings, peft=True, merge_adapter=merged, quantization=quantization, lora_r=2))
+    own = {"model": str(wide_dir), "peft": True, "merge_adapter": merged, "quantization": quantization, "lora_r": 2}
+    result = run(LLMTrainingParams(**{**settings, **own}))
     folder = result.paths["project"]
     assert (folder / "adapter_config.json").exists() != merged
     model = AutoModelForCausalLM.from_pretrained(folder)
@@ -246,7 +247,7 @@ def test_a_run_continues_from_the_model_of_an_earlier_run(name, settings, tmp_pa
     for number, own in enumerate(STAGES[name]):
         stage = {**settings, **{k: stand_for.get(v, v) if isinstance(v, str) else v for k, v in own.items()}}
         model = train(LLMTrainingParams(**{**stage, "model": model, "project_name": str(tmp_path / f"stage_{number}")}))
-        logits.append(model(torch.tensor([[5, 6, 7]])).logits)
+        logits.append(model(torch.tensor([[5, 6, 7]], device=model.device)).logits)
     assert not torch.equal(logits[0], logits[1])
 
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from conftest import make_model
-from transformers import Gemma2Config, Gemma2ForCausalLM
+from transformers import ContinuousBatchingConfig, Gemma2Config, Gemma2ForCausalLM
 
 from trl_distill import LLMTrainingParams, ParamsError, TeacherError, generate_with_teacher
 from trl_distill.cli import main
@@ -120,6 +120,7 @@ def test_continuous_batching_draws_again_what_it_drew(embedded, expected):
     assert first == again != expected[1]
 
 
+@pytest.mark.skipif(not hasattr(ContinuousBatchingConfig, "page_size"), reason="it is used from transformers 5.18 on")
 def test_continuous_batching_is_compared_with_generate_before_it_is_used(embedded, expected):
     prompts = {str(i): prompt for i, prompt in enumerate(expected[0])}
     written = {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from click.testing import CliRunner
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from ranks import run_in
-from small_runs import no_model
+from small_runs import no_model, on_device
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from trl_distill import DistillationSFTConfig, DistillationSFTTrainer, LLMTrainingParams, PromptDistillationTrainer, run
@@ -62,7 +63,7 @@ def retained_rows(trainer):
 
 
 def whole_batch(trainer):
-    return trainer.data_collator(list(trainer.train_dataset))
+    return on_device(trainer, trainer.data_collator(list(trainer.train_dataset)))
 
 
 def by_hand(trainer, student, teacher, *, alpha, temperature, retain=RETAIN):
@@ -71,9 +72,11 @@ def by_hand(trainer, student, teacher, *, alpha, temperature, retain=RETAIN):
 
     def logits(model, prompt, ids, rows):
         whole = [*tokenizer(prompt)["input_ids"], *ids]
-        return model(torch.tensor([whole])).logits[0, -len(ids) - 1 : -1, :rows]
+        return model(torch.tensor([whole], device=device)).logits[0, -len(ids) - 1 : -1, :rows]
 
     rows, start = student.config.vocab_size, AutoModelForCausalLM.from_pretrained(student.config._name_or_path)
+    device = trainer.args.device
+    student, teacher, start = (model.to(device) for model in (student, teacher, start))
     parts = [(ROWS, "s {input}", LONG, teacher, alpha), (retain, "{input}", "{input}", start, 1.0)]
     for data, mine, theirs, model, weight in parts:
         both, labels = [], []
@@ -85,7 +88,7 @@ def by_hand(trainer, student, teacher, *, alpha, temperature, retain=RETAIN):
             labels += ids
         one, other = (torch.cat(side) for side in zip(*both, strict=True))
         out = distillation_loss_from_logits(
-            one, other.detach(), torch.tensor(labels), alpha=weight, temperature=temperature
+            one, other.detach(), torch.tensor(labels, device=device), alpha=weight, temperature=temperature
         )
         found.append((out.loss, out.kl.sum(), len(labels)))
     return found
@@ -95,7 +98,8 @@ def moved(model):
     """Return a model whose weights are a little off."""
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter.add_(0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
+            off = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1))  # the same on all devices
+            parameter.add_(0.05 * off.to(parameter.device))
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.6])
@@ -253,7 +257,7 @@ def test_a_mixture_of_teachers_retains_too(tiny_model_dir, tiny_teacher_dir, tmp
     output = trainer.compute_loss(trainer.model, whole_batch(trainer), return_outputs=True)[1]
     assert output.kl.item() == pytest.approx(expected.kl.item(), rel=1e-5)
     assert output.loss.item() == pytest.approx(expected.loss.item(), rel=1e-5)  # retention costs nothing yet
-    only = trainer.data_collator(retained_rows(trainer))
+    only = on_device(trainer, trainer.data_collator(retained_rows(trainer)))
     assert trainer.compute_loss(trainer.model, only).item() == pytest.approx(0, abs=1e-6)
 
 
@@ -294,10 +298,10 @@ def command(settings, *more):
 
 
 def test_the_command_retains_rows_reports_them_and_resumes(settings, tmp_path):
-    result = command(settings)
+    result = command({**settings, "lr": 1e-2})
     assert result.exit_code == 0, result.output
     assert f"retained      3 more rows (25.0%) of {settings['retain_data']}" in result.stdout
-    assert "retain 0" in result.stdout
+    assert re.search(r"  retain 0\.\d", result.stdout)
     folder = tmp_path / "run"
     metrics = json.loads((folder / "metrics.json").read_text())["metrics"]
     assert metrics["train_retain_kl"] > 0
@@ -366,6 +370,7 @@ def test_a_trainer_that_writes_every_batch_refuses_rows_to_retain(tiny_model_dir
 
 def test_retained_rows_lower_the_divergence_on_other_tasks(monkeypatch):
     """The embedded model learns the demo's policy; the divergence is on held-out examples of its other tasks."""
+    pytest.importorskip("tools.embedded_model", reason="the folder tools/ is not here")
     monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
     benchmark = importlib.import_module("retention")
     others = ("lookup", "edit", "form", "extract")

@@ -83,6 +83,7 @@ def test_the_loss_is_the_divergence_on_what_the_student_wrote(kind, tiny_model_d
     )  # fmt: skip
     (batch,) = written(trainer)
     loss = trainer.compute_loss(trainer.model, batch)
+    student, teacher = (model.to(loss.device) for model in (student, teacher))
     expected = by_hand(batch, student, teacher, alpha=1.0, temperature=2.0, divergence=kind)
     torch.testing.assert_close(loss, expected, rtol=1e-10, atol=0.0)
     loss.backward()

@@ -7,7 +7,7 @@ import copy
 import peft
 import pytest
 import torch
-from conftest import make_model, make_tokenizer
+from conftest import make_tokenizer
 from datasets import Dataset
 from peft import AutoPeftModelForCausalLM
 from small_runs import check_teacher_is_apart, losses, make
@@ -105,12 +105,6 @@ def quantized(folder, kind):
     return AutoModelForCausalLM.from_pretrained(folder, quantization_config=how)
 
 
-@pytest.fixture(scope="module")
-def wide_dir(tmp_path_factory):
-    """A model wide enough for the blocks that bitsandbytes quantizes."""
-    return make_model(tmp_path_factory.mktemp("models") / "wide", hidden=64)
-
-
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize(("kind", "adapter"), [("int4", "lora"), ("int4", "dora"), ("int8", "lora")])
 def test_a_quantized_student_learns(kind, adapter, checkpointing, wide_dir, tiny_teacher_dir, tmp_path):
@@ -136,12 +130,17 @@ def test_a_quantized_teachers_loss_is_close_to_the_unquantized_ones(kind, tiny_m
     check_teacher_is_apart(trainer)
 
 
-def test_adapters_that_would_not_be_trained_are_refused(tiny_model_dir, tiny_teacher_dir, wide_dir, tmp_path):
+def test_an_adapter_of_the_head_is_refused(tiny_model_dir, tiny_teacher_dir, tmp_path):
     on_head = peft.LoraConfig(**TASK, target_modules=["q_proj", "lm_head"])
     with pytest.raises(ParamsError, match=r"target_modules has 'lm_head'.*modules_to_save"):
         make(tiny_model_dir, tiny_teacher_dir, tmp_path, peft=on_head)
+
+
+@pytest.mark.cpu
+def test_dora_on_an_int8_model_is_refused_on_a_cpu(tiny_teacher_dir, wide_dir, tmp_path):
+    model = ModelSource(str(wide_dir), quantization="int8", device="cpu").load_model()
     with pytest.raises(ParamsError, match="use_dora cannot be trained on an int8 model on a CPU"):
-        make(wide_dir, tiny_teacher_dir, tmp_path, model=quantized(wide_dir, "int8"), peft=copy.deepcopy(KINDS["dora"]))
+        make(wide_dir, tiny_teacher_dir, tmp_path, model=model, peft=copy.deepcopy(KINDS["dora"]))
 
 
 def tied(folder, source):

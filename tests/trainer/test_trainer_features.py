@@ -147,11 +147,14 @@ def test_float16_weights_under_fp16_are_refused_on_an_accelerator(
 def test_torch_compile_changes_nothing_and_compiles_the_model_alone(
     teacher, tiny_model_dir, tiny_teacher_dir, tmp_path
 ):
-    """With the backend that captures graphs and generates no code, which takes a minute for each."""
+    """With the backend that captures graphs and generates no code, which takes a minute for each.
+
+    Left to itself, transformers has a GPU round to TF32 if torch.compile is on.
+    """
     from torch._dynamo.utils import counters
 
     name, peft = (tiny_teacher_dir, None) if teacher == "other" else ("self", lora)
-    settings = {"per_device_train_batch_size": 1, "max_steps": 8}  # batches of many lengths
+    settings = {"per_device_train_batch_size": 1, "max_steps": 8, "tf32": False}  # batches of many lengths
     plain = losses(make(tiny_model_dir, name, tmp_path, peft=peft and peft(), **settings))
     torch._dynamo.reset()
     counters.clear()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import fields
 from math import ceil
 from typing import Any
 
@@ -48,7 +47,7 @@ class ContinuousBatching:
         teacher, model = self.teacher, self.teacher.model
         attention: Any = getattr(model.config, "_attn_implementation", None) or ""
         return (
-            {"seed", "page_size"} <= {spec.name for spec in fields(ContinuousBatchingConfig)}  # since transformers 5.17
+            hasattr(ContinuousBatchingConfig, "page_size")  # since transformers 5.18
             and not settings.stop
             and not teacher.sharded
             and not teacher.writes_through_peft
