@@ -24,7 +24,7 @@ def test_push_to_hub_needs_a_token_before_the_run(monkeypatch):
 def test_an_unreachable_hub_is_one_sentence_without_the_token(monkeypatch, tmp_path):
     monkeypatch.setenv("HF_TOKEN", "hf_very_secret")
     with pytest.raises(DistillError, match="is complete in") as error:
-        push(tmp_path, LLMTrainingParams(model="x", push_to_hub=True))
+        push(tmp_path, LLMTrainingParams(model="x", push_to_hub=True), card=str)
     assert "hf_very_secret" not in str(error.value)
     assert error.value.exit_code == 1
 
@@ -41,6 +41,10 @@ def test_the_page_with_rows_is_uploaded_only_if_asked(asked, monkeypatch, tmp_pa
         def upload_folder(self, *, ignore_patterns, **_):
             uploaded.extend(filter_repo_objects(files, ignore_patterns=ignore_patterns))
 
+        def upload_file(self, *, path_or_fileobj, path_in_repo, repo_id):
+            assert path_or_fileobj == f"the card of {repo_id}".encode()
+            uploaded.append(path_in_repo)
+
     uploaded: list[str] = []
     files = [
         "model.safetensors",
@@ -52,5 +56,6 @@ def test_the_page_with_rows_is_uploaded_only_if_asked(asked, monkeypatch, tmp_pa
     ]
     monkeypatch.setenv("HF_TOKEN", "hf_x")
     monkeypatch.setattr("huggingface_hub.HfApi", Hub)
-    push(tmp_path, LLMTrainingParams(model="x", push_to_hub=True, username="me", card_example=asked))
-    assert uploaded == ["model.safetensors", "README.md", *(["report.html", "report.json"] if asked else [])]
+    params = LLMTrainingParams(model="x", push_to_hub=True, username="me", card_example=asked)
+    push(tmp_path, params, card="the card of {}".format)
+    assert uploaded == ["model.safetensors", *(["report.html", "report.json"] if asked else []), "README.md"]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+from types import SimpleNamespace
 
 import pytest
 from forms import user
@@ -142,4 +143,31 @@ def test_the_card_of_an_adapter_is_pefts_and_names_base_and_data(project, capsys
 
 def test_a_card_loads_the_model_from_where_the_command_ran(project, capsys, tmp_path):
     card, _, _ = project(capsys, project_name=str(tmp_path / "runs" / "a"))
+    assert "from_pretrained('runs/a')" in card.text
+
+
+def test_the_card_of_the_hub_loads_the_model_from_there(project, capsys, monkeypatch):
+    uploaded = {}
+
+    class Hub:
+        def __init__(self, token):
+            pass
+
+        def create_repo(self, name, **_):
+            return SimpleNamespace(repo_id=name)
+
+        def upload_folder(self, **_):
+            pass
+
+        def upload_file(self, *, path_or_fileobj, path_in_repo, repo_id):
+            uploaded[path_in_repo] = path_or_fileobj.decode()
+
+    monkeypatch.setenv("HF_TOKEN", "hf_x")
+    monkeypatch.setattr("huggingface_hub.HfApi", Hub)
+    card, out, _ = project(capsys, project_name="runs/a", push_to_hub=True, username="me")
+    assert "Uploaded to me/a." in out
+    assert "from_pretrained('me/a')" in uploaded["README.md"]
+    assert "runs/a" not in uploaded["README.md"]
+    assert "# ask it" in uploaded["README.md"]
+    assert "aitraining" not in uploaded["README.md"].partition("## Next")[2]
     assert "from_pretrained('runs/a')" in card.text

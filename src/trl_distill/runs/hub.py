@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 from ..config.training_params import LLMTrainingParams
 from ..errors import DistillError, ParamsError
 from ..evaluation.page import DATA, PAGE
+from ..trainer.card import CARD
 
 # files of the run that are not part of its result
 KEPT_BACK = [
@@ -27,20 +29,27 @@ def check_token(params: LLMTrainingParams) -> None:
         raise ParamsError("push_to_hub needs a token; set the environment variable HF_TOKEN, or drop --push-to-hub.")
 
 
-def push(folder: Path, params: LLMTrainingParams) -> str:
+def push(folder: Path, params: LLMTrainingParams, *, card: Callable[[str], str]) -> str:
     """Upload a project folder as a private model and return its address.
+
+    Args:
+        folder: Of the project.
+        params: The run's parameters.
+        card: Returns the model card for an address; the folder's own loads the model from this machine.
 
     Raises:
         DistillError: The Hub refused or cannot be reached; the folder is complete on disk.
     """
     from huggingface_hub import HfApi
 
-    kept_back = [*KEPT_BACK, *([] if params.card_example else WITH_ROWS)]
+    kept_back = [*KEPT_BACK, CARD, *([] if params.card_example else WITH_ROWS)]
     api = HfApi(token=os.environ["HF_TOKEN"])
     try:
         account = params.username or api.whoami()["name"]
         repository = api.create_repo(f"{account}/{folder.resolve().name}", private=True, exist_ok=True).repo_id
         api.upload_folder(folder_path=folder, repo_id=repository, ignore_patterns=kept_back)
+        written = card(repository).encode("utf-8")
+        api.upload_file(path_or_fileobj=written, path_in_repo=CARD, repo_id=repository)
     except Exception as error:
         raise DistillError(
             f"the result is complete in {folder} but could not be uploaded ({type(error).__name__}); upload it with "

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -15,7 +17,7 @@ from ..models.adapters import base_of, is_peft_model
 from ..models.own_chat_template import ORIGINAL
 from ..teachers.multi.entries import model_name
 from ..trainer.card import base_model, fenced, prompts_section, teacher_in_words
-from .next_steps import next_steps
+from .next_steps import ASKS, steps_after
 from .usage_snippet import loading, printed, snippet
 
 if TYPE_CHECKING:
@@ -53,37 +55,61 @@ FIGURES = (
 )
 
 
-def write_card(trained: Trained, model: PreTrainedModel | None, metrics: Mapping[str, Any]) -> Path:
-    """Write README.md, the model card, into a project folder that holds the saved model.
+@dataclass(frozen=True)
+class RunCard:
+    """The card of a run, for its folder and for the Hub.
 
-    Args:
+    Attributes:
         trained: The run.
         model: The trained model; None if this process cannot have it generate, as with sharded weights.
         metrics: Figures by name.
     """
-    checked, preflight = trained.prepared.checked, trained.prepared.preflights.get(Split.TRAIN)
-    params, folder = checked.params, checked.project.folder
-    plan = None if trained.prepared.setup is None else trained.prepared.setup.plan
-    student = model_name(params.model)
-    teacher = teacher_in_words(params, student=student)
-    place = _from_here(folder)
-    steps = next_steps(place, preflight, trained.tokenizer)
-    card = ModelCard.from_template(
-        _metadata(trained),
-        template_path=str(TEMPLATE),
-        name=folder.resolve().name,
-        student=student,
-        teacher=teacher,
-        from_data=plan is not None and bool(plan.writers),
-        prompts="" if plan is None else prompts_section(plan, teacher=teacher),
-        preflight=preflight,
-        settings=_settings(params, preflight, trained.prepared.computes),
-        figures={name: metrics[name] for name in FIGURES if name in metrics},
-        fenced=fenced,
-        next="\n\n".join(f"# {what}\n{command}" for what, command in steps.items()),
-        **({} if preflight is None else _usage(place, model, trained.tokenizer, preflight)),
-    )
-    return write_text(folder / "README.md", f"{str(card).rstrip()}\n")
+
+    trained: Trained
+    model: PreTrainedModel | None
+    metrics: Mapping[str, Any]
+
+    def write(self) -> Path:
+        """Write README.md into the project folder, with code that loads the model from where the run was started."""
+        folder = self.trained.prepared.checked.project.folder
+        place = _from_here(folder)
+        steps = steps_after(self.trained.prepared, self.trained.tokenizer, place=place)
+        return write_text(folder / "README.md", self._text(place, steps))
+
+    def for_hub(self, repository: str) -> str:
+        """Return the card for a repository, with code that loads the model from there."""
+        place = Path(repository)
+        steps = steps_after(self.trained.prepared, self.trained.tokenizer, place=place)
+        return self._text(place, {what: command for what, command in steps.items() if what == ASKS})
+
+    @cached_property
+    def _usage(self) -> dict[str, Any] | None:
+        preflight = self.trained.prepared.preflights.get(Split.TRAIN)
+        return None if preflight is None else _usage(self.model, self.trained.tokenizer, preflight)
+
+    def _text(self, place: Path, steps: Mapping[str, str]) -> str:
+        prepared = self.trained.prepared
+        params, preflight = prepared.checked.params, prepared.preflights.get(Split.TRAIN)
+        plan = None if prepared.setup is None else prepared.setup.plan
+        student = model_name(params.model)
+        teacher = teacher_in_words(params, student=student)
+        card = ModelCard.from_template(
+            _metadata(self.trained),
+            template_path=str(TEMPLATE),
+            name=prepared.checked.project.folder.resolve().name,
+            student=student,
+            teacher=teacher,
+            from_data=plan is not None and bool(plan.writers),
+            prompts="" if plan is None else prompts_section(plan, teacher=teacher),
+            preflight=preflight,
+            settings=_settings(params, preflight, prepared.computes),
+            figures={name: self.metrics[name] for name in FIGURES if name in self.metrics},
+            fenced=fenced,
+            next="\n\n".join(f"# {what}\n{command}" for what, command in steps.items()),
+            loading=loading(place),
+            usage=self._usage,
+        )
+        return f"{str(card).rstrip()}\n"
 
 
 def _metadata(trained: Trained) -> ModelCardData:
@@ -111,9 +137,7 @@ def _from_here(folder: Path) -> Path:
         return Path(folder.name)
 
 
-def _usage(
-    place: Path, model: PreTrainedModel | None, tokenizer: PreTrainedTokenizerBase, preflight: Preflight
-) -> dict[str, Any]:
+def _usage(model: PreTrainedModel | None, tokenizer: PreTrainedTokenizerBase, preflight: Preflight) -> dict[str, Any]:
     """Return how to put an input into the student: a snippet, and what it printed."""
     serves = preflight.serving is not None and preflight.serving.source is not None
     templates = tokenizer.chat_template if serves else {}
@@ -125,7 +149,7 @@ def _usage(
         except Exception as error:  # a card without the snippet's output is better than a lost run
             outcome = f"It could not be run when this card was written: {type(error).__name__}: {error}"
     return {
-        "code": (loading(place) + snippet(preflight.example, tokenizer)).rstrip("\n"),
+        "code": snippet(preflight.example, tokenizer).rstrip("\n"),
         "outcome": outcome,
         "serves": serves,
         "own_chat_template": ORIGINAL if isinstance(templates, dict) and templates.get(ORIGINAL) else "",

@@ -20,6 +20,7 @@ ASK = (
     'from transformers import pipeline; print(pipeline("text-generation", {folder})({asked}, max_new_tokens=64, '
     'do_sample=False, return_full_text=False)[0]["generated_text"])'
 )
+ASKS = "ask it"  # what the first of the commands does
 LONGEST = 60  # characters of an input that a line shows
 
 
@@ -40,18 +41,26 @@ def next_steps(
     named = shlex.quote(str(folder))
     steps = {}
     if preflight is not None and answers_a_message(preflight.example, tokenizer):
-        steps["ask it"] = _ask(folder, preflight.example)
+        steps[ASKS] = _ask(folder, preflight.example)
     if preflight is not None:
         steps["evaluate it"] = f"aitraining evaluate {named}{'' if held_out else ' --data-path heldout.jsonl'}"
     return {**steps, "serve it": f"aitraining export {named} --to vllm"}
 
 
-def steps_after(prepared: PreparedRun, tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
-    """Return `next_steps` of a run, whose evaluation finds held-out or validation rows again if a file has them."""
+def steps_after(
+    prepared: PreparedRun, tokenizer: PreTrainedTokenizerBase, *, place: Path | None = None
+) -> dict[str, str]:
+    """Return `next_steps` of a run, whose evaluation finds held-out or validation rows again if a file has them.
+
+    Args:
+        prepared: The run.
+        tokenizer: As it is saved.
+        place: What the commands call the project's folder, if not as the run does.
+    """
     params = prepared.checked.params
     held_out = Split.EVAL in prepared.datasets and (params.holdout > 0 or isinstance(params.data_path, str))
     preflight = prepared.preflights.get(Split.TRAIN)
-    return next_steps(prepared.checked.project.folder, preflight, tokenizer, held_out=held_out)
+    return next_steps(place or prepared.checked.project.folder, preflight, tokenizer, held_out=held_out)
 
 
 def _ask(folder: Path, example: Example) -> str:

@@ -77,8 +77,7 @@ class FirstSteps(TrainerCallback):
         """Print the line; the device is waited for this once, since the host runs ahead of it."""
         if not state.is_world_process_zero or self.pace.add(state.global_step) != FIRST_STEPS:
             return
-        device = torch.get_device_module(args.device)
-        device.synchronize()
+        torch.get_device_module(args.device).synchronize()
         left, memory = self.pace.left(state.global_step, state.max_steps), peak_memory(args.device)
         if left:
             show(f"{clock()}  about {left} left{f'; peak memory {memory}' if memory else ''}")
@@ -177,7 +176,7 @@ def peak_memory(device: torch.device) -> str:
         return f"{resident * (1 if sys.platform == 'darwin' else 1024) / GIB:.2f} GiB"
     if not hasattr(module, "max_memory_allocated"):  # Apple's
         return ""
-    used = f"{module.max_memory_allocated() / GIB:.2f}"
+    used = f"{module.max_memory_allocated(device) / GIB:.2f}"
     if not hasattr(module, "get_device_properties"):
         return f"{used} GiB"
     return f"{used} of {module.get_device_properties(device).total_memory / GIB:.1f} GiB"

@@ -17,7 +17,7 @@ from .evaluation_inputs import remember_run
 from .fit import Trained
 from .hub import push
 from .metrics_file import MetricsFile
-from .model_card import write_card
+from .model_card import RunCard
 from .report import write_run_report
 from .result import RunResult
 from .summary import last_evaluation, training_means
@@ -47,11 +47,12 @@ def save(trained: Trained) -> RunResult:
     if state.is_main_process:
         lines = [entry for entry in history if "loss" in entry or "eval_loss" in entry]
         paths |= checked.project.write_metrics(metrics, lines)
-        paths["card"] = write_card(trained, None if is_sharded(trained.trainer) else model, metrics)
+        card = RunCard(trained, None if is_sharded(trained.trainer) else model, metrics)
+        paths["card"] = card.write()
         paths |= checked.project.finish()
         paths |= _write_page(trained, rows, metrics)
         if checked.params.push_to_hub:
-            push(checked.project.folder, checked.params)
+            push(checked.project.folder, checked.params, card=card.for_hub)
     state.wait_for_everyone()
     if base_of(model) is model:
         model.config._name_or_path = str(checked.project.folder)
