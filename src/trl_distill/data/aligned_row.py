@@ -33,7 +33,8 @@ class AlignedRow:
         opening: `Turn.opening` as JSON; empty if the prompt ends in the generation prompt.
         frame: The key of what surrounds the user's message, or `row_tokens.WITH_TOOLS`; empty if there is none.
         prompt_json: The prompt of a teacher that is asked in text, as JSON; else empty.
-        whole: The ids of a text that such a teacher wrote, before they are fitted; else empty.
+        text: The completion that such a teacher wrote, by which a server's log-probabilities of it are found.
+        whole: Its ids before they are fitted.
         prompt_cut: Tokens cut from the start of the prompts.
         completion_cut: Tokens cut from the end of the completion.
         kept: Tokens to learn.
@@ -58,6 +59,7 @@ class AlignedRow:
     opening: str = ""
     frame: str = ""
     prompt_json: str = ""
+    text: str = ""
     whole: list[int] = field(default_factory=list)
     prompt_cut: int = 0
     completion_cut: int = 0

@@ -162,6 +162,7 @@ class RowTokens:
     def _put_written_text(self, text: str, reasoning: str) -> None:
         """Put a text, its reasoning in the chat template's place for it if that has one, else in a thinking block."""
         out, asked = self.out, self.prompts[0]
+        out.text = text
         thought = with_reasoning(text, reasoning) if reasoning else text
         if isinstance(asked, str):
             tokenizer = self.student.tokenizer
