@@ -9,7 +9,7 @@ from huggingface_hub import ModelCard
 
 from ..models.adapters import is_peft_model
 from ..models.loading import EMBEDDED
-from ..teachers.multi.entries import model_name, read_teachers
+from ..teachers.multi.entries import TeacherList, model_name, read_teachers
 from .base import DistillingTrainer
 
 if TYPE_CHECKING:
@@ -57,7 +57,8 @@ class CardWriter(DistillingTrainer):
         settings = {f"distill_{name}": self.setup.schedule.describe(name) for name in ("alpha", "temperature")}
         settings |= {name: str(getattr(self.args, name)) for name in SETTINGS}
         rows = "\n".join(f"| {name} | {value} |" for name, value in settings.items())
-        named = teacher_in_words(self.args, student=self.base_student.config._name_or_path or "the student")
+        student, listed = self.base_student.config._name_or_path or "the student", self.setup.plan.listed
+        named = teacher_in_words(self.args, student=student, listed=listed)
         prompts = prompts_section(self.setup.plan, teacher=named)
         section = f"## Teacher and prompts\n\n{prompts}\n\n| setting | value |\n|---|---|\n{rows}\n\n"
         text = card.text.replace(f" version of {NO_BASE}", " model").replace('model="None"', f'model="{path.parent}"')
@@ -82,16 +83,17 @@ def base_model(name: object) -> str | None:
     return above if isinstance(above, str) and not Path(above).exists() else None
 
 
-def teacher_in_words(settings: DistillationArguments, *, student: str) -> str:
+def teacher_in_words(settings: DistillationArguments, *, student: str, listed: TeacherList | None = None) -> str:
     """Return what the teacher of a run was, or the store that was trained from without one, as Markdown.
 
     Args:
         settings: The run's.
         student: The student's name.
+        listed: The teachers of `teacher_config`, if it was read already: of a loaded model it keeps the class alone.
     """
     if settings.teacher_config is not None:
-        listed = read_teachers(settings.teacher_config)
-        return "; ".join(dict.fromkeys(f"`{entry.name}`" for entry in listed.teachers)) + " (mixed)" * listed.mixed
+        listed = read_teachers(settings.teacher_config) if listed is None else listed
+        return "; ".join(dict.fromkeys(f"`{entry.name}`" for entry in listed.of_data)) + " (mixed)" * listed.mixed
     if settings.teacher_model == "self":
         return f"`{student}` itself, its adapter switched off"
     if settings.teacher_model == "ema":
