@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -143,6 +144,35 @@ def test_the_divergence_is_that_of_the_models_own_logits(project, found):
     assert found.side(TEACHER).fidelity is None
 
 
+@torch.no_grad()
+def test_in_float64_the_divergence_is_that_of_the_models_own_logits(tiny_model_dir, tiny_teacher_dir):
+    student, teacher = (
+        AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64)
+        for folder in (tiny_model_dir, tiny_teacher_dir)
+    )
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model_dir)
+    evaluation = evaluate_distillation(
+        student, teacher, ["a b", "c d e f g", "b"], teacher_prompt="g f e d c b a g f e {input}", max_new_tokens=6,
+        timed_queries=0,
+    ).evaluation  # fmt: skip
+    side, theirs = evaluation.side(AFTER), evaluation.side(TEACHER)
+    shared = len(tokenizer)
+    extra = list(range(shared, teacher.config.vocab_size))  # rows that the student does not have
+    for i in range(3):
+        ids = tokenizer(theirs.prompts[i], return_tensors="pt")
+        written = teacher.generate(**ids, max_new_tokens=6, do_sample=False, suppress_tokens=extra)
+        written = written[0, ids["input_ids"].shape[1] :].tolist()
+        mine, other = (
+            model(torch.tensor([[*tokenizer(prompt)["input_ids"], *written]]))
+            .logits[0, -len(written) - 1 : -1, :shared].log_softmax(-1)
+            for model, prompt in ((student, side.prompts[i]), (teacher, theirs.prompts[i]))
+        )  # fmt: skip
+        divergence = (other.exp() * (other - mine)).sum(-1).mean()
+        assert side.fidelity.divergence[i] == pytest.approx(float(divergence), rel=1e-9)
+        assert side.fidelity.agreement[i] == float((mine.argmax(-1) == other.argmax(-1)).double().mean())
+        assert side.fidelity.tokens[i] == len(written)
+
+
 def test_token_rows_show_the_teachers_completion_piece_by_piece(found):
     assert found.token_rows
     for row in found.token_rows:
@@ -256,6 +286,64 @@ def test_chat_rows_are_read_as_in_training(chat_model_dir, tiny_teacher_dir):
     assert "g f e d c b a" in evaluation.side(TEACHER).prompts[0]
     assert evaluation.side(AFTER).prompts[0] == "<|im_start|>user\na b<|im_end|>\n<|im_start|>assistant\n"
     assert evaluation.side(AFTER).completions == evaluation.side(BEFORE).completions
+
+
+def test_prompts_are_those_of_training_also_if_they_do_not_end_in_the_generation_prompt(chat_model_dir, tmp_path):
+    shutil.copytree(chat_model_dir, tmp_path / "model")
+    tokenizer = AutoTokenizer.from_pretrained(chat_model_dir)
+    template = tokenizer.chat_template
+    tokenizer.chat_template = template.replace("assistant\n{% endif %}", "assistant\nthink{% endif %}")
+    assert tokenizer.chat_template != template
+    tokenizer.save_pretrained(tmp_path / "model")
+    model = str(tmp_path / "model")
+    rows = [[{"role": "user", "content": text}, {"role": "assistant", "content": "a b"}] for text in "abcd"]
+    result = run(
+        LLMTrainingParams(
+            model=model, teacher_model=model, teacher_system="g f", max_steps=1, save_strategy="no", holdout=0.5,
+            data_path=[{"messages": messages} for messages in rows], project_name=str(tmp_path / "run"),
+        )
+    )  # fmt: skip
+    learned = result.tokenizer.decode(result.trainer.train_dataset[0]["student_prompt"])
+    assert learned.endswith("assistant\n")
+    side = evaluate_distillation(tmp_path / "run", timed_queries=0, max_new_tokens=2).evaluation.side(AFTER)
+    assert all(prompt.endswith("assistant\n") for prompt in side.prompts)
+    assert len(result.tokenizer(side.prompts[0])["input_ids"]) == side.prompt_tokens[0]
+
+
+def test_a_judge_compares_the_student_with_the_teacher_and_with_what_it_was(project, server, found):
+    done = command(project, "--timed-queries", "0", "--judge", server.teacher, "--max-rows", "2")
+    assert done.exit_code == 0, done.stderr
+    pairs = [(AFTER, TEACHER), (AFTER, BEFORE)]
+    differ = sum(a != b for one, other in pairs for a, b in _first_two(found, one, other))
+    assert len(server.requests()) == 2 * differ > 0  # each pair in both orders
+    judged = json.loads((project / "report.json").read_text())["evaluation"]["judgement"]
+    assert [(c["first"], c["second"]) for c in judged["comparisons"]] == pairs
+
+
+def _first_two(found, one, other):
+    return list(zip(found.side(one).completions, found.side(other).completions, strict=True))[:2]
+
+
+def test_prices_give_the_money_for_a_million_queries(project, found):
+    prices = {"teacher_price_input": 2.0, "teacher_price_output": 8.0, "teacher_price_cached_input": 0.5}
+    cost = evaluate_distillation(project, timed_queries=0, run_cost=3.0, **prices)["cost"]
+    theirs, mine = found.side(TEACHER), found.side(AFTER)
+    for money, side in ((cost.money.teacher, theirs), (cost.money.student, mine)):
+        assert money == pytest.approx((2 * sum(side.prompt_tokens) + 8 * sum(side.tokens)) / len(side.tokens))
+    ids = [AutoTokenizer.from_pretrained(project)(prompt)["input_ids"] for prompt in theirs.prompts]
+    shared = next(k for k, tokens in enumerate(zip(*ids, strict=False)) if len(set(tokens)) > 1)
+    assert cost.money.teacher_cached == pytest.approx(cost.money.teacher - 1.5 * shared)
+    assert cost.money.break_even == -(-3.0 // ((cost.money.teacher - cost.money.student) / 1e6))
+    with pytest.raises(ParamsError, match="teacher_price_output is missing; give teacher_price_input and"):
+        evaluate_distillation(project, teacher_price_input=1.0)
+    with pytest.raises(ParamsError, match="run_cost is 3, but what the teacher costs is not known"):
+        evaluate_distillation(project, run_cost=3.0)
+
+
+@pytest.mark.skipif(find_spec("vllm") is not None, reason="vLLM is installed")
+def test_vllm_is_refused_if_it_is_not_there(project):
+    with pytest.raises(ParamsError, match=r"use_vllm cannot be used for .*vLLM is not installed.*drop use_vllm"):
+        evaluate_distillation(project, use_vllm=True)
 
 
 @pytest.mark.parametrize(

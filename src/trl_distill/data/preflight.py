@@ -296,7 +296,6 @@ class Preflight:
             **({"rows_with_the_teachers_prompt": self.dropped} if self.dropped else {}),
             **({} if self.retained is None else {"rows_retained": self.retained[0]}),
             **({"used_instead": self.schedule.used} if self.schedule is not None and self.changed else {}),
-            **({"prompt_opening": self.opening} if self.opening else {}),
             **({} if self.coverage is None else {"teacher_coverage": round(self.coverage, 4)}),
         }
 

@@ -93,6 +93,9 @@ class Sides:
         prompts = [question.teacher for question in questions]
         if reads_text(teacher):
             asked = [question.asked for question in questions if question.asked is not None]
+            if isinstance(teacher, LocalTextTeacher):
+                own = map(teacher.tokenize, asked)
+                prompts = [SidePrompt(ids, prompt.text) for ids, prompt in zip(own, prompts, strict=True)]
             written = self._writing.of_text_teacher(teacher, asked, store=self.stores.teacher)
         else:
             assert isinstance(teacher, LocalTeacher)

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 from tqdm.auto import tqdm
 
 from ..teachers.base import Teacher, reads_text
-from ..teachers.completions.generate import complete
+from ..teachers.completions.engines.selection import VLLM_ALONE
+from ..teachers.completions.generate import complete, identity_of, keys_of
 from ..teachers.local.teacher import LocalTeacher
 from ..teachers.text.local_text import LocalTextTeacher
 
@@ -18,8 +19,6 @@ if TYPE_CHECKING:
     from ..models.generation import Completion, GenerationSettings
     from ..prompts.messages import Prompt
     from ..teachers.completions.store import CompletionStore
-
-VLLM = "vllm"
 
 
 @dataclass(frozen=True)
@@ -42,10 +41,12 @@ class Writing:
         """Return what a model that reads token ids writes behind each prompt; what is stored is not written again."""
         writer = _Writer(model)
         model.expect_prompts(prompts)
-        if self.settings.engine == VLLM:
+        if self.settings.engine == VLLM_ALONE:
             return complete(writer, prompts, self.settings, store=store, progress=self.progress)
         written: dict[int, Completion] = {}
-        with tqdm(total=len(prompts), desc=f"{label} writes", unit="row", disable=not self.progress) as bar:
+        stored = all(key in store for key in keys_of(identity_of(writer, self.settings), prompts, distinct=False))
+        hidden = stored or not self.progress
+        with tqdm(total=len(prompts), desc=f"{label} writes", unit="row", disable=hidden) as bar:
             for batch in self._batches():
                 settings = replace(self.settings, batch_size=len(batch))
                 done = complete(writer, [prompts[i] for i in batch], settings, store=store, progress=False)

@@ -14,7 +14,7 @@ import yaml
 from ..config.fields import model_in_memory
 from ..config.training_params import FIELDS, LLMTrainingParams
 from ..errors import DataError, ProjectError
-from .project_folder import HELD_OUT, MANIFEST
+from .project_folder import HELD_OUT, MANIFEST, OPENING
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -111,8 +111,7 @@ def read_project(folder: Path) -> KnownRun:
         reason = str(error).strip().splitlines()[0].rstrip(".") if str(error).strip() else type(error).__name__
         raise ProjectError(f"the settings of the run in {str(folder)!r} cannot be read: {reason}.") from error
     params.project_name = str(folder)
-    opening = figures.get("preflight_train", {}).get("prompt_opening", {})
-    return KnownRun(params, folder, opening)
+    return KnownRun(params, folder, figures.get(OPENING, {}))
 
 
 def _there(name: str, value: object) -> object:

@@ -18,10 +18,11 @@ from ..evaluation.questions import NAME, QuestionReader, references_of
 from ..evaluation.run import Judge, Measures, evaluate_sides
 from ..evaluation.sides import Sides, Stores
 from ..evaluation.table import table_of
-from ..evaluation.writing import VLLM
 from ..models.generation import GenerationSettings
-from ..teachers.completions.engines.selection import check_engine
+from ..teachers.completions.engines.selection import VLLM_ALONE
+from ..teachers.completions.engines.vllm import VLLM
 from ..teachers.completions.store import CompletionStore
+from ..teachers.local.teacher import LocalTeacher
 from ..teachers.remote.request_pool import RemoteSettings
 from ..trainer.recipe_setup import STORE
 from .evaluated_models import find_models
@@ -77,9 +78,7 @@ def run_evaluation(
     reader = QuestionReader(models.recipe, {} if run is None else run.opening, writing.max_new_tokens)
     questions = reader.questions(read_rows, references)
     if settings.use_vllm:
-        for side in (models.teacher, models.before, models.after):
-            if side is not None and side.capabilities.reads == "ids":
-                check_engine(side, VLLM)
+        _check_vllm(models)
     print(f"Evaluating on {source}: {report.summary()}.")
     folder = Path(params.project_name)
     stores = Stores(CompletionStore(folder / STORE), CompletionStore(folder / STUDENTS))
@@ -104,6 +103,16 @@ def run_evaluation(
     return evaluation
 
 
+def _check_vllm(models: EvaluatedModels) -> None:
+    """Refuse vLLM for models that it cannot load."""
+    for side in (models.teacher, models.before, models.after):
+        if not isinstance(side, LocalTeacher):
+            continue
+        why = VLLM(side).why_not
+        if why is not None:
+            raise ParamsError(f"use_vllm cannot be used for {side.name!r}: {why}; drop --use-vllm.")
+
+
 def _report(
     evaluation: Evaluation, advice: Sequence[Advice], settings: EvaluationSettings, run: KnownRun | None
 ) -> None:
@@ -112,8 +121,11 @@ def _report(
     folder = project if settings.output is None else Path(settings.output).expanduser()
     if folder is not None:
         name = (project or folder).resolve().name
-        paths = write_report(folder, name=name, evaluation=evaluation, advice=advice, project=project)
-        print(f"The report is {paths['page']}.\n")
+        try:
+            paths = write_report(folder, name=name, evaluation=evaluation, advice=advice, project=project)
+            print(f"The page to look at is {paths['page']}.\n")
+        except Exception as error:  # what was found is worth more than its page
+            print(f"The page could not be made ({type(error).__name__}: {error}).\n")
 
 
 def _prices(params: LLMTrainingParams, settings: EvaluationSettings) -> dict[str, Prices | None]:
@@ -172,7 +184,7 @@ def _writing(params: LLMTrainingParams, settings: EvaluationSettings) -> Generat
         seed=params.seed,
         batch_size=params.teacher_batch_size,
         stop=tuple(params.teacher_stop or ()),
-        engine=VLLM if settings.use_vllm else "transformers",
+        engine=VLLM_ALONE if settings.use_vllm else "transformers",
     )
 
 

@@ -26,6 +26,7 @@ from ..trainer.plan import StudentModel, plan_setup
 from ..trainer.settings import settings_of
 from ..trainer.setup import DistillationSetup, build_setup, name_objects
 from .checks import CheckedRun, check_target_modules
+from .project_folder import OPENING
 from .result import RunResult
 from .run_data import RunData, load_run_data
 from .student import find_student, model_without_weights
@@ -73,8 +74,11 @@ class PreparedRun:
         return [(NAMES[split], data) for split, data in self.datasets.items()]
 
     def figures(self) -> dict[str, object]:
-        """Return the pre-flight's figures by name."""
-        return {f"preflight_{NAMES[split]}": flight.to_dict() for split, flight in self.preflights.items()}
+        """Return the pre-flight's figures by name, and how prompts differ from the generation prompt, if they do."""
+        figures = {f"preflight_{NAMES[split]}": flight.to_dict() for split, flight in self.preflights.items()}
+        learned = self.preflights.get(Split.TRAIN)
+        opening = {} if learned is None else learned.opening
+        return {**figures, **({OPENING: opening} if opening else {})}
 
     def dry_result(self) -> RunResult:
         """Return what a dry run leaves."""

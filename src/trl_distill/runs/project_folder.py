@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from accelerate import PartialState
 
 MANIFEST, MARKER = "run.json", ".unfinished"
+OPENING = "prompt_opening"  # in the figures: how the student's prompts differ from its own generation prompt
 HELD_OUT, SAMPLES = "held_out.jsonl", "eval_samples.jsonl"
 WEIGHTS = ("*.safetensors", "*.bin", "*.index.json", "adapter_config.json", "config.json", "generation_config.json")
 LOG = "metrics.jsonl"
