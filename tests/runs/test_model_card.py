@@ -119,11 +119,17 @@ def test_a_long_input_is_not_repeated_in_the_command(project, capsys):
     assert "a b a b" not in out.partition("Next:")[2]
 
 
-def test_without_a_teacher_there_is_nothing_to_ask_for_or_to_compare(project, capsys):
-    card, out, _ = project(capsys, project_name="a", teacher_model=None, trainer="sft", text_column="completion")
-    assert "serve it: " in out
-    assert "ask it" not in out
+@pytest.mark.parametrize("chat", [False, True])
+def test_without_a_teacher_there_is_nothing_to_compare_with(chat, project, capsys):
+    row = {"messages": [user("a"), {"role": "assistant", "content": "b"}]} if chat else {"text": "a b"}
+    template = {"chat_template": "chatml"} if chat else {}
+    settings = {"teacher_model": None, "trainer": "sft", "data_path": [row] * 4, **template}
+    card, out, _ = project(capsys, project_name="a", **settings)
+    shown = dict(re.findall(r"^  (ask it|evaluate it|serve it): +(.*)$", out, re.MULTILINE))
+    assert list(shown) == ["ask it", "serve it"]
+    assert ('[{"role": "user", "content": "Hello"}]' if chat else '("Hello",') in shown["ask it"]
     assert "evaluate" not in card.text
+    exec(shlex.split(shown["ask it"])[2], {})
 
 
 def test_the_card_of_an_adapter_is_pefts_and_names_base_and_data(project, capsys, tiny_model_dir):

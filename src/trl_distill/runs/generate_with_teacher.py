@@ -27,6 +27,7 @@ from ..teachers.completions.store import CompletionStore
 from ..teachers.loading import endpoint_of, load_teacher, loaded_encoder_decoder
 from ..teachers.remote.request_pool import RemoteSettings
 from ..teachers.text.local_text import LocalTextTeacher
+from .library_output import without_library_bars
 
 if TYPE_CHECKING:
     import torch
@@ -42,6 +43,7 @@ NAMES = {
 }
 
 
+@without_library_bars()
 @settings_named_as(in_python(FIELDS, NAMES))
 def generate_with_teacher(
     model: str | PreTrainedModel | Teacher,
