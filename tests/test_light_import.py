@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-HEAVY = ("accelerate", "datasets", "numpy", "openai", "peft", "torch", "transformers", "trl")
+HEAVY = ("accelerate", "datasets", "huggingface_hub", "numpy", "openai", "peft", "torch", "transformers", "trl")
 SOURCE = Path(__file__).parents[1] / "src" / "trl_distill"
 FOUNDATION = (
     "config.choices",

@@ -44,7 +44,7 @@ def stopping_on_interrupt(callback: StopCallback) -> Iterator[None]:
         callback.requested = True
         signal.signal(signal.SIGINT, before)
         print(
-            "\nStopping after this step, with a checkpoint; press Ctrl-C again to stop at once.",
+            "\nStopping after this step, with a checkpoint; interrupt again (Ctrl-C) to stop at once.",
             file=sys.stderr,
             flush=True,
         )

@@ -9,13 +9,13 @@ from pathlib import Path
 from ..config.training_params import LLMTrainingParams
 from ..errors import DistillError, ParamsError
 from ..evaluation.page import DATA, PAGE
-from ..trainer.card import CARD
 
 # files of the run that are not part of its result
 KEPT_BACK = [
     *("checkpoints/*", "teacher_completions.jsonl", "teacher_logprobs.jsonl", "student_completions.jsonl"),
     *("held_out.jsonl", "judge_answers.jsonl", "eval_samples.jsonl", ".*"),
 ]
+CARD = "README.md"
 WITH_ROWS = [PAGE, DATA]  # they show rows of the data
 
 
