@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from .evaluate_command import evaluate
+from .export_command import export
 from .llm_command import llm
 from .teach_command import teach
 
@@ -22,3 +23,4 @@ def main() -> None:
 main.add_command(llm)
 main.add_command(teach)
 main.add_command(evaluate)
+main.add_command(export)

@@ -1,4 +1,4 @@
-"""Writing a file that a kill cannot spoil."""
+"""Writing a file that a kill cannot spoil, and that others can read."""
 
 from __future__ import annotations
 
@@ -10,6 +10,15 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+
+def make_readable(folder: Path) -> None:
+    """Give the files in a folder the permissions of any new file: safetensors writes them for their owner alone."""
+    umask = os.umask(0)
+    os.umask(umask)
+    for path in folder.rglob("*"):
+        if path.is_file() and not path.is_symlink():
+            path.chmod(path.stat().st_mode | (0o666 & ~umask))
 
 
 @contextmanager

@@ -40,7 +40,8 @@ LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM makes room for
 # what of a LoRA adapter vLLM does not apply, and the value with which it need not
 PLAIN_LORA: JsonObject = {
     "use_dora": False, "bias": "none", "modules_to_save": None, "rank_pattern": {}, "alpha_pattern": {},
-    "trainable_token_indices": None, "layer_replication": None, "fan_in_fan_out": False,
+    "trainable_token_indices": None, "layer_replication": None, "fan_in_fan_out": False, "lora_bias": False,
+    "alora_invocation_tokens": None, "use_qalora": False, "use_bdlora": None, "target_parameters": None,
 }  # fmt: skip
 
 
@@ -73,7 +74,7 @@ class VLLM:
             return known.get(kind, "its weights are in memory alone, and vLLM loads a model by its folder or Hub name")
         if source.quantization == "int8" or (source.quantization is not None and not torch.cuda.is_available()):
             return f"vLLM does not load {source.quantization} weights of bitsandbytes here"
-        return _not_plain(source.adapter)
+        return why_not_applied(source.adapter)
 
     def write(
         self, prompts: Mapping[str, Sequence[int]], settings: GenerationSettings
@@ -261,7 +262,7 @@ def _settings_of(adapter: Adapter) -> JsonObject:
     return dict(json.loads((Path(adapter.folder) / CONFIG).read_text(encoding="utf-8")))
 
 
-def _not_plain(adapter: Adapter | None) -> str | None:
+def why_not_applied(adapter: Adapter | None) -> str | None:
     """Return why vLLM does not apply an adapter; None if it does, or there is none."""
     if adapter is None:
         return None

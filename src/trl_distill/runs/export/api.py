@@ -1,0 +1,194 @@
+"""`export(project, to=...)` and `aitraining export`: check, write, verify."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from ...config.export_settings import EXPORT_FIELDS, ExportSettings
+from ...config.setting_names import in_python, settings_named_as
+from ...errors import ParamsError
+from ..evaluation_inputs import read_project, run_of
+from ..library_output import quiet, without_library_bars
+
+if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
+    from .student import TrainedStudent
+    from .verify import Runtime, Verification
+
+PYTHON = in_python(EXPORT_FIELDS, {})
+EXPORTS = "exports"  # folder in a project
+
+
+class Form(Protocol):
+    """A form in which a student is handed over.
+
+    Attributes:
+        runtime: What runs it.
+        dtype: Precision of its weights.
+    """
+
+    runtime: str
+    dtype: str
+
+    def check(self) -> list[str]:
+        """Refuse what cannot be done, before a model loads, and return lines that the user should read."""
+        ...
+
+    def write(self, folder: Path) -> None:
+        """Write the form into an empty folder."""
+        ...
+
+    def finish(self, folder: Path) -> None:
+        """Do what needs the finished folder."""
+        ...
+
+    def next_command(self, folder: Path) -> str:
+        """Return the command that a user runs next."""
+        ...
+
+    def why_not_run(self) -> str | None:
+        """Return why it cannot be run here; None if it can."""
+        ...
+
+    def running(self, folder: Path) -> AbstractContextManager[Runtime]:
+        """Return what runs it and is asked."""
+        ...
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A student that was handed over.
+
+    Attributes:
+        folder: Where it is.
+        form: In which form.
+        command: The command that runs or asks it.
+        verification: How many greedy completions equal the trained student's; None if it was not verified.
+    """
+
+    folder: Path
+    form: str
+    command: str
+    verification: Verification | None = None
+
+
+@settings_named_as(PYTHON)
+def export(project: Any, to: str, *, verbose: bool = False, **settings: Any) -> Exported:
+    """Write a trained student in the form in which it is served.
+
+    Example:
+        >>> export("runs/first", to="vllm", verify=20).verification.equal  # doctest: +SKIP
+
+    Args:
+        project: The project folder of a finished run, or a model that `train` returned.
+        to: "merged" (one model for transformers), "vllm" (a folder with `serve.sh`), "gguf" (a file for llama.cpp with
+            a Modelfile), "ollama" (the same, given to ollama) or "mlx".
+        verbose: Show all messages of the libraries too.
+        **settings: `output`, `verify`, `data_path`, `overwrite`, `name`, `dtype`, `merge`, `converter` and
+            `gguf_type`, see `aitraining export --help`.
+
+    Raises:
+        UsageError: Something that cannot be exported so; raised before a model loads.
+        DistillError: A converter or a server fails.
+    """
+    given = ExportSettings()
+    for name, value in {"to": to, **settings}.items():
+        given.set(name, value)
+    return export_project(project, given, verbose=verbose)
+
+
+def export_project(project: Any, settings: ExportSettings, *, verbose: bool = False) -> Exported:
+    """Export the student of a project; see `export`."""
+    if settings.to is None:
+        raise ParamsError(f"to is missing; give --to {', '.join(EXPORT_FIELDS['to'].metadata['choices'])}.")
+    with ExitStack() as shown:
+        if not verbose:
+            shown.enter_context(quiet())
+            shown.enter_context(without_library_bars())
+        return _export(_run_of(project), settings, settings.to)
+
+
+def _run_of(project: Any) -> Any:
+    """Return the finished run of a project folder, or of a model in memory."""
+    if isinstance(project, (str, Path)):
+        return read_project(Path(project).expanduser())
+    run = run_of(project)
+    if run is None:
+        raise ParamsError("project is no folder, and no model that a run returned; give the project of a finished run.")
+    return run
+
+
+def _export(run: Any, settings: ExportSettings, to: str) -> Exported:
+    from .folder import ExportFolder
+    from .student import TrainedStudent
+
+    student = TrainedStudent.of(run, name=settings.name, dtype=settings.dtype)
+    form = _forms()[to](student, settings)
+    folder = ExportFolder(Path(settings.output).expanduser() if settings.output else run.folder / EXPORTS / to)
+    read = {"the project": run.folder}
+    if student.source.adapter is not None and Path(student.source.base.path).is_dir():
+        read["the folder of its base"] = Path(student.source.base.path)
+    folder.check(overwrite=settings.overwrite, read=read)
+    notes = form.check()
+    requests, source = _requests(student, settings)
+    for note in notes:
+        print(note)
+    content: dict[str, object] = {"form": to, "project": str(run.folder), "name": student.name, "dtype": form.dtype}
+    with folder.writing() as temporary:
+        form.write(temporary)
+        folder.write_manifest({**content, "verification": None}, temporary)
+    print(f"The student is in {folder.path}.")
+    verification = _verified(form, student, folder.path, requests, source) if requests else None
+    if verification is not None:
+        folder.write_manifest({**content, "verification": verification.to_dict()})
+    form.finish(folder.path)
+    command = form.next_command(folder.path)
+    print(f"Next:\n  {command}")
+    return Exported(folder.path, to, command, verification)
+
+
+def _forms() -> Mapping[str, Any]:
+    from .gguf import GGUF
+    from .merged import Merged
+    from .mlx import MLX
+    from .ollama import Ollama
+    from .vllm import VLLMServer
+
+    return {"merged": Merged, "vllm": VLLMServer, "gguf": GGUF, "ollama": Ollama, "mlx": MLX}
+
+
+def _requests(student: TrainedStudent, settings: ExportSettings) -> tuple[list[Any], str]:
+    """Return what is asked to verify, and where it is from."""
+    if settings.verify == 0:
+        if settings.data_path is not None:
+            raise ParamsError("data_path has rows to verify on; give --verify the number of rows too.")
+        return [], ""
+    from .rows import requests_of
+
+    return requests_of(student, settings.data_path, settings.verify)
+
+
+def _verified(
+    form: Form, student: TrainedStudent, folder: Path, requests: list[Any], source: str
+) -> Verification | None:
+    """Ask the form and print the result; None if it cannot be run here."""
+    from .verify import expected_of, verify
+
+    reason = form.why_not_run()
+    if reason is not None:
+        print(f"Not verified: {reason}.")
+        return None
+    print(f"Verifying {len(requests)} rows by {form.runtime} ...")
+    expected = expected_of(student, requests)
+    found = verify(student, requests, form.running(folder), expected=expected, source=source, dtype=form.dtype)
+    print(found.sentence)
+    if found.first_difference is not None:
+        first = found.first_difference
+        print(f"  first difference\n    asked    {first.asked!r}\n    student  {first.student!r}")
+        print(f"    exported {first.exported!r}")
+    return found

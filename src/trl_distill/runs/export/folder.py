@@ -1,0 +1,69 @@
+"""The folder of an export: complete or not there, and replaced only if it is one."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from ...data.atomic_file import write_text
+from ...errors import ProjectError
+
+MANIFEST = "export.json"
+
+
+class ExportFolder:
+    """Where an export is written.
+
+    Args:
+        path: The folder.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def check(self, *, overwrite: bool, read: Mapping[str, Path]) -> None:
+        """Refuse a folder that cannot be written, or whose files would be lost.
+
+        Args:
+            overwrite: Whether an earlier export may be replaced.
+            read: Folders that are read or must stay, by what they are.
+
+        Raises:
+            ProjectError: Naming the folder.
+        """
+        name = f"output {str(self.path)!r}"
+        for what, folder in read.items():
+            if self.path.resolve() == folder.resolve() or self.path.resolve() in folder.resolve().parents:
+                raise ProjectError(f"{name} is {what}, or holds it; give another --output.")
+        if self.path.exists() and not self.path.is_dir():
+            raise ProjectError(f"{name} is a file; give --output a folder.")
+        above = next(p for p in (self.path, *self.path.absolute().parents) if p.exists())
+        if not above.is_dir() or not os.access(above, os.W_OK):
+            raise ProjectError(f"{name} cannot be created: {str(above)!r} is not a writable folder.")
+        if not self.path.is_dir() or not any(self.path.iterdir()):
+            return
+        if not (self.path / MANIFEST).is_file():
+            raise ProjectError(f"{name} holds files that are not from an export; give another --output.")
+        if not overwrite:
+            raise ProjectError(f"{name} holds an export; give --overwrite to replace it, or another --output.")
+
+    @contextmanager
+    def writing(self) -> Iterator[Path]:
+        """Yield a temporary folder, which takes the place of an earlier export when it is complete."""
+        temporary = self.path.with_name(f".{self.path.name}.writing")
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        try:
+            yield temporary
+            shutil.rmtree(self.path, ignore_errors=True)
+            os.replace(temporary, self.path)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+    def write_manifest(self, content: Mapping[str, object], folder: Path | None = None) -> None:
+        """Write what the export is; with `folder`, into the temporary one."""
+        write_text((folder or self.path) / MANIFEST, json.dumps(content, indent=2) + "\n")

@@ -1,0 +1,111 @@
+"""Merged weights: one model that transformers, and all that reads its files, loads without PEFT and without us."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .verify import Answer, Runtime
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from ...config.export_settings import ExportSettings
+    from .rows import Request
+    from .student import TrainedStudent
+
+ASK = (
+    'from transformers import pipeline; print(pipeline("text-generation", "{folder}")'
+    '([{{"role": "user", "content": "Hello"}}], return_full_text=False)[0]["generated_text"])'
+)
+
+
+class Merged:
+    """The student as one folder of weights and tokenizer.
+
+    Args:
+        student: The student.
+        settings: How it is exported.
+    """
+
+    runtime = "transformers"
+
+    def __init__(self, student: TrainedStudent, settings: ExportSettings) -> None:
+        self.student, self.dtype = student, student.dtype
+
+    def check(self) -> list[str]:
+        """Refuse what cannot be merged, and return what the user should know."""
+        self.student.check_merges()
+        return notes_on_merging(self.student)
+
+    def write(self, folder: Path) -> None:
+        self.student.write_merged(folder)
+
+    def finish(self, folder: Path) -> None:
+        """Nothing is left to do in the finished folder."""
+
+    def next_command(self, folder: Path) -> str:
+        return f"python -c {shlex.quote(ASK.format(folder=folder))}"
+
+    def why_not_run(self) -> str | None:
+        """Why it cannot be verified here; transformers is always there."""
+        return None
+
+    @contextmanager
+    def running(self, folder: Path) -> Iterator[Runtime]:
+        """Load the folder by plain transformers."""
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        from ...config.devices import accelerator
+
+        trust = self.student.source.trust_remote_code
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", trust_remote_code=trust)
+        model = model.to(accelerator() or "cpu").eval()
+        yield Transformers(model, AutoTokenizer.from_pretrained(folder, trust_remote_code=trust))
+
+
+def notes_on_merging(student: TrainedStudent) -> list[str]:
+    """Return what a user should know of merged weights."""
+    quantization = student.run.params.quantization
+    if student.source.adapter is None or quantization is None:
+        return []
+    return [
+        f"The adapter was trained on {quantization} weights and is merged into the base's own, so that some "
+        "completions may differ; --verify counts them."
+    ]
+
+
+class Transformers:
+    """Plain transformers, asked as its documentation says.
+
+    Args:
+        model: The exported model.
+        tokenizer: Its tokenizer.
+    """
+
+    name, concurrency = "transformers", 1
+
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.model, self.tokenizer = model, tokenizer
+
+    def ask(self, request: Request, most: int) -> Answer:
+        """See `Runtime`."""
+        import torch
+
+        if request.message is None:
+            ids = torch.tensor([request.ids])
+            inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        else:
+            inputs = self.tokenizer.apply_chat_template(
+                [{"role": "user", "content": request.message}],
+                add_generation_prompt=True,
+                return_dict=True,
+                return_tensors="pt",
+            )
+        inputs = {name: values.to(self.model.device) for name, values in inputs.items()}
+        written = self.model.generate(**inputs, max_new_tokens=most, do_sample=False)  # type: ignore[operator]
+        new = written[0, inputs["input_ids"].shape[1] :].tolist()
+        return Answer(str(self.tokenizer.decode(new, skip_special_tokens=True)), new)

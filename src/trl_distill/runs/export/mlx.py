@@ -1,0 +1,108 @@
+"""Weights for Apple's MLX, by mlx_lm."""
+
+from __future__ import annotations
+
+import shlex
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ...errors import DistillError, ParamsError
+from .merged import notes_on_merging
+from .verify import Answer, Runtime
+
+if TYPE_CHECKING:
+    from typing import Any
+
+    from ...config.export_settings import ExportSettings
+    from .rows import Request
+    from .student import TrainedStudent
+
+
+class MLX:
+    """The student as a folder of mlx_lm.
+
+    Args:
+        student: The student.
+        settings: How it is exported.
+    """
+
+    runtime = "mlx_lm"
+
+    def __init__(self, student: TrainedStudent, settings: ExportSettings) -> None:
+        self.student, self.dtype = student, student.dtype
+
+    def check(self) -> list[str]:
+        """Refuse what cannot be merged, and return what the user should know.
+
+        Raises:
+            ParamsError: mlx_lm is not installed; with the commands that do the same on another machine.
+        """
+        self.student.check_merges()
+        if find_spec("mlx_lm") is None:
+            folder = shlex.quote(str(self.student.folder))
+            raise ParamsError(
+                f"mlx_lm is not installed here (`pip install mlx-lm`); or export {folder} with --to merged, and on a "
+                f"machine that has it run `mlx_lm.convert --hf-path FOLDER --mlx-path {self.student.name}-mlx`."
+            )
+        return notes_on_merging(self.student)
+
+    def write(self, folder: Path) -> None:
+        """Write the merged model into a folder that is deleted, and convert it."""
+        from mlx_lm import convert
+
+        with tempfile.TemporaryDirectory(prefix=".merged-", dir=folder.parent) as merged:
+            self.student.write_merged(Path(merged))
+            converted = Path(merged) / "mlx"
+            try:
+                convert(hf_path=merged, mlx_path=str(converted), dtype=self.dtype)
+            except ValueError as error:
+                raise DistillError(f"mlx_lm does not convert the student: {error}.") from error
+            for path in converted.iterdir():
+                path.rename(folder / path.name)
+
+    def finish(self, folder: Path) -> None:
+        """Nothing is left to do in the finished folder."""
+
+    def next_command(self, folder: Path) -> str:
+        return f"mlx_lm.generate --model {shlex.quote(str(folder))} --prompt Hello"
+
+    def why_not_run(self) -> str | None:
+        """Why it cannot be verified here; it was converted by what runs it."""
+        return None
+
+    @contextmanager
+    def running(self, folder: Path) -> Iterator[Runtime]:
+        """Load the folder by mlx_lm."""
+        from mlx_lm import load
+
+        model, tokenizer, *_ = load(str(folder))
+        yield InProcess(model, tokenizer)
+
+
+class InProcess:
+    """mlx_lm in this process.
+
+    Args:
+        model: What it loaded.
+        tokenizer: Its wrapper of the tokenizer.
+    """
+
+    name, concurrency = "mlx_lm", 1
+
+    def __init__(self, model: Any, tokenizer: Any) -> None:
+        self.model, self.tokenizer = model, tokenizer
+
+    def ask(self, request: Request, most: int) -> Answer:
+        """See `Runtime`; it takes the likeliest token by default."""
+        from mlx_lm import stream_generate
+
+        ids = request.ids
+        if request.message is not None:
+            messages = [{"role": "user", "content": request.message}]
+            ids = list(self.tokenizer.apply_chat_template(messages, add_generation_prompt=True))
+        new = [int(part.token) for part in stream_generate(self.model, self.tokenizer, ids, max_tokens=most)]
+        return Answer(str(self.tokenizer.decode(new)), new)

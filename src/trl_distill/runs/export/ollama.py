@@ -1,0 +1,56 @@
+"""A GGUF file and its Modelfile, given to ollama if it is installed."""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from ...errors import DistillError
+from .gguf import GGUF, MODELFILE
+from .server import Server
+from .verify import Runtime
+
+URL = "http://127.0.0.1:11434/v1"
+
+
+class Ollama(GGUF):
+    """The student as a model of ollama; arguments are those of `GGUF`."""
+
+    runtime = "ollama"
+
+    def finish(self, folder: Path) -> None:
+        """Give it to ollama, if that is installed."""
+        if shutil.which("ollama") is not None:
+            self._create(folder)
+
+    def next_command(self, folder: Path) -> str:
+        run = f"ollama run {self.student.name}"
+        if shutil.which("ollama") is not None:
+            return run
+        return f"cd {shlex.quote(str(folder))} && ollama create {self.student.name} -f {MODELFILE} && {run}"
+
+    def why_not_run(self) -> str | None:
+        """Why it cannot be verified here."""
+        return None if shutil.which("ollama") is not None else "ollama is not installed here"
+
+    @contextmanager
+    def running(self, folder: Path) -> Iterator[Runtime]:
+        """Ask ollama's own server."""
+        self._create(folder)
+        yield Server("ollama", URL, self.student.name, reads_ids=False)
+
+    def _create(self, folder: Path) -> None:
+        done = subprocess.run(
+            ["ollama", "create", self.student.name, "-f", MODELFILE],
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if done.returncode != 0:
+            said = (done.stderr or done.stdout).strip().splitlines()
+            raise DistillError(f"ollama create failed: {said[-1] if said else f'status {done.returncode}'}.")
