@@ -1,7 +1,8 @@
 """Writes the tables of flags in README.md and docs from the fields they describe: `python docs/flags.py`.
 
 A table stands between `<!-- flags: Heading, Heading -->` and `<!-- end of flags -->`; one of `aitraining evaluate`
-begins with `<!-- flags of evaluate: Heading -->`. tests/test_docs.py fails where a page differs from what this writes.
+or `aitraining export` begins with `<!-- flags of evaluate: Heading -->`. tests/test_docs.py fails where a page differs
+from what this writes.
 """
 
 from __future__ import annotations
@@ -11,11 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from trl_distill.config.evaluation_settings import EVALUATION_FIELDS
+from trl_distill.config.export_settings import EXPORT_FIELDS
 from trl_distill.config.training_params import FIELDS
 
 ROOT = Path(__file__).parents[1]
-PAGES = ("README.md", "docs/cli.md", "docs/evaluation.md")
-TABLE = re.compile(r"(<!-- flags(?: of (evaluate))?: (.+?) -->\n).*?(<!-- end of flags -->)", re.DOTALL)
+PAGES = ("README.md", "docs/cli.md", "docs/evaluation.md", "docs/serving.md")
+OF_COMMANDS: dict[str | None, dict[str, Any]] = {None: FIELDS, "evaluate": EVALUATION_FIELDS, "export": EXPORT_FIELDS}
+TABLE = re.compile(r"(<!-- flags(?: of (evaluate|export))?: (.+?) -->\n).*?(<!-- end of flags -->)", re.DOTALL)
 
 
 def table(headings: list[str], fields: dict[str, Any]) -> str:
@@ -46,7 +49,7 @@ def filled(page: str) -> str:
     """
 
     def fill(found: re.Match[str]) -> str:
-        headings, fields = found[3].split(", "), EVALUATION_FIELDS if found[2] else FIELDS
+        headings, fields = found[3].split(", "), OF_COMMANDS[found[2]]
         unknown = set(headings) - {spec.metadata["help"].group for spec in fields.values()}
         if unknown:
             raise ValueError(f"no field has the heading {', '.join(sorted(unknown))}")

@@ -41,7 +41,7 @@ def test_heavy_imports_are_detected():
     "code",
     [
         "import trl_distill; dir(trl_distill); trl_distill.__version__",
-        "from trl_distill import LLMTrainingParams, get_trainer, parse_template, register_trainer, run, train",
+        "from trl_distill import LLMTrainingParams, export, get_trainer, parse_template, register_trainer, run, train",
         "from trl_distill import ParamsError; from trl_distill.trainer.registry import names_of_trainers as n; n()",
         "from autotrain.trainers.clm import evaluate, train; import autotrain.trainers.clm.params",
         "from trl_distill.evaluation import cost, metrics, result",
@@ -58,6 +58,8 @@ def test_importing_loads_nothing_heavy(code):
         (["--version"], 0),
         (["llm", "--help"], 0),
         (["evaluate", "--help"], 0),
+        (["export", "--help"], 0),
+        (["export", "nowhere"], 2),
         (["llm", "--help-all"], 0),
         (["llm", "--teacher-modle", "x"], 2),
         (["llm", "--distill-alpha", "7"], 2),

@@ -30,6 +30,7 @@ NAMES = {
     "distillation_loss_from_logits": "losses",
     "evaluate": "runs.evaluate",
     "evaluate_distillation": "runs.evaluate",
+    "export": "runs.export.api",
     "fused_distillation_loss": "losses",
     "generate_with_teacher": "runs.generate_with_teacher",
     "get_trainer": "trainer.registry",
@@ -49,6 +50,7 @@ SIGNATURES = {
         "student_model teacher_model= test_data= * teacher_prompt= student_prompt= before= reference_column= metrics= "
         "output= verbose= **settings"
     ),
+    "export": "project to * verbose= **settings",
     "get_trainer": "name * use_distillation=",
     "register_trainer": "name target * use_distillation=",
     "parse_template": "source * name",

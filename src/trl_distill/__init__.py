@@ -20,6 +20,7 @@ _HOME = {
     "distillation_loss_from_logits": "losses",
     "evaluate": "runs.evaluate",
     "evaluate_distillation": "runs.evaluate",
+    "export": "runs.export.api",
     "fused_distillation_loss": "losses",
     "generate_with_teacher": "runs.generate_with_teacher",
     "get_trainer": "trainer.registry",
@@ -66,6 +67,7 @@ if TYPE_CHECKING:  # "as" tells type checkers that the name is public
     from .runs.api import train as train
     from .runs.evaluate import evaluate as evaluate
     from .runs.evaluate import evaluate_distillation as evaluate_distillation
+    from .runs.export.api import export as export
     from .runs.generate_with_teacher import generate_with_teacher as generate_with_teacher
     from .teachers.loading import load_teacher as load_teacher
     from .trainer.mixin import DistillationMixin as DistillationMixin

@@ -13,12 +13,11 @@ if TYPE_CHECKING:
 
 
 def make_readable(folder: Path) -> None:
-    """Give the files in a folder the permissions of any new file: safetensors writes them for their owner alone."""
+    """Give weights in a folder the permissions of any new file: safetensors writes them for their owner alone."""
     umask = os.umask(0)
     os.umask(umask)
-    for path in folder.rglob("*"):
-        if path.is_file() and not path.is_symlink():
-            path.chmod(path.stat().st_mode | (0o666 & ~umask))
+    for path in folder.glob("*.safetensors"):
+        path.chmod(path.stat().st_mode | (0o666 & ~umask))
 
 
 @contextmanager

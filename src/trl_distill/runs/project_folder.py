@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from ..config.training_params import FIELDS, LLMTrainingParams
-from ..data.atomic_file import write_text
+from ..data.atomic_file import make_readable, write_text
 from ..data.data_fingerprint import difference
 from ..errors import ProjectError
 from ..prompts.template import text_of_file
@@ -248,6 +248,7 @@ class Project:
 
     def _publish(self, temporary: Path) -> None:
         old = self._replaced(overwrite=False)
+        make_readable(temporary)
         for path in sorted(temporary.iterdir()):
             target = self.folder / path.name
             if target.is_dir():

@@ -15,6 +15,7 @@ from transformers.trainer_utils import PredictionOutput
 
 from ..config.setting_names import settings_named_as
 from ..config.sft_config import TRAINER, DistillationSFTConfig, left_alone_on_failure
+from ..data.atomic_file import make_readable
 from ..data.packing import packed
 from ..data.split import Split
 from ..errors import ParamsError
@@ -188,8 +189,12 @@ class DistillationMixin(CardWriter):
         if self.distilling:
             make_saveable(self.base_student, self.accelerator.print)
         super()._save(output_dir, state_dict)
-        if self.distilling and self.args.should_save and is_peft_model(self.model):
-            self.base_student.generation_config.save_pretrained(output_dir or self.args.output_dir)
+        if not self.distilling or not self.args.should_save:
+            return
+        folder = str(output_dir or self.args.output_dir)
+        make_readable(Path(folder))
+        if is_peft_model(self.model):
+            self.base_student.generation_config.save_pretrained(folder)
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
         """Write a checkpoint; one of the same step is incomplete from now on until the trainer's state is written."""

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ...config.export_settings import EXPORT_FIELDS, ExportSettings
+from ...config.fields import is_model
 from ...config.setting_names import in_python, settings_named_as
 from ...errors import ParamsError
 from ..evaluation_inputs import read_project, run_of
@@ -117,7 +118,7 @@ def _run_of(project: Any) -> Any:
     """Return the finished run of a project folder, or of a model in memory."""
     if isinstance(project, (str, Path)):
         return read_project(Path(project).expanduser())
-    run = run_of(project)
+    run = run_of(project) if is_model(project) else None
     if run is None:
         raise ParamsError("project is no folder, and no model that a run returned; give the project of a finished run.")
     return run

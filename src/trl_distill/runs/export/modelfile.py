@@ -28,7 +28,7 @@ def modelfile(file: str, student: TrainedStudent) -> str:
         f"FROM ./{file}",
         f'TEMPLATE """{go_template(student.tokenizer)}"""',
     ]
-    ends = [str(student.tokenizer.convert_ids_to_tokens(stop)) for stop in student.stops]
+    ends = [str(student.tokenizer.decode([stop])) for stop in student.stops]
     lines += [f"PARAMETER stop {json.dumps(end, ensure_ascii=False)}" for end in ends]
     if student.is_greedy:  # as transformers generates
         lines.append("PARAMETER temperature 0")

@@ -141,4 +141,4 @@ class TrainedStudent:
     def _files(self) -> list[str]:
         """The files of a whole model and its tokenizer."""
         listed = json.loads((self.folder / MANIFEST).read_text(encoding="utf-8"))["files"]
-        return [name for name in listed if name not in OF_TRAINING]
+        return [name for name in listed if name not in OF_TRAINING and (self.folder / name).is_file()]

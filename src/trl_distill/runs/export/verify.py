@@ -87,12 +87,10 @@ class Verification:
                 f"Not verified: {self.runtime} reads plain user messages alone, which this student was not trained on."
             )
         share = f"{self.equal} of {self.rows} greedy completions ({self.equal / self.rows:.1%})"
-        asked = "plain user messages" if self.by_message == self.rows else f"{self.by_message} by plain user messages"
+        asked = "plain user messages" if self.by_message == self.rows else f"{self.by_message} plain user messages"
         more = f"; {self.not_asked} rows cannot be asked there" if self.not_asked else ""
-        return (
-            f"{share} equal the trained student's, by {self.runtime} in {self.dtype}, on {self.source}, asked {asked}"
-            f"{more}."
-        )
+        by = f"by {self.runtime} in {self.dtype}"
+        return f"{share} equal the trained student's, {by}, on {self.source}, asked by {asked}{more}."
 
     def to_dict(self) -> dict[str, object]:
         """Return the figures for a file."""
@@ -140,7 +138,7 @@ def verify(
     source: str,
     dtype: str,
 ) -> Verification:
-    """Ask an exported form and count the completions that equal the student's.
+    """Ask an exported form, and count the completions that equal the student's.
 
     Args:
         student: The student.
