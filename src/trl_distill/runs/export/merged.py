@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 from .verify import Answer, Runtime
 
 if TYPE_CHECKING:
+    from typing import Any
+
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from ...config.export_settings import ExportSettings
@@ -62,8 +64,8 @@ class Merged:
         from ...config.devices import accelerator
 
         trust = self.student.source.trust_remote_code
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", trust_remote_code=trust)
-        model = model.to(accelerator() or "cpu").eval()
+        device = str(accelerator() or "cpu")
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", device_map=device, trust_remote_code=trust)
         yield Transformers(model, AutoTokenizer.from_pretrained(folder, trust_remote_code=trust))
 
 
@@ -95,16 +97,13 @@ class Transformers:
         """See `Runtime`."""
         import torch
 
+        how: dict[str, Any] = {"add_generation_prompt": True, "return_dict": True, "return_tensors": "pt"}
         if request.message is None:
             ids = torch.tensor([request.ids])
-            inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+            inputs: Any = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
         else:
-            inputs = self.tokenizer.apply_chat_template(
-                [{"role": "user", "content": request.message}],
-                add_generation_prompt=True,
-                return_dict=True,
-                return_tensors="pt",
-            )
+            messages = [{"role": "user", "content": request.message}]
+            inputs = self.tokenizer.apply_chat_template(messages, **how)
         inputs = {name: values.to(self.model.device) for name, values in inputs.items()}
         written = self.model.generate(**inputs, max_new_tokens=most, do_sample=False)  # type: ignore[operator]
         new = written[0, inputs["input_ids"].shape[1] :].tolist()

@@ -156,10 +156,8 @@ def verify(
     first = None
     if unlike:
         i, answer = unlike[0]
-        asked = requests[i].message
-        first = Difference(
-            student.tokenizer.decode(requests[i].ids) if asked is None else asked, expected.texts[i], answer.text
-        )
+        asked = requests[i].message or str(student.tokenizer.decode(requests[i].ids))
+        first = Difference(asked, expected.texts[i], answer.text)
     return Verification(
         rows=len(compared),
         equal=len(compared) - len(unlike),
