@@ -29,6 +29,7 @@ from trl_distill import (
     LLMTrainingParams,
     TeacherError,
     distillation_loss_from_logits,
+    evaluate,
     generate_with_teacher,
     train,
 )
@@ -74,11 +75,6 @@ def agreement(one, other):
     return sum(a == b for a, b in zip(one, other, strict=True)) / len(one)
 
 
-def fits(model):
-    """Return a figure by which models are compared: how many answers are the teacher's."""
-    return agreement(answers(model, QUERIES, "{input}"), [" a"] * len(QUERIES))
-
-
 # what each snippet is given in addition to its text, and why
 DEFINITIONS = {
     "The Distillation Process": (
@@ -112,12 +108,12 @@ DEFINITIONS = {
         },
     ),
     "3. Temperature Tuning": (
-        '"# ... other params" stands for a model, a teacher and data; evaluate is any figure',
+        '"# ... other params" stands for a model, a teacher, data and rows kept aside',
         lambda: {
             "LLMTrainingParams": shortened(
-                model="gpt2", teacher_model="gpt2-large", teacher_prompt_template="Expert: {input}"
+                model="gpt2", teacher_model="gpt2-large", teacher_prompt_template="Expert: {input}", holdout=0.5
             ),
-            "train": train, "evaluate": fits,
+            "train": train, "evaluate": evaluate,
         },
     ),
     "4. Data Diversity": (

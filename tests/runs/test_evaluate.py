@@ -316,6 +316,7 @@ def test_a_judge_compares_the_student_with_the_teacher_and_with_what_it_was(proj
     pairs = [(AFTER, TEACHER), (AFTER, BEFORE)]
     differ = sum(a != b for one, other in pairs for a, b in _first_two(found, one, other))
     assert len(server.requests()) == 2 * differ > 0  # each pair in both orders
+    assert f"Judge {server.teacher.split('#')[1]}" in done.stdout
     judged = json.loads((project / "report.json").read_text())["evaluation"]["judgement"]
     assert [(c["first"], c["second"]) for c in judged["comparisons"]] == pairs
 
@@ -324,10 +325,14 @@ def _first_two(found, one, other):
     return list(zip(found.side(one).completions, found.side(other).completions, strict=True))[:2]
 
 
-def test_prices_give_the_money_for_a_million_queries(project, found):
+def test_prices_give_the_money_for_a_million_queries(project, found, capsys):
     prices = {"teacher_price_input": 2.0, "teacher_price_output": 8.0, "teacher_price_cached_input": 0.5}
     cost = evaluate_distillation(project, timed_queries=0, run_cost=3.0, **prices)["cost"]
     theirs, mine = found.side(TEACHER), found.side(AFTER)
+    assert (
+        f"a million queries cost {cost.money.student:,.2f} instead of {cost.money.teacher:,.2f}"
+        in capsys.readouterr().out
+    )
     for money, side in ((cost.money.teacher, theirs), (cost.money.student, mine)):
         assert money == pytest.approx((2 * sum(side.prompt_tokens) + 8 * sum(side.tokens)) / len(side.tokens))
     ids = [AutoTokenizer.from_pretrained(project)(prompt)["input_ids"] for prompt in theirs.prompts]
@@ -344,6 +349,11 @@ def test_prices_give_the_money_for_a_million_queries(project, found):
 def test_vllm_is_refused_if_it_is_not_there(project):
     with pytest.raises(ParamsError, match=r"use_vllm cannot be used for .*vLLM is not installed.*drop use_vllm"):
         evaluate_distillation(project, use_vllm=True)
+
+
+def test_several_processes_are_refused(project, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert "an evaluation runs in one process" in command(project).stderr
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
+from accelerate.utils import send_to_device
 
 from ..losses.lm_head import ModelSide
 from ..losses.settings import LossSettings
@@ -69,7 +70,8 @@ def fidelity_of(
     usable = sorted((i for i, row in enumerate(rows) if row.kept > 0), key=lambda i: -len(rows[i].teacher_prompt))
     for start in range(0, len(usable), batch_size):
         places = usable[start : start + batch_size]
-        batch = collator([{name: getattr(rows[i], name) for name in columns} for i in places])
+        made = collator([{name: getattr(rows[i], name) for name in columns} for i in places])
+        batch = send_to_device(made, student.model.device)
         signal, side = teacher.score(batch), student.score(_for_student(batch))
         assert isinstance(side, ModelSide)
         labels = batch["labels"][:, 1:]

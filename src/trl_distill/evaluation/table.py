@@ -29,6 +29,42 @@ def table_of(evaluation: Evaluation) -> str:
     return "\n".join(_aligned([line for line in lines if any(cell != "-" for cell in line[1:])]))
 
 
+def savings_of(evaluation: Evaluation) -> str:
+    """Return what a query saves without the teacher's prompt, in one line."""
+    cost = evaluation.cost
+    assert cost is not None
+    saved = cost.teacher_tokens - cost.student_tokens
+    parts = [f"{saved:,.1f} prompt tokens ({cost.compression:.1f} times the characters)"]
+    if cost.speedup is not None:
+        parts.append(f"the teacher takes {cost.speedup:.2f} times as long")
+    if cost.money is not None:
+        parts.append(f"a million queries cost {cost.money.student:,.2f} instead of {cost.money.teacher:,.2f}")
+        if cost.money.break_even is not None:
+            parts.append(f"the run has paid for itself after {cost.money.break_even:,} queries")
+    return f"Saved per query: {'; '.join(parts)}."
+
+
+def judged(evaluation: Evaluation) -> list[str]:
+    """Return what a judge says, a line for each comparison."""
+    judgement, lines = evaluation.judgement, []
+    for comparison in () if judgement is None else judgement.comparisons:
+        first, second = (evaluation.side(name) for name in (comparison.first, comparison.second))
+        assert judgement is not None
+        assert first is not None
+        assert second is not None
+        rate = comparison.win_rate
+        said = "gave no answer that could be read"
+        if rate is not None:
+            said = (
+                f"prefers the {first.label} to the {second.label} in {rate.estimate:.0f}% of the rows "
+                f"({rate.level:.0%} interval {rate.low:.0f}% to {rate.high:.0f}%; a tie is half)"
+            )
+            if not math.isnan(comparison.consistent):
+                said += f", with the same answer in both orders in {comparison.consistent:.0%}"
+        lines.append(f"Judge {judgement.judge} {said}.")
+    return lines
+
+
 def _aligned(lines: Sequence[Sequence[str]]) -> list[str]:
     first, *others = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
     return [

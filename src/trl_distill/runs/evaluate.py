@@ -150,6 +150,8 @@ def evaluate_project(
         overrides: Settings of a run that take the place of the project's.
         verbose: Show all messages and bars of the libraries too.
     """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ParamsError("an evaluation runs in one process; start the command without a launcher.")
     student = settings.student or project
     if student is None:
         raise ParamsError("there is nothing to evaluate; give the folder of a run, or --student with a model.")

@@ -17,7 +17,7 @@ from ..evaluation.page.write import write_report
 from ..evaluation.questions import NAME, QuestionReader, references_of
 from ..evaluation.run import Judge, Measures, evaluate_sides
 from ..evaluation.sides import Sides, Stores
-from ..evaluation.table import table_of
+from ..evaluation.table import judged, savings_of, table_of
 from ..models.generation import GenerationSettings
 from ..teachers.completions.engines.selection import VLLM_ALONE
 from ..teachers.completions.engines.vllm import VLLM
@@ -95,6 +95,8 @@ def run_evaluation(
     )
     evaluation = evaluate_sides(sides, measures, settings=_shown(params, source, writing), versions=versions())
     print(f"\n{table_of(evaluation)}\n")
+    for line in (savings_of(evaluation), *judged(evaluation)):
+        print(line)
     advice = list(of_evaluation(evaluation))
     for entry in advice:
         print(f"  warning       {name_settings(entry.text)}")
