@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
+import warnings
 from importlib.util import find_spec
 
 import pytest
 import torch
 from click.testing import CliRunner
+from peft import PromptTuningConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from trl_distill import LLMTrainingParams, evaluate, evaluate_distillation, run
@@ -349,6 +351,39 @@ def test_prices_give_the_money_for_a_million_queries(project, found, capsys):
 def test_vllm_is_refused_if_it_is_not_there(project):
     with pytest.raises(ParamsError, match=r"use_vllm cannot be used for .*vLLM is not installed.*drop use_vllm"):
         evaluate_distillation(project, use_vllm=True)
+
+
+def test_a_learned_prompt_writes_as_peft_does(tiny_model_dir, tmp_path):
+    torch.manual_seed(0)
+    how = PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4)
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(tiny_model_dir), how)
+    torch.nn.init.normal_(model.prompt_encoder["default"].embedding.weight)
+    model.save_pretrained(tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model_dir)
+    tokenizer.save_pretrained(tmp_path)
+    expected = []
+    for text in ("a b", "c"):
+        ids = tokenizer(text, return_tensors="pt")
+        with warnings.catch_warnings(action="ignore"):
+            new = model.generate(**ids, max_new_tokens=4, do_sample=False)[0, ids["input_ids"].shape[1] :]
+        expected.append(tokenizer.decode(new, skip_special_tokens=True))
+    for student in (str(tmp_path), model):
+        evaluation = evaluate_distillation(
+            student, str(tiny_model_dir), ["a b", "c"], teacher_prompt="g f {input}", max_new_tokens=4, timed_queries=0
+        ).evaluation
+        assert list(evaluation.side(AFTER).completions) == expected
+        assert list(evaluation.side(BEFORE).completions) != expected
+
+
+def test_the_test_split_is_evaluated_on_or_the_one_that_is_named(project, found, tmp_path):
+    for name, text in (("train", "a b"), ("validation", "c d"), ("test", "The invoice is lost.")):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps({"text": f"{text} {i}"}) + "\n" for i in range(3)))
+    figures = evaluate_distillation(project, test_data=tmp_path, timed_queries=0, max_rows=2)
+    assert figures.evaluation.inputs == ("The invoice is lost. 0", "The invoice is lost. 1")
+    named = evaluate_distillation(project, test_data=tmp_path, timed_queries=0, max_rows=2, split="validation")
+    assert named.evaluation.inputs == ("c d 0", "c d 1")
+    with pytest.raises(DataError, match=r"split is 'dev2', but .* has 'test', 'train', 'validation'\. Name"):
+        evaluate_distillation(project, test_data=tmp_path, split="dev2")
 
 
 def test_several_processes_are_refused(project, monkeypatch):

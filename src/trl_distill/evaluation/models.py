@@ -91,12 +91,28 @@ class AdapterOn(WeightSource):
 
     def model(self) -> PreTrainedModel:
         """Return the model, which stops where the adapter was saved to stop."""
-        model = copy.copy(base_of(self.loaded.model))  # the layers are shared
+        base = base_of(self.loaded.model)
+        if self.prompt_wrapper is not None:  # which calls this one
+            return base
+        model = copy.copy(base)  # the layers are shared
         model.generation_config = self.generation_config
         return model
 
     def content(self) -> list[object]:
         return self.loaded.content()
+
+
+class LoadedStudent(CallersModel):
+    """A student in memory, which may write through a prompt that PEFT's wrapper holds."""
+
+    def __init__(self, model: PreTrainedModel | PeftModel) -> None:
+        super().__init__(base_of(model))
+        self._given = model
+
+    @property
+    def prompt_wrapper(self) -> PeftModel | None:
+        """PEFT's wrapper if it holds a learned prompt."""
+        return self._given if has_learned_prompt(self._given) else None
 
 
 def students_in_folder(
@@ -126,7 +142,7 @@ def students_in_memory(
     """Return a loaded student, and without its adapter, if it has one, the student before training."""
     plain = base_of(model)
     name, read = plain.config._name_or_path or type(plain).__name__, (plain.config, tokenizer, plain.generation_config)
-    after = _student(name, CallersModel(plain), *read)
+    after = _student(name, LoadedStudent(model), *read)
     return after, _student(name, AdapterOff(lambda: model), *read) if is_peft_model(model) else None
 
 
