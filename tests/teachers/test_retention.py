@@ -368,6 +368,7 @@ def test_a_trainer_that_writes_every_batch_refuses_rows_to_retain(tiny_model_dir
         make(tiny_model_dir, tmp_path, teacher_model=str(tiny_teacher_dir), kind=Online)
 
 
+@pytest.mark.cpu
 def test_retained_rows_lower_the_divergence_on_other_tasks(monkeypatch):
     """The embedded model learns the demo's policy; the divergence is on held-out examples of its other tasks."""
     pytest.importorskip("tools.embedded_model", reason="the folder tools/ is not here")
