@@ -147,7 +147,8 @@ def test_the_divergence_is_that_of_the_models_own_logits(project, found):
 
 
 @torch.no_grad()
-def test_in_float64_the_divergence_is_that_of_the_models_own_logits(tiny_model_dir, tiny_teacher_dir):
+def test_in_float64_the_divergence_is_that_of_the_models_own_logits(tiny_model_dir, tiny_teacher_dir, device):
+    """Two loaded models, which are compared on the device at hand."""
     student, teacher = (
         AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64)
         for folder in (tiny_model_dir, tiny_teacher_dir)
@@ -158,14 +159,15 @@ def test_in_float64_the_divergence_is_that_of_the_models_own_logits(tiny_model_d
         timed_queries=0,
     ).evaluation  # fmt: skip
     side, theirs = evaluation.side(AFTER), evaluation.side(TEACHER)
+    assert student.device.type == teacher.device.type == device.type
     shared = len(tokenizer)
     extra = list(range(shared, teacher.config.vocab_size))  # rows that the student does not have
     for i in range(3):
-        ids = tokenizer(theirs.prompts[i], return_tensors="pt")
+        ids = tokenizer(theirs.prompts[i], return_tensors="pt").to(device)
         written = teacher.generate(**ids, max_new_tokens=6, do_sample=False, suppress_tokens=extra)
         written = written[0, ids["input_ids"].shape[1] :].tolist()
         mine, other = (
-            model(torch.tensor([[*tokenizer(prompt)["input_ids"], *written]]))
+            model(torch.tensor([[*tokenizer(prompt)["input_ids"], *written]], device=device))
             .logits[0, -len(written) - 1 : -1, :shared].log_softmax(-1)
             for model, prompt in ((student, side.prompts[i]), (teacher, theirs.prompts[i]))
         )  # fmt: skip

@@ -16,6 +16,7 @@ from ..teachers.local.teacher import LocalTeacher
 from ..teachers.local.weights import AdapterOff, CallersModel, FrozenModel, WeightSource
 
 if TYPE_CHECKING:
+    import torch
     from peft import PeftModel
     from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -137,10 +138,18 @@ def students_in_folder(
 
 
 def students_in_memory(
-    model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase
+    model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, *, device: torch.device | str
 ) -> tuple[LocalTeacher, LocalTeacher | None]:
-    """Return a loaded student, and without its adapter, if it has one, the student before training."""
+    """Return a loaded student, and without its adapter, if it has one, the student before training.
+
+    Args:
+        model: The student. It goes to the device, as its teacher does, unless it is quantized or has a device map.
+        tokenizer: Its tokenizer.
+        device: Where the models of the evaluation are.
+    """
     plain = base_of(model)
+    if not hasattr(plain, "hf_device_map") and not getattr(plain, "is_quantized", False):
+        model.to(device)  # type: ignore[arg-type]
     name, read = plain.config._name_or_path or type(plain).__name__, (plain.config, tokenizer, plain.generation_config)
     after = _student(name, LoadedStudent(model), *read)
     return after, _student(name, AdapterOff(lambda: model), *read) if is_peft_model(model) else None

@@ -75,7 +75,7 @@ def _check_one_teacher(params: LLMTrainingParams) -> None:
 
 def _students(found: StudentModel, student: Any, params: LLMTrainingParams) -> tuple[LocalTeacher, LocalTeacher | None]:
     if found.source is None:
-        return students_in_memory(student, found.tokenizer)
+        return students_in_memory(student, found.tokenizer, device=found.device)
     return students_in_folder(found.source, found.tokenizer, quantization=params.quantization)
 
 
@@ -84,7 +84,7 @@ def _before(given: Any, found: StudentModel, params: LLMTrainingParams) -> Local
     if given is None:
         return None
     if not isinstance(given, str):
-        return students_in_memory(given, found.tokenizer)[0]
+        return students_in_memory(given, found.tokenizer, device=found.device)[0]
     source = ModelSource(
         resolve(given, role="model"),
         dtype=params.dtype,
