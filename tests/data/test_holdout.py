@@ -105,6 +105,7 @@ def test_a_run_evaluates_on_what_it_keeps_aside_and_counts_what_it_leaves_out(ti
     assert learned == set("abcdefgh") - {text.lower() for text in kept}
     assert len(kept) == 3  # a pair, and one of another pair
     printed = capsys.readouterr().out
+    assert "3 of 16 rows are kept aside for evaluation (holdout=0.2).\n" in printed
     assert "12 of 13 used; 1 set aside: 1 because it is much like a row that is kept aside for evaluation (l" in printed
     assert result.metrics["preflight_validation"]["rows"] == 3
     assert result.metrics["eval_loss"] > 0

@@ -36,6 +36,11 @@ FENCE = re.compile(r"\s*```(?:json)?\s*\n(.*?)\n?\s*```\s*", re.DOTALL | re.IGNO
 Score = Callable[[str, str], float]
 
 
+def metric_label(name: str) -> str:
+    """Return a metric's name as a reader sees it; one of a user's own is shown as it is."""
+    return LABELS.get(name, name)
+
+
 @dataclass(frozen=True)
 class Metric:
     """A score of one completion.

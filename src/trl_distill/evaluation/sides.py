@@ -100,7 +100,8 @@ class Sides:
         else:
             assert isinstance(teacher, LocalTeacher)
             ids = [prompt.ids for prompt in prompts]
-            written = self._writing.of_model(teacher, ids, store=self.stores.teacher, label=LABELS[TEACHER])
+            label = LABELS[TEACHER].capitalize()
+            written = self._writing.of_model(teacher, ids, store=self.stores.teacher, label=label)
         for question, completion in zip(questions, written, strict=True):
             RowTokens(question.row, recipe, name=NAME, out=question.aligned).put_written(completion)
             vars(question.aligned).update(vars(fit_row(question.aligned, recipe, name=NAME)))

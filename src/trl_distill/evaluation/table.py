@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from .metrics import LABELS
+from .metrics import metric_label
 from .result import AFTER, TEACHER, Evaluation, Side
 
 
@@ -15,7 +15,7 @@ def table_of(evaluation: Evaluation) -> str:
     lines = [["", *(side.label for side in sides)]]
     for metric in sides[0].scores:
         decides = " (decides)" if metric == evaluation.metric else ""
-        lines.append([f"{LABELS.get(metric, metric)}{decides}", *(_number(side.mean_score(metric)) for side in sides)])
+        lines.append([f"{metric_label(metric)}{decides}", *(_number(side.mean_score(metric)) for side in sides)])
     lines += [
         ["divergence from the teacher", *(_fidelity(side, "mean_divergence", ".3f") for side in sides)],
         ["likeliest token the teacher's", *(_fidelity(side, "mean_agreement", ".0%") for side in sides)],

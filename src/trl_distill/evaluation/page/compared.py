@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
+from ..metrics import metric_label
 from ..result import AFTER, BEFORE, PROMPTED, TEACHER, Evaluation, Side
 from .content import TrainedRow, Training
 from .text import cut, plainly_visible, similarity, visible, with_differences
@@ -121,7 +122,7 @@ def _evaluated_row(evaluation: Evaluation, row: int, limits: Limits) -> Compared
     was, now = (_score(evaluation.side(name), evaluation.metric, row) for name in (BEFORE, AFTER))
     known = not math.isnan(now - was)
     trend = "" if not known else "worse" if now < was else "better" if now > was else "same"
-    summary = f"{evaluation.metric.replace('_', ' ')} {was:.0f} → {now:.0f}" if known else ""
+    summary = f"{metric_label(evaluation.metric)} {was:.0f} → {now:.0f}" if known else ""
     prompt, left_out = cut(evaluation.inputs[row], limits.characters)
     return ComparedRow(row + 1, visible(prompt), left_out, trend, summary, tuple(cells))
 

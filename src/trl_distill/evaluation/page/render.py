@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from ..metrics import metric_label
 from ..result import AFTER, Evaluation
 from .charts import Bar, bars, interval
 from .compared import COLOURS, LEVELS, Limits, evaluated_rows, got_worse, token_maps, trained_rows
@@ -54,7 +55,7 @@ def _page(report: Report, limits: Limits) -> str:
         training=training,
         evaluation=evaluation,
         evaluate=next((step for step in report.next_steps if EVALUATE in step.command), None),
-        metric="" if evaluation is None else evaluation.metric.replace("_", " "),
+        metric="" if evaluation is None else metric_label(evaluation.metric),
         style=style,
         style_hash=base64.b64encode(hashlib.sha256(style.encode()).digest()).decode(),
         charts=[] if training is None else charts_of(training.history),
@@ -179,7 +180,8 @@ def _scores(evaluation: Evaluation | None) -> str:
         for side in evaluation.sides
         if evaluation.metric in side.scores and not math.isnan(side.mean_score(evaluation.metric))
     ]
-    return bars(f"{plainly_visible(evaluation.metric[:60])} of each side, 0 to 100", shown) if shown else ""
+    score = plainly_visible(metric_label(evaluation.metric)[:60])
+    return bars(f"{score} of each side, 0 to 100", shown) if shown else ""
 
 
 def _gap(evaluation: Evaluation | None) -> str:

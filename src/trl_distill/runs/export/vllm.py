@@ -132,7 +132,7 @@ class VLLMServer:
         names = self.student.source.config.architectures or []
         name = names[0] if names else type(self.student.source.config).__name__
         if self.why_not_run() is not None:
-            return [f"vLLM is not installed here, so that it was not checked whether it knows {name}."]
+            return [f"vLLM is not installed here: nothing checked whether it knows {name}."]
         done = subprocess.run(
             [sys.executable, "-c", KNOWS, name], capture_output=True, text=True, timeout=300, check=False
         )
@@ -161,7 +161,7 @@ class VLLMServer:
     def _notes_on_chat(self) -> list[str]:
         if self.student.tokenizer.chat_template is not None:
             return []
-        return ["The student has no chat template, so that it is asked at /v1/completions, not as a chat."]
+        return ["The student has no chat template: ask it at /v1/completions, not as a chat."]
 
     def _write_adapter(self, folder: Path) -> None:
         """Write adapter, tokenizer and generation configuration."""
