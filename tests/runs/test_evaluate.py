@@ -276,6 +276,24 @@ def test_a_server_teaches_and_is_asked_once(project, server, found):
     assert again.evaluation.side(TEACHER).completions == first.evaluation.side(TEACHER).completions
 
 
+@pytest.mark.parametrize("kind", ["top", "prompt"])
+def test_a_server_that_gives_log_probabilities_is_compared_token_by_token(kind, project, server, found, tmp_path):
+    shutil.copytree(project, tmp_path / "project")
+    project = tmp_path / "project"
+    server.give(kind)
+    rows = [{"text": text} for text in found.inputs]
+    how = {"teacher_model": server.teacher, "timed_queries": 0, "teacher_endpoint": "completions"}
+    first = evaluate_distillation(project, test_data=rows, **how).evaluation.side(AFTER).fidelity
+    assert len(server.requests()) > len(rows)  # it is also asked what it can do
+    assert all(0 < tokens <= 8 for tokens in first.tokens)
+    assert first.mean_divergence > 0
+    server.fail()
+    server.give(kind)
+    again = evaluate_distillation(project, test_data=rows, **how).evaluation.side(AFTER).fidelity
+    assert server.requests() == []
+    assert again == first
+
+
 def test_chat_rows_are_read_as_in_training(chat_model_dir, tiny_teacher_dir):
     messages = [
         {"role": "system", "content": "g f e d c b a"}, {"role": "user", "content": "a b"},

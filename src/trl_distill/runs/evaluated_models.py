@@ -104,10 +104,6 @@ def _given(params: LLMTrainingParams, before: LocalTeacher | None) -> str | Teac
             "teacher_model is 'self', the student before training, whose weights are not there any more; name it with "
             "--before, or give --teacher-model."
         )
-    return LocalTeacher(
-        SELF,
-        weights=before.weights,
-        config=before.config,
-        tokenizer=before.tokenizer,
-        generation_config=before._generation_config,
-    )
+    teacher = copy.copy(before)  # nothing of it is loaded yet
+    teacher.name = SELF
+    return teacher
