@@ -359,6 +359,14 @@ def test_without_mlx_the_error_has_the_command_for_a_machine_that_has_it(adapter
     assert "mlx_lm.convert --hf-path FOLDER --mlx-path first-run-mlx" in done.stderr
 
 
+@pytest.mark.skipif(find_spec("mlx_lm") is None, reason="mlx_lm is not installed")
+def test_mlx_answers_plain_messages_as_the_student_does(adapter, tmp_path):
+    done = export(adapter, to="mlx", verify=20, output=tmp_path / "mlx")
+    assert done.verification.rows == done.verification.by_message == 20
+    assert done.verification.equal >= 19
+    assert {path.name for path in tmp_path.iterdir()} == {"mlx"}
+
+
 @pytest.mark.skipif(find_spec("vllm") is not None, reason="vLLM is installed")
 def test_without_its_runtime_an_export_is_written_and_says_that_it_is_not_verified(adapter, tmp_path):
     done = command(adapter, "--to", "vllm", "--output", tmp_path / "vllm", "--verify", "3")

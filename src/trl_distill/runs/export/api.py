@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 from ...config.export_settings import EXPORT_FIELDS, ExportSettings
 from ...config.fields import is_model
 from ...config.setting_names import in_python, settings_named_as
-from ...errors import ParamsError
+from ...errors import ParamsError, ProjectError
 from ..evaluation_inputs import read_project, run_of
 from ..library_output import quiet, without_library_bars
+from ..project_folder import MANIFEST
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
@@ -56,8 +57,8 @@ class Form(Protocol):
         """Return why it cannot be run here; None if it can."""
         ...
 
-    def running(self, folder: Path) -> AbstractContextManager[Runtime]:
-        """Return what runs it and is asked."""
+    def running(self, folder: Path, length: int) -> AbstractContextManager[Runtime]:
+        """Return what runs it and is asked for sequences of `length` tokens at most."""
         ...
 
 
@@ -117,7 +118,12 @@ def export_project(project: Any, settings: ExportSettings, *, verbose: bool = Fa
 def _run_of(project: Any) -> Any:
     """Return the finished run of a project folder, or of a model in memory."""
     if isinstance(project, (str, Path)):
-        return read_project(Path(project).expanduser())
+        folder = Path(project).expanduser()
+        if not (folder / MANIFEST).is_file():
+            raise ProjectError(
+                f"{str(folder)!r} holds no finished run ({MANIFEST} is missing); give the project of one."
+            )
+        return read_project(folder)
     run = run_of(project) if is_model(project) else None
     if run is None:
         raise ParamsError("project is no folder, and no model that a run returned; give the project of a finished run.")
@@ -186,7 +192,8 @@ def _verified(
         return None
     print(f"Verifying {len(requests)} rows by {form.runtime} ...")
     expected = expected_of(student, requests)
-    found = verify(student, requests, form.running(folder), expected=expected, source=source, dtype=form.dtype)
+    running = form.running(folder, expected.length)
+    found = verify(student, requests, running, expected=expected, source=source, dtype=form.dtype)
     print(found.sentence)
     if found.first_difference is not None:
         first = found.first_difference

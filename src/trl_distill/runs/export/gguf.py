@@ -84,14 +84,15 @@ class GGUF:
         return None
 
     @contextmanager
-    def running(self, folder: Path) -> Iterator[Runtime]:
+    def running(self, folder: Path, length: int) -> Iterator[Runtime]:
         """Run llama.cpp's server, or llama.cpp in this process."""
         program, file = llama_server(self.settings.converter), folder / self.file
         if program is None:
-            yield InProcess(file)
+            yield InProcess(file, length)
             return
         port = free_port()
         command = [program, "-m", str(file), "--host", "127.0.0.1", "--port", str(port), "--jinja", "-np", "1"]
+        command += ["-c", str(length)]
         with served(command, name="llama-server", port=port, model=self.student.name) as runtime:
             yield runtime
 

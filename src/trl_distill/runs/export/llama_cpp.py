@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ...errors import DistillError
 from .verify import Answer
 
 if TYPE_CHECKING:
@@ -28,15 +29,17 @@ class InProcess:
 
     Args:
         file: The GGUF file.
+        length: Tokens that a sequence may have.
     """
 
     name, concurrency = "llama.cpp", 1
 
-    def __init__(self, file: Path) -> None:
+    def __init__(self, file: Path, length: int) -> None:
         import xllamacpp
 
         params = xllamacpp.CommonParams()
         params.model.path = str(file)
+        params.n_ctx = length
         params.n_parallel, params.use_jinja, params.warmup, params.verbosity = 1, True, False, -1
         self.server: Any = xllamacpp.Server(params)
 
@@ -44,8 +47,13 @@ class InProcess:
         """See `Runtime`."""
         body: dict[str, object] = {"max_tokens": most, "temperature": 0}
         if request.message is None:
-            answer = self.server.handle_completions({**body, "prompt": request.ids})
-            return Answer(answer["choices"][0]["text"] or "")
+            return Answer(_choice(self.server.handle_completions({**body, "prompt": request.ids}))["text"] or "")
         messages = [{"role": "user", "content": request.message}]
-        answer = self.server.handle_chat_completions({**body, "messages": messages})
-        return Answer(answer["choices"][0]["message"]["content"] or "")
+        choice = _choice(self.server.handle_chat_completions({**body, "messages": messages}))
+        return Answer(choice["message"]["content"] or "")
+
+
+def _choice(answer: dict[str, Any]) -> dict[str, Any]:
+    if "choices" not in answer:
+        raise DistillError(f"llama.cpp does not answer: {str(answer)[:300]}.")
+    return dict(answer["choices"][0])

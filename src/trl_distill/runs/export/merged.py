@@ -57,7 +57,7 @@ class Merged:
         return None
 
     @contextmanager
-    def running(self, folder: Path) -> Iterator[Runtime]:
+    def running(self, folder: Path, length: int) -> Iterator[Runtime]:
         """Load the folder by plain transformers."""
         from transformers import AutoModelForCausalLM, AutoTokenizer
 

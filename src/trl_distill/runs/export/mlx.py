@@ -75,7 +75,7 @@ class MLX:
         return None
 
     @contextmanager
-    def running(self, folder: Path) -> Iterator[Runtime]:
+    def running(self, folder: Path, length: int) -> Iterator[Runtime]:
         """Load the folder by mlx_lm."""
         from mlx_lm import load
 

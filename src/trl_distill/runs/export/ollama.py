@@ -21,10 +21,11 @@ class Ollama(GGUF):
     """The student as a model of ollama; arguments are those of `GGUF`."""
 
     runtime = "ollama"
+    _created = False
 
     def finish(self, folder: Path) -> None:
         """Give it to ollama, if that is installed."""
-        if shutil.which("ollama") is not None:
+        if shutil.which("ollama") is not None and not self._created:
             self._create(folder)
 
     def next_command(self, folder: Path) -> str:
@@ -38,12 +39,13 @@ class Ollama(GGUF):
         return None if shutil.which("ollama") is not None else "ollama is not installed here"
 
     @contextmanager
-    def running(self, folder: Path) -> Iterator[Runtime]:
+    def running(self, folder: Path, length: int) -> Iterator[Runtime]:
         """Ask ollama's own server."""
         self._create(folder)
         yield Server("ollama", URL, self.student.name, reads_ids=False)
 
     def _create(self, folder: Path) -> None:
+        self._created = True
         done = subprocess.run(
             ["ollama", "create", self.student.name, "-f", MODELFILE],
             cwd=folder,

@@ -99,11 +99,19 @@ class Verification:
 
 @dataclass(frozen=True)
 class Expected:
-    """What the trained student writes: ids without the stop token, and text."""
+    """What the trained student writes.
+
+    Attributes:
+        ids: Of each completion, without the stop token.
+        texts: The completions.
+        most: Tokens that a completion may have.
+        length: Tokens of the longest prompt and such a completion.
+    """
 
     ids: list[list[int]]
     texts: list[str]
     most: int
+    length: int
 
 
 def expected_of(student: TrainedStudent, requests: Sequence[Request]) -> Expected:
@@ -111,11 +119,13 @@ def expected_of(student: TrainedStudent, requests: Sequence[Request]) -> Expecte
     params = student.run.params
     device = accelerator() or torch.device("cpu")
     source = replace(student.source, dtype=params.dtype, device=device)
-    model, _ = students_in_folder(source, own_tokenizer(student.tokenizer), quantization=params.quantization)
+    tokenizer = own_tokenizer(student.tokenizer)
+    model = students_in_folder(source, tokenizer, quantization=params.quantization)[0]
     settings = GenerationSettings(params.distill_max_teacher_length, batch_size=params.teacher_batch_size)
     prompts = [request.ids for request in requests]
     # one limit for all, whatever the batches
-    settings = replace(settings, max_new_tokens=model.new_tokens(max(map(len, prompts)), settings))
+    longest = max(map(len, prompts))
+    settings = replace(settings, max_new_tokens=model.new_tokens(longest, settings))
     written = []
     for start in range(0, len(prompts), settings.batch_size):
         written += model.generate(prompts[start : start + settings.batch_size], settings)
@@ -126,7 +136,7 @@ def expected_of(student: TrainedStudent, requests: Sequence[Request]) -> Expecte
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()  # for the server
-    return Expected(ids, texts, settings.max_new_tokens)
+    return Expected(ids, texts, settings.max_new_tokens, longest + settings.max_new_tokens)
 
 
 def verify(

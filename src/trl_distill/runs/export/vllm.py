@@ -104,10 +104,10 @@ class VLLMServer:
         return None if find_spec("vllm") is not None else "vLLM is not installed here (`pip install vllm`)"
 
     @contextmanager
-    def running(self, folder: Path) -> Iterator[Runtime]:
+    def running(self, folder: Path, length: int) -> Iterator[Runtime]:
         """Run the script with this Python's vLLM."""
         port = free_port()
-        command = ["sh", str(folder / SCRIPT), "--port", str(port)]
+        command = ["sh", str(folder / SCRIPT), "--port", str(port), "--max-model-len", str(length)]
         environment = {"PYTHON": sys.executable}
         if not torch.cuda.is_available():
             command.append("--enforce-eager")  # compiling costs more than it saves
