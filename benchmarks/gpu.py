@@ -91,7 +91,7 @@ def main() -> None:
     options = parser.parse_args()
     unknown = set(options.parts) - set(PARTS)
     if unknown:
-        parser.error(f"unknown part {', '.join(sorted(unknown))}; accepted are head, step and prompt.")
+        parser.error(f"unknown part {', '.join(sorted(unknown))}; expected one of head, step and prompt.")
     found = accelerator()
     cuda = found is not None and found.type == "cuda"
     if not cuda and not options.tiny:

@@ -63,4 +63,4 @@ def test_the_gpu_benchmark_measures_nothing_without_a_gpu(run):
 def test_the_gpu_benchmark_refuses_an_unknown_part(run, capsys):
     with pytest.raises(SystemExit, match="2"):
         run("loss", "--tiny")
-    assert "unknown part loss; accepted are head, step and prompt." in capsys.readouterr().err
+    assert "unknown part loss; expected one of head, step and prompt." in capsys.readouterr().err

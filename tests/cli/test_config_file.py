@@ -68,8 +68,8 @@ def test_a_model_that_was_an_object_must_be_named(written):
     ("text", "said"),
     [
         ("teacher_modle: x", "unknown parameter 'teacher_modle'. Did you mean 'teacher_model'"),
-        ("distill_alpha: 7", "distill_alpha is 7.0; accepted is a number from 0 to 1."),
-        ("project_name: 2026", "project_name is 2026; accepted is text."),
+        ("distill_alpha: 7", "distill_alpha is 7.0; expected a number from 0 to 1."),
+        ("project_name: 2026", "project_name is 2026; expected text."),
         ("distill_alpha:", "distill_alpha is empty; give a number from 0 to 1."),
         ("lr: 1e-4\nlearning-rate: 1e-4", "lr is given twice"),
         ("hub_token: hf_secret_secret", "set the environment variable HF_TOKEN"),

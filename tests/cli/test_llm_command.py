@@ -143,12 +143,12 @@ def test_a_value_may_look_like_a_flag_or_be_negative():
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--distill-alpha", "1.5"], "--distill-alpha is 1.5; accepted is a number from 0 to 1."),
-        (["--distill_alpha", "x"], "--distill_alpha is 'x'; accepted is a number from 0 to 1."),
-        (["--learning-rate", "0"], "--learning-rate is 0.0; accepted is a number above 0."),
-        (["--lr=-1"], "--lr is -1.0; accepted is a number above 0."),
-        (["--quantization", "int3"], "--quantization is 'int3'; accepted are 'int4', 'int8'."),
-        (["--lora-r", "2.5"], "--lora-r is '2.5'; accepted is a whole number of at least 1."),
+        (["--distill-alpha", "1.5"], "--distill-alpha is 1.5; expected a number from 0 to 1."),
+        (["--distill_alpha", "x"], "--distill_alpha is 'x'; expected a number from 0 to 1."),
+        (["--learning-rate", "0"], "--learning-rate is 0.0; expected a number above 0."),
+        (["--lr=-1"], "--lr is -1.0; expected a number above 0."),
+        (["--quantization", "int3"], "--quantization is 'int3'; expected one of 'int4', 'int8'."),
+        (["--lora-r", "2.5"], "--lora-r is '2.5'; expected a whole number of at least 1."),
     ],
 )
 def test_a_rejected_value_names_the_flag_as_typed(arguments, said):

@@ -43,7 +43,7 @@ def test_every_setting_is_a_flag_with_its_default():
 
 
 def test_a_value_outside_what_is_accepted_is_refused():
-    with pytest.raises(ParamsError, match=r"distill_alpha is 1\.5; accepted is a number from 0 to 1"):
+    with pytest.raises(ParamsError, match=r"distill_alpha is 1\.5; expected a number from 0 to 1"):
         parsed("--distill_alpha", "1.5")
 
 
@@ -93,7 +93,7 @@ def test_plain_text_is_learned_as_a_whole_under_sft_only(trainer, source, tiny_m
     ("name", "field", "value", "hint"),
     [
         ("optimizer", "optim", "adamw_troch", "Did you mean 'adamw_torch'"),
-        ("optimizer", "optim", "muon!", "Accepted are adamw_torch, "),
+        ("optimizer", "optim", "muon!", "Expected one of adamw_torch, "),
         ("scheduler", "lr_scheduler_type", "linaer", "Did you mean 'linear'"),
     ],
 )

@@ -32,11 +32,11 @@ def changed(row, **values):
 @pytest.mark.parametrize(
     ("rows", "said"),
     [
-        (changed(2, text="g"), "row 3 was another"),
-        (changed(2, tone="g"), "row 3 was another"),
+        (changed(2, text="g"), "row 3 was different"),
+        (changed(2, tone="g"), "row 3 was different"),
         (
             [*ROWS[:2], *[{**row, "text": "g"} for row in ROWS[2:]]],
-            "6 of its 8 rows were others, the first of them row 3",
+            "6 of its 8 rows were different, the first of them row 3",
         ),
         (ROWS[::-1], "its rows were in another order"),
         (ROWS[:7], "it had 8 rows and now there are 7"),
@@ -80,7 +80,7 @@ def test_plain_sft_is_not_resumed_on_other_rows_either(tiny_model_dir, tmp_path,
         with pytest.raises(KeyboardInterrupt):
             run(params)
     params.resume, params.data_path = True, changed(0, text="g")
-    with pytest.raises(ProjectError, match="row 1 was another"):
+    with pytest.raises(ProjectError, match="row 1 was different"):
         run(params)
 
 
@@ -92,7 +92,7 @@ def test_a_trainer_does_not_go_on_from_a_checkpoint_of_other_rows(packing, tiny_
     distilling(*dirs, rows, **how).train()
     other = distilling(*dirs, [rows[0], {"prompt": "d", "completion": " e g"}], **{**how, "max_steps": 2})
     for given in (True, str(tmp_path / "checkpoint-1")):
-        with pytest.raises(ParamsError, match="train_dataset has changed since: row 2 was another; give the same rows"):
+        with pytest.raises(ParamsError, match="train_dataset has changed since: row 2 was different; give the same rows"):
             other.train(resume_from_checkpoint=given)
     same = distilling(*dirs, rows, **{**how, "max_steps": 2})
     same.train(resume_from_checkpoint=True)

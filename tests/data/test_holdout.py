@@ -75,7 +75,7 @@ def test_other_columns_of_the_prompt_count():
     rows = [{"text": "Summarize this.", "article": f"{one} {two} " * 9} for one in WORDS for two in WORDS if one < two]
     kept = keep_aside(Dataset.from_list(rows), 0.1, columns=Columns(), fields={"article"})
     assert kept.near == ()
-    with pytest.raises(DataError, match=r"leaves no row to train on \(59 are much like those kept aside\)"):
+    with pytest.raises(DataError, match=r"leaves no row to train on \(59 are near-duplicates of those held out\)"):
         keep_aside(Dataset.from_list(rows), 0.1, columns=Columns())
 
 
@@ -105,8 +105,8 @@ def test_a_run_evaluates_on_what_it_keeps_aside_and_counts_what_it_leaves_out(ti
     assert learned == set("abcdefgh") - {text.lower() for text in kept}
     assert len(kept) == 3  # a pair, and one of another pair
     printed = capsys.readouterr().out
-    assert "3 of 16 rows are kept aside for evaluation (holdout=0.2).\n" in printed
-    assert "12 of 13 used; 1 set aside: 1 because it is much like a row that is kept aside for evaluation (l" in printed
+    assert "3 of 16 rows are held out for evaluation (holdout=0.2).\n" in printed
+    assert "12 of 13 used; 1 set aside: 1 because it is a near-duplicate of a row held out for evaluation (l" in printed
     assert result.metrics["preflight_validation"]["rows"] == 3
     assert result.metrics["eval_loss"] > 0
     params.holdout, params.overwrite = 0.0, True
@@ -123,10 +123,10 @@ def test_a_validation_split_takes_the_place_of_rows_kept_aside(tiny_model_dir, t
             distill_max_teacher_length=3, max_steps=1, save_strategy="no",
         )
     )  # fmt: skip
-    assert "The data has validation rows; holdout keeps no others aside." in capsys.readouterr().out
+    assert "The data has validation rows; holdout holds out no others." in capsys.readouterr().out
     assert result.metrics["preflight_train"]["rows"] == 8
 
 
 def test_a_share_outside_its_range_is_refused():
-    with pytest.raises(ParamsError, match=r"holdout is 1\.5; accepted is a number from 0 to 0\.9"):
+    with pytest.raises(ParamsError, match=r"holdout is 1\.5; expected a number from 0 to 0\.9"):
         LLMTrainingParams(holdout=1.5)

@@ -365,7 +365,7 @@ def test_a_student_that_cannot_keep_rows_apart_is_refused(student, kind, name, t
         ({"packing": True, "packing_strategy": "wrapped"}, "packing_strategy 'wrapped' cuts rows apart"),
         ({"eval_packing": True, "packing_strategy": "bfd_split"}, "packing_strategy 'bfd_split' cuts rows apart"),
         ({"packing": True, "max_length": None}, "packing fills sequences up to max_length, which is None"),
-        ({"accelerator_config": {"dispatch_batches": True}}, "dispatch_batches hands out batches that one process"),
+        ({"accelerator_config": {"dispatch_batches": True}}, "dispatch_batches sends out batches that one process"),
     ],
 )
 def test_settings_that_cannot_be_packed_are_refused_before_a_model_loads(settings, sentence, tmp_path):

@@ -80,7 +80,7 @@ def test_the_teacher_writes_for_a_block_at_a_time(tiny_model_dir, tmp_path):
     first = len(written.read_text().splitlines())
     assert list(trainer.train_dataset)[-1] == whole.train_dataset[-1]
     assert len(written.read_text().splitlines()) > first
-    with pytest.raises(ParamsError, match="train is a stream whose completions the teacher is asked about"):
+    with pytest.raises(ParamsError, match="train is a stream, and the teacher is asked about its completions"):
         distilling(tiny_model_dir, teacher, tmp_path / "flow", streamed(rows), dataloader_num_workers=1, **more)
 
 

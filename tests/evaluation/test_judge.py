@@ -165,7 +165,7 @@ def test_a_server_that_fails_is_asked_again_and_named_as_the_judge(judge):
 
 
 def test_a_judge_is_a_server():
-    with pytest.raises(ParamsError, match="judge 'gpt2' is no model behind a server"):
+    with pytest.raises(ParamsError, match="judge 'gpt2' is not a model on a server"):
         load_judge("gpt2", tokenizer=None)
     with pytest.raises(TeacherError, match="judge 'openai:' names no model"):
         load_judge("openai:", tokenizer=None)

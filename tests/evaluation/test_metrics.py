@@ -100,7 +100,7 @@ def test_a_row_without_a_usable_reference_has_no_score():
         ("exactmatch", "a", ParamsError, "Did you mean 'exact_match'"),
         ("regex:(", "a", ParamsError, "no regular expression"),
         ("no_such_module:score", "a", ParamsError, "cannot be imported"),
-        ("math:pi", "a", ParamsError, "no function"),
+        ("math:pi", "a", ParamsError, "not a function"),
         ("json", "{a: 1}", DataError, "row 2"),
         ("regex", "(", DataError, "row 2"),
         ("contains", " ", DataError, "row 2"),

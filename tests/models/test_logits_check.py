@@ -32,7 +32,7 @@ spec.loader.exec_module(architectures)
 
 NAMED = ["modernbert-decoder", "recurrent_gemma", "xlstm", "mpt", "inkling_text", "llama4_text"]
 UNKNOWN = "bert (is_decoder=True)"  # a layer and a bias stand between its backbone and its logits
-LINE = "LM head alone does not give the logits of"
+LINE = "LM head alone does not compute the logits of"
 
 
 class Louder(LlamaForCausalLM):

@@ -88,7 +88,7 @@ def test_a_file_that_is_no_chat_template_is_refused_and_changes_nothing(text, sa
 
 
 def test_an_unknown_chat_template_lists_what_is_accepted(tokenizer, tiny_model_dir, tmp_path):
-    for source, said in (("alpaca", "is no template"), ("./none.jinja", "is no"), (str(tiny_model_dir), "without a")):
+    for source, said in (("alpaca", "is not a template"), ("./none.jinja", "is not a"), (str(tiny_model_dir), "without a")):
         with pytest.raises(TemplateError, match=rf"{said}.*'tokenizer'.*'chatml', 'zephyr', a Jinja file"):
             set_chat_template(tokenizer, source)
     (tmp_path / "latin").write_bytes(b"\xe9")
@@ -198,7 +198,7 @@ def test_reasoning_is_learned_by_the_trainer_and_in_plain_sft_through_the_comman
 def test_reasoning_alone_is_set_aside_if_the_template_does_not_write_it(tmp_path, capsys):
     alone = {"messages": [user("what"), {**assistant(""), "reasoning_content": "hmm"}]}
     for name, rows, said in (
-        ("qwen2_5", 1, "1 set aside: 1 because the completion is reasoning alone"),
+        ("qwen2_5", 1, "1 set aside: 1 because the completion is only reasoning"),
         ("qwen3", 2, ""),
     ):
         trainer = trainer_on(name, [alone, row_of("one turn")], tmp_path, teacher_prompt_template=SYSTEM)
@@ -229,7 +229,7 @@ def test_keywords_of_the_template_reach_both_sides_and_a_rows_own_take_their_pla
             assert off[1] == ["four it is<|im_end|>\n"]
             assert on[1] == ["\n</think>\n\nfour it is<|im_end|>\n"]
     for wrong in ("thinking", "[1]"):
-        with pytest.raises(ParamsError, match=r"chat_template_kwargs is .*; accepted is a JSON object"):
+        with pytest.raises(ParamsError, match=r"chat_template_kwargs is .*; expected a JSON object"):
             DistillationSFTConfig(**settings(tmp_path), chat_template_kwargs=wrong)
 
 
@@ -264,7 +264,7 @@ def test_the_teacher_may_have_a_template_of_its_own(tmp_path):
     assert mine == theirs == ["<think>\n\n</think>\n\nfour it is<|im_end|>\n"]
     assert (student, teacher) == ("<|im_start|>user\nwhat is two and two<|im_end|>\n<|im_start|>assistant\n",) * 2
     assert trainer.processing_class.chat_template != trainer.teacher.tokenizer.chat_template
-    with pytest.raises(TemplateError, match=r"teacher_chat_template 'no-such\.jinja' is no template, no file"):
+    with pytest.raises(TemplateError, match=r"teacher_chat_template 'no-such\.jinja' is not a template, a file"):
         trainer_on("qwen3", [row_of("one turn")], tmp_path, teacher_chat_template="no-such.jinja")
 
 
@@ -305,7 +305,7 @@ def test_one_date_is_kept_for_a_project(tmp_path, monkeypatch):
         "llama3_2", rows, tmp_path / "run", chat_template_date="2025-02-01", teacher_prompt_template=SYSTEM
     )
     assert "Today Date: 01 Feb 2025" in learned_texts(given, given.train_dataset[0])[0]
-    with pytest.raises(ParamsError, match="chat_template_date is 'today'; accepted is a date such as 2026-01-31"):
+    with pytest.raises(ParamsError, match="chat_template_date is 'today'; expected a date such as 2026-01-31"):
         DistillationSFTConfig(**settings(tmp_path), chat_template_date="today")
     trainer_on("qwen3", rows, tmp_path / "other", teacher_prompt_template=SYSTEM)
     assert not (tmp_path / "other" / "chat_template_date.txt").exists()

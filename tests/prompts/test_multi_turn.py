@@ -198,13 +198,13 @@ REWRITES = (  # as templates do that drop the thoughts of earlier turns
 
 
 def test_a_chat_template_that_rewrites_earlier_turns_is_refused(tiny_model_dir, tiny_teacher_dir, tmp_path):
-    with pytest.raises(TemplateError, match=r"train, row 1: the chat template of .* writes the conversation otherwise"):
+    with pytest.raises(TemplateError, match=r"train, row 1: the chat template of .* renders the conversation differently"):
         distilling(tiny_model_dir, tiny_teacher_dir, tmp_path, TALKS, chat_template=REWRITES, assistant_only_loss=True)
 
 
 def test_assistant_only_loss_refuses_rows_of_text(chat_model_dir, tiny_teacher_dir, tmp_path):
     rows = [{"prompt": "a", "completion": "b"}]
-    with pytest.raises(DataError, match="train, row 1, is text, and assistant_only_loss learns what the assistant"):
+    with pytest.raises(DataError, match="train, row 1, is text, but assistant_only_loss trains on assistant turns"):
         distilling(chat_model_dir, tiny_teacher_dir, tmp_path, rows, assistant_only_loss=True)
 
 
@@ -219,7 +219,7 @@ def test_assistant_only_loss_is_refused_by_what_supports_one_turn_only(
     more, why, chat_model_dir, tmp_path, monkeypatch
 ):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(DataError, match=f"row 1: what is learned is in several places of the .* {why}"):
+    with pytest.raises(DataError, match=f"row 1: the tokens to learn are in several places of the .* {why}"):
         distilling(chat_model_dir, chat_model_dir, tmp_path / "run", TALKS, assistant_only_loss=True, **more)
 
 
@@ -244,7 +244,7 @@ def test_a_trainer_that_writes_completions_refuses_all_turns_of_the_data(chat_mo
         **settings(tmp_path), use_distillation=True, teacher_model=str(chat_model_dir), assistant_only_loss=True,
         teacher_system="a b",
     )  # fmt: skip
-    with pytest.raises(ParamsError, match="assistant_only_loss learns turns of the data"):
+    with pytest.raises(ParamsError, match="assistant_only_loss trains on turns of the data"):
         Online(str(chat_model_dir), config, train_dataset=Dataset.from_list(TALKS))
 
 
@@ -280,7 +280,7 @@ def test_tools_are_refused_with_a_text_teacher(encoder_decoder, tiny_model_dir, 
     rows = [{"messages": [user("a")], "tools": TOOLS}]
     more = {"chat_template": MARKED, "distill_alpha": 0.0}
     with pytest.raises(
-        DataError, match="train, row 1: there are tools for a chat template, and the teacher is asked in"
+        DataError, match="train, row 1: there are tools for a chat template, but the teacher is sent only text"
     ):
         distilling(tiny_model_dir, encoder_decoder, tmp_path, rows, **more)
     rows = [{"messages": [user("a"), assistant("b")], "tools": TOOLS}]
@@ -309,5 +309,5 @@ def test_plain_sft_refuses_text_under_assistant_only_loss_too(tiny_model_dir, tm
         model=str(tiny_model_dir), trainer="sft", data_path=Dataset.from_dict({"text": ["a"]}),
         project_name=str(tmp_path / "run"), assistant_only_loss=True,
     )  # fmt: skip
-    with pytest.raises(DataError, match="train, row 1, is text, and assistant_only_loss learns what the assistant"):
+    with pytest.raises(DataError, match="train, row 1, is text, but assistant_only_loss trains on assistant turns"):
         run(params)

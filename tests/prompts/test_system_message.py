@@ -147,7 +147,7 @@ def test_the_card_says_that_the_teacher_alone_reads_the_rows_own(
     )
     run(params)
     card = (tmp_path / "run/README.md").read_text()
-    assert ("If a row has a system message, the teacher alone reads it." in card) == said
+    assert ("If a row has a system message, only the teacher reads it." in card) == said
 
 
 def test_a_default_system_message_of_the_chat_template_stays(chat_model_dir, tiny_teacher_dir, tmp_path, capsys):
@@ -183,7 +183,7 @@ CHAT = [{"role": "system", "content": "x"}, {"role": "user", "content": "{input}
             {"teacher_system": "@nowhere.txt"},
             r"teacher_system names the file 'nowhere.txt', which cannot be read: No such file or directory; give",
         ),
-        ({"teacher_system": ["e"]}, r"teacher_system is \['e'\]; accepted is text"),
+        ({"teacher_system": ["e"]}, r"teacher_system is \['e'\]; expected text"),
     ],
 )
 def test_impossible_system_settings_are_refused_before_anything_loads(settings, said):

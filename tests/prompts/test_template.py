@@ -238,7 +238,10 @@ def test_text_that_begins_with_a_bracket_is_text():
         ([{"role": "user"}], "message 1 is not of the form"),
         ([{"role": "user", "content": ["{input}"]}], "message 1 is not of the form"),
         (["{input}"], "message 1 is not of the form"),
-        ([CHAT[0], {"role": "poet", "content": "{input}"}], "message 2 has the role 'poet'; accepted are system, user"),
+        (
+            [CHAT[0], {"role": "poet", "content": "{input}"}],
+            "message 2 has the role 'poet'; expected one of system, user",
+        ),
         ([], "is an empty list"),
     ],
 )

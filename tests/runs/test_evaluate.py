@@ -78,7 +78,7 @@ def test_the_command_needs_the_project_alone(project, found):
     done = command(project, "--timed-queries", "0")
     assert done.exit_code == 0, done.stderr
     lines = done.stdout.strip().splitlines()
-    assert lines[0] == "Evaluating on the rows that the run kept aside: 6 of 6 used."
+    assert lines[0] == "Evaluating on the rows that the run held out: 6 of 6 used."
     assert lines[2].split("  ")[-1].strip() == "teacher"
     assert any(line.strip().startswith("chrF (decides)") for line in lines)
     assert "verdict" in lines[-1] or "works" in lines[-1] or "does not work" in lines[-1]

@@ -48,7 +48,7 @@ def test_a_run_shows_its_own_lines_and_one_bar(flags):
     assert done.returncode == 0, done.stderr
     shown = [text for text in done.stderr.replace("\r", "\n").splitlines() if text.strip()]
     assert shown
-    assert all(text.startswith("Teacher writes completions") for text in shown), done.stderr
+    assert all(text.startswith("Teacher generates completions") for text in shown), done.stderr
     assert done.stdout.startswith("Pre-flight (train)")
     assert not [aside for aside in ("{'", "Setting accelerator") if aside in done.stdout]
     assert len([text for text in done.stdout.splitlines() if re.match(r"\d\d:\d\d:\d\d  step ", text)]) == 2
@@ -98,7 +98,7 @@ def test_train_in_a_script_is_as_quiet_as_the_command(verbose, flags, tmp_path):
         for aside in ("Loading weights", "Writing model shards", "Tokenizing", "FutureWarning"):
             assert aside in done.stderr
         return
-    ours, theirs = "Teacher writes completions", ("my own bar", "my own map")
+    ours, theirs = "Teacher generates completions", ("my own bar", "my own map")
     assert all(text.startswith((ours, *theirs)) for text in shown), done.stderr
     assert all(any(text.startswith(name) for text in shown) for name in (ours, *theirs))
     assert "Setting accelerator" not in done.stdout

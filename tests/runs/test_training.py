@@ -386,7 +386,7 @@ def test_a_student_without_a_next_token_distribution_is_refused(settings, tmp_pa
     BertModel(BertConfig(**small)).save_pretrained(tmp_path / "bert")
     sizes = {"d_model": 8, "d_kv": 4, "d_ff": 8, "num_layers": 1, "num_heads": 2}
     T5ForConditionalGeneration(T5Config(**sizes)).save_pretrained(tmp_path / "t5")
-    for name, said in (("bert", "is no causal language model"), ("t5", "is an encoder-decoder")):
+    for name, said in (("bert", "is not a causal language model"), ("t5", "is an encoder-decoder")):
         AutoTokenizer.from_pretrained(tiny_model_dir).save_pretrained(tmp_path / name)
         with pytest.raises(ModelError, match=rf"model .*{name}.* {said}|{said}"):
             run(LLMTrainingParams(**{**settings, "model": str(tmp_path / name)}))

@@ -104,7 +104,7 @@ def test_one_line_says_that_reasoning_is_not_learned(ask, server, tokenizer, cap
         ({"content": None, "refusal": "no"}, "stop", "refused to answer"),
         ({"content": None, "tool_calls": [{}]}, "tool_calls", "called a tool"),
         ({"content": "", "reasoning_content": "hm"}, "length", "raise --distill-max-teacher-length"),
-        ({"content": None, "reasoning": "hm"}, "stop", "reasoning alone"),
+        ({"content": None, "reasoning": "hm"}, "stop", "reasoning only"),
         ("<think>\nhm", "length", "raise --distill-max-teacher-length"),
         ({"content": ""}, "stop", "the teacher's answer is empty"),
         ({}, "stop", "the teacher's answer is empty"),

@@ -38,7 +38,7 @@ def test_each_requirement_is_met_by_a_local_model_and_not_by_every_teacher(requi
 @pytest.mark.parametrize(
     ("kind", "said"),
     [
-        ("store", "distill_online cannot be used with teacher_model 'a teacher', a store, which has targets of"),
+        ("store", "distill_online cannot be used with teacher_model 'a teacher', a store, which has targets only for"),
         ("other tokenizer", "of another tokenizer, to which fresh completions are not matched; give a local model"),
         ("list", "a list of teachers; give a local model of the student's tokenizer"),
         ("server", "one that is asked for text before training"),

@@ -208,7 +208,7 @@ def test_two_processes_have_the_ema_of_one(tiny_model_dir, tmp_path):
         ({"teacher_store": "somewhere"}, "teacher_store keeps the targets of a teacher that stays as it is"),
         ({"cross_tokenizer": True}, "whose tokenizer is the student's"),
         ({"teacher_dtype": "bfloat16"}, "teacher_dtype is 'bfloat16', but teacher_model is 'ema'"),
-        ({"teacher_ema_decay": 1.1}, "accepted is a number from 0 to 1"),
+        ({"teacher_ema_decay": 1.1}, "expected a number from 0 to 1"),
     ],
 )
 def test_ema_settings_that_cannot_be_combined_are_refused(settings, message):

@@ -131,7 +131,7 @@ def test_continuous_batching_is_compared_with_generate_before_it_is_used(embedde
         next(ContinuousBatching(embedded).write(prompts, GenerationSettings(stop=("x",), batch_size=4)))
     other = ContinuousBatching(embedded)
     other.completions = lambda prompts, settings: iter([{key: engines.Completion((), False) for key in prompts}])
-    with pytest.raises(engines.EngineError, match="not those that `generate` writes"):
+    with pytest.raises(engines.EngineError, match="its first tokens differ from those of `generate`"):
         next(other.write(prompts, IN_FLOAT32))
 
 
@@ -162,7 +162,7 @@ def test_transformers_continues_if_an_engine_fails(embedded, expected, monkeypat
     both = [Failing(embedded), engines.Batches(embedded)]
     monkeypatch.setattr(engines, "engines_for", lambda *_: both)
     assert complete(embedded, prompts, IN_FLOAT32, progress=False) == alone
-    assert f"A failing one does not write for teacher {embedded.name!r}: it has no more memory." in caplog.text
+    assert f"A failing one does not generate for teacher {embedded.name!r}: it has no more memory." in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -170,7 +170,7 @@ def test_transformers_continues_if_an_engine_fails(embedded, expected, monkeypat
     [
         ({"teacher_model": "http://localhost:1/v1#m"}, "teacher_model 'http://localhost:1/v1#m' is a server"),
         ({"teacher_model": "ema"}, "teacher_model is 'ema', an average in memory that vLLM cannot load"),
-        ({"teacher_model": "embedded", "distill_online": True}, "distill_online has the teacher write while training"),
+        ({"teacher_model": "embedded", "distill_online": True}, "distill_online has the teacher generate during training"),
     ],
 )
 def test_vllm_is_refused_where_nothing_is_written_before_training(settings, message):
@@ -193,7 +193,7 @@ def test_vllm_is_refused_where_it_is_missing_before_anything_is_read():
 
 
 def test_an_unknown_engine_is_refused():
-    with pytest.raises(ParamsError, match="engine is 'sglang'; accepted are 'auto', 'transformers', 'vllm'"):
+    with pytest.raises(ParamsError, match="engine is 'sglang'; expected one of 'auto', 'transformers', 'vllm'"):
         generate_with_teacher("embedded", "{input}", ["a"], engine="sglang")
 
 
@@ -287,7 +287,7 @@ def test_adapters_that_vllm_does_not_apply_are_refused(settings, why, tmp_path):
 @foreign
 @needs_vllm
 def test_vllm_refuses_a_loaded_model(embedded):
-    with pytest.raises(TeacherError, match="its weights are in memory alone, and vLLM loads a model by its folder"):
+    with pytest.raises(TeacherError, match="its weights are only in memory, and vLLM loads a model by its folder"):
         generate_with_teacher(embedded.model, "{input}", ["a"], engine="vllm", tokenizer=embedded.tokenizer)
 
 

@@ -123,4 +123,4 @@ def test_a_teacher_that_was_moved_is_asked_nothing_again(tiny_teacher_dir, tmp_p
 
 def test_progress_is_shown_while_it_writes(teacher, capsys):
     complete(teacher, PROMPTS, SETTINGS)
-    assert "Teacher writes completions" in capsys.readouterr().err
+    assert "Teacher generates completions" in capsys.readouterr().err

@@ -86,7 +86,7 @@ def test_an_encoder_is_refused(tmp_path):
     BertModel(
         BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8)
     ).save_pretrained(tmp_path)
-    with pytest.raises(TeacherError, match=r"\(bert\) is no causal language model.*decoder-only"):
+    with pytest.raises(TeacherError, match=r"\(bert\) is not a causal language model.*decoder-only"):
         load_teacher(str(tmp_path))
 
 

@@ -209,7 +209,7 @@ def test_a_budget_of_money_ends_requests_and_the_next_run_resumes(teacher_of, se
 
 def test_a_server_that_counts_no_tokens_cannot_keep_a_budget_of_money(teacher_of, server, tokenizer):
     server.fail({"kind": "body", "body": {"choices": [{"text": "", "finish_reason": "stop"}]}})
-    with pytest.raises(TeacherError, match="does not count the tokens"):
+    with pytest.raises(TeacherError, match="does not report the tokens"):
         teacher_of(tokenizer, remote=replace(ONE, price_input=1.0, price_output=1.0, max_cost=1.0))
 
 

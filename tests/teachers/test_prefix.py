@@ -28,7 +28,7 @@ FAMILIES = {
     "gemma3_text 30": {**GROUPED, "head_dim": 8, "sliding_window": 30, "layer_types": SLIDING},
     "mistral 200": {**GROUPED, "sliding_window": 200},
 }  # fmt: skip
-OTHERS = {  # a state that is no list of keys and values
+OTHERS = {  # a state that is not a list of keys and values
     "mamba": {"hidden_size": 32, "state_size": 4, "num_hidden_layers": 2},
     "falcon_h1": {**GROUPED, "mamba_d_ssm": 32, "mamba_n_heads": 2, "mamba_d_head": 16},
 }

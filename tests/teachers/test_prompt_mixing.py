@@ -148,7 +148,7 @@ WRONG = [
     ({"teacher_prompt_mixture": [{"role": "user", "content": "{input}"}]}, ParamsError, "is a list of chat messages"),
     ({"teacher_prompt_mixture": [{"template": "{input}", "weights": 1}]}, ParamsError, "Did you mean 'weight'"),
     ({"teacher_prompt_mixture": [{"weight": 1}]}, ParamsError, "template 1: template is missing"),
-    ({"teacher_prompt_mixture": [{"template": "{input}", "weight": 0}]}, ParamsError, "weight is 0; accepted is a"),
+    ({"teacher_prompt_mixture": [{"template": "{input}", "weight": 0}]}, ParamsError, "weight is 0; expected a"),
     ({"teacher_prompt_mixture": ["{input}", "none"]}, TemplateError, r"mixture, template 2 has no \{input\}"),
     ({"teacher_prompt_mixture": ["{input}", "{x} {input}"]}, TemplateError, r"template 2.* has the field \{x\}"),
     (
@@ -162,7 +162,7 @@ WRONG = [
     ({"teacher_store": "store"}, ParamsError, "teacher_prompt_mixture cannot be used with teacher_store"),
     ({"cross_tokenizer": True}, ParamsError, "teacher_prompt_mixture cannot be used with cross_tokenizer"),
     ({"teacher_model": None}, ParamsError, "teacher_model is missing"),
-    ({"teacher_prompt_dropout": 2}, ParamsError, "teacher_prompt_dropout is 2.0; accepted is a number from 0 to 1"),
+    ({"teacher_prompt_dropout": 2}, ParamsError, "teacher_prompt_dropout is 2.0; expected a number from 0 to 1"),
 ]
 
 

@@ -208,7 +208,8 @@ def test_answers_of_which_nothing_can_be_learned_are_counted_and_paid_once(comma
         assert result.exit_code == 0, result.output
         assert (
             "1 of 4 used; 3 set aside: 1 because the server filtered the teacher's answer (content_filter) (row 1); "
-            "1 because the teacher was still reasoning when it was cut; raise --distill-max-teacher-length (row 2); "
+            "1 because the teacher was still reasoning when its answer was cut; raise --distill-max-teacher-length "
+            "(row 2); "
             "1 because the teacher's answer is empty (row 3)" in result.stdout
         )
     assert len(server.requests()) == len(WORDS)

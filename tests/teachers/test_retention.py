@@ -237,7 +237,7 @@ def test_completions_that_are_missing_are_written_by_the_starting_point(
         tiny_model_dir, tmp_path, retain=retain, teacher_model=str(tiny_teacher_dir), distill_max_teacher_length=4,
         completions="teacher", dataset_text_field="prompt",
     )  # fmt: skip
-    assert "3 completions written by the student as it starts" in capsys.readouterr().out
+    assert "3 completions written by the initial student" in capsys.readouterr().out
     model = AutoModelForCausalLM.from_pretrained(tiny_model_dir)
     for row in retained_rows(trainer):
         prompt = torch.tensor([row["student_prompt"]])
@@ -345,7 +345,7 @@ WRONG = [
     ({"retain_data": Dataset.from_dict({"body": ["a"]})}, DataError, "retain_data has no column 'text'"),
     ({"retain_data": Dataset.from_dict({"text": ["", None]})}, DataError, "retain_data: 1 bad row"),
     ({"retain_data": None, "retain_fraction": 0.5}, ParamsError, "retain_fraction is 0.5, .* give retain_data"),
-    ({"retain_fraction": 1.0}, ParamsError, "retain_fraction is 1.0; accepted is a number above 0 and at most 0.95"),
+    ({"retain_fraction": 1.0}, ParamsError, "retain_fraction is 1.0; expected a number above 0 and at most 0.95"),
     ({"teacher_store": "store"}, ParamsError, "retain_data cannot be used with teacher_store"),
     ({"cross_tokenizer": True}, ParamsError, "retain_data cannot be used with cross_tokenizer"),
     ({"trainer": "sft", "teacher_model": None, "teacher_prompt_template": "{input}"}, ParamsError, "does not distil"),

@@ -492,22 +492,22 @@ def test_a_trainer_that_writes_every_batch_accepts_one_teacher_only(tiny_model_d
     config = DistillationSFTConfig(output_dir=str(tmp_path), use_cpu=accelerator() is None, bf16=False,
                                    use_distillation=True,
                                    report_to="none", teacher_config=[{"model": str(tiny_teacher_dir)}])  # fmt: skip
-    with pytest.raises(ParamsError, match="several teachers, but generate_teacher_outputs writes with one"):
+    with pytest.raises(ParamsError, match="several teachers, but generate_teacher_outputs generates with one"):
         Online(str(tiny_model_dir), config, train_dataset=Dataset.from_dict(ROWS))
 
 
 WRONG = [
-    ({"combine": "mix"}, ParamsError, "teachers.yaml: combine is 'mix'; accepted are 'completions', 'mixture'"),
+    ({"combine": "mix"}, ParamsError, "teachers.yaml: combine is 'mix'; expected one of 'completions', 'mixture'"),
     ({"teacher": []}, ParamsError, "unknown key 'teacher'; .* Did you mean 'teachers'"),
     ({"teachers": []}, ParamsError, "'teachers' is a list; give a list of teachers"),
     ({"teachers": None}, ParamsError, "'teachers' is missing"),
-    ({"teachers": ["gpt2"]}, ParamsError, "teachers.yaml, teacher 1 is 'gpt2'; write its 'model'"),
+    ({"teachers": ["gpt2"]}, ParamsError, "teachers.yaml, teacher 1 is 'gpt2'; write a mapping with its 'model'"),
     ([{}], ParamsError, "teacher 1: model is missing"),
     ([{"model": 3}], ParamsError, "teacher 1: model is 3; give a name"),
     ([{"model": "m"}, {"models": "m"}], ParamsError, "teacher 2: unknown key 'models'; .* Did you mean 'model'"),
     ([{"model": "m", "weight": 2}], ParamsError, "teacher 1: weight is 2, .* say with 'rows' how many"),
-    ([{"model": "m", "weight": "much"}], ParamsError, "weight is 'much'; accepted is a number above 0"),
-    ([{"model": "m", "rows": 1.5}], ParamsError, "rows are 1.5; accepted are all, a share above 0 and at most 1"),
+    ([{"model": "m", "weight": "much"}], ParamsError, "weight is 'much'; expected a number above 0"),
+    ([{"model": "m", "rows": 1.5}], ParamsError, "rows are 1.5; expected one of all, a share above 0 and at most 1"),
     ([{"model": "m", "rows": True}], ParamsError, "rows are True"),
     ([{"model": "m", "rows": "some"}], ParamsError, "rows are 'some'"),
     ([{"model": "m", "revision": 1}], ParamsError, "revision is 1"),

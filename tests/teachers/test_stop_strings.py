@@ -78,11 +78,11 @@ def test_a_student_of_a_base_model_learns_its_answers_and_where_they_end(tiny_mo
 def test_the_preflight_says_what_to_do_where_completions_are_cut(tiny_model_dir, base_teacher, tmp_path):
     result = CliRunner().invoke(main, flags(tiny_model_dir, base_teacher, tmp_path, "--dry-run"))
     assert result.exit_code == 0, result.output
-    assert "; 4 cut (taught no end of sequence)" in result.stdout
+    assert "; 4 cut (trained without an end of sequence)" in result.stdout
     assert (
         "4 were not ended by the teacher; raise --distill-max-teacher-length, or give --teacher-stop" in result.stdout
     )
-    assert "warning       the teacher ends 0 of its 4 completions: the student learns no end either" in result.stdout
+    assert "warning       the teacher ends 0 of its 4 completions: the student does not learn to stop either" in result.stdout
 
 
 def texts(teacher, prompts, settings):
@@ -245,7 +245,7 @@ def test_a_servers_log_probabilities_end_where_the_answer_does(server, tmp_path)
 
 @pytest.mark.parametrize("given", ["", [""], [1], 3, {"a": 1}])
 def test_stop_strings_that_are_no_text_are_refused(given):
-    with pytest.raises(ParamsError, match=r"teacher_stop is .*; accepted is text, or a list of texts"):
+    with pytest.raises(ParamsError, match=r"teacher_stop is .*; expected text, or a list of texts"):
         LLMTrainingParams(teacher_stop=given)
 
 

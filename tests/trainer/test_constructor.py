@@ -73,7 +73,7 @@ def test_settings_of_distillation_without_it_are_refused(given, said, tiny_model
     args = DistillationSFTConfig(**settings(tmp_path), **given)
     with pytest.raises(ParamsError, match=said):
         DistillationSFTTrainer(str(tiny_model_dir), args, train_dataset=DATA)
-    with pytest.raises(ParamsError, match="Writes only distils; set use_distillation=True"):
+    with pytest.raises(ParamsError, match="Writes is for distillation only; set use_distillation=True"):
         Writes(str(tiny_model_dir), args, train_dataset=DATA)
 
 
@@ -87,7 +87,7 @@ def test_settings_that_contradict_each_other_are_refused_also_if_they_were_set_l
 def test_values_outside_what_is_accepted_are_refused_also_if_they_were_set_later(tiny_model_dir, tmp_path):
     args = config(tmp_path, "somewhere")
     args.distill_temperature = -1
-    with pytest.raises(ParamsError, match=r"distill_temperature is -1\.0; accepted is"):
+    with pytest.raises(ParamsError, match=r"distill_temperature is -1\.0; expected"):
         DistillationSFTTrainer(str(tiny_model_dir), args, train_dataset=DATA)
 
 

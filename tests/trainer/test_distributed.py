@@ -59,8 +59,8 @@ def test_sharded_models_fall_back_to_their_own_logits(config, tiny_model_dir, ti
     found = in_two(config, tmp_path, *folders, per_device_train_batch_size=2)
     assert found["losses"] == pytest.approx(expected, rel=1e-5)
     assert found["sharded"]["student"] > 0
-    assert "Student: its LM head alone does not give the logits of LlamaForCausalLM" in found["printed"]
-    assert "scaled': its LM head alone does not give the logits of LlamaForCausalLM" in found["printed"]
+    assert "Student: the LM head alone does not compute the logits of LlamaForCausalLM" in found["printed"]
+    assert "scaled': the LM head alone does not compute the logits of LlamaForCausalLM" in found["printed"]
 
 
 @pytest.mark.parametrize("rows", [5, 6, 7])
@@ -209,7 +209,7 @@ def test_a_sharded_teacher_writes_no_completions(tiny_model_dir, tiny_teacher_di
 def test_fsdp_1_is_refused():
     """By the check alone: accelerate starts no FSDP of the first version without an accelerator."""
     first = SimpleNamespace(distributed_type=DistributedType.FSDP, is_fsdp2=False, state=SimpleNamespace())
-    with pytest.raises(ParamsError, match="fsdp_version is 1, with which distillation does not work"):
+    with pytest.raises(ParamsError, match="fsdp_version is 1, which distillation does not support"):
         check_sharding(first, load_teacher("embedded"))
 
 

@@ -61,7 +61,7 @@ print(json.dumps([plain, found, kinds]))
 @pytest.mark.parametrize("loss", ["fused_linear_cross_entropy", "cross_entropy"])
 def test_liger_losses_are_refused(loss, tiny_model_dir, tiny_teacher_dir, tmp_path, monkeypatch):
     monkeypatch.setattr(features, "INTERPRETED", True)
-    with pytest.raises(ParamsError, match=f"^liger_kernel_config has '{loss}', a loss that would take the place of"):
+    with pytest.raises(ParamsError, match=f"^liger_kernel_config has '{loss}', a loss that would replace"):
         make(tiny_model_dir, tiny_teacher_dir, tmp_path, use_liger_kernel=True, liger_kernel_config={loss: True})
 
 

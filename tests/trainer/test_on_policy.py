@@ -301,9 +301,9 @@ def test_rows_of_plain_text_are_prompts_for_on_policy_batches(tiny_model_dir, ti
         ({"packing": True}, "cannot be used with packing"),
         ({"assistant_only_loss": True}, "cannot be used with assistant_only_loss"),
         ({"padding_free": True}, "cannot be used with padding_free"),
-        ({"teacher_model": "http://host:8000/v1#m"}, "a server, which is asked before training"),
-        ({"teacher_model": "openai:gpt-4o-mini"}, "a server, which is asked before training"),
-        ({"distill_on_policy_fraction": 1.5}, "accepted is a number from 0 to 1"),
+        ({"teacher_model": "http://host:8000/v1#m"}, "a server, which is only asked before training"),
+        ({"teacher_model": "openai:gpt-4o-mini"}, "a server, which is only asked before training"),
+        ({"distill_on_policy_fraction": 1.5}, "expected a number from 0 to 1"),
     ],
 )
 @pytest.mark.parametrize("fresh", [{"distill_on_policy_fraction": 0.5}, {"distill_online": True}])

@@ -122,7 +122,7 @@ def test_fresh_tokens_that_the_student_does_not_have_are_refused(tiny_model_dir,
 
 
 def test_prompt_trainer_refuses_use_distillation_false(tiny_model_dir, tiny_teacher_dir, tmp_path):
-    with pytest.raises(ParamsError, match="only distils"):
+    with pytest.raises(ParamsError, match="for distillation only"):
         trainer_of(
             PromptDistillationTrainer, tiny_model_dir, tiny_teacher_dir, tmp_path,
             use_distillation=False, teacher_model=None,

@@ -48,7 +48,7 @@ def test_a_class_or_its_name_may_be_registered(target):
 def test_a_trainer_may_be_registered_for_distillation_only():
     register_trainer("mine", dict, use_distillation=True)
     assert get_trainer("mine", use_distillation=True) is dict
-    with pytest.raises(ParamsError, match="'mine' is registered for runs with use_distillation only"):
+    with pytest.raises(ParamsError, match="'mine' is registered only for runs with use_distillation"):
         get_trainer("mine")
 
 
@@ -89,5 +89,5 @@ def test_a_target_of_another_form_is_refused_when_it_is_registered(target):
 
 def test_a_target_that_is_no_class_is_refused():
     register_trainer("mine", "os:getcwd")
-    with pytest.raises(ParamsError, match="is no class"):
+    with pytest.raises(ParamsError, match="is not a class"):
         get_trainer("mine")

@@ -135,7 +135,7 @@ def test_ppo_trainer_continues_a_students_adapter(tiny_model_dir, tmp_path):
         (
             {"batch_size": 3},
             ParamsError,
-            "batch_size 3 times gradient_accumulation 1 is no multiple of num_generations 2",
+            "batch_size 3 times gradient_accumulation 1 is not a multiple of num_generations 2",
         ),
         ({"prompt_template": "no field"}, TemplateError, "prompt_template"),
         ({"prompt_template": "{input} {nothing}"}, TemplateError, "has no such column"),
@@ -159,7 +159,7 @@ def test_ppo_settings_are_checked_as_in_a_run(tmp_path):
         PPOConfig(reward=reward)
     config = PPOConfig(lr="1e-4")
     assert config.lr == 1e-4
-    with pytest.raises(ParamsError, match="num_generations is 1; accepted is a whole number of at least 2"):
+    with pytest.raises(ParamsError, match="num_generations is 1; expected a whole number of at least 2"):
         config.num_generations = 1
     with pytest.raises(ParamsError, match="PPOTrainer takes a PPOConfig, not dict"):
         PPOTrainer({})

@@ -142,9 +142,9 @@ def test_stored_hidden_states_take_any_temperature(tiny_model_dir, tiny_teacher_
 
 def test_schedule_settings_that_contradict_each_other_are_refused(tiny_model_dir, tmp_path):
     given = {"model": "x", "teacher_model": "y", "data_path": "x.json"}
-    with pytest.raises(ParamsError, match="distill_schedule is 'cosine', but nothing moves"):
+    with pytest.raises(ParamsError, match="distill_schedule is 'cosine', but neither alpha nor temperature changes"):
         LLMTrainingParams(**given, distill_schedule="cosine").validate()
-    with pytest.raises(ParamsError, match=r"distill_temperature_end is 0\.0; accepted is a number above 0"):
+    with pytest.raises(ParamsError, match=r"distill_temperature_end is 0\.0; expected a number above 0"):
         LLMTrainingParams(**given, distill_temperature_end=0)
     data = {**PAIRS, "teacher": ["someone"] * 4}
     with pytest.raises(ParamsError, match=r"distill_alpha_end is 0\.5, but teacher_model 'someone' gives text only"):

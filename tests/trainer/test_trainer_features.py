@@ -107,7 +107,7 @@ def test_activation_offloading_moves_neither_head_nor_logits(teacher, tiny_model
 
 
 def test_liger_is_refused_on_a_cpu_and_where_it_is_not_installed(tiny_model_dir, tiny_teacher_dir, tmp_path):
-    why = "they need a GPU .* cpu: drop it" if find_spec("liger_kernel") else "a package that is missing; `pip install"
+    why = "which need a GPU .* cpu: drop it" if find_spec("liger_kernel") else "a package that is missing; `pip install"
     with pytest.raises(ParamsError, match=f"^use_liger_kernel .*{why}"):
         make(tiny_model_dir, tiny_teacher_dir, tmp_path, use_liger_kernel=True, use_cpu=True)
 

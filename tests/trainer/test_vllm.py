@@ -140,7 +140,7 @@ def test_use_vllm_refuses_an_int8_student():
 
 
 def test_use_vllm_needs_on_policy_batches(tmp_path):
-    with pytest.raises(ParamsError, match="use_vllm has nothing to write; add distill_on_policy_fraction"):
+    with pytest.raises(ParamsError, match="use_vllm has nothing to generate; add distill_on_policy_fraction"):
         DistillationSFTConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False, use_vllm=True)
 
 

@@ -30,7 +30,7 @@ override what the run was given. Without a project:
     --teacher-model ./large --teacher-prompt-template @prompt.txt \\
     --data-path heldout.jsonl
 
-What was written is kept: the same command again has nothing written anew.
+Completions are kept: the same command again reuses them.
 """
 
 OWN = [
@@ -44,7 +44,7 @@ OWN = [
         ["data_path", "--data-path"],
         heading="Basic",
         shown="--data-path TEXT",
-        help="Rows to evaluate on, in the forms of aitraining llm (default: those that the run kept aside).",
+        help="Rows to evaluate on, in the forms of aitraining llm (default: those that the run held out).",
     ),
 ]
 COMMAND = as_flags({**FIELDS, **EVALUATION_FIELDS})

@@ -38,7 +38,7 @@ class DistillationArguments:
     """
 
     use_distillation: bool = option(
-        False, "Learn from a teacher with the trainer sft too; the trainer distillation always does."
+        False, "Learn from a teacher with the trainer 'sft' too; the trainer 'distillation' always does."
     )
     teacher_model: str | None = option(
         None,
@@ -169,7 +169,7 @@ class DistillationArguments:
     )
     retain_data: str | None = option(
         None,
-        "Rows, in the forms of --data-path, on which the student learns to stay as it was before the run.",
+        "Rows, in the forms of --data-path, on which the student learns to keep the behaviour it had before the run.",
         group="Teacher",
         objects=True,
     )
@@ -195,7 +195,7 @@ class DistillationArguments:
     teacher_batch_size: int = option(16, "Prompts per batch when the teacher generates.", low=1, group="Teacher")
     teacher_engine: str = option(
         "auto",
-        "What a local teacher generates with before training: 'vllm' (which also computes a top-k store's "
+        "Engine a local teacher generates with before training: 'vllm' (which also computes a top-k store's "
         "targets at T = 1), 'transformers', or 'auto' (vLLM on a CUDA device if it is installed and there are "
         "many rows).",
         choices=ENGINES,
@@ -272,7 +272,7 @@ class DistillationArguments:
     )
     teacher_max_tokens: int | None = option(
         None,
-        "Tokens of prompts and completions after which a run sends no more requests.",
+        "Total number of prompt and completion tokens after which a run sends no more requests.",
         low=1,
         group="Teacher",
     )
@@ -331,7 +331,7 @@ class DistillationArguments:
         None, "Context length of a colocated vLLM, prompt included (default: --block-size).", low=1, group=VLLM
     )
     vllm_model_impl: str = option(
-        "vllm", "Model code that a colocated vLLM runs.", choices=VLLM_IMPLEMENTATIONS, group=VLLM
+        "vllm", "Implementation of the model in a colocated vLLM.", choices=VLLM_IMPLEMENTATIONS, group=VLLM
     )
     vllm_enable_sleep_mode: bool = option(False, "Free a colocated vLLM's memory during training steps.", group=VLLM)
     vllm_server_base_url: str | None = option(None, "URL of the server (default: http://0.0.0.0:8000).", group=VLLM)

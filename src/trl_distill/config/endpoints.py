@@ -80,5 +80,5 @@ def base_url(address: str, *, setting: str) -> str:
     except ValueError:
         there = False
     if not there or parts.scheme.lower() not in ("http", "https"):
-        raise TeacherError(f"{setting} {address!r} is no URL of a server; write http://host:port/v1.")
+        raise TeacherError(f"{setting} {address!r} is not the URL of a server; write http://host:port/v1.")
     return f"{parts.scheme.lower()}://{parts.netloc.lower()}{parts.path.rstrip('/')}"

@@ -24,7 +24,7 @@ class EvaluationSettings(CheckedSettings):
         group="Data",
     )
     max_rows: int | None = option(
-        None, "Rows to evaluate on at most, the first ones (default: all).", low=1, group="Data"
+        None, "Maximum number of rows to evaluate on, from the first (default: all).", low=1, group="Data"
     )
     reference_column: str | None = option(
         None, "Column with the reference (default: the data's completions, if it has some).", group="Data"
@@ -42,10 +42,10 @@ class EvaluationSettings(CheckedSettings):
         group="Figures",
     )
     with_teacher_prompt: bool = option(
-        False, "Also have the trained student write under the teacher's prompt.", group="Figures"
+        False, "Also evaluate the trained student under the teacher's prompt.", group="Figures"
     )
     timed_queries: int = option(
-        8, "Queries to time on each side, one at a time, after a warm-up; 0 times none.", low=0, group="Figures"
+        8, "Queries to time on each side, one at a time, after a warm-up; 0 skips timing.", low=0, group="Figures"
     )
     max_new_tokens: int | None = option(
         None,
@@ -53,7 +53,7 @@ class EvaluationSettings(CheckedSettings):
         low=1,
         group="Writing",
     )
-    use_vllm: bool = option(False, "Have local models write with vLLM.", group="Writing")
+    use_vllm: bool = option(False, "Generate with vLLM on local models.", group="Writing")
     teacher_price_cached_input: float | None = option(
         None, "Price of a million prompt tokens that your server bills as cached.", low=0.0, group="Figures"
     )

@@ -94,12 +94,12 @@ def check_value(name: str, value: object, spec: Field) -> Any:
         return _texts(name, value)
     value = _converted(name, value, kind, spec)
     if choices is not None and value not in choices:
-        raise ParamsError(f"{name} is {value!r}; accepted are {', '.join(map(repr, choices))}.")
+        raise ParamsError(f"{name} is {value!r}; expected one of {', '.join(map(repr, choices))}.")
     if isinstance(value, (int, float)) and not isinstance(value, bool) and not _inside(value, text):
         accepted = _accepted(spec)
         if isinstance(value, float) and math.isinf(value):
             accepted = accepted.replace("a number", "a finite number")
-        raise ParamsError(f"{name} is {value!r}; accepted is {accepted}.")
+        raise ParamsError(f"{name} is {value!r}; expected {accepted}.")
     return value
 
 
@@ -170,7 +170,7 @@ def _fields_of(kind: type) -> Mapping[str, Field]:
 def _texts(name: str, value: object) -> list[str] | None:
     texts = [value] if isinstance(value, str) else value
     if not isinstance(texts, (list, tuple)) or not all(isinstance(text, str) and text for text in texts):
-        raise ParamsError(f"{name} is {value!r}; accepted is text, or a list of texts, none of them empty.")
+        raise ParamsError(f"{name} is {value!r}; expected text, or a list of texts, none of them empty.")
     return list(texts) or None
 
 
@@ -192,7 +192,7 @@ def _converted(name: str, value: Any, kind: set[str], spec: Field) -> Any:
     if wanted is None:
         if "str" not in kind or isinstance(value, str) or spec.metadata["help"].objects:
             return value
-        raise ParamsError(f"{name} is {value!r}; accepted is {_accepted(spec)}.")
+        raise ParamsError(f"{name} is {value!r}; expected {_accepted(spec)}.")
     if wanted != "bool" and "str" in kind and isinstance(value, str):
         return value
     try:
@@ -207,7 +207,7 @@ def _converted(name: str, value: Any, kind: set[str], spec: Field) -> Any:
             return int(float(value))
         return int(value) if wanted == "int" else float(value)
     except (ValueError, TypeError, KeyError, OverflowError):
-        raise ParamsError(f"{name} is {value!r}; accepted is {_accepted(spec)}.") from None
+        raise ParamsError(f"{name} is {value!r}; expected {_accepted(spec)}.") from None
 
 
 def _accepted(spec: Field) -> str:

@@ -90,7 +90,7 @@ def _check_known(setting: str, given: object, known: type[ExplicitEnum]) -> None
     """Refuse a name that transformers does not know, with the nearest ones."""
     names = [one.value for one in known]
     if getattr(given, "value", given) not in names:
-        hint = nearest(str(given), names) or f" Accepted are {', '.join(names)}."
+        hint = nearest(str(given), names) or f" Expected one of {', '.join(names)}."
         raise ParamsError(f"{setting} is {given!r}, which transformers does not know.{hint}")
 
 

@@ -69,14 +69,14 @@ class LLMTrainingParams(CheckedSettings, DistillationArguments):
     train: bool = option(True, "Accepted for compatibility with AutoTrain; has no effect.", group="Basic")
     overwrite: bool = option(False, "Replace a finished run in the project folder.", group="Basic")
     resume: bool = option(False, "Resume from the project folder's last checkpoint.", group="Basic")
-    dry_run: bool = option(False, "Show the figures and the first row of the training data, and stop.", group="Basic")
+    dry_run: bool = option(False, "Show statistics and the first row of the training data, and stop.", group="Basic")
 
     train_split: str = option("train", "Split to train on.", group="Data")
     valid_split: str | None = option(None, "Split to evaluate on (default: a folder's validation files).", group="Data")
     holdout: float = option(
         0.0,
-        "Share of the rows to keep aside for evaluation if there is no validation split; rows much like them are left "
-        "out of training.",
+        "Share of the rows to hold out for evaluation if there is no validation split; near-duplicates of them are "
+        "left out of training.",
         low=0.0,
         high=0.9,
         group="Data",
@@ -90,7 +90,7 @@ class LLMTrainingParams(CheckedSettings, DistillationArguments):
         group="Data",
     )
     assistant_only_loss: bool = option(
-        False, "Learn every assistant turn of a conversation, not only the last.", group="Data"
+        False, "Train on every assistant turn of a conversation, not only the last.", group="Data"
     )
     block_size: int = option(
         1024, "Maximum number of tokens in a student's sequence, prompt and completion.", low=2, group="Data"
@@ -129,7 +129,7 @@ class LLMTrainingParams(CheckedSettings, DistillationArguments):
     )
     weight_decay: float = option(0.0, "Weight decay.", low=0.0, group="Training")
     max_grad_norm: float = option(1.0, "Maximum gradient norm; 0 turns clipping off.", low=0.0, group="Training")
-    seed: int = option(42, "Seed for everything random.", low=0, high=2**32 - 1, group="Training")  # numpy's range
+    seed: int = option(42, "Random seed.", low=0, high=2**32 - 1, group="Training")  # numpy's range
     mixed_precision: str | None = option(
         "auto",
         "Mixed precision of training; 'auto' is bf16 on CUDA devices that support it (compute capability 8.0 and "
@@ -158,7 +158,9 @@ class LLMTrainingParams(CheckedSettings, DistillationArguments):
     lora_dropout: float = option(0.05, "Dropout of the adapter.", low=0.0, high=1.0, group="Model")
     target_modules: str = option("all-linear", "Modules to adapt, separated by commas.", listed=True, group="Model")
     merge_adapter: bool = option(False, "Save the adapter merged into the model.", group="Model")
-    trust_remote_code: bool = option(False, "Allow models that bring their own code.", group="Model")
+    trust_remote_code: bool = option(
+        False, "Trust remote code: allow models that come with their own code.", group="Model"
+    )
 
     log: str = option(
         "none",
@@ -186,24 +188,23 @@ class LLMTrainingParams(CheckedSettings, DistillationArguments):
     eval_on_start: bool = option(False, "Evaluate before the first step too.", group="Logging and saving")
     eval_samples: int = option(
         0,
-        "Validation rows that the student writes for at each evaluation, shown with what it wrote before and what the "
-        "teacher writes.",
+        "Validation rows whose completions are shown at each evaluation: the student's, its previous ones and the "
+        "teacher's.",
         low=0,
         group="Logging and saving",
     )
     early_stopping_patience: int | None = option(
-        None, "Stop after so many evaluations in a row without a better figure.", low=1, group="Logging and saving"
+        None, "Stop after this many evaluations in a row without improvement.", low=1, group="Logging and saving"
     )
     early_stopping_threshold: float = option(
-        0.0, "By how much a figure has to be better to count.", low=0.0, group="Logging and saving"
+        0.0, "Smallest improvement that counts.", low=0.0, group="Logging and saving"
     )
     load_best_model_at_end: bool = option(
-        False, "Save the weights of the best evaluation, not the last ones.", group="Logging and saving"
+        False, "Save the weights of the best evaluation instead of the last ones.", group="Logging and saving"
     )
     metric_for_best_model: str | None = option(
         None,
-        "Figure of the evaluation that says which is best: loss (default), kl, ce, top1_agreement or "
-        "mean_token_accuracy.",
+        "Metric that decides which evaluation is best: loss (default), kl, ce, top1_agreement or mean_token_accuracy.",
         group="Logging and saving",
     )
     save_strategy: str = option("epoch", "When to write a checkpoint.", choices=STRATEGIES, group="Logging and saving")
@@ -284,7 +285,7 @@ class LLMTrainingParams(CheckedSettings, DistillationArguments):
         metric = self.metric_for_best_model
         if metric is not None and metric.removeprefix("eval_") not in (*BETTER_IF_LOWER, *BETTER_IF_HIGHER):
             accepted = ", ".join((*BETTER_IF_LOWER, *BETTER_IF_HIGHER))
-            raise ParamsError(f"metric_for_best_model is {metric!r}; accepted are {accepted}.")
+            raise ParamsError(f"metric_for_best_model is {metric!r}; expected one of {accepted}.")
         stops = self.early_stopping_patience is not None
         if metric is not None and not stops and not self.load_best_model_at_end:
             raise ParamsError(

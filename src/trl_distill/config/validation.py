@@ -20,18 +20,18 @@ EMA = "ema"
 
 # settings that fresh completions cannot be used with, and how the sentence ends
 _NOT_WITH_FRESH = {
-    "teacher_store": ", which has targets of completions that are known before training; drop --teacher-store.",
+    "teacher_store": ", which has targets only for completions that are known before training; drop --teacher-store.",
     "cross_tokenizer": (
-        ": fresh completions are not matched to another tokenizer's; give a teacher of the student's tokenizer."
+        ": fresh completions are not matched to another tokenizer's; give a teacher with the student's tokenizer."
     ),
     "teacher_config": "; give one --teacher-model.",
-    "assistant_only_loss": ", which learns turns of the data; drop one of the two.",
-    "packing": ": completions that are not written yet have no length; drop --packing.",
-    "padding_free": ": completions that are not written yet have no length; drop --padding-free.",
+    "assistant_only_loss": ", which trains on turns of the data; drop one of the two.",
+    "packing": ": completions that do not exist yet have no length; drop --packing.",
+    "padding_free": ": completions that do not exist yet have no length; drop --padding-free.",
 }
 _NOT_WITH_CROSS_TOKENIZER = {
     "teacher_config": ", whose teachers have the student's tokenizer; give one --teacher-model.",
-    "teacher_store": ", whose targets are of one vocabulary.",
+    "teacher_store": ", whose targets have one vocabulary.",
 }
 _NOT_WITH_SEVERAL_PROMPTS = {
     "teacher_store": (", which keeps the targets of one teacher under one prompt; drop {flag} or --teacher-store."),
@@ -71,7 +71,8 @@ def validate_combinations(arguments: DistillationArguments) -> None:
     anneals = arguments.distill_temperature_end is not None or arguments.distill_alpha_end is not None
     if arguments.distill_schedule != "linear" and not anneals:
         raise ParamsError(
-            f"distill_schedule is {arguments.distill_schedule!r}, but nothing moves; give --distill-temperature-end or "
+            f"distill_schedule is {arguments.distill_schedule!r}, but neither alpha nor temperature changes; give "
+            f"--distill-temperature-end or "
             "--distill-alpha-end, or drop --distill-schedule."
         )
     _check_engine(arguments)
@@ -92,7 +93,7 @@ def temperatures_of(arguments: DistillationArguments) -> tuple[float, ...]:
         numbers = []
     if not numbers or not all(0 < number < math.inf for number in numbers):
         raise ParamsError(
-            f"teacher_temperatures is {given!r}; accepted are numbers above 0, separated by commas, such as 2,3."
+            f"teacher_temperatures is {given!r}; expected one of numbers above 0, separated by commas, such as 2,3."
         )
     return tuple(numbers)
 
@@ -110,13 +111,13 @@ def chat_template_options(arguments: DistillationArguments) -> dict[str, Any]:
         found = None
     if not isinstance(found, dict):
         raise ParamsError(
-            f"chat_template_kwargs is {given!r}; accepted is a JSON object of names and values, such as "
+            f"chat_template_kwargs is {given!r}; expected a JSON object of names and values, such as "
             "'{\"enable_thinking\": false}'."
         )
     try:
         date.fromisoformat(day or "2000-01-01")
     except ValueError:
-        raise ParamsError(f"chat_template_date is {day!r}; accepted is a date such as 2026-01-31.") from None
+        raise ParamsError(f"chat_template_date is {day!r}; expected a date such as 2026-01-31.") from None
     return found
 
 
@@ -178,7 +179,7 @@ def _check_prices(arguments: DistillationArguments) -> None:
         what = "teacher_max_cost" if arguments.teacher_max_cost is not None else given[0]
         raise ParamsError(
             f"{what} is {getattr(arguments, what):g}, but what tokens cost is not known; give "
-            f"{' and '.join(missing)}, money for a million tokens of prompts and of completions."
+            f"{' and '.join(missing)}, the cost of a million prompt and completion tokens."
         )
 
 
@@ -240,11 +241,11 @@ def _check_fresh(arguments: DistillationArguments) -> None:
         _refuse_beside(arguments, fresh, _NOT_WITH_FRESH)
         if _is_server(teacher):
             raise ParamsError(
-                f"{fresh} cannot be used with teacher_model {teacher!r}, a server, which is asked before training; "
-                "give a local model."
+                f"{fresh} cannot be used with teacher_model {teacher!r}, a server, which is only asked before "
+                f"training; give a local model."
             )
     if arguments.use_vllm and arguments.distill_on_policy_fraction == 0:
-        raise ParamsError("use_vllm has nothing to write; add --distill-on-policy-fraction, or drop it.")
+        raise ParamsError("use_vllm has nothing to generate; add --distill-on-policy-fraction, or drop it.")
 
 
 def _check_engine(arguments: DistillationArguments) -> None:
@@ -254,11 +255,11 @@ def _check_engine(arguments: DistillationArguments) -> None:
         return
     why = None
     if _is_server(teacher):
-        why = f"teacher_model {teacher!r} is a server, which writes itself"
+        why = f"teacher_model {teacher!r} is a server, which generates by itself"
     elif teacher == EMA:
         why = "teacher_model is 'ema', an average in memory that vLLM cannot load"
     elif arguments.distill_online:
-        why = "distill_online has the teacher write while training, with the weights that score"
+        why = "distill_online has the teacher generate during training, with the weights that score"
     if why is not None:
         raise ParamsError(f"teacher_engine is 'vllm', but {why}; drop --teacher-engine.")
     if find_spec("vllm") is None:

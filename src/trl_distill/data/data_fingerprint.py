@@ -48,8 +48,8 @@ def difference(before: str, now: str, numbers: Sequence[int]) -> str | None:
         return "its rows were in another order"
     places = [i for i, (a, b) in enumerate(zip(old, new, strict=True)) if a != b]
     if len(places) == 1:
-        return f"row {numbers[places[0]]} was another"
-    return f"{len(places):,} of its {len(old):,} rows were others, the first of them row {numbers[places[0]]}"
+        return f"row {numbers[places[0]]} was different"
+    return f"{len(places):,} of its {len(old):,} rows were different, the first of them row {numbers[places[0]]}"
 
 
 def _digest(values: Sequence[bytes]) -> str:

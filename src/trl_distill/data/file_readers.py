@@ -109,7 +109,7 @@ def _rows_of(part: Part) -> Placed:
     try:
         with path.open("rb") as file:
             if b"\0" in file.read(HEAD):
-                raise DataError(f"{path} is not UTF-8 text: it has zero bytes, as UTF-16 has; save it as UTF-8.")
+                raise DataError(f"{path} is not UTF-8 text: it has zero bytes, as UTF-16 does; save it as UTF-8.")
         if kind in TABLES:
             yield from _table_rows(path)
         else:
@@ -151,7 +151,7 @@ def _table_rows(path: Path) -> Placed:
                 start = reader.line_num + 1
         except csv.Error as error:
             raise DataError(
-                f"{path}, line {start}, is no valid csv ({error}); close quotes, and double those inside a cell."
+                f"{path}, line {start}, is not valid csv ({error}); close quotes, and double those inside a cell."
             ) from None
 
 

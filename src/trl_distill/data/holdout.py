@@ -23,7 +23,7 @@ INDEX = "__index__"  # column with the place of a row in the data
 SHINGLE = 5  # characters
 ALIKE = 0.8  # Jaccard similarity of two rows' shingles from which they are near-duplicates
 PERMUTATIONS = 128
-NEAR = "it is much like a row that is kept aside for evaluation"
+NEAR = "it is a near-duplicate of a row held out for evaluation"
 
 
 @dataclass(frozen=True)
@@ -74,8 +74,8 @@ def keep_aside(
     train = [i for i in range(len(dataset)) if i not in held_out and i not in near]
     if not set(texts) & set(train):
         raise DataError(
-            f"holdout {share:g} of {len(texts):,} rows leaves no row to train on ({len(near):,} are much like those "
-            "kept aside); lower --holdout, or give more rows."
+            f"holdout {share:g} of {len(texts):,} rows leaves no row to train on ({len(near):,} are near-duplicates "
+            f"of those held out); lower --holdout, or give more rows."
         )
     places = dataset[PLACE]
     return KeptAside(dataset.select(train), dataset.select(sorted(held_out)), tuple(places[i] for i in sorted(near)))

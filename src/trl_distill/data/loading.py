@@ -264,7 +264,7 @@ def _select(name: str, splits: Splits, spec: str, setting: str) -> Dataset:
         pieces = ReadInstruction.from_spec(spec).to_absolute({wanted: len(part) for wanted, part in parts.items()})
         chosen = [parts[p.splitname].select(range(p.from_, p.to)) for p in pieces if p.from_ < p.to]
     except (ValueError, AssertionError, AttributeError) as error:
-        raise DataError(f"{setting} is {spec!r}, which is no split or slice ({_first_line(error)}).") from error
+        raise DataError(f"{setting} is {spec!r}, which is not a split or slice ({_first_line(error)}).") from error
     if not chosen:
         raise DataError(f"{setting} is {spec!r}, which leaves no row of {name}; take a larger slice.")
     return concatenate_datasets(chosen)

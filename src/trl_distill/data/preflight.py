@@ -183,7 +183,7 @@ class Preflight:
             f"{self.saved:,.1f} saved per query"
             + (" (estimated with the student's tokenizer)" if self.estimated else ""),
             f"  completion    {low:,} to {high:,} tokens, mean {middle:,.1f}; {self.completions_cut:,} cut"
-            + (" (taught no end of sequence)" if self.completions_cut else ""),
+            + (" (trained without an end of sequence)" if self.completions_cut else ""),
         ]
         lines += self._cut()
         if self.prompts_cut:
@@ -226,7 +226,7 @@ class Preflight:
         lines, others = [], self.completions_cut - self.unfinished
         if others > 0:
             remedy = f"; {self.limit.remedy}" if isinstance(self.limit, Limit) and self.limit.remedy else ""
-            lines.append(f"  cut           {others:,} did not fit into a sequence, or came cut{remedy}")
+            lines.append(f"  cut           {others:,} did not fit into a sequence, or were already cut{remedy}")
         if self.unfinished:
             were = "was" if self.unfinished == 1 else "were"
             lines.append(
@@ -236,7 +236,7 @@ class Preflight:
         if 2 * self.unfinished > self.sources.get("teacher", 0):
             lines.append(
                 f"  warning       the teacher ends {self.sources['teacher'] - self.unfinished:,} of its "
-                f"{self.sources['teacher']:,} completions: the student learns no end either, and will go on as it does"
+                f"{self.sources['teacher']:,} completions: the student does not learn to stop either"
             )
         return [name_settings(line) for line in lines]
 
@@ -267,7 +267,7 @@ class Preflight:
     def _retained(self, count: int, source: str, own: Preflight) -> str:
         share = count / (count + sum(self.sources.values()))
         written = own.sources.get("teacher", 0)
-        by = f", {written:,} completions written by the student as it starts" if written else ""
+        by = f", {written:,} completions written by the initial student" if written else ""
         again = f", {own.rows.used:,} different ones" if own.rows.used < count else ""
         return f"{count:,} more rows ({share:.1%}) of {source}{again}{by}"
 

@@ -186,7 +186,7 @@ class Recipe(RowRecipe):
         empty = tuple((f"row {n}", why or "no completion token") for n, why in reasons.items() if n not in learned)
         report = replace(report, used=report.used - len(empty), set_aside=(*report.set_aside, *empty))
         if len(usable) == 0:
-            todo = "add completions, or let the teacher write them with --completions teacher."
+            todo = "add completions, or let the teacher generate them with --completions teacher."
             if "teacher" in column_of(aligned, "source").to_pylist() and any(reasons.values()):
                 todo = f"{report.summary()}; change the teacher's prompt, or choose another teacher."
             raise NoUsableRows(f"{name}: no row has a completion token to learn; {todo}")
@@ -202,7 +202,7 @@ class Recipe(RowRecipe):
         if lacking:
             raise DataError(
                 f"{name}: {len(lacking)} rows have no completion (row {', '.join(map(str, lacking[:10]))}) and "
-                "completions is 'data'; name the column with --completion-column, or let the teacher write with "
+                "completions is 'data'; name the column with --completion-column, or let the teacher generate with "
                 "--completions teacher."
             )
 
@@ -210,7 +210,7 @@ class Recipe(RowRecipe):
         gaps = lengths_of(tokens, "completion_mask") > 0
         if self.in_one_piece is not None and gaps.any():
             raise DataError(
-                f"{name}, row {tokens[int(gaps.argmax())]['row']}: what is learned is in several places of the "
+                f"{name}, row {tokens[int(gaps.argmax())]['row']}: the tokens to learn are in several places of the "
                 f"conversation, and {self.in_one_piece}; give one local teacher, or have one turn learned (no "
                 "assistant_only_loss, no mask with gaps)."
             )

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from .cross_tokenizer.tokenizer_pair import TokenizerPair
     from .recipe import PromptSide, RowRecipe
 
-UNWRITTEN = "the completion is reasoning alone, which the chat template does not write"
+UNWRITTEN = "the completion is only reasoning, which the chat template leaves out"
 WITH_TOOLS = "tools"  # in the column `frame` of a row that brings some
 
 
@@ -122,8 +122,8 @@ class RowTokens:
         if recipe.reads_text:
             if self.own_options and out.source == "teacher":
                 raise DataError(
-                    f"{self.where}: there are {', '.join(sorted(self.own_options))} for a chat template, and the "
-                    "teacher is asked in text and messages alone; give completions, or a local teacher."
+                    f"{self.where}: there are {', '.join(sorted(self.own_options))} for a chat template, but the "
+                    f"teacher is sent only text and messages; give completions, or a local teacher."
                 )
             out.prompt_json = json.dumps(teacher)
         if out.source == "teacher":

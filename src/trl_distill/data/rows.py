@@ -190,8 +190,8 @@ def check_conversations(rows: Dataset, source: str) -> None:
     texts = column_of(rows, "row").filter(column_of(rows, "history").is_null())
     if len(texts):
         raise DataError(
-            f"{source}, row {texts[0]}, is text, and assistant_only_loss learns what the assistant says in "
-            "conversations; give messages, or drop assistant_only_loss."
+            f"{source}, row {texts[0]}, is text, but assistant_only_loss trains on assistant turns of conversations; "
+            f"give messages, or drop assistant_only_loss."
         )
 
 
@@ -329,7 +329,7 @@ def _check_asks(messages: list[Message], column: str) -> None:
     asks = messages and messages[-1]["role"] in ("user", "tool")
     if not asks or not any(message["role"] == "user" for message in messages):
         last = f"the {messages[-1]['role']}'s" if messages else "no"
-        raise Unusable(f"{column!r}: {last} message is where the user's last one should be")
+        raise Unusable(f"{column!r}: {last} message is in the place of the user's last one")
 
 
 def _value(value: object) -> str | int | float:

@@ -36,8 +36,8 @@ def plain_rows(dataset: Dataset, params: LLMTrainingParams, *, name: str) -> tup
         check_conversations(rows, name)
     if pairs and lacking and not chat:
         raise DataError(
-            f"{name}: {len(lacking)} rows have no completion (row {', '.join(map(str, lacking[:10]))}) where others "
-            "have one; complete them, or take them out."
+            f"{name}: {len(lacking)} rows have no completion (row {', '.join(map(str, lacking[:10]))}) but others "
+            f"have one; complete them, or remove them."
         )
     options = chat_template_options(params)
     apart = params.completion_column is not None or not {*CONVERSATIONS} & {*dataset.column_names}
@@ -52,7 +52,7 @@ def plain_rows(dataset: Dataset, params: LLMTrainingParams, *, name: str) -> tup
             if any(WEIGHT in message and not is_learned(message) for message in (*messages, last)):
                 raise DataError(
                     f"{name}, row {row.number}, has an assistant message of weight 0, or an empty one, which TRL's "
-                    "SFTTrainer would learn with the others; leave it out, or drop assistant_only_loss."
+                    "SFTTrainer would train on too; leave it out, or drop assistant_only_loss."
                 )
             more = _for_chat_template(row.values, options)
             if said is not None and apart:
@@ -67,7 +67,7 @@ def check_marks(tokenizer: PreTrainedTokenizerBase) -> None:
     """Raise ParamsError if neither a chat template nor TRL marks what the assistant says."""
     if tokenizer.chat_template is not None and ChatTemplate(tokenizer).training_source is None:
         raise ParamsError(
-            "assistant_only_loss without a teacher needs a chat template that marks what the assistant says, and the "
+            "assistant_only_loss without a teacher needs a chat template that marks assistant turns, and the "
             "student's has no {% generation %}; give one by --chat-template, or drop --assistant-only-loss."
         )
 

@@ -111,8 +111,8 @@ def prepare_stream(
     asked = "teacher" in preflight.sources or preflight.coverage is not None
     if apart and asked:
         raise ParamsError(
-            f"{name} is a stream whose completions the teacher is asked about while it is read, which one process must "
-            "do; set dataloader_num_workers=0 and train on one device, or give a datasets.Dataset."
+            f"{name} is a stream, and the teacher is asked about its completions as it is read, which only one "
+            f"process can do; set dataloader_num_workers=0 and train on one device, or give a datasets.Dataset."
         )
 
     def block(batch: Batch, indices: list[int]) -> Batch:

@@ -80,7 +80,7 @@ def of_data(preflight: Preflight | None) -> Iterator[Advice]:
             if by_teacher
             else "raise --block-size, or shorten the rows"
         )
-        text = f"{cut:,} of {rows:,} completions are cut, so that the student learns no end of them; {remedy}."
+        text = f"{cut:,} of {rows:,} completions are cut, so the student does not learn to end them; {remedy}."
         yield _advice("most_completions_cut", text)
     if preflight.warning:
         yield _advice("teaches_nothing" if preflight.warning == SAME else "nothing_saved", preflight.warning)

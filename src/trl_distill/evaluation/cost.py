@@ -13,7 +13,7 @@ MILLION = 1_000_000
 
 @dataclass(frozen=True)
 class Prices:
-    """Prices of a model, in any unit of money for a million tokens.
+    """Prices of a model, in any currency, for a million tokens.
 
     Attributes:
         input: Of a prompt.

@@ -67,7 +67,7 @@ def load_judge(
     endpoint = endpoint_of(name, setting="judge")
     if endpoint is None:
         raise ParamsError(
-            f"judge {name!r} is no model behind a server; write openai:MODEL or http://host:port/v1#MODEL."
+            f"judge {name!r} is not a model on a server; write openai:MODEL or http://host:port/v1#MODEL."
         )
     settings = RemoteSettings() if settings is None else settings
     return RemoteTeacher(
@@ -117,8 +117,8 @@ def judge_pairs(
     if unread:
         logger.warning(
             name_settings(
-                f"judge {judge.name!r} gave no verdict in {unread:,} of {len(questions):,} answers, which count for "
-                "nothing; choose another model if they are many."
+                f"judge {judge.name!r} gave no verdict in {unread:,} of {len(questions):,} answers, which are "
+                f"ignored; choose another model if this happens often."
             )
         )
     compared = [_comparison(number, pair, preferred, seed) for number, pair in enumerate(pairs)]

@@ -113,7 +113,8 @@ def metrics_for(names: Sequence[str], references: Sequence[str | None] | None) -
     asked = list(names) or [default_metric(references)]
     if references is None and "regex" in asked:
         raise ParamsError(
-            "metric 'regex' takes the pattern from a row's reference and there are none; name their column, or give "
+            "metric 'regex' takes the pattern from each row's reference, but there are none; name their column, or "
+            "give "
             "regex:PATTERN."
         )
     chrf = ["chrf"] if find_spec("sacrebleu") else []  # nobody asked for it: no reason to refuse
@@ -265,7 +266,7 @@ def _compile(pattern: str) -> re.Pattern[str]:
     try:
         return re.compile(pattern, re.MULTILINE)
     except re.error as error:
-        raise ValueError(f"{pattern!r} is no regular expression ({error})") from None
+        raise ValueError(f"{pattern!r} is not a regular expression ({error})") from None
 
 
 def _matches_reference(completion: str, reference: str) -> float:
@@ -312,7 +313,7 @@ def _function_named(name: str) -> Callable[[str, str], object]:
     finally:
         sys.path.remove(here)
     if not callable(function):
-        raise ParamsError(f"metric {name!r} is no function; give one of a completion and a reference.")
+        raise ParamsError(f"metric {name!r} is not a function; give one of a completion and a reference.")
     return function
 
 
@@ -330,7 +331,7 @@ def _score_of_function(name: str, function: Callable[[str, str], object], comple
         number = math.nan
     if 0 <= number <= 1:
         return 100.0 * number
-    raise ParamsError(f"metric {name!r} returns {value!r}; it is to return a number from 0 to 1.")
+    raise ParamsError(f"metric {name!r} returns {value!r}; it must return a number from 0 to 1.")
 
 
 _METRICS: Mapping[str, Callable[[], Metric]] = {

@@ -137,5 +137,5 @@ def _check_stored(stored: TopKTokens | SampledTokens, tokens: int, vocabulary: i
     if low < -1 or high >= vocabulary:
         wrong = low if low < -1 else high
         raise ValueError(
-            f"token_ids hold {wrong}, which is no row below vocabulary {vocabulary}; the targets are another's."
+            f"token_ids hold {wrong}, which is not a row below vocabulary {vocabulary}; the targets are another's."
         )

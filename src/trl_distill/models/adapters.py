@@ -74,7 +74,7 @@ class Adapter:
 
     @classmethod
     def of(cls, path: str) -> Adapter | None:
-        """Return the adapter in a folder; None if it holds a whole model, or there is no folder.
+        """Return the adapter in a folder; None if it holds a whole model, or there is not a folder.
 
         Raises:
             ValueError: Its configuration is no JSON object.
@@ -84,7 +84,7 @@ class Adapter:
             return None
         written = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
         if not isinstance(written, dict):
-            raise ValueError(f"{CONFIG} holds no object")
+            raise ValueError(f"{CONFIG} does not hold an object")
         return cls(path, str(written.get("base_model_name_or_path") or ""), written.get("revision"))
 
     @property

@@ -36,7 +36,7 @@ def check_causal(name: str, config: PretrainedConfig, *, role: str) -> None:
     if bidirectional or not known:
         what = " but an encoder," if bidirectional else ""
         raise error(
-            f"{role} {name!r} ({config.model_type}) is no causal language model{what} and has no next-token "
+            f"{role} {name!r} ({config.model_type}) is not a causal language model{what} and has no next-token "
             "distribution; choose a decoder-only model."
         )
 
@@ -53,7 +53,8 @@ def check_encoder_decoder(name: str, config: PretrainedConfig, *, role: str) -> 
     known = config.model_type in KNOWN or bool(getattr(config, "auto_map", None))
     if not (config.is_encoder_decoder and known):
         raise error(
-            f"{role} {name!r} ({config.model_type}) is no encoder-decoder that reads and writes text; choose one that "
+            f"{role} {name!r} ({config.model_type}) is not an encoder-decoder that reads and writes text; choose one "
+            f"that "
             "does, or a decoder-only model."
         )
 

@@ -52,7 +52,8 @@ def _weight(head: nn.Module) -> torch.Tensor:
     for name in head.active_adapters:
         if not isinstance(head, LoraLayer) or head.lora_variant.get(name):
             raise ModelError(
-                f"the LM head has an adapter of the kind {type(head).__name__}, which is no sum of two matrices; leave "
+                f"the LM head has an adapter of the kind {type(head).__name__}, which is not a sum of two matrices; "
+                f"leave "
                 "the head out of target_modules, or train it whole with modules_to_save."
             )
         if name in head.lora_A:

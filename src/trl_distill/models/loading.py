@@ -45,7 +45,7 @@ def resolve(name: str, *, role: str) -> str:
     if name.startswith(("/", "./", "../", "~")) or name.count("/") > 1 or path.is_file():
         there = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
         raise model_error(role)(
-            f"{role} {name!r} is no folder.{nearest(path.name, there)} Give a folder, a Hub name or 'embedded'."
+            f"{role} {name!r} is not a folder.{nearest(path.name, there)} Give a folder, a Hub name or 'embedded'."
         )
     return name
 
@@ -97,7 +97,8 @@ class ModelSource:
             base = self.path
         if base == self.path:
             raise self._error(
-                f"is an adapter of {adapter.base!r}, which is no folder with a model; set base_model_name_or_path in "
+                f"is an adapter of {adapter.base!r}, which is not a folder with a model; set base_model_name_or_path "
+                f"in "
                 f"its {CONFIG} to where that model is."
             )
         return replace(adapter, base=base)

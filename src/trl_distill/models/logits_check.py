@@ -75,11 +75,11 @@ def check_logits(model: PreTrainedModel, forward: Callable[..., Any]) -> str:
         setattr(model, OWN_LOGITS, OwnLogits(selects))
         if _error(found(), own, sharded=sharded) <= at_most:
             return (
-                f"its LM head alone does not give the logits of {name}, so they are taken from the "
-                "model's own forward, which is slower and needs more memory."
+                f"the LM head alone does not compute the logits of {name}, so they come from the model's own "
+                f"forward, which is slower and needs more memory."
             )
     raise ModelError(
-        f"{name} gives other logits at each call, so that nothing can be compared with them; choose another model."
+        f"{name} gives different logits at each call, so nothing can be compared with them; choose another model."
     )
 
 

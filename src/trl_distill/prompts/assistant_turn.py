@@ -90,7 +90,8 @@ class ChatTurns:
         if not self._is_whole(prompt, before, asked, options):
             k = max(len(prompt) - 20, 0)
             raise TemplateError(
-                f"{where}: {self.template.name} writes the conversation otherwise once it is answered: the prompt has "
+                f"{where}: {self.template.name} renders the conversation differently once it is answered: the prompt "
+                f"has "
                 f"{before[k:][:80]!r}, and the answered conversation {after[k:][:80]!r} in its place; {ANOTHER}."
             )
         left_out = {"left_out": before[len(prompt) :]}
@@ -173,8 +174,8 @@ class ChatTurns:
             turn = self._rendered(messages[: i + 1], options, where)
             if not turn.prompt.startswith(done) or turn.opening:
                 raise DataError(
-                    f"{where}: {self.template.name} does not write message {i + 1} after those before it as it wrote "
-                    f"them, so that its tokens cannot be found; {ANOTHER}."
+                    f"{where}: {self.template.name} renders earlier messages differently once message {i + 1} "
+                    f"follows, so that its tokens cannot be found; {ANOTHER}."
                 )
             gap = list(self.tokenizer(turn.prompt[len(done) :], add_special_tokens=False)["input_ids"])
             own = self._ended(turn, messages[: i + 1], finished) if i == places[-1] else turn.learned

@@ -86,7 +86,7 @@ class ChatTemplate:
             return TurnEnd("", eos)
         text = self._after_content(None)
         if text is None:
-            raise TemplateError(f"{self.name} leaves out what the assistant says; {ANOTHER}.")
+            raise TemplateError(f"{self.name} leaves out the assistant's messages; {ANOTHER}.")
         token = self._first_special(text)
         if token is not None:
             return TurnEnd(text, token, own=True)

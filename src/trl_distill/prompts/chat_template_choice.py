@@ -77,7 +77,7 @@ def _from_model(source: str, role: str, trust_remote_code: bool) -> str:
         path = resolve(source, role=role)
         template = ChatTemplate(ModelSource(path, role, trust_remote_code=trust_remote_code).load_tokenizer()).source
     except UsageError as error:
-        raise TemplateError(f"{role} {source!r} is no template, no file and no model; {ACCEPTED}.") from error
+        raise TemplateError(f"{role} {source!r} is not a template, a file or a model; {ACCEPTED}.") from error
     if template is None:
         raise TemplateError(f"{role} {source!r} is a model without a chat template; {ACCEPTED}.")
     return template
@@ -89,6 +89,6 @@ def _check_renders(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
     for turn in turns:
         if turn["content"] not in text:
             raise TemplateError(
-                f"{name} is no chat template: it leaves out what the {turn['role']} says; write "
+                f"{name} is not a chat template: it leaves out the messages of the {turn['role']}; write "
                 "{{ message['content'] }} in a loop over messages."
             )

@@ -78,7 +78,7 @@ def aligned_columns(mine: MaskedSequence, theirs: MaskedSequence, *, where: str)
     """
     if mine.supervised_ids != theirs.supervised_ids:
         raise DataError(
-            f"{where}: the chat templates of teacher and student write what the assistant says in different tokens; "
+            f"{where}: the chat templates of teacher and student turn the assistant's messages into different tokens; "
             "give both the same one with --chat-template and --teacher-chat-template."
         )
     row = {"student_prompt": mine.prompt, "teacher_prompt": theirs.prompt, "completion": mine.rest}

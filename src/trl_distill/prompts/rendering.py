@@ -90,8 +90,8 @@ def own_prompt(values: Mapping[str, object], template: Template, *, where: str) 
         )
     if found[-1]["role"] == "assistant":
         raise DataError(
-            f"{where}: {MESSAGES!r} ends with the assistant's message, which would be the completion; end it with the "
-            "user's."
+            f"{where}: {MESSAGES!r} ends with the assistant's message, which would be the completion; end it with a "
+            f"user message."
         )
     return found
 

@@ -288,7 +288,7 @@ def _chat(messages: Iterable[object], name: str) -> tuple[tuple[str, TextTemplat
             raise TemplateError(f"{name}: message {i + 1} is not of the form {{'role': ..., 'content': text}}.")
         if message.get("role") not in _ROLES:
             raise TemplateError(
-                f"{name}: message {i + 1} has the role {message.get('role')!r}; accepted are {', '.join(_ROLES)}."
+                f"{name}: message {i + 1} has the role {message.get('role')!r}; expected one of {', '.join(_ROLES)}."
             )
         parsed.append((message["role"], _parse_text(message["content"])))
     if not parsed:

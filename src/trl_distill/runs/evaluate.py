@@ -80,7 +80,7 @@ def evaluate_distillation(
     Args:
         student_model: The trained student: a model, a folder, or a Hub name.
         teacher_model: The teacher, in the forms of a run (default: the run's).
-        test_data: Texts, or rows in the forms of a run (default: those that the run kept aside).
+        test_data: Texts, or rows in the forms of a run (default: those that the run held out).
         teacher_prompt: The template that the teacher reads (default: the run's, else `{input}`).
         student_prompt: The template that the student reads (default: the run's, else `{input}`).
         before: The student before training (default: an adapter's base, else the model that the run started from).

@@ -58,17 +58,17 @@ def _check_one_teacher(params: LLMTrainingParams) -> None:
     """Refuse runs of several teachers or prompts, and a teacher that is not kept."""
     if params.teacher_config is not None:
         raise ParamsError(
-            "teacher_config lists several teachers, and an evaluation compares with one; name it with --teacher-model, "
+            "teacher_config lists several teachers, but an evaluation compares with one; name it with --teacher-model, "
             "and its prompt with --teacher-prompt-template."
         )
     if params.teacher_prompt_mixture is not None:
         raise ParamsError(
-            "teacher_prompt_mixture lists several prompts, and an evaluation compares with one; give it with "
+            "teacher_prompt_mixture lists several prompts, but an evaluation compares with one; give it with "
             "--teacher-prompt-template."
         )
     if params.teacher_model == EMA:
         raise ParamsError(
-            "teacher_model is 'ema', an average of the student that is not kept after the run; give --teacher-model "
+            "teacher_model is 'ema', an average of the student that is not saved with the run; give --teacher-model "
             "self, or the name of a model."
         )
 
@@ -101,7 +101,7 @@ def _given(params: LLMTrainingParams, before: LocalTeacher | None) -> str | Teac
         return params.teacher_model
     if before is None:
         raise ParamsError(
-            "teacher_model is 'self', the student before training, whose weights are not there any more; name it with "
+            "teacher_model is 'self', the student before training, whose weights no longer exist; name it with "
             "--before, or give --teacher-model."
         )
     teacher = copy.copy(before)  # nothing of it is loaded yet

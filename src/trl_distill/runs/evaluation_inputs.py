@@ -38,10 +38,10 @@ OF_TRAINING = frozenset(
 )
 IN_MEMORY = ("model", "teacher_model", "retain_data")
 SPLITS = ("test", "validation", "train")  # tried in this order
-KEPT = "the rows that the run kept aside"
+KEPT = "the rows that the run held out"
 NO_ROWS = (
     "there are no rows to evaluate on; give --data-path rows that the student was not trained on, or train with "
-    "--holdout 0.1, which keeps some aside."
+    "--holdout 0.1, which holds some out."
 )
 
 

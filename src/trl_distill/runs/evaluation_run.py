@@ -142,14 +142,14 @@ def _prices(params: LLMTrainingParams, settings: EvaluationSettings) -> dict[str
         given = [getattr(source, name) for name in names]
         if None in given and given != [None, None]:
             flags = " and ".join("--" + name.replace("_", "-") for name in names)
-            raise ParamsError(f"{names[given.index(None)]} is missing; give {flags}, money for a million tokens.")
+            raise ParamsError(f"{names[given.index(None)]} is missing; give {flags}, the cost of a million tokens.")
         cached = settings.teacher_price_cached_input if side == "teacher" else None
         found[side] = None if None in given else Prices(given[0], given[1], cached)
     for name in ("teacher_price_cached_input", "student_price_input", "run_cost"):
         if getattr(settings, name) is not None and found["teacher"] is None:
             raise ParamsError(
                 f"{name} is {getattr(settings, name):g}, but what the teacher costs is not known; give "
-                "--teacher-price-input and --teacher-price-output, money for a million tokens."
+                "--teacher-price-input and --teacher-price-output, the cost of a million tokens."
             )
     return found
 

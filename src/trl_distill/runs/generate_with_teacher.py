@@ -164,7 +164,7 @@ def _rows_of_queries(queries: Any, text_column: str) -> list[Row]:
     read, report = read_rows(queries, Columns(text_column), source="queries")
     if report.set_aside:
         place, reason = report.set_aside[0]
-        raise DataError(f"queries, {place}: {reason}; every query needs a completion, so leave such ones out.")
+        raise DataError(f"queries, {place}: {reason}; every query needs a completion, so remove this one.")
     return list(rows_of(read))
 
 

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 TITLES = {
     "ask it": "Ask it",
-    "evaluate it": "Compare it with the teacher and with the model it was, on rows that nothing was trained on",
+    "evaluate it": "Compare it with the teacher and with the model before training, on rows it was not trained on",
     "serve it": "Serve it",
 }
 PACKAGES = ("trl-distill", "trl", "transformers", "torch", "peft", "accelerate", "datasets")

@@ -81,7 +81,7 @@ def load_run_data(params: LLMTrainingParams, templates: Sequence[Template]) -> R
             "--valid-split."
         )
     if params.holdout == 0 or valid is not None:
-        note = "The data has validation rows; --holdout keeps no others aside." if params.holdout else ""
+        note = "The data has validation rows; --holdout holds out no others." if params.holdout else ""
         return RunData(train, valid, note=name_settings(note))
     fields = {name for template in templates for name in template.fields} - {"input"}
     kept = keep_aside(train, params.holdout, columns=Columns.of(params), fields=fields, seed=params.seed)

@@ -73,7 +73,7 @@ def closing_lines(
     lines = [
         f"Done in {seconds:.0f} s (training {metrics['train_runtime']:.0f} s): {figures}.",
         f"Model, card and metrics are in {paths['project']}.",
-        *([f"The page to look at is {paths['page']}."] if "page" in paths else []),
+        *([f"The report page is {paths['page']}."] if "page" in paths else []),
         "Next:",
         *(f"  {what + ':':<12} {command}" for what, command in steps.items()),
     ]

@@ -41,7 +41,7 @@ def check_trackers(params: LLMTrainingParams) -> None:
         except ValueError as error:
             known = str(error).partition("only ")[2].partition(" are supported")[0]
             raise ParamsError(
-                f"log is {name!r};{nearest(name, known.split(', '))} accepted are none, {known}."
+                f"log is {name!r};{nearest(name, known.split(', '))} expected one of none, {known}."
             ) from None
         if name not in available():
             raise ParamsError(f"log is {name!r}, which is not installed; `pip install {name}`, or drop it from --log.")

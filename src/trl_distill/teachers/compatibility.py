@@ -35,7 +35,7 @@ REQUIREMENTS = (
     Requirement(
         UNSEEN,
         lambda can: can.scores_unseen or can.writes or can.reads == "text",
-        f"{FRESH}a store, which has targets of completions that are known before training{INSTEAD}",
+        f"{FRESH}a store, which has targets only for completions that are known before training{INSTEAD}",
     ),
     Requirement(
         UNSEEN,
@@ -54,7 +54,7 @@ REQUIREMENTS = (
     Requirement(
         SHARDED,
         lambda can: can.single,
-        "several teachers, rows to retain among them, cannot be used if weights are sharded (FSDP, ZeRO-3): all "
+        "several teachers, rows to retain included, cannot be used if weights are sharded (FSDP, ZeRO-3): all "
         "processes would have to ask the same ones in each batch; use DDP, or one teacher.",
     ),
     Requirement(
@@ -66,7 +66,7 @@ REQUIREMENTS = (
     Requirement(
         TARGET_STORE,
         lambda can: can.reads == "ids",
-        "teacher_store keeps a teacher's probabilities, and {name!r} gives text only; drop --teacher-store.",
+        "teacher_store keeps a teacher's probabilities, but {name!r} gives text only; drop --teacher-store.",
         ParamsError,
     ),
     Requirement(
@@ -83,24 +83,26 @@ REQUIREMENTS = (
         "{name!r} is not; give a folder or a name of the Hub, or drop --cross-tokenizer.",
     ),
     Requirement(
-        LIST, lambda can: can.writes, "{setting}: a store of targets is no teacher of a list; give the model it is of."
+        LIST,
+        lambda can: can.writes,
+        "{setting}: a store of targets cannot be one of several teachers; give the model that it came from.",
     ),
     Requirement(
         MIXTURE,
         lambda can: can.reads == "ids",
-        "{setting}: {name!r} gives text only, which cannot be mixed; write combine: completions, or leave it out.",
+        "{setting}: {name!r} gives only text, which cannot be mixed; write combine: completions, or leave it out.",
     ),
     Requirement(
         OWN_WRITER,
         lambda can: can.same_tokenizer or can.reads == "text",
-        "cross_tokenizer cannot be used with a generate_teacher_outputs of your own: what it writes are the teacher's "
-        "tokens; leave the method out, and the teacher writes before training.",
+        "cross_tokenizer cannot be used with a generate_teacher_outputs of your own: it generates the teacher's "
+        "tokens; remove the method, and the teacher generates before training.",
         ParamsError,
     ),
     Requirement(
         OWN_WRITER,
         lambda can: can.single,
-        "{setting} makes several teachers, but generate_teacher_outputs writes with one.",
+        "{setting} makes several teachers, but generate_teacher_outputs generates with one.",
         ParamsError,
     ),
     Requirement(

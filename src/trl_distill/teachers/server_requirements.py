@@ -62,7 +62,7 @@ def _other_temperature(loss: LossSchedule) -> str | None:
         return None
     return (
         f"distill_temperature is {loss.describe('temperature')}, and a server's "
-        "log-probabilities are at temperature 1: the mass of the tokens that they leave out cannot be had at another; "
+        "log-probabilities are at temperature 1: the mass of the tokens that they leave out is not known at any other; "
         "give --distill-temperature 1, --distill-alpha 0 to learn from its completions alone, or drop --strict."
     )
 
@@ -74,7 +74,7 @@ def _other_divergence(loss: LossSchedule) -> str | None:
     except ValueError:
         return (
             f"distill_divergence {loss.start.divergence!r} needs the teacher's probability of every token, and a "
-            "server gives its likeliest alone; give --distill-divergence forward_kl."
+            "server gives only its likeliest; give --distill-divergence forward_kl."
         )
     return None
 
@@ -111,7 +111,7 @@ def check_teaches(settings: TeacherSettings, teacher: Teacher, preflight: Prefli
         local = "--cross-tokenizer to compare both, " if teacher.capabilities.renders else ""
         raise TeacherError(
             f"teacher_model {teacher.name!r} teaches nothing: it gives text only, and every row has a completion of "
-            f"its own; give {local}--completions teacher to have it write them, or --distill-alpha 0."
+            f"its own; give {local}--completions teacher to have it generate them, or --distill-alpha 0."
         )
 
 

@@ -111,7 +111,7 @@ def prompts_section(plan: Plan, *, teacher: str) -> str:
     entries = () if plan.listed is None else plan.listed.of_data
     parts: list[str] = []
     if plan.writers:
-        parts.append("The data's column `teacher` says who wrote each completion.")
+        parts.append("The data's column `teacher` names the model that wrote each completion.")
     elif len({entry.name for entry in entries}) == 1 < len(entries):
         parts.append(f"Teacher: {teacher}, under several templates.")
         for entry in entries:
@@ -128,7 +128,7 @@ def prompts_section(plan: Plan, *, teacher: str) -> str:
     parts += ["The student's template:", fenced(template_text(plan.student_template))]
     system = plan.teacher_template
     if system.system.keep and not system.has_system and not plan.student_template.system.keep:
-        parts.append("If a row has a system message, the teacher alone reads it.")
+        parts.append("If a row has a system message, only the teacher reads it.")
     return "\n\n".join(parts)
 
 

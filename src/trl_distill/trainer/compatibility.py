@@ -48,13 +48,16 @@ def check_constructor(args: DistillationSFTConfig, collator: object, kwargs: Map
         "data_collator": (collator is not None, "distillation makes its own batches; drop it"),
         "completion_only_loss": (args.completion_only_loss is False, "prompts are not learned; leave it out"),
         "loss_type": (args.loss_type != "nll", "distillation has its own loss; leave it at 'nll'"),
-        "label_smoothing_factor": (args.label_smoothing_factor > 0, "the teacher's distribution smooths; set it to 0"),
+        "label_smoothing_factor": (
+            args.label_smoothing_factor > 0,
+            "the teacher's distribution already smooths labels; set it to 0",
+        ),
         "compute_loss_func": (kwargs.get("compute_loss_func") is not None, "override compute_loss instead"),
         "model_init": (kwargs.get("model_init") is not None, SEARCH),
         "compute_metrics": (kwargs.get("compute_metrics") is not None, "no logits are built; use a callback"),
         "formatting_func": (
             kwargs.get("formatting_func") is not None and args.completion_only_loss is True,
-            "it makes text, which has no completion, and completion_only_loss is True; leave that out",
+            "it makes plain text, which has no completion, but completion_only_loss is True; leave that out",
         ),
     }
     for name, (given, why) in refused.items():
@@ -75,7 +78,7 @@ def check_plain(args: object, teacher: object, *, must_distil: str | None) -> No
         ParamsError: Naming the setting.
     """
     if must_distil is not None:
-        raise ParamsError(f"{must_distil} only distils; set use_distillation=True in its configuration.")
+        raise ParamsError(f"{must_distil} is for distillation only; set use_distillation=True in its configuration.")
     if teacher is not None:
         raise ParamsError(
             "teacher_model is given, but use_distillation is False; set use_distillation=True, or drop it."
@@ -92,7 +95,8 @@ def check_features(args: DistillationSFTConfig, *, model: Student, peft_config: 
     """
     if args.n_gpu > 1:
         raise ParamsError(
-            f"one process sees {args.n_gpu} GPUs and would split batches over them without the teacher's part; start a "
+            f"one process sees {args.n_gpu} GPUs and would split batches over them without the teacher's inputs; "
+            f"start a "
             "process for each (accelerate launch), or show it one (CUDA_VISIBLE_DEVICES=0)."
         )
     adapters = [] if peft_config is None else [peft_config]
@@ -113,7 +117,7 @@ def check_features(args: DistillationSFTConfig, *, model: Student, peft_config: 
     how = cast(dict[str, object], args.gradient_checkpointing_kwargs) or {}
     if args.gradient_checkpointing and how.get("selective") and adapters:
         raise ParamsError(
-            "gradient_checkpointing_kwargs has 'selective', which TRL hands on to a model with an adapter as it is; "
+            "gradient_checkpointing_kwargs has 'selective', which TRL passes unchanged to a model with an adapter; "
             "leave it out."
         )
     for config in adapters:
@@ -153,14 +157,13 @@ def check_kernels(args: DistillationSFTConfig) -> None:
         raise ParamsError("use_liger_kernel needs a package that is missing; `pip install liger-kernel` or drop it.")
     if args.device.type in ("cpu", "mps") and not INTERPRETED:
         raise ParamsError(
-            f"use_liger_kernel puts Triton's kernels in the place of layers, and they need a GPU that Triton knows; "
+            f"use_liger_kernel replaces layers by Triton kernels, which need a GPU that Triton supports; "
             f"this run is on {args.device.type}: drop it."
         )
     for name in ("fused_linear_cross_entropy", "cross_entropy"):
         if (args.liger_kernel_config or {}).get(name):
             raise ParamsError(
-                f"liger_kernel_config has {name!r}, a loss that would take the place of distillation's or of torch's; "
-                "leave it out."
+                f"liger_kernel_config has {name!r}, a loss that would replace distillation's or torch's; leave it out."
             )
 
 
@@ -208,7 +211,7 @@ def check_vllm(model: Student) -> None:
         raise ParamsError("use_vllm cannot be used with an int8 student, which vLLM does not load; drop one.")
     if not model.name_or_path:
         raise ParamsError(
-            "use_vllm has vLLM load the student itself, and model is a loaded model that does not say where it is; "
+            "use_vllm makes vLLM load the student itself, but model is a loaded model without a path; "
             "save it to a folder with its tokenizer and load it from there."
         )
 
@@ -238,8 +241,8 @@ def _check_adapter(config: PeftConfig, model: Student, args: DistillationSFTConf
     if args.use_vllm and getattr(config, "is_prompt_learning", False):
         kind = getattr(config.peft_type, "value", config.peft_type)
         raise ParamsError(
-            f"use_vllm hands vLLM the student's weights, and an adapter of the kind {kind} has a "
-            "learned prompt beside them; drop use_vllm, or train a LoRA adapter."
+            f"use_vllm sends vLLM the student's weights, but an adapter of the kind {kind} also has a learned "
+            f"prompt; drop use_vllm, or train a LoRA adapter."
         )
     int8_on_cpu = getattr(model, "is_loaded_in_8bit", False) and getattr(model, "device", None) == torch.device("cpu")
     if getattr(config, "use_dora", False) and int8_on_cpu:

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 ON_POLICY = "on_policy"  # in a batch: whether the student wrote its completions
 GREEDY = (
-    "distill_online: the teacher takes the likeliest tokens, so every epoch learns the same completions, as with "
+    "distill_online: the teacher uses greedy decoding, so every epoch learns the same completions, as with "
     "--completions teacher; give --teacher-do-sample for fresh ones."
 )
 

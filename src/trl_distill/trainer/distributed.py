@@ -103,7 +103,7 @@ def check_sharding(accelerator: Accelerator, teacher: Teacher) -> None:
     kind = accelerator.distributed_type
     plugin = getattr(accelerator.state, "deepspeed_plugin", None)
     if kind == DistributedType.FSDP and not accelerator.is_fsdp2:
-        raise ParamsError("fsdp_version is 1, with which distillation does not work; set fsdp_version: 2.")
+        raise ParamsError("fsdp_version is 1, which distillation does not support; set fsdp_version: 2.")
     stage = 0 if plugin is None else plugin.zero_stage
     sharded = kind == DistributedType.FSDP or (kind == DistributedType.DEEPSPEED and stage == 3)
     if sharded:

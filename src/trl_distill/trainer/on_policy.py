@@ -132,6 +132,6 @@ def check_prompts(rows: Dataset, fresh: str) -> None:
     for row in rows:
         if not row["student_prompt"] or not row["teacher_prompt"]:
             raise DataError(
-                f"{fresh} has completions written after prompts, and row {row['row']} has none: its text is learned "
+                f"{fresh} needs prompts to complete, but row {row['row']} has none: its text is learned "
                 "as a whole; give a template other than {input}, or leave out --completions data."
             )

@@ -26,7 +26,7 @@ def check_packing(args: DistillationSFTConfig) -> None:
     """
     if cast("AcceleratorConfig", args.accelerator_config).dispatch_batches:
         raise ParamsError(
-            "dispatch_batches hands out batches that one process makes, whose sequences have unlike lengths; set "
+            "dispatch_batches sends out batches that one process makes, whose sequences have different lengths; set "
             "dispatch_batches=False in accelerator_config."
         )
     if not (args.packing or args.eval_packing):
@@ -34,7 +34,7 @@ def check_packing(args: DistillationSFTConfig) -> None:
     if args.packing_strategy != "bfd":
         raise ParamsError(
             f"packing_strategy {args.packing_strategy!r} cuts rows apart, and a completion without its prompt has "
-            "nothing that the teacher could be compared on; leave it at 'bfd'."
+            f"nothing to compare with the teacher; leave it at 'bfd'."
         )
     if args.max_length is None:
         raise ParamsError("packing fills sequences up to max_length, which is None; set it, or set padding_free=True.")
@@ -54,7 +54,7 @@ def check_keeps_rows_apart(
         return
     if context_parallel:
         raise ParamsError(
-            f"{asked[0]} cannot be used with context parallelism, which would let rows look at each other; set it to "
+            f"{asked[0]} cannot be used with context parallelism, which would let rows attend to each other; set it to "
             "False."
         )
     with evaluating(forward):
@@ -63,6 +63,7 @@ def check_keeps_rows_apart(
         config = model.config
         raise ModelError(
             f"{asked[0]} puts several rows into one sequence, but model {config.model_type!r} with the attention "
-            f"{config._attn_implementation!r} does not keep them apart, so that a row would read the one before it; "
+            f"{config._attn_implementation!r} does not keep them apart, so that a row would attend to the one before "
+            f"it; "
             f"set {asked[0]}=False, or choose another model or attn_implementation."
         )

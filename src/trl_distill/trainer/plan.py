@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 MISSING = (
     "teacher_model is missing; distillation needs a teacher: a folder, a Hub name, 'embedded', a teacher_store "
-    "that is complete, or data whose column 'teacher' says of every row who wrote its completion."
+    "that is complete, or data whose column 'teacher' names for every row the model that wrote its completion."
 )
 
 

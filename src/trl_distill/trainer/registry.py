@@ -62,7 +62,7 @@ def get_trainer(name: str, *, use_distillation: bool = False) -> type:
     if found is None:
         if (name, not use_distillation) in _trainers:
             without = "without" if use_distillation else "with"
-            raise ParamsError(f"trainer {name!r} is registered for runs {without} use_distillation only.")
+            raise ParamsError(f"trainer {name!r} is registered only for runs {without} use_distillation.")
         names = names_of_trainers()
         known = f" Registered are {', '.join(map(repr, names))}."
         raise ParamsError(f"trainer is {name!r}, which is not registered.{nearest(name, names)}{known}")
@@ -94,5 +94,5 @@ def _imported(name: str, target: str) -> type:
     except (ImportError, AttributeError) as error:
         raise ParamsError(f"{entry}, which cannot be imported: {error}.") from error
     if not isinstance(found, type):
-        raise ParamsError(f"{entry}, which is no class.")
+        raise ParamsError(f"{entry}, which is not a class.")
     return found

@@ -45,28 +45,30 @@ class PPOConfig(CheckedSettings):
     """
 
     model: Any = option(None, "Student, required.")
-    reward_model: Any = option(None, "What scores completions, required.")
+    reward_model: Any = option(None, "Reward function or model that scores completions, required.")
     data_path: Any = option(None, "Prompts, required.")
     prompt_template: Any = option("{input}", "The student's prompt.", objects=True)
     text_column: str = option("text", "Column with the input, which is {input} in the template.")
-    max_bad_rows: int = option(0, "Rows with a missing or non-text value to set aside.", low=0)
+    max_bad_rows: int = option(
+        0, "Maximum number of rows with a missing or non-text value to skip before it is an error.", low=0
+    )
     algorithm: str = option("rloo", "TRL's trainer: RLOOTrainer or GRPOTrainer.", choices=ALGORITHMS)
     project_name: str = option("ppo-model", "Folder to write the model to.")
-    overwrite: bool = option(False, "Replace what is in that folder.")
-    epochs: float = option(1.0, "Passes over the prompts.", above=0.0)
-    max_steps: int = option(-1, "Optimizer steps at most; -1 leaves it to epochs.", low=1, off=-1)
+    overwrite: bool = option(False, "Replace the contents of that folder.")
+    epochs: float = option(1.0, "Training epochs over the prompts.", above=0.0)
+    max_steps: int = option(-1, "Maximum number of optimizer steps; with -1, epochs decides.", low=1, off=-1)
     batch_size: int = option(8, "Completions per device and step.", low=1)
     gradient_accumulation: int = option(1, "Batches per optimizer step.", low=1)
-    num_generations: int = option(4, "Completions of each prompt, which are compared with each other.", low=2)
-    max_new_tokens: int = option(256, "New tokens at most in a completion.", low=1)
-    temperature: float = option(1.0, "Temperature of sampling.", above=0.0)
-    kl_coef: float = option(0.05, "Weight of the divergence from the student as it starts; 0 is none.", low=0.0)
+    num_generations: int = option(4, "Completions per prompt, which are compared with each other.", low=2)
+    max_new_tokens: int = option(256, "Maximum number of new tokens in a completion.", low=1)
+    temperature: float = option(1.0, "Sampling temperature.", above=0.0)
+    kl_coef: float = option(0.05, "Weight of the divergence from the initial student; 0 turns it off.", low=0.0)
     lr: float = option(1e-6, "Learning rate.", above=0.0)
-    seed: int = option(42, "Seed of everything random.", low=0, high=2**32 - 1)
+    seed: int = option(42, "Random seed.", low=0, high=2**32 - 1)
     gradient_checkpointing: bool = option(False, "Recompute activations to save memory.")
     log: str = option("none", "Trackers to log to in addition to the terminal.")
     logging_steps: int = option(10, "Steps between two log lines.", low=1)
-    trust_remote_code: bool = option(False, "Allow models that bring their own code.")
+    trust_remote_code: bool = option(False, "Trust remote code: allow models that come with their own code.")
 
     def validate(self) -> None:
         """Check what needs no model and no data.
@@ -86,8 +88,8 @@ class PPOConfig(CheckedSettings):
         together = self.batch_size * self.gradient_accumulation
         if together % self.num_generations:
             raise ParamsError(
-                f"batch_size {self.batch_size} times gradient_accumulation {self.gradient_accumulation} is no multiple "
-                f"of num_generations {self.num_generations}; the completions of a prompt belong in one step."
+                f"batch_size {self.batch_size} times gradient_accumulation {self.gradient_accumulation} is not a "
+                f"multiple of num_generations {self.num_generations}; the completions of a prompt belong in one step."
             )
         if isinstance(self.reward_model, str) or callable(self.reward_model):
             parse_template(self.prompt_template, name="prompt_template")
@@ -218,8 +220,8 @@ class PPOTrainer:
         config = self.config
         return (
             f"PPOTrainer: TRL has no PPO; its {type(trainer).__name__} trains, with {prompts:,} prompts, "
-            f"{config.num_generations} completions of each, rewards of {trainer.reward_func_names[0]} and a divergence "
-            f"of weight {config.kl_coef:g} from the student as it starts."
+            f"{config.num_generations} completions of each, rewards of {trainer.reward_func_names[0]} and a "
+            f"divergence of weight {config.kl_coef:g} from the initial student."
         )
 
 

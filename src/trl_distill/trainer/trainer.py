@@ -58,11 +58,13 @@ class PromptDistillationTrainer(DistillationSFTTrainer):
             require(OWN_WRITER, self.teacher, setting=setting)
         if self.online and (self.args.packing or self.args.padding_free):
             raise ParamsError(
-                "packing and padding_free cannot be used with a generate_teacher_outputs of your own: completions that "
-                "are not written yet have no length; set both to False."
+                "packing and padding_free cannot be used with a generate_teacher_outputs of your own: completions "
+                "that do not exist yet have no length; set both to False."
             )
         if self.online and self.args.assistant_only_loss:
-            raise ParamsError("assistant_only_loss learns turns of the data, but generate_teacher_outputs writes them.")
+            raise ParamsError(
+                "assistant_only_loss trains on turns of the data, but generate_teacher_outputs generates them."
+            )
 
     def __init_subclass__(cls, **kwargs: object) -> None:
         """Let an overridden compute_loss take `model, inputs` alone: its loss is then a batch's mean."""

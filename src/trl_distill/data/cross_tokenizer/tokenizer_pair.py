@@ -55,8 +55,8 @@ class TokenizerPair:
         self._teacher_bytes = _without_ids(token_bytes(teacher)[:teacher_rows], self.ends.values())
         if not self.spans(*(list(t(PROBE, add_special_tokens=False)["input_ids"]) for t in (student, teacher))):
             raise TeacherError(
-                f"teacher_model {teacher_name!r} has a tokenizer whose tokens cannot be held against the student's by "
-                "their bytes; choose a teacher with byte-level BPE or sentencepiece, or learn from its completions "
+                f"teacher_model {teacher_name!r} has a tokenizer whose tokens cannot be compared with the student's "
+                f"by their bytes; choose a teacher with byte-level BPE or sentencepiece, or learn from its completions "
                 "alone."
             )
         named = self._pairs_without_bytes()

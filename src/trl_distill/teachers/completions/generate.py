@@ -54,7 +54,7 @@ def complete(
         teacher.expect_prompts(prompts)  # also those in the store: a resumed run reads the same prefix
     with (
         report_kept_on_interrupt(store, keys),
-        tqdm(total=len(order), desc="Teacher writes completions", unit="row", disable=not shown) as bar,
+        tqdm(total=len(order), desc="Teacher generates completions", unit="row", disable=not shown) as bar,
     ):
         for some in generate_all(teacher, {key: missing[key] for key in order}, settings):
             store.add(some)

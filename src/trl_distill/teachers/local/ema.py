@@ -112,8 +112,8 @@ class MovingAverage(WeightSource):
         path = folder / FILE
         if not path.is_file():
             raise TeacherError(
-                f"{folder} has no {FILE}, the average that teacher_model 'ema' is; it is from a run with another "
-                "teacher, start over."
+                f"{folder} has no {FILE}, the average of teacher_model 'ema'; the checkpoint is from a run with "
+                f"another teacher: start over."
             )
         kept = load_file(path)
         if {k: v.shape for k, v in kept.items()} != {k: v.shape for k, v in self.average.items()}:

@@ -131,12 +131,15 @@ class PrefixCache:
             ]
             fill(ids[None], cache)
             if any(type(layer) not in READ_ONLY for layer in cache.layers):
-                raise TypeError("a layer keeps a state that is no list of keys and values")
+                raise TypeError("a layer keeps a state that is not a list of keys and values")
             if cache.get_seq_length() != len(ids):
                 raise TypeError("it does not fill the cache it is given")
         except (TypeError, ValueError, KeyError, AttributeError, NotImplementedError) as error:
             self.off = str(error).splitlines()[0] if str(error) else type(error).__name__
-            logger.warning("The teacher reads its whole prompt for every row: %s.", self.off.rstrip("."))
+            logger.warning(
+                "The teacher's prefix cache is off, so it reads its whole prompt for every row: %s.",
+                self.off.rstrip("."),
+            )
             return 0
         self.ids, self._cache, self._misses = ids.copy(), cache, 0
         return len(ids)

@@ -316,6 +316,6 @@ def check_apart(*, student: object, teacher: object) -> None:
         return
     if {id(p) for p in student.parameters()} & {id(p) for p in teacher.parameters()}:
         raise TeacherError(
-            "teacher_model is the model that is trained, so it would move with it; give a copy "
+            "teacher_model is the model that is trained, so it would change with it; give a copy "
             "(copy.deepcopy(model)) or the folder it was saved to."
         )

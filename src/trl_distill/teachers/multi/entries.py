@@ -141,7 +141,7 @@ def read_teachers(given: object) -> TeacherList:
         combine, teachers = COMBINE[0], given
     if combine not in COMBINE:
         hint = nearest(str(combine), COMBINE)
-        raise ParamsError(f"{name}: combine is {combine!r}; accepted are {', '.join(map(repr, COMBINE))}.{hint}")
+        raise ParamsError(f"{name}: combine is {combine!r}; expected one of {', '.join(map(repr, COMBINE))}.{hint}")
     if not isinstance(teachers, (list, tuple)) or not teachers:
         raise ParamsError(f"{name}: 'teachers' is {_in_words(teachers)}; give a list of teachers, each with a model.")
     entries = [_entry(teacher, f"{name}, teacher {n}", combine) for n, teacher in enumerate(teachers, 1)]
@@ -214,20 +214,18 @@ def check_keys(given: Mapping[object, object], known: Sequence[str], place: str)
 def checked_weight(given: object, place: str) -> float:
     """Return a weight; raise ParamsError unless it is a number above 0."""
     if isinstance(given, bool) or not isinstance(given, (int, float)) or not 0 < given < math.inf:
-        raise ParamsError(f"{place}: weight is {given!r}; accepted is a number above 0.")
+        raise ParamsError(f"{place}: weight is {given!r}; expected a number above 0.")
     return float(given)
 
 
 def _entry(given: object, place: str, combine: str) -> TeacherEntry:
     if not isinstance(given, Mapping):
-        raise ParamsError(
-            f"{place} is {_in_words(given)}; write its 'model', and what else there is to say, as a mapping."
-        )
+        raise ParamsError(f"{place} is {_in_words(given)}; write a mapping with its 'model' and any other keys.")
     check_keys(given, KEYS, place)
     model, weight, revision = given.get("model"), given.get("weight", 1.0), given.get("revision")
     _check_model(model, place)
     if revision is not None and not isinstance(revision, str):
-        raise ParamsError(f"{place}: revision is {revision!r}; accepted is text.")
+        raise ParamsError(f"{place}: revision is {revision!r}; expected text.")
     weight = checked_weight(weight, place)
     if weight != 1 and combine != "mixture":
         raise ParamsError(
@@ -265,7 +263,7 @@ def _rows(given: object, place: str) -> dict[str, Any]:
         share = math.nan
     if not 0 < share <= 1:
         raise ParamsError(
-            f"{place}: rows are {given!r}; accepted are all, a share above 0 and at most 1 (0.3), or column=value."
+            f"{place}: rows are {given!r}; expected one of all, a share above 0 and at most 1 (0.3), or column=value."
         )
     return {"share": share}
 

@@ -172,7 +172,7 @@ class MultiTeacherRecipe:
                 if not one.teacher.template.is_identity:
                     raise DataError(
                         f"{where}: there is no completion, and {self.teachers.teachers[i].place} has a template of its "
-                        "own; name the column with --completion-column, or let a teacher write with --completions "
+                        "own; name the column with --completion-column, or let a teacher generate with --completions "
                         "teacher."
                     )
                 prompt = tokenize_prompt(one.teacher.tokenizer, "")

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from .entries import TeacherSpec
 
 RETAIN = "retain_data"
-START = "the student as it starts"
+START = "the initial student"
 
 
 def teachers_of_run(settings: DistillationArguments, given: TeacherSpec = None) -> TeacherList | None:
@@ -55,7 +55,7 @@ def teachers_of_run(settings: DistillationArguments, given: TeacherSpec = None) 
 
 
 def _retaining(settings: DistillationArguments) -> TeacherEntry:
-    """Return the teacher that `retain_data` adds: the student as it starts, with rows and prompts of its own."""
+    """Return the teacher that `retain_data` adds: the initial student, with rows and prompts of its own."""
     given = settings.retain_data
     in_memory = model_in_memory(given)
     if in_memory is not None:

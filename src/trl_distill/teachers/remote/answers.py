@@ -91,9 +91,9 @@ def _unusable(message: JsonObject, text: str, reasons: bool, reason: str) -> str
     if message.get("tool_calls") or message.get("function_call"):
         return "the teacher called a tool instead of answering"
     if reasons and reason in CUT:
-        return "the teacher was still reasoning when it was cut; raise --distill-max-teacher-length"
+        return "the teacher was still reasoning when its answer was cut; raise --distill-max-teacher-length"
     if reasons:
-        return "the teacher answered with reasoning alone; have its server switch reasoning off, or its parser right"
+        return "the teacher answered with reasoning only; have its server switch reasoning off, or correct its parser"
     return EMPTY
 
 

@@ -41,7 +41,7 @@ LONGEST = 200  # characters of what a server says
 TODO = {
     401: f"set the environment variable {KEY} to a key that it knows",
     402: "add credit to your account there, or choose another model",
-    403: f"use a key ({KEY}) that may ask for this model",
+    403: f"use a key ({KEY}) that may use this model",
     404: "check the model's name and the URL, which ends in /v1 for most servers",
 }
 
@@ -150,7 +150,7 @@ class Server:
         except TeacherError:
             raise
         except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
-            raise RetryableError(f"an answer that is no completion ({type(error).__name__})") from None
+            raise RetryableError(f"an answer that is not a completion ({type(error).__name__})") from None
         return replace(answer, logprobs=read_logprobs(content["choices"][0]))
 
     def _post(self, request: Mapping[str, object]) -> str:
@@ -187,13 +187,13 @@ class Server:
         if name not in self._replacements:
             instead = self._replacements.setdefault(name, DISPENSABLE[name])
             logger.warning(
-                "%s at %s does not take %s; it is asked %s.",
+                "%s at %s does not accept %s; requests are sent %s.",
                 self.name,
                 self.url,
                 name,
                 f"with {instead} instead" if instead else "without it",
             )
-        raise RetryableError(f"the server does not take {name}", after=0.0) from None
+        raise RetryableError(f"the server does not accept {name}", after=0.0) from None
 
     def _fail(self, error: object, status: int | None = None, after: float | None = None) -> NoReturn:
         """Raise a server's error; one in the body of a successful response has no HTTP status.

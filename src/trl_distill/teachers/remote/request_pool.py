@@ -260,6 +260,6 @@ class RequestPool(Generic[Job]):
         counted = answer.prompt_tokens + answer.completion_tokens > 0 or not answer.billed
         if self.settings.max_cost is not None and not counted:
             raise TeacherError(
-                f"the server does not count the tokens of its answers, so --{self.settings.role}-max-cost cannot be "
-                f"kept; give --{self.settings.role}-max-requests instead."
+                f"the server does not report the tokens of its answers, so --{self.settings.role}-max-cost cannot be "
+                f"enforced; give --{self.settings.role}-max-requests instead."
             )

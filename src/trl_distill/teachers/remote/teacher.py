@@ -141,7 +141,9 @@ class RemoteTeacher(TextTeacher):
 
         if missing:
             with self.server.reporting_kept(keys, store, "completions"):
-                self.server.send_all(missing, send, keep, description="Teacher writes completions", progress=progress)
+                self.server.send_all(
+                    missing, send, keep, description="Teacher generates completions", progress=progress
+                )
         self.logprobs.remember(prompts, keys)
         return self._learnable([store[key] for key in keys])
 

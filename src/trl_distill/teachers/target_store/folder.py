@@ -33,7 +33,7 @@ FORMAT = 2
 MANIFEST, COMPLETIONS, TOKENIZER, HEAD = "manifest.json", "completions.jsonl", "tokenizer", "head.safetensors"
 DATE = "chat_template_date.txt"  # see `TemplateDate`
 PARTS = ".parts"
-REPAIR = "re-make it with the same `aitraining teach` command and --repair"
+REPAIR = "make it again with the same `aitraining teach` command and --repair"
 Manifest: TypeAlias = dict[str, Any]  # a JSON object
 
 

@@ -129,14 +129,14 @@ class StoredTeacher:
             if sequence_key(row["teacher_prompt"], row["completion"]) not in self.rows:
                 raise TeacherError(
                     f"{self.folder} has no targets for {name}, row {row['row']}: its teacher's prompt or its "
-                    "completion is another; make a store of this data with `aitraining teach`."
+                    "completion is another; make a store from this data with `aitraining teach`."
                 )
 
     def generate(self, prompts: Sequence[Sequence[int]], settings: GenerationSettings) -> list[Completion]:
         """Raise TeacherError: only the completions in the store are known."""
         raise TeacherError(
             f"{self.folder} has no completion for a prompt, {self.tokenizer.decode(list(prompts[0]))!r:.80}; make a "
-            "store of this data and these settings with `aitraining teach`."
+            f"store from this data and these settings with `aitraining teach`."
         )
 
     def score(self, batch: Mapping[str, Any]) -> TeacherSignal:

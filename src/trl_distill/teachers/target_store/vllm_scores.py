@@ -78,7 +78,8 @@ def why_unlike(teacher: Teacher, format_: TargetFormat) -> str | None:
         return f"its probabilities are over the teacher's {rows}"
     source: ModelSource | None = getattr(teacher, "source", None)
     if source is not None and source.adapter is not None:
-        return "of a teacher with an adapter it gives none of a given completion"  # vLLM 0.32 fails, or reads another
+        # vLLM 0.32 fails, or reads another
+        return "for a teacher with an adapter it gives no log-probabilities of a given completion"
     return None
 
 

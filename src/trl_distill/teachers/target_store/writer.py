@@ -129,7 +129,7 @@ def _check_logits(teacher: LocalTeacher, format_: TargetFormat, *, progress: boo
     line = teacher.check_logits()
     if line and format_.has_head:
         raise TeacherError(
-            f"teacher {teacher.name!r} has logits that its LM head alone does not give, and targets of the kind "
+            f"teacher {teacher.name!r} has logits that its LM head alone does not compute, and targets of the kind "
             f"{format_.name} are hidden states and that head; store the kind topk or sample."
         )
     if line and progress:
@@ -175,7 +175,7 @@ def _resumed_manifest(folder: TargetFolder, header: Manifest) -> Manifest:
     known = ("shard-", COMPLETIONS, TOKENIZER, HEAD, DATE, ".")
     foreign = sorted(p.name for p in folder.path.glob("*") if not p.name.startswith(known))
     if foreign:
-        raise TeacherError(f"{folder} holds {foreign[0]!r}, which is of no store; give another folder.")
+        raise TeacherError(f"{folder} holds {foreign[0]!r}, which does not belong to a store; give another folder.")
     folder.discard_parts()  # their settings are not known
     (folder.path / HEAD).unlink(missing_ok=True)
     folder.write_manifest(empty)

@@ -34,7 +34,8 @@ class LocalTextTeacher(TextTeacher):
         own = writer.tokenizer
         if len({*own.get_vocab()} - {*own.all_special_tokens} - {*own.get_added_vocab()}) < 2:
             raise TeacherError(
-                f"teacher_model {writer.name!r} has a tokenizer without words; save the model's own next to it."
+                f"teacher_model {writer.name!r} has a tokenizer with an empty vocabulary; save the model's own next "
+                f"to it."
             )
         super().__init__(writer.name, tokenizer=writer.tokenizer if tokenizer is None else tokenizer)
         self.writer = writer

@@ -33,11 +33,11 @@ class RecordedTeacher(TextTeacher):
         return {"written by": self.name}
 
     def describe(self) -> str:
-        return f"none is asked; {self.name} wrote the data's completions, which are learned by cross-entropy alone"
+        return f"no teacher runs; {self.name} wrote the data's completions, which are learned by cross-entropy alone"
 
     def write(self, prompts: Sequence[Prompt], settings: GenerationSettings, **kept: object) -> list[Completion]:
         raise DataError(
-            f"{len(prompts):,} rows have no completion, and no teacher is named that could write them; add the "
+            f"{len(prompts):,} rows have no completion, and no teacher is given to generate them; add the "
             "completions, or give --teacher-model."
         )
 

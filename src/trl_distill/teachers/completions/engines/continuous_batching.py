@@ -37,7 +37,7 @@ class ContinuousBatching:
         if len(prompts) <= settings.batch_size or not self._supports(settings):
             raise EngineError("")
         if not self._agrees_on([*prompts.values()][:PROBED]):
-            raise EngineError("its first tokens are not those that `generate` writes")
+            raise EngineError("its first tokens differ from those of `generate`")
         yield from self.completions(prompts, settings)
 
     def _supports(self, settings: GenerationSettings) -> bool:
@@ -108,7 +108,7 @@ def _finished(manager: Any, count: int) -> Iterator[tuple[str, list[int]]]:
         while result is None:
             result = manager.get_result(timeout=1)
             if result is None and not manager.is_running():
-                raise EngineError("it ended before all was written")
+                raise EngineError("it ended before all completions were generated")
         if result.error is not None:
             raise EngineError(str(result.error).splitlines()[0])
         yield result.request_id, list(result.generated_tokens)

@@ -74,7 +74,7 @@ def generate_all(
             if settings.engine == VLLM_ALONE:
                 raise refusal(teacher, error) from error
             if str(error):
-                logger.warning("%s does not write for teacher %r: %s.", engine.name, teacher.name, error)
+                logger.warning("%s does not generate for teacher %r: %s.", engine.name, teacher.name, error)
 
 
 def engines_for(teacher: Writer, settings: GenerationSettings, prompts: int) -> list[Engine]:

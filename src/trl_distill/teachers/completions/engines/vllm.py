@@ -68,10 +68,10 @@ class VLLM:
             return "vLLM is not installed (`pip install vllm`)"
         source: ModelSource | None = getattr(self.teacher, "source", None)
         if source is None:
-            known = {None: "it is no local model", True: "it is an encoder-decoder, which vLLM does not write with"}
+            known = {None: "it is not a local model", True: "it is an encoder-decoder, which vLLM does not support"}
             config = getattr(self.teacher, "config", None)
             kind = None if config is None else bool(config.is_encoder_decoder)
-            return known.get(kind, "its weights are in memory alone, and vLLM loads a model by its folder or Hub name")
+            return known.get(kind, "its weights are only in memory, and vLLM loads a model by its folder or Hub name")
         if source.quantization == "int8" or (source.quantization is not None and not torch.cuda.is_available()):
             return f"vLLM does not load {source.quantization} weights of bitsandbytes here"
         return why_not_applied(source.adapter)

@@ -36,7 +36,7 @@ class HiddenFormat(TargetFormat):
 
     def decode(self, arrays: Mapping[str, torch.Tensor], head: LMHead | None) -> DenseSignal:
         if head is None:
-            raise ValueError("targets of the kind hidden come with the teacher's LM head.")
+            raise ValueError("targets of the kind hidden need the teacher's LM head.")
         bits = arrays.get(BITS)
         hidden = arrays[HIDDEN] if bits is None else bits.contiguous().view(torch.bfloat16)
         return DenseSignal(hidden, head, self.vocabulary)
