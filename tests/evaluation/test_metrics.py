@@ -98,7 +98,7 @@ def test_a_row_without_a_usable_reference_has_no_score():
     ("name", "reference", "error", "said"),
     [
         ("exactmatch", "a", ParamsError, "Did you mean 'exact_match'"),
-        ("regex:(", "a", ParamsError, "no regular expression"),
+        ("regex:(", "a", ParamsError, "not a regular expression"),
         ("no_such_module:score", "a", ParamsError, "cannot be imported"),
         ("math:pi", "a", ParamsError, "not a function"),
         ("json", "{a: 1}", DataError, "row 2"),

@@ -216,7 +216,7 @@ def test_a_tail_far_below_keeps_its_gradient_in_float32():
         ({"vocabulary": 40}, "vocabulary 40 must lie between"),
         ({"vocabulary": 3}, "vocabulary 3 must lie between"),
         ({"log_normalizer": torch.zeros(3)}, "log_normalizer"),
-        ({"token_ids": torch.full((23, 5), 31)}, "no row below vocabulary 31"),
+        ({"token_ids": torch.full((23, 5), 31)}, "not a row below vocabulary 31"),
     ],
 )
 def test_invalid_arguments_are_refused(change, sentence):

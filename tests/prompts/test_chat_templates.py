@@ -69,10 +69,10 @@ def test_a_file_with_and_without_the_sign_and_another_model(tokenizer, chat_mode
     [
         ("{% for m in messages %}\n{{ m['content'] }\n{% endfor %}", r"broken.jinja' is not Jinja: line 2: .*'}'"),
         ("{% if messages %}{{ messages }}", r"is not Jinja: line 1: .*endif"),
-        ("Hello there.", "is no chat template: it leaves out what the user says"),
-        ("", "is no chat template: it leaves out what the user says"),
+        ("Hello there.", "is not a chat template: it leaves out the messages of the user"),
+        ("", "is not a chat template: it leaves out the messages of the user"),
         (SAID.replace("%}<", "%}{% if m['role'] == 'user' %}<", 1) .replace("{% endfor", "{% endif %}{% endfor"),
-         "it leaves out what the assistant says"),
+         "it leaves out the messages of the assistant"),
         (SAID + "{{ raise_exception('no such thing') }}", "does not take messages of user, assistant: no such thing"),
         (SAID + "{{ messages[7]['content'] }}", "does not take messages of user, assistant"),
     ],

@@ -65,7 +65,7 @@ def test_chat_prompt_and_completion_are_the_rendered_conversation(chat_tokenizer
 @pytest.mark.parametrize(
     ("template", "said"),
     [
-        ("no message at all", "leaves out what the assistant says; give another with --chat-template"),
+        ("no message at all", "leaves out the assistant's messages; give another with --chat-template"),
         ("{% if", r"is not Jinja: line 1"),
         (
             "{{ raise_exception('Roles must\n alternate.') }}",

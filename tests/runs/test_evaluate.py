@@ -436,9 +436,9 @@ def test_bad_input_is_refused_before_a_model_loads(project, monkeypatch):
         evaluate_distillation(project, reference_column="answr")
     with pytest.raises(DataError, match="the column 'answer' is empty in all rows"):
         evaluate_distillation(project, test_data=[{"text": "a", "answer": ""}], reference_column="answer")
-    with pytest.raises(ParamsError, match="teacher_model is 'ema', an average of the student that is not kept"):
+    with pytest.raises(ParamsError, match="teacher_model is 'ema', an average of the student that is not saved"):
         evaluate_distillation(project, "ema")
-    with pytest.raises(TeacherError, match="is no folder"):
+    with pytest.raises(TeacherError, match="is not a folder"):
         evaluate_distillation(project, "./nowhere")
     with pytest.raises(ParamsError, match="unknown parameter 'teacher_sistem'"):
         evaluate_distillation(project, teacher_sistem="x")

@@ -362,8 +362,8 @@ def test_plain_sft_reports_what_it_cannot_use(rows, more, said, settings, tmp_pa
 WRONG = [
     ({"model": None}, ParamsError, "model is missing"),
     ({"teacher_model": None}, ParamsError, "teacher_model is missing"),
-    ({"model": "./nowhere"}, ModelError, "model './nowhere' is no folder"),
-    ({"teacher_model": "./nowhere"}, TeacherError, "teacher_model './nowhere' is no folder"),
+    ({"model": "./nowhere"}, ModelError, "model './nowhere' is not a folder"),
+    ({"teacher_model": "./nowhere"}, TeacherError, "teacher_model './nowhere' is not a folder"),
     ({"data_path": "./nowhere.json"}, DataError, "nowhere.json"),
     ({"text_column": "txet"}, DataError, "'text'"),
     ({"teacher_prompt_template": "no field"}, TemplateError, "no {input}"),

@@ -434,7 +434,7 @@ def test_what_vllm_does_not_give_is_computed_by_transformers(changes, why, expec
 def test_a_teacher_with_an_adapter_is_scored_by_transformers(expected, adapted, tmp_path, capsys):
     teacher = load_teacher(adapted, dtype="float32")
     manifest, _ = stored_by("vllm", teacher, rows_of(expected, teacher)[:3], tmp_path)
-    assert "transformers, not by vLLM: of a teacher with an adapter it gives none" in capsys.readouterr().out
+    assert "transformers, not by vLLM: for a teacher with an adapter it gives no" in capsys.readouterr().out
     assert [shard["engine"] for shard in manifest["shards"]] == ["transformers"]
 
 

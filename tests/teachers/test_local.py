@@ -92,7 +92,7 @@ def test_an_encoder_is_refused(tmp_path):
 
 def test_a_missing_folder_is_named_with_its_neighbours(tiny_teacher_dir):
     wrong = str(tiny_teacher_dir) + "x"
-    with pytest.raises(TeacherError, match="is no folder"):
+    with pytest.raises(TeacherError, match="is not a folder"):
         load_teacher(wrong)
 
 

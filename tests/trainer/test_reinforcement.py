@@ -141,7 +141,7 @@ def test_ppo_trainer_continues_a_students_adapter(tiny_model_dir, tmp_path):
         ({"prompt_template": "{input} {nothing}"}, TemplateError, "has no such column"),
         ({"text_column": "query"}, DataError, "text_column"),
         ({"reward_model": "embedded"}, ModelError, "reward_model is .*, which gives no score"),
-        ({"model": "./nowhere"}, ModelError, "model './nowhere' is no folder"),
+        ({"model": "./nowhere"}, ModelError, "model './nowhere' is not a folder"),
         ({"prompt_template": "a " * 600 + "{input}"}, DataError, "row 1: the prompt has .* lower max_new_tokens"),
     ],
 )
