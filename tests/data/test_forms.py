@@ -254,7 +254,9 @@ def test_prompts_are_not_learned_whatever_completion_only_loss(
 
 def test_a_formatting_function_and_completions_contradict_each_other(tiny_model_dir, tiny_teacher_dir, tmp_path):
     more = {"formatting": lambda row: row["prompt"], "completion_only_loss": True}
-    with pytest.raises(ParamsError, match=r"formatting_func cannot be used .*: it makes plain text, which has no completion"):
+    with pytest.raises(
+        ParamsError, match=r"formatting_func cannot be used .*: it makes plain text, which has no completion"
+    ):
         distilling(tiny_model_dir, tiny_teacher_dir, tmp_path, FORMS["prompt-completion"], **more)
 
 

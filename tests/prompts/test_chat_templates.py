@@ -88,7 +88,11 @@ def test_a_file_that_is_no_chat_template_is_refused_and_changes_nothing(text, sa
 
 
 def test_an_unknown_chat_template_lists_what_is_accepted(tokenizer, tiny_model_dir, tmp_path):
-    for source, said in (("alpaca", "is not a template"), ("./none.jinja", "is not a"), (str(tiny_model_dir), "without a")):
+    for source, said in (
+        ("alpaca", "is not a template"),
+        ("./none.jinja", "is not a"),
+        (str(tiny_model_dir), "without a"),
+    ):
         with pytest.raises(TemplateError, match=rf"{said}.*'tokenizer'.*'chatml', 'zephyr', a Jinja file"):
             set_chat_template(tokenizer, source)
     (tmp_path / "latin").write_bytes(b"\xe9")

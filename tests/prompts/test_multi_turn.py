@@ -198,7 +198,9 @@ REWRITES = (  # as templates do that drop the thoughts of earlier turns
 
 
 def test_a_chat_template_that_rewrites_earlier_turns_is_refused(tiny_model_dir, tiny_teacher_dir, tmp_path):
-    with pytest.raises(TemplateError, match=r"train, row 1: the chat template of .* renders the conversation differently"):
+    with pytest.raises(
+        TemplateError, match=r"train, row 1: the chat template of .* renders the conversation differently"
+    ):
         distilling(tiny_model_dir, tiny_teacher_dir, tmp_path, TALKS, chat_template=REWRITES, assistant_only_loss=True)
 
 

@@ -64,7 +64,9 @@ def test_the_guides_example_of_several_teachers(place, capsys):
     combined = []
     for model, prompt in teachers:
         if model == "bert-large":
-            with pytest.raises(TeacherError, match=r"bert-large' \(bert\) is not a causal language model but an encoder"):
+            with pytest.raises(
+                TeacherError, match=r"bert-large' \(bert\) is not a causal language model but an encoder"
+            ):
                 generate_with_teacher(model, prompt, QUERIES)
         else:
             combined.extend(generate_with_teacher(model, prompt, QUERIES))
@@ -77,7 +79,7 @@ def test_the_guides_example_of_several_teachers(place, capsys):
     )  # fmt: skip
     before = AutoModelForCausalLM.from_pretrained("gpt2").lm_head.weight
     assert not torch.equal(train(config).lm_head.weight, before)
-    said = "Teacher: no teacher runs; gpt2-xl, t5-large wrote the data's completions, which are learned by cross-entropy"
+    said = "Teacher: none loaded; gpt2-xl, t5-large wrote the data's completions, which are learned by cross-entropy"
     assert said in capsys.readouterr().out
     figures = json.loads((place / "multi-teacher-distilled" / "metrics.json").read_text())["metrics"]
     assert figures["train_loss"] == pytest.approx(figures["train_ce"])
@@ -250,7 +252,7 @@ def test_the_command_trains_on_rows_that_name_their_teacher(tiny_model_dir, tmp_
     (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, ROWS)))
     done = CliRunner().invoke(main, ["llm", "--model", str(tiny_model_dir), "--data-path", "rows.jsonl"])
     assert done.exit_code == 0, done.output
-    assert "Teacher: no teacher runs; t, u wrote the data's completions" in done.stdout
+    assert "Teacher: none loaded; t, u wrote the data's completions" in done.stdout
 
 
 def test_the_trainer_trains_on_rows_that_name_their_teacher(tiny_model_dir, tmp_path, capsys):
@@ -258,7 +260,7 @@ def test_the_trainer_trains_on_rows_that_name_their_teacher(tiny_model_dir, tmp_
         output_dir=str(tmp_path), use_distillation=True, use_cpu=True, report_to="none", max_steps=1
     )
     trainer = DistillationSFTTrainer(str(tiny_model_dir), args, train_dataset=Dataset.from_list(ROWS))
-    assert "no teacher runs; t, u wrote" in capsys.readouterr().out
+    assert "none loaded; t, u wrote" in capsys.readouterr().out
     trainer.train()
     assert trainer.setup.schedule.start.alpha == 0
     with pytest.raises(ParamsError, match="teacher_model is missing"):  # before the model, which is none, is looked for

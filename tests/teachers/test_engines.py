@@ -170,7 +170,10 @@ def test_transformers_continues_if_an_engine_fails(embedded, expected, monkeypat
     [
         ({"teacher_model": "http://localhost:1/v1#m"}, "teacher_model 'http://localhost:1/v1#m' is a server"),
         ({"teacher_model": "ema"}, "teacher_model is 'ema', an average in memory that vLLM cannot load"),
-        ({"teacher_model": "embedded", "distill_online": True}, "distill_online has the teacher generate during training"),
+        (
+            {"teacher_model": "embedded", "distill_online": True},
+            "distill_online has the teacher generate during training",
+        ),
     ],
 )
 def test_vllm_is_refused_where_nothing_is_written_before_training(settings, message):

@@ -82,7 +82,10 @@ def test_the_preflight_says_what_to_do_where_completions_are_cut(tiny_model_dir,
     assert (
         "4 were not ended by the teacher; raise --distill-max-teacher-length, or give --teacher-stop" in result.stdout
     )
-    assert "warning       the teacher ends 0 of its 4 completions: the student does not learn to stop either" in result.stdout
+    assert (
+        "warning       the teacher ends 0 of its 4 completions: the student does not learn to stop either"
+        in result.stdout
+    )
 
 
 def texts(teacher, prompts, settings):

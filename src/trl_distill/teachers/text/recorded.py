@@ -33,7 +33,7 @@ class RecordedTeacher(TextTeacher):
         return {"written by": self.name}
 
     def describe(self) -> str:
-        return f"no teacher runs; {self.name} wrote the data's completions, which are learned by cross-entropy alone"
+        return f"none loaded; {self.name} wrote the data's completions, which are learned by cross-entropy alone"
 
     def write(self, prompts: Sequence[Prompt], settings: GenerationSettings, **kept: object) -> list[Completion]:
         raise DataError(
