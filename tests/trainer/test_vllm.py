@@ -145,7 +145,7 @@ def test_use_vllm_needs_on_policy_batches(tmp_path):
 
 
 @needs_vllm
-@pytest.mark.parametrize(("kind", "message"), [("int8", "int8 student"), ("nowhere", "does not say where it is")])
+@pytest.mark.parametrize(("kind", "message"), [("int8", "int8 student"), ("nowhere", "a loaded model without a path")])
 def test_a_student_that_vllm_cannot_load_is_refused(kind, message, tiny_model_dir, tiny_teacher_dir, tmp_path):
     model = AutoModelForCausalLM.from_pretrained(tiny_model_dir)
     if kind == "int8":
