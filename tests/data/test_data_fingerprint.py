@@ -63,7 +63,7 @@ def test_a_run_is_not_resumed_on_other_rows(rows, said, tiny_model_dir, tmp_path
         assert run(params).trainer.state.global_step == 4
         return
     paid = (tmp_path / "run" / "teacher_completions.jsonl").read_text()
-    with pytest.raises(ProjectError, match=f"training data has changed: {said}; give the same data with resume"):
+    with pytest.raises(ProjectError, match=f"training data has changed: {said}; give the same data and add resume"):
         run(params)
     assert (tmp_path / "run" / "teacher_completions.jsonl").read_text() == paid
     params.resume, params.overwrite = False, True
