@@ -1,4 +1,4 @@
-"""Every name of TRL that is not part of its public API, read in TRL 1.16.0.
+"""TRL's private names, as of TRL 1.16.0.
 
 `tests/test_trl.py` fails when one of them moves.
 """
@@ -20,7 +20,7 @@ def gathered(*parameters: torch.Tensor | None) -> AbstractContextManager[object]
 
 
 def has_marks(chat_template: str) -> bool:
-    """Whether a chat template marks what the assistant says, so that SFTTrainer can learn several turns by it."""
+    """Whether a chat template marks assistant turns, so that SFTTrainer can train on several turns."""
     from trl.chat_template_utils import has_generation_markers
 
     return bool(has_generation_markers(chat_template))

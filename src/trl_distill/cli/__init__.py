@@ -1,4 +1,4 @@
-"""The command line: click only - parse, call, print. One file a command; none loads torch before it runs."""
+"""The command line, with click: parse, call, print. One file per command; none imports torch before it runs."""
 
 from __future__ import annotations
 

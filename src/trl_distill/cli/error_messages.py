@@ -18,7 +18,7 @@ _TOKEN = re.compile(r"\b(hf_(?=[\w-]*[A-Z0-9])|sk-)[\w-]{10,}")
 
 @contextmanager
 def exit_on_error(*, debug: bool) -> Iterator[None]:
-    """Turn whatever is raised inside into one sentence on stderr and the exit code 1, 2 or 130.
+    """Turn an error raised inside into one sentence on stderr and the exit code 1, 2 or 130.
 
     Args:
         debug: Show the traceback too.

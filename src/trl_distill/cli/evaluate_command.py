@@ -1,4 +1,4 @@
-"""`aitraining evaluate`: whether a student works without its teacher's prompt, on rows that it was not trained on."""
+"""`aitraining evaluate`: test on held-out rows whether a student works without its teacher's prompt."""
 
 from __future__ import annotations
 

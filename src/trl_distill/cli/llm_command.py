@@ -90,10 +90,10 @@ CONTEXT = {
 
 
 class LLMCommand(GroupedCommand):
-    """A command that keeps its arguments as typed, so that a message can name the flag that was used."""
+    """A command that remembers the flags as typed, so that messages can name them."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Parse, and reject what is left over without repeating anything that looks like a token."""
+        """Parse, and reject extra arguments without repeating anything that looks like a token."""
         ctx.meta["typed"] = list(args)
         rest = super().parse_args(ctx, args)
         if rest and not ctx.resilient_parsing:
@@ -144,7 +144,7 @@ def set_typed(ctx: click.Context, settings: CheckedSettings) -> set[str]:
 
 
 def params_from_command(argv: Sequence[str]) -> LLMTrainingParams:
-    """Return the parameters that a command line means; nothing is run.
+    """Parse a command line into parameters, without running anything.
 
     Args:
         argv: What follows `aitraining llm`.
@@ -158,9 +158,9 @@ def params_from_command(argv: Sequence[str]) -> LLMTrainingParams:
 
 @contextmanager
 def running(ctx: click.Context) -> Iterator[LLMTrainingParams]:
-    """Yield the parameters of a command; what fails inside ends it with a sentence and an exit code.
+    """Yield the parameters of a command; an error inside exits with a sentence and an exit code.
 
-    A successful command leaves the process group, whose threads may else abort the exit of the interpreter.
+    A successful command destroys the process group, whose threads may otherwise abort the interpreter's exit.
     """
     with exit_on_error(debug=ctx.params["debug"]):
         params = params_of(ctx)

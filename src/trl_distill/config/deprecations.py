@@ -1,4 +1,4 @@
-"""Deprecations that a user can do nothing about: names that TRL and PEFT use, or that are settings here."""
+"""Deprecation warnings that a user cannot act on: names that TRL and PEFT use, or that are settings here."""
 
 from __future__ import annotations
 

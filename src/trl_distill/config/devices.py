@@ -1,4 +1,4 @@
-"""The device at hand and what it can do: float64, bfloat16, a fused AdamW, randomness, copies without a wait."""
+"""The available device and its features: float64, bfloat16, fused AdamW, random state, asynchronous copies."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 def accelerator() -> torch.device | None:
     """Return this machine's accelerator; None without one, or if accelerate is to use the CPU.
 
-    The second is `accelerate launch --cpu`, which sets ACCELERATE_USE_CPU.
+    `accelerate launch --cpu` sets ACCELERATE_USE_CPU.
     """
     from accelerate.utils import parse_flag_from_env
 
@@ -29,7 +29,7 @@ def to_float64(tensor: torch.Tensor) -> torch.Tensor:
 
 @functools.cache
 def has_float64(device: torch.device) -> bool:
-    """Return whether a device computes in float64; it is tried."""
+    """Whether a device computes in float64, found by trying."""
     try:
         torch.ones((), dtype=torch.float64, device=device).add(1.0)
     except (TypeError, RuntimeError):  # MPS cannot hold it, XPU may hold but not add it
@@ -38,7 +38,7 @@ def has_float64(device: torch.device) -> bool:
 
 
 def on_device(values: np.ndarray, device: torch.device | None) -> torch.Tensor:
-    """Return numbers of the host on a device (None is the CPU), without waiting for what the device still computes."""
+    """Copy a host array to a device (None is the CPU) without synchronising."""
     tensor = torch.from_numpy(values)
     if device is None or device.type == "cpu":
         return tensor
@@ -50,7 +50,7 @@ def on_device(values: np.ndarray, device: torch.device | None) -> torch.Tensor:
 def computes_in_bfloat16() -> bool:
     """Whether every CUDA device of this process computes in bfloat16 itself; a T4 or a V100 only emulates it.
 
-    All are looked at, since it is asked before a process of several has its own, and all must answer alike.
+    Checks all of them, since a distributed process does not have its own device yet and all ranks must agree.
     """
     if not torch.cuda.is_available():
         return False
@@ -60,7 +60,7 @@ def computes_in_bfloat16() -> bool:
 
 
 def has_fused_adamw(device: torch.device) -> bool:
-    """Whether torch has its fused AdamW for a device; it is tried, since torch's list is private."""
+    """Whether torch supports fused AdamW on a device, found by trying, since torch's list is private."""
     weight = torch.zeros(1, device=device, requires_grad=True)
     weight.grad = torch.zeros_like(weight)
     try:
@@ -72,7 +72,7 @@ def has_fused_adamw(device: torch.device) -> bool:
 
 @contextmanager
 def forked_rng(device: torch.device) -> Iterator[None]:
-    """Give the CPU and a device back the random state that they have now."""
+    """Restore the random state of the CPU and a device on exit."""
     if device.type == "cpu":  # without a type, which torch before 2.12 does not take as None
         with torch.random.fork_rng(devices=[]):
             yield

@@ -1,4 +1,4 @@
-"""The settings of distillation itself, each written once: name, type, default and help text.
+"""The distillation settings: name, type, default and help text, each defined once.
 
 `DistillationSFTConfig` (flags under TrlParser) and `LLMTrainingParams` (flags of `aitraining llm`) both
 inherit them. Standard library only, so that a command line can show its help without loading torch.
@@ -340,7 +340,7 @@ class DistillationArguments:
 
     @property
     def fresh_completions(self) -> str | None:
-        """The setting, with its value, that has completions written while training; None if there is none."""
+        """The setting, with its value, that makes a run generate completions during training; None without one."""
         if self.distill_on_policy_fraction > 0:
             return f"distill_on_policy_fraction {self.distill_on_policy_fraction:g}"
         return "distill_online" if self.distill_online else None

@@ -1,4 +1,4 @@
-"""Names of teachers that are asked over HTTP: `openai:MODEL`, OpenAI's own bare names, `http(s)://host:port/v1#model`."""
+"""Names of teachers behind HTTP servers: `openai:MODEL`, OpenAI's own bare names, `http(s)://host:port/v1#model`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ REASONING_NAME = re.compile(r"(o\d|gpt-[5-9](?!.*chat))[\w.:-]*")
 
 @dataclass(frozen=True)
 class Endpoint:
-    """Where a model is asked.
+    """A model on a server.
 
     Attributes:
         model: The model's name there.

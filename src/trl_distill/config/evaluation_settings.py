@@ -1,4 +1,4 @@
-"""The settings of an evaluation that are none of a run's. Standard library only."""
+"""Settings of an evaluation that a training run does not have. Standard library only."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from .fields import CheckedSettings, option
 
 @dataclass
 class EvaluationSettings(CheckedSettings):
-    """How a student is evaluated; the settings of its run say who teaches and what each side reads.
+    """How a student is evaluated; its run's settings define the teacher and the prompts.
 
     Raises:
         ParamsError: An unknown name, or a value outside what is accepted.

@@ -17,7 +17,7 @@ _IN_MEMORY = re.compile(r"<(\w+)>")
 class Help(str):
     """A help text that also carries its heading and what is accepted.
 
-    HfArgumentParser hands every metadata key of a field to argparse, so it may have no keys but help and choices.
+    HfArgumentParser passes every metadata key of a field to argparse, so only help and choices are allowed there.
     """
 
     group: str

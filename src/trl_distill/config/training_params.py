@@ -1,8 +1,7 @@
 """`LLMTrainingParams`: every parameter of a run, as flat data of the standard library.
 
 One field is one flag of `aitraining llm`; `sft_config.from_params` turns the whole into TRL's configuration.
-A value is checked when it is set, in the constructor and afterwards; `validate` checks what several fields
-must agree on.
+A value is checked when it is set, in the constructor and afterwards; `validate` checks fields against each other.
 """
 
 from __future__ import annotations
@@ -229,7 +228,7 @@ class LLMTrainingParams(CheckedSettings, DistillationArguments):
         return f"unknown parameter {name!r}.{nearest(name, FIELDS)} `aitraining llm --help-all` lists all."
 
     def validate(self) -> None:
-        """Check what several fields must agree on; needs no model, no data and no network.
+        """Check fields against each other; needs no model, no data and no network.
 
         Raises:
             ParamsError: A missing model or teacher, one that is neither a name nor a model, or two settings that
@@ -281,7 +280,7 @@ class LLMTrainingParams(CheckedSettings, DistillationArguments):
         self._check_evaluation()
 
     def _check_evaluation(self) -> None:
-        """Check the settings that look at evaluations during training."""
+        """Check the settings that use evaluations during training."""
         metric = self.metric_for_best_model
         if metric is not None and metric.removeprefix("eval_") not in (*BETTER_IF_LOWER, *BETTER_IF_HIGHER):
             accepted = ", ".join((*BETTER_IF_LOWER, *BETTER_IF_HIGHER))
@@ -301,7 +300,7 @@ class LLMTrainingParams(CheckedSettings, DistillationArguments):
             self._check_saves_what_it_evaluates()
 
     def _check_saves_what_it_evaluates(self) -> None:
-        """Check that the weights of every evaluation are in a checkpoint."""
+        """Check that every evaluation has a checkpoint of its weights."""
         if self.save_strategy != self.eval_strategy:
             raise ParamsError(
                 f"load_best_model_at_end needs a checkpoint of each evaluation, but eval_strategy is "
@@ -316,17 +315,17 @@ class LLMTrainingParams(CheckedSettings, DistillationArguments):
 
     @property
     def evaluations_needed_by(self) -> str | None:
-        """The setting that needs rows to evaluate on during training; None if none does."""
+        """The setting that needs an evaluation during training; None if there is none."""
         names = ("load_best_model_at_end", "early_stopping_patience", "eval_on_start", "eval_samples")
         return next((name for name in names if getattr(self, name)), None)
 
     def _may_be_written(self) -> bool:
-        """Whether the data, which may name the teachers that wrote its completions, can be looked at for that."""
+        """Whether the data may name the teachers that wrote its completions, which is checked once it is loaded."""
         path = self.data_path
         return not isinstance(path, str) or os.path.exists(os.path.expanduser(path)) or is_hub_data(path)
 
     def _check_own_teacher(self) -> None:
-        """Check that a student which is its own teacher has an adapter to switch off."""
+        """Check that a self-distilling student has an adapter that can be disabled."""
         if not self.peft and isinstance(self.model, str):
             raise ParamsError(
                 "teacher_model is 'self', the student with its adapter switched off, but there is no adapter; add "
@@ -334,7 +333,7 @@ class LLMTrainingParams(CheckedSettings, DistillationArguments):
             )
 
     def _check_own_weights(self) -> None:
-        """Refuse settings of how a teacher is loaded if the student's own weights teach."""
+        """Refuse settings for loading a teacher if the student's own weights teach."""
         for name in ("teacher_revision", "teacher_dtype", "teacher_quantization", "teacher_device_map"):
             if getattr(self, name) != FIELDS[name].default:
                 raise ParamsError(
@@ -362,7 +361,7 @@ class LLMTrainingParams(CheckedSettings, DistillationArguments):
 
 
 def is_hub_data(given: object) -> bool:
-    """Whether this names a dataset of the Hub, of an account, and no file or folder."""
+    """Whether this is the name of a Hub dataset (account/name), not of a file or folder."""
     named = isinstance(given, str) and HUB_DATA.fullmatch(given) is not None
     return named and not os.path.exists(str(given))
 
@@ -375,7 +374,7 @@ LIBRARY = in_python(FIELDS, _OF_TEACH)  # how `train`, `run` and `teach` name se
 
 
 def check_params(params: object) -> None:
-    """Check that these are parameters of a run and that they agree, see `LLMTrainingParams.validate`.
+    """Check the type of a run's parameters, and validate them; see `LLMTrainingParams.validate`.
 
     Raises:
         ParamsError: Something else was given, or see `validate`.

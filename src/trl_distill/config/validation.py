@@ -1,4 +1,4 @@
-"""What several settings of distillation must agree on. Standard library only."""
+"""Checks across several distillation settings. Standard library only."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ def chat_template_options(arguments: DistillationArguments) -> dict[str, Any]:
 
 
 def check_average(arguments: DistillationArguments) -> None:
-    """Refuse what cannot be used with a teacher whose weights move.
+    """Refuse settings that do not work with a teacher whose weights change.
 
     Raises:
         ParamsError: Naming the setting and what to do.
@@ -139,12 +139,12 @@ def check_average(arguments: DistillationArguments) -> None:
 
 
 def refuse_unused(arguments: DistillationArguments, *, why: str, used: Collection[str] = ()) -> None:
-    """Refuse settings of distillation that plain SFT would not look at.
+    """Refuse distillation settings that plain SFT would ignore.
 
     Args:
         arguments: The settings.
-        why: Why it would not, and how to distil.
-        used: Fields that are looked at all the same.
+        why: Why it ignores them, and how to distil.
+        used: Fields that it uses nevertheless.
 
     Raises:
         ParamsError: Naming the first setting that is not its default.
@@ -156,7 +156,7 @@ def refuse_unused(arguments: DistillationArguments, *, why: str, used: Collectio
 
 
 def _refuse_beside(arguments: DistillationArguments, what: str, ends: Mapping[str, str]) -> None:
-    """Refuse settings that something cannot be used with; `ends` says by setting how the sentence ends."""
+    """Refuse settings that cannot be combined with something; `ends` has the end of the sentence for each."""
     for name, end in ends.items():
         if getattr(arguments, name, None) not in (None, False):
             raise ParamsError(f"{what} cannot be used with {name}{end}")
@@ -171,7 +171,7 @@ def _default(name: str) -> object:
 
 
 def _check_prices(arguments: DistillationArguments) -> None:
-    """Check that a budget in money has both prices: there is no list of prices here that would be right tomorrow."""
+    """Check that a cost budget has both prices; the package ships no price list, which would soon be outdated."""
     prices = {name: getattr(arguments, name) for name in ("teacher_price_input", "teacher_price_output")}
     given = [name for name, price in prices.items() if price is not None]
     missing = [flag_of(name) for name in prices if name not in given]
@@ -209,7 +209,7 @@ def _check_several_prompts(arguments: DistillationArguments) -> None:
 
 
 def _check_list(arguments: DistillationArguments) -> None:
-    """Refuse settings of a single teacher beside `teacher_config`."""
+    """Refuse single-teacher settings together with `teacher_config`."""
     for name, reason in _NOT_WITH_LIST.items() if arguments.teacher_config is not None else ():
         value = getattr(arguments, name)
         if value != _default(name):
@@ -235,7 +235,7 @@ def _check_cross_tokenizer(arguments: DistillationArguments) -> None:
 
 
 def _check_fresh(arguments: DistillationArguments) -> None:
-    """Refuse what cannot score completions that are written while training, and vLLM with nothing to write."""
+    """Refuse teachers that cannot score completions generated during training, and vLLM with nothing to generate."""
     fresh, teacher = arguments.fresh_completions, arguments.teacher_model
     if fresh is not None:
         _refuse_beside(arguments, fresh, _NOT_WITH_FRESH)
@@ -249,7 +249,7 @@ def _check_fresh(arguments: DistillationArguments) -> None:
 
 
 def _check_engine(arguments: DistillationArguments) -> None:
-    """Check that vLLM, if it is named to write for the teacher, has a local teacher that writes before training."""
+    """Check that vLLM, if selected for the teacher, has a local teacher that generates before training."""
     teacher = arguments.teacher_model
     if arguments.teacher_engine != "vllm":
         return

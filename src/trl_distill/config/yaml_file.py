@@ -1,4 +1,4 @@
-"""YAML files that a user writes, with one sentence if they cannot be read."""
+"""Read YAML files, with a one-sentence error if they cannot be read."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From `data_path` to prepared rows and batches; `trl_distill.data.load_data` is imported when it is first used."""
+"""From `data_path` to prepared rows and batches; `trl_distill.data.load_data` is imported lazily."""
 
 from __future__ import annotations
 

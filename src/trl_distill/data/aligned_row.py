@@ -11,7 +11,7 @@ Source = Literal["data", "text", "teacher"]
 
 @dataclass
 class AlignedRow:
-    """A row's token ids, and what is counted and shown of it; a field is a column of the aligned dataset.
+    """A row's token ids and statistics; each field is a column of the aligned dataset.
 
     Attributes:
         row: The row's number.

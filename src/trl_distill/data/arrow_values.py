@@ -1,4 +1,4 @@
-"""Columns of Arrow to plain values, without decoding images, sounds and other files."""
+"""Arrow columns to plain values, without decoding images, audio and other files."""
 
 from __future__ import annotations
 

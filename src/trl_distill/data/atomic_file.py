@@ -1,4 +1,4 @@
-"""Writing a file that a kill cannot spoil, and that others can read."""
+"""Atomic file writes, with the permissions of ordinary files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rows to a batch: the student's sequences and the teacher's, padded apart, ending in the same completions."""
+"""Rows to a batch: the student's and the teacher's sequences, padded separately, ending in the same completions."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class DistillationCollator:
     If rows come in groups (`PackedRows`), or `padding_free` is set, the student's sequences are one, see
     `flatten_student`. The teacher's stay padded, since each kind of teacher reads them in its own way.
 
-    Lengths, and where the completion tokens are, stand in the batch as numbers too, see `BatchLayout`.
+    The batch also has the lengths and completion positions as host numbers, see `BatchLayout`.
 
     Args:
         pad_token_id: Padding id of the student.

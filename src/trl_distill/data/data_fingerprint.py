@@ -1,4 +1,4 @@
-"""What a run is trained on, row by row, so that it is not resumed on other rows."""
+"""A fingerprint of a run's training rows, so that it is not resumed on different rows."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Files of text (json, jsonl, csv, tsv, txt) to Arrow: each row as it is, with the place it stands at.
+"""Text files (json, jsonl, csv, tsv, txt) to Arrow: each row unchanged, with its line number.
 
-Arrow's own readers guess: text that looks like a date becomes a timestamp, `null` in a csv becomes missing, a column
-of mixed values is refused. Here a value keeps the type that its file gives it, so that bad rows can be counted.
+Arrow's own readers guess types: text that looks like a date becomes a timestamp, `null` in a csv becomes missing, a
+column of mixed values is refused. Here a value keeps the type that its file gives it, so that bad rows can be counted.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""`--holdout`: rows kept aside for evaluation, and no row much like one of them left to train on."""
+"""`--holdout`: rows held out for evaluation, and their near-duplicates removed from the training rows."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ NEAR = "it is a near-duplicate of a row held out for evaluation"
 
 @dataclass(frozen=True)
 class KeptAside:
-    """Data in two parts.
+    """Data split into training and held-out rows.
 
     Attributes:
         train: The rows to train on.
         held_out: The rows kept aside.
-        near: Where the rows stand that are in neither part, since they are much like one that is kept aside.
+        near: Indices of the rows that are in neither part, since they are near-duplicates of a held-out row.
     """
 
     train: Dataset
@@ -41,7 +41,7 @@ class KeptAside:
     near: tuple[str, ...]
 
     def counted(self, report: RowReport) -> RowReport:
-        """Return the report on the rows to train on with those that were left out."""
+        """Return the report on the training rows with the near-duplicates added."""
         left_out = tuple((place, NEAR) for place in self.near)
         return replace(report, total=report.total + len(left_out), set_aside=(*report.set_aside, *left_out))
 
@@ -49,18 +49,18 @@ class KeptAside:
 def keep_aside(
     dataset: Dataset, share: float, *, columns: Columns, fields: Collection[str] = (), seed: int = 42
 ) -> KeptAside:
-    """Keep a share of the rows aside, drawn by a hash of what they ask, so that the order of the rows does not matter.
+    """Hold out a share of the rows, sampled by a hash of their input, so that the order of the rows does not matter.
 
     Two rows are near-duplicates if the Jaccard similarity of their runs of five characters is 0.8 or more, which the
     package `datasketch` finds by MinHash (A. Broder, "On the resemblance and containment of documents", 1997); without
-    it, if they ask the same but for case, punctuation and white space. Completions are not compared.
+    it, if their inputs differ only in case, punctuation and white space. Completions are not compared.
 
     Args:
         dataset: Rows of any form that `read_rows` reads, or of token ids.
         share: Of the rows that can be used.
         columns: Which columns hold what.
         fields: Other columns that a row's prompt is made of.
-        seed: Of the draw.
+        seed: Sampling seed.
 
     Raises:
         DataError: Too few rows are left to train on.
@@ -82,7 +82,7 @@ def keep_aside(
 
 
 def _texts(dataset: Dataset, columns: Columns, fields: Collection[str]) -> dict[int, str]:
-    """Return what each usable row asks, normalised, by its place."""
+    """Return the normalised input of each usable row, by index."""
     if is_tokenized(dataset):
         return {i: " ".join(map(str, ids)) for i, ids in enumerate(dataset[IDS])}
     numbered = dataset.add_column(INDEX, list(range(len(dataset))))
@@ -105,7 +105,7 @@ def _draw(seed: int, text: str, place: int) -> tuple[str, int]:
 
 
 def _near(texts: Mapping[int, str], held_out: Collection[int]) -> set[int]:
-    """Return the places of the other rows that are much like one of those held out."""
+    """Return the indices of the other rows that are near-duplicates of a held-out row."""
     others = [i for i in texts if i not in held_out]
     same = {texts[i] for i in held_out}
     found = {i for i in others if texts[i] in same}

@@ -1,4 +1,4 @@
-"""What a run is about to learn, in a few lines: shown before the first forward, and all that a dry run shows."""
+"""The pre-flight: what a run is about to learn, in a few lines. A dry run shows only this."""
 
 from __future__ import annotations
 
@@ -72,18 +72,18 @@ class Preflight:
         example: The prompt of the first row.
         matched: Tokens that a teacher with another tokenizer has too; None if it has the student's.
         compared: Share of the completion tokens at which such a teacher is compared with the student.
-        teachers: Of several teachers each one's name, how many rows it takes, and its first prompt.
-        text_only: The teacher gives text alone.
+        teachers: With several teachers, the name, number of rows and first prompt of each.
+        text_only: Whether the teacher gives text only.
         schedule: The loss, with the settings that were changed; None if not known.
-        estimated: Whether its prompts are counted with the student's tokenizer, which is another.
+        estimated: Whether the teacher's prompts are counted with the student's, different, tokenizer.
         dropped: Rows in which the student reads the teacher's prompt.
-        retained: Of rows to retain how many there are, where they come from, and their own figures.
-        notes: What a user may have meant otherwise, a sentence each.
-        warning: Why the run teaches nothing, or saves no token though it is meant to; empty if neither is so.
+        retained: The number of rows to retain, their source and their own pre-flight.
+        notes: Sentences about settings that the user may not have intended.
+        warning: Why the run teaches nothing or saves no prompt tokens; empty if neither is the case.
         openings: Rows by how their prompt differs from the student's own generation prompt: `Turn.opening` as JSON.
         foreign: Rows in which the teacher's chat template would write the assistant's turn in other words.
         coverage: Share of the completion tokens for which a server gave log-probabilities; None if none was asked.
-        serving: How the student is served; None is by its own chat template, or none.
+        serving: How the student is served; None for its own chat template, or no template.
     """
 
     name: str
@@ -163,7 +163,7 @@ class Preflight:
 
     @property
     def saved(self) -> float:
-        """Prompt tokens saved per query once the student needs no teacher's prompt."""
+        """Prompt tokens saved per query."""
         return self.teacher_prompt - self.student_prompt
 
     @property
@@ -307,7 +307,7 @@ def prompts_differ(row: Cells) -> bool:
 
 
 def _warning(rows: Dataset, recipe: RowRecipe) -> str:
-    """Return what is wrong with two prompts of which the teacher's is not the longer one; see `Preflight.warning`."""
+    """Return a warning if the teacher's prompt is not longer than the student's; see `Preflight.warning`."""
     student, teacher = (lengths_of(rows, f"{side}_prompt").sum() for side in ("student", "teacher"))
     if teacher > student:
         return ""
@@ -329,13 +329,13 @@ def _warning(rows: Dataset, recipe: RowRecipe) -> str:
 
 
 def notes_of(*recipes: RowRecipe) -> tuple[str, ...]:
-    """Return what is to be noted of the templates of one teacher or several."""
+    """Return notes on the templates of one or several teachers."""
     found = [note for r in recipes for side in (r.student, r.teacher) for note in side.template.notes()]
     return tuple(dict.fromkeys(found))
 
 
 def text_of(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:
-    """Return the text of token ids, its middle left out if it is long."""
+    """Return the text of token ids, with the middle omitted if it is long."""
     if len(ids) <= SHOWN_TOKENS:
         return str(tokenizer.decode(ids))
     half = SHOWN_TOKENS // 2

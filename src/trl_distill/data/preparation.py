@@ -300,7 +300,7 @@ def _align_batch(table: pa.Table, *, recipe: RowRecipe, name: str) -> pa.Table:
 
 
 def _refuse_to_write(prompts: list[Prompt] | list[list[int]]) -> list[Completion]:
-    """Take the place of `write` in a process that asks no teacher."""
+    """Replace `write` in worker processes, which must not call the teacher."""
     raise AssertionError(f"{len(prompts)} prompts, and no teacher to ask")
 
 

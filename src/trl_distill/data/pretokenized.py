@@ -1,4 +1,4 @@
-"""Rows that are token ids already, in the columns that TRL reads: both models read them as they are."""
+"""Pretokenized rows, in TRL's columns: both models read the ids unchanged."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How rows become token ids: what each model reads, which columns hold what, and who writes what is missing."""
+"""How rows become token ids: the prompts, the columns, and who generates missing completions."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class PromptSide:
-    """One model's side: what it reads and how much of it.
+    """What one model reads: tokenizer, template and length limit.
 
     Attributes:
         tokenizer: Of the prompts.
@@ -51,13 +51,13 @@ class PromptSide:
 
     @cached_property
     def prompt_tokens(self) -> PromptTokens:
-        """Turns rendered prompts into token ids, what they begin with once."""
+        """Tokenizes rendered prompts, and their common prefix only once."""
         return PromptTokens(self.tokenizer)
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataSettings:
-    """How a run reads its rows, whoever the teacher is.
+    """How a run reads its rows, independent of the teacher.
 
     Attributes:
         columns: Where to look in the data.
@@ -65,7 +65,7 @@ class DataSettings:
         plain_text: Under "auto", a row of text alone and two templates `{input}` is learned as SFT would.
         overflow: "error" or "left", see `fitting.fit`.
         prompt_dropout: Share of the training rows in which the student reads the teacher's prompt.
-        seed: Of the draw of those rows.
+        seed: Seed for sampling those rows.
         num_proc: Processes that read and tokenize; None is this one.
         serves: Whether the saved chat template renders the student's prompt, see `serving_template`.
         options: Keywords of both chat templates; a row's own take their place.
@@ -122,7 +122,7 @@ class RowRecipe(DataSettings):
 
     @property
     def gives_text_alone(self) -> bool:
-        """Whether the teacher gives text and no probabilities."""
+        """Whether the teacher gives only text, no probabilities."""
         return self.reads_text and self.fetch_targets is None
 
     @property
@@ -140,7 +140,7 @@ class RowRecipe(DataSettings):
         return Limits(self.student.limit, self.teacher.limit, self.overflow, where)
 
     def drops(self, row: Row) -> bool:
-        """Whether the student reads the teacher's prompt in a row, drawn by the seed, the row's number and its text."""
+        """Whether the student reads the teacher's prompt in a row, sampled by seed, row number and text."""
         if self.prompt_dropout == 0:
             return False
         return Random(f"{self.seed} {row.number} {row.input}").random() < self.prompt_dropout

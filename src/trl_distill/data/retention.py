@@ -1,4 +1,4 @@
-"""Rows that the student is to answer as it did before the run, and how they are mixed into a training dataset."""
+"""Rows on which the student keeps its earlier behaviour, and how they are mixed into a training dataset."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Retained:
     fraction: float
 
     def count(self, others: int) -> int:
-        """Return how many of these stand beside `others` rows; at least one."""
+        """Return how many of these are mixed with `others` rows; at least one."""
         return max(1, round(others * self.fraction / (1 - self.fraction)))
 
     def sample(self, count: int, *, seed: int) -> Dataset:
@@ -38,7 +38,7 @@ class Retained:
 
 
 def mixed_in(rows: Dataset, retained: Dataset, count: int) -> Dataset:
-    """Return rows with `count` retained ones spread evenly among them, each of those as often as needed."""
+    """Return rows with `count` retained rows spread evenly among them, repeated if necessary."""
     places = [((i + 0.5) / len(rows), i) for i in range(len(rows))]
     places += [((j + 0.5) / count, len(rows) + j % len(retained)) for j in range(count)]
     return concatenate_datasets([rows, retained]).select([i for _, i in sorted(places)])

@@ -1,6 +1,6 @@
-"""What is wrong with single values of a row: half of a surrogate pair, which no UTF-8 text has, or a key given twice.
+"""Invalid values in a row: a lone surrogate, which UTF-8 cannot encode, or a duplicate JSON key.
 
-Such a value does not stop a file: the row has it in the column `FAULTS`, and is bad if the value is used.
+Such a value does not stop reading: it is noted in the column `FAULTS`, and the row is bad if the value is used.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What became of the rows of a dataset: how many are used, and why the others are not."""
+"""A report on the rows of a dataset: how many are used, and why the others are skipped."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Problem(NamedTuple):
 
 @dataclass(frozen=True)
 class RowReport:
-    """What became of the rows of a dataset.
+    """How many rows of a dataset are used, and why the others are skipped.
 
     Attributes:
         total: Rows read.

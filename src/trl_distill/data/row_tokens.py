@@ -1,4 +1,4 @@
-"""One row to token ids that fit both models: both prompts, and the completion if the data has one."""
+"""Tokenize one row for both models: both prompts, and the completion if the data has one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rows of any accepted form to one form: the input, what came before it, the completion and the other columns.
+"""Rows of any accepted form to one form: the input, the history, the completion and the other columns.
 
 A row that cannot be used is counted and named; nothing is dropped silently.
 """
@@ -47,7 +47,7 @@ NUMBERED = re.compile(r"(?:line|row) (\d+)")
 
 
 def was_cut(values: Mapping[str, object]) -> bool:
-    """Whether the other columns of a row that a teacher completed say that it was cut, so that it is taught no end."""
+    """Whether a row's columns say that its completion was cut, so that no end is learned."""
     return WRITER in values and str(values.get(FINISHED)).lower() == "false"
 
 
@@ -259,7 +259,7 @@ def _read_row(cells: Cells, columns: _Chosen, number: int) -> Row:
 
 
 def _decoded(value: object, column: str) -> object:
-    """Return the messages that a conversation's column writes as JSON text, as csv files have them."""
+    """Parse messages that a column holds as JSON text, as in csv files."""
     if isinstance(value, str) and column in CONVERSATIONS:
         try:
             return json.loads(value)
@@ -317,7 +317,7 @@ def _conversation(
 
 
 def _check_learned(message: Message, column: str | None) -> None:
-    """Set a row aside whose completion says nothing or has the weight 0."""
+    """Skip a row whose completion is empty or has the weight 0."""
     if not says_something(message):
         raise Unusable(f"{column!r}: {EMPTY}", bad=False)
     if not is_learned(message):

@@ -1,4 +1,4 @@
-"""What a dataset is for. Its name is for messages: an evaluation set may be called "train"."""
+"""The role of a dataset. Its name is only for messages: an evaluation set may be called "train"."""
 
 from __future__ import annotations
 

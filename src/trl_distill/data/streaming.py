@@ -1,4 +1,4 @@
-"""Rows that stream: read, completed and aligned block by block while training goes on.
+"""Streaming rows: read, completed and aligned block by block during training.
 
 The pre-flight and the checks of columns and templates are of the first block; every later one is checked when it is
 reached.
@@ -47,7 +47,7 @@ class BlockRecipe(Protocol):
 
 
 def is_stream(dataset: object) -> bool:
-    """Whether a dataset's rows can be had one after the other only."""
+    """Whether a dataset is a stream, whose rows can only be read in order."""
     return isinstance(dataset, IterableDataset)
 
 
@@ -142,7 +142,7 @@ def prepare_stream(
 
 @contextmanager
 def without_dataset_bars() -> Iterator[None]:
-    """Show no bar of `datasets`: there would be several a block."""
+    """Hide the progress bars of `datasets`, which would show several per block."""
     off = are_progress_bars_disabled()
     disable_progress_bars()
     try:

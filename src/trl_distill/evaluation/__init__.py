@@ -1,1 +1,1 @@
-"""What training has changed: completions of the student and the teacher on the same rows, figures, a verdict."""
+"""Evaluation: completions of student and teacher on the same rows, scores and a verdict."""

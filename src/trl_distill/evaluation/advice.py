@@ -1,4 +1,4 @@
-"""What looks wrong with a run or an evaluation, each with the setting to change; figures in, sentences out.
+"""Warnings about a run or an evaluation, each naming the setting to change.
 
 Settings are named by their flags; `config.setting_names.name_settings` turns them into what the user writes.
 """
@@ -69,7 +69,7 @@ def few_steps(rows: int, steps: int, warmup: int, params: LLMTrainingParams) -> 
 
 
 def of_data(preflight: Preflight | None) -> Iterator[Advice]:
-    """Yield what looks wrong with the rows: what is known before training."""
+    """Yield warnings about the rows, before training."""
     if preflight is None:
         return
     rows, cut = sum(preflight.sources.values()), preflight.completions_cut
@@ -87,7 +87,7 @@ def of_data(preflight: Preflight | None) -> Iterator[Advice]:
 
 
 def of_training(history: Logs, rows: Sequence[TrainedRow], params: LLMTrainingParams) -> Iterator[Advice]:
-    """Yield what looks wrong with how a run went.
+    """Yield warnings about a finished run.
 
     Args:
         history: The trainer's log lines.
@@ -102,7 +102,7 @@ def of_training(history: Logs, rows: Sequence[TrainedRow], params: LLMTrainingPa
 
 
 def of_evaluation(evaluation: Evaluation) -> Iterator[Advice]:
-    """Yield what looks wrong with what the sides wrote."""
+    """Yield warnings about the completions of an evaluation."""
     after, teacher = evaluation.side(AFTER), evaluation.side(TEACHER)
     rows = len(evaluation.inputs)
     if after is not None and rows:
@@ -125,7 +125,7 @@ def of_evaluation(evaluation: Evaluation) -> Iterator[Advice]:
 
 
 def _teacher_is_worse(evaluation: Evaluation) -> Iterator[Advice]:
-    """Yield a sentence if the data's own completions teach more than the teacher's would."""
+    """Yield a warning if the data's own completions are better than the teacher's."""
     teacher = evaluation.side(TEACHER)
     if teacher is None or not evaluation.with_references or evaluation.metric not in teacher.scores:
         return
@@ -149,7 +149,7 @@ def _teacher_is_worse(evaluation: Evaluation) -> Iterator[Advice]:
 
 
 def _not_falling(history: Logs, params: LLMTrainingParams) -> Iterator[Advice]:
-    """Yield a sentence if the divergence stays where it was; nothing if what it is measured by changes."""
+    """Yield a warning if the divergence does not fall; nothing if its temperature changes."""
     measured = curve(history, "kl", evaluation=True)
     points, where = (measured, "in evaluation") if len(measured) >= POINTS else (curve(history, "kl"), "in training")
     if len(points) < POINTS or params.distill_temperature_end is not None:
@@ -169,7 +169,7 @@ def _not_falling(history: Logs, params: LLMTrainingParams) -> Iterator[Advice]:
 def _does_not_end(
     endless: int, repeated: int, rows: int, *, learned_ends: bool, of: str = "training"
 ) -> Iterator[Advice]:
-    """Yield sentences if the student repeats itself or does not end."""
+    """Yield warnings if the student repeats itself or does not stop."""
     more = "train longer (--epochs) or with a higher --lr"
     if endless > MOST * rows:
         ends = "raise --distill-max-teacher-length or --block-size, so that completions are learned to their end"

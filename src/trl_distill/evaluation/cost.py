@@ -49,7 +49,7 @@ def cost_of(
         student_timing: How long a query of the student takes.
         teacher_prices: Of the teacher; None gives no money.
         student_prices: Of the student; None are the teacher's, as for one model with and without a prompt.
-        cached_tokens: With how many equal tokens the teacher's prompts begin, which `cached_input` is the price of.
+        cached_tokens: Length of the teacher prompts' common prefix, which is billed at `cached_input`.
         run: What training cost, in the same unit.
 
     Returns:
@@ -91,9 +91,9 @@ def money_of(
     cached_tokens: int = 0,
     run: float | None = None,
 ) -> Money:
-    """Return what a million queries cost, and after how many training has paid for itself; see `cost_of`.
+    """Return the cost of a million queries, and the break-even point of training; see `cost_of`.
 
-    The student's prompt is billed in full: a short one is not kept.
+    The student's prompt is billed in full: providers do not cache short prompts.
     """
     with_teacher, with_student = _per_query(teacher, teacher_prices), _per_query(student, student_prices)
     cached = None
@@ -116,5 +116,5 @@ def _per_query(side: Side, prices: Prices) -> float:
 
 
 def _break_even(run: float | None, saved: float) -> int | None:
-    """Return after how many queries `run` is saved, at `saved` for a million; None if never, or it is not known."""
+    """Return how many queries save the cost `run`, at `saved` per million; None if never, or unknown."""
     return None if run is None or saved <= 0 else math.ceil(run / saved * MILLION)

@@ -1,4 +1,4 @@
-"""The figures of an evaluation by name, in the words of the guide and of `Evaluation`."""
+"""The metrics of an evaluation by name, as the guide and `Evaluation` call them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from .result import AFTER, TEACHER, Evaluation, summary
 
 
 def figures_of(evaluation: Evaluation) -> dict[str, Any]:
-    """Return what was found by name; figures that do not exist are None."""
+    """Return the metrics by name; missing ones are None."""
     after, teacher = evaluation.side(AFTER), evaluation.side(TEACHER)
     assert after is not None
     assert teacher is not None

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class EvaluatedModels:
-    """Who is compared, and how rows become their prompts.
+    """The compared models, and how rows become their prompts.
 
     Attributes:
         after: The trained student.

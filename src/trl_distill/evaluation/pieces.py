@@ -1,4 +1,4 @@
-"""The text that each token of a completion adds."""
+"""The text piece of each token of a completion."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The rows of an evaluation: what each side reads, and the reference that it is compared with."""
+"""The rows of an evaluation: each side's prompt, and the reference completion."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an evaluation found, as frozen values that read from and turn into JSON.
+"""The result of an evaluation, as frozen values with JSON conversion.
 
 The sides hold what was written and measured, row by row, in the order of the rows; `metrics`, `interval`, `verdict`,
 `cost` and `judge` make the figures from them. A figure that does not exist (a score of a row without a reference, a

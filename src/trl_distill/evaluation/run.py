@@ -1,4 +1,4 @@
-"""Runs an evaluation: every side writes on the same rows, and figures and a verdict are made from what it wrote."""
+"""Run an evaluation: every side generates for the same rows, and metrics and a verdict are computed."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ TOKEN_ROWS = 6  # that are shown token by token
 
 @dataclass(frozen=True)
 class Measures:
-    """What is measured in addition to what the sides write.
+    """Settings of what is measured.
 
     Attributes:
         metrics: The one that decides first.
@@ -49,12 +49,12 @@ def evaluate_sides(
     settings: Mapping[str, object] | None = None,
     versions: Mapping[str, str] | None = None,
 ) -> Evaluation:
-    """Have every side write, one model after the other, and return what was found.
+    """Generate with every side, one model after the other, and return the evaluation.
 
     Two models are in memory at most: the teacher's, which every student is compared with, and a student's.
 
     Args:
-        sides: Who is compared on which rows.
+        sides: The compared models and the rows.
         measures: What is measured.
         settings: How it was evaluated, for the reader of the result: JSON values by name.
         versions: Of the packages, by name.

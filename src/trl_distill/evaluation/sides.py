@@ -1,4 +1,4 @@
-"""The sides of an evaluation: what each writes on the same rows, how close it is to the teacher, how long it takes."""
+"""The sides of an evaluation: completions on the same rows, divergence from the teacher, timing."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Stores:
 
 @dataclass(frozen=True)
 class Written:
-    """What a side wrote, row by row.
+    """A side's completions, row by row.
 
     Attributes:
         model: Name or folder of the model.
@@ -69,7 +69,7 @@ class Written:
 
 @dataclass(frozen=True)
 class Sides:
-    """Who is compared on which rows.
+    """The compared models and the rows.
 
     Attributes:
         models: The students and the teacher.

@@ -1,4 +1,4 @@
-"""How long a query takes: one prompt at a time, the sides in turn, so that whatever else a machine does hits all."""
+"""Query latency: one prompt at a time, alternating between the sides, so that other load affects all alike."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Has the sides of an evaluation write: greedy, in the same batches, each completion once."""
+"""Generation for the sides of an evaluation: greedy, in the same batches, each completion once."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Writing:
-    """How sides write.
+    """How sides generate.
 
     Attributes:
         settings: Of all sides; greedy.

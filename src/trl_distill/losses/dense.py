@@ -1,4 +1,4 @@
-"""The loss against a teacher's whole distribution, or without a teacher."""
+"""The loss against a teacher's full distribution, or without a teacher."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def dense_loss(
     *,
     vocabulary: int | None = None,
 ) -> DistillationLoss:
-    """As `fused_distillation_loss`, under settings that are checked; `labels` are its `targets`."""
+    """`fused_distillation_loss` with checked settings; `labels` are its `targets`."""
     check_labels(labels, student.hidden, None if teacher is None else teacher.hidden)
     rows, shared = check_head("student", student), 0
     if settings.alpha == 0:

@@ -1,4 +1,4 @@
-"""What every distillation loss returns, and in which precision it is computed."""
+"""The result of every distillation loss, and its precision."""
 
 from __future__ import annotations
 

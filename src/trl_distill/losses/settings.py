@@ -1,4 +1,4 @@
-"""How a distillation loss weighs, compares and is computed, as one value."""
+"""The settings of a distillation loss, as one value."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The losses against a few known tokens of a teacher's distributions: its likeliest ones, or those drawn from it.
+"""The losses against sparse teacher distributions: the top-k tokens, or sampled ones.
 
 Likeliest (top-k): p_T(v) = exp(log p_v / T - c_T) of the stored tokens needs no teacher, as c_T = log sum_v exp(log p_v
 / T) is stored with them. All other tokens are one bucket, the tail; its mass is what the stored ones leave of 1. The
@@ -9,8 +9,9 @@ divergence is the forward KL over these k + 1 buckets, with the student's tail f
 It is never negative, at most the full divergence, and equal to it if k is the whole vocabulary. Its gradient in the
 student's softened logits is q_v - p_v for a stored token and q_v (1 - p_tail / q_tail) for any other.
 
-Drawn ("Sparse Logit Sampling", arXiv:2503.16870, Random Sampling Knowledge Distillation with the proposal q = p): of m
-tokens drawn from the teacher's p at T, each token's share estimates its probability. With the teacher's sum p log p,
+Sampled ("Sparse Logit Sampling", arXiv:2503.16870, Random Sampling Knowledge Distillation with the proposal q = p): of
+m tokens sampled from the teacher's p at T, each token's share estimates its probability. With the teacher's sum p log
+p,
 
     sum_v p log p - sum_drawn share log q
 
@@ -36,7 +37,7 @@ Tensor = torch.Tensor
 
 
 class TopKTokens(NamedTuple):
-    """A teacher's k likeliest tokens at N positions, and what turns their probabilities into those at one temperature.
+    """A teacher's k likeliest tokens at N positions, with the normalisers for one temperature.
 
     Attributes:
         token_ids: [N, k] int64, distinct in a row, the likeliest first; -1 if fewer are known.
@@ -59,11 +60,11 @@ class TopKTokens(NamedTuple):
 
 
 class SampledTokens(NamedTuple):
-    """Tokens that were drawn from a teacher's distributions at N positions, at one temperature.
+    """Tokens sampled from a teacher's distributions at N positions, at one temperature.
 
     Attributes:
-        token_ids: [N, k] int64, distinct in a row, the teacher's likeliest first, drawn or not; -1 if there is none.
-        probs: [N, k], each token's share of the draws.
+        token_ids: [N, k] int64, distinct in a row, the teacher's likeliest first, sampled or not; -1 if there is none.
+        probs: [N, k], each token's share of the samples.
         negentropy: [N], the teacher's sum_v p log p in nats.
     """
 
@@ -72,7 +73,7 @@ class SampledTokens(NamedTuple):
     negentropy: Tensor
 
     def known(self, vocabulary: int, temperature: float) -> KnownTokens:
-        """Return them without a tail."""
+        """Return the tokens, without a tail."""
         return KnownTokens(self.token_ids, self.probs.masked_fill(self.token_ids < 0, 0.0), negentropy=self.negentropy)
 
 
@@ -85,14 +86,14 @@ def sparse_loss(
 ) -> DistillationLoss:
     """Sum of alpha T^2 KL(teacher_T, student_T) + (1 - alpha) CE(student, labels), the teacher's side from a store.
 
-    Only the student is projected, in tiles as by `fused_distillation_loss`. What is stored may be on the CPU; there ids
-    are checked, while on a GPU an id that is no row makes the loss NaN. A token with no known token trains on the
-    cross-entropy alone, as with alpha 0.
+    Only the student is projected, in tiles as by `fused_distillation_loss`. `stored` may be on the CPU, where ids are
+    checked; on a GPU an invalid id makes the loss NaN. A token with no known token trains on the cross-entropy alone,
+    as with alpha 0.
 
     Args:
         student: At N tokens.
         labels: [N] int64; rows of `ignore_index` are left out.
-        stored: What is known of the teacher, at the settings' temperature.
+        stored: The teacher's known tokens, at the settings' temperature.
         settings: Of the loss. `divergence` has to be "forward_kl"; the others need the teacher's whole distribution.
         vocabulary: Rows [0, vocabulary) over which teacher and student are normalised, at most V_s.
 

@@ -1,4 +1,4 @@
-"""Adapters: PEFT's wrapper, a folder that holds an adapter alone, and how adapter and base become one plain model."""
+"""Adapters: PEFT's wrapper, folders with only an adapter, and merging an adapter into its base."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def without_peft(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
     """Return a model without PEFT's wrapper; its adapters stay in its layers.
 
     Raises:
-        TeacherError: An adapter that lives in the wrapper alone (prompt tuning, for example).
+        TeacherError: An adapter that exists only in the wrapper (prompt tuning, for example).
     """
     if is_peft_model(model) and model.active_peft_config.is_prompt_learning:
         raise TeacherError(
@@ -60,7 +60,7 @@ def without_peft(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
 
 @dataclass(frozen=True)
 class Adapter:
-    """What an adapter's configuration says.
+    """An adapter's configuration.
 
     Attributes:
         folder: Where it is.

@@ -1,4 +1,4 @@
-"""Which architectures give a next-token distribution, and what their parts and sizes are called."""
+"""Which architectures have a next-token distribution, and the names of their parts and sizes."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def check_causal(name: str, config: PretrainedConfig, *, role: str) -> None:
 
 
 def check_encoder_decoder(name: str, config: PretrainedConfig, *, role: str) -> None:
-    """Refuse a model that is no encoder-decoder from text to text; see `check_causal`.
+    """Refuse a model that is not a text-to-text encoder-decoder; see `check_causal`.
 
     Raises:
         ModelError, TeacherError: Another kind of model, or one that reads sounds or images.
@@ -66,6 +66,6 @@ def backbone_of(model: PreTrainedModel) -> torch.nn.Module:
 
 
 def vocabulary_rows(config: PretrainedConfig) -> int:
-    """Return how many tokens a model's logits are of; Inkling's LM head has more rows."""
+    """Return the size of a model's logits; Inkling's LM head has more rows."""
     text = config.get_text_config()
     return int(getattr(text, "unpadded_vocab_size", None) or text.vocab_size)

@@ -1,7 +1,7 @@
-"""What the host knows of a batch's sequences, so that no step has to ask a device for it.
+"""A batch's layout on the host, so that no step has to read it from a device.
 
-The collator has lengths and places of tokens as numbers before the batch goes to a device. Reading them back from
-there would wait for all that the device still computes.
+The collator has lengths and places of tokens as numbers before the batch goes to a device. Reading them back would
+synchronise with the device.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ LAYOUT = "layout"  # its key in a batch
 
 @dataclass(frozen=True)
 class Places:
-    """Where N completion tokens are in sequences of equal width.
+    """Positions of N completion tokens in sequences of equal width.
 
     Attributes:
         rows: [N] int64, ascending.
@@ -118,11 +118,11 @@ class Side:
 
 @dataclass(frozen=True)
 class BatchLayout:
-    """A batch of `DistillationCollator` or `MultiTeacherCollator`, as the host knows it.
+    """The layout of a batch of `DistillationCollator` or `MultiTeacherCollator`, on the host.
 
     It is in the batch under `LAYOUT` and goes to every device unchanged. Labels that are masked later are left out
-    of the loss. Code that marks other tokens than the collator did has to remove the layout from the batch, so that it
-    is read from the tensors again.
+    of the loss. Code that relabels tokens must remove the layout from the batch, so that it is rebuilt from the
+    tensors.
 
     Attributes:
         student: The student's side, as it was before its sequences were flattened.
@@ -189,12 +189,12 @@ class BatchLayout:
         )
 
     def to(self, *args: object, **kwargs: object) -> BatchLayout:
-        """Return itself: whatever moves the tensors of a batch leaves it on the host."""
+        """Return itself: the layout stays on the host when a batch is moved."""
         return self
 
 
 def layout_of(batch: Batch) -> BatchLayout:
-    """Return a batch's layout, else read it from the tensors of a padded batch, which waits for their device."""
+    """Return a batch's layout, or read it from the tensors of a padded batch, which synchronises with their device."""
     return batch[LAYOUT] if LAYOUT in batch else BatchLayout.of(batch)
 
 

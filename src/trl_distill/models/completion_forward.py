@@ -27,7 +27,7 @@ from .router_loss import balance_loss
 
 @dataclass
 class CompletionOutput(ModelOutput):
-    """What the extended forward returns.
+    """The output of the extended forward.
 
     Attributes:
         hidden: [N, H], the hidden states that predict the N completion tokens (without `settings`); their logits
@@ -80,7 +80,7 @@ def add_completion_forward(model: PreTrainedModel) -> None:
 def restore_forward(model: PreTrainedModel) -> None:
     """Restore a model's own forward, so that it can be copied and pickled as before it was trained.
 
-    What TRL has put in its place is removed too; what a device map has put there stays.
+    TRL's replacement is removed too; a device map's hooks stay.
     """
     before = model.__dict__.pop(FORWARD_BEFORE, model.__dict__.get("forward"))
     model.__dict__.pop(OWN_LOGITS, None)
@@ -90,9 +90,9 @@ def restore_forward(model: PreTrainedModel) -> None:
 
 
 def completion_view(model: PreTrainedModel) -> PreTrainedModel:
-    """Return a second module over a model's layers and weights, whose forward `add_completion_forward` has extended.
+    """Return a second module that shares a model's layers and weights and has the extended forward.
 
-    Nothing is copied, and the model itself, which has no wrapper of PEFT's, stays as it is.
+    Nothing is copied, and the model itself, without PEFT's wrapper, stays unchanged.
     """
     kind: Any = type(model)
     view = object.__new__(_extended_class(kind))
@@ -140,7 +140,7 @@ def completion_arguments(model: PreTrainedModel, labels: torch.Tensor, places: P
 
 @functools.cache
 def _forward_of(kind: type[PreTrainedModel]) -> Callable[..., Any]:
-    """Return the extended forward of a class of models; it holds no model, so that a copy's is the copy's own."""
+    """Return the extended forward of a model class; it has no reference to a model, so copies get their own."""
 
     @functools.wraps(kind.forward)  # generate() looks at this signature
     def forward(

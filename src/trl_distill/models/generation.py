@@ -1,4 +1,4 @@
-"""How a model generates: by one generation configuration alone, and through a prompt that PEFT has learned."""
+"""Generation: with one explicit generation configuration, and through PEFT's learned prompts."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ EMPTY = "the teacher's answer is empty"
 def evaluating(model: torch.nn.Module) -> Iterator[None]:
     """Put a model into evaluation mode and give each module its own mode back.
 
-    By the flags alone: `eval()` of a model with `use_kernels` looks for other kernels, which know no backward.
+    Sets only the flags: `eval()` of a model with `use_kernels` selects other kernels, which have no backward.
     """
     training = [module for module in model.modules() if module.training]
     for module in training:
@@ -39,7 +39,7 @@ def evaluating(model: torch.nn.Module) -> Iterator[None]:
 
 @contextmanager
 def seeded_sampling(seed: int, prompts: Sequence[Sequence[int]], device: torch.device) -> Iterator[None]:
-    """Sample by a seed and the prompts (token ids), and restore the random state of the program."""
+    """Seed sampling by a seed and the prompts (token ids), and restore the program's random state."""
     with forked_rng(device):
         torch.manual_seed(hash((seed, *map(tuple, prompts))) % 2**63)
         yield
@@ -62,15 +62,15 @@ def length_limit(config: PretrainedConfig) -> int | None:
 
 @dataclass(frozen=True)
 class Completion:
-    """A completion that a teacher wrote.
+    """A completion that a teacher generated.
 
     Attributes:
         ids: Token ids, with the stop token if there was one.
-        finished: Whether it ended, in a stop token (which is its last id) or in front of a stop string (then that is
-            the end-of-sequence token); if not it was cut at the length limit, and no end is learned.
+        finished: Whether it ended, with a stop token (its last id) or at a stop string (then the end-of-sequence token
+            is last); if not, it was cut at the length limit, and no end is learned.
         text: The completion of a teacher that returns text; `ids` is then empty.
         reasoning: The reasoning before it, if that is to be learned too; empty if not.
-        unusable: Why nothing can be learned from it, with what to do; empty if something can.
+        unusable: Why nothing can be learned from it, and what to do; empty otherwise.
     """
 
     ids: tuple[int, ...]
@@ -82,7 +82,7 @@ class Completion:
 
 @dataclass(frozen=True)
 class GenerationSettings:
-    """How a teacher writes; every field is part of the key of a stored completion.
+    """How a teacher generates; every field is part of the key of a stored completion.
 
     Attributes:
         max_new_tokens: Tokens at most.
@@ -90,9 +90,9 @@ class GenerationSettings:
         temperature: Of sampling, not of the distillation.
         top_p: Nucleus of sampling.
         seed: Of sampling.
-        batch_size: Prompts at a time; changes no greedy completion beyond rounding, and every sampled one.
-        stop: Strings that end a completion and are no part of it, in addition to the model's own stop tokens.
-        engine: What runs a local model while it writes: "auto", "transformers" or "vllm", see `engines`; changes
+        batch_size: Prompts per batch; changes sampled completions, but greedy ones only by rounding.
+        stop: Strings that end a completion and are not part of it, in addition to the model's own stop tokens.
+        engine: The engine that runs a local model: "auto", "transformers" or "vllm", see `engines`; changes
             completions as `batch_size` does.
     """
 
@@ -107,12 +107,12 @@ class GenerationSettings:
 
 
 def has_learned_prompt(model: torch.nn.Module) -> TypeIs[PeftModel]:
-    """Whether PEFT's wrapper puts a learned prompt in front of what a model reads: prompt, prefix and P-tuning."""
+    """Whether PEFT's wrapper prepends a learned prompt: prompt, prefix and P-tuning."""
     return is_peft_model(model) and bool(model.active_peft_config.is_prompt_learning)
 
 
 def generating_model(model: PreTrainedModel | PeftModel) -> PreTrainedModel | PeftModel:
-    """Return what generates as a model does: PEFT's wrapper if it holds a learned prompt, else the model in it."""
+    """Return the module to call `generate` on: PEFT's wrapper if it has a learned prompt, else the model in it."""
     return model if has_learned_prompt(model) else base_of(model)
 
 
@@ -155,7 +155,7 @@ def continuations(
 
 @contextmanager
 def configured(model: PreTrainedModel | PeftModel, config: GenerationConfig) -> Iterator[None]:
-    """Have a model generate by `config` alone: an argument of generate() is filled up from the model's own."""
+    """Make a model generate with only `config`: `generate` would fill missing values from the model's own."""
     base = base_of(model)
     backbone = getattr(base, "model", None) if is_peft_model(model) else None
     own = base.generation_config

@@ -1,4 +1,4 @@
-"""A student's `generation_config.json`: transformers refuses to save some, and would then save no weights either."""
+"""A student's `generation_config.json`: transformers refuses to save some, and then saves no weights either."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ _KEPT = ("bos_token_id", "eos_token_id", "pad_token_id", "transformers_version",
 
 
 def make_saveable(model: torch.nn.Module, say: Callable[[str], object]) -> None:
-    """Drop what keeps transformers from saving a model's generation configuration.
+    """Drop settings that keep transformers from saving a model's generation configuration.
 
-    Settings that it refuses beside the others, and that `generate` does not look at, are dropped: a temperature without
+    Settings that it refuses and that `generate` ignores are dropped: a temperature without
     `do_sample` for example. If it names none of them, the one without which it can be saved is dropped, or all but
     the token ids.
 
     Args:
         model: A model, which may have no such configuration.
-        say: Is called with a line that says what was dropped, if anything was.
+        say: Called with a line about what was dropped, if anything.
     """
     config: GenerationConfig | None = getattr(model, "generation_config", None)
     problem = None if config is None else _problem(config)

@@ -34,7 +34,7 @@ def lm_head_of(model: PreTrainedModel) -> LMHead:
 
 
 def head_input(model: PreTrainedModel, hidden: torch.Tensor) -> torch.Tensor:
-    """Return what the LM head multiplies: hidden states [N, H], for some models behind one more module."""
+    """Return the LM head's input: hidden states [N, H], after one more module for some models."""
     name = PREDICTION_HEADS.get(model.config.model_type)
     return hidden if name is None else getattr(model, name)(hidden)
 

@@ -1,6 +1,6 @@
 """From a model's name to its configuration, tokenizer and weights, with one sentence if they cannot be loaded.
 
-A folder that holds an adapter alone is its base with the adapter merged into it.
+A folder with only an adapter is loaded as its base with the adapter merged.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def resolve(name: str, *, role: str) -> str:
 
 @dataclass(frozen=True)
 class ModelSource:
-    """Where a model's files are and how its weights are loaded, so that another process can load the same.
+    """Where a model's files are and how to load its weights, also in another process.
 
     Every property and method raises a ModelError, or a TeacherError for a teacher, if files are missing or cannot be
     read.
@@ -66,7 +66,7 @@ class ModelSource:
         device_map: As in transformers.
         device: Where the model goes without a device map; None is the CPU.
         attn_implementation: As in transformers.
-        trust_remote_code: Whether code that the model brings may run.
+        trust_remote_code: Whether the model's own code may run.
     """
 
     path: str
@@ -179,7 +179,7 @@ class ModelSource:
         )
 
     def check_can_merge(self, *, new_adapter: bool = False) -> None:
-        """Refuse an adapter that cannot become a plain model, or must not; a whole model passes.
+        """Refuse an adapter that cannot, or must not, be merged into a plain model; a whole model passes.
 
         Args:
             new_adapter: Whether another adapter will be saved that belongs to the merged model, which is in no folder.
@@ -211,7 +211,7 @@ class ModelSource:
 
     @contextmanager
     def _clear_errors(self, what: str) -> Iterator[None]:
-        """Turn the many errors of loading into one sentence."""
+        """Turn loading errors into one sentence."""
         try:
             yield
         except (OSError, ValueError, KeyError) as error:
@@ -232,7 +232,7 @@ class ModelSource:
 
 
 def keep_tokenizer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Attach its tokenizer to a trained model, for a next stage that is given the model alone.
+    """Attach its tokenizer to a trained model, for a later stage that receives only the model.
 
     The folder of a model with an adapter is its base's, whose tokenizer may have another chat template.
     """
@@ -247,10 +247,10 @@ def kept_tokenizer(model: PreTrainedModel) -> PreTrainedTokenizerBase | None:
 def tokenizer_of(
     model: PreTrainedModel, *, role: str = "model", trust_remote_code: bool = False
 ) -> PreTrainedTokenizerBase:
-    """Return the tokenizer of a loaded model: the one that an earlier stage attached to it, else its folder's.
+    """Return the tokenizer of a loaded model: the one that an earlier stage attached, else its folder's.
 
     Raises:
-        ModelError, TeacherError: It does not say where it is, or see `ModelSource.load_tokenizer`.
+        ModelError, TeacherError: It has no path, or see `ModelSource.load_tokenizer`.
     """
     kept, source = kept_tokenizer(model), model.config._name_or_path
     if kept is not None:

@@ -1,4 +1,4 @@
-"""Compares head(hidden) with a model's own logits before training, so that no model is trained on wrong ones.
+"""Compare head(hidden) with a model's own logits before training, so that no model is trained on wrong ones.
 
 Some families do more between the backbone and the logits than an LM head does: a factor, a bound, a further module.
 `lm_head` knows some of them; for any other family the logits are those of the model's own forward.
@@ -31,7 +31,7 @@ EXACT, HALF = 1e-3, 2e-2  # of the largest logit, in single and in half precisio
 
 @torch.no_grad()
 def check_logits(model: PreTrainedModel, forward: Callable[..., Any]) -> str:
-    """Use the logits of a model's own forward if its hidden states and LM head do not give them.
+    """Use the logits of a model's own forward if its LM head does not reproduce them.
 
     All ranks call it together if weights are sharded, and come to the same result.
 
@@ -40,7 +40,7 @@ def check_logits(model: PreTrainedModel, forward: Callable[..., Any]) -> str:
         forward: The model as it is called in training, in evaluation mode.
 
     Returns:
-        A line that says so; empty if the head gives the logits.
+        A line that says so; empty if the head reproduces the logits.
 
     Raises:
         ModelError: The model's own forward gives no logits for the tokens of a sequence.
@@ -84,7 +84,7 @@ def check_logits(model: PreTrainedModel, forward: Callable[..., Any]) -> str:
 
 
 def value_or_none(compute: Callable[[], Found]) -> Found | None:
-    """Return what a forward gives; None if the model has another form than it asks for."""
+    """Return a forward's result; None if the model has a different structure."""
     try:
         return compute()
     except FORM:
@@ -105,7 +105,7 @@ def _error(found: torch.Tensor | None, own: torch.Tensor, *, sharded: bool) -> f
 
 
 def _is_half(model: PreTrainedModel, logits: torch.Tensor) -> bool:
-    """Whether anything on the way to the logits is computed in half precision or quantized."""
+    """Whether any step to the logits is in half precision or quantized."""
     narrow = (torch.float16, torch.bfloat16)
     return (
         logits.dtype in narrow

@@ -14,9 +14,9 @@ HEAD = "{#- trl-distill: a user's message alone is rendered as in training, all 
 
 
 def own_template(saved: Templates) -> Templates:
-    """Return the model's own chat templates of those that were saved: what training and later stages read.
+    """Return the model's own chat templates among the saved ones, for training and later stages.
 
-    If none of them was written here, they are returned as they are.
+    If none was written by this package, they are returned unchanged.
     """
     default = saved.get("default", "") if isinstance(saved, dict) else saved
     if default is None or not default.startswith(HEAD):

@@ -1,7 +1,7 @@
 """Rows of different lengths as one sequence without padding, and whether a model keeps them apart in it.
 
-The rows follow each other in a sequence [1, S]. Positions begin at 0 in each, and there is no attention mask, since a
-model that gets one uses it instead.
+The rows are concatenated into a sequence [1, S]. Positions restart at 0 in each, and there is no attention mask, which
+a model would use instead of them.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ LEAK = 0.1  # of what a row that is read after another differs by without any se
 
 
 def marks_of(lengths: Sequence[int], *, device: torch.device | None = None) -> Inputs:
-    """Return what separates rows of these lengths in one sequence: `MARKS`, keywords of the model's forward."""
+    """Return the row boundaries of these lengths in one sequence: `MARKS`, keywords of the model's forward."""
     sizes = np.asarray(lengths)
     bounds = np.concatenate([[0], sizes.cumsum()])
     rows = np.repeat(np.arange(len(sizes)), sizes)
@@ -84,7 +84,7 @@ def _keywords(forward: Callable[..., object]) -> tuple[frozenset[str], bool]:
 
 
 def keeps_rows_apart(model: PreTrainedModel, forward: Callable[..., CompletionOutput]) -> bool:
-    """Whether a model reads a row after another as it reads it alone.
+    """Whether a model computes the same states for a row after another row as for the row alone.
 
     The states of a row after another, marked, are compared with those of the row alone. What half precision or another
     kernel changes is small beside what the other row changes if nothing is marked.

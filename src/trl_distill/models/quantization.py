@@ -1,4 +1,4 @@
-"""Weights that bitsandbytes quantizes, and how 4-bit weights keep the layout that has gradients."""
+"""bitsandbytes quantization, and keeping 4-bit weights in the layout that supports gradients."""
 
 from __future__ import annotations
 

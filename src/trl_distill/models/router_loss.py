@@ -26,7 +26,7 @@ def balance_loss(
         attention_mask: [B, S], 0 on padding; None if every token counts.
 
     Raises:
-        ParamsError: The routers choose in a way of their own, as Doge's do.
+        ParamsError: The routers use a different method, as Doge's do.
     """
     if not routed:
         return None

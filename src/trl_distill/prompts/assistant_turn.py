@@ -1,4 +1,4 @@
-"""What is learned of a conversation: the text that the chat template renders after the prompt.
+"""The learned part of a conversation: the text that the chat template renders after the prompt.
 
 Whatever the template writes between the generation prompt and the content (an empty thinking block, a channel) is
 learned with it, as in SFTTrainer.
@@ -31,7 +31,7 @@ class Turn:
 
     Attributes:
         prompt: What the model reads.
-        learned: What it learns after that, with the end of the turn.
+        learned: The learned text after that, with the end of the turn.
         options: Keywords with which the template was rendered.
         opening: How the prompt differs from the template's own generation prompt: empty, `enable_thinking` with the
             value that was needed, or `left_out` with the end of the generation prompt that is not in the prompt.

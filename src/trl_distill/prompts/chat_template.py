@@ -1,4 +1,4 @@
-"""A tokenizer's chat template: how it writes conversations and ends an assistant's turn, its errors as one sentence."""
+"""A tokenizer's chat template: how it renders conversations and ends assistant turns, with one-sentence errors."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class TurnEnd:
     """How an assistant's turn ends.
 
     Attributes:
-        text: What the chat template writes after the content of the last turn.
+        text: The text that the chat template adds after the content of the last turn.
         token: The token that ends the turn; None if there is none.
         own: Whether the chat template writes it.
         trained: Whether it is TRL's training template that does.
@@ -42,7 +42,7 @@ class TurnEnd:
 
 
 class ChatTemplate:
-    """How one tokenizer writes conversations.
+    """How one tokenizer renders conversations.
 
     Options of its methods are keywords of the template: `chat_template` is another template, and `strftime_now` the
     date (YYYY-MM-DD) that it writes as today's.
@@ -79,7 +79,7 @@ class ChatTemplate:
         """How a turn ends: by the template's token, else its training template's, else end-of-sequence.
 
         Raises:
-            TemplateError: The template leaves out what the assistant says.
+            TemplateError: The template leaves out the assistant's messages.
         """
         eos = self.tokenizer.eos_token_id
         if self.tokenizer.chat_template is None:

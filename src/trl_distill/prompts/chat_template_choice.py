@@ -1,4 +1,4 @@
-"""The chat template that a model is given: its own, a built-in one, a Jinja file, or another model's.
+"""Setting a model's chat template: its own, a built-in one, a Jinja file, or another model's.
 
 A template is tried on a short conversation before anything is tokenized with it.
 """
@@ -36,7 +36,7 @@ def set_chat_template(
     role: str = "chat_template",
     trust_remote_code: bool = False,
 ) -> None:
-    """Give a tokenizer the chat template that was asked for.
+    """Set the requested chat template on a tokenizer.
 
     Args:
         tokenizer: The model's; it is changed.
@@ -46,7 +46,7 @@ def set_chat_template(
         trust_remote_code: Allow code that such a model brings.
 
     Raises:
-        TemplateError: No such template, a file that is not Jinja, or one that leaves out what is said.
+        TemplateError: No such template, a file that is not Jinja, or a template that leaves out messages.
     """
     if source is None or source in OWN:
         return

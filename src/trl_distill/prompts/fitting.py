@@ -1,4 +1,4 @@
-"""Prompts and completion into both models' limits and vocabularies."""
+"""Fit prompts and completion into both models' limits and vocabularies."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def fit(student_prompt: list[int], teacher_prompt: list[int], completion: list[i
 
 
 def check_ids(ids: Sequence[int], rows: int | None, *, what: str, whose: str, where: str) -> None:
-    """Refuse token ids that a vocabulary does not have: a model would fail on them, or read a row that means nothing.
+    """Refuse token ids outside a vocabulary: a model would fail on them, or read a meaningless row.
 
     A vocabulary of None `rows` is not known. Messages say `what` the ids are, `where`, and `whose` vocabulary lacks
     them (with a verb).
@@ -103,5 +103,5 @@ def check_ids(ids: Sequence[int], rows: int | None, *, what: str, whose: str, wh
 
 
 def skipped_tokens(student_prompt: Sequence[int], teacher_prompt: Sequence[int]) -> int:
-    """Return how many completion tokens have no token before them to be predicted from: 1 under an empty prompt."""
+    """Return how many completion tokens have no token before them: 1 under an empty prompt, else 0."""
     return int(not student_prompt or not teacher_prompt)

@@ -1,4 +1,4 @@
-"""From messages as data sets write them to messages as chat templates read them."""
+"""Convert messages from the formats of datasets to that of chat templates."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Unusable(Exception):
 
 
 def text_of(value: object, what: str) -> str:
-    """Return a text, or say what is there instead, for example in "'text'".
+    """Return a text; the error describes the value found instead, for example in "'text'".
 
     Raises:
         Unusable: Anything but text.

@@ -1,4 +1,4 @@
-"""Conversations of which several turns are learned: both sides' token ids, and which of them are completions.
+"""Conversations with several learned turns: both sides' token ids, and masks over the completions.
 
 Each side has a prompt, which ends before the first learned turn, and after it all ids up to the end of the last learned
 turn, with a mask that is 1 on what is learned. Between the turns the sides may read different user messages. The ids

@@ -1,4 +1,4 @@
-"""Token ids of prompts with a common beginning, which is tokenized once."""
+"""Tokenization of prompts with a common prefix, which is tokenized once."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ TRIES = 16  # places for the cut
 
 
 class Start(NamedTuple):
-    """What prompts begin with: its text with the margin, and how many of its characters have which ids."""
+    """A common prefix: its text with the margin, and how many of its characters have which ids."""
 
     text: str
     cut: int

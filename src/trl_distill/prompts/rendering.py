@@ -1,4 +1,4 @@
-"""A row's prompt under a template: alone, inside a conversation, or as the row itself gives it to the teacher."""
+"""Render a row's prompt: a template alone, in a conversation, or the row's own prompt for the teacher."""
 
 from __future__ import annotations
 

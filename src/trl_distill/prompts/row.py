@@ -1,4 +1,4 @@
-"""One row of any accepted form: what templates, chat templates and teachers read."""
+"""One row of any accepted form, for templates, chat templates and teachers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .messages import Message
 
 
 class AssistantTurns(NamedTuple):
-    """What is learned of a conversation if it is more than the text of its last message.
+    """The learned messages of a conversation, if they are more than the text of its last message.
 
     Attributes:
         last: The last message, which is the assistant's.
@@ -48,7 +48,7 @@ class Row:
 
     @property
     def fields(self) -> dict[str, str | int | float]:
-        """What templates name: the other columns, and `input`."""
+        """The template fields: the other columns, and `input`."""
         return {**self.values, "input": self.input}
 
     def to_columns(self) -> dict[str, Any]:

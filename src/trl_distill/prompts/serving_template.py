@@ -1,4 +1,4 @@
-"""The chat template that is saved with a student, so that what was trained is what is served.
+"""The chat template that is saved with a student, so that it is served with the trained prompt.
 
 A user's message alone is rendered as the student read it in training; all else is left to the model's own template,
 which is kept under the name `original`.
@@ -71,7 +71,7 @@ PROBES = (
 
 @dataclass(frozen=True)
 class Frame:
-    """What the student reads around a user's message.
+    """The student's prompt around a user message.
 
     Attributes:
         prompt: Its prompt, `INPUT` standing for the message: text, or chat messages.
@@ -104,14 +104,14 @@ class Serving:
 
     Attributes:
         source: The chat template to save; None keeps the model's own.
-        line: What to tell the user of it.
+        line: A line for the user about it.
     """
 
     source: str | None
     line: str
 
     def put(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        """Give a tokenizer the chat templates to be saved; its own is read from it no more."""
+        """Set the chat templates to save on a tokenizer, replacing its own."""
         if self.source is not None:
             named = tokenizer.chat_template if isinstance(tokenizer.chat_template, dict) else {}
             own = ChatTemplate(tokenizer).source or ""

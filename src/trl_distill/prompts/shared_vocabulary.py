@@ -1,4 +1,4 @@
-"""The vocabulary that two models share, whose tokenizers have to agree."""
+"""The shared vocabulary of two models, whose tokenizers have to agree."""
 
 from __future__ import annotations
 

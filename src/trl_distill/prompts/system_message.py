@@ -1,4 +1,4 @@
-"""`teacher_system` and `student_system`: what each side reads as its system message."""
+"""`teacher_system` and `student_system`: each side's system message."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def check_system(template: Template, given: str | None, *, setting: str) -> None
 def for_reader(
     template: Template, tokenizer: PreTrainedTokenizerBase, *, opens_chat: bool = False, moves: bool = False
 ) -> Template:
-    """Return a template whose system message is in the form that the model that reads it accepts.
+    """Return a template with its system message in a form that the model's chat template accepts.
 
     Args:
         template: The side's.
@@ -70,7 +70,7 @@ def takes_system(tokenizer: PreTrainedTokenizerBase) -> bool:
 
 
 def _writes(tokenizer: PreTrainedTokenizerBase, *roles: str) -> bool:
-    """Whether a chat template writes what is said first in a conversation of these roles."""
+    """Whether a chat template renders the first message of a conversation with these roles."""
     if tokenizer.chat_template is None:
         return False
     try:

@@ -56,7 +56,7 @@ class TextTemplate:
 
 @dataclass(frozen=True)
 class System:
-    """What one side does with the system message of a row.
+    """How one side handles a row's system message.
 
     Attributes:
         keep: Whether a row's own system message stays.
@@ -144,7 +144,7 @@ class Template:
                 )
 
     def notes(self) -> list[str]:
-        """Return a sentence on each thing that the user may not have meant."""
+        """Return a sentence on each part that the user may not have intended."""
         found = []
         for _, text in self.messages:
             like = next((word for word in text.braced() if _is_like_a_field(word, text.fields)), None)
@@ -230,9 +230,9 @@ def _source_text(source: object, name: str) -> str:
 
 
 def text_of_file(given: object, name: str) -> object:
-    """Return the text of the file that a prompt's setting names, so that it can be kept; else what was given.
+    """Return the text of the file that a prompt's setting names, so that it can be saved; else the given value.
 
-    That stays too if the text would itself be read as the name of a file.
+    The value also stays if the text would itself be read as the name of a file.
     """
     if not isinstance(given, str):
         return given

@@ -1,1 +1,1 @@
-"""One completion under two tokenizers: which of their tokens cover the same bytes."""
+"""One completion under two tokenizers: which tokens cover the same bytes."""

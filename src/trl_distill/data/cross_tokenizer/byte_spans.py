@@ -1,6 +1,6 @@
-"""One completion in two tokenizers: the smallest stretches of its bytes that both delimit.
+"""One completion in two tokenizers: the smallest byte spans with token boundaries of both.
 
-At the start of a span both models have read the same text, so that what they say of the next token can be compared.
+At the start of a span both models have read the same text, so their next-token distributions can be compared.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ def _known(tokens: Sequence[bytes | None]) -> list[bytes]:
 
 
 def _space_in_front(mine: bytes, theirs: bytes) -> int:
-    """Say which side has a space in front that makes the texts agree further when it is left out, or ALIKE."""
+    """Return which side has an extra leading space, or ALIKE."""
     texts = {ALIKE: (mine, theirs)}
     if mine.startswith(b" "):
         texts[STUDENT_SPACE] = (mine[1:], theirs)

@@ -1,4 +1,4 @@
-"""The bytes that a token writes: what tokens of different tokenizers have in common."""
+"""The bytes of tokens, which make tokens of different tokenizers comparable."""
 
 from __future__ import annotations
 

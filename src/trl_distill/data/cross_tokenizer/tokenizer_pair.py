@@ -1,4 +1,4 @@
-"""A student and a teacher with different tokenizers: one completion in both, and which of their tokens are the same."""
+"""A student's and a teacher's different tokenizers: one completion in both, and which tokens match."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class TokenizerPair:
 
     @property
     def shared(self) -> int:
-        """How many tokens are the same."""
+        """The number of matched tokens."""
         return len(self.matched[ALIKE].student)
 
     def teacher_completion(self, text: str, completion: Sequence[int]) -> list[int]:

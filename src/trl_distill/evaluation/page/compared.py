@@ -1,4 +1,4 @@
-"""Completions side by side and token by token: which rows the page shows, in what order, and what is marked."""
+"""Completions side by side and token by token: row selection, order and highlighting."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ COLOURS = {BEFORE: "before", AFTER: "after", TEACHER: "teacher", PROMPTED: "prom
 
 @dataclass(frozen=True)
 class Limits:
-    """How much of the rows a page shows.
+    """Size limits of a page.
 
     Attributes:
         rows: Rows side by side.

@@ -1,4 +1,4 @@
-"""What a page says, as frozen values that JSON keeps: how a run went, and what an evaluation found."""
+"""The content of a report page, as frozen values for JSON: a run and its evaluation."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Logs = Sequence[Mapping[str, float]]
 
 @dataclass(frozen=True)
 class Advice:
-    """What looks wrong, and the setting to change.
+    """A warning, and the setting to change.
 
     Attributes:
         code: Stable name, for dashboards.

@@ -1,4 +1,4 @@
-"""Text of models and data for the page: none of it is invisible, turns the direction of reading, or is too long."""
+"""Text of models and data for the page, escaped and cut: invisible characters and direction marks are spelled out."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What one call of a fused loss computes: the student's logits, the teacher's side, labels and settings."""
+"""The inputs of one fused loss call: the student's logits, the teacher's side, labels and settings."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Tensor = torch.Tensor
 
 
 class KnownTokens(NamedTuple):
-    """What is known of a teacher's distributions at N tokens, at the training's temperature.
+    """The known tokens of a teacher's distributions at N positions, at the training temperature.
 
     Attributes:
         token_ids: [N, k] int64, distinct in a row, the teacher's likeliest first; -1 if there is none.
@@ -31,13 +31,13 @@ class KnownTokens(NamedTuple):
 
     @property
     def unknown(self) -> Tensor:
-        """[N] bool: the tokens of which nothing is known."""
+        """[N] bool: positions without any known token."""
         return (self.token_ids < 0).all(1)
 
 
 @dataclass(frozen=True)
 class Problem:
-    """What one call computes.
+    """The inputs of one call.
 
     Attributes:
         student: The student's softened logits over N tokens.

@@ -1,4 +1,4 @@
-"""What the Triton kernels of the dense loss do with a range of columns of one row of logits.
+"""The steps of the dense loss's Triton kernels, over a range of columns of one row of logits.
 
 Columns are summed from running maxima, first to last; the gradient is written last to first, so that it finds in the
 cache what was read last. l are logits after bias, scale and softcap; s and t are (l - max l) / T of

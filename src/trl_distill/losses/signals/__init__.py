@@ -1,4 +1,4 @@
-"""The signals that teachers give of a batch's completion tokens, each kind with its loss."""
+"""A teacher's signals for a batch's completion tokens, each kind with its loss."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What all teacher signals have in common: the protocol, and how sharded weights reach the losses."""
+"""The protocol of teacher signals, and how sharded weights are gathered for the losses."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Known = TypeVar("Known")
 
 
 class TeacherSignal(Protocol):
-    """What a teacher says of N completion tokens."""
+    """A teacher's output for N completion tokens."""
 
     @property
     def tokens(self) -> int:
@@ -48,10 +48,10 @@ def cross_entropy(student: ModelSide, labels: torch.Tensor, settings: LossSettin
 
 
 def at_temperature(known: Mapping[float, Known], temperature: float) -> Known:
-    """Return what is known at a temperature.
+    """Return the entry for a temperature.
 
     Raises:
-        ValueError: Nothing is; the sentence names the temperatures there are.
+        ValueError: There is none; the message lists the available temperatures.
     """
     if temperature not in known:
         there = ", ".join(f"{t:g}" for t in sorted(known))

@@ -1,4 +1,4 @@
-"""Signals of different teachers, or of none, on the rows of one batch; one of them may be the initial student."""
+"""Signals of different teachers, or none, for the rows of one batch; one teacher may be the initial student."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .base import TeacherSignal, cross_entropy, whole
 class RetainedSignal:
     """The signal of the initial student on rows to retain, learned by the divergence alone, whatever alpha is.
 
-    The student starts at the optimum, which the cross-entropy of the completions would pull it away from.
+    The student starts at the optimum; the cross-entropy of the completions would pull it away.
 
     Attributes:
         signal: Of N completion tokens.
@@ -57,7 +57,7 @@ class PerRowSignal:
 
     @property
     def silent(self) -> bool:
-        """Whether no teacher gives a signal on the other tokens."""
+        """Whether no teacher gives a signal for the other tokens."""
         return all(signal is None or isinstance(signal, RetainedSignal) for _, signal in self.parts)
 
     def loss(self, student: ModelSide, labels: torch.Tensor, settings: LossSettings) -> DistillationLoss:

@@ -1,4 +1,4 @@
-"""A few known tokens of a teacher's distributions, from a store or a server: its likeliest ones, or those drawn."""
+"""Sparse teacher distributions from a store or a server: the top-k tokens, or sampled ones."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class TopKSignal:
 
 @dataclass
 class SampledSignal:
-    """Drawn tokens at N completion positions.
+    """Sampled tokens at N completion positions.
 
     Attributes:
         draws: By temperature.
@@ -74,7 +74,7 @@ class SampledSignal:
         """Return the student's loss; see `TeacherSignal.loss`.
 
         Raises:
-            ValueError: A temperature at which nothing was drawn, or a divergence that needs the whole distribution.
+            ValueError: A temperature at which nothing was sampled, or a divergence that needs the whole distribution.
         """
         drawn = at_temperature(self.draws, settings.temperature)
         with whole(student) as own:
