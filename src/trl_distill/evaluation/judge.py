@@ -58,7 +58,7 @@ def load_judge(
     Args:
         name: `openai:MODEL`, a bare name of OpenAI's, or `http://host:port/v1#MODEL`.
         tokenizer: The student's; a judge's answers are not split into tokens, so that any will do.
-        settings: How it is asked, its budget among them.
+        settings: Settings of requests, including the budget.
 
     Raises:
         ParamsError: The name is that of no server.

@@ -131,7 +131,7 @@ def continuations(
     Args:
         model: What `generating_model` returned.
         prompts: Token ids, each of at least one.
-        config: How it writes.
+        config: Generation settings.
         more: Returns other arguments of `generate` for prompts of a width.
     """
     apart = has_learned_prompt(model)

@@ -1,1 +1,1 @@
-"""One run from its parameters to the files that it leaves: `train`, `run` and `generate_with_teacher`."""
+"""One run, from its parameters to the project folder: `train`, `run` and `generate_with_teacher`."""

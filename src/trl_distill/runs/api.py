@@ -1,6 +1,6 @@
-"""`train(params)`: prepare, fit, save - the one engine behind the command and the library.
+"""`train(params)`: prepare, fit, save. The command and the library both use it.
 
-Everything that can be wrong in what the user typed is found before a model loads, and before torch does if possible.
+User errors are found before a model loads, and before torch is imported if possible.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def train(params: LLMTrainingParams, *, verbose: bool = False) -> Any:
         The trained model; None after a dry run.
 
     Raises:
-        UsageError: Something that was asked for cannot be done; raised before a model loads.
+        UsageError: A request that cannot be fulfilled; raised before a model loads.
         RunInterrupted: Ctrl-C; a checkpoint is written.
     """
     return run(params, verbose=verbose).model
@@ -38,14 +38,14 @@ def run(params: LLMTrainingParams, *, verbose: bool = False) -> RunResult:
     """Train and return model, tokenizer, metrics, paths and trainer.
 
     The project folder then holds the model (safetensors), its tokenizer, the configuration, the metrics and a
-    model card. With `dry_run` it stops after the pre-flight and writes nothing but completions paid for.
+    model card. With `dry_run` it stops after the pre-flight and writes only completions that were paid for.
 
     Args:
         params: The run's parameters.
         verbose: Show all messages and bars of the libraries too.
 
     Raises:
-        UsageError: Something that was asked for cannot be done; raised before a model loads.
+        UsageError: A request that cannot be fulfilled; raised before a model loads.
         RunInterrupted: Ctrl-C; a checkpoint is written.
     """
     started = time.perf_counter()
@@ -70,7 +70,7 @@ def run(params: LLMTrainingParams, *, verbose: bool = False) -> RunResult:
 
 
 def _check(params: LLMTrainingParams, shown: ExitStack, *, verbose: bool, writes_store: bool = False) -> CheckedRun:
-    """Return the checked run; from here on libraries show what they have to say only if it is asked for."""
+    """Return the checked run; library output is hidden from here on unless `verbose` is set."""
     if not verbose:
         given = (getattr(params, name, None) for name in ("quantization", "teacher_quantization"))
         shown.enter_context(quiet(four_bits="int4" in given))
@@ -82,9 +82,9 @@ def _check(params: LLMTrainingParams, shown: ExitStack, *, verbose: bool, writes
 
 @settings_named_as(LIBRARY)
 def teach(params: LLMTrainingParams, *, repair: bool = False, verbose: bool = False) -> int:
-    """Write the targets of a run into its `teacher_store`, and return how many shards were made.
+    """Write a run's targets into its `teacher_store`, and return how many shards were written.
 
-    Targets that are there already are kept, so the same call resumes after a kill. `run` with the same parameters then
+    Existing targets are kept, so the same call resumes after a kill. `run` with the same parameters then
     trains from the store and loads no teacher.
 
     Args:
@@ -94,7 +94,7 @@ def teach(params: LLMTrainingParams, *, repair: bool = False, verbose: bool = Fa
 
     Raises:
         ParamsError: No store or no teacher is named.
-        UsageError: Something that was asked for cannot be done; raised before a model loads.
+        UsageError: A request that cannot be fulfilled; raised before a model loads.
     """
     with ExitStack() as shown:
         checked = _check(params, shown, verbose=verbose, writes_store=True)

@@ -1,4 +1,4 @@
-"""How a run ends early: Ctrl-C with a checkpoint after the running step, a loss that is not finite without one."""
+"""Early ends of a run: Ctrl-C, with a checkpoint after the running step, and a non-finite loss, without one."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class StopCallback(TrainerCallback):
 
 @contextmanager
 def stopping_on_interrupt(callback: StopCallback) -> Iterator[None]:
-    """Turn the first Ctrl-C into a request to stop; a second one stops at once, without a checkpoint."""
+    """Turn the first Ctrl-C into a request to stop; a second one stops immediately, without a checkpoint."""
     if threading.current_thread() is not threading.main_thread():
         yield  # only the main thread may set a handler
         return
@@ -57,7 +57,7 @@ def stopping_on_interrupt(callback: StopCallback) -> Iterator[None]:
 
 
 class WatchCallback(TrainerCallback):
-    """Logs before every checkpoint and after the last step; stops without a checkpoint when a loss is not finite.
+    """Logs before every checkpoint and after the last step; stops without a checkpoint if a loss is not finite.
 
     Attributes:
         diverged: (step, name) of the first figure that was not finite.

@@ -1,4 +1,4 @@
-"""What can be wrong with a run and is found before any weights are read."""
+"""Checks of a run before any weights are read."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class CheckedRun:
-    """A run as it was asked for, after every check that needs no model and no data.
+    """A requested run after all checks that need no model and no data.
 
     Attributes:
-        params: Its parameters. Files that list teachers are read, since they may change during the run; a run that is
-            resumed has the defaults that it was begun with.
+        params: Its parameters. Files that list teachers are already read, since they may change during the run; a
+            resumed run has the defaults that it was started with.
         project: The folder that it writes to.
         trainer_class: What trains.
         templates: The student's and the teacher's.
@@ -46,7 +46,7 @@ def check_run(params: LLMTrainingParams, *, writes_store: bool = False) -> Check
         writes_store: Whether it writes a store of targets instead of training.
 
     Raises:
-        UsageError: Something that was asked for cannot be done.
+        UsageError: A request that cannot be fulfilled.
     """
     check_params(params)
     if writes_store and params.teacher_store is None:

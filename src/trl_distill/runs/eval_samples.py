@@ -1,6 +1,6 @@
-"""`--eval-samples`: what the student writes by itself at each evaluation, beside what it wrote before and the teacher.
+"""`--eval-samples`: the student's own completions at each evaluation, next to its initial ones and the teacher's.
 
-Teacher-forced figures can improve while the student writes thirty newlines for every question; this shows it.
+Teacher-forced metrics can improve while the student generates thirty newlines for every question; this shows it.
 """
 
 from __future__ import annotations
@@ -29,9 +29,10 @@ PreparedRow = Mapping[str, Any]  # columns of `Recipe.prepare`
 
 
 class EvalSamples(TrainerCallback):
-    """Has the student write for a few rows before training and at each evaluation.
+    """Generates the student's completions of a few rows before training and at each evaluation.
 
-    The main process writes, shows and keeps them: a line of JSON for each row, with `step`, `row`, `prompt`, `before`,
+    The main process generates, prints and saves them: a line of JSON for each row, with `step`, `row`, `prompt`,
+        `before`,
     `now` and `teacher`. A run that is resumed keeps the lines up to its checkpoint.
 
     Args:
@@ -47,7 +48,7 @@ class EvalSamples(TrainerCallback):
         self.before: list[str] = []
 
     def attach(self, trainer: Trainer) -> None:
-        """Take the trainer whose student writes; one with sharded weights, which cannot, is left out with a line."""
+        """Attach to a trainer; if its weights are sharded, print that there are no samples."""
         if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
             trainer.accelerator.print("Samples: none are written, since the student's weights are sharded.")
         elif isinstance(trainer, DistillationMixin) and trainer.distilling:
@@ -56,7 +57,7 @@ class EvalSamples(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
     ) -> None:
-        """Write what the student writes before training; a run that is resumed has it in the file."""
+        """Generate the completions before training; a resumed run has them in the file."""
         if self.trainer is None or not state.is_world_process_zero:
             return
         kept = [line for line in _lines(self.path) if line["step"] <= state.global_step] if state.global_step else []
@@ -68,7 +69,7 @@ class EvalSamples(TrainerCallback):
     def on_evaluate(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
     ) -> None:
-        """Write, show and keep what the student writes now."""
+        """Generate, print and save the current completions."""
         if self.trainer is None or not state.is_world_process_zero or not self.before:
             return
         lines = self._lines(state.global_step)

@@ -1,4 +1,4 @@
-"""Whether a student works without its teacher's prompt: `evaluate_distillation`, `evaluate`, `aitraining evaluate`."""
+"""Evaluate a student without its teacher's prompt: `evaluate_distillation`, `evaluate`, `aitraining evaluate`."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ OUTPUT = "evaluation"  # of the command, without a project
 
 
 class EvaluationFigures(dict[str, Any]):
-    """Figures by name, in the guide's words, and the whole `evaluation` they are from."""
+    """Metrics by name, as the guide calls them, and the whole `evaluation`."""
 
     def __init__(self, figures: Mapping[str, Any], evaluation: Evaluation) -> None:
         super().__init__(figures)

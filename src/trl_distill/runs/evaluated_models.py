@@ -1,4 +1,4 @@
-"""The models of an evaluation, found as a run finds its student and its teacher."""
+"""The models of an evaluation, resolved as a run resolves its student and teacher."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def find_models(params: LLMTrainingParams, *, student: Any, before: Any = None) 
 
 
 def _check_one_teacher(params: LLMTrainingParams) -> None:
-    """Refuse runs of several teachers or prompts, and a teacher that is not kept."""
+    """Refuse runs with several teachers or prompts, and a teacher that is not saved."""
     if params.teacher_config is not None:
         raise ParamsError(
             "teacher_config lists several teachers, but an evaluation compares with one; name it with --teacher-model, "

@@ -1,4 +1,4 @@
-"""What an evaluation reads of a run: its settings, and the rows that it was not trained on."""
+"""The inputs of an evaluation from a run: its settings, and its held-out rows."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ NO_ROWS = (
 
 @dataclass(frozen=True)
 class KnownRun:
-    """The run that a student comes from.
+    """The run that trained a student.
 
     Attributes:
         params: Its parameters; a model that was in memory is None, unless it is there still.
@@ -66,7 +66,7 @@ _RUNS: WeakKeyDictionary[Any, KnownRun] = WeakKeyDictionary()  # of trained mode
 
 
 def remember_run(model: object, params: LLMTrainingParams, folder: Path, held_out: Dataset | None) -> None:
-    """Have a trained model know its finished run for as long as it lives.
+    """Remember a trained model's finished run for the lifetime of the model.
 
     Args:
         model: The model.
@@ -83,7 +83,7 @@ def remember_run(model: object, params: LLMTrainingParams, folder: Path, held_ou
 
 
 def run_of(student: object) -> KnownRun | None:
-    """Return the run of a model that `train` returned, or of a project folder; None if nothing is known of it."""
+    """Return the run of a model that `train` returned, or of a project folder; None if it is unknown."""
     if isinstance(student, (str, Path)):
         folder = Path(student).expanduser()
         return read_project(folder) if (folder / MANIFEST).is_file() else None
@@ -115,7 +115,7 @@ def read_project(folder: Path) -> KnownRun:
 
 
 def _there(name: str, value: object) -> object:
-    """Return a setting of a saved configuration; what was in memory is not there any more."""
+    """Return a setting of a saved configuration; None for an object that was in memory."""
     return None if name in IN_MEMORY and model_in_memory(value) else value
 
 
@@ -127,7 +127,7 @@ def evaluated_fields() -> list[Field]:
 
 
 def evaluated_params(params: LLMTrainingParams) -> LLMTrainingParams:
-    """Return the settings of a run that say what both sides read and who teaches, all others at their defaults."""
+    """Return the settings of a run that define the teacher and the prompts, all others at their defaults."""
     read = LLMTrainingParams(completions="teacher", allow_text_only_teacher=True, distill_temperature=1.0)
     for name in {spec.name for spec in evaluated_fields()} - {"allow_text_only_teacher"}:
         read.set(name, getattr(params, name))

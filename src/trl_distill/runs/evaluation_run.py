@@ -1,4 +1,4 @@
-"""One evaluation from its settings to its result: the models, the rows, the stores, what is printed."""
+"""One evaluation, from its settings to its result and output."""
 
 from __future__ import annotations
 
@@ -157,7 +157,7 @@ def _prices(params: LLMTrainingParams, settings: EvaluationSettings) -> dict[str
 def _judge(
     params: LLMTrainingParams, settings: EvaluationSettings, models: EvaluatedModels, *, progress: bool
 ) -> Judge | None:
-    """Return what has a judge compare sides, its answers kept; None if there is no judge."""
+    """Return a function that asks a judge to compare sides and stores its answers; None without a judge."""
     if settings.judge is None:
         return None
     remote = RemoteSettings(
@@ -191,7 +191,7 @@ def _writing(params: LLMTrainingParams, settings: EvaluationSettings) -> Generat
 
 
 def _shown(params: LLMTrainingParams, source: str, writing: GenerationSettings) -> dict[str, object]:
-    """Return how it was evaluated, for the reader of the result."""
+    """Return the settings of the evaluation, for readers of the result."""
     values = params.to_dict()
     names = ("teacher_model", "teacher_prompt_template", "student_prompt_template", "teacher_system", "student_system")
     shown = {name: values[name] for name in names}

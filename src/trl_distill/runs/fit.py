@@ -1,4 +1,4 @@
-"""The second step of a run: the student is loaded and trained."""
+"""The second step of a run: load and train the student."""
 
 from __future__ import annotations
 

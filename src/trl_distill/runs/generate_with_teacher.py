@@ -1,4 +1,4 @@
-"""`generate_with_teacher`: a teacher's completions for queries, as rows that a run can train on."""
+"""`generate_with_teacher`: a teacher's completions for queries, as training rows."""
 
 from __future__ import annotations
 
@@ -146,7 +146,7 @@ def generate_with_teacher(
 
 
 def _learnable_text(completion: Completion) -> str:
-    """Return what a run is to learn of a completion; "" if it is unusable."""
+    """Return the text to learn from a completion; "" if it is unusable."""
     if completion.unusable or not completion.text:
         return ""
     return with_reasoning(completion.text, completion.reasoning) if completion.reasoning else completion.text

@@ -1,4 +1,4 @@
-"""Uploading a finished project; the token comes from the environment and goes nowhere else."""
+"""Upload a finished project; the token is read from the environment and stored nowhere."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Hides library messages that a user can do nothing about; `--debug` and `verbose=True` show them.
+"""Hide library messages that a user cannot act on; `--debug` and `verbose=True` show them.
 
 Messages are hidden with the standard library alone, before the libraries are imported: the command must be able to
 reject its arguments without loading torch.

@@ -1,4 +1,4 @@
-"""`metrics.jsonl`: a line for each log as it is made, for dashboards and for whoever follows a run."""
+"""`metrics.jsonl`: one line per log during the run, for dashboards."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class MetricsFile(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
     ) -> None:
-        """Write the lines up to the checkpoint that is resumed from, those that its history lacks too."""
+        """Write the lines up to the checkpoint that is resumed from, including those missing from its history."""
         if not state.is_world_process_zero:
             return
         lines = {_key(line): line for line in _lines(self.path) if line["step"] <= state.global_step}
@@ -55,7 +55,7 @@ class MetricsFile(TrainerCallback):
 
 
 def _is_repeated(line: Line, state: TrainerState) -> bool:
-    """Whether a run that is resumed logs this again: its summary, and after the last step the evaluation."""
+    """Whether a resumed run logs this again: its summary and, after the last step, the evaluation."""
     at_end = line["step"] == state.global_step >= state.max_steps
     return "train_runtime" in line or (at_end and any(name.startswith("eval_") for name in line))
 

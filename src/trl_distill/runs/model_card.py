@@ -1,4 +1,4 @@
-"""The model card: what a user of the student must know, with the figures of the run and a snippet that was run."""
+"""The model card: the metrics of the run, its prompts, and a tested usage snippet."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ class RunCard:
 
 
 def _metadata(trained: Trained) -> ModelCardData:
-    """Return what places the model in the Hub's graph: its base model, its datasets and the library that loads it."""
+    """Return the Hub metadata: the base model, the datasets and the library that loads the model."""
     params, model = trained.prepared.checked.params, cast("PreTrainedModel", trained.trainer.model)
     adapter = is_peft_model(model) and not params.merge_adapter
     name = params.model if isinstance(params.model, str) else base_of(model).config._name_or_path
@@ -130,7 +130,7 @@ def _metadata(trained: Trained) -> ModelCardData:
 
 
 def _from_here(folder: Path) -> Path:
-    """Return a folder as it is found from where the run was started; a card shows no more of a machine's folders."""
+    """Return a folder relative to the working directory, so that a card shows no other paths of the machine."""
     try:
         return Path(os.path.relpath(folder))
     except ValueError:  # on another drive of Windows
@@ -138,7 +138,7 @@ def _from_here(folder: Path) -> Path:
 
 
 def _usage(model: PreTrainedModel | None, tokenizer: PreTrainedTokenizerBase, preflight: Preflight) -> dict[str, Any]:
-    """Return how to put an input into the student: a snippet, and what it printed."""
+    """Return a usage snippet, and its output."""
     serves = preflight.serving is not None and preflight.serving.source is not None
     templates = tokenizer.chat_template if serves else {}
     outcome = ""

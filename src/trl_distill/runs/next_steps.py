@@ -1,4 +1,4 @@
-"""What a user does next with a finished project: the commands that ask the student, evaluate it and serve it."""
+"""The next commands for a finished project: ask, evaluate and serve the student."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The first step of a run: the teacher and the rows, checked and shown, before the student's weights are loaded."""
+"""The first step of a run: load and check the teacher and the rows, before the student's weights are loaded."""
 
 from __future__ import annotations
 
@@ -86,14 +86,14 @@ class PreparedRun:
 
 
 def prepare(checked: CheckedRun, *, writes_store: bool = False) -> PreparedRun:
-    """Load the data and the teacher, have missing completions written, and show the pre-flight.
+    """Load the data and the teacher, generate missing completions, and show the pre-flight.
 
     Args:
         checked: What was asked for.
         writes_store: Whether a store of targets is to be written instead of training.
 
     Raises:
-        UsageError: Something that was asked for cannot be done; raised before a model loads.
+        UsageError: A request that cannot be fulfilled; raised before a model loads.
     """
     params = checked.params
     data = load_run_data(params, checked.templates)
@@ -136,7 +136,7 @@ def _for_plain_sft(
     outline: PreTrainedModel,
     data: RunData,
 ) -> PreparedRun:
-    """Return the run with rows as SFTTrainer takes them."""
+    """Return the run with rows in SFTTrainer's forms."""
     params = checked.params
     computes = describe_compute(args, outline, quantization=params.quantization)
     if params.assistant_only_loss:
@@ -163,7 +163,7 @@ def _for_teacher(
     *,
     writes_store: bool,
 ) -> PreparedRun:
-    """Return the run with rows for a teacher; all are read before the teacher writes for any."""
+    """Return the run with rows for a teacher; all are read before the teacher generates."""
     params = checked.params
     given = None if isinstance(params.teacher_model, str) else params.teacher_model
     plan = plan_setup(params, given, student=params.model, data=data.train, templates=checked.templates)
@@ -210,9 +210,9 @@ def _samples(
     prepared: Dataset,
     params: LLMTrainingParams,
 ) -> list[Mapping[str, Any]]:
-    """Return a few validation rows with what the teacher writes for them.
+    """Return a few validation rows with the teacher's completions.
 
-    If it cannot write, or there are several teachers, they have the completions that are learned.
+    If it cannot generate, or there are several teachers, the rows have the learned completions.
     """
     (rows, report), recipe = read, setup.recipe
     count = min(params.eval_samples, len(rows))
@@ -223,7 +223,7 @@ def _samples(
 
 
 def _warn_of_few_steps(rows: int, params: LLMTrainingParams, state: PartialState) -> None:
-    """Print if rows make too few optimizer steps; how many sequences packed rows make is not known yet."""
+    """Print a warning if there are too few optimizer steps; for packed rows their number is not known yet."""
     if params.packing:
         return
     steps, warmup = optimizer_steps(rows, params, processes=state.num_processes)
@@ -232,6 +232,6 @@ def _warn_of_few_steps(rows: int, params: LLMTrainingParams, state: PartialState
 
 
 def _check_rows(checked: CheckedRun, rows: Dataset, *, fields: Collection[str] | None) -> None:
-    """Refuse to resume on other rows, before the teacher writes for any."""
+    """Refuse to resume on different rows, before the teacher generates."""
     numbers = rows["row"] if "row" in rows.column_names else range(1, len(rows) + 1)
     checked.project.check_rows(fingerprint(rows, fields=fields), numbers, checked.params)

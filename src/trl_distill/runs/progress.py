@@ -1,4 +1,4 @@
-"""A run's log lines for people: one short aligned line each, and a bar on a terminal.
+"""Readable log lines: one short aligned line per log, and a progress bar on a terminal.
 
 The figures in full are in the project's metrics.jsonl and in the trackers of `--log`.
 """
@@ -46,7 +46,7 @@ def show_lines(trainer: AnyTrainer) -> AnyTrainer:
 
 
 class Pace:
-    """How fast the steps of this process are; the first one, in which much is set up, does not count."""
+    """The speed of this process's steps; the first one, which includes set-up work, is not counted."""
 
     def __init__(self) -> None:
         self.since: tuple[int, float] | None = None
@@ -66,7 +66,7 @@ class Pace:
 
 
 class FirstSteps(TrainerCallback):
-    """Prints once, after three steps, how long the run will take and how much memory it needs."""
+    """Prints the remaining time and the peak memory once, after three steps."""
 
     def __init__(self) -> None:
         self.pace = Pace()
@@ -74,7 +74,7 @@ class FirstSteps(TrainerCallback):
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
     ) -> None:
-        """Print the line; the device is waited for this once, since the host runs ahead of it."""
+        """Print the line; this synchronises with the device once, since the host runs ahead of it."""
         if not state.is_world_process_zero or self.pace.add(state.global_step) != FIRST_STEPS:
             return
         torch.get_device_module(args.device).synchronize()
@@ -118,7 +118,7 @@ class ProgressLines(TrainerCallback):
             self.bar.update(state.global_step - self.bar.n)
 
     def on_prediction_step(self, *args: object, **kwargs: object) -> None:
-        """Show why the bar stands still."""
+        """Show "evaluating" on the bar."""
         if self.bar is not None:
             self.bar.set_postfix_str("evaluating")
 
@@ -162,7 +162,7 @@ def clock() -> str:
 
 
 def peak_memory(device: torch.device) -> str:
-    """Return the most memory that this process has had: allocated on the accelerator, or on a CPU resident.
+    """Return the peak memory of this process: allocated on the accelerator, or resident on a CPU.
 
     It is "" if it is not known.
     """

@@ -1,4 +1,4 @@
-"""A run's folder: its files, when it may be written to, and writes that survive a kill.
+"""A run's project folder: its files, protection against overwriting, and atomic writes.
 
 project/
   model.safetensors, tokenizer, ...   the result
@@ -133,7 +133,7 @@ class Project:
             raise ProjectError(f"{name} cannot be created: {str(above)!r} is not a writable folder.")
 
     def as_begun(self, params: LLMTrainingParams) -> LLMTrainingParams:
-        """Return parameters with the defaults of an earlier version, if the run to resume was started with those."""
+        """Return parameters with the defaults of an earlier version, if the run to resume was started with them."""
         if not params.resume or self.last_checkpoint() is None:
             return params
         before = self._begun_with()

@@ -1,4 +1,4 @@
-"""A run's page: what `evaluation.page` shows of it is gathered from the prepared run and the trainer."""
+"""A run's report page: collects the content for `evaluation.page` from the prepared run and the trainer."""
 
 from __future__ import annotations
 
@@ -39,11 +39,11 @@ PACKAGES = ("trl-distill", "trl", "transformers", "torch", "peft", "accelerate",
 def write_run_report(
     trained: Trained, rows: TrainedRows | None, metrics: Mapping[str, object]
 ) -> tuple[dict[str, Path], list[Advice]]:
-    """Write the page and its data into the project folder; return their paths and what to print that looks wrong.
+    """Write the page and its data into the project folder; return their paths and the warnings to print.
 
     Args:
         trained: The run.
-        rows: What the student makes of a few rows; None if that could not be found out.
+        rows: The student's completions of a few rows; None if they could not be generated.
         metrics: The run's figures by name.
     """
     prepared, trainer = trained.prepared, trained.trainer
@@ -121,6 +121,6 @@ def versions() -> dict[str, str]:
 
 
 def _next_steps(trained: Trained) -> list[Step]:
-    """Return what to do with a trained student that has not been evaluated."""
+    """Return the next steps for a student that has not been evaluated."""
     steps = steps_after(trained.prepared, trained.tokenizer)
     return [Step(TITLES[what], command) for what, command in steps.items()]

@@ -1,4 +1,4 @@
-"""What a run returns."""
+"""The result of a run."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class RunResult:
-    """What a run leaves.
+    """The result of a run.
 
     Attributes:
         model: The trained model; None after a dry run.

@@ -1,4 +1,4 @@
-"""A run's rows as they are loaded: those to train on, and those to evaluate on."""
+"""A run's loaded rows, for training and evaluation."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ class RunData:
 
     Attributes:
         train: To train on.
-        held_out: To evaluate on: a validation split, or those that were kept aside; None if there are none.
-        kept_aside: What `--holdout` has kept aside; None if nothing.
+        held_out: Rows to evaluate on: a validation split, or those held out; None if there are none.
+        kept_aside: The result of `--holdout`; None without it.
         note: A line for the user; empty if there is nothing to say.
     """
 
@@ -52,7 +52,7 @@ class RunData:
         return report if self.kept_aside is None or split is not Split.TRAIN else self.kept_aside.counted(report)
 
     def keep(self, folder: Path) -> None:
-        """Write the rows that were kept aside into the project, for evaluations; those of an earlier run go."""
+        """Write the held-out rows into the project, for evaluations; those of an earlier run are deleted."""
         if self.kept_aside is None:
             (folder / HELD_OUT).unlink(missing_ok=True)
             return
@@ -62,7 +62,7 @@ class RunData:
 
 
 def load_run_data(params: LLMTrainingParams, templates: Sequence[Template]) -> RunData:
-    """Load a run's rows; with `holdout` some are kept aside if there is no validation split.
+    """Load a run's rows; with `holdout` some are held out if there is no validation split.
 
     Raises:
         DataError: See `load_data` and `keep_aside`.

@@ -1,4 +1,4 @@
-"""The last step of a run: model, tokenizer, figures and card are written, the manifest last."""
+"""The last step of a run: write model, tokenizer, metrics and card, and the manifest last."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def save(trained: Trained) -> RunResult:
 
 
 def _evaluation(trained: Trained) -> dict[str, float]:
-    """Return the figures of the weights that are saved, measured now unless those of their step were."""
+    """Return the evaluation of the saved weights, from the log if their step was evaluated, else measured now."""
     prepared, trainer = trained.prepared, trained.trainer
     if Split.EVAL not in prepared.datasets or prepared.args.eval_strategy == "no":
         return {}
@@ -73,7 +73,7 @@ def _evaluation(trained: Trained) -> dict[str, float]:
 
 
 def _trained_rows(trained: Trained) -> TrainedRows | None:
-    """Return what the student makes of a few rows; None in another process, with sharded weights, or if it fails."""
+    """Return the student's completions of a few rows; None in another process, with sharded weights, or on failure."""
     if is_sharded(trained.trainer) or not trained.prepared.state.is_main_process:
         return None
     try:
@@ -84,7 +84,7 @@ def _trained_rows(trained: Trained) -> TrainedRows | None:
 
 
 def _write_page(trained: Trained, rows: TrainedRows | None, metrics: dict[str, Any]) -> dict[str, Path]:
-    """Write the page, and print what looks wrong."""
+    """Write the page, and print the warnings."""
     try:
         paths, advice = write_run_report(trained, rows, metrics)
     except Exception as error:  # the run is finished

@@ -1,4 +1,4 @@
-"""A run's student: its configuration and tokenizer at once, its weights when they are first needed."""
+"""A run's student: its configuration and tokenizer immediately, its weights lazily."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def find_student(params: LLMTrainingParams, *, device: torch.device | str, trainer_class: type) -> StudentModel:
-    """Return the student that a run's parameters name or hold, with the chat template that was asked for.
+    """Return the student of a run's parameters, with the requested chat template.
 
     Args:
         params: The run's parameters.
@@ -60,7 +60,7 @@ def find_student(params: LLMTrainingParams, *, device: torch.device | str, train
 
 
 def model_without_weights(student: StudentModel, params: LLMTrainingParams) -> PreTrainedModel:
-    """Return the student without weights, for what its configuration alone does not say; a loaded model is itself.
+    """Return the student on the meta device, for checks that need its modules; a loaded model is returned as it is.
 
     Args:
         student: The student.

@@ -1,4 +1,4 @@
-"""A run's figures from its log lines; a resumed run has those from before it was stopped too."""
+"""A run's metrics from its log lines, including those from before a resumed run was stopped."""
 
 from __future__ import annotations
 

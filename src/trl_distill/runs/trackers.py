@@ -1,4 +1,4 @@
-"""The trackers of `--log`: which are there, and what they call a run."""
+"""The trackers of `--log`: which are installed, and how they name a run."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def check_trackers(params: LLMTrainingParams) -> None:
 
 @contextmanager
 def tracked(params: LLMTrainingParams, folder: Path) -> Iterator[None]:
-    """Have trackers name a run after its project, and end what they begin inside.
+    """Name tracker runs after the project, and end those started inside.
 
     A variable of the environment stays as it is, unless `log_project` is given.
 

@@ -1,4 +1,4 @@
-"""What the trained student makes of a few rows: what it writes by itself, and its divergence token by token."""
+"""The trained student on a few rows: its own completions, and its divergence token by token."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class TrainedRows(NamedTuple):
 
 
 def trained_rows(trained: Trained) -> TrainedRows:
-    """Have the student write for rows spread over the validation data, or else the training data, and score some.
+    """Generate the student's completions of rows spread over the validation or training data, and score some.
 
     Call it in one process, while the trainer's model is as it was trained. Without a teacher, and for a trainer that is
     not ours, there are no rows.

@@ -1,4 +1,4 @@
-"""The snippet of the model card: code that gives the student an input as the ids that it was trained on."""
+"""The model card's snippet: code that renders an input to the same ids as in training."""
 
 from __future__ import annotations
 
@@ -52,7 +52,8 @@ NEW_TOKENS = 64
 def snippet(example: Example, tokenizer: PreTrainedTokenizerBase, *, new_tokens: int = NEW_TOKENS) -> str:
     """Return code that makes a prompt of the example's values and prints the completion.
 
-    Several ways are tried in order, and the first that gives the ids of training is written; the last is the ids.
+    Several variants are tried in order, and the first that gives the training ids is used; the last is the ids
+    themselves.
 
     Args:
         example: The row.
@@ -81,7 +82,7 @@ def printed(example: Example, model: Any, tokenizer: PreTrainedTokenizerBase, *,
 
 
 def answers_a_message(example: Example, tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether the example's input, sent as a user's message, has the ids of training."""
+    """Whether the example's input, sent as a user message, gives the training ids."""
     if tokenizer.chat_template is None:
         return False
     _, ids = _chat([{"role": "user", "content": INPUT}], {}, example, tokenizer)

@@ -1,4 +1,4 @@
-"""What every teacher can do: the small protocol that the trainer knows."""
+"""The teacher protocol that the trainer uses."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Capabilities:
-    """What a teacher can do, known before its weights are read; by default what a local model can.
+    """A teacher's capabilities, known before its weights are read; the defaults are those of a local model.
 
     Attributes:
-        reads: Whether prompts reach it as token "ids", or as "text" or chat messages.
+        reads: Whether it reads prompts as token "ids", or as "text" or chat messages.
         scores: Whether it gives targets for the student's tokens.
         dense: Whether its targets are hidden states and an LM head, the whole distribution.
         temperatures: Those its targets can be used at; None is all.
-        scores_unseen: Whether it scores completions that are written while training.
+        scores_unseen: Whether it scores completions that are generated during training.
         scores_gaps: Whether it scores completions in several pieces.
-        writes: Whether it writes completions.
+        writes: Whether it generates completions.
         renders: Whether its prompts are rendered here, with its tokenizer's chat template.
         same_tokenizer: Whether its token ids are the student's.
         single: Whether it is one teacher.
@@ -57,7 +57,7 @@ class Capabilities:
 
 @runtime_checkable
 class Teacher(Protocol):
-    """A frozen model that writes completions and scores given ones."""
+    """A frozen model that generates completions and scores given ones."""
 
     name: str
     vocabulary: int | None
@@ -84,23 +84,23 @@ class Teacher(Protocol):
 
     @property
     def stop_ids(self) -> list[int]:
-        """The ids that end what it writes; a finished completion's last one is among them."""
+        """The stop token ids; a finished completion ends in one of them."""
         ...
 
     def restrict_vocabulary(self, vocabulary: int) -> None:
-        """Restrict what is written and scored to the rows [0, vocabulary) that the student has too."""
+        """Restrict generation and scoring to the rows [0, vocabulary) shared with the student."""
         ...
 
     def identity(self) -> dict[str, object]:
-        """All that its completions depend on apart from prompt and settings; part of the key of everything stored."""
+        """Everything its completions depend on, apart from prompt and settings; part of every store key."""
         ...
 
     def generate(self, prompts: Sequence[Sequence[int]], settings: GenerationSettings) -> list[Completion]:
-        """Write one completion for each prompt (token ids), as one batch, in the order given."""
+        """Generate one completion per prompt (token ids), as one batch, in the given order."""
         ...
 
     def score(self, batch: Mapping[str, torch.Tensor]) -> TeacherSignal:
-        """Return what the loss takes at the N completion positions of a `DistillationCollator` batch."""
+        """Return the signal for the N completion positions of a `DistillationCollator` batch."""
         ...
 
 
@@ -127,7 +127,7 @@ class TextTeacher(ABC):
 
     @property
     def length_limit(self) -> int | None:
-        """None: it counts its own tokens itself."""
+        """None: it checks its own limit."""
         return None
 
     @property
@@ -135,7 +135,7 @@ class TextTeacher(ABC):
         return ChatTemplate(self.tokenizer).end_tokens
 
     def restrict_vocabulary(self, vocabulary: int) -> None:
-        """Take the student's vocabulary: completions become tokens of its tokenizer."""
+        """Do nothing: completions become tokens of the student's tokenizer."""
         self.vocabulary = vocabulary
 
     def score(self, batch: Mapping[str, torch.Tensor]) -> TeacherSignal:
@@ -146,7 +146,7 @@ class TextTeacher(ABC):
 
     @abstractmethod
     def identity(self) -> dict[str, object]:
-        """All that its completions depend on apart from prompt and settings; part of the key of everything stored."""
+        """Everything its completions depend on, apart from prompt and settings; part of every store key."""
 
     @abstractmethod
     def write(
@@ -157,18 +157,18 @@ class TextTeacher(ABC):
         store: CompletionStore | None = None,
         progress: bool = True,
     ) -> list[Completion]:
-        """Write one completion (its `text`) for each prompt, in the order given; each is kept as it comes."""
+        """Generate one completion (its `text`) per prompt, in the given order; each is stored as it arrives."""
 
     @abstractmethod
     def describe(self) -> str:
-        """Say which model it is and where it runs, without anything secret."""
+        """Describe the model and where it runs, without secrets."""
 
 
 def single_teachers(teacher: Teacher) -> tuple[Teacher, ...]:
-    """Return the teachers that a run has: those of a list, each model once, or the one."""
+    """Return a run's teachers: those of a list, each model once, or the single one."""
     return tuple(dict.fromkeys(getattr(teacher, "teachers", (teacher,))))
 
 
 def reads_text(teacher: Teacher) -> TypeGuard[TextTeacher]:
-    """Whether a teacher reads text and gives text, which becomes tokens of the student's tokenizer."""
+    """Whether a teacher reads and returns text, which the student's tokenizer tokenizes."""
     return teacher.capabilities.reads == "text"

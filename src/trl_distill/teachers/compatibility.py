@@ -1,4 +1,4 @@
-"""What each feature of a run needs of a teacher: one table, known before the teacher's weights are read."""
+"""The teacher capabilities that each feature needs, as one table, checked before weights are read."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from .base import Capabilities, Teacher
 
 
 class Requirement(NamedTuple):
-    """What a feature needs of a teacher, and the sentence if it has not got it.
+    """A capability that a feature needs, and the error message if it is missing.
 
     Attributes:
         feature: Its name in this table.
         needs: Whether a teacher's capabilities are enough.
-        sentence: What is wrong and what to do; {name} is the teacher's, {setting} what asks for the feature.
+        sentence: The error message; {name} is the teacher's name, {setting} the setting that needs the feature.
         error: The class of the error.
     """
 

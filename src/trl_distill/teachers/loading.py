@@ -1,4 +1,4 @@
-"""Teachers: where they come from. `load_teacher` turns what the user named into one."""
+"""`load_teacher`: from a name or a loaded model to a teacher."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def load_teacher(
     device: Device = None,
     remote: RemoteSettings | None = None,
 ) -> Teacher:
-    """Return the teacher that `spec` names; its weights are loaded when it is first asked.
+    """Return the teacher that `spec` names; its weights are loaded lazily.
 
     Args:
         spec: A folder, a Hub name, "embedded", `openai:MODEL`, a server's URL with `#MODEL`, a bare name of OpenAI's, a
@@ -136,7 +136,7 @@ def loaded_encoder_decoder(
 def endpoint_of(name: str, *, setting: str = "teacher_model") -> Endpoint | None:
     """Return the server that the name in a setting means; None for a folder or a model of the Hub.
 
-    A bare name is a local folder first, then one of OpenAI's models if it reads like one.
+    A bare name is a local folder if there is one, else an OpenAI model if it looks like one.
 
     Raises:
         TeacherError: See `parse_endpoint`.

@@ -1,4 +1,4 @@
-"""What the settings of a run require of its teacher, known before the teacher's weights are read."""
+"""Requirements of a run's settings on its teacher, checked before the teacher's weights are read."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def why_in_one_piece(settings: TeacherSettings, teacher: Teacher, server: Remote
 
 
 def _check_schedule(settings: TeacherSettings, teacher: Teacher) -> None:
-    """Refuse a temperature or an alpha that moves away from those that the teacher's targets can be used at."""
+    """Refuse a schedule of temperature or alpha that the teacher's targets do not support."""
     store, ends = settings.store, settings.loss.ends
     kind = None if store is None else store.kind or STORE_KINDS[0]
     if teacher.capabilities.temperatures is not None and not reads_text(teacher):

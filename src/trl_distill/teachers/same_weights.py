@@ -1,4 +1,4 @@
-"""Whether a teacher is the student itself: the same weights teach nothing if both read the same tokens."""
+"""Detect a teacher that is the student itself: the same weights teach nothing if both read the same tokens."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Student:
 
 
 def teaches_nothing(loss: LossSchedule, teacher: Teacher, student: Student) -> bool:
-    """Whether a teacher has nothing to teach if it reads what the student reads.
+    """Whether a teacher that reads the student's tokens teaches nothing.
 
     A divergence from the same weights is 0. It is allowed if alpha is 0, so that the teacher is not asked; for a moving
     average if alpha is below 1, since the cross-entropy moves the student away from it; and under a loss of the user's
@@ -74,7 +74,7 @@ def shares_weights(teacher: Teacher, student: Student) -> bool:
 
 
 def _was_loaded_alike(theirs: Any, student: Student) -> bool:
-    """Whether what a teacher says of its weights (files, precision, quantization) is true of a student's files."""
+    """Whether a teacher's files, precision and quantization are those of the student."""
     source = student.source
     if source is None or not isinstance(theirs, list) or theirs[-1] != source.quantization:
         return False
@@ -122,6 +122,6 @@ def _is_same(one: Any, other: Any) -> bool:
 
 
 def _has_own_loss(trainer: type | None) -> bool:
-    """Whether a trainer's class computes a loss of its user's own."""
+    """Whether a trainer class overrides the loss."""
     classes = () if trainer is None else trainer.__mro__
     return any("compute_loss" in vars(c) and c.__module__.split(".")[0] not in LIBRARIES for c in classes)

@@ -1,4 +1,4 @@
-"""When a run uses a server's log-probabilities: which settings allow them, and how many tokens they cover."""
+"""A run's use of a server's log-probabilities: which settings allow them, and how many tokens they cover."""
 
 from __future__ import annotations
 
@@ -83,8 +83,8 @@ def supported_loss(settings: TeacherSettings, teacher: Teacher, servers: Sequenc
     """Return the loss that a run requests, or the nearest that its teacher supports.
 
     Args:
-        settings: What the run asks of its teacher.
-        teacher: Who gives the targets; one, or several as one.
+        settings: The run's teacher settings.
+        teacher: The teacher of the run; one, or several as one.
         servers: Those of them whose log-probabilities the run uses, see `has_targets`.
     """
     asked = settings.loss

@@ -1,4 +1,4 @@
-"""What a run asks of its teacher, as one value."""
+"""A run's teacher settings, as one value."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ class StoreSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class TeacherSettings:
-    """What a run asks of its teacher, whichever that is.
+    """A run's teacher settings, for every kind of teacher.
 
     Attributes:
         loss: The loss that it gives targets for, as the run requests it.
-        generation: How it writes.
-        remote: How a server is asked.
-        folder: Where the run keeps what is asked of it.
+        generation: Generation settings.
+        remote: Settings of requests to a server.
+        folder: Folder of its stored completions and log-probabilities.
         progress: Whether bars are shown.
         store: The store of its targets, if they are stored.
         fresh_completions: The setting, with its value, that has completions written while training.

@@ -1,4 +1,4 @@
-"""Where a student stops: at the tokens that end the completions it learns, or that its teacher ends with."""
+"""The student's stop tokens: those that end its training completions, and its teacher's."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ def add_stop_tokens(
     tokenizer: PreTrainedTokenizerBase,
     all_ends: bool = False,
 ) -> None:
-    """Have a student stop at the tokens that end the completions it learns: a turn's end, the teacher's own stop.
+    """Add the tokens that end the learned completions, or that the teacher stops at, to a student's stop tokens.
 
     Args:
         generation: The student's generation configuration, whose own stop tokens stay in front.
         completions: Token ids; one that was cut ends in no stop token and adds none.
-        teacher: Who scored them.
+        teacher: The teacher that scored them.
         tokenizer: The student's.
         all_ends: Whether the student learns all of the teacher's ends, whatever the completions end in: from its
             distribution, or because it writes while training.

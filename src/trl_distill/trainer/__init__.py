@@ -1,1 +1,1 @@
-"""The trainers, their set-up, and what goes with TRL's SFTTrainer."""
+"""The trainers, their set-up, and compatibility with TRL's SFTTrainer."""

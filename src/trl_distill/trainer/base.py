@@ -1,4 +1,4 @@
-"""What the parts of a distilling trainer know of the trainer that they serve."""
+"""The interface of a distilling trainer that its parts use."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class DistillingTrainer(_Base):
 
     @property
     def teacher(self) -> Teacher:
-        """Who writes and scores."""
+        """The teacher."""
         return self.setup.teacher
 
     @property
@@ -64,16 +64,16 @@ class DistillingTrainer(_Base):
 
     @property
     def online(self) -> bool:
-        """Whether the teacher writes new completions for every training batch."""
+        """Whether the teacher generates new completions for every training batch."""
         return bool(self.args.distill_online)
 
     def check_teacher(self) -> None:
-        """Refuse a teacher or settings that a subclass cannot use; called before the teacher writes.
+        """Refuse a teacher or settings that a subclass cannot use; called before the teacher generates.
 
         Raises:
             ParamsError: Naming the setting and what to do.
         """
 
     def by_teacher(self, batch: Mapping[str, torch.Tensor], randomness: BatchRandom) -> dict[str, torch.Tensor]:
-        """Return a training batch with completions that the teacher writes now, under its prompts."""
+        """Return a training batch with completions that the teacher generates now, under its prompts."""
         raise NotImplementedError

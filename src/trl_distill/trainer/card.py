@@ -47,7 +47,7 @@ class CardWriter(DistillingTrainer):
                 self.args.output_dir = before
 
     def _complete(self, path: Path) -> None:
-        """Add to a card what distillation is, and correct what TRL does not know of the student."""
+        """Add the distillation sections to a card, and correct TRL's statements about the student."""
         card = ModelCard.load(path)
         if is_peft_model(self.model):
             card.data.library_name = "peft"
@@ -84,7 +84,7 @@ def base_model(name: object) -> str | None:
 
 
 def teacher_in_words(settings: DistillationArguments, *, student: str, listed: TeacherList | None = None) -> str:
-    """Return what the teacher of a run was, or the store that was trained from without one, as Markdown.
+    """Describe a run's teacher, or its store of targets, as Markdown.
 
     Args:
         settings: The run's.
@@ -102,11 +102,11 @@ def teacher_in_words(settings: DistillationArguments, *, student: str, listed: T
 
 
 def prompts_section(plan: Plan, *, teacher: str) -> str:
-    """Return who taught and what both read, as Markdown.
+    """Return the teachers and prompts of a run, as Markdown.
 
     Args:
         plan: The run's teachers and prompts.
-        teacher: What to call the teacher, if there is one.
+        teacher: The teacher's name, if there is one teacher.
     """
     entries = () if plan.listed is None else plan.listed.of_data
     parts: list[str] = []

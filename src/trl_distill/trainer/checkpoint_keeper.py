@@ -1,4 +1,4 @@
-"""What a distilling trainer keeps in its checkpoints, and checks before it resumes from one."""
+"""The distillation state of checkpoints, and the checks before resuming."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ROWS = "rows.txt"  # which rows were learned from
 
 
 class CheckpointKeeper:
-    """Keeps which rows were learned from, and a moving average that teaches.
+    """Saves the fingerprint of the training rows, and a teacher's moving average.
 
     Args:
         trainer: Whose checkpoints they are.
@@ -65,7 +65,7 @@ class CheckpointKeeper:
         return given
 
     def begin(self, checkpoint: Path) -> None:
-        """Mark a checkpoint as incomplete until Trainer writes its state, and write what is ours."""
+        """Mark a checkpoint as incomplete until Trainer writes its state, and write the distillation state."""
         checkpoint.mkdir(parents=True, exist_ok=True)
         (checkpoint / STATE).unlink(missing_ok=True)
         if self.learned_from is not None:

@@ -1,4 +1,4 @@
-"""Which checkpoints are complete: Trainer writes each in its place, and a kill may come in between."""
+"""Find complete checkpoints: a kill may interrupt Trainer while it writes one."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ STATE = "trainer_state.json"  # Trainer writes it last, and removes older checkp
 
 
 def last_complete(folder: str | os.PathLike[str]) -> Path | None:
-    """Return the newest complete checkpoint in a folder; those that a kill tore are passed over."""
+    """Return the newest complete checkpoint in a folder; incomplete ones are skipped."""
     numbered = [(p.name.rpartition("-")[2], p) for p in Path(folder).glob("checkpoint-*")]
     found = sorted(((int(number), p) for number, p in numbered if number.isdecimal()), reverse=True)
     return next((p for _, p in found if is_complete(p)), None)

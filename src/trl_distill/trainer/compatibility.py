@@ -1,6 +1,6 @@
-"""Which features of SFTTrainer a run can use with a teacher, on this machine and with these libraries.
+"""Checks of SFTTrainer features with a teacher, on this machine and with the installed libraries.
 
-What would only fail in SFTTrainer's first step is refused here, in one sentence.
+Features that would fail in SFTTrainer's first step are refused here, in one sentence.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def check_plain(args: object, teacher: object, *, must_distil: str | None) -> No
 
     Args:
         args: The configuration, of any class.
-        teacher: What is given for teacher_model.
+        teacher: The value of teacher_model.
         must_distil: Name of a trainer that does nothing else; None for one that may.
 
     Raises:
@@ -141,7 +141,7 @@ def check_optimizer(args: DistillationSFTConfig) -> None:
 
 
 def check_kernels(args: DistillationSFTConfig) -> None:
-    """Refuse Liger's layers, or the Hub's, if they cannot run here; training would find that out in its first step.
+    """Refuse Liger's or the Hub's kernels if they cannot run here; training would fail in its first step.
 
     Raises:
         ParamsError: A package is missing, there is no GPU, or Liger's loss is to take the place of distillation's.

@@ -1,4 +1,4 @@
-"""Who writes the completions of a training batch: the data, the teacher while training, or the student."""
+"""The source of a training batch's completions: the data, the teacher during training, or the student."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ GREEDY = (
 
 
 class CompletionSource:
-    """Writes fresh completions for the batches that are to have them.
+    """Generates fresh completions for the batches that need them.
 
     Args:
-        trainer: Whose batches they are.
+        trainer: The trainer of the batches.
         setup: The teacher and the recipe.
 
     Raises:
@@ -59,14 +59,14 @@ class CompletionSource:
             trainer.accelerator.print(name_settings(GREEDY))
 
     def start_vllm(self) -> None:
-        """Start the engine that writes for the student, if one is asked for."""
+        """Start the student's generation engine, if one is requested."""
         engine, trainer = self.settings.vllm, self.trainer
         if engine is not None:
             length = self._recipe.student.limit
             self.vllm = VLLMWriter(trainer.model, trainer.accelerator, trainer.tokenizer, engine, length=length)
 
     def batches(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-        """Return an optimizer step's batches, with new completions if the settings ask for them."""
+        """Return an optimizer step's batches, with new completions if the settings require them."""
         if self.trainer.online or self.settings.fraction > 0:
             return self._fresh(batches)
         return batches
@@ -82,7 +82,7 @@ class CompletionSource:
                 yield self.trainer.by_teacher(batch, randomness) if self.trainer.online else batch
 
     def by_student(self, batch: Batch, randomness: BatchRandom) -> dict[str, torch.Tensor]:
-        """Return a batch with completions that the student writes now, under its own prompts."""
+        """Return a batch with completions that the student generates now, under its own prompts."""
         trainer, prompts = self.trainer, prompts_of(batch, "")
         seed = randomness.generation_seed(trainer.accelerator.process_index)
         settings = replace(self.settings.student, seed=seed)
@@ -94,7 +94,7 @@ class CompletionSource:
         return with_completions(batch, written, recipe=self._recipe, collate=trainer.data_collator)
 
     def by_teacher(self, batch: Batch, randomness: BatchRandom) -> dict[str, torch.Tensor]:
-        """Return a batch with completions that the teacher writes now, under its prompts."""
+        """Return a batch with completions that the teacher generates now, under its prompts."""
         seed = randomness.generation_seed(self.trainer.accelerator.process_index)
         settings = replace(self.setup.settings.teacher.generation, seed=seed)
         written = self.setup.teacher.generate(prompts_of(batch), settings)

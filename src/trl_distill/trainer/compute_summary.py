@@ -1,4 +1,4 @@
-"""How a run computes, in one line: device, precision, processes, optimizer and attention."""
+"""A one-line summary of a run's compute: device, precision, processes, optimizer and attention."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def _precision(model: Any) -> str:
 
 
 def _teachers_precision(args: DistillationSFTConfig, teacher: Teacher | None) -> str | None:
-    """Return what a teacher's weights are in, or will be; None for one that is no model of its own on this machine."""
+    """Return the precision of a teacher's weights; None unless it is a local model of its own."""
     if not isinstance(teacher, LocalTeacher) or teacher.weights.of_student:
         return None
     if teacher.loaded:

@@ -1,4 +1,4 @@
-"""What a distilling trainer does before and after SFTTrainer's constructor."""
+"""Steps of a distilling trainer before and after SFTTrainer's constructor."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ class Construction:
 
     @contextmanager
     def settings_for_sft(self) -> Iterator[None]:
-        """Hide what SFTTrainer's constructor refuses with a collator that is not its own, or needs more for."""
+        """Hide settings that SFTTrainer's constructor refuses together with a custom collator."""
         args = self.args
         args.remove_unused_columns = False  # the collator reads columns that are no arguments of the model
         given: Any = args.dataset_kwargs or {}
@@ -88,7 +88,7 @@ class Construction:
                 setattr(args, name, value)
 
     def finish(self, trainer: DistillingTrainer) -> tuple[TrainerDatasets, Distiller]:
-        """Ready the student, bring in teacher and data, and return what prepares datasets and computes the loss."""
+        """Prepare the student, connect teacher and data, and return what prepares datasets and computes the loss."""
         args = self.args
         trainer.padding_free = self.flat
         make_saveable(trainer.base_student, trainer.accelerator.print)

@@ -1,4 +1,4 @@
-"""What a trainer does to distil: who writes completions, how the loss is weighed, and what is logged."""
+"""The distillation of a trainer: fresh completions, loss settings, and metrics."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ class Distiller:
         setup: The teacher, the recipe and the schedule.
 
     Attributes:
-        completions: Who writes the completions of a training batch.
-        settings: How the loss is weighed in this step.
-        metrics: What is logged, of training and of evaluation.
+        completions: The source of a training batch's completions.
+        settings: The loss settings of this step.
+        metrics: The metrics of training and of evaluation.
     """
 
     def __init__(self, trainer: DistillingTrainer, setup: DistillationSetup) -> None:
@@ -52,21 +52,21 @@ class Distiller:
 
     @property
     def learns_distribution(self) -> bool:
-        """Whether any step learns the teacher's distribution, which says where the teacher would end."""
+        """Whether any step learns the teacher's distribution, including its stop tokens."""
         return self.setup.schedule.learns_distribution or self.setup.settings.completions.fraction > 0
 
     def begin_step(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-        """Weigh the loss as the schedule has it for this optimizer step, and return the step's batches."""
+        """Set the loss settings of this optimizer step by the schedule, and return the step's batches."""
         state = self.trainer.state
         self.settings = self.setup.schedule.at(state.global_step, state.max_steps)
         return self.completions.batches(batches)
 
     def settings_of(self, inputs: Batch) -> LossSettings:
-        """Return how a batch's loss is weighed: by the divergence alone if the student wrote it, as in GKD."""
+        """Return a batch's loss settings: only the divergence if the student generated it, as in GKD."""
         return replace(self.settings, alpha=1.0) if inputs.get(ON_POLICY) else self.settings
 
     def signal(self, inputs: Batch) -> TeacherSignal | None:
-        """Return what the teacher says of a batch's completions; None if alpha is 0 and nothing is asked."""
+        """Return the teacher's signal for a batch's completions; None if alpha is 0."""
         teacher = self.setup.teacher
         with self.trainer.accelerator.autocast():  # for those who read as the student does
             if self.settings_of(inputs).alpha > 0:
@@ -129,7 +129,7 @@ class Distiller:
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
-        """Weigh the loss as after the last step, and restart evaluation's metrics."""
+        """Use the loss settings after the last step, and restart evaluation's metrics."""
         before, self.settings = self.settings, self.setup.schedule.end
         self.metrics[Split.EVAL].restart()
         try:

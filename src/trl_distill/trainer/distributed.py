@@ -1,6 +1,6 @@
-"""Several ranks: a local teacher is spread over them as its student is (FSDP2, ZeRO-3), else each has a whole one.
+"""Distributed training: a local teacher is sharded like its student (FSDP2, ZeRO-3), or whole on each rank.
 
-In an evaluation each row counts once, though ranks get equally many.
+In an evaluation each row counts once, although all ranks get the same number.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def wrap_teacher(model: PreTrainedModel, accelerator: Accelerator) -> torch.nn.M
 
 @contextmanager
 def read_whole(args: TrainingArguments) -> Iterator[None]:
-    """Have a process load models whole, and write with them, by itself; under ZeRO-3 all ranks would do so together."""
+    """Let one process load whole models and generate with them; under ZeRO-3 all ranks would do so together."""
     from transformers.integrations import set_hf_deepspeed_config, unset_hf_deepspeed_config
 
     ds_config = _loads_in_parts(args)
@@ -69,7 +69,7 @@ def loads_alike(
 
 
 def _loads_in_parts(args: TrainingArguments) -> HfDeepSpeedConfig | None:
-    """Return what has transformers load models on all ranks together, or None.
+    """Return the object that makes transformers load models on all ranks together, or None.
 
     transformers itself has a weak reference to it alone, so that it could not be put back from there.
     """

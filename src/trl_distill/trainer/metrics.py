@@ -29,9 +29,10 @@ class DistillationMetrics:
     """Token-weighted means since the last log line, over all ranks.
 
     Each mean is the sum over completion tokens divided by their number, so that batch size, accumulation and the
-    number of ranks do not change it. What no batch reported has no mean: for example the divergence without a teacher.
-    Figures that need a teacher are means over the tokens that one was asked about. Rows to retain have a divergence of
-    their own, over their tokens; `kl` is over the others'. The load-balancing loss of experts is a mean over batches.
+    number of ranks do not change it. Figures that no batch reported have no mean, for example the divergence without a
+    teacher. Figures that need a teacher are means over the tokens that one was asked about. Rows to retain have a
+    divergence of their own, over their tokens; `kl` is over the others'. The load-balancing loss of experts is a mean
+    over batches.
     """
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""What a distilling SFTTrainer does differently: the hooks of Trainer, which its `Distiller` and set-up fill.
+"""The Trainer hooks of a distilling SFTTrainer, which delegate to its `Distiller` and set-up.
 
 With `use_distillation=False` every method passes on to SFTTrainer untouched.
 """
@@ -61,9 +61,9 @@ class DistillationMixin(CardWriter):
 
     Attributes:
         setup: The teacher, the recipe and the schedule.
-        datasets: What prepares datasets.
-        distiller: What computes and counts the loss.
-        checkpoints: What it keeps in checkpoints.
+        datasets: Prepares datasets.
+        distiller: Computes the loss and the metrics.
+        checkpoints: Saves and loads the distillation state of checkpoints.
     """
 
     must_distil = False  # whether `use_distillation` must be set
@@ -106,7 +106,7 @@ class DistillationMixin(CardWriter):
             self.checkpoints = CheckpointKeeper(self)
 
     def by_teacher(self, batch: Batch, randomness: BatchRandom) -> dict[str, torch.Tensor]:
-        """Return a training batch with completions that the teacher writes now, under its prompts."""
+        """Return a training batch with completions that the teacher generates now, under its prompts."""
         return self.distiller.completions.by_teacher(batch, randomness)
 
     @settings_named_as(TRAINER)
@@ -125,7 +125,7 @@ class DistillationMixin(CardWriter):
     ) -> tuple[list[Batch], torch.Tensor | int | None]:
         """Return an optimizer step's batches and the number of their completion tokens over all ranks.
 
-        Fresh completions are written for the whole step first, so that they are what is counted.
+        Fresh completions are generated for the whole step first, so that their tokens are counted.
         """
         if self.distilling:
             epoch_iterator = self.distiller.begin_step(epoch_iterator)

@@ -1,4 +1,4 @@
-"""Readies the student's model and the teacher's for the steps of a trainer."""
+"""Prepare the models of student and teacher for training."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 
 def ready_student(trainer: DistillingTrainer) -> PreTrainedTokenizerBase:
-    """Give the student the forward of distillation, and return a copy of its tokenizer, which is not the one saved."""
+    """Add the distillation forward to the student, and return a copy of its tokenizer for training."""
     saved = trainer.saved_tokenizer
     saved.chat_template = own_template(saved.chat_template)
     if saved.pad_token_id is None:
@@ -56,7 +56,7 @@ def is_sharded(trainer: Trainer) -> bool:
 
 
 def check_student(trainer: DistillingTrainer, model: torch.nn.Module) -> None:
-    """Find out where the student's logits come from, and whether it keeps rows apart that share a sequence."""
+    """Check where the student's logits come from, and whether it keeps packed rows apart."""
     split = getattr(getattr(trainer.accelerator, "parallelism_config", None), "cp_enabled", False)
     with trainer.accelerator.autocast():
         with evaluating(model):
@@ -89,7 +89,7 @@ def student_of(trainer: DistillingTrainer, loaded_from: str | None) -> StudentMo
 
 
 def connect_teacher(trainer: DistillingTrainer, teacher: Teacher, *, fresh_adapter: bool) -> None:
-    """Give the student to teachers that are the student itself, and have a moving average follow it.
+    """Attach the student to teachers that use its weights, and let a moving average follow it.
 
     Args:
         trainer: The student's.
@@ -109,7 +109,7 @@ def connect_teacher(trainer: DistillingTrainer, teacher: Teacher, *, fresh_adapt
 
 
 def ready_teacher(trainer: DistillingTrainer, *, all_ends: bool) -> None:
-    """Have the teacher's model score the prepared rows, and the student stop where they end."""
+    """Prepare the teacher to score the prepared rows, and set the student's stop tokens."""
     teacher, rows = trainer.teacher, trainer.train_dataset
     assert rows is not None
     add_stop_tokens(

@@ -1,4 +1,4 @@
-"""What a notebook shows while it trains."""
+"""Progress output in notebooks."""
 
 from __future__ import annotations
 

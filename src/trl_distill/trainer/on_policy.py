@@ -1,4 +1,4 @@
-"""Completions written while training, by the student (on-policy) or by the teacher (online), each under its own prompt.
+"""Completions generated during training, by the student (on-policy) or the teacher (online), each under its own prompt.
 
 On-policy batches are GKD's (arXiv:2306.13649); the teacher scores them under the teacher's prompt.
 """
@@ -39,11 +39,11 @@ class BatchRandom:
     place: int
 
     def is_on_policy(self, fraction: float) -> bool:
-        """Whether the student writes the batch, one of this fraction of all, 0 to 1."""
+        """Whether the student generates the batch's completions, for a fraction of all batches, 0 to 1."""
         return self._random("share").random() < fraction
 
     def generation_seed(self, rank: int) -> int:
-        """Return the seed with which a rank draws the batch's completions."""
+        """Return the seed with which a rank samples the batch's completions."""
         return self._random(f"rank {rank}").getrandbits(62)
 
     def _random(self, what: str) -> random.Random:
@@ -53,7 +53,7 @@ class BatchRandom:
 
 @dataclass(frozen=True)
 class Bounds:
-    """Within what the student writes a batch, whoever generates for it.
+    """The limits of the student's generation, for any engine.
 
     Attributes:
         stops: Token ids that end a completion.

@@ -1,4 +1,4 @@
-"""`packing` and `padding_free`: what has to hold for rows to share a sequence."""
+"""Checks of `packing` and `padding_free`: conditions for rows to share a sequence."""
 
 from __future__ import annotations
 

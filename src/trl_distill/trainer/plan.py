@@ -1,4 +1,4 @@
-"""What a run's settings say of its teachers and prompts, read and checked before any model loads."""
+"""A run's teachers and prompts, read from its settings and checked before any model loads."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class StudentModel:
 
     @property
     def sides(self) -> dict[str, Any]:
-        """What a teacher that shares its weights reads it by."""
+        """The student's templates and tokenizer for a teacher that shares its weights."""
         return {"config": self.config, "tokenizer": self.tokenizer, "generation_config": self.generation_config}
 
 
@@ -74,7 +74,7 @@ class Plan:
         student_template: The student's prompt.
         teacher_template: The teacher's prompt, if there is one teacher.
         listed: The teachers of a run with several; None for one teacher under one prompt.
-        writers: Who wrote the data's completions, if no teacher is named.
+        writers: The teachers that generated the data's completions, if no teacher is named.
     """
 
     given: GivenTeacher
@@ -92,7 +92,7 @@ def plan_setup(
     data: Dataset | None,
     templates: tuple[Template, Template] | None = None,
 ) -> Plan:
-    """Read and check what a run's settings say of teachers and prompts; needs no model.
+    """Read and check the teachers and prompts of a run's settings; needs no model.
 
     Args:
         settings: A trainer's configuration, or a run's parameters.

@@ -1,4 +1,4 @@
-"""From a run's settings and its teacher to the recipe by which rows become token ids."""
+"""Build the recipe, which turns rows into token ids, from a run's settings and teacher."""
 
 from __future__ import annotations
 

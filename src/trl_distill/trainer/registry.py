@@ -1,4 +1,4 @@
-"""Trainers by name: ours, those you register, and those that an installed package brings as an entry point.
+"""Trainers by name: built-in, registered, and from entry points of installed packages.
 
 An entry is "module:Class" and is imported when it is asked for, so that naming a trainer loads nothing.
 Standard library only.
@@ -27,10 +27,10 @@ _trainers: dict[tuple[str, bool], str | type] = {
 
 
 def register_trainer(name: str, target: str | type, *, use_distillation: bool | None = None) -> None:
-    """Make a trainer known by name; a name that is known already is replaced.
+    """Register a trainer under a name, replacing an earlier one.
 
     Args:
-        name: What `--trainer` takes.
+        name: The value for `--trainer`.
         target: The class, or "module:Class" to import it when it is asked for.
         use_distillation: Register it for runs with (True) or without (False) that flag only; None is both.
 
@@ -75,7 +75,7 @@ def names_of_trainers() -> tuple[str, ...]:
 
 
 def _from_packages() -> dict[str, str]:
-    """Return what installed packages bring, read anew each time: a package may appear in a running notebook."""
+    """Return the trainers of installed packages, read each time: one may be installed in a running notebook."""
     return {entry.name: entry.value for entry in entry_points(group=ENTRY_POINTS)}
 
 

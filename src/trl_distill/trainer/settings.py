@@ -1,4 +1,4 @@
-"""From a flat configuration to the values that the parts of a distilling run are handed, each made here once."""
+"""Group a flat configuration into the typed settings of a distilling run's parts, each created once."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ OF_SERVERS = (
 
 @dataclass(frozen=True)
 class CompletionSettings:
-    """How completions are written while training.
+    """How completions are generated during training.
 
     Attributes:
-        fraction: Share of the batches that the student writes.
-        online: Whether the teacher writes the others.
-        student: How the student writes.
-        vllm: The engine that writes for the student; None if the student generates itself.
+        fraction: Share of the batches with the student's completions.
+        online: Whether the teacher generates the others.
+        student: How the student generates.
+        vllm: vLLM's settings; None if transformers generates.
     """
 
     fraction: float
@@ -48,9 +48,9 @@ class DistillationSettings:
     """A run's settings of distillation.
 
     Attributes:
-        teacher: What the run asks of its teacher, the loss among it.
+        teacher: The teacher settings, including the loss.
         data: How it reads its rows.
-        completions: How completions are written while training.
+        completions: How completions are generated during training.
         max_length: Tokens of a student's sequence at most; None is no limit.
         chat_template_date: The date that chat templates are given, as it was set.
     """

@@ -1,4 +1,4 @@
-"""A run's set-up: its teacher, how rows become token ids, and how the loss is weighed, each made and checked once."""
+"""A run's set-up: its teacher, recipe and loss schedule, each created and checked once."""
 
 from __future__ import annotations
 
@@ -34,15 +34,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class DistillationSetup:
-    """What distillation adds to a run; see `build_setup`.
+    """The distillation objects of a run; see `build_setup`.
 
     Attributes:
         settings: The run's settings.
         student: The student.
-        plan: What the settings say of teachers and prompts.
-        teacher: Who writes and scores; one, or several as one.
+        plan: The teachers and prompts.
+        teacher: The teacher; one, or several as one.
         recipe: How rows become token ids.
-        schedule: How the loss is weighed at each optimizer step.
+        schedule: The loss settings of each optimizer step.
         date: The date that chat templates are given.
         note: How each ambiguous teacher name was resolved, a line each; empty if all were unambiguous.
     """
@@ -110,12 +110,12 @@ class DistillationSetup:
 def build_setup(
     settings: DistillationSettings, student: StudentModel, plan: Plan, *, writing: bool = False
 ) -> DistillationSetup:
-    """Build what distillation adds to a run: the teacher, the recipe and the schedule, checked against each other.
+    """Build the distillation objects of a run: the teacher, the recipe and the schedule, checked against each other.
 
     Args:
         settings: The run's.
         student: The student.
-        plan: What the settings say of teachers and prompts, see `plan_setup`.
+        plan: The teachers and prompts, see `plan_setup`.
         writing: Whether the store of targets is to be written, so that the teacher itself is needed.
 
     Raises:

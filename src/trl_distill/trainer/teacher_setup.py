@@ -1,4 +1,4 @@
-"""From a configuration to its teacher, one or several, checked against the student."""
+"""Build a configuration's teacher, one or several, and check it against the student."""
 
 from __future__ import annotations
 
@@ -42,9 +42,9 @@ class TeacherMaker:
     """Makes the teacher of a run.
 
     Args:
-        settings: What the run asks of its teacher.
+        settings: The run's teacher settings.
         student: The student.
-        plan: What the settings say of teachers and prompts.
+        plan: The teachers and prompts.
     """
 
     def __init__(self, settings: TeacherSettings, student: StudentModel, plan: Plan) -> None:
@@ -151,7 +151,7 @@ class TeacherMaker:
         return stored
 
     def _set_chat_template(self, teacher: Teacher, source: str) -> None:
-        """Give a teacher the chat template that was asked for, on a copy: the student may share its tokenizer."""
+        """Set the requested chat template on a copy of a teacher's tokenizer, which the student may share."""
         require(CHAT_TEMPLATE, teacher, setting=source)
         owner = teacher.writer if isinstance(teacher, LocalTextTeacher) else teacher
         own = copy.deepcopy(owner.tokenizer)
@@ -186,7 +186,7 @@ def describe_teacher(plan: Plan, teacher: Teacher) -> str:
 
 
 def prompts_and_writing(settings: TeacherSettings, template: Template) -> dict[str, Any]:
-    """Return what a store keeps of a run's settings: what the teacher reads around an input, and how it writes."""
+    """Return the settings that a store records: the teacher's prompts and its generation settings."""
     return {
         "teacher_prompt_template": template.content,
         "teacher_system": template.system.text or "",
@@ -203,5 +203,5 @@ def _note(given: GivenTeacher, teacher: Teacher) -> str:
 
 
 def _model_key(entry: TeacherEntry) -> Hashable:
-    """Return what tells one model of the list from another."""
+    """Return a key that identifies a model of the list."""
     return (entry.model, entry.revision) if isinstance(entry.model, str) else id(entry.model)

@@ -51,7 +51,7 @@ class PromptDistillationTrainer(DistillationSFTTrainer):
     must_distil = True
 
     def check_teacher(self) -> None:
-        """Refuse what cannot be used with completions that a subclass writes."""
+        """Refuse settings that cannot be used with a subclass's own completions."""
         if self.online:
             named = ("teacher_config", "teacher_prompt_mixture", "retain_data")
             setting = next((name for name in named if getattr(self.args, name) is not None), "")
@@ -95,7 +95,7 @@ class PromptDistillationTrainer(DistillationSFTTrainer):
 
     @property
     def online(self) -> bool:
-        """Whether every training batch has new completions: by a subclass, or with `distill_online`."""
+        """Whether every training batch has new completions: from a subclass, or with `distill_online`."""
         return self._writes_itself or super().online
 
     @property
@@ -113,7 +113,7 @@ class PromptDistillationTrainer(DistillationSFTTrainer):
     def prepare_sequences(self, batch: Mapping[str, torch.Tensor], *, teacher: bool = False) -> dict[str, torch.Tensor]:
         """Return one model's whole sequences of a batch, prompt and completion: [B, S], padded on the right.
 
-        Under `packing` and `padding_free` the student's are one, [1, S], with what keeps its rows apart.
+        Under `packing` and `padding_free` the student's are one, [1, S], with its row boundaries.
         """
         if not teacher:
             return student_inputs(batch, self.base_student)
@@ -160,7 +160,7 @@ class PromptDistillationTrainer(DistillationSFTTrainer):
         return temperature**2 * per_token.mean()
 
     def generate_teacher_outputs(self, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """Write completions for a batch under the teacher's prompts; override to write new ones for every batch.
+        """Generate completions for a batch under the teacher's prompts; override to generate new ones for every batch.
 
         Returns:
             Token ids [B, S + new], prompts padded on the left, each followed by its completion, as `generate` gives.
@@ -180,7 +180,7 @@ class PromptDistillationTrainer(DistillationSFTTrainer):
         return self._rewritten(batch) if self._writes_itself else super().by_teacher(batch, randomness)
 
     def _rewritten(self, batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Return the batch with the completions that the subclass's teacher writes now."""
+        """Return the batch with the completions that the subclass generates now."""
         prompts = prompts_of(batch)
         width = self.prepare_teacher_inputs(batch)["input_ids"].shape[1]
         with torch.no_grad():

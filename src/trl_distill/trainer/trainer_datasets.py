@@ -1,4 +1,4 @@
-"""A distilling trainer's datasets: rows of any accepted form to those that its collator takes."""
+"""A distilling trainer's datasets: rows of any accepted form to the collator's form."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 
 class TrainerDatasets:
-    """Prepares what a trainer learns from and evaluates on.
+    """Prepares a trainer's training and evaluation datasets.
 
     Args:
         trainer: The trainer.

@@ -40,7 +40,7 @@ class VLLMSettings:
 
 
 class VLLMWriter:
-    """An engine of vLLM that follows a student.
+    """A vLLM engine that follows a student's weights.
 
     Args:
         model: The student, PEFT's wrapper included, as its trainer has it; it says where its folder is.

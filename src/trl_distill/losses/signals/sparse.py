@@ -24,7 +24,7 @@ class TopKSignal:
         log_probs: [N, k], their log-probabilities in nats at T = 1 over `vocabulary`.
         log_normalizers: [N] of log sum_v exp(log p_v / T) by temperature T.
         vocabulary: Rows over which the teacher was normalised.
-        covered: Positions of which anything is known; None if it is all of them.
+        covered: Number of positions with any known token; None if it is all of them.
     """
 
     token_ids: torch.Tensor
@@ -39,7 +39,7 @@ class TopKSignal:
 
     @property
     def known(self) -> torch.Tensor:
-        """[N] bool: the positions of which anything is known."""
+        """[N] bool: the positions with any known token."""
         return (self.token_ids >= 0).any(1)
 
     def loss(self, student: ModelSide, labels: torch.Tensor, settings: LossSettings) -> DistillationLoss:

@@ -1,1 +1,1 @@
-"""Completions that a teacher writes (`generate`), what runs it meanwhile (`engines`), and their files (`store`)."""
+"""Generating completions (`generate`), the engines that run the teacher (`engines`), and their files (`store`)."""

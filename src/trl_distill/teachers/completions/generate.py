@@ -1,4 +1,4 @@
-"""Completions for many prompts: each distinct one once, in batches of like length, kept as they are made."""
+"""Completions for many prompts: each distinct one once, in batches of similar length, stored as they are generated."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ def complete(
 ) -> list[Completion]:
     """Return one completion for each prompt, in the order given.
 
-    Equal prompts are written once (unless sampled), prompts already in the store not again. What runs the teacher is
-    `settings.engine`, see `engines`. Batches are made of prompts of like length, the longest first, so that a batch
-    too large for the memory fails at once.
+    Equal prompts are generated once (unless sampled), prompts in the store not again. `settings.engine` selects the
+    engine. Batches have prompts of similar length, the longest first, so that a batch too large for the memory fails at
+    once.
 
     Sampled completions depend on which prompts share a batch, and so on `settings.batch_size`: a batch has one seed,
     made from the settings' and its prompts, whatever was written before it. vLLM has a seed for each prompt.
@@ -36,7 +36,7 @@ def complete(
     Args:
         teacher: Who writes.
         prompts: Token ids.
-        settings: How it writes.
+        settings: Generation settings.
         store: Where completions are kept from one run to the next; None keeps them in memory.
         progress: Whether to show a progress bar.
 
@@ -66,7 +66,7 @@ def complete(
 def report_kept_on_interrupt(
     store: JsonlStore[Entry], keys: Sequence[str], *, what: str = "completions"
 ) -> Iterator[None]:
-    """Give a Ctrl-C a text that says how many of `keys` are in the store, if it is on disk."""
+    """Add to a Ctrl-C how many of `keys` are in the store, if it is on disk."""
     try:
         yield
     except KeyboardInterrupt:

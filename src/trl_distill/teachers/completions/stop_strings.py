@@ -1,6 +1,6 @@
-"""Stop strings: texts that end a completion if no token does, as the next "Message:" that a base model would write.
+"""Stop strings: texts that end a completion if no token does, such as the next "Message:" of a base model.
 
-They are looked for in the completion alone, not across the end of the prompt. Generation ends soon after the first of
+They are searched for in the completion only, not across the end of the prompt. Generation ends soon after the first of
 them, and the completion is cut in front of it.
 """
 

@@ -1,4 +1,4 @@
-"""What a teacher was already paid for, completions and log-probabilities: one line of JSON each, found by its key.
+"""Stored completions and log-probabilities of a teacher: one JSON line each, found by its key.
 
 A key is made from the teacher, the prompt (token ids, or messages) and the generation settings, never from a row
 number. A line is appended and flushed before the next is asked for; a line torn by a kill is ignored and made again.

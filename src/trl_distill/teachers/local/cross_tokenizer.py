@@ -1,4 +1,4 @@
-"""A local teacher whose tokenizer is not the student's, compared where both have read the same text."""
+"""A local teacher with a different tokenizer than the student's, compared where both have read the same text."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .teacher import LocalTeacher
 
 
 class CrossTokenizerTeacher(LocalTeacher):
-    """A local teacher, and which of its tokens are the student's.
+    """A local teacher, with its tokens matched to the student's.
 
     Args:
         local: The teacher; its tokenizer gets a padding token if it has none.
@@ -55,13 +55,13 @@ class CrossTokenizerTeacher(LocalTeacher):
 
     @property
     def student_stop_ids(self) -> list[int]:
-        """The student's ids of those tokens that end what it writes and that the student has too."""
+        """The student's ids of the teacher's stop tokens that both have."""
         same = self.tokenizer_pair.matched[ALIKE]
         by_theirs = dict(zip(same.teacher.tolist(), same.student.tolist(), strict=True))
         return [by_theirs[stop] for stop in self.stop_ids if stop in by_theirs]
 
     def restrict_vocabulary(self, vocabulary: int) -> None:
-        """Nothing is restricted: what it writes reaches the student as text."""
+        """Do nothing: completions reach the student as text."""
 
     def score(self, batch: Mapping[str, Any]) -> CrossTokenizerSignal:
         """Return the teacher's hidden states at the beginning of each span, and which tokens are the same there."""

@@ -30,7 +30,7 @@ FILE = "teacher_ema.safetensors"
 
 
 class MovingAverage(WeightSource):
-    """The student with the average of its trained weights in the place of the weights themselves.
+    """The student with its trained weights replaced by their average.
 
     The average starts as the student does. After each optimizer step it becomes decay * average + (1 - decay) *
     student, where decay is 1 minus TRL's `teacher_update_rate`; of weights in half precision it is kept in float32,
@@ -75,7 +75,7 @@ class MovingAverage(WeightSource):
 
     @contextmanager
     def active(self) -> Iterator[None]:
-        """Put the average in the place of the student's weights; before there is one, both are the same."""
+        """Replace the student's weights by the average; before there is one, both are the same."""
         if self._is_active or not self.average:
             yield
             return
@@ -122,7 +122,7 @@ class MovingAverage(WeightSource):
 
 
 class EmaCallback(TrainerCallback):
-    """Moves the average that a teacher is after each optimizer step."""
+    """Updates a teacher's moving average after each optimizer step."""
 
     def __init__(self, teacher: Teacher) -> None:
         assert isinstance(teacher, LocalTeacher)

@@ -1,4 +1,4 @@
-"""What tells one model's weights from another's: the content of its files, or its tensors.
+"""Fingerprints of model weights: by the content of files, or by tensors.
 
 A folder that is copied or moved stays the same teacher; a model that is trained further does not.
 """

@@ -1,4 +1,4 @@
-"""How a local teacher reads the rows of a batch: in which passes, padded behind a cached prefix or flattened.
+"""How a local teacher reads a batch: in which passes, padded after a cached prefix or flattened.
 
 A flattened sequence has no padding, but cannot continue a cached prefix, and attention with a mask computes every token
 against the whole of it. Rows are read in the way that needs fewer multiplications: in each layer of width H a token

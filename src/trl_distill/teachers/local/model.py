@@ -1,4 +1,4 @@
-"""A model on this machine that writes completions: what a causal teacher and an encoder-decoder have in common."""
+"""A local model that generates completions: the common part of causal teachers and encoder-decoders."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ class LocalModel:
         return ChatTemplate(self.tokenizer).stop_ids(config)
 
     def generate(self, prompts: Sequence[Sequence[int]], settings: GenerationSettings) -> list[Completion]:
-        """Write one completion for each prompt (token ids), as one batch, in the order given."""
+        """Generate one completion per prompt (token ids), as one batch, in the given order."""
         raise NotImplementedError
 
     @property
@@ -79,9 +79,9 @@ class LocalModel:
         raise NotImplementedError
 
     def identity(self) -> dict[str, object]:
-        """What its completions depend on apart from prompt and settings: weights, configuration and stop tokens.
+        """What its completions depend on, apart from prompt and settings: weights, configuration and stop tokens.
 
-        Names and paths are no part of it, so that a folder that was moved is found again.
+        Names and paths are not part of it, so that a moved folder keeps its completions.
         """
         config = {k: v for k, v in self.config.to_diff_dict().items() if k != "transformers_version"}
         return {
@@ -91,7 +91,7 @@ class LocalModel:
         }
 
     def fingerprint(self) -> list[object] | str:
-        """Return what tells its weights from others': of files, or a hash of what is in memory."""
+        """Return the fingerprint of its weights: of its files, or of the tensors in memory."""
         content = self.weights.content()
         if content is not None:
             return content
@@ -110,7 +110,7 @@ class LocalModel:
     ) -> GenerationConfig:
         """Return a configuration that writes at most `new_tokens` tokens.
 
-        Nothing of the model's own counts but the tokens that it begins with, `first`, and the stop tokens.
+        Of the model's own configuration only the first tokens, `first`, and the stop tokens are used.
         """
         from transformers import GenerationConfig
 

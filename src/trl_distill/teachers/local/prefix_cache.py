@@ -1,8 +1,8 @@
-"""The shared prefix of a teacher's prompts is read once: its key/value cache serves every batch, scored or written.
+"""The common prefix of a teacher's prompts is computed once: its key/value cache is used for scoring and generation.
 
-The prefix is found in the token ids themselves: what most prompts of a run begin with, if they are known beforehand, so
-that nothing depends on the order of the batches; else what a batch's rows have in common, cut shorter when a later
-batch has less. It is exact however the tokenizer joins a template's text with the input.
+The prefix is found in the token ids: the common prefix of most prompts of a run, if they are known in advance, so that
+nothing depends on the order of the batches; else that of a batch's rows, shortened when a later batch shares less. It
+is exact however the tokenizer joins a template's text with the input.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 
 class WholeSlidingLayer(DynamicSlidingWindowLayer):
-    """A window's layer that keeps all states of the prefix: shorter prompts of a batch end before its last."""
+    """A sliding-window layer that keeps all states of the prefix: shorter prompts of a batch end before its last."""
 
     def update(self, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, torch.Tensor]:
         self.keys, self.values = whole = super().update(*args, **kwargs)
@@ -60,11 +60,11 @@ Fill: TypeAlias = Callable[[np.ndarray, DynamicCache], None]
 
 
 class PrefixCache:
-    """The longest beginning that the batches so far have in common, and its cache.
+    """The longest common prefix of the batches so far, and its cache.
 
     Attributes:
         ids: [P] token ids; empty before the first batch.
-        off: Why nothing is reused; None while it is.
+        off: Why the cache is off; None if it is on.
     """
 
     def __init__(self, config: PretrainedConfig) -> None:
@@ -74,13 +74,13 @@ class PrefixCache:
         self.forget()
 
     def forget(self) -> None:
-        """Drop the cache, as after the weights have changed; what prompts begin with is still expected."""
+        """Drop the cache, for example after the weights have changed; the expected prefix stays."""
         self.ids = np.empty(0, np.int64)
         self._cache: DynamicCache | None = None
         self._misses = 0
 
     def expect_prompts(self, prompts: Sequence[Sequence[int]]) -> None:
-        """Expect what most of a run's prompts (token ids) begin with; batches no longer change it.
+        """Expect the common prefix of most of a run's prompts (token ids); batches no longer change it.
 
         A batch is then read in the same way whatever was read before it, so that a resumed run is the same to the bit.
         """
@@ -88,7 +88,7 @@ class PrefixCache:
         self._expected = np.array(most_common_beginning(prompts), np.int64)
 
     def cached_length(self, ids: np.ndarray, most: int, fill: Fill) -> int:
-        """Return how many tokens of a batch's beginning the cache has after this call; 0 if it is of no use.
+        """Return how many leading tokens of a batch are in the cache after this call; 0 if it cannot be used.
 
         Args:
             ids: [B, S] on the host, rows that begin at the same place.
@@ -173,9 +173,9 @@ class PrefixCache:
 
 
 def most_common_beginning(prompts: Sequence[Sequence[int]]) -> list[int]:
-    """Return what more than half of the prompts begin with, without the last token of any; empty if it is short.
+    """Return the common prefix of more than half of the prompts, without the last token of any; empty if it is short.
 
-    Of very many prompts a sample is used, evenly spread; the rest may begin otherwise.
+    For very many prompts an evenly spread sample is used.
     """
     some = [prompts[i][:-1] for i in range(0, len(prompts), max(1, len(prompts) // SAMPLE))]
     starts = Counter(tuple(prompt[:LEAST]) for prompt in some if len(prompt) >= LEAST)

@@ -1,7 +1,7 @@
 """A teacher that is a local model: any precision, int4 or int8, any device map; loaded when first needed.
 
-It is never in the optimizer, in a checkpoint or in the student's parameters, writes and scores in evaluation mode
-and without gradients. A model that is the caller's own gets back the modes it came with.
+It is never in the optimizer, in a checkpoint or in the student's parameters, and generates and scores in evaluation '
+'mode and without gradients. The training modes of a caller's own model are restored.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class LocalTeacher(LocalModel):
 
     Attributes:
         vocabulary: Rows that are written and scored; None is all.
-        prefix: What its prompts begin with, which is read once.
+        prefix: The prompts' common prefix and its cache.
     """
 
     vocabulary: int | None = None
@@ -82,13 +82,13 @@ class LocalTeacher(LocalModel):
         self.prefix.forget()
 
     def attach_student(self, student: Any, *, fresh: bool) -> None:
-        """Take weights that are the student's from the student, see `WeightSource.attach_student`."""
+        """Attach the student whose weights it uses, see `WeightSource.attach_student`."""
         if self.weights.attach_student(student, fresh=fresh):
             self.unload()
 
     @property
     def capabilities(self) -> Capabilities:
-        """All, but that the student's weights cannot be averaged or switched if they are sharded."""
+        """All, except that a student's own weights cannot be averaged or switched if they are sharded."""
         own = not self.weights.of_student
         return Capabilities(of_student=not own, moves=self.weights.moves, shardable=own)
 
@@ -118,12 +118,12 @@ class LocalTeacher(LocalModel):
         return is_sharded(self.model)
 
     def identity(self) -> dict[str, object]:
-        """What its completions depend on, the rows it may write among it; see `LocalModel.identity`."""
+        """What its completions depend on, including the rows it may generate; see `LocalModel.identity`."""
         return {**super().identity(), "rows": self.vocabulary_rows - len(self.suppressed)}
 
     @property
     def writes_through_peft(self) -> bool:
-        """Whether it writes through a learned prompt in PEFT's wrapper."""
+        """Whether it generates through a learned prompt in PEFT's wrapper."""
         return self.weights.prompt_wrapper is not None
 
     def prepare(self, wrap: Callable[[PreTrainedModel], torch.nn.Module]) -> None:
@@ -162,7 +162,7 @@ class LocalTeacher(LocalModel):
         return torch.autocast(self.model.device.type, enabled=False)
 
     def check_logits(self) -> str:
-        """Find out once whether the LM head gives the model's logits; return a line if it does not, see `check_logits`.
+        """Check once whether the LM head reproduces the model's logits; return a line if not, see `check_logits`.
 
         All ranks call it together if weights are sharded, under the autocast that scoring is under.
         """
@@ -260,7 +260,7 @@ class LocalTeacher(LocalModel):
 
     @contextmanager
     def writing(self, config: GenerationConfig) -> Iterator[Any]:
-        """Have the model write as the teacher, by a generation configuration alone, and yield it."""
+        """Yield the model, set up to generate as the teacher with the given generation configuration."""
         with self.weights.active(), evaluating(self.model), configured(self.model, config):
             yield self.model
 
@@ -305,7 +305,7 @@ class LocalTeacher(LocalModel):
 
 
 def check_apart(*, student: object, teacher: object) -> None:
-    """Refuse a loaded model as its own teacher: training would move what it learns from.
+    """Refuse a loaded model as its own teacher: training would change the teacher.
 
     Raises:
         TeacherError: Student and teacher (a model, or a `LocalTeacher` of the caller's) have a parameter in common.

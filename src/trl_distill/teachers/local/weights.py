@@ -1,4 +1,4 @@
-"""Where a local teacher's weights come from: a model of its own, or the student's own weights in some state."""
+"""Sources of a local teacher's weights: a model of its own, or the student's own weights in some state."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class WeightSource:
         shares_student: Whether they are in the student's layers, which its trainer wraps.
         is_caller_owned: Whether the model is the caller's own, which is neither frozen nor left in another mode.
         moves: Whether they change while the student trains.
-        adapter_off: Whether an adapter in the model's layers is no part of them.
+        adapter_off: Whether an adapter in the model's layers is disabled.
         source: Where another process can load them; None if they are in memory alone.
     """
 
@@ -65,11 +65,11 @@ class WeightSource:
         return lm_head_of(model)
 
     def content(self) -> list[object] | None:
-        """What tells the weights from others' without reading them; None if they have to be read."""
+        """An identity of the weights that is known without reading them; None if they have to be read."""
         return None
 
     def attach_student(self, student: PreTrainedModel | PeftModel, *, fresh: bool) -> bool:
-        """Take the student as its trainer has wrapped it; return whether the model is another one now.
+        """Attach the student as its trainer has wrapped it; return whether the model has changed.
 
         `fresh` says whether its adapter was made for this run.
         """
@@ -189,7 +189,7 @@ def is_sharded(model: torch.nn.Module) -> bool:
 
 
 def adapter_is_noop(student: Any, *, fresh: bool = False) -> bool:
-    """Whether a student with its adapter on is what it is without; False without one.
+    """Whether a student's adapter does not change its output; False without an adapter.
 
     `fresh` says whether the adapter was made for this run, which decides for those that are no LoRA.
     """
@@ -200,7 +200,7 @@ def adapter_is_noop(student: Any, *, fresh: bool = False) -> bool:
 
 
 def touches_base(student: PeftModel) -> str | None:
-    """Return the setting of a student's adapter that changes weights under it, with its value; None if none does."""
+    """Return the setting of a student's adapter that changes base weights, with its value; None if there is none."""
     for name in student.active_adapters:
         config = student.peft_config[name]
         bias, start = getattr(config, "bias", "none"), getattr(config, "init_lora_weights", True)
@@ -212,7 +212,7 @@ def touches_base(student: PeftModel) -> str | None:
 
 
 def check_untouched(student: PeftModel) -> None:
-    """Raise TeacherError for a student whose weights under the adapter do not stay what they were."""
+    """Raise TeacherError for a student whose adapter changes base weights."""
     found = touches_base(student)
     if found is not None:
         raise TeacherError(

@@ -45,15 +45,15 @@ class TeacherEntry:
     """One teacher of the list.
 
     Attributes:
-        model: Whatever `load_teacher` takes.
+        model: Anything that `load_teacher` accepts.
         template: Of its prompts.
-        place: What to call it in messages, for example "teachers.yaml, teacher 2".
+        place: Its name in messages, for example "teachers.yaml, teacher 2".
         revision: Revision of a Hub model.
         weight: In a mixture.
         share: Share of the rows that it teaches, above 0 and at most 1.
         column: It teaches the rows whose column has `value`; None is all, or a share of them.
         value: As text.
-        note: What follows its name in the pre-flight.
+        note: A note after its name in the pre-flight.
         retained: The rows to retain, if it teaches those and none of the data's.
     """
 
@@ -123,7 +123,7 @@ def read_teachers(given: object) -> TeacherList:
     """Return the checked list of teachers; needs no model and no data.
 
     Args:
-        given: Path of a YAML file, or what stands in one: a mapping, or the list of teachers alone. A list that was
+        given: Path of a YAML file, or its content: a mapping, or only the list of teachers. A list that was
             read is returned as it is.
 
     Raises:
@@ -197,7 +197,7 @@ def assign_rows(
 
 
 def read_settings(given: object, setting: str) -> tuple[object, str]:
-    """Return what a setting holds, read from its YAML file if it names one, and what to call it in messages."""
+    """Return a setting's content, read from its YAML file if it names one, and its name in messages."""
     if isinstance(given, (str, os.PathLike)):
         return read_yaml(given, name=f"{setting} {str(given)!r}"), Path(given).name
     return given, setting

@@ -1,4 +1,4 @@
-"""Rows for several teachers: which of them teach a row, under which prompts, and who writes its completion.
+"""Rows for several teachers: the teachers of each row, their prompts, and who generates its completion.
 
 The outcome has the columns of `Recipe.prepare`, `teachers` (places in the list) and `teacher_prompts` (the token
 ids of each), as `MultiTeacherCollator` reads them.
@@ -47,7 +47,7 @@ class MultiTeacherRecipe:
 
     @property
     def fields(self) -> None:
-        """None: any column may decide who teaches a row."""
+        """None: any column may select the teachers of a row."""
 
     def read(self, dataset: Dataset, *, name: str = "train") -> tuple[Dataset, RowReport]:
         """Read a dataset's rows and check templates and the teachers' rows against its columns.

@@ -27,7 +27,7 @@ def read_mixture(given: object, *, model: TeacherSpec = None, revision: str | No
     """Return a mixture of prompts as a list of teachers; needs no model and no data.
 
     Args:
-        given: Path of a YAML file, or the list that stands in one.
+        given: Path of a YAML file, or its list.
         model: The teacher.
         revision: Of a Hub model.
 

@@ -1,4 +1,4 @@
-"""Several teachers as one: each scores its own rows, or the distributions of all teachers of a row are averaged."""
+"""Several teachers as one: each scores its own rows, or the distributions of a row's teachers are averaged."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ MIB = 2**20
 
 
 def attach_student(teacher: Teacher, student: PreTrainedModel | PeftModel, *, fresh: bool = True) -> str:
-    """Hand the student, as its trainer has wrapped it before the first step, to the teachers that share its weights.
+    """Attach the student, as its trainer has wrapped it before the first step, to the teachers that share its weights.
 
     A teacher whose weights are the student's serves as its starting point too. `fresh` says whether the student's
     adapter was made for this run. The returned sentence says how much memory a copy of the starting weights takes; it
@@ -70,7 +70,7 @@ def _has_weights_of(teacher: Teacher, student: PreTrainedModel | PeftModel) -> b
 class MultiTeacher:
     """Teachers, each with a template of its own.
 
-    One that stands in the list twice, under two templates, is one model in memory.
+    A teacher that is listed twice, with two templates, is one model in memory.
 
     Args:
         teachers: In the order of the list, each with its shared vocabulary set.
@@ -136,7 +136,7 @@ class MultiTeacher:
         raise TeacherError("several teachers write under templates of their own; ask one of `teachers`.")
 
     def score(self, batch: Mapping[str, Any]) -> TeacherSignal:
-        """Return what the loss takes at the N completion positions of a `MultiTeacherCollator` batch.
+        """Return the signal for the N completion positions of a `MultiTeacherCollator` batch.
 
         Raises:
             TeacherError: A teacher in a mixture that gives no hidden states.
@@ -156,7 +156,7 @@ class MultiTeacher:
         return PerRowSignal([(on_device(own, device), self._mixture(len(own), among, scored)), *kept])
 
     def score_retained(self, batch: Mapping[str, Any]) -> PerRowSignal | None:
-        """Return the signal at the rows to retain, without one at the others; None if there are none to retain."""
+        """Return the signal for the rows to retain, with none for other rows; None without such rows."""
         layout, device = layout_of(batch), batch["input_ids"].device
         index = {i: tokens for i, tokens in layout.tokens_of_teachers.items() if i in self._retaining}
         if not index:
@@ -168,7 +168,7 @@ class MultiTeacher:
 
     @property
     def _retaining(self) -> list[int]:
-        """Places in the list of those whose rows are to be retained."""
+        """List indices of the teachers of retained rows."""
         return [i for i, entry in enumerate(self.listed.teachers) if entry.retained is not None]
 
     def _score(self, i: int, whole: Mapping[str, Any], layout: BatchLayout) -> TeacherSignal | None:
@@ -183,7 +183,7 @@ class MultiTeacher:
         return teacher.score(batch)
 
     def expect_rows(self, rows: Dataset) -> None:
-        """Have each local teacher read once what all its prompts in prepared rows begin with."""
+        """Let each local teacher expect the common prefix of its prompts in prepared rows."""
         prompts: dict[int, list[list[int]]] = {}
         for teachers, own in zip(rows["teachers"], rows["teacher_prompts"], strict=True):
             for i, prompt in zip(teachers, own, strict=True):

@@ -1,4 +1,4 @@
-"""All teachers of a run as one list: those of `teacher_config`, a mixture's prompts, who teaches what is retained."""
+"""All teachers of a run as one list: those of `teacher_config`, a prompt mixture, and the teacher of retained rows."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def teachers_of_run(settings: DistillationArguments, given: TeacherSpec = None) 
 
     Args:
         settings: The run's.
-        given: What replaces the settings' `teacher_model`.
+        given: Replaces the settings' `teacher_model`.
 
     Raises:
         ParamsError: No teacher for several prompts; see also `read_teachers` and `read_mixture`.

@@ -1,4 +1,4 @@
-"""What a server's answer says: the text, whether it is whole, its reasoning, and why there may be nothing to learn.
+"""Parse a server's response: the text, whether it is complete, its reasoning, and why it may be unusable.
 
 Servers of the same protocol give many reasons to finish. Only those of `CUT` mean that a completion stopped at a limit;
 any other reason, a missing one included, means that the model ended it. `FAILED` and `FILTERED` are neither.
@@ -81,7 +81,7 @@ def _split(text: str) -> tuple[str, str]:
 
 
 def _unusable(message: JsonObject, text: str, reasons: bool, reason: str) -> str:
-    """Return why nothing can be learned from an answer, empty if something can."""
+    """Return why an answer is unusable, or an empty text."""
     if reason in FILTERED:
         return filtered(reason)
     if text.strip():
@@ -102,7 +102,7 @@ def filtered(reason: str) -> str:
 
 
 def failure_of(content: object) -> object:
-    """Return the error that the body of a response holds in place of a completion; None if it holds none.
+    """Return the error in the body of a response; None if there is none.
 
     Gemini wraps the body in a list, vLLM has the error at its top.
     """

@@ -1,4 +1,4 @@
-"""Finds out what log-probabilities a server gives, by small requests, before anything costly is asked."""
+"""Probe which log-probabilities a server returns, with small requests, before costly ones."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SPACES = " ▁Ġ"  # as texts and vocabularies write them
 
 @dataclass(frozen=True)
 class LogprobSupport:
-    """What a server gives.
+    """The log-probabilities that a server returns.
 
     Attributes:
         kind: "prompt" or "top".
@@ -33,7 +33,7 @@ class LogprobSupport:
     k: int
 
     def describe(self) -> str:
-        """Say it as part of a line."""
+        """Describe it, as part of a line."""
         where = "of a given completion" if self.kind == PROMPT else "that it writes"
         return f"it gives the {self.k} likeliest tokens at each token {where} ({self.kind}_logprobs)"
 
@@ -41,7 +41,7 @@ class LogprobSupport:
 def probe(
     server: Server, kind: str, tokenizer: PreTrainedTokenizerBase, question: Mapping[str, object]
 ) -> LogprobSupport | str:
-    """Return what log-probabilities of a kind a server gives, or why it gives none.
+    """Return a server's support for a kind of log-probabilities, or why there is none.
 
     For the kind "prompt" the student's tokenizer must be the server's too; for "top", `question` asks for a few tokens.
     """
@@ -74,7 +74,7 @@ def probe(
 
 
 def other_token(texts: Mapping[int, str], tokenizer: PreTrainedTokenizerBase) -> str | None:
-    """Say which token a server reads as another one than the student does; None if all are the same.
+    """Describe a token that the server's tokenizer reads differently; None if all agree.
 
     Servers show a token as its text or as the vocabulary writes it, with its space or without.
     """

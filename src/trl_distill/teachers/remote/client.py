@@ -1,6 +1,6 @@
-"""One OpenAI-compatible server and its model: requests within one budget, and what its failures mean.
+"""Client of one OpenAI-compatible server and model: requests within a budget, and classification of failures.
 
-The key is read from the environment when the server is first asked, and is nowhere else.
+The key is read from the environment at the first request, and stored nowhere else.
 """
 
 from __future__ import annotations
@@ -47,13 +47,13 @@ TODO = {
 
 
 class RefusedError(TeacherError):
-    """A server will not answer a request.
+    """A server refuses a request.
 
     Args:
         text: The sentence.
         status: The HTTP status; None if the error stands in a successful response.
-        message: What the server said, short and without the key.
-        filters: What the server calls the filter that refused the prompt; empty if it was no filter.
+        message: The server's message, short and without the key.
+        filters: The server's name for the filter that refused the prompt; empty if it was not a filter.
     """
 
     def __init__(self, text: str, status: int | None, message: str, filters: str = "") -> None:
@@ -65,8 +65,8 @@ class Server:
     """A model behind a server.
 
     Args:
-        endpoint: Which model, and where.
-        settings: How it is asked.
+        endpoint: The model and its server.
+        settings: Settings of requests.
 
     Raises:
         TeacherError: The environment's OPENAI_BASE_URL cannot be used.
@@ -138,7 +138,7 @@ class Server:
 
         Raises:
             RetryableError: It may succeed later, or without a parameter that the server does not support.
-            RefusedError: The server does not want it.
+            RefusedError: The server rejects it.
         """
         body = self._post(request)
         try:
@@ -215,7 +215,7 @@ class Server:
 
     @contextmanager
     def reporting_kept(self, keys: Sequence[str], store: JsonlStore[Entry], what: str) -> Iterator[None]:
-        """Have an error or Ctrl-C say what happened, how much of `what` is kept, and how to resume."""
+        """Add to an error or Ctrl-C how much of `what` is stored, and how to resume."""
         with report_kept_on_interrupt(store, keys, what=what):
             try:
                 yield
@@ -244,7 +244,7 @@ def _api_key() -> str:
 
 
 def _message(error: object) -> str:
-    """Return what a server or the connection said in one short line, without the key."""
+    """Return an error's message as one short line, without the key."""
     said = error.get("message", error.get("detail", error)) if isinstance(error, dict) else error
     text = " ".join(str(said).split()) or type(error).__name__
     key = _api_key()
@@ -252,7 +252,7 @@ def _message(error: object) -> str:
 
 
 def _retry_after(headers: Mapping[str, str]) -> float | None:
-    """Return how many seconds a server asks to be left alone."""
+    """Return the seconds of a Retry-After header."""
     given = headers.get("retry-after")
     if given is None:
         return None

@@ -1,4 +1,4 @@
-"""Log-probabilities as servers give them: what asks for them, and what is read out of an answer.
+"""Log-probabilities in server responses: request fields and parsing.
 
 There are two kinds. "prompt" (vLLM's `prompt_logprobs` on `/completions`) has the likeliest tokens at each token of a
 text that was sent as token ids, "top" (OpenAI's `top_logprobs`, on `/completions` `logprobs`) at each token that the

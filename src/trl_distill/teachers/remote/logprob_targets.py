@@ -1,4 +1,4 @@
-"""A server's log-probabilities as targets: probed once, fetched once, kept as they come, and found again by content.
+"""A server's log-probabilities as targets: probed once, fetched once, stored as they arrive, and found by content.
 
 Of the kind "prompt" a server scores given completions, whose ids it is sent. Of the kind "top" it gives them while it
 writes: then they come with its own completions, and there are none of others.
@@ -32,7 +32,7 @@ class LogprobTargets:
     """A server's log-probabilities of completions.
 
     Args:
-        server: Who is asked.
+        server: The server.
         tokenizer: The student's.
         vocabulary: Returns the rows of the student's vocabulary.
     """
@@ -53,7 +53,7 @@ class LogprobTargets:
     def probe(self, wanted: str, store: JsonlStore[JsonObject], question: Mapping[str, object]) -> list[str]:
         """Find out what log-probabilities the server gives, and return why it gives none of a kind.
 
-        What it gives is kept in `store` and not asked again.
+        Its responses are kept in `store` and not requested again.
 
         Args:
             wanted: "auto", "prompt" or "top".

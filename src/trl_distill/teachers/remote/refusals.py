@@ -1,4 +1,4 @@
-"""What an error of a server means: whether it is temporary, which parameter is not supported, whether it filters."""
+"""Classify a server's error: temporary, an unsupported parameter, or a content filter."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def unwrapped(body: object) -> object:
 
 
 def names_of(error: object) -> set[str]:
-    """Return what an error calls itself, in lower case."""
+    """Return an error's names (code, type), in lower case."""
     if not isinstance(error, Mapping):
         return set()
     inner = error.get("innererror")
@@ -61,7 +61,7 @@ def is_temporary(error: object, status: int | None) -> bool:
 
 
 def filter_of(error: object) -> str:
-    """Return what a server calls the filter that refused a prompt; empty if it was no filter."""
+    """Return the server's name for the filter that refused a prompt; empty if it was not a filter."""
     found = sorted(names_of(error) & FILTERS)
     data = error.get("metadata") if isinstance(error, Mapping) else None
     if not found and isinstance(data, Mapping) and data.get("flagged_input"):  # OpenRouter's moderation

@@ -23,10 +23,10 @@ Job = TypeVar("Job")
 
 @dataclass(frozen=True)
 class RemoteSettings:
-    """How a server is asked: each field is the setting `teacher_...` of its name, see `DistillationArguments`.
+    """Settings of requests: each field is the setting `teacher_...` of its name, see `DistillationArguments`.
 
     Attributes:
-        role: What the model is, which the names of its settings begin with: "teacher", or "judge".
+        role: The model's role, which prefixes the names of its settings: "teacher" or "judge".
     """
 
     endpoint: str = "chat"
@@ -49,10 +49,10 @@ class RemoteSettings:
 
 @dataclass(frozen=True)
 class Answer:
-    """What a server wrote.
+    """A server's answer.
 
     Attributes:
-        completion: To be kept, also one that nothing can be learned from: it is paid for too.
+        completion: The completion; an unusable one is stored too, since it was paid for.
         prompt_tokens: Of the prompt, as the server counts them.
         completion_tokens: Of the completion, as the server counts them.
         logprobs: The log-probabilities that were asked for, see `logprob_format`.
@@ -68,7 +68,7 @@ class Answer:
 
 @dataclass
 class Usage:
-    """What a run has used of a server so far, over all its request pools.
+    """A run's usage of a server so far, over all its request pools.
 
     Attributes:
         requests: Sent, retries included.
@@ -93,7 +93,7 @@ class Usage:
         return (self.prompt_tokens * settings.price_input + self.completion_tokens * settings.price_output) / 1e6
 
     def text(self, settings: RemoteSettings) -> str:
-        """Return it as a progress line shows it, with what it cost if prices are given."""
+        """Return a progress line, with the cost if prices are given."""
         retries = f", {self.retries:,} repeated" if self.retries else ""
         cost = self.cost(settings)
         priced = "" if cost is None else f", cost {cost:,.4f}"
@@ -120,7 +120,7 @@ class RetryableError(Exception):
 
     Args:
         reason: What happened, without anything secret.
-        after: Seconds that the server asks to be left alone.
+        after: Seconds of the server's Retry-After.
     """
 
     def __init__(self, reason: str, after: float | None = None) -> None:
@@ -133,11 +133,11 @@ class NoResponseError(DistillError):
 
 
 class BudgetSpent(DistillError):
-    """As much was asked as was allowed."""
+    """The budget is spent."""
 
 
 class _Stopped(Exception):
-    """No request is sent any more: another failed, or the user interrupted."""
+    """Stops the other threads after a failure or an interruption."""
 
 
 class RequestPool(Generic[Job]):
@@ -149,7 +149,7 @@ class RequestPool(Generic[Job]):
     Args:
         send: Sends a job once and returns its `Answer`; raises `RetryableError` for what may be tried again.
         settings: Bounds and budget.
-        usage: What was used before, to be counted on; the budget is over all of it.
+        usage: Earlier usage, which counts towards the budget.
     """
 
     def __init__(self, send: Callable[[str, Job], Answer], settings: RemoteSettings, usage: Usage) -> None:
@@ -161,7 +161,7 @@ class RequestPool(Generic[Job]):
         self._quiet_until = 0.0
 
     def run(self, jobs: Mapping[str, Job], keep: Callable[[str, Answer], None]) -> None:
-        """Send all jobs and hand each answer to `keep` as it comes.
+        """Send all jobs and pass each answer to `keep` as it arrives.
 
         After a failure nothing new is sent; what is in flight is awaited and kept.
 
@@ -231,7 +231,7 @@ class RequestPool(Generic[Job]):
         raise NoResponseError(f"{reason} ({TRIES} tries)")
 
     def _wait_for_turn(self, *, retry: bool) -> None:
-        """Wait while the server wants to be left alone, then count a request."""
+        """Wait until the server's Retry-After has passed, then count a request."""
         while True:
             with self._lock:
                 wait = self._quiet_until - time.monotonic()

@@ -33,7 +33,7 @@ class ScoredRow:
 
     @property
     def known(self) -> np.ndarray:
-        """[n] bool: the positions of which anything is known."""
+        """[n] bool: the positions with any known token."""
         return self.token_ids[:, 0] != NO_TOKEN
 
     def first(self, tokens: int) -> ScoredRow:

@@ -1,4 +1,4 @@
-"""A teacher behind an OpenAI-compatible server: it reads prompts as text or chat messages and answers with text.
+"""A teacher on an OpenAI-compatible server: it reads prompts as text or chat messages and returns text.
 
 It has no token ids of its own; the student's tokenizer counts its prompts and cuts its completions into tokens. If the
 server gives log-probabilities they are fetched once, before training, and are its targets, see `logprob_targets`.
@@ -37,12 +37,12 @@ STOPS = 4  # stop strings that OpenAI takes
 
 
 class RemoteTeacher(TextTeacher):
-    """A model that is asked over HTTP.
+    """A model behind an HTTP API.
 
     Args:
-        endpoint: Which model, and where.
+        endpoint: The model and its server.
         tokenizer: The student's.
-        settings: How it is asked.
+        settings: Settings of requests.
 
     Raises:
         TeacherError: The environment's OPENAI_BASE_URL cannot be used.
@@ -61,14 +61,14 @@ class RemoteTeacher(TextTeacher):
 
     @property
     def capabilities(self) -> Capabilities:
-        """Text, and log-probabilities at T = 1 if they were found."""
+        """Text, and log-probabilities at T = 1 if the server returns them."""
         return replace(super().capabilities, scores=self.scores, temperatures=(1.0,), renders=False)
 
     def identity(self) -> dict[str, Any]:
         return {"url": self.url, "model": self.endpoint.model, "endpoint": self.settings.endpoint}
 
     def describe(self) -> str:
-        """Say which model it is, where it is asked, and what log-probabilities it was found to give."""
+        """Describe the model, its server, and the log-probabilities that it returns."""
         support, why = self.logprobs.support, "; ".join(self.why_text_only)
         given = f"it gives text only ({why})" if why else "" if support is None else support.describe()
         return f"{self.endpoint.model} at {self.url}{f'; {given}' if given else ''}"
@@ -80,7 +80,7 @@ class RemoteTeacher(TextTeacher):
 
     @property
     def why_text_only(self) -> list[str]:
-        """Why it gives no log-probabilities; empty if it does, or was not asked."""
+        """Why it returns no log-probabilities; empty if it does, or was not probed."""
         return [] if self.scores else self.logprobs.unsupported
 
     @property

@@ -1,1 +1,1 @@
-"""Stored targets: written once, read in each epoch."""
+"""Stored targets: written once, read in every epoch."""

@@ -1,6 +1,6 @@
-"""One date for chat templates that write today's: what is prepared on two days must be the same tokens.
+"""A fixed date for chat templates that insert today's, so that the tokens are the same on every day.
 
-The date is kept beside the completions or targets that were made with it.
+The date is stored with the completions or targets that were made with it.
 """
 
 from __future__ import annotations

@@ -44,7 +44,7 @@ class TargetRow:
     Attributes:
         key: See `sequence_key`.
         completion: All of the completion's token ids; the first has no target if the prompt is empty.
-        arrays: What its format stores, by name: [n, width] each.
+        arrays: The arrays of its format by name, [n, width] each.
     """
 
     key: bytes

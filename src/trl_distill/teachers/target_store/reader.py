@@ -1,4 +1,4 @@
-"""A store of targets in its teacher's place: targets are found by the content of prompt and completion."""
+"""A store of targets as the teacher: targets are found by the content of prompt and completion."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ class StoredTeacher:
         return dict(self.manifest["teacher"])
 
     def check_matches(self, run: Mapping[str, Any]) -> None:
-        """Raise TeacherError for the first setting in `COMPARED` that a run has and the store was not made with."""
+        """Raise TeacherError for the first setting in `COMPARED` that differs between run and store."""
         check_same(self.folder, self.manifest, run, COMPARED)
 
     def check_loss(self, loss: LossSettings) -> None:
@@ -177,7 +177,7 @@ def _on_device(device: torch.device, array: np.ndarray) -> torch.Tensor:
 
 
 def check_same(folder: TargetFolder, manifest: Manifest, run: Mapping[str, Any], names: Sequence[str]) -> None:
-    """Raise TeacherError for the first setting in `names` that a run has and a store's manifest has not."""
+    """Raise TeacherError for the first setting in `names` that differs between a run and a store's manifest."""
     for name in names:
         mine, theirs = run.get(name), manifest.get(name)
         if mine is None or theirs is None or mine == theirs:
@@ -198,7 +198,7 @@ def _short(value: object) -> str:
 
 
 def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Return what tells a tokenizer from others: tokens, special ids, chat template and how it splits a text."""
+    """Return a tokenizer's fingerprint: tokens, special ids, chat template and how it splits a text."""
     content = [
         sorted(tokenizer.get_vocab().items()),
         sorted(tokenizer.all_special_ids),

@@ -64,7 +64,7 @@ class VLLMScores:
 
 
 def why_unlike(teacher: Teacher, format_: TargetFormat) -> str | None:
-    """Return why vLLM's log-probabilities are not what a store of this format holds; None if they are.
+    """Return why vLLM's log-probabilities cannot be stored in this format; None if they can.
 
     They are those of the k likeliest tokens, at T = 1, over all of the teacher's rows.
     """

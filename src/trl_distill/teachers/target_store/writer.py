@@ -48,7 +48,7 @@ class TargetSettings:
         made_with: Prompts and generation settings of the rows, by their names in the manifest.
         batch_size: Sequences scored at a time: what a kill costs.
         kind: "topk", "sample" or "hidden", see `formats`.
-        engine: What scores: "vllm" if its log-probabilities are what is stored (see `why_unlike`), else transformers. A
+        engine: The engine: "vllm" if its log-probabilities can be stored (see `why_unlike`), else transformers. A
             store may be resumed with another engine.
     """
 
@@ -66,7 +66,7 @@ def write_targets(
     """Write what is missing of a store and return how many shards were made.
 
     Args:
-        teacher: Who scores; its vocabulary is restricted to the student's already.
+        teacher: The teacher; its vocabulary is already restricted to the student's.
         rows: Prepared rows, with `teacher_prompt` and `completion`; equal ones are stored once.
         folder: Where to.
         settings: What to store.
@@ -203,7 +203,7 @@ def _keep_tokenizer(folder: TargetFolder, teacher: Teacher) -> None:
 
 @dataclass(frozen=True)
 class _Scorer:
-    """Has a teacher score the sequences of shards, and keeps each batch until its shard is written."""
+    """Scores the sequences of shards with a teacher, and keeps each batch until its shard is written."""
 
     teacher: Teacher
     format: TargetFormat

@@ -1,4 +1,4 @@
-"""An encoder-decoder that writes completions, such as T5 or BART. It scores nothing: the student has no encoder."""
+"""An encoder-decoder that generates completions, such as T5 or BART. It cannot score: the student has no encoder."""
 
 from __future__ import annotations
 

@@ -42,7 +42,7 @@ class LocalTextTeacher(TextTeacher):
         self.options: dict[str, Any] = {}  # keywords of its chat template
 
     def identity(self) -> dict[str, object]:
-        """The writer's: what it wrote is kept as its own token ids, whoever learns from it."""
+        """The model's own identity: its completions are stored as its own token ids, for any student."""
         return self.writer.identity()
 
     def describe(self) -> str:

@@ -1,4 +1,4 @@
-"""Teachers that wrote the data's completions, which its column `teacher` names; they write nothing more."""
+"""Teachers that generated the data's completions, named in its column `teacher`; they are not loaded."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class RecordedTeacher(TextTeacher):
-    """The teachers that a dataset names as those who wrote its completions."""
+    """The teachers that a dataset names for its completions."""
 
     def __init__(self, names: Sequence[str], *, tokenizer: PreTrainedTokenizerBase) -> None:
         super().__init__(", ".join(names), tokenizer=tokenizer)

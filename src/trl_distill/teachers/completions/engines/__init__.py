@@ -1,1 +1,1 @@
-"""What runs a teacher while it writes many completions."""
+"""Engines that generate many completions."""

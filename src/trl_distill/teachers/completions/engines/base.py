@@ -1,4 +1,4 @@
-"""Who writes completions, and the error of an engine that cannot."""
+"""The protocol of a model that generates completions, and the engines' error."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ....models.generation import Completion, GenerationSettings
 
 
 class Writer(Protocol):
-    """What writes completions as token ids of its own: every teacher but those that give text."""
+    """A model that generates completions as its own token ids: every teacher except text teachers."""
 
     name: str
 
@@ -23,4 +23,4 @@ class Writer(Protocol):
 
 
 class EngineError(Exception):
-    """An engine cannot write, or not to the end; the text says why."""
+    """An engine cannot generate, or failed; the message says why."""

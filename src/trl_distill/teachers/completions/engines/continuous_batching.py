@@ -1,4 +1,4 @@
-"""transformers' continuous batching: a paged cache in which shared beginnings of prompts are read once."""
+"""transformers' continuous batching: a paged cache in which common prefixes are computed once."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ class ContinuousBatching:
         """Yield completions as they are finished; see `generate_all`.
 
         Raises:
-            EngineError: It fails, or writes otherwise than `generate`; with an empty text if it is not for this model,
-                these settings, or so few prompts.
+            EngineError: It fails, or its output differs from `generate`; with an empty text if it does not support this
+                model, these settings, or so few prompts.
         """
         if len(prompts) <= settings.batch_size or not self._supports(settings):
             raise EngineError("")
@@ -57,7 +57,7 @@ class ContinuousBatching:
         )
 
     def _agrees_on(self, prompts: Sequence[Sequence[int]]) -> bool:
-        """Whether half of some prompts or more begin as with `generate`: half precision may decide near ties anew."""
+        """Whether half of some completions start as with `generate`: half precision may resolve ties differently."""
         settings = GenerationSettings(max_new_tokens=PROBE_TOKENS)
         own = self.teacher.generate(prompts, settings)
         found: dict[str, Completion] = {}

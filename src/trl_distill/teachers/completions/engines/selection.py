@@ -1,7 +1,7 @@
-"""What runs a teacher while it writes many completions: vLLM, transformers' continuous batching, or batch by batch.
+"""Selects the engine for generating many completions: vLLM, transformers' continuous batching, or batch by batch.
 
 vLLM and continuous batching start the next prompt as soon as a completion is finished, while a batch waits for its
-longest. All stop at the same tokens, and what they write is kept under the same key.
+longest. All stop at the same tokens, and their completions are stored under the same key.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def generate_all(
     Args:
         teacher: Who writes.
         prompts: Token ids by key, the longest first; sampled completions have their seeds from the keys.
-        settings: How it writes.
+        settings: Generation settings.
 
     Raises:
         TeacherError: vLLM is named and cannot write for this teacher.
@@ -78,10 +78,10 @@ def generate_all(
 
 
 def engines_for(teacher: Writer, settings: GenerationSettings, prompts: int) -> list[Engine]:
-    """Return what may write for a teacher, the best first.
+    """Return the engines that may generate for a teacher, the best first.
 
-    "auto" is vLLM if it is installed, the teacher is on a CUDA device, and there is enough to write that its start is
-    worth the wait; then as "transformers": continuous batching on a CUDA device, else batch by batch.
+    "auto" is vLLM if it is installed, the teacher is on a CUDA device, and there are enough prompts to make up for its
+    start-up time; then as "transformers": continuous batching on a CUDA device, else batch by batch.
     """
     model = _local_model_of(teacher)
     if settings.engine == VLLM_ALONE:
@@ -96,7 +96,7 @@ def engines_for(teacher: Writer, settings: GenerationSettings, prompts: int) -> 
 
 
 def _on_cuda(teacher: Any) -> bool:
-    """Whether a local model writes on a CUDA device; one that is named is not loaded for that."""
+    """Whether a local model generates on a CUDA device, without loading it."""
     source: ModelSource | None = getattr(teacher, "source", None)
     if source is None:
         return torch.cuda.is_available() and hasattr(teacher, "model") and teacher.model.device.type == "cuda"
@@ -117,7 +117,7 @@ def check_engine(teacher: Writer, engine: str) -> None:
 
 
 def refusal(teacher: Writer, why: object, does: str = "write") -> TeacherError:
-    """Return what is raised if vLLM is named and cannot write or score for a teacher."""
+    """Return the error for a teacher that vLLM was selected for but cannot serve."""
     return TeacherError(
         f"teacher_engine is 'vllm', and it cannot {does} for teacher_model {teacher.name!r}: {why}; drop "
         "--teacher-engine."

@@ -1,4 +1,4 @@
-"""vLLM's offline engine, which writes a teacher's completions and scores given ones, in a process of its own.
+"""vLLM's offline engine, which generates and scores completions in a process of its own.
 
 The process loads the teacher by its name, and its GPU memory is free before training begins.
 """
@@ -49,7 +49,7 @@ class VLLM:
     """vLLM, which loads a local teacher by its name.
 
     Args:
-        teacher: A `LocalTeacher`, or any other, of which `why_not` says why it cannot.
+        teacher: A `LocalTeacher`; for any other, `why_not` gives the reason.
 
     Attributes:
         started: When it had loaded the teacher, in seconds of `time.perf_counter`; 0 before.
@@ -63,7 +63,7 @@ class VLLM:
 
     @property
     def why_not(self) -> str | None:
-        """Why it cannot write for this teacher; None if no reason is known."""
+        """Why vLLM cannot generate for this teacher; None if it can."""
         if find_spec("vllm") is None:
             return "vLLM is not installed (`pip install vllm`)"
         source: ModelSource | None = getattr(self.teacher, "source", None)
@@ -105,7 +105,7 @@ class VLLM:
             yield line["key"], (ids, log_probs)
 
     def _run(self, job: Iterator[JsonObject]) -> Iterator[JsonObject]:
-        """Have the process do a job, given by its lines, and yield its answers; if it fails its log stays."""
+        """Run a job, given as lines, in the process and yield its answers; if it fails, its log is kept."""
         if self.why_not is not None:
             raise EngineError(self.why_not)
         folder = Path(tempfile.mkdtemp(prefix="trl-distill-vllm-"))
@@ -239,7 +239,7 @@ def _environment(source: ModelSource) -> dict[str, str]:
 
 
 def _place(source: ModelSource) -> JsonObject:
-    """Return how much of which devices vLLM uses."""
+    """Return vLLM's devices and its share of their memory."""
     gpus = _gpus(source)
     if not gpus:
         return {"enforce_eager": True}  # compiling costs more than it saves

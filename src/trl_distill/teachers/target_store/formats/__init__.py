@@ -1,4 +1,4 @@
-"""The formats in which a store keeps a teacher's targets."""
+"""The formats of stored targets."""
 
 from __future__ import annotations
 

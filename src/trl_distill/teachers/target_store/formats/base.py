@@ -1,4 +1,4 @@
-"""What a format of stored targets does: it turns a teacher's scores into arrays, and arrays into a loss's targets."""
+"""The protocol of formats: encode a teacher's scores as arrays, decode arrays into targets."""
 
 from __future__ import annotations
 
@@ -42,16 +42,16 @@ class TargetFormat(ABC):
         self.k, self.temperatures, self.vocabulary = k, temperatures, vocabulary
 
     def header(self) -> dict[str, object]:
-        """Return what the manifest says of it: kind, k and temperatures."""
+        """Return its manifest entries: kind, k and temperatures."""
         return {"kind": self.name, "k": self.k, "temperatures": list(self.temperatures)}
 
     @abstractmethod
     def encode(self, scored: DenseSignal, spans: Sequence[Span]) -> Arrays:
-        """Return what is stored of the N scored tokens of sequences, by name: [N, width] each."""
+        """Encode the N scored tokens of sequences as arrays by name, [N, width] each."""
 
     @abstractmethod
     def decode(self, arrays: Mapping[str, torch.Tensor], head: LMHead | None) -> TeacherSignal:
-        """Return the targets that the arrays of N tokens are, [N, width] each, with the head that the format keeps.
+        """Decode the arrays of N tokens, [N, width] each, into targets, with the stored head.
 
         A sequence that needs less width than others is padded with zeros.
         """

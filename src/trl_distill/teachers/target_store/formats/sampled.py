@@ -1,4 +1,4 @@
-"""Tokens drawn from a teacher's distributions: fewer bytes than the likeliest, and unbiased (arXiv:2503.16870)."""
+"""Tokens sampled from a teacher's distributions: fewer bytes than top-k, and unbiased (arXiv:2503.16870)."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from .base import Arrays, Span, TargetFormat, padded_together, tokens_at_a_time
 
 
 class SampledFormat(TargetFormat):
-    """How often each token came in k draws with replacement from each distribution, for every temperature apart.
+    """Counts of tokens in k samples with replacement from each distribution, for each temperature.
 
-    The likeliest token stands first, drawn or not; the others by how often they came. A sequence's draws depend on its
-    content alone, whatever batch it is scored in.
+    The likeliest token is first, sampled or not; the others are sorted by count. A sequence's samples depend only on
+    its content, not on its batch.
     """
 
     name = "sample"
@@ -68,7 +68,7 @@ def count(drawn: np.ndarray, likeliest: np.ndarray) -> tuple[np.ndarray, np.ndar
 
     Args:
         drawn: [N, draws] token ids.
-        likeliest: [N] token ids, which stand first, drawn or not.
+        likeliest: [N] token ids, which come first, sampled or not.
     """
     tokens, draws = drawn.shape
     ordered = np.sort(drawn, 1)
