@@ -108,7 +108,7 @@ DEFINITIONS = {
         },
     ),
     "3. Temperature Tuning": (
-        '"# ... other params" stands for a model, a teacher, data and rows kept aside',
+        '"# ... other params" stands for a model, a teacher, data and rows held out',
         lambda: {
             "LLMTrainingParams": shortened(
                 model="gpt2", teacher_model="gpt2-large", teacher_prompt_template="Expert: {input}", holdout=0.5

@@ -1,4 +1,4 @@
-"""`--holdout`: which rows are kept aside, and which are left out of training since they are much like one of them."""
+"""`--holdout`: which rows are held out, and which near-duplicates of them are left out of training."""
 
 from __future__ import annotations
 

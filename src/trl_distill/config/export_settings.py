@@ -53,7 +53,7 @@ class ExportSettings(CheckedSettings):
         group="Verification",
     )
     data_path: str | None = option(
-        None, "Rows to verify on (default: those that the run kept aside).", group="Verification", objects=True
+        None, "Rows to verify on (default: those that the run held out).", group="Verification", objects=True
     )
 
 

@@ -32,7 +32,7 @@ class KeptAside:
 
     Attributes:
         train: The rows to train on.
-        held_out: The rows kept aside.
+        held_out: The rows held out.
         near: Indices of the rows that are in neither part, since they are near-duplicates of a held-out row.
     """
 

@@ -75,7 +75,7 @@ def evaluate_distillation(
         >>> figures["output_similarity"], figures["speedup"], figures["prompt_compression"]  # doctest: +SKIP
 
     A model that `train` returned, or the project folder of a run, knows its teacher, its prompts and the rows that its
-    run kept aside; whatever is given here takes their place.
+    run held out; whatever is given here takes their place.
 
     Args:
         student_model: The trained student: a model, a folder, or a Hub name.
@@ -126,7 +126,7 @@ def evaluate(model: Any, data: Any = None, **settings: Any) -> Score:
 
     Args:
         model: The trained student: a model, or the project folder of a run.
-        data: Rows (default: those that the run kept aside, see `holdout`).
+        data: Rows (default: those that the run held out, see `holdout`).
         **settings: Other arguments of `evaluate_distillation`.
 
     Raises:

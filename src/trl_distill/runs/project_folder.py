@@ -10,7 +10,7 @@ project/
   teacher_completions.jsonl           the teacher's completions
   eval_samples.jsonl                  what the student wrote for a few rows at each evaluation
   student_completions.jsonl           the student's, written in evaluations
-  held_out.jsonl                      rows that were kept aside for evaluations
+  held_out.jsonl                      rows that were held out for evaluations
   teacher_logprobs.jsonl              a server's log-probabilities of them
   checkpoints/                        to resume from
   tensorboard/                        files of TensorBoard, with `--log tensorboard`

@@ -86,5 +86,5 @@ def load_run_data(params: LLMTrainingParams, templates: Sequence[Template]) -> R
     fields = {name for template in templates for name in template.fields} - {"input"}
     kept = keep_aside(train, params.holdout, columns=Columns.of(params), fields=fields, seed=params.seed)
     count = f"{len(kept.held_out):,} of {len(train):,} rows"
-    note = f"{count} are kept aside for evaluation (--holdout {params.holdout:g})."
+    note = f"{count} are held out for evaluation (--holdout {params.holdout:g})."
     return RunData(kept.train, kept.held_out, kept, name_settings(note))

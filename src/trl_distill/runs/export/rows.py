@@ -40,7 +40,7 @@ def requests_of(student: TrainedStudent, data: object, count: int) -> tuple[list
 
     Args:
         student: The student.
-        data: Rows in any form that a run reads; None is those that its run kept aside.
+        data: Rows in any form that a run reads; None is those that its run held out.
         count: Rows at most.
 
     Raises:
