@@ -240,7 +240,7 @@ def test_evaluation_sets_have_their_names_in_their_figures(tiny_model_dir, tiny_
 
 
 @pytest.mark.parametrize(("given", "refused"), [(None, False), (True, False), (False, True)])
-def test_prompts_are_not_learned_whatever_completion_only_loss(
+def test_prompts_are_not_learned_for_any_completion_only_loss(
     given, refused, tiny_model_dir, tiny_teacher_dir, tmp_path
 ):
     rows = FORMS["prompt-completion"]

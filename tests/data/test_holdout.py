@@ -10,7 +10,7 @@ from datasets import Dataset
 
 from trl_distill import LLMTrainingParams, run
 from trl_distill.data.file_readers import PLACE
-from trl_distill.data.holdout import keep_aside
+from trl_distill.data.holdout import hold_out
 from trl_distill.data.rows import Columns
 from trl_distill.errors import DataError, ParamsError
 
@@ -19,11 +19,11 @@ ROWS = [{"text": f"what is {one} of {other}?"} for one in WORDS for other in WOR
 
 
 def parts(rows, share=0.1, **more):
-    kept = keep_aside(Dataset.from_list(rows), share, columns=Columns(), **more)
+    kept = hold_out(Dataset.from_list(rows), share, columns=Columns(), **more)
     return kept.train["text"], kept.held_out["text"], kept.near
 
 
-def test_a_share_of_the_rows_is_kept_aside_and_no_row_is_in_both_parts(monkeypatch):
+def test_a_share_of_the_rows_is_held_out_and_no_row_is_in_both_parts(monkeypatch):
     monkeypatch.setitem(sys.modules, "datasketch", None)
     train, held_out, near = parts(ROWS)
     assert len(held_out) == 13
@@ -66,21 +66,21 @@ def test_near_duplicates_leave_training():
 def test_rows_of_one_system_message_are_not_alike():
     system = {"role": "system", "content": "You answer politely and at length, in whole sentences. " * 20}
     rows = [{"messages": [system, {"role": "user", "content": word}]} for word in WORDS]
-    kept = keep_aside(Dataset.from_list(rows), 0.25, columns=Columns())
+    kept = hold_out(Dataset.from_list(rows), 0.25, columns=Columns())
     assert kept.near == ()
     assert len(kept.held_out) == 3
 
 
 def test_other_columns_of_the_prompt_count():
     rows = [{"text": "Summarize this.", "article": f"{one} {two} " * 9} for one in WORDS for two in WORDS if one < two]
-    kept = keep_aside(Dataset.from_list(rows), 0.1, columns=Columns(), fields={"article"})
+    kept = hold_out(Dataset.from_list(rows), 0.1, columns=Columns(), fields={"article"})
     assert kept.near == ()
     with pytest.raises(DataError, match=r"leaves no row to train on \(59 are near-duplicates of those held out\)"):
-        keep_aside(Dataset.from_list(rows), 0.1, columns=Columns())
+        hold_out(Dataset.from_list(rows), 0.1, columns=Columns())
 
 
 def test_rows_keep_their_places_in_messages():
-    kept = keep_aside(Dataset.from_list(ROWS), 0.5, columns=Columns())
+    kept = hold_out(Dataset.from_list(ROWS), 0.5, columns=Columns())
     for part in (kept.train, kept.held_out):
         assert all(
             ROWS[int(place.split()[1]) - 1]["text"] == text
@@ -114,7 +114,7 @@ def test_a_run_evaluates_on_what_it_keeps_aside_and_counts_what_it_leaves_out(ti
     assert not (tmp_path / "run" / "held_out.jsonl").exists()
 
 
-def test_a_validation_split_takes_the_place_of_rows_kept_aside(tiny_model_dir, tmp_path, capsys):
+def test_a_validation_split_replaces_held_out_rows(tiny_model_dir, tmp_path, capsys):
     rows = [{"text": word} for word in "abcdefgh"]
     result = run(
         LLMTrainingParams(

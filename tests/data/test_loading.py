@@ -270,7 +270,7 @@ def test_a_large_file_goes_through_the_cache_and_is_read_once(monkeypatch, tmp_p
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "parquet", "arrow", "saved"])
-def test_nothing_is_written_beside_the_data(kind):
+def test_nothing_is_written_next_to_the_data(kind):
     if kind == "saved":
         Dataset.from_list(ROWS).save_to_disk("d")
     else:
@@ -384,7 +384,7 @@ def test_objects_that_are_no_rows_are_refused_with_the_call_that_converts_them(d
         load_data(data)
 
 
-def test_files_beside_the_text_are_not_decoded():
+def test_files_in_other_columns_are_not_decoded():
     import pyarrow as pa
 
     broken = {"bytes": b"no picture", "path": None}

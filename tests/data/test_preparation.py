@@ -191,7 +191,7 @@ def test_nothing_is_written_if_a_prompt_of_either_side_is_too_long(tokenizer):
     assert asked == []
 
 
-def test_a_dry_run_writes_for_its_sample_only(tokenizer):
+def test_a_dry_run_generates_for_its_sample_only(tokenizer):
     asked = []
     data = Dataset.from_dict({"text": [f"a {w}" for w in "bcdefg"]})
     rows, _ = recipe(tokenizer, teacher="e {input}", asked=asked).prepare(data, rows_at_most=2)

@@ -68,7 +68,7 @@ def test_an_evaluation_set_may_be_a_stream(tiny_model_dir, tiny_teacher_dir, tmp
     assert trainer.evaluate(streamed(rows))["eval_kl"] == pytest.approx(figures["eval_all_kl"], rel=1e-6)
 
 
-def test_the_teacher_writes_for_a_block_at_a_time(tiny_model_dir, tmp_path):
+def test_the_teacher_generates_one_block_at_a_time(tiny_model_dir, tmp_path):
     tokenizer = AutoTokenizer.from_pretrained(tiny_model_dir)
     end = tokenizer.convert_tokens_to_ids("<|im_end|>")
     teacher = make_model_that_writes(tmp_path / "teacher", end)

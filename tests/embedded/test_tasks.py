@@ -37,7 +37,7 @@ def test_held_out_inputs_are_in_no_training_example():
     assert not any(is_held_out(text) for text in training)
 
 
-def test_every_kind_is_drawn_and_an_unknown_one_refused():
+def test_every_kind_is_sampled_and_an_unknown_one_refused():
     assert {example.kind for example in draw(300)} == set(KINDS)
     with pytest.raises(KeyError):
         make_example(Random(0), kind="poetry")

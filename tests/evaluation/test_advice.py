@@ -79,7 +79,7 @@ def test_a_temperature_that_changes_says_nothing_of_the_divergence():
     assert list(of_training(history(0.5, 0.5, 0.5, 0.6), [], replace(PARAMS, distill_temperature_end=1.0))) == []
 
 
-def test_a_student_that_goes_on_or_repeats_itself_is_noticed():
+def test_a_student_that_does_not_stop_or_repeats_itself_is_reported():
     endless = TrainedRow(1, "p", "l", "\n" * 30, finished=False, repeats=True)
     fine = replace(endless, finished=True, repeats=False)
     unknown = replace(fine, finished=None)

@@ -168,7 +168,7 @@ def test_axes_have_few_round_numbers_that_hold_all_points(scale):
     assert 0 <= min(heights) < max(heights) <= 230
 
 
-def test_a_single_point_and_a_long_history_are_drawn():
+def test_a_single_point_and_a_long_history_are_plotted():
     assert "<circle" in str(charts_of([{"loss": 0.0, "step": 0}])[0].svg())
     long = charts_of([{"loss": 1.0 / step, "step": step} for step in range(1, 20_000)])[0].svg()
     assert len(long) < 10_000

@@ -25,7 +25,7 @@ def test_no_ordinary_model_fails_the_logits_check(dtype, tiny_model_dir, tiny_te
     assert "LM head alone" not in capsys.readouterr().out
 
 
-def test_a_head_that_is_trained_beside_an_adapter_is_the_one_that_counts(tiny_model_dir, tiny_teacher_dir, tmp_path):
+def test_a_head_trained_with_an_adapter_is_the_one_used(tiny_model_dir, tiny_teacher_dir, tmp_path):
     peft = LoraConfig(r=4, target_modules=["q_proj"], modules_to_save=["lm_head"], task_type="CAUSAL_LM")
     fused, plain = (
         losses(make(tiny_model_dir, tiny_teacher_dir, tmp_path, peft=copy.deepcopy(peft), distill_loss_impl=impl))

@@ -19,7 +19,7 @@ IDS = torch.tensor([[5, 6, 7, 8]])
 LABELS = torch.tensor([[-100, -100, 7, 8]])
 
 
-def test_the_forward_without_labels_is_the_models_own(tiny_model_dir):
+def test_the_forward_without_labels_equals_the_models_own(tiny_model_dir):
     model = AutoModelForCausalLM.from_pretrained(tiny_model_dir)
     before = model(IDS, labels=IDS)
     written = model.generate(IDS, max_new_tokens=3, do_sample=False)

@@ -56,7 +56,7 @@ def predicting(logits):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_logits_and_the_loss_are_the_models_own(family):
+def test_logits_and_loss_equal_the_models_own(family):
     model = make(family)
     logits = predicting(model(input_ids=IDS, attention_mask=MASK).logits)
     targets = LABELS[LABELS != -100]

@@ -111,7 +111,7 @@ def test_a_trainer_learns_what_the_models_own_logits_say(
     check_a_step(trainer, bare, teacher, at_most=1e-4 if kind == "xlstm" else 2e-5)  # its gates round more
 
 
-def test_what_stands_before_the_head_is_trained_and_saved(rows, tiny_model_dir, tiny_teacher_dir, tmp_path):
+def test_a_module_before_the_head_is_trained_and_saved(rows, tiny_model_dir, tiny_teacher_dir, tmp_path):
     model = architectures.tiny("modernbert-decoder", rows=rows)
     before = model.lm_head.dense.weight.detach().clone()
     trainer = make(tiny_model_dir, tiny_teacher_dir, tmp_path, model=model, **LOSS)

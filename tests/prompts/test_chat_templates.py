@@ -175,7 +175,7 @@ SYSTEM = [{"role": "system", "content": "Be brief."}, {"role": "user", "content"
 
 
 @pytest.mark.parametrize("name", FOUR_IT_IS)
-def test_teacher_and_student_learn_a_turn_behind_prompts_of_their_own(name, tmp_path):
+def test_teacher_and_student_learn_a_turn_after_their_own_prompts(name, tmp_path):
     trainer = trainer_on(name, [row_of("one turn")], tmp_path, teacher_prompt_template=SYSTEM)
     (student, mine), (teacher, theirs) = (
         learned_texts(trainer, trainer.train_dataset[0], side) for side in ("", "teacher_")
@@ -258,7 +258,7 @@ def test_a_template_that_rewrites_the_question_is_refused_with_both_endings(toke
         Recipe(side, side, columns=Columns(), write=lambda prompts: []).prepare(rows)
 
 
-def test_the_teacher_may_have_a_template_of_its_own(tmp_path):
+def test_the_teacher_may_have_its_own_template(tmp_path):
     jinja = tmp_path / "teacher.jinja"
     jinja.write_text(tokenizer_of("qwen3_5_nothink").chat_template)
     trainer = trainer_on("qwen3", [row_of("one turn")], tmp_path, teacher_chat_template=str(jinja))

@@ -133,7 +133,7 @@ def test_chat_templates_that_take_a_system_message_are_found_by_rendering(name):
 
 
 @pytest.mark.parametrize(("given", "said"), [("drop", True), ("keep", False)])
-def test_the_card_says_that_the_teacher_alone_reads_the_rows_own(
+def test_the_card_says_that_only_the_teacher_reads_a_rows_system_message(
     given, said, chat_model_dir, tiny_teacher_dir, tmp_path
 ):
     params = LLMTrainingParams(

@@ -183,7 +183,7 @@ def test_a_completion_is_tokenized_in_its_place(kind, prompt):
         assert joined == str(tokenizer.decode(before)) + text or joined == str(tokenizer.decode(whole))
 
 
-def test_sentencepiece_writes_no_space_behind_a_newline():
+def test_sentencepiece_adds_no_space_after_a_newline():
     tokenizer = llama()
     plain = tokenizer("fox", add_special_tokens=False)["input_ids"]
     assert tokenizer.convert_ids_to_tokens(plain)[0].startswith("▁")

@@ -84,7 +84,7 @@ def test_the_command_needs_the_project_alone(project, found):
     assert "verdict" in lines[-1] or "works" in lines[-1] or "does not work" in lines[-1]
 
 
-def test_the_rows_are_those_that_the_run_kept_aside(project, found):
+def test_the_rows_are_those_that_the_run_held_out(project, found):
     kept = [json.loads(line) for line in (project / "held_out.jsonl").read_text().splitlines()]
     assert found.inputs == tuple(row["text"] for row in kept)
     assert found.references == tuple(row["answer"] for row in kept)

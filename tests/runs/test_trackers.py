@@ -56,7 +56,7 @@ def test_each_tracker_must_be_known_and_installed():
     check_trackers(LLMTrainingParams(log="all"))
 
 
-def test_tensorboard_writes_into_the_project_and_starts_anew_with_overwrite(tiny_model_dir, tiny_teacher_dir, tmp_path):
+def test_tensorboard_writes_into_the_project_and_restarts_with_overwrite(tiny_model_dir, tiny_teacher_dir, tmp_path):
     pytest.importorskip("tensorboard")
     params = LLMTrainingParams(
         model=str(tiny_model_dir), teacher_model=str(tiny_teacher_dir), project_name=str(tmp_path / "shop"),

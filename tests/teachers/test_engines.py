@@ -114,7 +114,7 @@ def test_continuous_batching_cuts_at_the_limit_and_writes_no_row_without_a_token
     assert all(token < 20 for completion in written for token in completion.ids)
 
 
-def test_continuous_batching_draws_again_what_it_drew(embedded, expected):
+def test_continuous_batching_samples_the_same_completions_again(embedded, expected):
     drawn = GenerationSettings(max_new_tokens=24, batch_size=4, do_sample=True)
     first, again = (by_continuous(embedded, expected[0], drawn)[0] for _ in range(2))
     assert first == again != expected[1]

@@ -167,7 +167,7 @@ def test_a_refused_key_is_reported_as_such(command, server):
     assert KEY not in result.output
 
 
-def test_with_alpha_0_nothing_is_asked_about_log_probabilities(command, server):
+def test_with_alpha_0_no_log_probabilities_are_requested(command, server):
     server.give("prompt", "top")
     result = command(distill_alpha=0, completions="teacher", distill_temperature=3)
     assert result.exit_code == 0, result.output

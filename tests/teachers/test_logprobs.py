@@ -71,7 +71,7 @@ def scored(server):
     return [tuple(prompt) for prompt in server.answered() if isinstance(prompt, list)]
 
 
-def test_log_probabilities_of_prompts_are_the_models_own(teacher_of, server, tokenizer):
+def test_prompt_log_probabilities_equal_the_models_own(teacher_of, server, tokenizer):
     server.give("prompt")
     teacher = teacher_of(tokenizer)
     rows = rows_of(tokenizer)

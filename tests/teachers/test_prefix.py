@@ -91,7 +91,7 @@ def test_completions_with_a_prefix_cache_are_those_of_whole_prompts(family, leng
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_prompts_of_any_length_are_read_from_behind_the_prefix(family):
+def test_prompts_of_any_length_are_read_after_the_prefix(family):
     reusing, _ = make(family)
     read = []
     reusing.model.get_input_embeddings().register_forward_hook(lambda module, args, out: read.append(out.shape[:2]))

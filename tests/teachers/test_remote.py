@@ -96,7 +96,7 @@ def test_a_cut_completion_is_unfinished(ask):
     assert not ask(PROMPTS[:1], settings=GenerationSettings(max_new_tokens=1))[0].finished
 
 
-def test_drawn_copies_of_a_prompt_have_seeds_of_their_own(ask, server):
+def test_sampled_copies_of_a_prompt_have_their_own_seeds(ask, server):
     drawn = GenerationSettings(max_new_tokens=3, do_sample=True, temperature=0.7, top_p=0.9)
     ask([PROMPTS[0]] * 3, settings=drawn)
     sent = [r["request"] for r in server.requests()]

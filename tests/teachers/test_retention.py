@@ -216,7 +216,7 @@ def test_retain_fraction_is_the_share_of_rows(tiny_model_dir, tiny_teacher_dir, 
             assert trainer.tokenizer.decode(row["student_prompt"]) == RETAIN["prompt"][row["row"] - 1]
 
 
-def test_retained_rows_are_drawn_by_the_seed(tiny_model_dir, tiny_teacher_dir, tmp_path):
+def test_retained_rows_are_sampled_by_the_seed(tiny_model_dir, tiny_teacher_dir, tmp_path):
     retain = {"prompt": [" ".join("xyz"[i // 9 % 3] + "uvw"[i % 3]) for i in range(20)], "completion": [" a"] * 20}
 
     def drawn(seed):

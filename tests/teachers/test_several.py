@@ -154,7 +154,7 @@ def test_rows_by_column_have_the_losses_of_runs_with_one_teacher_each(
         assert (own.grad - expected).norm() <= 1e-5 * expected.norm() + 1e-8
 
 
-def test_each_teacher_of_a_row_makes_a_row_of_its_own(tiny_model_dir, tiny_teacher_dir, tmp_path):
+def test_each_teacher_of_a_row_makes_its_own_row(tiny_model_dir, tiny_teacher_dir, tmp_path):
     """One model under two templates is in memory once, and each template has a beginning of its own."""
     teachers = [{"model": str(tiny_teacher_dir), "template": t} for t in (LONG, LONG.replace("g", "b"))]
     trainer = make(tiny_model_dir, teachers, tmp_path)
@@ -196,7 +196,7 @@ def test_tokens_grouped_by_teacher_have_the_same_loss():
     torch.testing.assert_close(out.loss, (0.7 * 4 * kl + 0.3 * ce[places[0]]).sum() + ce[places[1]].sum())
 
 
-def test_shares_are_stretches_of_one_order_that_the_seed_draws(tiny_model_dir, tiny_teacher_dir, tmp_path):
+def test_shares_are_consecutive_parts_of_one_seeded_order(tiny_model_dir, tiny_teacher_dir, tmp_path):
     def taken(*shares, **settings):
         teachers = [{"model": str(tiny_teacher_dir), "template": f"{n} {{input}}", "rows": share}
                     for n, share in zip("abc", shares, strict=False)]  # fmt: skip

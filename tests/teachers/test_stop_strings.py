@@ -114,7 +114,7 @@ def test_every_teacher_ends_before_the_first_stop_string(make, tiny_teacher_dir,
     assert any(text != before for (text, _), (before, _) in zip(found, whole, strict=True))
 
 
-def test_a_cut_inside_a_token_tokenizes_what_is_left_anew():
+def test_a_cut_inside_a_token_retokenizes_the_rest():
     tokenizer = make_tokenizer()
     ids = tokenizer(" c d m e m")["input_ids"]
     found = cut_at_string(Completion((*ids, 1), True), ["m", "e"], tokenizer, end=1)

@@ -174,7 +174,7 @@ def test_across_tokenizers_the_end_is_the_students_own_token(chat_model_dir, tmp
 
 
 @pytest.mark.parametrize("merge", [False, True])
-def test_a_run_saves_the_end_beside_an_adapter_and_in_a_merged_model(merge, tiny_model_dir, chat_teacher, tmp_path):
+def test_a_run_saves_the_stop_tokens_with_an_adapter_and_a_merged_model(merge, tiny_model_dir, chat_teacher, tmp_path):
     eos, end = ids_of(tiny_model_dir)
     data().to_json(tmp_path / "rows.jsonl")
     params = LLMTrainingParams(

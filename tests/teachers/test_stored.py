@@ -327,7 +327,7 @@ def test_hidden_targets_take_every_temperature_and_divergence_and_the_others_wha
 
 
 @pytest.mark.parametrize("draws", [12, 300])
-def test_drawn_tokens_are_the_likeliest_first_and_as_many_as_were_drawn(draws, teacher, folder):
+def test_sampled_tokens_start_with_the_likeliest_and_their_counts_add_up(draws, teacher, folder):
     write(teacher, folder, settings=of_kind("sample", k=draws))
     found = StoredTeacher(folder.path).score(COLLATE(ROWS))
     for temperature, drawn in found.draws.items():

@@ -73,7 +73,7 @@ def test_from_hidden_states_it_trains_as_from_the_local_teacher(
     )
 
 
-def test_from_many_draws_it_trains_nearly_as_from_the_local_teacher(
+def test_training_from_many_samples_is_close_to_the_local_teacher(
     tiny_model_dir, tiny_teacher_dir, tmp_path, no_teacher_loads
 ):
     expected = figures(make_trainer(tiny_model_dir, tmp_path, teacher_model=str(tiny_teacher_dir)), "kl")

@@ -278,9 +278,7 @@ def test_a_teacher_with_another_tokenizer_is_learned_from_by_its_text(
 
 
 @pytest.mark.parametrize("kind", ["t5", "other"])
-def test_a_teacher_of_text_beside_completions_of_the_data_teaches_nothing_and_is_refused(
-    kind, command, request, tmp_path
-):
+def test_a_text_teacher_teaches_nothing_if_the_data_has_completions_and_is_refused(kind, command, request, tmp_path):
     rows = [{"prompt": text, "completion": text} for text in PROMPTS]
     (tmp_path / "done.json").write_text(json.dumps(rows))
     result = command(teacher_model=request.getfixturevalue(f"{kind}_dir"), data_path=tmp_path / "done.json")

@@ -131,7 +131,7 @@ def test_precision_comes_from_the_run_then_accelerate_then_the_device(
 
 
 @pytest.mark.parametrize("more", [{}, {"peft": True}, {"dtype": "float32"}, {"mixed_precision": "bf16"}], ids=str)
-def test_fp16_is_refused_beside_float16_weights_that_are_trained(more, settings, monkeypatch):
+def test_fp16_is_refused_for_trained_float16_weights(more, settings, monkeypatch):
     """The accelerator is played; a CPU computes fp16 in float32."""
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
     monkeypatch.setattr("transformers.training_args.is_torch_bf16_gpu_available", lambda: True)

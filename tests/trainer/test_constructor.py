@@ -101,7 +101,7 @@ def test_a_student_that_is_no_language_model_is_refused_by_its_logits(tiny_model
         DistillationSFTTrainer(model, args, train_dataset=DATA)
 
 
-def test_a_teacher_beside_trls_own_configuration_is_refused(tiny_model_dir, tmp_path):
+def test_a_teacher_with_trls_own_configuration_is_refused(tiny_model_dir, tmp_path):
     for args in (SFTConfig(**settings(tmp_path)), DistillationSFTConfig(**settings(tmp_path))):
         with pytest.raises(ParamsError, match="teacher_model is given, but use_distillation is False"):
             DistillationSFTTrainer(str(tiny_model_dir), args, train_dataset=DATA, teacher_model=str(tiny_model_dir))
@@ -160,7 +160,7 @@ class Spoils(TrainerCallback):
         model.generation_config.num_return_sequences = 4
 
 
-def test_weights_are_saved_whatever_a_callback_leaves(tiny_model_dir, tiny_teacher_dir, tmp_path, capsys):
+def test_weights_are_saved_after_any_callback(tiny_model_dir, tiny_teacher_dir, tmp_path, capsys):
     trainer = DistillationSFTTrainer(
         str(tiny_model_dir), config(tmp_path, tiny_teacher_dir, save_strategy="no"), train_dataset=DATA,
         callbacks=[Spoils()],

@@ -92,7 +92,7 @@ def test_the_loss_is_the_divergence_on_what_the_student_wrote(kind, tiny_model_d
         assert (mine.grad - other.grad).norm() <= 1e-9 * other.grad.norm(), name
 
 
-def test_the_student_writes_under_its_own_prompt_and_the_teacher_reads_its_own(
+def test_the_student_generates_under_its_own_prompt_and_the_teacher_reads_its_own(
     tiny_model_dir, tiny_teacher_dir, tmp_path
 ):
     trainer = make(tiny_model_dir, tiny_teacher_dir, tmp_path, distill_on_policy_temperature=0.0)

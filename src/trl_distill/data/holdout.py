@@ -27,7 +27,7 @@ NEAR = "it is a near-duplicate of a row held out for evaluation"
 
 
 @dataclass(frozen=True)
-class KeptAside:
+class HoldoutSplit:
     """Data split into training and held-out rows.
 
     Attributes:
@@ -46,9 +46,9 @@ class KeptAside:
         return replace(report, total=report.total + len(left_out), set_aside=(*report.set_aside, *left_out))
 
 
-def keep_aside(
+def hold_out(
     dataset: Dataset, share: float, *, columns: Columns, fields: Collection[str] = (), seed: int = 42
-) -> KeptAside:
+) -> HoldoutSplit:
     """Hold out a share of the rows, sampled by a hash of their input, so that the order of the rows does not matter.
 
     Two rows are near-duplicates if the Jaccard similarity of their runs of five characters is 0.8 or more, which the
@@ -78,7 +78,7 @@ def keep_aside(
             f"of those held out); lower --holdout, or give more rows."
         )
     places = dataset[PLACE]
-    return KeptAside(dataset.select(train), dataset.select(sorted(held_out)), tuple(places[i] for i in sorted(near)))
+    return HoldoutSplit(dataset.select(train), dataset.select(sorted(held_out)), tuple(places[i] for i in sorted(near)))
 
 
 def _texts(dataset: Dataset, columns: Columns, fields: Collection[str]) -> dict[int, str]:

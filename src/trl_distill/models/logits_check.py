@@ -22,7 +22,7 @@ from .lm_head import lm_head_of
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-Found = TypeVar("Found")
+Result = TypeVar("Result")
 PROBE = 8  # tokens
 # what a model raises that has another form than it is asked for
 FORM = (AttributeError, IndexError, KeyError, NotImplementedError, RuntimeError, TypeError, ValueError)
@@ -83,7 +83,7 @@ def check_logits(model: PreTrainedModel, forward: Callable[..., Any]) -> str:
     )
 
 
-def value_or_none(compute: Callable[[], Found]) -> Found | None:
+def value_or_none(compute: Callable[[], Result]) -> Result | None:
     """Return a forward's result; None if the model has a different structure."""
     try:
         return compute()

@@ -93,7 +93,7 @@ def run_evaluation(
         judge=_judge(params, settings, models, progress=progress),
         seed=params.seed,
     )
-    evaluation = evaluate_sides(sides, measures, settings=_shown(params, source, writing), versions=versions())
+    evaluation = evaluate_sides(sides, measures, settings=_settings_of(params, source, writing), versions=versions())
     print(f"\n{table_of(evaluation)}\n")
     for line in (savings_of(evaluation), *judged(evaluation)):
         print(line)
@@ -190,7 +190,7 @@ def _writing(params: LLMTrainingParams, settings: EvaluationSettings) -> Generat
     )
 
 
-def _shown(params: LLMTrainingParams, source: str, writing: GenerationSettings) -> dict[str, object]:
+def _settings_of(params: LLMTrainingParams, source: str, writing: GenerationSettings) -> dict[str, object]:
     """Return the settings of the evaluation, for readers of the result."""
     values = params.to_dict()
     names = ("teacher_model", "teacher_prompt_template", "student_prompt_template", "teacher_system", "student_system")

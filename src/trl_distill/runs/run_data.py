@@ -10,7 +10,7 @@ from ..config.setting_names import name_settings
 from ..config.training_params import LLMTrainingParams
 from ..data.atomic_file import replacing
 from ..data.file_readers import PLACE
-from ..data.holdout import KeptAside, keep_aside
+from ..data.holdout import HoldoutSplit, hold_out
 from ..data.loading import load_data
 from ..data.row_report import RowReport
 from ..data.rows import Columns
@@ -33,13 +33,13 @@ class RunData:
     Attributes:
         train: To train on.
         held_out: Rows to evaluate on: a validation split, or those held out; None if there are none.
-        kept_aside: The result of `--holdout`; None without it.
+        holdout_split: The result of `--holdout`; None without it.
         note: A line for the user; empty if there is nothing to say.
     """
 
     train: Dataset
     held_out: Dataset | None = None
-    kept_aside: KeptAside | None = None
+    holdout_split: HoldoutSplit | None = None
     note: str = ""
 
     @property
@@ -49,14 +49,14 @@ class RunData:
 
     def counted(self, report: RowReport, split: Split) -> RowReport:
         """Return the report on rows that were read, with the near-duplicates that were left out."""
-        return report if self.kept_aside is None or split is not Split.TRAIN else self.kept_aside.counted(report)
+        return report if self.holdout_split is None or split is not Split.TRAIN else self.holdout_split.counted(report)
 
     def keep(self, folder: Path) -> None:
         """Write the held-out rows into the project, for evaluations; those of an earlier run are deleted."""
-        if self.kept_aside is None:
+        if self.holdout_split is None:
             (folder / HELD_OUT).unlink(missing_ok=True)
             return
-        rows = self.kept_aside.held_out
+        rows = self.holdout_split.held_out
         with replacing(folder / HELD_OUT) as temporary:
             rows.remove_columns([name for name in (PLACE,) if name in rows.column_names]).to_json(temporary)
 
@@ -65,7 +65,7 @@ def load_run_data(params: LLMTrainingParams, templates: Sequence[Template]) -> R
     """Load a run's rows; with `holdout` some are held out if there is no validation split.
 
     Raises:
-        DataError: See `load_data` and `keep_aside`.
+        DataError: See `load_data` and `hold_out`.
         ParamsError: There is nothing to evaluate on, and a setting needs it.
     """
     train, valid = load_data(
@@ -84,7 +84,7 @@ def load_run_data(params: LLMTrainingParams, templates: Sequence[Template]) -> R
         note = "The data has validation rows; --holdout holds out no others." if params.holdout else ""
         return RunData(train, valid, note=name_settings(note))
     fields = {name for template in templates for name in template.fields} - {"input"}
-    kept = keep_aside(train, params.holdout, columns=Columns.of(params), fields=fields, seed=params.seed)
+    kept = hold_out(train, params.holdout, columns=Columns.of(params), fields=fields, seed=params.seed)
     count = f"{len(kept.held_out):,} of {len(train):,} rows"
     note = f"{count} are held out for evaluation (--holdout {params.holdout:g})."
     return RunData(kept.train, kept.held_out, kept, name_settings(note))
