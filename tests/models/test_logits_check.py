@@ -229,7 +229,7 @@ def test_a_store_of_an_unknown_family_holds_its_own_logits(kind, rows, tiny_mode
     else:
         log_p = (own / 2.0).log_softmax(-1)
         negentropy = (log_p.exp() * log_p).sum(1)
-        torch.testing.assert_close(stored.draws[2.0].negentropy, negentropy, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(stored.samples[2.0].negentropy, negentropy, rtol=1e-4, atol=1e-5)
 
 
 def test_hidden_states_that_do_not_give_the_logits_are_not_stored(rows, tiny_model_dir, tmp_path):

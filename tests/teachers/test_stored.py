@@ -330,7 +330,7 @@ def test_hidden_targets_take_every_temperature_and_divergence_and_the_others_wha
 def test_sampled_tokens_start_with_the_likeliest_and_their_counts_add_up(draws, teacher, folder):
     write(teacher, folder, settings=of_kind("sample", k=draws))
     found = StoredTeacher(folder.path).score(COLLATE(ROWS))
-    for temperature, drawn in found.draws.items():
+    for temperature, drawn in found.samples.items():
         log_p = (full_logits(teacher) / temperature).log_softmax(-1)
         assert torch.equal(drawn.token_ids[:, 0], log_p.argmax(1))
         torch.testing.assert_close(drawn.probs.sum(1), torch.ones(len(log_p)))
@@ -347,7 +347,7 @@ def test_shares_are_the_teachers_probabilities_on_average(teacher, folder):
     draws = 20_000
     write(teacher, folder, settings=of_kind("sample", k=draws))
     found = StoredTeacher(folder.path).score(COLLATE(ROWS))
-    for temperature, drawn in found.draws.items():
+    for temperature, drawn in found.samples.items():
         p = (full_logits(teacher) / temperature).softmax(-1)
         ids = drawn.token_ids.clamp(min=0)
         shares = torch.zeros_like(p).scatter_add(1, ids, drawn.probs.double())
@@ -358,7 +358,7 @@ def test_sampled_targets_do_not_depend_on_the_batch(teacher, folder, tmp_path):
     other = TargetFolder(tmp_path / "other")
     write(teacher, folder, settings=of_kind("sample", batch_size=1))
     write(teacher, other, ROWS[::-1], settings=of_kind("sample", batch_size=4))
-    one, two = (StoredTeacher(f.path).score(COLLATE(ROWS)).draws[3.0] for f in (folder, other))
+    one, two = (StoredTeacher(f.path).score(COLLATE(ROWS)).samples[3.0] for f in (folder, other))
     width = min(one.token_ids.shape[1], two.token_ids.shape[1])
     assert torch.equal(one.token_ids[:, :width], two.token_ids[:, :width])
     assert torch.equal(one.probs[:, :width], two.probs[:, :width])

@@ -144,9 +144,9 @@ class CheckedSettings:
         """Set a field to a checked value; a default needs no check.
 
         Args:
-            name: Of the field.
-            value: What it is set to.
-            called: What messages call it (default: its name).
+            name: Name of the field.
+            value: The new value.
+            called: Its name in messages (default: `name`).
         """
         self._check_known(name)
         spec = _fields_of(type(self))[name]

@@ -32,7 +32,7 @@ _SUBJECT = re.compile(r"[a-z_]+(?= (?:is|has|needs|cannot|'|\d))")  # the field 
 
 @contextmanager
 def settings_named_as(spelling: Spelling) -> Iterator[None]:
-    """Have errors from inside, and `name_settings`, name settings in one spelling; the outermost one decides."""
+    """Spell settings one way in errors raised inside and in `name_settings`; the outermost call decides."""
     if _spelling.get() is not None:
         yield
         return
@@ -62,7 +62,7 @@ def in_python(specs: Mapping[str, Field], names: Mapping[str, str]) -> Spelling:
 
     Args:
         specs: Dataclass fields by name; a flag of no other is left alone.
-        names: What the caller calls a field that has another name there.
+        names: The caller's names of fields, if different.
     """
 
     def field_of(found: re.Match[str]) -> str:

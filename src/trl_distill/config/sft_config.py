@@ -138,7 +138,7 @@ def from_params(params: LLMTrainingParams) -> DistillationSFTConfig:
 
 
 def _metric_for_best(params: LLMTrainingParams) -> str | None:
-    """Return the figure by which evaluations are compared, if they are."""
+    """Return the metric that evaluations are compared by, if any."""
     compared = params.load_best_model_at_end or params.early_stopping_patience is not None
     return (params.metric_for_best_model or "loss") if compared else None
 

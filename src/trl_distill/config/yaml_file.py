@@ -12,8 +12,8 @@ def read_yaml(path: str | os.PathLike[str], *, name: str) -> object:
     """Return the content of a YAML file.
 
     Args:
-        path: Of the file.
-        name: What to call it in messages.
+        path: Path of the file.
+        name: Its name in messages.
 
     Raises:
         ParamsError: It cannot be read, or is not YAML.

@@ -33,7 +33,7 @@ class AlignedRow:
         opening: `Turn.opening` as JSON; empty if the prompt ends in the generation prompt.
         frame: The key of what surrounds the user's message, or `row_tokens.WITH_TOOLS`; empty if there is none.
         prompt_json: The prompt of a teacher that is asked in text, as JSON; else empty.
-        text: The completion that such a teacher wrote, by which a server's log-probabilities of it are found.
+        text: The completion of such a teacher, the key of a server's log-probabilities.
         whole: Its ids before they are fitted.
         prompt_cut: Tokens cut from the start of the prompts.
         completion_cut: Tokens cut from the end of the completion.

@@ -76,7 +76,7 @@ def plain_values(column: pa.ChunkedArray, kind: object) -> list[Any]:
 
 
 def _converter(kind: object) -> Convert | None:
-    """Return what turns an Arrow value into a plain one; None if it is plain already."""
+    """Return a converter from Arrow values to plain ones; None if they are plain already."""
     from datasets import Json
 
     if isinstance(kind, Json):

@@ -23,7 +23,7 @@ def fingerprint(rows: Dataset, *, leave_out: Collection[str] = (), fields: Colle
     Args:
         rows: What `read_rows`, or `Recipe.prepare`, returned.
         leave_out: Columns that do not count; `row` never does.
-        fields: What counts of the column `values`; None counts all of it.
+        fields: Fields of the column `values` to include; None includes all.
     """
     columns = [name for name in rows.column_names if name not in {"row", *leave_out}]
     digests: list[str] = []
@@ -37,7 +37,7 @@ def fingerprint(rows: Dataset, *, leave_out: Collection[str] = (), fields: Colle
 
 
 def difference(before: str, now: str, numbers: Sequence[int]) -> str | None:
-    """Say how rows (`now`, with their `numbers`) differ from those of an earlier run; None if they are the same."""
+    """Describe how rows (`now`, with their `numbers`) differ from those of an earlier run; None if they do not."""
     if before == now:
         return None
     size = 2 * DIGEST

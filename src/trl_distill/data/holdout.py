@@ -57,7 +57,7 @@ def hold_out(
 
     Args:
         dataset: Rows of any form that `read_rows` reads, or of token ids.
-        share: Of the rows that can be used.
+        share: Share of the usable rows.
         columns: Which columns hold what.
         fields: Other columns that a row's prompt is made of.
         seed: Sampling seed.

@@ -91,7 +91,7 @@ def _is_local(data_path: object) -> bool:
 
 
 def _local(data_path: object) -> tuple[str, Splits]:
-    """Return what to call local data in messages, and its splits, not yet read."""
+    """Return the name of local data in messages, and its unread splits."""
     if not isinstance(data_path, (str, os.PathLike)):
         return _in_memory(data_path)
     if not os.fspath(data_path):

@@ -23,7 +23,7 @@ def as_dataset(data: Any, *, name: str, accepted: str = KNOWN_TYPES) -> Dataset:
         data: A `datasets.Dataset`, which is returned as it is; a list of dicts; or a pandas DataFrame, whose index is
             left out. A value keeps its type: objects get no empty keys from other rows.
         name: The data in messages.
-        accepted: What is accepted, in messages.
+        accepted: The accepted types, in messages.
 
     Raises:
         DataError: Anything else, naming the call that converts it; or no rows.
@@ -56,7 +56,7 @@ def as_dataset(data: Any, *, name: str, accepted: str = KNOWN_TYPES) -> Dataset:
 
 
 def for_trainer(data: object, *, name: str) -> Dataset | IterableDataset:
-    """Return what a trainer was given as rows: a stream with rows as it is, all else as `as_dataset` does."""
+    """Return a trainer's rows: a non-empty stream unchanged, everything else converted by `as_dataset`."""
     from datasets import IterableDataset
 
     if not isinstance(data, IterableDataset):
@@ -67,7 +67,7 @@ def for_trainer(data: object, *, name: str) -> Dataset | IterableDataset:
 
 
 def for_evaluation(data: object) -> Dataset | IterableDataset | dict[str, Dataset | IterableDataset] | None:
-    """Return what a trainer was given to evaluate on: rows as `for_trainer` does, a dict of such by name, or None."""
+    """Return a trainer's evaluation rows: converted by `for_trainer`, a dict of such datasets, or None."""
     if data is None:
         return None
     if isinstance(data, dict):

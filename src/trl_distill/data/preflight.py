@@ -32,7 +32,7 @@ class Example:
     Attributes:
         prompt: Text or chat messages, with a `MARK` for each field of the student's template.
         values: The fields by name, `input` among them.
-        options: What the chat template gets with the messages.
+        options: Keywords of the chat template.
         ids: The prompt's ids in training.
     """
 
@@ -65,7 +65,7 @@ class Preflight:
         completion: Smallest, mean and largest length of the completions.
         completions_cut: Completions cut at a length limit or unfinished by the teacher: they are taught no end.
         unfinished: Those of them that the teacher wrote to the length it may write, and did not end.
-        limit: What limits the student's sequences; None if nothing does.
+        limit: The student's length limit and its source; None without a limit.
         prompts_cut: Rows whose prompt lost its start.
         vocabulary: Rows of the vocabulary that both models share.
         first: The first row as the student and the teacher see it, and the completion.

@@ -102,7 +102,7 @@ class Recipe(RowRecipe):
 
         Args:
             dataset: The rows, or what `read` made of them.
-            split: What the dataset is for.
+            split: The role of the dataset.
             name: The dataset in messages.
             rows_at_most: Rows to prepare after all have been read and checked (a dry run's sample).
             whole: Whether these are all rows of the dataset, or the first ones of a stream; not a later block.
@@ -167,8 +167,8 @@ class Recipe(RowRecipe):
         """Return the aligned rows that have a token to learn, and the pre-flight.
 
         Args:
-            aligned: What `align` made of `rows`.
-            rows: What `read` made of the data.
+            aligned: `rows` after `align`.
+            rows: The data after `read`.
             report: On them.
             name: The dataset in messages.
             columns: Those to return.

@@ -33,7 +33,7 @@ class PromptSide:
     """What one model reads: tokenizer, template and length limit.
 
     Attributes:
-        tokenizer: Of the prompts.
+        tokenizer: Tokenizer of the prompts.
         template: Renders a row's prompt.
         limit: Tokens a sequence may have; None is no limit.
         rows: Rows of the model's vocabulary, for a check of the ids it reads; None is no check.
@@ -132,7 +132,7 @@ class RowRecipe(DataSettings):
         return {field for template in templates for field in template.fields} | {*OWN, TOOLS, KWARGS}
 
     def student_tokens(self, dropped: bool) -> PromptTokens:
-        """Return what turns the student's prompts into token ids; with `dropped`, the teacher's that it reads."""
+        """Return what tokenizes the student's prompts; with `dropped`, the teacher's prompts for the student."""
         return self._dropped_tokens if dropped else self.student.prompt_tokens
 
     def limits(self, where: str) -> Limits:

@@ -17,7 +17,7 @@ class Retained:
     """Rows to retain.
 
     Attributes:
-        rows: What `rows.read_rows` made of them.
+        rows: The result of `rows.read_rows`.
         source: Where they come from, for the pre-flight.
         fraction: Share of a training epoch's rows that are to be of these.
     """

@@ -33,7 +33,7 @@ WITH_TOOLS = "tools"  # in the column `frame` of a row that brings some
 
 
 def source_of(row: Row, recipe: RowRecipe) -> Source:
-    """Say where a row's completion comes from: "data", "text" (the input itself) or "teacher"."""
+    """Return the source of a row's completion: "data", "text" (the input itself) or "teacher"."""
     if recipe.completions == "teacher":
         return "teacher"
     if row.completion is not None or row.ids is not None:
@@ -53,7 +53,7 @@ def tokenize_row(row: Row, recipe: RowRecipe, *, name: str) -> AlignedRow:
 
 
 def fit_row(row: AlignedRow, recipe: RowRecipe, *, name: str) -> AlignedRow:
-    """Return what `tokenize_row` made of a row as it fits both models, see `fit`; `kept` counts the tokens to learn."""
+    """Fit a row from `tokenize_row` into both models, see `fit`; `kept` counts the tokens to learn."""
     if not row.completion:
         return row
     limits = recipe.limits(f"{name}, row {row.row}")
@@ -92,12 +92,12 @@ class RowTokens:
 
     @cached_property
     def prompts(self) -> tuple[Prompt, Prompt]:
-        """What the student and the teacher read before the completion."""
+        """The prompts of student and teacher."""
         teacher = render(self.teacher.template, self.row, self.own_prompt)
         return teacher if self.recipe.drops(self.row) else render(self.student.template, self.row), teacher
 
     def frame(self, opening: Mapping[str, object] | None = None) -> Frame | None:
-        """Return what the student reads around a user's message in the place of the row's; see `frame_of`."""
+        """Return the student's prompt around a user message; see `frame_of`."""
         return frame_of(self.row, self.student.template, self.options, opening)
 
     def put(self) -> None:
@@ -149,7 +149,7 @@ class RowTokens:
             self._put_written_text(text, written.reasoning)
 
     def _put_text(self) -> None:
-        """Put a text that is learned as a whole, behind what the tokenizers put in front of any text."""
+        """Put a text that is learned as a whole, after the tokenizers' leading special tokens."""
         out, text, tokenizer = self.out, self.row.input, self.student.tokenizer
         opening, completion = tokenize_prompt(tokenizer, ""), tokenize_completion(tokenizer, text)
         if opening and completion[:1] == opening[-1:] and text.startswith(str(tokenizer.bos_token)):
@@ -246,12 +246,12 @@ class RowTokens:
         return self.recipe.student_tokens(self.out.dropped)
 
     def _up_to_end(self, ids: list[int], pair: TokenizerPair) -> list[int]:
-        """Drop white space behind a completion's end, which a teacher of another tokenizer does not read."""
+        """Drop white space after a completion's end, which a teacher with another tokenizer does not read."""
         ends = [k for k, token in enumerate(ids, 1) if token in pair.ends]
         return ids[: ends[-1]] if ends and not str(self.student.tokenizer.decode(ids[ends[-1] :])).strip() else ids
 
     def _formatted(self, prompt: Prompt) -> Prompt:
-        """Return what of the teacher's prompt its ids are made from."""
+        """Return the part of the teacher's prompt that is tokenized."""
         if not self.recipe.reads_text:
             return prompt
         if self.recipe.format_prompt is not None:

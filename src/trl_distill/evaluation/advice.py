@@ -35,7 +35,7 @@ def optimizer_steps(rows: int, params: LLMTrainingParams, *, processes: int = 1)
     Args:
         rows: Rows, or packed sequences of them.
         params: The run's parameters.
-        processes: How many train together.
+        processes: Number of training processes.
     """
     batches = math.ceil(rows / (params.batch_size * processes))
     steps = math.ceil(params.epochs * max(1, math.ceil(batches / params.gradient_accumulation)))
@@ -49,7 +49,7 @@ def few_steps(rows: int, steps: int, warmup: int, params: LLMTrainingParams) -> 
     Args:
         rows: Rows that it trains on.
         steps: Optimizer steps.
-        warmup: How many of them warm up; the first of these has learning rate 0.
+        warmup: Number of warm-up steps; the first has learning rate 0.
         params: The run's parameters.
     """
     if steps >= FEW_STEPS:
@@ -91,7 +91,7 @@ def of_training(history: Logs, rows: Sequence[TrainedRow], params: LLMTrainingPa
 
     Args:
         history: The trainer's log lines.
-        rows: What the trained student writes for some rows.
+        rows: The trained student's completions of some rows.
         params: The run's parameters.
     """
     yield from _not_falling(history, params)

@@ -1,4 +1,4 @@
-"""What a query costs with the teacher and with the student: prompt, time, money."""
+"""The cost of a query with the teacher and with the student: prompt, time, money."""
 
 from __future__ import annotations
 
@@ -16,10 +16,9 @@ class Prices:
     """Prices of a model, in any currency, for a million tokens.
 
     Attributes:
-        input: Of a prompt.
-        output: Of a completion.
-        cached_input: Of those tokens of a prompt that a provider keeps from one query to the next; None if it gives
-            no discount.
+        input: Price of prompt tokens.
+        output: Price of completion tokens.
+        cached_input: Price of prompt tokens that the provider has cached; None without a discount.
     """
 
     input: float
@@ -38,17 +37,17 @@ def cost_of(
     cached_tokens: int = 0,
     run: float | None = None,
 ) -> Cost:
-    """Return what a query costs with the teacher under its prompt, and with the student under its own.
+    """Return the cost of a query with the teacher under its prompt, and with the student under its own.
 
     Lengths are the means of what the sides hold, so both sides' money is that of the completions that they wrote.
 
     Args:
         teacher: The teacher's side.
         student: The student's side after training.
-        teacher_timing: How long a query of the teacher takes.
-        student_timing: How long a query of the student takes.
-        teacher_prices: Of the teacher; None gives no money.
-        student_prices: Of the student; None are the teacher's, as for one model with and without a prompt.
+        teacher_timing: Latency of a query of the teacher.
+        student_timing: Latency of a query of the student.
+        teacher_prices: The teacher's prices; None gives no cost in money.
+        student_prices: The student's prices; None uses the teacher's, as for one model with and without a prompt.
         cached_tokens: Length of the teacher prompts' common prefix, which is billed at `cached_input`.
         run: What training cost, in the same unit.
 

@@ -34,7 +34,7 @@ class RowFidelity(NamedTuple):
     """One row's figures.
 
     Attributes:
-        divergences: Of each completion token that has one before it, KL(teacher || student) in nats.
+        divergences: KL(teacher || student) in nats of each completion token that has a token before it.
         agreed: Tokens whose likeliest token is the teacher's.
         compared: Tokens that were compared.
     """

@@ -51,7 +51,7 @@ def mean_interval(values: ArrayLike, *, limits: tuple[float, float], level: floa
         values: [n] one figure a row; a difference of two sides makes the interval a paired one.
         limits: The least and the greatest value that the figure can have, which the ends stay within.
         level: Confidence.
-        seed: Of the resampling.
+        seed: Resampling seed.
 
     Raises:
         ValueError: There is no row.
@@ -69,7 +69,7 @@ def ratio_interval(
         numerator: [n] one figure a row.
         denominator: [n] the other figure of the same rows.
         level: Confidence.
-        seed: Of the resampling.
+        seed: Resampling seed.
 
     Raises:
         ValueError: There is no row, or the numbers of rows differ.

@@ -1,4 +1,4 @@
-"""A judge: a model behind a server that says which of two completions it prefers, in both orders.
+"""A judge: a model on a server that chooses the better of two completions, in both orders.
 
 It is asked as in L. Zheng et al., "Judging LLM-as-a-Judge with MT-Bench and Chatbot Arena" (NeurIPS 2023): a judge
 favours what it reads first or last, so each pair is shown twice, with its completions exchanged.
@@ -53,7 +53,7 @@ class _Question:
 def load_judge(
     name: str, *, tokenizer: PreTrainedTokenizerBase, settings: RemoteSettings | None = None
 ) -> RemoteTeacher:
-    """Return a judge behind a server.
+    """Return a judge on a server.
 
     Args:
         name: `openai:MODEL`, a bare name of OpenAI's, or `http://host:port/v1#MODEL`.
@@ -92,11 +92,11 @@ def judge_pairs(
     Args:
         judge: From `load_judge`.
         pairs: Two sides each, on the same rows.
-        requests: Of each row, what the completions answer; with the teacher's instructions, if they are to count.
-        references: Of each row, a reference that the judge sees; None for none.
+        requests: The request of each row; with the teacher's instructions, if they should count.
+        references: A reference for the judge, for each row or None.
         store: Where its answers are kept, so that an evaluation that was stopped does not pay twice.
         progress: Whether to show a progress bar.
-        seed: Of the interval's resampling.
+        seed: Resampling seed of the interval.
 
     Raises:
         TeacherError: The server refuses, or the key or the `openai` package is missing.
@@ -126,7 +126,7 @@ def judge_pairs(
 
 
 def preference_in(answer: str) -> float:
-    """Return what a judge's answer says: 1 for the completion A, 0 for B, 0.5 for a tie, NaN for nothing."""
+    """Parse a judge's answer: 1 for completion A, 0 for B, 0.5 for a tie, NaN without a verdict."""
     found = VERDICT.findall(answer)
     letter = LETTER.fullmatch(answer)
     verdict = found[-1] if found else letter[1] if letter else ""
@@ -147,7 +147,7 @@ def _completions(pairs: Sequence[tuple[Side, Side]], question: _Question) -> tup
 
 
 def _messages(request: str, reference: str | None, a: str, b: str) -> list[Message]:
-    """Return what the judge reads; each part stands between tags, as completions may look like headings."""
+    """Return the judge's messages, with each part in tags, as completions may look like headings."""
     parts = {
         "request": request,
         **({} if reference is None else {"reference": reference}),
@@ -159,7 +159,7 @@ def _messages(request: str, reference: str | None, a: str, b: str) -> list[Messa
 
 
 def _comparison(number: int, pair: tuple[Side, Side], preferred: dict[_Question, float], seed: int) -> Comparison:
-    """Return what came of one comparison."""
+    """Return the result of one comparison."""
     first, second = pair
     both = [
         [preferred.get(_Question(number, row, exchanged), 0.5) for exchanged in (False, True)]

@@ -102,7 +102,7 @@ def metrics_for(names: Sequence[str], references: Sequence[str | None] | None) -
     """Return the metrics of an evaluation, the one that decides first, and check what they are compared with.
 
     Args:
-        names: What the user gave, the one that decides first; empty chooses by `default_metric`. chrF and exact match
+        names: The requested metrics, the deciding one first; empty chooses by `default_metric`. chrF and exact match
             are added, so that each evaluation has them, and to `json` whether it is valid.
         references: Of each row, None for a row without; None altogether compares with the teacher's completions.
 

@@ -46,7 +46,7 @@ class LoadedAdapter:
 
     Args:
         source: The adapter's folder.
-        quantization: Of the base, as it was trained.
+        quantization: Quantization of the base during training.
     """
 
     def __init__(self, source: ModelSource, *, quantization: str | None = None) -> None:
@@ -72,7 +72,7 @@ class LoadedAdapter:
             ) from error
 
     def content(self) -> list[object]:
-        """What tells the weights from others' without reading them."""
+        """An identity of the weights that is known without reading them."""
         return [fingerprint.of_folder(self.source.path), self.base.dtype, self.base.quantization]
 
 
@@ -124,7 +124,7 @@ def students_in_folder(
     Args:
         source: Its folder or Hub name.
         tokenizer: As it was saved, with the model's own chat template.
-        quantization: Of the base of an adapter, as it was trained.
+        quantization: Quantization of an adapter's base during training.
     """
     generation_config = source.load_generation_config()
     if source.adapter is None:

@@ -13,7 +13,7 @@ MOST_BYTES = 4  # of a character in UTF-8
 
 
 def token_pieces(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> tuple[str, ...]:
-    """Return what each token adds to the text; joined, they are the text.
+    """Return the text that each token adds; joined, they are the whole text.
 
     A character of several tokens stands at the last of them, and the others are empty.
     """

@@ -45,7 +45,7 @@ class Question:
     """One row of an evaluation.
 
     Attributes:
-        row: What was read.
+        row: The row.
         aligned: Its token ids, to which the teacher's completion is added.
         student: The student's prompt.
         teacher: The teacher's prompt; if the teacher reads text, the ids only estimate its length.
@@ -148,7 +148,7 @@ def references_of(rows: Dataset, columns: Sequence[str], *, column: str | None =
     """Return the reference of each row: a column's, else the data's own completion; None if it has none.
 
     Args:
-        rows: What `preparation.read` has read.
+        rows: Rows from `Recipe.read`.
         columns: The columns of the data.
         column: The column that was asked for.
 
@@ -183,5 +183,5 @@ def _text_of(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, options: Option
 
 
 def _said(prompt: Prompt) -> str:
-    """Return what of a prompt a server is sent."""
+    """Return the part of a prompt that is sent to a server."""
     return prompt if isinstance(prompt, str) else "\n".join(str(message["content"]) for message in prompt)

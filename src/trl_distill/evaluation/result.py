@@ -44,9 +44,9 @@ class Fidelity:
     """How close a student's next-token distribution is to the teacher's, on the completions that the teacher wrote.
 
     Attributes:
-        divergence: Of each row, the mean KL(teacher || student) of a token in nats.
-        agreement: Of each row, the share of tokens whose likeliest token is the teacher's, in 0..1.
-        tokens: Of each row, how many tokens were compared; 0 if none could be.
+        divergence: Mean KL(teacher || student) per token in nats, for each row.
+        agreement: Share of tokens with the teacher's most likely token, in 0..1, for each row.
+        tokens: Number of compared tokens, for each row.
     """
 
     divergence: tuple[float, ...]
@@ -66,18 +66,18 @@ class Fidelity:
 
 @dataclass(frozen=True)
 class Side:
-    """What one model wrote under one prompt.
+    """One model's completions under one prompt.
 
     Attributes:
         name: `BEFORE`, `AFTER`, `TEACHER` or `PROMPTED`.
-        label: What a reader sees, "student before".
+        label: Display name, such as "student before".
         model: Name or folder of the model.
-        prompts: Of each row, the prompt as text.
-        prompt_tokens: Of each row, the length of the prompt in tokens of this model.
-        completions: Of each row, what was written, without its end.
-        tokens: Of each row, the length of the completion in tokens of this model, its end included.
-        finished: Of each row, whether the model ended it; if not it was cut.
-        repeats: Of each row, whether the completion repeats itself, see `metrics.repeats`.
+        prompts: Text of the prompt, for each row.
+        prompt_tokens: Length of the prompt in this model's tokens, for each row.
+        completions: Text of the completion, for each row.
+        tokens: Length of the completion in this model's tokens, stop token included, for each row.
+        finished: Whether the model ended the completion; if not, it was cut. For each row.
+        repeats: Whether the completion repeats itself, for each row; see `metrics.repeats`.
         scores: By metric and row, 0 to 100; NaN for a row that the metric does not apply to.
         fidelity: Closeness to the teacher token by token; None for the teacher, or if it gives no distribution.
     """
@@ -121,8 +121,8 @@ class TokenRow:
     Attributes:
         row: Index of the row.
         pieces: The text of each token.
-        before: Of each token, KL(teacher || student before) in nats; empty without that side.
-        after: Of each token, KL(teacher || student after) in nats.
+        before: KL(teacher || student before) in nats at each token; empty without that side.
+        after: KL(teacher || student after) in nats at each token.
     """
 
     row: int
@@ -249,8 +249,8 @@ class Evaluation:
     """Sides on the same rows, and the figures made from them.
 
     Attributes:
-        inputs: Of each row, what the user asks, as text.
-        references: Of each row, the reference completion; None if the rows have none, and the teacher's is it.
+        inputs: Text of the user's input, for each row.
+        references: Reference completion of each row; None if there are none, and the teacher's are used.
         sides: In the order in which they are shown.
         metric: Name of the metric that decides.
         gain: Mean score after minus before, in points; None without one of them.
@@ -261,7 +261,7 @@ class Evaluation:
         judgement: What a judge says; None if none was asked.
         token_rows: A few rows token by token.
         settings: How it was evaluated, by name: JSON values.
-        versions: Of the packages, by name.
+        versions: Versions of the packages, by name.
     """
 
     inputs: tuple[str, ...]

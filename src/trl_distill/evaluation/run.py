@@ -29,7 +29,7 @@ class Measures:
         student_prices: Prices of the student's tokens; None are the teacher's.
         run_cost: What training cost, in the same unit; None is not known.
         judge: Judges pairs of sides: returns what it says of them. None asks no judge.
-        seed: Of the intervals.
+        seed: Resampling seed of the intervals.
     """
 
     metrics: Sequence[Metric]
@@ -57,7 +57,7 @@ def evaluate_sides(
         sides: The compared models and the rows.
         measures: What is measured.
         settings: How it was evaluated, for the reader of the result: JSON values by name.
-        versions: Of the packages, by name.
+        versions: Versions of the packages, by name.
     """
     teacher, written, fidelity = sides.teacher(), {}, {}
     before, after = sides.models.before, sides.models.after

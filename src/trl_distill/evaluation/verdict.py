@@ -46,7 +46,7 @@ def decide(
         after: [n] scores of the student after training.
         teacher: [n] scores of the teacher; None if it was not evaluated.
         metric: What the sentence calls the score.
-        seed: Of the resampling of rows.
+        seed: Resampling seed.
 
     Raises:
         ValueError: The sides have different numbers of rows.

@@ -57,7 +57,7 @@ def add_cross_divergence(
         student: Its N hidden states and head.
         teacher: The teacher's, at the positions that are compared.
         compared: The positions, each at most once.
-        settings: Of the loss.
+        settings: Loss settings.
 
     Returns:
         As `fused_distillation_loss`, `loss` alone being differentiable; `top1_agreement` counts the positions at which

@@ -41,7 +41,7 @@ def mixture_loss(
         weights: [N, M], at least 0, each row with a sum above 0; rows are normalised. Hidden states of a token at which
             a teacher's weight is 0 are ignored, as long as they are finite.
         labels: [N] int64; rows of `ignore_index` are left out.
-        settings: Of the loss, with alpha above 0.
+        settings: Loss settings, with alpha above 0.
         vocabulary: Rows [0, vocabulary) that all share and are renormalised to; None is the smallest V.
 
     Raises:

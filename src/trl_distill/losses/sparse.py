@@ -94,7 +94,7 @@ def sparse_loss(
         student: At N tokens.
         labels: [N] int64; rows of `ignore_index` are left out.
         stored: The teacher's known tokens, at the settings' temperature.
-        settings: Of the loss. `divergence` has to be "forward_kl"; the others need the teacher's whole distribution.
+        settings: Loss settings. `divergence` has to be "forward_kl"; the others need the teacher's whole distribution.
         vocabulary: Rows [0, vocabulary) over which teacher and student are normalised, at most V_s.
 
     Returns:

@@ -65,7 +65,7 @@ class Adapter:
     Attributes:
         folder: Where it is.
         base: Folder or Hub name of the model that it belongs to; empty if the configuration does not say.
-        revision: Of a base on the Hub.
+        revision: Revision of a base on the Hub.
     """
 
     folder: str

@@ -87,9 +87,9 @@ class GenerationSettings:
     Attributes:
         max_new_tokens: Tokens at most.
         do_sample: Sample instead of greedy decoding.
-        temperature: Of sampling, not of the distillation.
+        temperature: Sampling temperature, not that of the distillation.
         top_p: Nucleus of sampling.
-        seed: Of sampling.
+        seed: Sampling seed.
         batch_size: Prompts per batch; changes sampled completions, but greedy ones only by rounding.
         stop: Strings that end a completion and are not part of it, in addition to the model's own stop tokens.
         engine: The engine that runs a local model: "auto", "transformers" or "vllm", see `engines`; changes

@@ -60,7 +60,7 @@ class ModelSource:
     Attributes:
         path: What `resolve` returned: a folder or a Hub name.
         role: The setting that named it, for messages: "model" or "teacher_model".
-        revision: Of a Hub model.
+        revision: Revision of a Hub model.
         dtype: "auto" (as saved), "float32", "bfloat16" or "float16".
         quantization: "int4" or "int8" by bitsandbytes, else None.
         device_map: As in transformers.

@@ -33,7 +33,7 @@ def push(folder: Path, params: LLMTrainingParams, *, card: Callable[[str], str])
     """Upload a project folder as a private model and return its address.
 
     Args:
-        folder: Of the project.
+        folder: The project's folder.
         params: The run's parameters.
         card: Returns the model card for an address; the folder's own loads the model from this machine.
 

@@ -55,7 +55,7 @@ def tracked(params: LLMTrainingParams, folder: Path) -> Iterator[None]:
 
     Args:
         params: The run's parameters.
-        folder: Of the project.
+        folder: The project's folder.
     """
     project = params.log_project
     with ExitStack() as undo:

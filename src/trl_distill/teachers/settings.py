@@ -18,9 +18,9 @@ class StoreSettings:
     """A store of targets.
 
     Attributes:
-        folder: Of the store.
+        folder: Folder of the store.
         kind: "topk", "sample" or "hidden"; None is "topk" for a new one, and any for one that is there.
-        top_k: Tokens of each distribution, or draws.
+        top_k: Tokens of each distribution, or samples.
         temperatures: Those that it is written for.
     """
 

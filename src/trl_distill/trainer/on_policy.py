@@ -31,7 +31,7 @@ class BatchRandom:
     Attributes:
         seed: The run's.
         step: Optimizer steps that are done.
-        place: Of the batch in its step, from 0.
+        place: Index of the batch in its step, from 0.
     """
 
     seed: int
@@ -59,7 +59,7 @@ class Bounds:
         stops: Token ids that end a completion.
         max_new_tokens: Tokens at most.
         known: Rows [0, known) may be written: tokens that the tokenizer and the teacher have too.
-        rows: Of the student's LM head.
+        rows: Rows of the student's LM head.
     """
 
     stops: list[int]

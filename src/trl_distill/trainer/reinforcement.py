@@ -1,6 +1,6 @@
 """Training on rewards after distillation: `PPOConfig` and `PPOTrainer`, over TRL's RLOOTrainer or GRPOTrainer.
 
-TRL has no PPO trainer any more. Both trainers draw several completions for each prompt and raise the probability of
+TRL no longer has a PPO trainer. Both trainers sample several completions for each prompt and raise the probability of
 those with more reward than the others; neither needs the value model that PPO has.
 """
 

@@ -62,7 +62,7 @@ class TrainerDatasets:
 
         Args:
             dataset: Rows of any accepted form; one that is prepared already is returned as it is.
-            split: What it is for.
+            split: Its role.
             name: What to call it in messages (default: the split).
         """
         setup = self.trainer.setup

@@ -15,7 +15,7 @@ BYTE_PIECE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 
 def token_bytes(tokenizer: PreTrainedTokenizerBase) -> list[bytes | None]:
-    """Return what each token writes, by id; None for special tokens and unused ids.
+    """Return the bytes of each token, by id; None for special tokens and unused ids.
 
     The bytes of an encoding's tokens, joined, are the UTF-8 bytes of the text as the tokenizer has normalised it, with
     the space in front that some tokenizers add. A token may hold a part of a character.

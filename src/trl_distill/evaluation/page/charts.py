@@ -20,7 +20,7 @@ class Line:
     """One line of a chart.
 
     Attributes:
-        label: What the legend calls it.
+        label: Its name in the legend.
         colour: The class that colours it.
         points: (step, value), ascending.
     """
@@ -35,7 +35,7 @@ class Chart:
     """Lines over the same steps.
 
     Attributes:
-        title: What is shown.
+        title: Title of the chart.
         unit: In what; empty for a plain number.
         lines: At least one, each with at least one point.
         percent: Whether values are shares, shown as per cent.

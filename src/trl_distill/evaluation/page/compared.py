@@ -24,9 +24,9 @@ class Limits:
 
     Attributes:
         rows: Rows side by side.
-        characters: Of a completion or a prompt.
+        characters: Characters of a completion or a prompt.
         token_rows: Rows token by token.
-        tokens: Of such a row.
+        tokens: Tokens of such a row.
         setting: Characters of a setting.
         template: Characters of a template.
     """
@@ -41,14 +41,14 @@ class Limits:
 
 @dataclass(frozen=True)
 class Cell:
-    """What one side wrote for a row.
+    """One side's completion of a row.
 
     Attributes:
-        label: Whose it is.
+        label: The side.
         colour: The class of its label.
         shown: The text, differences marked.
         cut: Characters that are left out at its end.
-        notes: What else is to be said of it.
+        notes: Notes on it.
     """
 
     label: str
@@ -64,7 +64,7 @@ class ComparedRow:
 
     Attributes:
         number: Counted from 1.
-        prompt: What was asked.
+        prompt: The prompt.
         prompt_cut: Characters of it that are left out.
         trend: "worse", "better", "same", or empty if nothing can be compared.
         summary: The scores, in words.
@@ -162,7 +162,7 @@ class Strip:
 
     Attributes:
         label: When or whose it is.
-        mean: Of the figure, in nats per token.
+        mean: Mean of the figure, in nats per token.
         tokens: Text, class of its colour, and title of each.
     """
 
@@ -176,7 +176,7 @@ class TokenMap:
     """A row token by token.
 
     Attributes:
-        number: Of the row, from 1.
+        number: Number of the row, from 1.
         strips: One or several.
         left_out: Tokens that are left out at the end.
     """
@@ -187,7 +187,7 @@ class TokenMap:
 
 
 def token_maps(training: Training | None, evaluation: Evaluation | None, limits: Limits) -> tuple[str, list[TokenMap]]:
-    """Return what is coloured, and a few rows token by token: the evaluation's if it has any, else the run's."""
+    """Return the figure's name, and a few rows token by token: the evaluation's if it has any, else the run's."""
     if evaluation is not None and evaluation.token_rows:
         maps = [
             _map(row.row + 1, row.pieces, {"before training": row.before, "after training": row.after}, limits)

@@ -30,11 +30,11 @@ class Advice:
 
 @dataclass(frozen=True)
 class Step:
-    """What to do next.
+    """The next step.
 
     Attributes:
-        title: What it is for.
-        command: What to type, or code to run.
+        title: Its purpose.
+        command: A command, or code to run.
     """
 
     title: str
@@ -50,14 +50,14 @@ class TrainedRow:
 
     Attributes:
         number: The row's number in the data.
-        prompt: What the student reads.
+        prompt: The student's prompt.
         learned: The completion in the data, or the teacher's.
-        written: What the student writes by itself, the likeliest token each time; None if it was not asked.
+        written: The student's greedy completion; None if it was not generated.
         finished: Whether it ended by itself; None if it had to stop before the learned completion would have ended.
         tokens: Tokens that it wrote.
         pieces: The text of each token of the learned completion; empty if they were not measured.
-        divergence: Of each of them, the divergence from the teacher in nats; empty without a teacher's distribution.
-        cross_entropy: Of each of them, the student's cross-entropy in nats.
+        divergence: Divergence from the teacher at each of them, in nats; empty without a teacher's distribution.
+        cross_entropy: The student's cross-entropy at each of them, in nats.
         repeats: Whether what it wrote repeats itself, see `metrics.repeats`.
     """
 
@@ -82,8 +82,8 @@ class Training:
         teacher: Name of the teacher; None of plain fine-tuning.
         prompts: Templates by side, "student" and "teacher", as text.
         steps: Optimizer steps that were made.
-        seconds: How long they took.
-        seed: Of everything random.
+        seconds: Training time.
+        seed: Random seed.
         computed: Device, precision and optimizer, as the pre-flight shows them.
         history: The trainer's log lines.
         metrics: The run's figures by name, those of the data left out.
@@ -92,8 +92,8 @@ class Training:
         data: Figures of the pre-flight by dataset.
         rows_from: Which dataset `rows` are of: "train" or "validation".
         rows: A few rows.
-        divergence: What the divergence of `rows` is, with its temperature.
-        versions: Of Python and the packages, by name.
+        divergence: Name of the divergence in `rows`, with its temperature.
+        versions: Versions of Python and the packages, by name.
     """
 
     student: str
@@ -137,12 +137,12 @@ class Report:
     """A page.
 
     Attributes:
-        name: Of the project.
+        name: Name of the project.
         created: When it was written, ISO 8601 in UTC.
         training: The run that made the student; None if only an evaluation is known.
-        evaluation: What an evaluation of it found; None if there is none yet.
-        advice: What looks wrong.
-        next_steps: What to do next.
+        evaluation: Its evaluation; None if there is none yet.
+        advice: The warnings.
+        next_steps: The next step.
     """
 
     name: str

@@ -32,12 +32,12 @@ def write_report(
 
     Args:
         folder: Where to; made if it is missing.
-        name: Of the project.
+        name: Name of the project.
         training: The run; None takes it, what looked wrong with it and what to do next from the report in `project`,
             if there is one.
-        evaluation: What was found of its student; None if there is no evaluation.
-        advice: What looks wrong.
-        next_steps: What to do next.
+        evaluation: The evaluation of its student; None if there is none.
+        advice: The warnings.
+        next_steps: The next step.
         project: The project's folder; None is `folder`.
     """
     now = datetime.now(UTC).isoformat(timespec="seconds")

@@ -42,7 +42,7 @@ class Problem:
     Attributes:
         student: The student's softened logits over N tokens.
         labels: [N] token ids.
-        settings: Of the loss.
+        settings: Loss settings.
         teacher: The teacher's logits, if it has any and the divergence a weight.
         known: The few tokens of its distributions that are known, if it has no logits.
         vocabulary: Rows [0, vocabulary) of the divergence; 0 without a teacher.

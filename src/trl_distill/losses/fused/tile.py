@@ -25,8 +25,8 @@ class Weights:
     """sum(ce * cross-entropy + kl * divergence): one number for all tokens, or one for each, [N].
 
     Attributes:
-        ce: Of the cross-entropy.
-        kl: Of the divergence.
+        ce: Weight of the cross-entropy.
+        kl: Weight of the divergence.
         typical_ce: The order of `ce`, if that is a tensor and `kl` is none, so that a GPU's is not read.
     """
 

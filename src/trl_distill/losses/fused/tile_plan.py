@@ -137,7 +137,7 @@ def plan_kernels(
         itemsize: Bytes of a number of the gradient.
         trains_weight: Whether the weight's gradient is wanted.
         accumulates: Whether several products need a float32 weight gradient of their own to be added up in.
-        processors: Of the GPU.
+        processors: Processors of the GPU.
         tile_bytes: Bound on logits and their gradient, 2 GiB. More is used if all tokens' gradient takes no more than
             that float32 weight gradient would.
     """

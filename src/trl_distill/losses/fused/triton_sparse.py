@@ -1,4 +1,4 @@
-"""The Triton kernels of the loss against a few known tokens of a row: top-k with a tail, or drawn tokens.
+"""The Triton kernels of the loss against a few known tokens of a row: top-k with a tail, or sampled tokens.
 
 The known tokens' logits are moved out of a row first, so that the tail is summed from its own maximum: one far below
 the known tokens keeps its gradient. Sums of chunks of a row go to memory; a second kernel adds them up, together with

@@ -33,7 +33,7 @@ class TeacherSignal(Protocol):
         Args:
             student: The hidden states that predict the N completion tokens, and its head.
             labels: [N] int64, the completion tokens.
-            settings: Of the loss.
+            settings: Loss settings.
 
         Raises:
             ValueError: Settings that the signal does not allow.

@@ -20,7 +20,7 @@ class RetainedSignal:
     The student starts at the optimum; the cross-entropy of the completions would pull it away.
 
     Attributes:
-        signal: Of N completion tokens.
+        signal: Signal for N completion tokens.
     """
 
     signal: TeacherSignal

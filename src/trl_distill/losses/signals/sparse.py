@@ -59,16 +59,16 @@ class SampledSignal:
     """Sampled tokens at N completion positions.
 
     Attributes:
-        draws: By temperature.
+        samples: Sampled tokens by temperature.
         vocabulary: Rows over which the teacher was normalised.
     """
 
-    draws: Mapping[float, SampledTokens]
+    samples: Mapping[float, SampledTokens]
     vocabulary: int
 
     @property
     def tokens(self) -> int:
-        return len(next(iter(self.draws.values())).token_ids)
+        return len(next(iter(self.samples.values())).token_ids)
 
     def loss(self, student: ModelSide, labels: torch.Tensor, settings: LossSettings) -> DistillationLoss:
         """Return the student's loss; see `TeacherSignal.loss`.
@@ -76,6 +76,6 @@ class SampledSignal:
         Raises:
             ValueError: A temperature at which nothing was sampled, or a divergence that needs the whole distribution.
         """
-        drawn = at_temperature(self.draws, settings.temperature)
+        known = at_temperature(self.samples, settings.temperature)
         with whole(student) as own:
-            return sparse_loss(own, labels.to(own.hidden.device), drawn, settings, self.vocabulary)
+            return sparse_loss(own, labels.to(own.hidden.device), known, settings, self.vocabulary)

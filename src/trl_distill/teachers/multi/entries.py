@@ -46,10 +46,10 @@ class TeacherEntry:
 
     Attributes:
         model: Anything that `load_teacher` accepts.
-        template: Of its prompts.
+        template: Template of its prompts.
         place: Its name in messages, for example "teachers.yaml, teacher 2".
         revision: Revision of a Hub model.
-        weight: In a mixture.
+        weight: Weight in a mixture.
         share: Share of the rows that it teaches, above 0 and at most 1.
         column: It teaches the rows whose column has `value`; None is all, or a share of them.
         value: As text.

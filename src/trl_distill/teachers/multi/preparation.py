@@ -38,7 +38,7 @@ class MultiTeacherRecipe:
     Attributes:
         recipes: One for each teacher, each as if it were the only one; the first is one of the data's rows.
         teachers: The list.
-        seed: Of the shares.
+        seed: Seed of the shares.
     """
 
     recipes: tuple[Recipe, ...]

@@ -29,7 +29,7 @@ def read_mixture(given: object, *, model: TeacherSpec = None, revision: str | No
     Args:
         given: Path of a YAML file, or its list.
         model: The teacher.
-        revision: Of a Hub model.
+        revision: Revision of a Hub model.
 
     Raises:
         ParamsError: A file that cannot be read, an unknown key or a wrong value, with its place.

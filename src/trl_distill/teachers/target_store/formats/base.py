@@ -30,7 +30,7 @@ class TargetFormat(ABC):
         name: As the manifest has it.
         has_head: Whether the teacher's LM head is kept beside the targets, which can then be used at every
             temperature and with every divergence.
-        k: Tokens kept or drawn of each distribution.
+        k: Tokens kept or sampled from each distribution.
         temperatures: Those the targets can be used at.
         vocabulary: Rows over which the teacher is normalised.
     """
