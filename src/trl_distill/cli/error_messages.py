@@ -1,4 +1,4 @@
-"""How a command fails: one sentence on stderr and an exit code."""
+"""Command errors: one sentence on stderr and an exit code."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a message names a setting: as the user of the command, the library or the trainer writes it.
+"""Names of settings in messages, as the user of the command, the library or the trainer writes them.
 
 Shared code writes a setting as its flag (`--text-column`) or as its field (`text_column`). The command, the library and
 the trainer each have a spelling, which turns both into their own users' words. Standard library only.

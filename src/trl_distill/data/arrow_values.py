@@ -33,7 +33,7 @@ def lengths_of(dataset: Dataset, name: str) -> np.ndarray:
 
 
 def counts_of(dataset: Dataset, name: str) -> dict[str, int]:
-    """Return how many rows have each value of a column, in the order of the first ones."""
+    """Count the rows with each value of a column, in order of first appearance."""
     return {pair["values"]: pair["counts"] for pair in column_of(dataset, name).value_counts().to_pylist()}
 
 

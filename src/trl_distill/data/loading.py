@@ -225,7 +225,7 @@ def _load_binary(kind: str, paths: list[Path]) -> Dataset:
 
 
 def _readable_columns(path: Path) -> dict[str, Any]:
-    """Return how to read a parquet file with columns of types that `datasets` does not have: without those."""
+    """Return the columns of a parquet file to read, without types that `datasets` does not support."""
     import pyarrow as pa
     import pyarrow.parquet as pq
     from datasets import Features

@@ -242,7 +242,7 @@ class Preflight:
 
     @property
     def opening(self) -> dict[str, object]:
-        """How the student's prompts differ from its own generation prompt, if all do alike; see `Turn.opening`."""
+        """The common difference of the student's prompts from its generation prompt; see `Turn.opening`."""
         if len(self.openings) != 1:
             return {}
         return dict(json.loads(next(iter(self.openings)) or "{}"))

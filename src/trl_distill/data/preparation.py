@@ -281,7 +281,7 @@ class Recipe(RowRecipe):
         return Example(frame.prompt, row.fields, frame.options, ids)
 
     def _serving(self, usable: Dataset, rows: Dataset) -> Serving | None:
-        """Return how the student is served, None as its own chat template does or if no prompt was trained."""
+        """Return how the student is served; None for its own chat template, or if no prompt was trained."""
         frames: list[Frame | None] = [None for key in usable.unique("frame") if key == WITH_TOOLS]
         columns = usable.select_columns(["row", "frame", "opening"]).with_format("arrow")[:]
         kinds = columns.group_by(["frame", "opening"], use_threads=False).aggregate([("row", "min")]).to_pylist()

@@ -136,7 +136,7 @@ class RowRecipe(DataSettings):
         return self._dropped_tokens if dropped else self.student.prompt_tokens
 
     def limits(self, where: str) -> Limits:
-        """Return how long the two sequences of a row may be, which messages call `where`."""
+        """Return the length limits of a row, which messages call `where`."""
         return Limits(self.student.limit, self.teacher.limit, self.overflow, where)
 
     def drops(self, row: Row) -> bool:

@@ -1,4 +1,4 @@
-"""How close a student's next-token distribution is to the teacher's, on the completions that the teacher wrote.
+"""Divergence and agreement of a student's and the teacher's next-token distributions, on the teacher's completions.
 
 Both are computed as in training: the teacher's signal, the forward that ends at the completion, and the losses.
 """

@@ -41,7 +41,7 @@ class Interval:
 
 @dataclass(frozen=True)
 class Fidelity:
-    """How close a student's next-token distribution is to the teacher's, on the completions that the teacher wrote.
+    """Divergence and agreement of a student's and the teacher's next-token distributions, on the teacher's completions.
 
     Attributes:
         divergence: Mean KL(teacher || student) per token in nats, for each row.
@@ -148,7 +148,7 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Timing:
-    """How long a query takes.
+    """The latency of a query.
 
     Attributes:
         first_token: Median seconds to the first token; None if it was not measured.
@@ -163,7 +163,7 @@ class Timing:
 
 @dataclass(frozen=True)
 class Money:
-    """What a million queries cost, in the unit of the prices.
+    """The cost of a million queries, in the unit of the prices.
 
     Attributes:
         teacher: With the teacher.
@@ -185,7 +185,7 @@ class Money:
 
 @dataclass(frozen=True)
 class Cost:
-    """What a query costs with the teacher and with the student; lengths are means over the rows.
+    """The cost of a query with the teacher and with the student; lengths are means over the rows.
 
     Attributes:
         teacher_tokens: Length of the teacher's prompt in tokens.
@@ -233,7 +233,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Judgement:
-    """What a judge says.
+    """A judge's preferences.
 
     Attributes:
         judge: The model that judges.

@@ -132,7 +132,7 @@ def _side(
 def _to_judge(
     parts: Mapping[str, Side], references: Sequence[str] | None
 ) -> tuple[list[tuple[Side, Side]], Sequence[str], Sequence[str] | None]:
-    """Return what a judge compares: the trained student with the teacher and with what it was before.
+    """Return the pairs for a judge: the trained student with the teacher and with the student before training.
 
     The request is the teacher's prompt, so that its instructions count.
     """

@@ -37,7 +37,7 @@ LABELS = {
 
 @dataclass(frozen=True)
 class Stores:
-    """Where completions are kept from one evaluation to the next; by default in memory.
+    """Stores of completions, which later evaluations reuse; by default in memory.
 
     Attributes:
         teacher: The teacher's.
@@ -88,7 +88,7 @@ class Sides:
     progress: bool = True
 
     def teacher(self) -> Written:
-        """Have the teacher write; its completions are put into the rows, for the students to be compared on."""
+        """Generate the teacher's completions, and add them to the rows, on which the students are compared."""
         teacher, questions, recipe = self.models.teacher, self.questions, self.reader.recipe
         prompts = [question.teacher for question in questions]
         if reads_text(teacher):
@@ -112,7 +112,7 @@ class Sides:
         return _written(teacher.name, prompts, written, texts, lengths)
 
     def student(self, name: str, model: LocalTeacher, prompts: Sequence[SidePrompt] | None = None) -> Written:
-        """Have a student write under its own prompts, or under others."""
+        """Generate a student's completions under its own prompts, or under others."""
         prompts = [question.student for question in self.questions] if prompts is None else prompts
         ids = [prompt.ids for prompt in prompts]
         writing = replace(self._writing, settings=replace(self.settings, stop=()))
@@ -124,7 +124,7 @@ class Sides:
         return [self.reader.prompted(question) for question in self.questions]
 
     def fidelity(self, student: LocalTeacher) -> list[RowFidelity] | None:
-        """Return how close a student is to the teacher on the completions that it wrote.
+        """Compare a student's distributions with the teacher's on the teacher's completions.
 
         None if the teacher gives no probabilities.
         """

@@ -30,7 +30,7 @@ def table_of(evaluation: Evaluation) -> str:
 
 
 def savings_of(evaluation: Evaluation) -> str:
-    """Return what a query saves without the teacher's prompt, in one line."""
+    """Return the savings per query in one line."""
     cost = evaluation.cost
     assert cost is not None
     saved = cost.teacher_tokens - cost.student_tokens
@@ -45,7 +45,7 @@ def savings_of(evaluation: Evaluation) -> str:
 
 
 def judged(evaluation: Evaluation) -> list[str]:
-    """Return what a judge says, a line for each comparison."""
+    """Return a judge's results, a line for each comparison."""
     judgement, lines = evaluation.judgement, []
     for comparison in () if judgement is None else judgement.comparisons:
         first, second = (evaluation.side(name) for name in (comparison.first, comparison.second))

@@ -38,7 +38,7 @@ class Writing:
     def of_model(
         self, model: LocalTeacher, prompts: Sequence[Sequence[int]], *, store: CompletionStore, label: str
     ) -> list[Completion]:
-        """Return what a model that reads token ids writes behind each prompt; what is stored is not written again."""
+        """Generate completions with a model that reads token ids; stored ones are not generated again."""
         writer = _Writer(model)
         model.expect_prompts(prompts)
         if self.settings.engine == VLLM_ALONE:
@@ -57,7 +57,7 @@ class Writing:
     def of_text_teacher(
         self, teacher: Teacher, prompts: Sequence[Prompt], *, store: CompletionStore
     ) -> list[Completion]:
-        """Return what a teacher that reads text writes; a server is asked about all prompts at once."""
+        """Generate completions with a teacher that reads text; all prompts are sent to a server at once."""
         assert reads_text(teacher)
         return teacher.write(prompts, self.settings, store=store, progress=self.progress)
 

@@ -54,7 +54,7 @@ def cut_at_stop(ids: Sequence[int], stops: Sequence[int]) -> Completion:
 
 
 def length_limit(config: PretrainedConfig) -> int | None:
-    """Return how many tokens a sequence of this model may have; None if its configuration does not say."""
+    """Return the maximum sequence length of a model; None if its configuration has none."""
     text = config.get_text_config()
     limit = getattr(text, "max_position_embeddings", None) or getattr(text, "n_positions", None)
     return int(limit) if limit else None

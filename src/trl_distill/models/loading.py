@@ -105,7 +105,7 @@ class ModelSource:
 
     @cached_property
     def base(self) -> ModelSource:
-        """Where the adapter's base is; the source itself for a whole model."""
+        """The source of the adapter's base; the source itself for a whole model."""
         if self.adapter is None:
             return self
         return replace(self, path=self.adapter.base, revision=self.adapter.revision, quantization=None)
@@ -118,7 +118,7 @@ class ModelSource:
         return self._from_files(AutoConfig, "configuration") if self.adapter is None else self.base.config
 
     def load_generation_config(self) -> GenerationConfig:
-        """Return how the model generates, from its files (an adapter's base's) or else from its configuration."""
+        """Return the generation configuration of the files (an adapter's own, else its base's), else a derived one."""
         from transformers import GenerationConfig
 
         if self.adapter is not None and not (Path(self.path) / "generation_config.json").is_file():
@@ -240,7 +240,7 @@ def keep_tokenizer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -
 
 
 def kept_tokenizer(model: PreTrainedModel) -> PreTrainedTokenizerBase | None:
-    """Return what `keep_tokenizer` attached to a model, or to one that it is a copy of."""
+    """Return the tokenizer that `keep_tokenizer` attached to a model, or to the original of a copy."""
     return getattr(model, _TOKENIZER, None)
 
 

@@ -64,7 +64,7 @@ def flatten_student(batch: Inputs, *, pad_token_id: int, multiple: int | None = 
 
 
 def student_inputs(batch: Batch, model: PreTrainedModel) -> Inputs:
-    """Return what the student, without wrappers, reads of a batch, padded or flattened."""
+    """Return the inputs of the student, without wrappers, for a padded or flattened batch."""
     if "attention_mask" in batch:
         return {name: batch[name] for name in ("input_ids", "attention_mask")}
     return {"input_ids": batch["input_ids"], **accepted_marks(model, {name: batch[name] for name in MARKS})}

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 def balance_loss(
     model: PreTrainedModel, routed: tuple[torch.Tensor, ...] | None, attention_mask: torch.Tensor | None
 ) -> torch.Tensor | None:
-    """Return how unevenly tokens went to the experts, a mean over them: 1 per chosen expert if they went evenly.
+    """Return the load imbalance, a mean over tokens: 1 per chosen expert if the load is even.
 
     It is the auxiliary loss of Switch Transformers (arXiv:2101.03961, equations 4 to 6), as transformers computes it
     for every family and SFTTrainer adds it.

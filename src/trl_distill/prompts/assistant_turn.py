@@ -212,7 +212,7 @@ class ChatTurns:
         return apart if 0 < split.count(OPENED) < whole.count(OPENED) and block[1] in split else last
 
     def _ended(self, turn: Turn, messages: Sequence[Message], finished: bool) -> str:
-        """Return what is learned of a turn: with an end, also if the template writes none, or without."""
+        """Return a turn's learned text: with an end, even if the template writes none, or without if it was cut."""
         learned, end = turn.learned, self.template.end
         if not finished:
             return learned.removesuffix(end.text)

@@ -173,7 +173,7 @@ class ChatTemplate:
             ) from error
 
     def _after_content(self, template: str | None) -> str | None:
-        """Return what a template (default: its own) writes after the last content; None if it leaves that out."""
+        """Return the text that a template (default: its own) adds after the last content; None if it omits that."""
         said = "COMPLETION"
         turn = [{"role": "user", "content": "a"}, {"role": "assistant", "content": said}]
         text = self.render(turn, {"chat_template": template})

@@ -27,12 +27,12 @@ class Limit(int):
         return limit
 
     def __getnewargs__(self) -> tuple[int, str, str]:  # type: ignore[override]
-        """Say how a copy is made, in another process too."""
+        """Support copying and pickling."""
         return int(self), self.whose, self.remedy
 
 
 class Limits(NamedTuple):
-    """How long a row's two sequences may be.
+    """The length limits of a row's two sequences.
 
     Attributes:
         student: Tokens the student's sequence may have; None is no limit.

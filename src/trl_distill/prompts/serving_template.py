@@ -121,7 +121,7 @@ class Serving:
 def serving_of(
     tokenizer: PreTrainedTokenizerBase, template: Template, frames: Sequence[Frame | None]
 ) -> Serving | None:
-    """Return how a student is served; None if its own chat template does that as it is.
+    """Return how a student is served; None if its own chat template already renders the trained prompt.
 
     `frames` are those of the training rows, each once, and None for rows with tools.
     """
@@ -152,7 +152,7 @@ def serving_of(
 def frame_of(
     row: Row, template: Template, options: Options, opening: Mapping[str, object] | None = None
 ) -> Frame | None:
-    """Return what the student reads around a user's message without other turns; None if the row brings tools.
+    """Return the student's prompt around a single user message; None if the row has tools.
 
     Leading system messages of the row are kept, and the template's fields other than `input` are left as marks.
     `opening` is how the prompt differs from the chat template's generation prompt.
@@ -247,7 +247,7 @@ def _source(body: str) -> str:
 
 
 def _defaults(options: Options) -> str:
-    """Return what sets the options of training if a request leaves them out."""
+    """Return Jinja statements that set training's options if a request omits them."""
     return "".join(DEFAULT % (name, name, _literal(value)) for name, value in options.items() if name != NOW)
 
 

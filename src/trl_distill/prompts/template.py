@@ -213,7 +213,7 @@ def _is_like_a_field(word: str, fields: Iterable[str]) -> bool:
 
 
 def _indent_of(text: TextTemplate) -> int:
-    """Return by how much all lines but the first are indented, as in a triple-quoted text inside code; 0 if not."""
+    """Return the common indentation of all lines but the first, as in triple-quoted text inside code; 0 without one."""
     first, *rest = text.render(dict.fromkeys(text.fields, "x")).split("\n")
     widths = [len(line) - len(line.lstrip(" \t")) for line in rest if line.strip()]
     return min(widths) if len(widths) > 1 and first.strip() and not first[0].isspace() else 0

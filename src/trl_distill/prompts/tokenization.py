@@ -117,6 +117,6 @@ def _tail(tokenizer: PreTrainedTokenizerBase, prompt: str) -> str:
 
 
 def common_length(one: Sequence[object], other: Sequence[object]) -> int:
-    """Return how many items (characters, token ids) two sequences begin with in common."""
+    """Return the length of the common prefix of two sequences (characters, token ids)."""
     least = min(len(one), len(other))
     return least if one[:least] == other[:least] else next(i for i in range(least) if one[i] != other[i])

@@ -180,7 +180,7 @@ def _judge(
 
 
 def _writing(params: LLMTrainingParams, settings: EvaluationSettings) -> GenerationSettings:
-    """Return how all sides write; the text that ends a completion is the teacher's alone."""
+    """Return the generation settings of all sides; stop strings are only for the teacher."""
     return GenerationSettings(
         max_new_tokens=settings.max_new_tokens or params.distill_max_teacher_length,
         seed=params.seed,

@@ -91,7 +91,7 @@ def got_worse(evaluation: Evaluation) -> int:
 
 
 def _fallen(evaluation: Evaluation, row: int) -> tuple[float, float]:
-    """Return by how many points a row's score fell, and its score; 0 and 100 if there is none."""
+    """Return the points that a row's score fell, and its score; 0 and 100 without a score."""
     before, after = (_score(evaluation.side(name), evaluation.metric, row) for name in (BEFORE, AFTER))
     change = after - before
     return (0.0 if math.isnan(change) else min(change, 0.0), 100.0 if math.isnan(after) else after)

@@ -75,7 +75,7 @@ class TrainedRow:
 
 @dataclass(frozen=True)
 class Training:
-    """How a run went.
+    """The training of a student.
 
     Attributes:
         student: Name or folder of the student's model.
@@ -123,7 +123,7 @@ class Training:
         known = {part.name: values[part.name] for part in fields(cls) if part.name in values}
         rows = known.get("rows", [])
         if not isinstance(rows, list):
-            raise TypeError("rows is no list")
+            raise TypeError("rows is not a list")
         return cls(**{**known, "rows": tuple(_row(row) for row in rows)})  # type: ignore[arg-type]
 
 

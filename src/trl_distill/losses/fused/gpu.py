@@ -73,7 +73,7 @@ class Logits(NamedTuple):
 
     @property
     def arguments(self) -> tuple[Tensor | int | None, ...]:
-        """What a kernel is given of a model: its numbers, their stride, both counts of columns, and the bias."""
+        """A kernel's arguments for a model: its numbers, their stride, both counts of columns, and the bias."""
         return self.place, self.place.stride(0), self.readable, self.size, self.head.bias
 
 
@@ -102,7 +102,7 @@ class Rows(NamedTuple):
 
     @property
     def arguments(self) -> tuple[Tensor | int | None, ...]:
-        """What a kernel is given of a tile beside the models: labels to values, and the gradient with its stride."""
+        """A kernel's other arguments for a tile: labels to values, and the gradient with its stride."""
         of_tokens = self.labels, self.counted, self.weight_ce, self.weight_kl, self.values, self.values.stride(0)
         return (*of_tokens, self.gradient, 0 if self.gradient is None else self.gradient.stride(0))
 

@@ -61,7 +61,7 @@ class Problem:
         return self.student.rules_out or (self.teacher is not None and self.teacher.rules_out)
 
     def kernel_room(self) -> int:
-        """Return how many numbers a row of a tile takes on a GPU beside the student's."""
+        """Return how many numbers a tile's row needs on a GPU in addition to the student's."""
         if self.known is not None:  # a copy of logits that the caller owns
             return self.student.vocabulary_rows if self.student.head.weight is None else 0
         return 0 if self.teacher is None else self.teacher.kernel_room(self.vocabulary)

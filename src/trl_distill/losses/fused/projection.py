@@ -57,7 +57,7 @@ class Projection(ModelSide):
         return replace(self, hidden=hidden, head=replace(self.head, weight=weight, bias=bias))
 
     def kernel_room(self, columns: int) -> int:
-        """Return how many numbers a row of a tile takes on a GPU beyond what is there."""
+        """Return how many additional numbers a tile's row needs on a GPU."""
         return 0 if self.head.weight is None else padded(columns)
 
     @property
@@ -76,7 +76,7 @@ class Projection(ModelSide):
         return self._factor(self.head.weight[vocabulary])
 
     def tile_logits(self, index: slice | Tensor) -> TileLogits:
-        """Return what writes the logits of a tile of tokens."""
+        """Return a function that writes the logits of a tile of tokens."""
         return partial(self.logits_of, self.rows(index))
 
     def logits_of(self, rows: Tensor, vocabulary: slice, out: Tensor) -> Tensor:
@@ -181,11 +181,11 @@ class MixtureProjection:
         return self
 
     def kernel_room(self, columns: int) -> int:
-        """Return how many numbers a row takes on a GPU: the mixture, and one teacher's logits at a time."""
+        """Return how many numbers a row needs on a GPU: the mixture, and one teacher's logits at a time."""
         return padded(columns) + max(side.kernel_room(columns) for side in self.sides)
 
     def tile_logits(self, index: slice | Tensor) -> TileLogits:
-        """Return what writes log p of a tile, after a pass over each teacher's vocabulary for its log-normalisers."""
+        """Return a function that writes log p of a tile, after a pass over each teacher for its normaliser."""
         weights = self.weights[index].to(self.sides[0].wide)
         log_weights = (weights / weights.sum(1, keepdim=True)).log().unbind(1)  # -inf for a weight of 0
         tiles = [side.tile_logits(index) for side in self.sides]

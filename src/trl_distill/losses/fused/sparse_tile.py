@@ -119,7 +119,7 @@ class SparseTile(Tile):
         return self._put_known(exp_s, weight_ce, weight_kl, block)
 
     def _tail_factor(self, peak: Tensor) -> Tensor:
-        """Return what turns exp(z - peak) of a tail's token into its gradient, [R]."""
+        """Return the factor that turns exp(z - peak) of a tail token into its gradient, [R]."""
         factor = (peak - self.peak_s).exp() / self.total_s
         if self.tail_p is None:
             return factor

@@ -57,7 +57,7 @@ class Weights:
 
 
 class Gradients(NamedTuple):
-    """Where a tile adds its part of the gradients; None for one that is not wanted.
+    """The gradients that tiles accumulate into; None if not wanted.
 
     Attributes:
         hidden: [N, H_s].
@@ -288,7 +288,7 @@ class Tile:
         return exp_s
 
     def _at_one(self, weight_ce: Tensor, peak: Tensor) -> Tensor:
-        """Return what turns exp(T (z - peak)) into the weighted softmax at T = 1, [R]."""
+        """Return the factor that turns exp(T (z - peak)) into the weighted softmax at T = 1, [R]."""
         return weight_ce / self.total * self.student.at_one(peak - self.peak_all).exp()
 
     # -- both
@@ -319,7 +319,7 @@ def by_block(ids: Tensor, parts: Sequence[slice]) -> dict[int, Tensor]:
 
 
 def _follow_top(teacher: Tensor, student: Tensor, higher: Tensor, at_top: Tensor) -> None:
-    """Where `higher` [R] says that a block [B, R] has the teacher's new maximum, note the student's z there."""
+    """If a block [B, R] has the teacher's new maximum (`higher` [R]), note the student's z there."""
     if teacher.device.type == "cpu":
         rows = higher.nonzero()[:, 0]  # few after the first blocks; argmax is a slow pass
         if len(rows):

@@ -58,7 +58,7 @@ class Form(Protocol):
         ...
 
     def running(self, folder: Path, length: int) -> AbstractContextManager[Runtime]:
-        """Return what runs it and is asked for sequences of `length` tokens at most."""
+        """Return its runner, for sequences of at most `length` tokens."""
         ...
 
 
@@ -126,7 +126,9 @@ def _run_of(project: Any) -> Any:
         return read_project(folder)
     run = run_of(project) if is_model(project) else None
     if run is None:
-        raise ParamsError("project is no folder, and no model that a run returned; give the project of a finished run.")
+        raise ParamsError(
+            "project is neither a folder nor a model that a run returned; give the project of a finished run."
+        )
     return run
 
 
@@ -170,7 +172,7 @@ def _forms() -> Mapping[str, Any]:
 
 
 def _requests(student: TrainedStudent, settings: ExportSettings) -> tuple[list[Any], str]:
-    """Return what is asked to verify, and where it is from."""
+    """Return the rows to verify on, and their source."""
     if settings.verify == 0:
         if settings.data_path is not None:
             raise ParamsError("data_path has rows to verify on; give --verify the number of rows too.")

@@ -16,7 +16,7 @@ MANIFEST = "export.json"
 
 
 class ExportFolder:
-    """Where an export is written.
+    """The folder of an export.
 
     Args:
         path: The folder.

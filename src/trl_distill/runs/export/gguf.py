@@ -97,7 +97,7 @@ class GGUF:
             yield runtime
 
     def _check_converts(self, command: list[str]) -> None:
-        """Have the converter read configuration and tokenizer alone; no weights are read."""
+        """Let the converter read only configuration and tokenizer, no weights."""
         with tempfile.TemporaryDirectory(prefix="trl-distill-gguf-") as folder:
             self.student.source.config.save_pretrained(folder)
             self.student.tokenizer.save_pretrained(folder)
@@ -148,7 +148,7 @@ def _convert(command: list[str], model: Path, file: Path, *more: str) -> subproc
 
 
 def _reason(done: subprocess.CompletedProcess[str]) -> str:
-    """Return what a converter said last."""
+    """Return the last line of a converter's output."""
     lines = [line for line in (done.stderr or done.stdout).splitlines() if line.strip()]
     said = lines[-1].strip() if lines else f"status {done.returncode}"
     if "pre-tokenizer was not recognized" in said:
