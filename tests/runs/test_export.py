@@ -136,7 +136,7 @@ def test_a_precision_that_is_asked_for_is_written(whole, tmp_path):
 def test_a_model_that_a_run_returned_knows_its_project(trained, tmp_path):
     done = export(trained.model, to="merged", output=tmp_path / "merged", verify=3)
     assert done.verification.equal == done.verification.rows == 3
-    with pytest.raises(ParamsError, match="no model that a run returned"):
+    with pytest.raises(ParamsError, match="nor a model that a run returned"):
         export(object(), to="merged")
 
 
@@ -238,7 +238,7 @@ def test_what_cannot_be_written_is_refused_before_a_model_loads(adapter, tmp_pat
     (tmp_path / "mine" / "notes.txt").write_text("mine")
     for arguments, reason in (
         ([adapter], "--to is missing; give --to merged, vllm, gguf, ollama, mlx."),
-        ([adapter, "--to", "onnx"], "--to is 'onnx'; accepted are 'merged', 'vllm', 'gguf', 'ollama', 'mlx'."),
+        ([adapter, "--to", "onnx"], "--to is 'onnx'; expected one of 'merged', 'vllm', 'gguf', 'ollama', 'mlx'."),
         ([tmp_path, "--to", "merged"], "holds no finished run"),
         ([adapter, "--to", "merged", "--output", adapter], "is the project, or holds it"),
         ([adapter, "--to", "merged", "--output", adapter.parent], "is the project, or holds it"),

@@ -139,7 +139,7 @@ class TextTeacher(ABC):
         self.vocabulary = vocabulary
 
     def score(self, batch: Mapping[str, torch.Tensor]) -> TeacherSignal:
-        raise TeacherError(f"teacher_model {self.name!r} gives only text and cannot score; set --distill-alpha 0.")
+        raise TeacherError(f"teacher_model {self.name!r} gives text only and cannot score; set --distill-alpha 0.")
 
     def generate(self, prompts: Sequence[Sequence[int]], settings: GenerationSettings) -> list[Completion]:
         raise TeacherError(f"teacher_model {self.name!r} reads text, not token ids; generate with its write().")
