@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 
 import pytest
@@ -245,8 +246,9 @@ def test_what_else_a_message_says_is_kept_and_what_arrow_adds_is_not():
 
 def test_other_columns_are_the_fields_of_templates():
     row = {"text": "q", "completion": "a", "role": "cook", "n": 3, "x": 0.5, "yes": True, "tags": ["u"], "none": None}
+    row["nan"] = math.nan  # of pandas
     values = only(row).values
-    assert values == {"role": "cook", "n": 3, "x": 0.5, "yes": "true", "tags": '["u"]', "none": ""}
+    assert values == {"role": "cook", "n": 3, "x": 0.5, "yes": "true", "tags": '["u"]', "none": "", "nan": ""}
 
 
 def test_a_row_without_a_completion_of_its_own_is_a_row():

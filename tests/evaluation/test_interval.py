@@ -81,6 +81,7 @@ def test_a_denominator_that_may_be_zero_bounds_nothing():
 
 def test_one_row_bounds_nothing_and_no_row_is_refused():
     assert mean_interval([3.0], limits=(-100, 100)) == Interval(3.0, -100, 100)
+    assert mean_interval([0.0], limits=(-100, 100)) == Interval(0.0, -100, 100)
     one = ratio_interval([3.0], [4.0])
     assert (one.estimate, one.low, one.high) == (0.75, -math.inf, math.inf)
     with pytest.raises(ValueError, match="no row"):

@@ -101,6 +101,7 @@ def test_a_row_without_a_usable_reference_has_no_score():
         ("regex:(", "a", ParamsError, "not a regular expression"),
         ("no_such_module:score", "a", ParamsError, "cannot be imported"),
         ("math:pi", "a", ParamsError, "not a function"),
+        ("math:exp", "a", ParamsError, "not a function of a completion and a reference"),
         ("json", "{a: 1}", DataError, "row 2"),
         ("regex", "(", DataError, "row 2"),
         ("contains", " ", DataError, "row 2"),

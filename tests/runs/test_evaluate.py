@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import warnings
 from importlib.util import find_spec
@@ -11,10 +12,12 @@ import pytest
 import torch
 from click.testing import CliRunner
 from peft import PromptTuningConfig, get_peft_model
+from small_runs import no_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from trl_distill import LLMTrainingParams, evaluate, evaluate_distillation, run
 from trl_distill.cli import main
+from trl_distill.embedded import embedded_path
 from trl_distill.errors import DataError, ParamsError, TeacherError
 from trl_distill.evaluation.result import AFTER, BEFORE, PROMPTED, TEACHER
 from trl_distill.teachers.local.teacher import LocalTeacher
@@ -103,8 +106,6 @@ def test_each_side_reads_its_own_prompt(found):
 
 @pytest.mark.parametrize(("name", "source"), [(BEFORE, "embedded"), (AFTER, "project"), (PROMPTED, "project")])
 def test_a_side_writes_what_plain_transformers_writes(name, source, project, found):
-    from trl_distill.embedded import embedded_path
-
     folder = project if source == "project" else embedded_path()
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -120,8 +121,6 @@ def test_a_side_writes_what_plain_transformers_writes(name, source, project, fou
 
 
 def test_the_divergence_is_that_of_the_models_own_logits(project, found):
-    from trl_distill.embedded import embedded_path
-
     tokenizer = AutoTokenizer.from_pretrained(project)
     teacher = AutoModelForCausalLM.from_pretrained(embedded_path(), dtype="auto").double()
     sides = {BEFORE: embedded_path(), AFTER: project}
@@ -244,8 +243,6 @@ def test_the_mapping_has_the_guides_names(found, project):
 
 
 def test_an_adapter_is_compared_with_its_base(tmp_path, found):
-    from trl_distill.embedded import embedded_path
-
     settings = {**SETTINGS, "max_steps": 2, "peft": True, "teacher_model": "self", "warmup_ratio": 0.0}
     data = [{"text": text, "answer": answer} for text, answer in MESSAGES[:8]]
     result = run(
@@ -406,6 +403,43 @@ def test_the_test_split_is_evaluated_on_or_the_one_that_is_named(project, found,
         evaluate_distillation(project, test_data=tmp_path, split="dev2")
 
 
+def test_a_place_that_cannot_be_written_is_refused_before_a_model_loads(project, monkeypatch, tmp_path):
+    monkeypatch.setattr("trl_distill.models.loading.ModelSource.load_model", no_model)
+    (tmp_path / "file").write_text("")
+    assert "/file' is not a writable folder" in command(project, "--output", tmp_path / "file").stderr
+    monkeypatch.setattr(os, "access", lambda path, mode: project not in (path, *path.parents))
+    done = command(project)
+    assert done.exit_code == 2
+    assert "cannot be written; give --output a folder" in done.stderr
+
+
+def test_the_output_takes_the_place_of_a_project_that_cannot_be_written(project, found, monkeypatch, tmp_path):
+    evaluate_distillation(project, timed_queries=0)
+    before = {path.name: path.read_bytes() for path in project.glob("*.json*")}
+    monkeypatch.setattr(os, "access", lambda path, mode: project not in (path, *path.parents))
+    done = command(
+        project, "--output", tmp_path / "out", "--timed-queries", "0", "--max-new-tokens", "2", "--max-rows", "1"
+    )
+    assert done.exit_code == 0, done.stderr
+    assert {path.name: path.read_bytes() for path in project.glob("*.json*")} == before
+    kept = (tmp_path / "out" / "student_completions.jsonl").read_bytes()
+    assert kept.startswith(before["student_completions.jsonl"])
+    assert len(kept) > len(before["student_completions.jsonl"])
+
+
+def test_a_student_with_another_tokenizer_may_write_as_much_text_as_its_teacher(tiny_model_dir):
+    how = {"teacher_prompt": PROMPT, "student_prompt": SHORT, "max_new_tokens": 8, "timed_queries": 0}
+    evaluation = evaluate_distillation(str(tiny_model_dir), "embedded", ["The invoice is wrong."], **how).evaluation
+    side, theirs = evaluation.side(AFTER), evaluation.side(TEACHER)
+    for one, folder in ((side, tiny_model_dir), (theirs, embedded_path())):
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        assert one.prompt_tokens[0] == len(tokenizer(one.prompts[0])["input_ids"])
+    assert theirs.tokens[0] == len(tokenizer(theirs.completions[0], add_special_tokens=False)["input_ids"]) + 1 <= 8
+    assert not side.finished[0]
+    own = AutoTokenizer.from_pretrained(tiny_model_dir)
+    assert side.tokens[0] == len(own(theirs.completions[0])["input_ids"]) + 1 > 8
+
+
 def test_several_processes_are_refused(project, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert "an evaluation runs in one process" in command(project).stderr
@@ -440,5 +474,10 @@ def test_bad_input_is_refused_before_a_model_loads(project, monkeypatch):
         evaluate_distillation(project, "ema")
     with pytest.raises(TeacherError, match="is not a folder"):
         evaluate_distillation(project, "./nowhere")
+    with pytest.raises(DataError, match="split 'test' is one of test_data, which is not given"):
+        evaluate_distillation(project, split="test")
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    with pytest.raises(TeacherError, match=r"judge 'gpt-4o' (needs a key|is asked through the openai package)"):
+        evaluate_distillation(project, judge="openai:gpt-4o")
     with pytest.raises(ParamsError, match="unknown parameter 'teacher_sistem'"):
         evaluate_distillation(project, teacher_sistem="x")

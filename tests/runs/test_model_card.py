@@ -8,14 +8,17 @@ from __future__ import annotations
 import json
 import re
 import shlex
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from click.testing import CliRunner
 from forms import user
 from huggingface_hub import ModelCard
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from trl_distill import LLMTrainingParams, run
+from trl_distill.cli import main
 from trl_distill.config.training_params import is_hub_data
 from trl_distill.data.preflight import Example
 from trl_distill.models.loading import keep_tokenizer
@@ -111,6 +114,24 @@ def test_card_and_terminal_end_with_the_commands_that_ask_evaluate_and_serve(pro
     assert (program, flag) == ("python", "-c")
     exec(code, {})
     assert capsys.readouterr().out.strip() in card.text.partition("it printed:")[2]
+
+
+@pytest.mark.parametrize("kind", ["teacher_config", "teacher_prompt_mixture", "ema"])
+def test_the_command_that_evaluates_names_one_teacher_if_the_run_had_several(kind, project, capsys, tiny_teacher_dir):
+    pytest.importorskip("sacrebleu", reason="every evaluation has chrF")
+    prompts = [{"template": template, "weight": 0.5} for template in ("c {input} d", "d {input}")]
+    teachers = [{"model": str(tiny_teacher_dir), **prompt} for prompt in prompts]
+    several = {
+        "teacher_config": {"teacher_model": None, "teacher_config": {"combine": "mixture", "teachers": teachers}},
+        "teacher_prompt_mixture": {"teacher_prompt_mixture": prompts},
+        "ema": {"teacher_model": "ema", "teacher_prompt_template": "c {input} d"},
+    }
+    _, out, _ = project(capsys, project_name="a", holdout=0.3, save_strategy="no", **several[kind])
+    command = re.search(r"^  evaluate it: +aitraining (.*)$", out, re.MULTILINE)[1]
+    Path("prompt.txt").write_text("c {input} d")
+    done = CliRunner().invoke(main, [*shlex.split(command), "--timed-queries", "0", "--max-new-tokens", "2"])
+    assert done.exit_code == 0, done.stderr
+    assert "student after" in done.stdout
 
 
 def test_a_long_input_is_not_repeated_in_the_command(project, capsys):

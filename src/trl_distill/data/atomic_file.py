@@ -1,4 +1,4 @@
-"""Atomic file writes, with the permissions of ordinary files."""
+"""Atomic file writes, with the permissions of ordinary files, and what prevents them."""
 
 from __future__ import annotations
 
@@ -18,6 +18,12 @@ def make_readable(folder: Path) -> None:
     os.umask(umask)
     for path in folder.glob("*.safetensors"):
         path.chmod(path.stat().st_mode | (0o666 & ~umask))
+
+
+def obstacle(folder: Path) -> Path | None:
+    """Return the path that keeps a folder from being made or written: a file, or a folder without the permission."""
+    above = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    return None if above.is_dir() and os.access(above, os.W_OK) else above
 
 
 @contextmanager

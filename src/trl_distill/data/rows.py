@@ -6,6 +6,7 @@ A row that cannot be used is counted and named; nothing is dropped silently.
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -333,8 +334,11 @@ def _check_asks(messages: list[Message], column: str) -> None:
 
 
 def _value(value: object) -> str | int | float:
-    """Return a column's value for a template: text, numbers and times as they are, nothing as "", all else as JSON."""
-    if value is None:
+    """Return a column's value for a template: text, numbers and times as they are, nothing as "", all else as JSON.
+
+    NaN is nothing too: pandas has it in the place of a missing number.
+    """
+    if value is None or (isinstance(value, float) and math.isnan(value)):
         return ""
     if isinstance(value, (str, int, float)) and not isinstance(value, bool):
         return value

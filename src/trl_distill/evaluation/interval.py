@@ -83,7 +83,9 @@ def mean_bounds(values: Array, *, level: float = 0.95, seed: int = 0) -> Bounds:
     mean = values.mean(-1)
     error = _standard_error(values, values)
     below, above = _quantiles(values - mean[..., None], values, level, seed)
-    return Bounds(mean, mean - below * error, mean + above * error)
+    with np.errstate(invalid="ignore"):
+        reaches = [np.where(np.isinf(quantile), np.inf, quantile * error) for quantile in (below, above)]
+    return Bounds(mean, mean - reaches[0], mean + reaches[1])  # of one row everything, that of 0 too
 
 
 def ratio_bounds(numerator: Array, denominator: Array, *, level: float = 0.95, seed: int = 0) -> Bounds:

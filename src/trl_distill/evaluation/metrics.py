@@ -7,6 +7,7 @@ A metric is named on the command line: `exact_match`, `contains`, `json`, `json_
 from __future__ import annotations
 
 import importlib
+import inspect
 import json
 import math
 import re
@@ -312,9 +313,19 @@ def _function_named(name: str) -> Callable[[str, str], object]:
         ) from None
     finally:
         sys.path.remove(here)
-    if not callable(function):
-        raise ParamsError(f"metric {name!r} is not a function; give one of a completion and a reference.")
+    if not callable(function) or not _takes_two(function):
+        raise ParamsError(f"metric {name!r} is not a function of a completion and a reference; give one.")
     return function
+
+
+def _takes_two(function: Callable[..., object]) -> bool:
+    try:
+        inspect.signature(function).bind("", "")
+    except ValueError:  # a function of C that has no signature
+        return True
+    except TypeError:
+        return False
+    return True
 
 
 def _score_of_function(name: str, function: Callable[[str, str], object], completion: str, reference: str) -> float:

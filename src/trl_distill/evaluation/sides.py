@@ -12,7 +12,7 @@ from ..data.cross_tokenizer.tokenizer_pair import COLUMNS as PAIR_COLUMNS
 from ..data.preparation import COLUMNS
 from ..data.row_tokens import RowTokens, fit_row
 from ..models.generation import Completion, GenerationSettings
-from ..prompts.tokenization import common_length
+from ..prompts.tokenization import common_length, tokenize_completion
 from ..teachers.base import reads_text
 from ..teachers.completions.store import CompletionStore
 from ..teachers.local.teacher import LocalTeacher
@@ -107,15 +107,20 @@ class Sides:
             vars(question.aligned).update(vars(fit_row(question.aligned, recipe, name=NAME)))
         if isinstance(teacher, LocalTeacher):
             return _written(teacher.name, prompts, written, texts_of(teacher, [p.ids for p in prompts], written))
-        lengths = [len(question.aligned.whole) for question in questions]
         texts = [completion.text or "" for completion in written]
+        if isinstance(teacher, LocalTextTeacher):
+            tokenizer = teacher.writer.tokenizer
+            ends = zip(texts, written, strict=True)
+            lengths = [len(tokenize_completion(tokenizer, text, finished=end.finished)) for text, end in ends]
+        else:  # a server's own are not known
+            lengths = [len(question.aligned.whole) for question in questions]
         return _written(teacher.name, prompts, written, texts, lengths)
 
     def student(self, name: str, model: LocalTeacher, prompts: Sequence[SidePrompt] | None = None) -> Written:
-        """Generate a student's completions under its own prompts, or under others."""
+        """Generate a student's completions under its own prompts, or under others; call it after `teacher`."""
         prompts = [question.student for question in self.questions] if prompts is None else prompts
         ids = [prompt.ids for prompt in prompts]
-        writing = replace(self._writing, settings=replace(self.settings, stop=()))
+        writing = replace(self._writing, settings=self._of_students)
         written = writing.of_model(model, ids, store=self.stores.students, label=LABELS[name].capitalize())
         return _written(model.name, prompts, written, texts_of(model, ids, written))
 
@@ -154,21 +159,28 @@ class Sides:
         teacher's prompt stands in its place.
         """
         questions = self.questions[:queries]
-        own = {AFTER: (self.models.after, [question.student.ids for question in questions])}
+        after, settings = self.models.after, replace(self.settings, stop=())
+        own = (after, [question.student.ids for question in questions], self._of_students)
         local = _local_model_of(self.models.teacher)
         if local is None:
-            theirs = (self.models.after, [self.reader.prompted(question).ids for question in questions])
+            theirs = (after, [self.reader.prompted(question).ids for question in questions], self._of_students)
         elif isinstance(self.models.teacher, LocalTextTeacher):
-            theirs = (local, [self.models.teacher.tokenize(question.asked or "") for question in questions])
+            theirs = (local, [self.models.teacher.tokenize(question.asked or "") for question in questions], settings)
         else:
-            theirs = (local, [question.teacher.ids for question in questions])
-        return time_sides({TEACHER: theirs, **own}, replace(self.settings, stop=()))
+            theirs = (local, [question.teacher.ids for question in questions], settings)
+        return time_sides({TEACHER: theirs, AFTER: own})
 
     @property
     def common_tokens(self) -> int:
         """With how many equal tokens all of the teacher's prompts begin."""
         first, *others = [question.teacher.ids for question in self.questions]
         return min((common_length(first, other) for other in others), default=len(first))
+
+    @cached_property
+    def _of_students(self) -> GenerationSettings:
+        """How students write: as many tokens as the teacher's longest completion has in their tokenizer at least."""
+        longest = max(len(question.aligned.completion) for question in self.questions)
+        return replace(self.settings, stop=(), max_new_tokens=max(self.settings.max_new_tokens, longest))
 
     @cached_property
     def _writing(self) -> Writing:

@@ -19,7 +19,7 @@ WARM_UP = 1  # rounds that are not counted
 
 
 def time_sides(
-    sides: Mapping[str, tuple[LocalTeacher, Sequence[Sequence[int]]]], settings: GenerationSettings
+    sides: Mapping[str, tuple[LocalTeacher, Sequence[Sequence[int]], GenerationSettings]],
 ) -> dict[str, Timing]:
     """Return the median time to the first token and to the end of a query of each side.
 
@@ -27,18 +27,18 @@ def time_sides(
     up and is not counted; every other one begins with the next side.
 
     Args:
-        sides: By name, a model and its prompts (token ids), one for each round; the last one is the warm-up's too.
-        settings: How they write.
+        sides: By name, a model, its prompts (token ids), one for each round, and how it writes; the last prompt is the
+            warm-up's too.
     """
     names = list(sides)
     rounds = len(next(iter(sides.values()))[1])
     seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in names}
     with ExitStack() as stack:
-        for model, _ in sides.values():
+        for model, _, _ in sides.values():
             stack.enter_context(_without_prefix(model))
         for turn in range(-WARM_UP, rounds):
             for name in names if turn % 2 == 0 else reversed(names):
-                model, prompts = sides[name]
+                model, prompts, settings = sides[name]
                 seconds[name].append(_seconds(model, prompts[turn], settings))
     return {name: _medians(found[WARM_UP:]) for name, found in seconds.items()}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -13,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 from ..config.evaluation_settings import EVALUATION_FIELDS, EvaluationSettings
 from ..config.setting_names import in_python, settings_named_as
 from ..config.training_params import FIELDS, LLMTrainingParams
-from ..errors import ParamsError
+from ..data.atomic_file import obstacle
+from ..errors import ParamsError, ProjectError
 from .evaluation_inputs import (
     KnownRun,
     evaluated_params,
@@ -222,14 +224,40 @@ def _params(run: KnownRun | None, overrides: Mapping[str, Any]) -> LLMTrainingPa
 
 @contextmanager
 def _folder(run: KnownRun | None, settings: EvaluationSettings) -> Iterator[Path]:
-    """Yield the folder that keeps what is written: the run's project, else the output, else one that is deleted."""
-    if run is not None:
+    """Yield the folder that keeps what is written: the run's project, else the output, else one that is deleted.
+
+    The output also takes the place of a project that cannot be written, whose completions are copied.
+
+    Raises:
+        ProjectError: The folder cannot be written.
+    """
+    output = None if settings.output is None else Path(settings.output).expanduser()
+    above = None if output is None else obstacle(output)
+    if above is not None:
+        raise ProjectError(f"output {str(output)!r} cannot be written: {str(above)!r} is not a writable folder.")
+    if run is not None and obstacle(run.folder) is None:
         yield run.folder
-    elif settings.output is not None:
-        yield Path(settings.output).expanduser()
+    elif output is not None:
+        if run is not None:
+            _copy_stores(run.folder, output)
+        yield output
+    elif run is not None:
+        raise ProjectError(f"{str(run.folder)!r} cannot be written; give --output a folder for what is found.")
     else:
         with tempfile.TemporaryDirectory(prefix="trl-distill-evaluation-") as folder:
             yield Path(folder)
+
+
+def _copy_stores(project: Path, output: Path) -> None:
+    """Copy what was written for a run to a folder that does not have it, so that nobody is asked again."""
+    from ..teachers.server_requirements import LOGPROBS
+    from ..trainer.recipe_setup import STORE
+    from .evaluation_run import JUDGED, STUDENTS
+
+    for name in (STORE, LOGPROBS, STUDENTS, JUDGED):
+        if (project / name).is_file() and not (output / name).exists():
+            output.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(project / name, output / name)
 
 
 def _as_rows(data: Any, text_column: str) -> Any:

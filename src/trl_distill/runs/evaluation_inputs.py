@@ -162,6 +162,8 @@ def rows_to_evaluate(
     if data is not None:
         name = str(data) if isinstance(data, (str, Path)) else f"a {type(data).__name__} in memory"
         return _split_of(data, split, config_name), name
+    if split is not None:
+        raise DataError(f"split {split!r} is one of --data-path, which is not given; give both.")
     if run is not None and run.held_out is not None:
         return run.held_out, KEPT
     if run is not None and (run.folder / HELD_OUT).is_file():

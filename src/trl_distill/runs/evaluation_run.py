@@ -167,6 +167,7 @@ def _judge(
         max_tokens=params.teacher_max_tokens,
     )
     judge = load_judge(settings.judge, tokenizer=models.after.tokenizer, settings=remote)
+    _ = judge.server.client  # refuses a missing key before a model loads
     store = CompletionStore(Path(params.project_name) / JUDGED)
 
     def asked(

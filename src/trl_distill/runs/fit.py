@@ -58,9 +58,9 @@ def fit(prepared: PreparedRun) -> Trained:
         shown.append(EarlyStoppingCallback(params.early_stopping_patience, params.early_stopping_threshold))
     trainer = show_lines(_make_trainer(prepared, tokenizer, [stop, watch, *shown]))
     if prepared.samples:
-        samples = EvalSamples(
-            prepared.samples, project.folder / SAMPLES, max_new_tokens=params.distill_max_teacher_length
-        )
+        longest = max(len(row["completion"]) for row in prepared.samples)  # of a teacher with another tokenizer too
+        most = max(params.distill_max_teacher_length, longest)
+        samples = EvalSamples(prepared.samples, project.folder / SAMPLES, max_new_tokens=most)
         samples.attach(trainer)
         trainer.add_callback(samples)  # after the line of the evaluation
     if state.is_main_process:

@@ -8,11 +8,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..data.split import Split
+from ..teachers.local.ema import EMA
+from ..teachers.local.weights import SELF
+from ..teachers.multi.entries import read_teachers
 from .usage_snippet import answers_a_message
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from ..config.training_params import LLMTrainingParams
     from ..data.preflight import Example
     from .prepare import PreparedRun
 
@@ -49,8 +53,20 @@ def steps_after(
     if preflight is not None:
         # held-out rows are kept in the folder, and validation rows are found again if a file has them
         held_out = Split.EVAL in prepared.datasets and (params.holdout > 0 or isinstance(params.data_path, str))
-        steps["evaluate it"] = f"aitraining evaluate {named}{'' if held_out else ' --data-path heldout.jsonl'}"
+        rows = "" if held_out else " --data-path heldout.jsonl"
+        steps["evaluate it"] = f"aitraining evaluate {named}{rows}{_compared_with(params)}"
     return {**steps, "serve it": f"aitraining export {named} --to vllm"}
+
+
+def _compared_with(params: LLMTrainingParams) -> str:
+    """Return the flags that name one teacher with one prompt, if the run had several, or one that is not kept."""
+    prompt = " --teacher-prompt-template @prompt.txt"
+    if params.teacher_config is not None:
+        first = read_teachers(params.teacher_config).teachers[0].model
+        return f" --teacher-model {shlex.quote(first if isinstance(first, str) else 'NAME')}{prompt}"
+    if params.teacher_prompt_mixture is not None:
+        return prompt
+    return f" --teacher-model {SELF}" if params.teacher_model == EMA else ""
 
 
 def _ask(place: Path, asked: object) -> str:

@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from ..config.training_params import FIELDS, LLMTrainingParams
-from ..data.atomic_file import make_readable, write_text
+from ..data.atomic_file import make_readable, obstacle, write_text
 from ..data.data_fingerprint import difference
 from ..errors import ProjectError
 from ..prompts.template import text_of_file
@@ -128,8 +128,8 @@ class Project:
             path = Path(value).expanduser() if isinstance(value, (str, os.PathLike)) else None
             if path is not None and path.is_dir() and path.resolve() == self.folder.resolve():
                 raise ProjectError(f"{name} is also the folder of {setting}; give another --project-name.")
-        above = next(p for p in (self.folder, *self.folder.absolute().parents) if p.exists())
-        if not above.is_dir() or not os.access(above, os.W_OK):
+        above = obstacle(self.folder)
+        if above is not None:
             raise ProjectError(f"{name} cannot be created: {str(above)!r} is not a writable folder.")
 
     def as_begun(self, params: LLMTrainingParams) -> LLMTrainingParams:

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from ...data.atomic_file import write_text
+from ...data.atomic_file import obstacle, write_text
 from ...errors import ProjectError
 
 MANIFEST = "export.json"
@@ -41,8 +41,8 @@ class ExportFolder:
                 raise ProjectError(f"{name} is {what}, or holds it; give another --output.")
         if self.path.exists() and not self.path.is_dir():
             raise ProjectError(f"{name} is a file; give --output a folder.")
-        above = next(p for p in (self.path, *self.path.absolute().parents) if p.exists())
-        if not above.is_dir() or not os.access(above, os.W_OK):
+        above = obstacle(self.path)
+        if above is not None:
             raise ProjectError(f"{name} cannot be created: {str(above)!r} is not a writable folder.")
         if not self.path.is_dir() or not any(self.path.iterdir()):
             return
