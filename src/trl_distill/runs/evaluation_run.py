@@ -125,7 +125,7 @@ def _report(
         name = (project or folder).resolve().name
         try:
             paths = write_report(folder, name=name, evaluation=evaluation, advice=advice, project=project)
-            print(f"The page to look at is {paths['page']}.\n")
+            print(f"The report page is {paths['page']}.\n")
         except Exception as error:  # what was found is worth more than its page
             print(f"The page could not be made ({type(error).__name__}: {error}).\n")
 
