@@ -87,11 +87,14 @@ def main() -> int:
     """Run the demo; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--folder", type=Path, default=Path("demo-run"), help="where to write (default demo-run)")
-    folder = parser.parse_args().folder
+    parser.add_argument("--messages", type=int, default=600, help="messages to train on (default 600)")
+    parser.add_argument("--unseen", type=int, default=300, help="messages to evaluate on (default 300)")
+    given = parser.parse_args()
+    folder = given.folder
     folder.mkdir(parents=True, exist_ok=True)
     os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing is fetched, and a failed look-up takes its time
-    write_rows(folder / "queries.jsonl", make_messages(600, held_out=False, seed=0), answers=False)
-    write_rows(folder / "heldout.jsonl", make_messages(300, held_out=True, seed=1), answers=True)
+    write_rows(folder / "queries.jsonl", make_messages(given.messages, held_out=False, seed=0), answers=False)
+    write_rows(folder / "heldout.jsonl", make_messages(given.unseen, held_out=True, seed=1), answers=True)
     (folder / "prompt.txt").write_text(LONG_PROMPT)
     print(f"The long prompt ({folder / 'prompt.txt'}):\n\n{LONG_PROMPT}\n", flush=True)
     project = distil(folder)

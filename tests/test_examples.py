@@ -1,9 +1,10 @@
-"""Each example runs as it stands, in a folder of its own; the demo has its own test."""
+"""Each example runs as it stands, in a folder of its own; the demo on fewer messages."""
 
 from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 
 import pytest
@@ -94,6 +95,18 @@ def test_a_distilled_student_can_be_trained_with_rewards(trainer, tmp_path):
     assert any(line["reward_std"] > 0 for line in lines)  # else there is nothing to learn from
     assert lines[0]["kl"] == pytest.approx(0, abs=1e-4)  # the reference is the distilled student
     assert (tmp_path / "out" / trainer / "model.safetensors").is_file()
+
+
+def test_the_demo_ends_in_a_verdict_with_its_interval_and_the_path_of_the_page(tmp_path):
+    """With fewer messages than `make demo` has, so that the student need not reach the demo's goals."""
+    done = run_fork([str(EXAMPLES / "demo.py"), "--folder", "demo", "--messages", "160", "--unseen", "24"], tmp_path)
+    *_, verdict, outcome, page = done.printed.splitlines()
+    assert re.match(r"It works: the student closes \d+% \(95% interval \d+% to \d+%\) of the gap", verdict)
+    kept = done.code == 0
+    assert outcome == ("The student kept the policy without its prompt." if kept else "The promise was not kept.")
+    report = tmp_path / "demo" / "student" / "report.html"
+    assert page == f"Open {report.resolve()} in a browser."
+    assert verdict.split(":")[0] in report.read_text(encoding="utf-8")
 
 
 def test_every_example_is_short_and_tested():
