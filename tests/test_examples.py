@@ -99,7 +99,7 @@ def test_a_distilled_student_can_be_trained_with_rewards(trainer, tmp_path):
 
 def test_the_demo_ends_in_a_verdict_with_its_interval_and_the_path_of_the_page(tmp_path):
     """With fewer messages than `make demo` has, so that the student need not reach the demo's goals."""
-    done = run_fork([str(EXAMPLES / "demo.py"), "--folder", "demo", "--messages", "160", "--unseen", "24"], tmp_path)
+    done = run_fork([str(EXAMPLES / "demo.py"), "--folder", "demo", "--messages", "240", "--unseen", "30"], tmp_path)
     *_, verdict, outcome, page = done.printed.splitlines()
     assert re.match(r"It works: the student closes \d+% \(95% interval \d+% to \d+%\) of the gap", verdict)
     kept = done.code == 0
