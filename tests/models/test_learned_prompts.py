@@ -111,7 +111,7 @@ def test_an_average_scores_and_writes_through_its_averaged_prompt(kind, tiny_mod
 
 def test_vllm_and_a_learned_prompt_are_refused(tiny_model_dir, tiny_teacher_dir, tmp_path, monkeypatch):
     monkeypatch.setattr("trl_distill.trainer.compatibility.check_vllm", lambda model: None)
-    with pytest.raises(ParamsError, match="kind PROMPT_TUNING has a learned prompt"):
+    with pytest.raises(ParamsError, match="kind PROMPT_TUNING also has a learned prompt"):
         make(
             tiny_model_dir, tiny_teacher_dir, tmp_path, peft=copy.deepcopy(KINDS["prompt"]), use_vllm=True,
             distill_on_policy_fraction=1.0,

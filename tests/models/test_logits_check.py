@@ -105,7 +105,7 @@ def test_a_trainer_learns_what_the_models_own_logits_say(
     model = architectures.tiny(kind, rows=rows)
     bare = copy.deepcopy(model)
     trainer = make(tiny_model_dir, tiny_teacher_dir, tmp_path, model=model, **LOSS)
-    line = f"Student: its {LINE} {type(bare).__name__}"
+    line = f"Student: the {LINE} {type(bare).__name__}"
     assert (line in capsys.readouterr().out) == (kind == UNKNOWN)
     teacher = AutoModelForCausalLM.from_pretrained(tiny_teacher_dir)
     check_a_step(trainer, bare, teacher, at_most=1e-4 if kind == "xlstm" else 2e-5)  # its gates round more
@@ -154,7 +154,7 @@ def test_a_teacher_of_an_unknown_family_teaches_by_its_own_logits(
     trainer = make(
         tiny_model_dir, "unused", tmp_path, model=copy.deepcopy(bare), more={"teacher_model": teacher}, **LOSS
     )
-    assert f": its {LINE} {type(model).__name__}" in capsys.readouterr().out
+    assert f": the {LINE} {type(model).__name__}" in capsys.readouterr().out
     check_a_step(trainer, bare, model)
     assert not hasattr(given, OWN_LOGITS)  # a model of the caller's own stays as it came
 
