@@ -211,7 +211,7 @@ def test_a_parameter_that_a_server_does_not_take_is_left_out_for_the_run(name, s
     assert instead is None or [request.get(instead) for request in sent] == [None, 3, 3, 3]
     assert all("top_p" in request for request in sent)
     (line,) = [record.getMessage() for record in caplog.records]
-    assert f"does not take {name}" in line
+    assert f"does not accept {name}" in line
 
 
 def test_a_server_that_takes_neither_name_of_the_limit_is_a_sentence(ask, server):
