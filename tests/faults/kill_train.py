@@ -110,7 +110,7 @@ def ended(child: int, log: Path, *, wait: bool) -> bool:
 def killed(child: int, step: int, delay: float, log: Path) -> bool:
     """Kill a process `delay` seconds after it has logged a step; False if it came to its end before."""
     while True:
-        steps = re.findall(r"^step +(\d+)/", log.read_text(), re.MULTILINE)
+        steps = re.findall(r"^\S+ +step +(\d+)/", log.read_text(), re.MULTILINE)
         if steps and int(steps[-1]) >= step:
             break
         if ended(child, log, wait=False):

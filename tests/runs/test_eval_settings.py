@@ -117,7 +117,7 @@ def test_a_lower_divergence_is_better_and_a_higher_agreement(metric, higher, set
     [
         (
             {"metric_for_best_model": "bleu", "load_best_model_at_end": True},
-            "metric_for_best_model is 'bleu'; accepted",
+            "metric_for_best_model is 'bleu'; expected one of",
         ),
         ({"metric_for_best_model": "kl"}, "metric_for_best_model has no use"),
         ({"early_stopping_threshold": 0.1}, "early_stopping_threshold has no use"),

@@ -212,8 +212,8 @@ def test_a_budget_of_money_ends_cleanly_and_the_same_command_resumes(command, se
     ("given", "missing"),
     [
         ({"teacher_max_cost": 3.0}, "teacher_max_cost is 3.*teacher_price_input and teacher_price_output"),
-        ({"teacher_max_cost": 3.0, "teacher_price_input": 1.0}, "give teacher_price_output, money"),
-        ({"teacher_price_output": 1.0}, "teacher_price_output is 1.*give teacher_price_input, money"),
+        ({"teacher_max_cost": 3.0, "teacher_price_input": 1.0}, "give teacher_price_output, the cost"),
+        ({"teacher_price_output": 1.0}, "teacher_price_output is 1.*give teacher_price_input, the cost"),
         ({"teacher_max_cost": 0.0}, "teacher_max_cost is 0.0; expected a number above 0"),
     ],
 )

@@ -217,7 +217,9 @@ def test_a_token_budget_ends_the_requests(ask, server):
     assert len(server.requests()) == 1
 
 
-def test_ctrl_c_keeps_received_completions(ask, server):
+def test_ctrl_c_keeps_received_completions(ask, server, request):
+    ignored = signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, ignored))
     server.fail(None, None, *[{"kind": "hang", "seconds": 1.5}] * 4)
 
     def interrupt():
