@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from ...config.export_settings import EXPORT_FIELDS, ExportSettings
 from ...config.fields import is_model
@@ -17,49 +17,12 @@ from ..library_output import quiet, without_library_bars
 from ..project_folder import MANIFEST
 
 if TYPE_CHECKING:
-    from contextlib import AbstractContextManager
-
+    from .form import Form
     from .student import TrainedStudent
-    from .verify import Runtime, Verification
+    from .verify import Verification
 
 PYTHON = in_python(EXPORT_FIELDS, {})
 EXPORTS = "exports"  # folder in a project
-
-
-class Form(Protocol):
-    """A form in which a student is handed over.
-
-    Attributes:
-        runtime: What runs it.
-        dtype: Precision of its weights.
-    """
-
-    runtime: str
-    dtype: str
-
-    def check(self) -> list[str]:
-        """Refuse what cannot be done, before a model loads, and return lines that the user should read."""
-        ...
-
-    def write(self, folder: Path) -> None:
-        """Write the form into an empty folder."""
-        ...
-
-    def finish(self, folder: Path) -> None:
-        """Do what needs the finished folder."""
-        ...
-
-    def next_command(self, folder: Path) -> str:
-        """Return the command that a user runs next."""
-        ...
-
-    def why_not_run(self) -> str | None:
-        """Return why it cannot be run here; None if it can."""
-        ...
-
-    def running(self, folder: Path, length: int) -> AbstractContextManager[Runtime]:
-        """Return its runner, for sequences of at most `length` tokens."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -161,7 +124,7 @@ def _export(run: Any, settings: ExportSettings, to: str) -> Exported:
     return Exported(folder.path, to, command, verification)
 
 
-def _forms() -> Mapping[str, Any]:
+def _forms() -> Mapping[str, type[Form]]:
     from .gguf import GGUF
     from .merged import Merged
     from .mlx import MLX

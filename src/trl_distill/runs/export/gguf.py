@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ...errors import DistillError, ModelError, ParamsError
+from .form import Form
 from .llama_cpp import InProcess, llama_server
 from .merged import notes_on_merging
 from .modelfile import modelfile
@@ -30,18 +31,13 @@ TYPES = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
 MODELFILE = "Modelfile"
 
 
-class GGUF:
-    """The student as one file for llama.cpp.
-
-    Args:
-        student: The student.
-        settings: How it is exported.
-    """
+class GGUF(Form):
+    """The student as one file for llama.cpp."""
 
     runtime = "llama.cpp"
 
     def __init__(self, student: TrainedStudent, settings: ExportSettings) -> None:
-        self.student, self.settings = student, settings
+        super().__init__(student, settings)
         self.dtype = settings.gguf_type or TYPES.get(student.dtype, "f16")
 
     @property
@@ -69,9 +65,6 @@ class GGUF:
             raise DistillError(f"llama.cpp's converter failed: {_reason(done)}.")
         text = modelfile(self.file, self.student)
         (folder / MODELFILE).write_text(text, encoding="utf-8")
-
-    def finish(self, folder: Path) -> None:
-        """Nothing is left to do in the finished folder."""
 
     def next_command(self, folder: Path) -> str:
         greedy = " --temp 0" if self.student.is_greedy else ""
@@ -147,10 +140,15 @@ def _convert(command: list[str], model: Path, file: Path, *more: str) -> subproc
     )
 
 
+def last_line(done: subprocess.CompletedProcess[str]) -> str:
+    """Return the last line of a program's output, in which it says why it failed."""
+    lines = (done.stderr or done.stdout).strip().splitlines()
+    return lines[-1].strip() if lines else f"status {done.returncode}"
+
+
 def _reason(done: subprocess.CompletedProcess[str]) -> str:
-    """Return the last line of a converter's output."""
-    lines = [line for line in (done.stderr or done.stdout).splitlines() if line.strip()]
-    said = lines[-1].strip() if lines else f"status {done.returncode}"
+    """Return why a converter failed."""
+    said = last_line(done)
     if "pre-tokenizer was not recognized" in said:
         return "it does not know the tokenizer (its pre-tokenizer is not among those of llama.cpp)"
     return said.rstrip(".")

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .form import Form
 from .verify import Answer, Runtime
 
 if TYPE_CHECKING:
@@ -15,7 +16,6 @@ if TYPE_CHECKING:
 
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from ...config.export_settings import ExportSettings
     from .rows import Request
     from .student import TrainedStudent
 
@@ -25,18 +25,10 @@ ASK = (
 )
 
 
-class Merged:
-    """The student as one folder of weights and tokenizer.
-
-    Args:
-        student: The student.
-        settings: How it is exported.
-    """
+class Merged(Form):
+    """The student as one folder of weights and tokenizer."""
 
     runtime = "transformers"
-
-    def __init__(self, student: TrainedStudent, settings: ExportSettings) -> None:
-        self.student, self.dtype = student, student.dtype
 
     def check(self) -> list[str]:
         """Refuse what cannot be merged, and return what the user should know."""
@@ -46,15 +38,8 @@ class Merged:
     def write(self, folder: Path) -> None:
         self.student.write_merged(folder)
 
-    def finish(self, folder: Path) -> None:
-        """Nothing is left to do in the finished folder."""
-
     def next_command(self, folder: Path) -> str:
         return f"python -c {shlex.quote(ASK.format(folder=folder))}"
-
-    def why_not_run(self) -> str | None:
-        """Why it cannot be verified here; transformers is always there."""
-        return None
 
     @contextmanager
     def running(self, folder: Path, length: int) -> Iterator[Runtime]:

@@ -11,29 +11,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ...errors import DistillError, ParamsError
+from .form import Form
 from .merged import notes_on_merging
 from .verify import Answer, Runtime
 
 if TYPE_CHECKING:
     from typing import Any
 
-    from ...config.export_settings import ExportSettings
     from .rows import Request
-    from .student import TrainedStudent
 
 
-class MLX:
-    """The student as a folder of mlx_lm.
-
-    Args:
-        student: The student.
-        settings: How it is exported.
-    """
+class MLX(Form):
+    """The student as a folder of mlx_lm."""
 
     runtime = "mlx_lm"
-
-    def __init__(self, student: TrainedStudent, settings: ExportSettings) -> None:
-        self.student, self.dtype = student, student.dtype
 
     def check(self) -> list[str]:
         """Refuse what cannot be merged, and return what the user should know.
@@ -64,15 +55,8 @@ class MLX:
             for path in converted.iterdir():
                 path.rename(folder / path.name)
 
-    def finish(self, folder: Path) -> None:
-        """Nothing is left to do in the finished folder."""
-
     def next_command(self, folder: Path) -> str:
         return f"mlx_lm.generate --model {shlex.quote(str(folder))} --prompt Hello"
-
-    def why_not_run(self) -> str | None:
-        """Why it cannot be verified here; it was converted by what runs it."""
-        return None
 
     @contextmanager
     def running(self, folder: Path, length: int) -> Iterator[Runtime]:

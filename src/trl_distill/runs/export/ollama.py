@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ...errors import DistillError
-from .gguf import GGUF, MODELFILE
+from .gguf import GGUF, MODELFILE, last_line
 from .server import Server
 from .verify import Runtime
 
@@ -54,5 +54,4 @@ class Ollama(GGUF):
             check=False,
         )
         if done.returncode != 0:
-            said = (done.stderr or done.stdout).strip().splitlines()
-            raise DistillError(f"ollama create failed: {said[-1] if said else f'status {done.returncode}'}.")
+            raise DistillError(f"ollama create failed: {last_line(done)}.")

@@ -18,6 +18,7 @@ import torch
 from ...data.atomic_file import make_readable
 from ...errors import ModelError
 from ...teachers.completions.engines.vllm import CPU_CACHE, LORA_RANKS, why_not_applied
+from .form import Form
 from .merged import notes_on_merging
 from .server import free_port, served
 from .verify import Runtime
@@ -57,7 +58,7 @@ serve {model} \\
 HERE = '"$here"'
 
 
-class VLLMServer:
+class VLLMServer(Form):
     """A folder with `serve.sh`.
 
     Args:
@@ -68,7 +69,7 @@ class VLLMServer:
     runtime = "vLLM"
 
     def __init__(self, student: TrainedStudent, settings: ExportSettings) -> None:
-        self.student, self.dtype = student, student.dtype
+        super().__init__(student, settings)
         self.adapter = None if settings.merge else student.source.adapter
 
     def check(self) -> list[str]:
@@ -92,9 +93,6 @@ class VLLMServer:
             self._write_adapter(folder)
         (folder / SCRIPT).write_text(self._script(), encoding="utf-8")
         (folder / SCRIPT).chmod((folder / SCRIPT).stat().st_mode | 0o111)
-
-    def finish(self, folder: Path) -> None:
-        """Nothing is left to do in the finished folder."""
 
     def next_command(self, folder: Path) -> str:
         return f"sh {shlex.quote(str(folder / SCRIPT))}"
