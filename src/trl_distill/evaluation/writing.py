@@ -94,6 +94,6 @@ def texts_of(model: LocalTeacher, prompts: Sequence[Sequence[int]], completions:
     """
     reader = LocalTextTeacher(model)
     return [
-        reader.decode(list(prompt), list(completion.ids[:-1] if completion.finished else completion.ids))
+        reader.decode(list(prompt), completion.without_end)
         for prompt, completion in zip(prompts, completions, strict=True)
     ]

@@ -79,6 +79,11 @@ class Completion:
     reasoning: str = ""
     unusable: str = ""
 
+    @property
+    def without_end(self) -> list[int]:
+        """The token ids, without the token that ends a finished completion."""
+        return list(self.ids[:-1] if self.finished else self.ids)
+
 
 @dataclass(frozen=True)
 class GenerationSettings:

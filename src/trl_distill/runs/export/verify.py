@@ -130,7 +130,7 @@ def expected_of(student: TrainedStudent, requests: Sequence[Request]) -> Expecte
     for start in range(0, len(prompts), settings.batch_size):
         written += model.generate(prompts[start : start + settings.batch_size], settings)
     texts = texts_of(model, prompts, written)
-    ids = [list(completion.ids[:-1] if completion.finished else completion.ids) for completion in written]
+    ids = [completion.without_end for completion in written]
     model.unload()
     del model
     gc.collect()

@@ -33,7 +33,7 @@ def cut_at_string(
     If a token holds the beginning of the stop string and what comes before it, the text that is left is tokenized
     again.
     """
-    ids = list(completion.ids[:-1] if completion.finished else completion.ids)
+    ids = completion.without_end
     text, found = cut_text(_text(tokenizer, ids), stop)
     if not found:
         return completion

@@ -67,7 +67,7 @@ class LocalTextTeacher(TextTeacher):
         read = [self._prompt_ids(prompt) for prompt in prompts]
         written = complete(self.writer, read, settings, store=store, progress=progress)
         return [
-            Completion((), done.finished, self.decode(ids, list(done.ids[:-1] if done.finished else done.ids)))
+            Completion((), done.finished, self.decode(ids, done.without_end))
             for ids, done in zip(read, written, strict=True)
         ]
 
