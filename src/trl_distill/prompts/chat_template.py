@@ -24,6 +24,12 @@ ANOTHER = "give another with --chat-template"
 Options = Mapping[str, object]  # keywords of a chat template, such as `tools`
 
 
+def stops_of(config: GenerationConfig | None) -> list[int]:
+    """Return the ids at which a generation configuration stops: it holds one, several, or none."""
+    stops = getattr(config, "eos_token_id", None)
+    return [stop for stop in (stops if isinstance(stops, (list, tuple)) else [stops]) if stop is not None]
+
+
 @dataclass(frozen=True)
 class TurnEnd:
     """How an assistant's turn ends.
@@ -110,9 +116,7 @@ class ChatTemplate:
 
     def stop_ids(self, config: GenerationConfig | None) -> list[int]:
         """Return every id that ends a completion: those of a model's generation configuration, and `end_tokens`."""
-        configured = getattr(config, "eos_token_id", None)
-        ids = configured if isinstance(configured, (list, tuple)) else [configured]
-        return list(dict.fromkeys(i for i in (*ids, *self.end_tokens) if i is not None))
+        return list(dict.fromkeys([*stops_of(config), *self.end_tokens]))
 
     def render(self, messages: Sequence[Message], options: Options | None = None, *, opening: bool = False) -> str:
         """Return a conversation as text, with what opens an assistant's turn if `opening` is set.

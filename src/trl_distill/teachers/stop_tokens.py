@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
-from ..prompts.chat_template import ChatTemplate
+from ..prompts.chat_template import ChatTemplate, stops_of
 from .base import Teacher, single_teachers
 from .local.cross_tokenizer import CrossTokenizerTeacher
 
@@ -33,11 +33,9 @@ def add_stop_tokens(
     """
     theirs = _ends_of(teacher)
     ends = {*ChatTemplate(tokenizer).end_tokens, *theirs}
-    own = generation.eos_token_id
-    stops = [*own] if isinstance(own, (list, tuple)) else [own]
     learned = {token for ids in completions for token in ids[-ENDING:]} & ends
     taught = sorted(learned | {*(theirs if all_ends else ())})
-    stops = [stop for stop in dict.fromkeys([*stops, *taught]) if stop is not None]
+    stops = list(dict.fromkeys([*stops_of(generation), *taught]))
     generation.eos_token_id = stops if len(stops) > 1 else stops[0] if stops else None
 
 

@@ -14,6 +14,7 @@ from ...data.atomic_file import make_readable
 from ...errors import ModelError
 from ...models.generation_config import make_saveable
 from ...models.loading import ModelSource, resolve
+from ...prompts.chat_template import stops_of
 from ..evaluation_inputs import KnownRun
 from ..project_folder import MANIFEST, OURS
 
@@ -81,8 +82,7 @@ class TrainedStudent:
     @property
     def stops(self) -> list[int]:
         """The ids of the tokens at which it stops."""
-        ends = self.generation_config.eos_token_id
-        return [] if ends is None else list(ends) if isinstance(ends, (list, tuple)) else [ends]
+        return stops_of(self.generation_config)
 
     @property
     def is_greedy(self) -> bool:
