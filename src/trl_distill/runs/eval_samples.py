@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +16,7 @@ from ..data.atomic_file import write_text
 from ..models.generation import GenerationSettings
 from ..trainer.completion_source import student_writes
 from ..trainer.mixin import DistillationMixin
+from .log_lines import read_lines
 from .progress import clock, show
 
 if TYPE_CHECKING:
@@ -60,7 +60,9 @@ class EvalSamples(TrainerCallback):
         """Generate the completions before training; a resumed run has them in the file."""
         if self.trainer is None or not state.is_world_process_zero:
             return
-        kept = [line for line in _lines(self.path) if line["step"] <= state.global_step] if state.global_step else []
+        kept = (
+            [line for line in read_lines(self.path) if line["step"] <= state.global_step] if state.global_step else []
+        )
         known = {line["row"]: line["before"] for line in kept}
         numbers = [row["row"] for row in self.rows]
         self.before = [known[n] for n in numbers] if known.keys() >= set(numbers) else self._written()
@@ -110,11 +112,3 @@ def _short(text: str, *, end: bool = False) -> str:
     if len(line) <= SHOWN:
         return line
     return f"...{line[-SHOWN:]}" if end else f"{line[:SHOWN]}..."
-
-
-def _lines(path: Path) -> list[dict[str, Any]]:
-    found = []
-    for text in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
-        with suppress(ValueError):  # cut by a kill
-            found.append(json.loads(text))
-    return found

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
-from contextlib import suppress
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from transformers import TrainerCallback
 
 from ..data.atomic_file import write_text
+from .log_lines import read_lines
 
 if TYPE_CHECKING:
     from transformers import TrainerControl, TrainerState, TrainingArguments
@@ -39,7 +39,7 @@ class MetricsFile(TrainerCallback):
         """Write the lines up to the checkpoint that is resumed from, including those missing from its history."""
         if not state.is_world_process_zero:
             return
-        lines = {_key(line): line for line in _lines(self.path) if line["step"] <= state.global_step}
+        lines = {_key(line): line for line in read_lines(self.path) if line["step"] <= state.global_step}
         history = [_figures(entry) for entry in state.log_history]
         kept = [lines.pop(_key(entry), {**entry, "time": None}) for entry in history]
         # an evaluation at the end of an epoch follows a checkpoint of the same step
@@ -71,13 +71,6 @@ def _figures(entry: Mapping[str, float]) -> Line:
 def _text(line: Line) -> str:
     front = {name: line.get(name) for name in ("step", "epoch", "time")}
     return json.dumps({**front, **{name: value for name, value in line.items() if name not in front}}) + "\n"
-
-
-def _lines(path: Path) -> Iterator[Line]:
-    """Yield the lines of a file; one that a kill has cut is left out."""
-    for text in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
-        with suppress(ValueError):
-            yield json.loads(text)
 
 
 def _key(line: Line) -> str:
