@@ -10,12 +10,14 @@ begins. Ends with exit code 1 at the first difference.
 from __future__ import annotations
 
 import argparse
+import faulthandler
 import json
 import os
 import random
 import shutil
 import signal
 import sys
+import threading
 import time
 import warnings
 from pathlib import Path
@@ -23,6 +25,7 @@ from pathlib import Path
 os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", OMP_NUM_THREADS="1", ACCELERATE_USE_CPU="1")
 
 import torch
+from tqdm import tqdm
 from transformers import AutoModelForCausalLM  # noqa: F401 - loaded before the forks
 
 import trl_distill.runs.api  # noqa: F401
@@ -49,6 +52,7 @@ def start(arguments: list[str]) -> int:
         child = os.fork()
     if child:
         return child
+    faulthandler.dump_traceback_later(240, exit=True)  # whatever waits that long is stuck
     silent = os.open(os.devnull, os.O_WRONLY)
     os.dup2(silent, 1)
     try:
@@ -109,6 +113,7 @@ if __name__ == "__main__":
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
     torch.set_num_threads(1)
+    tqdm.set_lock(threading.RLock())  # a fork killed while it holds the default one stops the rest
     teaching.ROWS = 4  # shards small enough for many of them
     given.folder.mkdir(parents=True, exist_ok=True)
     rows = ({"text": f"{WORDS[i % 10]} {WORDS[i * 3 % 10]} {WORDS[i // 10]}"} for i in range(ROWS))

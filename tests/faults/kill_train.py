@@ -10,6 +10,7 @@ are compared byte by byte; a difference ends the script with exit code 1. Both m
 from __future__ import annotations
 
 import argparse
+import faulthandler
 import json
 import os
 import random
@@ -17,6 +18,7 @@ import re
 import shutil
 import signal
 import sys
+import threading
 import time
 import warnings
 from collections.abc import Callable
@@ -29,6 +31,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import torch
 from conftest import make_model
 from datasets import load_dataset
+from tqdm import tqdm
 from transformers import AutoModelForCausalLM  # noqa: F401 - loaded before the forks
 
 import trl_distill.runs.api  # noqa: F401
@@ -85,6 +88,7 @@ def start(work: Callable[[], None], log: Path) -> int:
         child = os.fork()
     if child:
         return child
+    faulthandler.dump_traceback_later(240, exit=True)  # whatever waits that long is stuck
     written = os.open(log, os.O_WRONLY | os.O_APPEND)
     os.dup2(written, 1)
     os.dup2(written, 2)
@@ -156,6 +160,7 @@ if __name__ == "__main__":
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
     torch.set_num_threads(1)
+    tqdm.set_lock(threading.RLock())  # a fork killed while it holds the default one stops the rest
     for name, hidden in (("student", 32), ("teacher", 48)):
         config = make_model(given.folder / name, hidden=hidden) / "config.json"
         config.write_text(json.dumps({**json.loads(config.read_text()), "attention_dropout": 0.1}))
