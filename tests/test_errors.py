@@ -46,3 +46,8 @@ def test_nearest_suggests_similar_names():
         " Did you mean 'colb' or 'cola'?",
     )
     assert errors.nearest("a", []) == ""
+
+
+def test_a_message_shows_the_control_characters_that_it_quotes():
+    for kind in (errors.DataError, errors.ProjectError, errors.RunInterrupted):
+        assert str(kind("line 3: \x1b[2Jgone\u202e")) == r"line 3: \x1b[2Jgone\u202e"

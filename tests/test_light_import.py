@@ -20,6 +20,7 @@ FOUNDATION = (
     "config.training_params",
     "config.validation",
     "errors",
+    "printable",
     "prompts.template",
     "trainer.registry",
 )

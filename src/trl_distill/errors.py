@@ -9,6 +9,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Sequence
 
+from .printable import printable
+
 __all__ = [
     "DataError",
     "DistillError",
@@ -24,9 +26,15 @@ __all__ = [
 
 
 class DistillError(Exception):
-    """Root of the tree; a failure while running (exit 1)."""
+    """Root of the tree; a failure while running (exit 1).
+
+    A message may quote data, files and servers: `str` writes their control characters out.
+    """
 
     exit_code = 1
+
+    def __str__(self) -> str:
+        return printable(super().__str__())
 
 
 class UsageError(DistillError, ValueError):

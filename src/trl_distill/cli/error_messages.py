@@ -10,6 +10,7 @@ from contextlib import contextmanager
 import click
 
 from ..errors import DistillError
+from ..printable import printable
 
 LONGEST = 600  # characters of an unexpected error's text
 # lower-case letters and underscores alone are a name, such as hf_deepspeed_config
@@ -44,8 +45,8 @@ def without_secrets(text: str) -> str:
 
 def _exit(sentence: str, code: int, *, debug: bool) -> None:
     if debug:
-        click.echo(without_secrets(traceback.format_exc()), err=True, nl=False)
-    click.echo(f"aitraining: error: {without_secrets(_line(sentence))}", err=True)
+        click.echo(printable(without_secrets(traceback.format_exc())), err=True, nl=False)
+    click.echo(f"aitraining: error: {printable(without_secrets(_line(sentence)))}", err=True)
     raise click.exceptions.Exit(code) from None
 
 

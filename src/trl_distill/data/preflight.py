@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..config.setting_names import name_settings
+from ..printable import printable
 from ..prompts.fitting import Limit
 from ..prompts.messages import Prompt
 from .arrow_values import array_of, column_of, counts_of, lengths_of
@@ -220,7 +221,7 @@ class Preflight:
         lines = [name_settings(line) for line in lines]
         for label, text in self._first_texts():
             lines += [f"  {label}:", *(f"    | {line}" for line in text.split("\n"))]
-        return "\n".join(lines)
+        return printable("\n".join(lines))
 
     def _cut(self) -> list[str]:
         lines, others = [], self.completions_cut - self.unfinished

@@ -14,6 +14,8 @@ import torch
 from tqdm.auto import tqdm
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 
+from ..printable import printable
+
 if TYPE_CHECKING:
     from transformers import Trainer, TrainerControl, TrainerState, TrainingArguments
 
@@ -151,8 +153,8 @@ class ProgressLines(TrainerCallback):
 
 
 def show(text: str) -> None:
-    """Print a line above the bar, if there is one."""
-    tqdm.write(text, file=sys.stdout)
+    """Print a line above the bar, if there is one, with control characters written out."""
+    tqdm.write(printable(text), file=sys.stdout)
     sys.stdout.flush()
 
 

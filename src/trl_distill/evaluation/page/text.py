@@ -9,12 +9,8 @@ from itertools import groupby
 
 from markupsafe import Markup, escape
 
-# C0, DEL, C1, soft hyphen, directional marks, zero width, line separators, embeddings, isolates, byte-order mark, tags,
-# and surrogates, which no file in UTF-8 can hold
-HIDDEN = re.compile(
-    "[\x00-\x1f\x7f-\x9f\xad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\ud800-\udfff"
-    "\U000e0000-\U000e007f]"
-)
+from ...printable import HIDDEN
+
 NEWLINES = re.compile(r"(?:\r?\n){4,}")
 WORDS = re.compile(r"\s+|\w+|[^\w\s]")
 LEAST_IN_COMMON = 0.3  # below this two texts are different as a whole, and marks in them would say nothing
