@@ -165,6 +165,33 @@ def test_a_default_system_message_of_the_chat_template_stays(chat_model_dir, tin
     assert "student_system" not in said  # is what was given
 
 
+@pytest.mark.parametrize(
+    ("messages", "settings", "said"),
+    [
+        (
+            ROW,
+            {"teacher_system": "e f"},
+            "which neither model reads: teacher_system replaces them; student_system keep",
+        ),
+        (
+            ROW,
+            {"teacher_system": "e", "student_system": "keep"},
+            "only the student reads: teacher_system replaces them",
+        ),
+        (ROW, {}, None),
+        (ROW[1:], {"teacher_system": "e f"}, None),
+    ],
+    ids=["neither", "student", "kept", "row-without"],
+)
+def test_the_preflight_says_that_rows_lose_their_system_message(
+    messages, settings, said, chat_model_dir, tiny_teacher_dir, tmp_path, capsys
+):
+    read(chat_model_dir, tiny_teacher_dir, tmp_path, messages, **settings)
+    shown = capsys.readouterr().out
+    assert "Pre-flight" in shown
+    assert said in shown if said else "of its own" not in shown
+
+
 CHAT = [{"role": "system", "content": "x"}, {"role": "user", "content": "{input}"}]
 
 

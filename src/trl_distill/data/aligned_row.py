@@ -28,6 +28,7 @@ class AlignedRow:
         finished: Whether the completion ends there; one that was cut is taught no end.
         chat: Whether the student's prompt is chat messages.
         dropped: Whether the student reads the teacher's prompt.
+        own_system: Whether the row has a system message of its own.
         foreign: Whether the teacher's chat template would write the assistant's turn in other words.
         unusable: Why there is nothing to learn; empty if there is.
         opening: `Turn.opening` as JSON; empty if the prompt ends in the generation prompt.
@@ -54,6 +55,7 @@ class AlignedRow:
     finished: bool = True
     chat: bool = False
     dropped: bool = False
+    own_system: bool = False
     foreign: bool = False
     unusable: str = ""
     opening: str = ""

@@ -154,7 +154,7 @@ class Preflight:
             schedule=recipe.schedule,
             estimated=recipe.estimates,
             dropped=int(array_of(rows, "dropped").sum()),
-            notes=notes_of(recipe),
+            notes=(*notes_of(recipe), *_unread_systems(int(array_of(rows, "own_system").sum()), recipe)),
             warning=_warning(rows, recipe),
             unfinished=int((~finished & (sources == "teacher")).sum()),
             limit=recipe.student.limit,
@@ -327,6 +327,19 @@ def _warning(rows: Dataset, recipe: RowRecipe) -> str:
         "no prompt token is saved: the teacher's prompt is not longer than the student's; lengthen it with "
         f"--teacher-system or --teacher-prompt-template, or shorten the student's with --student-prompt-template{drop}"
     )
+
+
+def _unread_systems(count: int, recipe: RowRecipe) -> tuple[str, ...]:
+    """Return a note if `teacher_system` replaces system messages of the rows."""
+    student, teacher = recipe.student.template.system, recipe.teacher.template.system
+    if not count or teacher.keep:
+        return ()
+    rows = f"{count:,} rows have system messages of their own"
+    rows = "1 row has a system message of its own" if count == 1 else rows
+    if student.keep:
+        return (f"{rows}, which only the student reads: --teacher-system replaces them for the teacher",)
+    keep = "; --student-system keep leaves them to the student" if student.text is None else ""
+    return (f"{rows}, which neither model reads: --teacher-system replaces them{keep}",)
 
 
 def notes_of(*recipes: RowRecipe) -> tuple[str, ...]:

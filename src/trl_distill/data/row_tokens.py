@@ -16,6 +16,7 @@ from ..prompts.multi_turn import MaskedSequence, aligned_columns, conversation_o
 from ..prompts.rendering import options_of, own_prompt, render
 from ..prompts.row import AssistantTurns, Row
 from ..prompts.serving_template import Frame, frame_of
+from ..prompts.template import SYSTEM_ROLES
 from ..prompts.tokenization import tokenize_after, tokenize_completion, tokenize_prompt
 from .aligned_row import AlignedRow, Source
 from .rows import was_cut
@@ -111,6 +112,7 @@ class RowTokens:
             self._put_text()
             return
         out.finished = out.source == "teacher" or not was_cut(row.values)
+        out.own_system = any(message["role"] in SYSTEM_ROLES for message in row.history or [])
         frame = self.frame()
         out.frame = WITH_TOOLS if frame is None else frame.key
         if row.history is not None and out.source == "data" and recipe.columns.assistant_turns:

@@ -98,7 +98,7 @@ def of_training(history: Logs, rows: Sequence[TrainedRow], params: LLMTrainingPa
     asked = [row for row in rows if row.written is not None]
     if asked:
         endless, repeated = sum(row.finished is False for row in asked), sum(row.repeats for row in asked)
-        yield from _does_not_end(endless, repeated, len(asked), learned_ends=True)
+        yield from _does_not_end(endless, repeated, len(asked))
 
 
 def of_evaluation(evaluation: Evaluation) -> Iterator[Advice]:
@@ -107,12 +107,11 @@ def of_evaluation(evaluation: Evaluation) -> Iterator[Advice]:
     rows = len(evaluation.inputs)
     if after is not None and rows:
         ends = teacher is None or teacher.finished_share > MOST
-        yield from _does_not_end(
-            rows - sum(after.finished), sum(after.repeats), rows, learned_ends=ends, of="evaluation"
-        )
+        endless = rows - sum(after.finished) if ends else 0  # else the limit is what ends them, which is said below
+        yield from _does_not_end(endless, sum(after.repeats), rows, of="evaluation")
     if teacher is not None and teacher.finished_share <= MOST and rows:
         ended = f"the teacher ended {sum(teacher.finished):,} of {rows:,} completions"
-        text = f"{ended}; raise --distill-max-teacher-length, or give --teacher-stop the text with which it continues."
+        text = f"{ended}; raise --max-new-tokens, or train with the --teacher-stop with which its answers end."
         yield _advice("most_completions_cut", text, of="evaluation")
     yield from _teacher_is_worse(evaluation)
     cost = evaluation.cost
@@ -166,16 +165,11 @@ def _not_falling(history: Logs, params: LLMTrainingParams) -> Iterator[Advice]:
     yield _advice("divergence_not_falling", f"{text}; {remedy}.")
 
 
-def _does_not_end(
-    endless: int, repeated: int, rows: int, *, learned_ends: bool, of: str = "training"
-) -> Iterator[Advice]:
+def _does_not_end(endless: int, repeated: int, rows: int, *, of: str = "training") -> Iterator[Advice]:
     """Yield warnings if the student repeats itself or does not stop."""
     more = "train longer (--epochs) or with a higher --lr"
     if endless > MOST * rows:
-        ends = "raise --distill-max-teacher-length or --block-size, so that completions are learned to their end"
-        text = (
-            f"the student does not end {endless:,} of {rows:,} completions by itself; {more if learned_ends else ends}."
-        )
+        text = f"the student does not end {endless:,} of {rows:,} completions by itself; {more}."
         yield _advice("student_does_not_end", text, of=of)
     if repeated > MOST * rows:
         text = f"the student repeats itself in {repeated:,} of {rows:,} completions; {more}, or give more rows."
