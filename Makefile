@@ -4,7 +4,7 @@ BIN := .venv/bin
 WORKERS ?= 2
 READY := .venv/.ready
 
-.PHONY: demo check test kernels lint typecheck bench docs clean
+.PHONY: demo check test kernels faults lint typecheck bench docs clean
 
 demo: $(READY)
 	$(BIN)/python examples/demo.py
@@ -19,6 +19,10 @@ test: $(READY)
 # the losses' tests by Triton's interpreter, of which `make test` runs a selection; some minutes
 kernels: $(READY)
 	KERNEL_CASES=all $(BIN)/python -m pytest tests/losses/test_kernels.py
+
+# kills, damage, two runs and hostile input: the long forms of what tests/faults/test_*.py run; an hour or so
+faults: $(READY)
+	$(BIN)/python tests/faults/run_all.py
 
 lint: $(READY)
 	$(BIN)/ruff check

@@ -64,3 +64,31 @@ def test_the_gpu_benchmark_refuses_an_unknown_part(run, capsys):
     with pytest.raises(SystemExit, match="2"):
         run("loss", "--tiny")
     assert "unknown part loss; expected one of head, step and prompt." in capsys.readouterr().err
+
+
+@pytest.mark.cpu
+def test_a_soak_measures_memory_and_the_time_of_each_step(tmp_path):
+    arguments = ["--steps", "20", "--every", "10", "--folder", str(tmp_path), "--json"]
+    done = run_fork([str(BENCHMARKS / "soak.py"), *arguments], tmp_path)
+    found = json.loads(done.printed.splitlines()[-1])  # a busy machine may fail it for its time
+    assert abs(found["resident memory"]) < 0.1, done.errors[-3000:]
+    assert "time of a step" in found
+    assert {path.name for path in tmp_path.glob("store*")} == {"store", "store-1", "store-2"}
+
+
+@pytest.mark.cpu
+def test_a_soak_fails_on_memory_or_steps_that_grow(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    soak = importlib.import_module("soak")
+    flat, warming = [100.0] * 900, [50.0] * 100
+    growing = [*warming, *(100 + 0.01 * i for i in range(900))]
+
+    def names(seconds, resident, on_device=()):
+        found = soak.failures(soak.changes(soak.Measured(seconds, resident, list(on_device))))
+        return [line.partition(" changes")[0] for line in found]
+
+    assert names([*warming, *flat], [*warming, *flat], [*warming, *flat]) == []
+    assert names([*warming, *flat], growing) == ["resident memory"]
+    assert names([*warming, *flat], [*warming, *flat], growing) == ["device memory"]
+    slower = [*warming, *flat[:450], *(120.0 for _ in range(450))]
+    assert names(slower, [*warming, *flat]) == ["time of a step"]

@@ -1,10 +1,10 @@
 """Kills `aitraining teach` at random moments and compares what is left with an uninterrupted store.
 
-    python tests/faults/kill_teach.py --kills 20 --folder /tmp/faults
+    python tests/faults/kill_teach.py --folder /tmp/faults [--long] [--kills 8]
 
-Each attempt is a process of its own that ends by SIGKILL, forked from one that has the libraries loaded, so that the
-moments fall into the work and not into imports. A store that gets complete is compared byte by byte, and the next
-begins. Ends with exit code 1 at the first difference.
+Each attempt is a process of its own that ends by SIGKILL, forked from one that has the libraries loaded. The moment is
+when a drawn number of bytes has been written, or up to a twentieth of a second later. A store that gets complete is
+compared byte by byte, and the next begins. Ends with exit code 1 at the first difference.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import sys
 import threading
 import time
 import warnings
+from contextlib import suppress
 from pathlib import Path
 
 os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", OMP_NUM_THREADS="1", ACCELERATE_USE_CPU="1")
@@ -33,7 +34,8 @@ from trl_distill.cli import main
 from trl_distill.teachers.target_store import writer as teaching
 
 WORDS = ["red", "blue", "green", "cat", "dog", "bird", "sun", "moon", "tree", "fish"]
-ROWS = 40
+ROWS = 24
+SHORT, LONG = 8, 60  # kills
 
 
 def command(folder: Path, store: Path) -> list[str]:
@@ -80,19 +82,36 @@ def finished(child: int) -> bool:
     return True
 
 
+def written(store: Path) -> int:
+    """Return the bytes in a store that a process may be writing."""
+    sizes = 0
+    for folder, _, names in os.walk(store):
+        for name in names:
+            with suppress(FileNotFoundError):  # renamed meanwhile
+                sizes += os.stat(os.path.join(folder, name)).st_size
+    return sizes
+
+
+def ended(child: int) -> bool:
+    """Whether a process has ended; it can still be waited for."""
+    return os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+
+
 def kill_loop(folder: Path, kills: int, seed: int) -> dict[str, int]:
     """Return how many kills were made and how many stores were compared."""
     moments = random.Random(seed)
     whole, broken = folder / "whole", folder / "broken"
-    began = time.monotonic()
     if not finished(start(command(folder, whole))):
         sys.exit("the uninterrupted run was killed")
-    takes, expected = time.monotonic() - began, contents(whole)
+    expected, size = contents(whole), written(whole)
     done = {"kills": 0, "stores": 0}
     while done["kills"] < kills or broken.exists():
+        bytes_at_kill = moments.uniform(written(broken), size)
         child = start(command(folder, broken))
         if done["kills"] < kills:
-            time.sleep(moments.uniform(0, takes))
+            while not ended(child) and written(broken) < bytes_at_kill:
+                time.sleep(0.001)
+            time.sleep(moments.uniform(0, 0.05))
             os.kill(child, signal.SIGKILL)
         if not finished(child):
             done["kills"] += 1
@@ -108,7 +127,8 @@ def kill_loop(folder: Path, kills: int, seed: int) -> dict[str, int]:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--kills", type=int, help=f"default: {SHORT}, with --long {LONG}")
+    parser.add_argument("--long", action="store_true")
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
@@ -118,4 +138,4 @@ if __name__ == "__main__":
     given.folder.mkdir(parents=True, exist_ok=True)
     rows = ({"text": f"{WORDS[i % 10]} {WORDS[i * 3 % 10]} {WORDS[i // 10]}"} for i in range(ROWS))
     (given.folder / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    print(json.dumps(kill_loop(given.folder, given.kills, given.seed)))
+    print(json.dumps(kill_loop(given.folder, given.kills or (LONG if given.long else SHORT), given.seed)))

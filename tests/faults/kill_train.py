@@ -1,6 +1,6 @@
 """Kills training at random steps, goes on from its last checkpoint, and compares the student with an uninterrupted one.
 
-    python tests/faults/kill_train.py --cases command self --kills 5 --folder /tmp/faults
+    python tests/faults/kill_train.py --folder /tmp/faults [--long] [--cases command self] [--kills 2]
 
 Each attempt is a process of its own, forked from one that has the libraries loaded, that ends by SIGKILL a moment after
 a step that was drawn: within the next step, or while a checkpoint is written. The last attempt runs to the end. Weights
@@ -40,7 +40,8 @@ from trl_distill.cli import main
 from trl_distill.errors import ParamsError
 from trl_distill.runs.progress import show_lines
 
-ROWS, STEPS = 40, 20
+ROWS, STEPS = 24, 14
+SHORT, LONG = 2, 10  # kills of each case
 PROMPT = "t h e s e a r e t h e r u l e s o f t h e g a m e {input}"
 # what `aitraining llm` is given in addition to the data: teacher and student
 CASES = {
@@ -155,7 +156,8 @@ def kill_loop(case: str, folder: Path, kills: int, seed: int) -> int:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", nargs="+", choices=CASES, default=[*CASES])
-    parser.add_argument("--kills", type=int, default=5)
+    parser.add_argument("--kills", type=int, help=f"of each case; default: {SHORT}, with --long {LONG}")
+    parser.add_argument("--long", action="store_true")
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
@@ -167,4 +169,5 @@ if __name__ == "__main__":
     letters = random.Random(1)  # some prompts have more in common than the template
     texts = [f"p l a y {letters.choice('ab')} {letters.choice('abcd')} {letters.choice('xyz')}" for _ in range(ROWS)]
     (given.folder / "data.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
-    print(json.dumps({case: kill_loop(case, given.folder, given.kills, given.seed) for case in given.cases}))
+    kills = given.kills or (LONG if given.long else SHORT)
+    print(json.dumps({case: kill_loop(case, given.folder, kills, given.seed) for case in given.cases}))

@@ -18,12 +18,12 @@ def finished(script: str, *arguments: str) -> dict[str, int]:
     return dict(json.loads(done.stdout.splitlines()[-1]))
 
 
-def test_a_store_killed_at_20_moments_is_the_uninterrupted_one(tmp_path):
-    counted = finished("kill_teach.py", "--kills", "20", "--folder", str(tmp_path))
-    assert counted["kills"] == 20
+def test_a_store_killed_at_eight_moments_is_the_uninterrupted_one(tmp_path):
+    counted = finished("kill_teach.py", "--kills", "8", "--folder", str(tmp_path))
+    assert counted["kills"] == 8
     assert counted["stores"] >= 1
 
 
-def test_training_killed_at_five_random_steps_ends_in_the_uninterrupted_student(tmp_path):
-    counted = finished("kill_train.py", "--kills", "5", "--folder", str(tmp_path))
-    assert counted == dict.fromkeys(["command", "self", "store", "script"], 5)
+def test_training_killed_at_two_random_steps_ends_in_the_uninterrupted_student(tmp_path):
+    counted = finished("kill_train.py", "--kills", "2", "--folder", str(tmp_path))
+    assert counted == dict.fromkeys(["command", "self", "store", "script"], 2)
