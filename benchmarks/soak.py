@@ -184,7 +184,10 @@ def main() -> int:
     changed = changes(measured)
     on = accelerator()
     print(machine("torch", "transformers", "trl"))
-    print(f"{options.steps:,} steps{'' if on is None else f' on {torch.get_device_module(on).get_device_name()}'}, ", end="")
+    print(
+        f"{options.steps:,} steps{'' if on is None else f' on {torch.get_device_module(on).get_device_name()}'}, ",
+        end="",
+    )
     print(f"every {options.every} an evaluation, a checkpoint and a new store; the first tenth is warm-up\n")
     print(report(measured))
     print("\n" + ", ".join(f"{name} {share:+.2%}" for name, share in changed.items()))

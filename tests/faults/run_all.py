@@ -2,8 +2,8 @@
 
     python tests/faults/run_all.py [NAME ...] [--folder DIR]
 
-A script here takes `--folder`, where it writes, and `--long`. Its last line is a JSON object of what it counted, and its
-exit code is 0 if every promise held. Tests in files of this folder (`test_...`) run the short forms.
+A script here takes `--folder`, where it writes, and `--long`. Its last line is a JSON object of what it counted, and it
+ends with exit code 0 if every promise held. The tests of this folder (`test_...`) run the short forms.
 """
 
 from __future__ import annotations
@@ -25,7 +25,9 @@ LONGEST = 3600  # seconds of a script
 
 def scripts() -> list[Path]:
     """Return the scripts of this folder, without this one, tests, and modules that scripts share (`_...`)."""
-    return sorted(p for p in FOLDER.glob("*.py") if p.name != Path(__file__).name and not p.name.startswith(("test_", "_")))
+    return sorted(
+        p for p in FOLDER.glob("*.py") if p.name != Path(__file__).name and not p.name.startswith(("test_", "_"))
+    )
 
 
 def counted(script: Path, folder: Path) -> str:
@@ -39,7 +41,9 @@ def counted(script: Path, folder: Path) -> str:
     if done.returncode:
         raise RuntimeError(f"exit code {done.returncode}\n{(done.stdout + done.stderr)[-3000:]}")
     found: dict[str, object] = json.loads(done.stdout.splitlines()[-1])
-    return ", ".join(f"{name} {value:,}" if isinstance(value, int) else f"{name} {value}" for name, value in found.items())
+    return ", ".join(
+        f"{name} {value:,}" if isinstance(value, int) else f"{name} {value}" for name, value in found.items()
+    )
 
 
 def main() -> int:
