@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import ast
+import json
 import subprocess
 import sys
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
@@ -83,6 +86,102 @@ except SystemExit as end:
     assert end.code == {code}, end.code
 """
     assert heavy_after(run) == []
+
+
+# each is refused with this text in its sentence
+MISTAKES = {
+    "llm --model embedded --data-path {data}": "--teacher-model is missing",
+    "llm --model embedded --data-path {data} --teacher-store {there}/store": "--teacher-model is missing",
+    "{run} --data-path {there}/nowhere.jsonl": "no such file or folder",
+    "{run} --data-path {data} --retain-data {there}/nowhere.jsonl": "--retain-data",
+    "{run} --data-path {data} --text-column question": "no column 'question'",
+    "llm --model embedded --trainer sft --data-path {data} --completion-column answer": "no column 'answer'",
+    "{run} --data-path {data} --teacher-prompt-template {{topic}}{{input}}": "the field {{topic}}",
+    "{run} --data-path {data} --valid-split test": "--valid-split is 'test'",
+    "{run} --data-path {data} --eval-samples 3": "--eval-samples needs rows",
+    "{run} --data-path {data} --chat-template {there}/no.jinja": "is not a template, a file or a model",
+    "{run} --data-path {data} --log wandb": "`pip install wandb`",
+    "{run} --data-path {data} --trainer foo": "not registered",
+    "{run} --data-path {data} --project-name {project}": "holds a finished run",
+    "llm --model ./nowhere --teacher-model embedded --data-path {data}": "--model './nowhere' is not a folder",
+    "llm --model nowhere --teacher-model embedded --data-path {data}": "--model 'nowhere': no configuration",
+    "llm --model embedded --teacher-model ./nowhere --data-path {data}": "--teacher-model './nowhere'",
+    "llm --model embedded --teacher-config {there}/teachers.yaml --data-path {data}": "'./nowhere' is not a folder",
+    "teach --model embedded --teacher-model embedded --data-path {there}/nowhere.jsonl --output store": "no such file",
+    "evaluate {project} --data-path {there}/nowhere.jsonl": "no such file or folder",
+    "evaluate {project} --data-path {data} --metric foo": "--metric 'foo' is unknown",
+    "evaluate {project} --data-path {data} --reference-column answer": "no column 'answer'",
+    "evaluate {project} --data-path {data} --judge foo": "--judge 'foo' is not a model on a server",
+    "evaluate {project} --data-path {data} --teacher-model ./nowhere": "--teacher-model './nowhere'",
+    "evaluate {project} --data-path {data} --before ./nowhere": "'./nowhere' is not a folder",
+    "evaluate --student ./nowhere --teacher-model embedded --data-path {data}": "'./nowhere' is not a folder",
+    "export {project} --to gguf": "llama.cpp's converter",
+    "export {project} --to mlx": "mlx_lm is not installed",
+    "export {project} --to vllm --output {data}": "is a file",
+    "export {project} --to vllm --verify 3 --data-path {there}/nowhere.jsonl": "no such file or folder",
+}  # fmt: skip
+RUN_ALL = """
+import contextlib, io, sys
+from trl_distill.cli import main
+
+def said(words):
+    with contextlib.redirect_stderr(io.StringIO()) as errors:
+        try:
+            main(words)
+        except SystemExit as end:
+            return end.code, errors.getvalue()
+
+for words, expected in {commands}:
+    code, errors = said(words)
+    assert code == 2 and errors.count(chr(10)) == 1 and expected in errors, (words, code, errors)
+    assert "torch" not in sys.modules, words
+"""
+
+
+def finished_project(folder):
+    """Make the files that say that a run has finished, all of its settings but the model at their defaults."""
+    folder.mkdir()
+    files = {"run.json": {"files": {}}, "metrics.json": {"metrics": {}}, "config.json": {}}
+    for name, content in files.items():
+        (folder / name).write_text(json.dumps(content))
+    (folder / "config.yaml").write_text("model: embedded\nteacher_model: embedded\n")
+    return folder
+
+
+def test_mistakes_that_need_no_torch_are_found_before_it_is_imported(tmp_path, monkeypatch):
+    (tmp_path / "data.jsonl").write_text('{"text": "red cat"}\n')
+    (tmp_path / "teachers.yaml").write_text("- model: ./nowhere\n")
+    places = {"there": tmp_path, "data": tmp_path / "data.jsonl", "project": finished_project(tmp_path / "project")}
+    places["run"] = f"llm --model embedded --teacher-model embedded --project-name {tmp_path / 'run'}"
+    commands = [(command.format(**places).split(), expected.format()) for command, expected in MISTAKES.items()]
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("PATH", "/nowhere")  # no converter
+    assert "torch" not in heavy_after(RUN_ALL.format(commands=commands))
+
+
+class EmptyHub(BaseHTTPRequestHandler):
+    """A Hub that has no model."""
+
+    def do_GET(self):
+        self.send_response(404)
+        self.send_header("X-Error-Code", "RepoNotFound")
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def log_message(self, *args):
+        pass
+
+
+def test_a_hub_model_is_looked_for_before_torch_is_imported(tmp_path, monkeypatch):
+    (tmp_path / "data.jsonl").write_text('{"text": "red cat"}\n')
+    with HTTPServer(("127.0.0.1", 0), EmptyHub) as hub:
+        threading.Thread(target=hub.serve_forever, daemon=True).start()
+        for name, value in {"HF_HUB_OFFLINE": "0", "HF_ENDPOINT": f"http://127.0.0.1:{hub.server_port}"}.items():
+            monkeypatch.setenv(name, value)
+        command = f"llm --model embedded --teacher-model me/typo --data-path {tmp_path / 'data.jsonl'}".split()
+        loaded = heavy_after(RUN_ALL.format(commands=[(command, "--teacher-model 'me/typo': no configuration")]))
+        hub.shutdown()
+    assert "torch" not in loaded
 
 
 @pytest.mark.parametrize("module", FOUNDATION)

@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 
 from trl_distill import LLMTrainingParams, ModelError, TeacherError, load_teacher, run
-from trl_distill.config.endpoints import Endpoint, is_openai_name, parse_endpoint, takes_temperature
-from trl_distill.teachers.loading import endpoint_of
+from trl_distill.config.endpoints import Endpoint, endpoint_of, is_openai_name, parse_endpoint, takes_temperature
 
 
 @pytest.mark.parametrize(

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from pathlib import Path
 from urllib.parse import urlsplit
 
-from ..errors import TeacherError
+from ..errors import ParamsError, TeacherError
 
 PREFIX = "openai:"
 # OpenAI's own models: gpt-3.5-turbo, gpt-4o, chatgpt-4o-latest; o1, o4-mini; code-davinci-002, text-davinci-003. Not
@@ -82,3 +83,32 @@ def base_url(address: str, *, setting: str) -> str:
     if not there or parts.scheme.lower() not in ("http", "https"):
         raise TeacherError(f"{setting} {address!r} is not the URL of a server; write http://host:port/v1.")
     return f"{parts.scheme.lower()}://{parts.netloc.lower()}{parts.path.rstrip('/')}"
+
+
+def endpoint_of(name: str, *, setting: str = "teacher_model") -> Endpoint | None:
+    """Return the server that the name in a setting means; None for a folder or a model of the Hub.
+
+    A bare name is a local folder if there is one, else an OpenAI model if it looks like one.
+
+    Raises:
+        TeacherError: See `parse_endpoint`.
+    """
+    endpoint = parse_endpoint(name, setting=setting)
+    if endpoint is None and is_openai_name(name) and not Path(name).is_dir():
+        return Endpoint(name)
+    return endpoint
+
+
+def judge_endpoint(name: str) -> Endpoint:
+    """Return the server of a judge.
+
+    Raises:
+        ParamsError: The name is that of no server.
+        TeacherError: See `parse_endpoint`.
+    """
+    endpoint = endpoint_of(name, setting="judge")
+    if endpoint is None:
+        raise ParamsError(
+            f"judge {name!r} is not a model on a server; write openai:MODEL or http://host:port/v1#MODEL."
+        )
+    return endpoint

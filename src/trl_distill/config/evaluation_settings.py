@@ -6,6 +6,8 @@ from dataclasses import dataclass, fields
 
 from .fields import CheckedSettings, option
 
+ROWS = "test"  # the rows of an evaluation in messages
+
 
 @dataclass
 class EvaluationSettings(CheckedSettings):

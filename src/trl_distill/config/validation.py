@@ -17,6 +17,10 @@ from .fields import plain
 from .setting_names import flag_of
 
 EMA = "ema"
+NO_TEACHER = (
+    "teacher_model is missing; distillation needs a teacher: a folder, a Hub name, 'embedded', a teacher_store "
+    "that is complete, or data whose column 'teacher' names for every row the model that wrote its completion."
+)
 
 # settings that fresh completions cannot be used with, and how the sentence ends
 _NOT_WITH_FRESH = {

@@ -80,6 +80,20 @@ def load_data(
     return train, None if valid_split is None else _select(name, splits, valid_split, "valid_split")
 
 
+def check_there(data_path: object, *, setting: str = "data_path") -> None:
+    """Refuse the name of a file or folder that is not there, without reading anything; others pass.
+
+    Args:
+        data_path: What `load_data` takes.
+        setting: The setting that it was given in, for messages.
+
+    Raises:
+        DataError: It is empty, or there is no such file or folder.
+    """
+    if isinstance(data_path, (str, os.PathLike)) and _is_local(data_path):
+        _path_of(data_path, setting)
+
+
 def _is_local(data_path: object) -> bool:
     """Whether data is in memory, or its name is that of a file or folder, there or not."""
     if not isinstance(data_path, (str, os.PathLike)):
@@ -94,19 +108,25 @@ def _local(data_path: object) -> tuple[str, Splits]:
     """Return the name of local data in messages, and its unread splits."""
     if not isinstance(data_path, (str, os.PathLike)):
         return _in_memory(data_path)
+    path, name = _path_of(data_path, "data_path"), repr(os.fspath(data_path))
+    if path.is_dir():
+        return name, _folder(path, name)
+    return name, {split: partial(_load_files, parts) for split, parts in _splits_of_file(path, "train").items()}
+
+
+def _path_of(data_path: str | os.PathLike[str], setting: str) -> Path:
+    """Return the path of a file or folder of data."""
     if not os.fspath(data_path):
-        raise DataError("data_path is empty; give a file, a folder or a Hub dataset.")
+        raise DataError(f"{setting} is empty; give a file, a folder or a Hub dataset.")
     path, name = Path(data_path).expanduser(), repr(os.fspath(data_path))
     if not path.exists():
         folder = path.parent
         there = sorted(p.name for p in folder.iterdir()) if folder.is_dir() else []
         what = "no such file or folder" if folder.is_dir() else f"there is no folder {str(folder)!r}"
-        raise DataError(f"data_path {name}: {what}.{nearest(path.name, there)} Give a file, a folder or a Hub dataset.")
-    if path.is_dir():
-        return name, _folder(path, name)
-    if path.suffix.lower() not in SUFFIXES:
-        raise DataError(f"data_path {name} ends in {path.suffix or 'nothing'!r}; {ACCEPTED}.")
-    return name, {split: partial(_load_files, parts) for split, parts in _splits_of_file(path, "train").items()}
+        raise DataError(f"{setting} {name}: {what}.{nearest(path.name, there)} Give a file, a folder or a Hub dataset.")
+    if not path.is_dir() and path.suffix.lower() not in SUFFIXES:
+        raise DataError(f"{setting} {name} ends in {path.suffix or 'nothing'!r}; {ACCEPTED}.")
+    return path
 
 
 def _splits_of_file(path: Path, split: str) -> dict[str, list[Part]]:

@@ -186,6 +186,18 @@ def rows_of(dataset: Dataset) -> Iterator[Row]:
         yield from map(Row.from_columns, table.to_pylist())
 
 
+def writers_of(dataset: Dataset | None) -> tuple[str, ...]:
+    """Return the names of the teachers that wrote a dataset's completions, in the order of its rows.
+
+    They are what its column `teacher` says; nothing if there is no such column, or a row of it is empty.
+    """
+    if WRITER not in (getattr(dataset, "column_names", None) or ()) or not hasattr(dataset, "unique"):
+        return ()  # a stream is not read to its end for that
+    assert dataset is not None
+    names = dataset.unique(WRITER)
+    return tuple(names) if all(isinstance(name, str) and name.strip() for name in names) else ()
+
+
 def check_conversations(rows: Dataset, source: str) -> None:
     """Raise DataError for a row of text, if what the assistant says in conversations is to be learned."""
     texts = column_of(rows, "row").filter(column_of(rows, "history").is_null())

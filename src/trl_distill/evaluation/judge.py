@@ -13,11 +13,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from ..config.endpoints import judge_endpoint
 from ..config.setting_names import name_settings
-from ..errors import ParamsError
 from ..models.generation import GenerationSettings
 from ..teachers.completions.store import CompletionStore
-from ..teachers.loading import endpoint_of
 from ..teachers.remote.request_pool import RemoteSettings
 from ..teachers.remote.teacher import RemoteTeacher
 from .interval import mean_interval
@@ -64,14 +63,11 @@ def load_judge(
         ParamsError: The name is that of no server.
         TeacherError: The server's URL cannot be used.
     """
-    endpoint = endpoint_of(name, setting="judge")
-    if endpoint is None:
-        raise ParamsError(
-            f"judge {name!r} is not a model on a server; write openai:MODEL or http://host:port/v1#MODEL."
-        )
     settings = RemoteSettings() if settings is None else settings
     return RemoteTeacher(
-        endpoint, tokenizer=tokenizer, settings=replace(settings, role="judge", endpoint="chat", reasoning="keep")
+        judge_endpoint(name),
+        tokenizer=tokenizer,
+        settings=replace(settings, role="judge", endpoint="chat", reasoning="keep"),
     )
 
 

@@ -8,10 +8,10 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
 
-from ..data.file_readers import PLACE
+from ..config.evaluation_settings import ROWS as NAME
 from ..data.row_tokens import tokenize_row
 from ..data.rows import rows_of
-from ..errors import DataError, nearest, there_are
+from ..errors import DataError
 from ..prompts.chat_template import ChatTemplate
 from ..prompts.fitting import fit
 from ..prompts.prefix_tokenizer import PromptTokens
@@ -29,8 +29,6 @@ if TYPE_CHECKING:
     from ..prompts.messages import Prompt
     from ..prompts.row import Row
     from ..prompts.template import Template
-
-NAME = "test"  # the rows in messages
 
 
 class SidePrompt(NamedTuple):
@@ -144,23 +142,16 @@ class QuestionReader:
         return for_reader(self.recipe.teacher.template, self.recipe.student.tokenizer)
 
 
-def references_of(rows: Dataset, columns: Sequence[str], *, column: str | None = None) -> list[str | None]:
+def references_of(rows: Dataset, *, column: str | None = None) -> list[str | None]:
     """Return the reference of each row: a column's, else the data's own completion; None if it has none.
 
     Args:
         rows: Rows from `Recipe.read`.
-        columns: The columns of the data.
         column: The column that was asked for.
 
     Raises:
-        DataError: There is no such column, or it is empty in all rows.
+        DataError: It is empty in all rows.
     """
-    there = [name for name in columns if name != PLACE]
-    if column is not None and column not in there:
-        raise DataError(
-            f"{NAME} has no column {column!r}; {there_are(there)}.{nearest(column, there)} Name it with "
-            "--reference-column."
-        )
     read = list(rows_of(rows))
     found = [_reference(row, column) for row in read]
     if column is not None and not any(found):

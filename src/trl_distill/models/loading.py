@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 EMBEDDED = "embedded"
+CONFIG_FILE = "config.json"
+ANSWERS = 5  # seconds that the Hub has to say whether a model is there
 _TOKENIZER = "_trl_distill_tokenizer"  # the attribute of `keep_tokenizer`
 
 
@@ -37,7 +39,7 @@ def resolve(name: str, *, role: str) -> str:
         return embedded_path()
     path = Path(name).expanduser()
     if path.is_dir():
-        if not (path / "config.json").is_file() and not (path / "adapter_config.json").is_file():
+        if not (path / CONFIG_FILE).is_file() and not (path / CONFIG).is_file():
             raise model_error(role)(
                 f"{role} {name!r} is a folder without config.json; give a folder with a saved model."
             )
@@ -48,6 +50,41 @@ def resolve(name: str, *, role: str) -> str:
             f"{role} {name!r} is not a folder.{nearest(path.name, there)} Give a folder, a Hub name or 'embedded'."
         )
     return name
+
+
+def check_found(name: str, *, role: str, revision: str | None = None) -> None:
+    """Refuse a model that is nowhere: neither a folder, nor in the Hub's cache, nor on the Hub if that answers.
+
+    Needs no torch. A gated model, and a Hub that does not answer, are left to the loading of the configuration.
+
+    Args:
+        name: A folder, "embedded" or a Hub name.
+        role: The setting that named it, for messages: "model" or "teacher_model".
+        revision: Revision of a Hub model.
+
+    Raises:
+        ModelError, TeacherError: See `resolve`; a Hub model that is not there.
+    """
+    path = resolve(name, role=role)
+    if Path(path).is_dir():
+        return
+    import httpx
+    from huggingface_hub import HfApi, constants, try_to_load_from_cache
+    from huggingface_hub.errors import GatedRepoError, HFValidationError, OfflineModeIsEnabled, RepositoryNotFoundError
+
+    try:
+        cached = (try_to_load_from_cache(path, file, revision=revision) for file in (CONFIG_FILE, CONFIG))
+        if any(isinstance(found, str) for found in cached):
+            return
+        if constants.HF_HUB_OFFLINE:
+            raise _not_loaded(path, role, "configuration", "it is not in the cache, and the Hub is switched off")
+        HfApi().model_info(path, revision=revision, timeout=ANSWERS)
+    except GatedRepoError:
+        return  # transformers says how to ask for access
+    except (HFValidationError, RepositoryNotFoundError) as error:
+        raise _not_loaded(path, role, "configuration", _first_line(error)) from error
+    except (OSError, httpx.HTTPError, OfflineModeIsEnabled):
+        return
 
 
 @dataclass(frozen=True)
@@ -215,20 +252,24 @@ class ModelSource:
         try:
             yield
         except (OSError, ValueError, KeyError) as error:
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            server = ""
-            if self.role == "teacher_model" and not Path(self.path).exists():
-                server = (
-                    f" A model on a server is openai:{self.path} at OpenAI, or http://host:port/v1#{self.path} "
-                    "elsewhere."
-                )
-            raise model_error(self.role)(
-                f"{self.role} {self.path!r}: no {what} could be loaded ({reason.rstrip('.')}); give a folder with a "
-                f"saved model, a Hub name that this machine can reach, or 'embedded'.{server}"
-            ) from error
+            raise _not_loaded(self.path, self.role, what, _first_line(error)) from error
 
     def _error(self, problem: str) -> UsageError:
         return model_error(self.role)(f"{self.role} {self.path!r} {problem}")
+
+
+def _not_loaded(path: str, role: str, what: str, reason: str) -> UsageError:
+    server = ""
+    if role == "teacher_model" and not Path(path).exists():
+        server = f" A model on a server is openai:{path} at OpenAI, or http://host:port/v1#{path} elsewhere."
+    return model_error(role)(
+        f"{role} {path!r}: no {what} could be loaded ({reason.rstrip('.')}); give a folder with a saved model, a Hub "
+        f"name that this machine can reach, or 'embedded'.{server}"
+    )
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
 def keep_tokenizer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:

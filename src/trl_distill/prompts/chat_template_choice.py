@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import TemplateError, UsageError
-from ..models.loading import ModelSource, resolve
+from ..models.loading import ModelSource, check_found, resolve
 from .chat_template import ChatTemplate
 
 if TYPE_CHECKING:
@@ -59,6 +59,20 @@ def set_chat_template(
     except TemplateError:
         tokenizer.chat_template = before
         raise
+
+
+def check_template_found(source: str | None, *, role: str) -> None:
+    """Refuse the name of a chat template that is neither built in, nor a file, nor a model; it is not read.
+
+    Raises:
+        TemplateError: See `set_chat_template`.
+    """
+    if source is None or source in OWN or source in BUILT_IN or Path(source.removeprefix("@")).expanduser().is_file():
+        return
+    try:
+        check_found(source, role=role)
+    except UsageError as error:
+        raise TemplateError(f"{role} {source!r} is not a template, a file or a model; {ACCEPTED}.") from error
 
 
 def _from_file(source: str, role: str) -> str | None:

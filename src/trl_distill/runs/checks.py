@@ -12,17 +12,19 @@ from ..prompts.system_message import templates_of
 from ..prompts.template import Template
 from ..teachers.multi.entries import read_teachers
 from ..teachers.multi.prompt_mixture import plain_mixture
-from ..trainer.registry import get_trainer
+from ..trainer.registry import check_registered, get_trainer
 from .hub import check_token
 from .project_folder import Project
 
 if TYPE_CHECKING:
     from torch import nn
 
+    from .run_data import RunData
+
 
 @dataclass(frozen=True)
 class CheckedRun:
-    """A requested run after all checks that need no model and no data.
+    """A requested run after all checks that need no torch.
 
     Attributes:
         params: Its parameters. Files that list teachers are already read, since they may change during the run; a
@@ -30,16 +32,18 @@ class CheckedRun:
         project: The folder that it writes to.
         trainer_class: What trains.
         templates: The student's and the teacher's.
+        data: The rows as they were loaded.
     """
 
     params: LLMTrainingParams
     project: Project
     trainer_class: type
     templates: tuple[Template, Template]
+    data: RunData
 
 
 def check_run(params: LLMTrainingParams, *, writes_store: bool = False) -> CheckedRun:
-    """Check a run's parameters and its project folder.
+    """Check a run's parameters and its project folder, and load its data; torch is imported last.
 
     Args:
         params: The run's parameters.
@@ -60,12 +64,21 @@ def check_run(params: LLMTrainingParams, *, writes_store: bool = False) -> Check
         params.teacher_config = read_teachers(params.teacher_config)  # type: ignore[assignment]
     if params.teacher_prompt_mixture is not None:
         params.teacher_prompt_mixture = plain_mixture(params.teacher_prompt_mixture)  # type: ignore[assignment]
-    trainer_class = get_trainer(params.trainer, use_distillation=params.use_distillation)
+    check_registered(params.trainer, use_distillation=params.use_distillation)
     project = Project(params.project_name)
     params = project.as_begun(params)
     if not writes_store and not params.dry_run:
         project.check(params)
-    return CheckedRun(params, project, trainer_class, templates)
+    from .early_checks import check_columns, check_named, check_teacher_given
+    from .run_data import load_run_data
+
+    check_named(params)
+    data = load_run_data(params, templates)
+    check_teacher_given(params, data.train)
+    check_columns(data.train, params, templates)
+    # the first thing that imports torch
+    trainer_class = get_trainer(params.trainer, use_distillation=params.use_distillation)
+    return CheckedRun(params, project, trainer_class, templates, data)
 
 
 def check_target_modules(given: str, model: nn.Module) -> None:

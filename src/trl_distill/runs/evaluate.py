@@ -11,7 +11,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..config.evaluation_settings import EVALUATION_FIELDS, EvaluationSettings
+from ..config.evaluation_settings import EVALUATION_FIELDS, ROWS, EvaluationSettings
 from ..config.setting_names import in_python, settings_named_as
 from ..config.training_params import FIELDS, LLMTrainingParams
 from ..data.atomic_file import obstacle
@@ -175,13 +175,23 @@ def _evaluate(
     before: Any,
     verbose: bool,
 ) -> Evaluation:
+    from ..data.loading import check_there
+    from .early_checks import check_evaluation, check_reference_column
+
     params = _params(run, overrides)
     with ExitStack() as stack:
         if not verbose:
             stack.enter_context(quiet(four_bits="int4" in (params.quantization, params.teacher_quantization)))
-            stack.enter_context(without_library_bars())
+        check_evaluation(params, settings, student=student, before=before)
+        check_there(data)
         params.project_name = str(stack.enter_context(_folder(run, settings)))
-        rows, source = rows_to_evaluate(run, data, split=settings.split, config_name=params.data_config)
+        from ..data.streaming import without_dataset_bars
+
+        with without_dataset_bars():
+            rows, source = rows_to_evaluate(run, data, split=settings.split, config_name=params.data_config)
+        check_reference_column(settings.reference_column, rows.column_names, source=ROWS)
+        if not verbose:
+            stack.enter_context(without_library_bars())  # which loads the libraries
         from .evaluation_run import run_evaluation
 
         return run_evaluation(

@@ -14,7 +14,6 @@ from ..errors import ParamsError
 from ..evaluation.models import EvaluatedModels, student_named, students_in_folder, students_in_memory
 from ..models.loading import ModelSource, resolve
 from ..prompts.system_message import templates_of
-from ..teachers.local.ema import EMA
 from ..teachers.local.teacher import LocalTeacher
 from ..teachers.local.weights import SELF
 from ..trainer.plan import StudentModel, plan_setup
@@ -37,7 +36,6 @@ def find_models(params: LLMTrainingParams, *, student: Any, before: Any = None) 
     Raises:
         UsageError: Something that cannot be found or evaluated; raised before a model loads.
     """
-    _check_one_teacher(params)
     args = from_params(params)
     state = PartialState(cpu=args.use_cpu)
     own = copy.copy(params)
@@ -52,25 +50,6 @@ def find_models(params: LLMTrainingParams, *, student: Any, before: Any = None) 
         state.print(setup.note)
     assert isinstance(setup.recipe, Recipe)
     return EvaluatedModels(after, base, setup.teacher, setup.recipe)
-
-
-def _check_one_teacher(params: LLMTrainingParams) -> None:
-    """Refuse runs with several teachers or prompts, and a teacher that is not saved."""
-    if params.teacher_config is not None:
-        raise ParamsError(
-            "teacher_config lists several teachers, but an evaluation compares with one; name it with --teacher-model, "
-            "and its prompt with --teacher-prompt-template."
-        )
-    if params.teacher_prompt_mixture is not None:
-        raise ParamsError(
-            "teacher_prompt_mixture lists several prompts, but an evaluation compares with one; give it with "
-            "--teacher-prompt-template."
-        )
-    if params.teacher_model == EMA:
-        raise ParamsError(
-            "teacher_model is 'ema', an average of the student that is not saved with the run; give --teacher-model "
-            "self, or the name of a model."
-        )
 
 
 def _students(found: StudentModel, student: Any, params: LLMTrainingParams) -> tuple[LocalTeacher, LocalTeacher | None]:

@@ -5,16 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..config.evaluation_settings import EvaluationSettings
+from ..config.evaluation_settings import ROWS, EvaluationSettings
 from ..config.setting_names import name_settings
 from ..config.training_params import LLMTrainingParams
 from ..errors import ParamsError
 from ..evaluation.advice import of_evaluation
-from ..evaluation.cost import Prices
 from ..evaluation.judge import judge_pairs, load_judge
 from ..evaluation.metrics import metrics_for
 from ..evaluation.page.write import write_report
-from ..evaluation.questions import NAME, QuestionReader, references_of
+from ..evaluation.questions import QuestionReader, references_of
 from ..evaluation.run import Judge, Measures, evaluate_sides
 from ..evaluation.sides import Sides, Stores
 from ..evaluation.table import judged, savings_of, table_of
@@ -25,6 +24,7 @@ from ..teachers.completions.store import CompletionStore
 from ..teachers.local.teacher import LocalTeacher
 from ..teachers.remote.request_pool import RemoteSettings
 from ..trainer.recipe_setup import STORE
+from .early_checks import prices_of
 from .evaluated_models import find_models
 from .evaluation_inputs import KnownRun
 from .report import versions
@@ -67,12 +67,12 @@ def run_evaluation(
     Raises:
         UsageError: Something that cannot be found or evaluated; raised before a model loads.
     """
-    prices = _prices(params, settings)
+    prices = prices_of(params, settings)
     models = find_models(params, student=student, before=before)
     if settings.max_rows is not None:
         rows = rows.select(range(min(settings.max_rows, len(rows))))
-    read_rows, report = models.recipe.read(rows, name=NAME)
-    references = references_of(read_rows, rows.column_names, column=settings.reference_column)
+    read_rows, report = models.recipe.read(rows, name=ROWS)
+    references = references_of(read_rows, column=settings.reference_column)
     metrics = metrics_for(settings.metric or (), references if any(references) else None)
     writing = _writing(params, settings)
     reader = QuestionReader(models.recipe, {} if run is None else run.opening, writing.max_new_tokens)
@@ -128,30 +128,6 @@ def _report(
             print(f"The report page is {paths['page']}.\n")
         except Exception as error:  # what was found is worth more than its page
             print(f"The page could not be made ({type(error).__name__}: {error}).\n")
-
-
-def _prices(params: LLMTrainingParams, settings: EvaluationSettings) -> dict[str, Prices | None]:
-    """Return the prices of both sides' tokens.
-
-    Raises:
-        ParamsError: One of two prices that belong together is missing.
-    """
-    found: dict[str, Prices | None] = {}
-    for side, source in (("teacher", params), ("student", settings)):
-        names = [f"{side}_price_input", f"{side}_price_output"]
-        given = [getattr(source, name) for name in names]
-        if None in given and given != [None, None]:
-            flags = " and ".join("--" + name.replace("_", "-") for name in names)
-            raise ParamsError(f"{names[given.index(None)]} is missing; give {flags}, the cost of a million tokens.")
-        cached = settings.teacher_price_cached_input if side == "teacher" else None
-        found[side] = None if None in given else Prices(given[0], given[1], cached)
-    for name in ("teacher_price_cached_input", "student_price_input", "run_cost"):
-        if getattr(settings, name) is not None and found["teacher"] is None:
-            raise ParamsError(
-                f"{name} is {getattr(settings, name):g}, but what the teacher costs is not known; give "
-                "--teacher-price-input and --teacher-price-output, the cost of a million tokens."
-            )
-    return found
 
 
 def _judge(

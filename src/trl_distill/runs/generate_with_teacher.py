@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..config.devices import accelerator
+from ..config.endpoints import endpoint_of
 from ..config.fields import check_value
 from ..config.setting_names import in_python, settings_named_as
 from ..config.training_params import FIELDS
@@ -24,7 +25,7 @@ from ..teachers.base import Teacher, reads_text
 from ..teachers.compatibility import WRITING, require
 from ..teachers.completions.engines.selection import check_engine
 from ..teachers.completions.store import CompletionStore
-from ..teachers.loading import endpoint_of, load_teacher, loaded_encoder_decoder
+from ..teachers.loading import load_teacher, loaded_encoder_decoder
 from ..teachers.remote.request_pool import RemoteSettings
 from ..teachers.text.local_text import LocalTextTeacher
 from .library_output import without_library_bars

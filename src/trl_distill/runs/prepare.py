@@ -28,7 +28,7 @@ from ..trainer.setup import DistillationSetup, build_setup, name_objects
 from .checks import CheckedRun, check_target_modules
 from .project_folder import OPENING
 from .result import RunResult
-from .run_data import RunData, load_run_data
+from .run_data import RunData
 from .student import find_student, model_without_weights
 from .trackers import check_trackers
 
@@ -96,7 +96,7 @@ def prepare(checked: CheckedRun, *, writes_store: bool = False) -> PreparedRun:
         UsageError: A request that cannot be fulfilled; raised before a model loads.
     """
     params = checked.params
-    data = load_run_data(params, checked.templates)
+    data = checked.data
     args = _trainer_config(params)
     if data.held_out is None:
         args.eval_strategy = "no"  # nothing to evaluate on

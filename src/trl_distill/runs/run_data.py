@@ -68,12 +68,15 @@ def load_run_data(params: LLMTrainingParams, templates: Sequence[Template]) -> R
         DataError: See `load_data` and `hold_out`.
         ParamsError: There is nothing to evaluate on, and a setting needs it.
     """
-    train, valid = load_data(
-        params.data_path,
-        train_split=params.train_split,
-        valid_split=params.valid_split,
-        config_name=params.data_config,
-    )
+    from ..data.streaming import without_dataset_bars
+
+    with without_dataset_bars():
+        train, valid = load_data(
+            params.data_path,
+            train_split=params.train_split,
+            valid_split=params.valid_split,
+            config_name=params.data_config,
+        )
     needs = params.evaluations_needed_by
     if valid is None and params.holdout == 0 and needs is not None:
         raise ParamsError(
@@ -84,7 +87,8 @@ def load_run_data(params: LLMTrainingParams, templates: Sequence[Template]) -> R
         note = "The data has validation rows; --holdout holds out no others." if params.holdout else ""
         return RunData(train, valid, note=name_settings(note))
     fields = {name for template in templates for name in template.fields} - {"input"}
-    kept = hold_out(train, params.holdout, columns=Columns.of(params), fields=fields, seed=params.seed)
+    with without_dataset_bars():
+        kept = hold_out(train, params.holdout, columns=Columns.of(params), fields=fields, seed=params.seed)
     count = f"{len(kept.held_out):,} of {len(train):,} rows"
     note = f"{count} are held out for evaluation (--holdout {params.holdout:g})."
     return RunData(kept.train, kept.held_out, kept, name_settings(note))

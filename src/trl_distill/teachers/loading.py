@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TypeAlias
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..config.endpoints import Endpoint, is_openai_name, parse_endpoint
+from ..config.endpoints import endpoint_of
 from ..errors import TeacherError
 from ..models.adapters import without_peft
 from ..models.loading import ModelSource, resolve
@@ -131,17 +130,3 @@ def loaded_encoder_decoder(
         generation_config=loaded.generation_config,
     )
     return EncoderDecoderTeacher(writer, tokenizer=student_tokenizer)
-
-
-def endpoint_of(name: str, *, setting: str = "teacher_model") -> Endpoint | None:
-    """Return the server that the name in a setting means; None for a folder or a model of the Hub.
-
-    A bare name is a local folder if there is one, else an OpenAI model if it looks like one.
-
-    Raises:
-        TeacherError: See `parse_endpoint`.
-    """
-    endpoint = parse_endpoint(name, setting=setting)
-    if endpoint is None and is_openai_name(name) and not Path(name).is_dir():
-        return Endpoint(name)
-    return endpoint

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ..config.validation import EMA, check_average
+from ..config.validation import EMA, NO_TEACHER, check_average
+from ..data.rows import writers_of
 from ..errors import ParamsError
 from ..models.architectures import vocabulary_rows
 from ..prompts.system_message import templates_of
@@ -13,7 +14,6 @@ from ..teachers.local.teacher import check_apart
 from ..teachers.local.weights import SELF
 from ..teachers.multi.entries import SETTING, TeacherList
 from ..teachers.multi.teachers_of_run import teachers_of_run
-from ..teachers.text.recorded import writers_of
 
 if TYPE_CHECKING:
     import torch
@@ -27,11 +27,6 @@ if TYPE_CHECKING:
     from ..teachers.same_weights import Student
 
     GivenTeacher = str | PreTrainedModel | Teacher | None
-
-MISSING = (
-    "teacher_model is missing; distillation needs a teacher: a folder, a Hub name, 'embedded', a teacher_store "
-    "that is complete, or data whose column 'teacher' names for every row the model that wrote its completion."
-)
 
 
 @dataclass(frozen=True)
@@ -131,5 +126,5 @@ def _writers(settings: DistillationArguments, given: GivenTeacher, data: Dataset
         return ()
     names = () if settings.completions == "teacher" else writers_of(data)
     if not names:
-        raise ParamsError(MISSING)
+        raise ParamsError(NO_TEACHER)
     return names

@@ -56,6 +56,16 @@ def get_trainer(name: str, *, use_distillation: bool = False) -> type:
     Raises:
         ParamsError: An unknown name (with the nearest ones), or a target that cannot be imported.
     """
+    found = check_registered(name, use_distillation=use_distillation)
+    return found if isinstance(found, type) else _imported(name, found)
+
+
+def check_registered(name: str, *, use_distillation: bool = False) -> str | type:
+    """Return what is registered under a name, see `get_trainer`, without importing it.
+
+    Raises:
+        ParamsError: An unknown name, with the nearest ones.
+    """
     found = _trainers.get((name, use_distillation))
     if found is None:
         found = _from_packages().get(name)
@@ -66,7 +76,7 @@ def get_trainer(name: str, *, use_distillation: bool = False) -> type:
         names = names_of_trainers()
         known = f" Registered are {', '.join(map(repr, names))}."
         raise ParamsError(f"trainer is {name!r}, which is not registered.{nearest(name, names)}{known}")
-    return found if isinstance(found, type) else _imported(name, found)
+    return found
 
 
 def names_of_trainers() -> tuple[str, ...]:

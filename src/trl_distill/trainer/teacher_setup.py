@@ -6,6 +6,7 @@ import copy
 from typing import TYPE_CHECKING, Any
 
 from ..config.endpoints import is_openai_name
+from ..config.validation import NO_TEACHER
 from ..errors import ParamsError, TeacherError
 from ..prompts.chat_template_choice import set_chat_template
 from ..prompts.shared_vocabulary import shared_vocabulary
@@ -26,7 +27,7 @@ from ..teachers.target_store.folder import COMPLETIONS, TargetFolder
 from ..teachers.target_store.reader import StoredTeacher, tokenizer_hash
 from ..teachers.text.local_text import LocalTextTeacher
 from ..teachers.text.recorded import RecordedTeacher
-from .plan import MISSING, Plan, StudentModel
+from .plan import Plan, StudentModel
 
 if TYPE_CHECKING:
     from collections.abc import Hashable
@@ -85,7 +86,7 @@ class TeacherMaker:
             given = RecordedTeacher(self.plan.writers, tokenizer=tokenizer)
         given = stored if given is None else given
         if given is None:
-            raise ParamsError(MISSING)
+            raise ParamsError(NO_TEACHER)
         if settings.cross_tokenizer:
             check_brings_tokenizer(given)
         teacher = self._loaded(given, revision)

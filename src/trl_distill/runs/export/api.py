@@ -12,9 +12,10 @@ from ...config.export_settings import EXPORT_FIELDS, ExportSettings
 from ...config.fields import is_model
 from ...config.setting_names import in_python, settings_named_as
 from ...errors import ParamsError, ProjectError
-from ..evaluation_inputs import read_project, run_of
+from ..evaluation_inputs import KnownRun, read_project, run_of
 from ..library_output import quiet, without_library_bars
 from ..project_folder import MANIFEST
+from .folder import ExportFolder
 
 if TYPE_CHECKING:
     from .form import Form
@@ -74,11 +75,13 @@ def export_project(project: Any, settings: ExportSettings, *, verbose: bool = Fa
     with ExitStack() as shown:
         if not verbose:
             shown.enter_context(quiet())
-            shown.enter_context(without_library_bars())
-        return _export(_run_of(project), settings, settings.to)
+        student, folder = _checked(_run_of(project), settings, settings.to)
+        if not verbose:
+            shown.enter_context(without_library_bars())  # which loads the libraries
+        return _export(student, folder, settings, settings.to)
 
 
-def _run_of(project: Any) -> Any:
+def _run_of(project: Any) -> KnownRun:
     """Return the finished run of a project folder, or of a model in memory."""
     if isinstance(project, (str, Path)):
         folder = Path(project).expanduser()
@@ -95,22 +98,33 @@ def _run_of(project: Any) -> Any:
     return run
 
 
-def _export(run: Any, settings: ExportSettings, to: str) -> Exported:
-    from .folder import ExportFolder
+def _checked(run: KnownRun, settings: ExportSettings, to: str) -> tuple[TrainedStudent, ExportFolder]:
+    """Return the student of a run and the folder of its export, after all checks that need no torch."""
+    from ...data.loading import check_there
+    from .programs import check_programs
     from .student import TrainedStudent
 
     student = TrainedStudent.of(run, name=settings.name, dtype=settings.dtype)
-    form = _forms()[to](student, settings)
     folder = ExportFolder(Path(settings.output).expanduser() if settings.output else run.folder / EXPORTS / to)
     read = {"the project": run.folder}
     if student.source.adapter is not None and Path(student.source.base.path).is_dir():
         read["the folder of its base"] = Path(student.source.base.path)
     folder.check(overwrite=settings.overwrite, read=read)
+    check_programs(to, student, settings)
+    if settings.data_path is not None:
+        if settings.verify == 0:
+            raise ParamsError("data_path has rows to verify on; give --verify the number of rows too.")
+        check_there(settings.data_path)
+    return student, folder
+
+
+def _export(student: TrainedStudent, folder: ExportFolder, settings: ExportSettings, to: str) -> Exported:
+    form = _forms()[to](student, settings)
     notes = form.check()
     requests, source = _requests(student, settings)
     for note in notes:
         print(note)
-    content: dict[str, object] = {"form": to, "project": str(run.folder), "name": student.name, "dtype": form.dtype}
+    content: dict[str, object] = {"form": to, "project": str(student.folder), "name": student.name, "dtype": form.dtype}
     with folder.writing() as temporary:
         form.write(temporary)
         folder.write_manifest({**content, "verification": None}, temporary)
@@ -137,8 +151,6 @@ def _forms() -> Mapping[str, type[Form]]:
 def _requests(student: TrainedStudent, settings: ExportSettings) -> tuple[list[Any], str]:
     """Return the rows to verify on, and their source."""
     if settings.verify == 0:
-        if settings.data_path is not None:
-            raise ParamsError("data_path has rows to verify on; give --verify the number of rows too.")
         return [], ""
     from .rows import requests_of
 

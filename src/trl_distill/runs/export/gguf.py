@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
-import shutil
 import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,11 +12,12 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ...errors import DistillError, ModelError, ParamsError
+from ...errors import DistillError, ModelError
 from .form import Form
 from .llama_cpp import InProcess, llama_server
 from .merged import notes_on_merging
 from .modelfile import modelfile
+from .programs import find_converter
 from .server import free_port, served
 from .verify import Runtime
 
@@ -26,7 +25,6 @@ if TYPE_CHECKING:
     from ...config.export_settings import ExportSettings
     from .student import TrainedStudent
 
-SCRIPT, PACKAGED, HOME = "convert_hf_to_gguf.py", "convert-hf-to-gguf", "LLAMA_CPP"
 TYPES = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
 MODELFILE = "Modelfile"
 
@@ -100,33 +98,6 @@ class GGUF(Form):
                 f"llama.cpp's converter does not convert the student in {str(self.student.folder)!r}: "
                 f"{_reason(done)}; export it --to merged or --to vllm."
             )
-
-
-def find_converter(given: str | None) -> list[str]:
-    """Return the command of llama.cpp's converter.
-
-    Args:
-        given: Its script or program, or llama.cpp's folder (default: that of $LLAMA_CPP, else what is on the PATH).
-
-    Raises:
-        ParamsError: There is none.
-    """
-    named = given or os.environ.get(HOME)
-    if named is not None:
-        path = Path(named).expanduser()
-        path = path / SCRIPT if path.is_dir() else path
-        if not path.is_file():
-            setting = "converter" if given else f"${HOME}"
-            raise ParamsError(f"{setting} is {named!r}, where {SCRIPT} is not; give the folder of llama.cpp.")
-        return [sys.executable, str(path)] if path.suffix == ".py" else [str(path)]
-    beside = Path(sys.executable).parent / PACKAGED
-    for found in (shutil.which(SCRIPT), shutil.which(PACKAGED), str(beside) if beside.is_file() else None):
-        if found is not None:
-            return [sys.executable, found] if found.endswith(".py") else [found]
-    raise ParamsError(
-        f"llama.cpp's converter ({SCRIPT}) is not found; give --converter the folder of llama.cpp "
-        f"(https://github.com/ggml-org/llama.cpp), or set {HOME} to it."
-    )
 
 
 def _convert(command: list[str], model: Path, file: Path, *more: str) -> subprocess.CompletedProcess[str]:

@@ -6,11 +6,10 @@ import shlex
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ...errors import DistillError, ParamsError
+from ...errors import DistillError
 from .form import Form
 from .merged import notes_on_merging
 from .verify import Answer, Runtime
@@ -27,18 +26,8 @@ class MLX(Form):
     runtime = "mlx_lm"
 
     def check(self) -> list[str]:
-        """Refuse what cannot be merged, and return what the user should know.
-
-        Raises:
-            ParamsError: mlx_lm is not installed; with the commands that do the same on another machine.
-        """
+        """Refuse what cannot be merged, and return what the user should know."""
         self.student.check_merges()
-        if find_spec("mlx_lm") is None:
-            folder = shlex.quote(str(self.student.folder))
-            raise ParamsError(
-                f"mlx_lm is not installed here (`pip install mlx-lm`); or export {folder} with --to merged, and on a "
-                f"machine that has it run `mlx_lm.convert --hf-path FOLDER --mlx-path {self.student.name}-mlx`."
-            )
         return notes_on_merging(self.student)
 
     def write(self, folder: Path) -> None:

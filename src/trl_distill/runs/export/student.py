@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 
 from ...data.atomic_file import make_readable
 from ...errors import ModelError
-from ...models.generation_config import make_saveable
 from ...models.loading import ModelSource, resolve
 from ...prompts.chat_template import stops_of
 from ..evaluation_inputs import KnownRun
@@ -126,6 +125,8 @@ class TrainedStudent:
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(self.folder / name, folder / name)
         else:
+            from ...models.generation_config import make_saveable
+
             model = self.source.load_model()
             make_saveable(model, print)
             model.save_pretrained(folder)

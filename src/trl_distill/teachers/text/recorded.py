@@ -6,13 +6,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from ...data.rows import WRITER
 from ...errors import DataError
 from ...models.generation import Completion, GenerationSettings
 from ..base import Capabilities, TextTeacher
 
 if TYPE_CHECKING:
-    from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
 
     from ...prompts.rendering import Prompt
@@ -40,15 +38,3 @@ class RecordedTeacher(TextTeacher):
             f"{len(prompts):,} rows have no completion, and no teacher is given to generate them; add the "
             "completions, or give --teacher-model."
         )
-
-
-def writers_of(dataset: Dataset | None) -> tuple[str, ...]:
-    """Return the names of the teachers that wrote a dataset's completions, in the order of its rows.
-
-    They are what its column `teacher` says; nothing if there is no such column, or a row of it is empty.
-    """
-    if WRITER not in (getattr(dataset, "column_names", None) or ()) or not hasattr(dataset, "unique"):
-        return ()  # a stream is not read to its end for that
-    assert dataset is not None
-    names = dataset.unique(WRITER)
-    return tuple(names) if all(isinstance(name, str) and name.strip() for name in names) else ()
