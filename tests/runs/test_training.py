@@ -56,7 +56,7 @@ def test_train_returns_the_model_and_leaves_the_folder(settings, tmp_path):
     for mine, theirs in zip(model.parameters(), saved.parameters(), strict=True):
         assert torch.equal(mine, theirs)
     AutoTokenizer.from_pretrained(folder)
-    for name in ("model.safetensors", "README.md", "config.yaml", "metrics.json", "run.json", "training_args.bin"):
+    for name in ("model.safetensors", "README.md", "config.yaml", "metrics.json", "run.json"):
         assert (folder / name).is_file(), name
     assert not list(folder.glob("*.writing"))
 
@@ -308,9 +308,16 @@ def test_a_run_that_diverges_fails_and_saves_no_broken_weights(settings, tmp_pat
         assert all(torch.isfinite(p).all() for p in weights.parameters())
 
 
-def test_merging_keeps_the_training_arguments(settings, tmp_path):
-    run(LLMTrainingParams(**settings, peft=True, merge_adapter=True))
-    assert (tmp_path / "run_2.5-x" / "training_args.bin").is_file()
+@pytest.mark.parametrize("merged", [False, True])
+def test_neither_result_nor_checkpoint_has_the_arguments_as_a_pickle(merged, settings, tmp_path):
+    base = {**settings, "save_strategy": "steps", "save_steps": 1, "peft": True, "merge_adapter": merged}
+    run(LLMTrainingParams(**{**base, "max_steps": 2}))
+    folder = tmp_path / "run_2.5-x"
+    assert list(folder.rglob("trainer_state.json"))
+    assert list(folder.rglob("training_args.bin")) == []
+    (folder / "run.json").unlink()
+    again = run(LLMTrainingParams(**{**base, "max_steps": 3, "resume": True}))
+    assert again.trainer.state.global_step == 3
 
 
 PLAIN = [

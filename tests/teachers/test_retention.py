@@ -334,7 +334,7 @@ def test_a_dataset_in_memory_is_saved_by_its_class(settings, tmp_path):
     result = run(LLMTrainingParams(**{**settings, "retain_data": Dataset.from_dict(RETAIN)}))
     assert result.metrics["train_retain_kl"] > 0
     assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["retain_data"] == "<Dataset>"
-    assert torch.load(tmp_path / "run" / "training_args.bin", weights_only=False).retain_data == "<Dataset>"
+    assert result.trainer.args.retain_data == "<Dataset>"
     again = CliRunner().invoke(main, ["llm", "--config", str(tmp_path / "run" / "config.yaml"), "--overwrite"])
     assert again.exit_code == 2
     assert "--retain-data was a Dataset in memory, not a file; give its path" in again.output

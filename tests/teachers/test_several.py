@@ -425,7 +425,6 @@ def test_loaded_models_teach_and_are_saved_by_name(files, tiny_model_dir, other_
     assert [t["model"] for t in kept] == ["<LlamaForCausalLM>"] * 2
     assert str(other_teacher_dir) in (folder / "README.md").read_text()
     assert result.trainer.args.teacher_config["teachers"] == kept
-    assert torch.load(folder / "training_args.bin", weights_only=False).teacher_config["teachers"] == kept
     for name, parameter in loaded.named_parameters():
         assert torch.equal(parameter.cpu(), before[name])
     again = CliRunner().invoke(main, ["llm", "--config", str(folder / "config.yaml"), "--overwrite"])

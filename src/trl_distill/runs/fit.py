@@ -21,6 +21,7 @@ from .metrics_file import MetricsFile
 from .prepare import PreparedRun
 from .progress import FirstSteps, show_lines
 from .project_folder import SAMPLES
+from .unpickled import without_pickled_arguments
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback
@@ -56,7 +57,7 @@ def fit(prepared: PreparedRun) -> Trained:
     shown: list[TrainerCallback] = [FirstSteps(), MetricsFile(project.log_file)]
     if params.early_stopping_patience is not None:
         shown.append(EarlyStoppingCallback(params.early_stopping_patience, params.early_stopping_threshold))
-    trainer = show_lines(_make_trainer(prepared, tokenizer, [stop, watch, *shown]))
+    trainer = without_pickled_arguments(show_lines(_make_trainer(prepared, tokenizer, [stop, watch, *shown])))
     if prepared.samples:
         longest = max(len(row["completion"]) for row in prepared.samples)  # of a teacher with another tokenizer too
         most = max(params.distill_max_teacher_length, longest)

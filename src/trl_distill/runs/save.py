@@ -5,8 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-import torch
-
 from ..data.split import Split
 from ..models.adapters import base_of, merged
 from ..models.completion_forward import restore_forward
@@ -96,7 +94,7 @@ def _write_page(trained: Trained, rows: TrainedRows | None, metrics: dict[str, A
 
 
 def _save_model(trained: Trained, model: PreTrainedModel, folder: Path) -> None:
-    """Write model, tokenizer and training arguments into a folder; every process that holds a part calls this."""
+    """Write model and tokenizer into a folder; every process that holds a part calls this."""
     state, trainer = trained.prepared.state, trained.trainer
     make_saveable(model, state.print)  # a callback may have left one that cannot be saved
     if model is trainer.model:
@@ -104,7 +102,6 @@ def _save_model(trained: Trained, model: PreTrainedModel, folder: Path) -> None:
             trainer.save_model(str(folder))
     elif state.is_main_process:
         model.save_pretrained(folder)
-        torch.save(trainer.args, folder / "training_args.bin")
     if state.is_main_process:
         trained.tokenizer.save_pretrained(folder)
 
