@@ -17,6 +17,7 @@ from trl import SFTConfig, SFTTrainer
 
 from trl_distill import DistillationSFTTrainer, LLMTrainingParams, generate_with_teacher, run
 from trl_distill.models.loading import ModelSource
+from trl_distill.printable import printable
 from trl_distill.prompts.tokenization import tokenize_prompt
 
 ROWS = [
@@ -258,6 +259,7 @@ def test_the_cards_snippet_gives_the_ids_of_training(kind, ends, settings, tiny_
     tokenizer.save_pretrained(model)
     here = {"model": str(model), "teacher_model": str(model), "data_path": Dataset.from_list(rows)}
     here |= {"teacher_prompt_template": "{input}", "student_prompt_template": "{input}", "distill_alpha": 0}
+    here["card_example"] = True
     result = run(LLMTrainingParams(**{**settings, **here, **more}))
     card = result.paths["card"].read_text()
     code, shown = re.search(r"```python\n(.*?)```.*?```text\n(.*?)\n```", card, re.DOTALL).groups()
@@ -268,4 +270,44 @@ def test_the_cards_snippet_gives_the_ids_of_training(kind, ends, settings, tiny_
     if kind == "text itself":
         expected = tokenize_prompt(ModelSource(str(model)).load_tokenizer(), "a b c")
     assert names["inputs"]["input_ids"][0].tolist() == expected
-    assert printed.getvalue() == shown + "\n"
+    assert printable(printed.getvalue()) == shown + "\n"
+
+
+def asked(content, system=""):
+    """Return the text of a conversation as `THINKING` renders it, up to the assistant's turn."""
+    before = f"<|im_start|>system\n{system}<|im_end|>" if system else ""
+    return f"{before}<|im_start|>user\n{content}<|im_end|><|im_start|>assistant\n"
+
+
+PLACEHOLDERS = {  # what the snippet of a kind of rows sends
+    "a field": "Your topic: Your input",
+    "chat": asked("Q Your input", "g f"),
+    "system": asked("Your input", "g f"),  # by the saved chat template
+    "other systems": asked("Your input", "Your system message"),
+    "tools": asked("Your input"),
+    "other words": asked("Your input") + "<t></t>\n",
+    "turns of a template": asked("Q Your input"),
+    "token ids": "Your input",
+}
+
+
+@pytest.mark.parametrize("kind", PLACEHOLDERS)
+def test_the_cards_snippet_has_a_placeholder_for_what_a_row_brings(kind, settings, tiny_model_dir, tmp_path):
+    more, rows = CARDS[kind]
+    tokenizer, model = AutoTokenizer.from_pretrained(tiny_model_dir), tmp_path / "model"
+    shutil.copytree(tiny_model_dir, model)
+    tokenizer.chat_template = THINKING
+    tokenizer.save_pretrained(model)
+    here = {"model": str(model), "teacher_model": str(model), "data_path": Dataset.from_list(rows)}
+    here |= {"teacher_prompt_template": "{input}", "student_prompt_template": "{input}", "distill_alpha": 0}
+    result = run(LLMTrainingParams(**{**settings, **here, **more}))
+    card = result.paths["card"].read_text()
+    code = re.search(r"```python\n(.*?)```", card, re.DOTALL)[1]
+    names, printed = {}, io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        exec(code.replace(repr(result.paths["project"].name), repr(str(result.paths["project"]))), names)
+    assert printed.getvalue()
+    assert tokenizer.decode(names["inputs"]["input_ids"][0]) == PLACEHOLDERS[kind]
+    assert "printed:" not in card
+    for secret in ("g f", "a b", "parameters", "30, 31"):
+        assert secret not in code

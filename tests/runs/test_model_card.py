@@ -20,8 +20,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl_distill import LLMTrainingParams, run
 from trl_distill.cli import main
 from trl_distill.config.training_params import is_hub_data
-from trl_distill.data.preflight import Example
+from trl_distill.data.example import Example
 from trl_distill.models.loading import keep_tokenizer
+from trl_distill.printable import printable
 from trl_distill.prompts.rendering import render
 from trl_distill.prompts.row import Row
 from trl_distill.prompts.serving_template import marked
@@ -102,7 +103,7 @@ def project(tiny_model_dir, tiny_teacher_dir, tmp_path, monkeypatch):
 
 
 def test_card_and_terminal_end_with_the_commands_that_ask_evaluate_and_serve(project, capsys):
-    card, out, _ = project(capsys, project_name="my runs/a", student_prompt_template="c {input} d")
+    card, out, _ = project(capsys, project_name="my runs/a", student_prompt_template="c {input} d", card_example=True)
     shown = dict(re.findall(r"^  (ask it|evaluate it|serve it): +(.*)$", out, re.MULTILINE))
     assert list(shown) == ["ask it", "evaluate it", "serve it"]
     assert shown["evaluate it"] == "aitraining evaluate 'my runs/a' --data-path heldout.jsonl"
@@ -113,7 +114,7 @@ def test_card_and_terminal_end_with_the_commands_that_ask_evaluate_and_serve(pro
     program, flag, code = shlex.split(shown["ask it"])
     assert (program, flag) == ("python", "-c")
     exec(code, {})
-    assert capsys.readouterr().out.strip() in card.text.partition("it printed:")[2]
+    assert printable(capsys.readouterr().out).strip() in card.text.partition("it printed:")[2]
 
 
 @pytest.mark.parametrize("kind", ["teacher_config", "teacher_prompt_mixture", "ema"])

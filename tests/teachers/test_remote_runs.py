@@ -57,7 +57,9 @@ def test_the_command_learns_from_a_server(command, server, tmp_path, tiny_model_
     lines = [json.loads(line) for line in (tmp_path / "run" / "teacher_completions.jsonl").read_text().splitlines()]
     assert len(lines) == len(WORDS)
     assert all(line["text"] and line["finished"] and not line["ids"] for line in lines)
-    assert server.teacher in (tmp_path / "run" / "README.md").read_text()
+    card = (tmp_path / "run" / "README.md").read_text()
+    assert "`embedded (on a server)`" in card
+    assert server.url not in card
     again = command("--overwrite")
     assert again.exit_code == 0, again.output
     assert len(server.requests()) == len(WORDS)  # nothing is asked twice

@@ -368,7 +368,7 @@ def test_the_command_learns_from_several_teachers(
     store = (folder / "teacher_completions.jsonl").read_text()
     assert len(store.splitlines()) == (12 if combine == "completions" else 8)
     card = (folder / "README.md").read_text()
-    assert all(str(t) in card for t in (tiny_teacher_dir, other_teacher_dir))
+    assert all(f"`{t.name}`" in card for t in (tiny_teacher_dir, other_teacher_dir))
     assert "rows whose team is x. Its template" in card
     figures = json.loads((folder / "metrics.json").read_text())["metrics"]["preflight_train"]
     assert figures["rows_of_teachers"] == [4, 8]
@@ -423,7 +423,7 @@ def test_loaded_models_teach_and_are_saved_by_name(files, tiny_model_dir, other_
     folder = tmp_path / "run"
     kept = yaml.safe_load((folder / "config.yaml").read_text())["teacher_config"]["teachers"]
     assert [t["model"] for t in kept] == ["<LlamaForCausalLM>"] * 2
-    assert str(other_teacher_dir) in (folder / "README.md").read_text()
+    assert f"`{other_teacher_dir.name}`" in (folder / "README.md").read_text()
     assert result.trainer.args.teacher_config["teachers"] == kept
     for name, parameter in loaded.named_parameters():
         assert torch.equal(parameter.cpu(), before[name])

@@ -171,7 +171,7 @@ def test_teach_then_train_without_the_teacher(command, tmp_path, no_teacher_load
     )  # fmt: skip
     assert done.exit_code == 0, done.output
     assert trained(again) == pytest.approx(trained(local), rel=1e-3)
-    assert str(store) in (again / "README.md").read_text()
+    assert f"`{store.name}`" in (again / "README.md").read_text()
     assert not (again / "teacher_completions.jsonl").exists()
 
 

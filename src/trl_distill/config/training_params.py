@@ -212,7 +212,7 @@ class LLMTrainingParams(CheckedSettings, DistillationArguments):
     push_to_hub: bool = option(False, "Upload the result; the token is read from HF_TOKEN.", group="Logging and saving")
     card_example: bool = option(
         False,
-        "Publish rows of the data: upload the report page, which shows some, too.",
+        "Publish rows of the data: the card shows one, and --push-to-hub uploads the report page and the settings too.",
         group="Logging and saving",
     )
     username: str | None = option(None, "Hub account to upload to (default: the token's).", group="Logging and saving")

@@ -12,7 +12,6 @@ import numpy as np
 from ..config.setting_names import name_settings
 from ..printable import printable
 from ..prompts.fitting import Limit
-from ..prompts.messages import Prompt
 from .arrow_values import array_of, column_of, counts_of, lengths_of
 
 if TYPE_CHECKING:
@@ -21,26 +20,10 @@ if TYPE_CHECKING:
 
     from ..losses.schedule import LossSchedule
     from ..prompts.serving_template import Serving
+    from .example import Example, Placeholder
     from .recipe import RowRecipe
     from .row_faults import Cells
     from .row_report import RowReport
-
-
-@dataclass(frozen=True)
-class Example:
-    """A row's prompt as the student read it.
-
-    Attributes:
-        prompt: Text or chat messages, with a `MARK` for each field of the student's template.
-        values: The fields by name, `input` among them.
-        options: Keywords of the chat template.
-        ids: The prompt's ids in training.
-    """
-
-    prompt: Prompt
-    values: Mapping[str, object]
-    options: Mapping[str, object]
-    ids: list[int]
 
 
 SOURCES = {
@@ -71,6 +54,7 @@ class Preflight:
         vocabulary: Rows of the vocabulary that both models share.
         first: The first row as the student and the teacher see it, and the completion.
         example: The prompt of the first row.
+        placeholder: The same with placeholders for what the row brings.
         matched: Tokens that a teacher with another tokenizer has too; None if it has the student's.
         compared: Share of the completion tokens at which such a teacher is compared with the student.
         teachers: With several teachers, the name, number of rows and first prompt of each.
@@ -98,6 +82,7 @@ class Preflight:
     vocabulary: int | None
     first: tuple[str, str, str]
     example: Example
+    placeholder: Placeholder
     text_only: bool = False
     schedule: LossSchedule | None = None
     matched: int | None = None
@@ -124,6 +109,7 @@ class Preflight:
         name: str,
         *,
         example: Example,
+        placeholder: Placeholder,
     ) -> Preflight:
         """Measure a prepared dataset."""
         lengths = lengths_of(rows, "completion")
@@ -148,6 +134,7 @@ class Preflight:
                 text_of(recipe.student.tokenizer, row["completion"]),
             ),
             example=example,
+            placeholder=placeholder,
             matched=None if pair is None else pair.shared,
             compared=float(lengths_of(rows, "student_starts").sum() / lengths.sum()) if pair is not None else 1.0,
             text_only=recipe.gives_text_alone,

@@ -29,8 +29,9 @@ from ..prompts.template import SYSTEM_ROLES
 from .aligned_row import AlignedRow
 from .arrow_values import array_of, column_of, highest_of, lengths_of
 from .cross_tokenizer.tokenizer_pair import COLUMNS as PAIR_COLUMNS
+from .example import Example, Placeholder
 from .file_readers import Batch
-from .preflight import Example, Preflight, prompts_differ
+from .preflight import Preflight, prompts_differ
 from .pretokenized import check_tokenized, is_tokenized, read_tokenized
 from .recipe import RowRecipe
 from .row_faults import Cells
@@ -191,7 +192,8 @@ class Recipe(RowRecipe):
                 todo = f"{report.summary()}; change the teacher's prompt, or choose another teacher."
             raise NoUsableRows(f"{name}: no row has a completion token to learn; {todo}")
         coverage = None if self.fetch_targets is None else self.fetch_targets(usable, required)
-        preflight = Preflight.of(usable, report, self, name, example=self._example(usable, rows))
+        example, placeholder = self._examples(usable, rows)
+        preflight = Preflight.of(usable, report, self, name, example=example, placeholder=placeholder)
         serving = self._serving(usable, rows) if serves and self.serves else None
         return usable.select_columns(list(columns)), replace(preflight, coverage=coverage, serving=serving)
 
@@ -263,22 +265,25 @@ class Recipe(RowRecipe):
         limit = self.teacher.limit
         return prompt if limit is None or len(prompt) < limit else prompt[-(limit // 2) :]
 
-    def _example(self, usable: Dataset, rows: Dataset) -> Example:
-        """Return the first row's prompt as the student reads it, whole and without the teacher's."""
+    def _examples(self, usable: Dataset, rows: Dataset) -> tuple[Example, Placeholder]:
+        """Return the first row's prompt as the student reads it, whole and without the teacher's; and placeholders."""
         shown = usable[int(array_of(usable, "dropped").argmin())]  # the first row if the student's prompt is in none
         row = _row_of(rows, shown["row"])
         tokenizer, template = self.student.tokenizer, self.student.template
         if row.ids is not None:
             ids = usable[0]["student_prompt"] or usable[0]["completion"][:SHOWN_IDS]
-            return Example(marked(row, template).input, {"input": tokenizer.decode(ids)}, {}, ids)
+            example = Example(marked(row, template).input, {"input": tokenizer.decode(ids)}, {}, ids)
+            return example, Placeholder.of(row, template, tokenizer, {}, {})
         options = {} if row.history is None else options_of(row.values, where="")
         options = {**{name: value for name, value in self.options.items() if name != NOW}, **options}
-        frame = Frame(render(template, marked(row, template)), options).opened(json.loads(shown["opening"] or "{}"))
+        opening = json.loads(shown["opening"] or "{}")
+        frame = Frame(render(template, marked(row, template)), options).opened(opening)
         try:
             ids = replace(frame, prompt=render(template, row)).prompt_ids(tokenizer)
         except TemplateError:  # one that only the training template takes
             ids = shown["student_prompt"]
-        return Example(frame.prompt, row.fields, frame.options, ids)
+        example = Example(frame.prompt, row.fields, frame.options, ids)
+        return example, Placeholder.of(row, template, tokenizer, options, opening)
 
     def _serving(self, usable: Dataset, rows: Dataset) -> Serving | None:
         """Return how the student is served; None for its own chat template, or if no prompt was trained."""

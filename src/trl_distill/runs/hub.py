@@ -1,22 +1,26 @@
-"""Upload a finished project; the token is read from the environment and stored nowhere."""
+"""Upload a finished project; the token is read from the environment and stored nowhere.
+
+What is uploaded is listed, not what is left out: the model, its tokenizer, the figures and a card, none of which has a
+row of the data or a path of the machine. `card_example` adds the page, which shows rows, and the settings, which name
+files.
+"""
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from ..config.training_params import LLMTrainingParams
 from ..errors import DistillError, ParamsError
 from ..evaluation.page import DATA, PAGE
+from ..trainer.card import base_model
+from ..trainer.card_text import public_name
 
-# files of the run that are not part of its result
-KEPT_BACK = [
-    *("checkpoints/*", "teacher_completions.jsonl", "teacher_logprobs.jsonl", "student_completions.jsonl"),
-    *("held_out.jsonl", "judge_answers.jsonl", "eval_samples.jsonl", ".*"),
-]
-CARD = "README.md"
-WITH_ROWS = [PAGE, DATA]  # they show rows of the data
+CARD, ADAPTER, SETTINGS = "README.md", "adapter_config.json", "config.yaml"
+REWRITTEN = (CARD, ADAPTER)  # the folder's own name places of this machine
+BASE = "base_model_name_or_path"
 
 
 def check_token(params: LLMTrainingParams) -> None:
@@ -29,12 +33,13 @@ def check_token(params: LLMTrainingParams) -> None:
         raise ParamsError("push_to_hub needs a token; set the environment variable HF_TOKEN, or drop --push-to-hub.")
 
 
-def push(folder: Path, params: LLMTrainingParams, *, card: Callable[[str], str]) -> str:
+def push(folder: Path, params: LLMTrainingParams, *, files: Iterable[str], card: Callable[[str], str]) -> str:
     """Upload a project folder as a private model and return its address.
 
     Args:
         folder: The project's folder.
         params: The run's parameters.
+        files: Names of the files and folders in it that are the run's result.
         card: Returns the model card for an address; the folder's own loads the model from this machine.
 
     Raises:
@@ -42,14 +47,17 @@ def push(folder: Path, params: LLMTrainingParams, *, card: Callable[[str], str])
     """
     from huggingface_hub import HfApi
 
-    kept_back = [*KEPT_BACK, CARD, *([] if params.card_example else WITH_ROWS)]
+    shown = {PAGE, DATA, SETTINGS}
+    names = sorted({*files} - shown | (shown if params.card_example else set()))
+    uploaded = [pattern for name in names for pattern in (name, f"{name}/*")]
     api = HfApi(token=os.environ["HF_TOKEN"])
     try:
         account = params.username or api.whoami()["name"]
         repository = api.create_repo(f"{account}/{folder.resolve().name}", private=True, exist_ok=True).repo_id
-        api.upload_folder(folder_path=folder, repo_id=repository, ignore_patterns=kept_back)
-        written = card(repository).encode("utf-8")
-        api.upload_file(path_or_fileobj=written, path_in_repo=CARD, repo_id=repository)
+        api.upload_folder(folder_path=folder, repo_id=repository, allow_patterns=uploaded, ignore_patterns=[*REWRITTEN])
+        rewritten = {CARD: card(repository), **_adapter(folder)}
+        for name, text in rewritten.items():
+            api.upload_file(path_or_fileobj=text.encode("utf-8"), path_in_repo=name, repo_id=repository)
     except Exception as error:
         raise DistillError(
             f"the result is complete in {folder} but could not be uploaded ({type(error).__name__}); upload it with "
@@ -57,3 +65,13 @@ def push(folder: Path, params: LLMTrainingParams, *, card: Callable[[str], str])
         ) from error
     print(f"Uploaded to {repository}.")
     return repository
+
+
+def _adapter(folder: Path) -> dict[str, str]:
+    """Return an adapter's configuration, if there is one, with its base model named as the card does."""
+    path = folder / ADAPTER
+    if not path.is_file():
+        return {}
+    values = json.loads(path.read_text(encoding="utf-8"))
+    values[BASE] = base_model(values[BASE]) or public_name(str(values[BASE]))
+    return {ADAPTER: json.dumps(values, indent=2) + "\n"}

@@ -1,8 +1,10 @@
-"""The model card: the metrics of the run, its prompts, and a tested usage snippet."""
+"""The model card: the metrics of the run, its prompts, and a tested usage snippet.
+
+It shows no row of the data unless `card_example` is set, and names no place of the machine.
+"""
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,9 +18,10 @@ from ..data.split import Split
 from ..models.adapters import base_of, is_peft_model
 from ..models.own_chat_template import ORIGINAL
 from ..teachers.multi.entries import model_name
-from ..trainer.card import base_model, fenced, prompts_section, teacher_in_words
+from ..trainer.card import base_model, prompts_section, teacher_in_words
+from ..trainer.card_text import code, escaped, fenced, place_from_here, public_name
 from .next_steps import ASKS, steps_after
-from .usage_snippet import loading, printed, snippet
+from .usage_snippet import loading, printed, snippet, without_row
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -72,42 +75,50 @@ class RunCard:
     def write(self) -> Path:
         """Write README.md into the project folder, with code that loads the model from where the run was started."""
         folder = self.trained.prepared.checked.project.folder
-        place = _from_here(folder)
-        steps = steps_after(self.trained.prepared, self.trained.tokenizer, place=place)
-        return write_text(folder / "README.md", self._text(place, steps))
+        place = place_from_here(folder)
+        outside = place.name if len(place.parts) == 1 and place.resolve() != folder.resolve() else ""
+        return write_text(folder / "README.md", self._text(place, self._steps(place), outside=outside))
 
     def for_hub(self, repository: str) -> str:
         """Return the card for a repository, with code that loads the model from there."""
         place = Path(repository)
-        steps = steps_after(self.trained.prepared, self.trained.tokenizer, place=place)
-        return self._text(place, {what: command for what, command in steps.items() if what == ASKS})
+        return self._text(place, {what: command for what, command in self._steps(place).items() if what == ASKS})
+
+    def _steps(self, place: Path) -> dict[str, str]:
+        shows = self.trained.prepared.checked.params.card_example
+        return steps_after(self.trained.prepared, self.trained.tokenizer, place=place, shows_input=shows)
 
     @cached_property
     def _usage(self) -> dict[str, Any] | None:
         preflight = self.trained.prepared.preflights.get(Split.TRAIN)
-        return None if preflight is None else _usage(self.model, self.trained.tokenizer, preflight)
+        if preflight is None:
+            return None
+        shows = self.trained.prepared.checked.params.card_example
+        return _usage(self.model, self.trained.tokenizer, preflight, shows_row=shows)
 
-    def _text(self, place: Path, steps: Mapping[str, str]) -> str:
+    def _text(self, place: Path, steps: Mapping[str, str], *, outside: str = "") -> str:
         prepared = self.trained.prepared
         params, preflight = prepared.checked.params, prepared.preflights.get(Split.TRAIN)
         plan = None if prepared.setup is None else prepared.setup.plan
-        student = model_name(params.model)
+        student = public_name(model_name(params.model))
         teacher = teacher_in_words(params, student=student)
         card = ModelCard.from_template(
             _metadata(self.trained),
             template_path=str(TEMPLATE),
-            name=prepared.checked.project.folder.resolve().name,
-            student=student,
+            name=escaped(prepared.checked.project.folder.resolve().name),
+            student=code(student),
             teacher=teacher,
             from_data=plan is not None and bool(plan.writers),
             prompts="" if plan is None else prompts_section(plan, teacher=teacher),
             preflight=preflight,
             settings=_settings(params, preflight, prepared.computes),
+            cell=escaped,
             figures={name: self.metrics[name] for name in FIGURES if name in self.metrics},
             fenced=fenced,
             next="\n\n".join(f"# {what}\n{command}" for what, command in steps.items()),
             loading=loading(place),
             usage=self._usage,
+            outside=outside and code(outside),
         )
         return f"{str(card).rstrip()}\n"
 
@@ -129,27 +140,21 @@ def _metadata(trained: Trained) -> ModelCardData:
     return data
 
 
-def _from_here(folder: Path) -> Path:
-    """Return a folder relative to the working directory, so that a card shows no other paths of the machine."""
-    try:
-        return Path(os.path.relpath(folder))
-    except ValueError:  # on another drive of Windows
-        return Path(folder.name)
-
-
-def _usage(model: PreTrainedModel | None, tokenizer: PreTrainedTokenizerBase, preflight: Preflight) -> dict[str, Any]:
-    """Return a usage snippet, and its output."""
+def _usage(
+    model: PreTrainedModel | None, tokenizer: PreTrainedTokenizerBase, preflight: Preflight, *, shows_row: bool
+) -> dict[str, Any]:
+    """Return a usage snippet; of a row, if it may be shown, with its output, else of a placeholder."""
     serves = preflight.serving is not None and preflight.serving.source is not None
     templates = tokenizer.chat_template if serves else {}
-    outcome = ""
-    if model is not None:
+    outcome, example = "", preflight.example if shows_row else without_row(preflight.placeholder, tokenizer)
+    if model is not None and shows_row:
         try:
-            text = printed(preflight.example, model, tokenizer)
+            text = printed(example, model, tokenizer)
             outcome = f"When this card was written it printed:\n\n{fenced(text, 'text')}"
         except Exception as error:  # a card without the snippet's output is better than a lost run
-            outcome = f"It could not be run when this card was written: {type(error).__name__}: {error}"
+            outcome = f"It could not be run when this card was written: {escaped(f'{type(error).__name__}: {error}')}"
     return {
-        "code": snippet(preflight.example, tokenizer).rstrip("\n"),
+        "code": snippet(example, tokenizer).rstrip("\n"),
         "outcome": outcome,
         "serves": serves,
         "own_chat_template": ORIGINAL if isinstance(templates, dict) and templates.get(ORIGINAL) else "",
@@ -160,7 +165,7 @@ def _settings(params: LLMTrainingParams, preflight: Preflight | None, computes: 
     """Return the settings that matter, by name."""
     values = params.to_dict()
     names = SETTINGS if preflight is None else (*SETTINGS_WITH_TEACHER, *SETTINGS)
-    shown = {"data": values["data_path"], **{name: values[name] for name in names}}
+    shown = {"data": public_name(str(values["data_path"])), **{name: values[name] for name in names}}
     if preflight is not None:
         if preflight.text_only:
             shown["distill_alpha"] = "0 (the teacher gives text only)"
@@ -168,7 +173,7 @@ def _settings(params: LLMTrainingParams, preflight: Preflight | None, computes: 
             used = preflight.schedule.used
             shown |= {n: f"{used[n]:g} ({why}; {asked} was given)" for n, (asked, why) in preflight.changed.items()}
         if params.retain_data is not None:
-            shown |= {name: values[name] for name in ("retain_data", "retain_fraction")}
+            shown |= {"retain_data": public_name(str(values["retain_data"])), "retain_fraction": params.retain_fraction}
         if params.teacher_prompt_dropout > 0:
             shown["teacher_prompt_dropout"] = params.teacher_prompt_dropout
         shown |= {"rows": preflight.rows.used, "completions from": ", ".join(preflight.sources)}

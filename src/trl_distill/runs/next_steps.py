@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from ..config.training_params import LLMTrainingParams
-    from ..data.preflight import Example
+    from ..data.example import Example
     from .prepare import PreparedRun
 
 ASK = (
@@ -30,7 +30,11 @@ LONGEST = 60  # characters of an input that a line shows
 
 
 def steps_after(
-    prepared: PreparedRun, tokenizer: PreTrainedTokenizerBase, *, place: Path | None = None
+    prepared: PreparedRun,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    place: Path | None = None,
+    shows_input: bool = True,
 ) -> dict[str, str]:
     """Return command lines for a shell by what they do: ask the student, evaluate it, serve it.
 
@@ -41,6 +45,7 @@ def steps_after(
         prepared: The run.
         tokenizer: As it is saved.
         place: What the commands call the project's folder, if not as the run does.
+        shows_input: Whether the first command may ask what the first row asks.
     """
     params, preflight = prepared.checked.params, prepared.preflights.get(Split.TRAIN)
     place = place or prepared.checked.project.folder
@@ -49,7 +54,7 @@ def steps_after(
         chat = "messages" in prepared.datasets[Split.TRAIN].column_names
         steps[ASKS] = _ask(place, _message(HELLO) if chat else HELLO)
     elif answers_a_message(preflight.example, tokenizer):
-        steps[ASKS] = _ask(place, _message(_shown_input(preflight.example)))
+        steps[ASKS] = _ask(place, _message(_shown_input(preflight.example) if shows_input else HELLO))
     if preflight is not None:
         # held-out rows are kept in the folder, and validation rows are found again if a file has them
         held_out = Split.EVAL in prepared.datasets and (params.holdout > 0 or isinstance(params.data_path, str))

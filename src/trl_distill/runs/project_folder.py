@@ -226,6 +226,11 @@ class Project:
             names |= {p.name for pattern in WEIGHTS for p in self.folder.glob(pattern)}
         return names - {*OURS, MANIFEST}
 
+    @property
+    def result(self) -> list[str]:
+        """The names of the files and folders that this run has written as its result, the log among them."""
+        return sorted({*self._written, "README.md", LOG})
+
     def last_checkpoint(self) -> Path | None:
         return last_complete(self.checkpoints)
 
@@ -271,8 +276,8 @@ class Project:
         """Write the manifest, which marks the run as finished."""
         from importlib.metadata import version
 
-        names = sorted({*self._written, "README.md", LOG})
-        written = [path for name in names for path in (self.folder / name, *sorted((self.folder / name).glob("*")))]
+        named = [self.folder / name for name in self.result]
+        written = [path for parent in named for path in (parent, *sorted(parent.glob("*")))]
         files = {p.relative_to(self.folder).as_posix(): p.stat().st_size for p in written if p.is_file()}
         text = json.dumps({"trl_distill": version("trl-distill"), "files": files}, indent=2)
         path = write_text(self.folder / MANIFEST, text + "\n")

@@ -50,7 +50,7 @@ def save(trained: Trained) -> RunResult:
         paths |= checked.project.finish()
         paths |= _write_page(trained, rows, metrics)
         if checked.params.push_to_hub:
-            push(checked.project.folder, checked.params, card=card.for_hub)
+            push(checked.project.folder, checked.params, files=checked.project.result, card=card.for_hub)
     state.wait_for_everyone()
     if base_of(model) is model:
         model.config._name_or_path = str(checked.project.folder)

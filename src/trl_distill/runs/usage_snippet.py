@@ -7,16 +7,15 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..data.preflight import Example
+from ..data.example import FIELD, Example, Placeholder, filled_messages, filled_text
 from ..models.own_chat_template import ORIGINAL
 from ..prompts.chat_template import ChatTemplate
-from ..prompts.serving_template import INPUT, MARK, added_tokens
+from ..prompts.serving_template import INPUT, added_tokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Snippet = tuple[str, Callable[[], "list[int] | None"]]  # the code, and a function that returns the ids it makes
-FIELD = re.compile(MARK.format("(.*?)"))
 LOAD = """\
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -39,7 +38,7 @@ inputs = tokenizer.apply_chat_template(
 TOKENS = """\
 import torch
 
-ids = torch.tensor([{ids}], device=model.device)  # the first row's; no text gives this tokenizer these
+ids = torch.tensor([{ids}], device=model.device)  # no text gives this tokenizer these
 inputs = {{"input_ids": ids, "attention_mask": torch.ones_like(ids)}}
 """
 GENERATE = """\
@@ -89,6 +88,12 @@ def answers_a_message(example: Example, tokenizer: PreTrainedTokenizerBase) -> b
     return ids() == example.ids
 
 
+def without_row(placeholder: Placeholder, tokenizer: PreTrainedTokenizerBase) -> Example:
+    """Return the prompt whose snippet shows no text of a row, for a tokenizer as it is saved."""
+    served = placeholder.served
+    return served if served is not None and answers_a_message(served, tokenizer) else placeholder.shown
+
+
 def _prompt_snippets(example: Example, tokenizer: PreTrainedTokenizerBase) -> Iterator[Snippet]:
     """Yield code that makes the prompt, the simplest first."""
     asked = [{"role": "user", "content": INPUT}]
@@ -106,13 +111,13 @@ def _prompt_snippets(example: Example, tokenizer: PreTrainedTokenizerBase) -> It
 def _chat(prompt: Any, options: Mapping[str, Any], example: Example, tokenizer: PreTrainedTokenizerBase) -> Snippet:
     more = "".join(f"{name}={value!r}, " for name, value in options.items())
     return CHAT.format(messages=_expression(prompt), more=more), lambda: ChatTemplate(tokenizer).prompt_ids(
-        _filled(prompt, example.values), options
+        filled_messages(prompt, example.values), options
     )
 
 
 def _text(example: Example, tokenizer: PreTrainedTokenizerBase) -> Iterator[Snippet]:
     assert isinstance(example.prompt, str)
-    text = _filled(example.prompt, example.values)
+    text = filled_text(example.prompt, example.values)
     whole = list(tokenizer(text)["input_ids"])
     closed = len(whole) - len(example.ids)
     front, _ = added_tokens(tokenizer, text)
@@ -123,13 +128,6 @@ def _text(example: Example, tokenizer: PreTrainedTokenizerBase) -> Iterator[Snip
     yield bare, lambda: list(tokenizer(front + text, add_special_tokens=False)["input_ids"])
     if closed > 0:
         yield lines + SHORTER.format(count=closed), lambda: whole[:-closed]
-
-
-def _filled(prompt: Any, values: Mapping[str, Any]) -> Any:
-    """Return a prompt with its fields replaced by their values."""
-    if isinstance(prompt, str):
-        return FIELD.sub(lambda found: str(values[found[1]]), prompt)
-    return [{key: _filled(v, values) if isinstance(v, str) else v for key, v in m.items()} for m in prompt]
 
 
 def _variable(field: str) -> str:

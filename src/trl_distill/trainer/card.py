@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,7 @@ from ..models.adapters import is_peft_model
 from ..models.loading import EMBEDDED
 from ..teachers.multi.entries import TeacherList, model_name, read_teachers
 from .base import DistillingTrainer
+from .card_text import code, escaped, fenced, place_from_here, public_name
 
 if TYPE_CHECKING:
     from ..config.distillation_arguments import DistillationArguments
@@ -56,12 +58,13 @@ class CardWriter(DistillingTrainer):
             card.data.base_model = base
         settings = {f"distill_{name}": self.setup.schedule.describe(name) for name in ("alpha", "temperature")}
         settings |= {name: str(getattr(self.args, name)) for name in SETTINGS}
-        rows = "\n".join(f"| {name} | {value} |" for name, value in settings.items())
+        rows = "\n".join(f"| {name} | {escaped(value)} |" for name, value in settings.items())
         student, listed = self.base_student.config._name_or_path or "the student", self.setup.plan.listed
         named = teacher_in_words(self.args, student=student, listed=listed)
         prompts = prompts_section(self.setup.plan, teacher=named)
         section = f"## Teacher and prompts\n\n{prompts}\n\n| setting | value |\n|---|---|\n{rows}\n\n"
-        text = card.text.replace(f" version of {NO_BASE}", " model").replace('model="None"', f'model="{path.parent}"')
+        place = json.dumps(str(place_from_here(path.parent)), ensure_ascii=False)
+        text = card.text.replace(f" version of {NO_BASE}", " model").replace('model="None"', f"model={place}")
         before, heading, after = text.partition("## Training procedure")
         card.text = f"{before}{section}{heading}{after}"
         card.save(path)
@@ -76,11 +79,11 @@ def base_model(name: object) -> str | None:
         return None
     folder = Path(name).expanduser()
     if not folder.exists():
-        return name
+        return name if public_name(name) == name else None
     if not (folder / CARD).is_file():
         return None
     above = ModelCard.load(folder / CARD, ignore_metadata_errors=True).data.base_model
-    return above if isinstance(above, str) and not Path(above).exists() else None
+    return above if isinstance(above, str) and not Path(above).exists() and public_name(above) == above else None
 
 
 def teacher_in_words(settings: DistillationArguments, *, student: str, listed: TeacherList | None = None) -> str:
@@ -93,12 +96,14 @@ def teacher_in_words(settings: DistillationArguments, *, student: str, listed: T
     """
     if settings.teacher_config is not None:
         listed = read_teachers(settings.teacher_config) if listed is None else listed
-        return "; ".join(dict.fromkeys(f"`{entry.name}`" for entry in listed.of_data)) + " (mixed)" * listed.mixed
+        names = dict.fromkeys(code(public_name(entry.name)) for entry in listed.of_data)
+        return "; ".join(names) + " (mixed)" * listed.mixed
     if settings.teacher_model == "self":
-        return f"`{student}` itself, its adapter switched off"
+        return f"{code(public_name(student))} itself, its adapter switched off"
     if settings.teacher_model == "ema":
-        return f"the exponential moving average of `{student}` itself"
-    return f"`{model_name(settings.teacher_store if settings.teacher_model is None else settings.teacher_model)}`"
+        return f"the exponential moving average of {code(public_name(student))} itself"
+    given = settings.teacher_store if settings.teacher_model is None else settings.teacher_model
+    return code(public_name(model_name(given)))
 
 
 def prompts_section(plan: Plan, *, teacher: str) -> str:
@@ -118,10 +123,8 @@ def prompts_section(plan: Plan, *, teacher: str) -> str:
             parts += [f"In {entry.share:.0%} of the rows:", fenced(template_text(entry.template))]
     elif len(entries) > 1:
         for number, entry in enumerate(entries, 1):
-            parts += [
-                f"Teacher {number}: `{entry.name}`, {entry.rows}. Its template:",
-                fenced(template_text(entry.template)),
-            ]
+            named = f"Teacher {number}: {code(public_name(entry.name))}, {escaped(entry.rows)}. Its template:"
+            parts += [named, fenced(template_text(entry.template))]
     else:
         template = entries[0].template if entries else plan.teacher_template
         parts += [f"Teacher: {teacher}. Its template:", fenced(template_text(template))]
@@ -138,11 +141,3 @@ def template_text(template: Template) -> str:
     if template.system.text is not None:
         text = [("system", template.system.text), *text]
     return "\n".join(f"{role}: {t}" if role else t for role, t in text)
-
-
-def fenced(text: str, language: str = "text") -> str:
-    """Return a code block whose fence the text does not contain."""
-    fence = "```"
-    while fence in text:
-        fence += "`"
-    return f"{fence}{language}\n{text}\n{fence}"
