@@ -11,6 +11,7 @@ from importlib.util import find_spec
 import pytest
 import torch
 from click.testing import CliRunner
+from holding import another_process
 from peft import PromptTuningConfig, get_peft_model
 from small_runs import no_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -425,6 +426,19 @@ def test_the_output_takes_the_place_of_a_project_that_cannot_be_written(project,
     kept = (tmp_path / "out" / "student_completions.jsonl").read_bytes()
     assert kept.startswith(before["student_completions.jsonl"])
     assert len(kept) > len(before["student_completions.jsonl"])
+
+
+def test_the_output_takes_the_place_of_a_project_in_use(project, found, tmp_path):
+    with another_process(project) as (holder, _):
+        refused = command(project)
+        short = ("--timed-queries", "0", "--max-new-tokens", "2", "--max-rows", "1")
+        done = command(project, "--output", tmp_path / "out", *short)
+    assert refused.exit_code == 2
+    assert f"in use by process {holder.pid} on this machine" in refused.stderr
+    assert "or give --output a folder for what is found." in refused.stderr
+    assert done.exit_code == 0, done.stderr
+    assert {"report.html", "student_completions.jsonl"} <= {path.name for path in (tmp_path / "out").iterdir()}
+    assert command(project, *short).exit_code == 0
 
 
 def test_a_student_with_another_tokenizer_may_write_as_much_text_as_its_teacher(tiny_model_dir):

@@ -254,6 +254,29 @@ def test_what_cannot_be_written_is_refused_before_a_model_loads(adapter, tmp_pat
     assert not (tmp_path / "new").exists()
 
 
+def test_files_outside_the_project_are_not_exported(whole, tmp_path):
+    (tmp_path / "secret").write_text("key")
+    for number, name in enumerate(("../secret", str(tmp_path / "secret"), "linked")):
+        project = copied(whole, tmp_path / f"project-{number}", run={"files": {name: 3}})
+        (project / "linked").symlink_to(tmp_path / "secret")
+        done = command(project, "--to", "merged")
+        assert done.exit_code == 2
+        assert f"cannot be exported: {name!r} is " in done.stderr
+        assert not (project / "exports").exists()
+    (project / "run.json").write_text("{")
+    assert "run.json cannot be read" in command(project, "--to", "merged").stderr
+
+
+def test_an_export_goes_to_the_disk_that_its_folder_links_to(whole, tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "merged").symlink_to(tmp_path / "disk")
+    export(whole, to="merged", output=tmp_path / "merged")
+    export(whole, to="merged", output=tmp_path / "merged", overwrite=True)
+    assert (tmp_path / "merged").is_symlink()
+    assert (tmp_path / "disk" / "export.json").is_file()
+    assert {path.name for path in tmp_path.iterdir()} == {"disk", "merged"}
+
+
 def test_an_export_is_replaced_on_request_only(whole, tmp_path):
     folder = export(whole, to="merged", output=tmp_path / "merged").folder
     (folder / "old").write_text("of the earlier export")

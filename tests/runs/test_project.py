@@ -169,3 +169,36 @@ def test_a_file_is_renamed_into_place(tmp_path):
     path = write_text(tmp_path / "a.txt", "x")
     assert path.read_text() == "x"
     assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
+
+
+BROKEN = [b"", b"{", b"[1]", b"7", b"\xff\xfe\x00", b'{"files": 7, "replaces": "model.safetensors"}']
+
+
+@pytest.mark.parametrize("content", BROKEN)
+@pytest.mark.parametrize("name", [".unfinished", "run.json", "config.yaml"])
+def test_a_broken_file_of_ours_is_no_obstacle_to_overwriting(name, content, tmp_path, alone):
+    first = Project(str(tmp_path))
+    first.begin(params(tmp_path))
+    save(first, alone, "adapter_model.safetensors")
+    first.finish()
+    (tmp_path / name).write_bytes(content)
+    check(tmp_path, overwrite=True)
+    check(tmp_path, overwrite=True, resume=True)
+    second = Project(str(tmp_path))
+    second.begin(params(tmp_path, overwrite=True))
+    save(second, alone, "model.safetensors")
+    second.finish()
+    assert {p.name for p in tmp_path.iterdir()} == {"model.safetensors", "config.yaml", "run.json"}
+
+
+@pytest.mark.parametrize("content", BROKEN[:5])
+@pytest.mark.parametrize("name", [".unfinished", "config.yaml"])
+def test_a_run_whose_settings_cannot_be_read_is_resumed_only_on_request(name, content, tmp_path):
+    project = Project(str(tmp_path))
+    project.begin(params(tmp_path))
+    checkpoint(project, 1)
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ProjectError, match=f"whose {name} is damaged, .* or delete {name} and add --resume"):
+        check(tmp_path, resume=True)
+    (tmp_path / name).unlink()
+    check(tmp_path, resume=True)

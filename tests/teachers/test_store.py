@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import json
 
+import pytest
+from holding import another_process
+
+from trl_distill.errors import ProjectError
 from trl_distill.models.generation import Completion
 from trl_distill.teachers.completions.store import CompletionStore, JsonlStore, key_of
 
@@ -89,3 +93,17 @@ def test_keys_tell_apart_teachers_settings_and_prompts():
     }
     assert len(keys) == 5
     assert key_of(one, (1, 2)) == key_of(dict(reversed(one.items())), [1, 2])
+
+
+def test_two_processes_do_not_ask_for_the_same_completions(tmp_path):
+    path = tmp_path / "store.jsonl"
+    store, other = CompletionStore(path), CompletionStore(path)
+    store.add({"a": Completion((1,), True)})
+    with another_process(tmp_path, file=".store.jsonl.lock"):
+        with store.asking(["a"]) as missing:  # a reader
+            assert not missing
+        with pytest.raises(ProjectError, match=r"store\.jsonl' is in use by process \d+"), store.asking(["a", "b"]):
+            pass
+    with other.asking(["a", "b"]) as missing:  # which has read what the first added since
+        assert missing == {"b"}
+    assert [path.name for path in tmp_path.iterdir()] == ["store.jsonl"]

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import pytest
 from datasets import Dataset
+from holding import another_process
 from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
 
 from trl_distill import DistillationSFTConfig, DistillationSFTTrainer
 from trl_distill.config.devices import accelerator
-from trl_distill.errors import ParamsError
+from trl_distill.errors import ParamsError, ProjectError
 from trl_distill.trainer.checkpoints import is_complete, last_complete
 
 pytestmark = pytest.mark.usefixtures("device")
@@ -93,3 +94,13 @@ def test_a_kill_in_a_checkpoint_keeps_the_one_before(tiny_model_dir, tiny_teache
         trainer.train()
     assert [p.name for p in sorted(tmp_path.glob("checkpoint-*"))] == ["checkpoint-2", "checkpoint-3"]
     assert last_complete(tmp_path) == tmp_path / "checkpoint-2"
+
+
+def test_two_runs_do_not_keep_checkpoints_in_one_folder(tiny_model_dir, tiny_teacher_dir, tmp_path):
+    trainer = distilling(tiny_model_dir, tiny_teacher_dir, tmp_path)
+    said = r"output_dir '.*' is in use by process \d+ on this machine"
+    with another_process(tmp_path, file="_.lock"), pytest.raises(ProjectError, match=said):
+        trainer.train()
+    trainer.train()
+    assert last_complete(tmp_path).name == "checkpoint-4"
+    assert not list(tmp_path.glob("_*"))

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import os
+import secrets
+import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+UNFINISHED = ".writing"  # how temporary names end
 
 
 def make_readable(folder: Path) -> None:
@@ -28,22 +32,82 @@ def obstacle(folder: Path) -> Path | None:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield a temporary name for a file to be written under, which is renamed at the end unless there is an error."""
-    temporary = path.with_name(f".{path.name}.writing")
-    yield temporary
-    os.replace(temporary, path)
+    """Yield a new empty file to be written, which is flushed to the disk and renamed at the end.
+
+    After an error it is deleted instead. A link is replaced, never written through.
+    """
+    temporary = path.with_name(f".{path.name[:50]}.{secrets.token_hex(4)}{UNFINISHED}")
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0)
+    descriptor = os.open(temporary, flags, 0o666)
+    mode = os.fstat(descriptor).st_mode
+    os.close(descriptor)
+    try:
+        yield temporary
+        if temporary.stat().st_mode != mode:  # safetensors writes another file in its place, for its owner alone
+            temporary.chmod(mode)
+        flush(temporary)
+        os.replace(temporary, path)
+    except BaseException:
+        with suppress(OSError):
+            temporary.unlink()
+        raise
+    flush(path.parent)
 
 
 def write_text(path: Path, text: str) -> Path:
-    """Write a file under a temporary name and rename it."""
-    with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    """Write a file so that it is complete or not there, even after a power cut."""
+    write_bytes(path, text.encode())
     return path
 
 
 def write_bytes(path: Path, content: bytes | pa.Buffer) -> None:
     """Write a file so that it is complete or not there, even after a power cut."""
-    with replacing(path) as temporary, temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
+    with replacing(path) as temporary:
+        temporary.write_bytes(content)
+
+
+def flush(path: Path) -> None:
+    """Flush a file to the disk, or the names in a folder if the platform can."""
+    is_folder = path.is_dir()
+    try:
+        descriptor = os.open(path, os.O_RDONLY if is_folder else os.O_RDWR)
+    except OSError:
+        if is_folder:  # Windows opens none
+            return
+        raise
+    try:
+        os.fsync(descriptor)
+    except OSError:
+        if not is_folder:  # some network file systems flush no folders
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def flush_all(folder: Path) -> None:
+    """Flush all files below a folder to the disk, and their names."""
+    for path in (*folder.rglob("*"), folder):
+        if not path.is_symlink():
+            flush(path)
+
+
+def discard_unfinished(folder: Path) -> None:
+    """Delete the temporary files that a killed process has left in a folder in which nobody writes."""
+    for path in folder.glob(f".*{UNFINISHED}"):
+        if path.is_file() and not path.is_symlink():
+            path.unlink()
+
+
+def remove(path: Path) -> None:
+    """Delete a file, a folder with all it holds, or a link but not what it points to; nothing there is fine."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def fresh_folder(path: Path) -> Path:
+    """Make an empty folder in the place of anything that is there."""
+    remove(path)
+    path.mkdir(parents=True)
+    return path

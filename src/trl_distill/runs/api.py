@@ -70,11 +70,11 @@ def run(params: LLMTrainingParams, *, verbose: bool = False) -> RunResult:
 
 
 def _check(params: LLMTrainingParams, shown: ExitStack, *, verbose: bool, writes_store: bool = False) -> CheckedRun:
-    """Return the checked run; library output is hidden from here on unless `verbose` is set."""
+    """Return the checked run; until `shown` is closed, its folders are held and library output is hidden."""
     if not verbose:
         given = (getattr(params, name, None) for name in ("quantization", "teacher_quantization"))
         shown.enter_context(quiet(four_bits="int4" in given))
-    checked = check_run(params, writes_store=writes_store)
+    checked = check_run(params, shown, writes_store=writes_store)
     if not verbose:
         shown.enter_context(without_library_bars())  # which loads the libraries
     return checked

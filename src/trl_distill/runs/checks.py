@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -42,11 +43,12 @@ class CheckedRun:
     data: RunData
 
 
-def check_run(params: LLMTrainingParams, *, writes_store: bool = False) -> CheckedRun:
-    """Check a run's parameters and its project folder, and load its data; torch is imported last.
+def check_run(params: LLMTrainingParams, locks: ExitStack, *, writes_store: bool = False) -> CheckedRun:
+    """Check a run's parameters, hold the folders that it writes, and load its data; torch is imported last.
 
     Args:
         params: The run's parameters.
+        locks: Releases the folders when it is closed.
         writes_store: Whether it writes a store of targets instead of training.
 
     Raises:
@@ -66,9 +68,15 @@ def check_run(params: LLMTrainingParams, *, writes_store: bool = False) -> Check
         params.teacher_prompt_mixture = plain_mixture(params.teacher_prompt_mixture)  # type: ignore[assignment]
     check_registered(params.trainer, use_distillation=params.use_distillation)
     project = Project(params.project_name)
+    writes_project = not writes_store and not params.dry_run
+    if writes_project:
+        project.check_place(params)
+        locks.enter_context(project.locked())
     params = project.as_begun(params)
-    if not writes_store and not params.dry_run:
+    if writes_project:
         project.check(params)
+    if params.teacher_store is not None and (writes_store or writes_project):
+        _lock_store(params.teacher_store, locks, only_unfinished=writes_project)
     from .early_checks import check_columns, check_named, check_teacher_given
     from .run_data import load_run_data
 
@@ -79,6 +87,14 @@ def check_run(params: LLMTrainingParams, *, writes_store: bool = False) -> Check
     # the first thing that imports torch
     trainer_class = get_trainer(params.trainer, use_distillation=params.use_distillation)
     return CheckedRun(params, project, trainer_class, templates, data)
+
+
+def _lock_store(folder: str, locks: ExitStack, *, only_unfinished: bool) -> None:
+    from ..teachers.target_store.folder import TargetFolder
+
+    store = TargetFolder(folder)
+    if not (only_unfinished and store.complete):  # a finished one has any number of readers
+        locks.enter_context(store.locked())
 
 
 def check_target_modules(given: str, model: nn.Module) -> None:

@@ -15,6 +15,7 @@ from ..config.evaluation_settings import EVALUATION_FIELDS, ROWS, EvaluationSett
 from ..config.setting_names import in_python, settings_named_as
 from ..config.training_params import FIELDS, LLMTrainingParams
 from ..data.atomic_file import obstacle
+from ..data.folder_lock import folder_lock
 from ..errors import ParamsError, ProjectError
 from .evaluation_inputs import (
     KnownRun,
@@ -236,26 +237,43 @@ def _params(run: KnownRun | None, overrides: Mapping[str, Any]) -> LLMTrainingPa
 def _folder(run: KnownRun | None, settings: EvaluationSettings) -> Iterator[Path]:
     """Yield the folder that keeps what is written: the run's project, else the output, else one that is deleted.
 
-    The output also takes the place of a project that cannot be written, whose completions are copied.
+    The output also takes the place of a project that cannot be written or is in use, whose completions are copied. No
+    other process writes into either as long as this lasts.
 
     Raises:
-        ProjectError: The folder cannot be written.
+        ProjectError: The folder cannot be written, or is in use.
     """
     output = None if settings.output is None else Path(settings.output).expanduser()
     above = None if output is None else obstacle(output)
     if above is not None:
         raise ProjectError(f"output {str(output)!r} cannot be written: {str(above)!r} is not a writable folder.")
-    if run is not None and obstacle(run.folder) is None:
-        yield run.folder
-    elif output is not None:
-        if run is not None:
-            _copy_stores(run.folder, output)
-        yield output
-    elif run is not None:
-        raise ProjectError(f"{str(run.folder)!r} cannot be written; give --output a folder for what is found.")
-    else:
-        with tempfile.TemporaryDirectory(prefix="trl-distill-evaluation-") as folder:
-            yield Path(folder)
+    with ExitStack() as locks:
+        if output is not None:
+            locks.enter_context(folder_lock(output, what=f"output {str(output)!r}", instead="another --output"))
+        if run is not None and _is_free(run.folder, locks, needed=output is None):
+            yield run.folder
+        elif output is not None:
+            if run is not None:
+                _copy_stores(run.folder, output)
+            yield output
+        else:
+            yield Path(locks.enter_context(tempfile.TemporaryDirectory(prefix="trl-distill-evaluation-")))
+
+
+def _is_free(project: Path, locks: ExitStack, *, needed: bool) -> bool:
+    """Hold a project, if it can be written and is not in use; raise ProjectError if it is needed and cannot be."""
+    if obstacle(project) is not None:
+        if needed:
+            raise ProjectError(f"{str(project)!r} cannot be written; give --output a folder for what is found.")
+        return False
+    try:
+        instead = "--output a folder for what is found"
+        locks.enter_context(folder_lock(project, what=f"project {str(project)!r}", instead=instead))
+    except ProjectError:
+        if needed:
+            raise
+        return False
+    return True
 
 
 def _copy_stores(project: Path, output: Path) -> None:

@@ -10,7 +10,9 @@ from typing import Any
 
 
 def read_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield the lines of a file, none if it does not exist; one that a kill has cut is left out."""
-    for text in path.read_text(encoding="utf-8").split("\n") if path.is_file() else ():
+    """Yield the lines of a file, none if it does not exist; one that a kill has cut, or without a step, is left out."""
+    for text in path.read_bytes().split(b"\n") if path.is_file() else ():
         with suppress(ValueError):
-            yield json.loads(text)
+            line = json.loads(text)
+            if isinstance(line, dict) and isinstance(line.get("step"), int):
+                yield line

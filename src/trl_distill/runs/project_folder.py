@@ -1,4 +1,4 @@
-"""A run's project folder: its files, protection against overwriting, and atomic writes.
+"""A run's project folder: its files, protection against overwriting and against a second run, and atomic writes.
 
 project/
   model.safetensors, tokenizer, ...   the result
@@ -15,6 +15,7 @@ project/
   checkpoints/                        to resume from
   tensorboard/                        files of TensorBoard, with `--log tensorboard`
   .unfinished                         a run has started here and not finished, and its rows
+  .lock                               a run is in progress, and in which process
   run.json                            the manifest, written last: the run is finished
 """
 
@@ -24,17 +25,20 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from copy import copy
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from ..config.training_params import FIELDS, LLMTrainingParams
-from ..data.atomic_file import make_readable, obstacle, write_text
+from ..config.yaml_file import read_yaml
+from ..data.atomic_file import flush, flush_all, fresh_folder, make_readable, obstacle, remove, write_text
 from ..data.data_fingerprint import difference
-from ..errors import ProjectError
+from ..data.folder_lock import folder_lock
+from ..data.folder_names import is_inside
+from ..errors import ParamsError, ProjectError
 from ..prompts.template import text_of_file
 from ..teachers.multi.entries import read_teachers
 from ..trainer.checkpoints import last_complete
@@ -47,8 +51,8 @@ MANIFEST, MARKER = "run.json", ".unfinished"
 OPENING = "prompt_opening"  # in the figures: how the student's prompts differ from its own generation prompt
 HELD_OUT, SAMPLES = "held_out.jsonl", "eval_samples.jsonl"
 WEIGHTS = ("*.safetensors", "*.bin", "*.index.json", "adapter_config.json", "config.json", "generation_config.json")
-LOG = "metrics.jsonl"
-OURS = ("README.md", "config.yaml", "metrics.json", LOG)
+CONFIG, LOG = "config.yaml", "metrics.jsonl"
+OURS = ("README.md", CONFIG, "metrics.json", LOG)
 
 # what may differ when a run is resumed: how long it trains, what it logs and keeps, but not what it learns
 FREE_ON_RESUME = frozenset(
@@ -84,15 +88,24 @@ class Project:
         self._rows = ""
         self._written: set[str] = set()
 
+    @property
+    def _name(self) -> str:
+        return f"project_name {str(self.folder)!r}"
+
+    def locked(self) -> AbstractContextManager[None]:
+        """Hold the folder for one run; see `folder_lock`."""
+        return folder_lock(self.folder, what=self._name, instead="another --project-name")
+
     def check(self, params: LLMTrainingParams) -> None:
         """Refuse to overwrite earlier work; `overwrite` allows it, `resume` continues an unfinished run.
 
         Raises:
-            ProjectError: The folder cannot be made, is that of the model, the teacher or the data, holds a finished
-                run, an unfinished one without `resume`, one that learns something else, or files that are not ours.
+            ProjectError: The folder is that of the model, the teacher or the data or cannot be made, holds a finished
+                run, an unfinished one without `resume`, one that learns something else or whose settings cannot be
+                read, or files that are not ours.
         """
-        name = f"project_name {str(self.folder)!r}"
-        self._check_place(name, params)
+        self.check_place(params)
+        name = self._name
         if params.overwrite:
             return
         if (self.folder / MANIFEST).is_file():
@@ -115,8 +128,13 @@ class Project:
                     "or add --overwrite to replace it."
                 )
 
-    def _check_place(self, name: str, params: LLMTrainingParams) -> None:
-        """Refuse a path that cannot be a folder, and one that the run reads from."""
+    def check_place(self, params: LLMTrainingParams) -> None:
+        """Refuse a path that cannot be a folder, and one that the run reads from.
+
+        Raises:
+            ProjectError: Naming it.
+        """
+        name = self._name
         if self.folder.exists() and not self.folder.is_dir():
             raise ProjectError(f"{name} is a file; give --project-name a folder.")
         places = [
@@ -136,7 +154,7 @@ class Project:
         """Return parameters with the defaults of an earlier version, if the run to resume was started with them."""
         if not params.resume or self.last_checkpoint() is None:
             return params
-        before = self._begun_with()
+        before = self._begun_with() or {}
         earlier = {
             name: value
             for name, value in EARLIER_DEFAULTS.items()
@@ -149,16 +167,27 @@ class Project:
             setattr(params, name, value)
         return params
 
-    def _begun_with(self) -> dict[str, object]:
-        """Return the parameters of the unfinished run; empty if they cannot be read."""
-        try:
-            return yaml.safe_load((self.folder / "config.yaml").read_text(encoding="utf-8")) or {}
-        except (OSError, yaml.YAMLError):
+    def _begun_with(self) -> dict[str, Any] | None:
+        """Return the parameters of the unfinished run: none if there is no file, None if it is damaged."""
+        path = self.folder / CONFIG
+        if not path.is_file():
             return {}
+        try:
+            read = read_yaml(path, name=CONFIG)
+        except ParamsError:
+            return None
+        return read if isinstance(read, dict) else None
 
     def _check_same(self, name: str, params: LLMTrainingParams) -> None:
-        """Refuse to resume a run with settings that change what it learns."""
+        """Refuse to resume a run with settings that change what it learns, or that are not known."""
         before, named = self._begun_with(), params.to_dict()
+        for file, read in ((CONFIG, before), (MARKER, self._read(MARKER))):
+            if read is None:
+                raise ProjectError(
+                    f"{name} holds an unfinished run whose {file} is damaged, so that nobody knows whether this run is "
+                    f"the same; add --overwrite to start over, or delete {file} and add --resume to resume anyway."
+                )
+        assert before is not None
         for key, value in _params_to_keep(params).items():
             # an earlier version kept the name of a prompt's file
             if key not in FREE_ON_RESUME and before.get(key, value) not in (value, named[key]):
@@ -181,7 +210,7 @@ class Project:
         self._rows = rows
         if not params.resume or self.last_checkpoint() is None:
             return
-        before = self._marked().get("rows", rows)
+        before = (self._read(MARKER) or {}).get("rows", rows)
         changed = difference(before, rows, numbers)
         if changed is not None:
             raise ProjectError(
@@ -189,9 +218,16 @@ class Project:
                 f"{changed}; give the same data and add --resume, or add --overwrite to start over."
             )
 
-    def _marked(self) -> dict[str, Any]:
-        path = self.folder / MARKER
-        return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
+    def _read(self, name: str) -> dict[str, Any] | None:
+        """Return what a JSON file says: nothing if it is not there, None if it is damaged."""
+        path = self.folder / name
+        if not path.is_file():
+            return {}
+        try:
+            read = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError):
+            return None
+        return read if isinstance(read, dict) else None
 
     def begin(self, params: LLMTrainingParams) -> Path:
         """Create the folder and write the effective parameters.
@@ -212,17 +248,19 @@ class Project:
         if params.overwrite:
             (self.folder / MANIFEST).unlink(missing_ok=True)
             for begun in (self.checkpoints, self.folder / TENSORBOARD):
+                if begun.is_symlink():  # what it leads to is not ours to delete
+                    begun.unlink()
                 shutil.rmtree(begun, ignore_errors=True)
         text = yaml.safe_dump(_params_to_keep(params), sort_keys=False, allow_unicode=True)
-        return self._write("config.yaml", "# aitraining llm --config config.yaml\n" + text)
+        return self._write(CONFIG, "# aitraining llm --config config.yaml\n" + text)
 
     def _replaced(self, overwrite: bool) -> set[str]:
-        """Return the files of an earlier result that must not stay beside the new one."""
-        names = set(self._marked().get("replaces", ()))
-        if (self.folder / MANIFEST).is_file():
-            files = json.loads((self.folder / MANIFEST).read_text(encoding="utf-8")).get("files", ())
-            names |= {name.split("/")[0] for name in files}
-        elif overwrite:
+        """Return the names in the folder of an earlier result, which must not stay beside the new one."""
+        marker, manifest = self._read(MARKER), self._read(MANIFEST)
+        files = _names(manifest, "files")
+        listed = [*_names(marker, "replaces"), *files]
+        names = {PurePosixPath(name).parts[0] for name in listed if is_inside(name)}  # any others are not ours
+        if overwrite and (not files or marker is None):
             names |= {p.name for pattern in WEIGHTS for p in self.folder.glob(pattern)}
         return names - {*OURS, MANIFEST}
 
@@ -242,8 +280,7 @@ class Project:
         """
         temporary = self.folder / ".writing"
         if ranks.is_main_process:
-            shutil.rmtree(temporary, ignore_errors=True)
-            temporary.mkdir(parents=True)
+            fresh_folder(temporary)
         ranks.wait_for_everyone()
         yield temporary
         ranks.wait_for_everyone()
@@ -254,23 +291,22 @@ class Project:
     def _publish(self, temporary: Path) -> None:
         old = self._replaced(overwrite=False)
         make_readable(temporary)
+        flush_all(temporary)
         for path in sorted(temporary.iterdir()):
             target = self.folder / path.name
             if target.is_dir():
-                shutil.rmtree(target)
+                remove(target)
             os.replace(path, target)
             self._written.add(path.name)
         temporary.rmdir()
         for name in old - self._written:
-            path = self.folder / name
-            if path.is_dir():  # of chat templates
-                shutil.rmtree(path)
-            path.unlink(missing_ok=True)
+            remove(self.folder / name)
+        flush(self.folder)
 
     def write_metrics(self, metrics: dict[str, Any], history: Sequence[dict[str, Any]]) -> dict[str, Path]:
         """Write the figures and the log lines."""
         text = json.dumps({"metrics": metrics, "history": list(history)}, indent=2, default=float)
-        return {"metrics": self._write("metrics.json", text + "\n"), "config": self.folder / "config.yaml"}
+        return {"metrics": self._write("metrics.json", text + "\n"), "config": self.folder / CONFIG}
 
     def finish(self) -> dict[str, Path]:
         """Write the manifest, which marks the run as finished."""
@@ -287,6 +323,12 @@ class Project:
     def _write(self, name: str, text: str) -> Path:
         self._written.add(name)
         return write_text(self.folder / name, text)
+
+
+def _names(read: dict[str, Any] | None, key: str) -> list[object]:
+    """Return the names that a file of ours lists; none if it is damaged."""
+    listed = (read or {}).get(key, ())
+    return list(listed) if isinstance(listed, (list, dict)) else []
 
 
 def _params_to_keep(params: LLMTrainingParams) -> dict[str, Any]:

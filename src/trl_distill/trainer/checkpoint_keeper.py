@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..data.atomic_file import write_text
 from ..data.data_fingerprint import difference, fingerprint
+from ..data.folder_lock import LOCK, folder_lock
 from ..data.packing import PackedRows
 from ..data.streaming import is_stream
 from ..errors import ParamsError
@@ -64,12 +67,24 @@ class CheckpointKeeper:
                 )
         return given
 
+    def lock(self) -> AbstractContextManager[None]:
+        """Hold `output_dir` while checkpoints are written into it; see `folder_lock`.
+
+        Two runs that keep no checkpoints may share one.
+        """
+        args = self.trainer.args
+        if args.save_strategy == "no":
+            return nullcontext()
+        folder = str(args.output_dir)
+        # Trainer uploads no name that begins so
+        return folder_lock(Path(folder), what=f"output_dir {folder!r}", instead="another output_dir", file=f"_{LOCK}")
+
     def begin(self, checkpoint: Path) -> None:
         """Mark a checkpoint as incomplete until Trainer writes its state, and write the distillation state."""
         checkpoint.mkdir(parents=True, exist_ok=True)
         (checkpoint / STATE).unlink(missing_ok=True)
         if self.learned_from is not None:
-            (checkpoint / ROWS).write_text(self.learned_from[0], encoding="utf-8")
+            write_text(checkpoint / ROWS, self.learned_from[0])
         if self.trainer.teacher.capabilities.moves:
             EmaCallback(self.trainer.teacher).average.save(checkpoint)
 

@@ -115,10 +115,12 @@ class DistillationMixin(CardWriter):
 
         Raises:
             ParamsError: There is none, or it has learned from other rows.
+            ProjectError: Another process trains into the same `output_dir`, unless `save_strategy` is "no".
         """
-        if self.distilling:
-            resume_from_checkpoint = self.checkpoints.to_resume_from(resume_from_checkpoint)
-        return super().train(resume_from_checkpoint, *args, **kwargs)
+        if not self.distilling:
+            return super().train(resume_from_checkpoint, *args, **kwargs)
+        with self.checkpoints.lock():
+            return super().train(self.checkpoints.to_resume_from(resume_from_checkpoint), *args, **kwargs)
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Batch], num_batches: int, device: torch.device

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..config.fields import CheckedSettings, option
 from ..config.setting_names import in_python, settings_named_as
+from ..data.folder_lock import LOCK, folder_lock
 from ..errors import DataError, ModelError, ParamsError, ProjectError
 from ..prompts.template import Template, parse_template
 
@@ -135,14 +136,20 @@ class PPOTrainer:
         """Train, save model and tokenizer into the project folder, and return the model.
 
         Raises:
-            UsageError: See `PPOConfig.validate`; a model, data or a reward model that cannot be used.
+            UsageError: See `PPOConfig.validate`; a model, data or a reward model that cannot be used; another process
+                trains into the folder.
         """
+        self.config.validate()  # it may have been changed since
+        folder = Path(self.config.project_name).expanduser()
+        with folder_lock(folder, what=f"project_name {str(folder)!r}", instead="another project_name"):
+            return self._train()
+
+    def _train(self) -> PreTrainedModel:
         from ..models.adapters import is_peft_model, trainable
         from ..models.generation_config import make_saveable
         from ..models.loading import ModelSource, keep_tokenizer, resolve
 
         config = self.config
-        config.validate()  # it may have been changed since
         template = parse_template(config.prompt_template, name="prompt_template")
         given = resolve(config.model, role="model") if isinstance(config.model, str) else config.model
         trust = config.trust_remote_code
@@ -230,7 +237,7 @@ def _check_folder(config: PPOConfig) -> None:
     folder = Path(config.project_name).expanduser()
     if folder.exists() and not folder.is_dir():
         raise ProjectError(f"project_name {str(folder)!r} is a file; give project_name a folder.")
-    if folder.is_dir() and any(folder.iterdir()) and not config.overwrite:
+    if folder.is_dir() and any(path.name != LOCK for path in folder.iterdir()) and not config.overwrite:
         raise ProjectError(
             f"project_name {str(folder)!r} holds files already; give another project_name, or overwrite=True."
         )

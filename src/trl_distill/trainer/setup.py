@@ -90,6 +90,7 @@ class DistillationSetup:
         """Write what is missing of the store and return how many shards were made; one process calls it.
 
         Raises:
+            ProjectError: Another process writes it.
             TeacherError: See `write_targets`.
         """
         asked, store = self.settings.teacher, self.settings.teacher.store
@@ -103,8 +104,10 @@ class DistillationSetup:
             engine=asked.generation.engine,
         )
         rows = (row for _, dataset in datasets for row in dataset)
-        self.date.keep()
-        return write_targets(self.teacher, rows, TargetFolder(store.folder), settings, progress=asked.progress)
+        folder = TargetFolder(store.folder)
+        with folder.locked():
+            self.date.keep()
+            return write_targets(self.teacher, rows, folder, settings, progress=asked.progress)
 
 
 def build_setup(

@@ -75,7 +75,7 @@ def export_project(project: Any, settings: ExportSettings, *, verbose: bool = Fa
     with ExitStack() as shown:
         if not verbose:
             shown.enter_context(quiet())
-        student, folder = _checked(_run_of(project), settings, settings.to)
+        student, folder = _checked(_run_of(project), settings, settings.to, shown)
         if not verbose:
             shown.enter_context(without_library_bars())  # which loads the libraries
         return _export(student, folder, settings, settings.to)
@@ -98,8 +98,8 @@ def _run_of(project: Any) -> KnownRun:
     return run
 
 
-def _checked(run: KnownRun, settings: ExportSettings, to: str) -> tuple[TrainedStudent, ExportFolder]:
-    """Return the student of a run and the folder of its export, after all checks that need no torch."""
+def _checked(run: KnownRun, settings: ExportSettings, to: str, locks: ExitStack) -> tuple[TrainedStudent, ExportFolder]:
+    """Return the student of a run and the folder of its export, which is held, after all checks without torch."""
     from ...data.loading import check_there
     from .programs import check_programs
     from .student import TrainedStudent
@@ -109,7 +109,9 @@ def _checked(run: KnownRun, settings: ExportSettings, to: str) -> tuple[TrainedS
     read = {"the project": run.folder}
     if student.source.adapter is not None and Path(student.source.base.path).is_dir():
         read["the folder of its base"] = Path(student.source.base.path)
-    folder.check(overwrite=settings.overwrite, read=read)
+    folder.check_place(read)
+    locks.enter_context(folder.locked())
+    folder.check(overwrite=settings.overwrite)
     check_programs(to, student, settings)
     if settings.data_path is not None:
         if settings.verify == 0:

@@ -6,10 +6,11 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
-from ...data.atomic_file import obstacle, write_text
+from ...data.atomic_file import flush, flush_all, fresh_folder, obstacle, remove, write_text
+from ...data.folder_lock import file_lock
 from ...errors import ProjectError
 
 MANIFEST = "export.json"
@@ -25,17 +26,24 @@ class ExportFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def check(self, *, overwrite: bool, read: Mapping[str, Path]) -> None:
-        """Refuse a folder that cannot be written, or whose files would be lost.
+    def locked(self) -> AbstractContextManager[None]:
+        """Hold the folder for one export; see `folder_lock`."""
+        return file_lock(self.path, what=self._name, instead="another --output")
+
+    @property
+    def _name(self) -> str:
+        return f"output {str(self.path)!r}"
+
+    def check_place(self, read: Mapping[str, Path]) -> None:
+        """Refuse a folder that cannot be written.
 
         Args:
-            overwrite: Whether an earlier export may be replaced.
             read: Folders that are read or must stay, by what they are.
 
         Raises:
             ProjectError: Naming the folder.
         """
-        name = f"output {str(self.path)!r}"
+        name = self._name
         for what, folder in read.items():
             if self.path.resolve() == folder.resolve() or self.path.resolve() in folder.resolve().parents:
                 raise ProjectError(f"{name} is {what}, or holds it; give another --output.")
@@ -44,6 +52,14 @@ class ExportFolder:
         above = obstacle(self.path)
         if above is not None:
             raise ProjectError(f"{name} cannot be created: {str(above)!r} is not a writable folder.")
+
+    def check(self, *, overwrite: bool) -> None:
+        """Refuse a folder whose files would be lost; with `overwrite` an earlier export may be replaced.
+
+        Raises:
+            ProjectError: Naming the folder.
+        """
+        name = self._name
         if not self.path.is_dir() or not any(self.path.iterdir()):
             return
         if not (self.path / MANIFEST).is_file():
@@ -54,13 +70,14 @@ class ExportFolder:
     @contextmanager
     def writing(self) -> Iterator[Path]:
         """Yield a temporary folder, which takes the place of an earlier export when it is complete."""
-        temporary = self.path.with_name(f".{self.path.name}.writing")
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
+        target = self.path.resolve()  # a link to another disk stays
+        temporary = fresh_folder(target.with_name(f".{target.name}.writing"))
         try:
             yield temporary
-            shutil.rmtree(self.path, ignore_errors=True)
-            os.replace(temporary, self.path)
+            flush_all(temporary)
+            remove(target)
+            os.replace(temporary, target)
+            flush(target.parent)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
 

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ...data.atomic_file import make_readable
-from ...errors import ModelError
+from ...data.folder_names import file_in
+from ...errors import ModelError, ProjectError
 from ...models.loading import ModelSource, resolve
 from ...prompts.chat_template import stops_of
 from ..evaluation_inputs import KnownRun
@@ -123,7 +124,7 @@ class TrainedStudent:
         if self.source.adapter is None and self._is_saved_so:
             for name in self._files:
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(self.folder / name, folder / name)
+                shutil.copyfile(self.file(name), folder / name)
         else:
             from ...models.generation_config import make_saveable
 
@@ -141,5 +142,22 @@ class TrainedStudent:
     @property
     def _files(self) -> list[str]:
         """The files of a whole model and its tokenizer."""
-        listed = json.loads((self.folder / MANIFEST).read_text(encoding="utf-8"))["files"]
-        return [name for name in listed if name not in OF_TRAINING and (self.folder / name).is_file()]
+        try:
+            listed = list(json.loads((self.folder / MANIFEST).read_text(encoding="utf-8"))["files"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            reason = f"{MANIFEST} cannot be read ({type(error).__name__})"
+            raise ProjectError(f"{str(self.folder)!r} holds no whole run: {reason}; train again.") from error
+        return [name for name in listed if name not in OF_TRAINING and self.file(name).is_file()]
+
+    def file(self, name: object) -> Path:
+        """Return a file of its project by name.
+
+        Raises:
+            ProjectError: It is outside the project, or a link: what it leads to is not copied into an export.
+        """
+        try:
+            return file_in(self.folder, name)
+        except ValueError as error:
+            raise ProjectError(
+                f"{str(self.folder)!r} cannot be exported: {error}; put the file itself into the folder."
+            ) from None

@@ -164,7 +164,7 @@ class VLLMServer(Form):
     def _write_adapter(self, folder: Path) -> None:
         """Write adapter, tokenizer and generation configuration."""
         for name in ("adapter_config.json", "adapter_model.safetensors"):
-            shutil.copyfile(self.student.folder / name, folder / name)
+            shutil.copyfile(self.student.file(name), folder / name)
         self.student.tokenizer.save_pretrained(folder)
         self.student.generation_config.save_pretrained(folder)
         make_readable(folder)

@@ -41,24 +41,26 @@ def complete(
         progress: Whether to show a progress bar.
 
     Raises:
+        ProjectError: Another process adds to the store.
         TeacherError: The engine that is named cannot write for this teacher.
         KeyboardInterrupt: Ctrl-C; its text says where the completions written so far are kept.
     """
     store = CompletionStore(None) if store is None else store
     identity = identity_of(teacher, settings)
     keys = keys_of(identity, prompts, distinct=settings.do_sample)
-    missing = {key: prompt for key, prompt in zip(keys, prompts, strict=True) if key not in store}
-    order = sorted(missing, key=lambda key: (-len(missing[key]), key))
-    shown = progress and bool(order)
-    if order and hasattr(teacher, "expect_prompts"):
-        teacher.expect_prompts(prompts)  # also those in the store: a resumed run reads the same prefix
-    with (
-        report_kept_on_interrupt(store, keys),
-        tqdm(total=len(order), desc="Teacher generates completions", unit="row", disable=not shown) as bar,
-    ):
-        for some in generate_all(teacher, {key: missing[key] for key in order}, settings):
-            store.add(some)
-            bar.update(len(some))
+    by_key = dict(zip(keys, prompts, strict=True))
+    with store.asking(keys) as missing:
+        order = sorted(missing, key=lambda key: (-len(by_key[key]), key))
+        shown = progress and bool(order)
+        if order and hasattr(teacher, "expect_prompts"):
+            teacher.expect_prompts(prompts)  # also those in the store: a resumed run reads the same prefix
+        with (
+            report_kept_on_interrupt(store, keys),
+            tqdm(total=len(order), desc="Teacher generates completions", unit="row", disable=not shown) as bar,
+        ):
+            for some in generate_all(teacher, {key: by_key[key] for key in order}, settings):
+                store.add(some)
+                bar.update(len(some))
     return [store[key] for key in keys]
 
 

@@ -9,11 +9,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from ...data.atomic_file import write_bytes
+from ...data.folder_lock import file_lock
 from ...models.generation import Completion
 
 Entry = TypeVar("Entry")
@@ -58,10 +60,28 @@ class JsonlStore(Generic[Entry]):
             except (ValueError, KeyError, TypeError):
                 continue  # torn by a kill: it is made again
 
+    @contextmanager
+    def asking(self, keys: Iterable[str]) -> Iterator[set[str]]:
+        """Yield which of the keys have no entry; if any, hold the file, so that no other process asks for them too.
+
+        Raises:
+            ProjectError: Another process holds it.
+        """
+        wanted = set(keys)
+        if self.path is None or wanted <= self._entries.keys():
+            yield wanted - self._entries.keys()
+            return
+        with file_lock(self.path, what=f"the file {str(self.path)!r}", instead="another folder"):
+            self.refresh()
+            yield wanted - self._entries.keys()
+
     def add(self, entries: Mapping[str, Entry]) -> None:
         """Keep entries and write them to the file before returning."""
         self._entries.update(entries)
         if self.path is None:
+            return
+        if self.path.is_symlink():  # what it leads to stays as it is
+            self.settle()
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
         data = (b"\n" if self._torn else b"") + self._lines(entries)

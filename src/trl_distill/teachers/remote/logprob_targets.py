@@ -130,12 +130,13 @@ class LogprobTargets:
         self.store.refresh()
         identity = self._identity(PROMPT, self.support.k)
         keys = [key_of(identity, [row["teacher_prompt"], row["completion"]]) for row in rows]
-        missing = {key: row for key, row in zip(keys, rows, strict=True) if key not in self.store}
-        if missing:
-            with self.server.reporting_kept(keys, self.store, "scored completions"):
-                self.server.send_all(
-                    missing, self._send, self._keep, description="Teacher scores completions", progress=progress
-                )
+        with self.store.asking(keys) as absent:
+            missing = {key: row for key, row in zip(keys, rows, strict=True) if key in absent}
+            if missing:
+                with self.server.reporting_kept(keys, self.store, "scored completions"):
+                    self.server.send_all(
+                        missing, self._send, self._keep, description="Teacher scores completions", progress=progress
+                    )
         pairs = [
             [list(zip(*own, strict=True)) for own in zip(entry["ids"], entry["log_probs"], strict=True)]
             for entry in (self.store[key] for key in keys)

@@ -119,6 +119,7 @@ class RemoteTeacher(TextTeacher):
         without a store in memory alone.
 
         Raises:
+            ProjectError: Another process adds to the store.
             TeacherError: The server refuses the request, the key or the model, or the `openai` package is missing.
             DistillError: The server does not answer, or the budget is spent; the text says what is kept.
             KeyboardInterrupt: Ctrl-C; its text says where the completions so far are kept.
@@ -128,7 +129,6 @@ class RemoteTeacher(TextTeacher):
         keys = keys_of(identity_of(self, settings), messages, distinct=settings.do_sample)
         self.logprobs.recover(keys, store)
         by_key = dict(zip(keys, messages, strict=True))
-        missing = {key: own for key, own in by_key.items() if key not in store or self.logprobs.needs_logprobs(key)}
 
         def send(key: str, messages: list[Message]) -> Answer:
             request = self._request(key, messages, settings) | self.logprobs.fields()
@@ -139,11 +139,13 @@ class RemoteTeacher(TextTeacher):
             self.logprobs.keep_written(key, answer)
             store.add({key: answer.completion})
 
-        if missing:
-            with self.server.reporting_kept(keys, store, "completions"):
-                self.server.send_all(
-                    missing, send, keep, description="Teacher generates completions", progress=progress
-                )
+        with store.asking(by_key) as absent:
+            missing = {key: own for key, own in by_key.items() if key in absent or self.logprobs.needs_logprobs(key)}
+            if missing:
+                with self.server.reporting_kept(keys, store, "completions"):
+                    self.server.send_all(
+                        missing, send, keep, description="Teacher generates completions", progress=progress
+                    )
         self.logprobs.remember(prompts, keys)
         return self._learnable([store[key] for key in keys])
 

@@ -18,6 +18,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -26,7 +27,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ...data.atomic_file import write_bytes
+from ...data.atomic_file import remove, write_bytes
+from ...data.folder_lock import folder_lock
+from ...data.folder_names import file_in, is_inside, link_to
 from ...errors import TeacherError
 
 FORMAT = 2
@@ -71,6 +74,10 @@ class TargetFolder:
     def __str__(self) -> str:
         return f"teacher_store {str(self.path)!r}"
 
+    def locked(self) -> AbstractContextManager[None]:
+        """Hold the store for one process that writes it; see `folder_lock`. Readers of a finished one do not."""
+        return folder_lock(self.path, what=str(self), instead="another folder for the store")
+
     @property
     def begun(self) -> bool:
         return (self.path / MANIFEST).is_file()
@@ -81,7 +88,11 @@ class TargetFolder:
         return self.begun and bool(self.manifest().get("complete"))
 
     def manifest(self) -> Manifest:
-        """Return the manifest; raise TeacherError if it is missing, damaged or of another format."""
+        """Return the manifest.
+
+        Raises:
+            TeacherError: It is missing, damaged or of another format, or names files outside the store.
+        """
         try:
             read = json.loads((self.path / MANIFEST).read_text(encoding="utf-8"))
             found = read["format"]
@@ -93,6 +104,9 @@ class TargetFolder:
             raise TeacherError(f"{self} has format {found} and this version reads {FORMAT}; make a new store.")
         if _checksum_of(read) != read.get("checksum"):
             raise TeacherError(f"{self}: {MANIFEST} is damaged; {REPAIR}.")
+        outside = next((name for name in files_of(read) if not is_inside(name)), None)
+        if outside is not None:
+            raise TeacherError(f"{self}: {MANIFEST} names {outside!r:.100}, a file outside the store; {REPAIR}.")
         return dict(read)
 
     def write_manifest(self, content: Manifest) -> None:
@@ -111,6 +125,8 @@ class TargetFolder:
     def write_part(self, shard: str, number: int, rows: Sequence[TargetRow], *, vocabulary: int) -> None:
         """Keep a batch of a shard that is not complete yet."""
         path = self._part(shard, number)
+        if path.parent.is_symlink():
+            path.parent.unlink()
         path.parent.mkdir(exist_ok=True)
         write_bytes(path, _parquet(_table(rows, vocabulary)))
 
@@ -123,20 +139,22 @@ class TargetFolder:
 
     def discard_parts(self, shard: str = "") -> None:
         """Delete the batches of a shard, or of all."""
-        for path in (self.path / PARTS).glob(f"{shard}*"):
+        parts = self.path / PARTS
+        if not shard or parts.is_symlink():
+            remove(parts)
+            return
+        for path in parts.glob(f"{shard}*"):
             path.unlink()
-        if not shard and (self.path / PARTS).is_dir():
-            (self.path / PARTS).rmdir()
 
     def _part(self, shard: str, number: int) -> Path:
         return self.path / PARTS / f"{shard}.{number:03d}"
 
     def checksum(self, name: str) -> str:
-        """Return the sha256 of a file; an empty text if it cannot be read."""
+        """Return the sha256 of a file; an empty text if it cannot be read, or only through a link."""
         try:
-            with (self.path / name).open("rb") as file:
+            with file_in(self.path, name).open("rb") as file:
                 return hashlib.file_digest(file, "sha256").hexdigest()
-        except OSError:
+        except (OSError, ValueError):
             return ""
 
     def damaged(self, manifest: Manifest) -> list[str]:
@@ -144,7 +162,7 @@ class TargetFolder:
         return [name for name, expected in files_of(manifest).items() if self.checksum(name) != expected]
 
     def discard_damaged(self) -> list[str]:
-        """Delete the files that are not what the manifest says, and return their names.
+        """Delete the files that are not what the manifest says, and return their names; of a link, the link.
 
         A damaged manifest goes too: which shards are whole is then not known any more.
         """
@@ -153,12 +171,13 @@ class TargetFolder:
         except TeacherError:
             damaged = [MANIFEST]
         for name in damaged:
-            (self.path / name).unlink(missing_ok=True)
+            (link_to(self.path, name) or self.path / name).unlink(missing_ok=True)
         return damaged
 
     def check(self, manifest: Manifest) -> None:
         for name in self.damaged(manifest):
             what = "differs from its checksum" if (self.path / name).is_file() else "is missing"
+            what = what if link_to(self.path, name) is None else "is a link, or in a linked folder"
             raise TeacherError(f"{self}: {name} is damaged: it {what}; {REPAIR}.")
 
     def rows(self, manifest: Manifest) -> TargetTable:

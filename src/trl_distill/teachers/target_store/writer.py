@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, nullcontext
@@ -18,6 +17,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from tqdm.auto import tqdm
 
+from ...data.atomic_file import flush_all, fresh_folder, remove
 from ...data.collator import DistillationCollator
 from ...errors import TeacherError
 from ...losses.signals import DenseSignal
@@ -194,10 +194,10 @@ def _finish(folder: TargetFolder, content: Manifest) -> None:
 
 def _keep_tokenizer(folder: TargetFolder, teacher: Teacher) -> None:
     """Save the teacher's tokenizer into the store, whole or not at all."""
-    target, temporary = folder.path / TOKENIZER, folder.path / f".{TOKENIZER}.writing"
-    shutil.rmtree(temporary, ignore_errors=True)
+    target, temporary = folder.path / TOKENIZER, fresh_folder(folder.path / f".{TOKENIZER}.writing")
     teacher.tokenizer.save_pretrained(temporary)
-    shutil.rmtree(target, ignore_errors=True)
+    flush_all(temporary)
+    remove(target)
     temporary.rename(target)
 
 
