@@ -134,6 +134,20 @@ def tiny_teacher_dir(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def overflowing_teacher(tiny_model_dir, tiny_teacher_dir, tmp_path_factory):
+    """The folder of a teacher that overflows float16 on some rows of `small_runs.PAIRS`, and the numbers of those."""
+    from overflowing import make_overflowing
+    from small_runs import make
+
+    folder = tmp_path_factory.mktemp("overflowing")
+    rows = make(tiny_model_dir, tiny_teacher_dir, folder).train_dataset
+    sequences = [[*row["teacher_prompt"], *row["completion"]] for row in rows]
+    saved, places = make_overflowing(folder / "model", sequences, [len(row["teacher_prompt"]) for row in rows])
+    assert 1 < len(places) < len(rows)
+    return saved, [place + 1 for place in places]
+
+
+@pytest.fixture(scope="session")
 def wide_dir(tmp_path_factory) -> Path:
     """A student wide enough for the blocks that bitsandbytes quantizes."""
     return make_model(tmp_path_factory.mktemp("models") / "wide", hidden=64)

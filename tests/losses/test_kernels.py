@@ -18,7 +18,7 @@ VERSION = tuple(int(part) for part in triton.__version__.split(".")[:2])
 HERE = Path(__file__).parent
 FILES = (
     "test_gpu.py", "test_fused.py", "test_mixture.py", "test_own_logits.py", "test_ruled_out.py", "test_topk.py",
-    "test_sampled.py",
+    "test_sampled.py", "test_not_finite.py",
 )  # fmt: skip
 NOT_OF_KERNELS = "fit or refused or trains or stored or blocks_of or across or tensor_grows"  # rooms have a least size
 SLOW = "tile_size or gradcheck or linear or rises_with_k or rounded or three or hot or cold or odd"

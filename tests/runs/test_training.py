@@ -301,7 +301,7 @@ def test_the_last_evaluation_is_not_repeated(settings, tmp_path):
 
 def test_a_run_that_diverges_fails_and_saves_no_broken_weights(settings, tmp_path):
     with pytest.raises(
-        DistillError, match=r"training diverged: .* is not a finite number at step .*lower lr "
+        DistillError, match=r"training (stopped|diverged): .* step \d .*; lower lr .*; nothing was saved before."
     ) as raised:
         run(LLMTrainingParams(**{**settings, "lr": 1e30, "epochs": 4, "logging_steps": 1, "max_grad_norm": 0}))
     assert raised.value.exit_code == 1
@@ -321,6 +321,28 @@ def test_neither_result_nor_checkpoint_has_the_arguments_as_a_pickle(merged, set
     (folder / "run.json").unlink()
     again = run(LLMTrainingParams(**{**base, "max_steps": 3, "resume": True}))
     assert again.trainer.state.global_step == 3
+
+
+BREAKING = {"lr": 1e30, "warmup_ratio": 0, "max_steps": 1}
+
+
+def without_teacher(settings):
+    return {name: value for name, value in settings.items() if not name.startswith(("teacher", "student", "distill"))}
+
+
+@pytest.mark.parametrize("how", [{"lr": 1e10}, {"peft": True, "merge_adapter": True}], ids=["whole", "adapter"])
+def test_a_run_whose_last_step_breaks_the_weights_saves_nothing(how, settings, tmp_path):
+    with pytest.raises(DistillError, match=r"^training diverged: .* not saved; lower lr .*; nothing was saved before"):
+        run(LLMTrainingParams(**{**settings, **BREAKING, "save_strategy": "no", **how}))
+    assert not list((tmp_path / "run_2.5-x").rglob("*.safetensors"))
+
+
+@pytest.mark.parametrize("saves", ["no", "steps"])
+def test_plain_sft_saves_no_broken_weights_either(saves, settings, tmp_path):
+    how = {**without_teacher(settings), **BREAKING, "trainer": "sft", "save_strategy": saves}
+    with pytest.raises(DistillError, match=r"^training diverged: at step 1 the weights hold numbers that are not"):
+        run(LLMTrainingParams(**how))
+    assert not list((tmp_path / "run_2.5-x").rglob("*.safetensors"))
 
 
 PLAIN = [

@@ -41,6 +41,7 @@ NAMES = {
     "log": "report_to",
     "log_project": "project",
     "lr": "learning_rate",
+    "mixed_precision": "fp16 and bf16",
     "optimizer": "optim",
     "peft": "peft_config",
     "project_name": "output_dir",

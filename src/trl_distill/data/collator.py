@@ -51,7 +51,7 @@ class DistillationCollator:
         """Return the batch of `rows`, or of groups of them."""
         groups = [item if isinstance(item, list) else [item] for item in rows]
         batch: dict[str, Any] = self._padded(list(chain.from_iterable(groups)))
-        layout = BatchLayout.of(batch)
+        layout = replace(BatchLayout.of(batch), numbers=_numbers(groups))
         if self.padding_free or isinstance(rows[0], list):
             flatten_student(batch, pad_token_id=self.pad_token_id, multiple=self.pad_to_multiple_of)
             layout = replace(layout, items=tuple(map(len, groups)))
@@ -125,6 +125,18 @@ class MultiTeacherCollator(DistillationCollator):
             batch |= self._side(f"teacher{i}_", prompts, *theirs, pad)
             batch[f"teacher{i}_rows"] = torch.tensor(places)
         return batch
+
+
+def _numbers(groups: Sequence[Sequence[PreparedRow]]) -> tuple[int, ...]:
+    """Return the numbers of the rows in their data; empty if they have none."""
+    rows = list(chain.from_iterable(groups))
+    return tuple(int(row["row"]) for row in rows) if all("row" in row for row in rows) else ()
+
+
+def numbered_as(batch: Mapping[str, Any], rows: Sequence[PreparedRow]) -> list[PreparedRow]:
+    """Return the rows that replace a batch's, with its rows' numbers in their data."""
+    numbers = layout_of(batch).numbers
+    return [{**row, "row": number} for row, number in zip(rows, numbers, strict=True)] if numbers else list(rows)
 
 
 def prompts_of(batch: Mapping[str, Any], prefix: str = "teacher_") -> list[list[int]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -69,6 +69,16 @@ class RowReport:
             for reason, places in reasons.items()
         ]
         return f"{self.used:,} of {self.total:,} used; {len(self.set_aside):,} set aside: {'; '.join(parts)}"
+
+
+def numbered(rows: Iterable[int]) -> str:
+    """Return "row 3" or "rows 3, 7 and 9" for an error; of many rows the first ones."""
+    numbers = sorted(set(rows))
+    shown = [str(number) for number in numbers[:SHOWN]]
+    if len(numbers) == 1:
+        return f"row {shown[0]}"
+    last = f"{len(numbers) - SHOWN:,} more" if len(numbers) > SHOWN else shown.pop()
+    return f"rows {', '.join(shown)} and {last}"
 
 
 def _list(problems: Sequence[Problem]) -> str:

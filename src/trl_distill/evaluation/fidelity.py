@@ -5,6 +5,7 @@ Both are computed as in training: the teacher's signal, the forward that ends at
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -12,10 +13,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from accelerate.utils import send_to_device
 
+from ..data.row_report import numbered
+from ..errors import DistillError
 from ..losses.lm_head import ModelSide
 from ..losses.settings import LossSettings
 from ..losses.signals import DenseSignal
 from ..models.batch_layout import LAYOUT, layout_of
+from ..teachers.not_finite import numerical_remedy
 from .result import Fidelity
 
 if TYPE_CHECKING:
@@ -37,11 +41,18 @@ class RowFidelity(NamedTuple):
         divergences: KL(teacher || student) in nats of each completion token that has a token before it.
         agreed: Tokens whose likeliest token is the teacher's.
         compared: Tokens that were compared.
+        student_is_nan: Whether the student's cross-entropy of any token is NaN.
     """
 
     divergences: tuple[float, ...]
     agreed: float
     compared: int
+    student_is_nan: bool = False
+
+    @property
+    def is_nan(self) -> bool:
+        """Whether any divergence is NaN."""
+        return any(map(math.isnan, self.divergences))
 
 
 @torch.no_grad()
@@ -63,6 +74,9 @@ def fidelity_of(
         collator: Makes batches of them.
         columns: The fields of a row that it reads.
         batch_size: Rows in a batch; what a teacher without hidden states says is read row by row.
+
+    Raises:
+        DistillError: The log-probabilities of one of them are NaN or infinite, so that nothing can be said of it.
     """
     if not teacher.capabilities.dense:
         batch_size = 1
@@ -79,7 +93,19 @@ def fidelity_of(
         counts = layout_of(batch).student.counts.tolist()
         for i, (part, own, tokens) in zip(places, _by_row(signal, side, labels, counts), strict=True):
             found[i] = _compared(part, own, tokens)
+    _check(student, rows, [row.student_is_nan for row in found], setting="--dtype")
+    _check(teacher, rows, [row.is_nan for row in found], setting="--teacher-dtype")
     return found
+
+
+def _check(model: Teacher, rows: Sequence[AlignedRow], bad: Sequence[bool], *, setting: str) -> None:
+    """Raise DistillError if a model's log-probabilities are NaN or infinite on any row."""
+    if any(bad):
+        numbers = [row.row for row, is_bad in zip(rows, bad, strict=True) if is_bad]
+        raise DistillError(
+            f"the log-probabilities of {model.name!r} are NaN or infinite at {numbered(numbers)} of the evaluated "
+            f"data, so that there is no verdict; {numerical_remedy(model, setting=setting)}."
+        )
 
 
 def summed(rows: Sequence[RowFidelity]) -> Fidelity:
@@ -118,4 +144,5 @@ def _compared(signal: TeacherSignal, side: ModelSide, labels: torch.Tensor) -> R
     loss = signal.loss(own, labels, COMPARED)
     covered = getattr(signal, "covered", None)
     count = len(labels) if covered is None else int(covered)
-    return RowFidelity(tuple(loss.kl.tolist()), float(loss.top1_agreement), count)
+    student_is_nan = bool(loss.ce.isnan().any())
+    return RowFidelity(tuple(loss.kl.tolist()), float(loss.top1_agreement), count, student_is_nan)

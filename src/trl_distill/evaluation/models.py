@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import ModelError
 from ..models.adapters import base_of, is_peft_model
+from ..models.broken_weights import check_finite
 from ..models.generation import has_learned_prompt
 from ..models.loading import ModelSource
 from ..teachers.local import fingerprint
@@ -57,19 +58,21 @@ class LoadedAdapter:
         """Base and adapter in evaluation mode, not merged.
 
         Raises:
-            ModelError: The adapter does not fit its base.
+            ModelError: The adapter does not fit its base, or has weights that are not finite numbers.
         """
         from peft import PeftModel
 
         base = FrozenModel(self.base).model()
         try:
-            return PeftModel.from_pretrained(base, self.source.path).eval()
+            model = PeftModel.from_pretrained(base, self.source.path).eval()
         except (RuntimeError, ValueError, KeyError, OSError) as error:
             reason = str(error).strip().splitlines()[0].rstrip(".")
             raise ModelError(
                 f"student {self.source.path!r} is an adapter that does not fit its base {self.base.path!r} ({reason}); "
                 "give the model that it was trained on."
             ) from error
+        check_finite(model, "student", self.source.path)
+        return model
 
     def content(self) -> list[object]:
         """An identity of the weights that is known without reading them."""
@@ -107,7 +110,7 @@ class LoadedStudent(CallersModel):
     """A student in memory, which may write through a prompt that PEFT's wrapper holds."""
 
     def __init__(self, model: PreTrainedModel | PeftModel) -> None:
-        super().__init__(base_of(model))
+        super().__init__(base_of(model), role="student")
         self._given = model
 
     @property

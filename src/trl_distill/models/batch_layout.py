@@ -130,6 +130,7 @@ class BatchLayout:
         teachers: By place in the list, the side of each of several teachers and the rows [R] that it has.
         items: Rows of each item of the dataset, if the student's sequences are one; else None.
         kinds: [N], how tokens match those of a teacher with another tokenizer, see `mark_spans`; else None.
+        numbers: The number in its data of each row, for messages; empty if they have none.
     """
 
     student: Side
@@ -137,6 +138,7 @@ class BatchLayout:
     teachers: Mapping[int, tuple[Side, np.ndarray]] = field(default_factory=dict)
     items: tuple[int, ...] | None = None
     kinds: np.ndarray | None = None
+    numbers: tuple[int, ...] = ()
 
     @classmethod
     def of(cls, batch: Batch) -> BatchLayout:

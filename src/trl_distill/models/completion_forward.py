@@ -43,6 +43,8 @@ class CompletionOutput(ModelOutput):
         retain_kl: Sum of the divergence at the tokens of rows to retain, which `kl` leaves out; None if the batch has
             none.
         retain_tokens: Those tokens.
+        token_ce: [N], the cross-entropy of each token, without gradient.
+        token_kl: [N], the divergence.
         aux_loss: The load-balancing loss of a mixture of experts, a mean that `loss` leaves out; None if the model's
             configuration does not ask for router logits.
     """
@@ -58,6 +60,8 @@ class CompletionOutput(ModelOutput):
     distilled: torch.Tensor | None = None
     retain_kl: torch.Tensor | None = None
     retain_tokens: int | None = None
+    token_ce: torch.Tensor | None = None
+    token_kl: torch.Tensor | None = None
     aux_loss: torch.Tensor | None = None
 
 
@@ -248,6 +252,8 @@ def _loss(
         entropy=out.entropy,
         top1_correct=out.top1_correct,
         distilled=out.loss.clone(),
+        token_ce=out.ce.detach(),
+        token_kl=out.kl.detach(),
     )
     kl = out.kl.detach()
     if retained is not None:

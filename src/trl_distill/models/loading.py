@@ -189,14 +189,22 @@ class ModelSource:
         """Load a causal language model, or an encoder-decoder that teaches; an adapter is merged into its base.
 
         Raises:
-            ModelError, TeacherError: It is an adapter of a quantized base, or of another model.
+            ModelError, TeacherError: It is an adapter of a quantized base, or of another model; its weights hold NaN or
+                an infinity.
         """
+        from .broken_weights import check_finite
+
+        model = self._weights()
+        check_finite(model, self.role, self.path)
+        return model
+
+    def _weights(self) -> PreTrainedModel:
         import torch
         from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
         if self.adapter is not None:
             self.check_can_merge()
-            base = self.base.load_model()
+            base = self.base._weights()
             with self._clear_errors("adapter"):
                 merged = self.adapter.merged_into(base)
             if not self._is_encoder_decoder:

@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING
 
 from transformers import TrainerCallback
 
+from ..trainer.mixin import DistillationMixin
+from ..trainer.saveable import check_weights
 from .summary import not_finite
 
 if TYPE_CHECKING:
-    from transformers import TrainerControl, TrainerState, TrainingArguments
+    from transformers import Trainer, TrainerControl, TrainerState, TrainingArguments
 
 
 class StopCallback(TrainerCallback):
@@ -59,12 +61,16 @@ def stopping_on_interrupt(callback: StopCallback) -> Iterator[None]:
 class WatchCallback(TrainerCallback):
     """Logs before every checkpoint and after the last step; stops without a checkpoint if a loss is not finite.
 
+    Before a checkpoint of plain SFT it looks at the weights, as a distilling trainer does by itself.
+
     Attributes:
         diverged: (step, name) of the first figure that was not finite.
+        trainer: The trainer of the run, once there is one.
     """
 
     def __init__(self) -> None:
         self.diverged: tuple[int, str] | None = None
+        self.trainer: Trainer | None = None
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
@@ -72,6 +78,7 @@ class WatchCallback(TrainerCallback):
         """Request a log line that covers the steps up to here."""
         if control.should_save or control.should_training_stop or state.global_step >= state.max_steps:
             control.should_log = True
+        self._check(control)
 
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
@@ -79,6 +86,12 @@ class WatchCallback(TrainerCallback):
         """Do the same for checkpoints at the end of an epoch."""
         control.should_save = control.should_save and self.diverged is None
         control.should_log = control.should_log or control.should_save
+        self._check(control)
+
+    def _check(self, control: TrainerControl) -> None:
+        """Raise DistillError if weights are to be saved that are not finite."""
+        if control.should_save and self.trainer is not None and not isinstance(self.trainer, DistillationMixin):
+            check_weights(self.trainer)
 
     def on_log(
         self,

@@ -14,6 +14,8 @@ from ..errors import DistillError, RunInterrupted
 from ..models.adapters import is_peft_model, lora_config
 from ..models.generation_config import make_saveable
 from ..models.quantization import keep_differentiable
+from ..teachers.not_finite import FLOAT16
+from ..trainer.checkpoints import kept
 from ..trainer.mixin import DistillationMixin
 from .callbacks import StopCallback, WatchCallback, stopping_on_interrupt
 from .eval_samples import EvalSamples
@@ -58,6 +60,7 @@ def fit(prepared: PreparedRun) -> Trained:
     if params.early_stopping_patience is not None:
         shown.append(EarlyStoppingCallback(params.early_stopping_patience, params.early_stopping_threshold))
     trainer = without_pickled_arguments(show_lines(_make_trainer(prepared, tokenizer, [stop, watch, *shown])))
+    watch.trainer = trainer
     if prepared.samples:
         longest = max(len(row["completion"]) for row in prepared.samples)  # of a teacher with another tokenizer too
         most = max(params.distill_max_teacher_length, longest)
@@ -77,9 +80,9 @@ def fit(prepared: PreparedRun) -> Trained:
     if watch.diverged is not None:
         step, name = watch.diverged
         raise DistillError(
-            f"training diverged: {name} is not a finite number at step {step}, and nothing was saved since "
-            f"{project.last_checkpoint() or 'the beginning'}; lower --lr (it is {params.lr:g}), or check the "
-            "precision."
+            f"training diverged: {name} is not a finite number at step {step}; "
+            f"{f'{FLOAT16}give --mixed-precision bf16 or no, or ' if prepared.args.fp16 else ''}"
+            f"lower --lr (it is {params.lr:g}); {kept(prepared.args.output_dir)}."
         )
     if stop.requested:
         raise RunInterrupted(

@@ -11,6 +11,7 @@ from ..models.completion_forward import restore_forward
 from ..models.generation_config import make_saveable
 from ..models.loading import keep_tokenizer
 from ..trainer.model_setup import is_sharded
+from ..trainer.saveable import check_saveable
 from .evaluation_inputs import remember_run
 from .fit import Trained
 from .hub import push
@@ -27,7 +28,12 @@ if TYPE_CHECKING:
 
 
 def save(trained: Trained) -> RunResult:
-    """Evaluate and write the project folder."""
+    """Evaluate and write the project folder.
+
+    Raises:
+        DistillError: Training has broken the weights; nothing is written.
+    """
+    check_saveable(trained.trainer, together=True)
     checked, state = trained.prepared.checked, trained.prepared.state
     trainer, merges = trained.trainer, checked.params.merge_adapter
     evaluated = _evaluation(trained) if merges else None  # merging takes the adapter apart

@@ -16,6 +16,12 @@ def last_complete(folder: str | os.PathLike[str]) -> Path | None:
     return next((p for _, p in found if is_complete(p)), None)
 
 
+def kept(folder: str | os.PathLike[str] | None) -> str:
+    """Return which checkpoint is left in a folder, for an error."""
+    last = None if folder is None else last_complete(folder)
+    return "nothing was saved before" if last is None else f"the last checkpoint, {last}, is kept"
+
+
 def is_complete(checkpoint: Path) -> bool:
     """Whether all of a checkpoint was written."""
     try:

@@ -17,7 +17,14 @@ from ..models.loading import resolve
 from ..teachers.multi.teacher import MultiTeacher
 from .compatibility import check_constructor, check_features, with_lengths
 from .distiller import Distiller
-from .model_setup import check_student, connect_teacher, is_sharded, ready_student, ready_teacher, student_of
+from .model_setup import (
+    check_student,
+    connect_teacher,
+    is_sharded,
+    ready_student,
+    ready_teacher,
+    student_of,
+)
 from .notebook import show_in_notebook
 from .packing_checks import SETTINGS
 from .plan import plan_setup
@@ -54,6 +61,7 @@ class Construction:
         kwargs: dict[str, Any],
     ) -> None:
         check_constructor(args, data_collator, kwargs)
+        args.logging_nan_inf_filter = False  # it logs a substitute for a loss that is NaN, and reads each step's
         self.args, self.setup, self.plan = args, setup, None
         self.rows, self.eval_rows = for_trainer(train_dataset, name="train_dataset"), for_evaluation(eval_dataset)
         check_streams(args, self.rows, self.eval_rows)

@@ -13,10 +13,12 @@ from ..data.split import Split
 from ..models.adapters import split_adapter_penalty
 from ..models.batch_layout import layout_of
 from ..models.completion_forward import completion_arguments
+from ..models.generation import evaluating
 from ..models.padding_free import student_inputs
 from ..teachers.multi.teacher import MultiTeacher
 from .completion_source import ON_POLICY, CompletionSource
 from .distributed import without_repeats
+from .finite import FiniteLosses
 from .metrics import DistillationMetrics
 from .model_setup import check_student, is_sharded
 
@@ -41,6 +43,7 @@ class Distiller:
         completions: The source of a training batch's completions.
         settings: The loss settings of this step.
         metrics: The metrics of training and of evaluation.
+        losses: The losses of training batches, until they are read.
     """
 
     def __init__(self, trainer: DistillingTrainer, setup: DistillationSetup) -> None:
@@ -48,6 +51,8 @@ class Distiller:
         self.completions = CompletionSource(trainer, setup)
         self.settings: LossSettings = setup.schedule.start
         self.metrics = {split: DistillationMetrics() for split in Split}
+        self.losses = FiniteLosses(trainer)
+        self._last_batch: Batch | None = None
         self._is_checked = not is_sharded(trainer)  # else the student's weights may not be here yet
 
     @property
@@ -91,6 +96,9 @@ class Distiller:
             teacher_signal=self.signal(inputs),
             loss_settings=self.settings_of(inputs),
         )
+        if training:
+            self.losses.note(output, layout)
+            self._last_batch = inputs
         tokens = (inputs["labels"] != -100).sum()
         apart = split_adapter_penalty(trainer.model, output)
         if output.aux_loss is not None:
@@ -107,6 +115,24 @@ class Distiller:
         if apart is not None:  # a mean of its own, whatever the batch holds
             loss = loss + apart / (1 if items is None else trainer.current_gradient_accumulation_steps)
         return loss, output
+
+    @torch.no_grad()
+    def student_cross_entropy(self) -> torch.Tensor | None:
+        """Return the student's cross-entropy on its last training batch, summed; None if it has trained on none.
+
+        All ranks call it together if weights are sharded.
+        """
+        inputs, student, model = self._last_batch, self.trainer.base_student, self.trainer.model
+        if inputs is None:
+            return None
+        places = layout_of(inputs).student_places
+        with self.trainer.accelerator.autocast(), evaluating(model):
+            output: CompletionOutput = model(
+                **student_inputs(inputs, student),
+                **completion_arguments(student, inputs["labels"], places),
+                loss_settings=replace(self.settings, alpha=0.0),
+            )
+        return output.ce
 
     def add_metrics(self, logs: dict[str, float]) -> None:
         """Add the metrics of distillation to a log line; evaluation's carry its prefix.

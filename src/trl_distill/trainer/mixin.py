@@ -25,6 +25,8 @@ from .card import CardWriter
 from .checkpoint_keeper import CheckpointKeeper
 from .compatibility import SEARCH, check_plain
 from .construction import Construction
+from .model_setup import is_sharded
+from .saveable import check_saveable
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -150,11 +152,24 @@ class DistillationMixin(CardWriter):
         loss, output = self.distiller.loss(model, inputs, num_items_in_batch)
         return (loss, output) if return_outputs else loss
 
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """Take a step as SFTTrainer does; that its loss is a finite number is seen when metrics are logged."""
+        loss: torch.Tensor = super().training_step(*args, **kwargs)
+        if self.distilling:
+            self.distiller.losses.add(loss)
+        return loss
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log as SFTTrainer does, with the metrics of distillation."""
+        """Log as SFTTrainer does, with the metrics of distillation.
+
+        Raises:
+            DistillError: The loss of a step since the last line is NaN or infinite.
+        """
         if self.distilling and "train_loss" not in logs:  # that is the summary of a run, not of its last steps
             self.distiller.add_metrics(logs)
         super().log(logs, start_time)
+        if self.distilling:
+            self.distiller.losses.check()
 
     @settings_named_as(TRAINER)
     def evaluate(self, eval_dataset: object = None, *args: Any, **kwargs: Any) -> dict[str, float]:
@@ -183,6 +198,17 @@ class DistillationMixin(CardWriter):
             raise ParamsError(f"hyperparameter_search {SEARCH}")
         return super().hyperparameter_search(*args, **kwargs)
 
+    @settings_named_as(TRAINER)
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Save as SFTTrainer does.
+
+        Raises:
+            DistillError: Training has broken the weights; they are not saved.
+        """
+        if self.distilling and not _internal_call:  # a checkpoint is checked before it is begun
+            check_saveable(self, together=is_sharded(self))
+        super().save_model(output_dir, _internal_call)
+
     def _save(self, output_dir: str | None = None, state_dict: dict[str, torch.Tensor] | None = None) -> None:
         """Write the model as SFTTrainer does; a callback may have left a configuration that cannot be saved.
 
@@ -200,6 +226,9 @@ class DistillationMixin(CardWriter):
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
         """Write a checkpoint; one of the same step is incomplete from now on until the trainer's state is written."""
+        if self.distilling:
+            self.distiller.losses.check()
+            check_saveable(self, together=True)
         if self.distilling and self.args.should_save:
             self.checkpoints.begin(Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}")
         super()._save_checkpoint(model, trial)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from datasets import Dataset
 
 from ..data.streaming import completions_of
+from ..models.broken_weights import check_finite
 from ..models.completion_forward import add_completion_forward
 from ..models.generation import evaluating
 from ..models.loading import ModelSource
@@ -34,7 +35,13 @@ if TYPE_CHECKING:
 
 
 def ready_student(trainer: DistillingTrainer) -> PreTrainedTokenizerBase:
-    """Add the distillation forward to the student, and return a copy of its tokenizer for training."""
+    """Add the distillation forward to the student, and return a copy of its tokenizer for training.
+
+    Raises:
+        ModelError: Its weights hold NaN or an infinity.
+    """
+    if not is_sharded(trainer):
+        check_finite(trainer.model, "model")
     saved = trainer.saved_tokenizer
     saved.chat_template = own_template(saved.chat_template)
     if saved.pad_token_id is None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import GenerationConfig
 
-from ..data.collator import prompts_of
+from ..data.collator import numbered_as, prompts_of
 from ..errors import DataError
 from ..models.generation import Completion, GenerationSettings, continuations, cut_at_stop, evaluating, seeded_sampling
 
@@ -120,7 +120,7 @@ def with_completions(
         ids = list(completion.ids if room is None else completion.ids[: max(room, 1)])
         rows.append({"student_prompt": mine, "teacher_prompt": theirs, "completion": ids})
     device = batch["input_ids"].device
-    return {name: tensor.to(device) for name, tensor in collate(rows).items()}
+    return {name: tensor.to(device) for name, tensor in collate(numbered_as(batch, rows)).items()}
 
 
 def check_prompts(rows: Dataset, fresh: str) -> None:

@@ -138,6 +138,7 @@ class PPOTrainer:
         Raises:
             UsageError: See `PPOConfig.validate`; a model, data or a reward model that cannot be used; another process
                 trains into the folder.
+            DistillError: Training has broken the weights; they are not saved.
         """
         self.config.validate()  # it may have been changed since
         folder = Path(self.config.project_name).expanduser()
@@ -148,6 +149,7 @@ class PPOTrainer:
         from ..models.adapters import is_peft_model, trainable
         from ..models.generation_config import make_saveable
         from ..models.loading import ModelSource, keep_tokenizer, resolve
+        from .saveable import check_weights
 
         config = self.config
         template = parse_template(config.prompt_template, name="prompt_template")
@@ -166,6 +168,7 @@ class PPOTrainer:
         with warnings.catch_warnings():  # TRL 1.16 calls gradient checkpointing by its older name
             warnings.filterwarnings("ignore", "`gradient_checkpointing_", FutureWarning)
             trainer.train()
+        check_weights(trainer)
         model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
         if is_peft_model(model) and "ref" in model.peft_config:
             model.delete_adapter("ref")  # TRL's, to measure the divergence from

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from trl import SFTTrainer
 
-from ..data.collator import DistillationCollator, prompts_of
+from ..data.collator import DistillationCollator, numbered_as, prompts_of
 from ..errors import ParamsError, TeacherError
 from ..losses import divergence
 from ..models.generation import Completion, GenerationSettings, cut_at_stop, padded_left
@@ -201,7 +201,8 @@ class PromptDistillationTrainer(DistillationSFTTrainer):
             for mine, theirs, completion in zip(prompts_of(batch, ""), prompts, fresh, strict=True)
         ]
         assert isinstance(self.data_collator, DistillationCollator)
-        return {key: value.to(self.accelerator.device) for key, value in self.data_collator(rows).items()}
+        made = self.data_collator(numbered_as(batch, rows))
+        return {key: value.to(self.accelerator.device) for key, value in made.items()}
 
     def _padded_prompts(self, batch: Mapping[str, torch.Tensor], prefix: str, pad: int) -> dict[str, torch.Tensor]:
         ids, mask = padded_left(prompts_of(batch, prefix), pad)

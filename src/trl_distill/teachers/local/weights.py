@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 from ...errors import TeacherError
 from ...losses.lm_head import LMHead
 from ...models.adapters import base_of, is_peft_model
+from ...models.broken_weights import check_finite
 from ...models.generation import generating_model, has_learned_prompt
 from ...models.lm_head import lm_head_of
 from ...models.loading import ModelSource
@@ -101,10 +102,14 @@ class CallersModel(WeightSource):
 
     of_student = shares_student = False
 
-    def __init__(self, model: PreTrainedModel, device: str | torch.device | None = None) -> None:
-        self._model, self._device = model, device
+    def __init__(
+        self, model: PreTrainedModel, device: str | torch.device | None = None, *, role: str = "teacher_model"
+    ) -> None:
+        self._model, self._device, self._role = model, device, role
 
     def model(self) -> PreTrainedModel:
+        """Return the model; its weights may not hold NaN or an infinity (ModelError, TeacherError)."""
+        check_finite(self._model, self._role)
         return _on_device(self._model, self._device)
 
 

@@ -19,14 +19,17 @@ from tqdm.auto import tqdm
 
 from ...data.atomic_file import flush_all, fresh_folder, remove
 from ...data.collator import DistillationCollator
+from ...data.row_report import numbered
 from ...errors import TeacherError
 from ...losses.signals import DenseSignal
 from ..base import Teacher
 from ..completions.engines.selection import VLLM_ALONE, Batches
 from ..completions.store import CompletionStore
 from ..local.teacher import LocalTeacher
+from ..not_finite import numerical_remedy
 from .folder import COMPLETIONS, DATE, FORMAT, HEAD, TOKENIZER, Manifest, TargetFolder, TargetRow, sequence_key
 from .formats import Span, TargetFormat, format_of
+from .formats.base import Arrays
 from .formats.hidden import save_head
 from .reader import check_same, tokenizer_hash
 from .vllm_scores import Row, VLLMScores, why_unlike
@@ -234,12 +237,27 @@ class _Scorer:
             arrays = self.format.encode(self.ask(batch), spans)
         else:
             arrays = self.vllm.encode([row for _, row in batch])
+        self._check(arrays, spans, [row for _, row in batch])
         rows, end = [], 0
         for span, (key, row) in zip(spans, batch, strict=True):
             begin, end = end, end + span.tokens
             own = {name: array[begin:end] for name, array in arrays.items()}
             rows.append(TargetRow(key, np.asarray(row["completion"]), own))
         return rows
+
+    def _check(self, arrays: Arrays, spans: Sequence[Span], rows: Sequence[Row]) -> None:
+        """Raise TeacherError for targets that are NaN or infinite, before any of their batch is kept."""
+        if not any(span.tokens for span in spans):
+            return
+        of_token = np.repeat(np.arange(len(spans)), [span.tokens for span in spans])
+        bad = np.unique(of_token[self.format.unusable(arrays)])
+        if len(bad):
+            numbers = [int(rows[i]["row"]) for i in bad if "row" in rows[i]]
+            where = f" at {numbered(numbers)} of the data" if numbers else ""
+            raise TeacherError(
+                f"teacher {self.teacher.name!r}: its log-probabilities are NaN or infinite{where}, and are not stored; "
+                f"{numerical_remedy(self.teacher)}, into another store."
+            )
 
     def ask(self, batch: Sequence[tuple[bytes, Row]]) -> DenseSignal:
         """Have the teacher score a batch; save its head if that belongs to the targets and is not there yet."""

@@ -49,6 +49,14 @@ class TargetFormat(ABC):
     def encode(self, scored: DenseSignal, spans: Sequence[Span]) -> Arrays:
         """Encode the N scored tokens of sequences as arrays by name, [N, width] each."""
 
+    def unusable(self, arrays: Mapping[str, np.ndarray]) -> np.ndarray:
+        """Return which of the N tokens, [N] bool, have a number among their arrays that is NaN or +inf.
+
+        -inf is the logarithm of a probability of 0.
+        """
+        floats = [array for array in arrays.values() if array.dtype.kind == "f"]
+        return np.any([(~(array < np.inf)).any(1) for array in floats], axis=0)
+
     @abstractmethod
     def decode(self, arrays: Mapping[str, torch.Tensor], head: LMHead | None) -> TeacherSignal:
         """Decode the arrays of N tokens, [N, width] each, into targets, with the stored head.

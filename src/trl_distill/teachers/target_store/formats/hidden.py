@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -16,6 +17,7 @@ from ....losses.signals import DenseSignal
 from .base import Arrays, Span, TargetFormat
 
 HIDDEN, BITS = "hidden", "bfloat16"
+EXPONENT = 0x7F80  # of a bfloat16; that of NaN and infinity has all bits
 
 
 class HiddenFormat(TargetFormat):
@@ -33,6 +35,12 @@ class HiddenFormat(TargetFormat):
         if hidden.dtype == torch.bfloat16:
             return {BITS: hidden.view(torch.float16).numpy()}
         return {HIDDEN: hidden.numpy()}
+
+    def unusable(self, arrays: Mapping[str, np.ndarray]) -> np.ndarray:
+        """Return the tokens whose hidden states are not finite numbers; numpy has the bits of bfloat16 alone."""
+        if BITS in arrays:
+            return ((arrays[BITS].view(np.uint16) & EXPONENT) == EXPONENT).any(1)
+        return ~np.isfinite(arrays[HIDDEN]).all(1)
 
     def decode(self, arrays: Mapping[str, torch.Tensor], head: LMHead | None) -> DenseSignal:
         if head is None:

@@ -38,7 +38,8 @@ class SampledFormat(TargetFormat):
                 where = places[:, i].to(edges.device) * edges[:, -1:]
                 drawn = torch.searchsorted(edges, where.contiguous(), right=True).clamp(max=rows - 1)
                 counted = count(drawn.cpu().numpy(), p.argmax(1).cpu().numpy())
-                parts[i].append((*counted, (p * log_p).sum(1).float().cpu().numpy()))
+                negentropy = (p * log_p).masked_fill(p == 0, 0.0).sum(1)  # 0 log 0 is 0
+                parts[i].append((*counted, negentropy.float().cpu().numpy()))
         out: Arrays = {}
         for i, chunks in enumerate(parts):
             ids, counts, _ = zip(*chunks, strict=True)
