@@ -62,3 +62,14 @@ def test_outside_a_notebook_nothing_is_replaced(tiny_model_dir, tiny_teacher_dir
     before = list(trainer.callback_handler.callbacks)
     show_in_notebook(trainer)
     assert trainer.callback_handler.callbacks == before
+
+
+def test_the_name_of_an_evaluation_dataset_is_text():
+    table = DistillationTable()
+    args, state = type("Args", (), {"eval_strategy": "steps"})(), TrainerState(max_steps=4, global_step=4)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("transformers.utils.notebook.disp.display", lambda *_, **__: None)
+        table.on_train_begin(args, state, TrainerControl())
+        table.on_evaluate(args, state, TrainerControl(), metrics={"eval_<img src=x>\x1b_loss": 1.0})
+    assert "<img" not in table.training_tracker.html_code.lower()
+    assert "&lt;img src=x&gt;\\x1b loss" in table.training_tracker.html_code.lower()

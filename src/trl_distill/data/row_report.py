@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from ..errors import DataError
+from ..printable import printable
 from ..prompts.messages import ROLES, UNKNOWN_ROLE
 
 SHOWN = 10
@@ -68,7 +69,7 @@ class RowReport:
             f"{len(places):,} because {reason} ({', '.join(places[:3])}{', ...' if len(places) > 3 else ''})"
             for reason, places in reasons.items()
         ]
-        return f"{self.used:,} of {self.total:,} used; {len(self.set_aside):,} set aside: {'; '.join(parts)}"
+        return printable(f"{self.used:,} of {self.total:,} used; {len(self.set_aside):,} set aside: {'; '.join(parts)}")
 
 
 def numbered(rows: Iterable[int]) -> str:

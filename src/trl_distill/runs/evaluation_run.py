@@ -18,6 +18,7 @@ from ..evaluation.run import Judge, Measures, evaluate_sides
 from ..evaluation.sides import Sides, Stores
 from ..evaluation.table import judged, savings_of, table_of
 from ..models.generation import GenerationSettings
+from ..printable import printable
 from ..teachers.completions.engines.selection import VLLM_ALONE
 from ..teachers.completions.engines.vllm import VLLM
 from ..teachers.completions.store import CompletionStore
@@ -94,14 +95,14 @@ def run_evaluation(
         seed=params.seed,
     )
     evaluation = evaluate_sides(sides, measures, settings=_settings_of(params, source, writing), versions=versions())
-    print(f"\n{table_of(evaluation)}\n")
+    print(printable(f"\n{table_of(evaluation)}\n"))
     for line in (savings_of(evaluation), *judged(evaluation)):
-        print(line)
+        print(printable(line))
     advice = list(of_evaluation(evaluation))
     for entry in advice:
         print(f"  warning       {name_settings(entry.text)}")
     _report(evaluation, advice, settings, run)
-    print(evaluation.verdict.sentence)
+    print(printable(evaluation.verdict.sentence))
     return evaluation
 
 
@@ -127,7 +128,7 @@ def _report(
             paths = write_report(folder, name=name, evaluation=evaluation, advice=advice, project=project)
             print(f"The report page is {paths['page']}.\n")
         except Exception as error:  # what was found is worth more than its page
-            print(f"The page could not be made ({type(error).__name__}: {error}).\n")
+            print(printable(f"The page could not be made ({type(error).__name__}: {error}).\n"))
 
 
 def _judge(

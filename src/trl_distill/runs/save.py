@@ -10,6 +10,7 @@ from ..models.adapters import base_of, merged
 from ..models.completion_forward import restore_forward
 from ..models.generation_config import make_saveable
 from ..models.loading import keep_tokenizer
+from ..printable import printable
 from ..trainer.model_setup import is_sharded
 from ..trainer.saveable import check_saveable
 from .evaluation_inputs import remember_run
@@ -83,7 +84,7 @@ def _trained_rows(trained: Trained) -> TrainedRows | None:
     try:
         return trained_rows(trained)
     except Exception as error:  # a page without rows is better than a lost run
-        print(f"The page shows no rows: {type(error).__name__}: {error}")
+        print(printable(f"The page shows no rows: {type(error).__name__}: {error}"))
         return None
 
 
@@ -92,7 +93,7 @@ def _write_page(trained: Trained, rows: TrainedRows | None, metrics: dict[str, A
     try:
         paths, advice = write_run_report(trained, rows, metrics)
     except Exception as error:  # the run is finished
-        print(f"The page could not be written: {type(error).__name__}: {error}")
+        print(printable(f"The page could not be written: {type(error).__name__}: {error}"))
         return {}
     for entry in advice:
         print(f"  warning       {entry.text}")

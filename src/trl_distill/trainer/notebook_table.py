@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from html import escape
 from typing import TYPE_CHECKING, Any
 
 from transformers.utils.notebook import NotebookProgressCallback, NotebookTrainingTracker
+
+from ..printable import printable
 
 if TYPE_CHECKING:
     from transformers import TrainerControl, TrainerState, TrainingArguments
@@ -60,6 +63,7 @@ class DistillationTable(NotebookProgressCallback):
             super().on_evaluate(args, state, control, metrics=shown, **kwargs)
             return
         name = "Validation" if prefix == "eval_" else prefix.removeprefix("eval_").rstrip("_").replace("_", " ").title()
+        name = escape(printable(name))  # an evaluation dataset's; transformers writes it into HTML as it is
         row = {"Loss": figure("loss", values["loss"])} if "loss" in values else {}
         row |= named_figures(values)
         self.training_tracker.write_line(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from ..config.endpoints import is_openai_name
 from ..config.validation import NO_TEACHER
 from ..errors import ParamsError, TeacherError
+from ..printable import printable
 from ..prompts.chat_template_choice import set_chat_template
 from ..prompts.shared_vocabulary import shared_vocabulary
 from ..teachers.base import Teacher, reads_text
@@ -197,7 +198,7 @@ def prompts_and_writing(settings: TeacherSettings, template: Template) -> dict[s
 
 def _note(given: GivenTeacher, teacher: Teacher) -> str:
     if reads_text(teacher):
-        return f"Teacher: {teacher.describe()}"
+        return printable(f"Teacher: {teacher.describe()}")
     if isinstance(given, str) and is_openai_name(given):
         return f"Teacher: the folder {given} (openai:{given} is the model of this name at OpenAI)"
     return ""

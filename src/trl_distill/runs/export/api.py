@@ -12,6 +12,7 @@ from ...config.export_settings import EXPORT_FIELDS, ExportSettings
 from ...config.fields import is_model
 from ...config.setting_names import in_python, settings_named_as
 from ...errors import ParamsError, ProjectError
+from ...printable import printable
 from ..evaluation_inputs import KnownRun, read_project, run_of
 from ..library_output import quiet, without_library_bars
 from ..project_folder import MANIFEST
@@ -125,7 +126,7 @@ def _export(student: TrainedStudent, folder: ExportFolder, settings: ExportSetti
     notes = form.check()
     requests, source = _requests(student, settings)
     for note in notes:
-        print(note)
+        print(printable(note))
     content: dict[str, object] = {"form": to, "project": str(student.folder), "name": student.name, "dtype": form.dtype}
     with folder.writing() as temporary:
         form.write(temporary)
@@ -167,7 +168,7 @@ def _verified(
 
     reason = form.why_not_run()
     if reason is not None:
-        print(f"Not verified: {reason}.")
+        print(printable(f"Not verified: {reason}."))
         return None
     print(f"Verifying {len(requests)} rows by {form.runtime} ...")
     expected = expected_of(student, requests)

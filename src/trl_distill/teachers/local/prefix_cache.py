@@ -18,6 +18,8 @@ import torch
 from transformers import DynamicCache, PretrainedConfig
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
+from ...printable import printable
+
 Layer: TypeAlias = Any  # one of transformers' cache layers, whose states are lists of keys and values
 LEAST = 16  # tokens; a shorter prefix saves less than its bookkeeping costs
 SAMPLE = 1024  # prompts looked at for what they have in common
@@ -138,7 +140,7 @@ class PrefixCache:
             self.off = str(error).splitlines()[0] if str(error) else type(error).__name__
             logger.warning(
                 "The teacher's prefix cache is off, so it reads its whole prompt for every row: %s.",
-                self.off.rstrip("."),
+                printable(self.off.rstrip(".")),
             )
             return 0
         self.ids, self._cache, self._misses = ids.copy(), cache, 0

@@ -17,6 +17,7 @@ import torch
 from ....errors import TeacherError
 from ....models.generation import Completion, GenerationSettings
 from ....models.loading import ModelSource
+from ....printable import printable
 from ..store import seed_of
 from .base import EngineError, Writer
 from .continuous_batching import ContinuousBatching
@@ -74,7 +75,9 @@ def generate_all(
             if settings.engine == VLLM_ALONE:
                 raise refusal(teacher, error) from error
             if str(error):
-                logger.warning("%s does not generate for teacher %r: %s.", engine.name, teacher.name, error)
+                logger.warning(
+                    "%s does not generate for teacher %r: %s.", engine.name, teacher.name, printable(str(error))
+                )
 
 
 def engines_for(teacher: Writer, settings: GenerationSettings, prompts: int) -> list[Engine]:
