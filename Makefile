@@ -4,7 +4,7 @@ BIN := .venv/bin
 WORKERS ?= 2
 READY := .venv/.ready
 
-.PHONY: demo check test kernels faults lint typecheck bench docs clean
+.PHONY: demo check test kernels faults lint audit typecheck bench docs clean
 
 demo: $(READY)
 	$(BIN)/python examples/demo.py
@@ -29,6 +29,12 @@ lint: $(READY)
 	$(BIN)/ruff format --check
 	$(BIN)/lint-imports
 	$(BIN)/codespell
+	$(BIN)/bandit --quiet --configfile pyproject.toml --recursive src examples
+
+# known vulnerabilities of the pinned packages; needs a network
+audit: $(READY)
+	$(BIN)/python -c "import pip_audit" 2>/dev/null || $(BIN)/pip install --quiet -e ".[audit]" 2>/dev/null || true
+	$(BIN)/python tools/audit.py
 
 typecheck: $(READY)
 	$(BIN)/mypy

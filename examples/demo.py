@@ -39,7 +39,7 @@ def make_messages(count: int, *, held_out: bool, seed: int) -> dict[str, str]:
     """Return messages and the right completion of each; a held-out one is in nobody's training data."""
     from tools.embedded_model.tasks import is_held_out, make_message
 
-    rng, topics, found = Random(seed), sorted(TEAM_OF), {}
+    rng, topics, found = Random(seed), sorted(TEAM_OF), {}  # nosec B311  # no secret is drawn
     while len(found) < count:
         topic = topics[len(found) % len(topics)]
         message = make_message(rng, topic)
@@ -52,7 +52,8 @@ def call(*arguments: str) -> None:
     """Run `aitraining` as a user would type it, the command line shown first."""
     print(f"$ {shlex.join(('aitraining', *arguments))}\n", flush=True)
     program = Path(sys.executable).with_name("aitraining")
-    subprocess.run([str(program) if program.exists() else str(shutil.which("aitraining")), *arguments], check=True)
+    command = str(program) if program.exists() else str(shutil.which("aitraining"))
+    subprocess.run([command, *arguments], check=True)  # nosec B603  # our own command, without a shell
 
 
 def distil(folder: Path) -> Path:

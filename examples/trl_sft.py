@@ -34,7 +34,8 @@ def load(script: ScriptArguments, mixture: DatasetMixtureConfig) -> Any:
         return get_dataset(mixture)
     if not script.dataset_name:
         raise SystemExit("trl_sft.py: error: no data; give --dataset-name, or datasets in the file of --config.")
-    return load_dataset(script.dataset_name, name=script.dataset_config, streaming=script.dataset_streaming)
+    name, config, streaming = script.dataset_name, script.dataset_config, script.dataset_streaming
+    return load_dataset(name, name=config, streaming=streaming)  # nosec B615  # as TRL's script, the newest revision
 
 
 def main(args: list[str] | None = None) -> SFTTrainer:

@@ -143,4 +143,4 @@ class RowRecipe(DataSettings):
         """Whether the student reads the teacher's prompt in a row, sampled by seed, row number and text."""
         if self.prompt_dropout == 0:
             return False
-        return Random(f"{self.seed} {row.number} {row.input}").random() < self.prompt_dropout
+        return Random(f"{self.seed} {row.number} {row.input}").random() < self.prompt_dropout  # nosec B311  # no secret

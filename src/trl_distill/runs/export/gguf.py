@@ -102,7 +102,7 @@ class GGUF(Form):
 
 def _convert(command: list[str], model: Path, file: Path, *more: str) -> subprocess.CompletedProcess[str]:
     environment = {name: value for name, value in os.environ.items() if name != "TQDM_DISABLE"}
-    return subprocess.run(
+    return subprocess.run(  # nosec B603  # no shell
         [*command, str(model), "--outfile", str(file), *more],
         capture_output=True,
         text=True,

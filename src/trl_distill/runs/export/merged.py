@@ -50,8 +50,10 @@ class Merged(Form):
 
         trust = self.student.source.trust_remote_code
         device = str(accelerator() or "cpu")
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", device_map=device, trust_remote_code=trust)
-        yield Transformers(model, AutoTokenizer.from_pretrained(folder, trust_remote_code=trust))
+        own = {"trust_remote_code": trust}
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", device_map=device, **own)  # nosec B615  # local
+        tokenizer = AutoTokenizer.from_pretrained(folder, **own)  # nosec B615  # local
+        yield Transformers(model, tokenizer)
 
 
 def notes_on_merging(student: TrainedStudent) -> list[str]:

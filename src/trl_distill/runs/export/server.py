@@ -86,7 +86,7 @@ def served(
     """
     log = tempfile.NamedTemporaryFile(prefix="trl-distill-server-", suffix=".log", delete=False)  # noqa: SIM115
     with log:
-        process = subprocess.Popen(
+        process = subprocess.Popen(  # nosec B603  # no shell
             list(command),
             stdin=subprocess.DEVNULL,
             stdout=log,

@@ -72,7 +72,7 @@ class TrainedStudent:
 
         adapter = self.source.adapter
         path = self.source.base.path if adapter is not None and not adapter.has_tokenizer else self.source.path
-        return AutoTokenizer.from_pretrained(path, trust_remote_code=self.source.trust_remote_code)
+        return AutoTokenizer.from_pretrained(path, trust_remote_code=self.source.trust_remote_code)  # nosec B615  # local
 
     @cached_property
     def generation_config(self) -> GenerationConfig:

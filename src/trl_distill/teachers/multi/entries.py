@@ -171,7 +171,7 @@ def assign_rows(
         DataError: A teacher without a row, if that is `required`.
     """
     order = list(range(len(values)))
-    random.Random(seed).shuffle(order)
+    random.Random(seed).shuffle(order)  # nosec B311  # no secret is drawn
     teachers_of: list[list[int]] = [[] for _ in values]
     end = 0.0
     for i, entry in enumerate(teachers.teachers):

@@ -249,7 +249,7 @@ class RequestPool(Generic[Job]):
                 self._quiet_until = max(self._quiet_until, time.monotonic() + failure.after)
             return
         delay = min(BACKOFF * 2**attempt, LONGEST_BACKOFF)
-        self._pause(delay * random.uniform(0.75, 1.25))  # not all at the same moment
+        self._pause(delay * random.uniform(0.75, 1.25))  # nosec B311  # not all at the same moment
 
     def _pause(self, seconds: float) -> None:
         if self._stop.wait(max(seconds, 0)):

@@ -77,7 +77,7 @@ class StoredTeacher:
     def tokenizer(self) -> PreTrainedTokenizerBase:
         from transformers import AutoTokenizer
 
-        return AutoTokenizer.from_pretrained(self.folder.path / TOKENIZER)
+        return AutoTokenizer.from_pretrained(self.folder.path / TOKENIZER)  # nosec B615  # local
 
     @property
     def vocabulary_rows(self) -> int:

@@ -204,7 +204,7 @@ def _lines_of(job: Path, log: Path, environment: Mapping[str, str]) -> Iterator[
     reading, writing = os.pipe()
     with log.open("w") as out, os.fdopen(reading, encoding="utf-8") as answers:
         command = [sys.executable, "-m", CHILD, str(job), str(writing)]
-        process = subprocess.Popen(
+        process = subprocess.Popen(  # nosec B603  # no shell
             command, stdin=subprocess.PIPE, stdout=out, stderr=out, pass_fds=[writing], env=dict(environment)
         )
         os.close(writing)
