@@ -21,6 +21,7 @@ FOUNDATION = (
     "config.endpoints",
     "config.fields",
     "config.training_params",
+    "config.user_files",
     "config.validation",
     "errors",
     "printable",

@@ -7,7 +7,9 @@ keeps working. A message is one sentence that names what is wrong, where, and wh
 from __future__ import annotations
 
 import difflib
+import reprlib
 from collections.abc import Iterable, Sequence
+from itertools import islice
 
 from .printable import printable
 
@@ -24,17 +26,23 @@ __all__ = [
     "nearest",
 ]
 
+LONGEST = 480  # characters of a message, which the command puts its name before
+END = 160  # characters of its end that stay, which say what to do
+NAMES = 10  # names that a message lists
+COMPARED = 10_000  # names among which the nearest is looked for
+
 
 class DistillError(Exception):
     """Root of the tree; a failure while running (exit 1).
 
-    A message may quote data, files and servers: `str` writes their control characters out.
+    A message may quote data, files and servers: `str` writes their control characters out, and leaves out the middle
+    of what is longer than `LONGEST`.
     """
 
     exit_code = 1
 
     def __str__(self) -> str:
-        return printable(super().__str__())
+        return shortened(printable(super().__str__()))
 
 
 class UsageError(DistillError, ValueError):
@@ -78,12 +86,44 @@ def model_error(role: str) -> type[UsageError]:
     return TeacherError if role == "teacher_model" else ModelError
 
 
+def shortened(text: str) -> str:
+    """Return a message of at most `LONGEST` characters: its start says what and where, its end what to do."""
+    return text if len(text) <= LONGEST else f"{text[: LONGEST - END - 3]} … {text[-END:]}"
+
+
+class _Short(reprlib.Repr):
+    """How a message quotes a value: as `repr` does, but of bounded length, whatever the value is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxstring = self.maxother = 100
+        self.maxlong = 40
+
+    def repr_int(self, x: int, level: int) -> str:
+        """Describe a number that Python writes no digits of."""
+        try:
+            return super().repr_int(x, level)
+        except ValueError:
+            return f"a number of {x.bit_length():,} bits"
+
+
+_SHORT = _Short()
+
+
+def quoted(value: object) -> str:
+    """Return a value that a user gave as a message shows it."""
+    return _SHORT.repr(value)
+
+
 def there_are(names: Sequence[str]) -> str:
     """Return "there are 'a', 'b'", as an error lists the names that would work."""
-    return f"there {'is' if len(names) == 1 else 'are'} {', '.join(map(repr, names)) or 'none'}"
+    listed = ", ".join(map(quoted, names[:NAMES])) or "none"
+    more = f" and {len(names) - NAMES:,} more" if len(names) > NAMES else ""
+    return f"there {'is' if len(names) == 1 else 'are'} {listed}{more}"
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """Return " Did you mean 'x'?" for the known names closest to `name`, or an empty string."""
-    close = difflib.get_close_matches(name, list(known), n=3, cutoff=0.6)
+    near = [other for other in islice(known, COMPARED) if len(other) <= END and len(name) <= END]
+    close = difflib.get_close_matches(name, near, n=3, cutoff=0.6)
     return f" Did you mean {' or '.join(repr(c) for c in close)}?" if close else ""

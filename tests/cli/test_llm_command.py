@@ -148,7 +148,7 @@ def test_a_value_may_look_like_a_flag_or_be_negative():
         (["--learning-rate", "0"], "--learning-rate is 0.0; expected a number above 0."),
         (["--lr=-1"], "--lr is -1.0; expected a number above 0."),
         (["--quantization", "int3"], "--quantization is 'int3'; expected one of 'int4', 'int8'."),
-        (["--lora-r", "2.5"], "--lora-r is '2.5'; expected a whole number of at least 1."),
+        (["--lora-r", "2.5"], "--lora-r is '2.5'; expected a whole number from 1 to 65536."),
     ],
 )
 def test_a_rejected_value_names_the_flag_as_typed(arguments, said):

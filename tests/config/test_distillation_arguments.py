@@ -50,7 +50,7 @@ def test_defaults_pass_their_own_checks_and_each_setting_has_help():
         ("teacher_do_sample", "no", False),
         ("completion_column", None, None),
         ("teacher_device_map", {"": "cpu"}, {"": "cpu"}),
-        ("distill_max_teacher_length", 2**60 + 1, 2**60 + 1),
+        ("teacher_max_tokens", 10**15, 10**15),
         ("teacher_prompt_template", Path("prompt.txt"), "@prompt.txt"),
         ("teacher_model", Path("models") / "t", "models/t"),
         ("teacher_prompt_template", [{"role": "user", "content": "{input}"}], [{"role": "user", "content": "{input}"}]),

@@ -12,7 +12,7 @@ import click
 from ..errors import DistillError
 from ..printable import printable
 
-LONGEST = 600  # characters of an unexpected error's text
+LONGEST = 380  # characters of an unexpected error's text
 # lower-case letters and underscores alone are a name, such as hf_deepspeed_config
 _TOKEN = re.compile(r"\b(hf_(?=[\w-]*[A-Z0-9])|sk-)[\w-]{10,}")
 

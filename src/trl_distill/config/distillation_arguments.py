@@ -45,6 +45,7 @@ class DistillationArguments:
         "Teacher, required without a --teacher-store, a --teacher-config or a column 'teacher' in the data: a folder, "
         "a Hub name, 'embedded', 'self' (with --peft), 'ema', openai:MODEL or http://host:port/v1#MODEL.",
         objects=True,
+        path=True,
     )
     teacher_prompt_template: str = option(
         "{input}",
@@ -68,7 +69,10 @@ class DistillationArguments:
         escapes=True,
     )
     distill_temperature: float = option(
-        3.0, "Temperature T that softens both distributions in the divergence (2 to 4 is usual).", above=0.0
+        3.0,
+        "Temperature T that softens both distributions in the divergence (2 to 4 is usual).",
+        above=0.0,
+        high=1000.0,
     )
     distill_alpha: float = option(
         0.7,
@@ -91,7 +95,7 @@ class DistillationArguments:
         None, "Alpha at the end of training, starting from --distill-alpha.", low=0.0, high=1.0
     )
     distill_temperature_end: float | None = option(
-        None, "Temperature at the end of training, starting from --distill-temperature.", above=0.0
+        None, "Temperature at the end of training, starting from --distill-temperature.", above=0.0, high=1000.0
     )
     distill_schedule: str = option("linear", "How alpha and temperature change over training.", choices=SCHEDULES)
     distill_on_policy_fraction: float = option(
@@ -101,7 +105,7 @@ class DistillationArguments:
         high=1.0,
     )
     distill_on_policy_temperature: float = option(
-        1.0, "Sampling temperature of these completions; 0 takes the likeliest token.", low=0.0
+        1.0, "Sampling temperature of these completions; 0 takes the likeliest token.", low=0.0, high=1000.0
     )
     distill_on_policy_max_new_tokens: int | None = option(
         None, "Maximum number of new tokens in these completions (default: --distill-max-teacher-length).", low=1
@@ -152,6 +156,7 @@ class DistillationArguments:
         "Several teachers instead of --teacher-model: a YAML file with a list of model, template, weight and rows.",
         group="Teacher",
         objects=True,
+        path=True,
     )
     teacher_prompt_mixture: str | None = option(
         None,
@@ -159,6 +164,7 @@ class DistillationArguments:
         "template and weight.",
         group="Teacher",
         objects=True,
+        path=True,
     )
     teacher_prompt_dropout: float = option(
         0.0,
@@ -172,6 +178,7 @@ class DistillationArguments:
         "Rows, in the forms of --data-path, on which the student learns to keep the behaviour it had before the run.",
         group="Teacher",
         objects=True,
+        path=True,
     )
     retain_fraction: float = option(
         0.25, "Share of a training epoch's rows that come from --retain-data.", above=0.0, high=0.95, group="Teacher"
@@ -180,6 +187,7 @@ class DistillationArguments:
         None,
         "Chat template of the teacher, in the forms of --chat-template (default: its own, else the student's).",
         group="Teacher",
+        path=True,
     )
     teacher_revision: str | None = option(None, "Revision of a Hub teacher.", group="Teacher")
     teacher_dtype: str = option("auto", "Precision the teacher is loaded in.", choices=DTYPES, group="Teacher")
@@ -208,6 +216,7 @@ class DistillationArguments:
         1.0,
         "Sampling temperature of --teacher-do-sample; not the --distill-temperature.",
         above=0.0,
+        high=1000.0,
         group="Teacher",
     )
     teacher_top_p: float = option(
@@ -242,6 +251,7 @@ class DistillationArguments:
         "Folder of stored targets: if it is complete, they are used without loading the teacher, else they are "
         "written first.",
         group="Teacher",
+        path=True,
     )
     teacher_store_kind: str | None = option(
         None,
@@ -265,8 +275,12 @@ class DistillationArguments:
     teacher_endpoint: str = option(
         "chat", "A server's endpoint; 'completions' takes text prompts only.", choices=ENDPOINTS, group="Teacher"
     )
-    teacher_concurrency: int = option(8, "Maximum number of concurrent requests to a server.", low=1, group="Teacher")
-    teacher_timeout: float = option(300.0, "Seconds to wait for a server's response.", above=0.0, group="Teacher")
+    teacher_concurrency: int = option(
+        8, "Maximum number of concurrent requests to a server.", low=1, high=4096, group="Teacher"
+    )
+    teacher_timeout: float = option(
+        300.0, "Seconds to wait for a server's response.", above=0.0, high=604_800.0, group="Teacher"
+    )
     teacher_max_requests: int | None = option(
         None, "Maximum number of requests that a run sends to a server, retries included.", low=1, group="Teacher"
     )
@@ -274,6 +288,7 @@ class DistillationArguments:
         None,
         "Total number of prompt and completion tokens after which a run sends no more requests.",
         low=1,
+        high=10**15,
         group="Teacher",
     )
     teacher_max_cost: float | None = option(
@@ -326,7 +341,7 @@ class DistillationArguments:
     vllm_gpu_memory_utilization: float = option(
         0.3, "Share of a GPU's memory for a colocated vLLM.", above=0.0, high=1.0, group=VLLM
     )
-    vllm_tensor_parallel_size: int = option(1, "GPUs that share a colocated vLLM.", low=1, group=VLLM)
+    vllm_tensor_parallel_size: int = option(1, "GPUs that share a colocated vLLM.", low=1, high=4096, group=VLLM)
     vllm_max_model_length: int | None = option(
         None, "Context length of a colocated vLLM, prompt included (default: --block-size).", low=1, group=VLLM
     )
@@ -335,7 +350,9 @@ class DistillationArguments:
     )
     vllm_enable_sleep_mode: bool = option(False, "Free a colocated vLLM's memory during training steps.", group=VLLM)
     vllm_server_base_url: str | None = option(None, "URL of the server (default: http://0.0.0.0:8000).", group=VLLM)
-    vllm_server_timeout: float = option(240.0, "Seconds to wait for the server to start.", above=0.0, group=VLLM)
+    vllm_server_timeout: float = option(
+        240.0, "Seconds to wait for the server to start.", above=0.0, high=604_800.0, group=VLLM
+    )
     vllm_group_port: int = option(51216, "Port for sending weights to the server.", low=1, high=65535, group=VLLM)
 
     @property

@@ -18,7 +18,7 @@ class EvaluationSettings(CheckedSettings):
     """
 
     student: str | None = option(
-        None, "Trained student: a folder or a Hub name (default: the project).", group="Basic", objects=True
+        None, "Trained student: a folder or a Hub name (default: the project).", group="Basic", objects=True, path=True
     )
     split: str | None = option(
         None,
@@ -67,7 +67,10 @@ class EvaluationSettings(CheckedSettings):
     )
     run_cost: float | None = option(None, "What training cost, in the unit of the prices.", low=0.0, group="Figures")
     output: str | None = option(
-        None, "Folder of the report (default: the project; without one, the folder evaluation).", group="Basic"
+        None,
+        "Folder of the report (default: the project; without one, the folder evaluation).",
+        group="Basic",
+        path=True,
     )
 
 

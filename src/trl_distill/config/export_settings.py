@@ -20,7 +20,9 @@ class ExportSettings(CheckedSettings):
     """
 
     to: str | None = option(None, "Form, required.", choices=FORMS, group="Basic")
-    output: str | None = option(None, "Folder to write (default: exports/FORM in the project).", group="Basic")
+    output: str | None = option(
+        None, "Folder to write (default: exports/FORM in the project).", group="Basic", path=True
+    )
     overwrite: bool = option(False, "Replace an earlier export in that folder.", group="Basic")
     name: str | None = option(
         None, "Name under which the student is served (default: the project's folder).", group="Form"
@@ -39,6 +41,7 @@ class ExportSettings(CheckedSettings):
         "llama.cpp's folder or its convert_hf_to_gguf.py (default: $LLAMA_CPP, else what is on the PATH).  "
         "[gguf, ollama]",
         group="Form",
+        path=True,
     )
     gguf_type: str | None = option(
         None,
@@ -53,7 +56,7 @@ class ExportSettings(CheckedSettings):
         group="Verification",
     )
     data_path: str | None = option(
-        None, "Rows to verify on (default: those that the run held out).", group="Verification", objects=True
+        None, "Rows to verify on (default: those that the run held out).", group="Verification", objects=True, path=True
     )
 
 

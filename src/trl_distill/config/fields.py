@@ -9,8 +9,11 @@ from collections.abc import Mapping
 from dataclasses import Field, field
 from typing import Any, Self
 
-from ..errors import ParamsError, nearest
+from ..errors import ParamsError, nearest, quoted
+from .user_files import user_path
 
+MOST = 2**31 - 1  # of whole numbers without a limit of their own, which libraries keep in 32 bits
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?|[+-]?(inf|infinity|nan)", re.ASCII | re.IGNORECASE)
 _IN_MEMORY = re.compile(r"<(\w+)>")
 
 
@@ -28,6 +31,7 @@ class Help(str):
     listed: bool
     objects: bool
     escapes: bool
+    path: bool
 
 
 def option(
@@ -43,6 +47,7 @@ def option(
     listed: bool = False,
     objects: bool = False,
     escapes: bool = False,
+    path: bool = False,
 ) -> Any:
     """Make a dataclass field that knows its help text, its group in `--help` and the values it accepts.
 
@@ -52,16 +57,18 @@ def option(
         group: Heading of the flag in `aitraining llm --help`.
         choices: Accepted values, if they are few.
         low: Smallest accepted number (inclusive).
-        high: Largest accepted number (inclusive).
+        high: Largest accepted number (inclusive); of whole numbers `MOST` by default.
         above: Accepted numbers are greater than this.
         off: A number outside the range that is accepted too.
         listed: Whether a list of texts is accepted, to be joined by commas.
         objects: Whether Python may give an object other than text; its user checks it.
         escapes: Whether a backslash with n or t is a newline or a tab when it is typed as a flag.
+        path: Whether it is the path of a file or folder, if text: one that no file can have is refused.
     """
     text = Help(help)
     text.group, text.low, text.high, text.above = group, low, high, above
     text.off, text.listed, text.objects, text.escapes = off, listed, objects, escapes
+    text.path = path
     metadata: dict[str, object] = {"help": text}
     if choices is not None:
         metadata["choices"] = list(choices)
@@ -71,9 +78,9 @@ def option(
 def check_value(name: str, value: object, spec: Field) -> Any:
     """Return `value` as the type of the dataclass field `spec`, or say what is accepted.
 
-    Numbers given as text are converted (a YAML file writes `5e-5` as text), an int becomes a float, a path
-    becomes text (for a template or a system message one that names a file), and so does a list if commas separate it.
-    YAML reads the word `no` as false: if "no" is a choice, false means it.
+    Numbers given as text are converted (a YAML file writes `5e-5` as text), see `number_in`; an int becomes a float, a
+    path becomes text (for a template or a system message one that names a file), and so does a list if commas separate
+    it. YAML reads the word `no` as false: if "no" is a choice, false means it.
 
     Raises:
         ParamsError: Wrong type, not among the choices, not finite, or outside the range.
@@ -90,16 +97,18 @@ def check_value(name: str, value: object, spec: Field) -> Any:
         value = ("@" if name.endswith(("_prompt_template", "_system")) else "") + os.fspath(value)
     if text.listed and isinstance(value, (list, tuple)) and value and all(isinstance(v, str) for v in value):
         value = ",".join(value)
+    if text.path and isinstance(value, str):
+        user_path(value, name=name)
     if "list" in kind:
         return _texts(name, value)
     value = _converted(name, value, kind, spec)
     if choices is not None and value not in choices:
-        raise ParamsError(f"{name} is {value!r}; expected one of {', '.join(map(repr, choices))}.")
-    if isinstance(value, (int, float)) and not isinstance(value, bool) and not _inside(value, text):
-        accepted = _accepted(spec)
+        raise ParamsError(f"{name} is {quoted(value)}; expected one of {', '.join(map(repr, choices))}.")
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and not _inside(value, spec):
+        accepted = _accepted(spec, _highest(spec) if value > MOST else None)
         if isinstance(value, float) and math.isinf(value):
             accepted = accepted.replace("a number", "a finite number")
-        raise ParamsError(f"{name} is {value!r}; expected {accepted}.")
+        raise ParamsError(f"{name} is {quoted(value)}; expected {accepted}.")
     return value
 
 
@@ -170,15 +179,33 @@ def _fields_of(kind: type) -> Mapping[str, Field]:
 def _texts(name: str, value: object) -> list[str] | None:
     texts = [value] if isinstance(value, str) else value
     if not isinstance(texts, (list, tuple)) or not all(isinstance(text, str) and text for text in texts):
-        raise ParamsError(f"{name} is {value!r}; expected text, or a list of texts, none of them empty.")
+        raise ParamsError(f"{name} is {quoted(value)}; expected text, or a list of texts, none of them empty.")
     return list(texts) or None
 
 
-def _inside(value: float, text: Help) -> bool:
+def _inside(value: float, spec: Field) -> bool:
     if isinstance(value, float) and not math.isfinite(value):
         return False
-    inside = (text.low is None or value >= text.low) and (text.high is None or value <= text.high)
+    text, high = spec.metadata["help"], _highest(spec)
+    inside = (text.low is None or value >= text.low) and (high is None or value <= high)
     return (inside and (text.above is None or value > text.above)) or value == text.off
+
+
+def _highest(spec: Field) -> float | None:
+    """Return the largest accepted number of a field; None if there is no limit."""
+    high: float | None = spec.metadata["help"].high
+    return MOST if high is None and "int" in _types(spec) else high
+
+
+def number_in(text: str) -> float:
+    """Return the number that a text writes in plain decimal form.
+
+    Raises:
+        ValueError: Anything else that `float` takes: spaces around it, underscores, digits of other scripts.
+    """
+    if _NUMBER.fullmatch(text) is None:
+        raise ValueError(f"{quoted(text)} is not a number")
+    return float(text)
 
 
 def _types(spec: Field) -> set[str]:
@@ -192,7 +219,7 @@ def _converted(name: str, value: Any, kind: set[str], spec: Field) -> Any:
     if wanted is None:
         if "str" not in kind or isinstance(value, str) or spec.metadata["help"].objects:
             return value
-        raise ParamsError(f"{name} is {value!r}; expected {_accepted(spec)}.")
+        raise ParamsError(f"{name} is {quoted(value)}; expected {_accepted(spec)}.")
     if wanted != "bool" and "str" in kind and isinstance(value, str):
         return value
     try:
@@ -201,22 +228,24 @@ def _converted(name: str, value: Any, kind: set[str], spec: Field) -> Any:
             return value if isinstance(value, bool) else words[str(value).lower()]
         if isinstance(value, bool):
             raise ValueError
-        if wanted == "int" and not isinstance(value, int):  # an int may be too long for a float
-            if float(value) != int(float(value)):
+        number = number_in(value) if isinstance(value, str) else value
+        if wanted == "int" and not isinstance(number, int):  # an int may be too long for a float
+            if float(number) != int(float(number)):
                 raise ValueError
-            return int(float(value))
-        return int(value) if wanted == "int" else float(value)
+            return int(float(number))
+        return int(number) if wanted == "int" else float(number)
     except (ValueError, TypeError, KeyError, OverflowError):
-        raise ParamsError(f"{name} is {value!r}; expected {_accepted(spec)}.") from None
+        raise ParamsError(f"{name} is {quoted(value)}; expected {_accepted(spec)}.") from None
 
 
-def _accepted(spec: Field) -> str:
+def _accepted(spec: Field, limit: float | None = None) -> str:
+    """Return what a field accepts, in words; with `limit` also the one that all whole numbers have."""
     text, kind = spec.metadata["help"], _types(spec)
     if spec.metadata.get("choices"):
         return "one of " + ", ".join(map(repr, spec.metadata["choices"]))
     noun = {"bool": "true or false", "int": "a whole number", "float": "a number"}
     word = next((word for key, word in noun.items() if key in kind), "text")
-    low, high, above = (None if x is None else _figure(x) for x in (text.low, text.high, text.above))
+    low, high, above = (None if x is None else _figure(x) for x in (text.low, limit or text.high, text.above))
     other = "" if text.off is None else f", or {_figure(text.off)}"
     if low is not None and high is not None:
         return f"{word} from {low} to {high}{other}"

@@ -52,18 +52,24 @@ class LLMTrainingParams(CheckedSettings, DistillationArguments):
     """
 
     model: Any = option(
-        None, "Student, required: a folder, a Hub name, 'embedded', or (in Python) a loaded model.", group="Basic"
+        None,
+        "Student, required: a folder, a Hub name, 'embedded', or (in Python) a loaded model.",
+        group="Basic",
+        path=True,
     )
     trainer: str = option(
         "distillation",
         "Trainer: 'distillation', 'sft' (with or without a teacher), or another registered name.",
         group="Basic",
     )
-    project_name: str = option("project-name", "Folder to write to; any path, created if missing.", group="Basic")
+    project_name: str = option(
+        "project-name", "Folder to write to; any path, created if missing.", group="Basic", path=True
+    )
     data_path: Any = option(
         "data",
         "A file (json, jsonl, csv, tsv, parquet, arrow, txt), a folder of them, a Hub dataset, or (in Python) rows.",
         group="Basic",
+        path=True,
     )
     train: bool = option(True, "Accepted for compatibility with AutoTrain; has no effect.", group="Basic")
     overwrite: bool = option(False, "Replace a finished run in the project folder.", group="Basic")
@@ -87,6 +93,7 @@ class LLMTrainingParams(CheckedSettings, DistillationArguments):
         "Chat template of the student: 'chatml', 'zephyr', a Jinja file, or a model that has one "
         "(default: 'tokenizer', its own).",
         group="Data",
+        path=True,
     )
     assistant_only_loss: bool = option(
         False, "Train on every assistant turn of a conversation, not only the last.", group="Data"
@@ -95,10 +102,10 @@ class LLMTrainingParams(CheckedSettings, DistillationArguments):
         1024, "Maximum number of tokens in a student's sequence, prompt and completion.", low=2, group="Data"
     )
     dataset_num_proc: int | None = option(
-        None, "Processes that read and tokenize the data (default: this one).", low=1, group="Data"
+        None, "Processes that read and tokenize the data (default: this one).", low=1, high=4096, group="Data"
     )
 
-    epochs: float = option(3.0, "Training epochs.", above=0.0, group="Training")
+    epochs: float = option(3.0, "Training epochs.", above=0.0, high=1e6, group="Training")
     max_steps: int = option(
         -1, "Maximum number of optimizer steps; with -1, --epochs decides.", low=1, off=-1, group="Training"
     )
@@ -152,7 +159,7 @@ class LLMTrainingParams(CheckedSettings, DistillationArguments):
         group="Model",
     )
     peft: bool = option(False, "Train a LoRA adapter instead of all weights.", group="Model")
-    lora_r: int = option(16, "Rank of the adapter.", low=1, group="Model")
+    lora_r: int = option(16, "Rank of the adapter.", low=1, high=65_536, group="Model")
     lora_alpha: int = option(32, "Scale of the adapter.", low=1, group="Model")
     lora_dropout: float = option(0.05, "Dropout of the adapter.", low=0.0, high=1.0, group="Model")
     target_modules: str = option("all-linear", "Modules to adapt, separated by commas.", listed=True, group="Model")

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Collection, Mapping
 from dataclasses import fields
 from datetime import date
 from importlib.util import find_spec
 from typing import Any
 
-from ..errors import ParamsError
+from ..errors import ParamsError, quoted
 from .distillation_arguments import DistillationArguments
 from .endpoints import parse_endpoint
-from .fields import plain
+from .fields import number_in, plain
 from .setting_names import flag_of
 
 EMA = "ema"
@@ -92,12 +91,13 @@ def temperatures_of(arguments: DistillationArguments) -> tuple[float, ...]:
     if given is None:
         return (float(arguments.distill_temperature),)
     try:
-        numbers = sorted({float(part) for part in given.split(",")})
+        numbers = sorted({number_in(part.strip()) for part in given.split(",")})
     except ValueError:
         numbers = []
-    if not numbers or not all(0 < number < math.inf for number in numbers):
+    if not numbers or not all(0 < number <= 1000 for number in numbers):
         raise ParamsError(
-            f"teacher_temperatures is {given!r}; expected one of numbers above 0, separated by commas, such as 2,3."
+            f"teacher_temperatures is {quoted(given)}; expected numbers above 0 and at most 1000, separated by commas, "
+            "such as 2,3."
         )
     return tuple(numbers)
 
@@ -111,17 +111,17 @@ def chat_template_options(arguments: DistillationArguments) -> dict[str, Any]:
     given, day = arguments.chat_template_kwargs, arguments.chat_template_date
     try:
         found = json.loads(given) if isinstance(given, str) else given or {}
-    except ValueError:
+    except (ValueError, RecursionError):  # nested without end
         found = None
     if not isinstance(found, dict):
         raise ParamsError(
-            f"chat_template_kwargs is {given!r}; expected a JSON object of names and values, such as "
+            f"chat_template_kwargs is {quoted(given)}; expected a JSON object of names and values, such as "
             "'{\"enable_thinking\": false}'."
         )
     try:
         date.fromisoformat(day or "2000-01-01")
     except ValueError:
-        raise ParamsError(f"chat_template_date is {day!r}; expected a date such as 2026-01-31.") from None
+        raise ParamsError(f"chat_template_date is {quoted(day)}; expected a date such as 2026-01-31.") from None
     return found
 
 

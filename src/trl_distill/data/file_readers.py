@@ -15,15 +15,16 @@ import os
 import shutil
 import tempfile
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator
 from functools import cache
-from itertools import chain, islice
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..errors import DataError
 from .json_reader import CONVERSATIONS, DOCUMENTS, LINES, Placed, json_rows
-from .row_faults import FAULTS
+from .row_faults import FAULTS, PACKED, PLACE, Cells, UnreadableRow, check_names
 
 __all__ = ["CONVERSATIONS", "PLACE", "TEXTS", "Part", "read_placed", "read_texts", "scratch_file"]
 
@@ -31,13 +32,14 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from datasets import Dataset, Features
 
-PLACE = "__place__"  # column with the place of a row, for example "line 7"
 TABLES = {".csv": ",", ".tsv": "\t"}
 DELIMITERS = {",": "commas", "\t": "tabs", ";": "semicolons", "|": "vertical bars"}
 TEXTS = (*LINES, *DOCUMENTS, *TABLES, ".txt")
 HEAD = 4096  # bytes in which UTF-16 text shows itself
 IN_MEMORY = 64 * 1024 * 1024  # bytes of files up to which no copy is written to the cache
 BATCH = 1000
+SPARSE = 50  # a column is sparse if fewer than one row in so many has it
+MOST_CELLS = 100_000  # empty cells that sparse columns may have together
 Batch = dict[str, list[Any]]
 
 
@@ -58,6 +60,7 @@ def read_texts(parts: list[Part]) -> Dataset:
         Rows with the columns of the files. A column of objects, or whose values are of several types, is
         `datasets.Json`: its values come back as they were, with no empty keys from other rows. The column `PLACE` has
         each row's line; a single JSON list has none. `FAULTS` has what is wrong with single values, if anything is.
+        If rows have so many keys of their own that a table would be almost empty, `PACKED` has them as one object.
 
     Raises:
         DataError: A file that cannot be read or is malformed (with its line), or that has no rows.
@@ -90,7 +93,7 @@ def read_placed(rows: Callable[[], Placed], cached: Path | None = None) -> Datas
     """
     from datasets import Json
 
-    features = _features(_batches(rows()))
+    features = _features(rows())
     if features is None:
         return None
     while True:
@@ -137,6 +140,7 @@ def _table_rows(path: Path) -> Placed:
         start = 1
         try:
             header = [name.strip() or f"column {i}" for i, name in enumerate(next(reader, []), 1)]
+            check_names(header)
             faults = _header_faults(path, header)
             start = reader.line_num + 1
             for cells in reader:
@@ -153,6 +157,8 @@ def _table_rows(path: Path) -> Placed:
             raise DataError(
                 f"{path}, line {start}, is not valid csv ({error}); close quotes, and double those inside a cell."
             ) from None
+        except UnreadableRow as error:
+            raise DataError(f"{path} {error}.") from None
 
 
 def _header_faults(path: Path, header: list[str]) -> dict[str, str]:
@@ -164,38 +170,58 @@ def _header_faults(path: Path, header: list[str]) -> dict[str, str]:
             f"{path} has {DELIMITERS[other]} ({other!r}) between its columns, and {path.suffix} means "
             f"{DELIMITERS[wanted]}; save it with {DELIMITERS[wanted]}."
         )
-    twice = {name: "two columns have this name" for name in header if header.count(name) > 1}
+    twice = {name: "two columns have this name" for name, count in Counter(header).items() if count > 1}
     return {FAULTS: json.dumps(twice)} if twice else {}
 
 
-def _batches(rows: Placed) -> Iterator[Batch]:
-    """Yield columns of up to `BATCH` rows; a value that a row lacks is None."""
+def _batches(rows: Placed, columns: Collection[str]) -> Iterator[Batch]:
+    """Yield columns of up to `BATCH` rows; a value that a row lacks is None, and those of no column are packed."""
     while batch := list(islice(rows, BATCH)):
-        names = dict.fromkeys(chain.from_iterable(row for _, row in batch))
-        yield {PLACE: [place for place, _ in batch], **{n: [row.get(n) for _, row in batch] for n in names}}
+        found: Batch = {PLACE: [row.get(PLACE) or place for place, row in batch]}
+        found |= {name: [row.get(name) for _, row in batch] for name in columns if name not in found}
+        if PACKED in columns:
+            packed = [{n: v for n, v in row.items() if n not in columns and v is not None} for _, row in batch]
+            both = zip(batch, packed, strict=True)
+            found[PACKED] = [{**(row.get(PACKED) or {}), **more} or None for (_, row), more in both]
+        yield found
 
 
-def _features(batches: Iterable[Batch]) -> Features | None:
+def _features(rows: Placed) -> Features | None:
     """Return the type of each column, `Json` if its values are objects or of several types; None without rows."""
     import datasets
     import pyarrow as pa
 
     known: dict[str, pa.DataType | None] = {}
-    lines = False
-    for batch in batches:
-        lines = lines or not all(place.startswith("row ") for place in batch[PLACE])
-        for name, values in batch.items():
+    counts: Counter[str] = Counter()
+    total, lines = 0, False
+    while batch := list(islice(rows, BATCH)):
+        total += len(batch)
+        lines = lines or not all((row.get(PLACE) or place).startswith("row ") for place, row in batch)
+        for name, values in _values_by_column(batch).items():
+            counts[name] += len(values)
             if known.get(name, pa.null()) is not None:
                 known[name] = _common_type(known.get(name, pa.null()), values)
-    if not known:
+    if not total:
         return None
-    known.pop(PLACE)
+    known.pop(PLACE, None)
+    sparse = {name for name in known if counts[name] * SPARSE < total} - {FAULTS, PACKED}
+    if len(sparse) * total > MOST_CELLS:
+        known = {name: kind for name, kind in known.items() if name not in sparse} | {PACKED: None}
     if FAULTS in known:
         known[FAULTS] = known.pop(FAULTS)  # the last column, whichever row has the first fault
     schema = pa.schema([(n, pa.string() if pa.types.is_null(t) else t) for n, t in known.items() if t is not None])
     plain = datasets.Features.from_arrow_schema(schema)
     columns = {name: plain.get(name, datasets.Json()) for name in known}
     return datasets.Features({**columns, PLACE: datasets.Value("string")} if lines else columns)
+
+
+def _values_by_column(batch: list[tuple[str, Cells]]) -> Batch:
+    """Return the values of some rows by column, without those that a row lacks."""
+    found: Batch = {}
+    for _, row in batch:
+        for name, value in row.items():
+            found.setdefault(name, []).append(value)
+    return found
 
 
 def _common_type(known: pa.DataType, values: list[object]) -> pa.DataType | None:
@@ -245,7 +271,10 @@ def _dataset_of(rows: Callable[[], Placed], features: Features, cached: Path | N
     if cached is None:
         sink = pa.BufferOutputStream()
         _write(rows, features, sink)
-        return datasets.Dataset.from_buffer(sink.getvalue())
+        buffer = sink.getvalue()
+        table = datasets.table.InMemoryTable.from_buffer(buffer)
+        # datasets would pickle the type of each column for a fingerprint, which takes seconds for thousands of them
+        return datasets.Dataset(table, fingerprint=hashlib.sha256(buffer).hexdigest()[:16])
     cached.parent.mkdir(parents=True, exist_ok=True)
     partial = cached.with_suffix(f".{uuid.uuid4().hex}")  # several ranks may write at once
     try:
@@ -263,10 +292,10 @@ def _write(rows: Callable[[], Placed], features: Features, sink: pa.NativeFile) 
 
     schema = features.arrow_schema
     with pa.ipc.new_stream(sink, schema) as stream:
-        for batch in _batches(rows()):
+        for batch in _batches(rows(), features):
             arrays = []
             for field in schema:
-                values = batch.get(field.name, [None] * len(batch[PLACE]))
+                values = batch[field.name]
                 if isinstance(features[field.name], datasets.Json):
                     values = [None if v is None else json.dumps(v, ensure_ascii=False, default=str) for v in values]
                 try:

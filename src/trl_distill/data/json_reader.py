@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
 from ..errors import DataError
-from .row_faults import Cells, json_object, with_faults
+from .row_faults import Cells, UnreadableRow, json_object, with_faults
 
 LINES, DOCUMENTS = (".jsonl", ".ndjson"), (".json",)
 CONVERSATIONS = ("messages", "conversations")
 WRAPPERS = ("data", "rows", "examples")  # keys whose list is the rows, whatever else stands beside it
+
+_LONG_NUMBER = re.compile(r"\d{4301}", re.ASCII)  # Python converts no longer text to a whole number
 
 Placed = Iterator[tuple[str, Cells]]
 
@@ -27,7 +30,7 @@ def json_rows(path: Path, split: str | None = None) -> Placed:
         OSError, UnicodeDecodeError: It cannot be read.
     """
     if split is not None:
-        yield from _rows_of(_document(path)[split])
+        yield from _rows_of(path, _document(path)[split])
         return
     first, lines = _sniff(path)
     if lines:
@@ -48,7 +51,7 @@ def json_splits(path: Path, names: Collection[str]) -> list[str]:
         if lines or not first.lstrip().startswith("{"):
             return []
         value = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return []  # reading its rows says why
     found = [key for key, rows in value.items() if key.lower() in names and isinstance(rows, list)]
     lists = [key for key, rows in value.items() if isinstance(rows, list)]
@@ -67,7 +70,7 @@ def _sniff(path: Path) -> tuple[str, bool]:
 def _parses(text: str) -> bool:
     try:
         json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
     return True
 
@@ -79,10 +82,12 @@ def _json_lines(path: Path) -> Placed:
             if not line.strip():
                 continue
             try:
-                value = parse(line.strip())
-            except ValueError as error:
+                row = _row(parse(line.strip()))
+            except (ValueError, RecursionError) as error:
                 raise DataError(_malformed(path, number, error)) from None
-            yield f"line {number}", _row(value)
+            except UnreadableRow as error:
+                raise DataError(f"{path}, line {number}, {error}.") from None
+            yield f"line {number}", row
 
 
 def _json_document(path: Path) -> Placed:
@@ -91,19 +96,28 @@ def _json_document(path: Path) -> Placed:
         value = _unwrapped(value)
     if not isinstance(value, list):
         raise DataError(f"{path} holds a single {type(value).__name__}; give a list of objects or one object a line.")
-    yield from _rows_of(value)
+    yield from _rows_of(path, value)
 
 
 def _document(path: Path) -> Any:
+    text = path.read_text(encoding="utf-8-sig")
     try:
-        return json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=json_object)
+        return json.loads(text, object_pairs_hook=json_object)
     except json.JSONDecodeError as error:
         raise DataError(_malformed(path, error.lineno, error)) from None
+    except (ValueError, RecursionError) as error:
+        found = _LONG_NUMBER.search(text) if isinstance(error, ValueError) else None
+        line = None if found is None else text.count("\n", 0, found.start()) + 1
+        raise DataError(_malformed(path, line, error)) from None
 
 
-def _rows_of(values: list[object]) -> Placed:
+def _rows_of(path: Path, values: list[object]) -> Placed:
     for number, value in enumerate(values, 1):
-        yield f"row {number}", _row(value)
+        try:
+            row = _row(value)
+        except UnreadableRow as error:
+            raise DataError(f"{path}, row {number}, {error}.") from None
+        yield f"row {number}", row
 
 
 def _unwrapped(value: Cells) -> list[object]:
@@ -127,6 +141,10 @@ def _row(value: object) -> Cells:
     return with_faults(value if isinstance(value, dict) else {"text": value})  # a bare value is text, good or bad
 
 
-def _malformed(path: Path, line: int, error: ValueError) -> str:
-    reason = f"{error.msg}, column {error.colno}" if isinstance(error, json.JSONDecodeError) else str(error)
-    return f"{path}, line {line}, is not valid JSON ({reason}); repair the line or remove it."
+def _malformed(path: Path, line: int | None, error: ValueError | RecursionError) -> str:
+    where = f"{path}, line {line}," if line is not None else str(path)
+    if isinstance(error, RecursionError):
+        return f"{where} has a value that is nested too deeply; flatten it, or write it as text."
+    if not isinstance(error, json.JSONDecodeError):  # the one other error of Python's JSON reader
+        return f"{where} has a whole number of too many digits; write it in quotes, as text."
+    return f"{where} is not valid JSON ({error.msg}, column {error.colno}); repair the line or remove it."

@@ -10,7 +10,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import DataError, nearest
+from ..config.user_files import check_ordinary, user_path
+from ..errors import DataError, nearest, quoted
 from .arrow_values import plain_values
 from .file_readers import PLACE, TEXTS, Part, read_placed, read_texts
 from .json_reader import Placed, json_splits
@@ -99,7 +100,7 @@ def _is_local(data_path: object) -> bool:
     if not isinstance(data_path, (str, os.PathLike)):
         return True
     text = os.fspath(data_path)
-    exists = bool(text) and Path(text).expanduser().exists()
+    exists = bool(text) and user_path(text, name="data_path", error=DataError).exists()
     named = text.lower().endswith(SUFFIXES) or HUB_NAME.fullmatch(text) is None or text in BUILDERS
     return exists or named or isinstance(data_path, os.PathLike)
 
@@ -118,12 +119,13 @@ def _path_of(data_path: str | os.PathLike[str], setting: str) -> Path:
     """Return the path of a file or folder of data."""
     if not os.fspath(data_path):
         raise DataError(f"{setting} is empty; give a file, a folder or a Hub dataset.")
-    path, name = Path(data_path).expanduser(), repr(os.fspath(data_path))
+    path, name = user_path(data_path, name=setting, error=DataError), quoted(os.fspath(data_path))
     if not path.exists():
         folder = path.parent
         there = sorted(p.name for p in folder.iterdir()) if folder.is_dir() else []
         what = "no such file or folder" if folder.is_dir() else f"there is no folder {str(folder)!r}"
         raise DataError(f"{setting} {name}: {what}.{nearest(path.name, there)} Give a file, a folder or a Hub dataset.")
+    check_ordinary(path, name=f"{setting} {name}", error=DataError)
     if not path.is_dir() and path.suffix.lower() not in SUFFIXES:
         raise DataError(f"{setting} {name} ends in {path.suffix or 'nothing'!r}; {ACCEPTED}.")
     return path
@@ -167,7 +169,7 @@ def _folder(folder: Path, name: str) -> Splits:
                 f"data_path {name} is a saved dataset that cannot be read ({_first_line(error)})."
             ) from error
     files: dict[str, list[Part]] = {}
-    for path in _data_files(folder):
+    for path in _data_files(folder, set()):
         for split, parts in _splits_of_file(path, _split_of(path.relative_to(folder))).items():
             files.setdefault(split, []).extend(parts)
     if not files:
@@ -175,16 +177,24 @@ def _folder(folder: Path, name: str) -> Splits:
     return {split: partial(_load_files, parts) for split, parts in files.items()}
 
 
-def _data_files(folder: Path) -> list[Path]:
-    """Return the data files of a folder, and of sub-folders named by a split or `data`, in order."""
+def _data_files(folder: Path, read: set[Path]) -> list[Path]:
+    """Return the data files of a folder, and of sub-folders named by a split or `data`, in order.
+
+    A folder is read once, however many links lead to it: `read` has those that were.
+    """
     found: list[Path] = []
+    place = folder.resolve()
+    if place in read:
+        return found
+    read.add(place)
     for path in sorted(folder.iterdir()):
         if path.name.startswith((".", "_")):
             continue
         if path.is_dir():
             if path.name.lower() == "data" or set(_words(path.name)) & set(SPLITS):
-                found += _data_files(path)
+                found += _data_files(path, read)
         elif path.suffix.lower() in SUFFIXES and path.name not in BOOKKEEPING:
+            check_ordinary(path, name=f"{str(path)!r} in the folder of data_path", error=DataError)
             found.append(path)
     return found
 

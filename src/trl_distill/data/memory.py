@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import DataError
 from .file_readers import Placed, read_placed
-from .row_faults import with_faults
+from .row_faults import UnreadableRow, with_faults
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
@@ -47,7 +47,11 @@ def as_dataset(data: Any, *, name: str, accepted: str = KNOWN_TYPES) -> Dataset:
             )
 
     def rows() -> Placed:
-        yield from ((f"row {number}", with_faults(dict(row))) for number, row in enumerate(data, 1))
+        for number, row in enumerate(data, 1):
+            try:
+                yield f"row {number}", with_faults(dict(row))
+            except UnreadableRow as error:
+                raise DataError(f"{name}, row {number}, {error}.") from None
 
     found = read_placed(rows)
     if found is None:

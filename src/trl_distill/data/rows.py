@@ -27,7 +27,7 @@ from ..prompts.messages import (
 from ..prompts.row import AssistantTurns, Row
 from .arrow_values import column_of, holds_bytes, plain_values
 from .file_readers import CONVERSATIONS, PLACE, scratch_file
-from .row_faults import FAULTS, Cells
+from .row_faults import FAULTS, OURS, PACKED, Cells
 from .row_report import Problem, RowReport
 
 if TYPE_CHECKING:
@@ -42,7 +42,6 @@ WRITER, FINISHED = "teacher", "finished"  # columns of what `generate_with_teach
 COMPLETIONS = ("completion", "response")
 INSTRUCTION, OUTPUT = "instruction", "output"  # Alpaca's words; the latter is a completion beside the former alone
 INPUT, INPUT_COLUMN = "input", "input_column"  # {input} is the text column; a column of that name is the latter
-OURS = (PLACE, FAULTS)
 EMPTY = "the completion is empty"
 NUMBERED = re.compile(r"(?:line|row) (\d+)")
 
@@ -114,7 +113,9 @@ def read_rows(
         raise DataError(f"{source} is a {type(dataset).__name__}; give a datasets.Dataset, whose rows can be counted.")
     columns = columns or Columns()
     read_too = frozenset(INPUT if name == INPUT_COLUMN else name for name in fields if name != INPUT)
-    chosen = replace(_chosen(dataset.column_names, columns, source), fields=read_too)
+    chosen = replace(
+        _chosen(dataset.column_names, columns, source), fields=read_too, packed=packed_columns(dataset, read_too)
+    )
     if len(dataset) == 0:
         raise DataError(f"{source} has no rows; give data with at least one.")
     read = _read_all(dataset, chosen, source, num_proc)
@@ -132,7 +133,9 @@ def _read_all(dataset: Dataset, columns: _Chosen, source: str, num_proc: int | N
     from datasets import Features, Value
 
     used = {columns.input, columns.completion}
-    readable = [name for name, kind in dataset.features.items() if name in used or not holds_bytes(kind)]
+    kinds = dataset.features  # a copy of all at each call
+    kinds = {name: kind for name, kind in kinds.items() if name in used or not holds_bytes(kind)}
+    readable = list(kinds)
     bytes_named = sorted(columns.fields & set(dataset.column_names) - set(readable))
     if bytes_named:
         raise DataError(f"{source}: the column {bytes_named[0]!r} holds bytes, which a template cannot write; drop it.")
@@ -144,7 +147,7 @@ def _read_all(dataset: Dataset, columns: _Chosen, source: str, num_proc: int | N
         dataset.select_columns(readable)
         .with_format("arrow")  # values come as Arrow has them: nothing is decoded
         .map(
-            partial(_read_batch, columns=columns, kinds={name: dataset.features[name] for name in readable}),
+            partial(_read_batch, columns=columns, kinds=kinds),
             batched=True,
             with_indices=True,
             fn_kwargs={"schema": schema},
@@ -169,11 +172,13 @@ def _read_batch(
     places = cells.get(PLACE, [None] * len(indices))
     out = []
     for index, given, *values in zip(indices, places, *cells.values(), strict=True):
-        place = given or f"row {index + 1}"
+        place = str(given or f"row {index + 1}")
         known = NUMBERED.fullmatch(place)
         number = int(known[1]) if known else index + 1
+        row = dict.fromkeys(columns.packed) | dict(zip(cells, values, strict=True))
+        row |= row.get(PACKED) or {}
         try:
-            read = _read_row(dict(zip(cells, values, strict=True)), columns, number).to_columns()
+            read = _read_row(row, columns, number).to_columns()
         except Unusable as problem:
             read = {"row": number, "problem": str(problem), "bad": problem.bad}
         out.append({**read, "place": place})
@@ -212,7 +217,8 @@ def check_conversations(rows: Dataset, source: str) -> None:
 class _Chosen:
     """The columns of the input and of the completion (None: there is none), and whether the user named the latter.
 
-    `turns`: whether all assistant messages of a conversation are completions. `fields`: other columns that are read.
+    `turns`: whether all assistant messages of a conversation are completions. `fields`: other columns that are read;
+    `packed`: those of them that are in the column `PACKED`.
     """
 
     input: str
@@ -220,6 +226,15 @@ class _Chosen:
     is_named: bool
     turns: bool
     fields: frozenset[str] = frozenset()
+    packed: frozenset[str] = frozenset()
+
+
+def packed_columns(dataset: Dataset, fields: Collection[str]) -> frozenset[str]:
+    """Return those of some fields that are columns of few rows, see `file_readers.read_texts`."""
+    if PACKED not in dataset.column_names:
+        return frozenset()
+    objects = plain_values(column_of(dataset, PACKED), dataset.features[PACKED])
+    return frozenset(name for row in objects for name in row or () if name in fields)
 
 
 def _chosen(names: list[str], columns: Columns, source: str) -> _Chosen:
@@ -252,7 +267,9 @@ def _read_row(cells: Cells, columns: _Chosen, number: int) -> Row:
         if name in (columns.input, columns.completion) or name in columns.fields:
             raise Unusable(f"{name!r}: {reason}")
     given = _decoded(cells.get(columns.input), columns.input)
-    said = _completion_of(cells.get(columns.completion or ""), columns.completion or "", columns.turns)
+    # a key of JSON may be empty text
+    learned = None if columns.completion is None else cells.get(columns.completion)
+    said = _completion_of(learned, columns.completion or "", columns.turns)
     history = turns = None
     if isinstance(given, list):
         history, said, turns = _conversation(messages_of(given, columns.input), said, columns)

@@ -117,7 +117,8 @@ def prepare_stream(
 
     def block(batch: Batch, indices: list[int]) -> Batch:
         cells = zip(*batch.values(), strict=True)
-        rows = as_dataset([dict(zip(batch, values, strict=True)) for values in cells], name=name)
+        read = ({k: v for k, v in zip(batch, values, strict=True) if k != PLACE} for values in cells)
+        rows = as_dataset(list(read), name=name)
         rows = rows.add_column(PLACE, [f"row {i + 1}" for i in indices])
         try:
             with without_dataset_bars():

@@ -12,11 +12,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import UsageError, model_error, nearest
+from ..config.user_files import user_path
+from ..errors import DistillError, UsageError, model_error, nearest
 from .adapters import CONFIG, Adapter
+from .config_sizes import check_sizes
 from .embedded import embedded_path
 from .own_chat_template import own_template
 from .quantization import quantization_config
+from .template_trial import fault_of
 
 if TYPE_CHECKING:
     import torch
@@ -37,7 +40,7 @@ def resolve(name: str, *, role: str) -> str:
     """
     if name == EMBEDDED:
         return embedded_path()
-    path = Path(name).expanduser()
+    path = user_path(name, name=role, error=model_error(role))
     if path.is_dir():
         if not (path / CONFIG_FILE).is_file() and not (path / CONFIG).is_file():
             raise model_error(role)(
@@ -150,9 +153,14 @@ class ModelSource:
     @cached_property
     def config(self) -> PretrainedConfig:
         """The model's configuration, an adapter's base's."""
-        from transformers import AutoConfig
+        from transformers import AutoConfig, PreTrainedConfig
 
-        return self._from_files(AutoConfig, "configuration") if self.adapter is None else self.base.config
+        if self.adapter is not None:
+            return self.base.config
+        with self._clear_errors("configuration"):
+            written, _ = PreTrainedConfig.get_config_dict(self.path, revision=self.revision)
+            check_sizes(written)
+        return self._from_files(AutoConfig, "configuration")
 
     def load_generation_config(self) -> GenerationConfig:
         """Return the generation configuration of the files (an adapter's own, else its base's), else a derived one."""
@@ -183,7 +191,15 @@ class ModelSource:
         if tokenizer.pad_token_id is None:
             tokenizer.pad_token = tokenizer.eos_token
         tokenizer.chat_template = own_template(tokenizer.chat_template)
+        self._check_templates(tokenizer.chat_template)
         return tokenizer
+
+    def _check_templates(self, templates: str | dict[str, str] | None) -> None:
+        """Refuse a chat template that does not end; trainers of TRL render it too."""
+        for source in templates.values() if isinstance(templates, dict) else [templates]:
+            fault = None if source is None else fault_of(source)
+            if fault is not None:
+                raise self._error(f"has a chat template that {fault}; repair its chat_template.jinja.")
 
     def load_model(self) -> PreTrainedModel:
         """Load a causal language model, or an encoder-decoder that teaches; an adapter is merged into its base.
@@ -259,7 +275,11 @@ class ModelSource:
         """Turn loading errors into one sentence."""
         try:
             yield
-        except (OSError, ValueError, KeyError) as error:
+        except (DistillError, MemoryError):
+            raise
+        except Exception as error:  # files of others may be wrong in any way
+            if isinstance(error, RuntimeError) and not isinstance(error, RecursionError):
+                raise  # a device without memory, or a fault of torch's own
             raise _not_loaded(self.path, self.role, what, _first_line(error)) from error
 
     def _error(self, problem: str) -> UsageError:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from .._trl import has_marks
 from ..errors import TemplateError
+from ..models.template_trial import TookTooLong, at_most, fault_of
 from .messages import Message, Prompt
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ NOW = "strftime_now"  # the function by which a chat template writes today's dat
 CALL = re.compile(NOW + r"\(\s*(['\"])(.*?)\1\s*\)")
 PARTS = [f"%{letter}" for letter in ("-d", "-m", *"aAbBdejmyY")]  # of the formats of dates
 ANOTHER = "give another with --chat-template"
+SECONDS = 30  # for one conversation, which takes some milliseconds
 Options = Mapping[str, object]  # keywords of a chat template, such as `tools`
 
 
@@ -158,22 +160,29 @@ class ChatTemplate:
 
     def _apply(self, messages: Sequence[Message], how: dict[str, Any]) -> Any:
         """Call `apply_chat_template`, its errors as one sentence."""
-        from jinja2 import TemplateError as JinjaError
         from jinja2 import TemplateSyntaxError
 
         day = how.pop(NOW, None)
         if day is not None:  # transformers hands a template no function
             template = self.tokenizer.get_chat_template(how.get("chat_template"), how.get("tools"))
             how["chat_template"] = dated(template, day)
+        source = how.get("chat_template") or self.source
+        fault = None if source is None else fault_of(source)
+        if fault is not None:
+            raise TemplateError(f"{self.name} {fault}; {ANOTHER}.")
         try:
-            return self.tokenizer.apply_chat_template([dict(message) for message in messages], **how)
+            with at_most(SECONDS):
+                return self.tokenizer.apply_chat_template([dict(message) for message in messages], **how)
         except TemplateSyntaxError as error:
             raise TemplateError(f"{self.name} is not Jinja: line {error.lineno}: {error.message}.") from error
-        except (JinjaError, TypeError, KeyError, ValueError) as error:
+        except TookTooLong:
+            raise TemplateError(f"{self.name} does not end within {SECONDS} seconds; {ANOTHER}.") from None
+        except RecursionError:
+            raise TemplateError(f"{self.name} calls itself, or is nested, without end; {ANOTHER}.") from None
+        except Exception as error:  # a template is a program, which may raise anything
             roles = ", ".join(str(message.get("role")) for message in messages)
             raise TemplateError(
-                f"{self.name} does not take messages of {roles}: {' '.join(str(error).split()).rstrip('.')}; change "
-                f"the messages, or {ANOTHER}."
+                f"{self.name} does not take messages of {roles}: {_reason(error)}; change the messages, or {ANOTHER}."
             ) from error
 
     def _after_content(self, template: str | None) -> str | None:
@@ -187,6 +196,10 @@ class ChatTemplate:
         special = {*self.tokenizer.all_special_ids, *self.tokenizer.get_added_vocab().values()}
         ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
         return next((token for token in ids if token in special), None)
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split()).rstrip(".") or type(error).__name__
 
 
 def dated(template: str, day: str) -> str:

@@ -5,9 +5,9 @@ A template is tried on a short conversation before anything is tokenized with it
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..config.user_files import read_small_text, user_path
 from ..errors import TemplateError, UsageError
 from ..models.loading import ModelSource, check_found, resolve
 from .chat_template import ChatTemplate
@@ -62,12 +62,12 @@ def set_chat_template(
 
 
 def check_template_found(source: str | None, *, role: str) -> None:
-    """Refuse the name of a chat template that is neither built in, nor a file, nor a model; it is not read.
+    """Refuse the name of a chat template that is neither built in, nor a file, nor a model; it is not rendered.
 
     Raises:
         TemplateError: See `set_chat_template`.
     """
-    if source is None or source in OWN or source in BUILT_IN or Path(source.removeprefix("@")).expanduser().is_file():
+    if source is None or source in OWN or source in BUILT_IN or _from_file(source, role) is not None:
         return
     try:
         check_found(source, role=role)
@@ -76,11 +76,11 @@ def check_template_found(source: str | None, *, role: str) -> None:
 
 
 def _from_file(source: str, role: str) -> str | None:
-    path = Path(source.removeprefix("@")).expanduser()
-    if not path.is_file():
+    path = user_path(source.removeprefix("@"), name=role, error=TemplateError)
+    if not path.exists() or path.is_dir():
         return None
     try:
-        return path.read_text(encoding="utf-8")
+        return read_small_text(path)
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
         raise TemplateError(f"{role} {source!r} cannot be read: {reason}; give a Jinja file.") from None

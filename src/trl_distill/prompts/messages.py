@@ -17,6 +17,7 @@ CALLS = ("function_call", "tool_call")  # roles, and a key of OpenAI's older for
 REASONING = ("reasoning_content", "reasoning", "thinking")  # DeepSeek and others; vLLM, Ollama, OpenRouter; gpt-oss
 OPENED, CLOSED = "<think>", "</think>"  # around reasoning in a text
 WEIGHT = "weight"
+MOST_CHARACTERS = 10_000_000  # of a text: no model reads more, and tokenizing it takes gigabytes
 UNKNOWN_ROLE = "the unknown role"
 KEYS = ("role", "from", "content", "value")
 Message = dict[str, Any]  # `role`, `content`, and what else a chat template reads
@@ -40,6 +41,8 @@ def text_of(value: object, what: str) -> str:
         Unusable: Anything but text.
     """
     if isinstance(value, str):
+        if len(value) > MOST_CHARACTERS:
+            raise Unusable(f"{what} has {len(value):,} characters, more than {MOST_CHARACTERS:,}")
         return value
     if value is None:
         raise Unusable(f"{what} is missing")
@@ -102,7 +105,7 @@ def parsed(value: object) -> object:
     """Return the value of a text that is JSON; anything else as it is."""
     try:
         return json.loads(value) if isinstance(value, str) else value
-    except ValueError:
+    except (ValueError, RecursionError):  # the latter is nested without end
         return value
 
 

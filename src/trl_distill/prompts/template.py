@@ -16,7 +16,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
-from ..errors import TemplateError, nearest, there_are
+from ..config.user_files import read_small_text, user_path
+from ..errors import TemplateError, nearest, quoted, there_are
 
 IDENTITY = "{input}"
 SYSTEM_ROLES = ("system", "developer")
@@ -260,12 +261,14 @@ def read_file(path: str | os.PathLike[str], name: str) -> str:
     Raises:
         TemplateError: It cannot be read, or is not UTF-8.
     """
+    place = user_path(path, name=name, error=TemplateError)
     try:
-        text = Path(path).expanduser().read_text(encoding="utf-8-sig")
+        text = read_small_text(place, encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or error  # an OSError's text names the file again
         raise TemplateError(
-            f"{name} names the file {str(path)!r}, which cannot be read: {reason}; give the path of a UTF-8 text file."
+            f"{name} names the file {quoted(str(path))}, which cannot be read: {reason}; give the path of a UTF-8 text "
+            "file."
         ) from None
     return text[:-1] if text.endswith("\n") else text
 
@@ -276,7 +279,7 @@ def messages_in(text: str) -> list[dict[str, object]] | None:
         return None
     try:
         value = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):  # nested without end
         return None
     return value if value and all(isinstance(m, dict) and "role" in m for m in value) else None
 
@@ -286,9 +289,10 @@ def _chat(messages: Iterable[object], name: str) -> tuple[tuple[str, TextTemplat
     for i, message in enumerate(messages):
         if not (isinstance(message, Mapping) and isinstance(message.get("content"), str)):
             raise TemplateError(f"{name}: message {i + 1} is not of the form {{'role': ..., 'content': text}}.")
-        if message.get("role") not in _ROLES:
+        role = message.get("role")
+        if role not in _ROLES:
             raise TemplateError(
-                f"{name}: message {i + 1} has the role {message.get('role')!r}; expected one of {', '.join(_ROLES)}."
+                f"{name}: message {i + 1} has the role {quoted(role)}; expected one of {', '.join(_ROLES)}."
             )
         parsed.append((message["role"], _parse_text(message["content"])))
     if not parsed:

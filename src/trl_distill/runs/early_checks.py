@@ -15,7 +15,7 @@ from ..data.file_readers import PLACE
 from ..data.loading import check_there
 from ..data.pretokenized import is_tokenized
 from ..data.row_report import NoUsableRows
-from ..data.rows import Columns, read_rows, rows_of, writers_of
+from ..data.rows import Columns, packed_columns, read_rows, rows_of, writers_of
 from ..errors import DataError, ParamsError, nearest, there_are
 from ..evaluation.cost import Prices
 from ..evaluation.metrics import metric_named
@@ -104,9 +104,11 @@ def check_columns(data: Dataset, params: LLMTrainingParams, templates: Sequence[
             read, _ = read_rows(data.select([0]), replace(Columns.of(params), max_bad_rows=1), source="train")
     except NoUsableRows:
         return
+    fields = {name for template in templates for name in template.fields}
+    columns = [*next(rows_of(read)).values, *packed_columns(data, fields)]
     several = params.teacher_config is not None or params.teacher_prompt_mixture is not None
     for template in templates[:1] if several else templates:
-        template.check_columns(next(rows_of(read)).values, read=data.column_names)
+        template.check_columns(columns, read=data.column_names)
 
 
 def check_evaluation(

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from ..config.evaluation_settings import EVALUATION_FIELDS, ROWS, EvaluationSettings
 from ..config.setting_names import in_python, settings_named_as
 from ..config.training_params import FIELDS, LLMTrainingParams
+from ..config.user_files import user_path
 from ..data.atomic_file import obstacle
 from ..data.folder_lock import folder_lock
 from ..errors import ParamsError, ProjectError
@@ -158,7 +159,7 @@ def evaluate_project(
     student = settings.student or project
     if student is None:
         raise ParamsError("there is nothing to evaluate; give the folder of a run, or --student with a model.")
-    run = run_of(student) if project is None else read_project(Path(project).expanduser())
+    run = run_of(student) if project is None else read_project(user_path(project, name="project", error=ProjectError))
     if run is None and settings.output is None:
         settings.output = OUTPUT
     given = dict(overrides)

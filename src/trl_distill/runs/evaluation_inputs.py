@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
-import yaml
-
 from ..config.fields import model_in_memory
 from ..config.training_params import FIELDS, LLMTrainingParams
+from ..config.user_files import user_path
+from ..config.yaml_file import read_yaml
 from ..errors import DataError, ProjectError
 from .project_folder import HELD_OUT, MANIFEST, OPENING
 
@@ -85,7 +85,7 @@ def remember_run(model: object, params: LLMTrainingParams, folder: Path, held_ou
 def run_of(student: object) -> KnownRun | None:
     """Return the run of a model that `train` returned, or of a project folder; None if it is unknown."""
     if isinstance(student, (str, Path)):
-        folder = Path(student).expanduser()
+        folder = user_path(student, name="student")
         return read_project(folder) if (folder / MANIFEST).is_file() else None
     return _RUNS.get(student)
 
@@ -102,12 +102,12 @@ def read_project(folder: Path) -> KnownRun:
             "with the folder of a model."
         )
     try:
-        values = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+        values = read_yaml(folder / "config.yaml", name="config.yaml")
         params = LLMTrainingParams()
         for name in FIELDS.keys() & values.keys():  # one of an earlier version has fewer
             params.set(name, _there(name, values[name]))
         figures = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))["metrics"]
-    except (OSError, ValueError, KeyError, AttributeError, yaml.YAMLError) as error:
+    except (OSError, ValueError, KeyError, AttributeError, RecursionError) as error:
         reason = str(error).strip().splitlines()[0].rstrip(".") if str(error).strip() else type(error).__name__
         raise ProjectError(f"the settings of the run in {str(folder)!r} cannot be read: {reason}.") from error
     params.project_name = str(folder)

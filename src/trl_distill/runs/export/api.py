@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ...config.export_settings import EXPORT_FIELDS, ExportSettings
 from ...config.fields import is_model
 from ...config.setting_names import in_python, settings_named_as
+from ...config.user_files import user_path
 from ...errors import ParamsError, ProjectError
 from ...printable import printable
 from ..evaluation_inputs import KnownRun, read_project, run_of
@@ -85,7 +86,7 @@ def export_project(project: Any, settings: ExportSettings, *, verbose: bool = Fa
 def _run_of(project: Any) -> KnownRun:
     """Return the finished run of a project folder, or of a model in memory."""
     if isinstance(project, (str, Path)):
-        folder = Path(project).expanduser()
+        folder = user_path(project, name="project", error=ProjectError)
         if not (folder / MANIFEST).is_file():
             raise ProjectError(
                 f"{str(folder)!r} holds no finished run ({MANIFEST} is missing); give the project of one."

@@ -1,0 +1,30 @@
+"""Sizes that a model's config.json names: transformers builds a module for each layer, without weights too."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+# the ends of names of sizes, with what no model comes near; lengths of a context and ids of tokens have no limit
+LIMITS = {
+    ("layers", "n_layer"): 10_000,
+    ("heads", "n_head"): 100_000,
+    ("experts",): 100_000,
+    ("vocab_size", "hidden_size", "intermediate_size", "ffn_dim", "n_embd", "n_inner", "d_model", "d_ff"): 2**27,
+}
+
+
+def check_sizes(config: Mapping[str, object]) -> None:
+    """Refuse sizes that would take minutes, or all memory, before any weights are read.
+
+    Args:
+        config: The content of a config.json, in which parts may have configurations of their own.
+
+    Raises:
+        ValueError: Naming the size.
+    """
+    for name, value in config.items():
+        if isinstance(value, Mapping):
+            check_sizes(value)
+        limit = next((limit for ends, limit in LIMITS.items() if name.endswith(ends)), None)
+        if limit is not None and isinstance(value, int) and value > limit:
+            raise ValueError(f"its config.json says that {name} is more than {limit:,}")
