@@ -26,6 +26,7 @@ class Judge(ThreadingHTTPServer):
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Handler)
         self.rule, self.requests, self.failures = prefers_good, [], 0
+        self.keys = set()
         self.name = f"http://127.0.0.1:{self.server_port}/v1#judge"
 
 
@@ -36,6 +37,7 @@ class Handler(BaseHTTPRequestHandler):
         """Answer one request."""
         request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         self.server.requests.append(request)
+        self.server.keys.add(self.headers.get("Authorization"))
         self.server.failures -= 1
         if self.server.failures >= 0:
             self.send_error(503)
@@ -68,7 +70,6 @@ def prefers_good(a, b):
 @pytest.fixture
 def judge(monkeypatch):
     """Return a running judge."""
-    pytest.importorskip("openai", reason="the extra 'openai' is not installed")
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     monkeypatch.setattr(request_pool, "BACKOFF", 0.02)
     with Judge() as server:
@@ -97,6 +98,15 @@ def asked(server, *pairs, settings=None, **more):
     loaded = load_judge(server.name, tokenizer=None, settings=settings or RemoteSettings(concurrency=1, timeout=20))
     sides = [(SIDES[first], SIDES[second]) for first, second in pairs]
     return judge_pairs(loaded, sides, requests=REQUESTS, progress=False, **more)
+
+
+def test_a_judge_gets_the_key_that_its_setting_names_and_no_other(judge, monkeypatch):
+    asked(judge, (AFTER, BEFORE))
+    assert judge.keys == {None}
+    judge.keys.clear()
+    monkeypatch.setenv("JUDGES_KEY", "key-of-the-judge")
+    asked(judge, (AFTER, TEACHER), settings=RemoteSettings(key_env="JUDGES_KEY"))
+    assert judge.keys == {"Bearer key-of-the-judge"}
 
 
 def test_each_pair_is_shown_in_both_orders_and_equal_completions_not_at_all(judge):

@@ -491,7 +491,7 @@ def test_bad_input_is_refused_before_a_model_loads(project, monkeypatch):
     with pytest.raises(DataError, match="split 'test' is one of test_data, which is not given"):
         evaluate_distillation(project, split="test")
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-    with pytest.raises(TeacherError, match=r"judge 'gpt-4o' (needs a key|is asked through the openai package)"):
+    with pytest.raises(TeacherError, match="judge 'gpt-4o' needs a key"):
         evaluate_distillation(project, judge="openai:gpt-4o")
     with pytest.raises(ParamsError, match="unknown parameter 'teacher_sistem'"):
         evaluate_distillation(project, teacher_sistem="x")

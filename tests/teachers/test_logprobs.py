@@ -157,7 +157,7 @@ def test_a_server_that_gives_up_half_way_loses_nothing(teacher_of, server, token
     rows = rows_of(tokenizer)
     server.fail(None, None, {"kind": "die"})
     server.give("prompt")
-    with pytest.raises(DistillError, match=r"does not answer.*2 of 6 scored completions are kept in") as error:
+    with pytest.raises(DistillError, match=r"no usable answer.*2 of 6 scored completions are kept in") as error:
         teacher.fetch_targets(rows, progress=False)
     assert error.value.exit_code == 1
     server.revive()

@@ -65,7 +65,7 @@ def test_the_command_learns_from_a_server(command, server, tmp_path, tiny_model_
     assert len(server.requests()) == len(WORDS)  # nothing is asked twice
 
 
-def test_the_key_is_in_no_output_and_no_file(command, server, tmp_path):
+def test_the_key_is_in_no_output_and_no_file(command, server, tmp_path, monkeypatch):
     server.fail({"kind": "500", "said": "broken for KEY"})
     result = command("--debug")
     assert result.exit_code == 0, result.output
@@ -78,6 +78,13 @@ def test_the_key_is_in_no_output_and_no_file(command, server, tmp_path):
         assert "Traceback" in result.output
         assert "***" in result.output
         assert KEY not in result.output
+    server.fail({"kind": "500", "said": "broken for KEY"})
+    monkeypatch.setenv("OPENAI_API_KEY", "another")
+    monkeypatch.setenv("SERVERS_KEY", KEY)
+    result = command("--debug", "--overwrite", distill_max_teacher_length=6, teacher_key_env="SERVERS_KEY")
+    assert result.exit_code == 0, result.output
+    assert files_with("SERVERS_KEY", tmp_path)
+    assert KEY not in result.output
     assert any(files_with("embedded", tmp_path))
     assert files_with(KEY, tmp_path) == []
 

@@ -272,6 +272,12 @@ class DistillationArguments:
         listed=True,
         group="Teacher",
     )
+    teacher_key_env: str | None = option(
+        None,
+        "Environment variable with the key of the teacher's server (default: OPENAI_API_KEY for OpenAI, none for any "
+        "other).",
+        group="Teacher",
+    )
     teacher_endpoint: str = option(
         "chat", "A server's endpoint; 'completions' takes text prompts only.", choices=ENDPOINTS, group="Teacher"
     )
@@ -279,7 +285,11 @@ class DistillationArguments:
         8, "Maximum number of concurrent requests to a server.", low=1, high=4096, group="Teacher"
     )
     teacher_timeout: float = option(
-        300.0, "Seconds to wait for a server's response.", above=0.0, high=604_800.0, group="Teacher"
+        300.0,
+        "Seconds that one response of a server may take as a whole.",
+        above=0.0,
+        high=604_800.0,
+        group="Teacher",
     )
     teacher_max_requests: int | None = option(
         None, "Maximum number of requests that a run sends to a server, retries included.", low=1, group="Teacher"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,9 @@ from urllib.parse import urlsplit
 
 from ..errors import ParamsError, TeacherError
 
+KEY, BASE_URL = "OPENAI_API_KEY", "OPENAI_BASE_URL"  # environment variables
+OPENAI_URL = "https://api.openai.com/v1"
+VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 PREFIX = "openai:"
 # OpenAI's own models: gpt-3.5-turbo, gpt-4o, chatgpt-4o-latest; o1, o4-mini; code-davinci-002, text-davinci-003. Not
 # gpt2, gpt-neo-1.3B or gpt-oss-20b, which are weights
@@ -47,7 +51,7 @@ def parse_endpoint(name: str, *, setting: str = "teacher_model") -> Endpoint | N
     if "@" in address or "?" in address:
         raise TeacherError(
             f"{setting} is a URL with credentials or a query, which would be written to logs and files; leave them "
-            "out and set the environment variable OPENAI_API_KEY."
+            f"out, and {_key_advice(setting)}."
         )
     if not model.strip():
         raise TeacherError(f"{setting} {name!r} names no model; add it after a '#': {address}#MODEL.")
@@ -72,8 +76,7 @@ def base_url(address: str, *, setting: str) -> str:
     """
     if "@" in address or "?" in address:
         raise TeacherError(
-            f"{setting} is a URL with credentials or a query; leave them out and set the environment variable "
-            "OPENAI_API_KEY."
+            f"{setting} is a URL with credentials or a query; leave them out, and {_key_advice(setting)}."
         )
     try:
         parts = urlsplit(address)
@@ -112,3 +115,41 @@ def judge_endpoint(name: str) -> Endpoint:
             f"judge {name!r} is not a model on a server; write openai:MODEL or http://host:port/v1#MODEL."
         )
     return endpoint
+
+
+def same_server(url: str, other: str) -> bool:
+    """Whether two base URLs are of one server: scheme, host and port are the same."""
+    return _origin(url) == _origin(other)
+
+
+def is_unprotected(url: str) -> bool:
+    """Whether what is sent to a base URL can be read on its way: over http, to another machine."""
+    parts = urlsplit(url)
+    host = parts.hostname or ""
+    try:
+        address = ipaddress.ip_address(host)
+        here = address.is_loopback or address.is_unspecified
+    except ValueError:
+        here = host == "localhost" or host.endswith(".localhost")
+    return parts.scheme == "http" and not here
+
+
+def check_key_variable(given: object, *, setting: str) -> None:
+    """Raise ParamsError for what cannot name an environment variable; it is not repeated, as it may be a key."""
+    if not isinstance(given, str) or VARIABLE.fullmatch(given) is None:
+        raise ParamsError(
+            f"{setting} is not the name of an environment variable; put the key in one (export MY_KEY=...), and give "
+            f"its name, MY_KEY."
+        )
+
+
+def _key_advice(setting: str) -> str:
+    if setting == BASE_URL:
+        return f"set the environment variable {KEY}"
+    flag = "--judge-key-env" if setting == "judge" else "--teacher-key-env"
+    return f"name the environment variable with the key by {flag}"
+
+
+def _origin(url: str) -> tuple[str, str | None, int | None]:
+    parts = urlsplit(url)
+    return parts.scheme, parts.hostname, parts.port or {"http": 80, "https": 443}.get(parts.scheme)

@@ -43,6 +43,12 @@ class EvaluationSettings(CheckedSettings):
         "Model that judges pairs of completions, in both orders: openai:MODEL or http://host:port/v1#MODEL.",
         group="Figures",
     )
+    judge_key_env: str | None = option(
+        None,
+        "Environment variable with the key of the judge's server (default: OPENAI_API_KEY for OpenAI, none for any "
+        "other).",
+        group="Figures",
+    )
     with_teacher_prompt: bool = option(
         False, "Also evaluate the trained student under the teacher's prompt.", group="Figures"
     )

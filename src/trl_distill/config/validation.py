@@ -11,7 +11,7 @@ from typing import Any
 
 from ..errors import ParamsError, quoted
 from .distillation_arguments import DistillationArguments
-from .endpoints import parse_endpoint
+from .endpoints import check_key_variable, parse_endpoint
 from .fields import number_in, plain
 from .setting_names import flag_of
 
@@ -44,6 +44,7 @@ _NOT_WITH_LIST = {
     "teacher_model": "the teachers are listed there",
     "teacher_chat_template": "each teacher has its own",
     "teacher_revision": "each teacher has a 'revision' of its own there",
+    "teacher_key_env": "each teacher has a 'key_env' of its own there",
     "teacher_prompt_template": "each teacher has a 'template' of its own there",
     "teacher_store": "a store keeps the targets of one teacher",
 }
@@ -59,6 +60,7 @@ def validate_combinations(arguments: DistillationArguments) -> None:
     if arguments.teacher_temperatures is not None:
         temperatures_of(arguments)
     chat_template_options(arguments)
+    _check_servers(arguments)
     _check_prices(arguments)
     _check_several_prompts(arguments)
     _check_list(arguments)
@@ -79,6 +81,14 @@ def validate_combinations(arguments: DistillationArguments) -> None:
             "--distill-alpha-end, or drop --distill-schedule."
         )
     _check_engine(arguments)
+
+
+def _check_servers(arguments: DistillationArguments) -> None:
+    """Refuse keys and passwords in settings, which are written to files."""
+    if arguments.teacher_key_env is not None:
+        check_key_variable(arguments.teacher_key_env, setting="teacher_key_env")
+    if "@" in (arguments.vllm_server_base_url or ""):
+        raise ParamsError("vllm_server_base_url has credentials, which would be written to files; leave them out.")
 
 
 def temperatures_of(arguments: DistillationArguments) -> tuple[float, ...]:

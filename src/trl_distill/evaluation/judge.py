@@ -95,7 +95,7 @@ def judge_pairs(
         seed: Resampling seed of the interval.
 
     Raises:
-        TeacherError: The server refuses, or the key or the `openai` package is missing.
+        TeacherError: The server refuses, or the key is missing.
         DistillError: The server does not answer, or the budget is spent; the text says what is kept.
         KeyboardInterrupt: Ctrl-C; its text says where the answers so far are kept.
     """

@@ -142,9 +142,10 @@ def _judge(
         timeout=params.teacher_timeout,
         max_requests=params.teacher_max_requests,
         max_tokens=params.teacher_max_tokens,
+        key_env=settings.judge_key_env,
     )
     judge = load_judge(settings.judge, tokenizer=models.after.tokenizer, settings=remote)
-    _ = judge.server.client  # refuses a missing key before a model loads
+    judge.server.check_can_ask()  # refuses a missing key before a model loads
     store = CompletionStore(Path(params.project_name) / JUDGED)
 
     def asked(

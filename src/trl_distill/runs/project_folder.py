@@ -61,7 +61,7 @@ FREE_ON_RESUME = frozenset(
         *("log", "run_name", "log_project", "push_to_hub", "card_example", "username", "merge_adapter"),
         *("save_strategy", "save_steps", "save_total_limit"),
         *("project_name", "dataset_num_proc", "teacher_batch_size", "teacher_engine", "torch_compile"),
-        *("teacher_concurrency", "teacher_timeout"),
+        *("teacher_concurrency", "teacher_timeout", "teacher_key_env"),
         *("teacher_max_requests", "teacher_max_tokens", "teacher_max_cost"),
         *("teacher_price_input", "teacher_price_output"),
         *("early_stopping_patience", "early_stopping_threshold", "load_best_model_at_end", "metric_for_best_model"),

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 # fields of `RemoteSettings` that are settings of a teacher
 OF_SERVERS = (
     *("endpoint", "concurrency", "timeout", "max_requests", "max_tokens", "max_cost", "price_input", "price_output"),
-    *("top_k", "reasoning"),
+    *("top_k", "reasoning", "key_env"),
 )
 
 

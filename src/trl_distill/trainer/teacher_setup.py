@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from ..config.endpoints import is_openai_name
@@ -72,12 +73,14 @@ class TeacherMaker:
                     given = entry.model
                     if entry.retained is not None:
                         given = LocalTeacher(entry.name, weights=FrozenCopy(student.weights.load), **student.sides)
-                    loaded[_model_key(entry)] = self._one_teacher(given, entry.revision)
+                    loaded[_model_key(entry)] = self._one_teacher(given, entry.revision, key_env=entry.key_env)
             teacher = MultiTeacher([loaded[_model_key(entry)] for entry in plan.listed.teachers], plan.listed)
         check_teacher_supports(self.settings, teacher)
         return teacher
 
-    def _one_teacher(self, given: GivenTeacher, revision: str | None, *, writing: bool = False) -> Teacher:
+    def _one_teacher(
+        self, given: GivenTeacher, revision: str | None, *, key_env: str | None = None, writing: bool = False
+    ) -> Teacher:
         """Return one teacher, its vocabulary checked and shared; a complete store in its place."""
         settings, tokenizer = self.settings, self.student.tokenizer
         store, stored = settings.store, None
@@ -90,7 +93,7 @@ class TeacherMaker:
             raise ParamsError(NO_TEACHER)
         if settings.cross_tokenizer:
             check_brings_tokenizer(given)
-        teacher = self._loaded(given, revision)
+        teacher = self._loaded(given, revision, key_env)
         if not settings.cross_tokenizer and not reads_text(teacher):
             try:
                 self._restrict_to_shared(teacher)
@@ -117,7 +120,7 @@ class TeacherMaker:
         stored = teacher if isinstance(teacher, StoredTeacher) else stored
         return teacher if stored is None else self._checked_store(stored, teacher)
 
-    def _loaded(self, given: str | PreTrainedModel | Teacher, revision: str | None) -> Teacher:
+    def _loaded(self, given: str | PreTrainedModel | Teacher, revision: str | None, key_env: str | None) -> Teacher:
         settings, student = self.settings, self.student
         if given == SELF:
             return LocalTeacher(SELF, weights=AdapterOff(student.weights.load, student.source), **student.sides)
@@ -133,7 +136,7 @@ class TeacherMaker:
             device_map=settings.device_map,
             trust_remote_code=settings.trust_remote_code,
             device=student.device,
-            remote=settings.remote,
+            remote=settings.remote if key_env is None else replace(settings.remote, key_env=key_env),
         )
 
     def _checked_store(self, stored: StoredTeacher, teacher: Teacher) -> StoredTeacher:
@@ -206,4 +209,4 @@ def _note(given: GivenTeacher, teacher: Teacher) -> str:
 
 def _model_key(entry: TeacherEntry) -> Hashable:
     """Return a key that identifies a model of the list."""
-    return (entry.model, entry.revision) if isinstance(entry.model, str) else id(entry.model)
+    return (entry.model, entry.revision, entry.key_env) if isinstance(entry.model, str) else id(entry.model)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ...errors import DistillError
 from .gguf import GGUF, MODELFILE, last_line
-from .server import Server
+from .server import Server, asking
 from .verify import Runtime
 
 URL = "http://127.0.0.1:11434/v1"
@@ -42,7 +42,8 @@ class Ollama(GGUF):
     def running(self, folder: Path, length: int) -> Iterator[Runtime]:
         """Ask ollama's own server."""
         self._create(folder)
-        yield Server("ollama", URL, self.student.name, reads_ids=False)
+        with asking(URL) as client:
+            yield Server("ollama", client, self.student.name, reads_ids=False)
 
     def _create(self, folder: Path) -> None:
         self._created = True

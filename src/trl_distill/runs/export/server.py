@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import socket
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...errors import DistillError
+from ...teachers.remote.bounded_client import BoundedClient, BrokenAnswerError
 from .verify import Answer, Runtime
 
 if TYPE_CHECKING:
@@ -32,40 +32,47 @@ class Server:
 
     Args:
         name: Of the runtime, for people.
-        url: Up to and with /v1.
+        client: Asks its base URL, up to and with /v1.
         model: Name of the model in requests.
         reads_ids: Whether its completions endpoint reads token ids.
     """
 
     concurrency = 8
 
-    def __init__(self, name: str, url: str, model: str, *, reads_ids: bool = True) -> None:
-        self.name, self.url, self.model, self.reads_ids = name, url, model, reads_ids
+    def __init__(self, name: str, client: BoundedClient, model: str, *, reads_ids: bool = True) -> None:
+        self.name, self.client, self.model, self.reads_ids = name, client, model, reads_ids
 
     def ask(self, request: Request, most: int) -> Answer | None:
         """See `Runtime`; a message goes to the chat endpoint."""
         body: dict[str, Any] = {"model": self.model, "max_tokens": most, "temperature": 0, "return_token_ids": True}
         if request.message is not None:
-            body["messages"] = [{"role": "user", "content": request.message}]
-            choice = self._post("chat/completions", body)["choices"][0]
-            text = choice["message"].get("content")
+            path, asked = "/chat/completions", {"messages": [{"role": "user", "content": request.message}]}
         elif self.reads_ids:
-            choice = self._post("completions", {**body, "prompt": request.ids})["choices"][0]
-            text = choice["text"]
+            path, asked = "/completions", {"prompt": request.ids}
         else:
             return None
-        return Answer(text or "", choice.get("token_ids"))
-
-    def _post(self, path: str, body: Mapping[str, object]) -> dict[str, Any]:
-        request = urllib.request.Request(
-            f"{self.url}/{path}", json.dumps(body).encode(), {"Content-Type": "application/json"}
-        )
         try:
-            with OPENER.open(request, timeout=ANSWERS) as answer:
-                return json.load(answer)
-        except urllib.error.HTTPError as error:
-            said = error.read().decode(errors="replace")[:300]
-            raise DistillError(f"{self.name} answered {error.code}: {said.strip()}") from error
+            response = self.client.post(path, {**body, **asked})
+            if response.status != 200:
+                said = response.body.decode(errors="replace")[:300]
+                raise DistillError(f"{self.name} answered {response.status}: {said.strip()}")
+            return _answer_in(response.json())
+        except BrokenAnswerError as error:
+            raise DistillError(f"{self.name} sends {error}.") from None
+        except (LookupError, TypeError, AttributeError) as error:
+            raise DistillError(f"{self.name} sends no completion ({type(error).__name__}).") from None
+
+
+def asking(url: str) -> BoundedClient:
+    """Return a client of a server on this machine, which no proxy stands before."""
+    return BoundedClient(url, seconds=ANSWERS, trust_env=False)
+
+
+def _answer_in(content: Any) -> Answer:
+    """Return the completion in an answer of either endpoint."""
+    choice = content["choices"][0]
+    text = choice["message"].get("content") if "message" in choice else choice["text"]
+    return Answer(text if isinstance(text, str) else "", choice.get("token_ids"))
 
 
 def free_port() -> int:
@@ -98,7 +105,8 @@ def served(
     try:
         url = f"http://127.0.0.1:{port}/v1"
         _wait(process, url, name, log.name)
-        yield Server(name, url, model)
+        with asking(url) as client:
+            yield Server(name, client, model)
         done = True
     finally:
         _end(process)

@@ -56,6 +56,8 @@ class JsonlStore(Generic[Entry]):
         for text in content.split(b"\n"):
             try:
                 line = json.loads(text)
+                if b"\\ud" in text:
+                    json.dumps(line, ensure_ascii=False).encode()  # half a surrogate pair is no text: asked for again
                 self._entries[line["key"]] = self.from_line(line)
             except (ValueError, KeyError, TypeError):
                 continue  # torn by a kill: it is made again

@@ -4,6 +4,7 @@
     teachers:
       - model: ./large          # whatever teacher_model takes
         revision: main          # of a Hub model
+        key_env: MY_KEY         # environment variable with the key of a server
         template: "Be brief. {input}"
         weight: 1.0             # in a mixture
         rows: all               # or a share such as 0.3, or column=value
@@ -21,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...config.endpoints import parse_endpoint
+from ...config.endpoints import check_key_variable, parse_endpoint
 from ...config.fields import is_model, model_in_memory, plain
 from ...config.yaml_file import read_yaml
 from ...errors import DataError, ParamsError, nearest
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
 
 SETTING = "teacher_config"
 COMBINE = ("completions", "mixture")
-KEYS = ("model", "revision", "template", "weight", "rows")
+KEYS = ("model", "revision", "key_env", "template", "weight", "rows")
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,7 @@ class TeacherEntry:
         value: As text.
         note: A note after its name in the pre-flight.
         retained: The rows to retain, if it teaches those and none of the data's.
+        key_env: The environment variable with the key of its server; None is the default of `teacher_key_env`.
     """
 
     model: TeacherSpec
@@ -67,6 +69,7 @@ class TeacherEntry:
     value: str = ""
     note: str = ""
     retained: Retained | None = None
+    key_env: str | None = None
 
     @property
     def name(self) -> str:
@@ -111,6 +114,7 @@ class TeacherList:
                 {
                     "model": plain(entry.model),
                     **({} if entry.revision is None else {"revision": entry.revision}),
+                    **({} if entry.key_env is None else {"key_env": entry.key_env}),
                     "template": template_source(entry.template),
                     "weight": entry.weight,
                     "rows": "all" if rows == 1.0 else rows,
@@ -223,9 +227,12 @@ def _entry(given: object, place: str, combine: str) -> TeacherEntry:
         raise ParamsError(f"{place} is {_in_words(given)}; write a mapping with its 'model' and any other keys.")
     check_keys(given, KEYS, place)
     model, weight, revision = given.get("model"), given.get("weight", 1.0), given.get("revision")
+    key_env = given.get("key_env")
     _check_model(model, place)
     if revision is not None and not isinstance(revision, str):
         raise ParamsError(f"{place}: revision is {revision!r}; expected text.")
+    if key_env is not None:
+        check_key_variable(key_env, setting=f"{place}: key_env")
     weight = checked_weight(weight, place)
     if weight != 1 and combine != "mixture":
         raise ParamsError(
@@ -233,7 +240,8 @@ def _entry(given: object, place: str, combine: str) -> TeacherEntry:
             "many rows a teacher takes, or write combine: mixture."
         )
     template = parse_template(given.get("template", "{input}"), name=f"{place}: template")
-    return TeacherEntry(model, template, place, revision, weight, **_rows(given.get("rows", "all"), place))
+    rows = _rows(given.get("rows", "all"), place)
+    return TeacherEntry(model, template, place, revision, weight, key_env=key_env, **rows)
 
 
 def _check_model(model: object, place: str) -> None:

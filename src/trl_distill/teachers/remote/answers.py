@@ -14,6 +14,7 @@ from ...models.generation import EMPTY, Completion
 from ...prompts.messages import CLOSED, OPENED, REASONING
 from ..completions.stop_strings import cut_text
 from ..completions.store import JsonObject
+from .answer_values import checked_count, checked_text
 from .request_pool import Answer
 
 CUT = {  # OpenAI, vLLM, TGI, Ollama; Anthropic, Gemini; Mistral; watsonx
@@ -35,18 +36,22 @@ def read_answer(content: JsonObject, *, chat: bool) -> Answer:
     """Read the body of a response of `/chat/completions`, or of `/completions` if it is no chat.
 
     Raises:
+        RetryableError: A value in it that cannot be kept, see `answer_values`.
         KeyError, IndexError, ValueError, TypeError, AttributeError: It has another form.
     """
     choice, used = content["choices"][0], content.get("usage") or {}
-    prompt_tokens, tokens = (int(used.get(f"{kind}_tokens") or 0) for kind in ("prompt", "completion"))
-    hidden = int((used.get("completion_tokens_details") or {}).get("reasoning_tokens") or 0)
+    details = used.get("completion_tokens_details") or {}
+    prompt_tokens, tokens = (checked_count(used.get(name), name) for name in ("prompt_tokens", "completion_tokens"))
+    hidden = checked_count(details.get("reasoning_tokens"), "reasoning_tokens")
     message = choice["message"] if chat else {"content": choice["text"]}
     reason = reason_of(choice)
     text, thought = _text_and_reasoning(message.get("content"))
     if chat:
-        thought = thought or next((str(message[name]) for name in REASONING if message.get(name)), "")
+        thought = thought or next((found for found in map(message.get, REASONING) if found), "")
+        thought = thought if isinstance(thought, str) else "".join(_text_and_reasoning(thought))
         text, thought = (text, thought) if thought else _split(text)
         text = text.lstrip("\n") if thought else text  # the newlines that close the reasoning
+    text, thought = checked_text(text, "its text"), checked_text(thought, "its reasoning")
     unusable = _unusable(message, text, bool(thought or hidden), reason)
     return Answer(Completion((), reason not in CUT, text, thought, unusable), prompt_tokens, tokens)
 
@@ -73,7 +78,7 @@ def _text_and_reasoning(content: object) -> tuple[str, str]:
 
 def _split(text: str) -> tuple[str, str]:
     """Return a text without the think block that it begins with, and what is in the block."""
-    block = BLOCK.fullmatch(text)
+    block = BLOCK.fullmatch(text) if CLOSED in text else None  # without it, a long run of spaces takes forever
     if block is not None and OPENED not in block[1]:
         return block[2], block[1].strip()
     opened = text.lstrip().startswith(OPENED)

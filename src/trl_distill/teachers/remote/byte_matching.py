@@ -7,6 +7,7 @@ teacher's alternatives are then the student's tokens of the same bytes; one that
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 from ...data.cross_tokenizer.byte_spans import token_spans
@@ -92,7 +93,12 @@ def at_end(pieces: Pieces, text: bytes) -> TokenRun:
     """
     run = TokenRun(0, token_spans(pieces, text))
     if run.end < len(text):
+        ends = list(accumulate((len(piece or b"") for piece in pieces), initial=0))
         for first in range(len(pieces) - 1, 0, -1):
+            # only tokens of as many bytes can be the text, so that few of a million are compared with it
+            sizes = {end - ends[first] for end in ends[-1 - CLOSING :]}
+            if not pieces[first] or sizes.isdisjoint((len(text), len(text) + 1)):
+                continue
             later = TokenRun(first, token_spans(pieces[first:], text))
             if later.end == len(text) and len(pieces) - later.after <= CLOSING:
                 return later

@@ -53,7 +53,7 @@ def probe(
         request = prompt_request(ids, k) if kind == PROMPT else {**question, **top_fields(endpoint, k)}
 
         def read(choice: JsonObject, k: int = k) -> JsonObject | None:
-            return read_prompt(choice, ids, 0, k) if kind == PROMPT else read_top(choice, chat=endpoint == "chat")
+            return read_prompt(choice, ids, 0, k) if kind == PROMPT else read_top(choice, k, chat=endpoint == "chat")
 
         try:
             logprobs = server.send_one(request, read).logprobs

@@ -1,47 +1,37 @@
-"""Client of one OpenAI-compatible server and model: requests within a budget, and classification of failures.
-
-The key is read from the environment at the first request, and stored nowhere else.
-"""
+"""Client of one OpenAI-compatible server and model: requests within a budget, and classification of failures."""
 
 from __future__ import annotations
 
 import email.utils
-import json
 import logging
 import math
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import cached_property
-from importlib.util import find_spec
-from typing import TYPE_CHECKING, NoReturn
+from typing import NoReturn
 
 from tqdm.auto import tqdm
 
-from ...config.endpoints import Endpoint, base_url
+from ...config.endpoints import KEY, OPENAI_URL, Endpoint
 from ...errors import DistillError, TeacherError
 from ...models.generation import Completion
 from ..completions.generate import report_kept_on_interrupt
 from ..completions.store import Entry, JsonlStore, JsonObject
 from .answers import failure_of, filtered, read_answer
+from .bounded_client import BoundedClient, BrokenAnswerError, Response
+from .keys import Keys, openai_url
 from .refusals import DISPENSABLE, filter_of, is_temporary, status_of, unsupported_in, unwrapped
 from .request_pool import Answer, BudgetSpent, Job, RemoteSettings, RequestPool, RetryableError, Usage
-
-if TYPE_CHECKING:
-    from openai import OpenAI
 
 logger = logging.getLogger(__name__)
 
 ReadLogprobs = Callable[[JsonObject], JsonObject | None]
-OPENAI_URL = "https://api.openai.com/v1"
-KEY, URL = "OPENAI_API_KEY", "OPENAI_BASE_URL"
 LONGEST = 200  # characters of what a server says
+# what reading an answer of any other form raises
+OTHER_FORM = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError)
 TODO = {
-    401: f"set the environment variable {KEY} to a key that it knows",
     402: "add credit to your account there, or choose another model",
-    403: f"use a key ({KEY}) that may use this model",
     404: "check the model's name and the URL, which ends in /v1 for most servers",
 }
 
@@ -75,28 +65,21 @@ class Server:
     def __init__(self, endpoint: Endpoint, settings: RemoteSettings) -> None:
         self.model, self.settings = endpoint.model, settings
         self.name = f"{settings.model_setting} {endpoint.model!r}"  # as messages have it
-        self.url = endpoint.url or base_url(os.environ.get(URL) or OPENAI_URL, setting=URL)
+        self.url = endpoint.url or openai_url()
+        self.keys = Keys(self.url, settings.key_env, settings.role)
         self.usage = Usage()
         self._replacements: dict[str, str | None] = {}  # of parameters that the server does not support; None drops one
+        self._client: BoundedClient | None = None
 
-    @cached_property
-    def client(self) -> OpenAI:
-        """The `openai` client, without its retries, which count towards no budget.
+    def check_can_ask(self) -> dict[str, str]:
+        """Return the headers of requests.
 
         Raises:
-            TeacherError: The package or the key is missing.
+            TeacherError: The key is missing.
         """
-        if find_spec("openai") is None:
-            raise TeacherError(
-                f"{self.name} is asked through the openai package, which is not installed; "
-                "pip install 'trl-distill[openai]'."
-            )
-        from openai import OpenAI
-
-        key = _api_key()
-        if not key and self.url == OPENAI_URL:
+        if self.url == OPENAI_URL and not self.keys.key:
             raise TeacherError(f"{self.name} needs a key; set the environment variable {KEY}.")
-        return OpenAI(api_key=key or "none", base_url=self.url, timeout=self.settings.timeout, max_retries=0)
+        return self.keys.headers()
 
     def send_all(
         self,
@@ -108,8 +91,9 @@ class Server:
         progress: bool = False,
     ) -> None:
         """Run a `RequestPool` within the run's budget, with a progress bar."""
-        _ = self.client  # refuses a missing key before anything is sent
-        with tqdm(total=len(jobs), desc=description, unit="row", disable=not progress) as bar:
+        client = self._new_client()  # refuses a missing key before anything is sent
+        with client, tqdm(total=len(jobs), desc=description, unit="row", disable=not progress) as bar:
+            self._client = client
 
             def keep_and_show(key: str, answer: Answer) -> None:
                 keep(key, answer)
@@ -117,6 +101,16 @@ class Server:
                 bar.update()
 
             RequestPool(send, self.settings, self.usage).run(jobs, keep_and_show)
+
+    def _new_client(self) -> BoundedClient:
+        headers = self.check_can_ask()
+        try:
+            return BoundedClient(self.url, seconds=self.settings.timeout, headers=headers)
+        except (ImportError, ValueError) as error:
+            raise TeacherError(
+                f"{self.name} cannot be asked through the proxy that the environment names "
+                f"({self._message(error)}); correct HTTP_PROXY, HTTPS_PROXY or ALL_PROXY, or unset them."
+            ) from None
 
     def send_one(self, request: Mapping[str, object], read_logprobs: ReadLogprobs) -> Answer:
         answers: list[Answer] = []
@@ -140,35 +134,46 @@ class Server:
             RetryableError: It may succeed later, or without a parameter that the server does not support.
             RefusedError: The server rejects it.
         """
-        body = self._post(request)
         try:
-            content = json.loads(body)
+            content = self._content(request)
             failure = failure_of(content)
             if failure is not None:
                 self._fail(failure)
             answer = read_answer(content, chat="messages" in request)
-        except TeacherError:
+            logprobs = read_logprobs(content["choices"][0])
+        except DistillError:
             raise
-        except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
+        except BrokenAnswerError as error:
+            raise RetryableError(self._message(error)) from None
+        except OTHER_FORM as error:
             raise RetryableError(f"an answer that is not a completion ({type(error).__name__})") from None
-        return replace(answer, logprobs=read_logprobs(content["choices"][0]))
+        if self.keys.repeated_in(answer.completion.text, answer.completion.reasoning):
+            raise RetryableError("an answer that repeats the key that it was asked with")
+        return replace(answer, logprobs=logprobs)
 
-    def _post(self, request: Mapping[str, object]) -> str:
-        import httpx
-        import openai
-
+    def _content(self, request: Mapping[str, object]) -> JsonObject:
+        """Send a request and return the body of a successful response, whose form is not known yet."""
+        assert self._client is not None
         sent = self._supported(request)
         path = "/chat/completions" if "messages" in sent else "/completions"
-        try:
-            return self.client.post(path, cast_to=httpx.Response, body={"model": self.model, **sent}).text
-        except openai.APITimeoutError:
-            raise RetryableError(f"no answer within {self.settings.timeout:g} s") from None
-        except openai.APIConnectionError as error:
-            raise RetryableError(_message(error.__cause__ or error)) from None
-        except openai.APIStatusError as error:
-            body = unwrapped(error.body)
-            self._replace_unsupported(body, error.status_code, sent)
-            self._fail(body or error, error.status_code, _retry_after(error.response.headers))
+        response = self._client.post(path, {"model": self.model, **sent})
+        if 200 <= response.status < 300:
+            return response.json()  # type: ignore[return-value]
+        if 300 <= response.status < 400:
+            raise self._redirected(response, path)
+        error = unwrapped(_error_in(response))
+        self._replace_unsupported(error, response.status, sent)
+        self._fail(error, response.status, _retry_after(response.headers))
+
+    def _redirected(self, response: Response, path: str) -> RefusedError:
+        """Return the error of a redirect: who follows one sends the prompts where the server says."""
+        target = self._message(response.address.removesuffix(path)) if response.address else "no address"
+        return RefusedError(
+            f"{self.name} at {self.url} redirects requests (status {response.status}) to {target}, which is not "
+            "followed, since the prompts would go there; if that is the right server, give its address instead.",
+            response.status,
+            "a redirect",
+        )
 
     def _supported(self, request: Mapping[str, object]) -> JsonObject:
         """Return a request without the parameters that the server was found not to support."""
@@ -202,16 +207,23 @@ class Server:
             RetryableError: The same request may succeed later.
             RefusedError: It will not.
         """
-        message = _message(error)
+        message = self._message(error)
         code = status_of(error) if status is None else status
         how = f"status {code}" if code is not None else "an error"
         if is_temporary(error, code):
             raise RetryableError(f"{how}: {message}", after) from None
-        todo = TODO.get(code or 0, "change what is asked, or choose another model")
+        keys = {401: self.keys.advice, 403: f"use a key that may use this model: {self.keys.advice}"}
+        todo = (TODO | keys).get(code or 0, "change what is asked, or choose another model")
         if "v1/completions" in message:  # OpenAI's words for a model that has no chats
             todo = "give --teacher-endpoint completions"
         sentence = f"{self.name} at {self.url} refuses the request with {how} ({message}); {todo}."
         raise RefusedError(sentence, code, message, filter_of(error)) from None
+
+    def _message(self, error: object) -> str:
+        """Return an error's message as one short line, without the key."""
+        said = error.get("message", error.get("detail", error)) if isinstance(error, dict) else error
+        text = " ".join(str(said).split()) or type(error).__name__
+        return self.keys.hidden(text)[:LONGEST].rstrip(".")
 
     @contextmanager
     def reporting_kept(self, keys: Sequence[str], store: JsonlStore[Entry], what: str) -> Iterator[None]:
@@ -231,24 +243,17 @@ class Server:
                 if isinstance(error, TeacherError):
                     raise TeacherError(f"{str(error).rstrip('.')}{f'; {said}' if kept else ''}.") from None
                 raise type(error)(
-                    f"{self.name} at {self.url} does not answer: {error}; {said}. Run the same command again to resume."
+                    f"{self.name} at {self.url} gives no usable answer: {error}; {said}. Run the same command again to "
+                    "resume."
                 ) from None
 
 
-def _api_key() -> str:
-    """Return the key in the environment, or an empty text; raise TeacherError, without it, if it cannot be sent."""
-    key = os.environ.get(KEY, "").strip()
-    if not (key.isascii() and key.isprintable()) or " " in key:
-        raise TeacherError(f"the environment variable {KEY} holds characters that no key has; set it again.")
-    return key
-
-
-def _message(error: object) -> str:
-    """Return an error's message as one short line, without the key."""
-    said = error.get("message", error.get("detail", error)) if isinstance(error, dict) else error
-    text = " ".join(str(said).split()) or type(error).__name__
-    key = _api_key()
-    return (text.replace(key, "***") if key else text)[:LONGEST].rstrip(".")
+def _error_in(response: Response) -> object:
+    """Return the body of an error: its JSON, else its text."""
+    try:
+        return response.json() or "it does not say why"
+    except BrokenAnswerError:
+        return response.body.decode(errors="replace").strip() or "it does not say why"
 
 
 def _retry_after(headers: Mapping[str, str]) -> float | None:
@@ -262,5 +267,5 @@ def _retry_after(headers: Mapping[str, str]) -> float | None:
         pass
     try:
         return max(email.utils.parsedate_to_datetime(given).timestamp() - time.time(), 0.0)
-    except ValueError:
+    except (ValueError, OverflowError):  # of a date, or of a year that no clock has
         return None

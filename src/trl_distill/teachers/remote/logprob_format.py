@@ -7,15 +7,14 @@ model writes. Both are natural logarithms at temperature 1 over the server's who
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 from ..completions.store import JsonObject
+from .answer_values import BYTES, bytes_in_words, check_total, checked_bytes, checked_id, checked_log_prob
 from .request_pool import RetryableError
 
 PROMPT, TOP = "prompt", "top"
 MOST = {"chat": 20, "completions": 5}  # top log-probabilities that OpenAI gives at most
-ROUNDING = 1e-3  # of a sum of probabilities
 MALFORMED = (ValueError, KeyError, TypeError, AttributeError)
 
 
@@ -50,7 +49,7 @@ def read_prompt(choice: JsonObject, ids: Sequence[int], start: int, k: int) -> J
         found: dict[int, float] = {}
         if given[place] is not None or place > 0:  # nothing comes before the first
             try:
-                found = {int(i): float(token["logprob"]) for i, token in given[place].items()}
+                found = {checked_id(i): checked_log_prob(token["logprob"]) for i, token in given[place].items()}
                 texts = {int(i): token.get("decoded_token") for i, token in given[place].items()}
             except MALFORMED as error:
                 raise RetryableError(f"log-probabilities that are none ({type(error).__name__})") from None
@@ -58,14 +57,14 @@ def read_prompt(choice: JsonObject, ids: Sequence[int], start: int, k: int) -> J
                 raise RetryableError(f"no log-probability of token {ids[place]}, which was sent")
             entry["texts"] |= {i: t for i, t in texts.items() if isinstance(t, str) and t and "�" not in t}
         ranked = sorted(found.items(), key=lambda pair: -pair[1])[:k]
-        _check_log_probs([log_prob for _, log_prob in ranked])
+        check_total([log_prob for _, log_prob in ranked])
         entry["ids"].append([i for i, _ in ranked])
         entry["log_probs"].append([log_prob for _, log_prob in ranked])
     return entry
 
 
-def read_top(choice: JsonObject, *, chat: bool) -> JsonObject | None:
-    """Return the tokens that a server wrote and the likeliest at each of them; None if it gives none at all.
+def read_top(choice: JsonObject, k: int, *, chat: bool) -> JsonObject | None:
+    """Return the tokens that a server wrote and the k likeliest at each of them; None if it gives none at all.
 
     Returns:
         `tokens` and `alternatives`: the bytes of each token as Latin-1 text (None if they are not known), and for each
@@ -81,13 +80,15 @@ def read_top(choice: JsonObject, *, chat: bool) -> JsonObject | None:
     try:
         items = given.get("content") if chat else _as_chat(given)
         for item in items or ():
-            others = [(_latin(other), float(other["logprob"])) for other in item["top_logprobs"]]
+            others = [(_latin(other), checked_log_prob(other["logprob"])) for other in item["top_logprobs"]]
+            check_total([log_prob for _, log_prob in others])
             entry["tokens"].append(_latin(item))
-            entry["alternatives"].append([(piece, log_prob) for piece, log_prob in others if piece is not None])
+            ranked = sorted(others, key=lambda pair: -pair[1])[
+                : k + 1
+            ]  # some give the token that they wrote in addition
+            entry["alternatives"].append([(piece, log_prob) for piece, log_prob in ranked if piece is not None])
     except MALFORMED as error:
         raise RetryableError(f"log-probabilities that are none ({type(error).__name__})") from None
-    for alternatives in entry["alternatives"]:
-        _check_log_probs([log_prob for _, log_prob in alternatives])
     return None if items is None else entry
 
 
@@ -104,15 +105,9 @@ def _as_chat(given: JsonObject) -> list[JsonObject] | None:
 def _latin(item: JsonObject) -> str | None:
     """Return a token's bytes, each as one character of Latin-1; None if they are not known."""
     if item.get("bytes") is not None:
-        return bytes(item["bytes"]).decode("latin-1")
+        return checked_bytes(item["bytes"]).decode("latin-1")
     token: str = item["token"]
-    if token.startswith("bytes:"):  # OpenAI's way to write a token that is no text
-        return token.removeprefix("bytes:").encode().decode("unicode_escape")
+    if token.startswith(BYTES):
+        written = bytes_in_words(token)
+        return None if written is None else written.decode("latin-1")
     return None if "�" in token else token.encode().decode("latin-1")
-
-
-def _check_log_probs(log_probs: Sequence[float]) -> None:
-    """Raise RetryableError for what cannot be log-probabilities of distinct tokens."""
-    total = sum(math.exp(min(p, 1.0)) for p in log_probs)
-    if not total <= 1 + ROUNDING:  # a log-probability that is no number makes it none
-        raise RetryableError("log-probabilities that add up to more than 1")

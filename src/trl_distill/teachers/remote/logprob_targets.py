@@ -169,7 +169,9 @@ class LogprobTargets:
         return top_fields(self.server.settings.endpoint, self.support.k) if self.support and self.kind == TOP else {}
 
     def read(self, choice: JsonObject) -> JsonObject | None:
-        return read_top(choice, chat=self.server.settings.endpoint == "chat") if self.kind == TOP else None
+        if self.support is None or self.kind != TOP:
+            return None
+        return read_top(choice, self.support.k, chat=self.server.settings.endpoint == "chat")
 
     def needs_logprobs(self, key: str) -> bool:
         """Whether a completion (by its key) has to be written for its log-probabilities."""

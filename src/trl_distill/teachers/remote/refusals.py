@@ -47,7 +47,7 @@ def names_of(error: object) -> set[str]:
 
 def status_of(error: object) -> int | None:
     """Return the status that an error in the body of a successful response stands for; None if it has none."""
-    codes = (int(name) for name in names_of(error) if name.isdecimal())
+    codes = (int(name) for name in names_of(error) if re.fullmatch("[0-9]{3}", name))
     return next((code for code in codes if 400 <= code < 600), None)
 
 
@@ -79,8 +79,8 @@ def unsupported_in(error: object, status: int | None, sent: JsonObject) -> str |
     # without a limit, which has no other name on /completions, a completion would be cut anywhere
     known = {name for name in sent if name in DISPENSABLE and ("messages" in sent or DISPENSABLE[name] is None)}
     named = error.get("param") if isinstance(error, Mapping) else None
-    if named in known:
-        return str(named)
+    if isinstance(named, str) and named in known:
+        return named
     # as a word of its own: "max_tokens" also stands in the advice to use it instead, behind the one that is meant
     found = {re.search(rf"(?<!\w){name}(?!\w)", text): name for name in sorted(known)}
     places = [(place.start(), name) for place, name in found.items() if place is not None]

@@ -40,6 +40,7 @@ class RemoteSettings:
     top_k: int = 64
     reasoning: str = "drop"
     role: str = "teacher"
+    key_env: str | None = None
 
     @property
     def model_setting(self) -> str:

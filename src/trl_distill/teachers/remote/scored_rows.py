@@ -14,8 +14,8 @@ from ...config.devices import on_device
 from ...losses.signals import TopKSignal
 from ...models.batch_layout import layout_of
 from ..target_store.formats import padded_together
+from .answer_values import LOWEST
 
-LOWEST = -9999.0  # what servers write for a probability of 0
 NO_TOKEN = -1
 
 

@@ -120,7 +120,7 @@ class RemoteTeacher(TextTeacher):
 
         Raises:
             ProjectError: Another process adds to the store.
-            TeacherError: The server refuses the request, the key or the model, or the `openai` package is missing.
+            TeacherError: The server refuses the request, the key or the model, or the key is missing.
             DistillError: The server does not answer, or the budget is spent; the text says what is kept.
             KeyboardInterrupt: Ctrl-C; its text says where the completions so far are kept.
         """
