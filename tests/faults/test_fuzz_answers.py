@@ -6,7 +6,7 @@ import json
 import math
 
 import pytest
-from faults.fuzz_answers import DOUBLED, KINDS, SET, asked, changed, fuzz, good_answer, tokenizer
+from faults._changed_answers import DOUBLED, KINDS, SET, asked, changed, fuzz, good_answer, tokenizer
 from teachers.hostile import hostile_server, sends
 
 from trl_distill.teachers.remote import request_pool

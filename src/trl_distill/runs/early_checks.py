@@ -7,7 +7,7 @@ from dataclasses import replace
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
-from ..config.endpoints import endpoint_of, judge_endpoint
+from ..config.endpoints import check_key_variable, endpoint_of, judge_endpoint
 from ..config.evaluation_settings import EvaluationSettings
 from ..config.training_params import OWN_TEACHERS, LLMTrainingParams
 from ..config.validation import EMA, NO_TEACHER
@@ -131,6 +131,8 @@ def check_evaluation(
         metric_named(name)
     if settings.judge is not None:
         judge_endpoint(settings.judge)
+    if settings.judge_key_env is not None:
+        check_key_variable(settings.judge_key_env, setting="judge_key_env")
     for given in (student, before):
         _check_student(given, params)
     _check_teachers(params)

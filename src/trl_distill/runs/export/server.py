@@ -46,13 +46,13 @@ class Server:
         """See `Runtime`; a message goes to the chat endpoint."""
         body: dict[str, Any] = {"model": self.model, "max_tokens": most, "temperature": 0, "return_token_ids": True}
         if request.message is not None:
-            path, asked = "/chat/completions", {"messages": [{"role": "user", "content": request.message}]}
+            path, body["messages"] = "/chat/completions", [{"role": "user", "content": request.message}]
         elif self.reads_ids:
-            path, asked = "/completions", {"prompt": request.ids}
+            path, body["prompt"] = "/completions", request.ids
         else:
             return None
         try:
-            response = self.client.post(path, {**body, **asked})
+            response = self.client.post(path, body)
             if response.status != 200:
                 said = response.body.decode(errors="replace")[:300]
                 raise DistillError(f"{self.name} answered {response.status}: {said.strip()}")

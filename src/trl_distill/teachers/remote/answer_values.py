@@ -42,7 +42,7 @@ def checked_count(value: object, what: str) -> int:
     number = isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < MOST_COUNTED
     if not number or value != int(value):  # type: ignore[call-overload]
         _refuse(f"{what} is no number of tokens")
-    return int(value)  # type: ignore[call-overload,no-any-return]
+    return int(value)  # type: ignore[call-overload]
 
 
 def checked_id(value: str) -> int:

@@ -54,10 +54,10 @@ class Keys:
     def is_openai(self) -> bool:
         """Whether the server is OpenAI, or the one that OPENAI_BASE_URL names."""
         try:
-            known = (OPENAI_URL, openai_url())
+            named = openai_url()
         except TeacherError:  # of a variable that this server does not depend on
-            known = (OPENAI_URL,)
-        return any(same_server(self.url, one) for one in known)
+            named = OPENAI_URL
+        return same_server(self.url, OPENAI_URL) or same_server(self.url, named)
 
     @property
     def variable(self) -> str | None:
