@@ -1,7 +1,6 @@
-"""Starts two runs at the same moment that would write into one folder, and prints what each said.
+"""Starts two runs together that would write into one folder, and prints what each said.
 
-    python tests/faults/two_runs.py --folder /tmp/faults
-    python tests/faults/two_runs.py --cases project store --rounds 20 --folder /tmp/faults
+    python tests/faults/two_runs.py --folder /tmp/faults [--long] [--cases project store] [--rounds 1]
 
 One must come to its end, and the other be refused with a sentence that names its process, before it loads a model; the
 teacher must have been asked once for each row. `killed` is a run after one that was killed, whose lock must not be in
@@ -13,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import random
 import re
 import shutil
 import signal
@@ -36,6 +36,8 @@ import trl_distill.trainer.trainer  # noqa: F401 - loaded before the forks
 from trl_distill.cli import main
 
 ROWS, STEPS = 24, 6
+APART = 0.1  # seconds at most from the start of one run to that of the other
+SHORT, LONG = 1, 20  # rounds
 PROMPT = "t h e s e a r e t h e r u l e s o f t h e g a m e {input}"
 REFUSED = r"is in use by process (\d+) on this machine \(\S+\) since [\d-]+ [\d:]+; wait until it ends, or give "
 
@@ -81,7 +83,10 @@ def pair(case: str, folder: Path) -> list[partial[None]]:
 def together(case: str, folder: Path) -> None:
     """Start both runs of a case; end the script unless one comes to its end and the other is refused because of it."""
     logs = [folder / f"{case}-{number}.log" for number in (1, 2)]
-    runs = [start(work, log) for work, log in zip(pair(case, folder), logs, strict=True)]
+    runs = []
+    for work, log in zip(pair(case, folder), logs, strict=True):
+        runs.append(start(work, log))
+        time.sleep(random.uniform(0, APART))
     codes = [os.waitstatus_to_exitcode(os.waitpid(run, 0)[1]) for run in runs]
     for number, (code, log) in enumerate(zip(codes, logs, strict=True), 1):
         print(f"{case}, run {number}: exit code {code}; {log.read_text().strip().splitlines()[-1]}")
@@ -155,9 +160,11 @@ def rounds(cases: list[str], folder: Path, count: int) -> dict[str, int]:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", nargs="+", choices=CASES, default=[*CASES])
-    parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--rounds", type=int, help=f"default: {SHORT}, with --long {LONG}")
+    parser.add_argument("--long", action="store_true")
     parser.add_argument("--folder", type=Path, required=True)
     given = parser.parse_args()
     torch.set_num_threads(1)
     tqdm.set_lock(threading.RLock())  # a fork killed while it holds the default one stops the rest
-    print(json.dumps(rounds(given.cases, given.folder, given.rounds)))
+    count = given.rounds or (LONG if given.long else SHORT)
+    print(json.dumps(rounds(given.cases, given.folder, count)))

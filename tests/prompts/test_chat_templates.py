@@ -15,7 +15,7 @@ from trl_distill import DistillationSFTConfig, DistillationSFTTrainer, LLMTraini
 from trl_distill.data.preparation import Recipe
 from trl_distill.data.recipe import PromptSide
 from trl_distill.data.rows import Columns
-from trl_distill.errors import ParamsError, TemplateError
+from trl_distill.errors import ParamsError, ProjectError, TemplateError
 from trl_distill.prompts.chat_template import ChatTemplate
 from trl_distill.prompts.chat_template_choice import set_chat_template
 from trl_distill.prompts.template import parse_template
@@ -311,6 +311,9 @@ def test_one_date_is_kept_for_a_project(tmp_path, monkeypatch):
     assert "Today Date: 01 Feb 2025" in learned_texts(given, given.train_dataset[0])[0]
     with pytest.raises(ParamsError, match="chat_template_date is 'today'; expected a date such as 2026-01-31"):
         DistillationSFTConfig(**settings(tmp_path), chat_template_date="today")
+    kept.write_text("2026-0")
+    with pytest.raises(ProjectError, match=r"chat_template_date\.txt' is damaged: it holds no date"):
+        trainer_on("llama3_2", rows, tmp_path / "run", teacher_prompt_template=SYSTEM)
     trainer_on("qwen3", rows, tmp_path / "other", teacher_prompt_template=SYSTEM)
     assert not (tmp_path / "other" / "chat_template_date.txt").exists()
 

@@ -7,6 +7,7 @@ import json
 import pytest
 from accelerate import PartialState
 
+from trl_distill import evaluate
 from trl_distill.config.training_params import LLMTrainingParams
 from trl_distill.data.atomic_file import write_text
 from trl_distill.errors import ProjectError
@@ -189,6 +190,14 @@ def test_a_broken_file_of_ours_is_no_obstacle_to_overwriting(name, content, tmp_
     save(second, alone, "model.safetensors")
     second.finish()
     assert {p.name for p in tmp_path.iterdir()} == {"model.safetensors", "config.yaml", "run.json"}
+
+
+@pytest.mark.parametrize("content", BROKEN)
+def test_an_evaluation_names_the_project_whose_settings_cannot_be_read(content, tmp_path):
+    (tmp_path / "run.json").write_text("{}")
+    (tmp_path / "config.yaml").write_bytes(content)
+    with pytest.raises(ProjectError, match=f"the settings of the run in '{tmp_path}' cannot be read: "):
+        evaluate(str(tmp_path))
 
 
 @pytest.mark.parametrize("content", BROKEN[:5])

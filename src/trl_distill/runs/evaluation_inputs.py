@@ -103,11 +103,13 @@ def read_project(folder: Path) -> KnownRun:
         )
     try:
         values = read_yaml(folder / "config.yaml", name="config.yaml")
+        if not isinstance(values, dict):
+            raise ProjectError("config.yaml holds no settings")
         params = LLMTrainingParams()
         for name in FIELDS.keys() & values.keys():  # one of an earlier version has fewer
             params.set(name, _there(name, values[name]))
         figures = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))["metrics"]
-    except (OSError, ValueError, KeyError, AttributeError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         reason = str(error).strip().splitlines()[0].rstrip(".") if str(error).strip() else type(error).__name__
         raise ProjectError(f"the settings of the run in {str(folder)!r} cannot be read: {reason}.") from error
     params.project_name = str(folder)

@@ -81,6 +81,8 @@ class CheckpointKeeper:
 
     def begin(self, checkpoint: Path) -> None:
         """Mark a checkpoint as incomplete until Trainer writes its state, and write the distillation state."""
+        if checkpoint.is_symlink():  # what it leads to is not this run's
+            checkpoint.unlink()
         checkpoint.mkdir(parents=True, exist_ok=True)
         (checkpoint / STATE).unlink(missing_ok=True)
         if self.learned_from is not None:

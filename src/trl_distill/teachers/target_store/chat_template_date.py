@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ...data.atomic_file import write_text
+from ...errors import ProjectError
 from ...prompts.chat_template import NOW
 from .folder import DATE
 
@@ -28,12 +29,22 @@ class TemplateDate:
         """Return the date given (`YYYY-MM-DD`), else the one kept in a folder, else today.
 
         `templates` are the chat templates of both sides; the folder is the project's, or its store's.
+
+        Raises:
+            ProjectError: The file that keeps it is damaged.
         """
         if not any(NOW in str(template) for template in templates):
             return cls(None, folder)
         kept = folder / DATE
-        text = given or (kept.read_text(encoding="utf-8").strip() if kept.is_file() else "")
-        return cls(date.fromisoformat(text) if text else date.today(), folder)
+        if given or not kept.is_file():
+            return cls(date.fromisoformat(given) if given else date.today(), folder)
+        try:
+            return cls(date.fromisoformat(kept.read_text(encoding="utf-8").strip()), folder)
+        except ValueError:
+            raise ProjectError(
+                f"{str(kept)!r} is damaged: it holds no date; give --chat-template-date the day on which the "
+                "completions beside it were made, or delete it to use today's."
+            ) from None
 
     def options(self) -> dict[str, str]:
         """Return the keyword that gives the date to a chat template; see `ChatTemplate`."""
