@@ -15,7 +15,6 @@ from pathlib import Path
 from ..config.training_params import LLMTrainingParams
 from ..errors import DistillError, ParamsError
 from ..evaluation.page import DATA, PAGE
-from ..trainer.card import base_model
 from ..trainer.card_text import public_name
 
 CARD, ADAPTER, SETTINGS = "README.md", "adapter_config.json", "config.yaml"
@@ -72,6 +71,8 @@ def _adapter(folder: Path) -> dict[str, str]:
     path = folder / ADAPTER
     if not path.is_file():
         return {}
+    from ..trainer.card import base_model  # which loads huggingface_hub
+
     values = json.loads(path.read_text(encoding="utf-8"))
     values[BASE] = base_model(values[BASE]) or public_name(str(values[BASE]))
     return {ADAPTER: json.dumps(values, indent=2) + "\n"}
