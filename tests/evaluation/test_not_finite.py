@@ -6,11 +6,16 @@ import math
 
 import pytest
 import torch
-from small_runs import PAIRS, TEMPLATES
+from small_runs import PAIRS, TEMPLATES, make
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from trl_distill import evaluate_distillation
-from trl_distill.errors import DistillError, ModelError
+from trl_distill import evaluate_distillation, load_teacher
+from trl_distill.data.aligned_row import AlignedRow
+from trl_distill.data.collator import DistillationCollator
+from trl_distill.data.preparation import COLUMNS
+from trl_distill.data.row_report import numbered
+from trl_distill.errors import DistillError, ModelError, TeacherError
+from trl_distill.evaluation.fidelity import fidelity_of
 
 pytest.importorskip("sacrebleu", reason="every evaluation has chrF")
 
@@ -36,5 +41,22 @@ def test_a_student_that_diverged_is_not_evaluated(tiny_model_dir, tiny_teacher_d
 
 def test_a_teacher_that_overflows_gets_no_verdict(tiny_model_dir, overflowing_teacher, tmp_path):
     teacher, _ = overflowing_teacher
-    with pytest.raises(DistillError, match=r"are NaN or infinite at rows? .* of the evaluated data.*: load it with "):
+    with pytest.raises(TeacherError, match=r"are NaN or infinite on .*: load it with teacher_dtype="):
         verdict(tiny_model_dir, teacher, tmp_path / "out", teacher_dtype="float16")
+
+
+@pytest.mark.parametrize("side", ["teacher", "student"])
+def test_a_divergence_that_is_nan_is_no_figure(side, tiny_model_dir, overflowing_teacher, tmp_path):
+    """As of completions that another engine wrote."""
+    teacher, numbers = overflowing_teacher
+    rows = make(tiny_model_dir, teacher, tmp_path).train_dataset
+    aligned = [
+        AlignedRow(row["row"], "data", *[list(row["teacher_prompt"])] * 2, list(row["completion"]), kept=1)
+        for row in rows
+    ]
+    models = {"teacher": (tiny_model_dir, teacher), "student": (teacher, tiny_model_dir)}[side]
+    tokenizer = AutoTokenizer.from_pretrained(teacher)
+    student, scorer = (load_teacher(str(m), tokenizer=tokenizer, dtype="float16") for m in models)
+    message = rf"log-probabilities of '{teacher}' are NaN or infinite at {numbered(numbers)} of the evaluated data, .*"
+    with pytest.raises(DistillError, match=message + "float16 holds no number"):
+        fidelity_of(student, scorer, aligned, collator=DistillationCollator(0), columns=COLUMNS[1:])

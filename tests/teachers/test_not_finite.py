@@ -11,10 +11,13 @@ import torch
 from click.testing import CliRunner
 from small_runs import PAIRS, TEMPLATES
 
+from trl_distill import generate_with_teacher
 from trl_distill.cli import main
 from trl_distill.data.row_report import numbered
+from trl_distill.errors import TeacherError
 from trl_distill.losses.lm_head import LMHead
 from trl_distill.losses.signals import DenseSignal
+from trl_distill.teachers.completions.store import CompletionStore
 from trl_distill.teachers.target_store.formats import Span, format_of
 
 KINDS = ("topk", "sample", "hidden")
@@ -51,6 +54,19 @@ def test_scores_that_overflow_are_not_stored_and_their_rows_are_named(kind, teac
 def test_what_the_message_proposes_works(teach, overflowing_teacher, tmp_path):
     said, code = teach(overflowing_teacher[0], "--teacher-dtype", "float32", "--output", str(tmp_path / "another"))
     assert code == 0, said
+
+
+@pytest.mark.parametrize("sampled", [False, True])
+def test_completions_that_overflow_are_not_kept(sampled, overflowing_teacher, tmp_path):
+    """Greedy decoding would write the token at the NaN, and sampling would fail inside of torch."""
+    store = CompletionStore(tmp_path / "completions.jsonl")
+    how = {"max_new_tokens": 4, "do_sample": sampled, "store": store, "progress": False}
+    folder = str(overflowing_teacher[0])
+    with pytest.raises(TeacherError, match=r"^the logits of '.*' are NaN or infinite on \d of 8 prompts, such as 'g f"):
+        generate_with_teacher(folder, TEMPLATES["teacher_prompt_template"], PAIRS["prompt"], dtype="float16", **how)
+    assert not store.path.exists()
+    whole = generate_with_teacher(folder, TEMPLATES["teacher_prompt_template"], PAIRS["prompt"], **how)
+    assert all(row["completion"] for row in whole)
 
 
 @pytest.mark.parametrize("kind", KINDS)

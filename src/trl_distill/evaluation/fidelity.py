@@ -93,18 +93,18 @@ def fidelity_of(
         counts = layout_of(batch).student.counts.tolist()
         for i, (part, own, tokens) in zip(places, _by_row(signal, side, labels, counts), strict=True):
             found[i] = _compared(part, own, tokens)
-    _check(student, rows, [row.student_is_nan for row in found], setting="--dtype")
-    _check(teacher, rows, [row.is_nan for row in found], setting="--teacher-dtype")
+    _check(student, rows, [row.student_is_nan for row in found])
+    _check(teacher, rows, [row.is_nan for row in found])
     return found
 
 
-def _check(model: Teacher, rows: Sequence[AlignedRow], bad: Sequence[bool], *, setting: str) -> None:
+def _check(model: Teacher, rows: Sequence[AlignedRow], bad: Sequence[bool]) -> None:
     """Raise DistillError if a model's log-probabilities are NaN or infinite on any row."""
     if any(bad):
         numbers = [row.row for row, is_bad in zip(rows, bad, strict=True) if is_bad]
         raise DistillError(
             f"the log-probabilities of {model.name!r} are NaN or infinite at {numbered(numbers)} of the evaluated "
-            f"data, so that there is no verdict; {numerical_remedy(model, setting=setting)}."
+            f"data, so that there is no verdict; {numerical_remedy(model)}."
         )
 
 

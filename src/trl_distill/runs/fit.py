@@ -14,7 +14,7 @@ from ..errors import DistillError, RunInterrupted
 from ..models.adapters import is_peft_model, lora_config
 from ..models.generation_config import make_saveable
 from ..models.quantization import keep_differentiable
-from ..teachers.not_finite import FLOAT16
+from ..teachers.local.model import FLOAT16
 from ..trainer.checkpoints import kept
 from ..trainer.mixin import DistillationMixin
 from .callbacks import StopCallback, WatchCallback, stopping_on_interrupt

@@ -17,7 +17,8 @@ from accelerate.utils import gather_object
 
 from ..data.row_report import numbered
 from ..errors import DistillError
-from ..teachers.not_finite import FLOAT16, numerical_remedy
+from ..teachers.local.model import FLOAT16
+from ..teachers.not_finite import numerical_remedy
 from .checkpoints import kept
 
 if TYPE_CHECKING:

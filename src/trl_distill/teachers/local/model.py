@@ -6,13 +6,18 @@ import json
 from collections.abc import Sequence
 from functools import cached_property
 
+import torch
 from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from ...errors import TeacherError
+from ...models.finite_logits import FiniteLogits
 from ...models.generation import Completion, GenerationSettings, cut_at_stop
 from ...prompts.chat_template import ChatTemplate
 from ..completions.stop_strings import cut_at_string
 from . import fingerprint
 from .weights import WeightSource
+
+FLOAT16 = "float16 holds no number above 65,504: "
 
 
 class LocalModel:
@@ -72,6 +77,28 @@ class LocalModel:
     def generate(self, prompts: Sequence[Sequence[int]], settings: GenerationSettings) -> list[Completion]:
         """Generate one completion per prompt (token ids), as one batch, in the given order."""
         raise NotImplementedError
+
+    def check_written(
+        self, logits: FiniteLogits, prompts: Sequence[Sequence[int]], completions: Sequence[Completion]
+    ) -> None:
+        """Raise TeacherError if any completion has a token whose logits are NaN or infinite."""
+        broken = logits.broken([len(completion.ids) for completion in completions])
+        if broken:
+            prompt = str(self.tokenizer.decode(list(prompts[broken[0]])))
+            raise TeacherError(
+                f"the logits of {self.name!r} are NaN or infinite on {len(broken)} of {len(prompts)} prompts, such as "
+                f"{prompt!r:.100}; {self.numerical_remedy}."
+            )
+
+    @property
+    def numerical_remedy(self) -> str:
+        """What a user can do if its numbers are NaN or infinite, for an error."""
+        source = self.weights.source
+        role = "teacher_model" if source is None else source.role
+        setting = "--teacher-dtype" if role == "teacher_model" else "--dtype"
+        if self.loaded and self.model.dtype == torch.float16:
+            return f"{FLOAT16}load it with {setting} bfloat16 or float32"
+        return f"give another model, or load it with {setting} float32"
 
     @property
     def suppressed(self) -> list[int]:

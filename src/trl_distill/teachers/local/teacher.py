@@ -22,6 +22,7 @@ from ...losses.signals import DenseSignal, TeacherSignal
 from ...models.architectures import check_causal, vocabulary_rows
 from ...models.batch_layout import BatchLayout, Places, Side, layout_of
 from ...models.completion_forward import OWN_LOGITS, add_completion_forward, completion_arguments, completion_view
+from ...models.finite_logits import FiniteLogits
 from ...models.generation import (
     Completion,
     GenerationSettings,
@@ -246,17 +247,20 @@ class LocalTeacher(LocalModel):
         A completion that a stop string ended is finished, by the tokenizer's end-of-sequence token.
 
         Raises:
-            TeacherError: Its weights are sharded, and ranks need not write equally many tokens.
+            TeacherError: Its weights are sharded, and ranks need not write equally many tokens; or its logits are NaN
+                or infinite.
         """
         if self.sharded:
             raise TeacherError(
                 f"teacher {self.name!r} is sharded over ranks and cannot write completions; have them written before "
                 "(`aitraining teach`), or give rows that have one."
             )
-        config = self.generation_config(max(len(p) for p in prompts), settings)
+        config, logits = self.generation_config(max(len(p) for p in prompts), settings), FiniteLogits()
         with self.weights.active(), seeded_sampling(settings.seed, prompts, self.model.device):
-            written = self._written(prompts, config, settings.stop)
-        return [self.completion(row, settings.stop) for row in written]
+            written = self._written(prompts, config, settings.stop, logits)
+        completions = [self.completion(row, settings.stop) for row in written]
+        self.check_written(logits, prompts, completions)
+        return completions
 
     @contextmanager
     def writing(self, config: GenerationConfig) -> Iterator[Any]:
@@ -275,7 +279,7 @@ class LocalTeacher(LocalModel):
         return self.make_generation_config(settings, new_tokens, bos_token_id=self.tokenizer.bos_token_id)
 
     def _written(
-        self, prompts: Sequence[Sequence[int]], config: GenerationConfig, stop: Sequence[str]
+        self, prompts: Sequence[Sequence[int]], config: GenerationConfig, stop: Sequence[str], logits: FiniteLogits
     ) -> list[list[int]]:
         wrapper = self.weights.prompt_wrapper
         if wrapper is not None:
@@ -284,9 +288,9 @@ class LocalTeacher(LocalModel):
                 return continuations(wrapper, prompts, config, more=how)
         ids, mask, past = self._prompts(prompts, config.pad_token_id)
         width = ids.shape[1]
-        ends = stopping(self.tokenizer, stop, start=width)
+        given = {**past, **stopping(self.tokenizer, stop, start=width), **logits.argument}
         with self.writing(config) as model:
-            written = model.generate(input_ids=ids, attention_mask=mask, generation_config=config, **past, **ends)
+            written = model.generate(input_ids=ids, attention_mask=mask, generation_config=config, **given)
         return list(written[:, width:].tolist())
 
     def _prompts(

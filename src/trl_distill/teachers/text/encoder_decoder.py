@@ -9,6 +9,7 @@ import torch
 from transformers import PretrainedConfig
 
 from ...models.architectures import check_encoder_decoder
+from ...models.finite_logits import FiniteLogits
 from ...models.generation import Completion, GenerationSettings, configured, evaluating, seeded_sampling
 from ...prompts.chat_template import ChatTemplate
 from ...prompts.rendering import Prompt
@@ -56,11 +57,14 @@ class EncoderDecoder(LocalModel):
         ids = torch.tensor([[*p, *[pad] * (width - len(p))] for p in prompts], device=device)
         mask = torch.tensor([[1] * len(p) + [0] * (width - len(p)) for p in prompts], device=device)
         with evaluating(self.model), configured(self.model, config), seeded_sampling(settings.seed, prompts, device):
-            ends = stopping(self.tokenizer, settings.stop, start=1)
+            logits = FiniteLogits()
+            how = {**stopping(self.tokenizer, settings.stop, start=1), **logits.argument}
             model: Any = self.model
-            written = model.generate(input_ids=ids, attention_mask=mask, generation_config=config, **ends)
+            written = model.generate(input_ids=ids, attention_mask=mask, generation_config=config, **how)
         rows = written[:, 1:].tolist()  # the first is the decoder's opening
-        return [self.completion(row, settings.stop) for row in rows]
+        completions = [self.completion(row, settings.stop) for row in rows]
+        self.check_written(logits, prompts, completions)
+        return completions
 
     def _opening(self) -> dict[str, int]:
         """Return the tokens that its decoder opens with: the first, and the second if the model fixes it."""
