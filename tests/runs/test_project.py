@@ -12,6 +12,7 @@ from trl_distill.config.training_params import LLMTrainingParams
 from trl_distill.data.atomic_file import write_text
 from trl_distill.errors import ProjectError
 from trl_distill.runs.project_folder import Project
+from trl_distill.trainer.checkpoints import seal
 
 
 def params(folder, **more):
@@ -46,6 +47,20 @@ def test_a_checkpoint_without_its_state_is_skipped(tmp_path):
     checkpoint(project, 10)
     (project.checkpoints / "checkpoint-15").mkdir()
     assert project.last_checkpoint().name == "checkpoint-10"
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_run_whose_checkpoints_are_all_damaged_is_left_alone(resume, tmp_path):
+    project = Project(str(tmp_path))
+    checkpoint(project, 5)
+    (project.checkpoints / "checkpoint-5" / "optimizer.pt").write_bytes(b"state")
+    seal(project.checkpoints / "checkpoint-5")
+    (project.checkpoints / "checkpoint-5" / "optimizer.pt").write_bytes(b"stat")
+    said = "without an intact checkpoint .checkpoint-5: optimizer.pt is damaged .its checksum differs..; restore one"
+    with pytest.raises(ProjectError, match=said):
+        check(tmp_path, resume=resume)
+    check(tmp_path, overwrite=True)
+    check(tmp_path / "elsewhere", resume=resume)
 
 
 @pytest.mark.parametrize(

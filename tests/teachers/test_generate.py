@@ -61,6 +61,22 @@ def test_a_run_that_was_stopped_asks_only_for_the_rest(teacher, tmp_path):
     assert done == complete(teacher, PROMPTS, SETTINGS, progress=False)
 
 
+def test_a_damaged_completion_alone_is_written_again(teacher, tmp_path, capsys):
+    path = tmp_path / "store.jsonl"
+    done = complete(teacher, PROMPTS, SETTINGS, store=CompletionStore(path), progress=False)
+    assert capsys.readouterr().out == ""
+    lines = path.read_bytes().splitlines(keepends=True)
+    place = lines[1].index(b"[") + 1  # the first digit of a token
+    lines[1] = lines[1][:place] + bytes([lines[1][place] ^ 1]) + lines[1][place + 1 :]
+    path.write_bytes(b"".join(lines))
+    for asked in (1, 0):  # the line stays where it is, and is ignored
+        teacher.asked.clear()
+        assert complete(teacher, PROMPTS, SETTINGS, store=CompletionStore(path), progress=False) == done
+        assert sum(map(len, teacher.asked)) == asked
+        said = f"{path}: line 2 is damaged and ignored; what is missing is made again.\n"
+        assert capsys.readouterr().out == (said if asked else "")
+
+
 def test_other_generation_settings_write_other_completions(teacher, tmp_path):
     path = tmp_path / "store.jsonl"
     complete(teacher, PROMPTS, SETTINGS, store=CompletionStore(path), progress=False)

@@ -92,6 +92,16 @@ def test_stored_completions_are_not_requested_again(ask, server):
     assert len(server.requests()) == 5  # other settings and another model are other completions
 
 
+def test_only_the_row_of_a_damaged_line_is_paid_again(ask, server, tmp_path, capsys):
+    done = ask()
+    path = tmp_path / "store.jsonl"
+    text = path.read_text()
+    path.write_text(text.replace(done[1].text, done[1].text.swapcase(), 1))
+    assert ask() == done
+    assert len(server.requests()) == len({*PROMPTS}) + 1
+    assert "is damaged and ignored; what is missing is made again." in capsys.readouterr().out
+
+
 def test_a_cut_completion_is_unfinished(ask):
     assert not ask(PROMPTS[:1], settings=GenerationSettings(max_new_tokens=1))[0].finished
 

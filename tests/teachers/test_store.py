@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 
 import pytest
 from holding import another_process
@@ -55,6 +56,52 @@ def _parses(line):
         return False
 
 
+def test_a_flipped_bit_loses_lines_but_changes_none(tmp_path):
+    path = tmp_path / "store.jsonl"
+    kept = {"a" * 64: Completion((1, 22, 333), True), "b" * 64: Completion((), False, "na\u00efve \u2028 text", "hm")}
+    CompletionStore(path).add(kept)
+    whole, drawn = path.read_bytes(), random.Random(0)
+    lost = 0
+    for place in (drawn.randrange(8 * len(whole)) for _ in range(400)):
+        damaged = bytearray(whole)
+        damaged[place // 8] ^= 1 << place % 8
+        path.write_bytes(damaged)
+        store = CompletionStore(path)
+        found = {key: store[key] for key in kept if key in store}
+        assert found.items() <= kept.items()
+        assert len(store) == len(found)
+        lost += len(found) < len(kept)
+    assert lost > 200
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"ids": "12", "finished": True},
+        {"ids": [1, -2], "finished": True},
+        {"ids": [1.5], "finished": True},
+        {"ids": [1], "finished": "yes"},
+        {"ids": [1]},
+        {"text": 3, "finished": True},
+        {"text": "a", "finished": True, "reasoning": None},
+        {"ids": [1], "finished": True, "crc32": 5},
+    ],
+)
+def test_a_line_with_another_shape_than_a_completions_is_ignored(fields, tmp_path, capsys):
+    path = tmp_path / "store.jsonl"
+    good = json.dumps({"key": "good", "ids": [1], "finished": True})
+    path.write_text("\n".join([json.dumps({"key": "bad", **fields}), "[" * 100_000, "3", "null", good]) + "\n")
+    store = CompletionStore(path)
+    assert "good" in store
+    assert len(store) == 1
+    for _ in range(2):
+        with store.asking(["bad"]):
+            pass
+    assert capsys.readouterr().out == (
+        f"{path}: lines 1, 2, 3, ... are damaged and ignored; what is missing is made again.\n"
+    )
+
+
 def test_files_of_earlier_versions_are_read_and_settled_without_loss(tmp_path):
     path = tmp_path / "store.jsonl"
     lines = [
@@ -67,7 +114,9 @@ def test_files_of_earlier_versions_are_read_and_settled_without_loss(tmp_path):
     store = CompletionStore(path)
     assert {key: store[key] for key in expected} == expected
     store.settle()
-    assert path.read_text().splitlines() == [lines[1], lines[0]]
+    settled = [json.loads(line) for line in path.read_text().splitlines()]
+    assert all(len(line.pop("crc32")) == 8 for line in settled)
+    assert settled == [json.loads(lines[1]), json.loads(lines[0])]
     assert {key: CompletionStore(path)[key] for key in expected} == expected
 
 

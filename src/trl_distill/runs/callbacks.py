@@ -1,4 +1,7 @@
-"""Early ends of a run: Ctrl-C, with a checkpoint after the running step, and a non-finite loss, without one."""
+"""Early ends of a run: Ctrl-C, with a checkpoint after the running step, and a non-finite loss, without one.
+
+And the checksums of checkpoints that a trainer of TRL's writes.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +10,15 @@ import sys
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
+from accelerate import PartialState
 from transformers import TrainerCallback
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from ..trainer.checkpoints import seal
 from ..trainer.mixin import DistillationMixin
 from ..trainer.saveable import check_weights
 from .summary import not_finite
@@ -106,3 +113,12 @@ class WatchCallback(TrainerCallback):
         if name is not None:
             self.diverged = self.diverged or (state.global_step, name)
             control.should_training_stop, control.should_save = True, False
+
+
+class SealCallback(TrainerCallback):
+    """Writes the checksums of each checkpoint of a trainer that does not do it itself."""
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object) -> None:
+        PartialState().wait_for_everyone()
+        if args.should_save:
+            seal(Path(str(args.output_dir), f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"))

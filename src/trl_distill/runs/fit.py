@@ -7,6 +7,7 @@ from copy import copy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from accelerate.utils import broadcast_object_list
 from transformers import EarlyStoppingCallback
 
 from ..data.split import Split
@@ -17,7 +18,7 @@ from ..models.quantization import keep_differentiable
 from ..teachers.local.model import FLOAT16
 from ..trainer.checkpoints import kept
 from ..trainer.mixin import DistillationMixin
-from .callbacks import StopCallback, WatchCallback, stopping_on_interrupt
+from .callbacks import SealCallback, StopCallback, WatchCallback, stopping_on_interrupt
 from .eval_samples import EvalSamples
 from .metrics_file import MetricsFile
 from .prepare import PreparedRun
@@ -26,6 +27,8 @@ from .project_folder import SAMPLES
 from .unpickled import without_pickled_arguments
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback
 
 
@@ -61,6 +64,8 @@ def fit(prepared: PreparedRun) -> Trained:
         shown.append(EarlyStoppingCallback(params.early_stopping_patience, params.early_stopping_threshold))
     trainer = without_pickled_arguments(show_lines(_make_trainer(prepared, tokenizer, [stop, watch, *shown])))
     watch.trainer = trainer
+    if not (isinstance(trainer, DistillationMixin) and trainer.distilling):  # which seals its own
+        trainer.add_callback(SealCallback())
     if prepared.samples:
         longest = max(len(row["completion"]) for row in prepared.samples)  # of a teacher with another tokenizer too
         most = max(params.distill_max_teacher_length, longest)
@@ -74,7 +79,7 @@ def fit(prepared: PreparedRun) -> Trained:
         if prepared.setup is not None:
             prepared.setup.date.keep()
     state.wait_for_everyone()
-    last = project.last_checkpoint() if params.resume else None
+    last = _checkpoint_to_resume_from(prepared) if params.resume else None
     with stopping_on_interrupt(stop):
         outcome = trainer.train(resume_from_checkpoint=str(last) if last else None)
     if watch.diverged is not None:
@@ -94,6 +99,17 @@ def fit(prepared: PreparedRun) -> Trained:
         figure = f"{trainer.args.metric_for_best_model} {trainer.state.best_metric:.4g}"
         state.print(f"The best evaluation was at step {best} ({figure}); its weights are saved.")
     return Trained(prepared, trainer, tokenizer, outcome.metrics)
+
+
+def _checkpoint_to_resume_from(prepared: PreparedRun) -> Path | None:
+    """Return the checkpoint that the main process finds, and print which newer ones are damaged."""
+    project, state = prepared.checked.project, prepared.state
+    found = [project.find_checkpoints() if state.is_main_process else None]
+    broadcast_object_list(found)
+    assert found[0] is not None
+    if found[0].note:
+        state.print(found[0].note)
+    return found[0].usable
 
 
 def _make_trainer(

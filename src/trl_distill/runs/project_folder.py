@@ -41,7 +41,7 @@ from ..data.folder_names import is_inside
 from ..errors import ParamsError, ProjectError
 from ..prompts.template import text_of_file
 from ..teachers.multi.entries import read_teachers
-from ..trainer.checkpoints import last_complete
+from ..trainer.checkpoints import Checkpoints, find_checkpoints
 from .trackers import TENSORBOARD
 
 if TYPE_CHECKING:
@@ -112,7 +112,13 @@ class Project:
             raise ProjectError(
                 f"{name} holds a finished run; give --overwrite to replace it, or another --project-name."
             )
-        checkpoint, begun = self.last_checkpoint(), (self.folder / MARKER).is_file()
+        found, begun = self.find_checkpoints(), (self.folder / MARKER).is_file()
+        checkpoint = found.usable
+        if checkpoint is None and found.damaged:
+            raise ProjectError(
+                f"{name} holds an unfinished run without an intact checkpoint ({found.faults}); restore one and give "
+                "--resume, or add --overwrite to start over."
+            )
         if checkpoint is not None and not params.resume:
             raise ProjectError(
                 f"{name} holds an unfinished run ({checkpoint.name}); give --resume to continue it, or add "
@@ -269,8 +275,11 @@ class Project:
         """The names of the files and folders that this run has written as its result, the log among them."""
         return sorted({*self._written, "README.md", LOG})
 
+    def find_checkpoints(self) -> Checkpoints:
+        return find_checkpoints(self.checkpoints)
+
     def last_checkpoint(self) -> Path | None:
-        return last_complete(self.checkpoints)
+        return self.find_checkpoints().usable
 
     @contextmanager
     def writing(self, ranks: PartialState) -> Iterator[Path]:

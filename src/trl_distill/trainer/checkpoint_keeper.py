@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from accelerate.utils import broadcast_object_list
+from transformers import TrainerState
+from transformers.trainer_utils import rotate_checkpoints
 
 from ..data.atomic_file import write_text
 from ..data.data_fingerprint import difference, fingerprint
 from ..data.folder_lock import LOCK, folder_lock
 from ..data.packing import PackedRows
 from ..data.streaming import is_stream
-from ..errors import ParamsError
+from ..errors import DistillError, ParamsError
 from ..teachers.local.ema import EmaCallback
-from .checkpoints import STATE, last_complete
+from .checkpoints import STATE, begin, fault_of, find_checkpoints, seal
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -33,6 +38,7 @@ class CheckpointKeeper:
 
     def __init__(self, trainer: DistillingTrainer) -> None:
         self.trainer = trainer
+        self._limit: int | None = None  # of checkpoints to keep, while one is written
 
     @cached_property
     def learned_from(self) -> tuple[str, Sequence[int]] | None:
@@ -44,27 +50,26 @@ class CheckpointKeeper:
         return fingerprint(rows, leave_out=[self.trainer.args.length_column_name]), rows["row"]
 
     def to_resume_from(self, given: str | bool | None) -> str | bool | None:
-        """Return the checkpoint to resume from: of True the newest complete one.
+        """Return the checkpoint to resume from: of True the newest one that is complete and intact.
 
         Raises:
-            ParamsError: There is none, or it has learned from other rows.
+            ParamsError: There is none, it is damaged, or it has learned from other rows.
+            DistillError: See `check_best`.
         """
         if given is True:
-            folder = str(self.trainer.args.output_dir)
-            given = str(last_complete(folder) or "")
-            if not given:
+            given = self._newest()
+        elif given:
+            fault = fault_of(Path(given))
+            if fault is not None:
                 raise ParamsError(
-                    f"resume_from_checkpoint is True, but output_dir {folder!r} holds no complete checkpoint; leave it "
-                    "out to start over."
+                    f"resume_from_checkpoint is {str(given)!r}, which cannot be resumed from: {fault}; give an older "
+                    "checkpoint, or True for the newest that is intact."
                 )
-        rows = Path(given, ROWS) if given else None
-        if rows is not None and rows.is_file() and self.learned_from is not None:
-            changed = difference(rows.read_text(encoding="utf-8"), *self.learned_from)
-            if changed is not None:
-                raise ParamsError(
-                    f"resume_from_checkpoint is {str(given)!r}, but train_dataset has changed since: {changed}; give "
-                    "the same rows, or leave it out to start over."
-                )
+        if given:
+            self._check_rows(given)
+            if self.trainer.args.load_best_model_at_end:
+                state = TrainerState.load_from_json(str(Path(given, STATE)))
+                self.check_best(state.best_model_checkpoint)
         return given
 
     def lock(self) -> AbstractContextManager[None]:
@@ -79,12 +84,88 @@ class CheckpointKeeper:
         # Trainer uploads no name that begins so
         return folder_lock(Path(folder), what=f"output_dir {folder!r}", instead="another output_dir", file=f"_{LOCK}")
 
-    def begin(self, checkpoint: Path) -> None:
-        """Mark a checkpoint as incomplete until Trainer writes its state, and write the distillation state."""
-        if checkpoint.is_symlink():  # what it leads to is not this run's
-            checkpoint.unlink()
-        checkpoint.mkdir(parents=True, exist_ok=True)
-        (checkpoint / STATE).unlink(missing_ok=True)
+    def _newest(self) -> str:
+        """Return the newest usable checkpoint that the main process finds, and print which ones it has to skip."""
+        folder = str(self.trainer.args.output_dir)
+        found = [find_checkpoints(folder) if self.trainer.is_world_process_zero() else None]
+        broadcast_object_list(found)
+        assert found[0] is not None
+        if found[0].note:
+            self.trainer.accelerator.print(found[0].note)
+        if found[0].usable is not None:
+            return str(found[0].usable)
+        if found[0].damaged:
+            raise ParamsError(
+                f"resume_from_checkpoint is True, but no checkpoint in output_dir {folder!r} is intact "
+                f"({found[0].faults}); restore one, or leave it out to start over."
+            )
+        raise ParamsError(
+            f"resume_from_checkpoint is True, but output_dir {folder!r} holds no complete checkpoint; leave it "
+            "out to start over."
+        )
+
+    def _check_rows(self, checkpoint: str) -> None:
+        rows = Path(checkpoint, ROWS)
+        if not rows.is_file() or self.learned_from is None:
+            return
+        changed = difference(rows.read_text(encoding="utf-8"), *self.learned_from)
+        if changed is not None:
+            raise ParamsError(
+                f"resume_from_checkpoint is {checkpoint!r}, but train_dataset has changed since: {changed}; give "
+                "the same rows, or leave it out to start over."
+            )
+
+    @contextmanager
+    def writing(self, checkpoint: Path) -> Iterator[None]:
+        """Write the distillation state into a checkpoint that Trainer writes inside, and seal it.
+
+        It is incomplete until then, and Trainer deletes no older one before.
+        """
+        args, state = self.trainer.args, self.trainer.state
+        if args.should_save:
+            self._begin(checkpoint)
+        self._limit, args.save_total_limit = args.save_total_limit, None
+        try:
+            yield
+        finally:
+            limit = args.save_total_limit = self._limit
+            self._limit = None
+        self.trainer.accelerator.wait_for_everyone()
+        if args.should_save:
+            deletes = limit is not None and len(list(checkpoint.parent.glob("checkpoint-*"))) > limit
+            seal(checkpoint, flush=deletes)
+            rotate_checkpoints(
+                output_dir=str(checkpoint.parent),
+                save_total_limit=limit,
+                best_model_checkpoint=state.best_model_checkpoint,
+                use_mtime=True,
+            )
+
+    @contextmanager
+    def as_configured(self) -> Iterator[None]:
+        """Have the limit of `writing` back in the arguments, which are saved inside."""
+        args, now = self.trainer.args, self.trainer.args.save_total_limit
+        args.save_total_limit = now if self._limit is None else self._limit
+        try:
+            yield
+        finally:
+            args.save_total_limit = now
+
+    def check_best(self, best: str | None) -> None:
+        """Refuse weights of the best evaluation whose checkpoint (its path, or None) is damaged.
+
+        Raises:
+            DistillError: Naming the file.
+        """
+        fault = None if best is None or not Path(best).is_dir() else fault_of(Path(best))
+        if fault is not None:
+            raise DistillError(
+                f"the weights of the best evaluation, in {best!r}, cannot be loaded: {fault}; resume without "
+                "load_best_model_at_end, which ends with the weights of the last step."
+            )
+
+    def _begin(self, checkpoint: Path) -> None:
+        begin(checkpoint)
         if self.learned_from is not None:
             write_text(checkpoint / ROWS, self.learned_from[0])
         if self.trainer.teacher.capabilities.moves:

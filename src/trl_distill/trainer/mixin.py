@@ -6,6 +6,7 @@ With `use_distillation=False` every method passes on to SFTTrainer untouched.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -113,10 +114,10 @@ class DistillationMixin(CardWriter):
 
     @settings_named_as(TRAINER)
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
-        """Train as SFTTrainer does; with `resume_from_checkpoint=True`, from the newest complete checkpoint.
+        """Train as SFTTrainer does; with `resume_from_checkpoint=True`, from the newest checkpoint that is intact.
 
         Raises:
-            ParamsError: There is none, or it has learned from other rows.
+            ParamsError: There is none, it is damaged, or it has learned from other rows.
             ProjectError: Another process trains into the same `output_dir`, unless `save_strategy` is "no".
         """
         if not self.distilling:
@@ -216,7 +217,8 @@ class DistillationMixin(CardWriter):
         """
         if self.distilling:
             make_saveable(self.base_student, self.accelerator.print)
-        super()._save(output_dir, state_dict)
+        with self.checkpoints.as_configured() if self.distilling else nullcontext():
+            super()._save(output_dir, state_dict)
         if not self.distilling or not self.args.should_save:
             return
         folder = str(output_dir or self.args.output_dir)
@@ -225,13 +227,21 @@ class DistillationMixin(CardWriter):
             self.base_student.generation_config.save_pretrained(folder)
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
-        """Write a checkpoint; one of the same step is incomplete from now on until the trainer's state is written."""
+        """Write a checkpoint; one of the same step is incomplete from now on until its checksums are written."""
+        if not self.distilling:
+            super()._save_checkpoint(model, trial)
+            return
+        self.distiller.losses.check()
+        check_saveable(self, together=True)
+        folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
+        with self.checkpoints.writing(folder):
+            super()._save_checkpoint(model, trial)
+
+    def _load_best_model(self) -> None:
+        """Load the weights of the best evaluation as SFTTrainer does, if its checkpoint is intact."""
         if self.distilling:
-            self.distiller.losses.check()
-            check_saveable(self, together=True)
-        if self.distilling and self.args.should_save:
-            self.checkpoints.begin(Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}")
-        super()._save_checkpoint(model, trial)
+            self.checkpoints.check_best(self.state.best_model_checkpoint)
+        super()._load_best_model()
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         """Resume from a checkpoint as SFTTrainer does, with the moving average of the time."""

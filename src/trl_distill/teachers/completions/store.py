@@ -1,7 +1,8 @@
 """Stored completions and log-probabilities of a teacher: one JSON line each, found by its key.
 
 A key is made from the teacher, the prompt (token ids, or messages) and the generation settings, never from a row
-number. A line is appended and flushed before the next is asked for; a line torn by a kill is ignored and made again.
+number. A line is appended and flushed before the next is asked for. It ends with its own CRC-32: one that a kill has
+cut, or that has a flipped bit, is ignored and made again. Lines of earlier versions have no CRC-32.
 """
 
 from __future__ import annotations
@@ -15,11 +16,14 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from ...data.atomic_file import flush, write_bytes
+from ...data.checksum import checksum_of
 from ...data.folder_lock import file_lock
 from ...models.generation import Completion
 
 Entry = TypeVar("Entry")
 JsonObject = dict[str, Any]
+CHECKSUM = "crc32"  # of a line's bytes, as if it ended before
+SHOWN = 3  # damaged lines that are named
 
 
 class JsonlStore(Generic[Entry]):
@@ -36,6 +40,7 @@ class JsonlStore(Generic[Entry]):
         self.path = None if path is None else Path(path)
         self._entries: dict[str, Entry] = {}
         self._size, self._torn = 0, False
+        self._damaged: list[int] = []
         self.refresh()
 
     def __len__(self) -> int:
@@ -53,14 +58,26 @@ class JsonlStore(Generic[Entry]):
             return
         content = self.path.read_bytes()
         self._size, self._torn = len(content), bool(content) and not content.endswith(b"\n")
-        for text in content.split(b"\n"):
+        self._damaged = []
+        for number, text in enumerate(content.split(b"\n"), 1):
+            if not text:
+                continue
             try:
-                line = json.loads(text)
+                line = _checked(text)
                 if b"\\ud" in text:
                     json.dumps(line, ensure_ascii=False).encode()  # half a surrogate pair is no text: asked for again
                 self._entries[line["key"]] = self.from_line(line)
-            except (ValueError, KeyError, TypeError):
-                continue  # torn by a kill: it is made again
+            except (ValueError, KeyError, TypeError, RecursionError):
+                self._damaged.append(number)  # it is made again
+
+    def _report_damage(self) -> None:
+        """Print which lines of the file are damaged, if they were not printed already: what they held is missing."""
+        if not self._damaged:
+            return
+        numbers = ", ".join(map(str, self._damaged[:SHOWN])) + (", ..." if len(self._damaged) > SHOWN else "")
+        lines = f"line {numbers} is" if len(self._damaged) == 1 else f"lines {numbers} are"
+        print(f"{self.path}: {lines} damaged and ignored; what is missing is made again.")
+        self._damaged = []
 
     @contextmanager
     def asking(self, keys: Iterable[str]) -> Iterator[set[str]]:
@@ -75,7 +92,10 @@ class JsonlStore(Generic[Entry]):
             return
         with file_lock(self.path, what=f"the file {str(self.path)!r}", instead="another folder"):
             self.refresh()
-            yield wanted - self._entries.keys()
+            missing = wanted - self._entries.keys()
+            if missing:
+                self._report_damage()
+            yield missing
 
     def add(self, entries: Mapping[str, Entry]) -> None:
         """Keep entries and write them to the file before returning."""
@@ -105,8 +125,25 @@ class JsonlStore(Generic[Entry]):
         self._size, self._torn = len(data), False
 
     def _lines(self, entries: Mapping[str, Entry]) -> bytes:
-        lines = (json.dumps({"key": key, **self.to_line(entry)}) for key, entry in entries.items())
-        return "".join(f"{line}\n" for line in lines).encode()
+        texts = (json.dumps({"key": key, **self.to_line(entry)}).encode() for key, entry in entries.items())
+        return b"".join(text[:-1] + _end(text) + b"\n" for text in texts)
+
+
+def _end(text: bytes) -> bytes:
+    """Return the end of the line of a JSON object, from its closing brace on."""
+    return f', "{CHECKSUM}": "{checksum_of(text)}"}}'.encode()
+
+
+def _checked(text: bytes) -> JsonObject:
+    """Return the JSON object of a line; raise ValueError if it is none, or not what was written."""
+    line = json.loads(text)
+    if not isinstance(line, dict):
+        raise ValueError("the line is no object")
+    if line.pop(CHECKSUM, None) is not None:
+        length = len(_end(b""))
+        if text[-length:] != _end(text[:-length] + b"}"):
+            raise ValueError("the line differs from its checksum")
+    return line
 
 
 class CompletionStore(JsonlStore[Completion]):
@@ -121,9 +158,15 @@ class CompletionStore(JsonlStore[Completion]):
     @staticmethod
     def from_line(line: JsonObject) -> Completion:
         """Return the completion of a line; raise KeyError or TypeError if it is none."""
-        more = {name: str(line.get(name, "")) for name in ("reasoning", "unusable")}
-        ids = line["ids"] if line.get("text") is None else line.get("ids", ())
-        return Completion(tuple(ids), bool(line["finished"]), line.get("text"), **more)
+        text, finished = line.get("text"), line["finished"]
+        ids = line["ids"] if text is None else line.get("ids", [])
+        more = {name: line.get(name, "") for name in ("reasoning", "unusable")}
+        texts = [*more.values(), *([] if text is None else [text])]
+        if not (isinstance(ids, list) and isinstance(finished, bool) and all(isinstance(own, str) for own in texts)):
+            raise TypeError("a field has another type than a completion's")
+        if any(type(token) is not int or token < 0 for token in ids):
+            raise TypeError("ids are not token ids")
+        return Completion(tuple(ids), finished, text, **more)
 
 
 def key_of(identity: Mapping[str, object], prompt: Sequence[object]) -> str:
