@@ -25,7 +25,8 @@ CHAT_TEMPLATE = (
 # of all files these take longest: begun first, so that no worker is left with one of them at the end
 LONGEST = (
     "trainer/test_distributed.py", "faults/test_kills.py", "test_examples.py", "losses/test_kernels.py",
-    "runs/test_library_output.py", "trainer/test_trainer_features.py", "runs/test_interrupt.py", "test_benchmarks.py",
+    "runs/test_library_output.py", "trainer/test_trainer_features.py", "runs/test_end_of_process.py",
+    "test_benchmarks.py",
 )  # fmt: skip
 KEY = "k3y-of-the-tests-0123456789"  # of no known form, so that nothing finds it by its looks
 SPECIAL = ["<|pad|>", "<|end|>", "<|im_start|>", "<|im_end|>"]

@@ -26,6 +26,7 @@ FOUNDATION = (
     "errors",
     "printable",
     "prompts.template",
+    "standard_streams",
     "trainer.registry",
 )
 

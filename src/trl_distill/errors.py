@@ -76,9 +76,18 @@ class ProjectError(UsageError, FileExistsError):
 
 
 class RunInterrupted(DistillError):
-    """The run was stopped on request after writing a checkpoint (exit 130, as shells report Ctrl-C)."""
+    """The run was stopped on request after writing a checkpoint.
+
+    Args:
+        sentence: What was kept, and how to continue.
+        exit_code: What shells report for the signal: 130 for Ctrl-C, 143 for SIGTERM, 129 for SIGHUP.
+    """
 
     exit_code = 130
+
+    def __init__(self, sentence: str, *, exit_code: int = 130) -> None:
+        super().__init__(sentence)
+        self.exit_code = exit_code
 
 
 def model_error(role: str) -> type[UsageError]:

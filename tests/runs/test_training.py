@@ -135,6 +135,26 @@ def test_a_finished_run_is_not_overwritten(settings):
     run(LLMTrainingParams(**settings, overwrite=True))
 
 
+def test_a_finished_run_that_is_resumed_returns_what_it_has_written(settings, capsys):
+    first = run(LLMTrainingParams(**settings))
+    capsys.readouterr()
+    again = run(LLMTrainingParams(**settings, resume=True))
+    assert "has finished; there is nothing left to resume" in capsys.readouterr().out
+    ids = torch.tensor([[5, 6, 7]])
+    assert again.trainer is None
+    logits = [one.model(ids.to(one.model.device)).logits.cpu() for one in (first, again)]
+    assert torch.equal(*logits)
+    assert again.metrics["train_loss"] == first.metrics["train_loss"]
+    assert all(path.exists() for path in again.paths.values())
+    for name, value in {"epochs": 7.0, "lr": 0.5}.items():
+        with pytest.raises(ProjectError, match=f"holds a finished run with {name}"):
+            run(LLMTrainingParams(**{**settings, name: value}, resume=True))
+
+
+def test_resuming_without_a_project_starts_a_run(settings):
+    assert run(LLMTrainingParams(**settings, resume=True)).trainer is not None
+
+
 def test_a_run_that_is_refused_leaves_the_finished_one_as_it_was(settings, tmp_path):
     run(LLMTrainingParams(**settings))
     folder = tmp_path / "run_2.5-x"

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import signal
+
 import pytest
 from datasets import Dataset
 from holding import another_process
@@ -37,10 +40,11 @@ class KillInCheckpoint(ExportableState, TrainerCallback):
         return {"args": {"step": self.step}, "attributes": {}}
 
 
-def distilling(student, teacher, folder, *callbacks):
+def distilling(student, teacher, folder, *callbacks, **settings):
+    given = {"max_steps": 4, "save_strategy": "steps", "save_steps": 1, **settings}
     config = DistillationSFTConfig(
-        output_dir=str(folder), use_distillation=True, teacher_model=str(teacher), max_steps=4, save_strategy="steps",
-        save_steps=1, logging_steps=1, per_device_train_batch_size=2, bf16=False, use_cpu=accelerator() is None,
+        output_dir=str(folder), use_distillation=True, teacher_model=str(teacher), **given,
+        logging_steps=1, per_device_train_batch_size=2, bf16=False, use_cpu=accelerator() is None,
         report_to="none",
         dataloader_pin_memory=False, gradient_checkpointing=False, disable_tqdm=True,
     )  # fmt: skip
@@ -104,3 +108,19 @@ def test_two_runs_do_not_keep_checkpoints_in_one_folder(tiny_model_dir, tiny_tea
     trainer.train()
     assert last_complete(tmp_path).name == "checkpoint-4"
     assert not list(tmp_path.glob("_*"))
+
+
+def test_a_script_gets_a_checkpoint_at_sigterm_from_transformers(tiny_model_dir, tiny_teacher_dir, tmp_path):
+    class SendSigterm(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            if state.global_step == 2:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    settings = {"enable_jit_checkpoint": True, "max_steps": 10_000, "save_strategy": "no"}
+    trainer = distilling(tiny_model_dir, tiny_teacher_dir, tmp_path, SendSigterm(), **settings)
+    for callback in trainer.callback_handler.callbacks:
+        if hasattr(callback, "jit_manager"):
+            callback.jit_manager.kill_wait = 0  # seconds before it saves
+    trainer.train()
+    assert last_complete(tmp_path).name == f"checkpoint-{trainer.state.global_step}"
+    assert 2 <= trainer.state.global_step < 10_000

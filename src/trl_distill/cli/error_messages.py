@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import re
+import signal
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import click
 
-from ..errors import DistillError
+from ..errors import DistillError, RunInterrupted
 from ..printable import printable
+from ..runs.stop_signals import Stopped, exit_code_of, speaks
 
 LONGEST = 380  # characters of an unexpected error's text
 # lower-case letters and underscores alone are a name, such as hf_deepspeed_config
@@ -19,7 +21,7 @@ _TOKEN = re.compile(r"\b(hf_(?=[\w-]*[A-Z0-9])|sk-)[\w-]{10,}")
 
 @contextmanager
 def exit_on_error(*, debug: bool) -> Iterator[None]:
-    """Turn an error raised inside into one sentence on stderr and the exit code 1, 2 or 130.
+    """Turn an error raised inside into one sentence on stderr and its exit code: 1, 2, or a signal's.
 
     Args:
         debug: Show the traceback too.
@@ -28,10 +30,13 @@ def exit_on_error(*, debug: bool) -> Iterator[None]:
         yield
     except (click.exceptions.Exit, click.ClickException):
         raise  # click prints its own errors, with the usage
+    except RunInterrupted as stop:
+        _exit(str(stop), stop.exit_code, debug=debug, says=speaks())
     except DistillError as error:
         _exit(str(error), error.exit_code, debug=debug)
-    except KeyboardInterrupt as stop:
-        _exit(str(stop) or "interrupted.", 130, debug=debug)  # Python's own has no text
+    except KeyboardInterrupt as stop:  # Python's own has neither text nor number
+        number = stop.number if isinstance(stop, Stopped) else signal.SIGINT
+        _exit(str(stop) or "interrupted.", exit_code_of(number), debug=debug, says=speaks())
     except Exception as error:
         hint = "" if debug else " Run again with --debug for the traceback."
         text = _line(str(error))[:LONGEST].rstrip(".")
@@ -43,7 +48,9 @@ def without_secrets(text: str) -> str:
     return _TOKEN.sub(lambda found: found[1] + "***", text)
 
 
-def _exit(sentence: str, code: int, *, debug: bool) -> None:
+def _exit(sentence: str, code: int, *, debug: bool, says: bool = True) -> None:
+    if not says:  # the first of several processes does
+        raise click.exceptions.Exit(code) from None
     if debug:
         click.echo(printable(without_secrets(traceback.format_exc())), err=True, nl=False)
     click.echo(f"aitraining: error: {printable(without_secrets(_line(sentence)))}", err=True)

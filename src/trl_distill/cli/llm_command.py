@@ -13,7 +13,7 @@ from click.core import ParameterSource
 from ..config.fields import CheckedSettings
 from ..config.setting_names import as_flags, settings_named_as
 from ..config.training_params import ALIASES, FIELDS, LLMTrainingParams
-from ..errors import ParamsError
+from ..errors import ParamsError, RunInterrupted
 from ..runs.library_output import quiet
 from .config_file import read_config, refuse_models_in_memory
 from .error_messages import exit_on_error, without_secrets
@@ -160,7 +160,8 @@ def params_from_command(argv: Sequence[str]) -> LLMTrainingParams:
 def running(ctx: click.Context) -> Iterator[LLMTrainingParams]:
     """Yield the parameters of a command; an error inside exits with a sentence and an exit code.
 
-    A successful command destroys the process group, whose threads may otherwise abort the interpreter's exit.
+    A command that ends in all processes together destroys their group, whose threads may otherwise abort the
+    interpreter's exit.
     """
     with exit_on_error(debug=ctx.params["debug"]):
         params = params_of(ctx)
@@ -169,16 +170,28 @@ def running(ctx: click.Context) -> Iterator[LLMTrainingParams]:
             settings_named_as(COMMAND),
             nullcontext() if ctx.params["debug"] else quiet(four_bits=four_bits, own_process=True),
         ):
-            yield params
-            accelerate = sys.modules.get("accelerate")
-            if accelerate is not None:
-                accelerate.PartialState().destroy_process_group()
+            try:
+                yield params
+            except RunInterrupted:  # in all processes together
+                _leave_group()
+                raise
+            _leave_group()
+
+
+def _leave_group() -> None:
+    accelerate = sys.modules.get("accelerate")
+    if accelerate is not None:
+        accelerate.PartialState().destroy_process_group()
 
 
 @click.pass_context
 def run_command(ctx: click.Context, **_: object) -> None:
     """Train."""
     with running(ctx) as params:
+        from ..runs.checks import finished_project
+
+        if params.resume and finished_project(params) is not None:
+            return  # its model is not needed
         from ..runs.api import run
 
         run(params, verbose=ctx.params["debug"])

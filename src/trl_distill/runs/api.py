@@ -11,7 +11,8 @@ from typing import Any
 
 from ..config.setting_names import settings_named_as
 from ..config.training_params import LIBRARY, LLMTrainingParams
-from .checks import CheckedRun, check_run
+from ..standard_streams import unbreakable_streams
+from .checks import CheckedRun, check_run, finished_project
 from .library_output import quiet, without_library_bars
 from .result import RunResult
 
@@ -28,7 +29,7 @@ def train(params: LLMTrainingParams, *, verbose: bool = False) -> Any:
 
     Raises:
         UsageError: A request that cannot be fulfilled; raised before a model loads.
-        RunInterrupted: Ctrl-C; a checkpoint is written.
+        RunInterrupted: Ctrl-C or SIGTERM while it trains; a checkpoint is written.
     """
     return run(params, verbose=verbose).model
 
@@ -46,12 +47,17 @@ def run(params: LLMTrainingParams, *, verbose: bool = False) -> RunResult:
 
     Raises:
         UsageError: A request that cannot be fulfilled; raised before a model loads.
-        RunInterrupted: Ctrl-C; a checkpoint is written.
+        RunInterrupted: Ctrl-C or SIGTERM while it trains; a checkpoint is written.
     """
     started = time.perf_counter()
+    project = finished_project(params)
+    if project is not None:
+        from .finished import result_of_finished
+
+        return result_of_finished(project, params)
     with ExitStack() as shown:
         checked = _check(params, shown, verbose=verbose)
-        from .fit import fit
+        from .fit import fit, telling_checkpoint
         from .next_steps import steps_after
         from .prepare import prepare
         from .save import save
@@ -62,7 +68,9 @@ def run(params: LLMTrainingParams, *, verbose: bool = False) -> RunResult:
         if params.dry_run:
             return prepared.dry_result()
         shown.enter_context(tracked(params, checked.project.folder))
-        result = save(fit(prepared))
+        trained = fit(prepared)
+        with telling_checkpoint(checked.project):
+            result = save(trained)
     seconds = time.perf_counter() - started
     steps = steps_after(prepared, result.tokenizer)
     prepared.state.print(closing_lines(result.paths, result.metrics, steps, seconds=seconds))
@@ -71,6 +79,7 @@ def run(params: LLMTrainingParams, *, verbose: bool = False) -> RunResult:
 
 def _check(params: LLMTrainingParams, shown: ExitStack, *, verbose: bool, writes_store: bool = False) -> CheckedRun:
     """Return the checked run; until `shown` is closed, its folders are held and library output is hidden."""
+    shown.enter_context(unbreakable_streams())
     if not verbose:
         given = (getattr(params, name, None) for name in ("quantization", "teacher_quantization"))
         shown.enter_context(quiet(four_bits="int4" in given))

@@ -1,26 +1,25 @@
-"""Early ends of a run: Ctrl-C, with a checkpoint after the running step, and a non-finite loss, without one.
+"""Early ends of a run: a signal, with a checkpoint after the running step, and a non-finite loss, without one.
 
 And the checksums of checkpoints that a trainer of TRL's writes.
 """
 
 from __future__ import annotations
 
-import signal
-import sys
-import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING
 
+import torch
 from accelerate import PartialState
+from torch import distributed
 from transformers import TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ..trainer.checkpoints import seal
 from ..trainer.mixin import DistillationMixin
 from ..trainer.saveable import check_weights
+from .stop_signals import listening_for_stop, say_stopping
 from .summary import not_finite
 
 if TYPE_CHECKING:
@@ -28,41 +27,66 @@ if TYPE_CHECKING:
 
 
 class StopCallback(TrainerCallback):
-    """Ends training with a checkpoint after the step in which `requested` was set."""
+    """Ends training with a checkpoint after the step in which a signal came.
+
+    Several processes get a signal in different steps, or one of them alone. They ask each other at the end of each
+    step, on the hosts, and read the answer at the end of the next one: all stop after the same step, and none waits
+    for its device.
+
+    Attributes:
+        number: The signal that ends the run; 0 if none does.
+    """
 
     def __init__(self) -> None:
-        self.requested = False
+        self.number = 0
+        self._came = 0
+        self._group: distributed.ProcessGroup | None = None
+        self._asked: tuple[torch.Tensor, distributed.Work] | None = None
+
+    def request(self, number: int) -> None:
+        """Note a signal; called between two bytecodes."""
+        self._came = number
+        say_stopping(number)
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
+        """Make the group in which processes ask each other."""
+        if args.world_size > 1 and distributed.is_initialized() and distributed.is_gloo_available():
+            self._group = distributed.new_group(backend="gloo")
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
     ) -> None:
-        """Save and stop if a stop was requested."""
-        if self.requested:
+        """Save and stop if a signal came."""
+        self.number = self._came if self._group is None else self._answer()
+        if self.number:
             control.should_save = True
             control.should_training_stop = True
+        elif self._group is not None:
+            asked = torch.tensor([self._came], device="cpu")
+            work = distributed.all_reduce(asked, distributed.ReduceOp.MAX, group=self._group, async_op=True)
+            self._asked = asked, work
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
+        """Read the last answer, which comes too late to stop, so that no process is left asking."""
+        self._answer()
+
+    def _answer(self) -> int:
+        if self._asked is None:
+            return 0
+        (asked, work), self._asked = self._asked, None
+        work.wait()
+        return int(asked)
 
 
 @contextmanager
-def stopping_on_interrupt(callback: StopCallback) -> Iterator[None]:
-    """Turn the first Ctrl-C into a request to stop; a second one stops immediately, without a checkpoint."""
-    if threading.current_thread() is not threading.main_thread():
-        yield  # only the main thread may set a handler
-        return
-
-    def request(signum: int, frame: FrameType | None) -> None:
-        callback.requested = True
-        signal.signal(signal.SIGINT, before)
-        print(
-            "\nStopping after this step, with a checkpoint; interrupt again (Ctrl-C) to stop at once.",
-            file=sys.stderr,
-            flush=True,
-        )
-
-    before = signal.signal(signal.SIGINT, request)
-    try:
+def stopping_on_signal(callback: StopCallback) -> Iterator[None]:
+    """Turn the first signal into a request to stop; a second one stops immediately, without a checkpoint."""
+    with listening_for_stop(callback.request):
         yield
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 class WatchCallback(TrainerCallback):

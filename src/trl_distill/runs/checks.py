@@ -16,6 +16,7 @@ from ..teachers.multi.prompt_mixture import plain_mixture
 from ..trainer.registry import check_registered, get_trainer
 from .hub import check_token
 from .project_folder import Project
+from .stop_signals import speaks
 
 if TYPE_CHECKING:
     from torch import nn
@@ -95,6 +96,26 @@ def _lock_store(folder: str, locks: ExitStack, *, only_unfinished: bool) -> None
     store = TargetFolder(folder)
     if not (only_unfinished and store.complete):  # a finished one has any number of readers
         locks.enter_context(store.locked())
+
+
+def finished_project(params: LLMTrainingParams) -> Project | None:
+    """Return the project that a run would resume if it has finished, and say that nothing is left to do; else None.
+
+    Args:
+        params: The run's parameters, checked here.
+
+    Raises:
+        ParamsError: See `check_params`.
+        ProjectError: The finished run has learned something else, or for another number of steps.
+    """
+    check_params(params)
+    project = Project(params.project_name)
+    if not params.resume or params.dry_run or not project.is_finished:
+        return None
+    project.check_finished_same(params)
+    if speaks():
+        print(f"The run in {project.folder} has finished; there is nothing left to resume.")
+    return project
 
 
 def check_target_modules(given: str, model: nn.Module) -> None:

@@ -18,6 +18,7 @@ from ..config.user_files import user_path
 from ..data.atomic_file import obstacle
 from ..data.folder_lock import folder_lock
 from ..errors import ParamsError, ProjectError
+from ..standard_streams import unbreakable_streams
 from .evaluation_inputs import (
     KnownRun,
     evaluated_params,
@@ -182,6 +183,7 @@ def _evaluate(
 
     params = _params(run, overrides)
     with ExitStack() as stack:
+        stack.enter_context(unbreakable_streams())
         if not verbose:
             stack.enter_context(quiet(four_bits="int4" in (params.quantization, params.teacher_quantization)))
         check_evaluation(params, settings, student=student, before=before)

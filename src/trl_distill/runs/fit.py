@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -18,12 +19,13 @@ from ..models.quantization import keep_differentiable
 from ..teachers.local.model import FLOAT16
 from ..trainer.checkpoints import kept
 from ..trainer.mixin import DistillationMixin
-from .callbacks import SealCallback, StopCallback, WatchCallback, stopping_on_interrupt
+from .callbacks import SealCallback, StopCallback, WatchCallback, stopping_on_signal
 from .eval_samples import EvalSamples
 from .metrics_file import MetricsFile
 from .prepare import PreparedRun
 from .progress import FirstSteps, show_lines
-from .project_folder import SAMPLES
+from .project_folder import SAMPLES, Project
+from .stop_signals import exit_code_of
 from .unpickled import without_pickled_arguments
 
 if TYPE_CHECKING:
@@ -50,10 +52,10 @@ class Trained:
 
 
 def fit(prepared: PreparedRun) -> Trained:
-    """Train; Ctrl-C ends at the next step with a checkpoint, a loss that is not finite without one.
+    """Train; Ctrl-C or SIGTERM ends at the next step with a checkpoint, a loss that is not finite without one.
 
     Raises:
-        RunInterrupted: Ctrl-C.
+        RunInterrupted: Ctrl-C, SIGTERM or SIGHUP.
         DistillError: A loss is not finite.
     """
     params, project, state = prepared.checked.params, prepared.checked.project, prepared.state
@@ -80,7 +82,7 @@ def fit(prepared: PreparedRun) -> Trained:
             prepared.setup.date.keep()
     state.wait_for_everyone()
     last = _checkpoint_to_resume_from(prepared) if params.resume else None
-    with stopping_on_interrupt(stop):
+    with stopping_on_signal(stop):
         outcome = trainer.train(resume_from_checkpoint=str(last) if last else None)
     if watch.diverged is not None:
         step, name = watch.diverged
@@ -89,10 +91,11 @@ def fit(prepared: PreparedRun) -> Trained:
             f"{f'{FLOAT16}give --mixed-precision bf16 or no, or ' if prepared.args.fp16 else ''}"
             f"lower --lr (it is {params.lr:g}); {kept(prepared.args.output_dir)}."
         )
-    if stop.requested:
+    if stop.number:
         raise RunInterrupted(
             f"stopped on request at step {trainer.state.global_step}; a checkpoint is in "
-            f"{project.last_checkpoint()}; run the same again and add --resume to continue."
+            f"{project.last_checkpoint()}; run the same again and add --resume to continue.",
+            exit_code=exit_code_of(stop.number),
         )
     best = trainer.state.best_global_step
     if prepared.args.load_best_model_at_end and best:
@@ -110,6 +113,21 @@ def _checkpoint_to_resume_from(prepared: PreparedRun) -> Path | None:
     if found[0].note:
         state.print(found[0].note)
     return found[0].usable
+
+
+@contextmanager
+def telling_checkpoint(project: Project) -> Iterator[None]:
+    """Add to a signal that comes after training which checkpoint the result can be made from."""
+    try:
+        yield
+    except KeyboardInterrupt as interrupt:
+        checkpoint = project.last_checkpoint()
+        if checkpoint is not None:
+            interrupt.args = (
+                f"interrupted before the result was complete; a checkpoint is in {checkpoint}; run the same again and "
+                "add --resume to continue.",
+            )
+        raise
 
 
 def _make_trainer(

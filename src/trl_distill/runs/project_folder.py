@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -68,6 +69,7 @@ FREE_ON_RESUME = frozenset(
         *("eval_on_start", "eval_samples"),
     )
 )
+HOW_LONG = ("epochs", "max_steps")
 # defaults of an earlier version, which a run that was started with them keeps
 EARLIER_DEFAULTS = {"optimizer": "adamw_torch", "mixed_precision": None}
 PROMPTS = ("teacher_prompt_template", "student_prompt_template", "teacher_system", "student_system")
@@ -134,6 +136,29 @@ class Project:
                     "or add --overwrite to replace it."
                 )
 
+    @property
+    def is_finished(self) -> bool:
+        """Whether a run has finished here."""
+        return (self.folder / MANIFEST).is_file()
+
+    def check_finished_same(self, params: LLMTrainingParams) -> None:
+        """Refuse to resume a finished run with settings that change what it learns, or how long.
+
+        Raises:
+            ProjectError: Naming the setting.
+        """
+        name = self._name
+        self._check_same(name, params, state="a finished")
+        before = self._begun_with() or {}
+        for key in HOW_LONG:
+            given = getattr(params, key)
+            if before.get(key, given) != given:
+                raise ProjectError(
+                    f"{name} holds a finished run with {key} {before[key]!r}, and this one has {given!r}; a finished "
+                    f"run is not continued: give --model {shlex.quote(str(self.folder))} and another --project-name "
+                    "to train its student further, or --overwrite to start over."
+                )
+
     def check_place(self, params: LLMTrainingParams) -> None:
         """Refuse a path that cannot be a folder, and one that the run reads from.
 
@@ -184,13 +209,13 @@ class Project:
             return None
         return read if isinstance(read, dict) else None
 
-    def _check_same(self, name: str, params: LLMTrainingParams) -> None:
+    def _check_same(self, name: str, params: LLMTrainingParams, *, state: str = "an unfinished") -> None:
         """Refuse to resume a run with settings that change what it learns, or that are not known."""
         before, named = self._begun_with(), params.to_dict()
         for file, read in ((CONFIG, before), (MARKER, self._read(MARKER))):
             if read is None:
                 raise ProjectError(
-                    f"{name} holds an unfinished run whose {file} is damaged, so that nobody knows whether this run is "
+                    f"{name} holds {state} run whose {file} is damaged, so that nobody knows whether this run is "
                     f"the same; add --overwrite to start over, or delete {file} and add --resume to resume anyway."
                 )
         assert before is not None
@@ -198,7 +223,7 @@ class Project:
             # an earlier version kept the name of a prompt's file
             if key not in FREE_ON_RESUME and before.get(key, value) not in (value, named[key]):
                 raise ProjectError(
-                    f"{name} holds an unfinished run with {key} {before[key]!r}, and this one has {value!r}; give the "
+                    f"{name} holds {state} run with {key} {before[key]!r}, and this one has {value!r}; give the "
                     "same and add --resume, or add --overwrite to start over."
                 )
 

@@ -22,6 +22,7 @@ from ..data.split import Split
 from ..errors import ParamsError
 from ..models.adapters import is_peft_model
 from ..models.generation_config import make_saveable
+from ..standard_streams import unbreakable_streams
 from .card import CardWriter
 from .checkpoint_keeper import CheckpointKeeper
 from .compatibility import SEARCH, check_plain
@@ -71,6 +72,7 @@ class DistillationMixin(CardWriter):
 
     must_distil = False  # whether `use_distillation` must be set
 
+    @unbreakable_streams()
     def __init__(
         self,
         model: str | PreTrainedModel | PeftModel,
@@ -113,6 +115,7 @@ class DistillationMixin(CardWriter):
         return self.distiller.completions.by_teacher(batch, randomness)
 
     @settings_named_as(TRAINER)
+    @unbreakable_streams()
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
         """Train as SFTTrainer does; with `resume_from_checkpoint=True`, from the newest checkpoint that is intact.
 

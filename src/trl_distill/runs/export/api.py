@@ -14,6 +14,7 @@ from ...config.setting_names import in_python, settings_named_as
 from ...config.user_files import user_path
 from ...errors import ParamsError, ProjectError
 from ...printable import printable
+from ...standard_streams import unbreakable_streams
 from ..evaluation_inputs import KnownRun, read_project, run_of
 from ..library_output import quiet, without_library_bars
 from ..project_folder import MANIFEST
@@ -75,6 +76,7 @@ def export_project(project: Any, settings: ExportSettings, *, verbose: bool = Fa
     if settings.to is None:
         raise ParamsError(f"to is missing; give --to {', '.join(EXPORT_FIELDS['to'].metadata['choices'])}.")
     with ExitStack() as shown:
+        shown.enter_context(unbreakable_streams())
         if not verbose:
             shown.enter_context(quiet())
         student, folder = _checked(_run_of(project), settings, settings.to, shown)

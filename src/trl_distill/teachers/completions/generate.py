@@ -71,14 +71,14 @@ def report_kept_on_interrupt(
     """Add to a Ctrl-C how many of `keys` are in the store, if it is on disk."""
     try:
         yield
-    except KeyboardInterrupt:
-        if store.path is None:
-            raise
-        kept = sum(key in store for key in keys)
-        raise KeyboardInterrupt(
-            f"interrupted: {kept:,} of {len(keys):,} {what} are kept in {store.path}; run the same command again to "
-            "resume."
-        ) from None
+    except KeyboardInterrupt as interrupt:  # or a signal that ends a run like it
+        if store.path is not None:
+            kept = sum(key in store for key in keys)
+            interrupt.args = (
+                f"interrupted: {kept:,} of {len(keys):,} {what} are kept in {store.path}; run the same command again "
+                "to resume.",
+            )
+        raise
 
 
 def identity_of(teacher: Writer, settings: GenerationSettings) -> JsonObject:

@@ -1,0 +1,34 @@
+"""The result of a run that had finished before it was resumed."""
+
+from __future__ import annotations
+
+import json
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from ..config.devices import accelerator
+from ..config.training_params import LLMTrainingParams
+from ..models.loading import keep_tokenizer
+from .evaluation_inputs import remember_run
+from .project_folder import Project
+from .result import RunResult
+
+
+def result_of_finished(project: Project, params: LLMTrainingParams) -> RunResult:
+    """Load what a finished run has written: model, tokenizer and figures; there is no trainer.
+
+    Args:
+        project: Its folder.
+        params: Its parameters.
+    """
+    folder, trust = project.folder, params.trust_remote_code
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", trust_remote_code=trust)
+    torch.nn.Module.to(model, accelerator() or "cpu")
+    model.eval()
+    keep_tokenizer(model, tokenizer)
+    remember_run(model, params, folder, None)
+    metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))["metrics"]
+    names = {"config": "config.yaml", "metrics": "metrics.json", "card": "README.md"}
+    return RunResult(model, tokenizer, metrics, {"project": folder, **{k: folder / v for k, v in names.items()}})

@@ -1,0 +1,43 @@
+"""How a process ends: signals, closed pipes, terminals without UTF-8."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).parents[1] / "faults" / "end_of_process.py"
+LINUX = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+
+
+@LINUX
+def test_runs_end_as_they_should_by_signals_without_a_terminal_and_in_two_processes(tmp_path):
+    command = [sys.executable, str(SCRIPT), "--folder", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=400)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert json.loads(done.stdout.splitlines()[-1])["cases"] == 9
+
+
+@LINUX
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_while_libraries_are_imported_ends_the_command_in_one_sentence(number, code, tmp_path):
+    (tmp_path / "data.jsonl").write_text('{"text": "red cat"}\n')
+    command = "-m trl_distill.cli llm --model embedded --teacher-model embedded --teacher-prompt-template e{input}"
+    process = subprocess.Popen(
+        [sys.executable, *command.split(), "--data-path", str(tmp_path / "data.jsonl")],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path,
+        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+    )  # fmt: skip
+    deadline = time.monotonic() + 60
+    while "libtorch" not in Path(f"/proc/{process.pid}/maps").read_text() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(number)
+    printed, errors = process.communicate(timeout=60)
+    assert process.returncode == code
+    assert (printed, errors) == ("", "aitraining: error: interrupted.\n")
