@@ -20,7 +20,8 @@ from ..data.atomic_file import flush_all, write_text
 from ..data.checksum import checksum_of, file_checksum
 
 STATE, CHECKSUMS = "trainer_state.json", "checksums.json"
-NOT_READ = ("README.md", "training_args.bin", CHECKSUMS)  # on resuming: they may be edited or deleted
+JIT_MARK = "checkpoint-is-incomplete.txt"  # transformers deletes it when `enable_jit_checkpoint` has written one
+NOT_READ = ("README.md", "training_args.bin", CHECKSUMS, JIT_MARK)  # on resuming: they may be edited or deleted
 INCOMPLETE = "it is incomplete"
 ZIPPED = (".pt", ".pth", ".bin")  # what `torch.save` writes is a zip archive
 
