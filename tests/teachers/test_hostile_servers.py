@@ -13,7 +13,7 @@ from teachers import hostile
 from teachers.hostile import completion, hostile_server, sends
 from transformers import AutoTokenizer
 
-from trl_distill import DistillError, LLMTrainingParams, ParamsError, TeacherError, load_teacher
+from trl_distill import DistillError, LLMTrainingParams, ParamsError, TeacherError, load_teacher, train
 from trl_distill.embedded import embedded_path
 from trl_distill.models.generation import GenerationSettings
 from trl_distill.teachers.completions.store import CompletionStore, JsonlStore
@@ -115,6 +115,13 @@ def test_a_redirect_is_not_followed_and_names_the_address_to_use(status, ask, se
         assert other.requests == []
     assert "s3cret" not in str(error.value)
     assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+def test_a_server_that_is_not_there_is_named_with_the_reason(host, ask, monkeypatch):
+    monkeypatch.setattr(request_pool, "TRIES", 1)
+    with pytest.raises(DistillError, match=r"no usable answer: \[Errno \d+\] Connect.*9.* \(1 tries\)"):
+        ask(spec=f"http://{host}:9/v1#m")
 
 
 def test_a_redirect_without_a_location_is_a_sentence_too(ask, server):
@@ -286,6 +293,20 @@ def test_a_key_is_refused_as_a_setting_and_in_a_list_of_teachers():
     assert entries.to_dict()["teachers"][0]["key_env"] == "ONE"
     with pytest.raises(ParamsError, match="each teacher has a 'key_env' of its own there"):
         LLMTrainingParams(model="m", teacher_config=[{"model": "m"}], teacher_key_env="ONE").validate()
+
+
+def test_a_variable_that_is_not_set_is_found_before_anything_is_loaded(tmp_path, monkeypatch):
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    (tmp_path / "data.jsonl").write_text('{"text": "a"}')
+    settings = {"model": "embedded", "data_path": str(tmp_path / "data.jsonl"), "project_name": str(tmp_path / "run")}
+    monkeypatch.setattr("trl_distill.models.loading.ModelSource.load_model", None)
+    for teacher in (
+        {"teacher_model": "http://127.0.0.1:9/v1#m", "teacher_key_env": "MY_KEY"},
+        {"teacher_config": [{"model": "http://127.0.0.1:9/v1#m", "key_env": "MY_KEY"}]},
+    ):
+        with pytest.raises(TeacherError, match="key_env names an environment variable that is not set, MY_KEY; set it"):
+            train(LLMTrainingParams(**settings, **teacher))
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_key_over_http_to_another_machine_warns_once(ask, server, monkeypatch, caplog):

@@ -12,7 +12,6 @@ from ..errors import ParamsError, TeacherError
 
 KEY, BASE_URL = "OPENAI_API_KEY", "OPENAI_BASE_URL"  # environment variables
 OPENAI_URL = "https://api.openai.com/v1"
-VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 PREFIX = "openai:"
 # OpenAI's own models: gpt-3.5-turbo, gpt-4o, chatgpt-4o-latest; o1, o4-mini; code-davinci-002, text-davinci-003. Not
 # gpt2, gpt-neo-1.3B or gpt-oss-20b, which are weights
@@ -132,15 +131,6 @@ def is_unprotected(url: str) -> bool:
     except ValueError:
         here = host == "localhost" or host.endswith(".localhost")
     return parts.scheme == "http" and not here
-
-
-def check_key_variable(given: object, *, setting: str) -> None:
-    """Raise ParamsError for what cannot name an environment variable; it is not repeated, as it may be a key."""
-    if not isinstance(given, str) or VARIABLE.fullmatch(given) is None:
-        raise ParamsError(
-            f"{setting} is not the name of an environment variable; put the key in one (export MY_KEY=...), and give "
-            f"its name, MY_KEY."
-        )
 
 
 def _key_advice(setting: str) -> str:

@@ -11,8 +11,9 @@ from typing import Any
 
 from ..errors import ParamsError, quoted
 from .distillation_arguments import DistillationArguments
-from .endpoints import check_key_variable, parse_endpoint
+from .endpoints import parse_endpoint
 from .fields import number_in, plain
+from .server_keys import check_key_variable
 from .setting_names import flag_of
 
 EMA = "ema"

@@ -7,8 +7,9 @@ from dataclasses import replace
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
-from ..config.endpoints import check_key_variable, endpoint_of, judge_endpoint
+from ..config.endpoints import endpoint_of, judge_endpoint
 from ..config.evaluation_settings import EvaluationSettings
+from ..config.server_keys import key_in
 from ..config.training_params import OWN_TEACHERS, LLMTrainingParams
 from ..config.validation import EMA, NO_TEACHER
 from ..data.file_readers import PLACE
@@ -57,12 +58,19 @@ def _check_student(given: object, params: LLMTrainingParams) -> None:
 
 
 def _check_teachers(params: LLMTrainingParams) -> None:
-    named: list[tuple[object, str | None]] = [(params.teacher_model, params.teacher_revision)]
+    named: list[tuple[object, str | None, str | None]] = [
+        (params.teacher_model, params.teacher_revision, params.teacher_key_env)
+    ]
     if params.teacher_config is not None:
-        named = [(entry.model, entry.revision) for entry in read_teachers(params.teacher_config).teachers]
-    for given, revision in named:
-        if isinstance(given, str) and given not in OWN_TEACHERS and endpoint_of(given) is None:
+        listed = read_teachers(params.teacher_config).teachers
+        named = [(entry.model, entry.revision, entry.key_env) for entry in listed]
+    for given, revision, key_env in named:
+        if not isinstance(given, str) or given in OWN_TEACHERS:
+            continue
+        if endpoint_of(given) is None:
             check_found(given, role="teacher_model", revision=revision)
+        elif key_env is not None:
+            key_in(key_env, setting="teacher_key_env" if params.teacher_config is None else "key_env")
 
 
 def check_teacher_given(params: LLMTrainingParams, data: Dataset) -> None:
@@ -132,7 +140,7 @@ def check_evaluation(
     if settings.judge is not None:
         judge_endpoint(settings.judge)
     if settings.judge_key_env is not None:
-        check_key_variable(settings.judge_key_env, setting="judge_key_env")
+        key_in(settings.judge_key_env, setting="judge_key_env")
     for given in (student, before):
         _check_student(given, params)
     _check_teachers(params)

@@ -22,8 +22,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...config.endpoints import check_key_variable, parse_endpoint
+from ...config.endpoints import parse_endpoint
 from ...config.fields import is_model, model_in_memory, plain
+from ...config.server_keys import check_key_variable
 from ...config.yaml_file import read_yaml
 from ...errors import DataError, ParamsError, nearest
 from ...prompts.template import Template, TextTemplate, parse_template

@@ -198,7 +198,10 @@ def _redirect_of(response: httpx.Response) -> str:
 
 
 def _cause_of(error: BaseException) -> str:
-    """Return what an error began with: `ConnectionRefusedError` says more than "all attempts failed"."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return str(error) or type(error).__name__
+    """Return what an error began with, if it says so: a refused connection, not that "all attempts failed"."""
+    said, inner = str(error), error.__cause__ or error.__context__
+    while inner is not None:
+        if isinstance(inner, BaseExceptionGroup):  # of an address of IPv6 and one of IPv4
+            inner = inner.exceptions[-1]
+        said, inner = str(inner) or said, inner.__cause__ or inner.__context__
+    return said or type(error).__name__

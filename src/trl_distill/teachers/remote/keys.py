@@ -9,7 +9,8 @@ import logging
 import os
 from dataclasses import dataclass
 
-from ...config.endpoints import BASE_URL, KEY, OPENAI_URL, base_url, check_key_variable, is_unprotected, same_server
+from ...config.endpoints import BASE_URL, KEY, OPENAI_URL, base_url, is_unprotected, same_server
+from ...config.server_keys import check_key_variable, key_in
 from ...config.setting_names import name_settings
 from ...errors import TeacherError
 
@@ -48,7 +49,7 @@ class Keys:
 
     def __post_init__(self) -> None:
         if self.named is not None:
-            check_key_variable(self.named, setting=f"{self.role}_key_env")
+            check_key_variable(self.named, setting=self._setting)
 
     @property
     def is_openai(self) -> bool:
@@ -69,18 +70,11 @@ class Keys:
         """The key that is sent; empty if none is.
 
         Raises:
-            TeacherError: It holds what no key has, or a setting names a variable that is not set.
+            TeacherError: See `key_in`.
         """
         if self.variable is None:
             return ""
-        key = os.environ.get(self.variable, "").strip()
-        if not (key.isascii() and key.isprintable()) or " " in key:
-            raise TeacherError(
-                f"the environment variable {self._shown} holds characters that no key has; set it again."
-            )
-        if self.named is not None and not key:
-            raise TeacherError(f"--{self.role}-key-env names {self._shown}, which is not set; set it to the key.")
-        return key
+        return key_in(self.variable, setting=None if self.named is None else self._setting)
 
     def headers(self) -> dict[str, str]:
         """Return the headers of requests, and warn once of what the user may not expect.
@@ -91,7 +85,7 @@ class Keys:
         key = self.key
         if key and is_unprotected(self.url):
             _warn_once(
-                f"the key in {self._shown} is sent to {self.url} over http, where others can read it on its way; use "
+                f"the key in {self.variable} is sent to {self.url} over http, where others can read it on its way; use "
                 "https, or a tunnel to this machine."
             )
         if self.variable is None and os.environ.get(KEY, "").strip():
@@ -118,13 +112,12 @@ class Keys:
     def advice(self) -> str:
         """What to do if the server does not accept the key."""
         if self.variable is not None:
-            return f"set the environment variable {self._shown} to a key that it knows"
+            return f"set the environment variable {self.variable} to a key that it knows"
         return f"put its key in an environment variable, and name that with --{self.role}-key-env"
 
     @property
-    def _shown(self) -> str:
-        """The variable's name, unless it looks like a key given in its place."""
-        return self.variable or "" if (self.variable or "").isupper() or self.variable in os.environ else "a variable"
+    def _setting(self) -> str:
+        return f"{self.role}_key_env"
 
 
 def _warn_once(line: str) -> None:
