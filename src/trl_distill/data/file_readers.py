@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..errors import DataError
+from .atomic_file import replacing
 from .json_reader import CONVERSATIONS, DOCUMENTS, LINES, Placed, json_rows
 from .row_faults import FAULTS, PACKED, PLACE, Cells, UnreadableRow, check_names
 
@@ -276,13 +277,8 @@ def _dataset_of(rows: Callable[[], Placed], features: Features, cached: Path | N
         # datasets would pickle the type of each column for a fingerprint, which takes seconds for thousands of them
         return datasets.Dataset(table, fingerprint=hashlib.sha256(buffer).hexdigest()[:16])
     cached.parent.mkdir(parents=True, exist_ok=True)
-    partial = cached.with_suffix(f".{uuid.uuid4().hex}")  # several ranks may write at once
-    try:
-        with pa.OSFile(str(partial), "wb") as sink:
-            _write(rows, features, sink)
-        os.replace(partial, cached)
-    finally:
-        partial.unlink(missing_ok=True)
+    with replacing(cached) as partial, pa.OSFile(str(partial), "wb") as sink:  # several ranks may write at once
+        _write(rows, features, sink)
     return datasets.Dataset.from_file(str(cached))
 
 

@@ -114,6 +114,7 @@ def generate_with_teacher(
         TemplateError: A template that does not parse, or names a column that is not there.
         DataError: A query that is no text or empty, or a prompt that is longer than the model reads.
         TeacherError: See `load_teacher`; a store of targets, which cannot generate.
+        ProjectError: Another process adds to the store.
         ParamsError: An unknown engine, or an empty stop text.
     """
     check_value("engine", engine, FIELDS["teacher_engine"])
