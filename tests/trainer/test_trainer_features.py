@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, TrainerCallback
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.utils import is_kernels_available
 
-from trl_distill import DistillationSFTConfig, DistillationSFTTrainer
+from trl_distill import DistillationSFTConfig
 from trl_distill.errors import ParamsError
 from trl_distill.teachers.loading import load_teacher
 
@@ -252,27 +252,6 @@ def test_rows_are_grouped_by_what_both_models_read(tiny_model_dir, tiny_teacher_
     assert list(sampler.lengths) == list(trainer.train_dataset["length"])
     assert len(losses(trainer)) == 3
     assert trainer.evaluate()["eval_kl"] > 0
-
-
-class TooSmallAMachine(DistillationSFTTrainer):
-    """One with memory for three rows."""
-
-    def training_step(self, model, inputs, num_items_in_batch=None):
-        if len(inputs["input_ids"]) > 3:
-            raise RuntimeError("CUDA out of memory.")
-        return super().training_step(model, inputs, num_items_in_batch)
-
-
-def test_auto_find_batch_size_finds_one(tiny_model_dir, tiny_teacher_dir, tmp_path):
-    trainer = make(
-        tiny_model_dir, tiny_teacher_dir, tmp_path, kind=TooSmallAMachine, auto_find_batch_size=True, max_steps=2
-    )
-    found = losses(trainer)
-    batch = trainer._train_batch_size
-    assert 1 <= batch <= 3
-    expected = make(tiny_model_dir, tiny_teacher_dir, tmp_path, per_device_train_batch_size=batch, max_steps=2)
-    assert found == pytest.approx(losses(expected), rel=1e-6)
-    check_teacher_is_apart(trainer)
 
 
 @pytest.mark.parametrize("counted", ["non_padding", "all"])

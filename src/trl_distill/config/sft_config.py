@@ -52,7 +52,8 @@ NAMES = {
 }
 # parameters that the configuration has too, under a name of `NAMES` or their own
 SAME = (
-    *("epochs", "max_steps", "batch_size", "gradient_accumulation", "packing", "padding_free", "lr", "scheduler"),
+    *("epochs", "max_steps", "batch_size", "gradient_accumulation", "auto_find_batch_size"),
+    *("packing", "padding_free", "lr", "scheduler"),
     *("optimizer", "weight_decay", "max_grad_norm", "seed", "gradient_checkpointing", "torch_compile"),
     *("logging_steps", "eval_strategy", "eval_steps", "save_strategy", "save_steps", "save_total_limit"),
     *("eval_on_start", "load_best_model_at_end"),

@@ -114,6 +114,11 @@ class LLMTrainingParams(CheckedSettings, DistillationArguments):
         None, "Rows per device in evaluation (default: --batch-size).", low=1, group="Training"
     )
     gradient_accumulation: int = option(4, "Batches per optimizer step.", low=1, group="Training")
+    auto_find_batch_size: bool = option(
+        False,
+        "When memory runs out, continue with a smaller --batch-size and as much more --gradient-accumulation.",
+        group="Training",
+    )
     packing: bool = option(
         False, "Fill sequences up to --block-size with several rows each, kept separate.", group="Training"
     )

@@ -17,6 +17,7 @@ from ..models.adapters import is_peft_model, lora_config
 from ..models.generation_config import make_saveable
 from ..models.quantization import keep_differentiable
 from ..teachers.local.model import FLOAT16
+from ..trainer.batch_finder import with_global_batch
 from ..trainer.checkpoints import kept
 from ..trainer.mixin import DistillationMixin
 from .callbacks import SealCallback, StopCallback, WatchCallback, stopping_on_signal
@@ -144,7 +145,8 @@ def _make_trainer(
         more = {"setup": setup} if ours else {"teacher_model": setup.teacher}
         if not isinstance(args.teacher_model, (str, type(None))):
             args.teacher_model = setup.teacher.name  # checkpoints hold the configuration, which must not hold a model
-    trainer: Trainer = prepared.checked.trainer_class(
+    kind = prepared.checked.trainer_class
+    trainer: Trainer = (with_global_batch(kind) if args.auto_find_batch_size else kind)(
         model,
         args,
         train_dataset=prepared.datasets[Split.TRAIN],

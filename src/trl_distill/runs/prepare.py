@@ -19,6 +19,7 @@ from ..data.sft_rows import check_marks, plain_rows
 from ..data.split import Split
 from ..evaluation.advice import few_steps, optimizer_steps
 from ..teachers.server_requirements import check_teaches
+from ..trainer.batch_finder import check_batch_finder
 from ..trainer.compatibility import check_compiler, check_optimizer, check_vllm
 from ..trainer.compute_summary import describe_compute
 from ..trainer.distributed import check_merging, read_whole
@@ -123,6 +124,7 @@ def _trainer_config(params: LLMTrainingParams) -> DistillationSFTConfig:
         check_merging(args)
     check_optimizer(args)
     check_compiler(args)
+    check_batch_finder(args)
     if params.use_vllm:
         check_vllm(params.model)
     return args

@@ -99,7 +99,9 @@ class ProgressLines(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
     ) -> None:
-        """Show the bar; a resumed run starts at its step."""
+        """Show the bar; a resumed run starts at its step, and so does one that begins again with a smaller batch."""
+        if self.bar is not None:
+            self.bar.close()
         if state.is_world_process_zero and sys.stderr.isatty() and not args.disable_tqdm:
             self.bar = tqdm(
                 total=state.max_steps,

@@ -23,6 +23,7 @@ from ..errors import ParamsError
 from ..models.adapters import is_peft_model
 from ..models.generation_config import make_saveable
 from ..standard_streams import unbreakable_streams
+from .batch_finder import GlobalBatchMixin
 from .card import CardWriter
 from .checkpoint_keeper import CheckpointKeeper
 from .compatibility import SEARCH, check_plain
@@ -43,7 +44,7 @@ if TYPE_CHECKING:
     Batch = Mapping[str, torch.Tensor]
 
 
-class DistillationMixin(CardWriter):
+class DistillationMixin(GlobalBatchMixin, CardWriter):
     """Put in front of `trl.SFTTrainer`: `class MyTrainer(DistillationMixin, SFTTrainer)`.
 
     Args:
@@ -119,6 +120,8 @@ class DistillationMixin(CardWriter):
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
         """Train as SFTTrainer does; with `resume_from_checkpoint=True`, from the newest checkpoint that is intact.
 
+        With `auto_find_batch_size` an optimizer step keeps its rows: accumulation makes up for a smaller batch.
+
         Raises:
             ParamsError: There is none, it is damaged, or it has learned from other rows.
             ProjectError: Another process trains into the same `output_dir`, unless `save_strategy` is "no".
@@ -127,6 +130,15 @@ class DistillationMixin(CardWriter):
             return super().train(resume_from_checkpoint, *args, **kwargs)
         with self.checkpoints.lock():
             return super().train(self.checkpoints.to_resume_from(resume_from_checkpoint), *args, **kwargs)
+
+    @property
+    def keeps_global_batch(self) -> bool:
+        """Whether accumulation makes up for a smaller batch; SFTTrainer's own does not."""
+        return self.distilling and super().keeps_global_batch
+
+    def forget_step(self) -> None:
+        """Forget the metrics of a step that ran out of memory."""
+        self.distiller.metrics[Split.TRAIN].restart()
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Batch], num_batches: int, device: torch.device
