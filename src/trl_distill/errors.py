@@ -17,6 +17,7 @@ __all__ = [
     "DataError",
     "DistillError",
     "ModelError",
+    "OutOfMemory",
     "ParamsError",
     "ProjectError",
     "RunInterrupted",
@@ -73,6 +74,10 @@ class TeacherError(UsageError):
 
 class ProjectError(UsageError, FileExistsError):
     """A project folder that holds work which this run would overwrite."""
+
+
+class OutOfMemory(DistillError, MemoryError):
+    """Memory ran out, on a device or in this machine; names settings that need less (exit 1)."""
 
 
 class RunInterrupted(DistillError):

@@ -106,7 +106,7 @@ def kill_loop(folder: Path, kills: int, seed: int) -> dict[str, int]:
     expected, size = contents(whole), written(whole)
     done = {"kills": 0, "stores": 0}
     while done["kills"] < kills or broken.exists():
-        bytes_at_kill = moments.uniform(written(broken), size)
+        bytes_at_kill = moments.uniform(written(broken), 1.25 * size)  # above its size: it gets complete
         child = start(command(folder, broken))
         if done["kills"] < kills:
             while not ended(child) and written(broken) < bytes_at_kill:

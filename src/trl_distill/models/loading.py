@@ -209,9 +209,11 @@ class ModelSource:
                 an infinity.
         """
         from .broken_weights import check_finite
+        from .out_of_memory import doing
 
-        model = self._weights()
-        check_finite(model, self.role, self.path)
+        with doing("loading the teacher" if self.role == "teacher_model" else "loading the student"):
+            model = self._weights()
+            check_finite(model, self.role, self.path)
         return model
 
     def _weights(self) -> PreTrainedModel:

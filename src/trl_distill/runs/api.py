@@ -14,6 +14,7 @@ from ..config.training_params import LIBRARY, LLMTrainingParams
 from ..standard_streams import unbreakable_streams
 from .checks import CheckedRun, check_run, finished_project
 from .library_output import quiet, without_library_bars
+from .memory import memory_explained, sentence_of_run
 from .result import RunResult
 
 
@@ -49,6 +50,11 @@ def run(params: LLMTrainingParams, *, verbose: bool = False) -> RunResult:
         UsageError: A request that cannot be fulfilled; raised before a model loads.
         RunInterrupted: Ctrl-C or SIGTERM while it trains; a checkpoint is written.
     """
+    with memory_explained(lambda error: sentence_of_run(error, params)):
+        return _run(params, verbose=verbose)
+
+
+def _run(params: LLMTrainingParams, *, verbose: bool) -> RunResult:
     started = time.perf_counter()
     project = finished_project(params)
     if project is not None:
@@ -57,6 +63,7 @@ def run(params: LLMTrainingParams, *, verbose: bool = False) -> RunResult:
         return result_of_finished(project, params)
     with ExitStack() as shown:
         checked = _check(params, shown, verbose=verbose)
+        from ..models.out_of_memory import doing
         from .fit import fit, telling_checkpoint
         from .next_steps import steps_after
         from .prepare import prepare
@@ -69,7 +76,7 @@ def run(params: LLMTrainingParams, *, verbose: bool = False) -> RunResult:
             return prepared.dry_result()
         shown.enter_context(tracked(params, checked.project.folder))
         trained = fit(prepared)
-        with telling_checkpoint(checked.project):
+        with telling_checkpoint(checked.project), doing("saving the result"):
             result = save(trained)
     seconds = time.perf_counter() - started
     steps = steps_after(prepared, result.tokenizer)
@@ -105,6 +112,11 @@ def teach(params: LLMTrainingParams, *, repair: bool = False, verbose: bool = Fa
         ParamsError: No store or no teacher is named.
         UsageError: A request that cannot be fulfilled; raised before a model loads.
     """
+    with memory_explained(lambda error: sentence_of_run(error, params)):
+        return _teach(params, repair=repair, verbose=verbose)
+
+
+def _teach(params: LLMTrainingParams, *, repair: bool, verbose: bool) -> int:
     with ExitStack() as shown:
         checked = _check(params, shown, verbose=verbose, writes_store=True)
         from ..teachers.target_store.folder import TargetFolder

@@ -28,6 +28,7 @@ from .evaluation_inputs import (
     teacher_from_store,
 )
 from .library_output import quiet, without_library_bars
+from .memory import memory_explained, sentence_of_run
 
 if TYPE_CHECKING:
     from ..evaluation.result import Evaluation
@@ -196,17 +197,20 @@ def _evaluate(
         check_reference_column(settings.reference_column, rows.column_names, source=ROWS)
         if not verbose:
             stack.enter_context(without_library_bars())  # which loads the libraries
+        from ..models.out_of_memory import doing
+        from ..trainer.memory_advice import COMPARING
         from .evaluation_run import run_evaluation
 
-        return run_evaluation(
-            params,
-            settings,
-            student=os.fspath(student) if isinstance(student, os.PathLike) else student,
-            before=before,
-            rows=rows,
-            source=source,
-            run=run,
-        )
+        with memory_explained(lambda error: sentence_of_run(error, params)), doing(COMPARING):
+            return run_evaluation(
+                params,
+                settings,
+                student=os.fspath(student) if isinstance(student, os.PathLike) else student,
+                before=before,
+                rows=rows,
+                source=source,
+                run=run,
+            )
 
 
 def _set(settings: EvaluationSettings, given: Mapping[str, object]) -> EvaluationSettings:

@@ -15,6 +15,7 @@ from ..data.split import Split
 from ..errors import DistillError, RunInterrupted
 from ..models.adapters import is_peft_model, lora_config
 from ..models.generation_config import make_saveable
+from ..models.out_of_memory import doing
 from ..models.quantization import keep_differentiable
 from ..teachers.local.model import FLOAT16
 from ..trainer.batch_finder import with_global_batch
@@ -65,7 +66,9 @@ def fit(prepared: PreparedRun) -> Trained:
     shown: list[TrainerCallback] = [FirstSteps(), MetricsFile(project.log_file)]
     if params.early_stopping_patience is not None:
         shown.append(EarlyStoppingCallback(params.early_stopping_patience, params.early_stopping_threshold))
-    trainer = without_pickled_arguments(show_lines(_make_trainer(prepared, tokenizer, [stop, watch, *shown])))
+    with doing("loading the student"):
+        made = _make_trainer(prepared, tokenizer, [stop, watch, *shown])
+    trainer = without_pickled_arguments(show_lines(made))
     watch.trainer = trainer
     if not (isinstance(trainer, DistillationMixin) and trainer.distilling):  # which seals its own
         trainer.add_callback(SealCallback())

@@ -28,6 +28,7 @@ from .card import CardWriter
 from .checkpoint_keeper import CheckpointKeeper
 from .compatibility import SEARCH, check_plain
 from .construction import Construction
+from .memory_advice import memory_noted
 from .model_setup import is_sharded
 from .saveable import check_saveable
 
@@ -128,7 +129,7 @@ class DistillationMixin(GlobalBatchMixin, CardWriter):
         """
         if not self.distilling:
             return super().train(resume_from_checkpoint, *args, **kwargs)
-        with self.checkpoints.lock():
+        with self.checkpoints.lock(), memory_noted(self, "training"):
             return super().train(self.checkpoints.to_resume_from(resume_from_checkpoint), *args, **kwargs)
 
     @property
@@ -193,7 +194,7 @@ class DistillationMixin(GlobalBatchMixin, CardWriter):
         if not self.distilling:
             return super().evaluate(eval_dataset, *args, **kwargs)
         rows = packed(self.datasets.prepare_for_evaluation(eval_dataset), self.args, Split.EVAL)
-        with self.distiller.evaluating():
+        with memory_noted(self, "evaluating"), self.distiller.evaluating():
             return super().evaluate(rows, *args, **kwargs)
 
     @settings_named_as(TRAINER)

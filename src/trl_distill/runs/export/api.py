@@ -17,8 +17,10 @@ from ...printable import printable
 from ...standard_streams import unbreakable_streams
 from ..evaluation_inputs import KnownRun, read_project, run_of
 from ..library_output import quiet, without_library_bars
+from ..memory import memory_explained
 from ..project_folder import MANIFEST
 from .folder import ExportFolder
+from .memory import sentence_of_export
 
 if TYPE_CHECKING:
     from .form import Form
@@ -82,7 +84,8 @@ def export_project(project: Any, settings: ExportSettings, *, verbose: bool = Fa
         student, folder = _checked(_run_of(project), settings, settings.to, shown)
         if not verbose:
             shown.enter_context(without_library_bars())  # which loads the libraries
-        return _export(student, folder, settings, settings.to)
+        with memory_explained(lambda error: sentence_of_export(error, student)):
+            return _export(student, folder, settings, settings.to)
 
 
 def _run_of(project: Any) -> KnownRun:

@@ -11,6 +11,7 @@ from dataclasses import asdict
 from tqdm.auto import tqdm
 
 from ...models.generation import Completion, GenerationSettings
+from ...models.out_of_memory import doing
 from .engines.base import Writer
 from .engines.selection import generate_all
 from .store import CompletionStore, Entry, JsonlStore, JsonObject, key_of
@@ -55,6 +56,7 @@ def complete(
         if order and hasattr(teacher, "expect_prompts"):
             teacher.expect_prompts(prompts)  # also those in the store: a resumed run reads the same prefix
         with (
+            doing("generating completions"),
             report_kept_on_interrupt(store, keys),
             tqdm(total=len(order), desc="Teacher generates completions", unit="row", disable=not shown) as bar,
         ):

@@ -19,6 +19,7 @@ from ...models.broken_weights import check_finite
 from ...models.generation import generating_model, has_learned_prompt
 from ...models.lm_head import lm_head_of
 from ...models.loading import ModelSource
+from ...models.out_of_memory import doing
 from . import fingerprint
 
 SELF = "self"
@@ -87,8 +88,10 @@ class FrozenModel(WeightSource):
 
     def model(self) -> PreTrainedModel:
         """Return the model; frozen and in evaluation mode."""
-        model = self.source.load_model()
-        return _on_device(model, None if self.source.is_placed else self.source.device).requires_grad_(False).eval()
+        with doing("loading the teacher"):
+            model = self.source.load_model()
+            place = None if self.source.is_placed else self.source.device
+            return _on_device(model, place).requires_grad_(False).eval()
 
     def content(self) -> list[object]:
         """The hash of its files, its precision and its quantization."""

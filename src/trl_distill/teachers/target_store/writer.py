@@ -22,6 +22,7 @@ from ...data.collator import DistillationCollator
 from ...data.row_report import numbered
 from ...errors import TeacherError
 from ...losses.signals import DenseSignal
+from ...models.out_of_memory import doing
 from ..base import Teacher
 from ..completions.engines.selection import VLLM_ALONE, Batches
 from ..completions.store import CompletionStore
@@ -97,6 +98,7 @@ def write_targets(
     elif isinstance(teacher, LocalTeacher):
         teacher.expect_prompts([row["teacher_prompt"] for row in sequences.values()])
     with (
+        doing("scoring completions"),
         tqdm(total=len(todo), desc="Teacher scores", unit="row", disable=not progress) as bar,
         nullcontext() if vllm is None else closing(vllm),
     ):
