@@ -10,6 +10,8 @@ import torch
 from reads import waits
 from step_kinds import KINDS, trainer_of
 
+from trl_distill.data.split import Split
+
 pytestmark = [
     pytest.mark.usefixtures("device"),
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
@@ -28,7 +30,7 @@ def test_a_step_waits_for_nothing(kind, precision, tiny_model_dir, tiny_teacher_
         trainer.compute_loss(trainer.model, batch)  # kernels are chosen and compiled
         with waits() as found:
             loss = trainer.compute_loss(trainer.model, batch)
-            trainer.distiller.losses.add(loss.detach())
+            trainer.distiller.losses[Split.TRAIN].add(loss.detach())
     assert [line for line in found if kind not in TILED or "/trl_distill/losses/" not in line] == []
     loss.backward()
     assert all(p.grad.isfinite().all() for p in trainer.model.parameters() if p.grad is not None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 
@@ -9,11 +10,17 @@ import pytest
 import torch
 from datasets import Dataset
 from ranks import run_in
-from small_runs import make
+from small_runs import PAIRS, TEMPLATES, make
 from step_kinds import trainer_of
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 
-from trl_distill import DistillationSFTConfig, DistillationSFTTrainer, PromptDistillationTrainer
+from trl_distill import (
+    DistillationSFTConfig,
+    DistillationSFTTrainer,
+    LLMTrainingParams,
+    PromptDistillationTrainer,
+    run,
+)
 from trl_distill.data.row_report import numbered
 from trl_distill.errors import DistillError, ModelError, TeacherError
 from trl_distill.teachers.base import single_teachers
@@ -123,6 +130,26 @@ def test_weights_that_one_step_has_broken_are_not_saved(lr, reason, tiny_model_d
     with pytest.raises(DistillError, match=re.escape(reason)):
         trainer.save_model(str(tmp_path / "final"))
     assert not (tmp_path / "final").exists()
+
+
+def test_an_evaluation_on_which_a_teacher_overflows_is_no_fault_of_the_learning_rate(
+    overflowing_teacher, tiny_model_dir, tmp_path
+):
+    folder, numbers = overflowing_teacher
+    rows = [dict(zip(PAIRS, values, strict=True)) for values in zip(*PAIRS.values(), strict=True)]
+    parts = {"validation": [rows[n - 1] for n in numbers]}
+    parts["train"] = [row for row in rows if row not in parts["validation"]]
+    for name, some in parts.items():
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, some)))
+    params = LLMTrainingParams(
+        model=str(tiny_model_dir), teacher_model=str(folder), teacher_dtype="float16", **TEMPLATES, lr=1e-3,
+        data_path=str(tmp_path), project_name=str(tmp_path / "run"), max_steps=2, eval_strategy="steps", eval_steps=1,
+    )  # fmt: skip
+    with pytest.raises(DistillError) as raised:
+        run(params)
+    message = str(raised.value)
+    assert message.startswith("the evaluation has no figures at step 1: the log-probabilities of the teacher, not of")
+    assert "of the validation data, all of its batch; float16 holds no number above" in message
 
 
 def test_a_loss_of_a_subclass_is_watched_too(tiny_model_dir, tiny_teacher_dir, tmp_path):

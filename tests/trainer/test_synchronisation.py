@@ -7,6 +7,7 @@ import torch
 from reads import Reads
 from step_kinds import KINDS, trainer_of
 
+from trl_distill.data.split import Split
 from trl_distill.models.batch_layout import LAYOUT
 
 
@@ -17,11 +18,11 @@ def test_a_training_step_reads_no_tensor_value(kind, tiny_model_dir, tiny_teache
     trainer.model.train()
     with Reads() as reads:
         loss = trainer.compute_loss(trainer.model, batch, num_items_in_batch=torch.tensor(8))
-        trainer.distiller.losses.add(loss.detach())
+        trainer.distiller.losses[Split.TRAIN].add(loss.detach())
     assert reads.found == []
     assert loss.isfinite()
     with Reads() as reads:
-        trainer.distiller.losses.check()
+        trainer.distiller.losses[Split.TRAIN].check()
     assert reads.found != []  # once a line
     trainer.model.eval()
     with Reads() as reads, torch.no_grad():

@@ -20,6 +20,7 @@ from ..models.quantization import keep_differentiable
 from ..teachers.local.model import FLOAT16
 from ..trainer.batch_finder import with_global_batch
 from ..trainer.checkpoints import kept
+from ..trainer.finite import evaluation_fault
 from ..trainer.mixin import DistillationMixin
 from .callbacks import SealCallback, StopCallback, WatchCallback, stopping_on_signal
 from .eval_samples import EvalSamples
@@ -89,12 +90,7 @@ def fit(prepared: PreparedRun) -> Trained:
     with stopping_on_signal(stop):
         outcome = trainer.train(resume_from_checkpoint=str(last) if last else None)
     if watch.diverged is not None:
-        step, name = watch.diverged
-        raise DistillError(
-            f"training diverged: {name} is not a finite number at step {step}; "
-            f"{f'{FLOAT16}give --mixed-precision bf16 or no, or ' if prepared.args.fp16 else ''}"
-            f"lower --lr (it is {params.lr:g}); {kept(prepared.args.output_dir)}."
-        )
+        raise DistillError(evaluation_fault(trainer) or _diverged(*watch.diverged, prepared))
     if stop.number:
         raise RunInterrupted(
             f"stopped on request at step {trainer.state.global_step}; a checkpoint is in "
@@ -132,6 +128,16 @@ def telling_checkpoint(project: Project) -> Iterator[None]:
                 "add --resume to continue.",
             )
         raise
+
+
+def _diverged(step: int, name: str, prepared: PreparedRun) -> str:
+    """Return the error for a figure that is not finite."""
+    half = f"{FLOAT16}give --mixed-precision bf16 or no, or " if prepared.args.fp16 else ""
+    left = kept(prepared.args.output_dir)
+    return (
+        f"training diverged: {name} is not a finite number at step {step}; {half}lower --lr (it is "
+        f"{prepared.checked.params.lr:g}); {left}."
+    )
 
 
 def _make_trainer(

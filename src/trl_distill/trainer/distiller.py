@@ -43,7 +43,8 @@ class Distiller:
         completions: The source of a training batch's completions.
         settings: The loss settings of this step.
         metrics: The metrics of training and of evaluation.
-        losses: The losses of training batches, until they are read.
+        losses: The losses of batches until they are read.
+        is_evaluating: Whether an evaluation is running.
     """
 
     def __init__(self, trainer: DistillingTrainer, setup: DistillationSetup) -> None:
@@ -51,7 +52,8 @@ class Distiller:
         self.completions = CompletionSource(trainer, setup)
         self.settings: LossSettings = setup.schedule.start
         self.metrics = {split: DistillationMetrics() for split in Split}
-        self.losses = FiniteLosses(trainer)
+        self.losses = {split: FiniteLosses(trainer, split) for split in Split}
+        self.is_evaluating = False
         self._last_batch: Batch | None = None
         self._is_checked = not is_sharded(trainer)  # else the student's weights may not be here yet
 
@@ -96,8 +98,8 @@ class Distiller:
             teacher_signal=self.signal(inputs),
             loss_settings=self.settings_of(inputs),
         )
+        self.losses[self._split].note(output, layout)
         if training:
-            self.losses.note(output, layout)
             self._last_batch = inputs
         tokens = (inputs["labels"] != -100).sum()
         apart = split_adapter_penalty(trainer.model, output)
@@ -158,11 +160,18 @@ class Distiller:
         """Use the loss settings after the last step, and restart evaluation's metrics."""
         before, self.settings = self.settings, self.setup.schedule.end
         self.metrics[Split.EVAL].restart()
+        outer, self.is_evaluating = self.is_evaluating, True
+        if not outer:  # a dict of datasets is evaluated within
+            self.losses[Split.EVAL].restart()
         try:
             yield
         finally:
-            self.settings = before
+            self.settings, self.is_evaluating = before, outer
 
     @property
     def _current_metrics(self) -> DistillationMetrics:
-        return self.metrics[Split.TRAIN if self.trainer.model.training else Split.EVAL]
+        return self.metrics[self._split]
+
+    @property
+    def _split(self) -> Split:
+        return Split.TRAIN if self.trainer.model.training else Split.EVAL

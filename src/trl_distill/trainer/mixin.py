@@ -167,13 +167,15 @@ class DistillationMixin(GlobalBatchMixin, CardWriter):
         if not self.distilling:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         loss, output = self.distiller.loss(model, inputs, num_items_in_batch)
+        if self.distiller.is_evaluating:
+            self.distiller.losses[Split.EVAL].add(loss.detach())
         return (loss, output) if return_outputs else loss
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         """Take a step as SFTTrainer does; that its loss is a finite number is seen when metrics are logged."""
         loss: torch.Tensor = super().training_step(*args, **kwargs)
         if self.distilling:
-            self.distiller.losses.add(loss)
+            self.distiller.losses[Split.TRAIN].add(loss)
         return loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -186,7 +188,8 @@ class DistillationMixin(GlobalBatchMixin, CardWriter):
             self.distiller.add_metrics(logs)
         super().log(logs, start_time)
         if self.distilling:
-            self.distiller.losses.check()
+            for losses in self.distiller.losses.values():
+                losses.check()
 
     @settings_named_as(TRAINER)
     def evaluate(self, eval_dataset: object = None, *args: Any, **kwargs: Any) -> dict[str, float]:
@@ -247,7 +250,7 @@ class DistillationMixin(GlobalBatchMixin, CardWriter):
         if not self.distilling:
             super()._save_checkpoint(model, trial)
             return
-        self.distiller.losses.check()
+        self.distiller.losses[Split.TRAIN].check()
         check_saveable(self, together=True)
         folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
         with self.checkpoints.writing(folder):

@@ -9,7 +9,7 @@ from accelerate.utils import gather_object
 from ..errors import DistillError
 from ..models.broken_weights import broken_weights, named
 from .checkpoints import kept
-from .finite import Fault
+from .finite import Fault, remedy
 from .model_setup import is_sharded
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def check_saveable(trainer: Trainer, *, together: bool) -> None:
     if (trainer.accelerator.gather(is_nan) if together else is_nan).any():
         raise DistillError(
             f"training diverged: with the weights of step {trainer.state.global_step} the student's logits are NaN, "
-            f"and they are not saved; {distiller.losses.remedy(Fault.STUDENT)}; {kept(trainer.args.output_dir)}."
+            f"and they are not saved; {remedy(distiller.trainer, Fault.STUDENT)}; {kept(trainer.args.output_dir)}."
         )
 
 
