@@ -54,3 +54,16 @@ def test_the_base_model_is_that_of_an_earlier_stage(tmp_path):
     assert base_model(str(tmp_path)) == "desk/small"
     (tmp_path / "README.md").write_text(f"---\nbase_model: {tmp_path}\n---\n# PEFT names the folder\n")
     assert base_model(str(tmp_path)) is None
+
+
+def test_a_card_does_not_say_where_a_model_was_that_is_gone(tiny_model_dir, tmp_path):
+    model = AutoModelForCausalLM.from_pretrained(tiny_model_dir)
+    model.config._name_or_path = "/home/someone/gone/model"
+    folder = tmp_path / "out <b>"
+    trainer = make(tiny_model_dir, "ema", folder, model=model)
+    trainer.create_model_card()
+    card = ModelCard.load(folder / "README.md")
+    assert "someone" not in card.content
+    assert card.data.base_model is None
+    assert "`model` itself" in card.text
+    assert "# Model Card for out &lt;b&gt;" in card.text

@@ -11,6 +11,7 @@ from ..data.split import Split
 from ..teachers.local.ema import EMA
 from ..teachers.local.weights import SELF
 from ..teachers.multi.entries import read_teachers
+from ..trainer.card_text import public_name
 from .usage_snippet import answers_a_message
 
 if TYPE_CHECKING:
@@ -44,11 +45,11 @@ def steps_after(
     Args:
         prepared: The run.
         tokenizer: As it is saved.
-        place: What the commands call the project's folder, if not as the run does.
+        place: What a card calls the project's folder; None, on the terminal, is as the run does.
         shows_input: Whether the first command may ask what the first row asks.
     """
     params, preflight = prepared.checked.params, prepared.preflights.get(Split.TRAIN)
-    place = place or prepared.checked.project.folder
+    on_card, place = place is not None, place or prepared.checked.project.folder
     named, steps = shlex.quote(str(place)), {}
     if preflight is None:
         chat = "messages" in prepared.datasets[Split.TRAIN].column_names
@@ -59,16 +60,20 @@ def steps_after(
         # held-out rows are kept in the folder, and validation rows are found again if a file has them
         held_out = Split.EVAL in prepared.datasets and (params.holdout > 0 or isinstance(params.data_path, str))
         rows = "" if held_out else " --data-path heldout.jsonl"
-        steps["evaluate it"] = f"aitraining evaluate {named}{rows}{_compared_with(params)}"
+        steps["evaluate it"] = f"aitraining evaluate {named}{rows}{_compared_with(params, public=on_card)}"
     return {**steps, "serve it": f"aitraining export {named} --to vllm"}
 
 
-def _compared_with(params: LLMTrainingParams) -> str:
-    """Return the flags that name one teacher with one prompt, if the run had several, or one that is not kept."""
+def _compared_with(params: LLMTrainingParams, *, public: bool) -> str:
+    """Return the flags that name one teacher with one prompt, if the run had several, or one that is not kept.
+
+    If they are `public`, they do not say where on the machine a teacher is.
+    """
     prompt = " --teacher-prompt-template @prompt.txt"
     if params.teacher_config is not None:
         first = read_teachers(params.teacher_config).teachers[0].model
-        return f" --teacher-model {shlex.quote(first if isinstance(first, str) else 'NAME')}{prompt}"
+        named = isinstance(first, str) and (not public or public_name(first) == first)
+        return f" --teacher-model {shlex.quote(str(first)) if named else 'NAME'}{prompt}"
     if params.teacher_prompt_mixture is not None:
         return prompt
     return f" --teacher-model {SELF}" if params.teacher_model == EMA else ""

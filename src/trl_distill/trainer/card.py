@@ -32,7 +32,7 @@ class CardWriter(DistillingTrainer):
     ) -> None:
         """Write README.md into the output folder, see `trl.SFTTrainer.create_model_card`."""
         if self.distilling and model_name is None:
-            model_name = Path(str(self.args.output_dir)).resolve().name
+            model_name = escaped(Path(str(self.args.output_dir)).resolve().name)
         super().create_model_card(model_name, dataset_name, tags)
         if self.distilling and self.is_world_process_zero():
             self._complete(Path(str(self.args.output_dir)) / CARD)
@@ -53,18 +53,19 @@ class CardWriter(DistillingTrainer):
         card = ModelCard.load(path)
         if is_peft_model(self.model):
             card.data.library_name = "peft"
-        base = base_model(self.base_student.config._name_or_path)
-        if base is not None:
-            card.data.base_model = base
+        given = self.base_student.config._name_or_path
+        card.data.base_model = base = base_model(given)
         settings = {f"distill_{name}": self.setup.schedule.describe(name) for name in ("alpha", "temperature")}
         settings |= {name: str(getattr(self.args, name)) for name in SETTINGS}
         rows = "\n".join(f"| {name} | {escaped(value)} |" for name, value in settings.items())
-        student, listed = self.base_student.config._name_or_path or "the student", self.setup.plan.listed
+        student, listed = given or "the student", self.setup.plan.listed
         named = teacher_in_words(self.args, student=student, listed=listed)
         prompts = prompts_section(self.setup.plan, teacher=named)
         section = f"## Teacher and prompts\n\n{prompts}\n\n| setting | value |\n|---|---|\n{rows}\n\n"
         place = json.dumps(str(place_from_here(path.parent)), ensure_ascii=False)
-        text = card.text.replace(f" version of {NO_BASE}", " model").replace('model="None"', f"model={place}")
+        text = card.text.replace('model="None"', f"model={place}")
+        for link in (NO_BASE, *([f"[{given}](https://huggingface.co/{given})"] if base is None else [])):
+            text = text.replace(f" version of {link}", " model")
         before, heading, after = text.partition("## Training procedure")
         card.text = f"{before}{section}{heading}{after}"
         card.save(path)
