@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from ..config.endpoints import endpoint_of, judge_endpoint
 from ..config.evaluation_settings import EvaluationSettings
+from ..config.fields import model_in_memory
 from ..config.server_keys import key_in
 from ..config.training_params import OWN_TEACHERS, LLMTrainingParams
 from ..config.validation import EMA, NO_TEACHER
@@ -46,7 +47,8 @@ def check_named(params: LLMTrainingParams) -> None:
     for name in ("chat_template", "teacher_chat_template"):
         check_template_found(getattr(params, name), role=name)
     for name in ("data_path", "retain_data"):
-        check_there(getattr(params, name), setting=name)
+        if model_in_memory(getattr(params, name)) is None:  # a saved configuration's; refused when rows are read
+            check_there(getattr(params, name), setting=name)
     for name in params.trackers:
         if name in TRACKERS and find_spec(name) is None:
             raise ParamsError(f"log is {name!r}, which is not installed; `pip install {name}`, or drop it from --log.")
