@@ -39,7 +39,8 @@ def read_yaml(path: str | os.PathLike[str], *, name: str) -> Any:
 
     place = user_path(path, name=name)
     try:
-        return yaml.load(read_small_text(place), Loader=_loader())
+        text, loader = read_small_text(place), _loader()
+        return yaml.load(text, Loader=loader)  # nosec B506  # a safe loader
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
         raise ParamsError(f"{name} cannot be read: {reason}; give a YAML file.") from None

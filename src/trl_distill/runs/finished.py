@@ -23,8 +23,8 @@ def result_of_finished(project: Project, params: LLMTrainingParams) -> RunResult
         params: Its parameters.
     """
     folder, trust = project.folder, params.trust_remote_code
-    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust)
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", trust_remote_code=trust)
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust)  # nosec B615  # local
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", trust_remote_code=trust)  # nosec B615  # local
     torch.nn.Module.to(model, accelerator() or "cpu")
     model.eval()
     keep_tokenizer(model, tokenizer)

@@ -89,7 +89,7 @@ class BoundedClient:
                 "User-Agent": "trl-distill",
                 **(headers or {}),
             },
-            timeout=None,  # the deadline is ours
+            timeout=None,  # nosec B113  # the deadline is ours
             limits=httpx.Limits(max_connections=None),
             follow_redirects=False,
             trust_env=trust_env,
