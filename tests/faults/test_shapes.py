@@ -193,6 +193,11 @@ def test_a_number_is_a_plain_one_that_can_be_meant(given):
             LLMTrainingParams(**{name: given})
 
 
+def test_a_number_too_long_to_be_written_is_described():
+    with pytest.raises(ParamsError, match="seed is a number of 16,610 bits; expected a whole number from 0 to"):
+        LLMTrainingParams(seed=10**5000)
+
+
 def test_numbers_in_their_plain_forms_are_accepted():
     params = LLMTrainingParams(batch_size="8", lr="5e-5", epochs=".5", max_steps="1E3", weight_decay="0.", seed="+7")
     assert (params.batch_size, params.lr, params.epochs, params.max_steps) == (8, 5e-5, 0.5, 1000)
@@ -215,6 +220,8 @@ def test_a_path_that_no_file_can_have_is_refused(setting, rows):
 
 
 def test_values_are_quoted_in_part(rows):
+    ended = CliRunner().invoke(main, ["llm", "--" + "x" * 100_000])
+    assert (ended.exit_code, len(ended.stderr) < 700) == (2, True)
     assert "expected one of 'auto'" in said("--dtype", "9" * 100_000)
     assert "Name it with --text-column" in said("--data-path", str(rows), "--text-column", "x" * 100_000, "--dry-run")
 

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 import click
 
-from ..errors import DistillError, RunInterrupted
+from ..errors import DistillError, RunInterrupted, shortened
 from ..printable import printable
 from ..runs.stop_signals import Stopped, exit_code_of, speaks
 
@@ -28,8 +28,10 @@ def exit_on_error(*, debug: bool) -> Iterator[None]:
     """
     try:
         yield
+    except click.UsageError as error:  # click prints it, with the usage
+        raise click.UsageError(shortened(printable(error.format_message())), error.ctx) from None
     except (click.exceptions.Exit, click.ClickException):
-        raise  # click prints its own errors, with the usage
+        raise
     except RunInterrupted as stop:
         _exit(str(stop), stop.exit_code, debug=debug, says=speaks())
     except DistillError as error:

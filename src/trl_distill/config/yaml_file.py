@@ -51,7 +51,7 @@ def read_yaml(path: str | os.PathLike[str], *, name: str) -> Any:
         line = f" in line {mark.line + 1}" if mark is not None else ""
         problem = getattr(error, "problem", None) or "error"
         raise ParamsError(f"{name} is not YAML: {problem}{line}.") from None
-    except (ValueError, AttributeError, TypeError) as error:  # a value with a tag of another type, such as !!int x
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:  # for example `!!int x`
         raise ParamsError(f"{name} has a value that is not of its tag's type ({quoted(str(error))}).") from None
 
 

@@ -141,7 +141,7 @@ def _table_rows(path: Path) -> Placed:
         start = 1
         try:
             header = [name.strip() or f"column {i}" for i, name in enumerate(next(reader, []), 1)]
-            check_names(header)
+            check_names(header, ours=False)
             faults = _header_faults(path, header)
             start = reader.line_num + 1
             for cells in reader:

@@ -44,14 +44,16 @@ def json_object(pairs: list[tuple[str, object]]) -> Cells:
     return repeated
 
 
-def check_names(names: Iterable[object]) -> None:
-    """Raise UnreadableRow for a name that no column of a table can have."""
+def check_names(names: Iterable[object], *, ours: bool = True) -> None:
+    """Raise UnreadableRow for a name that no column of a table can have, without `ours` also for one of our names."""
     for name in names:
+        if name in OURS and not ours:
+            raise UnreadableRow(f"has a column {name!r}, a name that is in use here; rename it")
         if isinstance(name, str) and "\0" in name:
             raise UnreadableRow(f"has a column {quoted(name)}, a name with a zero byte; rename it")
 
 
-def _check_ours(row: Cells) -> None:
+def check_ours(row: Cells) -> None:
     """Raise UnreadableRow if a column has one of our names without being ours, as rows that were read before have."""
     place, faults, packed = (row.get(name) for name in OURS)
     try:
@@ -72,7 +74,7 @@ def with_faults(row: Cells) -> Cells:
     """
     check_names(row)
     if not row.keys().isdisjoint(OURS):
-        _check_ours(row)
+        check_ours(row)
     faults = {name: reason for name, reason in ((n, _fault(value)) for n, value in row.items()) if reason is not None}
     if isinstance(row, RepeatedKey):
         faults[row.key] = f"the key {row.key!r} appears twice"

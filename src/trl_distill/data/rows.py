@@ -27,7 +27,7 @@ from ..prompts.messages import (
 from ..prompts.row import AssistantTurns, Row
 from .arrow_values import column_of, holds_bytes, plain_values
 from .file_readers import CONVERSATIONS, PLACE, scratch_file
-from .row_faults import FAULTS, OURS, PACKED, Cells
+from .row_faults import FAULTS, OURS, PACKED, Cells, UnreadableRow, check_ours
 from .row_report import Problem, RowReport
 
 if TYPE_CHECKING:
@@ -176,11 +176,14 @@ def _read_batch(
         known = NUMBERED.fullmatch(place)
         number = int(known[1]) if known else index + 1
         row = dict.fromkeys(columns.packed) | dict(zip(cells, values, strict=True))
-        row |= row.get(PACKED) or {}
         try:
+            check_ours(row)
+            row |= row.get(PACKED) or {}
             read = _read_row(row, columns, number).to_columns()
         except Unusable as problem:
             read = {"row": number, "problem": str(problem), "bad": problem.bad}
+        except UnreadableRow as problem:
+            read = {"row": number, "problem": f"it {problem}", "bad": True}
         out.append({**read, "place": place})
     return pa.Table.from_pylist(out, schema=schema)
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from ..config.user_files import user_path
 from ..errors import DistillError, UsageError, model_error, nearest
 from .adapters import CONFIG, Adapter
-from .config_sizes import check_sizes
+from .config_values import check_sizes, check_token_ids
 from .embedded import embedded_path
 from .own_chat_template import own_template
 from .quantization import quantization_config
@@ -160,6 +160,7 @@ class ModelSource:
         with self._clear_errors("configuration"):
             written, _ = PreTrainedConfig.get_config_dict(self.path, revision=self.revision)
             check_sizes(written)
+            check_token_ids(written)
         return self._from_files(AutoConfig, "configuration")
 
     def load_generation_config(self) -> GenerationConfig:
@@ -168,10 +169,16 @@ class ModelSource:
 
         if self.adapter is not None and not (Path(self.path) / "generation_config.json").is_file():
             return self.base.load_generation_config()
-        try:
-            return GenerationConfig.from_pretrained(self.path, revision=self.revision or "main")
-        except OSError:
-            return GenerationConfig.from_model_config(self.config)
+        there = Path(self.path, "generation_config.json").is_file()
+        with self._clear_errors("generation configuration"):
+            try:
+                config = GenerationConfig.from_pretrained(self.path, revision=self.revision or "main")
+            except OSError:
+                if there:
+                    raise
+                config = GenerationConfig.from_model_config(self.config)
+            check_token_ids(config.to_dict())
+        return config
 
     def load_tokenizer(self) -> PreTrainedTokenizerBase:
         """Return the tokenizer, with a padding token; an adapter's own, else its base's.
@@ -186,6 +193,8 @@ class ModelSource:
         if self.adapter is not None and not self.adapter.has_tokenizer:
             return self.base.load_tokenizer()
         tokenizer: PreTrainedTokenizerBase = self._from_files(AutoTokenizer, "tokenizer")
+        with self._clear_errors("tokenizer"):
+            tokenizer("A first text.")  # its files may have values of any type
         if tokenizer.eos_token_id is None:
             raise self._error("has a tokenizer with no end-of-sequence token; set eos_token in its files.")
         if tokenizer.pad_token_id is None:

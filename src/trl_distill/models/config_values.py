@@ -1,8 +1,15 @@
-"""Sizes that a model's config.json names: transformers builds a module for each layer, without weights too."""
+"""Values of a model's configurations that transformers takes as they are.
+
+It builds a module for each layer that config.json names, without weights too.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+
+from ..errors import quoted
+
+TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
 
 # the ends of names of sizes, with what no model comes near; lengths of a context and ids of tokens have no limit
 LIMITS = {
@@ -28,3 +35,21 @@ def check_sizes(config: Mapping[str, object]) -> None:
         limit = next((limit for ends, limit in LIMITS.items() if name.endswith(ends)), None)
         if limit is not None and isinstance(value, int) and value > limit:
             raise ValueError(f"its config.json says that {name} is more than {limit:,}")
+
+
+def check_token_ids(config: Mapping[str, object]) -> None:
+    """Refuse ids of tokens that are no whole numbers.
+
+    Args:
+        config: The content of a config.json or a generation_config.json.
+
+    Raises:
+        ValueError: Naming the id.
+    """
+    for name in TOKEN_IDS:
+        given = config.get(name)
+        ids = given if isinstance(given, list) else [given]
+        if given is not None and not all(
+            isinstance(i, int) and not isinstance(i, bool) and abs(i) < 2**31 for i in ids
+        ):
+            raise ValueError(f"{name} is {quoted(given)}, not the number of a token")
