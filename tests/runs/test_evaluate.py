@@ -330,13 +330,16 @@ def test_prompts_are_those_of_training_also_if_they_do_not_end_in_the_generation
     assert len(result.tokenizer(side.prompts[0])["input_ids"]) == side.prompt_tokens[0]
 
 
-def test_a_judge_compares_the_student_with_the_teacher_and_with_what_it_was(project, server, found):
-    done = command(project, "--timed-queries", "0", "--judge", server.teacher, "--max-rows", "2")
+def test_a_judge_compares_the_student_with_the_teacher_and_with_what_it_was(project, server, found, monkeypatch):
+    monkeypatch.setenv("JUDGES_KEY", "key-of-the-judge")
+    judge = ("--judge", server.teacher, "--judge-key-env", "JUDGES_KEY")
+    done = command(project, "--timed-queries", "0", *judge, "--max-rows", "2")
     assert done.exit_code == 0, done.stderr
     pairs = [(AFTER, TEACHER), (AFTER, BEFORE)]
     differ = sum(a != b for one, other in pairs for a, b in _first_two(found, one, other))
     assert len(server.requests()) == 2 * differ > 0  # each pair in both orders
     assert f"Judge {server.teacher.split('#')[1]}" in done.stdout
+    assert {request["key"] for request in server.requests()} == {"key-of-the-judge"}
     judged = json.loads((project / "report.json").read_text())["evaluation"]["judgement"]
     assert [(c["first"], c["second"]) for c in judged["comparisons"]] == pairs
 

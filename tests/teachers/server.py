@@ -116,6 +116,7 @@ class Handler(BaseHTTPRequestHandler):
             fault = self.next_fault() or {"kind": None}
             prompt = request.get("prompt") or request["messages"][-1]["content"]
             record = {"path": self.path, "prompt": prompt, "fault": fault["kind"], "request": request}
+            record["key"] = (self.headers.get("Authorization") or "").removeprefix("Bearer ")
             with (self.folder / "requests.jsonl").open("a") as file:
                 file.write(json.dumps({**record, "under_way": self.under_way, "time": time.time()}) + "\n")
         time.sleep(fault.get("seconds", 0))

@@ -89,6 +89,18 @@ def test_the_key_is_in_no_output_and_no_file(command, server, tmp_path, monkeypa
     assert files_with(KEY, tmp_path) == []
 
 
+def test_each_server_of_a_list_gets_its_own_key(settings, server, tmp_path, monkeypatch):
+    keys = {"ONE": "key-of-one", "TWO": "key-of-two"}
+    teachers = [{"model": f"{server.url}#{name}", "key_env": name, "rows": 0.5} for name in keys]
+    for name, key in keys.items():
+        monkeypatch.setenv(name, key)
+    del settings["teacher_model"], settings["teacher_prompt_template"]
+    run(LLMTrainingParams(**{**settings, "max_steps": 1, "log": "none"}, teacher_config=teachers))
+    assert {(r["request"]["model"], r["key"]) for r in server.requests()} == set(keys.items())
+    assert "key_env: TWO" in (tmp_path / "run" / "config.yaml").read_text()
+    assert files_with("key-of-", tmp_path) == []
+
+
 def test_a_url_with_a_password_is_refused_before_anything_is_written(command, tmp_path):
     result = command("--debug", teacher_model="http://me:s3cret@127.0.0.1:9/v1#m")
     assert result.exit_code == 2

@@ -89,7 +89,7 @@ class BoundedClient:
                 "User-Agent": "trl-distill",
                 **(headers or {}),
             },
-            timeout=None,  # nosec B113  # the deadline is ours
+            timeout=seconds,  # of each step; of all together below
             limits=httpx.Limits(max_connections=None),
             follow_redirects=False,
             trust_env=trust_env,
@@ -132,7 +132,7 @@ class BoundedClient:
             async with asyncio.timeout(self.seconds), self._client.stream("POST", url, content=content) as got:
                 body, address = await _body_of(got), _redirect_of(got)
                 return Response(got.status_code, {k.lower(): v for k, v in got.headers.items()}, body, address)
-        except TimeoutError:
+        except (TimeoutError, httpx.TimeoutException):
             raise BrokenAnswerError(f"no answer within {self.seconds:g} s") from None
         except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
             raise BrokenAnswerError(_cause_of(error)) from None
