@@ -18,6 +18,7 @@ from trl_distill.teachers.loading import load_teacher
 from trl_distill.teachers.target_store import writer as teaching
 from trl_distill.teachers.target_store.folder import TargetFolder, TargetRow, sequence_key
 from trl_distill.teachers.target_store.formats.hidden import load_head, save_head
+from trl_distill.teachers.target_store.manifest_shape import NEEDED, OPTIONAL
 from trl_distill.teachers.target_store.reader import StoredTeacher
 from trl_distill.teachers.target_store.writer import TargetSettings, write_targets
 
@@ -257,6 +258,43 @@ def test_a_student_with_fewer_tokens_is_refused(teacher, folder):
 def test_top_k_beyond_the_vocabulary_is_the_whole_vocabulary(teacher, folder):
     write(teacher, folder, settings=TargetSettings(**{**vars(SETTINGS), "k": 10_000}))
     assert StoredTeacher(folder.path).score(COLLATE(ROWS)).token_ids.shape == (11, 280)
+
+
+@pytest.fixture(scope="module")
+def manifest(tiny_teacher_dir, tmp_path_factory):
+    """A store and what its manifest says."""
+    folder = TargetFolder(tmp_path_factory.mktemp("stores") / "store")
+    write(load_teacher(str(tiny_teacher_dir)), folder)
+    return folder, folder.manifest()
+
+
+WRONG = [None, [], {}, "x", True, -1, 1.5, 10**30, [[1]], [None], {"a": 1}]
+
+
+@pytest.mark.parametrize("name", [*NEEDED, "stop_ids", "sequences"])
+def test_a_manifest_of_another_shape_is_refused(name, manifest):
+    folder, right = manifest
+    for value in WRONG:
+        if (NEEDED | OPTIONAL)[name](value):
+            continue
+        folder.write_manifest({**right, name: value})
+        with pytest.raises(TeacherError) as refused:
+            StoredTeacher(folder.path)
+        assert len(str(refused.value)) < 500
+        assert "has format" in str(refused.value) or f"manifest.json has no {name!r} of the form" in str(refused.value)
+    assert sum(not (NEEDED | OPTIONAL)[name](value) for value in WRONG) >= 7
+    if name in NEEDED:
+        folder.write_manifest({key: value for key, value in right.items() if key != name})
+        with pytest.raises(TeacherError, match=r"manifest\.json"):
+            StoredTeacher(folder.path)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "3", "null", '"x"', "{}", "[" * 100_000, '{"format": 2}', "\xff"])
+def test_a_manifest_that_is_none_is_refused(text, manifest):
+    folder, _ = manifest
+    (folder.path / "manifest.json").write_bytes(text.encode("latin-1"))
+    with pytest.raises(TeacherError, match=r"manifest.json is damaged; make it again with .* --repair\."):
+        StoredTeacher(folder.path)
 
 
 @pytest.mark.parametrize(("vocabulary", "kind"), [(2**16, "uint16"), (2**16 + 1, "uint32")])

@@ -31,6 +31,7 @@ from ...data.atomic_file import remove, write_bytes
 from ...data.folder_lock import folder_lock
 from ...data.folder_names import file_in, is_inside, link_to
 from ...errors import TeacherError
+from .manifest_shape import misshapen
 
 FORMAT = 2
 MANIFEST, COMPLETIONS, TOKENIZER, HEAD = "manifest.json", "completions.jsonl", "tokenizer", "head.safetensors"
@@ -91,19 +92,22 @@ class TargetFolder:
         """Return the manifest.
 
         Raises:
-            TeacherError: It is missing, damaged or of another format, or names files outside the store.
+            TeacherError: It is missing, damaged, of another format or shape, or names files outside the store.
         """
         try:
             read = json.loads((self.path / MANIFEST).read_text(encoding="utf-8"))
             found = read["format"]
         except FileNotFoundError:
             raise TeacherError(f"{self} holds no {MANIFEST}; make one with `aitraining teach`.") from None
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
             raise TeacherError(f"{self}: {MANIFEST} is damaged; {REPAIR}.") from None
         if found != FORMAT:
-            raise TeacherError(f"{self} has format {found} and this version reads {FORMAT}; make a new store.")
+            raise TeacherError(f"{self} has format {found!r:.40} and this version reads {FORMAT}; make a new store.")
         if _checksum_of(read) != read.get("checksum"):
             raise TeacherError(f"{self}: {MANIFEST} is damaged; {REPAIR}.")
+        wrong = misshapen(read)
+        if wrong is not None:
+            raise TeacherError(f"{self}: {MANIFEST} has no {wrong!r} of the form that a store has; {REPAIR}.")
         outside = next((name for name in files_of(read) if not is_inside(name)), None)
         if outside is not None:
             raise TeacherError(f"{self}: {MANIFEST} names {outside!r:.100}, a file outside the store; {REPAIR}.")
