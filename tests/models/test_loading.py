@@ -7,6 +7,7 @@ import shutil
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from trl_distill import LLMTrainingParams, run
 from trl_distill.errors import ModelError, TeacherError
@@ -167,3 +168,47 @@ def test_an_adapter_that_cannot_be_read_or_merged_is_one_sentence(adapter_dir, t
         (folder / "adapter_config.json").write_text(text)
         with pytest.raises(ModelError, match=r"no adapter_config\.json could be loaded"):
             ModelSource(str(folder)).load_model()
+
+
+def everything_of(source):
+    return source.config, source.load_generation_config(), source.load_tokenizer(), source.load_model()
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("config.json", "no configuration could be loaded (config.json is damaged)"),
+        ("tokenizer.json", "no tokenizer could be loaded (tokenizer.json is damaged)"),
+        ("model.safetensors", "no weights could be loaded (model.safetensors is damaged)"),
+        ("pytorch_model.bin", "no weights could be loaded (pytorch_model.bin is damaged)"),
+        ("generation_config.json", "no generation configuration could be loaded (generation_config.json is damaged)"),
+    ],
+)
+def test_a_cut_file_of_a_model_is_named(name, said, tiny_model_dir, tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_model_dir, folder)
+    if name == "pytorch_model.bin":
+        torch.save(load_file(folder / "model.safetensors"), folder / name)
+        (folder / "model.safetensors").unlink()
+        assert ModelSource(str(folder)).load_model() is not None
+    (folder / name).write_bytes((folder / name).read_bytes()[:-50])
+    with pytest.raises(ModelError) as refused:
+        everything_of(ModelSource(str(folder)))
+    assert said in str(refused.value)
+
+
+class _Code:
+    def __reduce__(self):
+        return print, ("run",)
+
+
+def test_no_message_says_how_to_load_a_pickle_with_code(tiny_model_dir, tmp_path, capsys):
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_model_dir, folder)
+    (folder / "model.safetensors").unlink()
+    torch.save({"weight": _Code()}, folder / "pytorch_model.bin")
+    with pytest.raises(ModelError) as refused:
+        ModelSource(str(folder)).load_model()
+    assert "a pickle with more than tensors, which is never loaded; save them as safetensors" in str(refused.value)
+    assert "weights_only" not in str(refused.value)
+    assert capsys.readouterr().out == ""

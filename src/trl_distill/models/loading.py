@@ -5,6 +5,7 @@ A folder with only an adapter is loaded as its base with the adapter merged.
 
 from __future__ import annotations
 
+import pickle  # nosec B403  # for its error alone
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -17,6 +18,7 @@ from ..errors import DistillError, UsageError, model_error, nearest
 from .adapters import CONFIG, Adapter
 from .config_values import check_sizes, check_token_ids
 from .embedded import embedded_path
+from .file_formats import damaged_file
 from .own_chat_template import own_template
 from .quantization import quantization_config
 from .template_trial import fault_of
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 EMBEDDED = "embedded"
+GENERATION = "generation_config.json"
 CONFIG_FILE = "config.json"
 ANSWERS = 5  # seconds that the Hub has to say whether a model is there
 _TOKENIZER = "_trl_distill_tokenizer"  # the attribute of `keep_tokenizer`
@@ -167,9 +170,9 @@ class ModelSource:
         """Return the generation configuration of the files (an adapter's own, else its base's), else a derived one."""
         from transformers import GenerationConfig
 
-        if self.adapter is not None and not (Path(self.path) / "generation_config.json").is_file():
+        if self.adapter is not None and not (Path(self.path) / GENERATION).is_file():
             return self.base.load_generation_config()
-        there = Path(self.path, "generation_config.json").is_file()
+        there = (Path(self.path) / GENERATION).is_file()
         with self._clear_errors("generation configuration"):
             try:
                 config = GenerationConfig.from_pretrained(self.path, revision=self.revision or "main")
@@ -289,12 +292,30 @@ class ModelSource:
         except (DistillError, MemoryError):
             raise
         except Exception as error:  # files of others may be wrong in any way
-            if isinstance(error, RuntimeError) and not isinstance(error, RecursionError):
+            reason = _reason(error, Path(self.path))
+            if reason is None:
                 raise  # a device without memory, or a fault of torch's own
-            raise _not_loaded(self.path, self.role, what, _first_line(error)) from error
+            raise _not_loaded(self.path, self.role, what, reason) from error
 
     def _error(self, problem: str) -> UsageError:
         return model_error(self.role)(f"{self.role} {self.path!r} {problem}")
+
+
+def _reason(error: Exception, folder: Path) -> str | None:
+    """Return why a model's files cannot be loaded; None if that is not their fault.
+
+    Of a pickle torch says how to load it nevertheless, which would run its code.
+    """
+    if isinstance(error, RecursionError):
+        return _first_line(error)
+    if isinstance(error, RuntimeError) and "PytorchStreamReader" not in str(error):
+        return None
+    damaged = damaged_file(folder)
+    if damaged is not None:
+        return f"{damaged} is damaged"
+    if isinstance(error, pickle.UnpicklingError):
+        return "its weights are a pickle with more than tensors, which is never loaded; save them as safetensors"
+    return _first_line(error)
 
 
 def _not_loaded(path: str, role: str, what: str, reason: str) -> UsageError:

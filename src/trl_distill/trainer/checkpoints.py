@@ -11,19 +11,18 @@ from __future__ import annotations
 
 import json
 import os
-import zipfile
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
 from ..data.atomic_file import flush_all, write_text
 from ..data.checksum import checksum_of, file_checksum
+from ..models.file_formats import is_json, is_malformed
 
 STATE, CHECKSUMS = "trainer_state.json", "checksums.json"
 JIT_MARK = "checkpoint-is-incomplete.txt"  # transformers deletes it when `enable_jit_checkpoint` has written one
 NOT_READ = ("README.md", "training_args.bin", CHECKSUMS, JIT_MARK)  # on resuming: they may be edited or deleted
 INCOMPLETE = "it is incomplete"
-ZIPPED = (".pt", ".pth", ".bin")  # what `torch.save` writes is a zip archive
 
 
 @dataclass(frozen=True)
@@ -93,9 +92,9 @@ def fault_of(checkpoint: Path) -> str | None:
 def _fault(checkpoint: Path, _: tuple[tuple[str, int, int], ...]) -> str | None:
     if (checkpoint / CHECKSUMS).is_file():
         return _differing(checkpoint)
-    if not _is_json(checkpoint / STATE):
+    if not is_json(checkpoint / STATE):
         return INCOMPLETE
-    return next((f"{path.name} is damaged" for path in _read(checkpoint) if _is_malformed(path)), None)
+    return next((f"{path.name} is damaged" for path in _read(checkpoint) if is_malformed(path)), None)
 
 
 def seal(checkpoint: Path, *, flush: bool = False) -> None:
@@ -157,36 +156,3 @@ def _read(checkpoint: Path) -> list[Path]:
 
 def _name(path: Path, checkpoint: Path) -> str:
     return path.relative_to(checkpoint).as_posix()
-
-
-def _is_malformed(path: Path) -> bool:
-    """Whether a file is cut, or has an error that its format shows; unknown formats never have."""
-    if path.suffix == ".json":
-        return not _is_json(path)
-    if path.suffix == ".safetensors":
-        return not _is_safetensors(path)
-    if path.suffix not in ZIPPED:
-        return False
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return archive.testzip() is not None
-    except (OSError, zipfile.BadZipFile, ValueError, NotImplementedError, RuntimeError):
-        return True
-
-
-def _is_json(path: Path) -> bool:
-    try:
-        json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError):
-        return False
-    return True
-
-
-def _is_safetensors(path: Path) -> bool:
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="np"):
-            return True
-    except (OSError, SafetensorError):
-        return False
