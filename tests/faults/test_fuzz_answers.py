@@ -45,6 +45,7 @@ NAMED = [
     ("prompt", (*CHOICE, "prompt_logprobs", 3), SET, None),
     ("prompt", (*CHOICE, "prompt_logprobs", 3), SET, []),
     ("prompt", (*CHOICE, "prompt_logprobs"), SET, "a"),
+    ("prompt", (*CHOICE, "prompt_logprobs", 3, 0, "decoded_token"), SET, "a" * 100_000),
 ]
 KEPT = [
     ("top", (*ITEM, "top_logprobs", 0, "logprob"), SET, -math.inf),

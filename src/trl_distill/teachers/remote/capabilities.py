@@ -83,5 +83,5 @@ def other_token(texts: Mapping[int, str], tokenizer: PreTrainedTokenizerBase) ->
             continue  # of rows that pad a vocabulary
         own = {str(tokenizer.decode([index])), str(tokenizer.convert_ids_to_tokens(index))}
         if not any("�" in one for one in own) and text.strip(SPACES) not in {one.strip(SPACES) for one in own}:
-            return f"its tokenizer is not the student's: token {index} is {text!r} there and {min(own)!r} here"
+            return f"its tokenizer is not the student's: token {index} is {text!r:.60} there and {min(own)!r} here"
     return None
