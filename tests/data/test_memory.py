@@ -115,7 +115,7 @@ def test_a_run_takes_rows_and_its_files_do_not_hold_them(tiny_model_dir, tiny_te
     written = (folder / "config.yaml").read_text()
     assert "data_path: <list>" in written
     assert "retain_data: <DataFrame>" in written
-    assert "| data | <list> |" in (folder / "README.md").read_text()
+    assert "| data | &lt;list&gt; |" in (folder / "README.md").read_text()
 
 
 def test_rows_of_token_ids_may_be_a_list(tiny_model_dir, tiny_teacher_dir, tmp_path):
