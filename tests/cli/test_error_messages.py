@@ -101,3 +101,9 @@ def test_both_entry_points_are_the_command():
 
     ours = {entry.name: entry.load() for entry in entry_points(group="console_scripts") if "trl_distill" in entry.value}
     assert ours == {"aitraining": main, "trl-distill": main}
+
+
+def test_no_arguments_at_all_show_the_help():
+    ended = CliRunner().invoke(main, [])
+    assert (ended.exit_code, ended.stderr.startswith("Usage: "), "Error" in ended.stderr) == (2, True, False)
+    assert "Exit codes: " in ended.stderr

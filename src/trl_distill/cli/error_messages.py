@@ -28,9 +28,11 @@ def exit_on_error(*, debug: bool) -> Iterator[None]:
     """
     try:
         yield
+    except (click.exceptions.Exit, click.exceptions.NoArgsIsHelpError):
+        raise
     except click.UsageError as error:  # click prints it, with the usage
         raise click.UsageError(shortened(printable(error.format_message())), error.ctx) from None
-    except (click.exceptions.Exit, click.ClickException):
+    except click.ClickException:
         raise
     except RunInterrupted as stop:
         _exit(str(stop), stop.exit_code, debug=debug, says=speaks())
