@@ -263,6 +263,8 @@ def test_a_chat_template_that_is_slow_for_one_row_is_stopped(monkeypatch):
     [
         ({"num_hidden_layers": 10**9}, "num_hidden_layers is more than 10,000"),
         ({"text_config": {"vocab_size": 10**12}}, "vocab_size is more than"),
+        ({"vocab_size": 4_000_000}, "says that there are"),
+        ({"eos_token_id": ["a"]}, "eos_token_id is ['a'], not the number of a token"),
         ({"num_hidden_layers": "many"}, "no configuration could be loaded"),
         ({"num_attention_heads": 0}, "no configuration could be loaded"),
         (None, "no configuration could be loaded (maximum recursion depth exceeded"),
@@ -270,5 +272,6 @@ def test_a_chat_template_that_is_slow_for_one_row_is_stopped(monkeypatch):
 )
 def test_a_configuration_that_no_model_can_have_is_refused(change, reason, tmp_path, rows):
     config = json.loads(Path(embedded_path(), "config.json").read_text())
+    (tmp_path / "model.safetensors").write_bytes(Path(embedded_path(), "model.safetensors").read_bytes())
     (tmp_path / "config.json").write_text(NESTED if change is None else json.dumps({**config, **change}))
     assert reason in said("--model", str(tmp_path), "--data-path", str(rows), "--dry-run")

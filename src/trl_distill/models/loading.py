@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from ..config.user_files import user_path
 from ..errors import DistillError, UsageError, model_error, nearest
 from .adapters import CONFIG, Adapter
-from .config_values import check_sizes, check_token_ids
+from .config_values import check_fits, check_sizes, check_token_ids
 from .embedded import embedded_path
 from .file_formats import damaged_file
 from .own_chat_template import own_template
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 EMBEDDED = "embedded"
 GENERATION = "generation_config.json"
+MISMATCH = "ignore_mismatched_sizes"  # the option that transformers recommends for weights of other shapes
 CONFIG_FILE = "config.json"
 ANSWERS = 5  # seconds that the Hub has to say whether a model is there
 _TOKENIZER = "_trl_distill_tokenizer"  # the attribute of `keep_tokenizer`
@@ -163,6 +164,8 @@ class ModelSource:
         with self._clear_errors("configuration"):
             written, _ = PreTrainedConfig.get_config_dict(self.path, revision=self.revision)
             check_sizes(written)
+            files = [file for end in ("safetensors", "bin") for file in Path(self.path).glob(f"*.{end}")]
+            check_fits(written, weights=sum(file.stat().st_size for file in files))
             check_token_ids(written)
         return self._from_files(AutoConfig, "configuration")
 
@@ -308,6 +311,8 @@ def _reason(error: Exception, folder: Path) -> str | None:
     """
     if isinstance(error, RecursionError):
         return _first_line(error)
+    if MISMATCH in str(error):
+        return "their shapes are not those of its config.json"
     if isinstance(error, RuntimeError) and "PytorchStreamReader" not in str(error):
         return None
     damaged = damaged_file(folder)
