@@ -21,6 +21,7 @@ from trl_distill.cli import main
 from trl_distill.embedded import embedded_path
 from trl_distill.errors import DataError, ParamsError, TeacherError
 from trl_distill.evaluation.result import AFTER, BEFORE, PROMPTED, TEACHER
+from trl_distill.models.loading import ModelSource
 from trl_distill.teachers.local.teacher import LocalTeacher
 
 pytest.importorskip("sacrebleu", reason="every evaluation has chrF")
@@ -86,6 +87,36 @@ def test_the_command_needs_the_project_alone(project, found):
     assert lines[2].split("  ")[-1].strip() == "teacher"
     assert any(line.strip().startswith("chrF (decides)") for line in lines)
     assert "verdict" in lines[-1] or "works" in lines[-1] or "does not work" in lines[-1]
+
+
+def test_damaged_weights_of_a_run_are_neither_evaluated_nor_exported(project, monkeypatch, tmp_path):
+    damaged = shutil.copytree(project, tmp_path / "damaged")
+    weights = bytearray((damaged / "model.safetensors").read_bytes())
+    weights[len(weights) // 2] ^= 1
+    (damaged / "model.safetensors").write_bytes(weights)
+    monkeypatch.setattr(ModelSource, "load_model", no_model)
+    for arguments in (["evaluate", str(damaged)], ["export", str(damaged), "--to", "merged"]):
+        done = CliRunner().invoke(main, arguments)
+        assert done.exit_code == 2, done.stderr
+        assert done.stderr == (
+            f"aitraining: error: {str(damaged)!r} holds a finished run whose model.safetensors is damaged: its "
+            "checksum differs from that in run.json; restore it, or train again with --overwrite.\n"
+        )
+
+
+def test_changed_settings_of_a_run_are_pointed_out(project, found, tmp_path):
+    changed = shutil.copytree(project, tmp_path / "changed")
+    with (changed / "config.yaml").open("a") as file:
+        file.write("# mine\n")
+    said = f"{changed / 'config.yaml'} has changed since the run finished: it was edited, or it is damaged."
+    done = command(changed, "--timed-queries", "0")
+    assert done.exit_code == 0, done.stderr
+    assert said in done.stdout
+    assert "has changed" not in command(project, "--timed-queries", "0").stdout
+    manifest = json.loads((changed / "run.json").read_text())
+    del manifest["crc32"]  # as an earlier version left it
+    (changed / "run.json").write_text(json.dumps(manifest))
+    assert "has changed" not in command(changed, "--timed-queries", "0").stdout
 
 
 def test_the_rows_are_those_that_the_run_held_out(project, found):

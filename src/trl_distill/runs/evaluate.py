@@ -29,6 +29,7 @@ from .evaluation_inputs import (
 )
 from .library_output import quiet, without_library_bars
 from .memory import memory_explained, sentence_of_run
+from .result_files import check_result
 
 if TYPE_CHECKING:
     from ..evaluation.result import Evaluation
@@ -187,6 +188,8 @@ def _evaluate(
         stack.enter_context(unbreakable_streams())
         if not verbose:
             stack.enter_context(quiet(four_bits="int4" in (params.quantization, params.teacher_quantization)))
+        if run is not None and isinstance(student, (str, Path)):
+            check_result(run.folder)
         check_evaluation(params, settings, student=student, before=before)
         check_there(data)
         params.project_name = str(stack.enter_context(_folder(run, settings)))

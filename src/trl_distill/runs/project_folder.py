@@ -36,6 +36,7 @@ import yaml
 from ..config.training_params import FIELDS, LLMTrainingParams
 from ..config.yaml_file import read_yaml
 from ..data.atomic_file import flush, flush_all, fresh_folder, make_readable, obstacle, remove, write_text
+from ..data.checksum import file_checksum
 from ..data.data_fingerprint import difference
 from ..data.folder_lock import folder_lock
 from ..data.folder_names import is_inside
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
     from accelerate import PartialState
 
 MANIFEST, MARKER = "run.json", ".unfinished"
+CRC32 = "crc32"  # in the manifest: the checksum of each file
 OPENING = "prompt_opening"  # in the figures: how the student's prompts differ from its own generation prompt
 HELD_OUT, SAMPLES = "held_out.jsonl", "eval_samples.jsonl"
 WEIGHTS = ("*.safetensors", "*.bin", "*.index.json", "adapter_config.json", "config.json", "generation_config.json")
@@ -348,8 +350,13 @@ class Project:
 
         named = [self.folder / name for name in self.result]
         written = [path for parent in named for path in (parent, *sorted(parent.glob("*")))]
-        files = {p.relative_to(self.folder).as_posix(): p.stat().st_size for p in written if p.is_file()}
-        text = json.dumps({"trl_distill": version("trl-distill"), "files": files}, indent=2)
+        there = {p.relative_to(self.folder).as_posix(): p for p in written if p.is_file()}
+        content = {
+            "trl_distill": version("trl-distill"),
+            "files": {name: p.stat().st_size for name, p in there.items()},
+            CRC32: {name: file_checksum(p) for name, p in there.items()},
+        }
+        text = json.dumps(content, indent=2)
         path = write_text(self.folder / MANIFEST, text + "\n")
         (self.folder / MARKER).unlink(missing_ok=True)
         return {"manifest": path}

@@ -19,6 +19,7 @@ from ..evaluation_inputs import KnownRun, read_project, run_of
 from ..library_output import quiet, without_library_bars
 from ..memory import memory_explained
 from ..project_folder import MANIFEST
+from ..result_files import check_result
 from .folder import ExportFolder
 from .memory import sentence_of_export
 
@@ -96,13 +97,15 @@ def _run_of(project: Any) -> KnownRun:
             raise ProjectError(
                 f"{str(folder)!r} holds no finished run ({MANIFEST} is missing); give the project of one."
             )
-        return read_project(folder)
-    run = run_of(project) if is_model(project) else None
-    if run is None:
+        run = read_project(folder)
+        check_result(folder)
+        return run
+    known = run_of(project) if is_model(project) else None
+    if known is None:
         raise ParamsError(
             "project is neither a folder nor a model that a run returned; give the project of a finished run."
         )
-    return run
+    return known
 
 
 def _checked(run: KnownRun, settings: ExportSettings, to: str, locks: ExitStack) -> tuple[TrainedStudent, ExportFolder]:

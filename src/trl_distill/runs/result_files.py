@@ -1,0 +1,47 @@
+"""The files of a finished run, compared with the checksums in its manifest."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from ..data.checksum import file_checksum
+from ..data.folder_names import is_inside
+from ..errors import ProjectError
+from .project_folder import CONFIG, CRC32, MANIFEST
+
+
+def check_result(folder: Path) -> None:
+    """Refuse a finished run with damaged weights, and print if its settings have changed.
+
+    Other files are meant to be edited: an adapter's configuration, for example, if its base has moved. Runs of earlier
+    versions have no checksums.
+
+    Raises:
+        ProjectError: Naming the file.
+    """
+    sums = _checksums(folder)
+    for name in sorted(sums):
+        path = folder / name
+        if not is_inside(name) or path.suffix != ".safetensors" or (path.is_file() and _is_intact(path, sums[name])):
+            continue
+        what = "is damaged: its checksum differs from that" if path.is_file() else "is missing, which is"
+        raise ProjectError(
+            f"{str(folder)!r} holds a finished run whose {name} {what} in {MANIFEST}; restore it, or train again with "
+            f"--overwrite."
+        )
+    if CONFIG in sums and (folder / CONFIG).is_file() and not _is_intact(folder / CONFIG, sums[CONFIG]):
+        print(f"{folder / CONFIG} has changed since the run finished: it was edited, or it is damaged.")
+
+
+def _is_intact(path: Path, expected: object) -> bool:
+    return file_checksum(path) == expected
+
+
+def _checksums(folder: Path) -> dict[str, object]:
+    """Return the checksums by file; none if the manifest has none or is damaged."""
+    try:
+        listed = json.loads((folder / MANIFEST).read_bytes())[CRC32]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return {}
+    return listed if isinstance(listed, dict) else {}
