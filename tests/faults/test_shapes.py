@@ -142,6 +142,16 @@ def test_a_file_of_a_shape_that_is_no_table_is_named_with_its_line(name, text, r
     assert reason.replace("\\\\", "\\") in said("--data-path", str(tmp_path / name))
 
 
+def test_text_of_a_parquet_file_that_is_not_utf_8_makes_its_row_bad(tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    texts = pa.array([b"red cat", b"\x80"], pa.binary()).view(pa.string())
+    pq.write_table(pa.table({"text": texts}), tmp_path / "a.parquet")
+    with pytest.raises(DataError, match=r"1 bad row, more than --max-bad-rows 0: row 2 \('text' is missing\)"):
+        read_rows(load_data(tmp_path / "a.parquet")[0])
+
+
 def test_rows_in_memory_are_held_to_the_same(tmp_path):
     endless: list[object] = []
     endless.append(endless)

@@ -69,10 +69,20 @@ def plain_values(column: pa.ChunkedArray, kind: object) -> list[Any]:
     except (pa.ArrowException, ValueError, OverflowError, ImportError):  # such as a date after the year 9999
         try:
             values = column.cast(pa.string()).to_pylist()
-        except pa.ArrowException:
-            return [None] * len(column)
+        except (pa.ArrowException, ValueError):  # the latter is text that is not UTF-8
+            return [_readable(value) for value in column]
     convert = _converter(kind)
     return values if convert is None else [convert(value) for value in values]
+
+
+def _readable(value: pa.Scalar) -> object:
+    """Return a value, or None if Python has none like it."""
+    import pyarrow as pa
+
+    try:
+        return value.as_py()
+    except (pa.ArrowException, ValueError, OverflowError):
+        return None
 
 
 def _converter(kind: object) -> Convert | None:
