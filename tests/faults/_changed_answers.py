@@ -127,7 +127,10 @@ def changed_answers(draw: Any, kind: str, ids: list[int]) -> object:
     """Return a good answer with one or two changes, most of them of a value to another of its type."""
     answer: object = good_answer(kind, ids)
     for _ in range(draw(strategies.integers(1, 2))):
-        path = draw(strategies.sampled_from([path for path in paths_in(answer) if path]))
+        paths = [path for path in paths_in(answer) if path]
+        if not paths:  # all of it is deleted
+            break
+        path = draw(strategies.sampled_from(paths))
         how = draw(strategies.sampled_from([*[SET] * 8, DELETED, DOUBLED, SWAPPED, DEEPER]))
         values = TEXTS if how != SET else VALUES
         if how == SET and draw(strategies.integers(0, 3)):
