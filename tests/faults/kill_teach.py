@@ -36,6 +36,7 @@ from trl_distill.teachers.target_store import writer as teaching
 WORDS = ["red", "blue", "green", "cat", "dog", "bird", "sun", "moon", "tree", "fish"]
 ROWS = 24
 SHORT, LONG = 8, 60  # kills
+SPARED = 0.2  # of the processes, which finish a store
 
 
 def command(folder: Path, store: Path) -> list[str]:
@@ -106,9 +107,9 @@ def kill_loop(folder: Path, kills: int, seed: int) -> dict[str, int]:
     expected, size = contents(whole), written(whole)
     done = {"kills": 0, "stores": 0}
     while done["kills"] < kills or broken.exists():
-        bytes_at_kill = moments.uniform(written(broken), 1.25 * size)  # above its size: it gets complete
+        spared, bytes_at_kill = moments.random() < SPARED, moments.uniform(written(broken), size)
         child = start(command(folder, broken))
-        if done["kills"] < kills:
+        if done["kills"] < kills and not spared:
             while not ended(child) and written(broken) < bytes_at_kill:
                 time.sleep(0.001)
             time.sleep(moments.uniform(0, 0.05))

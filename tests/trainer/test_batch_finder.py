@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from small_runs import check_teacher_is_apart, losses, make
+from transformers import TrainerState
 from trl import SFTTrainer
 
 from trl_distill import DistillationSFTConfig, DistillationSFTTrainer, LLMTrainingParams, run
@@ -83,6 +84,9 @@ def test_training_continues_from_the_step_that_ran_out_of_memory(save_strategy, 
     averages = [list(one.teacher.weights.average.values()) for one in (trainer, whole)]
     torch.testing.assert_close(*averages, rtol=1e-3, atol=1e-5)
     left = sorted(path.name for path in (tmp_path / "found").glob("checkpoint-*"))
+    if save_strategy == "steps":
+        written = TrainerState.load_from_json(str(tmp_path / "found" / "checkpoint-3" / "trainer_state.json"))
+        assert written.train_batch_size == 2  # with another, Trainer warns
     assert left == ([] if save_strategy == "no" else ["checkpoint-2", "checkpoint-3", "checkpoint-4", "checkpoint-5"])
 
 

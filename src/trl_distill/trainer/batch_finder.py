@@ -96,6 +96,7 @@ class BatchFinder:
                 )
             )
             if trainer.state is not self._before and trainer.state.global_step > self._begun_at:
+                trainer.state.train_batch_size = found[0]  # else Trainer warns that the checkpoint has another
                 checkpoint = str(self._saved(trial))
         args.per_device_train_batch_size, args.gradient_accumulation_steps = found
         self._before = trainer.state
