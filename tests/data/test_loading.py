@@ -576,3 +576,10 @@ def test_the_module_imports_no_datasets_and_no_torch():
     code = f"import sys, trl_distill.data.loading; print(sorted({heavy} & set(sys.modules)))"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "[]"
+
+
+def test_a_cache_that_cannot_be_written_is_named(tmp_path, monkeypatch):
+    Dataset.from_dict({"text": ["a"]}).to_parquet(tmp_path / "rows.parquet")
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", "/dev/null/cache")
+    with pytest.raises(DataError, match=r"the cache of datasets, '/dev/null/cache', cannot be written .* set HF_HOME"):
+        load_data(tmp_path / "rows.parquet")

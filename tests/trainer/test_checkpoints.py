@@ -124,3 +124,14 @@ def test_a_script_gets_a_checkpoint_at_sigterm_from_transformers(tiny_model_dir,
     trainer.train()
     assert last_complete(tmp_path).name == f"checkpoint-{trainer.state.global_step}"
     assert 2 <= trainer.state.global_step < 10_000
+
+
+def test_a_script_that_resumes_at_the_last_step_trains_no_further(tiny_model_dir, tiny_teacher_dir, tmp_path):
+    settings = {"max_steps": 3, "save_strategy": "steps", "save_steps": 3}  # in the middle of an epoch
+    first = distilling(tiny_model_dir, tiny_teacher_dir, tmp_path, **settings)
+    first.train()
+    again = distilling(tiny_model_dir, tiny_teacher_dir, tmp_path, **settings)
+    again.train(resume_from_checkpoint=True)
+    assert again.state.global_step == 3
+    for one, other in zip(first.model.parameters(), again.model.parameters(), strict=True):
+        assert one.equal(other)

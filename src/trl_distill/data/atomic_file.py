@@ -42,7 +42,8 @@ def replacing(path: Path) -> Iterator[Path]:
     mode = os.fstat(descriptor).st_mode
     os.close(descriptor)
     try:
-        yield temporary
+        with naming(path):
+            yield temporary
         if temporary.stat().st_mode != mode:  # safetensors writes another file in its place, for its owner alone
             temporary.chmod(mode)
         flush(temporary)
@@ -64,6 +65,35 @@ def write_bytes(path: Path, content: bytes | pa.Buffer) -> None:
     """Write a file so that it is complete or not there, even after a power cut."""
     with replacing(path) as temporary:
         temporary.write_bytes(content)
+
+
+def append(path: Path, data: bytes) -> None:
+    """Append to a file and flush it to the disk, all of it or nothing.
+
+    Raises:
+        OSError: It names the file.
+    """
+    with naming(path), path.open("ab", buffering=0) as file:
+        size, left = file.seek(0, os.SEEK_END), memoryview(data)
+        try:
+            while left:  # a disk that fills takes a part first
+                left = left[file.write(left) :]
+            os.fsync(file.fileno())
+        except OSError:
+            with suppress(OSError):
+                file.truncate(size)
+            raise
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Have an error of the system say which file was written; that of a full disk does not."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None and error.errno is not None:
+            error.filename = str(path)
+        raise
 
 
 def flush(path: Path) -> None:

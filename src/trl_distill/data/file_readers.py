@@ -27,7 +27,7 @@ from .atomic_file import replacing
 from .json_reader import CONVERSATIONS, DOCUMENTS, LINES, Placed, json_rows
 from .row_faults import FAULTS, PACKED, PLACE, Cells, UnreadableRow, check_names
 
-__all__ = ["CONVERSATIONS", "PLACE", "TEXTS", "Part", "read_placed", "read_texts", "scratch_file"]
+__all__ = ["CONVERSATIONS", "PLACE", "TEXTS", "Part", "cache_folder", "read_placed", "read_texts", "scratch_file"]
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -301,6 +301,27 @@ def _write(rows: Callable[[], Placed], features: Features, sink: pa.NativeFile) 
             stream.write_batch(pa.record_batch(arrays, schema=schema))
 
 
+def cache_folder() -> str:
+    """Return the folder in which `datasets` keeps what it reads, created and written to.
+
+    Raises:
+        DataError: It cannot be.
+    """
+    import datasets
+
+    folder = str(datasets.config.HF_DATASETS_CACHE)
+    try:
+        os.makedirs(folder, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder, buffering=0) as probe:
+            probe.write(bytes(4096))
+    except OSError as error:
+        raise DataError(
+            f"the cache of datasets, {folder!r}, cannot be written ({error.strerror}); set HF_HOME to a folder that "
+            "can."
+        ) from error
+    return folder
+
+
 def scratch_file() -> str:
     """Return a new file name in a folder of the datasets cache that is deleted when Python ends."""
     return os.path.join(_scratch_folder(os.getpid()), f"{uuid.uuid4().hex}.arrow")
@@ -309,9 +330,6 @@ def scratch_file() -> str:
 @cache
 def _scratch_folder(pid: int) -> str:
     """Make a folder for each process: a forked one must not lose its parent's."""
-    import datasets
-
-    os.makedirs(datasets.config.HF_DATASETS_CACHE, exist_ok=True)
-    folder = tempfile.mkdtemp(prefix=f"trl-distill-{pid}-", dir=datasets.config.HF_DATASETS_CACHE)
+    folder = tempfile.mkdtemp(prefix=f"trl-distill-{pid}-", dir=cache_folder())
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return folder

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from ..config.user_files import check_ordinary, user_path
 from ..errors import DataError, nearest, quoted
 from .arrow_values import plain_values
-from .file_readers import PLACE, TEXTS, Part, read_placed, read_texts
+from .file_readers import PLACE, TEXTS, Part, cache_folder, read_placed, read_texts
 from .json_reader import Placed, json_splits
 from .memory import KNOWN_TYPES, as_dataset
 from .row_report import RowReport
@@ -245,6 +245,7 @@ def _load_binary(kind: str, paths: list[Path]) -> Dataset:
     from datasets import load_dataset
 
     files = ", ".join(map(str, paths[:3]))
+    cache_folder()
     try:
         columns = _readable_columns(paths[0]) if kind == "parquet" else {}
         local = [str(path) for path in paths]

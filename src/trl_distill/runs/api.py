@@ -13,6 +13,7 @@ from ..config.setting_names import settings_named_as
 from ..config.training_params import LIBRARY, LLMTrainingParams
 from ..standard_streams import unbreakable_streams
 from .checks import CheckedRun, check_run, finished_project
+from .full_disk import RESUME, explaining_full_disk
 from .library_output import quiet, without_library_bars
 from .memory import memory_explained, sentence_of_run
 from .result import RunResult
@@ -71,6 +72,7 @@ def _run(params: LLMTrainingParams, *, verbose: bool) -> RunResult:
         from .summary import closing_lines
         from .trackers import tracked
 
+        shown.enter_context(explaining_full_disk(checked.project.folder, again=RESUME))
         prepared = prepare(checked)
         if params.dry_run:
             return prepared.dry_result()
@@ -128,6 +130,7 @@ def _teach(params: LLMTrainingParams, *, repair: bool, verbose: bool) -> int:
             folder.discard_damaged()
         elif folder.begun:
             folder.check(folder.manifest())
+        shown.enter_context(explaining_full_disk(folder.path))
         prepared = prepare(checked, writes_store=True)
         if not prepared.state.is_main_process:
             return 0

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import TrainerCallback
 
-from ..data.atomic_file import write_text
+from ..data.atomic_file import append, write_text
 from ..models.generation import GenerationSettings
 from ..trainer.completion_source import student_writes
 from ..trainer.mixin import DistillationMixin
@@ -75,8 +75,7 @@ class EvalSamples(TrainerCallback):
         if self.trainer is None or not state.is_world_process_zero or not self.before:
             return
         lines = self._lines(state.global_step)
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+        append(self.path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines).encode())
         width = len(str(state.max_steps))
         show(f"{clock()}  samples {state.global_step:{width}}/{state.max_steps}")
         for line in lines:

@@ -27,6 +27,7 @@ from .evaluation_inputs import (
     run_of,
     teacher_from_store,
 )
+from .full_disk import explaining_full_disk
 from .library_output import quiet, without_library_bars
 from .memory import memory_explained, sentence_of_run
 from .result_files import check_result
@@ -193,6 +194,7 @@ def _evaluate(
         check_evaluation(params, settings, student=student, before=before)
         check_there(data)
         params.project_name = str(stack.enter_context(_folder(run, settings)))
+        stack.enter_context(explaining_full_disk(Path(params.project_name)))
         from ..data.streaming import without_dataset_bars
 
         with without_dataset_bars():

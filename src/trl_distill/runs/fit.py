@@ -20,6 +20,7 @@ from ..models.quantization import keep_differentiable
 from ..teachers.local.model import FLOAT16
 from ..trainer.batch_finder import with_global_batch
 from ..trainer.checkpoints import kept
+from ..trainer.extra_step import without_extra_step
 from ..trainer.finite import evaluation_fault
 from ..trainer.mixin import DistillationMixin
 from .callbacks import SealCallback, StopCallback, WatchCallback, stopping_on_signal
@@ -73,6 +74,7 @@ def fit(prepared: PreparedRun) -> Trained:
     watch.trainer = trainer
     if not (isinstance(trainer, DistillationMixin) and trainer.distilling):  # which seals its own
         trainer.add_callback(SealCallback())
+        without_extra_step(trainer)
     if prepared.samples:
         longest = max(len(row["completion"]) for row in prepared.samples)  # of a teacher with another tokenizer too
         most = max(params.distill_max_teacher_length, longest)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import TrainerCallback
 
-from ..data.atomic_file import write_text
+from ..data.atomic_file import append, write_text
 from .log_lines import read_lines
 
 if TYPE_CHECKING:
@@ -50,8 +50,7 @@ class MetricsFile(TrainerCallback):
         """Append the newest log."""
         if state.is_world_process_zero:
             now = datetime.now(UTC).isoformat(timespec="milliseconds")
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(_text({**_figures(state.log_history[-1]), "time": now}))
+            append(self.path, _text({**_figures(state.log_history[-1]), "time": now}).encode())
 
 
 def _is_repeated(line: Line, state: TrainerState) -> bool:

@@ -27,6 +27,7 @@ from ..trainer.plan import StudentModel, plan_setup
 from ..trainer.settings import settings_of
 from ..trainer.setup import DistillationSetup, build_setup, name_objects
 from .checks import CheckedRun, check_target_modules
+from .disk_estimate import check_space, planned_of_run, planned_of_teacher
 from .project_folder import OPENING
 from .result import RunResult
 from .run_data import RunData
@@ -112,6 +113,10 @@ def prepare(checked: CheckedRun, *, writes_store: bool = False) -> PreparedRun:
         outline = model_without_weights(student, params)
     if params.peft:
         check_target_modules(params.target_modules, outline)
+    if not writes_store and not params.dry_run:
+        rows, folder = len(data.train), checked.project.folder
+        planned = planned_of_run(folder, params, outline, rows=rows, processes=state.num_processes)
+        check_space(planned, state.print)
     if params.distills:
         return _for_teacher(checked, args, state, student, outline, data, writes_store=writes_store)
     return _for_plain_sft(checked, args, state, student, outline, data)
@@ -181,6 +186,12 @@ def _for_teacher(
     rows_read = {split: recipe.read(rows, name=NAMES[split]) for split, rows in data.datasets.items()}
     rows_read = {split: (rows, data.counted(report, split)) for split, (rows, report) in rows_read.items()}
     _check_rows(checked, rows_read[Split.TRAIN][0], fields=recipe.fields)
+    if not params.dry_run:
+        said = [text for rows, _ in rows_read.values() for text in rows["completion"]]
+        width = getattr(getattr(teacher, "config", None), "hidden_size", 0)
+        folder, vocabulary = settings.teacher.folder, teacher.vocabulary_rows or 0
+        planned = planned_of_teacher(folder, params, said, vocabulary=vocabulary, hidden=width)
+        check_space(planned, state.print)
     prepared, preflights = {}, {}
     for split, rows in rows_read.items():
         with read_whole(args), state.main_process_first():  # the others find the completions in the store

@@ -28,6 +28,7 @@ from .card import CardWriter
 from .checkpoint_keeper import CheckpointKeeper
 from .compatibility import SEARCH, check_plain
 from .construction import Construction
+from .extra_step import has_trained
 from .memory_advice import memory_noted
 from .model_setup import is_sharded
 from .saveable import check_saveable
@@ -148,6 +149,8 @@ class DistillationMixin(GlobalBatchMixin, CardWriter):
 
         Fresh completions are generated for the whole step first, so that their tokens are counted.
         """
+        if has_trained(self):
+            return [], None
         if self.distilling:
             epoch_iterator = self.distiller.begin_step(epoch_iterator)
         return super().get_batch_samples(epoch_iterator, num_batches, device)

@@ -16,6 +16,7 @@ from ...errors import ParamsError, ProjectError
 from ...printable import printable
 from ...standard_streams import unbreakable_streams
 from ..evaluation_inputs import KnownRun, read_project, run_of
+from ..full_disk import explaining_full_disk
 from ..library_output import quiet, without_library_bars
 from ..memory import memory_explained
 from ..project_folder import MANIFEST
@@ -137,7 +138,7 @@ def _export(student: TrainedStudent, folder: ExportFolder, settings: ExportSetti
     for note in notes:
         print(printable(note))
     content: dict[str, object] = {"form": to, "project": str(student.folder), "name": student.name, "dtype": form.dtype}
-    with folder.writing() as temporary:
+    with explaining_full_disk(folder.path, again="run the same again"), folder.writing() as temporary:
         form.write(temporary)
         folder.write_manifest({**content, "verification": None}, temporary)
     print(f"The student is in {folder.path}.")

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from ...data.atomic_file import flush, write_bytes
+from ...data.atomic_file import append, flush, write_bytes
 from ...data.checksum import checksum_of
 from ...data.folder_lock import file_lock
 from ...models.generation import Completion
@@ -108,10 +108,7 @@ class JsonlStore(Generic[Entry]):
         self.path.parent.mkdir(parents=True, exist_ok=True)
         is_new = not self.path.exists()
         data = (b"\n" if self._torn else b"") + self._lines(entries)
-        with self.path.open("ab") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+        append(self.path, data)
         if is_new:
             flush(self.path.parent)
         self._size, self._torn = self._size + len(data), False

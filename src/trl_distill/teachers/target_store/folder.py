@@ -194,11 +194,13 @@ class TargetTable:
     def __init__(self, paths: Sequence[str]) -> None:
         from datasets import Dataset
 
+        from ...data.file_readers import cache_folder
         from ...data.streaming import without_dataset_bars
 
         if not paths:
             self._table, self._places = None, {}
             return
+        cache_folder()
         with without_dataset_bars():
             self._table = Dataset.from_parquet(list(paths)).data
         self._places = {key: i for i, key in enumerate(self._table.column("key").to_pylist())}

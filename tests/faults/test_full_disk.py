@@ -1,0 +1,50 @@
+"""A disk that fills: what is said, what is left, and what resumes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from trl_distill.config.training_params import LLMTrainingParams
+from trl_distill.data.full_disk import size_text
+from trl_distill.errors import ProjectError
+from trl_distill.runs.disk_estimate import Planned, check_space, planned_of_teacher
+
+SCRIPT = Path(__file__).parent / "full_disk.py"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="forks")
+def test_a_full_disk_names_the_file_and_what_is_kept_and_the_run_resumes(tmp_path):
+    command = [sys.executable, str(SCRIPT), "--folder", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=400)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert json.loads(done.stdout.splitlines()[-1])["cases"] == 7
+
+
+def test_too_little_space_is_an_error_and_just_enough_a_warning(tmp_path, monkeypatch):
+    monkeypatch.setattr("trl_distill.runs.disk_estimate.free_bytes", lambda folder: 1_000_000_000)
+    model, completions = (Planned(tmp_path / "run", 8e8, "the model"), Planned(tmp_path, 3e8, "rows", is_certain=False))
+    said = []
+    check_space([model], said.append)
+    assert not said
+    check_space([model, completions], said.append)
+    assert "has 1.0 GB free, and this run may write up to 1.1 GB: the model 800 MB, rows 300 MB" in said[0]
+    with pytest.raises(ProjectError, match=r"has 1\.0 GB free, and this run writes about 1\.6 GB \(the model 800 MB, "):
+        check_space([model, model], said.append)
+
+
+def test_stored_targets_are_estimated_from_the_completions(tmp_path):
+    params = LLMTrainingParams(model="m", teacher_model="t", teacher_store=str(tmp_path / "s"), teacher_top_k=10)
+    given = planned_of_teacher(tmp_path, params, ["x" * 400, None], vocabulary=1000, hidden=8)
+    tokens, most = 100, params.distill_max_teacher_length
+    assert [one.count for one in given] == [most * 8, tokens * 40 / 2, most * 40]
+
+
+def test_sizes_are_written_as_a_reader_has_them():
+    assert [size_text(n) for n in (0, 999, 1000, 12_345, 2.5e9, 1.2e15)] == [
+        "0 bytes", "999 bytes", "1.0 kB", "12 kB", "2.5 GB", "1200 TB"
+    ]  # fmt: skip
