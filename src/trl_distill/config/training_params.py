@@ -125,7 +125,8 @@ class LLMTrainingParams(CheckedSettings, DistillationArguments):
     padding_free: bool = option(
         False, "Concatenate a batch's rows into one sequence without padding, kept separate.", group="Training"
     )
-    lr: float = option(5e-5, "Learning rate.", above=0.0, group="Training")
+    # beyond it a step makes weights whose squares are infinite in float32
+    lr: float = option(5e-5, "Learning rate.", above=0.0, high=1e20, group="Training")
     warmup_ratio: float = option(
         0.1, "Share of the steps over which the learning rate increases from 0.", low=0.0, high=1.0, group="Training"
     )
