@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
+from concurrent.futures import Future
 from pathlib import Path
 
 import pytest
+import torch
+import transformers
 from datasets import Dataset
+from huggingface_hub import RepoUrl
 from peft import LoraConfig
 from safetensors.torch import load_file
 from transformers import AutoTokenizer
@@ -15,7 +19,8 @@ from transformers import AutoTokenizer
 from trl_distill import DistillationSFTConfig, DistillationSFTTrainer
 from trl_distill.config.devices import accelerator
 from trl_distill.errors import DistillError, ParamsError
-from trl_distill.trainer.checkpoints import CHECKSUMS, STATE, find_checkpoints
+from trl_distill.trainer import checkpoints
+from trl_distill.trainer.checkpoints import CHECKSUMS, STATE, begin, find_checkpoints, seal
 
 pytestmark = pytest.mark.usefixtures("device")
 
@@ -100,6 +105,57 @@ def test_without_checksums_a_cut_file_is_named_too(name, folder):
     assert find_checkpoints(folder).damaged == (("checkpoint-3", f"{name} is damaged"),)
 
 
+def test_optimizer_states_that_an_earlier_torch_has_written_are_whole(folder):
+    (folder / "checkpoint-3" / CHECKSUMS).unlink()
+    path = folder / "checkpoint-3" / "optimizer.pt"
+    torch.save(torch.load(path), path, _use_new_zipfile_serialization=False)
+    assert find_checkpoints(folder).usable == folder / "checkpoint-3"
+
+
+def test_what_was_just_sealed_is_not_read_again(tmp_path, monkeypatch):
+    checkpoint = tmp_path / "checkpoint-1"
+    begin(checkpoint)
+    (checkpoint / STATE).write_text("{}")
+    (checkpoint / "optimizer.pt").write_bytes(b"weights")
+    seal(checkpoint)
+    with monkeypatch.context() as patched:
+        patched.setattr(checkpoints, "file_checksum", None)
+        assert find_checkpoints(tmp_path).usable == checkpoint
+    (checkpoint / "optimizer.pt").write_bytes(b"other weights")
+    assert find_checkpoints(tmp_path).faults == "checkpoint-1: optimizer.pt is damaged (its checksum differs)"
+
+
+class Hub:
+    """A Hub that keeps checkpoints in a folder, as they are when they are uploaded."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def create_repo(self, name: str, **kwargs: object) -> RepoUrl:
+        return RepoUrl(f"https://huggingface.co/{name}")
+
+    def upload_folder(self, *, folder_path: str, path_in_repo: str = "", **kwargs: object) -> Future[None]:
+        if path_in_repo:
+            shutil.copytree(folder_path, self.folder / path_in_repo)
+        done: Future[None] = Future()
+        done.set_result(None)
+        return done
+
+
+@pytest.mark.cpu
+def test_an_uploaded_checkpoint_is_complete(tiny_model_dir, tmp_path, monkeypatch):
+    hub = Hub(tmp_path / "hub")
+    monkeypatch.setattr(transformers.trainer, "hf_api", lambda: hub)
+    pushed = {"push_to_hub": True, "hub_model_id": "me/it", "hub_strategy": "all_checkpoints", "hub_always_push": True}
+    distilling(tiny_model_dir, tmp_path / "run", save_total_limit=1, **pushed).train()
+    assert [path.name for path in (tmp_path / "run").glob("checkpoint-*")] == ["checkpoint-3"]
+    downloaded = hub.folder / "checkpoint-2"
+    distilling(tiny_model_dir, tmp_path / "resumed").train(resume_from_checkpoint=str(downloaded))
+    weights = [tmp_path / run / "checkpoint-3" / "adapter_model.safetensors" for run in ("resumed", "run")]
+    mine, theirs = map(load_file, weights)
+    assert all(mine[name].equal(theirs[name]) for name in theirs)
+
+
 @pytest.mark.cpu
 def test_a_script_resumes_from_the_newest_intact_checkpoint_and_ends_with_the_same_weights(
     tiny_model_dir, folder, trained, capsys
@@ -148,7 +204,5 @@ def test_damaged_weights_of_the_best_evaluation_are_not_loaded(tiny_model_dir, f
 
 
 def test_the_saved_arguments_keep_the_limit_of_checkpoints(trained):
-    import torch
-
     args = torch.load(trained / "checkpoint-3" / "training_args.bin", weights_only=False)
     assert args.save_total_limit == 3

@@ -7,6 +7,7 @@ import zipfile
 from pathlib import Path
 
 ZIPPED = (".pt", ".pth", ".bin")  # zip archives with a CRC-32 of each part
+PICKLE = b"\x80"  # how files of torch before 1.6 begin
 
 
 def damaged_file(folder: Path) -> str | None:
@@ -24,7 +25,7 @@ def is_malformed(path: Path) -> bool:
         return not is_json(path)
     if path.suffix == ".safetensors":
         return not _is_safetensors(path)
-    return path.suffix in ZIPPED and path.name != "training_args.bin" and not _is_zip(path)
+    return path.suffix in ZIPPED and path.name != "training_args.bin" and not _is_archive(path)
 
 
 def is_json(path: Path) -> bool:
@@ -45,8 +46,11 @@ def _is_safetensors(path: Path) -> bool:
         return False
 
 
-def _is_zip(path: Path) -> bool:
+def _is_archive(path: Path) -> bool:
     try:
+        with path.open("rb") as file:
+            if file.read(1) == PICKLE:
+                return True
         with zipfile.ZipFile(path) as archive:
             return archive.testzip() is None
     except (OSError, zipfile.BadZipFile, ValueError, NotImplementedError, RuntimeError):

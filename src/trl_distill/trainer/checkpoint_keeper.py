@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from accelerate.utils import broadcast_object_list
 from transformers import TrainerState
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from .base import DistillingTrainer
 
 ROWS = "rows.txt"  # which rows were learned from
+Found = TypeVar("Found")
 
 
 class CheckpointKeeper:
@@ -59,7 +60,8 @@ class CheckpointKeeper:
         if given is True:
             given = self._newest()
         elif given:
-            fault = fault_of(Path(given))
+            checkpoint = Path(given)
+            fault = self._from_main(lambda: fault_of(checkpoint))
             if fault is not None:
                 raise ParamsError(
                     f"resume_from_checkpoint is {str(given)!r}, which cannot be resumed from: {fault}; give an older "
@@ -87,22 +89,26 @@ class CheckpointKeeper:
     def _newest(self) -> str:
         """Return the newest usable checkpoint that the main process finds, and print which ones it has to skip."""
         folder = str(self.trainer.args.output_dir)
-        found = [find_checkpoints(folder) if self.trainer.is_world_process_zero() else None]
-        broadcast_object_list(found)
-        assert found[0] is not None
-        if found[0].note:
-            self.trainer.accelerator.print(found[0].note)
-        if found[0].usable is not None:
-            return str(found[0].usable)
-        if found[0].damaged:
+        found = self._from_main(lambda: find_checkpoints(folder))
+        if found.note:
+            self.trainer.accelerator.print(found.note)
+        if found.usable is not None:
+            return str(found.usable)
+        if found.damaged:
             raise ParamsError(
                 f"resume_from_checkpoint is True, but no checkpoint in output_dir {folder!r} is intact "
-                f"({found[0].faults}); restore one, or leave it out to start over."
+                f"({found.faults}); restore one, or leave it out to start over."
             )
         raise ParamsError(
             f"resume_from_checkpoint is True, but output_dir {folder!r} holds no complete checkpoint; leave it "
             "out to start over."
         )
+
+    def _from_main(self, find: Callable[[], Found]) -> Found:
+        """Return what the main process finds, which alone reads the files; all processes call it together."""
+        found = [find() if self.trainer.is_world_process_zero() else None]
+        broadcast_object_list(found)
+        return cast("Found", found[0])
 
     def _check_rows(self, checkpoint: str) -> None:
         rows = Path(checkpoint, ROWS)
@@ -130,16 +136,21 @@ class CheckpointKeeper:
         finally:
             limit = args.save_total_limit = self._limit
             self._limit = None
-        self.trainer.accelerator.wait_for_everyone()
+        deletes = limit is not None and len(list(checkpoint.parent.glob("checkpoint-*"))) > limit
+        self.seal(checkpoint, flush=deletes)
         if args.should_save:
-            deletes = limit is not None and len(list(checkpoint.parent.glob("checkpoint-*"))) > limit
-            seal(checkpoint, flush=deletes)
             rotate_checkpoints(
                 output_dir=str(checkpoint.parent),
                 save_total_limit=limit,
                 best_model_checkpoint=state.best_model_checkpoint,
                 use_mtime=True,
             )
+
+    def seal(self, checkpoint: Path, *, flush: bool) -> None:
+        """Write a checkpoint's checksums, see `seal`, once all processes have written their files."""
+        self.trainer.accelerator.wait_for_everyone()
+        if self.trainer.args.should_save and fault_of(checkpoint) is not None:  # else it was sealed to be uploaded
+            seal(checkpoint, flush=flush)
 
     @contextmanager
     def as_configured(self) -> Iterator[None]:
@@ -157,7 +168,10 @@ class CheckpointKeeper:
         Raises:
             DistillError: Naming the file.
         """
-        fault = None if best is None or not Path(best).is_dir() else fault_of(Path(best))
+        if best is None:
+            return
+        folder = Path(best)
+        fault = self._from_main(lambda: fault_of(folder) if folder.is_dir() else None)
         if fault is not None:
             raise DistillError(
                 f"the weights of the best evaluation, in {best!r}, cannot be loaded: {fault}; resume without "

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import json
 import os
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 
 from ..data.atomic_file import flush_all, write_text
@@ -23,6 +23,10 @@ STATE, CHECKSUMS = "trainer_state.json", "checksums.json"
 JIT_MARK = "checkpoint-is-incomplete.txt"  # transformers deletes it when `enable_jit_checkpoint` has written one
 NOT_READ = ("README.md", "training_args.bin", CHECKSUMS, JIT_MARK)  # on resuming: they may be edited or deleted
 INCOMPLETE = "it is incomplete"
+READERS = 8  # threads, which read the files of a sharded checkpoint at the same time
+
+State = tuple[str, tuple[tuple[str, int, int], ...]]  # a folder, and name, size and time of each file below it
+_faults: dict[State, str | None] = {}  # of what was read in this process
 
 
 @dataclass(frozen=True)
@@ -82,14 +86,20 @@ def is_complete(checkpoint: Path) -> bool:
 def fault_of(checkpoint: Path) -> str | None:
     """Say what keeps a checkpoint from being resumed from, such as "optimizer.pt is missing"; None if nothing does.
 
-    Files that have not changed since they were last read here are not read again.
+    Files that have not changed since this process has read or sealed them are not read again.
     """
+    state = _state(checkpoint)
+    if state not in _faults:
+        _faults[state] = _fault(checkpoint)
+    return _faults[state]
+
+
+def _state(checkpoint: Path) -> State:
     there = ((path, path.stat()) for path in sorted(checkpoint.rglob("*")) if path.is_file())
-    return _fault(checkpoint, tuple((str(path), stat.st_size, stat.st_mtime_ns) for path, stat in there))
+    return str(checkpoint), tuple((str(path), stat.st_size, stat.st_mtime_ns) for path, stat in there)
 
 
-@lru_cache(maxsize=64)
-def _fault(checkpoint: Path, _: tuple[tuple[str, int, int], ...]) -> str | None:
+def _fault(checkpoint: Path) -> str | None:
     if (checkpoint / CHECKSUMS).is_file():
         return _differing(checkpoint)
     if not is_json(checkpoint / STATE):
@@ -106,9 +116,13 @@ def seal(checkpoint: Path, *, flush: bool = False) -> None:
     """
     if flush:
         flush_all(checkpoint)
-    files = {_name(path, checkpoint): file_checksum(path) for path in _read(checkpoint)}
+    paths = _read(checkpoint)
+    with ThreadPoolExecutor(READERS) as readers:
+        sums = readers.map(file_checksum, paths)
+        files = {_name(path, checkpoint): found for path, found in zip(paths, sums, strict=True)}
     content = {"crc32": files, "own": _own(files)}
     write_text(checkpoint / CHECKSUMS, json.dumps(content, indent=1) + "\n")
+    _faults[_state(checkpoint)] = None
 
 
 def begin(checkpoint: Path) -> None:
@@ -131,17 +145,19 @@ def _differing(checkpoint: Path) -> str | None:
         intact = False
     if not intact:
         return f"{CHECKSUMS} is damaged"
-    for name, expected in files.items():
-        path = checkpoint / name
-        if not path.is_file():
-            return f"{name} is missing"
-        try:
-            found = file_checksum(path)
-        except OSError as error:
-            return f"{name} cannot be read ({error.strerror})"
-        if found != expected:
-            return f"{name} is damaged (its checksum differs)"
-    return None
+    with ThreadPoolExecutor(READERS) as readers:
+        faults = readers.map(lambda name: _differs(checkpoint / name, name, files[name]), files)
+        return next(filter(None, faults), None)
+
+
+def _differs(path: Path, name: str, expected: str) -> str | None:
+    if not path.is_file():
+        return f"{name} is missing"
+    try:
+        found = file_checksum(path)
+    except OSError as error:
+        return f"{name} cannot be read ({error.strerror})"
+    return None if found == expected else f"{name} is damaged (its checksum differs)"
 
 
 def _own(files: dict[str, str]) -> str:

@@ -259,6 +259,23 @@ class DistillationMixin(GlobalBatchMixin, CardWriter):
         with self.checkpoints.writing(folder):
             super()._save_checkpoint(model, trial)
 
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        """Upload a checkpoint as SFTTrainer does, complete: whoever downloads it can resume from it."""
+        if self.distilling:
+            self.checkpoints.seal(Path(checkpoint_folder), flush=True)
+        super()._push_from_checkpoint(checkpoint_folder)
+
+    @settings_named_as(TRAINER)
+    def push_to_hub(self, *args: Any, **kwargs: Any) -> Any:
+        """Upload as SFTTrainer does.
+
+        Raises:
+            DistillError: Training has broken the weights; they are not uploaded.
+        """
+        if self.distilling:
+            check_saveable(self, together=is_sharded(self))
+        return super().push_to_hub(*args, **kwargs)
+
     def _load_best_model(self) -> None:
         """Load the weights of the best evaluation as SFTTrainer does, if its checkpoint is intact."""
         if self.distilling:
