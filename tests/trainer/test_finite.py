@@ -12,7 +12,7 @@ from datasets import Dataset
 from ranks import run_in
 from small_runs import PAIRS, TEMPLATES, make
 from step_kinds import trainer_of
-from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, TrainerCallback
 
 from trl_distill import (
     DistillationSFTConfig,
@@ -208,3 +208,31 @@ def test_processes_end_together_with_the_same_sentence(tiny_model_dir, tiny_teac
     mine, other = run_in(2, RANKS.format(**paths), tmp_path)
     assert mine == other
     assert mine.startswith("training stopped at step 2: the log-probabilities of the teacher, not of the student,")
+
+
+def test_a_teacher_of_four_bits_in_bfloat16_storage_is_not_broken(wide_dir, tmp_path):
+    """FSDP needs that storage, in which the packed bits look like any numbers."""
+    how = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_storage=torch.bfloat16)
+    teacher = AutoModelForCausalLM.from_pretrained(wide_dir, quantization_config=how)
+    packed = next(p for p in teacher.parameters() if hasattr(p, "quant_state"))
+    assert packed.dtype == torch.bfloat16
+    assert not packed.abs().max() < 1e19
+    trainer = make(wide_dir, wide_dir, tmp_path, max_steps=1, more={"teacher_model": teacher})
+    assert math.isfinite(trainer.train().training_loss)
+
+
+def test_broken_weights_are_not_uploaded(tiny_model_dir, tiny_teacher_dir, tmp_path):
+    trainer = make(tiny_model_dir, tiny_teacher_dir, tmp_path, max_steps=1)
+    trainer.train()
+    with torch.no_grad():
+        next(p for p in trainer.model.parameters() if p.requires_grad).view(-1)[0] = math.nan
+    with pytest.raises(DistillError, match="the weights hold numbers that are not finite"):
+        trainer.push_to_hub()
+
+
+def test_a_model_that_was_moved_to_another_device_is_saved(tiny_model_dir, tiny_teacher_dir, tmp_path):
+    trainer = make(tiny_model_dir, tiny_teacher_dir, tmp_path, max_steps=1)
+    trainer.train()
+    trainer.model.to("cpu")
+    trainer.save_model(str(tmp_path / "saved"))
+    assert (tmp_path / "saved" / "model.safetensors").is_file()

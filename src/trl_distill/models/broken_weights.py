@@ -28,7 +28,7 @@ def broken_weights(model: torch.nn.Module, *, trained_only: bool = False) -> lis
     extremes: dict[torch.device, list[tuple[str, bool, torch.Tensor]]] = {}
     for name, parameter in model.named_parameters():
         own = _part_of_rank(parameter)
-        if (trained_only and not parameter.requires_grad) or not own.is_floating_point() or own.itemsize < 2:
+        if (trained_only and not parameter.requires_grad) or _is_quantized(parameter, own):
             continue
         if own.numel() and own.device.type != "meta":
             pair = torch.stack(own.aminmax()).float()
@@ -66,6 +66,12 @@ def named(parameters: Sequence[str]) -> str:
     """Return "a.weight, b.weight and 5 more" for an error."""
     more = len(parameters) - SHOWN
     return ", ".join(parameters[:SHOWN]) + (f" and {more} more" if more > 0 else "")
+
+
+def _is_quantized(parameter: torch.nn.Parameter, own: torch.Tensor) -> bool:
+    """Whether its numbers are no weights: bitsandbytes can pack four bits into any dtype, torchao has its own class."""
+    packed = hasattr(parameter, "quant_state") or type(own) is not torch.Tensor
+    return packed or not own.is_floating_point() or own.itemsize < 2
 
 
 def _part_of_rank(parameter: torch.nn.Parameter) -> torch.Tensor:

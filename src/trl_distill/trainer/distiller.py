@@ -120,12 +120,13 @@ class Distiller:
 
     @torch.no_grad()
     def student_cross_entropy(self) -> torch.Tensor | None:
-        """Return the student's cross-entropy on its last training batch, summed; None if it has trained on none.
+        """Return the student's cross-entropy on its last training batch, summed.
 
-        All ranks call it together if weights are sharded.
+        None if it has trained on none, or was moved to another device since. All ranks call it together if weights are
+        sharded.
         """
         inputs, student, model = self._last_batch, self.trainer.base_student, self.trainer.model
-        if inputs is None:
+        if inputs is None or not (is_sharded(self.trainer) or student.device == inputs["labels"].device):
             return None
         places = layout_of(inputs).student_places
         with self.trainer.accelerator.autocast(), evaluating(model):
