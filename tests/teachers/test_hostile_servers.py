@@ -89,7 +89,7 @@ def test_an_answer_beyond_the_largest_size_is_given_up_without_filling_the_memor
 def test_a_compressed_answer_is_read(ask, server):
     server.send = sends(gzip.compress(json.dumps(completion("é b")).encode()), headers="Content-Encoding: gzip\r\n")
     assert ask().text == "é b"
-    assert "accept-encoding: gzip, deflate\r\n" in server.heads[0]
+    assert "accept-encoding: gzip\r\n" in server.heads[0]
 
 
 @pytest.mark.parametrize(
@@ -122,6 +122,24 @@ def test_a_server_that_is_not_there_is_named_with_the_reason(host, ask, monkeypa
     monkeypatch.setattr(request_pool, "TRIES", 1)
     with pytest.raises(DistillError, match=r"no usable answer: \[Errno \d+\] Connect.*9.* \(1 tries\)"):
         ask(spec=f"http://{host}:9/v1#m")
+
+
+@pytest.mark.parametrize(("name", "value"), [("HTTPS_PROXY", "ftp://proxy"), ("NO_PROXY", "localhost,fe80::/10")])
+def test_a_proxy_that_cannot_be_used_is_a_sentence(name, value, ask, server, monkeypatch):
+    monkeypatch.setenv(name, value)
+    with pytest.raises(TeacherError, match=r"through the proxy that the environment names .*or NO_PROXY, or unset"):
+        ask()
+
+
+@pytest.mark.parametrize("content", [None, "no certificate"])
+def test_certificates_that_cannot_be_read_are_a_sentence(content, ask, server, monkeypatch, tmp_path):
+    path = tmp_path / "own.pem"
+    if content is not None:
+        path.write_text(content)
+    bounded_client._certificates.cache_clear()
+    monkeypatch.setenv("SSL_CERT_FILE", str(path))
+    with pytest.raises(TeacherError, match=r"the certificates that the environment names .*; correct SSL_CERT_FILE or"):
+        ask()
 
 
 def test_a_redirect_without_a_location_is_a_sentence_too(ask, server):

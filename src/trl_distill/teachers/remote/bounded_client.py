@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 MOST = 64 * 2**20  # bytes of an answer, decompressed
 MOST_OF_ERROR = 2**16  # of an error's, of which only the beginning is read
 MOST_VALUES = 2**22  # values in a body, each of which takes up to 30 times its bytes in memory
-COMPRESSIONS = ("gzip", "deflate")
+COMPRESSION = "gzip"  # servers do not agree on what "deflate" is
 
 
 class BrokenAnswerError(Exception):
@@ -85,7 +85,7 @@ class BoundedClient:
             headers={
                 "Content-Type": "application/json",
                 "Accept": "application/json",
-                "Accept-Encoding": ", ".join(COMPRESSIONS),
+                "Accept-Encoding": COMPRESSION,
                 "User-Agent": "trl-distill",
                 **(headers or {}),
             },
@@ -172,9 +172,9 @@ def _decompressor(name: str) -> Callable[[bytes, int], bytes]:
     """Return a function of a piece that returns at most so many bytes of what is in it."""
     if name.strip().lower() == "identity":
         return lambda piece, most: piece[:most]
-    if name.strip().lower() not in COMPRESSIONS:
+    if name.strip().lower() != COMPRESSION:
         raise BrokenAnswerError(f"an answer compressed in a way that was not asked for ({name[:40]!r})")
-    stream = zlib.decompressobj(zlib.MAX_WBITS | 32)  # finds out which of the two it is
+    stream = zlib.decompressobj(zlib.MAX_WBITS | 16)  # with gzip's header
 
     def decompress(piece: bytes, most: int) -> bytes:
         try:

@@ -103,13 +103,20 @@ class Server:
             RequestPool(send, self.settings, self.usage).run(jobs, keep_and_show)
 
     def _new_client(self) -> BoundedClient:
+        import httpx
+
         headers = self.check_can_ask()
         try:
             return BoundedClient(self.url, seconds=self.settings.timeout, headers=headers)
-        except (ImportError, ValueError) as error:
+        except (ImportError, ValueError, httpx.InvalidURL) as error:
             raise TeacherError(
                 f"{self.name} cannot be asked through the proxy that the environment names "
-                f"({self._message(error)}); correct HTTP_PROXY, HTTPS_PROXY or ALL_PROXY, or unset them."
+                f"({self._message(error)}); correct HTTP_PROXY, HTTPS_PROXY, ALL_PROXY or NO_PROXY, or unset them."
+            ) from None
+        except OSError as error:
+            raise TeacherError(
+                f"{self.name} cannot be asked with the certificates that the environment names "
+                f"({self._message(error)}); correct SSL_CERT_FILE or SSL_CERT_DIR, or unset them."
             ) from None
 
     def send_one(self, request: Mapping[str, object], read_logprobs: ReadLogprobs) -> Answer:
