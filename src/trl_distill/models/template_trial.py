@@ -37,7 +37,8 @@ CONVERSATIONS = [
 def fault_of(source: str) -> str | None:
     """Return what is wrong with a chat template that goes on or grows without bounds; None for any other.
 
-    What it raises is not wrong here: a template may take other conversations. Without `os.fork` there is no trial.
+    What it raises is not wrong here: a template may take other conversations. If this process cannot fork, which takes
+    memory in some systems, there is no trial.
     """
     if not hasattr(os, "fork"):
         return None
@@ -45,7 +46,10 @@ def fault_of(source: str) -> str | None:
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12's of threads, which the fork does not use
-        child = os.fork()
+        try:
+            child = os.fork()
+        except OSError:
+            return None
     if not child:
         _try(source, render_jinja_template)
     end = time.monotonic() + GIVE_UP

@@ -6,7 +6,7 @@ And the checksums of checkpoints that a trainer of TRL's writes.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -53,7 +53,8 @@ class StopCallback(TrainerCallback):
     ) -> None:
         """Make the group in which processes ask each other."""
         if args.world_size > 1 and distributed.is_initialized() and distributed.is_gloo_available():
-            self._group = distributed.new_group(backend="gloo")
+            with suppress(RuntimeError):  # hosts whose names lead nowhere: each process then stops after its own step
+                self._group = distributed.new_group(backend="gloo")
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object

@@ -17,14 +17,7 @@ from ..models.loading import resolve
 from ..teachers.multi.teacher import MultiTeacher
 from .compatibility import check_constructor, check_features, with_lengths
 from .distiller import Distiller
-from .model_setup import (
-    check_student,
-    connect_teacher,
-    is_sharded,
-    ready_student,
-    ready_teacher,
-    student_of,
-)
+from .model_setup import check_student, connect_teacher, is_sharded, ready_student, ready_teacher, student_of
 from .notebook import show_in_notebook
 from .packing_checks import SETTINGS
 from .plan import plan_setup
