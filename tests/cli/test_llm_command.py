@@ -145,8 +145,8 @@ def test_a_value_may_look_like_a_flag_or_be_negative():
     [
         (["--distill-alpha", "1.5"], "--distill-alpha is 1.5; expected a number from 0 to 1."),
         (["--distill_alpha", "x"], "--distill_alpha is 'x'; expected a number from 0 to 1."),
-        (["--learning-rate", "0"], "--learning-rate is 0.0; expected a number above 0."),
-        (["--lr=-1"], "--lr is -1.0; expected a number above 0."),
+        (["--learning-rate", "0"], "--learning-rate is 0.0; expected a number above 0 and at most 1e+20."),
+        (["--lr=-1"], "--lr is -1.0; expected a number above 0 and at most 1e+20."),
         (["--quantization", "int3"], "--quantization is 'int3'; expected one of 'int4', 'int8'."),
         (["--lora-r", "2.5"], "--lora-r is '2.5'; expected a whole number from 1 to 65536."),
     ],

@@ -255,5 +255,5 @@ def _accepted(spec: Field, limit: float | None = None) -> str:
 
 
 def _figure(number: float) -> str:
-    """Return a bound as a sentence shows it, a whole one with all its digits."""
-    return str(int(number)) if number == int(number) else f"{number:g}"
+    """Return a bound as a sentence shows it, a whole one with all its digits unless they are very many."""
+    return str(int(number)) if number == int(number) and number <= 10**15 else f"{number:g}"

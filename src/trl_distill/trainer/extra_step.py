@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
 
 def has_trained(trainer: Trainer) -> bool:
-    """Whether all steps are made; the loop then ends if it is given no batch."""
-    done = trainer.state.global_step >= trainer.state.max_steps
+    """Whether all steps are made; the loop then ends if it is given no batch. Before training there are none."""
+    done = 0 < trainer.state.max_steps <= trainer.state.global_step
     if done:
         trainer.control.should_training_stop = True
     return done
