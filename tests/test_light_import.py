@@ -27,8 +27,8 @@ FOUNDATION = (
     "errors",
     "printable",
     "prompts.template",
-    "standard_streams",
     "trainer.registry",
+    "trainer.standard_streams",
 )
 
 

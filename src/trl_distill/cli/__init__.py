@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from ..runs.stop_signals import handling_signals
-from ..standard_streams import unbreakable_streams
+from ..trainer.standard_streams import unbreakable_streams
 from .error_messages import exit_on_error
 from .evaluate_command import evaluate
 from .export_command import export

@@ -11,7 +11,7 @@ from typing import Any
 
 from ..config.setting_names import settings_named_as
 from ..config.training_params import LIBRARY, LLMTrainingParams
-from ..standard_streams import unbreakable_streams
+from ..trainer.standard_streams import unbreakable_streams
 from .checks import CheckedRun, check_run, finished_project
 from .full_disk import RESUME, explaining_full_disk
 from .library_output import quiet, without_library_bars

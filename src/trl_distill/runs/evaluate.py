@@ -18,7 +18,7 @@ from ..config.user_files import user_path
 from ..data.atomic_file import obstacle
 from ..data.folder_lock import folder_lock
 from ..errors import ParamsError, ProjectError
-from ..standard_streams import unbreakable_streams
+from ..trainer.standard_streams import unbreakable_streams
 from .evaluation_inputs import (
     KnownRun,
     evaluated_params,

@@ -22,7 +22,7 @@ from ..data.split import Split
 from ..errors import ParamsError
 from ..models.adapters import is_peft_model
 from ..models.generation_config import make_saveable
-from ..standard_streams import unbreakable_streams
+from .standard_streams import unbreakable_streams
 from .batch_finder import GlobalBatchMixin
 from .card import CardWriter
 from .checkpoint_keeper import CheckpointKeeper

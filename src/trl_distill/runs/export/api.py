@@ -14,7 +14,7 @@ from ...config.setting_names import in_python, settings_named_as
 from ...config.user_files import user_path
 from ...errors import ParamsError, ProjectError
 from ...printable import printable
-from ...standard_streams import unbreakable_streams
+from ...trainer.standard_streams import unbreakable_streams
 from ..evaluation_inputs import KnownRun, read_project, run_of
 from ..full_disk import explaining_full_disk
 from ..library_output import quiet, without_library_bars
