@@ -25,7 +25,6 @@ FOUNDATION = (
     "config.user_files",
     "config.validation",
     "errors",
-    "printable",
     "prompts.template",
     "trainer.registry",
     "trainer.standard_streams",

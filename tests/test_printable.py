@@ -6,7 +6,7 @@ import unicodedata
 
 import pytest
 
-from trl_distill.printable import printable
+from trl_distill.errors import printable
 
 
 def test_a_terminal_gets_no_control_character():

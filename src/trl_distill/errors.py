@@ -7,11 +7,10 @@ keeps working. A message is one sentence that names what is wrong, where, and wh
 from __future__ import annotations
 
 import difflib
+import re
 import reprlib
 from collections.abc import Iterable, Sequence
 from itertools import islice
-
-from .printable import printable
 
 __all__ = [
     "DataError",
@@ -31,6 +30,15 @@ LONGEST = 480  # characters of a message, which the command puts its name before
 END = 160  # characters of its end that stay, which say what to do
 NAMES = 10  # names that a message lists
 COMPARED = 10_000  # names among which the nearest is looked for
+
+# What a terminal obeys instead of showing it: escape sequences move the cursor and hide the rest of a line, marks of
+# direction reverse what follows (https://www.trojansource.codes). C0, DEL, C1, soft hyphen, directional marks, zero
+# width, line separators, embeddings, isolates, byte-order mark, tags, and surrogates, which no file in UTF-8 can hold.
+# Not the joiners U+200C and U+200D, which emoji and Persian need.
+HIDDEN = re.compile(
+    "[\x00-\x1f\x7f-\x9f\xad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\ud800-\udfff"
+    "\U000e0000-\U000e007f]"
+)
 
 
 class DistillError(Exception):
@@ -93,6 +101,18 @@ class RunInterrupted(DistillError):
     def __init__(self, sentence: str, *, exit_code: int = 130) -> None:
         super().__init__(sentence)
         self.exit_code = exit_code
+
+
+def printable(text: str) -> str:
+    r"""Return a text whose control characters are written out, so that a terminal shows them and obeys none.
+
+    They are written as in Python: `\x1b`, `\u202e`. Newlines and tabs stay; a carriage return does not, since it
+    overwrites the line. Doing it twice changes nothing.
+
+    Args:
+        text: Any text; what a program adds itself, such as colours, has to come after.
+    """
+    return HIDDEN.sub(lambda found: found[0] if found[0] in "\n\t" else repr(found[0])[1:-1], text)
 
 
 def model_error(role: str) -> type[UsageError]:

@@ -16,8 +16,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
 from trl import SFTConfig, SFTTrainer
 
 from trl_distill import DistillationSFTTrainer, LLMTrainingParams, generate_with_teacher, run
+from trl_distill.errors import printable
 from trl_distill.models.loading import ModelSource
-from trl_distill.printable import printable
 from trl_distill.prompts.tokenization import tokenize_prompt
 
 ROWS = [

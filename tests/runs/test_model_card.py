@@ -21,8 +21,8 @@ from trl_distill import LLMTrainingParams, run
 from trl_distill.cli import main
 from trl_distill.config.training_params import is_hub_data
 from trl_distill.data.example import Example
+from trl_distill.errors import printable
 from trl_distill.models.loading import keep_tokenizer
-from trl_distill.printable import printable
 from trl_distill.prompts.rendering import render
 from trl_distill.prompts.row import Row
 from trl_distill.prompts.serving_template import marked

@@ -10,8 +10,7 @@ from contextlib import contextmanager
 
 import click
 
-from ..errors import DistillError, RunInterrupted, shortened
-from ..printable import printable
+from ..errors import DistillError, RunInterrupted, printable, shortened
 from ..runs.stop_signals import Stopped, exit_code_of, speaks
 
 LONGEST = 380  # characters of an unexpected error's text

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..config.setting_names import name_settings
-from ..printable import printable
+from ..errors import printable
 from ..prompts.fitting import Limit
 from .arrow_values import array_of, column_of, counts_of, lengths_of
 

@@ -6,8 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from ..errors import DataError
-from ..printable import printable
+from ..errors import DataError, printable
 from ..prompts.messages import ROLES, UNKNOWN_ROLE
 
 SHOWN = 10

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from ..config.evaluation_settings import ROWS, EvaluationSettings
 from ..config.setting_names import name_settings
 from ..config.training_params import LLMTrainingParams
-from ..errors import ParamsError
+from ..errors import ParamsError, printable
 from ..evaluation.advice import of_evaluation
 from ..evaluation.judge import judge_pairs, load_judge
 from ..evaluation.metrics import metrics_for
@@ -18,7 +18,6 @@ from ..evaluation.run import Judge, Measures, evaluate_sides
 from ..evaluation.sides import Sides, Stores
 from ..evaluation.table import judged, savings_of, table_of
 from ..models.generation import GenerationSettings
-from ..printable import printable
 from ..teachers.completions.engines.selection import VLLM_ALONE
 from ..teachers.completions.engines.vllm import VLLM
 from ..teachers.completions.store import CompletionStore

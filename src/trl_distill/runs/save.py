@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from ..data.split import Split
+from ..errors import printable
 from ..models.adapters import base_of, merged
 from ..models.completion_forward import restore_forward
 from ..models.generation_config import make_saveable
 from ..models.loading import keep_tokenizer
-from ..printable import printable
 from ..trainer.model_setup import is_sharded
 from ..trainer.saveable import check_saveable
 from .evaluation_inputs import remember_run

@@ -22,7 +22,6 @@ from ..data.split import Split
 from ..errors import ParamsError
 from ..models.adapters import is_peft_model
 from ..models.generation_config import make_saveable
-from .standard_streams import unbreakable_streams
 from .batch_finder import GlobalBatchMixin
 from .card import CardWriter
 from .checkpoint_keeper import CheckpointKeeper
@@ -32,6 +31,7 @@ from .extra_step import has_trained
 from .memory_advice import memory_noted
 from .model_setup import is_sharded
 from .saveable import check_saveable
+from .standard_streams import unbreakable_streams
 
 if TYPE_CHECKING:
     from peft import PeftModel

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from transformers.utils.notebook import NotebookProgressCallback, NotebookTrainingTracker
 
-from ..printable import printable
+from ..errors import printable
 
 if TYPE_CHECKING:
     from transformers import TrainerControl, TrainerState, TrainingArguments

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..config.endpoints import is_openai_name
 from ..config.validation import NO_TEACHER
-from ..errors import ParamsError, TeacherError
-from ..printable import printable
+from ..errors import ParamsError, TeacherError, printable
 from ..prompts.chat_template_choice import set_chat_template
 from ..prompts.shared_vocabulary import shared_vocabulary
 from ..teachers.base import Teacher, reads_text

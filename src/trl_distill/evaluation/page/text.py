@@ -9,7 +9,7 @@ from itertools import groupby
 
 from markupsafe import Markup, escape
 
-from ...printable import HIDDEN
+from ...errors import HIDDEN
 
 NEWLINES = re.compile(r"(?:\r?\n){4,}")
 WORDS = re.compile(r"\s+|\w+|[^\w\s]")

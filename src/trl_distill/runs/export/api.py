@@ -12,8 +12,7 @@ from ...config.export_settings import EXPORT_FIELDS, ExportSettings
 from ...config.fields import is_model
 from ...config.setting_names import in_python, settings_named_as
 from ...config.user_files import user_path
-from ...errors import ParamsError, ProjectError
-from ...printable import printable
+from ...errors import ParamsError, ProjectError, printable
 from ...trainer.standard_streams import unbreakable_streams
 from ..evaluation_inputs import KnownRun, read_project, run_of
 from ..full_disk import explaining_full_disk

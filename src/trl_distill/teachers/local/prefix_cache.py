@@ -18,7 +18,7 @@ import torch
 from transformers import DynamicCache, PretrainedConfig
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
-from ...printable import printable
+from ...errors import printable
 
 Layer: TypeAlias = Any  # one of transformers' cache layers, whose states are lists of keys and values
 LEAST = 16  # tokens; a shorter prefix saves less than its bookkeeping costs

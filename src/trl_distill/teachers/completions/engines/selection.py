@@ -14,10 +14,9 @@ from typing import Any, TypeAlias
 
 import torch
 
-from ....errors import TeacherError
+from ....errors import TeacherError, printable
 from ....models.generation import Completion, GenerationSettings
 from ....models.loading import ModelSource
-from ....printable import printable
 from ..store import seed_of
 from .base import EngineError, Writer
 from .continuous_batching import ContinuousBatching
