@@ -6,6 +6,7 @@ import pytest
 
 from trl_distill.cli.llm_command import params_from_command
 from trl_distill.config.training_params import LLMTrainingParams
+from trl_distill.config.yaml_file import read_yaml
 from trl_distill.errors import ParamsError
 from trl_distill.runs.project_folder import Project
 
@@ -97,3 +98,9 @@ def test_an_unreadable_config_file_is_an_error(tmp_path):
 
 def test_an_empty_config_file_gives_the_defaults(written):
     assert params_from_command(["--config", written("# nothing\n")]) == LLMTrainingParams()
+
+
+def test_merge_keys_may_be_overridden_at_any_depth(written):
+    path = written("base:\n  a: &a {x: 1}\n  b: &b {<<: *a, x: 2}\nc: {<<: *b, y: 3}\n")
+    read = read_yaml(path, name="run.yaml")
+    assert read == {"base": {"a": {"x": 1}, "b": {"x": 2}}, "c": {"x": 2, "y": 3}}

@@ -15,9 +15,10 @@ from ..errors import ParamsError, quoted
 from .user_files import read_small_text, user_path
 
 if TYPE_CHECKING:
-    from yaml import SafeLoader
+    from yaml import Node, SafeLoader
 
 MOST_VALUES = 100_000  # with each alias counted as what it stands for
+MERGE = "tag:yaml.org,2002:merge"  # of the key <<, which may be given twice
 DIGITS = 4000  # Python converts no longer text to a whole number
 _INT = re.compile(rf"[-+]?(?:0|[1-9][0-9]{{0,{DIGITS}}})\Z")
 _FLOAT = re.compile(
@@ -57,46 +58,15 @@ def read_yaml(path: str | os.PathLike[str], *, name: str) -> Any:
 
 @cache
 def _loader() -> type[SafeLoader]:
-    """Return PyYAML's safe loader without its surprising numbers and dates, with limits."""
+    """Return PyYAML's safe loader without its surprising numbers and dates, which refuses what `_count` does."""
     import yaml
 
     class Loader(yaml.SafeLoader):
-        """Refuses aliases that multiply, values that contain themselves, and keys that are given twice."""
-
         def get_single_node(self) -> Any:
             node = super().get_single_node()
             if node is not None:
                 _count(node, {})
             return node
-
-        def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-            seen = set()
-            for key, _ in node.value:
-                if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
-                    if key.value in seen:
-                        raise yaml.MarkedYAMLError(
-                            problem=f"the key {quoted(key.value)} is given twice", problem_mark=key.start_mark
-                        )
-                    seen.add(key.value)
-            return super().construct_mapping(node, deep=deep)
-
-    def _count(node: Any, known: dict[int, int | None]) -> int:
-        """Return the number of values that a node stands for."""
-        if id(node) in known:
-            found = known[id(node)]
-            if found is None:
-                raise yaml.MarkedYAMLError(problem="a value that contains itself", problem_mark=node.start_mark)
-            return found
-        known[id(node)] = None
-        parts = node.value if isinstance(node, yaml.CollectionNode) else ()
-        pairs = (part if isinstance(part, tuple) else (part,) for part in parts)
-        total = 1 + sum(_count(part, known) for pair in pairs for part in pair)
-        if total > MOST_VALUES:
-            raise yaml.MarkedYAMLError(
-                problem=f"more than {MOST_VALUES:,} values, aliases included", problem_mark=node.start_mark
-            )
-        known[id(node)] = total
-        return total
 
     others = {"tag:yaml.org,2002:int", "tag:yaml.org,2002:float", "tag:yaml.org,2002:timestamp"}
     Loader.yaml_implicit_resolvers = {
@@ -106,3 +76,36 @@ def _loader() -> type[SafeLoader]:
     Loader.add_implicit_resolver("tag:yaml.org,2002:int", _INT, list("-+0123456789"))
     Loader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+0123456789."))
     return Loader
+
+
+def _count(node: Node, known: dict[int, int | None]) -> int:
+    """Return the number of values that a node stands for.
+
+    Raises:
+        MarkedYAMLError: Aliases multiply them, a value contains itself, or a key is given twice.
+    """
+    import yaml
+
+    def refusal(problem: str, at: Node) -> Exception:
+        return yaml.MarkedYAMLError(problem=problem, problem_mark=at.start_mark)
+
+    if id(node) in known:
+        found = known[id(node)]
+        if found is None:
+            raise refusal("a value that contains itself", node)
+        return found
+    known[id(node)] = None
+    parts = list(node.value) if isinstance(node, yaml.CollectionNode) else []
+    if isinstance(node, yaml.MappingNode):
+        names = set()
+        for key, _ in parts:
+            if isinstance(key, yaml.ScalarNode) and key.tag != MERGE:
+                if key.value in names:
+                    raise refusal(f"the key {quoted(key.value)} is given twice", key)
+                names.add(key.value)
+        parts = [part for pair in parts for part in pair]
+    total = 1 + sum(_count(part, known) for part in parts)
+    if total > MOST_VALUES:
+        raise refusal(f"more than {MOST_VALUES:,} values, aliases included", node)
+    known[id(node)] = total
+    return total
