@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
@@ -11,6 +12,8 @@ import time
 from pathlib import Path
 
 import pytest
+
+from trl_distill.runs.stop_signals import say_stopping
 
 SCRIPT = Path(__file__).parents[1] / "faults" / "end_of_process.py"
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
@@ -41,3 +44,16 @@ def test_a_signal_while_libraries_are_imported_ends_the_command_in_one_sentence(
     printed, errors = process.communicate(timeout=60)
     assert process.returncode == code
     assert (printed, errors) == ("", "aitraining: error: interrupted.\n")
+
+
+class Busy(io.StringIO):
+    """A stream in the middle of a write, which Python lets no signal handler write to."""
+
+    def write(self, text: str) -> int:
+        raise RuntimeError("reentrant call")
+
+
+def test_a_signal_that_comes_while_a_line_is_written_is_answered_too(monkeypatch, capfd):
+    monkeypatch.setattr(sys, "stderr", Busy())
+    say_stopping(signal.SIGTERM)
+    assert "Stopping after this step" in capfd.readouterr().err

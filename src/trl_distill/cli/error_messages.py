@@ -10,8 +10,9 @@ from contextlib import contextmanager
 
 import click
 
+from ..data.folder_lock import is_main_rank
 from ..errors import DistillError, RunInterrupted, printable, shortened
-from ..runs.stop_signals import Stopped, exit_code_of, speaks
+from ..runs.stop_signals import Stopped, exit_code_of
 
 LONGEST = 380  # characters of an unexpected error's text
 # lower-case letters and underscores alone are a name, such as hf_deepspeed_config
@@ -34,12 +35,12 @@ def exit_on_error(*, debug: bool) -> Iterator[None]:
     except click.ClickException:
         raise
     except RunInterrupted as stop:
-        _exit(str(stop), stop.exit_code, debug=debug, says=speaks())
+        _exit(str(stop), stop.exit_code, debug=debug, says=is_main_rank())
     except DistillError as error:
         _exit(str(error), error.exit_code, debug=debug)
     except KeyboardInterrupt as stop:  # Python's own has neither text nor number
         number = stop.number if isinstance(stop, Stopped) else signal.SIGINT
-        _exit(str(stop) or "interrupted.", exit_code_of(number), debug=debug, says=speaks())
+        _exit(str(stop) or "interrupted.", exit_code_of(number), debug=debug, says=is_main_rank())
     except Exception as error:
         hint = "" if debug else " Run again with --debug for the traceback."
         text = _line(str(error))[:LONGEST].rstrip(".")

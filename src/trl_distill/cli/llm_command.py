@@ -190,7 +190,7 @@ def run_command(ctx: click.Context, **_: object) -> None:
     with running(ctx) as params:
         from ..runs.checks import finished_project
 
-        if params.resume and finished_project(params) is not None:
+        if finished_project(params) is not None:
             return  # its model is not needed
         from ..runs.api import run
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..config.training_params import LLMTrainingParams, check_params
+from ..data.folder_lock import is_main_rank
 from ..errors import ParamsError, nearest
 from ..prompts.system_message import templates_of
 from ..prompts.template import Template
@@ -16,7 +17,6 @@ from ..teachers.multi.prompt_mixture import plain_mixture
 from ..trainer.registry import check_registered, get_trainer
 from .hub import check_token
 from .project_folder import Project
-from .stop_signals import speaks
 
 if TYPE_CHECKING:
     from torch import nn
@@ -108,12 +108,14 @@ def finished_project(params: LLMTrainingParams) -> Project | None:
         ParamsError: See `check_params`.
         ProjectError: The finished run has learned something else, or for another number of steps.
     """
+    if not params.resume or params.dry_run:
+        return None
     check_params(params)
     project = Project(params.project_name)
-    if not params.resume or params.dry_run or not project.is_finished:
+    if not project.is_finished:
         return None
     project.check_finished_same(params)
-    if speaks():
+    if is_main_rank():
         print(f"The run in {project.folder} has finished; there is nothing left to resume.")
     return project
 

@@ -12,8 +12,10 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
+
+from ..data.folder_lock import is_main_rank
 
 NAMES = ("SIGINT", "SIGTERM", "SIGHUP")  # Windows has no SIGHUP
 NUMBERS = tuple(int(getattr(signal, name)) for name in NAMES if hasattr(signal, name))
@@ -78,11 +80,6 @@ def is_launched() -> bool:
     return "TORCHELASTIC_RUN_ID" in os.environ or int(os.environ.get("WORLD_SIZE") or 1) > 1
 
 
-def speaks() -> bool:
-    """Whether this process is the one of a run that prints."""
-    return int(os.environ.get("RANK") or 0) == 0
-
-
 @contextmanager
 def handling_signals() -> Iterator[StopSignals]:
     """Handle the signals of the whole process; one that is ignored (nohup) or handled already stays as it is."""
@@ -136,7 +133,13 @@ def _unhandled(numbers: Sequence[int]) -> list[int]:
 
 
 def say_stopping(number: int) -> None:
-    """Say that the run ends after its step, and how to end it at once."""
-    if speaks():
-        again = "interrupt again (Ctrl-C)" if number == signal.SIGINT else "send the signal again"
-        print(f"\nStopping after this step, with a checkpoint; {again} to stop at once.", file=sys.stderr, flush=True)
+    """Say that the run ends after its step, and how to end it at once; called while a signal is handled."""
+    if not is_main_rank():
+        return
+    again = "interrupt again (Ctrl-C)" if number == signal.SIGINT else "send the signal again"
+    text = f"\nStopping after this step, with a checkpoint; {again} to stop at once."
+    try:
+        print(text, file=sys.stderr, flush=True)
+    except RuntimeError:  # the signal came while a line was written there, which no other may interrupt
+        with suppress(OSError):
+            os.write(2, f"{text}\n".encode())
