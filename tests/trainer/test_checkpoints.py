@@ -14,7 +14,7 @@ from transformers.trainer_callback import ExportableState
 from trl_distill import DistillationSFTConfig, DistillationSFTTrainer
 from trl_distill.config.devices import accelerator
 from trl_distill.errors import ParamsError, ProjectError
-from trl_distill.trainer.checkpoints import is_complete, last_complete
+from trl_distill.trainer.checkpoints import INCOMPLETE, fault_of, last_complete
 
 pytestmark = pytest.mark.usefixtures("device")
 
@@ -72,7 +72,7 @@ def test_a_script_resumes_from_the_checkpoint_before_a_torn_one(torn, tiny_model
     resumed.train(resume_from_checkpoint=True)
     assert begun == [3]
     assert steps_logged(resumed) == [1, 2, 3, 4]
-    assert is_complete(tmp_path / "checkpoint-4")
+    assert fault_of(tmp_path / "checkpoint-4") is None
 
 
 def test_resuming_without_a_complete_checkpoint_is_refused(tiny_model_dir, tiny_teacher_dir, tmp_path):
@@ -87,7 +87,7 @@ def test_a_checkpoint_is_incomplete_while_it_is_overwritten(tiny_model_dir, tiny
     again = distilling(tiny_model_dir, tiny_teacher_dir, tmp_path, KillInCheckpoint(4))
     with pytest.raises(Killed):
         again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
-    assert not is_complete(tmp_path / "checkpoint-4")
+    assert fault_of(tmp_path / "checkpoint-4") == INCOMPLETE
     assert last_complete(tmp_path) == tmp_path / "checkpoint-3"
 
 

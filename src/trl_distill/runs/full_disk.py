@@ -46,17 +46,17 @@ def explaining_full_disk(folder: Path, *, again: str = AGAIN) -> Iterator[None]:
             _discard_partial(folder)
         kept = _kept(folder)
         raise DistillError(
-            f"{reason}: {str(file)!r} could not be written, with {size_text(free_bytes(folder))} free there now; "
+            f"{reason}: {str(file)!r} could not be written, with {size_text(free_bytes(file))} free there now; "
             f"{f'kept in {str(folder)!r}: ' + ', '.join(kept) if kept else 'nothing had to be kept'}; make room, then "
             f"{name_settings(again)}."
         ) from error
 
 
 def _partial(folder: Path) -> list[Path]:
-    """Return the folders of a run that were not completed."""
-    from ..trainer.checkpoints import is_complete
+    """Return the folders of a run that were not completed; a damaged checkpoint was, and may be restored."""
+    from ..trainer.checkpoints import INCOMPLETE, fault_of
 
-    checkpoints = [path for path in (folder / "checkpoints").glob("checkpoint-*") if not is_complete(path)]
+    checkpoints = [p for p in (folder / "checkpoints").glob("checkpoint-*") if fault_of(p) == INCOMPLETE]
     return [path for path in (*checkpoints, folder / ".writing") if path.is_dir() and not path.is_symlink()]
 
 
@@ -82,4 +82,4 @@ def _kept(folder: Path) -> list[str]:
         if lines:
             kept.append(f"{lines:,} {what}")
     shards = len(list(folder.glob("shard-*.parquet")))
-    return [*kept, *([f"{shards:,} {'shard' if shards == 1 else 'shards'}"] if shards else [])]
+    return [*kept, f"{shards:,} {'shard' if shards == 1 else 'shards'}"] if shards else kept

@@ -78,11 +78,6 @@ def kept(folder: str | os.PathLike[str] | None) -> str:
     return "nothing was saved before" if last is None else f"the last checkpoint, {last}, is kept"
 
 
-def is_complete(checkpoint: Path) -> bool:
-    """Whether all of a checkpoint was written, and none of it has changed since."""
-    return fault_of(checkpoint) is None
-
-
 def fault_of(checkpoint: Path) -> str | None:
     """Say what keeps a checkpoint from being resumed from, such as "optimizer.pt is missing"; None if nothing does.
 
