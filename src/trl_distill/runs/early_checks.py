@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from ..config.endpoints import endpoint_of, judge_endpoint
@@ -25,12 +24,10 @@ from ..models.loading import check_found
 from ..prompts.chat_template_choice import check_template_found
 from ..prompts.template import Template
 from ..teachers.multi.entries import read_teachers
+from .trackers import check_tracker_packages
 
 if TYPE_CHECKING:
     from datasets import Dataset
-
-# trackers whose package has the tracker's name
-TRACKERS = ("clearml", "codecarbon", "comet_ml", "dagshub", "dvclive", "mlflow", "swanlab", "trackio", "wandb")
 
 
 def check_named(params: LLMTrainingParams) -> None:
@@ -40,21 +37,19 @@ def check_named(params: LLMTrainingParams) -> None:
         ModelError, TeacherError: See `models.loading.check_found`.
         TemplateError: A chat template that is neither a file nor a model.
         DataError: See `check_there`.
-        ParamsError: A tracker whose package is not installed.
+        ParamsError: See `check_tracker_packages`.
     """
-    _check_student(params.model, params)
+    _check_student(params.model)
     _check_teachers(params)
     for name in ("chat_template", "teacher_chat_template"):
         check_template_found(getattr(params, name), role=name)
     for name in ("data_path", "retain_data"):
         if model_in_memory(getattr(params, name)) is None:  # a saved configuration's; refused when rows are read
             check_there(getattr(params, name), setting=name)
-    for name in params.trackers:
-        if name in TRACKERS and find_spec(name) is None:
-            raise ParamsError(f"log is {name!r}, which is not installed; `pip install {name}`, or drop it from --log.")
+    check_tracker_packages(params)
 
 
-def _check_student(given: object, params: LLMTrainingParams) -> None:
+def _check_student(given: object) -> None:
     if isinstance(given, str):
         check_found(given, role="model")
 
@@ -144,7 +139,7 @@ def check_evaluation(
     if settings.judge_key_env is not None:
         key_in(settings.judge_key_env, setting="judge_key_env")
     for given in (student, before):
-        _check_student(given, params)
+        _check_student(given)
     _check_teachers(params)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,7 +22,20 @@ PROJECT_VARIABLES = (
     "SWANLAB_PROJECT",
     "CLEARML_PROJECT",
 )
+# trackers whose package has the tracker's name
+PACKAGES = ("clearml", "codecarbon", "comet_ml", "dagshub", "dvclive", "mlflow", "swanlab", "trackio", "wandb")
 TENSORBOARD_VARIABLE, TENSORBOARD = "TENSORBOARD_LOGGING_DIR", "tensorboard"
+
+
+def check_tracker_packages(params: LLMTrainingParams) -> None:
+    """Refuse trackers that are not installed, as far as that is known without transformers.
+
+    Raises:
+        ParamsError: Naming the package to install.
+    """
+    for name in params.trackers:
+        if name in PACKAGES and find_spec(name) is None:
+            raise _not_installed(name)
 
 
 def check_trackers(params: LLMTrainingParams) -> None:
@@ -44,7 +58,11 @@ def check_trackers(params: LLMTrainingParams) -> None:
                 f"log is {name!r};{nearest(name, known.split(', '))} expected one of none, {known}."
             ) from None
         if name not in available():
-            raise ParamsError(f"log is {name!r}, which is not installed; `pip install {name}`, or drop it from --log.")
+            raise _not_installed(name)
+
+
+def _not_installed(name: str) -> ParamsError:
+    return ParamsError(f"log is {name!r}, which is not installed; `pip install {name}`, or drop it from --log.")
 
 
 @contextmanager
