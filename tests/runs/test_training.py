@@ -149,6 +149,10 @@ def test_a_finished_run_that_is_resumed_returns_what_it_has_written(settings, ca
     for name, value in {"epochs": 7.0, "lr": 0.5}.items():
         with pytest.raises(ProjectError, match=f"holds a finished run with {name}"):
             run(LLMTrainingParams(**{**settings, name: value}, resume=True))
+    weights = next(again.paths["project"].glob("*.safetensors"))
+    weights.write_bytes(weights.read_bytes()[:-1] + b"?")
+    with pytest.raises(ProjectError, match=f"{weights.name} is damaged"):
+        run(LLMTrainingParams(**settings, resume=True))
 
 
 def test_resuming_without_a_project_starts_a_run(settings):
