@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,8 +13,11 @@ import pytest
 
 from trl_distill.config.training_params import LLMTrainingParams
 from trl_distill.data.full_disk import size_text
-from trl_distill.errors import ProjectError
+from trl_distill.errors import DistillError, ProjectError
 from trl_distill.runs.disk_estimate import Planned, check_space, planned_of_teacher
+from trl_distill.runs.full_disk import explaining_full_disk
+from trl_distill.teachers.target_store.folder import TargetFolder
+from trl_distill.trainer.checkpoints import begin, seal
 
 SCRIPT = Path(__file__).parent / "full_disk.py"
 
@@ -42,6 +47,24 @@ def test_stored_targets_are_estimated_from_the_completions(tmp_path):
     given = planned_of_teacher(tmp_path, params, ["x" * 400, None], vocabulary=1000, hidden=8)
     tokens, most = 100, params.distill_max_teacher_length
     assert [one.count for one in given] == [most * 8, tokens * 40 / 2, most * 40]
+
+
+def test_a_complete_store_needs_no_space(tmp_path, monkeypatch):
+    monkeypatch.setattr(TargetFolder, "complete", True)
+    params = LLMTrainingParams(model="m", teacher_store=str(tmp_path / "s"), teacher_top_k=10)
+    assert planned_of_teacher(tmp_path, params, ["x" * 400], vocabulary=1000, hidden=8) == []
+
+
+def test_a_full_disk_does_not_delete_a_checkpoint_that_was_damaged_later(tmp_path):
+    damaged, begun = (tmp_path / "checkpoints" / f"checkpoint-{step}" for step in (1, 2))
+    for checkpoint in (damaged, begun):
+        begin(checkpoint)
+        (checkpoint / "optimizer.pt").write_bytes(b"weights")
+    seal(damaged)
+    (damaged / "optimizer.pt").write_bytes(b"w?ights")
+    with pytest.raises(DistillError, match="the disk is full"), explaining_full_disk(tmp_path):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    assert (damaged.is_dir(), begun.is_dir()) == (True, False)
 
 
 def test_sizes_are_written_as_a_reader_has_them():

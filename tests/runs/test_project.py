@@ -20,7 +20,9 @@ def params(folder, **more):
 
 
 def check(folder, **more):
-    Project(str(folder)).check(params(folder, **more))
+    project, given = Project(str(folder)), params(folder, **more)
+    project.check_place(given)
+    project.check(given)
 
 
 @pytest.fixture
@@ -79,7 +81,7 @@ def test_a_folder_that_the_run_reads_is_not_written_to(setting, tmp_path):
     given = params(tmp_path / "x" / "..", overwrite=True)
     setattr(given, setting, str(tmp_path))
     with pytest.raises(ProjectError, match=f"is also the folder of {setting}"):
-        Project(given.project_name).check(given)
+        Project(given.project_name).check_place(given)
 
 
 def test_a_path_that_cannot_be_a_folder_is_an_error(tmp_path):

@@ -26,8 +26,13 @@ def make_readable(folder: Path) -> None:
 
 def obstacle(folder: Path) -> Path | None:
     """Return the path that keeps a folder from being made or written: a file, or a folder without the permission."""
-    above = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    above = existing(folder)
     return None if above.is_dir() and os.access(above, os.W_OK) else above
+
+
+def existing(folder: Path) -> Path:
+    """Return a folder, or what is there of its path."""
+    return next(path for path in (folder, *folder.absolute().parents) if path.exists())
 
 
 @contextmanager
@@ -37,8 +42,7 @@ def replacing(path: Path) -> Iterator[Path]:
     After an error it is deleted instead. A link is replaced, never written through.
     """
     temporary = path.with_name(f".{path.name[:50]}.{secrets.token_hex(4)}{UNFINISHED}")
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0)
-    descriptor = os.open(temporary, flags, 0o666)
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)  # never through a link
     mode = os.fstat(descriptor).st_mode
     os.close(descriptor)
     try:
@@ -100,7 +104,7 @@ def flush(path: Path) -> None:
     """Flush a file to the disk, or the names in a folder if the platform can."""
     is_folder = path.is_dir()
     try:
-        descriptor = os.open(path, os.O_RDONLY if is_folder else os.O_RDWR)
+        descriptor = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)  # a copy may be read-only
     except OSError:
         if is_folder:  # Windows opens none
             return
@@ -123,7 +127,7 @@ def flush_all(folder: Path) -> None:
 
 def discard_unfinished(folder: Path) -> None:
     """Delete the temporary files that a killed process has left in a folder in which nobody writes."""
-    for path in folder.glob(f".*{UNFINISHED}"):
+    for path in folder.glob(f".*.{'[0-9a-f]' * 8}{UNFINISHED}"):
         if path.is_file() and not path.is_symlink():
             path.unlink()
 

@@ -6,6 +6,8 @@ import errno
 import shutil
 from pathlib import Path
 
+from .atomic_file import existing
+
 REASONS = {
     errno.ENOSPC: "the disk is full",
     errno.EDQUOT: "the disk quota is used up",
@@ -39,11 +41,6 @@ def file_not_written(error: BaseException | None) -> Path | None:
             return Path(str(error.filename))
         error = error.__cause__ or error.__context__
     return None
-
-
-def existing(folder: Path) -> Path:
-    """Return a folder, or what is there of its path."""
-    return next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
 
 
 def free_bytes(folder: Path) -> int:

@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING
 import torch
 
 from ..config.training_params import LLMTrainingParams
-from ..data.full_disk import existing, free_bytes, size_text
+from ..data.atomic_file import existing
+from ..data.full_disk import free_bytes, size_text
 from ..errors import ProjectError
 from ..evaluation.advice import optimizer_steps
 from ..models.adapters import is_peft_model
 from ..teachers.local.ema import EMA
+from ..teachers.target_store.folder import TargetFolder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -118,7 +120,7 @@ def planned_of_teacher(
     missing = len(completions) - len(given)
     most = missing * params.distill_max_teacher_length
     found = [Planned(folder, most * BYTES_OF_ID, f"{missing:,} completions", is_certain=False)] if missing else []
-    if params.teacher_store is None:
+    if params.teacher_store is None or TargetFolder(params.teacher_store).complete:
         return found
     store = Path(params.teacher_store).expanduser()
     there = sum(path.stat().st_size for path in store.rglob("*") if path.is_file())

@@ -74,10 +74,10 @@ def footprint_of(params: LLMTrainingParams) -> Footprint:
     Raises:
         UsageError: A model that cannot be found.
     """
+    from ..config.endpoints import endpoint_of
     from ..config.fields import is_model
     from ..config.training_params import OWN_TEACHERS
     from ..models.loading import resolve
-    from ..teachers.loading import endpoint_of
     from ..teachers.target_store.folder import TargetFolder
     from ..trainer.memory_advice import Footprint, is_storable
 

@@ -104,15 +104,13 @@ class Project:
         """Refuse to overwrite earlier work; `overwrite` allows it, `resume` continues an unfinished run.
 
         Raises:
-            ProjectError: The folder is that of the model, the teacher or the data or cannot be made, holds a finished
-                run, an unfinished one without `resume`, one that learns something else or whose settings cannot be
-                read, or files that are not ours.
+            ProjectError: The folder holds a finished run, an unfinished one without `resume`, one that learns something
+                else or whose settings cannot be read, or files that are not ours.
         """
-        self.check_place(params)
         name = self._name
         if params.overwrite:
             return
-        if (self.folder / MANIFEST).is_file():
+        if self.is_finished:
             raise ProjectError(
                 f"{name} holds a finished run; give --overwrite to replace it, or another --project-name."
             )
