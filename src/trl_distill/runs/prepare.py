@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -35,8 +35,12 @@ from .student import find_student, model_without_weights
 from .trackers import check_trackers
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from datasets import Dataset
     from transformers import PreTrainedModel
+
+    from ..teachers.base import Teacher
 
 DRY_RUN_ROWS = 16
 NAMES = {Split.TRAIN: "train", Split.EVAL: "validation"}  # in messages and in the figures
@@ -187,11 +191,7 @@ def _for_teacher(
     rows_read = {split: (rows, data.counted(report, split)) for split, (rows, report) in rows_read.items()}
     _check_rows(checked, rows_read[Split.TRAIN][0], fields=recipe.fields)
     if not params.dry_run:
-        said = [text for rows, _ in rows_read.values() for text in rows["completion"]]
-        width = getattr(getattr(teacher, "config", None), "hidden_size", 0)
-        folder, vocabulary = settings.teacher.folder, teacher.vocabulary_rows or 0
-        planned = planned_of_teacher(folder, params, said, vocabulary=vocabulary, hidden=width)
-        check_space(planned, state.print)
+        _check_space(settings.teacher.folder, params, teacher, [rows for rows, _ in rows_read.values()], state)
     prepared, preflights = {}, {}
     for split, rows in rows_read.items():
         with read_whole(args), state.main_process_first():  # the others find the completions in the store
@@ -210,11 +210,20 @@ def _for_teacher(
             run = replace(run, samples=_samples(setup, rows_read[Split.EVAL], prepared[Split.EVAL], params))
     if sample is not None:
         state.print(f"Dry run: figures are of the first {sample} rows at most; nothing was trained.")
-        return run
-    if writes_store:
+    if sample is not None or writes_store:
         return run
     with read_whole(args):
         return replace(run, setup=setup.with_stored_targets(run.named_datasets))
+
+
+def _check_space(
+    folder: Path, params: LLMTrainingParams, teacher: Teacher, read: Iterable[Dataset], state: PartialState
+) -> None:
+    """Refuse a disk without room for what the teacher gives, before it is asked."""
+    said = [text for rows in read for text in rows["completion"]]
+    width = getattr(getattr(teacher, "config", None), "hidden_size", 0)
+    planned = planned_of_teacher(folder, params, said, vocabulary=teacher.vocabulary_rows, hidden=width)
+    check_space(planned, state.print)
 
 
 def _samples(
