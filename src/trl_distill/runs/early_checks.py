@@ -1,4 +1,4 @@
-"""What settings name is looked for before torch is imported, which takes seconds: models, data, columns, packages."""
+"""Checks that the models, data, columns and packages that settings name are there, before torch is imported."""
 
 from __future__ import annotations
 
