@@ -71,8 +71,13 @@ def write_bytes(path: Path, content: bytes | pa.Buffer) -> None:
         temporary.write_bytes(content)
 
 
-def append(path: Path, data: bytes) -> None:
-    """Append to a file and flush it to the disk, all of it or nothing.
+def append(path: Path, data: bytes, *, flushed: bool = True) -> None:
+    """Append to a file, all of it or nothing.
+
+    Args:
+        path: The file.
+        data: What is appended.
+        flushed: Whether to wait until it is on the disk, which takes milliseconds, or much more in a network.
 
     Raises:
         OSError: It names the file.
@@ -82,7 +87,8 @@ def append(path: Path, data: bytes) -> None:
         try:
             while left:  # a disk that fills takes a part first
                 left = left[file.write(left) :]
-            os.fsync(file.fileno())
+            if flushed:
+                os.fsync(file.fileno())
         except OSError:
             with suppress(OSError):
                 file.truncate(size)

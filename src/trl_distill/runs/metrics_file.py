@@ -50,7 +50,8 @@ class MetricsFile(TrainerCallback):
         """Append the newest log."""
         if state.is_world_process_zero:
             now = datetime.now(UTC).isoformat(timespec="milliseconds")
-            append(self.path, _text({**_figures(state.log_history[-1]), "time": now}).encode())
+            line = _text({**_figures(state.log_history[-1]), "time": now}).encode()
+            append(self.path, line, flushed=False)  # training does not wait for the disk
 
 
 def _is_repeated(line: Line, state: TrainerState) -> bool:
