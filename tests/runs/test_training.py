@@ -150,7 +150,7 @@ def test_a_finished_run_that_is_resumed_returns_what_it_has_written(settings, ca
         with pytest.raises(ProjectError, match=f"holds a finished run with {name}"):
             run(LLMTrainingParams(**{**settings, name: value}, resume=True))
     weights = next(again.paths["project"].glob("*.safetensors"))
-    weights.write_bytes(weights.read_bytes()[:-1] + b"?")
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\xff")
     with pytest.raises(ProjectError, match=f"{weights.name} is damaged"):
         run(LLMTrainingParams(**settings, resume=True))
 

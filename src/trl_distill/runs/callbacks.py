@@ -1,12 +1,12 @@
 """Early ends of a run: a signal, with a checkpoint after the running step, and a non-finite loss, without one.
 
-And the checksums of checkpoints that a trainer of TRL's writes.
+Also the checksums of checkpoints that TRL's own trainers write.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,7 +19,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from ..trainer.checkpoints import seal
 from ..trainer.mixin import DistillationMixin
 from ..trainer.saveable import check_weights
-from .stop_signals import listening_for_stop, say_stopping
+from .stop_signals import say_stopping
 from .summary import not_finite
 
 if TYPE_CHECKING:
@@ -81,13 +81,6 @@ class StopCallback(TrainerCallback):
         (asked, work), self._asked = self._asked, None
         work.wait()
         return int(asked)
-
-
-@contextmanager
-def stopping_on_signal(callback: StopCallback) -> Iterator[None]:
-    """Turn the first signal into a request to stop; a second one stops immediately, without a checkpoint."""
-    with listening_for_stop(callback.request):
-        yield
 
 
 class WatchCallback(TrainerCallback):

@@ -23,13 +23,14 @@ from ..trainer.checkpoints import kept
 from ..trainer.extra_step import without_extra_step
 from ..trainer.finite import evaluation_fault
 from ..trainer.mixin import DistillationMixin
-from .callbacks import SealCallback, StopCallback, WatchCallback, stopping_on_signal
+from .callbacks import SealCallback, StopCallback, WatchCallback
 from .eval_samples import EvalSamples
+from .full_disk import RESUME
 from .metrics_file import MetricsFile
 from .prepare import PreparedRun
 from .progress import FirstSteps, show_lines
 from .project_folder import SAMPLES, Project
-from .stop_signals import exit_code_of
+from .stop_signals import exit_code_of, listening_for_stop
 from .unpickled import without_pickled_arguments
 
 if TYPE_CHECKING:
@@ -89,14 +90,14 @@ def fit(prepared: PreparedRun) -> Trained:
             prepared.setup.date.keep()
     state.wait_for_everyone()
     last = _checkpoint_to_resume_from(prepared) if params.resume else None
-    with stopping_on_signal(stop):
+    with listening_for_stop(stop.request):  # the next signal stops at once, without a checkpoint
         outcome = trainer.train(resume_from_checkpoint=str(last) if last else None)
     if watch.diverged is not None:
         raise DistillError(evaluation_fault(trainer) or _diverged(*watch.diverged, prepared))
     if stop.number:
         raise RunInterrupted(
             f"stopped on request at step {trainer.state.global_step}; a checkpoint is in "
-            f"{project.last_checkpoint()}; run the same again and add --resume to continue.",
+            f"{project.last_checkpoint()}; {RESUME}.",
             exit_code=exit_code_of(stop.number),
         )
     best = trainer.state.best_global_step
@@ -126,8 +127,7 @@ def telling_checkpoint(project: Project) -> Iterator[None]:
         checkpoint = project.last_checkpoint()
         if checkpoint is not None:
             interrupt.args = (
-                f"interrupted before the result was complete; a checkpoint is in {checkpoint}; run the same again and "
-                "add --resume to continue.",
+                f"interrupted before the result was complete; a checkpoint is in {checkpoint}; {RESUME}.",
             )
         raise
 
