@@ -108,7 +108,7 @@ def finished_project(params: LLMTrainingParams) -> Project | None:
         ParamsError: See `check_params`.
         ProjectError: The finished run has learned something else, or for another number of steps.
     """
-    if not params.resume or params.dry_run:
+    if not isinstance(params, LLMTrainingParams) or not params.resume or params.dry_run:  # see `check_run`
         return None
     check_params(params)
     project = Project(params.project_name)
