@@ -181,8 +181,10 @@ def test_a_hub_model_is_looked_for_before_torch_is_imported(tmp_path, monkeypatc
         for name, value in {"HF_HUB_OFFLINE": "0", "HF_ENDPOINT": f"http://127.0.0.1:{hub.server_port}"}.items():
             monkeypatch.setenv(name, value)
         command = f"llm --model embedded --teacher-model me/typo --data-path {tmp_path / 'data.jsonl'}".split()
-        loaded = heavy_after(RUN_ALL.format(commands=[(command, "--teacher-model 'me/typo': no configuration")]))
-        hub.shutdown()
+        try:
+            loaded = heavy_after(RUN_ALL.format(commands=[(command, "--teacher-model 'me/typo': no configuration")]))
+        finally:
+            hub.shutdown()
     assert "torch" not in loaded
 
 
