@@ -231,6 +231,15 @@ class ModelSource:
             check_finite(model, self.role, self.path)
         return model
 
+    def outline(self) -> PreTrainedModel:
+        """Return the model, an adapter's base, on the meta device: modules and sizes without weights."""
+        import torch
+        from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
+
+        kind = AutoModelForSeq2SeqLM if self.config.is_encoder_decoder else AutoModelForCausalLM
+        with torch.device("meta"):
+            return kind.from_config(self.config, trust_remote_code=self.trust_remote_code)
+
     def _weights(self) -> PreTrainedModel:
         import torch
         from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM

@@ -129,13 +129,9 @@ def _weights(model: object, role: str, dtype: str, quantization: str | None, par
 def _outline(model: object, role: str, params: LLMTrainingParams) -> torch.nn.Module:
     """Return a model without its weights; a loaded one as it is."""
     import torch
-    from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
     from ..models.loading import ModelSource, resolve
 
     if isinstance(model, torch.nn.Module):
         return model
-    source = ModelSource(resolve(str(model), role=role), role, trust_remote_code=params.trust_remote_code)
-    kind = AutoModelForSeq2SeqLM if source.config.is_encoder_decoder else AutoModelForCausalLM
-    with torch.device("meta"):
-        return kind.from_config(source.config, trust_remote_code=params.trust_remote_code)
+    return ModelSource(resolve(str(model), role=role), role, trust_remote_code=params.trust_remote_code).outline()

@@ -29,10 +29,5 @@ def sentence_of_export(error: Exception, student: TrainedStudent) -> str:
 
 def _exported_size(student: TrainedStudent) -> int:
     import torch
-    from transformers import AutoModelForCausalLM
 
-    with torch.device("meta"):
-        outline = AutoModelForCausalLM.from_config(
-            student.source.config, trust_remote_code=student.source.trust_remote_code
-        )
-    return int(getattr(torch, student.dtype).itemsize * sum(p.numel() for p in outline.parameters()))
+    return int(getattr(torch, student.dtype).itemsize * sum(p.numel() for p in student.source.outline().parameters()))

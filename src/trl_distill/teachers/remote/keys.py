@@ -17,7 +17,7 @@ from ...errors import TeacherError
 logger = logging.getLogger(__name__)
 
 ACCOUNT = {"OpenAI-Organization": "OPENAI_ORG_ID", "OpenAI-Project": "OPENAI_PROJECT_ID"}
-SHORTEST = 16  # characters of a key that can be told from a word
+SHORTEST = 16  # characters of a key to look for in answers: a shorter one may be an ordinary word
 _warned: set[str] = set()  # each line once in a process
 
 
