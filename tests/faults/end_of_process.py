@@ -10,8 +10,6 @@ Ends with exit code 1 at the first difference.
 
 from __future__ import annotations
 
-import argparse
-import faulthandler
 import json
 import os
 import random
@@ -20,20 +18,14 @@ import shutil
 import signal
 import socket
 import sys
-import threading
 import time
-import warnings
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", OMP_NUM_THREADS="1", ACCELERATE_USE_CPU="1")
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
-import torch
+from _forks import arguments, fork, run_and_exit  # first: sets the environment
 from conftest import make_model
 from ranks import joined
-from tqdm import tqdm
 from transformers import AutoModelForCausalLM  # noqa: F401 - loaded before the forks
 
 import trl_distill.runs.api
@@ -70,12 +62,9 @@ class Run:
     ) -> None:
         self.log = folder / f"log-{(environment or {}).get('RANK', 0)}"
         self.log.write_text("")
-        with warnings.catch_warnings():  # since Python 3.12, of the libraries' threads
-            warnings.filterwarnings("ignore", ".*fork", DeprecationWarning)
-            self.process = os.fork()
+        self.process = fork(longest=120)
         if self.process:
             return
-        faulthandler.dump_traceback_later(120, exit=True)  # whatever waits that long is stuck
         written = os.open(self.log, os.O_WRONLY | os.O_APPEND)
         os.dup2(written if output is None else output, 1)
         os.dup2(written, 2)
@@ -85,15 +74,7 @@ class Run:
         os.environ.update(environment or {})
         if ignored:
             signal.signal(ignored, signal.SIG_IGN)
-        try:
-            main(command.format(folder=folder).split()) if isinstance(command, str) else command()
-        except SystemExit as end:
-            sys.stdout.flush()
-            os._exit(int(end.code or 0))
-        except BaseException as error:
-            print(repr(error), file=sys.stderr, flush=True)
-            os._exit(9)
-        os._exit(0)
+        run_and_exit(partial(main, command.format(folder=folder).split()) if isinstance(command, str) else command)
 
     def said(self) -> str:
         return self.log.read_text()
@@ -326,13 +307,7 @@ def at_random(folder: Path, count: int, seed: int) -> int:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", type=Path, required=True)
-    parser.add_argument("--long", action="store_true")
-    parser.add_argument("--seed", type=int, default=0)
-    given = parser.parse_args()
-    torch.set_num_threads(1)
-    tqdm.set_lock(threading.RLock())  # a fork killed while it holds the default one stops the rest
+    given = arguments(__doc__)
     for name, hidden in (("student", 32), ("teacher", 48)):
         make_model(given.folder / name, hidden=hidden)
     letters = random.Random(1)

@@ -10,26 +10,20 @@ and how many the command recovered from with a line about it, refused, or was no
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import random
 import shutil
 import sys
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", OMP_NUM_THREADS="1", ACCELERATE_USE_CPU="1")
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
-import torch
+from _forks import arguments, start  # first: sets the environment
 from conftest import make_model
-from kill_train import start, weights
-from tqdm import tqdm
+from kill_train import weights
 
 from trl_distill.cli import main
 from trl_distill.teachers.target_store import writer as teaching
@@ -186,23 +180,14 @@ def damage_loop(case: Case, damages: int, seed: int) -> Counter[str]:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cases", nargs="+", choices=CASES, default=[*CASES])
-    parser.add_argument("--damages", type=int, help=f"of each case; default: {SHORT}, with --long {LONG}")
-    parser.add_argument("--long", action="store_true")
-    parser.add_argument("--folder", type=Path, required=True)
-    parser.add_argument("--seed", type=int, default=0)
-    given = parser.parse_args()
-    torch.set_num_threads(1)
-    tqdm.set_lock(threading.RLock())  # a fork killed while it holds the default one stops the rest
+    given = arguments(__doc__, cases=CASES, counts="damages", short=SHORT, long=LONG)
     teaching.ROWS = 4  # several shards
     for name, hidden in (("student", 32), ("teacher", 48)):
         make_model(given.folder / name, hidden=hidden)
     letters = random.Random(1)
     texts = [f"p l {letters.choice('ab')} {letters.choice('abcd')} {letters.choice('xyz')}" for _ in range(ROWS)]
     (given.folder / "data.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
-    damages = given.damages or (LONG if given.long else SHORT)
-    total: Counter[str] = Counter(damages=damages * len(given.cases))
+    total: Counter[str] = Counter(damages=given.count * len(given.cases))
     for case_name in given.cases:
-        total += damage_loop(CASES[case_name](given.folder, given.folder / "log"), damages, given.seed)
+        total += damage_loop(CASES[case_name](given.folder, given.folder / "log"), given.count, given.seed)
     print(json.dumps(total))

@@ -9,25 +9,18 @@ limit; the same command without the limit has to end in the uninterrupted studen
 
 from __future__ import annotations
 
-import argparse
-import faulthandler
 import json
 import os
 import re
 import resource
 import subprocess
 import sys
-import threading
-import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
-os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", OMP_NUM_THREADS="1", ACCELERATE_USE_CPU="1")
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
-import torch
+from _forks import arguments, fork, run_and_exit  # first: sets the environment
 from conftest import make_model
-from tqdm import tqdm
 from transformers import AutoModelForCausalLM  # noqa: F401 - loaded before the forks
 
 import trl_distill.runs.api
@@ -41,22 +34,14 @@ ERROR = "aitraining: error: "
 def run(command: str, *, limit: int | None = None) -> tuple[int, str]:
     """Run a command in a fork and return its exit code and its output; no file gets larger than `limit` bytes."""
     reader, writer = os.pipe()
-    with warnings.catch_warnings():  # since Python 3.12, of the libraries' threads
-        warnings.filterwarnings("ignore", ".*fork", DeprecationWarning)
-        child = os.fork()
+    child = fork(longest=120)
     if not child:
-        faulthandler.dump_traceback_later(120, exit=True)  # whatever waits that long is stuck
         os.dup2(writer, 1)
         os.dup2(writer, 2)
         os.close(reader)
         if limit is not None:
             resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
-        try:
-            main(command.split())
-        except SystemExit as end:
-            sys.stdout.flush()
-            os._exit(int(end.code or 0))
-        os._exit(9)
+        run_and_exit(partial(main, command.split()))
     os.close(writer)
     with os.fdopen(reader, errors="replace") as said:
         text = said.read()
@@ -224,13 +209,7 @@ def on_a_small_disk(folder: Path) -> int:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", type=Path, required=True)
-    parser.add_argument("--long", action="store_true")
-    given = parser.parse_args()
-    torch.set_num_threads(1)
-    tqdm.set_lock(threading.RLock())  # a fork killed while it holds the default one stops the rest
-    given.folder.mkdir(parents=True, exist_ok=True)
+    given = arguments(__doc__, seeded=False)
     for name, hidden in (("student", 32), ("teacher", 48)):
         make_model(given.folder / name, hidden=hidden)
     rows = [{"text": f"p l a y {'abcdefgh'[i % 8]} {'ij'[i // 8]}"} for i in range(ROWS)]

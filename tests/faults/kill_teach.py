@@ -9,24 +9,18 @@ compared byte by byte, and the next begins. Ends with exit code 1 at the first d
 
 from __future__ import annotations
 
-import argparse
-import faulthandler
 import json
 import os
 import random
 import shutil
 import signal
 import sys
-import threading
 import time
-import warnings
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
-os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", OMP_NUM_THREADS="1", ACCELERATE_USE_CPU="1")
-
-import torch
-from tqdm import tqdm
+from _forks import arguments, start  # first: sets the environment
 from transformers import AutoModelForCausalLM  # noqa: F401 - loaded before the forks
 
 import trl_distill.runs.api  # noqa: F401
@@ -46,25 +40,6 @@ def command(folder: Path, store: Path) -> list[str]:
         *("--teacher-prompt-template", "Write the words in reverse order.\\n{input}\\n", "--output", str(store)),
         *("--top-k", "16", "--teacher-batch-size", "4", "--distill-max-teacher-length", "12"),
     ]
-
-
-def start(arguments: list[str]) -> int:
-    """Start the command in a forked process and return its id."""
-    with warnings.catch_warnings():  # since Python 3.12, of the libraries' threads
-        warnings.filterwarnings("ignore", ".*fork", DeprecationWarning)
-        child = os.fork()
-    if child:
-        return child
-    faulthandler.dump_traceback_later(240, exit=True)  # whatever waits that long is stuck
-    silent = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(silent, 1)
-    try:
-        main(arguments)
-    except SystemExit as end:
-        os._exit(int(end.code or 0))
-    except BaseException:
-        os._exit(9)
-    os._exit(0)
 
 
 def contents(store: Path) -> dict[str, bytes]:
@@ -102,13 +77,13 @@ def kill_loop(folder: Path, kills: int, seed: int) -> dict[str, int]:
     """Return how many kills were made and how many stores were compared."""
     moments = random.Random(seed)
     whole, broken = folder / "whole", folder / "broken"
-    if not finished(start(command(folder, whole))):
+    if not finished(start(partial(main, command(folder, whole)), folder / "log")):
         sys.exit("the uninterrupted run was killed")
     expected, size = contents(whole), written(whole)
     done = {"kills": 0, "stores": 0}
     while done["kills"] < kills or broken.exists():
         spared, bytes_at_kill = moments.random() < SPARED, moments.uniform(written(broken), size)
-        child = start(command(folder, broken))
+        child = start(partial(main, command(folder, broken)), folder / "log")
         if done["kills"] < kills and not spared:
             while not ended(child) and written(broken) < bytes_at_kill:
                 time.sleep(0.001)
@@ -127,16 +102,8 @@ def kill_loop(folder: Path, kills: int, seed: int) -> dict[str, int]:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kills", type=int, help=f"default: {SHORT}, with --long {LONG}")
-    parser.add_argument("--long", action="store_true")
-    parser.add_argument("--folder", type=Path, required=True)
-    parser.add_argument("--seed", type=int, default=0)
-    given = parser.parse_args()
-    torch.set_num_threads(1)
-    tqdm.set_lock(threading.RLock())  # a fork killed while it holds the default one stops the rest
+    given = arguments(__doc__, counts="kills", short=SHORT, long=LONG)
     teaching.ROWS = 4  # shards small enough for many of them
-    given.folder.mkdir(parents=True, exist_ok=True)
     rows = ({"text": f"{WORDS[i % 10]} {WORDS[i * 3 % 10]} {WORDS[i // 10]}"} for i in range(ROWS))
     (given.folder / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    print(json.dumps(kill_loop(given.folder, given.kills or (LONG if given.long else SHORT), given.seed)))
+    print(json.dumps(kill_loop(given.folder, given.count, given.seed)))

@@ -9,8 +9,6 @@ are compared byte by byte; a difference ends the script with exit code 1. Both m
 
 from __future__ import annotations
 
-import argparse
-import faulthandler
 import json
 import os
 import random
@@ -18,20 +16,13 @@ import re
 import shutil
 import signal
 import sys
-import threading
 import time
-import warnings
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", OMP_NUM_THREADS="1", ACCELERATE_USE_CPU="1")
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
-import torch
+from _forks import arguments, ended, start  # first: sets the environment
 from conftest import make_model
 from datasets import load_dataset
-from tqdm import tqdm
 from transformers import AutoModelForCausalLM  # noqa: F401 - loaded before the forks
 
 import trl_distill.runs.api  # noqa: F401
@@ -81,37 +72,6 @@ def script(folder: Path, project: Path) -> None:
     trainer.save_model(str(project))
 
 
-def start(work: Callable[[], None], log: Path) -> int:
-    """Start the work in a forked process that writes to a log, and return its id."""
-    log.write_text("")
-    with warnings.catch_warnings():  # since Python 3.12, of the libraries' threads
-        warnings.filterwarnings("ignore", ".*fork", DeprecationWarning)
-        child = os.fork()
-    if child:
-        return child
-    faulthandler.dump_traceback_later(240, exit=True)  # whatever waits that long is stuck
-    written = os.open(log, os.O_WRONLY | os.O_APPEND)
-    os.dup2(written, 1)
-    os.dup2(written, 2)
-    sys.stdout.reconfigure(line_buffering=True)
-    try:
-        work()
-    except SystemExit as end:
-        os._exit(int(end.code or 0))
-    except BaseException as error:
-        print(repr(error), file=sys.stderr, flush=True)
-        os._exit(9)
-    os._exit(0)
-
-
-def ended(child: int, log: Path, *, wait: bool) -> bool:
-    """Whether a process has ended well; one that failed by itself ends the script."""
-    found, status = os.waitpid(child, 0 if wait else os.WNOHANG)
-    if found and not os.WIFSIGNALED(status) and os.WEXITSTATUS(status):
-        sys.exit(f"exit code {os.WEXITSTATUS(status)}:\n{log.read_text()[-3000:]}")
-    return bool(found)
-
-
 def killed(child: int, step: int, delay: float, log: Path) -> bool:
     """Kill a process `delay` seconds after it has logged a step; False if it came to its end before."""
     while True:
@@ -154,20 +114,11 @@ def kill_loop(case: str, folder: Path, kills: int, seed: int) -> int:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cases", nargs="+", choices=CASES, default=[*CASES])
-    parser.add_argument("--kills", type=int, help=f"of each case; default: {SHORT}, with --long {LONG}")
-    parser.add_argument("--long", action="store_true")
-    parser.add_argument("--folder", type=Path, required=True)
-    parser.add_argument("--seed", type=int, default=0)
-    given = parser.parse_args()
-    torch.set_num_threads(1)
-    tqdm.set_lock(threading.RLock())  # a fork killed while it holds the default one stops the rest
+    given = arguments(__doc__, cases=CASES, counts="kills", short=SHORT, long=LONG)
     for name, hidden in (("student", 32), ("teacher", 48)):
         config = make_model(given.folder / name, hidden=hidden) / "config.json"
         config.write_text(json.dumps({**json.loads(config.read_text()), "attention_dropout": 0.1}))
     letters = random.Random(1)  # some prompts have more in common than the template
     texts = [f"p l a y {letters.choice('ab')} {letters.choice('abcd')} {letters.choice('xyz')}" for _ in range(ROWS)]
     (given.folder / "data.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
-    kills = given.kills or (LONG if given.long else SHORT)
-    print(json.dumps({case: kill_loop(case, given.folder, kills, given.seed) for case in given.cases}))
+    print(json.dumps({case: kill_loop(case, given.folder, given.count, given.seed) for case in given.cases}))

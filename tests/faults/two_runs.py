@@ -9,7 +9,6 @@ its way. Each run is a fork of a process that has the libraries loaded. Ends wit
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import random
@@ -17,17 +16,13 @@ import re
 import shutil
 import signal
 import sys
-import threading
 import time
 from functools import partial
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent))
-
-import torch
+from _forks import arguments, ended, start  # first: sets the environment
 from conftest import make_model
-from kill_train import ended, script, start
-from tqdm import tqdm
+from kill_train import script
 
 import trl_distill.runs.evaluate
 import trl_distill.runs.evaluation_run
@@ -158,13 +153,5 @@ def rounds(cases: list[str], folder: Path, count: int) -> dict[str, int]:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cases", nargs="+", choices=CASES, default=[*CASES])
-    parser.add_argument("--rounds", type=int, help=f"default: {SHORT}, with --long {LONG}")
-    parser.add_argument("--long", action="store_true")
-    parser.add_argument("--folder", type=Path, required=True)
-    given = parser.parse_args()
-    torch.set_num_threads(1)
-    tqdm.set_lock(threading.RLock())  # a fork killed while it holds the default one stops the rest
-    count = given.rounds or (LONG if given.long else SHORT)
-    print(json.dumps(rounds(given.cases, given.folder, count)))
+    given = arguments(__doc__, cases=CASES, counts="rounds", short=SHORT, long=LONG, seeded=False)
+    print(json.dumps(rounds(given.cases, given.folder, given.count)))
