@@ -72,8 +72,9 @@ class Run:
             os.close(output)
         sys.stdout.reconfigure(line_buffering=True, encoding=encoding, errors="strict")
         os.environ.update(environment or {})
-        if ignored:
-            signal.signal(ignored, signal.SIG_IGN)
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs and nohup ignore these
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, signal.SIG_IGN if number == ignored else signal.SIG_DFL)
         run_and_exit(partial(main, command.format(folder=folder).split()) if isinstance(command, str) else command)
 
     def said(self) -> str:
