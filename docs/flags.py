@@ -1,7 +1,7 @@
 """Writes the tables of flags in README.md and docs from the fields they describe: `python docs/flags.py`.
 
-A table stands between `<!-- flags: Heading, Heading -->` and `<!-- end of flags -->`; one of `aitraining evaluate`
-or `aitraining export` begins with `<!-- flags of evaluate: Heading -->`. tests/test_docs.py fails where a page differs
+A table stands between `<!-- flags: Heading, Heading -->` and `<!-- end of flags -->`; one of another
+command begins with its name: `<!-- flags of evaluate: Heading -->`. tests/test_docs.py fails where a page differs
 from what this writes.
 """
 
@@ -11,14 +11,20 @@ import re
 from pathlib import Path
 from typing import Any
 
+from trl_distill.config.data_settings import DATA_FIELDS
 from trl_distill.config.evaluation_settings import EVALUATION_FIELDS
 from trl_distill.config.export_settings import EXPORT_FIELDS
 from trl_distill.config.training_params import FIELDS
 
 ROOT = Path(__file__).parents[1]
 PAGES = ("README.md", "docs/cli.md", "docs/evaluation.md", "docs/serving.md")
-OF_COMMANDS: dict[str | None, dict[str, Any]] = {None: FIELDS, "evaluate": EVALUATION_FIELDS, "export": EXPORT_FIELDS}
-TABLE = re.compile(r"(<!-- flags(?: of (evaluate|export))?: (.+?) -->\n).*?(<!-- end of flags -->)", re.DOTALL)
+OF_COMMANDS: dict[str | None, dict[str, Any]] = {
+    None: FIELDS,
+    "data": DATA_FIELDS,
+    "evaluate": EVALUATION_FIELDS,
+    "export": EXPORT_FIELDS,
+}
+TABLE = re.compile(r"(<!-- flags(?: of (data|evaluate|export))?: (.+?) -->\n).*?(<!-- end of flags -->)", re.DOTALL)
 
 
 def table(headings: list[str], fields: dict[str, Any]) -> str:

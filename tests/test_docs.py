@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from forks import run_fork
 
+from trl_distill.cli.data_command import data
 from trl_distill.cli.evaluate_command import evaluate
 from trl_distill.cli.export_command import export
 from trl_distill.cli.llm_command import llm, params_from_command, params_of
@@ -72,7 +73,7 @@ def test_tests_are_named_in_comments_alone(page):
 def test_flags_in_the_docs_exist(page):
     known = {"--help", "--version"} | {
         flag
-        for option in (*llm.params, *teach.params, *evaluate.params, *export.params)
+        for option in (*llm.params, *data.params, *teach.params, *evaluate.params, *export.params)
         for flag in (*option.opts, *option.secondary_opts)
     }
     for span in re.findall(r"`([^`\n]+)`", BLOCK.sub("", page.read_text(encoding="utf-8"))):
@@ -93,6 +94,8 @@ def test_commands_in_the_docs_are_accepted(page, tmp_path, monkeypatch):
                 assert params.model, line
             if words[:2] == ["aitraining", "evaluate"]:
                 assert evaluate.make_context("evaluate", words[2:])
+            if words[:2] == ["aitraining", "data"]:
+                assert data.make_context("data", words[2:])
             if words[:2] == ["aitraining", "export"]:
                 assert export.make_context("export", words[2:])
             if words[:2] == ["aitraining", "teach"]:

@@ -31,6 +31,7 @@ from trl_distill import (
     distillation_loss_from_logits,
     evaluate,
     generate_with_teacher,
+    prepare_distillation_data,
     train,
 )
 from trl_distill.cli import main
@@ -330,6 +331,8 @@ def test_the_guides_temperature_tuning_runs(place):
 def test_the_guides_data_preparation_runs(place):
     data = ran("4. Data Diversity")["prepare_distillation_data"](QUERIES)
     assert sorted(data) == sorted(QUERIES)
+    of_library = prepare_distillation_data(QUERIES, DEFINITIONS["4. Data Diversity"][1]()["categorize_queries"])
+    assert sorted(of_library) == sorted(data)
     train(shortened(model="gpt2", teacher_model="gpt2-xl", data_path=Dataset.from_dict({"text": data}),
                     teacher_prompt_template="Expert: {input}", project_name="diverse")())  # fmt: skip
 

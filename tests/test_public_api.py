@@ -36,6 +36,7 @@ NAMES = {
     "get_trainer": "trainer.registry",
     "load_teacher": "teachers.loading",
     "parse_template": "prompts.template",
+    "prepare_distillation_data": "runs.diverse_queries",
     "register_trainer": "trainer.registry",
     "run": "runs.api",
     "train": "runs.api",
@@ -54,6 +55,7 @@ SIGNATURES = {
     "get_trainer": "name * use_distillation=",
     "register_trainer": "name target * use_distillation=",
     "parse_template": "source * name",
+    "prepare_distillation_data": ("queries categorize= per_category= seed= * held_out= keep_duplicates= text_column="),
     "load_teacher": (
         "spec * tokenizer= revision= dtype= quantization= device_map= attn_implementation= trust_remote_code= device= "
         "remote="

@@ -26,6 +26,7 @@ _HOME = {
     "get_trainer": "trainer.registry",
     "load_teacher": "teachers.loading",
     "parse_template": "prompts.template",
+    "prepare_distillation_data": "runs.diverse_queries",
     "register_trainer": "trainer.registry",
     "run": "runs.api",
     "train": "runs.api",
@@ -65,6 +66,7 @@ if TYPE_CHECKING:  # "as" tells type checkers that the name is public
     from .runs.api import RunResult as RunResult
     from .runs.api import run as run
     from .runs.api import train as train
+    from .runs.diverse_queries import prepare_distillation_data as prepare_distillation_data
     from .runs.evaluate import evaluate as evaluate
     from .runs.evaluate import evaluate_distillation as evaluate_distillation
     from .runs.export.api import export as export

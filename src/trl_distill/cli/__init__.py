@@ -8,6 +8,7 @@ import click
 
 from ..runs.stop_signals import handling_signals
 from ..trainer.standard_streams import unbreakable_streams
+from .data_command import data
 from .error_messages import exit_on_error
 from .evaluate_command import evaluate
 from .export_command import export
@@ -48,6 +49,7 @@ def main() -> None:
 
 
 main.add_command(llm)
+main.add_command(data)
 main.add_command(teach)
 main.add_command(evaluate)
 main.add_command(export)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import fields
 
@@ -125,13 +125,20 @@ def params_of(ctx: click.Context) -> LLMTrainingParams:
     return params
 
 
-def set_typed(ctx: click.Context, settings: CheckedSettings) -> set[str]:
+def set_typed(ctx: click.Context, settings: CheckedSettings, *, names: Collection[str] | None = None) -> set[str]:
     """Set the fields whose flags were typed, and return their names.
+
+    Args:
+        ctx: The parsed command.
+        settings: What they are fields of.
+        names: The fields that the command has flags for (default: each that has a flag's name).
 
     Raises:
         ParamsError: Naming the flag as it was typed, and what is accepted.
     """
     specs, typed = {spec.name: spec for spec in fields(settings)}, set()  # type: ignore[arg-type]
+    if names is not None:
+        specs = {name: spec for name, spec in specs.items() if name in names}
     for param in ctx.command.params:
         name = str(param.name)
         if name in specs and ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE:

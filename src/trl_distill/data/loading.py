@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -79,6 +79,41 @@ def load_data(
         spare = _split_named("validation", splits)
         valid_split = spare if spare is not None and spare not in used else None
     return train, None if valid_split is None else _select(name, splits, valid_split, "valid_split")
+
+
+def load_sources(sources: Sequence[Any], *, split: str = "train", config_name: str | None = None) -> Dataset:
+    """Load the rows of several sources, one after another.
+
+    Args:
+        sources: What `load_data` takes, each.
+        split: Split of each.
+        config_name: Configuration of Hub datasets.
+
+    Returns:
+        The rows; if there are several sources, the place of each row (`file_readers.PLACE`) begins with its source.
+
+    Raises:
+        DataError: See `load_data`.
+    """
+    loaded = [load_data(source, train_split=split, config_name=config_name)[0] for source in sources]
+    if len(loaded) > 1:
+        loaded = [_placed(dataset, str(source)) for source, dataset in zip(sources, loaded, strict=True)]
+    return _joined(loaded)
+
+
+def _placed(dataset: Dataset, source: str) -> Dataset:
+    """Return a dataset with its source before the place of each row."""
+    places = [f"{source} {place}" for place in places_of(dataset)]
+    if PLACE in dataset.column_names:
+        dataset = dataset.remove_columns([PLACE])
+    return dataset.add_column(PLACE, places)
+
+
+def places_of(dataset: Dataset) -> list[str]:
+    """Return the place of each row in messages, such as "line 7", or "row 7" if the data has no lines."""
+    if PLACE in dataset.column_names:
+        return [place or f"row {i + 1}" for i, place in enumerate(dataset[PLACE])]
+    return [f"row {i + 1}" for i in range(len(dataset))]
 
 
 def check_there(data_path: object, *, setting: str = "data_path") -> None:
@@ -210,20 +245,24 @@ def _split_of(path: Path) -> str:
 
 
 def _load_files(parts: list[Part]) -> Dataset:
-    from datasets import concatenate_datasets
-
     texts = [part for part in parts if part.path.suffix.lower() in TEXTS]
     read = [read_texts(texts)] if texts else []
     for suffix in BINARIES:
         same = [part.path for part in parts if part.path.suffix.lower() == suffix]
         if same:
             read.append(_load_binary(suffix[1:], same))
-    if len(read) == 1:
-        return read[0]
+    return _joined(read)
+
+
+def _joined(datasets: list[Dataset]) -> Dataset:
+    from datasets import concatenate_datasets
+
+    if len(datasets) == 1:
+        return datasets[0]
     try:
-        return concatenate_datasets(read)
+        return concatenate_datasets(datasets)
     except Exception:  # a column has other types in one of them; its values are read as they are
-        return _as_they_are(read)
+        return _as_they_are(datasets)
 
 
 def _as_they_are(datasets: list[Dataset]) -> Dataset:

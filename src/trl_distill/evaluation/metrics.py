@@ -6,18 +6,16 @@ A metric is named on the command line: `exact_match`, `contains`, `json`, `json_
 
 from __future__ import annotations
 
-import importlib
-import inspect
 import json
 import math
 import re
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
-from pathlib import Path
 
+from ..config.user_function import function_named
+from ..data.words import WORD as ONE_WORD
 from ..errors import DataError, ParamsError, UsageError, nearest
 
 LABELS = {  # as a reader sees them
@@ -29,8 +27,7 @@ LABELS = {  # as a reader sees them
     "chrf": "chrF",
 }
 SHORT = 5  # words of a reference that can be expected letter by letter
-# scripts without spaces between words count by character: Thai and Lao, Burmese, Khmer, kana, Han
-WORD = re.compile(r"[฀-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff]|\w+|[^\w ]")
+WORD = re.compile(rf"{ONE_WORD}|[^\w ]")  # or a mark
 PHRASE, TIMES = 2, 3  # the shortest phrase that is a repetition, and how often it is written
 FENCE = re.compile(r"\s*```(?:json)?\s*\n(.*?)\n?\s*```\s*", re.DOTALL | re.IGNORECASE)
 
@@ -82,7 +79,8 @@ def metric_named(name: str) -> Metric:
     if name in _METRICS:
         return _METRICS[name]()
     if ":" in name:
-        return Metric(name, name, partial(_score_of_function, name, _function_named(name)))
+        function = function_named(name, setting="metric", takes=2, of="a completion and a reference")
+        return Metric(name, name, partial(_score_of_function, name, function))
     raise ParamsError(
         f"metric {name!r} is unknown; there are {', '.join(_METRICS)}, regex:PATTERN and a function as module:name."
         f"{nearest(name, _METRICS)}"
@@ -299,36 +297,7 @@ def _pattern_metric(name: str) -> Metric:
     return Metric(name, name, score, needs_reference=pattern.groups > 0)
 
 
-def _function_named(name: str) -> Callable[[str, str], object]:
-    """Return the function `module:name`, whose module is also looked for in the working directory."""
-    module, _, attribute = name.partition(":")
-    here = str(Path.cwd())
-    sys.path.insert(0, here)
-    try:
-        function = getattr(importlib.import_module(module), attribute)
-    except Exception as error:  # whatever a user's module raises
-        raise ParamsError(
-            f"metric {name!r} cannot be imported ({type(error).__name__}: {error}); give module:name of a function of "
-            "a completion and a reference."
-        ) from None
-    finally:
-        sys.path.remove(here)
-    if not callable(function) or not _takes_two(function):
-        raise ParamsError(f"metric {name!r} is not a function of a completion and a reference; give one.")
-    return function
-
-
-def _takes_two(function: Callable[..., object]) -> bool:
-    try:
-        inspect.signature(function).bind("", "")
-    except ValueError:  # a function of C that has no signature
-        return True
-    except TypeError:
-        return False
-    return True
-
-
-def _score_of_function(name: str, function: Callable[[str, str], object], completion: str, reference: str) -> float:
+def _score_of_function(name: str, function: Callable[..., object], completion: str, reference: str) -> float:
     """Return 100 times what a user's function returns."""
     try:
         value = function(completion, reference)

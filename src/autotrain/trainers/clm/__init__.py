@@ -1,6 +1,7 @@
-"""`from autotrain.trainers.clm import train`: `trl_distill.train`, and its functions that evaluate."""
+"""`from autotrain.trainers.clm import train`: `trl_distill.train`, and its functions for data and evaluation."""
 
 from trl_distill.runs.api import train
+from trl_distill.runs.diverse_queries import prepare_distillation_data
 from trl_distill.runs.evaluate import evaluate, evaluate_distillation
 
-__all__ = ["evaluate", "evaluate_distillation", "train"]
+__all__ = ["evaluate", "evaluate_distillation", "prepare_distillation_data", "train"]

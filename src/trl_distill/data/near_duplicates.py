@@ -1,0 +1,152 @@
+"""Near-duplicates: the normalised input of each row, and an index that finds the texts much like a new one."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Collection
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, NamedTuple
+
+from .loading import places_of, read_rows
+from .pretokenized import IDS, is_tokenized
+from .row_report import RowReport
+from .rows import Columns, rows_of
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from datasketch import MinHash, MinHashLSH
+
+INDEX = "__index__"  # column with the place of a row in the data
+SHINGLE = 5  # characters
+ALIKE = 0.8  # Jaccard similarity of two texts' shingles from which they are near-duplicates
+PERMUTATIONS = 128
+HOW = f"runs of {SHINGLE} characters with a Jaccard similarity of at least {ALIKE:g}"
+HOW_WITHOUT_DATASKETCH = "inputs that differ only in case, punctuation and white space"
+
+
+@dataclass(frozen=True)
+class RowInputs:
+    """What the usable rows of a dataset ask.
+
+    Attributes:
+        texts: The normalised input of each usable row, by index.
+        places: The place of each row in messages, such as "line 7", by index.
+        report: How many rows are used, and why the others are not.
+    """
+
+    texts: dict[int, str]
+    places: list[str]
+    report: RowReport
+
+
+def inputs_of(dataset: Dataset, columns: Columns, fields: Collection[str] = (), *, source: str = "data") -> RowInputs:
+    """Return what rows ask: their text column or the user's messages, and other columns that a prompt is made of.
+
+    Args:
+        dataset: Rows of any form that `read_rows` reads, or of token ids, which are compared as numbers.
+        columns: Which columns hold what.
+        fields: Other columns that a row's prompt is made of.
+        source: The dataset in messages.
+
+    Raises:
+        DataError: See `read_rows`.
+    """
+    places = places_of(dataset)
+    if is_tokenized(dataset):
+        texts = {i: " ".join(map(str, ids)) for i, ids in enumerate(dataset[IDS])}
+        return RowInputs(texts, places, RowReport(len(texts), len(texts), ()))
+    numbered = dataset.add_column(INDEX, list(range(len(dataset))))
+    read, report = read_rows(numbered, columns, fields=fields, source=source)
+    texts = {}
+    for row in rows_of(read):
+        asked = [row.input] if row.history is None else [m["content"] for m in row.history if m["role"] == "user"]
+        others = [str(row.values.get(name, "")) for name in sorted(fields)]
+        texts[int(row.values[INDEX])] = normalised(" ".join(map(str, [*asked, *others])))
+    return RowInputs(texts, places, report)
+
+
+def normalised(text: str) -> str:
+    """Return a text without case, punctuation and white space in excess."""
+    words = re.findall(r"\w+", unicodedata.normalize("NFKC", text).casefold())
+    return " ".join(words) or text
+
+
+class Sketch(NamedTuple):
+    """A normalised text with what it is compared by; the latter is None without datasketch."""
+
+    text: str
+    shingles: set[bytes]
+    signature: MinHash | None
+
+
+class NearDuplicates:
+    """An index of normalised texts.
+
+    Two texts are near-duplicates if the Jaccard similarity of their runs of five characters is 0.8 or more, which the
+    package `datasketch` finds by MinHash (A. Broder, "On the resemblance and containment of documents", 1997); without
+    it, if they are equal. Memory is proportional to the texts that are added.
+    """
+
+    def __init__(self) -> None:
+        self._texts: list[str] = []
+        self._places: dict[str, int] = {}
+
+    @staticmethod
+    def how() -> str:
+        """Say when two texts are near-duplicates, which depends on what is installed."""
+        return HOW if find_spec("datasketch") else HOW_WITHOUT_DATASKETCH
+
+    def sketch(self, text: str) -> Sketch:
+        """Return what `find` and `add` compare a normalised text by, so that it is computed once for both."""
+        if self._blank is None:
+            return Sketch(text, set(), None)
+        shingles, signature = _shingles(text), self._blank.copy()
+        signature.update_batch(shingles)
+        return Sketch(text, shingles, signature)
+
+    def find(self, one: Sketch) -> int | None:
+        """Return the number of the first text in the index that is much like this one; None if there is none."""
+        same = self._places.get(one.text)
+        if same is not None or one.signature is None or self._index is None:
+            return same
+        for number in sorted(self._index.query(one.signature)):
+            if _jaccard(one.shingles, _shingles(self._texts[number])) >= ALIKE:
+                return int(number)
+        return None
+
+    def add(self, one: Sketch) -> int:
+        """Add a text and return its number, from 0 in the order in which texts are added."""
+        number = len(self._texts)
+        self._texts.append(one.text)
+        self._places.setdefault(one.text, number)
+        if self._index is not None:
+            self._index.insert(number, one.signature)
+        return number
+
+    @cached_property
+    def _blank(self) -> MinHash | None:
+        """A signature of nothing, whose copies share its permutations; None without datasketch."""
+        try:
+            from datasketch import MinHash
+        except ImportError:
+            return None
+        return MinHash(num_perm=PERMUTATIONS)
+
+    @cached_property
+    def _index(self) -> MinHashLSH | None:
+        try:
+            from datasketch import MinHashLSH
+        except ImportError:
+            return None
+        return MinHashLSH(threshold=ALIKE, num_perm=PERMUTATIONS)
+
+
+def _shingles(text: str) -> set[bytes]:
+    return {text[i : i + SHINGLE].encode() for i in range(max(1, len(text) - SHINGLE + 1))}
+
+
+def _jaccard(one: set[bytes], other: set[bytes]) -> float:
+    return len(one & other) / len(one | other)
