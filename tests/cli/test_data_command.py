@@ -169,7 +169,8 @@ def test_files_of_every_form_give_the_same_rows(place):
         command(name, *flags, "--output", f"of_{name}.jsonl")
         assert read(f"of_{name}.jsonl") == read("out.jsonl"), name
     (place / "lines.txt").write_text("red cat\n\nblue dog\n")
-    command("lines.txt", "--output", "lines.jsonl")
+    said = command("lines.txt", "--output", "lines.jsonl")
+    assert said.startswith("All rows are one category, without --category-column, --category-function or --clusters:")
     assert sorted(row["text"] for row in read("lines.jsonl")) == ["blue dog", "red cat"]
 
 

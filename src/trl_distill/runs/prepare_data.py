@@ -10,7 +10,7 @@ from ..config.fields import number_in
 from ..config.setting_names import flag_of
 from ..config.training_params import LLMTrainingParams
 from ..config.user_function import function_named
-from ..errors import ParamsError, printable
+from ..errors import DataError, ParamsError, printable
 from .data_output import DataOutput
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def _prepare(
     *,
     output: DataOutput,
     share: float | None,
-    by: str,
+    by: str | None,
     function: Callable[..., object] | None,
 ) -> DiversityReport:
     from ..data.diversity import select_diverse
@@ -86,7 +86,8 @@ def _prepare(
         }  # fmt: skip
         held_out = None if share is None else plain_rows(data.select(sorted(here)))
         output.write(plain_rows(data.select(kept)), held_out, content)
-    print(printable(f"Categories by {by}:"))
+    flags = ", ".join(map(flag_of, WAYS[:-1])) + f" or {flag_of(WAYS[-1])}"
+    print(printable(f"Categories by {by}:" if by is not None else f"All rows are one category, without {flags}:"))
     print("\n".join(report.lines()))
     left_out = columns_of_bytes(data)
     if left_out:
@@ -112,8 +113,8 @@ def _share(holdout: str | None) -> float | None:
     return share
 
 
-def _categories_by(settings: DataSettings) -> tuple[str, Callable[..., object] | None]:
-    """Return what the categories come from, in words, and the user's function if it is one."""
+def _categories_by(settings: DataSettings) -> tuple[str | None, Callable[..., object] | None]:
+    """Return what the categories come from, in words, and the user's function; None for what there is not."""
     given = [name for name in WAYS if getattr(settings, name) is not None]
     if len(given) > 1:
         raise ParamsError(f"{flag_of(given[0])} and {flag_of(given[1])} contradict each other; give one of them.")
@@ -127,7 +128,7 @@ def _categories_by(settings: DataSettings) -> tuple[str, Callable[..., object] |
         return f"{settings.clusters:,} clusters", None
     if settings.category_column is not None:
         return f"the column {settings.category_column!r}", None
-    return "no column, function or clusters, so that all rows are one", None
+    return None, None
 
 
 def _categorize(
@@ -171,7 +172,13 @@ def held_out_rows(data: object, columns: Columns, compared: Sequence[str]) -> He
     from ..data.near_duplicates import inputs_of
     from .evaluation_inputs import rows_to_evaluate
 
-    rows, _ = rows_to_evaluate(None, data)
+    try:
+        rows, _ = rows_to_evaluate(None, data)
+    except DataError as error:
+        sentence = str(error.args[0])
+        if sentence.startswith("data_path "):
+            raise DataError("holdout" + sentence.removeprefix("data_path")) from error
+        raise
     _check_compared(rows, compared, source="holdout")
     inputs = inputs_of(rows, columns, compared, source="holdout")
     return HeldOut(list(inputs.texts.values()), [inputs.places[i] for i in inputs.texts])
