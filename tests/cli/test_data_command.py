@@ -255,6 +255,13 @@ def test_files_that_are_there_are_replaced_only_if_asked_for(place):
     assert len(read("out.jsonl")) == len(ROWS)
 
 
+def test_what_a_killed_command_was_writing_is_deleted_and_nothing_else(place):
+    for name in (".out.jsonl.01234567.writing", ".out.report.json.89abcdef.writing", ".other.jsonl.01234567.writing"):
+        (place / name).write_text("half of a r")
+    command("queries.jsonl", "--output", "out.jsonl")
+    assert [path.name for path in place.iterdir() if path.name.startswith(".")] == [".other.jsonl.01234567.writing"]
+
+
 def test_an_output_that_another_command_writes_is_refused(place):
     held, done = threading.Event(), threading.Event()
 

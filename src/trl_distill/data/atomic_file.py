@@ -7,6 +7,7 @@ import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from glob import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -131,9 +132,15 @@ def flush_all(folder: Path) -> None:
             flush(path)
 
 
-def discard_unfinished(folder: Path) -> None:
-    """Delete the temporary files that a killed process has left in a folder in which nobody writes."""
-    for path in folder.glob(f".*.{'[0-9a-f]' * 8}{UNFINISHED}"):
+def discard_unfinished(folder: Path, *, of: Path | None = None) -> None:
+    """Delete the temporary files that a killed process has left in a folder in which nobody writes.
+
+    Args:
+        folder: The folder.
+        of: The only file that nobody writes, if others in the folder may be written.
+    """
+    name = "*" if of is None else escape(of.name[:50])
+    for path in folder.glob(f".{name}.{'[0-9a-f]' * 8}{UNFINISHED}"):
         if path.is_file() and not path.is_symlink():
             path.unlink()
 

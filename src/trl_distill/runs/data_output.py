@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..config.user_files import user_path
-from ..data.atomic_file import obstacle, replacing
+from ..data.atomic_file import discard_unfinished, obstacle, replacing
 from ..data.folder_lock import file_lock
 from ..data.full_disk import free_bytes, size_text, why_not_written
 from ..errors import DistillError, ParamsError, ProjectError
@@ -57,9 +57,13 @@ class DataOutput:
     def _name(self) -> str:
         return f"output {str(self.rows)!r}"
 
-    def locked(self) -> AbstractContextManager[None]:
-        """Hold the files for one process; see `file_lock`."""
-        return file_lock(self.rows, what=self._name, instead="another --output")
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the files for one process, see `file_lock`; what a killed one was writing is deleted."""
+        with file_lock(self.rows, what=self._name, instead="another --output"):
+            for path in (self.rows, self.held_out, self.report):
+                discard_unfinished(path.parent, of=path)
+            yield
 
     def check(self, read: Sequence[object], *, holds_out: bool, overwrite: bool) -> None:
         """Refuse files that cannot be written, that are read, or that would be lost.

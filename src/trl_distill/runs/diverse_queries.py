@@ -64,7 +64,7 @@ def prepare_distillation_data(
             function that is called with all queries and returns lists of queries, a dict of them by category, or the
             category of each query. None is the column "category" if there is one, else all queries are one category.
         per_category: The most queries of a category.
-        seed: Sampling seed; the order of the queries does not matter.
+        seed: Sampling seed.
         held_out: Queries that none in the result may be a near-duplicate of: texts, or what `data_path` accepts.
         keep_duplicates: Whether near-duplicates of earlier queries stay.
         text_column: Column with the query, if rows are given.
