@@ -93,8 +93,9 @@ def _prepare(
     if left_out:
         print(printable(f"Columns of bytes are not written: {', '.join(left_out)}."))
     if share is not None:
-        print(f"The held-out rows are in {output.held_out}.")
-    print(f"The rows are in {output.rows}; {output.report.name} lists every row that is not, with the reason.")
+        print(printable(f"The held-out rows are in {output.held_out}."))
+    said = f"The rows are in {output.rows}; {output.report.name} lists every row that is not, with the reason."
+    print(printable(said))
     return report
 
 
