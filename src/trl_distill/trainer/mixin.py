@@ -59,8 +59,7 @@ class DistillationMixin(GlobalBatchMixin, CardWriter):
         processing_class: The student's tokenizer.
         teacher_model: A loaded model, a `Teacher` or a name; replaces `args.teacher_model`.
         setup: A run's set-up if it is built already; the datasets are then prepared by it.
-        formatting_func: As in SFTTrainer.
-        **kwargs: Everything else of SFTTrainer.
+        **kwargs: Everything else of SFTTrainer, `formatting_func` too.
 
     Raises:
         ParamsError: A setting that cannot be used with distillation.
