@@ -1,8 +1,8 @@
 """Writes the tables of flags in README.md and docs from the fields they describe: `python docs/flags.py`.
 
 A table stands between `<!-- flags: Heading, Heading -->` and `<!-- end of flags -->`; one of another
-command begins with its name: `<!-- flags of evaluate: Heading -->`. tests/test_docs.py fails where a page differs
-from what this writes.
+command begins with its name: `<!-- flags of evaluate: Heading -->`, one of a recipe's values with
+`<!-- flags of recipe: NAME -->`. tests/test_docs.py fails where a page differs from what this writes.
 """
 
 from __future__ import annotations
@@ -14,17 +14,18 @@ from typing import Any
 from trl_distill.config.data_settings import DATA_FIELDS
 from trl_distill.config.evaluation_settings import EVALUATION_FIELDS
 from trl_distill.config.export_settings import EXPORT_FIELDS
+from trl_distill.config.recipes import RECIPES, shown
 from trl_distill.config.training_params import FIELDS
 
 ROOT = Path(__file__).parents[1]
-PAGES = ("README.md", "docs/cli.md", "docs/evaluation.md", "docs/serving.md")
+PAGES = ("README.md", "docs/cli.md", "docs/evaluation.md", "docs/serving.md", "docs/recipes.md")
 OF_COMMANDS: dict[str | None, dict[str, Any]] = {
     None: FIELDS,
     "data": DATA_FIELDS,
     "evaluate": EVALUATION_FIELDS,
     "export": EXPORT_FIELDS,
 }
-TABLE = re.compile(r"(<!-- flags(?: of (data|evaluate|export))?: (.+?) -->\n).*?(<!-- end of flags -->)", re.DOTALL)
+TABLE = re.compile(r"(<!-- flags(?: of (\w+))?: (.+?) -->\n).*?(<!-- end of flags -->)", re.DOTALL)
 
 
 def table(headings: list[str], fields: dict[str, Any]) -> str:
@@ -35,6 +36,14 @@ def table(headings: list[str], fields: dict[str, Any]) -> str:
         choices = spec.metadata.get("choices")
         meaning = str(spec.metadata["help"]) + (f" One of `{'`, `'.join(choices)}`." if choices else "")
         lines.append(f"| `--{spec.name.replace('_', '-')}` | {_default(spec.default)} | {meaning} |")
+    return "\n".join(lines) + "\n"
+
+
+def recipe_table(name: str) -> str:
+    """Return the table of a recipe's values."""
+    lines = ["| flag | value | from |", "|---|---|---|"]
+    for field, (value, source) in RECIPES[name].values.items():
+        lines.append(f"| `--{field.replace('_', '-')}` | `{shown(value)}` | {source} |")
     return "\n".join(lines) + "\n"
 
 
@@ -55,6 +64,8 @@ def filled(page: str) -> str:
     """
 
     def fill(found: re.Match[str]) -> str:
+        if found[2] == "recipe":
+            return found[1] + recipe_table(found[3]) + found[4]
         headings, fields = found[3].split(", "), OF_COMMANDS[found[2]]
         unknown = set(headings) - {spec.metadata["help"].group for spec in fields.values()}
         if unknown:

@@ -20,6 +20,7 @@ FOUNDATION = (
     "config.setting_names",
     "config.endpoints",
     "config.fields",
+    "config.recipes",
     "config.server_keys",
     "config.training_params",
     "config.user_files",

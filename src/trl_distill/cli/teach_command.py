@@ -24,7 +24,7 @@ The second command trains without loading the teacher. If the first is interrupt
 # the settings of a run that its targets depend on, in addition to the groups Data and Teacher
 BASIC = frozenset(
     (
-        *("model", "trainer", "use_distillation", "teacher_model", "data_path", "seed", "trust_remote_code"),
+        *("model", "trainer", "recipe", "use_distillation", "teacher_model", "data_path", "seed", "trust_remote_code"),
         *("teacher_prompt_template", "student_prompt_template", "distill_max_teacher_length", "completions"),
         *("teacher_system", "student_system", "distill_temperature"),
     )

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Self
 
 import torch
 from accelerate.utils import parse_flag_from_env
@@ -20,6 +21,7 @@ from ..errors import ParamsError, nearest
 from .deprecations import without_deprecations
 from .devices import computes_in_bfloat16, has_fused_adamw
 from .distillation_arguments import DistillationArguments, check_arguments
+from .recipes import recipe_named
 from .setting_names import in_python, settings_named_as
 from .training_params import BETTER_IF_LOWER, FIELDS, LLMTrainingParams
 from .validation import validate_combinations
@@ -59,6 +61,7 @@ SAME = (
     *("eval_on_start", "load_best_model_at_end"),
     *("text_column", "block_size", "dataset_num_proc", "assistant_only_loss", "trust_remote_code"),
 )
+OF_PEFT = ("peft", "lora_r", "lora_dropout")  # of a recipe: what the trainer's `peft_config` says
 TRAINER = in_python(FIELDS, NAMES)  # how the trainer and its configuration name settings
 
 
@@ -86,6 +89,22 @@ class DistillationSFTConfig(DistillationArguments, SFTConfig):
             self.greater_is_better = False
         with without_deprecations():  # TRL's own default is one
             super().__post_init__()
+
+    @classmethod
+    def from_recipe(cls, recipe: str, **settings: Any) -> Self:
+        """Return the configuration of a recipe; a recipe's adapter is the trainer's argument `peft_config`.
+
+        Args:
+            recipe: Its name, see docs/recipes.md.
+            **settings: Other settings, which override the recipe's.
+
+        Raises:
+            ParamsError: There is no such recipe, or a value is outside what is accepted.
+        """
+        values = {name: value for name, (value, _) in recipe_named(recipe).values.items() if name not in OF_PEFT}
+        warmup = {"warmup_steps": min(values.pop("warmup_ratio"), ALL_STEPS)} if "warmup_ratio" in values else {}
+        named = {NAMES.get(name, name): value for name, value in values.items()}
+        return cls(**{"use_distillation": True, **named, **warmup, **settings})
 
 
 def _check_known(setting: str, given: object, known: type[ExplicitEnum]) -> None:

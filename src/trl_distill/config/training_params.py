@@ -15,7 +15,8 @@ from ..errors import ParamsError, nearest
 from .choices import DTYPES, MIXED_PRECISIONS, QUANTIZATIONS, STRATEGIES
 from .distillation_arguments import DistillationArguments
 from .endpoints import parse_endpoint
-from .fields import CheckedSettings, is_model, option, plain
+from .fields import is_model, option, plain
+from .recipes import NAMES, RecipeSettings, explaining_recipe
 from .setting_names import flag_of, in_python, settings_named_as
 from .validation import refuse_unused, validate_combinations
 
@@ -38,7 +39,7 @@ ALIASES = {
 
 
 @dataclass
-class LLMTrainingParams(CheckedSettings, DistillationArguments):
+class LLMTrainingParams(RecipeSettings, DistillationArguments):
     """Parameters of one training run; the defaults are those of the guide.
 
     Example:
@@ -61,6 +62,9 @@ class LLMTrainingParams(CheckedSettings, DistillationArguments):
         "distillation",
         "Trainer: 'distillation', 'sft' (with or without a teacher), or another registered name.",
         group="Basic",
+    )
+    recipe: str | None = option(
+        None, "Named set of settings from a paper; those that are given override it.", choices=NAMES, group="Basic"
     )
     project_name: str = option(
         "project-name", "Folder to write to; any path, created if missing.", group="Basic", path=True
@@ -248,7 +252,7 @@ class LLMTrainingParams(CheckedSettings, DistillationArguments):
                 contradict each other.
             TeacherError: A teacher's URL that cannot be used.
         """
-        with settings_named_as(LIBRARY):
+        with settings_named_as(LIBRARY), explaining_recipe(self, distills=self.distills):
             self._check_all()
 
     def _check_all(self) -> None:
@@ -370,7 +374,7 @@ class LLMTrainingParams(CheckedSettings, DistillationArguments):
         given: dict[str, object] = {"data_path": self.data_path, "retain_data": self.retain_data}
         names = (str, os.PathLike, type(None))
         in_memory = {k: f"<{type(v).__name__}>" for k, v in given.items() if not isinstance(v, names)}
-        return plain({**vars(self), **in_memory})
+        return plain({**{name: getattr(self, name) for name in FIELDS}, **in_memory})
 
 
 def is_hub_data(given: object) -> bool:

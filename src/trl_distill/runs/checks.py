@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from ..config.recipes import explaining_recipe
 from ..config.training_params import LLMTrainingParams, check_params
 from ..data.folder_lock import is_main_rank
 from ..errors import ParamsError, nearest
@@ -84,7 +85,8 @@ def check_run(params: LLMTrainingParams, locks: ExitStack, *, writes_store: bool
     check_named(params)
     data = load_run_data(params, templates)
     check_teacher_given(params, data.train)
-    check_columns(data.train, params, templates)
+    with explaining_recipe(params, distills=params.distills):
+        check_columns(data.train, params, templates)
     # the first thing that imports torch
     trainer_class = get_trainer(params.trainer, use_distillation=params.use_distillation)
     return CheckedRun(params, project, trainer_class, templates, data)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from huggingface_hub import ModelCard, ModelCardData
 
+from ..config.recipes import RECIPES
 from ..config.training_params import LLMTrainingParams, is_hub_data
 from ..data.atomic_file import write_text
 from ..data.split import Split
@@ -166,6 +167,8 @@ def _settings(params: LLMTrainingParams, preflight: Preflight | None, computes: 
     values = params.to_dict()
     names = SETTINGS if preflight is None else (*SETTINGS_WITH_TEACHER, *SETTINGS)
     shown = {"data": public_name(str(values["data_path"])), **{name: values[name] for name in names}}
+    if params.recipe is not None:
+        shown["recipe"] = f"{params.recipe} ({RECIPES[params.recipe].paper})"
     if preflight is not None:
         if preflight.text_only:
             shown["distill_alpha"] = "0 (the teacher gives text only)"

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from accelerate import PartialState
 from transformers import set_seed
 
+from ..config.recipes import recipe_lines
 from ..config.sft_config import DistillationSFTConfig, from_params
 from ..config.training_params import LLMTrainingParams
 from ..data.data_fingerprint import fingerprint
@@ -108,8 +109,8 @@ def prepare(checked: CheckedRun, *, writes_store: bool = False) -> PreparedRun:
         args.eval_strategy = "no"  # nothing to evaluate on
     set_seed(params.seed)
     state = PartialState(cpu=args.use_cpu)
-    if data.note:
-        state.print(data.note)
+    for line in (*recipe_lines(params), *([data.note] if data.note else [])):
+        state.print(line)
     device = "cpu" if args.use_cpu else state.device
     student = find_student(params, device=device, trainer_class=checked.trainer_class)
     check_trackers(params)

@@ -69,7 +69,7 @@ FREE_ON_RESUME = frozenset(
         *("teacher_max_requests", "teacher_max_tokens", "teacher_max_cost"),
         *("teacher_price_input", "teacher_price_output"),
         *("early_stopping_patience", "early_stopping_threshold", "load_best_model_at_end", "metric_for_best_model"),
-        *("eval_on_start", "eval_samples"),
+        *("eval_on_start", "eval_samples", "recipe"),
     )
 )
 HOW_LONG = ("epochs", "max_steps")
@@ -91,6 +91,7 @@ class Project:
         self.checkpoints = self.folder / "checkpoints"
         self.log_file = self.folder / LOG
         self._rows = ""
+        self._recipe: str | None = None
         self._written: set[str] = set()
 
     @property
@@ -275,6 +276,7 @@ class Project:
         except OSError as error:
             reason = f"project_name {str(self.folder)!r} cannot be created ({error.strerror})"
             raise ProjectError(f"{reason}; give another --project-name.") from error
+        self._recipe = params.recipe
         marked = {"replaces": sorted(self._replaced(params.overwrite)), "rows": self._rows}
         write_text(self.folder / MARKER, json.dumps(marked) + "\n")
         if params.overwrite:
@@ -352,6 +354,7 @@ class Project:
         there = {p.relative_to(self.folder).as_posix(): p for p in written if p.is_file()}
         content = {
             "trl_distill": version("trl-distill"),
+            **({} if self._recipe is None else {"recipe": self._recipe}),
             "files": {name: p.stat().st_size for name, p in there.items()},
             CRC32: {name: file_checksum(p) for name, p in there.items()},
         }
