@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from _measure import machine, print_json, table
+from _measure import machine, print_json, table, table_row
 from _routing import COLUMN, LONG_PROMPT, MESSAGE, ROWS, SHORT_PROMPT, UNSEEN, Outcome, outcome_of, write_rows
 
 from trl_distill import LLMTrainingParams
@@ -38,7 +38,7 @@ def outcome(name: str, folder: Path, options: argparse.Namespace) -> Outcome:
 
 
 def main() -> None:
-    """Print the table."""
+    """Print a line for each recipe as it is measured."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", type=int, default=480, help="messages to train on")
     parser.add_argument("--unseen", type=int, default=90, help="messages to evaluate on")
@@ -49,15 +49,18 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print the figures as one last line too")
     options = parser.parse_args()
     torch.set_num_threads(2)
-    with tempfile.TemporaryDirectory() as place:
-        write_rows(Path(place), count=options.rows, unseen=options.unseen)
-        found = {name: outcome(name, Path(place), options) for name in options.recipes}
     print(machine("torch", "transformers", "trl", "peft"))
     print(f"{options.rows} rows, {options.epochs:g} epochs of batches of 16, lr {options.lr:g}, seed {options.seed}\n")
-    lines = [[name, *(f"{x:.0f}" for x in o.right), o.shown, f"{o.seconds:.0f}"] for name, o in found.items()]
-    print(table(HEAD, lines))
+    print(table(HEAD, []), flush=True)
+    figures = {}
+    with tempfile.TemporaryDirectory() as place:
+        write_rows(Path(place), count=options.rows, unseen=options.unseen)
+        for name in options.recipes:
+            one = outcome(name, Path(place), options)
+            print(table_row((name, *(f"{x:.0f}" for x in one.right), one.shown, f"{one.seconds:.0f}")), flush=True)
+            figures[name] = one.closed
     if options.json:
-        print_json({name: one.closed for name, one in found.items()})
+        print_json(figures)
 
 
 if __name__ == "__main__":

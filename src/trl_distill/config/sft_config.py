@@ -102,9 +102,10 @@ class DistillationSFTConfig(DistillationArguments, SFTConfig):
             ParamsError: There is no such recipe, or a value is outside what is accepted.
         """
         values = {name: value for name, (value, _) in recipe_named(recipe).values.items() if name not in OF_PEFT}
-        warmup = {"warmup_steps": min(values.pop("warmup_ratio"), ALL_STEPS)} if "warmup_ratio" in values else {}
-        named = {NAMES.get(name, name): value for name, value in values.items()}
-        return cls(**{"use_distillation": True, **named, **warmup, **settings})
+        given: dict[str, Any] = {NAMES.get(name, name): value for name, value in values.items()}
+        if "warmup_ratio" in given:
+            given["warmup_steps"] = min(given.pop("warmup_ratio"), ALL_STEPS)
+        return cls(**{"use_distillation": True, **given, **settings})
 
 
 def _check_known(setting: str, given: object, known: type[ExplicitEnum]) -> None:
