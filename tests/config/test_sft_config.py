@@ -143,7 +143,7 @@ def test_a_recipe_gives_the_trainers_configuration(tmp_path):
     more = {"output_dir": str(tmp_path), "use_cpu": True, "bf16": False, "report_to": "none"}
     config = DistillationSFTConfig.from_recipe("sdft", **more)
     assert config.use_distillation
-    assert (config.teacher_model, config.teacher_ema_decay, config.distill_divergence) == ("ema", 0.99, "reverse_kl")
+    assert (config.teacher_model, config.teacher_ema_decay, config.distill_divergence) == ("ema", 0.99, "forward_kl")
     assert (config.learning_rate, config.lr_scheduler_type, config.warmup_steps) == (2e-5, "cosine", 0.1)
     given = DistillationSFTConfig.from_recipe("prompt-baking", teacher_model="t", learning_rate=1e-3, **more)
     assert (given.teacher_model, given.learning_rate, given.warmup_steps) == ("t", 1e-3, 0)

@@ -66,8 +66,8 @@ RECIPES: dict[str, Recipe] = {
             "scheduler": ("constant", AUTHORS),
             "warmup_ratio": (0.0, AUTHORS),
         },
-        differs="The code draws 25 completions for each query, at a temperature of 2, and adapts the attention alone, "
-        "with a LoRA alpha of 1.",
+        differs="The code draws 25 completions for each query, at a temperature of 2, and adapts the attention alone; "
+        "its LoRA alpha of 1 makes small steps, over many epochs.",
     ),
     "opcd": Recipe(
         job="has the student learn a prompt on completions of its own",
@@ -98,14 +98,14 @@ RECIPES: dict[str, Recipe] = {
             ),
             "distill_on_policy_fraction": (1.0, PAPER),
             "distill_on_policy_temperature": (1.0, AUTHORS),
-            "distill_divergence": ("reverse_kl", PAPER),
+            "distill_divergence": ("forward_kl", f"{AUTHORS}, who say that the paper's results used it"),
             **_DIVERGENCE_ALONE,
             "lr": (2e-5, AUTHORS),
             "scheduler": ("cosine", AUTHORS),
             "warmup_ratio": (0.1, AUTHORS),
         },
-        differs="The code leaves the first 3 tokens of each completion out of the loss, and corrects for the "
-        "probabilities of vLLM.",
+        differs="The paper's formula has the reverse KL. The code leaves the first 3 tokens of each completion out of "
+        "the loss, and corrects for the probabilities of vLLM.",
     ),
     "gkd": Recipe(
         job="distils a larger teacher, half of it on the student's own completions",
