@@ -47,12 +47,6 @@ def shortened(**more):
     return functools.partial(LLMTrainingParams, **{"data_path": "./queries.json", **SHORT, **more})
 
 
-def with_input(**given):
-    """Return parameters whose teacher template has the input."""
-    given["teacher_prompt_template"] += "\n{input}"
-    return shortened(teacher_model="gpt2-large")(**given)
-
-
 def answers(model, inputs, template):
     """Return what a model writes behind each prompt."""
     tokenizer = AutoTokenizer.from_pretrained("gpt2")
@@ -122,9 +116,10 @@ DEFINITIONS = {
         lambda: {"random": random, "categorize_queries": lambda queries: [queries[:2], queries[2:]]},
     ),
     "5. Progressive Distillation": (
-        '"# ..." stands for a teacher and data, base_model is any model, and a stage\'s prompt has no {input}, which a '
-        "template needs",
-        lambda: {"base_model": "gpt2", "LLMTrainingParams": with_input, "train": train},
+        '"# ..." stands for a teacher and data, and base_model is any model',
+        lambda: {
+            "base_model": "gpt2", "LLMTrainingParams": shortened(teacher_model="gpt2-large"), "train": train,
+        },
     ),
     "Online Distillation": (
         "it continues with the import of the snippet before it, and torch is not imported",
@@ -337,8 +332,9 @@ def test_the_guides_data_preparation_runs(place):
                     teacher_prompt_template="Expert: {input}", project_name="diverse")())  # fmt: skip
 
 
-def test_the_guides_progressive_distillation_runs(place):
+def test_the_guides_progressive_distillation_runs(place, capsys):
     assert ran("5. Progressive Distillation")["model"].config.hidden_size == 32
+    assert capsys.readouterr().out.count("has no {input}, so a blank line and {input} are added at its end") == 3
     assert [(place / f"stage_{n}" / "model.safetensors").is_file() for n in (1, 2, 3)] == [True] * 3
 
 

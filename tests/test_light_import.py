@@ -79,7 +79,7 @@ def test_importing_loads_nothing_heavy(code):
         (["teach", "--outptu", "x"], 2),
         (["teach", "--model", "m", "--teacher-model", "t"], 2),
         (["llm", "--model", "m"], 2),
-        (["llm", "--model", "m", "--teacher-model", "t", "--teacher-prompt-template", "no field"], 2),
+        (["llm", "--model", "m", "--teacher-model", "t", "--teacher-prompt-template", "{role}"], 2),
     ],
 )
 def test_help_and_usage_errors_load_nothing_heavy(arguments, code):

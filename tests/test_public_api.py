@@ -54,8 +54,8 @@ SIGNATURES = {
     "export": "project to * verbose= **settings",
     "get_trainer": "name * use_distillation=",
     "register_trainer": "name target * use_distillation=",
-    "parse_template": "source * name",
     "prepare_distillation_data": ("queries categorize= per_category= seed= * held_out= keep_duplicates= text_column="),
+    "parse_template": "source * name adds_input=",
     "load_teacher": (
         "spec * tokenizer= revision= dtype= quantization= device_map= attn_implementation= trust_remote_code= device= "
         "remote="

@@ -167,6 +167,31 @@ def test_a_template_without_input_is_an_error(source):
         parse(source)
 
 
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("Very detailed teacher prompt...", "Very detailed teacher prompt...\n\nq"),
+        ('Answer in JSON: {"a": [{}]}\n', 'Answer in JSON: {"a": [{}]}\n\nq'),
+        ("Summarize:", "Summarize:\n\nq"),
+    ],
+)
+def test_an_instruction_without_input_gets_it_at_its_end_if_that_is_asked_for(source, expected):
+    template = parse_template(source, name="teacher_prompt_template", adds_input=True)
+    assert template.render({"input": "q"}) == expected
+    said = "teacher_prompt_template has no {input}, so a blank line and {input} are added at its end"
+    assert template.notes() == [said]
+
+
+@pytest.mark.parametrize(
+    "source",
+    ["", " \n", "{role}", "{{input}}", "{input.x}", "Say {input", "prompt.txt", "my prompts/teacher.md",
+     "prompts/teacher", [{"role": "user", "content": "hi"}]],
+)  # fmt: skip
+def test_no_input_is_added_to_what_is_more_likely_a_mistake(source):
+    with pytest.raises(TemplateError, match=r"teacher_prompt_template has no \{input\}"):
+        parse_template(source, name="teacher_prompt_template", adds_input=True)
+
+
 def test_a_file_by_at_sign_by_path_and_by_name(tmp_path, monkeypatch):
     file = tmp_path / "prompt.txt"
     file.write_text("One \\n line\n{input}\n\n", encoding="utf-8")

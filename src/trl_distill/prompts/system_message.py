@@ -26,7 +26,7 @@ def templates_of(settings: DistillationArguments) -> tuple[Template, Template]:
         ParamsError: See `check_system`; an empty system message.
     """
     student = parse_template(settings.student_prompt_template, name="student_prompt_template")
-    teacher = parse_template(settings.teacher_prompt_template, name="teacher_prompt_template")
+    teacher = parse_template(settings.teacher_prompt_template, name="teacher_prompt_template", adds_input=True)
     check_system(teacher, settings.teacher_system, setting="teacher_system")
     check_system(student, settings.student_system, setting="student_system")
     text = _text(settings.teacher_system, "teacher_system")

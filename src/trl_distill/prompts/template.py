@@ -26,6 +26,7 @@ _TOKEN = re.compile(rf"\{{\{{|\}}\}}|\{{({_NAME})\}}|[{{}}]")
 _LITERALLY = re.compile(rf"\{{(\{{{_NAME}\}})\}}|\{{({_NAME})\}}")
 _BRACED = re.compile(r"\{([^{}]*)\}")
 _ROLES = ("system", "user", "assistant", "developer", "tool")
+_LIKE_A_FILE = re.compile(r".*[^\s/\\]\.[A-Za-z]\w{0,5}|\S*[/\\]\S*")  # such as prompt.txt
 
 
 @dataclass(frozen=True)
@@ -82,11 +83,13 @@ class Template:
         messages: (role, text) pairs; a text template has the single role "".
         name: What the template is called in messages, for example `teacher_prompt_template`.
         system: What is done with a row's system message.
+        input_added: Whether the given text has no `{input}`, so that it was added at the end.
     """
 
     messages: tuple[tuple[str, TextTemplate], ...]
     name: str
     system: System = field(default_factory=System)
+    input_added: bool = False
 
     @property
     def is_chat(self) -> bool:
@@ -147,6 +150,8 @@ class Template:
     def notes(self) -> list[str]:
         """Return a sentence on each part that the user may not have intended."""
         found = []
+        if self.input_added:
+            found.append(f"{self.name} has no {{input}}, so a blank line and {{input}} are added at its end")
         for _, text in self.messages:
             like = next((word for word in text.braced() if _is_like_a_field(word, text.fields)), None)
             if like is not None:
@@ -166,7 +171,7 @@ class Template:
         return [{"role": role, "content": text.render(values)} for role, text in self.messages]
 
 
-def parse_template(source: object, *, name: str) -> Template:
+def parse_template(source: object, *, name: str, adds_input: bool = False) -> Template:
     """Parse a template given as text, as a file, or as chat messages.
 
     Args:
@@ -174,6 +179,7 @@ def parse_template(source: object, *, name: str) -> Template:
             a list of `{"role", "content"}`, or that list as JSON text. Backslashes are text: the command line makes
             newlines of those that were typed in a flag.
         name: What to call the template in messages.
+        adds_input: Whether a text without any field gets a blank line and `{input}` at its end.
 
     Raises:
         TemplateError: No `{input}`, a file that cannot be read, or messages of another shape.
@@ -185,9 +191,22 @@ def parse_template(source: object, *, name: str) -> Template:
         listed = messages_in(text)
         messages = _chat(listed, name) if listed is not None else (("", _parse_text(text)),)
     template = Template(messages, name)
-    if "input" not in template.fields:
-        raise TemplateError(f"{name} has no {{input}}{_instead(template)}")
-    return template
+    if "input" in template.fields:
+        return template
+    if adds_input and _is_instruction(template):
+        instruction = messages[0][1]
+        with_input = TextTemplate((instruction.pieces[0].rstrip("\n") + "\n\n", "input", ""), instruction.literal)
+        return Template((("", with_input),), name, input_added=True)
+    raise TemplateError(f"{name} has no {{input}}{_instead(template)}")
+
+
+def _is_instruction(template: Template) -> bool:
+    """Whether a template is a text that an input can follow: no field, nothing like one, not the name of a file."""
+    if template.is_chat or template.fields:
+        return False
+    text = template.messages[0][1]
+    like = "{input" in text.pieces[0] or any(_head(word) == "input" for word in _BRACED.findall(text.pieces[0]))
+    return bool(text.pieces[0].strip()) and not like and _LIKE_A_FILE.fullmatch(text.pieces[0]) is None
 
 
 def _instead(template: Template) -> str:

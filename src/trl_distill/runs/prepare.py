@@ -200,7 +200,9 @@ def _for_teacher(
                 rows, split=split, name=NAMES[split], rows_at_most=sample
             )
         shows_computing = split is Split.TRAIN and not writes_store
-        state.print(preflights[split].text(computes=computes if shows_computing else ""))
+        said = [note for other, flight in preflights.items() if other is not split for note in flight.notes]
+        shown = replace(preflights[split], notes=tuple(n for n in preflights[split].notes if n not in said))
+        state.print(shown.text(computes=computes if shows_computing else ""))
         if split is Split.TRAIN:
             check_teaches(settings.teacher, teacher, preflights[split])
             if not writes_store:
@@ -221,9 +223,9 @@ def _check_space(
     folder: Path, params: LLMTrainingParams, teacher: Teacher, read: Iterable[Dataset], state: PartialState
 ) -> None:
     """Refuse a disk without room for what the teacher gives, before it is asked."""
-    said = [text for rows in read for text in rows["completion"]]
+    given = [text for rows in read for text in rows["completion"]]
     width = getattr(getattr(teacher, "config", None), "hidden_size", 0)
-    planned = planned_of_teacher(folder, params, said, vocabulary=teacher.vocabulary_rows, hidden=width)
+    planned = planned_of_teacher(folder, params, given, vocabulary=teacher.vocabulary_rows, hidden=width)
     check_space(planned, state.print)
 
 

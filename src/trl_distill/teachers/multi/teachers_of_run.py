@@ -48,7 +48,7 @@ def teachers_of_run(settings: DistillationArguments, given: TeacherSpec = None) 
     if settings.retain_data is None:
         return listed
     if listed is None:
-        template = parse_template(settings.teacher_prompt_template, name="teacher_prompt_template")
+        template = parse_template(settings.teacher_prompt_template, name="teacher_prompt_template", adds_input=True)
         alone = TeacherEntry(model, template, "teacher_model", settings.teacher_revision)
         listed = TeacherList("completions", (alone,))
     return replace(listed, teachers=(*listed.teachers, _retaining(settings)))
