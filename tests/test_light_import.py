@@ -50,7 +50,7 @@ def test_heavy_imports_are_detected():
         "import trl_distill; dir(trl_distill); trl_distill.__version__",
         "from trl_distill import LLMTrainingParams, export, get_trainer, parse_template, register_trainer, run, train",
         "from trl_distill import ParamsError; from trl_distill.trainer.registry import names_of_trainers as n; n()",
-        "from autotrain.trainers.clm import evaluate, train; import autotrain.trainers.clm.params",
+        "from autotrain.trainers.clm import evaluate, train, train_stages; import autotrain.trainers.clm.params",
         "from trl_distill.evaluation import cost, metrics, result",
     ],
 )
@@ -112,6 +112,8 @@ MISTAKES = {
     "llm --model nowhere --teacher-model embedded --data-path {data}": "--model 'nowhere': no configuration",
     "llm --model embedded --teacher-model ./nowhere --data-path {data}": "--teacher-model './nowhere'",
     "llm --model embedded --teacher-config {there}/teachers.yaml --data-path {data}": "'./nowhere' is not a folder",
+    "{run} --data-path {data} --stages {there}/stages.yaml": "stage 2: train has no column 'question'",
+    "{run} --data-path {data} --stages {there}/teachers.yaml": "stage 1: model cannot differ",
     "teach --model embedded --teacher-model embedded --data-path {there}/nowhere.jsonl --output store": "no such file",
     "evaluate {project} --data-path {there}/nowhere.jsonl": "no such file or folder",
     "evaluate {project} --data-path {data} --metric foo": "--metric 'foo' is unknown",
@@ -158,6 +160,7 @@ def finished_project(folder):
 def test_mistakes_that_need_no_torch_are_found_before_it_is_imported(tmp_path, monkeypatch):
     (tmp_path / "data.jsonl").write_text('{"text": "red cat"}\n')
     (tmp_path / "teachers.yaml").write_text("- model: ./nowhere\n")
+    (tmp_path / "stages.yaml").write_text("- epochs: 1\n- text_column: question\n")
     places = {"there": tmp_path, "data": tmp_path / "data.jsonl", "project": finished_project(tmp_path / "project")}
     places["run"] = f"llm --model embedded --teacher-model embedded --project-name {tmp_path / 'run'}"
     commands = [(command.format(**places).split(), expected.format()) for command, expected in MISTAKES.items()]

@@ -40,12 +40,14 @@ NAMES = {
     "register_trainer": "trainer.registry",
     "run": "runs.api",
     "train": "runs.api",
+    "train_stages": "runs.stages",
 }
 
 # by position, then after the star by keyword; "=" where there is a default
 SIGNATURES = {
     "train": "params * verbose=",
     "run": "params * verbose=",
+    "train_stages": "params stages * verbose=",
     "evaluate": "model data= **settings",
     "evaluate_distillation": (
         "student_model teacher_model= test_data= * teacher_prompt= student_prompt= before= reference_column= metrics= "

@@ -30,6 +30,7 @@ _HOME = {
     "register_trainer": "trainer.registry",
     "run": "runs.api",
     "train": "runs.api",
+    "train_stages": "runs.stages",
     **dict.fromkeys(
         (
             "DataError",
@@ -71,6 +72,7 @@ if TYPE_CHECKING:  # "as" tells type checkers that the name is public
     from .runs.evaluate import evaluate_distillation as evaluate_distillation
     from .runs.export.api import export as export
     from .runs.generate_with_teacher import generate_with_teacher as generate_with_teacher
+    from .runs.stages import train_stages as train_stages
     from .teachers.loading import load_teacher as load_teacher
     from .trainer.mixin import DistillationMixin as DistillationMixin
     from .trainer.registry import get_trainer as get_trainer

@@ -12,6 +12,7 @@ from click.core import ParameterSource
 
 from ..config.fields import CheckedSettings
 from ..config.setting_names import as_flags, settings_named_as
+from ..config.stages import read_stages
 from ..config.training_params import ALIASES, FIELDS, LLMTrainingParams
 from ..errors import ParamsError, RunInterrupted
 from ..runs.library_output import quiet
@@ -80,6 +81,12 @@ COMMAND_OPTIONS = [
     ),
 ]
 
+STAGES = Setting(
+    ["--stages"],
+    heading="Basic",
+    shown="--stages FILE",
+    help="YAML file that lists stages: each starts from the model of the one before and has settings of its own.",
+)
 
 CONTEXT = {
     "token_normalize_func": dashed,
@@ -195,6 +202,12 @@ def _leave_group() -> None:
 def run_command(ctx: click.Context, **_: object) -> None:
     """Train."""
     with running(ctx) as params:
+        if ctx.params["stages"] is not None:
+            from ..runs.stages import run_stages
+
+            stages = read_stages(ctx.params["stages"])
+            run_stages(params, stages, verbose=ctx.params["debug"], needs_model=False)
+            return
         from ..runs.checks import finished_project
 
         if finished_project(params) is not None:
@@ -207,7 +220,7 @@ def run_command(ctx: click.Context, **_: object) -> None:
 llm = LLMCommand(
     "llm",
     callback=run_command,
-    params=[*options_of(fields(LLMTrainingParams), ALIASES), *COMMAND_OPTIONS],
+    params=[*options_of(fields(LLMTrainingParams), ALIASES), STAGES, *COMMAND_OPTIONS],
     help=HELP,
     short_help="Train a language model by distillation, or by plain SFT.",
     context_settings=CONTEXT,

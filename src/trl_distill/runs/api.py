@@ -6,8 +6,9 @@ User errors are found before a model loads, and before torch is imported if poss
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..config.setting_names import settings_named_as
 from ..config.training_params import LIBRARY, LLMTrainingParams
@@ -17,6 +18,11 @@ from .full_disk import RESUME, explaining_full_disk
 from .library_output import quiet, without_library_bars
 from .memory import memory_explained, sentence_of_run
 from .result import RunResult
+
+if TYPE_CHECKING:
+    from .prepare import PreparedRun
+
+Closing = Callable[["PreparedRun", RunResult, float], str]
 
 
 def train(params: LLMTrainingParams, *, verbose: bool = False) -> Any:
@@ -56,20 +62,29 @@ def run(params: LLMTrainingParams, *, verbose: bool = False) -> RunResult:
 
 
 def _run(params: LLMTrainingParams, *, verbose: bool) -> RunResult:
-    started = time.perf_counter()
     project = finished_project(params)
     if project is not None:
         from .finished import result_of_finished
 
         return result_of_finished(project, params)
+    return run_unfinished(params, verbose=verbose, closing=closing_of_run)
+
+
+def run_unfinished(params: LLMTrainingParams, *, verbose: bool, closing: Closing) -> RunResult:
+    """Check, prepare, fit and save; see `run`.
+
+    Args:
+        params: The run's parameters.
+        verbose: Show all messages and bars of the libraries too.
+        closing: Returns what is printed at the end, from the prepared run, its result and the seconds that it took.
+    """
+    started = time.perf_counter()
     with ExitStack() as shown:
         checked = _check(params, shown, verbose=verbose)
         from ..models.out_of_memory import doing
         from .fit import fit, telling_checkpoint
-        from .next_steps import steps_after
         from .prepare import prepare
         from .save import save
-        from .summary import closing_lines
         from .trackers import tracked
 
         shown.enter_context(explaining_full_disk(checked.project.folder, again=RESUME))
@@ -80,10 +95,17 @@ def _run(params: LLMTrainingParams, *, verbose: bool) -> RunResult:
         trained = fit(prepared)
         with telling_checkpoint(checked.project), doing("saving the result"):
             result = save(trained)
-    seconds = time.perf_counter() - started
-    steps = steps_after(prepared, result.tokenizer)
-    prepared.state.print(closing_lines(result.paths, result.metrics, steps, seconds=seconds))
+    prepared.state.print(closing(prepared, result, time.perf_counter() - started))
     return result
+
+
+def closing_of_run(prepared: PreparedRun, result: RunResult, seconds: float) -> str:
+    """Return the last lines that a run prints."""
+    from .next_steps import steps_after
+    from .summary import closing_lines
+
+    steps = steps_after(prepared, result.tokenizer)
+    return closing_lines(result.paths, result.metrics, steps, seconds=seconds)
 
 
 def _check(params: LLMTrainingParams, shown: ExitStack, *, verbose: bool, writes_store: bool = False) -> CheckedRun:

@@ -56,6 +56,35 @@ def check_run(params: LLMTrainingParams, locks: ExitStack, *, writes_store: bool
     Raises:
         UsageError: A request that cannot be fulfilled.
     """
+    params, templates = check_settings(params, writes_store=writes_store)
+    project = Project(params.project_name)
+    writes_project = not writes_store and not params.dry_run
+    if writes_project:
+        project.check_place(params)
+        locks.enter_context(project.locked())
+    params = project.as_begun(params)
+    if writes_project:
+        project.check(params)
+    if params.teacher_store is not None and (writes_store or writes_project):
+        _lock_store(params.teacher_store, locks, only_unfinished=writes_project)
+    data = check_data(params, templates)
+    # the first thing that imports torch
+    trainer_class = get_trainer(params.trainer, use_distillation=params.use_distillation)
+    return CheckedRun(params, project, trainer_class, templates, data)
+
+
+def check_settings(
+    params: LLMTrainingParams, *, writes_store: bool = False
+) -> tuple[LLMTrainingParams, tuple[Template, Template]]:
+    """Check a run's settings against each other; return them with the files that list teachers read, and the templates.
+
+    Args:
+        params: The run's parameters.
+        writes_store: Whether it writes a store of targets instead of training.
+
+    Raises:
+        UsageError: A request that cannot be fulfilled.
+    """
     check_params(params)
     if writes_store and params.teacher_store is None:
         raise ParamsError("there is no store to write; give --output a folder.")
@@ -69,27 +98,29 @@ def check_run(params: LLMTrainingParams, locks: ExitStack, *, writes_store: bool
     if params.teacher_prompt_mixture is not None:
         params.teacher_prompt_mixture = plain_mixture(params.teacher_prompt_mixture)  # type: ignore[assignment]
     check_registered(params.trainer, use_distillation=params.use_distillation)
-    project = Project(params.project_name)
-    writes_project = not writes_store and not params.dry_run
-    if writes_project:
-        project.check_place(params)
-        locks.enter_context(project.locked())
-    params = project.as_begun(params)
-    if writes_project:
-        project.check(params)
-    if params.teacher_store is not None and (writes_store or writes_project):
-        _lock_store(params.teacher_store, locks, only_unfinished=writes_project)
+    return params, templates
+
+
+def check_data(params: LLMTrainingParams, templates: tuple[Template, Template], data: RunData | None = None) -> RunData:
+    """Return a run's rows; refuse models, data and columns that are not there.
+
+    Args:
+        params: What `check_settings` returned.
+        templates: And its templates.
+        data: The rows, if they are loaded already.
+
+    Raises:
+        UsageError: Something that cannot be found or read.
+    """
     from .early_checks import check_columns, check_named, check_teacher_given
     from .run_data import load_run_data
 
     check_named(params)
-    data = load_run_data(params, templates)
+    data = load_run_data(params, templates) if data is None else data
     check_teacher_given(params, data.train)
     with explaining_recipe(params, distills=params.distills):
         check_columns(data.train, params, templates)
-    # the first thing that imports torch
-    trainer_class = get_trainer(params.trainer, use_distillation=params.use_distillation)
-    return CheckedRun(params, project, trainer_class, templates, data)
+    return data
 
 
 def _lock_store(folder: str, locks: ExitStack, *, only_unfinished: bool) -> None:

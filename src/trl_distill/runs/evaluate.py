@@ -266,7 +266,7 @@ def _folder(run: KnownRun | None, settings: EvaluationSettings) -> Iterator[Path
             yield run.folder
         elif output is not None:
             if run is not None:
-                _copy_stores(run.folder, output)
+                copy_stores(run.folder, output)
             yield output
         else:
             yield Path(locks.enter_context(tempfile.TemporaryDirectory(prefix="trl-distill-evaluation-")))
@@ -288,7 +288,7 @@ def _is_free(project: Path, locks: ExitStack, *, needed: bool) -> bool:
     return True
 
 
-def _copy_stores(project: Path, output: Path) -> None:
+def copy_stores(project: Path, output: Path) -> None:
     """Copy what was written for a run to a folder that does not have it, so that nobody is asked again."""
     from ..teachers.server_requirements import LOGPROBS
     from ..trainer.recipe_setup import STORE

@@ -15,6 +15,7 @@ from ..config.user_files import user_path
 from ..config.yaml_file import read_yaml
 from ..errors import DataError, ProjectError
 from .project_folder import HELD_OUT, MANIFEST, OPENING
+from .stage_folders import before_stages
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -93,6 +94,8 @@ def run_of(student: object) -> KnownRun | None:
 def read_project(folder: Path) -> KnownRun:
     """Return the run of a project folder.
 
+    Of a run in stages, the model is the one that the first stage started from; everything else is the last stage's.
+
     Raises:
         ProjectError: It holds no finished run, or its settings cannot be read.
     """
@@ -106,6 +109,7 @@ def read_project(folder: Path) -> KnownRun:
         if not isinstance(values, dict):
             raise ProjectError("config.yaml holds no settings")
         params = LLMTrainingParams()
+        values = {**values, "model": before_stages(folder, values.get("model"))}
         for name in FIELDS.keys() & values.keys():  # one of an earlier version has fewer
             params.set(name, _there(name, values[name]))
         figures = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))["metrics"]

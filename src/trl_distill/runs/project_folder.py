@@ -13,6 +13,8 @@ project/
   held_out.jsonl                      rows that were held out for evaluations
   teacher_logprobs.jsonl              a server's log-probabilities of them
   checkpoints/                        to resume from
+  stage-1/, stage-2/, ...             the projects of all stages but the last, with `--stages`
+  stages.json                         the stages, and from which result each has started
   tensorboard/                        files of TensorBoard, with `--log tensorboard`
   .unfinished                         a run has started here and not finished, and its rows
   .lock                               a run is in progress, and in which process
@@ -55,6 +57,7 @@ OPENING = "prompt_opening"  # in the figures: how the student's prompts differ f
 HELD_OUT, SAMPLES = "held_out.jsonl", "eval_samples.jsonl"
 WEIGHTS = ("*.safetensors", "*.bin", "*.index.json", "adapter_config.json", "config.json", "generation_config.json")
 CONFIG, LOG = "config.yaml", "metrics.jsonl"
+LONGEST_PATH = 4096  # characters
 OURS = ("README.md", CONFIG, "metrics.json", LOG)
 
 # what may differ when a run is resumed: how long it trains, what it logs and keeps, but not what it learns
@@ -223,7 +226,8 @@ class Project:
         assert before is not None
         for key, value in _params_to_keep(params).items():
             # an earlier version kept the name of a prompt's file
-            if key not in FREE_ON_RESUME and before.get(key, value) not in (value, named[key]):
+            same = before.get(key, value) in (value, named[key]) or _is_same_folder(before[key], value)
+            if key not in FREE_ON_RESUME and not same:
                 raise ProjectError(
                     f"{name} holds {state} run with {key} {before[key]!r}, and this one has {value!r}; give the "
                     "same and add --resume, or add --overwrite to start over."
@@ -280,13 +284,17 @@ class Project:
         marked = {"replaces": sorted(self._replaced(params.overwrite)), "rows": self._rows}
         write_text(self.folder / MARKER, json.dumps(marked) + "\n")
         if params.overwrite:
-            (self.folder / MANIFEST).unlink(missing_ok=True)
-            for begun in (self.checkpoints, self.folder / TENSORBOARD):
-                if begun.is_symlink():  # what it leads to is not ours to delete
-                    begun.unlink()
-                shutil.rmtree(begun, ignore_errors=True)
+            self.discard()
         text = yaml.safe_dump(_params_to_keep(params), sort_keys=False, allow_unicode=True)
         return self._write(CONFIG, "# aitraining llm --config config.yaml\n" + text)
+
+    def discard(self) -> None:
+        """Delete the manifest, the checkpoints and the curves of an earlier run; its model stays."""
+        (self.folder / MANIFEST).unlink(missing_ok=True)
+        for begun in (self.checkpoints, self.folder / TENSORBOARD):
+            if begun.is_symlink():  # what it leads to is not ours to delete
+                begun.unlink()
+            shutil.rmtree(begun, ignore_errors=True)
 
     def _replaced(self, overwrite: bool) -> set[str]:
         """Return the names in the folder of an earlier result, which must not stay beside the new one."""
@@ -366,6 +374,16 @@ class Project:
     def _write(self, name: str, text: str) -> Path:
         self._written.add(name)
         return write_text(self.folder / name, text)
+
+
+def _is_same_folder(before: object, now: object) -> bool:
+    """Whether two values are paths of the same file or folder, one of them relative for example."""
+    if not (isinstance(before, str) and isinstance(now, str)) or max(len(before), len(now)) > LONGEST_PATH:
+        return False
+    try:
+        return Path(before).expanduser().samefile(Path(now).expanduser())
+    except (OSError, ValueError, RuntimeError):  # not there, or no path at all
+        return False
 
 
 def _names(read: dict[str, Any] | None, key: str) -> list[object]:

@@ -1,7 +1,8 @@
-"""`from autotrain.trainers.clm import train`: `trl_distill.train`, and its functions for data and evaluation."""
+"""`from autotrain.trainers.clm import train`: `trl_distill.train`, and what else is for data, stages and evaluation."""
 
 from trl_distill.runs.api import train
 from trl_distill.runs.diverse_queries import prepare_distillation_data
 from trl_distill.runs.evaluate import evaluate, evaluate_distillation
+from trl_distill.runs.stages import train_stages
 
-__all__ = ["evaluate", "evaluate_distillation", "prepare_distillation_data", "train"]
+__all__ = ["evaluate", "evaluate_distillation", "prepare_distillation_data", "train", "train_stages"]

@@ -133,6 +133,45 @@ def _row(values: Mapping[str, object]) -> TrainedRow:
 
 
 @dataclass(frozen=True)
+class StageOfRun:
+    """One stage of a run in stages.
+
+    Attributes:
+        number: Counted from 1.
+        folder: Its project, relative to that of the whole run; empty for the last stage, which is there.
+        settings: Its settings that the page compares, by name.
+        steps: Optimizer steps that were made; None if its report could not be read, as for what follows.
+        seconds: Training time.
+        loss: (step, loss) of its log lines.
+        divergence: (step, divergence from the teacher in nats per token); empty if it was not measured.
+        evaluation: Its loss on held-out rows; None without any.
+    """
+
+    number: int
+    folder: str
+    settings: Mapping[str, object]
+    steps: int | None = None
+    seconds: float | None = None
+    loss: tuple[tuple[float, float], ...] = ()
+    divergence: tuple[tuple[float, float], ...] = ()
+    evaluation: float | None = None
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, object]) -> StageOfRun:
+        """Return what `asdict` made; names that it does not know are ignored.
+
+        Raises:
+            TypeError, ValueError: Something is missing that has no default, or a curve is none.
+        """
+        known = {part.name: values[part.name] for part in fields(cls) if part.name in values}
+        curves = {
+            name: tuple((float(step), float(value)) for step, value in known.get(name, ()))  # type: ignore[attr-defined]
+            for name in ("loss", "divergence")
+        }
+        return cls(**{**known, **curves})  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
 class Report:
     """A page.
 
@@ -143,6 +182,7 @@ class Report:
         evaluation: Its evaluation; None if there is none yet.
         advice: The warnings.
         next_steps: The next step.
+        stages: All stages of a run in stages, the last of which is `training`; else none.
     """
 
     name: str
@@ -151,6 +191,7 @@ class Report:
     evaluation: Evaluation | None = None
     advice: tuple[Advice, ...] = ()
     next_steps: tuple[Step, ...] = ()
+    stages: tuple[StageOfRun, ...] = ()
 
     def to_dict(self) -> dict[str, object]:
         """Return values that JSON knows."""
@@ -162,6 +203,7 @@ class Report:
             "next_steps": [asdict(step) for step in self.next_steps],
             "evaluation": None if self.evaluation is None else self.evaluation.to_dict(),
             "training": None if self.training is None else _finite(asdict(self.training)),
+            "stages": [_finite(asdict(stage)) for stage in self.stages],
         }
 
 

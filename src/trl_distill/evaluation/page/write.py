@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from ...data.atomic_file import write_text
 from . import DATA, PAGE
-from .content import EVALUATE, FORMAT, Advice, Report, Step, Training
+from .content import EVALUATE, FORMAT, Advice, Report, StageOfRun, Step, Training
 from .render import render
 
 if TYPE_CHECKING:
@@ -49,16 +49,48 @@ def write_report(
     return {"page": write_text(folder / PAGE, render(report)), "report": data}
 
 
+def add_stages(folder: Path, stages: Sequence[StageOfRun]) -> None:
+    """Add the stages of a run to the report of the last one.
+
+    Raises:
+        OSError, ValueError, KeyError, TypeError: There is no report of this version in the folder.
+    """
+    report = replace(_read(folder), stages=tuple(stages))
+    write_text(folder / DATA, json.dumps(report.to_dict(), indent=1, default=str) + "\n")
+    write_text(folder / PAGE, render(report))
+
+
+def read_training(folder: Path) -> Training | None:
+    """Return the run that a folder's report is of; None if there is no such report."""
+    try:
+        return _read(folder).training
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _read(folder: Path) -> Report:
+    """Return a folder's report without its evaluation, and without what was said of that."""
+    values = json.loads((folder / DATA).read_text(encoding="utf-8"))
+    if values["format"] != FORMAT or values["training"] is None:
+        raise ValueError("a report of another version, or of no run")
+    advice = [Advice(**entry) for entry in values["advice"] if entry["of"] == "training"]
+    steps = [Step(**entry) for entry in values["next_steps"]]
+    stages = [StageOfRun.from_dict(entry) for entry in values.get("stages", [])]
+    training = Training.from_dict(values["training"])
+    return Report(values["name"], values["created"], training, None, tuple(advice), tuple(steps), tuple(stages))
+
+
 def _with_training(report: Report, folder: Path) -> Report:
     """Return a report with the run that a folder's report is of, what looked wrong with it, and what to do next."""
     try:
-        values = json.loads((folder / DATA).read_text(encoding="utf-8"))
-        if values["format"] != FORMAT or values["training"] is None:
-            return report
-        advice = [Advice(**entry) for entry in values["advice"] if entry["of"] == "training"]
-        steps = [Step(**entry) for entry in values["next_steps"] if EVALUATE not in entry["command"]]
-        training = Training.from_dict(values["training"])
+        known = _read(folder)
     except (OSError, ValueError, KeyError, TypeError):
         return report  # written by another version, or by hand: the evaluation has a page of its own
-    steps = [*report.next_steps, *(step for step in steps if step not in report.next_steps)]
-    return replace(report, training=training, advice=(*report.advice, *advice), next_steps=tuple(steps))
+    left = [step for step in known.next_steps if EVALUATE not in step.command and step not in report.next_steps]
+    return replace(
+        report,
+        training=known.training,
+        advice=(*report.advice, *known.advice),
+        next_steps=(*report.next_steps, *left),
+        stages=known.stages,
+    )

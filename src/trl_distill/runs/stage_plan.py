@@ -1,0 +1,145 @@
+"""What is left to do of a run in stages, after the checks of all stages, which need no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ..config.stages import ROWS, Stage, naming_stage, own_settings, params_of_stages
+from ..config.training_params import LLMTrainingParams, check_params
+from ..prompts.template import Template, text_of_file
+from .checks import check_data, check_settings
+from .project_folder import PROMPTS, Project
+from .stage_folders import StageFolders
+
+if TYPE_CHECKING:
+    from .run_data import RunData
+
+SHOWN = ("epochs", "distill_temperature", "distill_alpha")  # of every stage, on its line
+NAMES = {"distill_temperature": "T", "distill_alpha": "alpha", "teacher_prompt_template": "prompt"}
+LONGEST = 40  # characters of a value on a stage's line
+
+
+@dataclass(frozen=True)
+class PlannedStage:
+    """One stage.
+
+    Attributes:
+        number: Counted from 1.
+        params: Its parameters; its model is that of the stage before.
+        own: Its settings that are not the same in all stages.
+        finished: Whether it has finished, so that it is not run.
+    """
+
+    number: int
+    params: LLMTrainingParams
+    own: dict[str, object]
+    finished: bool = False
+
+    def shown(self) -> dict[str, object]:
+        """Return the settings that its line and the page show, with the text of a prompt's file."""
+        values = {name: getattr(self.params, name) for name in SHOWN} | self.own
+        return {name: text_of_file(value, name) if name in PROMPTS else value for name, value in values.items()}
+
+    def line(self, count: int) -> str:
+        """Return the line that it begins with."""
+        values = self.shown()
+        shown = ", ".join(f"{NAMES.get(name, name)} {_short(value)}" for name, value in values.items())
+        return f"Stage {self.number} of {count} ({self.params.project_name}): {shown}"
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """All stages of a run, checked.
+
+    Attributes:
+        folders: Where each is.
+        stages: In order.
+    """
+
+    folders: StageFolders
+    stages: tuple[PlannedStage, ...]
+
+
+def plan_stages(params: LLMTrainingParams, stages: Sequence[Stage], locks: ExitStack) -> StagePlan:
+    """Check all stages, hold the project folder, and find out which stages have finished.
+
+    Args:
+        params: Settings of all stages.
+        stages: See `params_of_stages`.
+        locks: Releases the folder when it is closed.
+
+    Raises:
+        UsageError: A request that cannot be fulfilled; names the stage.
+    """
+    if not isinstance(params, LLMTrainingParams):
+        check_params(params)  # which says what was given
+    made = params_of_stages(params, stages)
+    folders = StageFolders(Project(params.project_name), len(made))
+    for number, each in enumerate(made, 1):
+        each.project_name = str(folders.of(number))
+        if number < len(made):
+            each.push_to_hub = False
+    _check_each(made)
+    if not params.dry_run:
+        for number in range(2, len(made) + 1):
+            made[number - 1].model = str(folders.of(number - 1))
+        finished = _check_folders(params, made, folders, locks)
+    else:
+        finished = 0
+    own = [own_settings(each, made) for each in made]
+    planned = zip(made, own, strict=True)
+    return StagePlan(folders, tuple(PlannedStage(n, p, o, n <= finished) for n, (p, o) in enumerate(planned, 1)))
+
+
+def _check_each(stages: Sequence[LLMTrainingParams]) -> None:
+    """Check the stages as runs, with the first one's model: the settings of all, then their data, each loaded once."""
+    checked = []
+    for number, params in enumerate(stages, 1):
+        with naming_stage(number):
+            checked.append(check_settings(params))
+    known: dict[tuple[object, ...], RunData] = {}
+    for number, (params, templates) in enumerate(checked, 1):
+        key = _rows_key(params, templates)
+        with naming_stage(number):
+            known[key] = check_data(params, templates, known.get(key))
+
+
+def _rows_key(params: LLMTrainingParams, templates: Sequence[Template]) -> tuple[object, ...]:
+    """Return what decides which rows a stage loads; data in memory is known by its address."""
+    given = [getattr(params, name) for name in (*ROWS, "completion_column", "prompt_text_column")]
+    fields = sorted({name for template in templates for name in template.fields})
+    values = [value if isinstance(value, (str, type(None))) else id(value) for value in given]
+    return (*values, *fields, params.evaluations_needed_by)
+
+
+def _check_folders(
+    params: LLMTrainingParams, made: Sequence[LLMTrainingParams], folders: StageFolders, locks: ExitStack
+) -> int:
+    """Refuse folders that hold other work; return how many stages have finished, and say how each other one starts."""
+    project = folders.project
+    project.check_place(params)
+    locks.enter_context(project.locked())
+    if not params.overwrite:
+        folders.check(resume=params.resume)
+    finished = folders.finished() if params.resume else 0
+    for number, each in enumerate(made, 1):
+        own = Project(each.project_name)
+        with naming_stage(number):
+            if number <= finished:
+                own.check_finished_same(each)
+                continue
+            each.resume = params.resume and number == finished + 1 and folders.is_resumable(number)
+            # what a stage of this run has left that nothing continues: it is out of date, or has no checkpoint
+            each.overwrite = params.overwrite or (params.resume and not each.resume and folders.has_begun(number))
+            own.check(each)
+    return finished
+
+
+def _short(value: object) -> str:
+    if isinstance(value, str):
+        line = " ".join(value.split())
+        return repr(line if len(line) <= LONGEST else f"{line[:LONGEST]}…")
+    return f"{value:g}" if isinstance(value, float) else str(value)
