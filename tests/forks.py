@@ -59,14 +59,17 @@ def run_forks(
     return [Ended(code, *pair) for code, pair in zip(codes, texts, strict=True)]
 
 
-def run_fork(command: list[str], cwd: Path, *, timeout: float = 300) -> Ended:
+def run_fork(
+    command: list[str], cwd: Path, *, timeout: float = 300, environment: dict[str, str] | None = None
+) -> Ended:
     """Run a command in a folder: in a fork, or in a fresh process if a GPU is at hand, which forks cannot use."""
     from trl_distill.config.devices import accelerator
 
     if accelerator() is None:
-        (ended,) = run_forks(command, [{}], cwd / "printed", cwd=cwd, timeout=timeout)
+        (ended,) = run_forks(command, [environment or {}], cwd / "printed", cwd=cwd, timeout=timeout)
         return ended
-    done = subprocess.run([sys.executable, *command], cwd=cwd, capture_output=True, text=True, timeout=timeout)
+    more = {**os.environ, **(environment or {})}
+    done = subprocess.run([sys.executable, *command], cwd=cwd, env=more, capture_output=True, text=True, timeout=timeout)
     return Ended(done.returncode, done.stdout, done.stderr)
 
 
