@@ -69,7 +69,9 @@ def run_fork(
         (ended,) = run_forks(command, [environment or {}], cwd / "printed", cwd=cwd, timeout=timeout)
         return ended
     more = {**os.environ, **(environment or {})}
-    done = subprocess.run([sys.executable, *command], cwd=cwd, env=more, capture_output=True, text=True, timeout=timeout)
+    done = subprocess.run(
+        [sys.executable, *command], cwd=cwd, env=more, capture_output=True, text=True, timeout=timeout
+    )
     return Ended(done.returncode, done.stdout, done.stderr)
 
 
