@@ -18,7 +18,7 @@ from _routing import COLUMN, LONG_PROMPT, MESSAGE, ROWS, SHORT_PROMPT, UNSEEN, O
 from trl_distill import LLMTrainingParams
 from trl_distill.config.recipes import NAMES, RECIPES
 
-HEAD = ("recipe", "before", "after", "teacher", "gap closed (95% interval)", "seconds of training")
+HEAD = ("recipe", "before", "after", "teacher", "gap closed (95% interval)", "divergence removed", "CPU seconds")
 
 
 def settings_of(name: str) -> dict[str, Any]:
@@ -40,15 +40,16 @@ def outcome(name: str, folder: Path, options: argparse.Namespace) -> Outcome:
 def main() -> None:
     """Print a line for each recipe as it is measured."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rows", type=int, default=480, help="messages to train on")
-    parser.add_argument("--unseen", type=int, default=90, help="messages to evaluate on")
+    parser.add_argument("--rows", type=int, default=240, help="messages to train on")
+    parser.add_argument("--unseen", type=int, default=60, help="messages to evaluate on")
     parser.add_argument("--epochs", type=float, default=3.0)
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--seed", type=int, default=42)
+    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--recipes", nargs="+", choices=NAMES, default=list(NAMES))
     parser.add_argument("--json", action="store_true", help="print the figures as one last line too")
     options = parser.parse_args()
-    torch.set_num_threads(2)
+    torch.set_num_threads(options.threads)
     print(machine("torch", "transformers", "trl", "peft"))
     print(f"{options.rows} rows, {options.epochs:g} epochs of batches of 16, lr {options.lr:g}, seed {options.seed}\n")
     print(table(HEAD, []), flush=True)
@@ -57,7 +58,8 @@ def main() -> None:
         write_rows(Path(place), count=options.rows, unseen=options.unseen)
         for name in options.recipes:
             one = outcome(name, Path(place), options)
-            print(table_row((name, *(f"{x:.0f}" for x in one.right), one.shown, f"{one.seconds:.0f}")), flush=True)
+            right = (f"{share:.0f}%" for share in one.right)
+            print(table_row((name, *right, one.shown, f"{one.removed:.0%}", f"{one.seconds:.0f}")), flush=True)
             figures[name] = one.closed
     if options.json:
         print_json(figures)
