@@ -6,7 +6,7 @@ import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from ..errors import TeacherError
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from .completion_forward import CompletionOutput
 
 CONFIG = "adapter_config.json"
+LORA = {"lora_r": "r", "lora_alpha": "lora_alpha", "lora_dropout": "lora_dropout", "target_modules": "target_modules"}
 TOKENIZER_FILES = ("tokenizer_config.json", "tokenizer.json", "tokenizer.model", "vocab.json")
 
 
@@ -82,10 +83,33 @@ class Adapter:
         folder = Path(path)
         if (folder / "config.json").is_file() or not (folder / CONFIG).is_file():
             return None
-        written = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-        if not isinstance(written, dict):
-            raise ValueError(f"{CONFIG} does not hold an object")
+        written = _written(folder)
         return cls(path, str(written.get("base_model_name_or_path") or ""), written.get("revision"))
+
+    def difference(self, params: LLMTrainingParams) -> tuple[str, object, object] | None:
+        """Return a setting of LoRA that the adapter has another value of: its name, that value and the run's."""
+        written = _written(Path(self.folder))
+        for name, key in LORA.items():
+            there, given = written.get(key), getattr(params, name)
+            if name == "target_modules":
+                there = ",".join(sorted(there)) if isinstance(there, list) else there
+                given = ",".join(sorted(part.strip() for part in given.split(",")))
+            if there is not None and there != given and given != "all-linear":  # PEFT writes the modules' names
+                return name, there, given
+        return None
+
+    def on(self, base: PreTrainedModel) -> PreTrainedModel:
+        """Return the base, frozen, in PEFT's wrapper with the adapter, which can be trained further.
+
+        Raises:
+            ValueError: An adapter of another model.
+        """
+        from peft import PeftModel
+
+        try:
+            return cast("PreTrainedModel", PeftModel.from_pretrained(base, self.folder, is_trainable=True))
+        except (AttributeError, RuntimeError) as error:
+            raise ValueError(f"it is not of {self.base}: {error}") from error
 
     @property
     def has_tokenizer(self) -> bool:
@@ -106,6 +130,13 @@ class Adapter:
             raise ValueError(f"it cannot be merged into {self.base}: {error}") from error
         whole.requires_grad_(True)  # PEFT has frozen the base
         return whole
+
+
+def _written(folder: Path) -> dict[str, Any]:
+    written = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    if not isinstance(written, dict):
+        raise ValueError(f"{CONFIG} does not hold an object")
+    return written
 
 
 def merged(model: PeftModel) -> PreTrainedModel:

@@ -1,6 +1,6 @@
 """From a model's name to its configuration, tokenizer and weights, with one sentence if they cannot be loaded.
 
-A folder with only an adapter is loaded as its base with the adapter merged.
+A folder with only an adapter is loaded as its base with the adapter merged, or with the adapter to be trained further.
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ from .template_trial import fault_of
 if TYPE_CHECKING:
     import torch
     from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+    from ..config.training_params import LLMTrainingParams
 
 EMBEDDED = "embedded"
 GENERATION = "generation_config.json"
@@ -111,6 +113,7 @@ class ModelSource:
         device: Where the model goes without a device map; None is the CPU.
         attn_implementation: As in transformers.
         trust_remote_code: Whether the model's own code may run.
+        trains_adapter: Whether an adapter that the folder holds is trained further, and not merged.
     """
 
     path: str
@@ -122,6 +125,7 @@ class ModelSource:
     device: str | torch.device | None = None
     attn_implementation: str | None = None
     trust_remote_code: bool = False
+    trains_adapter: bool = False
 
     @property
     def is_placed(self) -> bool:
@@ -152,7 +156,13 @@ class ModelSource:
         """The source of the adapter's base; the source itself for a whole model."""
         if self.adapter is None:
             return self
-        return replace(self, path=self.adapter.base, revision=self.adapter.revision, quantization=None)
+        quantization = self.quantization if self.trains_adapter else None
+        return replace(self, path=self.adapter.base, revision=self.adapter.revision, quantization=quantization)
+
+    @property
+    def under_adapter(self) -> ModelSource:
+        """The source of the weights below the adapter that is trained, an old or a new one."""
+        return self.base if self.trains_adapter else self
 
     @cached_property
     def config(self) -> PretrainedConfig:
@@ -217,7 +227,7 @@ class ModelSource:
                 raise self._error(f"has a chat template that {fault}; repair its chat_template.jinja.")
 
     def load_model(self) -> PreTrainedModel:
-        """Load a causal language model, or an encoder-decoder that teaches; an adapter is merged into its base.
+        """Load a causal language model, or an encoder-decoder that teaches; of an adapter also its base.
 
         Raises:
             ModelError, TeacherError: It is an adapter of a quantized base, or of another model; its weights hold NaN or
@@ -247,11 +257,10 @@ class ModelSource:
         if self.adapter is not None:
             self.check_can_merge()
             base = self.base._weights()
-            with self._clear_errors("adapter"):
-                merged = self.adapter.merged_into(base)
             if not self._is_encoder_decoder:
-                merged.generation_config = self.load_generation_config()  # it may end elsewhere
-            return merged
+                base.generation_config = self.load_generation_config()  # it may end elsewhere
+            with self._clear_errors("adapter"):
+                return self.adapter.on(base) if self.trains_adapter else self.adapter.merged_into(base)
         device_map: str | dict[str, str] | None = self.device_map
         if self.quantization is not None and device_map is None and self.device is not None:
             # transformers takes a GPU that it finds
@@ -265,13 +274,9 @@ class ModelSource:
             quantization_config=None if self.quantization is None else quantization_config(self.quantization),
         )
 
-    def check_can_merge(self, *, new_adapter: bool = False) -> None:
-        """Refuse an adapter that cannot, or must not, be merged into a plain model; a whole model passes.
-
-        Args:
-            new_adapter: Whether another adapter will be saved that belongs to the merged model, which is in no folder.
-        """
-        if self.adapter is None:
+    def check_can_merge(self) -> None:
+        """Refuse an adapter that is to be merged into a plain model and cannot be; a whole model passes."""
+        if self.adapter is None or self.trains_adapter:
             return
         flag = "--teacher-quantization" if self.role == "teacher_model" else "--quantization"
         if self.quantization is not None or getattr(self.config, "quantization_config", None) is not None:
@@ -280,10 +285,22 @@ class ModelSource:
                 f"is an adapter, which cannot be merged into a quantized base; {do}, or merge the two and save a whole "
                 "model first (--merge-adapter)."
             )
-        if new_adapter:
+
+    def check_adapter(self, params: LLMTrainingParams) -> None:
+        """Refuse settings of an adapter that are not those of the one to be trained further; a whole model passes.
+
+        Args:
+            params: The run's parameters.
+        """
+        if self.adapter is None or not self.trains_adapter:
+            return
+        with self._clear_errors(CONFIG):
+            differs = self.adapter.difference(params)
+        if differs is not None:
+            name, there, given = differs
             raise self._error(
-                "is an adapter, and a new one would belong to a model that is in no folder; add --merge-adapter to "
-                "save a whole model, or drop --peft."
+                f"is an adapter with {name} {there!r}, which is trained further, but {name} is {given!r}; give "
+                f"--{name.replace('_', '-')} {there}, or add --merge-adapter to merge it and train a new one."
             )
 
     @property

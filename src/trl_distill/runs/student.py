@@ -44,8 +44,10 @@ def find_student(params: LLMTrainingParams, *, device: torch.device | str, train
             device=device,
             attn_implementation=params.attn_implementation,
             trust_remote_code=trust,
+            trains_adapter=params.peft and not params.merge_adapter,
         )
-        source.check_can_merge(new_adapter=params.peft and not params.merge_adapter)
+        source.check_can_merge()
+        source.check_adapter(params)
         check_causal(model, source.config, role="model")
         weights = Student(cache(source.load_model), source, trainer_class)
         generation_config = source.load_generation_config()

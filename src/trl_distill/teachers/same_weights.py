@@ -64,7 +64,8 @@ def shares_weights(teacher: Teacher, student: Student) -> bool:
     if not isinstance(teacher, LocalTeacher):
         return False
     if teacher.weights.of_student:
-        return student.source is not None or _is_fresh(student.load())
+        starts_anew = student.source is not None and student.source.under_adapter is student.source
+        return starts_anew or _is_fresh(student.load())
     if student.source is not None and not teacher.weights.is_caller_owned:
         return _was_loaded_alike(teacher.fingerprint(), student)
     if student.source is None and teacher.weights.is_caller_owned:

@@ -122,7 +122,8 @@ class TeacherMaker:
     def _loaded(self, given: str | PreTrainedModel | Teacher, revision: str | None, key_env: str | None) -> Teacher:
         settings, student = self.settings, self.student
         if given == SELF:
-            return LocalTeacher(SELF, weights=AdapterOff(student.weights.load, student.source), **student.sides)
+            source = None if student.source is None else student.source.under_adapter
+            return LocalTeacher(SELF, weights=AdapterOff(student.weights.load, source), **student.sides)
         if given == EMA:
             average = MovingAverage(student.weights.load, decay=settings.ema_decay)
             return LocalTeacher(EMA, weights=average, **student.sides)
