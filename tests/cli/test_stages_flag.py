@@ -31,12 +31,17 @@ def ended(text, tmp_path, *more):
         ("- epochs: 2\n  epochs: 3\n", "--stages FILE is not YAML: the key 'epochs' is given twice in line 2."),
         ("- epochs: 2\n- project_name: x\n", "stage 2: --project-name cannot differ"),
         ("- epochs: 2\n- distill_temprature: 2\n", "stage 2: unknown parameter 'distill_temprature'. Did you mean"),
+        ("- epochs: 2\n- hub_token: hf_Q7w8E9r0T1y2U3i4\n", "stage 2: hub_token is not accepted, so that the token is"),
+        ("- hf_Q7w8E9r0T1y2U3i4\n", "stage 1 is 'hf_***'; give"),
+        ("- teacher_model: https://me:Q7w8E9r0@host/v1#m\n", "stage 1: --teacher-model"),
         ("- epochs: none\n", "stage 1: epochs is 'none'; expected a number above 0"),
         ("- epochs: 2\n- teacher_prompt_template: '{input'\n", "stage 2: --teacher-prompt-template has no {input}"),
     ],
 )
 def test_a_wrong_stage_is_named(text, said, tmp_path):
-    assert said in ended(text, tmp_path)
+    found = ended(text, tmp_path)
+    assert said in found
+    assert "Q7w8E9r0" not in found
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path):

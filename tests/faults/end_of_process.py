@@ -161,6 +161,33 @@ def in_training(folder: Path) -> None:
     expect("has finished; there is nothing left to resume" in (folder / "log-0").read_text(), "")
 
 
+def in_stages(folder: Path) -> None:
+    """In the second of two stages, while its teacher writes and while it trains, the sentence says how to continue."""
+    (folder / "stages.yaml").write_text("- max_steps: 3\n- teacher_prompt_template: 'f{input}'\n")
+    staged, store = (
+        command("staged") + " --stages {folder}/stages.yaml",
+        folder / "staged" / "teacher_completions.jsonl",
+    )
+    run = Run(folder, staged)
+    run.wait_until(lambda: store.is_file() and store.read_bytes().count(b"\n") > 2)
+    run.send(signal.SIGTERM)
+    run.ends_with(143)
+    (error,) = errors(run.said())
+    expect(
+        re.search(r"stage 2: interrupted: \d+ of 24 completions are kept in .* add --resume to continue\.$", error),
+        error,
+    )
+    run = Run(folder, staged)
+    run.wait_for(r" step +\d+/")
+    run.send(signal.SIGTERM)
+    run.ends_with(143)
+    (error,) = errors(run.said())
+    expect(re.search(r"stage 2: stopped on request at step \d+; .* add --resume to continue\.$", error), error)
+    run = Run(folder, staged)
+    run.ends_with(0)
+    expect("Stage 1 of 2 has finished" in run.said(), run.said())
+
+
 def second_signal(folder: Path) -> None:
     """A second signal ends a run at once, and a checkpoint that was being written is left out."""
     run = Run(folder, command("twice"))
@@ -319,7 +346,7 @@ if __name__ == "__main__":
     whole = Run(given.folder, command("whole"))
     expect(whole.ended() == 0, whole.said())
     cases = (
-        *(in_training, second_signal, while_generating, while_asking, while_teaching),
+        *(in_training, in_stages, second_signal, while_generating, while_asking, while_teaching),
         *(one_of_two_processes, in_a_script, closed_pipe, ascii_terminal),
     )
     for case in cases:

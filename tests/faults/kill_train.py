@@ -39,13 +39,15 @@ CASES = {
     "command": ["--teacher-model", "{teacher}"],
     "self": ["--teacher-model", "self", "--peft", "--lora-dropout", "0.2", "--target-modules", "all-linear"],
     "store": ["--teacher-model", "{teacher}", "--teacher-store", "{project}-store", "--teacher-top-k", "8"],
+    "stages": ["--teacher-model", "{teacher}", "--stages", "{folder}/stages.yaml"],
     "script": [],
 }  # fmt: skip
+FIRST = 5  # steps of the first of two stages
 
 
 def command(case: str, folder: Path, project: Path) -> None:
     """Train by the command; `--resume` starts over if there is no checkpoint yet."""
-    places = {"project": project, "teacher": folder / "teacher"}
+    places = {"folder": folder, "project": project, "teacher": folder / "teacher"}
     main([
         *("llm", "--model", str(folder / "student"), "--data-path", str(folder / "data.jsonl"), "--resume"),
         *("--teacher-prompt-template", PROMPT, "--project-name", str(project), "--max-steps", str(STEPS)),
@@ -120,5 +122,6 @@ if __name__ == "__main__":
         config.write_text(json.dumps({**json.loads(config.read_text()), "attention_dropout": 0.1}))
     letters = random.Random(1)  # some prompts have more in common than the template
     texts = [f"p l a y {letters.choice('ab')} {letters.choice('abcd')} {letters.choice('xyz')}" for _ in range(ROWS)]
+    (given.folder / "stages.yaml").write_text(f"- max_steps: {FIRST}\n- teacher_prompt_template: 'f g {{input}}'\n")
     (given.folder / "data.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     print(json.dumps({case: kill_loop(case, given.folder, given.count, given.seed) for case in given.cases}))

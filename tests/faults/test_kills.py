@@ -26,4 +26,4 @@ def test_a_store_killed_at_eight_moments_is_the_uninterrupted_one(tmp_path):
 
 def test_training_killed_at_two_random_steps_ends_in_the_uninterrupted_student(tmp_path):
     counted = finished("kill_train.py", "--kills", "2", "--folder", str(tmp_path))
-    assert counted == dict.fromkeys(["command", "self", "store", "script"], 2)
+    assert counted == dict.fromkeys(["command", "self", "store", "stages", "script"], 2)

@@ -67,6 +67,7 @@ def pair(case: str, folder: Path) -> list[partial[None]]:
     once = {
         "project": partial(llm, folder, "first"),
         "overwrite": partial(llm, folder, "finished", "--overwrite"),
+        "stages": partial(llm, folder, "staged", "--stages", str(folder / "stages.yaml")),
         "teach": partial(teach, folder),
         "evaluate": partial(main, ["evaluate", str(folder / "finished"), *data]),
         "export": partial(main, ["export", str(folder / "finished"), "--to", "merged", "--verify", "8", *data]),
@@ -122,7 +123,7 @@ def killed(folder: Path) -> None:
     print(f"killed, run 2: exit code 0; {log.read_text().strip().splitlines()[-1]}")
 
 
-CASES = ("project", "store", "teach", "overwrite", "evaluate", "export", "script", "killed")
+CASES = ("project", "stages", "store", "teach", "overwrite", "evaluate", "export", "script", "killed")
 NEED_A_RUN = ("overwrite", "evaluate", "export")
 
 
@@ -135,6 +136,7 @@ def rounds(cases: list[str], folder: Path, count: int) -> dict[str, int]:
         for name, hidden in (("student", 32), ("teacher", 48)):
             make_model(made / name, hidden=hidden)
         rows = [f"p l a y {'abcd'[i % 4]} {'xyz'[i // 4 % 3]} {'efgh'[i // 12]}" for i in range(ROWS)]
+        (made / "stages.yaml").write_text("- max_steps: 2\n- epochs: 1\n")
         (made / "data.jsonl").write_text("".join(json.dumps({"text": row}) + "\n" for row in rows))
         if set(cases) & set(NEED_A_RUN):
             log = made / "log"

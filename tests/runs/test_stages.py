@@ -23,6 +23,7 @@ from trl_distill import LLMTrainingParams, evaluate_distillation, train, train_s
 from trl_distill.cli import main
 from trl_distill.errors import DataError, ParamsError, ProjectError, UsageError
 from trl_distill.models.loading import ModelSource
+from trl_distill.runs import disk_estimate
 
 TEXTS = ("a b", "c", "d e f", "g", "b a", "c d", "e", "f g", "a c", "b d", "e g", "f a")
 STAGES = [
@@ -69,6 +70,23 @@ def test_each_stage_starts_from_the_model_of_the_one_before(staged, settings, tm
     train(own)
     assert are_equal(weights(tmp_path / "alone"), weights(folder / "stage-2"))
     assert not are_equal(weights(folder / "stage-1"), weights(folder / "stage-2"))
+
+
+def test_a_later_stage_trains_the_adapter_of_the_one_before(settings, tmp_path):
+    """The second stage is one step that is too small to change a weight; "self" stays the base."""
+    folder = tmp_path / "run"
+    own = {**settings, "teacher_model": "self", "peft": True, "lora_r": 2}
+    stages = [{"teacher_prompt_template": "e f {input}", "max_steps": 1, "lr": lr} for lr in (3e-2, 1e-15)]
+    model = train_stages(LLMTrainingParams(**own, project_name=str(folder)), stages)
+    first, last = (load_file(place / "adapter_model.safetensors") for place in (folder / "stage-1", folder))
+    assert are_equal(first, last)
+    assert any(value.any() for name, value in first.items() if "lora_B" in name)
+    written = json.loads((folder / "adapter_config.json").read_text())
+    assert written["base_model_name_or_path"] == settings["model"]
+    ids = torch.tensor([[5, 6, 7]])
+    assert torch.allclose(AutoModelForCausalLM.from_pretrained(folder)(ids).logits, model.cpu()(ids).logits)
+    stores = [(place / "teacher_completions.jsonl").read_bytes() for place in (folder / "stage-1", folder)]
+    assert stores[0] == stores[1]
 
 
 def places(folder):
@@ -159,7 +177,7 @@ def test_a_finished_stage_with_other_settings_is_named(staged, settings):
 
 def test_a_stage_that_fails_leaves_those_that_have_finished(settings, tmp_path, capsys, monkeypatch):
     params = LLMTrainingParams(**{**settings, "project_name": str(tmp_path / "run")})
-    short = [(1, "e f"), (2, "g")]
+    params.max_steps, short = 1, [(1, "e f"), (2, "g")]
     with monkeypatch.context() as patch:
         load, loaded = ModelSource.load_model, []
 
@@ -189,8 +207,8 @@ def test_a_stage_that_fails_leaves_those_that_have_finished(settings, tmp_path, 
 
 def test_a_dry_run_shows_the_rows_of_every_stage_and_writes_no_model(settings, tmp_path, capsys):
     params = LLMTrainingParams(**settings, project_name=str(tmp_path / "run"), dry_run=True)
-    assert train_stages(params, STAGES) is None
-    assert capsys.readouterr().out.count("Pre-flight (train)") == 3
+    assert train_stages(params, STAGES[:2]) is None
+    assert capsys.readouterr().out.count("Pre-flight (train)") == 2
     assert not list(tmp_path.rglob("*.safetensors"))
 
 
@@ -203,6 +221,9 @@ WRONG = [
     ([{}, {"distill-alpha": 7}], "stage 2: distill_alpha is 7"),
     ([{}, {"lr": 1e-3, "learning_rate": 1e-3}], "stage 2: lr is given twice"),
     ([{}, {"quantization": "int4"}], "stage 2: quantization 'int4' trains an adapter"),
+    ([{"peft": True}, {"peft": True, "lora_r": 4}], "stage 2: lora_r is 4, but it trains the adapter of stage 1"),
+    ([{}, {}, {"peft": True, "target_modules": "q_porj"}], "stage 3: target_modules has 'q_porj'"),
+    ([{}, {}, {"teacher_prompt_template": "@no.txt"}], "stage 3: teacher_prompt_template names the file 'no.txt'"),
     ([{}, {"teacher_model": "./nowhere"}], "stage 2: teacher_model './nowhere' is not a folder"),
     ([{}, {"teacher_prompt_template": "{rule} {input}"}], "stage 2: teacher_prompt_template has the field {rule}"),
     ([{}, {"student_prompt_template": "no field"}], "stage 2: student_prompt_template has no {input}"),
@@ -222,6 +243,29 @@ def test_every_stage_is_checked_before_the_first_model_loads(stages, said, setti
     assert not (tmp_path / "run").exists()
     with pytest.raises(ParamsError, match="takes LLMTrainingParams, not dict"):
         train_stages({}, [{}])
+
+
+def test_the_space_for_all_stages_is_compared_before_the_first(settings, tmp_path, monkeypatch):
+    size = (Path(settings["model"]) / "model.safetensors").stat().st_size
+    monkeypatch.setattr(disk_estimate, "free_bytes", lambda _: 2.5 * size)
+    monkeypatch.setattr(ModelSource, "load_model", no_model)
+    params = LLMTrainingParams(**settings, project_name=str(tmp_path / "run"))
+    with pytest.raises(ProjectError, match=r"this run writes about .* \(the trained model .*, the trained model"):
+        train_stages(params, STAGES)
+
+
+def test_a_damaged_model_of_a_finished_stage_is_no_start(staged, settings):
+    folder, _, _ = staged
+    (folder / "run.json").rename(folder / "kept.json")
+    second = folder / "stage-2" / "model.safetensors"
+    intact = second.read_bytes()
+    second.write_bytes(intact[:-1] + bytes([intact[-1] ^ 1]))
+    try:
+        with pytest.raises(ProjectError, match=r"stage 2: .*model.safetensors is damaged.*; restore it, or delete"):
+            train_stages(LLMTrainingParams(**settings, project_name=str(folder), resume=True), STAGES)
+    finally:
+        second.write_bytes(intact)
+        (folder / "kept.json").rename(folder / "run.json")
 
 
 def test_a_run_in_use_by_another_process_is_left_alone(settings, tmp_path):

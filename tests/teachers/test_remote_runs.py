@@ -85,6 +85,10 @@ def test_the_key_is_in_no_output_and_no_file(command, server, tmp_path, monkeypa
     assert result.exit_code == 0, result.output
     assert files_with("SERVERS_KEY", tmp_path)
     assert KEY not in result.output
+    (tmp_path / "stages.yaml").write_text("- epochs: 1\n- max_steps: 1\n  teacher_key_env: SERVERS_KEY\n")
+    result = command("--stages", str(tmp_path / "stages.yaml"), "--overwrite")
+    assert result.exit_code == 0, result.output
+    assert KEY not in result.output
     assert any(files_with("embedded", tmp_path))
     assert files_with(KEY, tmp_path) == []
 

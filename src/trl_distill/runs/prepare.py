@@ -28,7 +28,7 @@ from ..trainer.plan import StudentModel, plan_setup
 from ..trainer.settings import settings_of
 from ..trainer.setup import DistillationSetup, build_setup, name_objects
 from .checks import CheckedRun, check_target_modules
-from .disk_estimate import check_space, planned_of_run, planned_of_teacher
+from .disk_estimate import Planned, check_space, planned_of_run, planned_of_teacher
 from .project_folder import OPENING
 from .result import RunResult
 from .run_data import RunData
@@ -102,15 +102,40 @@ def prepare(checked: CheckedRun, *, writes_store: bool = False) -> PreparedRun:
     Raises:
         UsageError: A request that cannot be fulfilled; raised before a model loads.
     """
+    params, data = checked.params, checked.data
+    args, state, student, outline = _outlined(checked)
+    for line in (*recipe_lines(params), *([data.note] if data.note else [])):
+        state.print(line)
+    if not writes_store and not params.dry_run:
+        check_space(_planned(checked, outline, state), state.print)
+    if params.distills:
+        return _for_teacher(checked, args, state, student, outline, data, writes_store=writes_store)
+    return _for_plain_sft(checked, args, state, student, outline, data)
+
+
+def rehearse(checked: CheckedRun) -> list[Planned]:
+    """Check what `prepare` finds before it reads weights or asks a teacher; return what training will write.
+
+    Args:
+        checked: What was asked for.
+
+    Raises:
+        UsageError: A request that cannot be fulfilled.
+    """
+    args, state, student, outline = _outlined(checked)
+    if checked.params.distills:
+        _setup_of(checked, args, student, writes_store=False)
+    return _planned(checked, outline, state)
+
+
+def _outlined(checked: CheckedRun) -> tuple[DistillationSFTConfig, PartialState, StudentModel, PreTrainedModel]:
+    """Return the trainer's configuration, the processes, the student, and the same without weights."""
     params = checked.params
-    data = checked.data
     args = _trainer_config(params)
-    if data.held_out is None:
+    if checked.data.held_out is None:
         args.eval_strategy = "no"  # nothing to evaluate on
     set_seed(params.seed)
     state = PartialState(cpu=args.use_cpu)
-    for line in (*recipe_lines(params), *([data.note] if data.note else [])):
-        state.print(line)
     device = "cpu" if args.use_cpu else state.device
     student = find_student(params, device=device, trainer_class=checked.trainer_class)
     check_trackers(params)
@@ -118,13 +143,12 @@ def prepare(checked: CheckedRun, *, writes_store: bool = False) -> PreparedRun:
         outline = model_without_weights(student, params)
     if params.peft:
         check_target_modules(params.target_modules, outline)
-    if not writes_store and not params.dry_run:
-        rows, folder = len(data.train), checked.project.folder
-        planned = planned_of_run(folder, params, outline, rows=rows, processes=state.num_processes)
-        check_space(planned, state.print)
-    if params.distills:
-        return _for_teacher(checked, args, state, student, outline, data, writes_store=writes_store)
-    return _for_plain_sft(checked, args, state, student, outline, data)
+    return args, state, student, outline
+
+
+def _planned(checked: CheckedRun, outline: PreTrainedModel, state: PartialState) -> list[Planned]:
+    rows, processes = len(checked.data.train), state.num_processes
+    return planned_of_run(checked.project.folder, checked.params, outline, rows=rows, processes=processes)
 
 
 def _trainer_config(params: LLMTrainingParams) -> DistillationSFTConfig:
@@ -177,15 +201,11 @@ def _for_teacher(
 ) -> PreparedRun:
     """Return the run with rows for a teacher; all are read before the teacher generates."""
     params = checked.params
-    given = None if isinstance(params.teacher_model, str) else params.teacher_model
-    plan = plan_setup(params, given, student=params.model, data=data.train, templates=checked.templates)
-    # under "sft" a row of text alone is learned as SFT would, else it is the prompt of a completion
-    settings = settings_of(args, plain_text=params.trainer == "sft")
-    setup = build_setup(settings, student, plan, writing=writes_store)
+    setup = _setup_of(checked, args, student, writes_store=writes_store)
     name_objects(args, setup.teacher)
     if setup.note:
         state.print(setup.note)
-    recipe, teacher = setup.recipe, setup.teacher
+    settings, recipe, teacher = setup.settings, setup.recipe, setup.teacher
     computes = describe_compute(args, outline, teacher=teacher, quantization=params.quantization)
     sample = DRY_RUN_ROWS if params.dry_run and not writes_store else None
     rows_read = {split: recipe.read(rows, name=NAMES[split]) for split, rows in data.datasets.items()}
@@ -217,6 +237,18 @@ def _for_teacher(
         return run
     with read_whole(args):
         return replace(run, setup=setup.with_stored_targets(run.named_datasets))
+
+
+def _setup_of(
+    checked: CheckedRun, args: DistillationSFTConfig, student: StudentModel, *, writes_store: bool
+) -> DistillationSetup:
+    """Return the teacher, and what goes with it."""
+    params = checked.params
+    given = None if isinstance(params.teacher_model, str) else params.teacher_model
+    plan = plan_setup(params, given, student=params.model, data=checked.data.train, templates=checked.templates)
+    # under "sft" a row of text alone is learned as SFT would, else it is the prompt of a completion
+    settings = settings_of(args, plain_text=params.trainer == "sft")
+    return build_setup(settings, student, plan, writing=writes_store)
 
 
 def _check_space(

@@ -11,11 +11,15 @@ from ..errors import ProjectError
 from .project_folder import CONFIG, CRC32, MANIFEST
 
 
-def check_result(folder: Path) -> None:
+def check_result(folder: Path, *, again: str = "train again with --overwrite") -> None:
     """Refuse a finished run with damaged weights, and print if its settings have changed.
 
     Other files are meant to be edited: an adapter's configuration, for example, if its base has moved. Runs of earlier
     versions have no checksums.
+
+    Args:
+        folder: The project.
+        again: What to do if the file cannot be restored, for the error.
 
     Raises:
         ProjectError: Naming the file.
@@ -27,8 +31,7 @@ def check_result(folder: Path) -> None:
             continue
         what = "is damaged: its checksum differs from that" if path.is_file() else "is missing, which is"
         raise ProjectError(
-            f"{str(folder)!r} holds a finished run whose {name} {what} in {MANIFEST}; restore it, or train again with "
-            f"--overwrite."
+            f"{str(folder)!r} holds a finished run whose {name} {what} in {MANIFEST}; restore it, or {again}."
         )
     if CONFIG in sums and (folder / CONFIG).is_file() and not _is_intact(folder / CONFIG, sums[CONFIG]):
         print(f"{folder / CONFIG} has changed since the run finished: it was edited, or it is damaged.")

@@ -5,13 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from ..config.stages import ROWS, Stage, naming_stage, own_settings, params_of_stages
 from ..config.training_params import LLMTrainingParams, check_params
+from ..errors import ParamsError
+from ..models.adapters import LORA
 from ..prompts.template import Template, text_of_file
 from .checks import check_data, check_settings
-from .project_folder import PROMPTS, Project
+from .project_folder import MANIFEST, PROMPTS, Project
+from .result_files import check_result
 from .stage_folders import StageFolders
 
 if TYPE_CHECKING:
@@ -20,6 +24,10 @@ if TYPE_CHECKING:
 SHOWN = ("epochs", "distill_temperature", "distill_alpha")  # of every stage, on its line
 NAMES = {"distill_temperature": "T", "distill_alpha": "alpha", "teacher_prompt_template": "prompt"}
 LONGEST = 40  # characters of a value on a stage's line
+AGAIN = f"delete its {MANIFEST} and add --resume to train it again"
+
+
+CheckedStage = tuple[LLMTrainingParams, tuple[Template, Template], "RunData"]
 
 
 @dataclass(frozen=True)
@@ -30,12 +38,14 @@ class PlannedStage:
         number: Counted from 1.
         params: Its parameters; its model is that of the stage before.
         own: Its settings that are not the same in all stages.
+        checked: Its parameters with the first stage's model, its templates and its rows.
         finished: Whether it has finished, so that it is not run.
     """
 
     number: int
     params: LLMTrainingParams
     own: dict[str, object]
+    checked: CheckedStage
     finished: bool = False
 
     def shown(self) -> dict[str, object]:
@@ -82,29 +92,47 @@ def plan_stages(params: LLMTrainingParams, stages: Sequence[Stage], locks: ExitS
         each.project_name = str(folders.of(number))
         if number < len(made):
             each.push_to_hub = False
-    _check_each(made)
+    _check_adapters(made)
+    checked = _check_each(made)
     if not params.dry_run:
         for number in range(2, len(made) + 1):
             made[number - 1].model = str(folders.of(number - 1))
         finished = _check_folders(params, made, folders, locks)
     else:
         finished = 0
-    own = [own_settings(each, made) for each in made]
-    planned = zip(made, own, strict=True)
-    return StagePlan(folders, tuple(PlannedStage(n, p, o, n <= finished) for n, (p, o) in enumerate(planned, 1)))
+    planned = [
+        PlannedStage(number, each, own_settings(each, made), checked[number - 1], number <= finished)
+        for number, each in enumerate(made, 1)
+    ]
+    return StagePlan(folders, tuple(planned))
 
 
-def _check_each(stages: Sequence[LLMTrainingParams]) -> None:
+def _check_adapters(stages: Sequence[LLMTrainingParams]) -> None:
+    """Refuse an adapter of other settings than the one before it, which is trained further."""
+    for number, (before, own) in enumerate(pairwise(stages), 2):
+        differs = next((name for name in LORA if getattr(before, name) != getattr(own, name)), None)
+        if differs is not None and all(each.peft and not each.merge_adapter for each in (before, own)):
+            raise ParamsError(
+                f"stage {number}: {differs} is {getattr(own, differs)!r}, but it trains the adapter of stage "
+                f"{number - 1} further, which has {getattr(before, differs)!r}; give both the same, or merge_adapter "
+                f"in stage {number - 1}."
+            )
+
+
+def _check_each(stages: Sequence[LLMTrainingParams]) -> list[CheckedStage]:
     """Check the stages as runs, with the first one's model: the settings of all, then their data, each loaded once."""
-    checked = []
+    settings = []
     for number, params in enumerate(stages, 1):
         with naming_stage(number):
-            checked.append(check_settings(params))
+            settings.append(check_settings(params))
     known: dict[tuple[object, ...], RunData] = {}
-    for number, (params, templates) in enumerate(checked, 1):
+    checked = []
+    for number, (params, templates) in enumerate(settings, 1):
         key = _rows_key(params, templates)
         with naming_stage(number):
             known[key] = check_data(params, templates, known.get(key))
+        checked.append((params, templates, known[key]))
+    return checked
 
 
 def _rows_key(params: LLMTrainingParams, templates: Sequence[Template]) -> tuple[object, ...]:
@@ -135,6 +163,9 @@ def _check_folders(
             # what a stage of this run has left that nothing continues: it is out of date, or has no checkpoint
             each.overwrite = params.overwrite or (params.resume and not each.resume and folders.has_begun(number))
             own.check(each)
+    if 0 < finished < len(made):
+        with naming_stage(finished):
+            check_result(folders.of(finished), again=AGAIN)
     return finished
 
 

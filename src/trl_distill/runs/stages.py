@@ -7,19 +7,23 @@ before all stages are checked.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..config.setting_names import settings_named_as
+from ..config.setting_names import name_settings, settings_named_as
 from ..config.stages import Stage, naming_stage
 from ..config.training_params import LIBRARY, LLMTrainingParams
 from ..data.folder_lock import is_main_rank
 from ..errors import printable
+from ..trainer.registry import get_trainer
 from ..trainer.standard_streams import unbreakable_streams
 from .api import closing_of_run, run_unfinished
+from .checks import CheckedRun
+from .full_disk import RESUME
 from .memory import memory_explained, sentence_of_run
+from .project_folder import Project
 from .result import RunResult
 from .stage_plan import PlannedStage, StagePlan, plan_stages
 
@@ -28,6 +32,7 @@ if TYPE_CHECKING:
 
 # settings on which what the teacher writes depends; with the same ones a stage finds the completions of another
 OF_COMPLETIONS = ("teacher_model", "teacher_prompt_template", "teacher_system", "teacher_config")
+AGAIN = "run the same command again to resume"  # of a teacher that is interrupted; a run in stages needs the flag
 SHOWN = ("train_loss", "train_kl", "eval_loss", "eval_kl")  # figures of a stage's last line
 
 
@@ -80,6 +85,8 @@ def run_stages(
         held.enter_context(unbreakable_streams())
         plan = plan_stages(params, stages, held)
         count = len(plan.stages)
+        if not params.dry_run:
+            _rehearse(plan)
         result: RunResult | None = None
         for stage in plan.stages:
             if stage.finished:
@@ -88,7 +95,7 @@ def run_stages(
             if result is not None:
                 result = None
                 _free_memory()
-            with naming_stage(stage.number):
+            with _explaining(stage.number):
                 result = _run(plan, stage, verbose=verbose)
         if result is not None:
             return result
@@ -99,6 +106,35 @@ def run_stages(
         from .finished import result_of_finished
 
         return result_of_finished(plan.folders.project, last)
+
+
+def _rehearse(plan: StagePlan) -> None:
+    """Check what the models' configurations and the disk decide, of all stages that are left."""
+    left = [stage for stage in plan.stages if not stage.finished]
+    if not left:
+        return
+    from .disk_estimate import check_space
+    from .prepare import rehearse
+
+    planned = []
+    for stage in left:
+        params, templates, data = stage.checked
+        with naming_stage(stage.number):
+            trainer = get_trainer(params.trainer, use_distillation=params.use_distillation)
+            planned += rehearse(CheckedRun(params, Project(params.project_name), trainer, templates, data))
+    check_space(planned, lambda _: None)
+
+
+@contextmanager
+def _explaining(number: int) -> Iterator[None]:
+    """Put the number of the stage before an error and a signal's sentence, which says how to continue."""
+    try:
+        with naming_stage(number):
+            yield
+    except KeyboardInterrupt as stop:
+        said = str(stop).replace(AGAIN, RESUME) or f"interrupted; {RESUME}."
+        stop.args = (name_settings(f"stage {number}: {said}"),)
+        raise
 
 
 def _run(plan: StagePlan, stage: PlannedStage, *, verbose: bool) -> RunResult:
@@ -118,7 +154,8 @@ def _run(plan: StagePlan, stage: PlannedStage, *, verbose: bool) -> RunResult:
         if stage.number < count:
             return f"{done}\n"
         _add_to_page(plan)
-        return f"{done}\n{closing_of_run(prepared, result, seconds)}"
+        _, _, rest = closing_of_run(prepared, result, seconds).partition("\n")  # its first line says the same
+        return f"{done}\n{rest}"
 
     with memory_explained(lambda error: sentence_of_run(error, params)):
         return run_unfinished(params, verbose=verbose, closing=closing)
