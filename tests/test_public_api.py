@@ -56,7 +56,9 @@ SIGNATURES = {
     "export": "project to * verbose= **settings",
     "get_trainer": "name * use_distillation=",
     "register_trainer": "name target * use_distillation=",
-    "prepare_distillation_data": ("queries categorize= per_category= seed= * held_out= keep_duplicates= text_column="),
+    "prepare_distillation_data": (
+        "queries categorize= per_category= seed= * held_out= keep_duplicates= text_column= max_bad_rows="
+    ),
     "parse_template": "source * name adds_input=",
     "load_teacher": (
         "spec * tokenizer= revision= dtype= quantization= device_map= attn_implementation= trust_remote_code= device= "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import re
+import shlex
 import textwrap
 import threading
 from collections import Counter
@@ -115,6 +116,24 @@ def test_a_share_is_held_out_and_nothing_like_it_is_in_the_output(place):
     assert load_data("diverse.heldout.jsonl")[0]["text"] == [row["text"] for row in held_out]
 
 
+@pytest.mark.usefixtures("device")
+def test_the_embedded_model_trains_on_the_output_and_is_evaluated_on_what_was_held_out(place):
+    typed = (
+        "data queries.jsonl --category-column topic --per-category 10 --holdout 0.2 --output out.jsonl",
+        "llm --train --model embedded --teacher-model embedded --teacher-prompt-template 'Write backwards: {input}' "
+        "--data-path out.jsonl --project-name student --distill-max-teacher-length 4 --max-steps 2 --save-strategy no",
+        "evaluate student --data-path out.heldout.jsonl --max-new-tokens 4",
+    )
+    printed = []
+    for words in map(shlex.split, typed):
+        done = CliRunner().invoke(main, words)
+        assert done.exit_code == 0, done.output
+        printed.append(done.stdout)
+    kept, held_out = len(read("out.jsonl")), len(read("out.heldout.jsonl"))
+    assert f"{kept} of {kept} used" in printed[1]
+    assert f"Evaluating on out.heldout.jsonl: {held_out} of {held_out} used." in printed[2]
+
+
 def test_rows_like_those_of_a_held_out_file_are_removed(place):
     write("heldout.jsonl", [{"text": "Animal: RED blue"}, {"text": "something else"}])
     command("queries.jsonl", "--holdout", "heldout.jsonl", "--output", "diverse.jsonl")
@@ -221,7 +240,7 @@ def test_columns_that_templates_name_are_compared_if_asked_for(place):
             "queries.jsonl --output out.jsonl --category-column topics",
             "no column 'topics'; there are 'text', 'topic'. Did",
         ),
-        ("queries.jsonl --output out.jsonl --text-column question", "no column 'question'"),
+        ("queries.jsonl --output out.jsonl --text-column question", "no column 'question'; there are 'text', 'topic'."),
         ("queries.jsonl --output out.jsonl --compared-columns article", "no column 'article'"),
         ("queries.jsonl --output out.jsonl --per-category 0", "--per-category is 0; expected a whole number of at"),
         (

@@ -86,6 +86,7 @@ def test_a_query_without_a_category_is_in_one_of_its_own():
         ),
         (lambda queries: ["one"], ParamsError, "returned 1 categories for a list of 53 queries"),
         (lambda queries: 3, ParamsError, "returned a int for"),
+        (lambda queries: [[], []], ParamsError, "returned no query for a list of 53 queries"),
         ("topic", DataError, r"queries has no column 'topic'; there is 'text'"),
         (1, ParamsError, "categorize is 1; expected a whole number from 2 to 10000"),
         (0.5, ParamsError, r"categorize is 0\.5; expected the name of a column, a number of clusters"),
@@ -113,6 +114,14 @@ def test_of_near_duplicates_the_first_stays_and_the_report_names_it():
         {"row": "row 4", "reason": "near_duplicate", "of": "row 2"},
     ]
     assert sorted(prepare_distillation_data(queries, keep_duplicates=True)) == sorted(queries)
+
+
+def test_of_rows_with_the_same_long_instruction_the_near_duplicate_is_found():
+    pytest.importorskip("datasketch")
+    draw = random.Random(0)
+    queries = [f"{LONG}: {' '.join(draw.choices(WORDS, k=8))}" for _ in range(300)]
+    data = prepare_distillation_data([*queries, f"{queries[200]}!", f"{queries[7]} s"])
+    assert {"row 301", "row 302"} <= {one.row for one in data.report.removed}
 
 
 def test_without_datasketch_queries_that_differ_in_case_and_punctuation_are_duplicates(monkeypatch):
@@ -152,8 +161,10 @@ def test_rows_of_every_form_come_back_as_they_were():
         data = prepare_distillation_data([row, dict(row)])
         assert data == [row]
         assert len(data.report.removed) == 1
+    broken = [{"text": 3}, {"text": None}, {"text": "red cat"}]
     with pytest.raises(DataError, match="2 bad rows"):
-        prepare_distillation_data([{"text": 3}, {"text": None}, {"text": "red cat"}])
+        prepare_distillation_data(broken)
+    assert prepare_distillation_data(broken, max_bad_rows=2) == broken[2:]
 
 
 def test_a_row_that_cannot_be_used_is_reported():

@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from tqdm.auto import tqdm
+
 from ..errors import DataError, printable
 from .holdout import draw
 from .near_duplicates import NearDuplicates, RowInputs
@@ -22,18 +24,18 @@ class Reason(StrEnum):
     """Why a row is not in the result."""
 
     UNUSABLE = "unusable"
+    HELD_OUT = "held_out"
     LEAK = "leak"
     NEAR_DUPLICATE = "near_duplicate"
     BEYOND = "beyond_per_category"
-    HELD_OUT = "held_out"
 
 
 IN_WORDS = {
     Reason.UNUSABLE: "unusable",
+    Reason.HELD_OUT: "held out",
     Reason.LEAK: "like a held-out row",
     Reason.NEAR_DUPLICATE: "like an earlier row",
     Reason.BEYOND: "beyond {per_category:,} of a category",
-    Reason.HELD_OUT: "held out",
 }
 
 
@@ -222,10 +224,8 @@ def _leaks(texts: Mapping[int, str], held_out: HeldOut) -> dict[int, str | None]
     """Return the rows that are near-duplicates of a held-out row, and the place of that."""
     if not held_out.texts:
         return {}
-    index = NearDuplicates()
-    for text in held_out.texts:
-        index.add(index.sketch(text))
-    found = ((i, index.find(index.sketch(text))) for i, text in texts.items())
+    index = NearDuplicates(held_out.texts)
+    found = ((i, index.find(index.sketch(text))) for i, text in _shown(texts, "held-out rows"))
     return {i: f"held-out {held_out.places[like]}" for i, like in found if like is not None}
 
 
@@ -233,7 +233,7 @@ def _duplicates(texts: Mapping[int, str], places: Sequence[str]) -> dict[int, st
     """Return the rows that are near-duplicates of an earlier row that stays, and the place of that."""
     index, stays = NearDuplicates(), list[int]()
     found: dict[int, str | None] = {}
-    for i, text in texts.items():
+    for i, text in _shown(texts, "near-duplicates"):
         sketch = index.sketch(text)
         like = index.find(sketch)
         if like is None:
@@ -242,6 +242,11 @@ def _duplicates(texts: Mapping[int, str], places: Sequence[str]) -> dict[int, st
         else:
             found[i] = places[stays[like]]
     return found
+
+
+def _shown(texts: Mapping[int, str], name: str) -> Iterable[tuple[int, str]]:
+    """Yield rows, with a progress bar on a terminal if they take more than a few seconds."""
+    return tqdm(texts.items(), desc=f"looking for {name}", unit="row", leave=False, delay=3, disable=None)
 
 
 def _even(

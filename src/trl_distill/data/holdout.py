@@ -85,8 +85,6 @@ def draw(seed: object, text: str, place: int) -> tuple[str, int]:
 
 def _near(texts: Mapping[int, str], held_out: Collection[int]) -> set[int]:
     """Return the indices of the other rows that are near-duplicates of a held-out row."""
-    index = NearDuplicates()
-    for i in held_out:
-        index.add(index.sketch(texts[i]))
+    index = NearDuplicates(texts[i] for i in held_out)
     others = (i for i in texts if i not in held_out)
     return {i for i in others if index.find(index.sketch(texts[i])) is not None}

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
+
 from .loading import places_of, read_rows
 from .pretokenized import IDS, is_tokenized
+from .row_faults import INDEX
 from .row_report import RowReport
 from .rows import Columns, rows_of
 
@@ -19,10 +22,10 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from datasketch import MinHash, MinHashLSH
 
-INDEX = "__index__"  # column with the place of a row in the data
 SHINGLE = 5  # characters
 ALIKE = 0.8  # Jaccard similarity of two texts' shingles from which they are near-duplicates
 PERMUTATIONS = 128
+COMPARED = 48  # texts that are compared exactly with a new one: those with the most equal hashes
 HOW = f"runs of {SHINGLE} characters with a Jaccard similarity of at least {ALIKE:g}"
 HOW_WITHOUT_DATASKETCH = "inputs that differ only in case, punctuation and white space"
 
@@ -88,11 +91,17 @@ class NearDuplicates:
     Two texts are near-duplicates if the Jaccard similarity of their runs of five characters is 0.8 or more, which the
     package `datasketch` finds by MinHash (A. Broder, "On the resemblance and containment of documents", 1997); without
     it, if they are equal. Memory is proportional to the texts that are added.
+
+    Args:
+        texts: The first texts, which are added.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, texts: Iterable[str] = ()) -> None:
         self._texts: list[str] = []
         self._places: dict[str, int] = {}
+        self._hashes = np.empty((64, PERMUTATIONS), np.uint8)  # of each text, the lowest byte, and room for more
+        for text in texts:
+            self.add(self.sketch(text))
 
     @staticmethod
     def how() -> str:
@@ -108,12 +117,14 @@ class NearDuplicates:
         return Sketch(text, shingles, signature)
 
     def find(self, one: Sketch) -> int | None:
-        """Return the number of the first text in the index that is much like this one; None if there is none."""
+        """Return the number of a text in the index that is equal to this one, or much like it; None without one."""
         same = self._places.get(one.text)
         if same is not None or one.signature is None or self._index is None:
             return same
-        for number in sorted(self._index.query(one.signature)):
-            if _jaccard(one.shingles, _shingles(self._texts[number])) >= ALIKE:
+        found = np.sort(np.array(self._index.query(one.signature), np.int64))
+        equal = (self._hashes[found] == _low_bytes(one.signature)).sum(axis=1)
+        for number in found[np.argsort(-equal, kind="stable")[:COMPARED]].tolist():  # rows with the same long
+            if _jaccard(one.shingles, _shingles(self._texts[number])) >= ALIKE:  # instruction are all found
                 return int(number)
         return None
 
@@ -122,8 +133,11 @@ class NearDuplicates:
         number = len(self._texts)
         self._texts.append(one.text)
         self._places.setdefault(one.text, number)
-        if self._index is not None:
+        if self._index is not None and one.signature is not None:
             self._index.insert(number, one.signature)
+            if number == len(self._hashes):
+                self._hashes = np.concatenate([self._hashes, np.empty_like(self._hashes)])
+            self._hashes[number] = _low_bytes(one.signature)
         return number
 
     @cached_property
@@ -142,6 +156,10 @@ class NearDuplicates:
         except ImportError:
             return None
         return MinHashLSH(threshold=ALIKE, num_perm=PERMUTATIONS)
+
+
+def _low_bytes(signature: MinHash) -> np.ndarray:
+    return np.asarray(signature.hashvalues).astype(np.uint8)
 
 
 def _shingles(text: str) -> set[bytes]:

@@ -19,6 +19,7 @@ FAULTS = "__faults__"  # column with the faults of a row as a JSON object: colum
 PLACE = "__place__"  # column with the place of a row, for example "line 7"
 PACKED = "__packed__"  # column with an object of a row's values in columns that few rows have
 OURS = (PLACE, FAULTS, PACKED)
+INDEX = "__index__"  # column with the place of a row in the data, while inputs are compared
 DEEPEST = 100  # objects and lists in each other, far fewer than Python's own limit
 _SURROGATE = re.compile("[\ud800-\udfff]")
 

@@ -27,7 +27,7 @@ from ..prompts.messages import (
 from ..prompts.row import AssistantTurns, Row
 from .arrow_values import column_of, holds_bytes, plain_values
 from .file_readers import CONVERSATIONS, PLACE, scratch_file
-from .row_faults import FAULTS, OURS, PACKED, Cells, UnreadableRow, check_ours
+from .row_faults import FAULTS, INDEX, OURS, PACKED, Cells, UnreadableRow, check_ours
 from .row_report import Problem, RowReport
 
 if TYPE_CHECKING:
@@ -242,7 +242,7 @@ def packed_columns(dataset: Dataset, fields: Collection[str]) -> frozenset[str]:
 
 def _chosen(names: list[str], columns: Columns, source: str) -> _Chosen:
     text, prompt, completion = columns.text_column, columns.prompt_text_column, columns.completion_column
-    there = [name for name in names if name not in OURS]
+    there = [name for name in names if name not in (*OURS, INDEX)]
     for flag, name in (("--prompt-text-column", prompt), ("--completion-column", completion)):
         if name is not None and name not in there:
             raise DataError(_missing(name, there, flag, source))

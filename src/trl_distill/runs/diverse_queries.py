@@ -51,6 +51,7 @@ def prepare_distillation_data(
     held_out: Any = None,
     keep_duplicates: bool = False,
     text_column: str = "text",
+    max_bad_rows: int = 0,
 ) -> DiverseQueries:
     """Sample queries evenly from their categories, without near-duplicates, and shuffle them.
 
@@ -68,6 +69,7 @@ def prepare_distillation_data(
         held_out: Queries that none in the result may be a near-duplicate of: texts, or what `data_path` accepts.
         keep_duplicates: Whether near-duplicates of earlier queries stay.
         text_column: Column with the query, if rows are given.
+        max_bad_rows: How many queries that are no text are skipped before it is an error.
 
     Returns:
         A list of the queries as they were given, those of a DataFrame or dataset as dicts; its `report` says what was
@@ -86,7 +88,7 @@ def prepare_distillation_data(
 
     per_category = check_value("per_category", per_category, DATA_FIELDS["per_category"])
     seed = check_value("seed", seed, FIELDS["seed"])
-    columns = Columns(text_column)
+    columns = Columns(text_column, max_bad_rows=check_value("max_bad_rows", max_bad_rows, FIELDS["max_bad_rows"]))
     with without_dataset_bars():
         items, names = _categorized(_listed(queries), categorize)
         data = as_dataset(_rows(items, text_column), name="queries")
@@ -141,6 +143,8 @@ def _categorized(queries: list[Query], categorize: Any) -> tuple[list[Any], list
             [category_name(name) for name in groups] if groups is not None else [f"{i + 1}" for i in range(len(found))]
         )
         pairs = [(query, name) for name, group in zip(names, found, strict=True) for query in group]
+        if not pairs:
+            raise ParamsError(_refusal("returned no query", len(queries)))
         return [query for query, _ in pairs], [name for _, name in pairs]
     if len(found) != len(queries):
         raise ParamsError(_refusal(f"returned {len(found):,} categories", len(queries)))
