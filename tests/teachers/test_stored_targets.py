@@ -205,6 +205,24 @@ def test_a_damaged_store_is_named_and_repaired(name, command, tmp_path):
     assert {p.name: p.read_bytes() for p in store.iterdir() if p.is_file()} == before
 
 
+def test_a_store_that_was_made_otherwise_is_left_as_it_is_and_no_completion_is_written(command, tmp_path, monkeypatch):
+    store, other = tmp_path / "store", tmp_path / "other.jsonl"
+    assert command("teach", "--output", str(store)).exit_code == 0
+    before = {p.name: p.read_bytes() for p in store.iterdir() if p.is_file()}
+    monkeypatch.setattr("trl_distill.teachers.completions.generate.generate_all", None)
+    other.write_text('{"text": "g g g"}\n')
+    for more, sentence in (
+        (["--distill-max-teacher-length", "5"], "another --distill-max-teacher-length: 6, and this run has 5"),
+        (["--teacher-prompt-template", "h {input}"], "another --teacher-prompt-template"),
+        (["--temperatures", "2"], "another temperatures"),
+        (["--data-path", str(other)], "is complete, without a completion for 1 of these prompts; give the rows"),
+    ):
+        done = command("teach", "--output", str(store), *more)
+        assert done.exit_code == 2, done.output
+        assert sentence in done.output
+        assert {p.name: p.read_bytes() for p in store.iterdir() if p.is_file()} == before
+
+
 @pytest.mark.parametrize(
     ("arguments", "with_teacher", "sentence"),
     [

@@ -131,7 +131,8 @@ def _writer(settings: TeacherSettings, teacher: Teacher, date: TemplateDate) -> 
         if settings.store is None:
             store = CompletionStore(settings.folder / STORE)
         else:
-            store = CompletionStore(TargetFolder(settings.store.folder).path / COMPLETIONS)
+            folder = TargetFolder(settings.store.folder)
+            store = CompletionStore(folder.path / COMPLETIONS, complete=str(folder) if folder.is_whole else None)
         if reads_text(teacher):
             return teacher.write(prompts, settings.generation, store=store, progress=settings.progress)
         return complete(teacher, prompts, settings.generation, store=store, progress=settings.progress)

@@ -13,7 +13,7 @@ from ..teachers.multi.teacher import MultiTeacher
 from ..teachers.server_requirements import has_targets, supported_loss
 from ..teachers.target_store.folder import TargetFolder
 from ..teachers.target_store.reader import StoredTeacher
-from ..teachers.target_store.writer import TargetSettings, write_targets
+from ..teachers.target_store.writer import TargetSettings, check_resumable, write_targets
 from .plan import Plan, StudentModel
 from .recipe_setup import RecipeMaker, date_of
 from .teacher_setup import TeacherMaker, describe_teacher, prompts_and_writing
@@ -93,9 +93,29 @@ class DistillationSetup:
             ProjectError: Another process writes it.
             TeacherError: See `write_targets`.
         """
+        rows = (row for _, dataset in datasets for row in dataset)
+        folder, settings = self._targets()
+        with folder.locked():
+            self.date.keep()
+            return write_targets(self.teacher, rows, folder, settings, progress=self.settings.teacher.progress)
+
+    def check_begun_store(self) -> None:
+        """Refuse to go on with a store of other settings, before the teacher writes a completion.
+
+        Raises:
+            TeacherError: See `check_resumable`.
+        """
+        if self.settings.teacher.store is None or isinstance(self.teacher, StoredTeacher):
+            return
+        folder, settings = self._targets()
+        if folder.begun:
+            check_resumable(self.teacher, folder, settings)
+
+    def _targets(self) -> tuple[TargetFolder, TargetSettings]:
+        """Return the store that the settings name, and what is stored in it."""
         asked, store = self.settings.teacher, self.settings.teacher.store
         assert store is not None
-        settings = TargetSettings(
+        return TargetFolder(store.folder), TargetSettings(
             k=store.top_k,
             temperatures=store.temperatures,
             made_with=prompts_and_writing(asked, self.plan.teacher_template),
@@ -103,11 +123,6 @@ class DistillationSetup:
             kind=store.kind or STORE_KINDS[0],
             engine=asked.generation.engine,
         )
-        rows = (row for _, dataset in datasets for row in dataset)
-        folder = TargetFolder(store.folder)
-        with folder.locked():
-            self.date.keep()
-            return write_targets(self.teacher, rows, folder, settings, progress=asked.progress)
 
 
 def build_setup(
@@ -123,10 +138,11 @@ def build_setup(
 
     Raises:
         ParamsError: See `TeacherMaker.teacher_of`.
-        TeacherError: See `TeacherMaker.teacher_of`.
+        TeacherError: See `TeacherMaker.teacher_of`; a store that was begun with other settings.
     """
     teacher = TeacherMaker(settings.teacher, student, plan).teacher_of(writing=writing)
     setup = _assembled(settings, student, replace(plan, given=None), teacher)
+    setup.check_begun_store()
     return replace(setup, note=describe_teacher(plan, teacher))
 
 

@@ -18,6 +18,7 @@ from typing import Any, Generic, TypeVar
 from ...data.atomic_file import append, flush, write_bytes
 from ...data.checksum import checksum_of
 from ...data.folder_lock import file_lock
+from ...errors import TeacherError
 from ...models.generation import Completion
 
 Entry = TypeVar("Entry")
@@ -31,13 +32,15 @@ class JsonlStore(Generic[Entry]):
 
     Args:
         path: JSON-lines file, made when the first entry is added; None keeps nothing on disk.
+        complete: What the file is a finished part of, as an error calls it; nothing is asked for then. None adds.
     """
 
     to_line: Callable[[Entry], JsonObject] = dict  # type: ignore[assignment]
     from_line: Callable[[JsonObject], Entry] = dict  # type: ignore[assignment]
 
-    def __init__(self, path: str | os.PathLike[str] | None) -> None:
+    def __init__(self, path: str | os.PathLike[str] | None, *, complete: str | None = None) -> None:
         self.path = None if path is None else Path(path)
+        self.complete = complete
         self._entries: dict[str, Entry] = {}
         self._size, self._torn = 0, False
         self._damaged: list[int] = []
@@ -85,11 +88,18 @@ class JsonlStore(Generic[Entry]):
 
         Raises:
             ProjectError: Another process holds it.
+            TeacherError: Some have none, and the file is a part of something complete.
         """
         wanted = set(keys)
         if self.path is None or wanted <= self._entries.keys():
             yield wanted - self._entries.keys()
             return
+        if self.complete is not None:
+            lacking = len(wanted - self._entries.keys())
+            raise TeacherError(
+                f"{self.complete} is complete, without a completion for {lacking:,} of these prompts; give the rows "
+                "that it was made from, or another folder."
+            )
         with file_lock(self.path, what=f"the file {str(self.path)!r}", instead="another folder"):
             self.refresh()
             missing = wanted - self._entries.keys()

@@ -88,6 +88,11 @@ class TargetFolder:
         """Whether everything was written."""
         return self.begun and bool(self.manifest().get("complete"))
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether everything was written, and no completions are to be written again (`discard_damaged`)."""
+        return self.complete and (COMPLETIONS not in self.manifest()["files"] or (self.path / COMPLETIONS).is_file())
+
     def manifest(self) -> Manifest:
         """Return the manifest.
 

@@ -33,6 +33,14 @@ if TYPE_CHECKING:
     from ...losses.signals import TeacherSignal
 
 # what a run must agree with a store on, in the order in which the first difference is named
+OF_GENERATION = {  # the settings of a run that `GenerationSettings` have other names for
+    "max_new_tokens": "distill_max_teacher_length",
+    "do_sample": "teacher_do_sample",
+    "temperature": "teacher_sampling_temperature",
+    "top_p": "teacher_top_p",
+    "seed": "seed",
+    "stop": "teacher_stop",
+}
 COMPARED = ("kind", "teacher", "tokenizer", "teacher_prompt_template", "teacher_system", "generation")
 
 
@@ -182,10 +190,16 @@ def check_same(folder: TargetFolder, manifest: Manifest, run: Mapping[str, Any],
         mine, theirs = run.get(name), manifest.get(name)
         if mine is None or theirs is None or mine == theirs:
             continue
+        if name == "sequences":
+            raise TeacherError(
+                f"{folder} was made from other rows ({theirs['count']:,} different sequences, and this run has "
+                f"{mine['count']:,}); give the same rows, or make another store."
+            )
         what, old, new = name, theirs, mine
         if isinstance(theirs, dict) and isinstance(mine, dict):
             key = next(key for key in sorted({*theirs, *mine}) if theirs.get(key) != mine.get(key))
-            what, old, new = f"{name}'s {key}", theirs.get(key), mine.get(key)
+            what = OF_GENERATION[key] if name == "generation" and key in OF_GENERATION else f"{name}'s {key}"
+            old, new = theirs.get(key), mine.get(key)
         raise TeacherError(
             f"{folder} was made with another {what}: {_short(old)}, and this run has {_short(new)}; give the same, or "
             "make another store."

@@ -81,8 +81,8 @@ def write_targets(
             keep that does not give the teacher's logits, or vLLM failed.
     """
     sequences = {sequence_key(row["teacher_prompt"], row["completion"]): row for row in rows}
-    vocabulary = teacher.vocabulary_rows if teacher.vocabulary is None else teacher.vocabulary
-    format_ = format_of(settings.kind, k=settings.k, temperatures=settings.temperatures, vocabulary=vocabulary)
+    format_ = _format_for(teacher, settings)
+    vocabulary = format_.vocabulary
     header = _header(teacher, list(sequences), settings, format_)
     by_vllm = settings.engine == VLLM_ALONE and _suits_vllm(teacher, format_, progress=progress)
     if not by_vllm and not folder.begun and isinstance(teacher, LocalTeacher):
@@ -120,6 +120,31 @@ def write_targets(
             scorer.ask(todo[: settings.batch_size])  # it went missing while all shards stayed
     _finish(folder, {**header, "shards": _in_order(done)})
     return made
+
+
+def check_resumable(teacher: Teacher, folder: TargetFolder, settings: TargetSettings) -> None:
+    """Refuse to resume a store with other settings than it was begun with, before the teacher writes completions.
+
+    Args:
+        teacher: The teacher; its vocabulary is already restricted to the student's.
+        folder: A store that has been begun; its rows are compared later, by `write_targets`.
+        settings: What to store.
+
+    Raises:
+        TeacherError: Naming the first setting that differs.
+    """
+    header = _header(teacher, [], settings, _format_for(teacher, settings))
+    check_same(folder, folder.manifest(), _as_read(header), [name for name in FIXED if name != "sequences"])
+
+
+def _format_for(teacher: Teacher, settings: TargetSettings) -> TargetFormat:
+    vocabulary = teacher.vocabulary_rows if teacher.vocabulary is None else teacher.vocabulary
+    return format_of(settings.kind, k=settings.k, temperatures=settings.temperatures, vocabulary=vocabulary)
+
+
+def _as_read(header: Manifest) -> Manifest:
+    """Return a manifest as JSON gives it back: tuples are lists."""
+    return dict(json.loads(json.dumps(header)))
 
 
 def _suits_vllm(teacher: Teacher, format_: TargetFormat, *, progress: bool) -> bool:
@@ -172,7 +197,7 @@ def _resumed_manifest(folder: TargetFolder, header: Manifest) -> Manifest:
     empty = {**header, "shards": [], "files": {}, "complete": False}
     if folder.begun:
         manifest = folder.manifest()
-        check_same(folder, manifest, json.loads(json.dumps(header)), FIXED)  # tuples are lists in JSON
+        check_same(folder, manifest, _as_read(header), FIXED)
         there = [shard for shard in manifest["shards"] if (folder.path / shard["name"]).is_file()]
         manifest = {**manifest, "shards": there, "files": {}}
         folder.check(manifest)
