@@ -75,6 +75,10 @@ def test_teacher_system_is_read_from_a_file_unchanged(chat_model_dir, tiny_teach
     for given in (f"@{file}", file):
         _, teacher = read(chat_model_dir, tiny_teacher_dir, tmp_path, teacher_system=given)
         assert teacher == turn("system", "a \\n {input} {{x}}\nb") + ASKED
+    for name in ("teacher_system", "student_system"):  # not what it says, and nobody would notice
+        params = LLMTrainingParams(model="m", teacher_model="t", **{name: str(file)})
+        with pytest.raises(ParamsError, match=rf"{name} is the name of a file, .*prompt.txt'; give '@.*' to read it"):
+            templates_of(params)
 
 
 def test_teacher_system_applies_to_all_turns_of_a_conversation(chat_model_dir, tiny_teacher_dir, tmp_path):

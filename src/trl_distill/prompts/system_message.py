@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..errors import ParamsError, TemplateError
+from ..errors import ParamsError, TemplateError, quoted
 from .chat_template import ChatTemplate
-from .template import System, Template, parse_template, read_file
+from .template import System, Template, is_file_name, parse_template, read_file
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -23,7 +24,7 @@ def templates_of(settings: DistillationArguments) -> tuple[Template, Template]:
 
     Raises:
         TemplateError: A template that does not parse, or a file that cannot be read.
-        ParamsError: See `check_system`; an empty system message.
+        ParamsError: See `check_system`; a system message that is empty, or the name of a file without its @.
     """
     student = parse_template(settings.student_prompt_template, name="student_prompt_template")
     teacher = parse_template(settings.teacher_prompt_template, name="teacher_prompt_template", adds_input=True)
@@ -84,6 +85,8 @@ def _text(given: str | None, setting: str) -> str | None:
     """Return a system message, from a file if one is named."""
     if given is None:
         return None
+    if not given.startswith("@") and Path(given).suffix and is_file_name(given):
+        raise ParamsError(f"{setting} is the name of a file, {quoted(given)}; give {quoted('@' + given)} to read it.")
     text = read_file(given[1:], setting) if given.startswith("@") else given
     if not text.strip():
         raise ParamsError(f"{setting} is empty; give text or @file, or leave it out.")
