@@ -27,6 +27,7 @@ _HOME = {
     "load_teacher": "teachers.loading",
     "parse_template": "prompts.template",
     "prepare_distillation_data": "runs.diverse_queries",
+    "queries_from_prompt": "runs.queries_from_prompt",
     "register_trainer": "trainer.registry",
     "run": "runs.api",
     "train": "runs.api",
@@ -72,6 +73,7 @@ if TYPE_CHECKING:  # "as" tells type checkers that the name is public
     from .runs.evaluate import evaluate_distillation as evaluate_distillation
     from .runs.export.api import export as export
     from .runs.generate_with_teacher import generate_with_teacher as generate_with_teacher
+    from .runs.queries_from_prompt import queries_from_prompt as queries_from_prompt
     from .runs.stages import train_stages as train_stages
     from .teachers.loading import load_teacher as load_teacher
     from .trainer.mixin import DistillationMixin as DistillationMixin

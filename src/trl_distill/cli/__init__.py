@@ -13,6 +13,7 @@ from .error_messages import exit_on_error
 from .evaluate_command import evaluate
 from .export_command import export
 from .llm_command import llm
+from .queries_command import queries
 from .teach_command import teach
 
 __all__ = ["main"]
@@ -50,6 +51,7 @@ def main() -> None:
 
 main.add_command(llm)
 main.add_command(data)
+main.add_command(queries)
 main.add_command(teach)
 main.add_command(evaluate)
 main.add_command(export)

@@ -18,7 +18,7 @@ from .endpoints import parse_endpoint
 from .fields import is_model, option, plain
 from .recipes import NAMES, RecipeSettings, explaining_recipe
 from .setting_names import flag_of, in_python, settings_named_as
-from .validation import refuse_unused, validate_combinations
+from .validation import check_queries, refuse_unused, validate_combinations
 
 HUB_DATA = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")  # a dataset of an account
 OWN_TEACHERS = ("self", "ema")
@@ -80,6 +80,13 @@ class LLMTrainingParams(RecipeSettings, DistillationArguments):
     resume: bool = option(False, "Resume from the project folder's last checkpoint.", group="Basic")
     dry_run: bool = option(False, "Show statistics and the first row of the training data, and stop.", group="Basic")
 
+    queries_from_prompt: int | None = option(
+        None,
+        "Number of inputs that the teacher writes for its own prompt, instead of --data-path.",
+        low=1,
+        high=1_000_000,
+        group="Data",
+    )
     train_split: str = option("train", "Split to train on.", group="Data")
     valid_split: str | None = option(None, "Split to evaluate on (default: a folder's validation files).", group="Data")
     holdout: float = option(
@@ -265,6 +272,9 @@ class LLMTrainingParams(RecipeSettings, DistillationArguments):
             if not (given is None or isinstance(given, str) or is_model(given)):
                 raise ParamsError(f"{name} is of type {type(given).__name__}; give a name, a folder or a loaded model.")
         validate_combinations(self)
+        if self.queries_from_prompt is not None:
+            given = None if self.data_path == FIELDS["data_path"].default else self.data_path
+            check_queries(self, distills=self.distills, data_path=given)
         none = self.teacher_model is self.teacher_store is self.teacher_config is None
         if self.distills and none and not self._may_be_written():
             raise ParamsError(

@@ -41,6 +41,14 @@ _NOT_WITH_SEVERAL_PROMPTS = {
     "teacher_store": (", which keeps the targets of one teacher under one prompt; drop {flag} or --teacher-store."),
     "cross_tokenizer": ", which takes one teacher under one prompt; drop {flag}.",
 }
+_WRITTEN_FIRST = "write the inputs by aitraining queries, and give them as --data-path."
+_NOT_WITH_QUERIES = {
+    "teacher_store": f", which needs to know its inputs; {_WRITTEN_FIRST}",
+    "teacher_config": f", since one teacher writes the inputs; {_WRITTEN_FIRST}",
+    "teacher_prompt_mixture": f", since inputs are written for one prompt; {_WRITTEN_FIRST}",
+    "valid_split": ": such inputs have no splits; give --holdout instead.",
+    "assistant_only_loss": ", which trains on turns of the data; drop it.",
+}
 _NOT_WITH_LIST = {
     "teacher_model": "the teachers are listed there",
     "teacher_chat_template": "each teacher has its own",
@@ -82,6 +90,28 @@ def validate_combinations(arguments: DistillationArguments) -> None:
             "--distill-alpha-end, or drop --distill-schedule."
         )
     _check_engine(arguments)
+
+
+def check_queries(arguments: DistillationArguments, *, distills: bool, data_path: object) -> None:
+    """Refuse settings that cannot be used if the teacher writes a run's inputs.
+
+    Args:
+        arguments: The run's parameters.
+        distills: Whether it has a teacher.
+        data_path: Its rows, if they are not the default.
+
+    Raises:
+        ParamsError: Naming the setting.
+    """
+    if not distills:
+        raise ParamsError("queries_from_prompt asks a teacher, and there is none; add --use-distillation.")
+    if data_path is not None:
+        raise ParamsError("queries_from_prompt takes the place of data_path; give one of them.")
+    if arguments.completions == "data":
+        raise ParamsError("completions is 'data', and inputs of queries_from_prompt have none; drop --completions.")
+    for name, why in _NOT_WITH_QUERIES.items():
+        if getattr(arguments, name, None):
+            raise ParamsError(f"queries_from_prompt cannot be used with {name}{why}")
 
 
 def _check_servers(arguments: DistillationArguments) -> None:

@@ -18,11 +18,18 @@ from ..teachers.multi.prompt_mixture import plain_mixture
 from ..trainer.registry import check_registered, get_trainer
 from .hub import check_token
 from .project_folder import Project
+from .query_checks import prompt_of
 
 if TYPE_CHECKING:
     from torch import nn
 
     from .run_data import RunData
+
+
+STORED_QUERIES = (
+    "queries_from_prompt cannot be used to write a store; write the inputs by aitraining queries, and give them as "
+    "--data-path."
+)
 
 
 @dataclass(frozen=True)
@@ -92,6 +99,10 @@ def check_settings(
         raise ParamsError("teacher_model is missing; give --teacher-model the model whose targets are to be written.")
     check_token(params)
     templates = templates_of(params)
+    if params.queries_from_prompt is not None:
+        if writes_store:
+            raise ParamsError(STORED_QUERIES)
+        prompt_of(templates[1])
     params = copy.copy(params)
     if params.teacher_config is not None:
         params.teacher_config = read_teachers(params.teacher_config)  # type: ignore[assignment]

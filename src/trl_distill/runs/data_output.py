@@ -1,4 +1,4 @@
-"""The files of `aitraining data`: rows, held-out rows and report; complete or not there, and never lost."""
+"""The files of `aitraining data` and `aitraining queries`, complete or not there, and never lost."""
 
 from __future__ import annotations
 
@@ -36,14 +36,18 @@ class DataOutput:
     report: Path
 
     @classmethod
-    def of(cls, output: str | None) -> DataOutput:
+    def of(cls, output: str | None, *, example: str = "diverse.jsonl") -> DataOutput:
         """Return the files of an output.
+
+        Args:
+            output: The file of the rows.
+            example: A name for it in the error if it is missing.
 
         Raises:
             ParamsError: There is no output, or it is not a file of JSON lines.
         """
         if output is None:
-            raise ParamsError("output is missing; give --output a file to write, such as diverse.jsonl.")
+            raise ParamsError(f"output is missing; give --output a file to write, such as {example}.")
         path = user_path(output, name="output")
         if path.suffix.lower() not in SUFFIXES:
             raise ParamsError(
@@ -52,6 +56,11 @@ class DataOutput:
         return cls(
             path, path.with_name(f"{path.stem}.heldout{path.suffix}"), path.with_name(f"{path.stem}.report.json")
         )
+
+    @property
+    def answers(self) -> Path:
+        """Where a teacher's answers are kept, from which the rows are read."""
+        return self.rows.with_name(f"{self.rows.stem}.answers.jsonl")
 
     @property
     def _name(self) -> str:

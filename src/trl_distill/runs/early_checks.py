@@ -40,10 +40,12 @@ def check_named(params: LLMTrainingParams) -> None:
         ParamsError: See `check_tracker_packages`.
     """
     _check_student(params.model)
-    _check_teachers(params)
+    check_teachers(params)
     for name in ("chat_template", "teacher_chat_template"):
         check_template_found(getattr(params, name), role=name)
     for name in ("data_path", "retain_data"):
+        if name == "data_path" and params.queries_from_prompt is not None:
+            continue
         if model_in_memory(getattr(params, name)) is None:  # a saved configuration's; refused when rows are read
             check_there(getattr(params, name), setting=name)
     check_tracker_packages(params)
@@ -54,7 +56,8 @@ def _check_student(given: object) -> None:
         check_found(given, role="model")
 
 
-def _check_teachers(params: LLMTrainingParams) -> None:
+def check_teachers(params: LLMTrainingParams) -> None:
+    """Refuse teachers that are not there, and environment variables without a key; what is in memory passes."""
     named: list[tuple[object, str | None, str | None]] = [
         (params.teacher_model, params.teacher_revision, params.teacher_key_env)
     ]
@@ -140,7 +143,7 @@ def check_evaluation(
         key_in(settings.judge_key_env, setting="judge_key_env")
     for given in (student, before):
         _check_student(given)
-    _check_teachers(params)
+    check_teachers(params)
 
 
 def check_reference_column(name: str | None, columns: Sequence[str], *, source: str) -> None:

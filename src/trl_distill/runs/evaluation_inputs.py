@@ -34,7 +34,7 @@ OF_TRAINING = frozenset(
         *("assistant_only_loss", "completions", "teacher_prompt_dropout", "retain_data", "retain_fraction", "strict"),
         *("teacher_do_sample", "teacher_sampling_temperature", "teacher_top_p", "teacher_ema_decay"),
         *("teacher_store", "teacher_store_kind", "teacher_temperatures", "keep_chat_template", "chat_template"),
-        *("holdout", "train_split", "valid_split"),
+        *("holdout", "train_split", "valid_split", "queries_from_prompt"),
     )
 )
 IN_MEMORY = ("model", "teacher_model", "retain_data")
@@ -175,7 +175,7 @@ def rows_to_evaluate(
     if run is not None and (run.folder / HELD_OUT).is_file():
         return load_data(run.folder / HELD_OUT)[0], KEPT
     params = None if run is None else run.params
-    if params is None or model_in_memory(params.data_path):
+    if params is None or params.queries_from_prompt is not None or model_in_memory(params.data_path):
         raise DataError(NO_ROWS)
     _, valid = load_data(
         params.data_path,

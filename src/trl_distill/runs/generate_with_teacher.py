@@ -6,8 +6,6 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ..config.devices import accelerator
-from ..config.endpoints import endpoint_of
 from ..config.fields import check_value
 from ..config.setting_names import in_python, settings_named_as
 from ..config.training_params import FIELDS
@@ -16,19 +14,16 @@ from ..data.memory import KNOWN_TYPES, as_dataset, is_frame
 from ..data.rows import COLUMNS, INPUT, INPUT_COLUMN, Columns, rows_of
 from ..errors import DataError
 from ..models.generation import Completion, GenerationSettings
-from ..models.loading import EMBEDDED, ModelSource, kept_tokenizer, resolve
 from ..prompts.messages import with_reasoning
 from ..prompts.rendering import own_prompt, render
 from ..prompts.row import Row
 from ..prompts.template import parse_template
-from ..teachers.base import Teacher, reads_text
-from ..teachers.compatibility import WRITING, require
+from ..teachers.base import Teacher
 from ..teachers.completions.engines.selection import check_engine
 from ..teachers.completions.store import CompletionStore
-from ..teachers.loading import load_teacher, loaded_encoder_decoder
 from ..teachers.remote.request_pool import RemoteSettings
-from ..teachers.text.local_text import LocalTextTeacher
 from .library_output import without_library_bars
+from .writing_teacher import writing_teacher
 
 if TYPE_CHECKING:
     import torch
@@ -122,7 +117,7 @@ def generate_with_teacher(
     parsed = parse_template(template, name="template")
     read = _rows_of_queries(queries, text_column)
     parsed.check_columns(read[0].values, read=COLUMNS)
-    teacher = _teacher(
+    teacher = writing_teacher(
         model,
         tokenizer,
         revision=revision,
@@ -168,31 +163,6 @@ def _rows_of_queries(queries: Any, text_column: str) -> list[Row]:
         place, reason = report.set_aside[0]
         raise DataError(f"queries, {place}: {reason}; every query needs a completion, so remove this one.")
     return list(rows_of(read))
-
-
-def _teacher(
-    model: str | PreTrainedModel | Teacher,
-    tokenizer: PreTrainedTokenizerBase | None,
-    *,
-    device: str | torch.device | None,
-    **loading: Any,
-) -> Any:
-    """Return a teacher that generates text."""
-    if isinstance(model, str):
-        if tokenizer is None and endpoint_of(model) is not None:
-            # a server counts its own tokens, and no student's tokens are needed
-            tokenizer = ModelSource(resolve(EMBEDDED, role="teacher_model")).load_tokenizer()
-        device = accelerator() if device is None else device
-        teacher = load_teacher(model, tokenizer=tokenizer, device=device, **loading)
-    elif isinstance(model, Teacher):
-        teacher = model
-    else:
-        tokenizer = kept_tokenizer(model) if tokenizer is None else tokenizer
-        if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
-            return loaded_encoder_decoder(model, tokenizer=tokenizer, device=device)
-        teacher = load_teacher(model, tokenizer=tokenizer, device=device)
-    require(WRITING, teacher)
-    return teacher if reads_text(teacher) else LocalTextTeacher(teacher)
 
 
 def _query(row: Row) -> dict[str, Any]:

@@ -166,7 +166,9 @@ def _settings(params: LLMTrainingParams, preflight: Preflight | None, computes: 
     """Return the settings that matter, by name."""
     values = params.to_dict()
     names = SETTINGS if preflight is None else (*SETTINGS_WITH_TEACHER, *SETTINGS)
-    shown = {"data": public_name(str(values["data_path"])), **{name: values[name] for name in names}}
+    written = params.queries_from_prompt
+    data = public_name(str(values["data_path"])) if written is None else f"{written:,} inputs written by the teacher"
+    shown = {"data": data, **{name: values[name] for name in names}}
     if params.recipe is not None:
         shown["recipe"] = f"{params.recipe} ({RECIPES[params.recipe].paper})"
     if preflight is not None:

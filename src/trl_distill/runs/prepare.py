@@ -32,6 +32,7 @@ from .disk_estimate import Planned, check_space, planned_of_run, planned_of_teac
 from .project_folder import OPENING
 from .result import RunResult
 from .run_data import RunData
+from .run_queries import DRY_RUN_ROWS, write_run_data
 from .student import find_student, model_without_weights
 from .trackers import check_trackers
 
@@ -43,7 +44,6 @@ if TYPE_CHECKING:
 
     from ..teachers.base import Teacher
 
-DRY_RUN_ROWS = 16
 NAMES = {Split.TRAIN: "train", Split.EVAL: "validation"}  # in messages and in the figures
 
 
@@ -205,6 +205,10 @@ def _for_teacher(
     name_objects(args, setup.teacher)
     if setup.note:
         state.print(setup.note)
+    if params.queries_from_prompt is not None:
+        with read_whole(args), state.main_process_first():  # the others find the answers in the store
+            data = write_run_data(checked, setup, state.print)
+        checked = replace(checked, data=data)
     settings, recipe, teacher = setup.settings, setup.recipe, setup.teacher
     computes = describe_compute(args, outline, teacher=teacher, quantization=params.quantization)
     sample = DRY_RUN_ROWS if params.dry_run and not writes_store else None

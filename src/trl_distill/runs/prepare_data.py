@@ -36,7 +36,7 @@ def prepare_data(sources: Sequence[str], settings: DataSettings, reading: LLMTra
         UsageError: Settings that contradict each other, rows that cannot be read, or a file that would be lost.
         DistillError: The disk is full.
     """
-    output, share = DataOutput.of(settings.output), _share(settings.holdout)
+    output, share = DataOutput.of(settings.output), share_of(settings.holdout)
     by, function = _categories_by(settings)
     _check_there(sources, settings)
     read = [*sources, *([] if share is not None or settings.holdout is None else [settings.holdout])]
@@ -99,7 +99,7 @@ def _prepare(
     return report
 
 
-def _share(holdout: str | None) -> float | None:
+def share_of(holdout: str | None) -> float | None:
     """Return the share of rows to hold out, if it is one and not the name of a file."""
     if holdout is None:
         return None
@@ -155,7 +155,7 @@ def _check_there(sources: Sequence[str], settings: DataSettings) -> None:
 
     for source in sources:
         check_there(source, setting="source")
-    if settings.holdout is not None and _share(settings.holdout) is None:
+    if settings.holdout is not None and share_of(settings.holdout) is None:
         check_there(settings.holdout, setting="holdout")
 
 

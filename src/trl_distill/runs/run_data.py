@@ -19,7 +19,7 @@ from ..errors import ParamsError
 from .project_folder import HELD_OUT
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from datasets import Dataset
 
@@ -61,8 +61,15 @@ class RunData:
             rows.remove_columns([name for name in (PLACE,) if name in rows.column_names]).to_json(temporary)
 
 
-def load_run_data(params: LLMTrainingParams, templates: Sequence[Template]) -> RunData:
+def load_run_data(
+    params: LLMTrainingParams, templates: Sequence[Template], written: Sequence[Mapping[str, str]] | None = None
+) -> RunData:
     """Load a run's rows; with `holdout` some are held out if there is no validation split.
+
+    Args:
+        params: The run's parameters.
+        templates: The student's and the teacher's.
+        written: The rows that the teacher wrote, if it writes them; before, others stand in their place.
 
     Raises:
         DataError: See `load_data` and `hold_out`.
@@ -71,12 +78,11 @@ def load_run_data(params: LLMTrainingParams, templates: Sequence[Template]) -> R
     from ..data.streaming import without_dataset_bars
 
     with without_dataset_bars():
-        train, valid = load_data(
-            params.data_path,
-            train_split=params.train_split,
-            valid_split=params.valid_split,
-            config_name=params.data_config,
-        )
+        if params.queries_from_prompt is not None:
+            rows = _rows_to_be_written(params) if written is None else written
+            train, valid = load_data(list(rows))[0], None
+        else:
+            train, valid = _loaded(params)
     needs = params.evaluations_needed_by
     if valid is None and params.holdout == 0 and needs is not None:
         raise ParamsError(
@@ -86,9 +92,30 @@ def load_run_data(params: LLMTrainingParams, templates: Sequence[Template]) -> R
     if params.holdout == 0 or valid is not None:
         note = "The data has validation rows; --holdout holds out no others." if params.holdout else ""
         return RunData(train, valid, note=name_settings(note))
+    if params.queries_from_prompt is not None and written is None:
+        return RunData(train, train.select([0]))
     fields = {name for template in templates for name in template.fields} - {"input"}
     with without_dataset_bars():
         kept = hold_out(train, params.holdout, columns=Columns.of(params), fields=fields, seed=params.seed)
     count = f"{len(kept.held_out):,} of {len(train):,} rows"
     note = f"{count} are held out for evaluation (--holdout {params.holdout:g})."
     return RunData(kept.train, kept.held_out, kept, name_settings(note))
+
+
+def _loaded(params: LLMTrainingParams) -> tuple[Dataset, Dataset | None]:
+    return load_data(
+        params.data_path,
+        train_split=params.train_split,
+        valid_split=params.valid_split,
+        config_name=params.data_config,
+    )
+
+
+def _rows_to_be_written(params: LLMTrainingParams) -> list[dict[str, str]]:
+    """Return as many rows as the teacher is to write, for the checks that come first."""
+    return [{input_column(params): f"input {i + 1}"} for i in range(params.queries_from_prompt or 0)]
+
+
+def input_column(params: LLMTrainingParams) -> str:
+    """Return the column that a run reads inputs from."""
+    return params.prompt_text_column or params.text_column

@@ -17,6 +17,7 @@ from ..teachers.settings import StoreSettings, TeacherSettings
 from .vllm import VLLMSettings
 
 if TYPE_CHECKING:
+    from ..config.distillation_arguments import DistillationArguments
     from ..config.sft_config import DistillationSFTConfig
 
 # fields of `RemoteSettings` that are settings of a teacher
@@ -86,6 +87,11 @@ def settings_of(args: DistillationSFTConfig, *, plain_text: bool = True) -> Dist
     return DistillationSettings(_teacher(args), data, completions, args.max_length, args.chat_template_date)
 
 
+def remote_settings(args: DistillationArguments) -> RemoteSettings:
+    """Return how requests to a teacher's server are made."""
+    return RemoteSettings(**{name: getattr(args, f"teacher_{name}") for name in OF_SERVERS})
+
+
 def loss_of(args: DistillationSFTConfig) -> LossSchedule:
     """Return the loss that a configuration requests."""
     start = LossSettings(
@@ -117,7 +123,7 @@ def _teacher(args: DistillationSFTConfig) -> TeacherSettings:
     return TeacherSettings(
         loss=loss_of(args),
         generation=generation,
-        remote=RemoteSettings(**{name: getattr(args, f"teacher_{name}") for name in OF_SERVERS}),
+        remote=remote_settings(args),
         folder=Path(str(args.output_dir)),
         progress=not args.disable_tqdm,
         store=store,

@@ -1,0 +1,101 @@
+"""`aitraining queries`: a teacher writes inputs for its own prompt, into files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from ..config.queries_settings import QueriesSettings
+from ..config.training_params import LLMTrainingParams
+from ..errors import ParamsError, printable
+from .data_output import DataOutput
+from .library_output import without_library_bars
+from .query_checks import KIND, check_writes, checked_prompt, held_out_inputs, share_held_out
+
+if TYPE_CHECKING:
+    from ..data.diversity import HeldOut
+    from ..data.input_collection import WrittenInput
+    from ..data.row_faults import Cells
+
+
+def write_queries(settings: QueriesSettings, params: LLMTrainingParams) -> None:
+    """Have a teacher write inputs for its prompt, and write them to files; see `aitraining queries`.
+
+    Args:
+        settings: How many, and where to.
+        params: The teacher, its prompt, and how it is asked.
+
+    Raises:
+        UsageError: Settings that cannot be used; raised before a model loads or a server is asked.
+        DistillError: The teacher writes too few distinct inputs, or its server fails.
+    """
+    output = DataOutput.of(settings.output, example="queries.jsonl")
+    share, prompt = share_held_out(settings), checked_prompt(params)
+    check_writes(params)
+    if params.text_column == KIND:
+        raise ParamsError(f"text_column is {KIND!r}, the column of each input's kind; give another.")
+    read = []
+    if share is None:
+        from ..data.loading import check_there
+
+        check_there(settings.holdout, setting="holdout")
+        read.append(settings.holdout)
+    output.check(read, holds_out=bool(share), overwrite=settings.overwrite)
+    with output.locked():
+        output.check(read, holds_out=bool(share), overwrite=settings.overwrite)  # another may have just ended
+        apart = held_out_inputs(settings.holdout, params) if share is None else None
+        _write(settings, params, output, prompt=prompt, share=share or 0.0, apart=apart)
+
+
+@without_library_bars()
+def _write(
+    settings: QueriesSettings,
+    params: LLMTrainingParams,
+    output: DataOutput,
+    *,
+    prompt: str,
+    share: float,
+    apart: HeldOut | None,
+) -> None:
+    from ..teachers.completions.store import CompletionStore
+    from ..teachers.remote.teacher import RemoteTeacher
+    from ..trainer.settings import remote_settings
+    from .query_setup import generation_of, split
+    from .query_writer import QueryWriter, Wanted, lines_of, report_of
+    from .writing_teacher import writing_teacher
+
+    teacher = writing_teacher(
+        str(params.teacher_model),
+        None,
+        revision=params.teacher_revision,
+        dtype=params.teacher_dtype,
+        quantization=params.teacher_quantization,
+        device_map=params.teacher_device_map,
+        trust_remote_code=params.trust_remote_code,
+        device=None,
+        remote=remote_settings(params),
+    )
+    generation = generation_of(settings, params, teacher)
+    name = str(params.teacher_model)
+    shown = teacher.describe() if isinstance(teacher, RemoteTeacher) else name
+    print(printable(f"Asking {shown} for inputs of its prompt ({len(prompt):,} characters)."))
+    writer = QueryWriter(
+        teacher, Wanted.of(settings, prompt, apart), generation, CompletionStore(output.answers), name=name
+    )
+    written = writer.write()
+    train, held_out = split(written, share, settings.holdout_by, seed=params.seed)
+    report = {
+        "teacher": name, "seed": params.seed, "holdout": settings.holdout, "holdout_by": settings.holdout_by,
+        "held_out": len(held_out), **report_of(written, teacher),
+    }  # fmt: skip
+    output.write(_rows(train, params), _rows(held_out, params) if share else None, report)
+    print("\n".join(lines_of(written, teacher)))
+    if share:
+        print(printable(f"{len(held_out):,} of them are held out, in {output.held_out}."))
+    print(
+        printable(f"The {len(train):,} inputs to train on are in {output.rows}; {output.report.name} has the details.")
+    )
+
+
+def _rows(inputs: Sequence[WrittenInput], params: LLMTrainingParams) -> Iterator[Cells]:
+    return ({params.text_column: one.text, KIND: one.kind} for one in inputs)

@@ -1,0 +1,300 @@
+"""A teacher writes inputs for its own prompt: it lists kinds and lengths, then writes inputs of each.
+
+Every answer is stored. The requests are a fixed sequence, whatever was answered before, so that the same call, or one
+for another number of inputs, asks for nothing that is in the store.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+from ..data.input_collection import IN_WORDS, InputCollection, WrittenInput, evenly
+from ..data.near_duplicates import NearDuplicates, normalised
+from ..errors import DistillError, printable
+from ..models.generation import Completion, GenerationSettings
+from ..prompts.input_requests import (
+    ANY_KIND,
+    CONTINUED,
+    DEFAULT_LENGTHS,
+    LONGEST_KIND,
+    PER_REQUEST,
+    examples_in,
+    request_for_inputs,
+    request_for_list,
+)
+from ..prompts.listed_items import items_in
+from ..teachers.base import TextTeacher
+from ..teachers.completions.store import CompletionStore
+from ..teachers.remote.teacher import RemoteTeacher
+from ..teachers.text.encoder_decoder import EncoderDecoderTeacher
+from ..teachers.text.local_text import LocalTextTeacher
+
+if TYPE_CHECKING:
+    from ..config.queries_settings import QueriesSettings
+    from ..data.diversity import HeldOut
+    from ..prompts.messages import Prompt
+
+LENGTHS = 4  # that are asked for
+TRIES = 3  # answers from which a list is read, if the first has too few items
+LEAST = 20  # new answers that a teacher may need for a few inputs
+TIMES = 4  # as many new answers as would do if each had ten usable inputs
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a teacher is to write.
+
+    Attributes:
+        prompt: The teacher's, as one text.
+        count: Inputs.
+        most_kinds: Kinds of inputs that the teacher lists, edge cases included.
+        kinds: Kinds that are given instead.
+        lengths: Lengths of inputs that are given instead of those that the teacher lists.
+        held_out: Rows that no input may be a near-duplicate of.
+    """
+
+    prompt: str
+    count: int
+    most_kinds: int
+    kinds: tuple[str, ...] = ()
+    lengths: tuple[str, ...] = ()
+    held_out: HeldOut | None = None
+
+    @classmethod
+    def of(cls, settings: QueriesSettings, prompt: str, held_out: HeldOut | None) -> Wanted:
+        """Return what the settings of `aitraining queries` want."""
+        given = tuple(settings.kind or ()), tuple(settings.length or ())
+        return cls(prompt, settings.count, settings.kinds, *given, held_out)
+
+
+@dataclass(frozen=True)
+class WrittenInputs:
+    """What a teacher wrote.
+
+    Attributes:
+        inputs: As many distinct inputs as were wanted, evenly from the kinds.
+        beyond: Distinct inputs that were written beyond those.
+        collection: All inputs, those that were refused included.
+        kinds: Kinds that were asked for.
+        lengths: Lengths that were asked for.
+        answers: Answers that were read.
+        new_answers: Those of them that were not in the store.
+        unreadable: Answers without a single item.
+        notes: Lines for the user.
+    """
+
+    inputs: list[WrittenInput]
+    beyond: int
+    collection: InputCollection
+    kinds: tuple[str, ...]
+    lengths: tuple[str, ...]
+    answers: int
+    new_answers: int
+    unreadable: int
+    notes: tuple[str, ...] = ()
+
+
+@dataclass
+class QueryWriter:
+    """Asks one teacher.
+
+    Args:
+        teacher: Who writes.
+        wanted: What it is to write.
+        generation: How it writes; it always samples, so that no two answers to a request are the same.
+        store: Where answers are kept.
+        setting: The setting that says how many inputs are wanted, in messages.
+        name: What the teacher is called in messages (default: its own name).
+        progress: Whether to show a progress bar.
+    """
+
+    teacher: TextTeacher
+    wanted: Wanted
+    generation: GenerationSettings
+    store: CompletionStore
+    setting: str = "--count"
+    name: str = ""
+    progress: bool = True
+    new_answers: int = 0
+    _notes: list[str] = field(default_factory=list)
+
+    def write(self) -> WrittenInputs:
+        """Return the inputs.
+
+        Raises:
+            DistillError: The teacher writes too few distinct ones, or see the teacher's `write`.
+        """
+        kinds, lengths, listings = self._kinds_and_lengths()
+        wanted = self.wanted
+        own = examples_in(request_for_inputs("", kinds[0], lengths[0]))  # some models repeat what they are asked
+        pieces = [wanted.prompt, *examples_in(wanted.prompt), *kinds, *lengths, *own]
+        first = max(len(kinds), math.ceil(wanted.count / PER_REQUEST))
+        asked, allowed, before = first, max(TIMES * first, LEAST), self.new_answers
+        while True:
+            requests = [_request(wanted.prompt, kinds, lengths, k) for k in range(asked)]
+            answers = self._answers([text for _, text in requests])
+            collection = InputCollection(examples=pieces, held_out=wanted.held_out)
+            read = [items_in(_text(answer), finished=answer.finished) for answer in answers]
+            for (kind, _), items in zip(requests, read, strict=True):
+                for item in items:
+                    collection.offer(item, kind)
+            missing, asked_anew = wanted.count - len(collection.inputs), self.new_answers - before
+            unreadable = sum(not items for items in read)
+            if missing <= 0:
+                break
+            if asked_anew >= allowed or (asked_anew >= 2 * first and not collection.inputs):
+                raise self._too_few(collection, asked, unreadable)
+            per_answer = max(len(collection.inputs) / asked, 0.1)
+            asked += min(math.ceil(missing / per_answer), asked, max(allowed - asked_anew, 1))
+        chosen = evenly(collection.inputs, wanted.count)
+        return WrittenInputs(
+            inputs=chosen,
+            beyond=len(collection.inputs) - len(chosen),
+            collection=collection,
+            kinds=kinds,
+            lengths=lengths,
+            answers=asked + listings,
+            new_answers=self.new_answers,
+            unreadable=unreadable,
+            notes=tuple(self._notes),
+        )
+
+    def _kinds_and_lengths(self) -> tuple[tuple[str, ...], tuple[str, ...], int]:
+        """Return the kinds and lengths to ask for, and from how many answers they were read."""
+        wanted, listings = self.wanted, 0
+        kinds, lengths = wanted.kinds, wanted.lengths
+        if not kinds:
+            edge_cases = wanted.most_kinds // 3
+            ordinary, tries = self._listed("kinds", wanted.most_kinds - edge_cases)
+            unusual, others = self._listed("edge cases", edge_cases) if edge_cases else ([], 0)
+            listings += tries + others
+            kinds = tuple(_distinct([*ordinary, *unusual]))
+            if not kinds:
+                self._notes.append("The teacher listed no kinds of inputs that can be read; give some by --kind.")
+                kinds = (ANY_KIND,)
+        if not lengths:
+            found, tries = self._listed("lengths", LENGTHS)
+            listings += tries
+            lengths = tuple(found) or DEFAULT_LENGTHS
+        return kinds, lengths, listings
+
+    def _listed(self, which: str, count: int) -> tuple[list[str], int]:
+        """Return at most `count` items of a list that the teacher writes, and from how many answers."""
+        request, found = request_for_list(self.wanted.prompt, which, count), list[str]()
+        greedy = replace(self.generation, do_sample=False)
+        for tries in range(1, TRIES + 1):  # the likeliest list first
+            answers = self._answers([request], greedy) + self._answers([request] * (tries - 1))
+            texts = [item for one in answers for item in items_in(_text(one), finished=one.finished)]
+            found = _distinct(" ".join(text.replace("**", "").split())[:LONGEST_KIND] for text in texts)
+            if len(found) >= (count + 1) // 2:
+                break
+        return found[:count], tries
+
+    def _answers(self, requests: Sequence[str], generation: GenerationSettings | None = None) -> list[Completion]:
+        if not requests:
+            return []
+        before = len(self.store)
+        answers = self.teacher.write(
+            [self._prompt(request) for request in requests],
+            generation or self.generation,
+            store=self.store,
+            progress=self.progress,
+        )
+        self.new_answers += len(self.store) - before
+        return answers if not self._continues else [_continued(answer) for answer in answers]
+
+    @property
+    def _continues(self) -> bool:
+        """Whether the teacher continues a text instead of answering a message."""
+        teacher = self.teacher
+        if isinstance(teacher, RemoteTeacher):
+            return teacher.settings.endpoint == "completions"
+        return isinstance(teacher, LocalTextTeacher) and teacher.writer.tokenizer.chat_template is None
+
+    def _prompt(self, request: str) -> Prompt:
+        if self._continues:
+            return request + CONTINUED
+        if isinstance(self.teacher, (RemoteTeacher, EncoderDecoderTeacher)):
+            return request
+        return [{"role": "user", "content": request}]
+
+    def _too_few(self, collection: InputCollection, asked: int, unreadable: int) -> DistillError:
+        found = len(collection.inputs)
+        why = [f"{count:,} {IN_WORDS[reason]}" for reason, count in collection.counts().items()]
+        why += [f"{unreadable:,} answers without a list"] if unreadable else []
+        kept = "" if self.store.path is None else f" The answers are kept in {self.store.path}."
+        use = f"{self.setting} {found} to use these, " if found else ""
+        sampling = "" if self.setting == "--queries-from-prompt" else "another --temperature, "
+        return DistillError(
+            f"teacher_model {(self.name or self.teacher.name)!r} wrote {found:,} distinct inputs of "
+            f"{self.wanted.count:,} in {asked:,} answers ({', '.join(why) or 'nothing else'}); give {use}{sampling}a "
+            f"teacher that follows instructions better, or inputs of your own.{kept}"
+        )
+
+
+def _request(prompt: str, kinds: Sequence[str], lengths: Sequence[str], k: int) -> tuple[str, str]:
+    """Return the kind and the text of the request number `k`: each kind in turn, the lengths in turn under each."""
+    kind = kinds[k % len(kinds)]
+    return kind, request_for_inputs(prompt, kind, lengths[(k + k // len(kinds)) % len(lengths)])
+
+
+def _text(answer: Completion) -> str:
+    return "" if answer.unusable else answer.text or ""
+
+
+def _continued(answer: Completion) -> Completion:
+    """Return the answer of a model that continued a list, with the number that was begun for it."""
+    return Completion((), answer.finished, f"1. {(answer.text or '').lstrip()}", unusable=answer.unusable)
+
+
+def _distinct(texts: Sequence[str] | list[str]) -> list[str]:
+    """Return the texts that are near-duplicates of none before them."""
+    index, found = NearDuplicates(), []
+    for text in texts:
+        sketch = index.sketch(normalised(text))
+        if index.find(sketch) is None:
+            index.add(sketch)
+            found.append(text)
+    return found
+
+
+def usage_text(teacher: TextTeacher) -> str:
+    """Return what a server was asked and what that cost; empty for a local teacher."""
+    return teacher.server.usage.text(teacher.settings) if isinstance(teacher, RemoteTeacher) else ""
+
+
+def lines_of(written: WrittenInputs, teacher: TextTeacher) -> list[str]:
+    """Return the lines for a terminal: inputs of each kind, what was refused and why, and what was asked."""
+    sizes = {kind: sum(one.kind == kind for one in written.inputs) for kind in written.kinds}
+    lines = [*written.notes, f"Lengths asked for: {'; '.join(written.lengths)}.", f"{'inputs':>9}  kind"]
+    lines += [f"{count:9,}  {kind}" for kind, count in sizes.items()]
+    lines.append(f"{len(written.inputs):,} distinct inputs, written by the teacher.")
+    lines += [f"  {count:,} others {IN_WORDS[reason]}" for reason, count in written.collection.counts().items()]
+    lines += [f"  {written.beyond:,} others beyond what was asked for"] if written.beyond else []
+    lines += [f"  {written.unreadable:,} answers without a list"] if written.unreadable else []
+    used = usage_text(teacher)
+    old = written.answers - written.new_answers
+    lines.append(f"{written.answers:,} answers read, {old:,} of them kept from before{f'; {used}' if used else ''}.")
+    return [printable(line) for line in lines]
+
+
+def report_of(written: WrittenInputs, teacher: TextTeacher) -> dict[str, object]:
+    """Return what was written, refused and asked, for JSON."""
+    used = teacher.server.usage if isinstance(teacher, RemoteTeacher) else None
+    cost = None if used is None else used.cost(teacher.settings)  # type: ignore[attr-defined]
+    return {
+        "inputs": len(written.inputs),
+        "kinds": {kind: sum(one.kind == kind for one in written.inputs) for kind in written.kinds},
+        "lengths": list(written.lengths),
+        "answers": written.answers,
+        "new_answers": written.new_answers,
+        "unreadable_answers": written.unreadable,
+        "beyond": written.beyond,
+        "near_duplicates": NearDuplicates.how(),
+        "counts": {str(reason): count for reason, count in written.collection.counts().items()},
+        "usage": None if used is None else {**vars(used), "cost": cost},
+        "refused": [one.to_dict() for one in written.collection.refused],
+    }

@@ -1,0 +1,323 @@
+"""A teacher writes inputs for its own prompt: the command, the library and a run; what is kept, removed and refused."""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+from collections import Counter
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+from click.testing import CliRunner
+
+from trl_distill import DistillError, LLMTrainingParams, ParamsError, TeacherError, queries_from_prompt, run
+from trl_distill.cli import main
+from trl_distill.data.near_duplicates import NearDuplicates, normalised
+from trl_distill.teachers.remote import request_pool
+
+PROMPT = (
+    "You route the mail of a shop. Example: my parcel never came to the house.\n"
+    'A message such as "please send me the invoice again" goes to Billing.'
+)
+KINDS = ("questions about refunds", "lost parcels", "praise", "broken screens")
+MORE = ("opening hours", "gift cards", "spare parts", "jobs", "new addresses", "complaints", "riddles", "empty words")
+NOUNS = ("refund", "parcel", "screen", "kettle", "order", "courier", "garden", "window", "invoice", "ticket")
+VERBS = ("lost", "returned", "painted", "ordered", "cancelled", "opened", "repaired", "forgot", "sold", "measured")
+
+
+class Scripted(BaseHTTPRequestHandler):
+    """A server that answers requests for lists and for inputs well; `mode` changes what it says."""
+
+    asked: list[str]
+    mode = "good"
+    lock = threading.Lock()
+
+    def log_message(self, *_):
+        """Say nothing."""
+
+    def do_POST(self):
+        """Answer a request."""
+        request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        asked = request["messages"][-1]["content"]
+        with self.lock:
+            self.asked.append(asked)
+            text = self.said(asked)
+        message = {"role": "assistant", "content": text}
+        usage = {"prompt_tokens": 100, "completion_tokens": 50}
+        body = json.dumps({"choices": [{"index": 0, "finish_reason": "stop", "message": message}], "usage": usage})
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body.encode())
+
+    def said(self, asked):
+        """Return what a good teacher writes, in another form of list each time."""
+        listed = re.search(r"List (\d+) (different kinds|kinds of unusual)", asked)
+        if listed and listed[2] == "different kinds":
+            kinds = (*KINDS[:3], *MORE)[: int(listed[1])]
+            return "Here are some kinds:\n\n" + "".join(f"{i}. **{kind}**\n" for i, kind in enumerate(kinds, 1))
+        if listed:
+            return "".join(f"- {kind}\n" for kind in (KINDS[3], *MORE[5:])[: int(listed[1])])
+        if "different lengths" in asked:
+            return json.dumps(["three words", "one sentence"])
+        if "Write 10 different inputs" not in asked:
+            return "Billing"
+        if self.mode == "same":
+            return "1. The same message.\n2. The same message!"
+        if self.mode == "silent":
+            return "..."
+        kind = re.search(r"of this kind: (.+?)\. Length", asked)[1]
+        n = sum("Write 10 different inputs" in one for one in self.asked)
+        inputs = [
+            f"{VERBS[(n + i) % 10]} the {NOUNS[i]} {VERBS[n // 10 % 10]} near {kind[-6:]} {n * 7919 % 997}"
+            for i in range(8)
+        ]
+        inputs += ["My parcel never came to the house", "Please send me the invoice again!"]
+        if self.mode == "leak":
+            inputs[0] = "Where is my purple umbrella today"
+        if n % 3 == 0:
+            return json.dumps(inputs)
+        mark = "{}. " if n % 3 == 1 else "* "
+        return "Sure!\n" + "\n".join(mark.format(i + 1) + f'"{one}"' for i, one in enumerate(inputs)) + "\n\nMore?"
+
+
+@contextmanager
+def serving(mode="good"):
+    """Yield a scripted server's name as a teacher, and its handler class."""
+    handler = type("Handler", (Scripted,), {"asked": [], "mode": mode})
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    server.daemon_threads = True
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}/v1#good", handler
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join(5)
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    """The working directory, with prompt.txt."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(request_pool, "BACKOFF", 0.02)
+    (tmp_path / "prompt.txt").write_text(PROMPT)
+    return tmp_path
+
+
+def invoke(*words):
+    return CliRunner().invoke(main, [str(word) for word in words])
+
+
+def command(teacher, *words, count=24, output="queries.jsonl"):
+    flags = ["--teacher-system", "@prompt.txt", "--kinds", 4, "--count", count, "--output", output]
+    return invoke("queries", "--teacher", teacher, *flags, *words)
+
+
+def sentence(done):
+    """Return the one sentence of an error."""
+    (found,) = [line for line in done.stderr.splitlines() if line.startswith("aitraining: error:")]
+    return found
+
+
+def read(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_a_teacher_that_answers_well_writes_inputs_of_each_kind(place):
+    prices = ("--teacher-price-input", 1, "--teacher-price-output", 2)
+    with serving() as (teacher, server):
+        done = command(teacher, "--holdout", 0.25, *prices)
+    assert done.exit_code == 0, done.output
+    rows, held_out = read(place / "queries.jsonl"), read(place / "queries.heldout.jsonl")
+    assert (len(rows), len(held_out)) == (18, 6)
+    assert Counter(row["kind"] for row in (*rows, *held_out)) == dict.fromkeys(KINDS, 6)
+    texts = [row["text"] for row in (*rows, *held_out)]
+    assert all(text.split()[0] in VERBS for text in texts)  # no numbers, bullets, quotes or chatter
+    assert not any(like(PROMPT.splitlines()[0].partition(": ")[2], text) for text in texts)
+    assert not any(like(one, other) for i, one in enumerate(texts) for other in texts[:i])
+    report = json.loads((place / "queries.report.json").read_text())
+    assert (report["inputs"], report["held_out"], report["lengths"]) == (24, 6, ["three words", "one sentence"])
+    assert report["counts"]["in_prompt"] == 8  # two in each of four answers
+    used = report["usage"]
+    assert used["requests"] == len(server.asked) == report["new_answers"] == 7
+    assert used["cost"] == pytest.approx(7 * (100 * 1 + 50 * 2) / 1e6)
+    assert "7 requests, 1,050 tokens, cost 0.0014" in done.stdout
+    assert all(PROMPT in one for one in server.asked)
+
+
+def like(one, other):
+    index = NearDuplicates()
+    index.add(index.sketch(normalised(one)))
+    return index.find(index.sketch(normalised(other))) is not None
+
+
+def test_nothing_is_asked_twice_after_a_budget_and_for_other_counts(place):
+    with serving() as (teacher, server):
+        done = command(teacher, "--teacher-max-requests", 5, "--teacher-concurrency", 1)
+        assert (done.exit_code, len(server.asked)) == (1, 5), done.output
+        assert "the teacher's budget is spent" in done.stderr
+        assert not (place / "queries.jsonl").exists()
+        assert command(teacher).exit_code == 0
+        assert len(server.asked) == len(set(server.asked)) == 7
+        again = command(teacher, output="queries.jsonl")
+        assert again.exit_code == 2
+        assert "is there already" in again.stderr
+        rows = (place / "queries.jsonl").read_text()
+        assert command(teacher, "--overwrite").exit_code == 0
+        assert command(teacher, "--overwrite", count=12).exit_code == 0
+        assert len(server.asked) == 7
+        assert len(read(place / "queries.jsonl")) == 11
+        assert command(teacher, "--overwrite").exit_code == 0
+    assert (place / "queries.jsonl").read_text() == rows
+
+
+def test_inputs_like_held_out_rows_are_removed(place):
+    (place / "heldout.jsonl").write_text(json.dumps({"text": "where is my purple umbrella, today?"}) + "\n")
+    with serving("leak") as (teacher, _):
+        done = command(teacher, "--holdout", "heldout.jsonl")
+    assert done.exit_code == 0, done.output
+    assert "4 others like a held-out row" in done.stdout
+    assert len(read(place / "queries.jsonl")) == 24
+    assert not [row for row in read(place / "queries.jsonl") if "umbrella" in row["text"]]
+    assert not (place / "queries.heldout.jsonl").exists()
+
+
+def test_whole_kinds_can_be_held_out(place):
+    with serving() as (teacher, _):
+        assert command(teacher, "--holdout-by", "kinds").exit_code == 0
+        kinds = [{row["kind"] for row in read(place / name)} for name in ("queries.jsonl", "queries.heldout.jsonl")]
+        assert [len(found) for found in kinds] == [3, 1]
+        assert not kinds[0] & kinds[1]
+        one = command(teacher, "--holdout-by", "kinds", "--kind", "praise", "--output", "one.jsonl", count=8)
+    assert one.exit_code == 1, one.output
+    assert "are of the same kind" in sentence(one)
+
+
+@pytest.mark.parametrize(("mode", "found"), [("same", 1), ("silent", 0)])
+def test_a_teacher_that_writes_too_few_distinct_inputs_ends_with_one_sentence(place, mode, found):
+    with serving(mode) as (teacher, server):
+        done = command(teacher, "--holdout", 0)
+        asked = len(server.asked)
+        assert done.exit_code == 1, done.output
+        assert f"wrote {found} distinct inputs of 24" in sentence(done)
+        assert asked <= 3 * 3 + 20
+        if found:
+            assert "give --count 1 to use these" in done.stderr
+            assert command(teacher, "--holdout", 0, count=1).exit_code == 0
+            assert len(server.asked) == asked
+            assert [row["text"] for row in read(place / "queries.jsonl")] == ["The same message."]
+
+
+def test_the_embedded_model_writes_inputs_through_the_command_and_resumes(place):
+    flags = ("--kinds", 2, "--length", "a few words", "--max-new-tokens", 24, "--seed", 3)
+    done = command("embedded", *flags, count=6)
+    assert done.exit_code == 0, done.output
+    assert "Asking embedded for inputs of its prompt" in done.stdout
+    rows, held_out = read(place / "queries.jsonl"), read(place / "queries.heldout.jsonl")
+    assert len({row["text"] for row in (*rows, *held_out)}) == len(rows) + len(held_out) == 6
+    answers = (place / "queries.answers.jsonl").read_bytes()
+    assert command("embedded", *flags, "--overwrite", count=6).exit_code == 0
+    assert (place / "queries.answers.jsonl").read_bytes() == answers
+    assert read(place / "queries.jsonl") == rows
+    lines = answers.splitlines(keepends=True)
+    (place / "queries.answers.jsonl").write_bytes(b"".join(lines[:-2]) + lines[-2][:40])  # killed as it wrote
+    assert command("embedded", *flags, "--overwrite", count=6).exit_code == 0
+    assert (place / "queries.answers.jsonl").read_bytes().startswith(b"".join(lines[:-2]))
+
+
+def test_the_library_returns_inputs_and_those_held_out(place):
+    with serving() as (teacher, server):
+        found = queries_from_prompt(teacher, "Answer as a poet.\n{input}", 10, kinds=["odes"], lengths=["a line"])
+        assert (len(found), len(found.held_out)) == (9, 1)
+        assert set(found.kinds.values()) == {"odes"}
+        assert all("Answer as a poet.\n{input}" in one for one in server.asked)
+        assert found.report["inputs"] == 10
+        store = place / "answers.jsonl"
+        texts = queries_from_prompt(teacher, "@prompt.txt", 12, store=store, held_out=["nothing like it"])
+        asked = len(server.asked)
+        assert queries_from_prompt(teacher, "@prompt.txt", 12, store=store) == texts
+        assert len(server.asked) == asked
+    with pytest.raises(ParamsError, match=r"^count is 0; expected a whole number"):
+        queries_from_prompt(teacher, "A prompt.", 0)
+    with pytest.raises(TeacherError, match=r"^teacher './nowhere'"):
+        queries_from_prompt("./nowhere", "A prompt.")
+
+
+def test_a_run_writes_its_inputs_and_holds_some_out(place, tiny_model_dir):
+    settings = {
+        "model": str(tiny_model_dir), "teacher_system": "@prompt.txt", "queries_from_prompt": 24, "distill_alpha": 0,
+        "project_name": "run", "epochs": 1, "holdout": 0.25, "distill_max_teacher_length": 8, "text_column": "asks",
+    }  # fmt: skip
+    with serving() as (teacher, server):
+        with pytest.raises(DistillError, match="budget is spent"):
+            run(LLMTrainingParams(**settings, teacher_model=teacher, teacher_max_requests=20, teacher_concurrency=1))
+        result = run(LLMTrainingParams(**settings, teacher_model=teacher))
+        assert len(server.asked) == len(set(server.asked)) == 3 + 12 + 24  # lists, inputs, what is learned
+    rows = read(place / "run" / "queries.jsonl")
+    assert len({row["asks"] for row in rows}) == 24
+    assert len(read(place / "run" / "held_out.jsonl")) == 6
+    assert result.metrics["preflight_train"]["rows"] == 18
+    assert "24 inputs written by the teacher" in (place / "run" / "README.md").read_text()
+
+
+def test_a_dry_run_writes_a_few_inputs_and_no_project(place, tiny_model_dir):
+    flags = (
+        "--teacher-system",
+        "@prompt.txt",
+        "--queries-from-prompt",
+        200,
+        "--distill-alpha",
+        0,
+        "--project-name",
+        "dry",
+    )
+    with serving() as (teacher, server):
+        done = invoke("llm", "--model", tiny_model_dir, "--teacher-model", teacher, *flags, "--dry-run")
+        assert done.exit_code == 0, done.output
+        assert len(server.asked) == 3 + 12 + 16
+    assert "16 distinct inputs, written by the teacher." in done.stdout
+    assert not (place / "dry" / "queries.jsonl").exists()
+
+
+NO_OUTPUT = "--output is missing; give --output a file to write, such as queries.jsonl."
+REFUSED = {
+    "queries --teacher embedded --teacher-system @prompt.txt": NO_OUTPUT,
+    "queries --teacher-system @prompt.txt --output a.jsonl": "--teacher is missing; give --teacher a folder",
+    "queries --teacher embedded --output a.jsonl": "there is no prompt to write inputs for",
+    "queries --teacher ./nowhere --teacher-system hi --output a.jsonl": "'./nowhere' is not a folder",
+    "queries --teacher self --teacher-system hi --output a.jsonl": "--teacher is 'self', the student of a run",
+    "queries --teacher embedded --teacher-system @nowhere.txt --output a.jsonl": "names the file 'nowhere.txt'",
+    "queries --teacher embedded --teacher-system hi --output a.txt": "does not end in .jsonl",
+    "queries --teacher embedded --teacher-system hi --output a.jsonl --count 0": "--count is 0; expected a whole",
+    "queries --teacher embedded --teacher-system hi --output a.jsonl --holdout 2": "expected a share above 0",
+    "queries --teacher embedded --teacher-system hi --output a.jsonl --holdout no.jsonl": "no such file or folder",
+    "queries --teacher embedded --teacher-prompt-template {input}:{x} --output a.jsonl": "has the field {x}",
+    "queries --teacher embedded --teacher-system hi --output a.jsonl --text-column kind": "--text-column is 'kind'",
+    "queries --teacher http://h/v1#m --teacher-system hi --output a.jsonl --teacher-max-cost 1": "price",
+    "llm --model embedded --teacher-model embedded --queries-from-prompt 5": "there is no prompt to write inputs for",
+    "llm --model embedded --teacher-system hi --queries-from-prompt 5": "--teacher-model is missing",
+    "llm --model embedded --teacher-model embedded --queries-from-prompt 5 --data-path a.jsonl": "give one of them",
+    "llm --model embedded --trainer sft --queries-from-prompt 5": "add --use-distillation",
+    "llm --model embedded --teacher-model embedded --teacher-system hi --queries-from-prompt 5 --completions data": (
+        "--completions is 'data'"
+    ),
+    "llm --model embedded --teacher-model embedded --teacher-system hi --queries-from-prompt 5 --teacher-store s": (
+        "cannot be used with --teacher-store"
+    ),
+    "teach --model embedded --teacher-model embedded --teacher-system hi --queries-from-prompt 5 --output s": (
+        "cannot be used with --teacher-store"
+    ),
+}
+
+
+@pytest.mark.parametrize("typed", REFUSED)
+def test_what_cannot_be_used_is_refused_in_one_sentence_before_a_model_loads(place, typed, monkeypatch):
+    monkeypatch.setattr("trl_distill.models.loading.ModelSource.load_model", None)
+    done = invoke(*typed.split())
+    assert (done.exit_code, done.stderr.count("\n")) == (2, 1), done.output
+    assert REFUSED[typed] in done.stderr
+    assert not list(place.glob("*.jsonl"))
