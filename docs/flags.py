@@ -14,6 +14,7 @@ from typing import Any
 from trl_distill.config.data_settings import DATA_FIELDS
 from trl_distill.config.evaluation_settings import EVALUATION_FIELDS
 from trl_distill.config.export_settings import EXPORT_FIELDS
+from trl_distill.config.queries_settings import QUERIES_FIELDS
 from trl_distill.config.recipes import RECIPES, shown
 from trl_distill.config.training_params import FIELDS
 
@@ -24,6 +25,7 @@ OF_COMMANDS: dict[str | None, dict[str, Any]] = {
     "data": DATA_FIELDS,
     "evaluate": EVALUATION_FIELDS,
     "export": EXPORT_FIELDS,
+    "queries": QUERIES_FIELDS,
 }
 TABLE = re.compile(r"(<!-- flags(?: of (\w+))?: (.+?) -->\n).*?(<!-- end of flags -->)", re.DOTALL)
 

@@ -11,13 +11,20 @@ import trl_distill
 
 
 def test_autotrain_has_the_import_paths_of_the_guide():
-    from autotrain.trainers.clm import evaluate, evaluate_distillation, prepare_distillation_data, train
+    from autotrain.trainers.clm import (
+        evaluate,
+        evaluate_distillation,
+        prepare_distillation_data,
+        queries_from_prompt,
+        train,
+    )
     from autotrain.trainers.clm.params import LLMTrainingParams
     from autotrain.trainers.clm.train_clm_distill import PromptDistillationTrainer
 
     assert train is trl_distill.train
     assert evaluate is trl_distill.evaluate
     assert evaluate_distillation is trl_distill.evaluate_distillation
+    assert queries_from_prompt is trl_distill.queries_from_prompt
     assert prepare_distillation_data is trl_distill.prepare_distillation_data
     assert LLMTrainingParams is trl_distill.LLMTrainingParams
     assert PromptDistillationTrainer is trl_distill.PromptDistillationTrainer

@@ -18,6 +18,7 @@ from trl_distill.cli.data_command import data
 from trl_distill.cli.evaluate_command import evaluate
 from trl_distill.cli.export_command import export
 from trl_distill.cli.llm_command import llm, params_from_command, params_of
+from trl_distill.cli.queries_command import queries
 from trl_distill.cli.teach_command import teach
 
 ROOT = Path(__file__).parents[1]
@@ -74,7 +75,7 @@ def test_tests_are_named_in_comments_alone(page):
 def test_flags_in_the_docs_exist(page):
     known = {"--help", "--version"} | {
         flag
-        for option in (*llm.params, *data.params, *teach.params, *evaluate.params, *export.params)
+        for option in (*llm.params, *data.params, *queries.params, *teach.params, *evaluate.params, *export.params)
         for flag in (*option.opts, *option.secondary_opts)
     }
     for span in re.findall(r"`([^`\n]+)`", BLOCK.sub("", page.read_text(encoding="utf-8"))):
@@ -99,6 +100,8 @@ def test_commands_in_the_docs_are_accepted(page, tmp_path, monkeypatch):
                 assert evaluate.make_context("evaluate", words[2:])
             if words[:2] == ["aitraining", "data"]:
                 assert data.make_context("data", words[2:])
+            if words[:2] == ["aitraining", "queries"]:
+                assert queries.make_context("queries", words[2:])
             if words[:2] == ["aitraining", "export"]:
                 assert export.make_context("export", words[2:])
             if words[:2] == ["aitraining", "teach"]:

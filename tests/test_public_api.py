@@ -37,6 +37,7 @@ NAMES = {
     "load_teacher": "teachers.loading",
     "parse_template": "prompts.template",
     "prepare_distillation_data": "runs.diverse_queries",
+    "queries_from_prompt": "runs.queries_from_prompt",
     "register_trainer": "trainer.registry",
     "run": "runs.api",
     "train": "runs.api",
@@ -60,6 +61,11 @@ SIGNATURES = {
         "queries categorize= per_category= seed= * held_out= keep_duplicates= text_column= max_bad_rows="
     ),
     "parse_template": "source * name adds_input=",
+    "queries_from_prompt": (
+        "teacher prompt count= * holdout= holdout_by= held_out= most_kinds= kinds= lengths= max_new_tokens= "
+        "temperature= top_p= seed= batch_size= engine= store= progress= tokenizer= revision= dtype= quantization= device_map= "
+        "trust_remote_code= device= remote="
+    ),
     "load_teacher": (
         "spec * tokenizer= revision= dtype= quantization= device_map= attn_implementation= trust_remote_code= device= "
         "remote="
