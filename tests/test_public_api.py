@@ -63,8 +63,8 @@ SIGNATURES = {
     "parse_template": "source * name adds_input=",
     "queries_from_prompt": (
         "teacher prompt count= * holdout= holdout_by= held_out= most_kinds= kinds= lengths= max_new_tokens= "
-        "temperature= top_p= seed= batch_size= engine= store= progress= tokenizer= revision= dtype= quantization= device_map= "
-        "trust_remote_code= device= remote="
+        "temperature= top_p= seed= batch_size= engine= store= progress= tokenizer= revision= dtype= quantization= "
+        "device_map= trust_remote_code= device= remote="
     ),
     "load_teacher": (
         "spec * tokenizer= revision= dtype= quantization= device_map= attn_implementation= trust_remote_code= device= "

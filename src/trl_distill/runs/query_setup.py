@@ -22,7 +22,7 @@ def generation_of(settings: QueriesSettings, params: LLMTrainingParams, teacher:
     Raises:
         TeacherError: The engine that is named cannot write for this teacher.
     """
-    check_engine(teacher, params.teacher_engine)  # type: ignore[arg-type]
+    check_engine(teacher, params.teacher_engine)
     return GenerationSettings(
         max_new_tokens=settings.max_new_tokens,
         do_sample=True,

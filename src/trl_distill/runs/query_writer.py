@@ -7,7 +7,7 @@ for another number of inputs, asks for nothing that is in the store.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -250,7 +250,7 @@ def _continued(answer: Completion) -> Completion:
     return Completion((), answer.finished, f"1. {(answer.text or '').lstrip()}", unusable=answer.unusable)
 
 
-def _distinct(texts: Sequence[str] | list[str]) -> list[str]:
+def _distinct(texts: Iterable[str]) -> list[str]:
     """Return the texts that are near-duplicates of none before them."""
     index, found = NearDuplicates(), []
     for text in texts:

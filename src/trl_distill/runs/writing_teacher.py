@@ -54,4 +54,4 @@ def writing_teacher(
 
 def as_text_teacher(teacher: Teacher | TextTeacher) -> TextTeacher:
     """Return a teacher as one that reads prompts as text or messages, and gives text."""
-    return teacher if reads_text(teacher) else LocalTextTeacher(teacher)  # type: ignore[arg-type]
+    return teacher if reads_text(teacher) else LocalTextTeacher(teacher)
