@@ -178,11 +178,12 @@ def test_nothing_is_asked_twice_after_a_budget_and_for_other_counts(place):
 def test_inputs_like_held_out_rows_are_removed(place):
     (place / "heldout.jsonl").write_text(json.dumps({"text": "where is my purple umbrella, today?"}) + "\n")
     with serving("leak") as (teacher, _):
-        done = command(teacher, "--holdout", "heldout.jsonl")
+        done = command(teacher, "--holdout", "heldout.jsonl", "--chats")
     assert done.exit_code == 0, done.output
     assert "4 others like a held-out row" in done.stdout
-    assert len(read(place / "queries.jsonl")) == 24
-    assert not [row for row in read(place / "queries.jsonl") if "umbrella" in row["text"]]
+    chats = [row["messages"] for row in read(place / "queries.jsonl")]
+    assert len(chats) == 24
+    assert all(message["role"] == "user" and "umbrella" not in message["content"] for (message,) in chats)
     assert not (place / "queries.heldout.jsonl").exists()
 
 
@@ -264,7 +265,7 @@ def test_a_run_writes_its_inputs_and_holds_some_out(place, tiny_model_dir):
     assert "24 inputs written by the teacher" in (place / "run" / "README.md").read_text()
 
 
-def test_a_dry_run_writes_a_few_inputs_and_no_project(place, tiny_model_dir):
+def test_a_dry_run_writes_a_few_inputs_as_chats_and_no_project(place, chat_model_dir):
     flags = (
         "--teacher-system",
         "@prompt.txt",
@@ -276,10 +277,12 @@ def test_a_dry_run_writes_a_few_inputs_and_no_project(place, tiny_model_dir):
         "dry",
     )
     with serving() as (teacher, server):
-        done = invoke("llm", "--model", tiny_model_dir, "--teacher-model", teacher, *flags, "--dry-run")
+        done = invoke("llm", "--model", chat_model_dir, "--teacher-model", teacher, *flags, "--dry-run")
         assert done.exit_code == 0, done.output
         assert len(server.asked) == 3 + 12 + 16
     assert "16 distinct inputs, written by the teacher." in done.stdout
+    assert "completions   16 from the teacher, under its prompt" in done.stdout
+    assert "| <|im_start|>user" in done.stdout.partition("first row, student:")[2]
     assert not (place / "dry" / "queries.jsonl").exists()
 
 

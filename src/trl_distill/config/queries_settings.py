@@ -46,6 +46,11 @@ class QueriesSettings(CheckedSettings):
         choices=("rows", "kinds"),
         group="Basic",
     )
+    chats: bool = option(
+        False,
+        "Write each input as a chat of one user message, for a student with a chat template.",
+        group="Basic",
+    )
     overwrite: bool = option(False, "Replace the files of an earlier run of this command.", group="Basic")
     kinds: int = option(
         12,

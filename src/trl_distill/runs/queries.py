@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from ..config.queries_settings import QueriesSettings
@@ -14,8 +13,6 @@ from .query_checks import KIND, check_writes, checked_prompt, held_out_inputs, s
 
 if TYPE_CHECKING:
     from ..data.diversity import HeldOut
-    from ..data.input_collection import WrittenInput
-    from ..data.row_faults import Cells
 
 
 def write_queries(settings: QueriesSettings, params: LLMTrainingParams) -> None:
@@ -60,7 +57,7 @@ def _write(
     from ..teachers.completions.store import CompletionStore
     from ..teachers.remote.teacher import RemoteTeacher
     from ..trainer.settings import remote_settings
-    from .query_setup import generation_of, split
+    from .query_setup import generation_of, rows_of, split
     from .query_writer import QueryWriter, Wanted, lines_of, report_of
     from .writing_teacher import writing_teacher
 
@@ -88,14 +85,14 @@ def _write(
         "teacher": name, "seed": params.seed, "holdout": settings.holdout, "holdout_by": settings.holdout_by,
         "held_out": len(held_out), **report_of(written, teacher),
     }  # fmt: skip
-    output.write(_rows(train, params), _rows(held_out, params) if share else None, report)
+    output.write(
+        rows_of(train, column=params.text_column, chats=settings.chats),
+        rows_of(held_out, column=params.text_column, chats=settings.chats) if share else None,
+        report,
+    )
     print("\n".join(lines_of(written, teacher)))
     if share:
         print(printable(f"{len(held_out):,} of them are held out, in {output.held_out}."))
     print(
         printable(f"The {len(train):,} inputs to train on are in {output.rows}; {output.report.name} has the details.")
     )
-
-
-def _rows(inputs: Sequence[WrittenInput], params: LLMTrainingParams) -> Iterator[Cells]:
-    return ({params.text_column: one.text, KIND: one.kind} for one in inputs)

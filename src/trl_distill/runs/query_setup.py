@@ -8,10 +8,14 @@ from ..data.input_collection import WrittenInput, split_inputs
 from ..errors import DistillError
 from ..models.generation import GenerationSettings
 from ..teachers.completions.engines.selection import check_engine
+from .query_checks import KIND
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from ..config.queries_settings import QueriesSettings
     from ..config.training_params import LLMTrainingParams
+    from ..data.row_faults import Cells
     from ..teachers.base import TextTeacher
     from .query_writer import WrittenInputs
 
@@ -33,6 +37,13 @@ def generation_of(settings: QueriesSettings, params: LLMTrainingParams, teacher:
         stop=tuple(params.teacher_stop or ()),
         engine=params.teacher_engine,
     )
+
+
+def rows_of(inputs: Sequence[WrittenInput], *, column: str, chats: bool) -> list[Cells]:
+    """Return inputs as rows of a run: a column of text, or chats of one user message."""
+    if chats:
+        return [{"messages": [{"role": "user", "content": one.text}], KIND: one.kind} for one in inputs]
+    return [{column: one.text, KIND: one.kind} for one in inputs]
 
 
 def split(written: WrittenInputs, share: float, by: str, *, seed: int) -> tuple[list[WrittenInput], list[WrittenInput]]:

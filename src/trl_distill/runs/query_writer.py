@@ -201,7 +201,7 @@ class QueryWriter:
             [self._prompt(request) for request in requests],
             generation or self.generation,
             store=self.store,
-            progress=self.progress,
+            progress=self.progress and len(requests) > 1,
         )
         self.new_answers += len(self.store) - before
         return answers if not self._continues else [_continued(answer) for answer in answers]

@@ -62,7 +62,7 @@ class RunData:
 
 
 def load_run_data(
-    params: LLMTrainingParams, templates: Sequence[Template], written: Sequence[Mapping[str, str]] | None = None
+    params: LLMTrainingParams, templates: Sequence[Template], written: Sequence[Mapping[str, object]] | None = None
 ) -> RunData:
     """Load a run's rows; with `holdout` some are held out if there is no validation split.
 

@@ -12,8 +12,8 @@ from ..data.input_collection import split_inputs
 from ..data.plain_rows import write_rows
 from ..teachers.base import reads_text
 from ..teachers.completions.store import CompletionStore
-from .query_checks import KIND, prompt_of
-from .query_setup import generation_of
+from .query_checks import prompt_of
+from .query_setup import generation_of, rows_of
 from .query_writer import QueryWriter, Wanted, lines_of
 from .run_data import RunData, input_column, load_run_data
 from .writing_teacher import as_text_teacher
@@ -59,8 +59,7 @@ def write_run_data(checked: CheckedRun, setup: DistillationSetup, say: Callable[
     written = writer.write()
     say("\n".join(lines_of(written, teacher)))
     inputs, _ = split_inputs(written.inputs, 0.0, by_kind=False, seed=params.seed)
-    column = input_column(params)
-    rows = [{KIND: one.kind, column: one.text} for one in inputs]
+    rows = rows_of(inputs, column=input_column(params), chats=_are_chats(setup))
     if not params.dry_run:
         folder = checked.project.folder
         folder.mkdir(parents=True, exist_ok=True)
@@ -70,3 +69,10 @@ def write_run_data(checked: CheckedRun, setup: DistillationSetup, say: Callable[
     if data.note:
         say(name_settings(data.note))
     return data
+
+
+def _are_chats(setup: DistillationSetup) -> bool:
+    """Whether inputs are users' messages: the student has a chat template, and no prompt is a text around them."""
+    templates = setup.plan.student_template, setup.plan.teacher_template
+    texts = [text for one in templates for role, text in one.messages if role == ""]
+    return setup.student.tokenizer.chat_template is not None and all(text.pieces == ("", "input", "") for text in texts)
