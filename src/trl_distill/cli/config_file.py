@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..config.fields import model_in_memory
-from ..config.setting_names import flag_of
+from ..config.setting_names import by_field, flag_of
 from ..config.training_params import ALIASES, LLMTrainingParams
 from ..config.yaml_file import read_yaml
 from ..errors import ParamsError
@@ -22,17 +22,12 @@ def read_config(path: str) -> LLMTrainingParams:
     read = read_yaml(path, name=f"--config {path}")
     if not isinstance(read, (dict, type(None))):
         raise ParamsError(f"--config {path} holds a {type(read).__name__}; give 'name: value' lines.")
-    params, given = LLMTrainingParams(), set()
-    for key, value in (read or {}).items():
-        name = str(key).replace("-", "_")
-        name = ALIASES.get(name, name)
-        if name in given:
-            raise ParamsError(f"--config {path}: {name} is given twice.")
-        try:
+    params = LLMTrainingParams()
+    try:
+        for name, value in by_field(read or {}, ALIASES).items():
             params.set(name, value)
-        except ParamsError as error:
-            raise ParamsError(f"--config {path}: {error}") from None
-        given.add(name)
+    except ParamsError as error:
+        raise ParamsError(f"--config {path}: {error}") from None
     return params
 
 

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import Field
 
-from ..errors import DistillError
+from ..errors import DistillError, ParamsError
 
 Spelling = Callable[[str], str]
 
@@ -55,6 +55,26 @@ def name_settings(text: str) -> str:
 def flag_of(name: str) -> str:
     """Return the flag of a field: `teacher_model` is `--teacher-model`."""
     return "--" + name.replace("_", "-")
+
+
+def by_field(values: Mapping[str, object], aliases: Mapping[str, str]) -> dict[str, object]:
+    """Return settings by the names of their fields.
+
+    Args:
+        values: Settings of a file by any accepted name, with dashes or underscores.
+        aliases: The fields' names by others.
+
+    Raises:
+        ParamsError: A setting is given twice.
+    """
+    found: dict[str, object] = {}
+    for key, value in values.items():
+        name = str(key).replace("-", "_")
+        name = aliases.get(name, name)
+        if name in found:
+            raise ParamsError(f"{name} is given twice.")
+        found[name] = value
+    return found
 
 
 def in_python(specs: Mapping[str, Field], names: Mapping[str, str]) -> Spelling:

@@ -12,7 +12,7 @@ from copy import copy
 
 from ..errors import DistillError, ParamsError, quoted
 from .fields import model_in_memory
-from .setting_names import flag_of
+from .setting_names import by_field, flag_of
 from .training_params import ALIASES, FIELDS, LLMTrainingParams
 from .yaml_file import read_yaml
 
@@ -106,20 +106,15 @@ def _settings(stage: object, number: int, name: str) -> Mapping[str, object]:
 
 
 def _of_stage(number: int, own: Mapping[str, object], params: LLMTrainingParams) -> LLMTrainingParams:
-    made, given = copy(params), set()
+    made = copy(params)
     with naming_stage(number):
-        for key, value in own.items():
-            name = key.replace("-", "_")
-            name = ALIASES.get(name, name)
+        for name, value in by_field(own, ALIASES).items():
             if name in FIXED:
                 raise ParamsError(f"{name} cannot differ: {FIXED[name]}; give it for all stages ({flag_of(name)}).")
-            if name in given:
-                raise ParamsError(f"{name} is given twice.")
             if name in ("teacher_model", "data_path") and model_in_memory(value):
                 found = model_in_memory(value)
                 raise ParamsError(f"{name} was a {found} in memory, not a file; give a name or a path.")
             made.set(name, value)
-            given.add(name)
         changed = next((name for name in ROWS if _differs(getattr(made, name), getattr(params, name))), None)
         if params.holdout > 0 and changed is not None:
             raise ParamsError(

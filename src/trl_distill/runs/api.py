@@ -6,8 +6,7 @@ User errors are found before a model loads, and before torch is imported if poss
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from typing import TYPE_CHECKING, Any
 
 from ..config.setting_names import settings_named_as
@@ -21,8 +20,6 @@ from .result import RunResult
 
 if TYPE_CHECKING:
     from .prepare import PreparedRun
-
-Closing = Callable[["PreparedRun", RunResult, float], str]
 
 
 def train(params: LLMTrainingParams, *, verbose: bool = False) -> Any:
@@ -67,17 +64,14 @@ def _run(params: LLMTrainingParams, *, verbose: bool) -> RunResult:
         from .finished import result_of_finished
 
         return result_of_finished(project, params)
-    return run_unfinished(params, verbose=verbose, closing=closing_of_run)
+    prepared, result, seconds = run_unfinished(params, verbose=verbose)
+    if not params.dry_run:
+        prepared.state.print(closing_of_run(prepared, result, seconds))
+    return result
 
 
-def run_unfinished(params: LLMTrainingParams, *, verbose: bool, closing: Closing) -> RunResult:
-    """Check, prepare, fit and save; see `run`.
-
-    Args:
-        params: The run's parameters.
-        verbose: Show all messages and bars of the libraries too.
-        closing: Returns what is printed at the end, from the prepared run, its result and the seconds that it took.
-    """
+def run_unfinished(params: LLMTrainingParams, *, verbose: bool) -> tuple[PreparedRun, RunResult, float]:
+    """Check, prepare, fit and save; return the prepared run, its result and the seconds that it took; see `run`."""
     started = time.perf_counter()
     with ExitStack() as shown:
         checked = _check(params, shown, verbose=verbose)
@@ -90,13 +84,12 @@ def run_unfinished(params: LLMTrainingParams, *, verbose: bool, closing: Closing
         shown.enter_context(explaining_full_disk(checked.project.folder, again=RESUME))
         prepared = prepare(checked)
         if params.dry_run:
-            return prepared.dry_result()
+            return prepared, prepared.dry_result(), time.perf_counter() - started
         shown.enter_context(tracked(params, checked.project.folder))
         trained = fit(prepared)
         with telling_checkpoint(checked.project), doing("saving the result"):
             result = save(trained)
-    prepared.state.print(closing(prepared, result, time.perf_counter() - started))
-    return result
+    return prepared, result, time.perf_counter() - started
 
 
 def closing_of_run(prepared: PreparedRun, result: RunResult, seconds: float) -> str:
@@ -108,12 +101,17 @@ def closing_of_run(prepared: PreparedRun, result: RunResult, seconds: float) -> 
     return closing_lines(result.paths, result.metrics, steps, seconds=seconds)
 
 
+def quiet_libraries(params: LLMTrainingParams) -> AbstractContextManager[None]:
+    """Hide messages of libraries that matter to no user of these parameters."""
+    given = (getattr(params, name, None) for name in ("quantization", "teacher_quantization"))
+    return quiet(four_bits="int4" in given)
+
+
 def _check(params: LLMTrainingParams, shown: ExitStack, *, verbose: bool, writes_store: bool = False) -> CheckedRun:
     """Return the checked run; until `shown` is closed, its folders are held and library output is hidden."""
     shown.enter_context(unbreakable_streams())
     if not verbose:
-        given = (getattr(params, name, None) for name in ("quantization", "teacher_quantization"))
-        shown.enter_context(quiet(four_bits="int4" in given))
+        shown.enter_context(quiet_libraries(params))
     checked = check_run(params, shown, writes_store=writes_store)
     if not verbose:
         shown.enter_context(without_library_bars())  # which loads the libraries

@@ -112,13 +112,12 @@ def check_settings(
     return params, templates
 
 
-def check_data(params: LLMTrainingParams, templates: tuple[Template, Template], data: RunData | None = None) -> RunData:
+def check_data(params: LLMTrainingParams, templates: tuple[Template, Template]) -> RunData:
     """Return a run's rows; refuse models, data and columns that are not there.
 
     Args:
         params: What `check_settings` returned.
         templates: And its templates.
-        data: The rows, if they are loaded already.
 
     Raises:
         UsageError: Something that cannot be found or read.
@@ -127,7 +126,7 @@ def check_data(params: LLMTrainingParams, templates: tuple[Template, Template], 
     from .run_data import load_run_data
 
     check_named(params)
-    data = load_run_data(params, templates) if data is None else data
+    data = load_run_data(params, templates)
     check_teacher_given(params, data.train)
     with explaining_recipe(params, distills=params.distills):
         check_columns(data.train, params, templates)

@@ -57,7 +57,6 @@ OPENING = "prompt_opening"  # in the figures: how the student's prompts differ f
 HELD_OUT, SAMPLES = "held_out.jsonl", "eval_samples.jsonl"
 WEIGHTS = ("*.safetensors", "*.bin", "*.index.json", "adapter_config.json", "config.json", "generation_config.json")
 CONFIG, LOG = "config.yaml", "metrics.jsonl"
-LONGEST_PATH = 4096  # characters
 OURS = ("README.md", CONFIG, "metrics.json", LOG)
 
 # what may differ when a run is resumed: how long it trains, what it logs and keeps, but not what it learns
@@ -378,7 +377,7 @@ class Project:
 
 def _is_same_folder(before: object, now: object) -> bool:
     """Whether two values are paths of the same file or folder, one of them relative for example."""
-    if not (isinstance(before, str) and isinstance(now, str)) or max(len(before), len(now)) > LONGEST_PATH:
+    if not (isinstance(before, str) and isinstance(now, str)):
         return False
     try:
         return Path(before).expanduser().samefile(Path(now).expanduser())

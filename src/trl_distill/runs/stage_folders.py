@@ -21,7 +21,7 @@ from .project_folder import CONFIG, MANIFEST, Project
 RECORD = "stages.json"
 NAME = "stage-{}"
 OUT_OF_DATE = "out of date"  # in the place of a checksum
-_NAME = re.compile(r"stage-([1-9][0-9]{0,3})")
+_NAME = re.compile(NAME.format("[1-9][0-9]*"))
 
 
 class StageFolders:
@@ -133,11 +133,8 @@ def before_stages(folder: Path, model: object) -> object:
         folder: The project.
         model: The model that its configuration names; of a run in stages, the folder of the last stage but one.
     """
-    last = _NAME.fullmatch(Path(model).name) if isinstance(model, str) else None
-    for number in range(int(last[1]) if last else 0, 0, -1):
-        config = folder / NAME.format(number) / CONFIG
-        if not isinstance(model, str) or Path(model).name != NAME.format(number) or not config.is_file():
-            break
-        values = read_yaml(config, name=CONFIG)
-        model = values.get("model") if isinstance(values, dict) else None
-    return model
+    config = folder / NAME.format(1) / CONFIG
+    if not isinstance(model, str) or _NAME.fullmatch(Path(model).name) is None or not config.is_file():
+        return model
+    values = read_yaml(config, name=CONFIG)
+    return values.get("model") if isinstance(values, dict) else None

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from ..config.stages import ROWS, Stage, naming_stage, own_settings, params_of_stages
+from ..config.stages import Stage, naming_stage, own_settings, params_of_stages
 from ..config.training_params import LLMTrainingParams, check_params
 from ..errors import ParamsError
 from ..models.adapters import LORA
@@ -25,8 +25,6 @@ SHOWN = ("epochs", "distill_temperature", "distill_alpha")  # of every stage, on
 NAMES = {"distill_temperature": "T", "distill_alpha": "alpha", "teacher_prompt_template": "prompt"}
 LONGEST = 40  # characters of a value on a stage's line
 AGAIN = f"delete its {MANIFEST} and add --resume to train it again"
-
-
 CheckedStage = tuple[LLMTrainingParams, tuple[Template, Template], "RunData"]
 
 
@@ -120,27 +118,16 @@ def _check_adapters(stages: Sequence[LLMTrainingParams]) -> None:
 
 
 def _check_each(stages: Sequence[LLMTrainingParams]) -> list[CheckedStage]:
-    """Check the stages as runs, with the first one's model: the settings of all, then their data, each loaded once."""
-    settings = []
+    """Check the stages as runs, with the first one's model: the settings of all, then their data."""
+    settings: list[tuple[LLMTrainingParams, tuple[Template, Template]]] = []
     for number, params in enumerate(stages, 1):
         with naming_stage(number):
             settings.append(check_settings(params))
-    known: dict[tuple[object, ...], RunData] = {}
-    checked = []
+    checked: list[CheckedStage] = []
     for number, (params, templates) in enumerate(settings, 1):
-        key = _rows_key(params, templates)
         with naming_stage(number):
-            known[key] = check_data(params, templates, known.get(key))
-        checked.append((params, templates, known[key]))
+            checked.append((params, templates, check_data(params, templates)))
     return checked
-
-
-def _rows_key(params: LLMTrainingParams, templates: Sequence[Template]) -> tuple[object, ...]:
-    """Return what decides which rows a stage loads; data in memory is known by its address."""
-    given = [getattr(params, name) for name in (*ROWS, "completion_column", "prompt_text_column")]
-    fields = sorted({name for template in templates for name in template.fields})
-    values = [value if isinstance(value, (str, type(None))) else id(value) for value in given]
-    return (*values, *fields, params.evaluations_needed_by)
 
 
 def _check_folders(

@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..config.setting_names import name_settings, settings_named_as
 from ..config.stages import Stage, naming_stage
@@ -19,16 +19,13 @@ from ..data.folder_lock import is_main_rank
 from ..errors import printable
 from ..trainer.registry import get_trainer
 from ..trainer.standard_streams import unbreakable_streams
-from .api import closing_of_run, run_unfinished
+from .api import closing_of_run, quiet_libraries, run_unfinished
 from .checks import CheckedRun
 from .full_disk import RESUME
 from .memory import memory_explained, sentence_of_run
 from .project_folder import Project
 from .result import RunResult
 from .stage_plan import PlannedStage, StagePlan, plan_stages
-
-if TYPE_CHECKING:
-    from .prepare import PreparedRun
 
 # settings on which what the teacher writes depends; with the same ones a stage finds the completions of another
 OF_COMPLETIONS = ("teacher_model", "teacher_prompt_template", "teacher_system", "teacher_config")
@@ -83,6 +80,8 @@ def run_stages(
     """
     with ExitStack() as held:
         held.enter_context(unbreakable_streams())
+        if not verbose:
+            held.enter_context(quiet_libraries(params))
         plan = plan_stages(params, stages, held)
         count = len(plan.stages)
         if not params.dry_run:
@@ -148,17 +147,17 @@ def _run(plan: StagePlan, stage: PlannedStage, *, verbose: bool) -> RunResult:
         _wait_for_everyone(params)
     _say(stage.line(count))
 
-    def closing(prepared: PreparedRun, result: RunResult, seconds: float) -> str:
-        figures = ", ".join(f"{name} {result.metrics[name]:.4g}" for name in SHOWN if name in result.metrics)
-        done = f"Stage {stage.number} of {count} is done in {seconds:.0f} s: {figures}."
-        if stage.number < count:
-            return f"{done}\n"
-        _add_to_page(plan)
-        _, _, rest = closing_of_run(prepared, result, seconds).partition("\n")  # its first line says the same
-        return f"{done}\n{rest}"
-
     with memory_explained(lambda error: sentence_of_run(error, params)):
-        return run_unfinished(params, verbose=verbose, closing=closing)
+        prepared, result, seconds = run_unfinished(params, verbose=verbose)
+    if params.dry_run:
+        return result
+    rest = ""
+    if stage.number == count:
+        _add_to_page(plan)
+        _, _, rest = closing_of_run(prepared, result, seconds).partition("\n")  # its first line is this one
+    figures = ", ".join(f"{name} {result.metrics[name]:.4g}" for name in SHOWN if name in result.metrics)
+    prepared.state.print(f"Stage {stage.number} of {count} is done in {seconds:.0f} s: {figures}.\n{rest}")
+    return result
 
 
 def _wait_for_everyone(params: LLMTrainingParams) -> None:
