@@ -17,15 +17,17 @@ from trl_distill.config.export_settings import EXPORT_FIELDS
 from trl_distill.config.queries_settings import QUERIES_FIELDS
 from trl_distill.config.recipes import RECIPES, shown
 from trl_distill.config.training_params import FIELDS
+from trl_distill.config.tuning_settings import TUNING_FIELDS
 
 ROOT = Path(__file__).parents[1]
-PAGES = ("README.md", "docs/cli.md", "docs/evaluation.md", "docs/serving.md", "docs/recipes.md")
+PAGES = ("README.md", "docs/cli.md", "docs/evaluation.md", "docs/serving.md", "docs/recipes.md", "docs/tuning.md")
 OF_COMMANDS: dict[str | None, dict[str, Any]] = {
     None: FIELDS,
     "data": DATA_FIELDS,
     "evaluate": EVALUATION_FIELDS,
     "export": EXPORT_FIELDS,
     "queries": QUERIES_FIELDS,
+    "tune": TUNING_FIELDS,
 }
 TABLE = re.compile(r"(<!-- flags(?: of (\w+))?: (.+?) -->\n).*?(<!-- end of flags -->)", re.DOTALL)
 

@@ -17,11 +17,13 @@ def test_autotrain_has_the_import_paths_of_the_guide():
         prepare_distillation_data,
         queries_from_prompt,
         train,
+        tune,
     )
     from autotrain.trainers.clm.params import LLMTrainingParams
     from autotrain.trainers.clm.train_clm_distill import PromptDistillationTrainer
 
     assert train is trl_distill.train
+    assert tune is trl_distill.tune
     assert evaluate is trl_distill.evaluate
     assert evaluate_distillation is trl_distill.evaluate_distillation
     assert queries_from_prompt is trl_distill.queries_from_prompt

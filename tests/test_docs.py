@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import copy
 import importlib.util
 import os
 import re
@@ -20,6 +21,8 @@ from trl_distill.cli.export_command import export
 from trl_distill.cli.llm_command import llm, params_from_command, params_of
 from trl_distill.cli.queries_command import queries
 from trl_distill.cli.teach_command import teach
+from trl_distill.cli.tune_command import searched, tune
+from trl_distill.runs.tuning.plan import combinations
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -75,7 +78,8 @@ def test_tests_are_named_in_comments_alone(page):
 def test_flags_in_the_docs_exist(page):
     known = {"--help", "--version"} | {
         flag
-        for option in (*llm.params, *data.params, *queries.params, *teach.params, *evaluate.params, *export.params)
+        for command in (llm, data, queries, teach, evaluate, export, tune)
+        for option in command.params
         for flag in (*option.opts, *option.secondary_opts)
     }
     for span in re.findall(r"`([^`\n]+)`", BLOCK.sub("", page.read_text(encoding="utf-8"))):
@@ -104,6 +108,14 @@ def test_commands_in_the_docs_are_accepted(page, tmp_path, monkeypatch):
                 assert queries.make_context("queries", words[2:])
             if words[:2] == ["aitraining", "export"]:
                 assert export.make_context("export", words[2:])
+            if words[:2] == ["aitraining", "tune"]:
+                shared, space = searched(tune.make_context("tune", words[2:]))
+                assert space, line
+                for settings in combinations(space):
+                    params = copy.copy(shared)
+                    for name, value in settings.items():
+                        params.set(name, value)
+                    params.validate()
             if words[:2] == ["aitraining", "teach"]:
                 params = params_of(teach.make_context("teach", words[2:]))
                 params.validate()

@@ -127,6 +127,9 @@ MISTAKES = {
     "data {data} --output {data} --overwrite": "is read, and would be replaced",
     "queries --teacher ./nowhere --teacher-system x --output {there}/q.jsonl": "'./nowhere' is not a folder",
     "queries --teacher embedded --output {there}/q.jsonl": "there is no prompt to write inputs for",
+    "{tune} --data-path {data} --holdout 0.5 --distill-temperature 1,0": "--distill-temperature is 0.0",
+    "{tune} --data-path {data} --holdout 0.5": "nothing to tune",
+    "{tune} --data-path {data} --lr 1e-3,1e-4": "no held-out rows",
     "export {project} --to gguf": "llama.cpp's converter",
     "export {project} --to mlx": "mlx_lm is not installed",
     "export {project} --to vllm --output {data}": "is a file",
@@ -166,6 +169,7 @@ def test_mistakes_that_need_no_torch_are_found_before_it_is_imported(tmp_path, m
     (tmp_path / "stages.yaml").write_text("- epochs: 1\n- text_column: question\n")
     places = {"there": tmp_path, "data": tmp_path / "data.jsonl", "project": finished_project(tmp_path / "project")}
     places["run"] = f"llm --model embedded --teacher-model embedded --project-name {tmp_path / 'run'}"
+    places["tune"] = places["run"].replace("llm", "tune", 1)
     commands = [(command.format(**places).split(), expected.format()) for command, expected in MISTAKES.items()]
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("PATH", "/nowhere")  # no converter

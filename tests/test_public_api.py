@@ -26,6 +26,7 @@ NAMES = {
     "RunResult": "runs.api",
     "TeacherError": "errors",
     "TemplateError": "errors",
+    "TuningResult": "runs.tuning.result",
     "UsageError": "errors",
     "distillation_loss_from_logits": "losses",
     "evaluate": "runs.evaluate",
@@ -42,6 +43,7 @@ NAMES = {
     "run": "runs.api",
     "train": "runs.api",
     "train_stages": "runs.stages",
+    "tune": "runs.tuning.api",
 }
 
 # by position, then after the star by keyword; "=" where there is a default
@@ -49,6 +51,7 @@ SIGNATURES = {
     "train": "params * verbose=",
     "run": "params * verbose=",
     "train_stages": "params stages * verbose=",
+    "tune": "params space * trials= keep_all= reference_column= metrics= verbose=",
     "evaluate": "model data= **settings",
     "evaluate_distillation": (
         "student_model teacher_model= test_data= * teacher_prompt= student_prompt= before= reference_column= metrics= "

@@ -17,6 +17,7 @@ _HOME = {
     "LLMTrainingParams": "config.training_params",
     "PromptDistillationTrainer": "trainer.trainer",
     "RunResult": "runs.api",
+    "TuningResult": "runs.tuning.result",
     "distillation_loss_from_logits": "losses",
     "evaluate": "runs.evaluate",
     "evaluate_distillation": "runs.evaluate",
@@ -32,6 +33,7 @@ _HOME = {
     "run": "runs.api",
     "train": "runs.api",
     "train_stages": "runs.stages",
+    "tune": "runs.tuning.api",
     **dict.fromkeys(
         (
             "DataError",
@@ -75,6 +77,8 @@ if TYPE_CHECKING:  # "as" tells type checkers that the name is public
     from .runs.generate_with_teacher import generate_with_teacher as generate_with_teacher
     from .runs.queries_from_prompt import queries_from_prompt as queries_from_prompt
     from .runs.stages import train_stages as train_stages
+    from .runs.tuning.api import tune as tune
+    from .runs.tuning.result import TuningResult as TuningResult
     from .teachers.loading import load_teacher as load_teacher
     from .trainer.mixin import DistillationMixin as DistillationMixin
     from .trainer.registry import get_trainer as get_trainer

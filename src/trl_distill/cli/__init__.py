@@ -15,6 +15,7 @@ from .export_command import export
 from .llm_command import llm
 from .queries_command import queries
 from .teach_command import teach
+from .tune_command import tune
 
 __all__ = ["main"]
 
@@ -55,3 +56,4 @@ main.add_command(queries)
 main.add_command(teach)
 main.add_command(evaluate)
 main.add_command(export)
+main.add_command(tune)

@@ -85,7 +85,7 @@ def _verdict(
         text = f"No verdict: the teacher does worse than the student before training on these {rows} ({means})."
         return Verdict("no verdict", text)
     if gap is None or teacher_gain.low <= 0:
-        needed = _rounded(rows_needed(goal - start, goal - start)) if teacher_gain.estimate > 0 else None
+        needed = rounded_rows(rows_needed(goal - start, goal - start)) if teacher_gain.estimate > 0 else None
         more = f"; about {needed:,} rows would show a difference of this size" if needed else ""
         text = (
             f"No verdict: the teacher's prompt makes no difference on these {rows} that is more than chance "
@@ -100,12 +100,12 @@ def _verdict(
     wanted = [rows_needed(end - start - HALF * (goal - start), goal - start)]
     if gap.estimate >= HALF:
         wanted.append(rows_needed(end - start, end - start))
-    needed = _rounded(max(wanted))
+    needed = rounded_rows(max(wanted))
     would = f"about {needed:,} would do" if needed else "it is so close to one half that more would hardly decide it"
     return Verdict("no verdict", f"No verdict, too few rows: {closed}; {would}.", needed)
 
 
-def _rounded(rows: float) -> int | None:
+def rounded_rows(rows: float) -> int | None:
     """Return a number of rows to two digits, rounded up; None if nobody would collect so many."""
     if not rows <= MOST_ROWS:
         return None

@@ -6,6 +6,7 @@ User errors are found before a model loads, and before torch is imported if poss
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, ExitStack
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,8 @@ from .memory import memory_explained, sentence_of_run
 from .result import RunResult
 
 if TYPE_CHECKING:
+    from transformers import TrainerCallback
+
     from .prepare import PreparedRun
 
 
@@ -54,23 +57,41 @@ def run(params: LLMTrainingParams, *, verbose: bool = False) -> RunResult:
         UsageError: A request that cannot be fulfilled; raised before a model loads.
         RunInterrupted: Ctrl-C or SIGTERM while it trains; a checkpoint is written.
     """
+    return run_with_callbacks(params, (), verbose=verbose)
+
+
+def run_with_callbacks(
+    params: LLMTrainingParams, callbacks: Sequence[TrainerCallback], *, verbose: bool = False
+) -> RunResult:
+    """Do what `run` does, with callbacks of the caller that watch the training.
+
+    Args:
+        params: The run's parameters.
+        callbacks: Called after the run's own.
+        verbose: Show all messages and bars of the libraries too.
+
+    Raises:
+        UsageError, RunInterrupted: See `run`.
+    """
     with memory_explained(lambda error: sentence_of_run(error, params)):
-        return _run(params, verbose=verbose)
+        return _run(params, callbacks, verbose=verbose)
 
 
-def _run(params: LLMTrainingParams, *, verbose: bool) -> RunResult:
+def _run(params: LLMTrainingParams, callbacks: Sequence[TrainerCallback], *, verbose: bool) -> RunResult:
     project = finished_project(params)
     if project is not None:
         from .finished import result_of_finished
 
         return result_of_finished(project, params)
-    prepared, result, seconds = run_unfinished(params, verbose=verbose)
+    prepared, result, seconds = run_unfinished(params, verbose=verbose, callbacks=callbacks)
     if not params.dry_run:
         prepared.state.print(closing_of_run(prepared, result, seconds))
     return result
 
 
-def run_unfinished(params: LLMTrainingParams, *, verbose: bool) -> tuple[PreparedRun, RunResult, float]:
+def run_unfinished(
+    params: LLMTrainingParams, *, verbose: bool, callbacks: Sequence[TrainerCallback] = ()
+) -> tuple[PreparedRun, RunResult, float]:
     """Check, prepare, fit and save; return the prepared run, its result and the seconds that it took; see `run`."""
     started = time.perf_counter()
     with ExitStack() as shown:
@@ -86,7 +107,7 @@ def run_unfinished(params: LLMTrainingParams, *, verbose: bool) -> tuple[Prepare
         if params.dry_run:
             return prepared, prepared.dry_result(), time.perf_counter() - started
         shown.enter_context(tracked(params, checked.project.folder))
-        trained = fit(prepared)
+        trained = fit(prepared, callbacks)
         with telling_checkpoint(checked.project), doing("saving the result"):
             result = save(trained)
     return prepared, result, time.perf_counter() - started

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass
@@ -56,8 +56,12 @@ class Trained:
     metrics: Mapping[str, float]
 
 
-def fit(prepared: PreparedRun) -> Trained:
+def fit(prepared: PreparedRun, callbacks: Sequence[TrainerCallback] = ()) -> Trained:
     """Train; Ctrl-C or SIGTERM ends at the next step with a checkpoint, a loss that is not finite without one.
+
+    Args:
+        prepared: The run.
+        callbacks: Called after the run's own.
 
     Raises:
         RunInterrupted: Ctrl-C, SIGTERM or SIGHUP.
@@ -70,7 +74,7 @@ def fit(prepared: PreparedRun) -> Trained:
     if params.early_stopping_patience is not None:
         shown.append(EarlyStoppingCallback(params.early_stopping_patience, params.early_stopping_threshold))
     with doing("loading the student"):
-        made = _make_trainer(prepared, tokenizer, [stop, watch, *shown])
+        made = _make_trainer(prepared, tokenizer, [stop, watch, *shown, *callbacks])
     trainer = without_pickled_arguments(show_lines(made))
     watch.trainer = trainer
     if not (isinstance(trainer, DistillationMixin) and trainer.distilling):  # which seals its own

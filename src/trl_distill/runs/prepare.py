@@ -131,7 +131,7 @@ def rehearse(checked: CheckedRun) -> list[Planned]:
 def _outlined(checked: CheckedRun) -> tuple[DistillationSFTConfig, PartialState, StudentModel, PreTrainedModel]:
     """Return the trainer's configuration, the processes, the student, and the same without weights."""
     params = checked.params
-    args = _trainer_config(params)
+    args = trainer_config(params)
     if checked.data.held_out is None:
         args.eval_strategy = "no"  # nothing to evaluate on
     set_seed(params.seed)
@@ -151,7 +151,7 @@ def _planned(checked: CheckedRun, outline: PreTrainedModel, state: PartialState)
     return planned_of_run(checked.project.folder, checked.params, outline, rows=rows, processes=processes)
 
 
-def _trainer_config(params: LLMTrainingParams) -> DistillationSFTConfig:
+def trainer_config(params: LLMTrainingParams) -> DistillationSFTConfig:
     """Return the trainer's configuration, checked against this machine."""
     args = from_params(params)
     if params.merge_adapter:

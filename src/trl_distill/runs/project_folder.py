@@ -223,7 +223,7 @@ class Project:
                     f"the same; add --overwrite to start over, or delete {file} and add --resume to resume anyway."
                 )
         assert before is not None
-        for key, value in _params_to_keep(params).items():
+        for key, value in params_to_keep(params).items():
             # an earlier version kept the name of a prompt's file
             same = before.get(key, value) in (value, named[key]) or _is_same_folder(before[key], value)
             if key not in FREE_ON_RESUME and not same:
@@ -284,7 +284,7 @@ class Project:
         write_text(self.folder / MARKER, json.dumps(marked) + "\n")
         if params.overwrite:
             self.discard()
-        text = yaml.safe_dump(_params_to_keep(params), sort_keys=False, allow_unicode=True)
+        text = yaml.safe_dump(params_to_keep(params), sort_keys=False, allow_unicode=True)
         return self._write(CONFIG, "# aitraining llm --config config.yaml\n" + text)
 
     def discard(self) -> None:
@@ -304,6 +304,13 @@ class Project:
         if overwrite and (not files or marker is None):
             names |= {p.name for pattern in WEIGHTS for p in self.folder.glob(pattern)}
         return names - {*OURS, MANIFEST}
+
+    def discard_model(self) -> None:
+        """Delete the model and the checkpoints; settings, figures and the page stay."""
+        for name in self._replaced(overwrite=False):
+            remove(self.folder / name)
+        remove(self.checkpoints)
+        remove(self.folder / MANIFEST)
 
     @property
     def result(self) -> list[str]:
@@ -391,7 +398,7 @@ def _names(read: dict[str, Any] | None, key: str) -> list[object]:
     return list(listed) if isinstance(listed, (list, dict)) else []
 
 
-def _params_to_keep(params: LLMTrainingParams) -> dict[str, Any]:
+def params_to_keep(params: LLMTrainingParams) -> dict[str, Any]:
     """Return the parameters for config.yaml, with the content of files: prompts, and a list of teachers."""
     values = {k: v for k, v in params.to_dict().items() if k not in NOT_KEPT}
     values |= {name: text_of_file(values[name], name) for name in PROMPTS}

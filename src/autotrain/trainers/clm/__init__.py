@@ -5,6 +5,7 @@ from trl_distill.runs.diverse_queries import prepare_distillation_data
 from trl_distill.runs.evaluate import evaluate, evaluate_distillation
 from trl_distill.runs.queries_from_prompt import queries_from_prompt
 from trl_distill.runs.stages import train_stages
+from trl_distill.runs.tuning.api import tune
 
 __all__ = [
     "evaluate",
@@ -13,4 +14,5 @@ __all__ = [
     "queries_from_prompt",
     "train",
     "train_stages",
+    "tune",
 ]

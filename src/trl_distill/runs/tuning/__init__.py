@@ -1,0 +1,1 @@
+"""`tune(params, space)`: many runs that differ in some settings, judged on the same held-out rows."""

@@ -1,0 +1,96 @@
+"""`aitraining tune`: its flags, what it refuses, and a dry run."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from click.testing import CliRunner
+
+from trl_distill.cli import main
+from trl_distill.cli.llm_command import llm
+from trl_distill.cli.tune_command import searched, tune
+from trl_distill.config.search_space import Range
+
+MODELS = ["--model", "embedded", "--teacher-model", "embedded"]
+
+
+def parsed(*arguments):
+    return searched(tune.make_context("tune", [*MODELS, *arguments]))
+
+
+def command(*arguments):
+    return CliRunner().invoke(main, ["tune", *MODELS, *map(str, arguments)])
+
+
+@pytest.fixture
+def data(tmp_path):
+    path = tmp_path / "queries.jsonl"
+    path.write_text("".join(json.dumps({"text": f"red cat {i}"}) + "\n" for i in range(8)))
+    return path
+
+
+def test_it_has_every_flag_of_a_run():
+    flags = {flag for option in llm.params for flag in (*option.opts, *option.secondary_opts)}
+    mine = {flag for option in tune.params for flag in (*option.opts, *option.secondary_opts)}
+    assert flags - mine == {"--stages"}  # which lists runs of its own
+
+
+def test_one_value_is_shared_and_several_are_the_space():
+    params, space = parsed("--distill-temperature", "1,2,3", "--lr", "1e-4", "--epochs", "1..3", "--peft")
+    assert (params.lr, params.peft) == (1e-4, True)
+    assert space == {"epochs": Range(1.0, 3.0), "distill_temperature": (1.0, 2.0, 3.0)}
+
+
+def test_other_names_and_repeated_flags_list_values_too():
+    _, space = parsed("--learning-rate", "1e-4", "--lr", "1e-3", "--teacher-system", "a, b", "--teacher-system", "c\\n")
+    assert space == {"teacher_system": ("a, b", "c\n"), "lr": (1e-4, 1e-3)}
+
+
+def test_a_switch_takes_both_values():
+    assert parsed("--peft", "true,false")[1] == {"peft": (True, False)}
+    assert parsed("--packing", "--no-packing")[1] == {"packing": (True, False)}
+    params, space = parsed("--no-peft", "--overwrite")
+    assert (params.peft, params.overwrite, space) == (False, True, {})
+
+
+def test_flags_override_a_file_of_settings(tmp_path):
+    (tmp_path / "run.yaml").write_text("lr: 1e-3\nepochs: 2\n")
+    params, space = parsed("--config", str(tmp_path / "run.yaml"), "--lr", "1e-4,1e-5")
+    assert params.epochs == 2
+    assert space == {"lr": (1e-4, 1e-5)}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--distill-temperature", "1,0"], "--distill-temperature is 0.0; expected a number above 0 and at most 1000."),
+        (["--seed", "1,2"], "--seed has several values, but all trials have the same, so that they differ by what is "
+         "tuned alone; give one."),
+        (["--lr", "1e-3"], "there is nothing to tune; give a setting several values, such as --distill-temperature "
+         "1,2,3."),
+        (["--lr", "1e-4..1e-3"], "--lr is the range 0.0001..0.001, which a grid cannot cover; add --trials 20, or list "
+         "values."),
+        (["--lr", "1e-4,1e-3"], "there are no held-out rows to judge the trials by; add --holdout 0.1, or name a split "
+         "of the data with --valid-split."),
+        (["--lr", "1e-4,1e-3", "--holdout", "0.3", "--metric", "nosuch"], "--metric 'nosuch' is unknown;"),
+        (["--lr", "1e-4,1e-3", "--holdout", "0.3", "--reference-column", "answer"], "the held-out rows has no column"),
+    ],
+)  # fmt: skip
+def test_a_mistake_is_one_sentence(arguments, sentence, data, tmp_path):
+    done = command("--data-path", data, "--project-name", tmp_path / "search", *arguments)
+    assert done.exit_code == 2
+    assert done.stderr.startswith(f"aitraining: error: {sentence}")
+    assert done.stderr.count("\n") == 1
+    assert not (tmp_path / "search").exists()
+
+
+def test_a_dry_run_lists_the_trials(data, tmp_path):
+    done = command(
+        "--data-path", data, "--project-name", tmp_path / "search", "--holdout", "0.3", "--distill-alpha", "0.5,0.9",
+        "--dry-run", "--distill-max-teacher-length", "4", "--teacher-prompt-template", "Reverse: {input}",
+    )  # fmt: skip
+    assert done.exit_code == 0, done.stderr
+    assert done.stdout.splitlines()[:3] == ["2 trials:", "  --distill-alpha 0.5", "  --distill-alpha 0.9"]
+    assert "Pre-flight (train)" in done.stdout
+    assert [path.name for path in (tmp_path / "search").iterdir()] == ["teacher_completions.jsonl"]

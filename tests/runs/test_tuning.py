@@ -1,0 +1,240 @@
+"""`tune`: a grid and optuna's trials on tiny models, judged by held-out rows."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+from collections import Counter
+
+import pytest
+import yaml
+from click.testing import CliRunner
+from holding import another_process
+from safetensors.torch import load_file
+from small_runs import no_model
+
+from trl_distill import LLMTrainingParams, evaluate_distillation, tune
+from trl_distill.cli import main
+from trl_distill.errors import DataError, ParamsError, ProjectError, RunInterrupted, UsageError
+from trl_distill.evaluation.result import AFTER
+from trl_distill.models.loading import ModelSource
+from trl_distill.runs.tuning import trial as trials
+from trl_distill.runs.tuning.difference import difference_of
+from trl_distill.runs.tuning.result import Rows, Trial
+from trl_distill.teachers.local.teacher import LocalTeacher
+
+pytest.importorskip("sacrebleu", reason="every evaluation has chrF")
+
+ROWS = [" ".join(pair) for pair in zip("abcdefgabcdefgabcdef", "bdfaceggecafdbbdfac", strict=False)]
+SPACE = {"distill_temperature": [1, 2], "lr": [1e-2, 1e-6]}
+
+
+@pytest.fixture(scope="module")
+def settings(tiny_model_dir, tiny_teacher_dir, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    (folder / "queries.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in ROWS))
+    return {
+        "model": str(tiny_model_dir), "teacher_model": str(tiny_teacher_dir), "teacher_prompt_template": "e f {input}",
+        "data_path": str(folder / "queries.jsonl"), "holdout": 0.3, "distill_max_teacher_length": 4,
+        "gradient_accumulation": 1, "batch_size": 8, "eval_strategy": "steps", "eval_steps": 1,
+        "save_strategy": "steps", "save_steps": 1, "logging_steps": 100, "warmup_ratio": 0.0, "max_steps": 2,
+        "scheduler": "constant",
+    }  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def tuned(settings, tmp_path_factory):
+    """A grid of four trials, what it printed, and how many prompts each model completed."""
+    written: Counter[str] = Counter()
+    generate = LocalTeacher.generate
+
+    def counted(self, prompts, generation):
+        written[self.name] += len(prompts)
+        return generate(self, prompts, generation)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(LocalTeacher, "generate", counted)
+        params = LLMTrainingParams(**settings, project_name=str(tmp_path_factory.mktemp("tuned") / "search"))
+        return tune(params, SPACE), written
+
+
+@pytest.fixture(scope="module")
+def result(tuned):
+    return tuned[0]
+
+
+@pytest.fixture
+def copied(result, settings, tmp_path):
+    """The parameters of the search in a copy of its project."""
+    shutil.copytree(result.paths["project"], tmp_path / "search")
+    return LLMTrainingParams(**settings, project_name=str(tmp_path / "search"))
+
+
+def test_every_combination_is_a_plain_run(result):
+    assert sorted(tuple(trial.settings.values()) for trial in result.trials) == [
+        (1.0, 1e-6), (1.0, 1e-2), (2.0, 1e-6), (2.0, 1e-2)
+    ]  # fmt: skip
+    for trial in result.trials:
+        config = yaml.safe_load((trial.folder / "config.yaml").read_text())
+        assert {name: config[name] for name in trial.settings} == trial.settings
+        assert config["seed"] == 42
+        assert trial.state == "finished"
+
+
+def test_all_trials_are_judged_on_the_same_rows(result):
+    held_out = {(trial.folder / "held_out.jsonl").read_text() for trial in result.trials}
+    assert len(held_out) == 1
+    assert len(held_out.pop().splitlines()) == len(result.best.rows.scores) == 6
+
+
+def test_the_best_is_what_an_evaluation_finds_best(result):
+    assert result.trials == tuple(sorted(result.trials, key=lambda trial: -trial.value(result.objective)))
+    found = evaluate_distillation(result.best.folder, timed_queries=0).evaluation
+    side = found.side(AFTER)
+    assert result.best.score == side.mean_score(found.metric)
+    assert result.best.divergence == pytest.approx(side.fidelity.mean_divergence, rel=1e-6)
+    assert result.best.gap_closed == found.gap_closed
+
+
+def test_the_teacher_writes_once_for_all_trials(tuned, settings):
+    assert tuned[1][settings["teacher_model"]] == len(set(ROWS))
+    stores = list((tuned[0].paths["project"] / "teacher").glob("*/manifest.json"))
+    assert len(stores) == 1
+    assert json.loads(stores[0].read_text())["kind"] == "hidden"
+
+
+def test_only_the_best_trials_model_is_kept(result):
+    models = {path.parent.name for path in (result.paths["project"] / "trials").glob("*/model.safetensors")}
+    assert models == {result.best.folder.name}
+    checkpoints = list((result.paths["project"] / "trials").glob("*/checkpoints"))
+    assert [path.parent.name for path in checkpoints] == [result.best.folder.name]
+
+
+def test_the_best_settings_train_the_same_student_again(result):
+    done = CliRunner().invoke(main, ["llm", "--config", str(result.paths["settings"])])
+    assert done.exit_code == 0, done.stderr
+    again = load_file(result.paths["project"] / "final" / "model.safetensors")
+    best = load_file(result.best.folder / "model.safetensors")
+    assert all(again[name].equal(best[name]) for name in best)
+
+
+def test_a_finished_search_is_not_run_again(result, copied, monkeypatch):
+    monkeypatch.setattr(ModelSource, "load_model", no_model)
+    again = tune(copied, SPACE)
+    assert [trial.number for trial in again.trials] == [trial.number for trial in result.trials]
+    assert again.best.rows == result.best.rows
+
+
+def test_more_values_extend_a_search(result, copied):
+    before = {path.name: (path / "trial.json").read_text() for path in (result.paths["project"] / "trials").iterdir()}
+    again = tune(copied, {**SPACE, "lr": [1e-2, 1e-3], "distill_temperature": [1]})
+    assert len(again.trials) == 5
+    (new,) = (trial for trial in again.trials if trial.number == 5)
+    assert new.settings == {"distill_temperature": 1.0, "lr": 1e-3}
+    for trial in again.trials:
+        if trial is not new:
+            assert (trial.folder / "trial.json").read_text() == before[trial.folder.name]
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"epochs": 2.0}, r"holds a search with epochs=3.0, and this one has 2.0; give the same"),
+        ({"holdout": 0.4}, r"with holdout=0.3, and this one has 0.4"),
+        ({"data_path": "other"}, r"holds a search with data_path"),
+    ],
+)
+def test_another_search_in_the_same_project_is_refused(copied, changed, message, monkeypatch):
+    monkeypatch.setattr(ModelSource, "load_model", no_model)
+    for name, value in changed.items():
+        copied.set(name, value)
+    with pytest.raises(ProjectError, match=message):
+        tune(copied, SPACE)
+
+
+def test_a_stopped_search_goes_on_where_it_was(settings, tmp_path, monkeypatch, capsys):
+    params = LLMTrainingParams(**settings, project_name=str(tmp_path / "search"))
+    begun: list[int] = []
+
+    class Stops(trials.EvaluationWatch):
+        """Interrupts the second trial in its first step."""
+
+        def on_step_begin(self, args, state, control, **kwargs):
+            begun.append(state.global_step)
+            if begun == [0, 1, 0]:
+                signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(trials, "EvaluationWatch", Stops)
+    with pytest.raises(
+        RunInterrupted, match=r"finished trials are kept in .*; run the same search again to go on"
+    ) as stop:
+        tune(params, {"lr": [1e-2, 1e-3]})
+    assert stop.value.exit_code == 130
+    first = (tmp_path / "search" / "trials" / "001" / "trial.json").read_text()
+    result = tune(params, {"lr": [1e-2, 1e-3]})
+    assert begun == [0, 1, 0, 1]  # the second trial went on from its checkpoint
+    assert (tmp_path / "search" / "trials" / "001" / "trial.json").read_text() == first
+    assert len(result.finished) == 2
+    assert "1 finished trial is there already." in capsys.readouterr().out
+
+
+def test_a_project_has_one_search_at_a_time(copied):
+    with another_process(copied.project_name), pytest.raises(ProjectError, match="is in use by process"):
+        tune(copied, SPACE)
+
+
+@pytest.mark.parametrize(
+    ("changed", "space", "error", "message"),
+    [
+        ({}, {"lr": [1e-3, 0]}, ParamsError, "lr is 0"),
+        ({}, {"optimizer": ["sgd", "nosuch"]}, ParamsError, "optimizer is 'nosuch'"),
+        ({}, {"merge_adapter": [False, True]}, ParamsError, r"no adapter to merge.*in the trial merge_adapter"),
+        ({"peft": True}, {"target_modules": ["q_proj", "nosuch"]}, ParamsError, "not a module of the student"),
+        ({}, {"teacher_model": ["./nowhere", "embedded"]}, UsageError, "'./nowhere'"),
+        ({}, {"teacher_prompt_template": ["{input}", "{nosuch} {input}"]}, UsageError, "nosuch"),
+        ({"holdout": 0.0}, {"lr": [1e-3, 1e-2]}, DataError, "no held-out rows to judge the trials by; set holdout|add"),
+        ({"teacher_model": "ema"}, {"lr": [1e-3, 1e-2]}, ParamsError, "'ema'"),
+        ({"push_to_hub": True}, {"lr": [1e-3, 1e-2]}, ParamsError, "push_to_hub has no use"),
+        ({"teacher_store_kind": "topk"}, {"distill_divergence": ["jsd", "forward_kl"]}, ParamsError, "'topk'"),
+    ],
+)
+def test_a_bad_value_anywhere_is_found_before_a_model_loads(
+    settings, changed, space, error, message, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(ModelSource, "load_model", no_model)
+    params = LLMTrainingParams(**{**settings, **changed}, project_name=str(tmp_path / "search"))
+    with pytest.raises(error, match=message):
+        tune(params, space)
+    assert not (tmp_path / "search").exists()
+
+
+def test_a_trial_that_diverges_is_not_the_end_of_the_search(settings, tmp_path):
+    params = LLMTrainingParams(**settings, project_name=str(tmp_path / "search"))
+    result = tune(params, {"lr": [1e19, 1e-3]})
+    best, failed = result.trials
+    assert (best.settings["lr"], best.state) == (1e-3, "finished")
+    assert failed.state == "failed"
+    assert "lower --lr (it is 1e+19)" in failed.reason
+    assert result.best_differs is None
+
+
+def of(scores, divergence=()):
+    return Trial(1, {}, None, "finished", rows=Rows(tuple(scores), tuple(divergence), (3,) * len(divergence)))
+
+
+def test_whether_the_best_differs_is_asked_of_paired_rows():
+    noise = [0.0, 100.0] * 10
+    ahead = difference_of(of([100.0] * 20), of([0.0] * 20), objective="score")
+    assert ahead.is_beyond_noise
+    assert ahead.rows_needed is None
+    same = difference_of(of(noise), of(noise), objective="score")
+    assert not same.is_beyond_noise
+    slight = difference_of(of([100.0, *noise[1:]]), of(noise), objective="gap closed")
+    assert not slight.is_beyond_noise
+    assert slight.interval.estimate == 5.0
+    assert slight.rows_needed > 20
+    nearer = difference_of(of(noise, [0.1] * 20), of(noise, [0.2] * 20), objective="divergence")
+    assert nearer.is_beyond_noise
+    assert nearer.interval.estimate == pytest.approx(0.1)
+    assert nearer.unit == "nats"
