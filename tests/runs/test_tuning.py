@@ -195,6 +195,7 @@ def test_a_project_has_one_search_at_a_time(copied):
         ({}, {"teacher_prompt_template": ["{input}", "{nosuch} {input}"]}, UsageError, "nosuch"),
         ({"holdout": 0.0}, {"lr": [1e-3, 1e-2]}, DataError, "no held-out rows to judge the trials by; set holdout|add"),
         ({"teacher_model": "ema"}, {"lr": [1e-3, 1e-2]}, ParamsError, "'ema'"),
+        ({"queries_from_prompt": 9}, {"lr": [1e-3, 1e-2]}, ParamsError, "once by aitraining queries"),
         ({"push_to_hub": True}, {"lr": [1e-3, 1e-2]}, ParamsError, "push_to_hub has no use"),
         ({"teacher_store_kind": "topk"}, {"distill_divergence": ["jsd", "forward_kl"]}, ParamsError, "'topk'"),
     ],

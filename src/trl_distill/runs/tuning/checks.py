@@ -36,6 +36,11 @@ def check_tuning(params: object, space: Space, settings: TuningSettings) -> list
         raise ParamsError(f"a search takes LLMTrainingParams, not {type(params).__name__}.")
     if params.push_to_hub:
         raise ParamsError("push_to_hub has no use in a search; add it to the run with the best settings.")
+    if params.queries_from_prompt is not None or "queries_from_prompt" in space:
+        raise ParamsError(
+            "queries_from_prompt would write inputs for each trial; write them once by aitraining queries, and give "
+            "them as --data-path."
+        )
     check_space(space, trials=settings.trials)
     if settings.trials is not None:
         check_optuna()
