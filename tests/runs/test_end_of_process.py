@@ -12,7 +12,10 @@ import time
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
+import trl_distill.runs.api
+from trl_distill.cli import main
 from trl_distill.runs.stop_signals import say_stopping
 
 SCRIPT = Path(__file__).parents[1] / "faults" / "end_of_process.py"
@@ -44,6 +47,32 @@ def test_a_signal_while_libraries_are_imported_ends_the_command_in_one_sentence(
     printed, errors = process.communicate(timeout=60)
     assert process.returncode == code
     assert (printed, errors) == ("", "aitraining: error: interrupted.\n")
+
+
+class Dropping:
+    """An object whose end gets a signal, in which the interpreter drops what the handler raises."""
+
+    def __del__(self):
+        signal.raise_signal(signal.SIGTERM)
+
+
+@pytest.mark.parametrize("moment", ["end of an object", "fork"])
+def test_a_signal_ends_the_command_also_if_the_interpreter_drops_its_exception(moment, monkeypatch):
+    def run(params, *, verbose):
+        if moment == "fork":
+            child = os.fork()  # whose hook gets the signal
+            if not child:
+                os._exit(0)
+            os.waitpid(child, 0)
+        else:
+            Dropping()
+        time.sleep(20)
+
+    forked = [moment == "fork"]
+    os.register_at_fork(after_in_parent=lambda: forked and forked.pop() and signal.raise_signal(signal.SIGTERM))
+    monkeypatch.setattr(trl_distill.runs.api, "run", run)
+    result = CliRunner().invoke(main, ["llm"])
+    assert (result.exit_code, result.stderr) == (143, "aitraining: error: interrupted.\n")
 
 
 class Busy(io.StringIO):

@@ -21,6 +21,7 @@ NAMES = ("SIGINT", "SIGTERM", "SIGHUP")  # Windows has no SIGHUP
 NUMBERS = tuple(int(getattr(signal, name)) for name in NAMES if hasattr(signal, name))
 # a launcher gets a signal of the terminal or of Slurm like its processes, and passes it on to them
 PASSED_ON = 5.0  # seconds
+AGAIN = 0.05  # seconds until a signal whose exception was dropped is sent again
 
 
 class Stopped(KeyboardInterrupt):
@@ -66,6 +67,26 @@ class StopSignals:
             self._raised = True
             raise Stopped(number)
 
+    @contextmanager
+    def sent_again(self) -> Iterator[None]:
+        """Send a signal again if the interpreter drops what it raised, as it does around a fork and in `__del__`."""
+        process, before = os.getpid(), sys.unraisablehook
+
+        def look_at(dropped: sys.UnraisableHookArgs) -> None:
+            if not isinstance(dropped.exc_value, Stopped):
+                before(dropped)
+            elif os.getpid() == process:  # not in a fork, which does not outlive this process
+                self._raised, self._seen = False, 0.0
+                timer = threading.Timer(AGAIN, os.kill, (process, dropped.exc_value.number))
+                timer.daemon = True
+                timer.start()
+
+        sys.unraisablehook = look_at
+        try:
+            yield
+        finally:
+            sys.unraisablehook = before
+
 
 _of_command: list[StopSignals] = []  # the handler of the command that runs in this process
 
@@ -84,7 +105,7 @@ def is_launched() -> bool:
 def handling_signals() -> Iterator[StopSignals]:
     """Handle the signals of the whole process; one that is ignored (nohup) or handled already stays as it is."""
     signals = StopSignals()
-    with _handled(signals):
+    with signals.sent_again(), _handled(signals):
         _of_command.append(signals)
         try:
             yield signals
