@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from trl_distill.data.atomic_file import fresh_folder, remove, replacing, write_text
+from trl_distill.data.atomic_file import append, fresh_folder, remove, replacing, write_text
 from trl_distill.data.folder_names import file_in, is_inside, link_to
 
 
@@ -28,6 +28,22 @@ def test_a_link_is_replaced_and_not_written_through(tmp_path, outside):
     assert write_text(path, "new").read_text() == "new"
     assert not path.is_symlink()
     assert [path.name for path in path.parent.iterdir()] == ["metrics.json"]
+
+
+@pytest.mark.parametrize("link", [os.link, os.symlink])
+def test_what_is_appended_reaches_no_other_name_of_a_file(link, tmp_path, outside):
+    path = tmp_path / "completions.jsonl"
+    link(outside / "victim.txt", path)
+    append(path, b" and more")
+    append(path, b" and more")
+    assert path.read_text() == "mine and more and more"
+    assert not path.is_symlink()
+
+
+def test_a_pipe_in_the_place_of_a_file_is_replaced(tmp_path):
+    os.mkfifo(tmp_path / "completions.jsonl")
+    append(tmp_path / "completions.jsonl", b"line")
+    assert (tmp_path / "completions.jsonl").read_text() == "line"
 
 
 def test_content_is_on_the_disk_before_the_name_is(tmp_path, monkeypatch):

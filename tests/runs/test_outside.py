@@ -57,6 +57,7 @@ def test_overwriting_a_project_changes_nothing_outside_it(settings, outside, tmp
     }  # fmt: skip
     for name, target in links.items():
         (project / name).symlink_to(outside / target)
+    (project / ".lock").hardlink_to(outside / "victim.txt")
     run(LLMTrainingParams(**settings, overwrite=True, save_steps=1))
     assert not [path for path in project.rglob("*") if path.is_symlink()]
     assert not (project / "old.safetensors").exists()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from glob import escape
@@ -75,6 +76,8 @@ def write_bytes(path: Path, content: bytes | pa.Buffer) -> None:
 def append(path: Path, data: bytes, *, flushed: bool = True) -> None:
     """Append to a file, all of it or nothing.
 
+    A link is replaced first, and so is one of several names of a file: a backup of hard links stays as it is.
+
     Args:
         path: The file.
         data: What is appended.
@@ -83,6 +86,10 @@ def append(path: Path, data: bytes, *, flushed: bool = True) -> None:
     Raises:
         OSError: It names the file.
     """
+    with suppress(FileNotFoundError):
+        status = path.lstat()
+        if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
+            _separate(path)
     with naming(path), path.open("ab", buffering=0) as file:
         size, left = file.seek(0, os.SEEK_END), memoryview(data)
         try:
@@ -94,6 +101,13 @@ def append(path: Path, data: bytes, *, flushed: bool = True) -> None:
             with suppress(OSError):
                 file.truncate(size)
             raise
+
+
+def _separate(path: Path) -> None:
+    """Replace a name of a file by a copy, so that what is written there changes no other name; a pipe has no copy."""
+    with replacing(path) as temporary:
+        if path.is_file():
+            shutil.copyfile(path, temporary)
 
 
 @contextmanager

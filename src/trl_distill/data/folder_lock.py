@@ -149,8 +149,10 @@ def _locked(file: Path) -> tuple[int | None, str]:
             os.close(descriptor)
             return None, f"its file system has no locks ({error.strerror})"
         if _is_at(file, descriptor):
-            return descriptor, _write_holder(descriptor)
-        os.close(descriptor)  # deleted by the process that has just released it
+            if os.fstat(descriptor).st_nlink == 1:
+                return descriptor, _write_holder(descriptor)
+            file.unlink()  # a hard link, whose other name may be anybody's file
+        os.close(descriptor)  # deleted, here or by the process that has just released it
 
 
 def _opened(file: Path) -> int:

@@ -112,9 +112,6 @@ class JsonlStore(Generic[Entry]):
         self._entries.update(entries)
         if self.path is None:
             return
-        if self.path.is_symlink():  # what it leads to stays as it is
-            self.settle()
-            return
         self.path.parent.mkdir(parents=True, exist_ok=True)
         is_new = not self.path.exists()
         data = (b"\n" if self._torn else b"") + self._lines(entries)
