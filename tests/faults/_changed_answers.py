@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from conftest import KEY
 from hypothesis import HealthCheck, Phase, given, settings, strategies
 from teachers.hostile import Hostile, completion, hostile_server, sends
 from transformers import AutoTokenizer
@@ -180,6 +181,7 @@ def asked(kind: str, server: Hostile, folder: Path, ids: list[int], split: int) 
     if said:
         assert len(said) < 700
         assert said.isprintable(), said
+        assert KEY not in said
         assert not len(CompletionStore(store))
         assert not len(JsonlStore(logprobs))
         return "named"

@@ -6,6 +6,7 @@ import json
 import math
 
 import pytest
+from conftest import KEY
 from faults._changed_answers import DOUBLED, KINDS, SET, asked, changed, fuzz, good_answer, tokenizer
 from teachers.hostile import hostile_server, sends
 
@@ -74,3 +75,27 @@ def test_what_a_server_says_of_tokens_is_checked_before_it_is_kept(
     with hostile_server() as server:
         server.send = sends(json.dumps(changed(good_answer(kind, ids), path, how, value)))
         assert asked(kind, server, tmp_path, ids, 1) == expected
+
+
+@pytest.mark.parametrize(
+    ("kind", "path"),
+    [
+        ("top", (*ITEM, "top_logprobs", 0, "token")),
+        ("top", (*ITEM, "token")),
+        ("top of completions", (*CHOICE, "logprobs", "tokens", 0)),
+        ("prompt", (*CHOICE, "prompt_logprobs", 3, 0, "decoded_token")),
+    ],
+)
+def test_a_key_among_the_tokens_of_an_answer_is_neither_kept_nor_shown(kind, path, monkeypatch, tmp_path):
+    monkeypatch.setattr(request_pool, "TRIES", 1)
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    ids = [*tokenizer()("red cat blue dog")["input_ids"]]
+    if kind == "prompt":
+        path = (*path[:4], str(ids[3]), *path[5:])
+    answer = changed(good_answer(kind, ids), path, SET, KEY)
+    if path[-1] == "token":
+        answer = changed(answer, (*path[:-1], "bytes"), SET, list(KEY.encode()))
+    with hostile_server() as server:
+        monkeypatch.setenv("OPENAI_BASE_URL", server.url)  # so that it knows the key
+        server.send = sends(json.dumps(answer))
+        assert asked(kind, server, tmp_path, ids, 1) == "named"  # which looks for the key

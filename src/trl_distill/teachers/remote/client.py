@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import email.utils
+import json
 import logging
 import math
 import time
@@ -154,7 +155,9 @@ class Server:
             raise RetryableError(self._message(error)) from None
         except OTHER_FORM as error:
             raise RetryableError(f"an answer that is not a completion ({type(error).__name__})") from None
-        if self.keys.repeated_in(answer.completion.text, answer.completion.reasoning):
+        pieces = "".join(piece or "" for piece in (logprobs or {}).get("tokens", ()))
+        told = (answer.completion.text, answer.completion.reasoning, pieces, json.dumps(logprobs))
+        if self.keys.repeated_in(*told):
             raise RetryableError("an answer that repeats the key that it was asked with")
         return replace(answer, logprobs=logprobs)
 

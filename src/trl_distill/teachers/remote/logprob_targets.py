@@ -154,7 +154,8 @@ class LogprobTargets:
             other = other_token(entry.pop("texts"), self.tokenizer)
             if other is not None:
                 raise TeacherError(
-                    f"teacher_model {self.server.model!r} cannot score the student's tokens ({other}); choose another."
+                    f"teacher_model {self.server.model!r} cannot score the student's tokens "
+                    f"({self.server.keys.hidden(other)}); choose another."
                 )
             return entry
 
