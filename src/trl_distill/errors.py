@@ -39,19 +39,22 @@ HIDDEN = re.compile(
     "[\x00-\x1f\x7f-\x9f\xad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\ud800-\udfff"
     "\U000e0000-\U000e007f]"
 )
+# Access tokens, of which lower-case letters and underscores alone are a name, such as hf_deepspeed_config; and what a
+# URL has before its host, also if a path has made one slash of two
+SECRET = re.compile(r"\b(hf_(?=[\w-]*[A-Z0-9])|sk-)[\w-]{10,}|(?<=\w:/)(/?)[^/\s@]+(?=@)")
 
 
 class DistillError(Exception):
     """Root of the tree; a failure while running (exit 1).
 
-    A message may quote data, files and servers: `str` writes their control characters out, and leaves out the middle
-    of what is longer than `LONGEST`.
+    A message may quote settings, data, files and servers: `str` leaves out secrets, writes control characters out, and
+    leaves out the middle of what is longer than `LONGEST`.
     """
 
     exit_code = 1
 
     def __str__(self) -> str:
-        return shortened(printable(super().__str__()))
+        return shortened(printable(without_secrets(super().__str__())))
 
 
 class UsageError(DistillError, ValueError):
@@ -113,6 +116,11 @@ def printable(text: str) -> str:
         text: Any text; what a program adds itself, such as colours, has to come after.
     """
     return HIDDEN.sub(lambda found: found[0] if found[0] in "\n\t" else repr(found[0])[1:-1], text)
+
+
+def without_secrets(text: str) -> str:
+    """Return a text with whatever looks like an access token cut to its prefix, and URLs without user and password."""
+    return SECRET.sub(lambda found: f"{found[1] or found[2] or ''}***", text)
 
 
 def model_error(role: str) -> type[UsageError]:

@@ -6,9 +6,9 @@ import pytest
 from click.testing import CliRunner
 
 import trl_distill.runs.api
+from trl_distill import LLMTrainingParams, train
 from trl_distill.cli import main
-from trl_distill.cli.error_messages import without_secrets
-from trl_distill.errors import DataError, DistillError, RunInterrupted
+from trl_distill.errors import DataError, DistillError, RunInterrupted, UsageError, without_secrets
 
 
 @pytest.fixture
@@ -80,6 +80,21 @@ def test_secrets_are_cut_out_of_every_message(ended):
     assert token not in CliRunner().invoke(main, ["llm", "--peft", token]).output
     names = "hf_transfer and hf_deepspeed_config"
     assert without_secrets(f"sk-proj-abcdefgh, hf_oauth_eyJhbGci and {names}") == f"sk-***, hf_*** and {names}"
+
+
+@pytest.mark.parametrize("setting", ["model", "teacher_model", "data_path", "config", "chat_template"])
+def test_a_url_is_quoted_without_user_and_password(setting, tmp_path):
+    url = "s3://user:pass-word@bucket/a.jsonl"
+    flags = {"model": "embedded", "teacher_model": "embedded", "project_name": str(tmp_path / "p"), setting: url}
+    command = [f"--{name.replace('_', '-')}={value}" for name, value in flags.items()]
+    result = CliRunner().invoke(main, ["llm", *command])
+    assert result.exit_code == 2
+    assert "bucket/a.jsonl" in result.output
+    assert "pass-word" not in result.output
+    if setting != "config":
+        with pytest.raises(UsageError) as raised:
+            train(LLMTrainingParams(**flags))
+        assert "pass-word" not in str(raised.value)
 
 
 def test_version_and_help():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import signal
 import traceback
 from collections.abc import Iterator
@@ -11,12 +10,10 @@ from contextlib import contextmanager
 import click
 
 from ..data.folder_lock import is_main_rank
-from ..errors import DistillError, RunInterrupted, printable, shortened
+from ..errors import DistillError, RunInterrupted, printable, shortened, without_secrets
 from ..runs.stop_signals import Stopped, exit_code_of
 
 LONGEST = 380  # characters of an unexpected error's text
-# lower-case letters and underscores alone are a name, such as hf_deepspeed_config
-_TOKEN = re.compile(r"\b(hf_(?=[\w-]*[A-Z0-9])|sk-)[\w-]{10,}")
 
 
 @contextmanager
@@ -31,7 +28,8 @@ def exit_on_error(*, debug: bool) -> Iterator[None]:
     except (click.exceptions.Exit, click.exceptions.NoArgsIsHelpError):
         raise
     except click.UsageError as error:  # click prints it, with the usage
-        raise click.UsageError(shortened(printable(error.format_message())), error.ctx) from None
+        said = without_secrets(printable(error.format_message()))
+        raise click.UsageError(shortened(said), error.ctx) from None
     except click.ClickException:
         raise
     except RunInterrupted as stop:
@@ -45,11 +43,6 @@ def exit_on_error(*, debug: bool) -> Iterator[None]:
         hint = "" if debug else " Run again with --debug for the traceback."
         text = _line(str(error))[:LONGEST].rstrip(".")
         _exit(f"{type(error).__name__}{': ' + text if text else ''}.{hint}", 1, debug=debug)
-
-
-def without_secrets(text: str) -> str:
-    """Return a text with whatever looks like an access token cut to its prefix."""
-    return _TOKEN.sub(lambda found: found[1] + "***", text)
 
 
 def _exit(sentence: str, code: int, *, debug: bool, says: bool = True) -> None:

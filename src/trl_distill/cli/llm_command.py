@@ -14,10 +14,10 @@ from ..config.fields import CheckedSettings
 from ..config.setting_names import as_flags, settings_named_as
 from ..config.stages import read_stages
 from ..config.training_params import ALIASES, FIELDS, LLMTrainingParams
-from ..errors import ParamsError, RunInterrupted
+from ..errors import ParamsError, RunInterrupted, without_secrets
 from ..runs.library_output import quiet
 from .config_file import read_config, refuse_models_in_memory
-from .error_messages import exit_on_error, without_secrets
+from .error_messages import exit_on_error
 from .options import GroupedCommand, Setting, dashed, options_of, unescaped
 
 HELP = """Train a language model to answer without the prompt that its teacher reads.
