@@ -229,6 +229,11 @@ def test_a_path_that_no_file_can_have_is_refused(setting, rows):
         assert reason in said("--data-path", str(rows), f"--{setting}", at + given)
 
 
+@pytest.mark.parametrize("setting", ["project-name", "data-path", "teacher-system"])
+def test_text_that_is_not_utf_8_is_refused(setting, rows):
+    assert "which is not UTF-8" in said("--data-path", str(rows), f"--{setting}", os.fsdecode(b"caf\xe9"))
+
+
 def test_values_are_quoted_in_part(rows):
     ended = CliRunner().invoke(main, ["llm", "--" + "x" * 100_000])
     assert (ended.exit_code, len(ended.stderr) < 700) == (2, True)
@@ -277,11 +282,14 @@ def test_a_chat_template_that_is_slow_for_one_row_is_stopped(monkeypatch):
         ({"eos_token_id": ["a"]}, "eos_token_id is ['a'], not the number of a token"),
         ({"num_hidden_layers": "many"}, "no configuration could be loaded"),
         ({"num_attention_heads": 0}, "no configuration could be loaded"),
+        ({"head_dim": -4}, "no model could be loaded (its config.json names a negative size)"),
+        ({"hidden_act": "none of these"}, "no model could be loaded ('none of these')"),
         (None, "no configuration could be loaded (maximum recursion depth exceeded"),
     ],
 )
 def test_a_configuration_that_no_model_can_have_is_refused(change, reason, tmp_path, rows):
     config = json.loads(Path(embedded_path(), "config.json").read_text())
-    (tmp_path / "model.safetensors").write_bytes(Path(embedded_path(), "model.safetensors").read_bytes())
+    for name in ("model.safetensors", "tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / name).write_bytes(Path(embedded_path(), name).read_bytes())
     (tmp_path / "config.json").write_text(NESTED if change is None else json.dumps({**config, **change}))
     assert reason in said("--model", str(tmp_path), "--data-path", str(rows), "--dry-run")

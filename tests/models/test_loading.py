@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import AutoTokenizer
 
 from trl_distill import LLMTrainingParams, run
-from trl_distill.errors import ModelError, TeacherError
+from trl_distill.errors import ModelError, TeacherError, UsageError
 from trl_distill.models.loading import ModelSource, resolve
 from trl_distill.teachers.loading import load_teacher
 
@@ -38,6 +40,13 @@ def test_a_folder_without_a_model_is_refused(tmp_path):
         resolve(str(tmp_path), role="teacher_model")
 
 
+def test_a_folder_with_a_pipe_is_refused_at_once(tiny_model_dir, tmp_path):
+    folder = shutil.copytree(tiny_model_dir, tmp_path / "model")
+    os.mkfifo(folder / "model-00001-of-00002.safetensors")
+    with pytest.raises(TeacherError, match=r"'model-00001-of-00002\.safetensors' is a pipe, not a file"):
+        resolve(str(folder), role="teacher_model")
+
+
 def test_a_tokenizer_gets_a_padding_token_and_needs_an_end(tiny_model_dir, tmp_path):
     from tokenizers import Tokenizer, models
     from transformers import PreTrainedTokenizerFast
@@ -47,6 +56,20 @@ def test_a_tokenizer_gets_a_padding_token_and_needs_an_end(tiny_model_dir, tmp_p
     PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<unk>").save_pretrained(tmp_path)
     with pytest.raises(ModelError, match="no end-of-sequence token"):
         ModelSource(str(tmp_path)).load_tokenizer()
+
+
+@pytest.mark.parametrize("role", ["model", "teacher_model"])
+def test_a_padding_token_that_the_model_has_not_is_refused_before_a_teacher_writes(role, tiny_model_dir, tmp_path):
+    folder = shutil.copytree(tiny_model_dir, tmp_path / "model")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_special_tokens({"pad_token": "<new>"})
+    tokenizer.save_pretrained(folder)
+    (tmp_path / "rows.jsonl").write_text('{"text": "a"}\n')
+    models = {"model": str(tiny_model_dir), "teacher_model": str(tiny_model_dir), role: str(folder)}
+    settings = {"data_path": str(tmp_path / "rows.jsonl"), "project_name": str(tmp_path / "run"), **models}
+    with pytest.raises(UsageError, match=rf"{role} .* pads with '<new>', token \d+, and the model has the tokens 0 to"):
+        run(LLMTrainingParams(teacher_prompt_template="e {input}", **settings))
+    assert not (tmp_path / "run" / "teacher_completions.jsonl").exists()
 
 
 @pytest.mark.parametrize("kind", ["int4", "int8"])

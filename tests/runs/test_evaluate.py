@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import warnings
 from importlib.util import find_spec
@@ -117,6 +118,16 @@ def test_changed_settings_of_a_run_are_pointed_out(project, found, tmp_path):
     del manifest["crc32"]  # as an earlier version left it
     (changed / "run.json").write_text(json.dumps(manifest))
     assert "has changed" not in command(changed, "--timed-queries", "0").stdout
+
+
+@pytest.mark.parametrize(("file", "text"), [("metrics.json", '{"metrics": []}'), ("config.yaml", "model: [1]")])
+def test_a_file_of_a_run_that_is_another_table_is_one_sentence(file, text, project, tmp_path):
+    changed = shutil.copytree(project, tmp_path / "changed")
+    kept = re.sub("(?m)^model:.*$", text, (changed / file).read_text()) if file == "config.yaml" else text
+    (changed / file).write_text(kept)
+    done = command(changed)
+    assert done.exit_code == 2
+    assert "the settings of the run in" in done.stderr
 
 
 def test_the_rows_are_those_that_the_run_held_out(project, found):

@@ -15,6 +15,7 @@ from .user_files import user_path
 MOST = 2**31 - 1  # of whole numbers without a limit of their own, which libraries keep in 32 bits
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?|[+-]?(inf|infinity|nan)", re.ASCII | re.IGNORECASE)
 _IN_MEMORY = re.compile(r"<(\w+)>")
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 class Help(str):
@@ -101,6 +102,8 @@ def check_value(name: str, value: object, spec: Field) -> Any:
         user_path(value, name=name)
     if "list" in kind:
         return _texts(name, value)
+    if isinstance(value, str) and _SURROGATE.search(value):  # as bytes of the command line that are not UTF-8
+        raise ParamsError(f"{name} is {quoted(value)}, which is not UTF-8; write it in UTF-8, or rename the file.")
     value = _converted(name, value, kind, spec)
     if choices is not None and value not in choices:
         raise ParamsError(f"{name} is {quoted(value)}; expected one of {', '.join(map(repr, choices))}.")

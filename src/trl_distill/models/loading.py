@@ -13,9 +13,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..config.user_files import user_path
+from ..config.user_files import check_ordinary, user_path
 from ..errors import DistillError, UsageError, model_error, nearest
 from .adapters import CONFIG, Adapter
+from .architectures import vocabulary_rows
 from .config_values import check_fits, check_sizes, check_token_ids
 from .embedded import embedded_path
 from .file_formats import damaged_file
@@ -42,7 +43,7 @@ def resolve(name: str, *, role: str) -> str:
 
     Raises:
         ModelError, TeacherError: It looks like a folder (a path separator in front, `~`, or more than one `/`)
-            and there is none, or the folder has no config.json.
+            and there is none, or the folder has no config.json, or a pipe or a device.
     """
     if name == EMBEDDED:
         return embedded_path()
@@ -52,6 +53,8 @@ def resolve(name: str, *, role: str) -> str:
             raise model_error(role)(
                 f"{role} {name!r} is a folder without config.json; give a folder with a saved model."
             )
+        for file in path.iterdir():
+            check_ordinary(file, name=f"{role} {name!r}: {file.name!r}", error=model_error(role))
         return str(path.absolute())  # an adapter names its base by this, wherever it is loaded from
     if name.startswith(("/", "./", "../", "~")) or name.count("/") > 1 or path.is_file():
         there = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
@@ -135,7 +138,7 @@ class ModelSource:
     @cached_property
     def adapter(self) -> Adapter | None:
         """The adapter that the folder holds, its base found; None for a whole model."""
-        with self._clear_errors(CONFIG):
+        with self.clear_errors(CONFIG):
             adapter = Adapter.of(self.path)
         if adapter is None:
             return None
@@ -171,7 +174,7 @@ class ModelSource:
 
         if self.adapter is not None:
             return self.base.config
-        with self._clear_errors("configuration"):
+        with self.clear_errors("configuration"):
             written, _ = PreTrainedConfig.get_config_dict(self.path, revision=self.revision)
             check_sizes(written)
             files = [file for end in ("safetensors", "bin") for file in Path(self.path).glob(f"*.{end}")]
@@ -186,7 +189,7 @@ class ModelSource:
         if self.adapter is not None and not (Path(self.path) / GENERATION).is_file():
             return self.base.load_generation_config()
         there = (Path(self.path) / GENERATION).is_file()
-        with self._clear_errors("generation configuration"):
+        with self.clear_errors("generation configuration"):
             try:
                 config = GenerationConfig.from_pretrained(self.path, revision=self.revision or "main")
             except OSError:
@@ -202,19 +205,26 @@ class ModelSource:
         Its chat template is the model's own, also if the student was saved with one that renders its trained prompt.
 
         Raises:
-            ModelError, TeacherError: It has no token that ends a sequence.
+            ModelError, TeacherError: It has no token that ends a sequence, or pads with one that the model has not.
         """
         from transformers import AutoTokenizer
 
         if self.adapter is not None and not self.adapter.has_tokenizer:
             return self.base.load_tokenizer()
         tokenizer: PreTrainedTokenizerBase = self._from_files(AutoTokenizer, "tokenizer")
-        with self._clear_errors("tokenizer"):
+        with self.clear_errors("tokenizer"):
             tokenizer("A first text.")  # its files may have values of any type
         if tokenizer.eos_token_id is None:
             raise self._error("has a tokenizer with no end-of-sequence token; set eos_token in its files.")
         if tokenizer.pad_token_id is None:
             tokenizer.pad_token = tokenizer.eos_token
+        rows = vocabulary_rows(self.config)
+        if self.adapter is None and tokenizer.pad_token_id >= rows:
+            raise self._error(
+                f"pads with {tokenizer.pad_token!r}, token {tokenizer.pad_token_id:,}, and the model has the tokens 0 "
+                f"to {rows - 1:,}; set pad_token in its tokenizer_config.json to one that it has, such as "
+                f"{tokenizer.eos_token!r}."
+            )
         tokenizer.chat_template = own_template(tokenizer.chat_template)
         self._check_templates(tokenizer.chat_template)
         return tokenizer
@@ -247,7 +257,7 @@ class ModelSource:
         from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
         kind = AutoModelForSeq2SeqLM if self.config.is_encoder_decoder else AutoModelForCausalLM
-        with torch.device("meta"):
+        with torch.device("meta"), self.clear_errors("model"):
             return kind.from_config(self.config, trust_remote_code=self.trust_remote_code)
 
     def _weights(self) -> PreTrainedModel:
@@ -259,7 +269,7 @@ class ModelSource:
             base = self.base._weights()
             if not self._is_encoder_decoder:
                 base.generation_config = self.load_generation_config()  # it may end elsewhere
-            with self._clear_errors("adapter"):
+            with self.clear_errors("adapter"):
                 return self.adapter.on(base) if self.trains_adapter else self.adapter.merged_into(base)
         device_map: str | dict[str, str] | None = self.device_map
         if self.quantization is not None and device_map is None and self.device is not None:
@@ -294,7 +304,7 @@ class ModelSource:
         """
         if self.adapter is None or not self.trains_adapter:
             return
-        with self._clear_errors(CONFIG):
+        with self.clear_errors(CONFIG):
             differs = self.adapter.difference(params)
         if differs is not None:
             name, there, given = differs
@@ -310,11 +320,11 @@ class ModelSource:
 
     def _from_files(self, kind: Any, what: str, **options: object) -> Any:
         options |= {"revision": self.revision, "trust_remote_code": self.trust_remote_code}
-        with self._clear_errors(what):
+        with self.clear_errors(what):
             return kind.from_pretrained(self.path, **{k: v for k, v in options.items() if v is not None})
 
     @contextmanager
-    def _clear_errors(self, what: str) -> Iterator[None]:
+    def clear_errors(self, what: str) -> Iterator[None]:
         """Turn loading errors into one sentence."""
         try:
             yield
@@ -339,6 +349,8 @@ def _reason(error: Exception, folder: Path) -> str | None:
         return _first_line(error)
     if MISMATCH in str(error):
         return "their shapes are not those of its config.json"
+    if "negative dimension" in str(error):  # which no device has a part in
+        return "its config.json names a negative size"
     if isinstance(error, RuntimeError) and "PytorchStreamReader" not in str(error):
         return None
     damaged = damaged_file(folder)

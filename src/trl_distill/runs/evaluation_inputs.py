@@ -13,7 +13,7 @@ from ..config.fields import model_in_memory
 from ..config.training_params import FIELDS, LLMTrainingParams
 from ..config.user_files import user_path
 from ..config.yaml_file import read_yaml
-from ..errors import DataError, ProjectError
+from ..errors import DataError, ProjectError, quoted
 from .project_folder import HELD_OUT, MANIFEST, OPENING
 from .stage_folders import before_stages
 
@@ -113,15 +113,18 @@ def read_project(folder: Path) -> KnownRun:
         for name in FIELDS.keys() & values.keys():  # one of an earlier version has fewer
             params.set(name, _there(name, values[name]))
         figures = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))["metrics"]
+        opening = figures.get(OPENING, {})
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         reason = str(error).strip().splitlines()[0].rstrip(".") if str(error).strip() else type(error).__name__
         raise ProjectError(f"the settings of the run in {str(folder)!r} cannot be read: {reason}.") from error
     params.project_name = str(folder)
-    return KnownRun(params, folder, figures.get(OPENING, {}))
+    return KnownRun(params, folder, opening)
 
 
 def _there(name: str, value: object) -> object:
-    """Return a setting of a saved configuration; None for an object that was in memory."""
+    """Return a setting of a saved configuration; None for an object that was in memory. Raises TypeError: no name."""
+    if name in (*IN_MEMORY, "data_path") and not isinstance(value, (str, type(None))):
+        raise TypeError(f"{name} is {quoted(value)}, not a name")
     return None if name in IN_MEMORY and model_in_memory(value) else value
 
 

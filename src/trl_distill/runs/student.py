@@ -75,19 +75,20 @@ def model_without_weights(student: StudentModel, params: LLMTrainingParams) -> P
         return params.model
     dtype = {} if params.dtype == "auto" else {"dtype": getattr(torch, params.dtype)}
     attention = params.attn_implementation
-    try:
-        with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(
-                deepcopy(student.config),  # which it changes
-                attn_implementation=attention,
-                trust_remote_code=params.trust_remote_code,
-                **dtype,
-            )
-    except (ImportError, ValueError) as error:
-        if attention is None:
-            raise
-        reason = str(error).strip().splitlines()[0].partition(". ")[0].rstrip(".")
-        raise ParamsError(
-            f"attn_implementation is {attention!r}, which cannot be used here ({reason}); give "
-            "--attn-implementation sdpa or eager."
-        ) from error
+    with student.source.clear_errors("model"):
+        try:
+            with torch.device("meta"):
+                return AutoModelForCausalLM.from_config(
+                    deepcopy(student.config),  # which it changes
+                    attn_implementation=attention,
+                    trust_remote_code=params.trust_remote_code,
+                    **dtype,
+                )
+        except (ImportError, ValueError) as error:
+            if attention is None:
+                raise
+            reason = str(error).strip().splitlines()[0].partition(". ")[0].rstrip(".")
+            raise ParamsError(
+                f"attn_implementation is {attention!r}, which cannot be used here ({reason}); give "
+                "--attn-implementation sdpa or eager."
+            ) from error
