@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pytest
 from evaluation.test_page import evaluation, side
 
 from trl_distill import LLMTrainingParams
+from trl_distill.data.example import Example, Placeholder
+from trl_distill.data.preflight import Preflight
+from trl_distill.data.row_report import RowReport
 from trl_distill.evaluation.advice import few_steps, of_evaluation, of_training, optimizer_steps
 from trl_distill.evaluation.page.content import TrainedRow
 from trl_distill.evaluation.result import AFTER, BEFORE, TEACHER, Evaluation, Side
 
+EXAMPLE = Example("p", {}, {}, [1])
 PARAMS = LLMTrainingParams(model="m", teacher_model="t")
 
 
@@ -88,6 +93,16 @@ def test_a_student_that_does_not_stop_or_repeats_itself_is_reported():
     assert list(of_training([], [unknown, unknown, replace(fine, written=None)], PARAMS)) == []
 
 
+def test_a_student_that_learned_no_end_is_not_said_to_need_more_training():
+    endless = TrainedRow(1, "p", "l", "a b c", finished=False)
+    for cut, said in ((3, []), (1, ["student_does_not_end"])):
+        preflight = Preflight(
+            *("train", RowReport(3, 3, ()), {"teacher": 3}, 1.0, 2.0, (3, 3.0, 3), cut, 0, None, ("", "", "")),
+            *(EXAMPLE, Placeholder(None, EXAMPLE)),
+        )
+        assert codes(of_training([], [endless] * 3, PARAMS, preflight)) == said
+
+
 def test_an_evaluation_that_went_well_says_nothing():
     good = evaluation(sides=(side(BEFORE, ["x"] * 3, [0.0] * 3), side(AFTER, ["a"] * 3, [90.0] * 3),
                              side(TEACHER, ["a"] * 3, [100.0] * 3)))  # fmt: skip
@@ -116,6 +131,13 @@ def test_a_student_that_is_a_little_ahead_of_its_teacher_is_no_reason_to_warn():
     assert list(of_evaluation(of_many(many(BEFORE, 0), many(AFTER, 60), many(TEACHER, 58)))) == []
     few = (side(AFTER, ["x"] * 3, [100.0, 100.0, 0.0]), side(TEACHER, ["x"] * 3, [100.0, 0.0, 0.0]))
     assert list(of_evaluation(evaluation(sides=few))) == []
+
+
+def test_rows_without_a_score_are_counted_if_others_have_one():
+    sides = tuple(side(name, ["x"] * 3, [80.0, math.nan, math.nan]) for name in (AFTER, TEACHER))
+    (found,) = of_evaluation(replace(evaluation(sides=sides), references=("a", "", "")))
+    assert found.code == "rows_without_score"
+    assert found.text.startswith("2 of 3 rows have no completion of their own, and so no score; give each row one")
 
 
 def test_what_does_not_end_saves_nothing_or_is_cut_is_noticed():

@@ -86,19 +86,23 @@ def of_data(preflight: Preflight | None) -> Iterator[Advice]:
         yield _advice("teaches_nothing" if preflight.warning == SAME else "nothing_saved", preflight.warning)
 
 
-def of_training(history: Logs, rows: Sequence[TrainedRow], params: LLMTrainingParams) -> Iterator[Advice]:
+def of_training(
+    history: Logs, rows: Sequence[TrainedRow], params: LLMTrainingParams, preflight: Preflight | None = None
+) -> Iterator[Advice]:
     """Yield warnings about a finished run.
 
     Args:
         history: The trainer's log lines.
         rows: The trained student's completions of some rows.
         params: The run's parameters.
+        preflight: What the training data are, if it is known.
     """
     yield from _not_falling(history, params)
     asked = [row for row in rows if row.written is not None]
     if asked:
-        endless, repeated = sum(row.finished is False for row in asked), sum(row.repeats for row in asked)
-        yield from _does_not_end(endless, repeated, len(asked))
+        cut = preflight is not None and preflight.completions_cut > MOST * sum(preflight.sources.values())
+        endless = 0 if cut else sum(row.finished is False for row in asked)  # it has learned that from what is cut
+        yield from _does_not_end(endless, sum(row.repeats for row in asked), len(asked))
 
 
 def of_evaluation(evaluation: Evaluation) -> Iterator[Advice]:
@@ -113,6 +117,7 @@ def of_evaluation(evaluation: Evaluation) -> Iterator[Advice]:
         ended = f"the teacher ended {sum(teacher.finished):,} of {rows:,} completions"
         text = f"{ended}; raise --max-new-tokens, or train with the --teacher-stop with which its answers end."
         yield _advice("most_completions_cut", text, of="evaluation")
+    yield from _without_reference(evaluation)
     yield from _teacher_is_worse(evaluation)
     cost = evaluation.cost
     if cost is not None and cost.student_tokens >= cost.teacher_tokens > 0:
@@ -121,6 +126,19 @@ def of_evaluation(evaluation: Evaluation) -> Iterator[Advice]:
             f"{cost.teacher_tokens:,.1f}; shorten --student-prompt-template."
         )
         yield _advice("nothing_saved", text, of="evaluation")
+
+
+def _without_reference(evaluation: Evaluation) -> Iterator[Advice]:
+    """Yield a warning if some rows have a completion of their own and the others therefore have no score."""
+    after, rows = evaluation.side(AFTER), len(evaluation.inputs)
+    scores = () if after is None else after.scores.get(evaluation.metric, ())
+    unscored = sum(map(math.isnan, scores))
+    if evaluation.with_references and 0 < unscored < rows:
+        text = (
+            f"{unscored:,} of {rows:,} rows have no completion of their own, and so no score; give each row one, or "
+            "evaluate on rows without, whose scores are against the teacher's completions."
+        )
+        yield _advice("rows_without_score", text, of="evaluation")
 
 
 def _teacher_is_worse(evaluation: Evaluation) -> Iterator[Advice]:

@@ -51,11 +51,9 @@ def write_run_report(
     training = _training(trained, rows, metrics)
     steps = trainer.state.global_step
     _, warmup = optimizer_steps(len(prepared.datasets[Split.TRAIN]), params, processes=prepared.state.num_processes)
-    early = [
-        *few_steps(len(prepared.datasets[Split.TRAIN]), steps, warmup, params),
-        *of_data(prepared.preflights.get(Split.TRAIN)),
-    ]
-    late = list(of_training(training.history, training.rows, params))
+    preflight = prepared.preflights.get(Split.TRAIN)
+    early = [*few_steps(len(prepared.datasets[Split.TRAIN]), steps, warmup, params), *of_data(preflight)]
+    late = list(of_training(training.history, training.rows, params, preflight))
     name = folder.resolve().name
     paths = write_report(folder, name=name, training=training, advice=[*early, *late], next_steps=_next_steps(trained))
     return paths, [*(early[:1] if params.packing else []), *late]

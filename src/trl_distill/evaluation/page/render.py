@@ -149,7 +149,7 @@ def _trained(training: Training | None, *, with_evaluation: bool) -> list[tuple[
     divergence = curve(training.history, "kl")
     if divergence:
         first, last = divergence[0][1], divergence[-1][1]
-        tiles.append(("Divergence", f"{last:.3g}", f"nats per token; {first:.3g} in the first log line"))
+        tiles.append(("Divergence in training", f"{last:.3g}", f"nats per token; {first:.3g} in the first log line"))
     if with_evaluation:
         return tiles
     agreement = curve(training.history, "top1_agreement")
