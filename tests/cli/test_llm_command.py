@@ -191,6 +191,7 @@ def test_help_shows_the_twenty_flags_that_matter():
     flags = re.findall(r"^  (--[a-z\[\]-]+)", shown, re.MULTILINE)
     assert len(set(flags) - {"--help-all"}) == 20
     assert {"--model", "--teacher-model", "--data-path", "--config", "--[no-]peft", "--help-all"} <= set(flags)
+    assert {"--teacher-system", "--gradient-accumulation"} <= set(flags)  # what tutorial and pre-flight say to use
     everything = CliRunner().invoke(llm, ["--help-all"], terminal_width=100).output
     assert all(flag in everything for flag in flags)
     assert len(everything) > 4 * len(shown)

@@ -43,8 +43,8 @@ flags are read as dashes.
 # what `--help` shows
 SHORT = (
     *("model", "project_name", "data_path", "holdout", "resume", "dry_run", "config", "text_column"),
-    *("teacher_model", "teacher_prompt_template", "student_prompt_template", "distill_temperature", "distill_alpha"),
-    *("distill_max_teacher_length", "epochs", "batch_size", "lr", "block_size", "peft", "log"),
+    *("teacher_model", "teacher_prompt_template", "student_prompt_template", "teacher_system", "distill_temperature"),
+    *("distill_alpha", "distill_max_teacher_length", "epochs", "batch_size", "gradient_accumulation", "lr", "peft"),
 )
 
 
