@@ -69,6 +69,7 @@ def test_a_model_that_was_an_object_must_be_named(written):
     ("text", "said"),
     [
         ("teacher_modle: x", "unknown parameter 'teacher_modle'. Did you mean 'teacher_model'"),
+        ("lerning_rate: 1", "unknown parameter 'lerning_rate'. Did you mean 'learning_rate'"),
         ("distill_alpha: 7", "distill_alpha is 7.0; expected a number from 0 to 1."),
         ("project_name: 2026", "project_name is 2026; expected text."),
         ("distill_alpha:", "distill_alpha is empty; give a number from 0 to 1."),

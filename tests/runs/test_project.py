@@ -113,8 +113,9 @@ def test_a_run_does_not_resume_with_other_settings(tmp_path):
     checkpoint(project, 1)
     check(tmp_path, resume=True)
     check(tmp_path, resume=True, epochs=9, logging_steps=1, auto_find_batch_size=True)
-    with pytest.raises(ProjectError, match=r"with distill_temperature 3\.0, and this one has 1\.0"):
-        check(tmp_path, resume=True, distill_temperature=1.0)
+    for changed, said in (("distill_temperature", "--distill-temperature 3.0"), ("lr", "--lr 5e-05")):
+        with pytest.raises(ProjectError, match=rf"with {said}, and this one has 1\.0"):
+            check(tmp_path, resume=True, **{changed: 1.0})
 
 
 def test_overwriting_deletes_the_manifest_first_and_keeps_completions(tmp_path):

@@ -167,7 +167,7 @@ def test_finished_stages_are_not_run_again(staged, settings, capsys, monkeypatch
 
 def test_a_finished_stage_with_other_settings_is_named(staged, settings):
     params = LLMTrainingParams(**settings, project_name=str(staged[0]), resume=True)
-    with pytest.raises(ProjectError, match=r"stage 1: .* holds a finished run with distill_temperature 2.0"):
+    with pytest.raises(ProjectError, match=r"stage 1: .* holds a finished run with distill_temperature=2.0"):
         train_stages(params, [{**STAGES[0], "distill_temperature": 4.0}, *STAGES[1:]])
     with pytest.raises(ProjectError, match="holds a run of 3 stages, and this one has 2"):
         train_stages(params, STAGES[:2])

@@ -249,7 +249,8 @@ class LLMTrainingParams(RecipeSettings, DistillationArguments):
             )
         if name in ALIASES:
             return f"unknown parameter {name!r}; it is called {ALIASES[name]!r} here."
-        return f"unknown parameter {name!r}.{nearest(name, FIELDS)} `aitraining llm --help-all` lists all."
+        hint = nearest(name, FIELDS) or nearest(name, ALIASES)
+        return f"unknown parameter {name!r}.{hint} `aitraining llm --help-all` lists all."
 
     def validate(self) -> None:
         """Check fields against each other; needs no model, no data and no network.

@@ -179,6 +179,6 @@ def check_target_modules(given: str, model: nn.Module) -> None:
     for name in (part.strip() for part in given.split(",")):
         if not any(path == name or path.endswith(f".{name}") for path, _ in model.named_modules()):
             raise ParamsError(
-                f"target_modules has {name!r} , which is not a module of the student.{nearest(name, there)} Give names "
+                f"target_modules has {name!r}, which is not a module of the student.{nearest(name, there)} Give names "
                 "such as q_proj,v_proj, or all-linear."
             )

@@ -84,7 +84,13 @@ def check_teacher_given(params: LLMTrainingParams, data: Dataset) -> None:
     if params.teacher_store is not None:
         from ..teachers.target_store.folder import TargetFolder
 
-        found = TargetFolder(params.teacher_store).complete
+        store = TargetFolder(params.teacher_store)
+        found = store.complete
+        if not found:
+            raise ParamsError(
+                f"{store} is no complete store, and there is no teacher_model to write it with; give the folder of "
+                "one, or --teacher-model."
+            )
     else:
         found = params.completions != "teacher" and bool(writers_of(data))
     if not found:

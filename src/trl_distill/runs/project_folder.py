@@ -35,6 +35,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from ..config.setting_names import flag_of
 from ..config.training_params import FIELDS, LLMTrainingParams
 from ..config.yaml_file import read_yaml
 from ..data.atomic_file import flush, flush_all, fresh_folder, make_readable, obstacle, remove, write_text
@@ -158,9 +159,9 @@ class Project:
             given = getattr(params, key)
             if before.get(key, given) != given:
                 raise ProjectError(
-                    f"{name} holds a finished run with {key} {before[key]!r}, and this one has {given!r}; a finished "
-                    f"run is not continued: give --model {shlex.quote(str(self.folder))} and another --project-name "
-                    "to train its student further, or --overwrite to start over."
+                    f"{name} holds a finished run with {flag_of(key)} {before[key]!r}, and this one has {given!r}; a "
+                    f"finished run is not continued: give --model {shlex.quote(str(self.folder))} and another "
+                    "--project-name to train its student further, or --overwrite to start over."
                 )
 
     def check_place(self, params: LLMTrainingParams) -> None:
@@ -228,8 +229,8 @@ class Project:
             same = before.get(key, value) in (value, named[key]) or _is_same_folder(before[key], value)
             if key not in FREE_ON_RESUME and not same:
                 raise ProjectError(
-                    f"{name} holds {state} run with {key} {before[key]!r}, and this one has {value!r}; give the "
-                    "same and add --resume, or add --overwrite to start over."
+                    f"{name} holds {state} run with {flag_of(key)} {before[key]!r}, and this one has {value!r}; give "
+                    "the same and add --resume, or add --overwrite to start over."
                 )
 
     def check_rows(self, rows: str, numbers: Sequence[int], params: LLMTrainingParams) -> None:
