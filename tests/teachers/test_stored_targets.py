@@ -176,9 +176,9 @@ def test_teach_then_train_without_the_teacher(command, tmp_path, no_teacher_load
 
 
 def test_a_store_that_is_not_there_is_named_if_there_is_no_teacher_to_write_it(command, tmp_path):
-    done = command("llm", "--teacher-store", str(tmp_path / "stroe"), "--project-name", "p", with_teacher=False)
+    done = command("llm", "--teacher-store", str(tmp_path / "absent"), "--project-name", "p", with_teacher=False)
     assert done.exit_code == 2
-    assert "stroe' is no complete store, and there is no --teacher-model to write it with" in done.output
+    assert "absent' is no complete store, and there is no --teacher-model to write it with" in done.output
 
 
 def test_llm_writes_a_store_that_is_missing_and_trains_from_it(command, tmp_path, no_teacher_loads):
