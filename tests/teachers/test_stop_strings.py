@@ -75,7 +75,7 @@ def test_a_student_of_a_base_model_learns_its_answers_and_where_they_end(tiny_mo
         assert tokenizer.decode(ids) == answer + tokenizer.eos_token
 
 
-def test_the_preflight_says_what_to_do_where_completions_are_cut(tiny_model_dir, base_teacher, tmp_path):
+def test_the_preflight_says_what_to_do_if_completions_are_cut_or_empty(tiny_model_dir, base_teacher, tmp_path):
     result = CliRunner().invoke(main, flags(tiny_model_dir, base_teacher, tmp_path, "--dry-run"))
     assert result.exit_code == 0, result.output
     assert "; 4 cut (trained without an end of sequence)" in result.stdout
@@ -86,6 +86,8 @@ def test_the_preflight_says_what_to_do_where_completions_are_cut(tiny_model_dir,
         "warning       the teacher ends 0 of its 4 completions: the student does not learn to stop either"
         in result.stdout
     )
+    result = CliRunner().invoke(main, flags(tiny_model_dir, base_teacher, tmp_path, "--dry-run", "--teacher-stop", " "))
+    assert "warning       the teacher writes nothing in 4 of its 4 completions, and the student" in result.stdout
 
 
 def texts(teacher, prompts, settings):

@@ -49,6 +49,7 @@ class Preflight:
         completion: Smallest, mean and largest length of the completions.
         completions_cut: Completions cut at a length limit or unfinished by the teacher: they are taught no end.
         unfinished: Those of them that the teacher wrote to the length it may write, and did not end.
+        empty: Completions by the teacher that have nothing before their end.
         limit: The student's length limit and its source; None without a limit.
         prompts_cut: Rows whose prompt lost its start.
         vocabulary: Rows of the vocabulary that both models share.
@@ -98,6 +99,7 @@ class Preflight:
     warning: str = ""
     serving: Serving | None = None
     unfinished: int = 0
+    empty: int = 0
     limit: int | None = None
 
     @classmethod
@@ -144,6 +146,7 @@ class Preflight:
             notes=(*notes_of(recipe), *_unread_systems(int(array_of(rows, "own_system").sum()), recipe)),
             warning=_warning(rows, recipe),
             unfinished=int((~finished & (sources == "teacher")).sum()),
+            empty=int((finished & (sources == "teacher") & (lengths == 1)).sum()),
             limit=recipe.student.limit,
             openings=counts_of(rows, "opening"),
             foreign=int(array_of(rows, "foreign").sum()),
@@ -225,6 +228,11 @@ class Preflight:
             lines.append(
                 f"  warning       the teacher ends {self.sources['teacher'] - self.unfinished:,} of its "
                 f"{self.sources['teacher']:,} completions: the student does not learn to stop either"
+            )
+        if self.empty:
+            lines.append(
+                f"  warning       the teacher writes nothing in {self.empty:,} of its {self.sources['teacher']:,} "
+                "completions, and the student learns to; check the teacher's prompt, or give another --teacher-model"
             )
         return [name_settings(line) for line in lines]
 
