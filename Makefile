@@ -47,7 +47,8 @@ bench: $(READY)
 # the site, in build/site, and what is checked of it and of its pages
 docs: $(READY)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests/test_docs.py tests/test_howtos.py tests/test_site.py
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests/test_docs.py tests/test_doc_blocks.py tests/test_howtos.py tests/test_tutorial.py \
+		tests/test_plots.py tests/test_glossary.py tests/test_troubleshooting.py tests/test_site.py
 
 clean:
 	rm -rf .venv build demo-run runs .pytest_cache .ruff_cache .mypy_cache .hypothesis .import_linter_cache
