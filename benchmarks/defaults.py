@@ -9,6 +9,8 @@ that system prompt instead of the policy; its score is chrF against the teacher'
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
 import itertools
 import math
 import statistics
@@ -76,18 +78,19 @@ def job_named(name: str, folder: Path, options: argparse.Namespace) -> Job:
     write_rows(folder, count=max(options.rows), unseen=options.unseen, seed=99)
     params = params_of(baking, folder, options, lr=options.teacher_lr, temperature=1.0, project="teacher")
     params.max_steps = 3 * options.steps
-    train(params)
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        train(params)
     return Job(name, str(folder / "teacher"), SHORT_PROMPT)
 
 
 def outcomes(job: Job, folder: Path, options: argparse.Namespace, *, count: int, seed: int) -> dict[Setting, Outcome]:
     """Run each learning rate and temperature on some rows, and print a line for each."""
-    write_rows(folder, count=count, unseen=options.unseen, seed=seed)
+    write_rows(folder, count=count, unseen=options.unseen, seed=10 + seed)
     with_completions(folder, teacher=job.teacher, prompt=job.prompt, tokens=options.tokens)
     found = {}
     for lr, temperature in itertools.product(options.lrs, options.temperatures):
         params = params_of(job, folder, options, lr=lr, temperature=temperature)
-        params.seed = seed
+        params.seed = 42 + seed
         one = outcome_of(
             params, teacher=job.teacher, teacher_prompt=job.prompt, unseen=folder / UNSEEN, answers=not options.system
         )
@@ -143,7 +146,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as place:
         for name in options.jobs:
             job = job_named(name, Path(place), options)
-            for count, seed in itertools.product(options.rows, range(10, 10 + options.seeds)):
+            for count, seed in itertools.product(options.rows, range(options.seeds)):
                 for setting, one in outcomes(job, Path(place), options, count=count, seed=seed).items():
                     found.setdefault(setting, []).append(one)
     if options.seeds > 1:

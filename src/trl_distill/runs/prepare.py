@@ -33,6 +33,7 @@ from .project_folder import OPENING
 from .result import RunResult
 from .run_data import RunData
 from .run_queries import DRY_RUN_ROWS, write_run_data
+from .settings_advice import advise
 from .student import find_student, model_without_weights
 from .trackers import check_trackers
 
@@ -231,6 +232,7 @@ def _for_teacher(
             check_teaches(settings.teacher, teacher, preflights[split])
             if not writes_store:
                 _warn_of_few_steps(len(rows_read[split][0]), params, state)
+                _advise(len(rows_read[split][0]), params, state, teacher, outline)
     run = PreparedRun(checked, args, state, student, prepared, computes, preflights, setup, data)
     if params.eval_samples and not writes_store:
         with read_whole(args), state.main_process_first():
@@ -290,6 +292,18 @@ def _warn_of_few_steps(rows: int, params: LLMTrainingParams, state: PartialState
     steps, warmup = optimizer_steps(rows, params, processes=state.num_processes)
     for entry in few_steps(rows, steps, warmup, params):
         state.print(f"  warning       {entry.text}")
+
+
+def _advise(
+    rows: int, params: LLMTrainingParams, state: PartialState, teacher: Teacher, outline: PreTrainedModel
+) -> None:
+    """Print what runs like this one have shown; for packed rows the number of steps is not known yet."""
+    steps, _ = optimizer_steps(rows, params, processes=state.num_processes)
+    text = (
+        "" if params.packing else advise(params, teacher, parameters=outline.num_parameters(), rows=rows, steps=steps)
+    )
+    if text:
+        state.print(f"  advice        {text}")
 
 
 def _check_rows(checked: CheckedRun, rows: Dataset, *, fields: Collection[str] | None) -> None:
