@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from click.testing import CliRunner
 
 from trl_distill import LLMTrainingParams, run
 from trl_distill.cli import main
+from trl_distill.models.embedded import embedded_path
 from trl_distill.runs.settings_advice import TABLE
 
 PAGE = Path(__file__).parents[2] / "docs" / "recipes.md"
@@ -44,6 +46,14 @@ def test_a_learning_rate_that_closed_little_in_runs_like_this_is_shown_beside_th
     assert advice() == [
         "in runs like this one (prompt baking, 60 rows, 45 steps) lr=5e-05 with distill_temperature=3 closed 6% of the "
         "gap to the teacher, lr=0.001 with distill_temperature=1 closed 78%"
+    ]
+
+
+def test_another_model_as_the_teacher_is_another_job(tmp_path, advice):
+    shutil.copytree(embedded_path(), tmp_path / "teacher")
+    assert advice(teacher_model=str(tmp_path / "teacher")) == [
+        "in runs like this one (knowledge distillation, 60 rows, 45 steps) lr=5e-05 with distill_temperature=3 closed "
+        "3% of the gap to the teacher, lr=0.001 with distill_temperature=3 closed 100%"
     ]
 
 
