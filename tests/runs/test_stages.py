@@ -221,6 +221,7 @@ WRONG = [
     ([{}, {"distill-alpha": 7}], "stage 2: distill_alpha is 7"),
     ([{}, {"lr": 1e-3, "learning_rate": 1e-3}], "stage 2: lr is given twice"),
     ([{}, {"quantization": "int4"}], "stage 2: quantization 'int4' trains an adapter"),
+    ([{}, {"queries_from_prompt": 9}], "stage 2: queries_from_prompt would write inputs for each stage"),
     ([{"peft": True}, {"peft": True, "lora_r": 4}], "stage 2: lora_r is 4, but it trains the adapter of stage 1"),
     ([{}, {}, {"peft": True, "target_modules": "q_porj"}], "stage 3: target_modules has 'q_porj'"),
     ([{}, {}, {"teacher_prompt_template": "@no.txt"}], "stage 3: teacher_prompt_template names the file 'no.txt'"),

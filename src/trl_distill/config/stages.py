@@ -115,6 +115,11 @@ def _of_stage(number: int, own: Mapping[str, object], params: LLMTrainingParams)
                 found = model_in_memory(value)
                 raise ParamsError(f"{name} was a {found} in memory, not a file; give a name or a path.")
             made.set(name, value)
+        if made.queries_from_prompt is not None:
+            raise ParamsError(
+                "queries_from_prompt would write inputs for each stage; write them once by aitraining queries, and "
+                "give them as --data-path."
+            )
         changed = next((name for name in ROWS if _differs(getattr(made, name), getattr(params, name))), None)
         if params.holdout > 0 and changed is not None:
             raise ParamsError(
