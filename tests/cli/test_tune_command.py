@@ -61,6 +61,14 @@ def test_flags_override_a_file_of_settings(tmp_path):
     assert space == {"lr": (1e-4, 1e-5)}
 
 
+def test_lists_in_a_file_of_settings_are_values_too(tmp_path):
+    (tmp_path / "run.yaml").write_text("distill_temperature: [1, 2]\nlr: 1e-3\ntarget_modules: [q_proj, v_proj]\n")
+    params, space = parsed("--config", str(tmp_path / "run.yaml"))
+    assert (params.lr, params.target_modules) == (1e-3, "q_proj,v_proj")
+    assert space == {"distill_temperature": (1.0, 2.0)}
+    assert parsed("--config", str(tmp_path / "run.yaml"), "--distill-temperature", "3")[1] == {}
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [

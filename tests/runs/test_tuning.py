@@ -16,9 +16,11 @@ from small_runs import no_model
 
 from trl_distill import LLMTrainingParams, evaluate_distillation, tune
 from trl_distill.cli import main
+from trl_distill.config.search_space import Range
 from trl_distill.errors import DataError, ParamsError, ProjectError, RunInterrupted, UsageError
 from trl_distill.evaluation.result import AFTER
 from trl_distill.models.loading import ModelSource
+from trl_distill.runs.tuning import search
 from trl_distill.runs.tuning import trial as trials
 from trl_distill.runs.tuning.difference import difference_of
 from trl_distill.runs.tuning.result import Rows, Trial
@@ -38,7 +40,7 @@ def settings(tiny_model_dir, tiny_teacher_dir, tmp_path_factory):
         "model": str(tiny_model_dir), "teacher_model": str(tiny_teacher_dir), "teacher_prompt_template": "e f {input}",
         "data_path": str(folder / "queries.jsonl"), "holdout": 0.3, "distill_max_teacher_length": 4,
         "gradient_accumulation": 1, "batch_size": 8, "eval_strategy": "steps", "eval_steps": 1,
-        "save_strategy": "steps", "save_steps": 1, "logging_steps": 100, "warmup_ratio": 0.0, "max_steps": 2,
+        "save_strategy": "epoch", "logging_steps": 100, "warmup_ratio": 0.0, "max_steps": 2,
         "scheduler": "constant",
     }  # fmt: skip
 
@@ -218,6 +220,71 @@ def test_a_trial_that_diverges_is_not_the_end_of_the_search(settings, tmp_path):
     assert failed.state == "failed"
     assert "lower --lr (it is 1e+19)" in failed.reason
     assert result.best_differs is None
+
+
+def test_the_page_shows_the_trials_and_the_best_one(result):
+    report = json.loads(result.paths["report"].read_text())
+    found = report["search"]
+    assert [trial["number"] for trial in found["trials"]] == [trial.number for trial in result.trials]
+    assert found["trials"][0]["settings"] == {name: f"{value:g}" for name, value in result.best.settings.items()}
+    assert found["sentences"][0].startswith(f"Best by the gap closed: trial {result.best.number} (")
+    assert report["training"]["settings"]["project_name"] == str(result.best.folder)
+    assert report["evaluation"] == json.loads((result.best.folder / "report.json").read_text())["evaluation"]
+    page = result.paths["page"].read_text()
+    assert "<h2>Trials</h2>" in page
+    assert "Gap closed by lr" in page
+    assert f"aitraining llm --config {result.paths['settings']}" in page
+
+
+def test_optuna_searches_ranges_stops_trials_and_goes_on(settings, tmp_path, monkeypatch):
+    pytest.importorskip("optuna")
+    params = LLMTrainingParams(**settings, project_name=str(tmp_path / "search"))
+    asked: list[float] = []
+
+    def falls_behind(self, share, figure):
+        asked.append(share)
+        return len(asked) == 2
+
+    monkeypatch.setattr(search.OptunaSearch, "falls_behind", falls_behind)
+    space = {"lr": "1e-4..1e-2", "distill_temperature": [1, 2]}
+    result = tune(params, space, trials=2)
+    assert asked == [0.5, 0.5]
+    assert [trial.state for trial in result.trials] == ["finished", "pruned"]
+    assert all(1e-4 <= trial.settings["lr"] <= 1e-2 for trial in result.trials)
+    assert not (result.trials[1].folder / "checkpoints").exists()
+    more = tune(params, space, trials=3)
+    assert asked == [0.5] * 3
+    assert {trial.number: trial.settings for trial in result.trials}.items() <= {
+        trial.number: trial.settings for trial in more.trials
+    }.items()
+    assert len(more.finished) == 2
+
+
+def test_a_trial_below_the_median_falls_behind(tmp_path):
+    pytest.importorskip("optuna")
+    chosen = search.OptunaSearch(
+        {"lr": Range(1e-5, 1e-2)}, tmp_path / "journal", trials=9, earlier=(), objective=None, seed=0
+    )
+    for number in range(1, search.STARTUP + 1):
+        given = chosen.next()
+        assert not chosen.falls_behind(0.5, number / 10)
+        chosen.tell(Trial(number, given, None, "finished", score=10.0 * number), "score")
+    chosen.next()
+    assert not chosen.falls_behind(0.25, 0.0)  # no other trial was measured there
+    assert not chosen.falls_behind(0.5, 0.3)
+    chosen.next()
+    assert chosen.falls_behind(0.5, 0.2)
+
+
+def test_a_small_space_is_not_searched_twice(tmp_path):
+    pytest.importorskip("optuna")
+    chosen = search.OptunaSearch({"lr": (1, 2, 3)}, tmp_path / "journal", trials=9, earlier=(), objective=None, seed=0)
+    seen = {}
+    while (given := chosen.next()) is not None:
+        seen.setdefault(given["lr"], len(seen) + 1)
+        chosen.tell(Trial(seen[given["lr"]], given, None, "finished", score=given["lr"]), "score")
+    assert sorted(seen) == [1, 2, 3]
+    assert chosen.total == 3
 
 
 def of(scores, divergence=()):

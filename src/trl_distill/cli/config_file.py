@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from ..config.fields import model_in_memory
-from ..config.setting_names import by_field, flag_of
+from ..config.setting_names import flag_of
 from ..config.training_params import ALIASES, LLMTrainingParams
 from ..config.yaml_file import read_yaml
 from ..errors import ParamsError
@@ -19,16 +22,39 @@ def read_config(path: str) -> LLMTrainingParams:
         ParamsError: A file that cannot be read, an unknown name (with the nearest), one that is given twice, or a
             value outside what is accepted.
     """
+    params = LLMTrainingParams()
+    for name, value in named_values(path).items():
+        with naming_file(path):
+            params.set(name, value)
+    return params
+
+
+def named_values(path: str) -> dict[str, object]:
+    """Return the values of a YAML file by the names of the fields.
+
+    Raises:
+        ParamsError: A file that cannot be read, or a name that is given twice.
+    """
     read = read_yaml(path, name=f"--config {path}")
     if not isinstance(read, (dict, type(None))):
         raise ParamsError(f"--config {path} holds a {type(read).__name__}; give 'name: value' lines.")
-    params = LLMTrainingParams()
+    found: dict[str, object] = {}
+    for key, value in (read or {}).items():
+        name = str(key).replace("-", "_")
+        name = ALIASES.get(name, name)
+        if name in found:
+            raise ParamsError(f"--config {path}: {name} is given twice.")
+        found[name] = value
+    return found
+
+
+@contextmanager
+def naming_file(path: str) -> Iterator[None]:
+    """Name the file in an error of a value that it holds."""
     try:
-        for name, value in by_field(read or {}, ALIASES).items():
-            params.set(name, value)
+        yield
     except ParamsError as error:
         raise ParamsError(f"--config {path}: {error}") from None
-    return params
 
 
 def refuse_models_in_memory(path: str, params: LLMTrainingParams) -> None:

@@ -7,12 +7,12 @@ from dataclasses import fields
 
 import click
 
-from ..config.search_space import Space, values_of
+from ..config.search_space import Space, read_space, takes_list, values_of
 from ..config.setting_names import as_flags, flag_of, settings_named_as
 from ..config.training_params import ALIASES, FIELDS, LLMTrainingParams
 from ..config.tuning_settings import TUNING_FIELDS, TuningSettings
 from ..runs.library_output import quiet
-from .config_file import read_config, refuse_models_in_memory
+from .config_file import named_values, naming_file, refuse_models_in_memory
 from .error_messages import exit_on_error
 from .llm_command import COMMAND_OPTIONS, CONTEXT, SHORT, LLMCommand, set_typed, typed_flag
 from .options import Setting, options_of, unescaped
@@ -93,9 +93,13 @@ def searched(ctx: click.Context) -> tuple[LLMTrainingParams, Space]:
     Raises:
         ParamsError: Naming the flag as it was typed, or the file, and what is accepted.
     """
-    path = ctx.params["config"]
-    params = read_config(path) if path else LLMTrainingParams()
-    space: Space = {}
+    path, params, space = ctx.params["config"], LLMTrainingParams(), Space()
+    for name, value in named_values(path).items() if path else ():
+        with naming_file(path):
+            if isinstance(value, list) and name in FIELDS and not takes_list(name):
+                space |= read_space({name: value})
+            else:
+                params.set(name, value)
     for param in ctx.command.params:
         name, given = str(param.name), ctx.params.get(str(param.name))
         if name.startswith("no_") and given:
@@ -103,12 +107,12 @@ def searched(ctx: click.Context) -> tuple[LLMTrainingParams, Space]:
         if name not in FIELDS or given in (None, ()):
             continue
         called = typed_flag(ctx, param)
+        space.pop(name, None)
         if isinstance(given, bool):
             params.set(name, given, called=called)
             continue
         texts = [unescaped(text) for text in given] if FIELDS[name].metadata["help"].escapes else list(given)
         values = values_of(name, texts, called=called)
-        space.pop(name, None)
         if isinstance(values, tuple) and len(values) == 1:
             params.set(name, values[0], called=called)
         else:

@@ -112,6 +112,11 @@ def read_space(given: Mapping[str, object]) -> Space:
     return space
 
 
+def takes_list(name: str) -> bool:
+    """Whether a list is one value of a setting."""
+    return FIELDS[name].metadata["help"].listed or "list" in str(FIELDS[name].type)
+
+
 def grid(space: Space) -> Iterator[Settings]:
     """Yield every combination of a space without ranges, the last setting changing fastest."""
     names = list(space)

@@ -51,12 +51,12 @@ class Chart:
     def svg(self) -> Markup:
         """Return the chart as an SVG element."""
         points = [point for line in self.lines for point in line.points]
-        steps = _ticks(0.0, max(x for x, _ in points), 5, whole=True)
+        steps = ticks(0.0, max(x for x, _ in points), 5, whole=True)
         low, high = min(y for _, y in points), max(y for _, y in points)
-        values = _ticks(0.0 if self.from_zero else low, high, 4)
+        values = ticks(0.0 if self.from_zero else low, high, 4)
         last = max(x for x, _ in points)
-        across = _scale(0.0, last, LEFT, WIDTH - RIGHT)
-        up = _scale(values[0], values[-1], HEIGHT - BOTTOM, TOP)
+        across = scale(0.0, last, LEFT, WIDTH - RIGHT)
+        up = scale(values[0], values[-1], HEIGHT - BOTTOM, TOP)
         written = self._labels(values)
         parts = [_grid(value, text, up) for value, text in zip(values, written, strict=True)]
         parts += [_step(step, across) for step in steps if step <= last]
@@ -116,7 +116,7 @@ def _thinned(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]
     return [*((sum(x for x, _ in g) / len(g), sum(y for _, y in g) / len(g)) for g in groups), points[-1]]
 
 
-def _scale(low: float, high: float, start: float, end: float) -> Place:
+def scale(low: float, high: float, start: float, end: float) -> Place:
     """Return the map of [low, high] to [start, end]; a single value is in the middle."""
     span = high - low
     if span == 0:
@@ -124,7 +124,7 @@ def _scale(low: float, high: float, start: float, end: float) -> Place:
     return lambda value: start + (value - low) / span * (end - start)
 
 
-def _ticks(low: float, high: float, count: int, *, whole: bool = False) -> list[float]:
+def ticks(low: float, high: float, count: int, *, whole: bool = False) -> list[float]:
     """Return round numbers, about `count` of them, from at most `low` to at least `high`."""
     span = high - low or abs(high) or 1.0
     size = 10.0 ** math.floor(math.log10(span / count))
@@ -146,7 +146,7 @@ class Bar:
 def bars(title: str, entries: Sequence[Bar]) -> Markup:
     """Return horizontal bars of scores from 0 to 100, each with its value."""
     height, end = 42, WIDTH - 52
-    across = _scale(0, 100, 1, end)
+    across = scale(0, 100, 1, end)
     drawn = Markup(
         '<text x="1" y="{top}">{label}</text>'
         '<rect class="track" x="1" y="{y}" width="{end}" height="14" rx="3"/>'
@@ -173,19 +173,13 @@ def interval(title: str, estimate: float, low: float, high: float) -> Markup:
     known = [value for value in (estimate, low, high) if math.isfinite(value)]
     start, end = min(-0.1, *known) - 0.05, max(1.1, *known) + 0.05
     start, end = max(start, -2.0), min(end, 3.0)
-    across = _scale(start, end, 14, WIDTH - 14)
+    across = scale(start, end, 14, WIDTH - 14)
 
     def inside(value: float) -> float:
         return across(min(max(value, start), end))
 
-    parts = []
-    for tick, text in ((0.0, "0: as before"), (0.5, "0.5"), (1.0, "1: as the teacher")):
-        parts.append(
-            Markup(
-                '<line class="grid" x1="{0:.1f}" x2="{0:.1f}" y1="8" y2="58"/>'
-                '<text class="unit" x="{0:.1f}" y="76" text-anchor="middle">{1}</text>'
-            ).format(across(tick), text)
-        )
+    ends = ((0.0, "0: as before"), (0.5, "0.5"), (1.0, "1: as the teacher"))
+    parts = [axis_line(across(tick), 8, 58, text) for tick, text in ends]
     parts.append(
         Markup(
             '<line class="range" x1="{:.1f}" x2="{:.1f}" y1="33" y2="33"/><circle class="estimate" cx="{:.1f}" cy="33" '
@@ -195,3 +189,11 @@ def interval(title: str, estimate: float, low: float, high: float) -> Markup:
     return Markup('<svg viewBox="0 0 {} 84" role="img" aria-label="{}">{}</svg>').format(
         WIDTH, title, Markup("").join(parts)
     )
+
+
+def axis_line(x: float, top: float, bottom: float, text: str) -> Markup:
+    """Return a vertical line of a horizontal axis with its label below."""
+    return Markup(
+        '<line class="grid" x1="{0:.1f}" x2="{0:.1f}" y1="{1}" y2="{2}"/>'
+        '<text class="unit" x="{0:.1f}" y="{3}" text-anchor="middle">{4}</text>'
+    ).format(x, top, bottom, bottom + 18, text)

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field, fields
 
 from ..result import Evaluation
 from .charts import Chart, Line
+from .search import SearchOnPage
 
 FORMAT = 1  # of report.json; a number that changes if a name in it changes its meaning
 Logs = Sequence[Mapping[str, float]]
@@ -183,6 +184,7 @@ class Report:
         advice: The warnings.
         next_steps: The next step.
         stages: All stages of a run in stages, the last of which is `training`; else none.
+        search: The search whose best trial `training` and `evaluation` are of; None without one.
     """
 
     name: str
@@ -192,6 +194,7 @@ class Report:
     advice: tuple[Advice, ...] = ()
     next_steps: tuple[Step, ...] = ()
     stages: tuple[StageOfRun, ...] = ()
+    search: SearchOnPage | None = None
 
     def to_dict(self) -> dict[str, object]:
         """Return values that JSON knows."""
@@ -204,6 +207,7 @@ class Report:
             "evaluation": None if self.evaluation is None else self.evaluation.to_dict(),
             "training": None if self.training is None else _finite(asdict(self.training)),
             "stages": [_finite(asdict(stage)) for stage in self.stages],
+            "search": None if self.search is None else _finite(asdict(self.search)),
         }
 
 

@@ -18,6 +18,7 @@ from ..result import AFTER, Evaluation
 from .charts import Bar, bars, interval
 from .compared import COLOURS, LEVELS, Limits, evaluated_rows, got_worse, token_maps, trained_rows
 from .content import EVALUATE, Report, charts_of, curve
+from .search import charts_of_search
 from .stages import charts_of_stages, rows_of_stages
 from .text import cut, plainly_visible, visible
 
@@ -61,6 +62,8 @@ def _page(report: Report, limits: Limits) -> str:
         style_hash=base64.b64encode(hashlib.sha256(style.encode()).digest()).decode(),
         charts=[] if training is None else charts_of(training.history),
         tiles=[*_evaluated(evaluation), *_trained(training, with_evaluation=evaluation is not None)],
+        search=report.search,
+        search_charts=charts_of_search(report.search),
         stages=rows_of_stages(report.stages),
         stage_charts=charts_of_stages(report.stages),
         data_rows=[] if training is None else _data_rows(training),

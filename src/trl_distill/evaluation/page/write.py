@@ -16,6 +16,7 @@ from .render import render
 
 if TYPE_CHECKING:
     from ..result import Evaluation
+    from .search import SearchOnPage
 
 
 def write_report(
@@ -44,6 +45,10 @@ def write_report(
     report = Report(name, now, training, evaluation, tuple(advice), tuple(next_steps))
     if training is None:
         report = _with_training(report, project or folder)
+    return _written(report, folder)
+
+
+def _written(report: Report, folder: Path) -> dict[str, Path]:
     folder.mkdir(parents=True, exist_ok=True)
     data = write_text(folder / DATA, json.dumps(report.to_dict(), indent=1, default=str) + "\n")
     return {"page": write_text(folder / PAGE, render(report)), "report": data}
@@ -55,9 +60,32 @@ def add_stages(folder: Path, stages: Sequence[StageOfRun]) -> None:
     Raises:
         OSError, ValueError, KeyError, TypeError: There is no report of this version in the folder.
     """
-    report = replace(_read(folder), stages=tuple(stages))
-    write_text(folder / DATA, json.dumps(report.to_dict(), indent=1, default=str) + "\n")
-    write_text(folder / PAGE, render(report))
+    _written(replace(_read(folder), stages=tuple(stages)), folder)
+
+
+def write_search(
+    folder: Path, search: SearchOnPage, *, name: str, best: Path, next_steps: Sequence[Step]
+) -> dict[str, Path]:
+    """Write the page of a search, which also shows the report of its best trial; return both files by name.
+
+    Args:
+        folder: Where to.
+        search: The search.
+        name: Name of the project.
+        best: The best trial's project.
+        next_steps: The next step.
+
+    Raises:
+        OSError, ValueError, KeyError, TypeError: There is no report of this version in `best`.
+    """
+    from ..result import Evaluation
+
+    values = json.loads((best / DATA).read_text(encoding="utf-8"))
+    evaluated = [Advice(**entry) for entry in values["advice"] if entry["of"] == "evaluation"]
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    evaluation = Evaluation.from_dict(values["evaluation"])
+    report = Report(name, now, None, evaluation, tuple(evaluated), tuple(next_steps), search=search)
+    return _written(_with_training(report, best), folder)
 
 
 def read_training(folder: Path) -> Training | None:

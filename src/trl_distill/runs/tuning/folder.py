@@ -30,7 +30,7 @@ from ...data.folder_lock import folder_lock
 from ...errors import ProjectError, quoted
 from ...evaluation.result import Interval
 from ..project_folder import MANIFEST, WEIGHTS, Project
-from .plan import Plan
+from .plan import Plan, completed
 from .result import Objective, Rows, Trial
 
 STATE, RECORD, OUTPUT, BEST, JOURNAL = "tuning.json", "trial.json", "output.txt", "best.yaml", "optuna.journal"
@@ -149,7 +149,7 @@ class TuningFolder:
         for folder in sorted(self.trials.glob("[0-9]*"), key=lambda path: (len(path.name), path.name)):
             read = _read(folder / RECORD)
             if read is not None and isinstance(read.get("params"), dict) and folder.name.isdigit():
-                found.append((_trial(read, folder, names), dict(read["params"]), folder))
+                found.append((_trial(read, folder, names), completed(read["params"]), folder))
         return found
 
     def outcomes(self, plans: Sequence[Plan] = ()) -> list[Trial]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from ...config.search_space import MOST_TRIALS, Range, Settings, Space, grid, grid_size
 from ...config.training_params import FIELDS, LLMTrainingParams
-from ..project_folder import FREE_ON_RESUME, params_to_keep
+from ..project_folder import FREE_ON_RESUME, NOT_KEPT, params_to_keep
 
 # what may differ when a run is resumed, but decides what it learns
 DECIDES = frozenset(
@@ -62,6 +62,12 @@ def identity_of(params: LLMTrainingParams) -> dict[str, object]:
     """Return the parameters that decide a trial's result, as JSON has them; prompts are the content of their files."""
     kept = {name: value for name, value in params_to_keep(params).items() if name not in IGNORED}
     return dict(json.loads(json.dumps(kept)))
+
+
+def completed(identity: Mapping[str, object]) -> dict[str, object]:
+    """Return an identity that an earlier version may have written: settings that it did not have are the defaults."""
+    defaults = {name: spec.default for name, spec in FIELDS.items() if name not in IGNORED | NOT_KEPT}
+    return {name: identity.get(name, default) for name, default in defaults.items()}
 
 
 def teacher_key(params: LLMTrainingParams, *, any_loss: bool) -> str:

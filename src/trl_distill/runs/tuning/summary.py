@@ -21,6 +21,7 @@ from ...evaluation.result import Interval
 from ..project_folder import params_to_keep
 from .difference import difference_of
 from .folder import AGAIN, BEST, TuningFolder
+from .page import write_page
 from .plan import Plan
 from .result import Difference, Trial, TuningResult
 from .teacher import SharedTeacher
@@ -48,8 +49,12 @@ def conclude(folder: TuningFolder, result: TuningResult, best: Plan, teacher: Sh
     first_two = result.finished[:2]
     difference = difference_of(*first_two, objective=result.objective) if len(first_two) == 2 else None
     result = replace(result, difference=difference, paths={**result.paths, "settings": settings})
+    found = [best_sentence(result)]
+    if difference is not None:
+        found.append(difference_sentence(difference, second=first_two[1], metric=first_two[0].metric))
+    result = replace(result, paths={**result.paths, **write_page(folder.path, result, found)})
     print(f"\n{printable(name_settings(table(result)))}\n")
-    for line in sentences(result):
+    for line in (*found, *places(result)):
         print(printable(name_settings(line)))
     return result
 
@@ -70,19 +75,22 @@ def table(result: TuningResult) -> str:
     return _aligned([(name, cells) for name, cells in columns if any(cell.strip("-") for cell in cells)])
 
 
-def sentences(result: TuningResult) -> list[str]:
-    """Return what a search found: the best trial, how sure that is, and where everything is."""
+def best_sentence(result: TuningResult) -> str:
+    """Return which trial is best, and by what."""
     best = result.best
-    lines = [f"Best by {_objective(result)}: trial {best.number} ({as_flags(best.settings)})."]
-    if result.difference is not None:
-        lines.append(difference_sentence(result.difference, second=result.finished[1], metric=best.metric))
-    if (best.folder / "config.json").is_file() or (best.folder / "adapter_config.json").is_file():
-        lines.append(f"Its model is in {best.folder}.")
-    lines.append(f"Its settings are in {result.paths['settings']}; train with them again, or with more data:")
-    lines.append(f"  aitraining llm --config {result.paths['settings']}")
-    if "page" in result.paths:
-        lines.append(f"The report page is {result.paths['page']}.")
-    return lines
+    return f"Best by {_objective(result)}: trial {best.number} ({as_flags(best.settings)})."
+
+
+def places(result: TuningResult) -> list[str]:
+    """Return where everything is."""
+    folder, settings = result.best.folder, result.paths["settings"]
+    has_model = any((folder / name).is_file() for name in ("config.json", "adapter_config.json"))
+    return [
+        *([f"Its model is in {folder}."] if has_model else []),
+        *([f"The report page is {result.paths['page']}."] if "page" in result.paths else []),
+        f"Its settings are in {settings}; train with them again, or with more data:",
+        f"  aitraining llm --config {settings}",
+    ]
 
 
 def difference_sentence(difference: Difference, *, second: Trial, metric: str) -> str:
