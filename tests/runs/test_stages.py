@@ -179,18 +179,17 @@ def test_a_stage_that_fails_leaves_those_that_have_finished(settings, tmp_path, 
     params = LLMTrainingParams(**{**settings, "project_name": str(tmp_path / "run")})
     params.max_steps, short = 1, [(1, "e f"), (2, "g")]
     with monkeypatch.context() as patch:
-        load, loaded = ModelSource.load_model, []
+        load = ModelSource.load_model
 
-        def fail_at_last(self, *more, **named):
-            loaded.append(self)
-            if str(tmp_path) in str(getattr(self, "path", self)):
+        def fail_at_last(self):
+            if str(tmp_path) in self.path:
                 raise DataError("the second stage fails.")
-            return load(self, *more, **named)
+            return load(self)
 
         patch.setattr(ModelSource, "load_model", fail_at_last)
         with pytest.raises(DataError, match=r"stage 2: the second stage fails\."):
             train_stages(params, short)
-    with pytest.raises(ProjectError, match="holds a run of 2 stages of which 1 have finished; give resume=True"):
+    with pytest.raises(ProjectError, match="holds a run of 2 stages, 1 of them finished; give resume=True"):
         train_stages(params, short)
     first = (tmp_path / "run" / "stage-1" / "run.json").read_bytes()
     params.resume = True

@@ -84,8 +84,8 @@ class StageFolders:
             )
         if not resume and self.finished() < self.count:
             raise ProjectError(
-                f"{holds} of {count} stages of which {self.finished()} have finished; give --resume to continue it, or "
-                "add --overwrite to start over."
+                f"{holds} of {count} stages, {self.finished()} of them finished; give --resume to continue it, or add "
+                "--overwrite to start over."
             )
 
     def begin(self, number: int) -> None:
