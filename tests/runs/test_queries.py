@@ -61,7 +61,7 @@ class Scripted(BaseHTTPRequestHandler):
         if listed:
             return "".join(f"- {kind}\n" for kind in (KINDS[3], *MORE[5:])[: int(listed[1])])
         if "different lengths" in asked:
-            return json.dumps(["three words", "one sentence"])
+            return "<think>\n1. very long\n</think>\n" + json.dumps(["three words", "one sentence"])
         if "Write 10 different inputs" not in asked:
             return "Billing"
         if self.mode == "same":

@@ -10,6 +10,7 @@ from .fields import CheckedSettings, option
 OF_RUNS = frozenset(
     (
         *("teacher_model", "teacher_system", "teacher_prompt_template", "text_column", "seed", "trust_remote_code"),
+        "chat_template_kwargs",
         *("teacher_revision", "teacher_dtype", "teacher_quantization", "teacher_device_map"),
         *("teacher_batch_size", "teacher_engine", "teacher_stop"),
         *("teacher_key_env", "teacher_endpoint", "teacher_concurrency", "teacher_timeout"),

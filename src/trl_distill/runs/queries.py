@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from ..config.queries_settings import QueriesSettings
 from ..config.training_params import LLMTrainingParams
+from ..config.validation import chat_template_options
 from ..errors import ParamsError, printable
 from .data_output import DataOutput
 from .library_output import without_library_bars
@@ -56,6 +57,7 @@ def _write(
 ) -> None:
     from ..teachers.completions.store import CompletionStore
     from ..teachers.remote.teacher import RemoteTeacher
+    from ..teachers.text.local_text import LocalTextTeacher
     from ..trainer.settings import remote_settings
     from .query_setup import generation_of, rows_of, split
     from .query_writer import QueryWriter, Wanted, lines_of, report_of
@@ -72,6 +74,8 @@ def _write(
         device=None,
         remote=remote_settings(params),
     )
+    if isinstance(teacher, LocalTextTeacher):
+        teacher.options = chat_template_options(params)
     generation = generation_of(settings, params, teacher)
     name = str(params.teacher_model)
     shown = teacher.describe() if isinstance(teacher, RemoteTeacher) else name
@@ -92,7 +96,7 @@ def _write(
     )
     print("\n".join(lines_of(written, teacher)))
     if share:
-        print(printable(f"{len(held_out):,} of them are held out, in {output.held_out}."))
+        print(printable(f"Held out: {len(held_out):,} of them, in {output.held_out}."))
     print(
         printable(f"The {len(train):,} inputs to train on are in {output.rows}; {output.report.name} has the details.")
     )

@@ -26,6 +26,7 @@ from ..prompts.input_requests import (
     request_for_list,
 )
 from ..prompts.listed_items import items_in
+from ..prompts.messages import CLOSED, OPENED
 from ..teachers.base import TextTeacher
 from ..teachers.completions.store import CompletionStore
 from ..teachers.remote.teacher import RemoteTeacher
@@ -242,7 +243,11 @@ def _request(prompt: str, kinds: Sequence[str], lengths: Sequence[str], k: int) 
 
 
 def _text(answer: Completion) -> str:
-    return "" if answer.unusable else answer.text or ""
+    """Return what a teacher answered, without the reasoning that some models write before it."""
+    text = "" if answer.unusable else answer.text or ""
+    if CLOSED in text:
+        return text.rpartition(CLOSED)[2]
+    return "" if text.lstrip().startswith(OPENED) else text
 
 
 def _continued(answer: Completion) -> Completion:
