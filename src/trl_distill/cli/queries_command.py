@@ -35,8 +35,21 @@ OWN = [
         shown="--teacher TEXT",
         help="Who writes, required: a folder, a Hub name, openai:MODEL or http://host:port/v1#MODEL.  "
         "[also --teacher-model]",
-    )
+    ),
+    Setting(
+        ["teacher_system", "--teacher-system"],
+        heading="Basic",
+        shown="--teacher-system TEXT",
+        help="Prompt that inputs are written for, as a system message: text or @file.",
+    ),
+    Setting(
+        ["teacher_prompt_template", "--teacher-prompt-template"],
+        heading="Basic",
+        shown="--teacher-prompt-template TEXT",
+        help="The same as a template: text with {input}, @file, or a JSON list of chat messages.",
+    ),
 ]
+OWN_NAMES = {option.name for option in OWN}
 AS_FLAGS = as_flags({**FIELDS, **QUERIES_FIELDS})
 
 
@@ -66,7 +79,7 @@ queries = LLMCommand(
     params=[
         *OWN,
         *options_of(fields(QueriesSettings), {}),
-        *options_of([spec for name, spec in FIELDS.items() if name in OF_RUNS - {"teacher_model"}], {}),
+        *options_of([spec for name, spec in FIELDS.items() if name in OF_RUNS - OWN_NAMES], {}),
         *[option for option in COMMAND_OPTIONS if option.name != "config"],
     ],
     help=HELP,

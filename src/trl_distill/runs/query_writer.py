@@ -146,7 +146,7 @@ class QueryWriter:
             unreadable = sum(not items for items in read)
             if missing <= 0:
                 break
-            if asked_anew >= allowed or (asked_anew >= 2 * first and not collection.inputs):
+            if asked_anew >= allowed or (asked_anew >= max(2 * first, LEAST // 2) and not collection.inputs):
                 raise self._too_few(collection, asked, unreadable)
             per_answer = max(len(collection.inputs) / asked, 0.1)
             asked += min(math.ceil(missing / per_answer), asked, max(allowed - asked_anew, 1))
