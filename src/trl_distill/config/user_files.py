@@ -48,6 +48,16 @@ def user_path(given: str | os.PathLike[str], *, name: str, error: type[UsageErro
     return path
 
 
+def is_same_file(before: object, now: object) -> bool:
+    """Whether two values are paths of the same file or folder, one of them relative for example."""
+    if not (isinstance(before, str) and isinstance(now, str)):
+        return False
+    try:
+        return Path(before).expanduser().samefile(Path(now).expanduser())
+    except (OSError, ValueError, RuntimeError):  # not there, or no path at all
+        return False
+
+
 def check_ordinary(path: Path, *, name: str, error: type[UsageError]) -> None:
     """Refuse a pipe, a device or a socket, which `open` may wait for or read without end; all else passes.
 

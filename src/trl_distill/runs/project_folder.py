@@ -37,6 +37,7 @@ import yaml
 
 from ..config.setting_names import flag_of
 from ..config.training_params import FIELDS, LLMTrainingParams
+from ..config.user_files import is_same_file
 from ..config.yaml_file import read_yaml
 from ..data.atomic_file import flush, flush_all, fresh_folder, make_readable, obstacle, remove, write_text
 from ..data.checksum import file_checksum
@@ -226,7 +227,7 @@ class Project:
         assert before is not None
         for key, value in params_to_keep(params).items():
             # an earlier version kept the name of a prompt's file
-            same = before.get(key, value) in (value, named[key]) or _is_same_folder(before[key], value)
+            same = before.get(key, value) in (value, named[key]) or is_same_file(before[key], value)
             if key not in FREE_ON_RESUME and not same:
                 raise ProjectError(
                     f"{name} holds {state} run with {flag_of(key)} {before[key]!r}, and this one has {value!r}; give "
@@ -381,16 +382,6 @@ class Project:
     def _write(self, name: str, text: str) -> Path:
         self._written.add(name)
         return write_text(self.folder / name, text)
-
-
-def _is_same_folder(before: object, now: object) -> bool:
-    """Whether two values are paths of the same file or folder, one of them relative for example."""
-    if not (isinstance(before, str) and isinstance(now, str)):
-        return False
-    try:
-        return Path(before).expanduser().samefile(Path(now).expanduser())
-    except (OSError, ValueError, RuntimeError):  # not there, or no path at all
-        return False
 
 
 def _names(read: dict[str, Any] | None, key: str) -> list[object]:
