@@ -97,7 +97,7 @@ except SystemExit as end:
 # each is refused with this text in its sentence
 MISTAKES = {
     "llm --model embedded --data-path {data}": "--teacher-model is missing",
-    "llm --model embedded --data-path {data} --teacher-store {there}/store": "--teacher-model is missing",
+    "llm --model embedded --data-path {data} --teacher-store {there}/store": "is no complete store",
     "{run} --data-path {there}/nowhere.jsonl": "no such file or folder",
     "{run} --data-path {data} --retain-data {there}/nowhere.jsonl": "--retain-data",
     "{run} --data-path {data} --text-column question": "no column 'question'",
