@@ -47,7 +47,7 @@ def main(args: list[str] | None = None) -> CustomDistillationTrainer:
         use_distillation=True, output_dir="runs/custom-loss", max_steps=8, use_cpu=not torch.cuda.is_available(),
         bf16=False, report_to="none", completions="teacher", distill_max_teacher_length=16,
         dataloader_pin_memory=torch.cuda.is_available(), logging_steps=1,
-        teacher_model="embedded", teacher_prompt_template="Write the words in reverse order.\n{input}\n",
+        teacher_model="embedded", teacher_prompt_template="Reverse the order of the words.\n\nText: {input}\nResult:",
     )  # fmt: skip
     config, rest = parser.parse_args_and_config(args)
     source = ModelSource(resolve(rest.model, role="model"))

@@ -4,7 +4,7 @@ Without `--use-distillation` it trains as TRL's own does, to the bit. Flags can 
 
     python examples/trl_sft.py --model-name-or-path embedded --dataset-name ./queries --output-dir runs/sft \
         --use-distillation --teacher-model embedded --student-prompt-template "{input}" \
-        --teacher-prompt-template "Write the words in reverse order.\n{input}\n" --completions teacher
+        --teacher-prompt-template "Reverse the order of the words.\n\nText: {input}\nResult:" --completions teacher
 
 `./queries` is a folder with `train.jsonl`, with lines such as {"text": "red green blue"}; a Hub name works too.
 """

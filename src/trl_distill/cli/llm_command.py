@@ -27,7 +27,7 @@ A first run, on the model that comes with the package. Each line of
 queries.jsonl is a row such as {"text": "red cat"}; the teacher writes the
 completions:
   aitraining llm --model embedded --teacher-model embedded \\
-    --teacher-prompt-template "Write the words in reverse order.\\n{input}\\n" \\
+    --teacher-prompt-template "Reverse the words.\\n\\nText: {input}\\nResult:" \\
     --data-path queries.jsonl --project-name runs/first
 
 \b

@@ -22,7 +22,7 @@ HELP = """Try settings of a run, judge each by held-out rows, and say which are 
 \b
 Every flag of aitraining llm takes one value or several, by commas:
   aitraining tune --model embedded --teacher-model embedded \\
-    --teacher-prompt-template "Write the words in reverse order.\\n{input}\\n" \\
+    --teacher-prompt-template "Reverse the words.\\n\\nText: {input}\\nResult:" \\
     --data-path queries.jsonl --holdout 0.2 --project-name runs/tuned \\
     --distill-temperature 1,2,3 --distill-alpha 0.5,0.7,0.9
 
