@@ -22,6 +22,7 @@ from .validation import check_queries, refuse_unused, validate_combinations
 
 HUB_DATA = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")  # a dataset of an account
 OWN_TEACHERS = ("self", "ema")
+OF_ADAPTER = ("lora_r", "lora_alpha", "lora_dropout", "target_modules")
 BETTER_IF_LOWER, BETTER_IF_HIGHER = ("loss", "kl", "ce"), ("top1_agreement", "mean_token_accuracy")  # of evaluations
 # settings of distillation that say how data is read, with a teacher or without
 OF_PLAIN_SFT = ("completion_column", "prompt_text_column", "max_bad_rows", "chat_template_kwargs")
@@ -295,6 +296,13 @@ class LLMTrainingParams(RecipeSettings, DistillationArguments):
             self._check_own_weights()
         if self.quantization is not None and not self.peft:
             raise ParamsError(f"quantization {self.quantization!r} trains an adapter; add --peft.")
+        if not self.peft and self.recipe is None and isinstance(self.model, str):  # a loaded model may have an adapter
+            for name in OF_ADAPTER:
+                if getattr(self, name) != FIELDS[name].default:
+                    raise ParamsError(
+                        f"{name} is {getattr(self, name)!r}, and no adapter is trained; add --peft, or drop "
+                        f"{flag_of(name)}."
+                    )
         if self.use_vllm and self.quantization == "int8":
             raise ParamsError("use_vllm cannot be used with --quantization int8, which vLLM does not load; use int4.")
         if self.merge_adapter and not self.peft:
