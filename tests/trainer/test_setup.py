@@ -21,7 +21,9 @@ def calls(monkeypatch):
     monkeypatch.setattr(teacher_setup, "load_teacher", lambda *a, **k: found.append("teacher") or load(*a, **k))
     group = prepare.settings_of
     monkeypatch.setattr(prepare, "settings_of", lambda *a, **k: found.append("settings") or group(*a, **k))
-    monkeypatch.setattr(system_message, "parse_template", lambda *a, name: found.append(name) or parse(*a, name=name))
+    monkeypatch.setattr(
+        system_message, "parse_template", lambda *a, name, **k: found.append(name) or parse(*a, name=name, **k)
+    )
     return found
 
 
