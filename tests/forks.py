@@ -7,8 +7,10 @@ this file is the process that forks: it reads a job from each line of stdin and 
 from __future__ import annotations
 
 import atexit
+import gc
 import json
 import os
+import pkgutil
 import runpy
 import signal
 import subprocess
@@ -16,6 +18,7 @@ import sys
 import time
 from contextlib import suppress
 from functools import cache
+from importlib import import_module
 from pathlib import Path
 from typing import IO, NamedTuple
 
@@ -86,6 +89,24 @@ def _loaded() -> tuple[IO[str], IO[str]]:
     return process.stdin, process.stdout
 
 
+def load_libraries() -> None:
+    """Import what a run imports, and leave it out of the garbage collections of forks, which copy what they look at."""
+    import datasets  # noqa: F401
+    import peft  # noqa: F401
+    import trl
+    from transformers import AutoModelForCausalLM, LlamaForCausalLM  # noqa: F401
+
+    import trl_distill
+
+    assert trl.SFTTrainer  # imported when it is first asked for
+    for module in pkgutil.walk_packages(trl_distill.__path__, "trl_distill."):
+        if not module.name.endswith("__main__"):
+            with suppress(ImportError):  # of Triton
+                import_module(module.name)
+    gc.collect()
+    gc.freeze()
+
+
 def _fork(command: list[str], environment: dict[str, str], outputs: list[str], cwd: str) -> int:
     child = os.fork()
     if child:
@@ -139,19 +160,12 @@ def _serve() -> None:
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # DeepSpeed says something when it is imported
 
-    import datasets  # noqa: F401
-    import peft  # noqa: F401
     import torch
-    import trl
     from accelerate.state import PartialState
-    from transformers import LlamaForCausalLM  # noqa: F401
 
-    import trl_distill.runs.api
-    import trl_distill.trainer.trainer  # noqa: F401
-
-    assert trl.SFTTrainer  # imported when it is first asked for
     with suppress(ImportError):
         import deepspeed  # noqa: F401
+    load_libraries()
     assert not PartialState._shared_state  # each fork finds out by itself which processes there are
     torch.set_num_threads(1)
     for line in sys.stdin:

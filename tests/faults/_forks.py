@@ -19,6 +19,7 @@ os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", OMP_NUM_TH
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import torch
+from forks import load_libraries
 from tqdm import tqdm
 
 
@@ -56,6 +57,7 @@ def arguments(
         given.count = given.count or (long if given.long else short)
     given.folder.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
+    load_libraries()
     tqdm.set_lock(threading.RLock())  # a fork killed while it holds the default one stops the rest
     return given
 

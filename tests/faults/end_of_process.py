@@ -26,10 +26,8 @@ from pathlib import Path
 from _forks import arguments, fork, run_and_exit  # first: sets the environment
 from conftest import make_model
 from ranks import joined
-from transformers import AutoModelForCausalLM  # noqa: F401 - loaded before the forks
 
-import trl_distill.runs.api
-import trl_distill.trainer.trainer
+import trl_distill
 from trl_distill import DistillationSFTConfig, DistillationSFTTrainer, RunInterrupted
 from trl_distill.cli import main
 from trl_distill.cli.llm_command import params_from_command

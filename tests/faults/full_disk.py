@@ -21,10 +21,7 @@ from pathlib import Path
 
 from _forks import arguments, fork, run_and_exit  # first: sets the environment
 from conftest import make_model
-from transformers import AutoModelForCausalLM  # noqa: F401 - loaded before the forks
 
-import trl_distill.runs.api
-import trl_distill.trainer.trainer  # noqa: F401
 from trl_distill.cli import main
 
 ROWS = 16

@@ -21,9 +21,7 @@ from functools import partial
 from pathlib import Path
 
 from _forks import arguments, start  # first: sets the environment
-from transformers import AutoModelForCausalLM  # noqa: F401 - loaded before the forks
 
-import trl_distill.runs.api  # noqa: F401
 from trl_distill.cli import main
 from trl_distill.teachers.target_store import writer as teaching
 

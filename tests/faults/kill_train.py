@@ -23,9 +23,7 @@ from pathlib import Path
 from _forks import arguments, ended, start  # first: sets the environment
 from conftest import make_model
 from datasets import load_dataset
-from transformers import AutoModelForCausalLM  # noqa: F401 - loaded before the forks
 
-import trl_distill.runs.api  # noqa: F401
 from trl_distill import DistillationSFTConfig, DistillationSFTTrainer
 from trl_distill.cli import main
 from trl_distill.errors import ParamsError

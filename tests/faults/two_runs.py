@@ -24,10 +24,6 @@ from _forks import arguments, ended, start  # first: sets the environment
 from conftest import make_model
 from kill_train import script
 
-import trl_distill.runs.evaluate
-import trl_distill.runs.evaluation_run
-import trl_distill.runs.export.api
-import trl_distill.trainer.trainer  # noqa: F401 - loaded before the forks
 from trl_distill.cli import main
 
 ROWS, STEPS = 24, 6
