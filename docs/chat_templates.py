@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import logging
 import sys
 import warnings
@@ -29,8 +30,13 @@ def cell(tokenizer: object, form: str) -> str:
     if (mine.prompt, mine.ids) == (theirs.prompt, theirs.ids):
         return ", ".join(["equal", *notes])
     if (mine.prompt, mine.ids[: len(theirs.ids)]) == (theirs.prompt, theirs.ids):
-        return ", ".join([f"equal, and `{added}` behind it", *notes])
+        return ", ".join([f"equal, and {_code(added)} behind it", *notes])
     return ", ".join(["one thinking block", *notes])
+
+
+def _code(text: str) -> str:
+    """Return a text as code that may have a bar, which would end a cell of the table."""
+    return f"<code>{html.escape(text).replace('|', '&#124;')}</code>"
 
 
 def main() -> None:
