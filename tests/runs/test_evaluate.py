@@ -304,10 +304,11 @@ def test_an_adapter_is_compared_with_its_base(tmp_path, found):
     assert saved.side(BEFORE).model == embedded_path()
 
 
-def test_a_server_teaches_and_is_asked_once(project, server, found):
+def test_a_server_teaches_and_is_asked_once(project, server, found, capsys):
     rows = [{"text": text} for text in found.inputs]
     how = {"teacher_model": server.teacher, "teacher_logprobs": "none", "timed_queries": 2}
     first = evaluate_distillation(project, test_data=rows, **how)
+    assert "The teacher's times are the student's under the teacher's prompt" in capsys.readouterr().out
     assert len(server.requests()) == len(rows)
     assert first.evaluation.side(AFTER).fidelity is None
     server.fail()

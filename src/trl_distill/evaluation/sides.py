@@ -152,6 +152,11 @@ class Sides:
             batch_size=self.settings.batch_size,
         )
 
+    @property
+    def times_the_student_twice(self) -> bool:
+        """Whether the teacher is on a server, see `timings`."""
+        return _local_model_of(self.models.teacher) is None
+
     def timings(self, queries: int) -> dict[str, Timing]:
         """Time a teacher's query and a student's on the first rows, one prompt at a time.
 

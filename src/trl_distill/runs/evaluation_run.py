@@ -97,6 +97,8 @@ def run_evaluation(
     print(printable(f"\n{table_of(evaluation)}\n"))
     for line in (savings_of(evaluation), *judged(evaluation)):
         print(printable(line))
+    if sides.times_the_student_twice and measures.timed_queries:
+        print("The teacher's times are the student's under the teacher's prompt, since a server is not timed.")
     advice = list(of_evaluation(evaluation))
     for entry in advice:
         print(f"  warning       {name_settings(entry.text)}")
