@@ -8,7 +8,7 @@ import shutil
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
 from trl_distill import LLMTrainingParams, run
@@ -56,6 +56,19 @@ def test_a_tokenizer_gets_a_padding_token_and_needs_an_end(tiny_model_dir, tmp_p
     PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<unk>").save_pretrained(tmp_path)
     with pytest.raises(ModelError, match="no end-of-sequence token"):
         ModelSource(str(tmp_path)).load_tokenizer()
+
+
+@pytest.mark.parametrize("role", ["model", "teacher_model"])
+def test_a_model_of_which_weights_are_missing_is_refused(role, tiny_model_dir, tmp_path):
+    folder = shutil.copytree(tiny_model_dir, tmp_path / "model")
+    weights = {name: value for name, value in load_file(folder / "model.safetensors").items() if ".1.mlp." not in name}
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    (tmp_path / "rows.jsonl").write_text('{"text": "a"}\n')
+    models = {"model": str(tiny_model_dir), "teacher_model": str(tiny_model_dir), role: str(folder)}
+    settings = {"data_path": str(tmp_path / "rows.jsonl"), "project_name": str(tmp_path / "run"), **models}
+    with pytest.raises(UsageError, match=rf"{role} .* has no model\.layers\.1\.mlp\..* in its files, which would be"):
+        run(LLMTrainingParams(teacher_prompt_template="e {input}", **settings))
+    assert not (tmp_path / "run" / "model.safetensors").exists()
 
 
 @pytest.mark.parametrize("role", ["model", "teacher_model"])
@@ -187,6 +200,11 @@ def test_an_adapter_that_cannot_be_read_or_merged_is_one_sentence(adapter_dir, t
     with pytest.raises(ModelError, match="no adapter could be loaded") as caught:
         ModelSource(str(folder)).load_model()
     assert "\n" not in str(caught.value)
+    weights = load_file(adapter_dir / "adapter_model.safetensors")
+    shutil.copy(adapter_dir / "adapter_config.json", folder)
+    save_file(dict(list(weights.items())[2:]), folder / "adapter_model.safetensors", {"format": "pt"})
+    with pytest.raises(ModelError, match=r"no adapter could be loaded \(its files lack some of its weights\)"):
+        ModelSource(str(folder)).load_model()
     for text in ("{", "[]"):
         (folder / "adapter_config.json").write_text(text)
         with pytest.raises(ModelError, match=r"no adapter_config\.json could be loaded"):

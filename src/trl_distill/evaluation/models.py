@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from ..errors import ModelError
-from ..models.adapters import base_of, is_peft_model
+from ..models.adapters import base_of, is_peft_model, with_adapter
 from ..models.broken_weights import check_finite
 from ..models.generation import has_learned_prompt
 from ..models.loading import ModelSource
@@ -60,11 +60,9 @@ class LoadedAdapter:
         Raises:
             ModelError: The adapter does not fit its base, or has weights that are not finite numbers.
         """
-        from peft import PeftModel
-
         base = FrozenModel(self.base).model()
         try:
-            model = PeftModel.from_pretrained(base, self.source.path).eval()
+            model = with_adapter(base, self.source.path).eval()
         except (RuntimeError, ValueError, KeyError, OSError) as error:
             reason = str(error).strip().splitlines()[0].rstrip(".")
             raise ModelError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -104,10 +105,8 @@ class Adapter:
         Raises:
             ValueError: An adapter of another model.
         """
-        from peft import PeftModel
-
         try:
-            return cast("PreTrainedModel", PeftModel.from_pretrained(base, self.folder, is_trainable=True))
+            return cast("PreTrainedModel", with_adapter(base, self.folder, is_trainable=True))
         except (AttributeError, RuntimeError) as error:
             raise ValueError(f"it is not of {self.base}: {error}") from error
 
@@ -122,14 +121,28 @@ class Adapter:
         Raises:
             ValueError: A kind of adapter that cannot be merged, such as prompt tuning, or one of another model.
         """
-        from peft import PeftModel
-
         try:
-            whole = merged(PeftModel.from_pretrained(base, self.folder))
+            whole = merged(with_adapter(base, self.folder))
         except (AttributeError, RuntimeError) as error:
             raise ValueError(f"it cannot be merged into {self.base}: {error}") from error
         whole.requires_grad_(True)  # PEFT has frozen the base
         return whole
+
+
+def with_adapter(base: PreTrainedModel, folder: str, *, is_trainable: bool = False) -> PeftModel:
+    """Return a model in PEFT's wrapper with the adapter of a folder; see `PeftModel.from_pretrained`.
+
+    Raises:
+        ValueError: Its files lack weights, which PEFT would leave as they are before training.
+    """
+    from peft import PeftModel
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*missing adapter keys", category=UserWarning)
+        try:
+            return PeftModel.from_pretrained(base, folder, is_trainable=is_trainable)
+        except UserWarning:
+            raise ValueError("its files lack some of its weights") from None
 
 
 def _written(folder: Path) -> dict[str, Any]:

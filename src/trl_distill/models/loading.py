@@ -264,6 +264,8 @@ class ModelSource:
         import torch
         from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
+        from .broken_weights import named
+
         if self.adapter is not None:
             self.check_can_merge()
             base = self.base._weights()
@@ -275,14 +277,21 @@ class ModelSource:
         if self.quantization is not None and device_map is None and self.device is not None:
             # transformers takes a GPU that it finds
             device_map = {"": "cpu"} if torch.device(self.device).type == "cpu" else None
-        return self._from_files(
+        model, found = self._from_files(
             AutoModelForSeq2SeqLM if self._is_encoder_decoder else AutoModelForCausalLM,
             "weights",
+            output_loading_info=True,
             dtype=self.dtype if self.dtype == "auto" else getattr(torch, self.dtype),
             device_map=device_map,
             attn_implementation=self.attn_implementation,
             quantization_config=None if self.quantization is None else quantization_config(self.quantization),
         )
+        if found["missing_keys"] and getattr(model.config, "quantization_config", None) is None:
+            raise self._error(
+                f"has no {named(sorted(found['missing_keys']))} in its files, which would be random numbers; save all "
+                "of its weights, or correct its config.json."
+            )
+        return model
 
     def check_can_merge(self) -> None:
         """Refuse an adapter that is to be merged into a plain model and cannot be; a whole model passes."""
