@@ -67,6 +67,14 @@ def test_a_full_disk_does_not_delete_a_checkpoint_that_was_damaged_later(tmp_pat
     assert (damaged.is_dir(), begun.is_dir()) == (True, False)
 
 
+def test_a_folder_that_was_written_in_part_is_deleted_and_a_copy_is_named_by_its_new_name(tmp_path):
+    (tmp_path / ".tokenizer.writing").mkdir()
+    named = rf"'{tmp_path}/new' could not be written"
+    with pytest.raises(DistillError, match=named), explaining_full_disk(tmp_path):
+        raise OSError(errno.ENOSPC, "No space left", str(tmp_path / "old"), None, str(tmp_path / "new"))
+    assert not list(tmp_path.iterdir())
+
+
 def test_sizes_are_written_as_a_reader_has_them():
     assert [size_text(n) for n in (0, 999, 1000, 12_345, 2.5e9, 1.2e15)] == [
         "0 bytes", "999 bytes", "1.0 kB", "12 kB", "2.5 GB", "1200 TB"

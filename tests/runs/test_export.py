@@ -9,6 +9,7 @@ import subprocess
 import sys
 from importlib.util import find_spec
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 import torch
@@ -287,6 +288,36 @@ def test_an_export_is_replaced_on_request_only(whole, tmp_path):
     assert not (folder / "old").exists()
     assert (folder / "model.safetensors").exists()
     assert [path.name for path in tmp_path.iterdir()] == ["merged"]
+
+
+def test_an_export_that_is_killed_while_it_replaces_another_leaves_a_whole_one(whole, tmp_path, monkeypatch):
+    folder = export(whole, to="merged", output=tmp_path / "merged").folder
+
+    def killed(path, **_):
+        (Path(path) / "model.safetensors").unlink(missing_ok=True)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", killed)
+        with pytest.raises(KeyboardInterrupt):
+            export(whole, to="merged", output=folder, overwrite=True)
+    assert AutoModelForCausalLM.from_pretrained(folder)
+    export(whole, to="merged", output=folder, overwrite=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["merged"]
+
+
+def test_a_project_that_is_overwritten_meanwhile_is_not_exported(whole, tmp_path, monkeypatch):
+    project = copied(whole, tmp_path / "project")
+    copyfile = shutil.copyfile
+
+    def overwriting(*names):
+        (project / "run.json").unlink(missing_ok=True)
+        return copyfile(*names)
+
+    monkeypatch.setattr(shutil, "copyfile", overwriting)
+    with pytest.raises(ProjectError, match="was overwritten by another run while it was exported"):
+        export(project, to="merged", output=tmp_path / "merged")
+    assert [path.name for path in tmp_path.iterdir()] == ["project"]
 
 
 def test_verifying_needs_rows_that_the_student_was_not_trained_on(whole, tmp_path, monkeypatch):

@@ -38,7 +38,7 @@ def file_not_written(error: BaseException | None) -> Path | None:
     """Return the file that an error of the system, or one that led to it, names; None if it names none."""
     while error is not None:
         if isinstance(error, OSError) and error.errno in REASONS and error.filename is not None:
-            return Path(str(error.filename))
+            return Path(str(error.filename2 or error.filename))  # a copy's error names what was read first
         error = error.__cause__ or error.__context__
     return None
 

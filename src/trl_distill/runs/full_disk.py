@@ -57,7 +57,8 @@ def _partial(folder: Path) -> list[Path]:
     from ..trainer.checkpoints import INCOMPLETE, fault_of
 
     checkpoints = [p for p in (folder / "checkpoints").glob("checkpoint-*") if fault_of(p) == INCOMPLETE]
-    return [path for path in (*checkpoints, folder / ".writing") if path.is_dir() and not path.is_symlink()]
+    written = (folder / ".writing", *folder.glob(".*.writing"))
+    return [path for path in (*checkpoints, *written) if path.is_dir() and not path.is_symlink()]
 
 
 def _newest(folder: Path) -> Path:

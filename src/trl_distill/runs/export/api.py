@@ -138,7 +138,8 @@ def _export(student: TrainedStudent, folder: ExportFolder, settings: ExportSetti
         print(printable(note))
     content: dict[str, object] = {"form": to, "project": str(student.folder), "name": student.name, "dtype": form.dtype}
     with explaining_full_disk(folder.path, again="run the same again"), folder.writing() as temporary:
-        form.write(temporary)
+        with student.unchanged():
+            form.write(temporary)
         folder.write_manifest({**content, "verification": None}, temporary)
     print(f"The student is in {folder.path}.")
     verification = _verified(form, student, folder.path, requests, source) if requests else None

@@ -71,13 +71,17 @@ class ExportFolder:
     def writing(self) -> Iterator[Path]:
         """Yield a temporary folder, which takes the place of an earlier export when it is complete."""
         target = self.path.resolve()  # a link to another disk stays
-        temporary = fresh_folder(target.with_name(f".{target.name}.writing"))
+        temporary, earlier = (target.with_name(f".{target.name[:50]}.{what}") for what in ("writing", "replaced"))
+        fresh_folder(temporary)
         try:
             yield temporary
             flush_all(temporary)
-            remove(target)
+            remove(earlier)
+            if target.exists():  # it goes as a whole: deleting it takes time, in which a kill would leave half of it
+                os.replace(target, earlier)
             os.replace(temporary, target)
             flush(target.parent)
+            remove(earlier)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -97,6 +99,28 @@ class TrainedStudent:
             return {}
         return dict(json.loads((Path(adapter.folder) / "adapter_config.json").read_text(encoding="utf-8")))
 
+    @contextmanager
+    def unchanged(self) -> Iterator[None]:
+        """Refuse what was made of its files if another run has replaced any of them meanwhile.
+
+        Raises:
+            ProjectError: Naming the project.
+        """
+        before = self._manifest()
+        yield
+        if self._manifest() != before:
+            raise ProjectError(
+                f"{str(self.folder)!r} was overwritten by another run while it was exported; export it again when that "
+                "run has ended."
+            )
+
+    def _manifest(self) -> bytes | None:
+        """Return the manifest, which is deleted before any file is replaced; None if there is none."""
+        try:
+            return (self.folder / MANIFEST).read_bytes()
+        except FileNotFoundError:
+            return None
+
     def check_merges(self) -> None:
         """Refuse an adapter that cannot become part of the weights.
 
@@ -107,7 +131,9 @@ class TrainedStudent:
             return
         from peft import PeftConfig
 
-        if PeftConfig.from_pretrained(self.source.path).is_prompt_learning:
+        with self.source.clear_errors("adapter"):
+            is_prompt = PeftConfig.from_pretrained(self.source.path).is_prompt_learning
+        if is_prompt:
             kind = self.adapter_settings.get("peft_type")
             raise ModelError(
                 f"{str(self.folder)!r} holds a learned prompt ({kind}), which cannot be merged into weights; serve it "
