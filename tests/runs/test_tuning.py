@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 import signal
 from collections import Counter
+from contextlib import redirect_stdout
+from pathlib import Path
 
 import pytest
 import yaml
@@ -16,7 +19,7 @@ from small_runs import no_model
 
 from trl_distill import LLMTrainingParams, evaluate_distillation, tune
 from trl_distill.cli import main
-from trl_distill.config.search_space import Range
+from trl_distill.config.search_space import Range, shown
 from trl_distill.errors import DataError, ParamsError, ProjectError, RunInterrupted, UsageError
 from trl_distill.evaluation.result import AFTER
 from trl_distill.models.loading import ModelSource
@@ -29,7 +32,8 @@ from trl_distill.teachers.local.teacher import LocalTeacher
 pytest.importorskip("sacrebleu", reason="every evaluation has chrF")
 
 ROWS = [" ".join(pair) for pair in zip("abcdefgabcdefgabcdef", "bdfaceggecafdbbdfac", strict=False)]
-SPACE = {"distill_temperature": [1, 2], "lr": [1e-2, 1e-6]}
+PROMPTS = ["e f {input}", "g a {input}"]
+SPACE = {"teacher_prompt_template": PROMPTS, "distill_temperature": [1, 2]}
 
 
 @pytest.fixture(scope="module")
@@ -37,17 +41,17 @@ def settings(tiny_model_dir, tiny_teacher_dir, tmp_path_factory):
     folder = tmp_path_factory.mktemp("data")
     (folder / "queries.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in ROWS))
     return {
-        "model": str(tiny_model_dir), "teacher_model": str(tiny_teacher_dir), "teacher_prompt_template": "e f {input}",
+        "model": str(tiny_model_dir), "teacher_model": str(tiny_teacher_dir), "teacher_prompt_template": PROMPTS[0],
         "data_path": str(folder / "queries.jsonl"), "holdout": 0.3, "distill_max_teacher_length": 4,
         "gradient_accumulation": 1, "batch_size": 8, "eval_strategy": "steps", "eval_steps": 1,
         "save_strategy": "epoch", "logging_steps": 100, "warmup_ratio": 0.0, "max_steps": 2,
-        "scheduler": "constant",
+        "scheduler": "constant", "lr": 1e-2,
     }  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def tuned(settings, tmp_path_factory):
-    """A grid of four trials, what it printed, and how many prompts each model completed."""
+    """A grid of four trials, how many prompts each model completed, and what was printed."""
     written: Counter[str] = Counter()
     generate = LocalTeacher.generate
 
@@ -58,7 +62,9 @@ def tuned(settings, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(LocalTeacher, "generate", counted)
         params = LLMTrainingParams(**settings, project_name=str(tmp_path_factory.mktemp("tuned") / "search"))
-        return tune(params, SPACE), written
+        with redirect_stdout(io.StringIO()) as printed:
+            found = tune(params, SPACE)
+        return found, written, printed.getvalue()
 
 
 @pytest.fixture(scope="module")
@@ -74,9 +80,8 @@ def copied(result, settings, tmp_path):
 
 
 def test_every_combination_is_a_plain_run(result):
-    assert sorted(tuple(trial.settings.values()) for trial in result.trials) == [
-        (1.0, 1e-6), (1.0, 1e-2), (2.0, 1e-6), (2.0, 1e-2)
-    ]  # fmt: skip
+    tried = sorted(tuple(trial.settings.values()) for trial in result.trials)
+    assert tried == [(prompt, temperature) for prompt in PROMPTS for temperature in (1.0, 2.0)]
     for trial in result.trials:
         config = yaml.safe_load((trial.folder / "config.yaml").read_text())
         assert {name: config[name] for name in trial.settings} == trial.settings
@@ -100,10 +105,21 @@ def test_the_best_is_what_an_evaluation_finds_best(result):
 
 
 def test_the_teacher_writes_once_for_all_trials(tuned, settings):
-    assert tuned[1][settings["teacher_model"]] == len(set(ROWS))
-    stores = list((tuned[0].paths["project"] / "teacher").glob("*/manifest.json"))
-    assert len(stores) == 1
-    assert json.loads(stores[0].read_text())["kind"] == "hidden"
+    assert tuned[1][settings["teacher_model"]] == len(set(ROWS)) * len(PROMPTS)
+    stores = [json.loads(path.read_text()) for path in tuned[0].paths["project"].glob("teacher/*/manifest.json")]
+    assert len({store["teacher_prompt_template"] for store in stores}) == len(PROMPTS)
+    assert [store["kind"] for store in stores] == ["hidden", "hidden"]
+
+
+def test_it_is_said_that_different_teachers_are_not_compared(tuned):
+    assert "each trial is compared with its own teacher" in tuned[2]
+
+
+def test_a_server_is_asked_once_for_all_trials(settings, server, tmp_path):
+    more = {"teacher_model": server.teacher, "distill_alpha": 0.0, "max_steps": 1, "project_name": str(tmp_path / "s")}
+    result = tune(LLMTrainingParams(**{**settings, **more}), {"lr": [1e-2, 1e-3]})
+    assert len(result.finished) == 2
+    assert sorted(server.answered()) == sorted({f"e f {text}" for text in ROWS})
 
 
 def test_only_the_best_trials_model_is_kept(result):
@@ -130,10 +146,10 @@ def test_a_finished_search_is_not_run_again(result, copied, monkeypatch):
 
 def test_more_values_extend_a_search(result, copied):
     before = {path.name: (path / "trial.json").read_text() for path in (result.paths["project"] / "trials").iterdir()}
-    again = tune(copied, {**SPACE, "lr": [1e-2, 1e-3], "distill_temperature": [1]})
+    again = tune(copied, {"distill_temperature": [1, 3]})
     assert len(again.trials) == 5
     (new,) = (trial for trial in again.trials if trial.number == 5)
-    assert new.settings == {"distill_temperature": 1.0, "lr": 1e-3}
+    assert new.settings == {"teacher_prompt_template": PROMPTS[0], "distill_temperature": 3.0}
     for trial in again.trials:
         if trial is not new:
             assert (trial.folder / "trial.json").read_text() == before[trial.folder.name]
@@ -155,8 +171,7 @@ def test_another_search_in_the_same_project_is_refused(copied, changed, message,
         tune(copied, SPACE)
 
 
-def test_a_stopped_search_goes_on_where_it_was(settings, tmp_path, monkeypatch, capsys):
-    params = LLMTrainingParams(**settings, project_name=str(tmp_path / "search"))
+def test_a_stopped_search_goes_on_where_it_was(copied, monkeypatch, capsys):
     begun: list[int] = []
 
     class Stops(trials.EvaluationWatch):
@@ -171,14 +186,14 @@ def test_a_stopped_search_goes_on_where_it_was(settings, tmp_path, monkeypatch, 
     with pytest.raises(
         RunInterrupted, match=r"finished trials are kept in .*; run the same search again to go on"
     ) as stop:
-        tune(params, {"lr": [1e-2, 1e-3]})
+        tune(copied, {"lr": [1e-3, 1e-4]})
     assert stop.value.exit_code == 130
-    first = (tmp_path / "search" / "trials" / "001" / "trial.json").read_text()
-    result = tune(params, {"lr": [1e-2, 1e-3]})
+    first = (Path(copied.project_name) / "trials" / "005" / "trial.json").read_text()
+    result = tune(copied, {"lr": [1e-3, 1e-4]})
     assert begun == [0, 1, 0, 1]  # the second trial went on from its checkpoint
-    assert (tmp_path / "search" / "trials" / "001" / "trial.json").read_text() == first
-    assert len(result.finished) == 2
-    assert "1 finished trial is there already." in capsys.readouterr().out
+    assert (Path(copied.project_name) / "trials" / "005" / "trial.json").read_text() == first
+    assert len(result.finished) == 6
+    assert "5 finished trials are there already." in capsys.readouterr().out
 
 
 def test_a_project_has_one_search_at_a_time(copied):
@@ -212,33 +227,30 @@ def test_a_bad_value_anywhere_is_found_before_a_model_loads(
     assert not (tmp_path / "search").exists()
 
 
-def test_a_trial_that_diverges_is_not_the_end_of_the_search(settings, tmp_path):
-    params = LLMTrainingParams(**settings, project_name=str(tmp_path / "search"))
-    result = tune(params, {"lr": [1e19, 1e-3]})
-    best, failed = result.trials
-    assert (best.settings["lr"], best.state) == (1e-3, "finished")
-    assert failed.state == "failed"
+def test_a_trial_that_diverges_is_not_the_end_of_the_search(result, copied):
+    again = tune(copied, {"lr": [1e19, 1e-2]})
+    assert again.best.rows == result.best.rows
+    failed = again.trials[-1]
+    assert (failed.settings["lr"], failed.state) == (1e19, "failed")
     assert "lower --lr (it is 1e+19)" in failed.reason
-    assert result.best_differs is None
 
 
 def test_the_page_shows_the_trials_and_the_best_one(result):
     report = json.loads(result.paths["report"].read_text())
     found = report["search"]
     assert [trial["number"] for trial in found["trials"]] == [trial.number for trial in result.trials]
-    assert found["trials"][0]["settings"] == {name: f"{value:g}" for name, value in result.best.settings.items()}
+    assert found["trials"][0]["settings"] == {name: shown(value) for name, value in result.best.settings.items()}
     assert found["sentences"][0].startswith(f"Best by the gap closed: trial {result.best.number} (")
     assert report["training"]["settings"]["project_name"] == str(result.best.folder)
     assert report["evaluation"] == json.loads((result.best.folder / "report.json").read_text())["evaluation"]
     page = result.paths["page"].read_text()
     assert "<h2>Trials</h2>" in page
-    assert "Gap closed by lr" in page
+    assert "Gap closed by distill_temperature" in page
     assert f"aitraining llm --config {result.paths['settings']}" in page
 
 
-def test_optuna_searches_ranges_stops_trials_and_goes_on(settings, tmp_path, monkeypatch):
+def test_optuna_searches_ranges_stops_trials_and_goes_on(copied, monkeypatch):
     pytest.importorskip("optuna")
-    params = LLMTrainingParams(**settings, project_name=str(tmp_path / "search"))
     asked: list[float] = []
 
     def falls_behind(self, share, figure):
@@ -246,18 +258,17 @@ def test_optuna_searches_ranges_stops_trials_and_goes_on(settings, tmp_path, mon
         return len(asked) == 2
 
     monkeypatch.setattr(search.OptunaSearch, "falls_behind", falls_behind)
-    space = {"lr": "1e-4..1e-2", "distill_temperature": [1, 2]}
-    result = tune(params, space, trials=2)
+    space = {"lr": "1e-4..1e-3", "distill_temperature": [1, 2]}
+    first = tune(copied, space, trials=1)
+    more = tune(copied, space, trials=2)
     assert asked == [0.5, 0.5]
-    assert [trial.state for trial in result.trials] == ["finished", "pruned"]
-    assert all(1e-4 <= trial.settings["lr"] <= 1e-2 for trial in result.trials)
-    assert not (result.trials[1].folder / "checkpoints").exists()
-    more = tune(params, space, trials=3)
-    assert asked == [0.5] * 3
-    assert {trial.number: trial.settings for trial in result.trials}.items() <= {
-        trial.number: trial.settings for trial in more.trials
-    }.items()
-    assert len(more.finished) == 2
+    assert set(map(repr, first.trials)) < set(map(repr, more.trials))
+    new = {trial.number: trial for trial in more.trials if trial.number > 4}
+    assert [(number, trial.state) for number, trial in sorted(new.items())] == [(5, "finished"), (6, "pruned")]
+    assert all(1e-4 <= trial.settings["lr"] <= 1e-3 for trial in new.values())
+    assert not (new[6].folder / "checkpoints").exists()
+    assert list(map(repr, tune(copied, space, trials=2).trials)) == list(map(repr, more.trials))
+    assert asked == [0.5, 0.5]
 
 
 def test_a_trial_below_the_median_falls_behind(tmp_path):

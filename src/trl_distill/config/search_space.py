@@ -159,7 +159,7 @@ def check_space(space: Space, *, trials: int | None) -> None:
 
 def as_flags(settings: Mapping[str, object]) -> str:
     """Return settings as they are typed, long texts shortened."""
-    return " ".join(f"{flag_of(name)} {shown(value)}" for name, value in settings.items())
+    return " ".join(f"{flag_of(name)} {_quoted(shown(value))}" for name, value in settings.items())
 
 
 def shown(value: object) -> str:
@@ -170,6 +170,10 @@ def shown(value: object) -> str:
         return str(value).lower()
     text = " ".join(str(value).split()) or repr(value)
     return text if len(text) <= 24 else f"{text[:21]}..."
+
+
+def _quoted(text: str) -> str:
+    return f"'{text}'" if " " in text or not text else text
 
 
 def _split(spec: Field, text: str) -> list[str]:

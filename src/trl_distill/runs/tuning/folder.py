@@ -175,6 +175,11 @@ class TuningFolder:
         write_text(folder / RECORD, json.dumps({"params": plan.identity}, indent=1) + "\n")
         return None, folder
 
+    def settings_of(self, plan: Plan) -> Settings:
+        """Return a trial's values of all settings that were ever tuned here."""
+        names = (self.state() or {"names": []})["names"]
+        return {name: plan.identity.get(name) for name in names} | plan.settings
+
     def identity(self, trial: Trial) -> dict[str, object]:
         """Return the identity of a trial here."""
         return next(identity for _, identity, folder in self.records() if folder == trial.folder)
@@ -230,6 +235,7 @@ def _trial(read: Mapping[str, Any], folder: Path, names: Sequence[str]) -> Trial
             divergence=read["divergence"],
             rows=None if rows is None else Rows(**{name: tuple(values) for name, values in rows.items()}),
             seconds=read["seconds"],
+            with_references=read.get("with_references", False),
         )
     except (KeyError, TypeError, ValueError):
         return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from ...config.search_space import as_flags
@@ -89,6 +90,7 @@ class SearchLoop:
             falls_behind=self.search.falls_behind,
             output=self.output,
         )
+        outcome = replace(outcome, settings=self.folder.settings_of(plan))
         self.teacher.collect(project)
         if evaluation is not None and self.folder.objective is None:
             self.folder.decide(objective_of(evaluation))

@@ -46,6 +46,7 @@ class Trial:
         divergence: KL(teacher || student) of a token in nats; None if the teacher gives no distribution.
         rows: What was measured of each row; None if it is not finished.
         seconds: Duration of training and evaluation.
+        with_references: Whether the scores compare with references of the rows, not with the teacher's completions.
     """
 
     number: int
@@ -59,6 +60,7 @@ class Trial:
     divergence: float | None = None
     rows: Rows | None = None
     seconds: float = 0.0
+    with_references: bool = False
 
     def value(self, objective: Objective) -> float:
         """Return what it is ranked by, of which more is better; NaN if it was not measured."""

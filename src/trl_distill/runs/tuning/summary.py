@@ -27,6 +27,17 @@ from .result import Difference, Trial, TuningResult
 from .teacher import SharedTeacher
 
 GAP = 2  # spaces between columns
+# settings of which each value is another teacher
+TEACHERS = frozenset(
+    (
+        *("teacher_model", "teacher_revision", "teacher_dtype", "teacher_quantization"),
+        *("teacher_prompt_template", "teacher_system", "teacher_chat_template"),
+    )
+)
+OWN_TEACHERS = (
+    "The trials have different teachers and the rows no references, so each trial is compared with its own teacher: "
+    "the figures say how well it follows that one. To compare teachers, give --reference-column."
+)
 
 
 def outcome_line(trial: Trial, result: TuningResult) -> str:
@@ -52,6 +63,8 @@ def conclude(folder: TuningFolder, result: TuningResult, best: Plan, teacher: Sh
     found = [best_sentence(result)]
     if difference is not None:
         found.append(difference_sentence(difference, second=first_two[1], metric=first_two[0].metric))
+    if not result.best.with_references and TEACHERS & result.best.settings.keys():
+        found.append(OWN_TEACHERS)
     result = replace(result, paths={**result.paths, **write_page(folder.path, result, found)})
     print(f"\n{printable(name_settings(table(result)))}\n")
     for line in (*found, *places(result)):

@@ -121,6 +121,7 @@ def run_trial(
         score=after.mean_score(found.metric),
         gap_closed=found.gap_closed,
         divergence=None if fidelity is None else fidelity.mean_divergence,
+        with_references=found.with_references,
         rows=Rows(scores) if fidelity is None else Rows(scores, fidelity.divergence, fidelity.tokens),
     )
     return outcome, found
