@@ -130,6 +130,16 @@ def test_a_file_of_a_run_that_is_another_table_is_one_sentence(file, text, proje
     assert "the settings of the run in" in done.stderr
 
 
+@pytest.mark.parametrize("file", ["metrics.json", "config.yaml"])
+def test_a_pipe_in_the_place_of_a_file_of_a_run_is_not_read(file, project, tmp_path):
+    changed = shutil.copytree(project, tmp_path / "changed")
+    (changed / file).unlink()
+    os.mkfifo(changed / file)
+    done = command(changed)
+    assert done.exit_code == 2
+    assert "it is a pipe or a device, not a file" in done.stderr
+
+
 def test_the_rows_are_those_that_the_run_held_out(project, found):
     kept = [json.loads(line) for line in (project / "held_out.jsonl").read_text().splitlines()]
     assert found.inputs == tuple(row["text"] for row in kept)

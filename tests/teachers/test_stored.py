@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -207,6 +208,15 @@ def test_damaged_files_are_named_and_repaired(name, damage, teacher, folder):
     folder.discard_damaged()
     assert write(teacher, folder, settings=settings) == {"m": 2, "s": 1, "t": 0, "h": 0}[name[0]]
     assert contents(folder) == before
+
+
+@pytest.mark.parametrize("name", ["shard-00000.parquet", "manifest.json"])
+def test_a_pipe_in_the_place_of_a_file_is_not_read(name, teacher, folder):
+    write(teacher, folder)
+    (folder.path / name).unlink()
+    os.mkfifo(folder.path / name)
+    with pytest.raises(TeacherError, match=name):
+        StoredTeacher(folder.path)
 
 
 def test_every_flipped_bit_of_a_shard_is_found(teacher, folder):

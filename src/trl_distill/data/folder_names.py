@@ -18,13 +18,17 @@ def file_in(folder: Path, name: object) -> Path:
     """Return a file of a folder by its name in a manifest; the folder itself may be a link.
 
     Raises:
-        ValueError: The name leads out of the folder, or through a link; the text begins with the name.
+        ValueError: The name leads out of the folder, or through a link, or to a pipe, a device or a folder; the text
+            begins with the name.
     """
     if not is_inside(name):
         raise ValueError(f"{name!r:.100} is not the name of a file inside the folder")
     if link_to(folder, name) is not None:
         raise ValueError(f"{name!r} is a link, or in a linked folder")
-    return folder / name
+    path = folder / name
+    if path.exists() and not path.is_file():
+        raise ValueError(f"{name!r} is no file")  # reading a pipe would wait
+    return path
 
 
 def link_to(folder: Path, name: str) -> Path | None:

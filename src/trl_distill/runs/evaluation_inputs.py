@@ -11,7 +11,7 @@ from weakref import WeakKeyDictionary
 
 from ..config.fields import model_in_memory
 from ..config.training_params import FIELDS, LLMTrainingParams
-from ..config.user_files import user_path
+from ..config.user_files import read_small_text, user_path
 from ..config.yaml_file import read_yaml
 from ..errors import DataError, ProjectError, quoted
 from .project_folder import HELD_OUT, MANIFEST, OPENING
@@ -112,7 +112,7 @@ def read_project(folder: Path) -> KnownRun:
         values = {**values, "model": before_stages(folder, values.get("model"))}
         for name in FIELDS.keys() & values.keys():  # one of an earlier version has fewer
             params.set(name, _there(name, values[name]))
-        figures = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))["metrics"]
+        figures = json.loads(read_small_text(folder / "metrics.json"))["metrics"]
         opening = figures.get(OPENING, {})
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         reason = str(error).strip().splitlines()[0].rstrip(".") if str(error).strip() else type(error).__name__

@@ -99,11 +99,11 @@ class TargetFolder:
         Raises:
             TeacherError: It is missing, damaged, of another format or shape, or names files outside the store.
         """
+        if not self.begun:
+            raise TeacherError(f"{self} holds no {MANIFEST}; make one with `aitraining teach`.")
         try:
             read = json.loads((self.path / MANIFEST).read_text(encoding="utf-8"))
             found = read["format"]
-        except FileNotFoundError:
-            raise TeacherError(f"{self} holds no {MANIFEST}; make one with `aitraining teach`.") from None
         except (OSError, ValueError, KeyError, TypeError, RecursionError):
             raise TeacherError(f"{self}: {MANIFEST} is damaged; {REPAIR}.") from None
         if found != FORMAT:
