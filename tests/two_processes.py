@@ -1,6 +1,6 @@
 """Starts a run of the trainer in two processes, under a configuration of examples/accelerate, on a CPU.
 
-`launched` starts a command by `accelerate launch`. `in_two` has the environment that the launch gives, and forks.
+`launched` starts a command by `accelerate launch`. `in_forks` has the environment that the launch gives, and forks.
 """
 
 from __future__ import annotations
@@ -69,26 +69,28 @@ os._exit(0)  # threads of gloo that are left may abort an interpreter that ends 
 """
 
 
-def launched(config, command, *, patched=True, timeout=150):
-    """Run `accelerate launch` with a configuration of examples/, on a CPU, and return what is printed.
-
-    Args:
-        config: A file of examples/accelerate.
-        command: A script or `-m MODULE`, and its arguments.
-        patched: Whether FSDP and DeepSpeed are to run on a CPU.
-        timeout: Seconds after which the processes are killed.
-    """
-    if patched and config != "ddp.yaml":
-        command = [str(TESTS / "on_cpu.py"), *command]
+def launch(config, command):
+    """Return what launches a command with a configuration of examples/accelerate, and its environment on a CPU."""
     environment = {
-        **os.environ, "ACCELERATE_USE_CPU": "1", "CUDA_VISIBLE_DEVICES": "", "GLOO_SOCKET_IFNAME": "lo",
+        "ACCELERATE_USE_CPU": "1", "CUDA_VISIBLE_DEVICES": "", "GLOO_SOCKET_IFNAME": "lo",
         "PYTHONPATH": os.pathsep.join([str(TESTS.parent / "src"), os.environ.get("PYTHONPATH", "")]),
     }  # fmt: skip
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(CONFIGS / config)]
     # a port of its own, since other tests may launch at the same time
-    launch += ["--main_process_port", "0", *command]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    with subprocess.Popen(launch, text=True, env=environment, start_new_session=True, **pipes) as started:
+    ours = ["--config_file", str(CONFIGS / config), "--main_process_port", "0"]
+    return ["-m", "accelerate.commands.launch", *ours, *command], environment
+
+
+def launched(config, command, *, timeout=150):
+    """Run `accelerate launch` and return what is printed.
+
+    Args:
+        config: A file of examples/accelerate that needs no accelerator.
+        command: A script or `-m MODULE`, and its arguments.
+        timeout: Seconds after which the processes are killed.
+    """
+    program, environment = launch(config, command)
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "start_new_session": True}
+    with subprocess.Popen([sys.executable, *program], env={**os.environ, **environment}, **options) as started:
         try:
             printed, errors = started.communicate(timeout=timeout)
         except subprocess.TimeoutExpired:
@@ -100,14 +102,16 @@ def launched(config, command, *, patched=True, timeout=150):
 
 @cache
 def environments(config):
-    """Return what `accelerate launch` adds to the environment of each of two processes."""
+    """Return what `accelerate launch`, in a fork, adds to the environment of each of two processes."""
     with tempfile.TemporaryDirectory() as folder:
         script = Path(folder) / "environment.py"
         script.write_text(
             "import json, os\nfrom pathlib import Path\n"
             f"Path({folder!r}, os.environ['RANK']).write_text(json.dumps(dict(os.environ)))\n"
         )
-        launched(config, [str(script)], patched=False)
+        program, environment = launch(config, [str(script)])
+        (ended,) = run_forks(program, [environment], Path(folder, "printed"))
+        assert ended.code == 0, ended.errors[-20_000:]
         found = [json.loads((Path(folder) / str(rank)).read_text()) for rank in range(2)]
     # what the launcher's own agent is needed for is left out
     return [{k: v for k, v in own.items() if os.environ.get(k) != v and "TORCHELASTIC" not in k} for own in found]

@@ -158,8 +158,8 @@ def command(folder, student, teacher, rows, *flags):
 def test_the_command_runs_under_accelerate_launch(config, tiny_model_dir, tiny_teacher_dir, tmp_path):
     """The first process alone loads the teacher to write, and the saved model to try the card's example."""
     rows = [{"prompt": p} for p in "abcd"]
-    flags = ("--distill-max-teacher-length", "4")
-    printed = launched(config, command(tmp_path, tiny_model_dir, tiny_teacher_dir, rows, *flags))
+    words = command(tmp_path, tiny_model_dir, tiny_teacher_dir, rows, "--distill-max-teacher-length", "4")
+    printed = launched(config, words) if config == "ddp.yaml" else in_forks(config, words, tmp_path / "printed")
     assert "Model, card and metrics are in" in printed
     assert "; 2 processes; optimizer" in printed
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "project").num_parameters() > 0
