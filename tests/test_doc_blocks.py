@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from teachers.writers import make_t5
 
 DOCS = Path(__file__).parents[1] / "docs"
-PAGES = ("cli", "data", "distillation", "embedded", "recipes", "stages", "teachers")
+PAGES = ("cli", "data", "distillation", "embedded", "recipes", "stages", "teachers", "tuning")
 ROWS = [
     {"text": f"where is my {thing}?", "topic": topic, "team": topic}
     for topic, things in (("billing", ("invoice", "refund")), ("delivery", ("parcel", "letter")))
@@ -32,11 +32,12 @@ teachers:
 ELSEWHERE = {
     'model="runs/command"': "test_docs.py runs this after the README's command",
     "train_stages(": "tests/runs/test_stages.py trains in stages",
+    "tune(": "tests/runs/test_tuning.py searches",
 }
 
 
-TRAIN = re.compile(r"^aitraining llm (?:.*\\\n)*.*", re.MULTILINE)
-WRITE = re.compile(r"^aitraining (?:llm|teach) (?:.*\\\n)*.*", re.MULTILINE)
+TRAIN = re.compile(r"^aitraining (?:llm|tune) (?:.*\\\n)*.*", re.MULTILINE)
+WRITE = re.compile(r"^aitraining (?:llm|teach|tune) (?:.*\\\n)*.*", re.MULTILINE)
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import pytest
 from click.testing import CliRunner
 
 from trl_distill.cli import main
-from trl_distill.cli.llm_command import llm
+from trl_distill.cli.llm_command import llm, params_from_command
 from trl_distill.cli.tune_command import searched, tune
 from trl_distill.config.search_space import Range
 
@@ -102,3 +102,28 @@ def test_a_dry_run_lists_the_trials(data, tmp_path):
     assert done.stdout.splitlines()[:3] == ["2 trials:", "  --distill-alpha 0.5", "  --distill-alpha 0.9"]
     assert "Pre-flight (train)" in done.stdout
     assert [path.name for path in (tmp_path / "search").iterdir()] == ["teacher_completions.jsonl"]
+
+
+def test_the_command_ends_in_a_table_and_the_best_settings(data, tmp_path):
+    project = tmp_path / "search"
+    done = command(
+        "--data-path", data, "--project-name", project, "--holdout", "0.3", "--distill-temperature", "1,2",
+        "--lr", "1e-3", "--max-steps", "2", "--gradient-accumulation", "1", "--distill-max-teacher-length", "8",
+        "--teacher-prompt-template", "Put a comma between the words.\\n\\nText: {input}\\nResult:", "--keep-all",
+        "--student-prompt-template", "{input}\\nResult:", "--eval-strategy", "steps", "--eval-steps", "1", "--log",
+        "tensorboard",
+    )  # fmt: skip
+    assert done.exit_code == 0, done.stderr
+    lines = done.stdout.splitlines()
+    trials = [line for line in lines if line.startswith("Trial ")]
+    assert trials == ["Trial 1 of 2: --distill-temperature 1", "Trial 2 of 2: --distill-temperature 2"]
+    head = next(place for place, line in enumerate(lines) if line.split()[:2] == ["trial", "--distill-temperature"])
+    rows = [line.split() for line in lines[head + 1 : head + 3]]
+    assert sorted(row[0] for row in rows) == ["1", "2"]
+    assert lines[head + 4].startswith("Best by ")
+    assert f"trial {rows[0][0]} (--distill-temperature {rows[0][1]})" in lines[head + 4]
+    assert "differ" in lines[head + 5]
+    assert lines[-1] == f"  aitraining llm --config {project / 'best.yaml'}"
+    assert params_from_command(["--config", str(project / "best.yaml")]).distill_temperature == float(rows[0][1])
+    assert len(list(project.glob("trials/*/model.safetensors"))) == 2
+    assert len(list(project.glob("trials/*/tensorboard"))) == 2

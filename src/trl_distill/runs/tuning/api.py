@@ -150,6 +150,7 @@ def _search(
         keep_all=settings.keep_all,
         verbose=verbose,
     )
+    frozen = gc.get_freeze_count()
     try:
         loop.run(params, plans)
     except KeyboardInterrupt as interrupt:
@@ -161,7 +162,8 @@ def _search(
             exit_code=stop.exit_code,
         ) from None
     finally:
-        gc.unfreeze()  # see `trial`
+        if not frozen:  # by the caller
+            gc.unfreeze()  # see `trial`
     result = loop.result()
     if not result.finished:
         reasons = "; ".join(sorted({trial.reason for trial in result.trials}))

@@ -82,6 +82,9 @@ class SearchLoop:
     def _run(self, plan: Plan) -> Trial:
         _, project = self.folder.claim(plan)
         params = self.teacher.ready(plan, project)
+        search = self.folder.path.resolve().name  # the trackers' project, with a run for each trial
+        params.log_project = params.log_project or search
+        params.run_name = f"{params.run_name or search}-{project.name}"
         outcome, evaluation = run_trial(
             plan,
             params,
