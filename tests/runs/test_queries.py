@@ -147,6 +147,7 @@ def test_a_teacher_that_answers_well_writes_inputs_of_each_kind(place):
     assert used["cost"] == pytest.approx(7 * (100 * 1 + 50 * 2) / 1e6)
     assert "7 requests, 1,050 tokens, cost 0.0014" in done.stdout
     assert all(PROMPT in one for one in server.asked)
+    assert "reasons before it answers" not in done.stderr
 
 
 def like(one, other):

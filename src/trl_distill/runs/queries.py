@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ..config.queries_settings import QueriesSettings
@@ -72,7 +73,7 @@ def _write(
         device_map=params.teacher_device_map,
         trust_remote_code=params.trust_remote_code,
         device=None,
-        remote=remote_settings(params),
+        remote=replace(remote_settings(params), reasoning="keep"),  # nothing is learned, so no warning about it
     )
     if isinstance(teacher, LocalTextTeacher):
         teacher.options = chat_template_options(params)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from ..config.queries_settings import ANSWER_TOKENS, QUERIES_FIELDS, TEMPERATURE, TOP_P, QueriesSettings
@@ -137,13 +138,15 @@ def queries_from_prompt(
     text = checked_prompt(params)
     apart = held_out_inputs(_as_rows(held_out), params)
     from ..teachers.completions.store import CompletionStore
+    from ..teachers.remote.request_pool import RemoteSettings
     from .query_setup import generation_of, split
     from .query_writer import QueryWriter, Wanted, report_of
     from .writing_teacher import writing_teacher
 
     writes = writing_teacher(
         teacher, tokenizer, revision=revision, dtype=dtype, quantization=quantization, device_map=device_map,
-        trust_remote_code=trust_remote_code, device=device, remote=remote,
+        trust_remote_code=trust_remote_code, device=device,
+        remote=replace(remote or RemoteSettings(), reasoning="keep"),
     )  # fmt: skip
     generation = generation_of(own, params, writes)
     name = teacher if isinstance(teacher, str) else writes.name
