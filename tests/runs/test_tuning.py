@@ -111,6 +111,16 @@ def test_the_teacher_writes_once_for_all_trials(tuned, settings):
     assert [store["kind"] for store in stores] == ["hidden", "hidden"]
 
 
+def test_a_topk_store_has_the_listed_temperatures_and_is_another_search(settings, copied, tmp_path):
+    copied.teacher_store_kind = "topk"
+    with pytest.raises(ProjectError, match="holds a search with teacher_store_kind None, and this one has 'topk'"):
+        tune(copied, {"distill_temperature": [1, 2]})
+    copied.project_name, copied.max_steps = str(tmp_path / "topk"), 1
+    tune(copied, {"distill_temperature": [1, 2]})
+    (store,) = (json.loads(path.read_text()) for path in (tmp_path / "topk").glob("teacher/*/manifest.json"))
+    assert (store["kind"], store["temperatures"]) == ("topk", [1.0, 2.0])
+
+
 def test_it_is_said_that_different_teachers_are_not_compared(tuned):
     assert "each trial is compared with its own teacher" in tuned[2]
 

@@ -20,8 +20,8 @@ DECIDES = frozenset(
     )
 )
 # what no result depends on, or what a search sets itself
-IGNORED = (FREE_ON_RESUME - DECIDES) | {"project_name", "teacher_store", "teacher_store_kind", "teacher_temperatures"}
-# settings of the loss, which a store of hidden states serves with any value
+IGNORED = (FREE_ON_RESUME - DECIDES) | {"project_name", "teacher_temperatures"}
+# settings of the loss, which change nothing of what the teacher says
 OF_LOSS = frozenset(
     (
         *("distill_temperature", "distill_alpha", "distill_divergence", "distill_jsd_beta", "distill_loss_impl"),
@@ -70,21 +70,23 @@ def completed(identity: Mapping[str, object]) -> dict[str, object]:
     return {name: identity.get(name, default) for name, default in defaults.items()}
 
 
-def teacher_key(params: LLMTrainingParams, *, any_loss: bool) -> str:
+def teacher_key(params: LLMTrainingParams, *, kind: str, temperatures: str | None) -> str:
     """Return a name that trials share if their teacher gives the same completions and targets.
 
     Args:
         params: A trial's parameters.
-        any_loss: Whether the targets serve every temperature and divergence.
+        kind: The kind of the targets.
+        temperatures: Those for which the targets are made; None for all.
     """
-    free = OF_ADAPTER | (OF_LOSS if any_loss else OF_LOSS - {"distill_temperature"})
     groups = {name: spec.metadata["help"].group for name, spec in FIELDS.items()}
     given = {
         name: value
         for name, value in identity_of(params).items()
-        if name not in free and (groups[name] not in ("Training", "Logging and saving") or name == "seed")
+        if name not in OF_ADAPTER | OF_LOSS
+        and (groups[name] not in ("Training", "Logging and saving") or name == "seed")
     }
-    return hashlib.sha256(json.dumps(given, sort_keys=True).encode()).hexdigest()[:12]
+    text = json.dumps({**given, "kind": kind, "temperatures": temperatures}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def variations(space: Space) -> Iterator[tuple[str | None, Settings]]:

@@ -52,9 +52,13 @@ class SharedTeacher:
         params = copy.copy(plan.params)
         params.project_name, params.resume = str(project), True
         params.overwrite = params.dry_run = False
-        key = teacher_key(params, any_loss=self._kind(params) == HIDDEN)
+        kind = params.teacher_store_kind or HIDDEN
+        temperatures = None if kind == HIDDEN else params.teacher_temperatures or _temperatures(params, self.space)
+        key = teacher_key(params, kind=kind, temperatures=temperatures)
         if key not in self._unstored and _can_store(params):
-            if not self._has_store(params, key):
+            params.teacher_store, params.teacher_store_kind = str(self.folder.teacher / key), kind
+            params.teacher_temperatures = temperatures
+            if not self._has_store(params):
                 self._unstored.add(key)
             _copy(self.folder.teacher / key, project, _completions())
         self._lend(project)
@@ -89,18 +93,12 @@ class SharedTeacher:
         for source in (self.folder.teacher, self.folder.path):
             _copy(source, store, {STORE: COMPLETIONS})
 
-    def _kind(self, params: LLMTrainingParams) -> str:
-        return params.teacher_store_kind or HIDDEN
-
-    def _has_store(self, params: LLMTrainingParams, key: str) -> bool:
-        """Give parameters a complete store, written first if need be; return whether there is one."""
+    def _has_store(self, params: LLMTrainingParams) -> bool:
+        """Write the store of a trial's parameters if need be; without targets, take it out of them and return False."""
         from ...teachers.target_store.folder import TargetFolder
         from ..api import teach
 
-        params.teacher_store = str(self.folder.teacher / key)
-        params.teacher_store_kind = self._kind(params)
-        if params.teacher_store_kind != HIDDEN and params.teacher_temperatures is None:
-            params.teacher_temperatures = _temperatures(params, self.space)
+        assert params.teacher_store is not None
         if TargetFolder(params.teacher_store).complete:
             return True
         self._seed(TargetFolder(params.teacher_store).path)
