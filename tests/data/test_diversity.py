@@ -121,6 +121,7 @@ def test_of_rows_with_the_same_long_instruction_the_near_duplicate_is_found():
     draw = random.Random(0)
     queries = [f"{LONG}: {' '.join(draw.choices(WORDS, k=8))}" for _ in range(300)]
     data = prepare_distillation_data([*queries, f"{queries[200]}!", f"{queries[7]} s"])
+    assert "near-duplicates]" not in data.report.lines()[-1]
     assert {"row 301", "row 302"} <= {one.row for one in data.report.removed}
 
 
@@ -130,6 +131,7 @@ def test_without_datasketch_queries_that_differ_in_case_and_punctuation_are_dupl
     data = prepare_distillation_data(queries)
     assert sorted(data) == sorted(queries[:3])
     assert data.report.compared_by == "inputs that differ only in case, punctuation and white space"
+    assert 'pip install "trl-distill[near-duplicates]"' in data.report.lines()[-1]
 
 
 def test_nothing_that_is_like_a_held_out_query_stays(tmp_path):

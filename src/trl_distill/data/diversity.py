@@ -11,7 +11,7 @@ from tqdm.auto import tqdm
 
 from ..errors import DataError, printable
 from .holdout import draw
-from .near_duplicates import NearDuplicates, RowInputs
+from .near_duplicates import HOW_WITHOUT_DATASKETCH, NearDuplicates, RowInputs
 
 SHOWN = 3  # rows of each reason that a line names
 MOST_CATEGORIES = 20  # that are listed on a terminal
@@ -118,6 +118,9 @@ class DiversityReport:
             shown = "; ".join(self._shown(one) for one in rows) + ("; ..." if count > SHOWN else "")
             words = IN_WORDS[reason].format(per_category=self.per_category)
             found.append(printable(f"  {count:,} {words}" + (f": {shown}" if shown else "")))
+        if self.compared_by == HOW_WITHOUT_DATASKETCH:
+            install = '`pip install "trl-distill[near-duplicates]"`'
+            found.append(f"Near-duplicates are {self.compared_by}; {install} to find those with other words too.")
         return found
 
     @staticmethod
