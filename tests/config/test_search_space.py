@@ -93,3 +93,9 @@ def test_a_space_that_a_grid_cannot_cover_needs_a_number_of_trials(space, messag
         check_space(read_space(space), trials=None)
     if "nothing" not in message:
         check_space(read_space(space), trials=5)
+
+
+def test_a_range_over_a_factor_of_ten_is_logarithmic():
+    assert Range(1e-5, 1e-3).is_log
+    assert not Range(1, 4).is_log
+    assert not Range(0, 1).is_log

@@ -203,7 +203,7 @@ def test_a_stopped_search_goes_on_where_it_was(copied, monkeypatch, capsys):
     assert begun == [0, 1, 0, 1]  # the second trial went on from its checkpoint
     assert (Path(copied.project_name) / "trials" / "005" / "trial.json").read_text() == first
     assert len(result.finished) == 6
-    assert "5 finished trials are there already." in capsys.readouterr().out
+    assert "5 trials were run earlier." in capsys.readouterr().out
 
 
 def test_a_project_has_one_search_at_a_time(copied):

@@ -51,9 +51,8 @@ class SearchLoop:
         """Run every trial that the search chooses and that has no outcome yet."""
         self._trials = {trial.number: trial for trial in self.folder.outcomes(plans)}
         if self._trials:
-            print(
-                f"{len(self._trials)} finished {'trial is' if len(self._trials) == 1 else 'trials are'} there already."
-            )
+            count = len(self._trials)
+            print(f"{count} {'trial was' if count == 1 else 'trials were'} run earlier.")
         done = 0
         while (settings := self.search.next()) is not None:
             plan = plan_of(params, settings)
