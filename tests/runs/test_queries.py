@@ -243,6 +243,8 @@ def test_the_library_returns_inputs_and_those_held_out(place):
         asked = len(server.asked)
         assert queries_from_prompt(teacher, "@prompt.txt", 12, store=store) == texts
         assert len(server.asked) == asked
+    with serving("same") as (teacher, _), pytest.raises(DistillError, match="give count=1 to use these, another temp"):
+        queries_from_prompt(teacher, "A prompt.", 9)
     with pytest.raises(ParamsError, match=r"^count is 0; expected a whole number"):
         queries_from_prompt(teacher, "A prompt.", 0)
     with pytest.raises(TeacherError, match=r"^teacher './nowhere'"):

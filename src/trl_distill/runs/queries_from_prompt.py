@@ -151,9 +151,7 @@ def queries_from_prompt(
     generation = generation_of(own, params, writes)
     name = teacher if isinstance(teacher, str) else writes.name
     kept = store if isinstance(store, CompletionStore) else CompletionStore(store)
-    writer = QueryWriter(
-        writes, Wanted.of(own, text, apart), generation, kept, setting="count", name=name, progress=progress
-    )
+    writer = QueryWriter(writes, Wanted.of(own, text, apart), generation, kept, name=name, progress=progress)
     written = writer.write()
     train, others = split(written, share, own.holdout_by, seed=params.seed)
     return Queries(train, others, report_of(written, writes))
