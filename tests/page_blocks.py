@@ -2,14 +2,32 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
 import shlex
 import subprocess
 from pathlib import Path
 
-from forks import run_fork
+from forks import run_fork, run_forks
+from ranks import joined
 
 BLOCK = re.compile(r"^(<!-- not run .*?-->\n)?```(\w+)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+COMMAND = re.compile(r"^((?:aitraining|accelerate launch|torchrun) (?:.*\\\n)*.*\n)", re.MULTILINE)
+NOT_RUN = {  # commands that no test can run, with what they need; test_docs.py parses those of this package
+    "sh runs/first/exports/vllm/serve.sh": "vLLM, which serves until it is stopped",
+    "--to gguf --converter ~/llama.cpp": "llama.cpp's converter",
+    "python -m tools.embedded_model.train": "hours; tests/embedded/test_embedded.py trains for some steps",
+}
+LAUNCHERS = {
+    "accelerate": ("accelerate.commands.launch", "--main_process_port"),
+    "torchrun": ("torch.distributed.run", "--master_port"),
+}
+STARTED = """
+import json, os, sys
+with open("started-" + os.environ["RANK"], "w") as file:
+    json.dump([sys.argv[1:], dict(os.environ)], file)
+"""
 FIGURE = re.compile(r"\d[\d,.:]*(e-\d+)?")
 
 
@@ -17,6 +35,7 @@ def follow(language: str, code: str, folder: Path, environment: dict[str, str] |
     """Do what a block says, and return what it printed; the package runs in forks, which have it loaded."""
     if language == "bash":
         return "".join(_run(command, folder, environment) for command in _commands(code))
+    assert language == "python", language
     (folder / "block.py").write_text(code)
     return _fork(["block.py"], folder, environment)
 
@@ -41,15 +60,37 @@ def blocks(page: Path) -> list[tuple[str, str, str]]:
 
 def _commands(code: str) -> list[str]:
     """Split a block before and after each command of this package, which may go on over several lines."""
-    return [part for part in re.split(r"^(aitraining (?:.*\\\n)*.*\n)", code, flags=re.MULTILINE) if part.strip()]
+    return [part for part in COMMAND.split(code) if part.strip()]
 
 
 def _run(command: str, folder: Path, environment: dict[str, str] | None) -> str:
-    if command.startswith("aitraining "):
-        return _fork(["-m", "trl_distill.cli", *shlex.split(command.replace("\\\n", " "))[1:]], folder, environment)
+    if any(part in command for part in NOT_RUN):
+        return ""
+    if COMMAND.match(command):
+        words = shlex.split(command.replace("\\\n", " "))
+        if words[0] in LAUNCHERS:
+            return _launch(words, folder, environment)
+        return _fork(["-m", "trl_distill.cli", *words[1:]], folder, environment)
     done = subprocess.run(["bash", "-ec", command], cwd=folder, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+def _launch(words: list[str], folder: Path, environment: dict[str, str] | None) -> str:
+    """Have a launcher start processes that only say how they were started, and do in forks what they were to do."""
+    module, port = LAUNCHERS[words[0]]
+    at = words.index("-m")
+    flags = [port, "0", *words[2 if words[0] == "accelerate" else 1 : at]]
+    (folder / "started.py").write_text(STARTED)
+    _fork(["-m", module, *flags, "-m", "started", *words[at + 2 :]], folder, {"GLOO_SOCKET_IFNAME": "lo"})
+    ranks = [json.loads(path.read_text()) for path in sorted(folder.glob("started-*"))]
+    for path in folder.glob("started-*"):
+        path.unlink()
+    own = [{k: v for k, v in env.items() if os.environ.get(k) != v and "TORCHELASTIC" not in k} for _, env in ranks]
+    own = [{**env, **(environment or {})} for env in own]
+    ended = run_forks(["-m", words[at + 1], *ranks[0][0]], joined(own), folder / "printed", cwd=folder)
+    assert not any(one.code for one in ended), "".join(one.errors for one in ended)
+    return "".join(one.printed for one in ended)
 
 
 def _fork(command: list[str], folder: Path, environment: dict[str, str] | None) -> str:
