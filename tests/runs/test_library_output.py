@@ -85,23 +85,26 @@ Dataset.from_dict({"x": [1]}).map(dict, desc="my own map")
 """
 
 
-@pytest.mark.parametrize("verbose", [False, True])
-def test_train_in_a_script_is_as_quiet_as_the_command(verbose, flags, tmp_path):
+def test_train_in_a_script_is_as_quiet_as_the_command(flags, tmp_path):
     (tmp_path / "script.py").write_text(SCRIPT)
-    given = [*flags[1:6:2], flags[9], "verbose" if verbose else "quiet"]
+    given = [*flags[1:6:2], flags[9], "quiet"]
     done = subprocess.run(
         [sys.executable, str(tmp_path / "script.py"), *given], capture_output=True, text=True, timeout=120
     )
     assert done.returncode == 0, done.stderr
     shown = [text for text in done.stderr.replace("\r", "\n").splitlines() if text.strip()]
-    if verbose:
-        for aside in ("Loading weights", "Writing model shards", "Tokenizing"):
-            assert aside in done.stderr
-        return
     ours, theirs = "Teacher generates completions", ("my own bar", "my own map")
     assert all(text.startswith((ours, *theirs)) for text in shown), done.stderr
     assert all(any(text.startswith(name) for text in shown) for name in (ours, *theirs))
     assert "Setting accelerator" not in done.stdout
+
+
+def test_train_shows_everything_if_it_is_verbose(flags, tmp_path):
+    (tmp_path / "script.py").write_text(SCRIPT)
+    done = run_fork(["script.py", *flags[1:6:2], flags[9], "verbose"], tmp_path)
+    assert done.code == 0, done.errors
+    for aside in ("Loading weights", "Writing model shards", "Tokenizing"):
+        assert aside in done.errors
 
 
 def test_debug_shows_everything(flags, tmp_path):
