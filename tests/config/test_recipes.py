@@ -63,6 +63,12 @@ def test_a_copy_keeps_what_was_given():
     assert (params.distill_alpha, params.completions) == (0.7, "teacher")
 
 
+def test_settings_hold_nothing_but_settings():
+    settings = LLMTrainingParams(recipe="gkd", lr=1e-3)
+    assert list(vars(settings)) == list(LLMTrainingParams.__dataclass_fields__)
+    assert LLMTrainingParams(**vars(settings)) == settings
+
+
 def test_flags_and_files_override_the_recipe_wherever_it_is_named(tmp_path):
     path = tmp_path / "run.yaml"
     path.write_text("lr: 1e-3\nrecipe: prompt-baking\nlora_r: 4\n")

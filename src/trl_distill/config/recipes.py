@@ -19,8 +19,6 @@ from .setting_names import flag_of, name_settings
 Value = str | float | bool
 PAPER, AUTHORS, TRL = "the paper", "the authors' code", "TRL's default"
 WIDTH = 40  # of the column of values
-_GIVEN = "_given"  # attribute of settings that are made: the names that were given
-_NAMED = "_named"  # the same while the constructor runs
 
 
 @dataclass(frozen=True)
@@ -145,40 +143,49 @@ class RecipeSettings(CheckedSettings):
     matter whether the recipe is named before or after.
     """
 
+    # slots, since `LLMTrainingParams(**vars(params))` makes equal settings only if `vars` holds nothing else
+    __slots__ = ("_given", "_named")
+    _given: frozenset[str] | None  # names that were given; None while the constructor runs
+    _named: frozenset[str]  # the constructor's arguments
     recipe: str | None
     trainer: str
 
     def __new__(cls, *args: object, **kwargs: object) -> Self:
         """Remember which arguments the constructor has."""
         made = super().__new__(cls, *args, **kwargs)
-        if args or kwargs:
-            places = list(cls.__dataclass_fields__)  # type: ignore[attr-defined]
-            vars(made)[_NAMED] = frozenset((*places[: len(args)], *kwargs))
+        places = list(cls.__dataclass_fields__)  # type: ignore[attr-defined]
+        made._given, made._named = None, frozenset((*places[: len(args)], *kwargs))
         return made
+
+    def __setattr__(self, name: str, value: object) -> None:
+        """Set a field to a checked value, see `CheckedSettings`."""
+        if name in RecipeSettings.__slots__:
+            object.__setattr__(self, name, value)
+        else:
+            super().__setattr__(name, value)
 
     def __post_init__(self) -> None:
         """Set the recipe's values, the arguments being known."""
-        vars(self)[_GIVEN] = vars(self).pop(_NAMED, frozenset()) - {"recipe"}
+        self._given = self._named - {"recipe"}
         self._follow(before=None)
 
     def set(self, name: str, value: object, *, called: str | None = None) -> None:
         """Set a field to a checked value, see `CheckedSettings.set`; of a recipe also the fields that it sets."""
         before = vars(self).get("recipe")
         super().set(name, value, called=called)
-        given = vars(self).get(_GIVEN)
-        if given is None:
+        if self._given is None:
             return  # by the constructor, which also sets the defaults
         if name == "recipe":
             self._follow(before=before)
         else:
-            vars(self)[_GIVEN] = given | {name}
+            self._given |= {name}
 
     def _follow(self, *, before: str | None) -> None:
         """Set what the recipe sets and is not given; what an earlier one has set becomes the default again."""
         specs = type(self).__dataclass_fields__  # type: ignore[attr-defined]
         defaults = {name: specs[name].default for name in _values(before)}
         for name, value in {**defaults, **_values(self.recipe)}.items():
-            if name not in vars(self)[_GIVEN]:
+            if name not in (self._given or ()):
                 CheckedSettings.set(self, name, value)
 
 
@@ -231,7 +238,7 @@ def explaining_recipe(settings: RecipeSettings, *, distills: bool) -> Iterator[N
     try:
         yield
     except UsageError as error:
-        found = _named_in(str(error), _values(name).keys() - vars(settings)[_GIVEN])
+        found = _named_in(str(error), _values(name).keys() - (settings._given or ()))
         if found:
             error.args = (f"{error} The recipe {name!r} sets {', '.join(map(flag_of, found))}.",)
         raise
