@@ -27,6 +27,7 @@ __all__ = [
 ]
 
 LONGEST = 480  # characters of a message, which the command puts its name before
+REASON = 300  # characters of another error that it quotes
 END = 160  # characters of its end that stay, which say what to do
 NAMES = 10  # names that a message lists
 COMPARED = 10_000  # names among which the nearest is looked for
@@ -150,6 +151,12 @@ class _Short(reprlib.Repr):
 
 
 _SHORT = _Short()
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's text without its full stop; the error's class if it has no text."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0][:REASON].rstrip(".")
 
 
 def quoted(value: object) -> str:

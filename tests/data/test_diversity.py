@@ -86,6 +86,7 @@ def test_a_query_without_a_category_is_in_one_of_its_own():
         ),
         (lambda queries: ["one"], ParamsError, "returned 1 categories for a list of 53 queries"),
         (lambda queries: 3, ParamsError, "returned a int for"),
+        (lambda queries: {"all": "one"}, ParamsError, "returned a dict of a str, not of lists, for a list of 53"),
         (lambda queries: [[], []], ParamsError, "returned no query for a list of 53 queries"),
         ("topic", DataError, r"queries has no column 'topic'; there is 'text'"),
         (1, ParamsError, "categorize is 1; expected a whole number from 2 to 10000"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from collections import Counter
 
@@ -109,6 +110,18 @@ def test_inputs_like_held_out_rows_are_removed(place):
     assert not (place / "queries.heldout.jsonl").exists()
 
 
+def test_a_disk_that_fills_while_answers_arrive_ends_with_one_sentence(place, monkeypatch):
+    def full(path, data):
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    monkeypatch.setattr("trl_distill.teachers.completions.store.append", full)
+    with serving() as (teacher, _):
+        done = command(teacher)
+    assert done.exit_code == 1, done.output
+    assert "the disk is full: 'queries.answers.jsonl' could not be written" in sentence(done)
+    assert "run the same command again to continue" in sentence(done)
+
+
 def test_whole_kinds_can_be_held_out(place):
     with serving() as (teacher, _):
         assert command(teacher, "--holdout-by", "kinds").exit_code == 0
@@ -133,6 +146,8 @@ def test_a_teacher_that_writes_too_few_distinct_inputs_ends_with_one_sentence(pl
             assert command(teacher, "--holdout", 0, count=1).exit_code == 0
             assert len(server.asked) == asked
             assert [row["text"] for row in read(place / "queries.jsonl")] == ["The same message."]
+            alone = command(teacher, "--overwrite", count=1)
+            assert "--holdout is 0.1, which leaves none of 1 inputs to train on" in sentence(alone)
 
 
 def test_the_embedded_model_writes_inputs_through_the_command_and_resumes(place):
@@ -154,7 +169,7 @@ def test_the_embedded_model_writes_inputs_through_the_command_and_resumes(place)
 
 def test_the_library_returns_inputs_and_those_held_out(place):
     with serving() as (teacher, server):
-        found = queries_from_prompt(teacher, "Answer as a poet.\n{input}", 10, kinds=["odes"], lengths=["a line"])
+        found = queries_from_prompt(teacher, "Answer as a poet.\n{input}", 10, kinds="odes", lengths=["a line"])
         assert (len(found), len(found.held_out)) == (9, 1)
         assert set(found.kinds.values()) == {"odes"}
         assert all("Answer as a poet.\n{input}" in one for one in server.asked)

@@ -237,10 +237,8 @@ def _duplicates(texts: Mapping[int, str], places: Sequence[str]) -> dict[int, st
     index, stays = NearDuplicates(), list[int]()
     found: dict[int, str | None] = {}
     for i, text in _shown(texts, "near-duplicates"):
-        sketch = index.sketch(text)
-        like = index.find(sketch)
+        like = index.find_or_add(text)
         if like is None:
-            index.add(sketch)
             stays.append(i)
         else:
             found[i] = places[stays[like]]

@@ -87,6 +87,11 @@ def is_main_rank() -> bool:
     return next((os.environ[name] for name in RANKS if os.environ.get(name)), "0") == "0"
 
 
+def processes() -> int:
+    """Return how many processes a launcher has started for this run; 1 without one."""
+    return int(os.environ.get("WORLD_SIZE") or 1)
+
+
 @contextmanager
 def _lock(file: Path, what: str, instead: str) -> Iterator[bool]:
     """Hold a lock file; yield whether this process alone uses what it protects."""

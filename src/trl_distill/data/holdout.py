@@ -27,7 +27,7 @@ class HoldoutSplit:
     Attributes:
         train: The rows to train on.
         held_out: The rows held out.
-        near: Indices of the rows that are in neither part, since they are near-duplicates of a held-out row.
+        near: Places of the rows that are in neither part, since they are near-duplicates of a held-out row.
     """
 
     train: Dataset

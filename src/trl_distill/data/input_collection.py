@@ -69,8 +69,8 @@ class InputCollection:
         held_out = held_out or HeldOut()
         pieces = list(examples)
         self._apart = [
-            (Refusal.IN_PROMPT, _index(map(normalised, pieces)), pieces),
-            (Refusal.LEAK, _index(held_out.texts), [f"held-out {place}" for place in held_out.places]),
+            (Refusal.IN_PROMPT, NearDuplicates(map(normalised, pieces)), pieces),
+            (Refusal.LEAK, NearDuplicates(held_out.texts), [f"held-out {place}" for place in held_out.places]),
         ]
 
     def offer(self, text: str, kind: str) -> bool:
@@ -94,13 +94,6 @@ class InputCollection:
         """Return how many inputs were refused for each reason; of one without an input nothing."""
         found = Counter(one.reason for one in self.refused)
         return {reason: found[reason] for reason in Refusal if found[reason]}
-
-
-def _index(texts: Iterable[str]) -> NearDuplicates:
-    index = NearDuplicates()
-    for text in texts:
-        index.add(index.sketch(text))
-    return index
 
 
 def evenly(inputs: Sequence[WrittenInput], count: int) -> list[WrittenInput]:

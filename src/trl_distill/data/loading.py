@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..config.user_files import check_ordinary, user_path
-from ..errors import DataError, nearest, quoted
+from ..errors import DataError, first_line, nearest, quoted
 from .arrow_values import plain_values
 from .file_readers import PLACE, TEXTS, Part, cache_folder, read_placed, read_texts
 from .json_reader import Placed, json_splits
@@ -201,7 +201,7 @@ def _folder(folder: Path, name: str) -> Splits:
             return _in_memory(load_from_disk(str(folder)))[1]
         except Exception as error:
             raise DataError(
-                f"data_path {name} is a saved dataset that cannot be read ({_first_line(error)})."
+                f"data_path {name} is a saved dataset that cannot be read ({first_line(error)})."
             ) from error
     files: dict[str, list[Part]] = {}
     for path in _data_files(folder, set()):
@@ -292,7 +292,7 @@ def _load_binary(kind: str, paths: list[Path]) -> Dataset:
     except Exception as error:
         if "corresponds to no data" in str(error):  # how datasets says that there are no rows
             raise DataError(f"{files} has no rows; give a file with at least one.") from None
-        raise DataError(f"{files} cannot be read as {kind} ({_first_line(error.__cause__ or error)}).") from error
+        raise DataError(f"{files} cannot be read as {kind} ({first_line(error.__cause__ or error)}).") from error
 
 
 def _readable_columns(path: Path) -> dict[str, Any]:
@@ -335,7 +335,7 @@ def _select(name: str, splits: Splits, spec: str, setting: str) -> Dataset:
         pieces = ReadInstruction.from_spec(spec).to_absolute({wanted: len(part) for wanted, part in parts.items()})
         chosen = [parts[p.splitname].select(range(p.from_, p.to)) for p in pieces if p.from_ < p.to]
     except (ValueError, AssertionError, AttributeError) as error:
-        raise DataError(f"{setting} is {spec!r}, which is not a split or slice ({_first_line(error)}).") from error
+        raise DataError(f"{setting} is {spec!r}, which is not a split or slice ({first_line(error)}).") from error
     if not chosen:
         raise DataError(f"{setting} is {spec!r}, which leaves no row of {name}; take a larger slice.")
     return concatenate_datasets(chosen)
@@ -367,7 +367,7 @@ def _from_hub(
             kind = NoSplit if "Unknown split" in str(error) else DataError
             raise kind(
                 f"data_path {name!r}: no such file or folder here, and no Hub dataset could be loaded "
-                f"({_first_line(error)}); check the name, split and configuration, or give a file."
+                f"({first_line(error)}); check the name, split and configuration, or give a file."
             ) from error
     return loaded[0], loaded[1]
 
@@ -377,9 +377,3 @@ def _refuse_leftover(loaded: Dataset) -> None:
     files = [Path(file["filename"]) for file in loaded.cache_files]
     if files and re.fullmatch("[0-9a-f]{16}", files[0].parent.name):
         raise DataError("the cache has only a copy of another local folder of that name")
-
-
-def _first_line(error: BaseException) -> str:
-    """Return the first line of an error's message, without its full stop."""
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[0][:300].rstrip(".")

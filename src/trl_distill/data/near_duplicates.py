@@ -140,6 +140,14 @@ class NearDuplicates:
             self._hashes[number] = _low_bytes(one.signature)
         return number
 
+    def find_or_add(self, text: str) -> int | None:
+        """Return the number of a text that is equal to this one, or much like it; without one add this, and None."""
+        sketch = self.sketch(text)
+        like = self.find(sketch)
+        if like is None:
+            self.add(sketch)
+        return like
+
     @cached_property
     def _blank(self) -> MinHash | None:
         """A signature of nothing, whose copies share its permutations; None without datasketch."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from ..errors import ModelError
+from ..errors import ModelError, first_line
 from ..models.adapters import base_of, is_peft_model, with_adapter
 from ..models.broken_weights import check_finite
 from ..models.generation import has_learned_prompt
@@ -64,10 +64,9 @@ class LoadedAdapter:
         try:
             model = with_adapter(base, self.source.path).eval()
         except (RuntimeError, ValueError, KeyError, OSError) as error:
-            reason = str(error).strip().splitlines()[0].rstrip(".")
             raise ModelError(
-                f"student {self.source.path!r} is an adapter that does not fit its base {self.base.path!r} ({reason}); "
-                "give the model that it was trained on."
+                f"student {self.source.path!r} is an adapter that does not fit its base {self.base.path!r} "
+                f"({first_line(error)}); give the model that it was trained on."
             ) from error
         check_finite(model, "student", self.source.path)
         return model

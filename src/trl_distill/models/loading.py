@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..config.user_files import check_ordinary, user_path
-from ..errors import DistillError, UsageError, model_error, nearest
+from ..errors import DistillError, UsageError, first_line, model_error, nearest
 from .adapters import CONFIG, Adapter
 from .architectures import vocabulary_rows
 from .config_values import check_fits, check_sizes, check_token_ids
@@ -94,7 +94,7 @@ def check_found(name: str, *, role: str, revision: str | None = None) -> None:
     except GatedRepoError:
         return  # transformers says how to ask for access
     except (HFValidationError, RepositoryNotFoundError) as error:
-        raise _not_loaded(path, role, "configuration", _first_line(error)) from error
+        raise _not_loaded(path, role, "configuration", first_line(error)) from error
     except (OSError, httpx.HTTPError, OfflineModeIsEnabled):
         return
 
@@ -149,8 +149,7 @@ class ModelSource:
         if base == self.path:
             raise self._error(
                 f"is an adapter of {adapter.base!r}, which is not a folder with a model; set base_model_name_or_path "
-                f"in "
-                f"its {CONFIG} to where that model is."
+                f"in its {CONFIG} to where that model is."
             )
         return replace(adapter, base=base)
 
@@ -355,7 +354,7 @@ def _reason(error: Exception, folder: Path) -> str | None:
     Of a pickle torch says how to load it nevertheless, which would run its code.
     """
     if isinstance(error, RecursionError):
-        return _first_line(error)
+        return first_line(error)
     if MISMATCH in str(error):
         return "their shapes are not those of its config.json"
     if "negative dimension" in str(error):  # which no device has a part in
@@ -367,7 +366,7 @@ def _reason(error: Exception, folder: Path) -> str | None:
         return f"{damaged} is damaged"
     if isinstance(error, pickle.UnpicklingError):
         return "its weights are a pickle with more than tensors, which is never loaded; save them as safetensors"
-    return _first_line(error)
+    return first_line(error)
 
 
 def _not_loaded(path: str, role: str, what: str, reason: str) -> UsageError:
@@ -375,13 +374,9 @@ def _not_loaded(path: str, role: str, what: str, reason: str) -> UsageError:
     if role == "teacher_model" and not Path(path).exists():
         server = f" A model on a server is openai:{path} at OpenAI, or http://host:port/v1#{path} elsewhere."
     return model_error(role)(
-        f"{role} {path!r}: no {what} could be loaded ({reason.rstrip('.')}); give a folder with a saved model, a Hub "
+        f"{role} {path!r}: no {what} could be loaded ({reason}); give a folder with a saved model, a Hub "
         f"name that this machine can reach, or 'embedded'.{server}"
     )
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
 def keep_tokenizer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 from ..config.user_files import user_path
 from ..data.atomic_file import discard_unfinished, obstacle, replacing
 from ..data.folder_lock import file_lock
-from ..data.full_disk import free_bytes, size_text, why_not_written
-from ..errors import DistillError, ParamsError, ProjectError
+from ..errors import ParamsError, ProjectError
+from .full_disk import explaining_full_disk_of
 
 if TYPE_CHECKING:
     from ..data.row_faults import Cells
@@ -115,24 +115,9 @@ class DataOutput:
         """
         from ..data.plain_rows import write_rows
 
-        with _explaining_full_disk(self.rows), ExitStack() as files:
+        with explaining_full_disk_of(self.rows, again="run the same command again"), ExitStack() as files:
             write_rows(files.enter_context(replacing(self.rows)), rows)
             text = json.dumps(report, ensure_ascii=False, indent=2) + "\n"
             files.enter_context(replacing(self.report)).write_text(text, encoding="utf-8")
             if held_out is not None:
                 write_rows(files.enter_context(replacing(self.held_out)), held_out)
-
-
-@contextmanager
-def _explaining_full_disk(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except Exception as error:
-        reason = why_not_written(error)
-        if reason is None:
-            raise
-        free = size_text(free_bytes(path.parent))
-        raise DistillError(
-            f"{reason}: {str(path)!r} could not be written, with {free} free there now; make room, then run the same "
-            "command again."
-        ) from error

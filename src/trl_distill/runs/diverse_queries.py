@@ -93,13 +93,12 @@ def prepare_distillation_data(
         items, names = _categorized(_listed(queries), categorize)
         data = as_dataset(_rows(items, text_column), name="queries")
         inputs = inputs_of(data, columns, source="queries")
-        apart = (_rows(held_out, text_column) or None) if _are_texts(held_out) else held_out
         kept, report = select_diverse(
             inputs,
             _categories(data, inputs, names if names is not None else categorize, seed),
             per_category=per_category,
             seed=seed,
-            held_out=held_out_rows(apart, columns, ()),
+            held_out=held_out_rows(held_out, columns, ()),
             keep_duplicates=keep_duplicates,
         )
     return DiverseQueries([items[i] for i in kept], report)
@@ -123,10 +122,6 @@ def _rows(queries: Sequence[Any], text_column: str) -> list[dict[str, Any]]:
     return [dict(query) if isinstance(query, Mapping) else {text_column: query} for query in queries]
 
 
-def _are_texts(queries: object) -> bool:
-    return isinstance(queries, (list, tuple)) and all(isinstance(query, str) for query in queries)
-
-
 def _categorized(queries: list[Query], categorize: Any) -> tuple[list[Any], list[str] | None]:
     """Return queries and the category of each, by the caller's function; those as they are and None without one."""
     from ..data.categories import category_name
@@ -138,6 +133,9 @@ def _categorized(queries: list[Query], categorize: Any) -> tuple[list[Any], list
         raise ParamsError(_refusal(f"returned a {type(found).__name__}", len(queries)))
     groups = found if isinstance(found, Mapping) else None
     found = list(found.values() if groups is not None else found)
+    kinds = [type(one).__name__ for one in found if isinstance(one, (str, bytes)) or not hasattr(one, "__iter__")]
+    if groups is not None and kinds:  # each letter of a text would be a query
+        raise ParamsError(_refusal(f"returned a dict of a {kinds[0]}, not of lists,", len(queries)))
     if groups is not None or (found and all(isinstance(one, (list, tuple)) for one in found)):
         names = (
             [category_name(name) for name in groups] if groups is not None else [f"{i + 1}" for i in range(len(found))]

@@ -16,7 +16,7 @@ from ..config.setting_names import in_python, settings_named_as
 from ..config.training_params import FIELDS, LLMTrainingParams
 from ..config.user_files import user_path
 from ..data.atomic_file import obstacle
-from ..data.folder_lock import folder_lock
+from ..data.folder_lock import folder_lock, processes
 from ..errors import ParamsError, ProjectError
 from ..trainer.standard_streams import unbreakable_streams
 from .evaluation_inputs import (
@@ -158,7 +158,7 @@ def evaluate_project(
         overrides: Settings of a run that take the place of the project's.
         verbose: Show all messages and bars of the libraries too.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if processes() > 1:
         raise ParamsError("an evaluation runs in one process; start the command without a launcher.")
     student = settings.student or project
     if student is None:

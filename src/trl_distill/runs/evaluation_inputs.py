@@ -13,7 +13,7 @@ from ..config.fields import model_in_memory
 from ..config.training_params import FIELDS, LLMTrainingParams
 from ..config.user_files import read_small_text, user_path
 from ..config.yaml_file import read_yaml
-from ..errors import DataError, ProjectError, quoted
+from ..errors import DataError, ProjectError, first_line, quoted
 from .project_folder import HELD_OUT, MANIFEST, OPENING
 from .stage_folders import before_stages
 
@@ -115,7 +115,7 @@ def read_project(folder: Path) -> KnownRun:
         figures = json.loads(read_small_text(folder / "metrics.json"))["metrics"]
         opening = figures.get(OPENING, {})
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        reason = str(error).strip().splitlines()[0].rstrip(".") if str(error).strip() else type(error).__name__
+        reason = first_line(error)
         raise ProjectError(f"the settings of the run in {str(folder)!r} cannot be read: {reason}.") from error
     params.project_name = str(folder)
     return KnownRun(params, folder, opening)

@@ -45,11 +45,33 @@ def explaining_full_disk(folder: Path, *, again: str = AGAIN) -> Iterator[None]:
         if is_main_rank():
             _discard_partial(folder)
         kept = _kept(folder)
-        raise DistillError(
-            f"{reason}: {str(file)!r} could not be written, with {size_text(free_bytes(file))} free there now; "
-            f"{f'kept in {str(folder)!r}: ' + ', '.join(kept) if kept else 'nothing had to be kept'}; make room, then "
-            f"{name_settings(again)}."
-        ) from error
+        what = f"kept in {str(folder)!r}: {', '.join(kept)}" if kept else "nothing had to be kept"
+        raise _not_written(reason, file, f"{what}; make room, then {name_settings(again)}") from error
+
+
+@contextmanager
+def explaining_full_disk_of(file: Path, *, again: str = AGAIN) -> Iterator[None]:
+    """Turn the error of a full disk into a sentence, for one file: it is replaced as a whole, or keeps its lines.
+
+    Args:
+        file: The file that is written.
+        again: How to continue.
+
+    Raises:
+        DistillError: It names the file.
+    """
+    try:
+        yield
+    except Exception as error:
+        reason = why_not_written(error)
+        if reason is None:
+            raise
+        raise _not_written(reason, file, f"make room, then {again}") from error
+
+
+def _not_written(reason: str, file: Path, rest: str) -> DistillError:
+    free = size_text(free_bytes(file))
+    return DistillError(f"{reason}: {str(file)!r} could not be written, with {free} free there now; {rest}.")
 
 
 def _partial(folder: Path) -> list[Path]:

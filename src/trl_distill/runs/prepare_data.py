@@ -163,10 +163,12 @@ def held_out_rows(data: object, columns: Columns, compared: Sequence[str]) -> He
     """Return the inputs of held-out rows from elsewhere; None without such rows.
 
     Args:
-        data: What `load_data` takes; its test split is read, else its validation split, else all of it.
+        data: Texts, or what `load_data` takes; its test split is read, else its validation split, else all of it.
         columns: The `Columns` of the rows that are compared with them.
         compared: Columns that are compared in addition.
     """
+    if isinstance(data, (list, tuple)) and all(isinstance(one, str) for one in data):
+        data = [{columns.text_column: one} for one in data] or None
     if data is None:
         return None
     from ..data.diversity import HeldOut

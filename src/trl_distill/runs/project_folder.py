@@ -44,6 +44,7 @@ from ..data.checksum import file_checksum
 from ..data.data_fingerprint import difference
 from ..data.folder_lock import folder_lock
 from ..data.folder_names import is_inside
+from ..data.json_object import read_object
 from ..errors import ParamsError, ProjectError
 from ..prompts.template import text_of_file
 from ..teachers.multi.entries import read_teachers
@@ -259,13 +260,7 @@ class Project:
     def _read(self, name: str) -> dict[str, Any] | None:
         """Return what a JSON file says: nothing if it is not there, None if it is damaged."""
         path = self.folder / name
-        if not path.is_file():
-            return {}
-        try:
-            read = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError):
-            return None
-        return read if isinstance(read, dict) else None
+        return read_object(path) if path.is_file() else {}
 
     def begin(self, params: LLMTrainingParams) -> Path:
         """Create the folder and write the effective parameters.

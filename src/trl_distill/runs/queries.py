@@ -10,6 +10,7 @@ from ..config.training_params import LLMTrainingParams
 from ..config.validation import chat_template_options
 from ..errors import ParamsError, printable
 from .data_output import DataOutput
+from .full_disk import explaining_full_disk_of
 from .library_output import without_library_bars
 from .query_checks import KIND, check_writes, checked_prompt, held_out_inputs, share_held_out
 
@@ -84,7 +85,8 @@ def _write(
     writer = QueryWriter(
         teacher, Wanted.of(settings, prompt, apart), generation, CompletionStore(output.answers), name=name
     )
-    written = writer.write()
+    with explaining_full_disk_of(output.answers):
+        written = writer.write()
     train, held_out = split(written, share, settings.holdout_by, seed=params.seed)
     report = {
         "teacher": name, "seed": params.seed, "holdout": settings.holdout, "holdout_by": settings.holdout_by,

@@ -63,8 +63,8 @@ def queries_from_prompt(
     holdout_by: str = "rows",
     held_out: Any = None,
     most_kinds: int = 12,
-    kinds: Sequence[str] = (),
-    lengths: Sequence[str] = (),
+    kinds: str | Sequence[str] = (),
+    lengths: str | Sequence[str] = (),
     max_new_tokens: int = ANSWER_TOKENS,
     temperature: float = TEMPERATURE,
     top_p: float = TOP_P,
@@ -99,8 +99,8 @@ def queries_from_prompt(
         holdout_by: "rows", or "kinds", which holds out all inputs of some kinds.
         held_out: Rows that no input may be a near-duplicate of: texts, or what `data_path` accepts.
         most_kinds: Kinds of inputs that the teacher lists, edge cases included.
-        kinds: Kinds of inputs instead of those that the teacher lists.
-        lengths: Lengths of inputs instead of those that the teacher lists.
+        kinds: One kind of inputs, or several, instead of those that the teacher lists.
+        lengths: One length of inputs, or several, instead of those that the teacher lists.
         max_new_tokens: Maximum number of tokens of an answer, which lists ten inputs.
         temperature: Sampling temperature.
         top_p: Nucleus probability of sampling.
@@ -128,15 +128,15 @@ def queries_from_prompt(
         DistillError: The teacher writes too few distinct inputs, or its server fails.
     """
     own = QueriesSettings(
-        count=count, holdout=str(holdout), holdout_by=holdout_by, kinds=most_kinds, kind=list(kinds) or None,
-        length=list(lengths) or None, max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p,
+        count=count, holdout=str(holdout), holdout_by=holdout_by, kinds=most_kinds, kind=_listed(kinds),
+        length=_listed(lengths), max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p,
     )  # fmt: skip
     share = share_held_out(own) or 0.0
     params = LLMTrainingParams(
         seed=seed, teacher_batch_size=batch_size, teacher_engine=engine, **_prompt_settings(prompt)
     )  # fmt: skip
     text = checked_prompt(params)
-    apart = held_out_inputs(_as_rows(held_out), params)
+    apart = held_out_inputs(held_out, params)
     from ..teachers.completions.store import CompletionStore
     from ..teachers.remote.request_pool import RemoteSettings
     from .query_setup import generation_of, split
@@ -168,7 +168,5 @@ def _prompt_settings(prompt: Any) -> dict[str, Any]:
     return {"teacher_prompt_template" if is_template else "teacher_system": prompt}
 
 
-def _as_rows(held_out: Any) -> Any:
-    if isinstance(held_out, (list, tuple)) and all(isinstance(one, str) for one in held_out):
-        return [{"text": one} for one in held_out] or None
-    return held_out
+def _listed(texts: str | Sequence[str]) -> list[str] | None:
+    return [texts] if isinstance(texts, str) else list(texts) or None

@@ -53,9 +53,12 @@ def split(written: WrittenInputs, share: float, by: str, *, seed: int) -> tuple[
         DistillError: Nothing is left to train on.
     """
     train, held_out = split_inputs(written.inputs, share, by_kind=by == "kinds", seed=seed)
-    if not train or (share > 0 and not held_out):
+    count = len(written.inputs)
+    if by == "kinds" and share > 0 and not held_out:
         raise DistillError(
-            f"holdout_by is {by!r}, and all {len(written.inputs):,} inputs are of the same "
-            f"{'kind' if by == 'kinds' else 'part'}; give --holdout-by rows, more inputs, or --holdout 0."
+            f"holdout_by is {by!r}, and all {count:,} inputs are of the same kind; give --holdout-by rows, more "
+            "inputs, or --holdout 0."
         )
+    if not train:
+        raise DistillError(f"holdout is {share:g}, which leaves none of {count:,} inputs to train on; lower --holdout.")
     return train, held_out

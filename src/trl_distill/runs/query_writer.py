@@ -257,13 +257,8 @@ def _continued(answer: Completion) -> Completion:
 
 def _distinct(texts: Iterable[str]) -> list[str]:
     """Return the texts that are near-duplicates of none before them."""
-    index, found = NearDuplicates(), []
-    for text in texts:
-        sketch = index.sketch(normalised(text))
-        if index.find(sketch) is None:
-            index.add(sketch)
-            found.append(text)
-    return found
+    index = NearDuplicates()
+    return [text for text in texts if index.find_or_add(normalised(text)) is None]
 
 
 def usage_text(teacher: TextTeacher) -> str:

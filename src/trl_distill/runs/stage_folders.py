@@ -15,6 +15,7 @@ from pathlib import Path
 from ..config.yaml_file import read_yaml
 from ..data.atomic_file import write_text
 from ..data.checksum import file_checksum
+from ..data.json_object import read_object
 from ..errors import ProjectError
 from .project_folder import CONFIG, MANIFEST, Project
 
@@ -112,11 +113,7 @@ class StageFolders:
         return any(project.is_finished or project.last_checkpoint() is not None for project in projects)
 
     def _read(self) -> dict[str, object]:
-        try:
-            known = json.loads((self.project.folder / RECORD).read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError):
-            return {}
-        return known if isinstance(known, dict) else {}
+        return read_object(self.project.folder / RECORD) or {}
 
     def _begun(self) -> dict[int, str | None]:
         known = self._read()

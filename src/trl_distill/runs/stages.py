@@ -6,7 +6,6 @@ before all stages are checked.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any
 from ..config.setting_names import name_settings, settings_named_as
 from ..config.stages import Stage, naming_stage
 from ..config.training_params import LIBRARY, LLMTrainingParams
-from ..data.folder_lock import is_main_rank
+from ..data.folder_lock import is_main_rank, processes
 from ..errors import printable
 from ..trainer.registry import get_trainer
 from ..trainer.standard_streams import unbreakable_streams
@@ -162,7 +161,7 @@ def _run(plan: StagePlan, stage: PlannedStage, *, verbose: bool) -> RunResult:
 
 def _wait_for_everyone(params: LLMTrainingParams) -> None:
     """Wait for the other processes of a launch, if there are any."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if processes() == 1:
         return
     from accelerate import PartialState
 

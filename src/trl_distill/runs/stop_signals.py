@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from types import FrameType
 
-from ..data.folder_lock import is_main_rank
+from ..data.folder_lock import is_main_rank, processes
 
 NAMES = ("SIGINT", "SIGTERM", "SIGHUP")  # Windows has no SIGHUP
 NUMBERS = tuple(int(getattr(signal, name)) for name in NAMES if hasattr(signal, name))
@@ -98,7 +98,7 @@ def exit_code_of(number: int) -> int:
 
 def is_launched() -> bool:
     """Whether torchrun, `accelerate launch` or another launcher has started this process among others."""
-    return "TORCHELASTIC_RUN_ID" in os.environ or int(os.environ.get("WORLD_SIZE") or 1) > 1
+    return "TORCHELASTIC_RUN_ID" in os.environ or processes() > 1
 
 
 @contextmanager

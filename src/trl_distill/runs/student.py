@@ -10,7 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from ..config.training_params import LLMTrainingParams
-from ..errors import ParamsError
+from ..errors import ParamsError, first_line
 from ..models.adapters import trainable
 from ..models.architectures import check_causal
 from ..models.loading import ModelSource, resolve, tokenizer_of
@@ -87,7 +87,7 @@ def model_without_weights(student: StudentModel, params: LLMTrainingParams) -> P
         except (ImportError, ValueError) as error:
             if attention is None:
                 raise
-            reason = str(error).strip().splitlines()[0].partition(". ")[0].rstrip(".")
+            reason = first_line(error).partition(". ")[0]
             raise ParamsError(
                 f"attn_implementation is {attention!r}, which cannot be used here ({reason}); give "
                 "--attn-implementation sdpa or eager."

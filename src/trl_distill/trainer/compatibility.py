@@ -17,7 +17,7 @@ from transformers.utils import is_kernels_available, is_liger_kernel_available
 from ..config.devices import accelerator
 from ..config.sft_config import SCALED, DistillationSFTConfig
 from ..config.validation import refuse_unused
-from ..errors import ParamsError
+from ..errors import ParamsError, first_line
 from ..losses.fused.gpu import INTERPRETED
 from ..models.adapters import is_peft_model
 from ..models.loading import ModelSource, resolve
@@ -133,7 +133,7 @@ def check_optimizer(args: DistillationSFTConfig) -> None:
     try:
         Trainer.get_optimizer_cls_and_kwargs(args)
     except (ImportError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0].rstrip(".")
+        reason = first_line(error)
         if "pass a `model`" in reason:
             return
         name = getattr(args.optim, "value", args.optim)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import gc
-import os
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
@@ -13,13 +12,14 @@ from ...config.search_space import Space, as_flags, read_space
 from ...config.setting_names import in_python, name_settings, settings_named_as
 from ...config.training_params import FIELDS, LLMTrainingParams
 from ...config.tuning_settings import TUNING_FIELDS, TuningSettings
+from ...data.folder_lock import processes
 from ...errors import DistillError, ParamsError, RunInterrupted
 from ...trainer.standard_streams import unbreakable_streams
 from ..full_disk import explaining_full_disk
 from ..library_output import quiet, without_library_bars
 from .checks import check_named, check_tuning
-from .folder import TuningFolder, digest
-from .plan import Plan, identity_of
+from .folder import TuningFolder
+from .plan import Plan, digest, identity_of
 from .result import TuningResult
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ def run_tuning(
         settings: How the search is made.
         verbose: See `tune`.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if processes() > 1:
         raise ParamsError("a search runs in one process; start it without a launcher.")
     with ExitStack() as stack:
         stack.enter_context(unbreakable_streams())

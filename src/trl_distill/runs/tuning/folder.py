@@ -13,7 +13,6 @@ project/
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from collections.abc import Mapping, Sequence
@@ -27,6 +26,7 @@ from ...config.setting_names import flag_of
 from ...config.user_files import user_path
 from ...data.atomic_file import obstacle, remove, write_text
 from ...data.folder_lock import folder_lock
+from ...data.json_object import read_object
 from ...errors import ProjectError, quoted
 from ...evaluation.result import Interval
 from ..project_folder import MANIFEST, WEIGHTS, Project
@@ -82,7 +82,7 @@ class TuningFolder:
         """
         if not (self.path / STATE).is_file():
             return None
-        read = _read(self.path / STATE)
+        read = read_object(self.path / STATE)
         if read is None or not isinstance(read.get("shared"), dict) or not isinstance(read.get("names"), list):
             raise ProjectError(
                 f"{self._name} holds a search whose {STATE} is damaged, so that nobody knows whether this one is the "
@@ -147,7 +147,7 @@ class TuningFolder:
         names = (self.state() or {"names": []})["names"]
         found = []
         for folder in sorted(self.trials.glob("[0-9]*"), key=lambda path: (len(path.name), path.name)):
-            read = _read(folder / RECORD)
+            read = read_object(folder / RECORD)
             if read is not None and isinstance(read.get("params"), dict) and folder.name.isdigit():
                 found.append((_trial(read, folder, names), completed(read["params"]), folder))
         return found
@@ -203,19 +203,6 @@ class TuningFolder:
         for trial, _, folder in self.records():
             if trial is not None and (except_of is None or folder != except_of.folder):
                 Project(str(folder)).discard_model()
-
-
-def digest(*texts: str) -> str:
-    """Return a short fingerprint of texts."""
-    return hashlib.sha256("\n".join(texts).encode()).hexdigest()[:16]
-
-
-def _read(path: Path) -> dict[str, Any] | None:
-    try:
-        read = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return None
-    return read if isinstance(read, dict) else None
 
 
 def _trial(read: Mapping[str, Any], folder: Path, names: Sequence[str]) -> Trial | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from ...config.search_space import as_flags
@@ -56,12 +57,12 @@ class SearchLoop:
         done = 0
         while (settings := self.search.next()) is not None:
             plan = plan_of(params, settings)
-            outcome, _ = self.folder.claim(plan)
+            outcome, project = self.folder.claim(plan)
             done += 1
             if outcome is None or not self.search.accepts(outcome):
                 line = f"Trial {done} of {self.search.total}: {name_settings(as_flags(settings))}"
                 print(printable(line), flush=True)
-                outcome = self._run(plan)
+                outcome = self._run(plan, project)
             self._trials[outcome.number] = outcome
             self.search.tell(outcome, self.folder.objective)
 
@@ -78,8 +79,7 @@ class SearchLoop:
         identity = self.folder.identity(best)
         return next((plan for plan in plans if plan.identity == identity), None) or plan_of(params, best.settings)
 
-    def _run(self, plan: Plan) -> Trial:
-        _, project = self.folder.claim(plan)
+    def _run(self, plan: Plan, project: Path) -> Trial:
         params = self.teacher.ready(plan, project)
         search = self.folder.path.resolve().name  # the trackers' project, with a run for each trial
         params.log_project = params.log_project or search

@@ -86,7 +86,12 @@ def teacher_key(params: LLMTrainingParams, *, kind: str, temperatures: str | Non
         and (groups[name] not in ("Training", "Logging and saving") or name == "seed")
     }
     text = json.dumps({**given, "kind": kind, "temperatures": temperatures}, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
+    return digest(text)[:12]
+
+
+def digest(*texts: str) -> str:
+    """Return a short fingerprint of texts."""
+    return hashlib.sha256("\n".join(texts).encode()).hexdigest()[:16]
 
 
 def variations(space: Space) -> Iterator[tuple[str | None, Settings]]:

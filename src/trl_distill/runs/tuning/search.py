@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from ...config.search_space import Range, Settings, Space, grid, grid_size
 from ...errors import UsageError
-from .folder import digest
+from .plan import digest
 
 if TYPE_CHECKING:
     import optuna
