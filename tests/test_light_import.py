@@ -19,6 +19,7 @@ FOUNDATION = (
     "config.distillation_arguments",
     "config.setting_names",
     "config.endpoints",
+    "config.evaluation_checks",
     "config.fields",
     "config.recipes",
     "config.server_keys",

@@ -21,9 +21,10 @@ from ..errors import ParamsError, nearest
 from .deprecations import without_deprecations
 from .devices import computes_in_bfloat16, has_fused_adamw
 from .distillation_arguments import DistillationArguments, check_arguments
+from .evaluation_checks import BETTER_IF_LOWER
 from .recipes import recipe_named
 from .setting_names import in_python, settings_named_as
-from .training_params import BETTER_IF_LOWER, FIELDS, LLMTrainingParams
+from .training_params import FIELDS, LLMTrainingParams
 from .validation import validate_combinations
 
 # transformers reads warmup_steps below 1 as a share of the steps, rounded up, and 1 as one step

@@ -15,6 +15,7 @@ from ..errors import ParamsError, nearest
 from .choices import DTYPES, MIXED_PRECISIONS, QUANTIZATIONS, STRATEGIES
 from .distillation_arguments import DistillationArguments
 from .endpoints import parse_endpoint
+from .evaluation_checks import check_evaluations, needs_evaluations
 from .fields import is_model, option, plain
 from .recipes import NAMES, RecipeSettings, explaining_recipe
 from .setting_names import flag_of, in_python, settings_named_as
@@ -23,7 +24,6 @@ from .validation import check_queries, refuse_unused, validate_combinations
 HUB_DATA = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")  # a dataset of an account
 OWN_TEACHERS = ("self", "ema")
 OF_ADAPTER = ("lora_r", "lora_alpha", "lora_dropout", "target_modules")
-BETTER_IF_LOWER, BETTER_IF_HIGHER = ("loss", "kl", "ce"), ("top1_agreement", "mean_token_accuracy")  # of evaluations
 # settings of distillation that say how data is read, with a teacher or without
 OF_PLAIN_SFT = ("completion_column", "prompt_text_column", "max_bad_rows", "chat_template_kwargs")
 
@@ -313,47 +313,12 @@ class LLMTrainingParams(RecipeSettings, DistillationArguments):
             raise ParamsError("padding_free without a teacher is for packed rows only, as in TRL; add --packing.")
         if self.overwrite and self.resume:
             raise ParamsError("overwrite and resume contradict each other; give one of them.")
-        self._check_evaluation()
-
-    def _check_evaluation(self) -> None:
-        """Check the settings that use evaluations during training."""
-        metric = self.metric_for_best_model
-        if metric is not None and metric.removeprefix("eval_") not in (*BETTER_IF_LOWER, *BETTER_IF_HIGHER):
-            accepted = ", ".join((*BETTER_IF_LOWER, *BETTER_IF_HIGHER))
-            raise ParamsError(f"metric_for_best_model is {metric!r}; expected one of {accepted}.")
-        stops = self.early_stopping_patience is not None
-        if metric is not None and not stops and not self.load_best_model_at_end:
-            raise ParamsError(
-                "metric_for_best_model has no use; add --load-best-model-at-end or --early-stopping-patience, or drop "
-                "it."
-            )
-        if self.early_stopping_threshold and not stops:
-            raise ParamsError("early_stopping_threshold has no use; add --early-stopping-patience, or drop it.")
-        named = self.evaluations_needed_by
-        if named is not None and self.eval_strategy == "no":
-            raise ParamsError(f"{named} needs evaluations, and eval_strategy is 'no'; give --eval-strategy epoch.")
-        if self.load_best_model_at_end:
-            self._check_saves_what_it_evaluates()
-
-    def _check_saves_what_it_evaluates(self) -> None:
-        """Check that every evaluation has a checkpoint of its weights."""
-        if self.save_strategy != self.eval_strategy:
-            raise ParamsError(
-                f"load_best_model_at_end needs a checkpoint of each evaluation, but eval_strategy is "
-                f"{self.eval_strategy!r} and save_strategy {self.save_strategy!r}; give both the same."
-            )
-        every = self.eval_steps or self.logging_steps
-        if self.save_strategy == "steps" and self.save_steps % every:
-            raise ParamsError(
-                f"load_best_model_at_end needs a checkpoint of each evaluation, but save_steps is {self.save_steps} "
-                f"and there is an evaluation every {every} steps; give --save-steps {every}."
-            )
+        check_evaluations(self)
 
     @property
     def evaluations_needed_by(self) -> str | None:
         """The setting that needs an evaluation during training; None if there is none."""
-        names = ("load_best_model_at_end", "early_stopping_patience", "eval_on_start", "eval_samples")
-        return next((name for name in names if getattr(self, name)), None)
+        return needs_evaluations(self)
 
     def _may_be_written(self) -> bool:
         """Whether the data may name the teachers that wrote its completions, which is checked once it is loaded."""

@@ -5,21 +5,19 @@ A folder with only an adapter is loaded as its base with the adapter merged, or 
 
 from __future__ import annotations
 
-import pickle  # nosec B403  # for its error alone
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..config.user_files import check_ordinary, user_path
-from ..errors import DistillError, UsageError, first_line, model_error, nearest
+from ..errors import UsageError, first_line, model_error, nearest
 from .adapters import CONFIG, Adapter
 from .architectures import vocabulary_rows
 from .config_values import check_fits, check_sizes, check_token_ids
 from .embedded import embedded_path
-from .file_formats import damaged_file
+from .loading_errors import clear_errors, not_loaded
 from .own_chat_template import own_template
 from .quantization import quantization_config
 from .template_trial import fault_of
@@ -32,7 +30,6 @@ if TYPE_CHECKING:
 
 EMBEDDED = "embedded"
 GENERATION = "generation_config.json"
-MISMATCH = "ignore_mismatched_sizes"  # the option that transformers recommends for weights of other shapes
 CONFIG_FILE = "config.json"
 ANSWERS = 5  # seconds that the Hub has to say whether a model is there
 _TOKENIZER = "_trl_distill_tokenizer"  # the attribute of `keep_tokenizer`
@@ -89,12 +86,14 @@ def check_found(name: str, *, role: str, revision: str | None = None) -> None:
         if any(isinstance(found, str) for found in cached):
             return
         if constants.HF_HUB_OFFLINE:
-            raise _not_loaded(path, role, "configuration", "it is not in the cache, and the Hub is switched off")
+            raise not_loaded(
+                "configuration", "it is not in the cache, and the Hub is switched off", path=path, role=role
+            )
         HfApi().model_info(path, revision=revision, timeout=ANSWERS)
     except GatedRepoError:
         return  # transformers says how to ask for access
     except (HFValidationError, RepositoryNotFoundError) as error:
-        raise _not_loaded(path, role, "configuration", first_line(error)) from error
+        raise not_loaded("configuration", first_line(error), path=path, role=role) from error
     except (OSError, httpx.HTTPError, OfflineModeIsEnabled):
         return
 
@@ -274,7 +273,7 @@ class ModelSource:
                 return self.adapter.on(base) if self.trains_adapter else self.adapter.merged_into(base)
         device_map: str | dict[str, str] | None = self.device_map
         if self.quantization is not None and device_map is None and self.device is not None:
-            # transformers takes a GPU that it finds
+            # transformers uses a GPU that it finds
             device_map = {"": "cpu"} if torch.device(self.device).type == "cpu" else None
         model, found = self._from_files(
             AutoModelForSeq2SeqLM if self._is_encoder_decoder else AutoModelForCausalLM,
@@ -331,52 +330,12 @@ class ModelSource:
         with self.clear_errors(what):
             return kind.from_pretrained(self.path, **{k: v for k, v in options.items() if v is not None})
 
-    @contextmanager
-    def clear_errors(self, what: str) -> Iterator[None]:
-        """Turn loading errors into one sentence."""
-        try:
-            yield
-        except (DistillError, MemoryError):
-            raise
-        except Exception as error:  # files of others may be wrong in any way
-            reason = _reason(error, Path(self.path))
-            if reason is None:
-                raise  # a device without memory, or a fault of torch's own
-            raise _not_loaded(self.path, self.role, what, reason) from error
+    def clear_errors(self, what: str) -> AbstractContextManager[None]:
+        """Turn loading errors into one sentence; `what` is what is loaded."""
+        return clear_errors(what, path=self.path, role=self.role)
 
     def _error(self, problem: str) -> UsageError:
         return model_error(self.role)(f"{self.role} {self.path!r} {problem}")
-
-
-def _reason(error: Exception, folder: Path) -> str | None:
-    """Return why a model's files cannot be loaded; None if that is not their fault.
-
-    Of a pickle torch says how to load it nevertheless, which would run its code.
-    """
-    if isinstance(error, RecursionError):
-        return first_line(error)
-    if MISMATCH in str(error):
-        return "their shapes are not those of its config.json"
-    if "negative dimension" in str(error):  # which no device has a part in
-        return "its config.json names a negative size"
-    if isinstance(error, RuntimeError) and "PytorchStreamReader" not in str(error):
-        return None
-    damaged = damaged_file(folder)
-    if damaged is not None:
-        return f"{damaged} is damaged"
-    if isinstance(error, pickle.UnpicklingError):
-        return "its weights are a pickle with more than tensors, which is never loaded; save them as safetensors"
-    return first_line(error)
-
-
-def _not_loaded(path: str, role: str, what: str, reason: str) -> UsageError:
-    server = ""
-    if role == "teacher_model" and not Path(path).exists():
-        server = f" A model on a server is openai:{path} at OpenAI, or http://host:port/v1#{path} elsewhere."
-    return model_error(role)(
-        f"{role} {path!r}: no {what} could be loaded ({reason}); give a folder with a saved model, a Hub "
-        f"name that this machine can reach, or 'embedded'.{server}"
-    )
 
 
 def keep_tokenizer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
