@@ -166,6 +166,9 @@ def test_a_function_of_a_row_makes_the_categories(place):
         "aitraining: error: --category-function 'kinds_of_rows:fails' fails for line 1 with KeyError: 'nothing'; "
         "correct the function.\n"
     )
+    (place / "script.py").write_text("raise SystemExit(2)")
+    said = refused("queries.jsonl", "--category-function", "script:topic", "--output", "new.jsonl")
+    assert "--category-function 'script:topic' cannot be imported (SystemExit: 2)" in said
     assert not (place / "new.jsonl").exists()
 
 
@@ -254,6 +257,7 @@ def test_columns_that_templates_name_are_compared_if_asked_for(place):
         ("queries.jsonl --output out.jsonl --category-function os:sep", "is not a function of a row"),
         ("queries.jsonl --output queries.jsonl --overwrite", "'queries.jsonl' is read, and would be replaced"),
         (". --output out.jsonl", "'out.jsonl' is in a folder that is read"),
+        (". --output train/data/out.jsonl", "'train/data/out.jsonl' is in a folder that is read"),
         ("queries.jsonl --output queries.jsonl/out.jsonl", "is not a writable folder"),
     ],
 )

@@ -28,7 +28,7 @@ def function_named(name: str, *, setting: str, takes: int, of: str) -> Callable[
     sys.path.insert(0, here)
     try:
         function = getattr(importlib.import_module(module), attribute)
-    except Exception as error:  # whatever a user's module raises
+    except (Exception, SystemExit) as error:  # whatever a user's module raises; a script may end
         raise ParamsError(
             f"{setting} {name!r} cannot be imported ({type(error).__name__}: {error}); give module:name of a function "
             f"of {of}."

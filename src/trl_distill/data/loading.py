@@ -226,12 +226,22 @@ def _data_files(folder: Path, read: set[Path]) -> list[Path]:
         if path.name.startswith((".", "_")):
             continue
         if path.is_dir():
-            if path.name.lower() == "data" or set(_words(path.name)) & set(SPLITS):
+            if _is_read(path.name):
                 found += _data_files(path, read)
         elif path.suffix.lower() in SUFFIXES and path.name not in BOOKKEEPING:
             check_ordinary(path, name=f"{str(path)!r} in the folder of data_path", error=DataError)
             found.append(path)
     return found
+
+
+def is_read_with(folder: Path, path: Path) -> bool:
+    """Whether a data file at a path, which need not be there yet, is read with a folder; both are resolved."""
+    return path.is_relative_to(folder) and all(map(_is_read, path.relative_to(folder).parent.parts))
+
+
+def _is_read(name: str) -> bool:
+    """Whether a sub-folder of this name is read with its folder."""
+    return not name.startswith((".", "_")) and (name.lower() == "data" or bool(set(_words(name)) & set(SPLITS)))
 
 
 def _words(text: str) -> list[str]:

@@ -85,6 +85,8 @@ class DataOutput:
         Raises:
             ProjectError: Naming the file.
         """
+        from ..data.loading import is_read_with
+
         above = obstacle(self.rows.parent)
         if above is not None:
             raise ProjectError(f"{self._name} cannot be created: {str(above)!r} is not a writable folder.")
@@ -93,7 +95,7 @@ class DataOutput:
         for path in files:
             if path.resolve() in sources:
                 raise ProjectError(f"{str(path)!r} is read, and would be replaced; give another --output.")
-            if path.parent.resolve() in sources:
+            if any(is_read_with(source, path.resolve()) for source in sources):
                 raise ProjectError(f"{str(path)!r} is in a folder that is read; give --output a file elsewhere.")
             if path.is_dir():
                 raise ProjectError(f"{str(path)!r} is a folder; give --output a file.")

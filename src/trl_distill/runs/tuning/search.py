@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from .result import Objective, Trial
 
 STARTUP = 4  # trials that are not pruned, with which the others are compared
-REPEATS = 20  # suggestions in a row that were tried already, after which an untried combination is taken
+REPEATS = 20  # suggestions in a row that were tried already, after which an untried combination is chosen
 
 
 class Search(Protocol):
@@ -31,7 +31,7 @@ class Search(Protocol):
         """Return the settings of the next trial; None if there are no more."""
 
     def accepts(self, trial: Trial) -> bool:
-        """Whether an earlier outcome of the same settings is taken as it is."""
+        """Whether an earlier outcome of the same settings stands, and is not run again."""
 
     def falls_behind(self, share: float, figure: float) -> bool:
         """Return whether the running trial is to be stopped.
