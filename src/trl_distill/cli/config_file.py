@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from ..config.fields import model_in_memory
-from ..config.setting_names import flag_of
+from ..config.setting_names import by_field, flag_of
 from ..config.training_params import ALIASES, LLMTrainingParams
 from ..config.yaml_file import read_yaml
 from ..errors import ParamsError
@@ -38,14 +38,8 @@ def named_values(path: str) -> dict[str, object]:
     read = read_yaml(path, name=f"--config {path}")
     if not isinstance(read, (dict, type(None))):
         raise ParamsError(f"--config {path} holds a {type(read).__name__}; give 'name: value' lines.")
-    found: dict[str, object] = {}
-    for key, value in (read or {}).items():
-        name = str(key).replace("-", "_")
-        name = ALIASES.get(name, name)
-        if name in found:
-            raise ParamsError(f"--config {path}: {name} is given twice.")
-        found[name] = value
-    return found
+    with naming_file(path):
+        return by_field(read or {}, ALIASES)
 
 
 @contextmanager

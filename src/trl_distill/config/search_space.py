@@ -157,7 +157,7 @@ def check_space(space: Space, *, trials: int | None) -> None:
         )
 
 
-def as_flags(settings: Mapping[str, object]) -> str:
+def typed(settings: Mapping[str, object]) -> str:
     """Return settings as they are typed, long texts shortened."""
     return " ".join(f"{flag_of(name)} {_quoted(shown(value))}" for name, value in settings.items())
 

@@ -61,7 +61,7 @@ def by_field(values: Mapping[str, object], aliases: Mapping[str, str]) -> dict[s
     """Return settings by the names of their fields.
 
     Args:
-        values: Settings of a file by any accepted name, with dashes or underscores.
+        values: Settings by any accepted name, with dashes or underscores.
         aliases: The fields' names by others.
 
     Raises:

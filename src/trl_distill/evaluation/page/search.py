@@ -9,12 +9,12 @@ from typing import Any
 
 from markupsafe import Markup
 
+from ...config.search_space import DECADE
 from .charts import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, axis_line, scale, ticks
 from .text import cut, plainly_visible
 
 MOST_RANKED, MOST_LISTED, MOST_SETTINGS = 16, 100, 6  # trials and settings that are shown
 ROW, LABEL = 36, 60  # height of a ranked trial, and characters of its label
-DECADE = 10.0  # values above 0 that differ by this factor are placed on a logarithmic axis
 
 
 @dataclass(frozen=True)

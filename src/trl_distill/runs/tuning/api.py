@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
-from ...config.search_space import Space, as_flags, read_space
+from ...config.search_space import Space, read_space, typed
 from ...config.setting_names import in_python, name_settings, settings_named_as
 from ...config.training_params import FIELDS, LLMTrainingParams
 from ...config.tuning_settings import TUNING_FIELDS, TuningSettings
@@ -212,7 +212,7 @@ def _dry_run(plans: Sequence[Plan], what: str, *, verbose: bool) -> None:
 
     print(f"{what}:")
     for plan in plans:
-        print(f"  {name_settings(as_flags(plan.settings))}")
+        print(f"  {name_settings(typed(plan.settings))}")
     own = copy.copy(plans[0].params)
     own.dry_run = True
     run(own, verbose=verbose)

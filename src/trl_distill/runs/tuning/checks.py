@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ...config.evaluation_settings import EvaluationSettings
-from ...config.search_space import Space, as_flags, check_space
+from ...config.search_space import Space, check_space, typed
 from ...config.training_params import LLMTrainingParams
 from ...config.tuning_settings import TuningSettings
 from ...errors import DataError, ParamsError, UsageError
@@ -55,7 +55,7 @@ def check_tuning(params: object, space: Space, settings: TuningSettings) -> list
         if len(faults) == len(plans):
             raise fault
         text = str(fault).rstrip(".")
-        raise type(fault)(f"{text} (in the trial {as_flags(plan.settings)}).") from None
+        raise type(fault)(f"{text} (in the trial {typed(plan.settings)}).") from None
     check_stored_divergences(plans)
     return plans
 

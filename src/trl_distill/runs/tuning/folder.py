@@ -148,7 +148,7 @@ class TuningFolder:
         found = []
         for folder in sorted(self.trials.glob("[0-9]*"), key=lambda path: (len(path.name), path.name)):
             read = read_object(folder / RECORD)
-            if read is not None and isinstance(read.get("params"), dict) and folder.name.isdigit():
+            if read is not None and isinstance(read.get("params"), dict) and folder.name.isdecimal():
                 found.append((_trial(read, folder, names), completed(read["params"]), folder))
         return found
 
@@ -169,7 +169,7 @@ class TuningFolder:
                 return None if trial is None else replace(trial, settings=trial.settings | plan.settings), folder
             highest = max(highest, int(folder.name))
         for folder in self.trials.glob("[0-9]*"):  # one without a record too
-            highest = max(highest, int(folder.name) if folder.name.isdigit() else 0)
+            highest = max(highest, int(folder.name) if folder.name.isdecimal() else 0)
         folder = self.trials / f"{highest + 1:0{DIGITS}}"
         folder.mkdir(parents=True)
         write_text(folder / RECORD, json.dumps({"params": plan.identity}, indent=1) + "\n")

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ...config.search_space import as_flags
+from ...config.search_space import typed
 from ...config.setting_names import name_settings
 from ...config.training_params import LLMTrainingParams
 from ...errors import printable
@@ -60,7 +60,7 @@ class SearchLoop:
             outcome, project = self.folder.claim(plan)
             done += 1
             if outcome is None or not self.search.accepts(outcome):
-                line = f"Trial {done} of {self.search.total}: {name_settings(as_flags(settings))}"
+                line = f"Trial {done} of {self.search.total}: {name_settings(typed(settings))}"
                 print(printable(line), flush=True)
                 outcome = self._run(plan, project)
             self._trials[outcome.number] = outcome

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from ...config.search_space import MOST_TRIALS, Range, Settings, Space, grid, grid_size
-from ...config.training_params import FIELDS, LLMTrainingParams
+from ...config.training_params import FIELDS, OF_ADAPTER, LLMTrainingParams
 from ..project_folder import FREE_ON_RESUME, NOT_KEPT, params_to_keep
 
 # what may differ when a run is resumed, but decides what it learns
@@ -28,7 +28,6 @@ OF_LOSS = frozenset(
         *("distill_alpha_end", "distill_temperature_end", "distill_schedule"),
     )
 )
-OF_ADAPTER = frozenset(("lora_r", "lora_alpha", "lora_dropout", "target_modules", "merge_adapter"))
 
 
 @dataclass(frozen=True)
@@ -82,7 +81,7 @@ def teacher_key(params: LLMTrainingParams, *, kind: str, temperatures: str | Non
     given = {
         name: value
         for name, value in identity_of(params).items()
-        if name not in OF_ADAPTER | OF_LOSS
+        if name not in {*OF_ADAPTER, "merge_adapter"} | OF_LOSS
         and (groups[name] not in ("Training", "Logging and saving") or name == "seed")
     }
     text = json.dumps({**given, "kind": kind, "temperatures": temperatures}, sort_keys=True)

@@ -6,12 +6,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import yaml
 
 from ...config.recipes import recipe_named
-from ...config.search_space import as_flags, shown
+from ...config.search_space import shown, typed
 from ...config.setting_names import flag_of, name_settings
 from ...config.training_params import FIELDS
 from ...data.atomic_file import write_text
@@ -91,7 +90,7 @@ def table(result: TuningResult) -> str:
 def best_sentence(result: TuningResult) -> str:
     """Return which trial is best, and by what."""
     best = result.best
-    return f"Best by {_objective(result)}: trial {best.number} ({as_flags(best.settings)})."
+    return f"Best by {_objective(result)}: trial {best.number} ({typed(best.settings)})."
 
 
 def places(result: TuningResult) -> list[str]:
@@ -150,7 +149,7 @@ def _figure(value: float | None, form: str) -> str:
     return "-" if value is None or math.isnan(value) else f"{value:{form}}"
 
 
-def _aligned(columns: Sequence[tuple[str, Sequence[Any]]]) -> str:
+def _aligned(columns: Sequence[tuple[str, Sequence[str]]]) -> str:
     widths = [max(len(name), *map(len, cells)) for name, cells in columns]
     rows = [[name for name, _ in columns], *zip(*(cells for _, cells in columns), strict=True)]
     return "\n".join(

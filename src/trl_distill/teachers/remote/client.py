@@ -156,8 +156,8 @@ class Server:
         except OTHER_FORM as error:
             raise RetryableError(f"an answer that is not a completion ({type(error).__name__})") from None
         pieces = "".join(piece or "" for piece in (logprobs or {}).get("tokens", ()))
-        told = (answer.completion.text, answer.completion.reasoning, pieces, json.dumps(logprobs))
-        if self.keys.repeated_in(*told):
+        received = (answer.completion.text, answer.completion.reasoning, pieces, json.dumps(logprobs))
+        if self.keys.repeated_in(*received):
             raise RetryableError("an answer that repeats the key that it was asked with")
         return replace(answer, logprobs=logprobs)
 
