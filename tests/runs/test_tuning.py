@@ -26,6 +26,7 @@ from trl_distill.models.loading import ModelSource
 from trl_distill.runs.tuning import search
 from trl_distill.runs.tuning import trial as trials
 from trl_distill.runs.tuning.difference import difference_of
+from trl_distill.runs.tuning.output import TrialOutput
 from trl_distill.runs.tuning.result import Rows, Trial
 from trl_distill.teachers.local.teacher import LocalTeacher
 
@@ -295,6 +296,21 @@ def test_a_trial_below_the_median_falls_behind(tmp_path):
     assert not chosen.falls_behind(0.5, 0.3)
     chosen.next()
     assert chosen.falls_behind(0.5, 0.2)
+
+
+def test_what_is_printed_after_a_failed_trial_reaches_the_terminal(tmp_path, capsys):
+    output = TrialOutput(verbose=False)
+
+    def fails():
+        with output.written_to(tmp_path / "output.txt"):
+            print("inside")
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fails()
+    print("after", file=output, flush=True)  # as a handler of logging does that was made inside
+    assert capsys.readouterr().out == "after\n"
+    assert (tmp_path / "output.txt").read_text() == "inside\n"
 
 
 def test_a_small_space_is_not_searched_twice(tmp_path):

@@ -37,7 +37,8 @@ class TrialOutput(io.TextIOBase):
         return True
 
     def write(self, text: str) -> int:
-        assert self._file is not None
+        if self._file is None:  # a handler or a thread of the trial has kept this stream
+            return self.terminal.write(text)
         self._file.write(text)
         if self.verbose:
             self.terminal.write(text)
@@ -68,5 +69,4 @@ class TrialOutput(io.TextIOBase):
                 with redirect_stdout(self):
                     yield
             finally:
-                self._file.flush()
-        self._file = None
+                self._file = None
