@@ -43,3 +43,8 @@ def test_an_item_may_have_several_lines_and_quotes_inside():
 @pytest.mark.parametrize("text", ["", "...", "\n\n", "1.\n2.\n", "[]", "[", "{", '["', "```"])
 def test_nothing_is_read_from_nothing(text):
     assert items_in(text) == []
+
+
+def test_a_placeholder_is_no_item():
+    text = "1. {input1}\n2. [insert input]\n3. - [Input #2]\n4. <your message>\n5. Fill in {input} for me\n6. [Billing]"
+    assert items_in(text) == ["Fill in {input} for me", "[Billing]"]

@@ -19,6 +19,10 @@ _LABEL = re.compile(
     r"^\**(?:sample |example |user |customer )?(?:input|query|question|message|example|user|q)\s*\d{0,3}\**\s*:\**\s*",
     re.IGNORECASE,
 )
+# what models write instead of an item: "[insert input]", "{input7}", "1. - <message>"
+_PLACEHOLDER = re.compile(
+    r"\W*[\[{<](?:insert |your |the |user )*(?:input|query|question|message|text)\W*\d*[\]}>]\W*", re.I
+)
 _WORD = re.compile(r"[^\W\d_]|\d+\D+\d|\d{2}")
 QUOTES = {'"': '"', "'": "'", "“": "”", "‘": "’", "«": "»", "`": "`", "*": "*"}
 
@@ -40,7 +44,7 @@ def items_in(text: str, *, finished: bool = True) -> list[str]:
         found = _in_lines(text)
         found = found if finished else found[:-1]
     cleaned = (cleaned_item(item) for item in found)
-    return [item for item in cleaned if _WORD.search(item)]
+    return [item for item in cleaned if _WORD.search(item) and not _PLACEHOLDER.fullmatch(item)]
 
 
 def cleaned_item(item: str) -> str:
