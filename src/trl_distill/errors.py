@@ -171,8 +171,13 @@ def there_are(names: Sequence[str]) -> str:
     return f"there {'is' if len(names) == 1 else 'are'} {listed}{more}"
 
 
+def near_names(name: str, known: Iterable[str]) -> list[str]:
+    """Return the known names closest to `name`, the closest first; none if all are different."""
+    near = [other for other in islice(known, COMPARED) if len(other) <= END and len(name) <= END]
+    return difflib.get_close_matches(name, near, n=3, cutoff=0.6)
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """Return " Did you mean 'x'?" for the known names closest to `name`, or an empty string."""
-    near = [other for other in islice(known, COMPARED) if len(other) <= END and len(name) <= END]
-    close = difflib.get_close_matches(name, near, n=3, cutoff=0.6)
+    close = near_names(name, known)
     return f" Did you mean {' or '.join(repr(c) for c in close)}?" if close else ""

@@ -10,7 +10,9 @@ import pytest
 from click.testing import CliRunner
 from guide import COMMANDS
 
+from trl_distill.cli.evaluate_command import evaluate
 from trl_distill.cli.llm_command import HELP, llm, params_from_command
+from trl_distill.cli.teach_command import teach
 from trl_distill.config.setting_names import flag_of
 from trl_distill.config.training_params import ALIASES, FIELDS, LLMTrainingParams
 from trl_distill.errors import ParamsError
@@ -195,6 +197,30 @@ def test_help_shows_the_twenty_flags_that_matter():
     everything = CliRunner().invoke(llm, ["--help-all"], terminal_width=100).output
     assert all(flag in everything for flag in flags)
     assert len(everything) > 4 * len(shown)
+
+
+@pytest.mark.parametrize("command", [teach, evaluate], ids=lambda command: command.name)
+def test_long_commands_have_a_short_help_too(command):
+    shown, everything = (
+        CliRunner().invoke(command, [flag], terminal_width=100).output for flag in ("-h", "--help-all")
+    )
+    flags = set(re.findall(r"^  (--[a-z\[\]-]+)", shown, re.MULTILINE))
+    assert {"--output", "--teacher-model", "--data-path", "--teacher-prompt-template", "--help-all"} <= flags
+    assert "--teacher-max-cost" not in flags
+    assert all(flag in everything for flag in {*flags, "--teacher-max-cost", "--chat-template-kwargs"})
+    assert len(everything) > 2 * len(shown)
+
+
+@pytest.mark.parametrize(
+    ("flag", "near"),
+    [("--foo", set()), ("--bar", set()), ("--lg", {"--log"}), ("--teacher-modle", {"--teacher-model"})],
+)
+def test_only_flags_with_a_similar_name_are_suggested(flag, near):
+    with pytest.raises(click.NoSuchOption) as error:
+        params_from_command([flag, "1"])
+    assert set(error.value.possibilities or ()) >= near
+    assert bool(error.value.possibilities) == bool(near)
+    assert ("Did you mean" in error.value.format_message()) == bool(near)
 
 
 @pytest.mark.parametrize("columns", [80, 100, 200])

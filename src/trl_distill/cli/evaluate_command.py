@@ -30,8 +30,15 @@ override what the run was given. Without a project:
     --teacher-model ./large --teacher-prompt-template @prompt.txt \\
     --data-path heldout.jsonl
 
-Completions are kept: the same command again reuses them.
+Completions are kept: the same command again reuses them. These are the flags that most evaluations need; --help-all
+shows all.
 """
+# what `--help` shows
+SHORT = (
+    *("model", "student", "data_path", "output", "split", "max_rows", "reference_column", "text_column"),
+    *("metric", "judge", "with_teacher_prompt", "timed_queries", "max_new_tokens", "use_vllm"),
+    *("teacher_model", "teacher_prompt_template", "student_prompt_template", "teacher_system"),
+)
 
 OWN = [
     Setting(
@@ -84,4 +91,5 @@ evaluate = LLMCommand(
     help=HELP,
     short_help="Compare a trained student with its teacher on held-out rows.",
     context_settings=CONTEXT,
+    short=SHORT,
 )

@@ -14,7 +14,7 @@ from ..config.fields import CheckedSettings
 from ..config.setting_names import as_flags, settings_named_as
 from ..config.stages import read_stages
 from ..config.training_params import ALIASES, FIELDS, LLMTrainingParams
-from ..errors import ParamsError, RunInterrupted, without_secrets
+from ..errors import ParamsError, RunInterrupted, near_names, without_secrets
 from ..runs.library_output import quiet
 from .config_file import read_config, refuse_models_in_memory
 from .error_messages import exit_on_error
@@ -102,7 +102,12 @@ class LLMCommand(GroupedCommand):
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Parse, and reject extra arguments without repeating anything that looks like a token."""
         ctx.meta["typed"] = list(args)
-        rest = super().parse_args(ctx, args)
+        try:
+            rest = super().parse_args(ctx, args)
+        except click.NoSuchOption as error:  # click counts the dashes of two flags as a likeness
+            words = {flag.lstrip("-"): flag for flag in error.possibilities or ()}
+            near = [words[word] for word in near_names(error.option_name.lstrip("-"), words)]
+            raise click.NoSuchOption(error.option_name, possibilities=near, ctx=error.ctx) from None
         if rest and not ctx.resilient_parsing:
             raise click.UsageError(
                 f"unexpected argument {without_secrets(rest[0])!r}; put a value with spaces in quotes, and give a "

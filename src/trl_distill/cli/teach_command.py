@@ -18,8 +18,15 @@ HELP = """Compute the teacher's targets for every completion once and save them.
   aitraining llm --model ./small --teacher-store store \\
     --teacher-prompt-template @prompt.txt --data-path queries.jsonl
 
-The second command trains without loading the teacher. If the first is interrupted, run it again to resume.
+The second command trains without loading the teacher. If the first is interrupted, run it again to resume. These are
+the flags that most stores need; --help-all shows all.
 """
+# what `--help` shows
+SHORT = (
+    *("teacher_store", "teacher_store_kind", "teacher_top_k", "teacher_temperatures", "repair", "config"),
+    *("model", "teacher_model", "data_path", "text_column", "holdout", "teacher_prompt_template"),
+    *("student_prompt_template", "teacher_system", "distill_temperature", "distill_max_teacher_length"),
+)
 
 # the settings of a run that its targets depend on, in addition to the groups Data and Teacher
 BASIC = frozenset(
@@ -92,4 +99,5 @@ teach = LLMCommand(
     help=HELP,
     short_help="Store a teacher's targets, to train from without the teacher.",
     context_settings=CONTEXT,
+    short=SHORT,
 )
