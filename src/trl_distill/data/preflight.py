@@ -252,7 +252,10 @@ class Preflight:
             left_out = opening.pop("left_out", None)
             how = ", ".join(f"{name}={json.dumps(value)}" for name, value in opening.items())
             what = f"rendered with {how}" if left_out is None else f"without {left_out!r} at the end of the prompt"
-            lines.append(f"  template      {rows:,} rows {what}: their turns do not begin with the generation prompt")
+            lines.append(
+                f"  template      {rows:,} rows {what}: their turns do not begin with the generation prompt; "
+                f"{_remedy(opening, left_out)}"
+            )
         if self.foreign:
             lines.append(
                 f"  template      the teacher reads {self.foreign:,} turns as the student's chat template writes them; "
@@ -300,6 +303,23 @@ def prompts_differ(row: Cells) -> bool:
     """Whether teacher and student read different tokens in a row."""
     between = bool(row.get("completion_mask")) and row["completion"] != row["teacher_completion"]
     return bool(row["student_prompt"] != row["teacher_prompt"]) or between
+
+
+def _remedy(opening: Mapping[str, object], left_out: str | None) -> str:
+    """Return what to do about turns that do not begin with the generation prompt; see `Turn.opening`."""
+    if left_out is not None and "</think>" in left_out:  # the prompt has an empty block where the row has reasoning
+        return "remove their reasoning, or leave enable_thinking=false out of --chat-template-kwargs"
+    if left_out is not None:
+        return (
+            "give rows whose turns begin with it, or another --chat-template; or leave out enable_thinking, if you "
+            "have given it"
+        )
+    thinks = bool(opening["enable_thinking"])
+    asked, given = ("", "without") if thinks else ("not ", "with")
+    return (
+        f"if the student is {asked}to reason, give --chat-template-kwargs "
+        f"'{json.dumps(dict(opening))}', else give rows {given} reasoning"
+    )
 
 
 def _warning(rows: Dataset, recipe: RowRecipe) -> str:
