@@ -147,5 +147,5 @@ def test_what_does_not_end_saves_nothing_or_is_cut_is_noticed():
     found = list(of_evaluation(evaluation(sides=sides, cost=cost)))
     # a teacher that does not end either says that the limit is too low, not that the student learned too little
     assert codes(found) == ["student_repeats", "most_completions_cut", "nothing_saved"]
-    assert "--max-new-tokens" in found[1].text
+    assert "raise --distill-max-teacher-length (in an evaluation --max-new-tokens)" in found[1].text
     assert "--student-prompt-template" in found[2].text

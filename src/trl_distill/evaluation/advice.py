@@ -115,7 +115,10 @@ def of_evaluation(evaluation: Evaluation) -> Iterator[Advice]:
         yield from _does_not_end(endless, sum(after.repeats), rows, of="evaluation")
     if teacher is not None and teacher.finished_share <= MOST and rows:
         ended = f"the teacher ended {sum(teacher.finished):,} of {rows:,} completions"
-        text = f"{ended}; raise --max-new-tokens, or train with the --teacher-stop with which its answers end."
+        text = (
+            f"{ended}; raise --distill-max-teacher-length (in an evaluation --max-new-tokens), or train with the "
+            "--teacher-stop with which its answers end."
+        )
         yield _advice("most_completions_cut", text, of="evaluation")
     yield from _without_reference(evaluation)
     yield from _teacher_is_worse(evaluation)

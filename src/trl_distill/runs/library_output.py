@@ -26,6 +26,10 @@ MESSAGES = (
     ("DeepSpeed", "Setting accelerator to CPU"),
     # rows are cut to the model's context, or rejected with an error of our own
     ("transformers.tokenization_utils_base", "Token indices sequence length is longer"),
+    # the model's own configuration is given the tokenizer's end of sequence, as it should be
+    ("transformers.trainer_utils", "The tokenizer has new PAD/BOS/EOS tokens"),
+    # the same in earlier versions of transformers
+    ("transformers.trainer", "The tokenizer has new PAD/BOS/EOS tokens"),
     # --torch-compile was asked for
     ("transformers.training_args", "The speedups for torchdynamo"),
 )
