@@ -1,4 +1,4 @@
-"""The precision, optimizer and attention of a run: what is chosen where nothing is asked for, and that it is said."""
+"""The trained weights, precision, optimizer and attention of a run: the defaults, and that they are shown."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import pytest
 import torch
 import yaml
 from click.testing import CliRunner
+from peft import LoraConfig
 from small_runs import make
 from transformers import AutoModelForCausalLM
 
@@ -36,7 +37,8 @@ def test_on_a_cpu_a_run_is_in_float32_with_the_fused_adamw_and_says_so(trainer, 
     if trainer == "sft":
         del settings["teacher_model"]
     result = run(LLMTrainingParams(**settings, trainer=trainer))
-    line = "on cpu in float32; 1 process; optimizer adamw_torch_fused; attention sdpa"
+    trained = f"all {result.model.num_parameters() / 1000:.1f}K parameters"
+    line = f"{trained}, on cpu in float32; 1 process; optimizer adamw_torch_fused; attention sdpa"
     assert f"  training      {line}\n" in capsys.readouterr().out
     assert result.trainer.accelerator.mixed_precision == "no"
     assert [group["fused"] for group in result.trainer.optimizer.param_groups] == [True, True]
@@ -79,8 +81,31 @@ def test_the_trainer_prints_device_precision_optimizer_and_attention(
     model = AutoModelForCausalLM.from_pretrained(tiny_model_dir, dtype=torch.bfloat16, attn_implementation="eager")
     sgd = torch.optim.SGD(model.parameters(), lr=0.1)
     make(tiny_model_dir, tiny_teacher_dir, tmp_path, model=model, more={"optimizers": (sgd, None)})
-    line = "training      on cpu in bfloat16, the teacher in float32; 1 process; optimizer SGD; attention eager\n"
-    assert line in capsys.readouterr().out
+    line = "on cpu in bfloat16, the teacher in float32; 1 process; optimizer SGD; attention eager\n"
+    trained = f"all {model.num_parameters() / 1000:.1f}K parameters"
+    assert f"training      {trained}, {line}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("modules", ["all-linear", "q_proj,v_proj"])
+def test_the_preflight_says_how_many_parameters_an_adapter_has(modules, settings, capsys):
+    result = run(LLMTrainingParams(**settings, peft=True, lora_r=16, target_modules=modules))
+    trained, _ = result.trainer.model.get_nb_trainable_parameters()
+    line = f"adapter of {trained / 1000:.1f}K parameters (LoRA r=16), on cpu"
+    assert f"  training      {line}" in capsys.readouterr().out
+    assert f"| computed | {line}" in result.paths["card"].read_text()
+
+
+def test_the_trainer_says_what_of_a_model_is_trained(tiny_model_dir, tiny_teacher_dir, tmp_path, capsys):
+    adapter = LoraConfig(r=16, task_type="CAUSAL_LM", target_modules="all-linear")
+    trainer = make(tiny_model_dir, tiny_teacher_dir, tmp_path / "lora", peft=adapter)
+    trained, _ = trainer.model.get_nb_trainable_parameters()
+    assert f"training      adapter of {trained / 1000:.1f}K parameters (LoRA r=16), on cpu" in capsys.readouterr().out
+    model = AutoModelForCausalLM.from_pretrained(tiny_model_dir)
+    model.get_input_embeddings().requires_grad_(False)
+    make(tiny_model_dir, tiny_teacher_dir, tmp_path / "frozen", model=model)
+    left = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    said = f"{left / 1000:.1f}K of {model.num_parameters() / 1000:.1f}K parameters, on cpu"
+    assert f"training      {said}" in capsys.readouterr().out
 
 
 CARDS = {"T4": [(7, 5)], "A100": [(8, 0)], "H100": [(9, 0), (9, 0)], "A100 and T4": [(8, 0), (7, 5)]}

@@ -188,6 +188,25 @@ def lora_config(params: LLMTrainingParams) -> LoraConfig:
     )
 
 
+def lora_parameters(model: PreTrainedModel, params: LLMTrainingParams) -> int:
+    """Return the number of parameters of the adapter that a run puts on a model; its weights may be missing."""
+    from torch.nn import Linear
+    from transformers.pytorch_utils import Conv1D
+
+    names = [name.strip() for name in params.target_modules.split(",")]
+    head, sides = model.get_output_embeddings(), 0
+    for path, module in model.named_modules():
+        if names == ["all-linear"]:
+            adapted = isinstance(module, (Linear, Conv1D)) and module is not head
+        else:
+            adapted = any(f".{path}".endswith(f".{name}") for name in names)
+        weight = getattr(module, "weight", None)
+        if not adapted or weight is None:
+            continue
+        sides += module.in_features + module.out_features if hasattr(module, "in_features") else sum(weight.shape)
+    return params.lora_r * sides
+
+
 def split_adapter_penalty(model: torch.nn.Module, output: CompletionOutput) -> torch.Tensor | None:
     """Return the penalty that PEFT has added to a student's summed loss (AdaLoRA's), and subtract it from there."""
     if not is_peft_model(model) or model.active_peft_config.peft_type != "ADALORA":

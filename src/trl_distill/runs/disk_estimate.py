@@ -16,7 +16,7 @@ from ..data.atomic_file import existing
 from ..data.full_disk import free_bytes, size_text
 from ..errors import ProjectError
 from ..evaluation.advice import optimizer_steps
-from ..models.adapters import is_peft_model
+from ..models.adapters import is_peft_model, lora_parameters
 from ..teachers.local.ema import EMA
 from ..teachers.target_store.folder import TargetFolder
 
@@ -152,15 +152,7 @@ def _adapter_bytes(model: PreTrainedModel, params: LLMTrainingParams) -> int:
     """Return the size of a loaded model's adapter, or of the LoRA adapter that a run makes."""
     if is_peft_model(model):
         return _bytes_of(p for p in model.parameters() if p.requires_grad)
-    names = tuple(name.strip() for name in params.target_modules.split(","))
-    head, sides = model.get_output_embeddings(), 0
-    for path, module in model.named_modules():
-        weight = getattr(module, "weight", None)
-        if not isinstance(module, torch.nn.Linear) or weight is None or module is head:
-            continue
-        if names == ("all-linear",) or path.rpartition(".")[2] in names:
-            sides += sum(weight.shape)
-    return params.lora_r * sides * LORA_BYTES
+    return lora_parameters(model, params) * LORA_BYTES
 
 
 def _checkpoints_at_once(params: LLMTrainingParams, steps: int) -> int:

@@ -19,10 +19,11 @@ from ..data.rows import RowReport
 from ..data.sft_rows import check_marks, plain_rows
 from ..data.split import Split
 from ..evaluation.advice import few_steps, optimizer_steps
+from ..models.adapters import is_peft_model, lora_parameters
 from ..teachers.server_requirements import check_teaches
 from ..trainer.batch_finder import check_batch_finder
 from ..trainer.compatibility import check_compiler, check_optimizer, check_vllm
-from ..trainer.compute_summary import describe_compute
+from ..trainer.compute_summary import describe_adapter, describe_compute, describe_trained
 from ..trainer.distributed import check_merging, read_whole
 from ..trainer.plan import StudentModel, plan_setup
 from ..trainer.settings import settings_of
@@ -165,6 +166,20 @@ def trainer_config(params: LLMTrainingParams) -> DistillationSFTConfig:
     return args
 
 
+def _computes(
+    params: LLMTrainingParams,
+    args: DistillationSFTConfig,
+    outline: PreTrainedModel,
+    *,
+    teacher: Teacher | None = None,
+) -> str:
+    if params.peft and not is_peft_model(outline):
+        trained = describe_adapter(lora_parameters(outline, params), rank=params.lora_r)
+    else:
+        trained = describe_trained(outline)
+    return describe_compute(args, outline, trained=trained, teacher=teacher, quantization=params.quantization)
+
+
 def _for_plain_sft(
     checked: CheckedRun,
     args: DistillationSFTConfig,
@@ -175,7 +190,7 @@ def _for_plain_sft(
 ) -> PreparedRun:
     """Return the run with rows in SFTTrainer's forms."""
     params = checked.params
-    computes = describe_compute(args, outline, quantization=params.quantization)
+    computes = _computes(params, args, outline)
     if params.assistant_only_loss:
         check_marks(student.tokenizer)
     prepared = {}
@@ -211,7 +226,7 @@ def _for_teacher(
             data = write_run_data(checked, setup, state.print)
         checked = replace(checked, data=data)
     settings, recipe, teacher = setup.settings, setup.recipe, setup.teacher
-    computes = describe_compute(args, outline, teacher=teacher, quantization=params.quantization)
+    computes = _computes(params, args, outline, teacher=teacher)
     sample = DRY_RUN_ROWS if params.dry_run and not writes_store else None
     rows_read = {split: recipe.read(rows, name=NAMES[split]) for split, rows in data.datasets.items()}
     rows_read = {split: (rows, data.counted(report, split)) for split, (rows, report) in rows_read.items()}

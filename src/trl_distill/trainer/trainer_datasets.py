@@ -18,7 +18,7 @@ from ..errors import ParamsError
 from ..teachers.server_requirements import check_teaches
 from ..teachers.target_store.reader import StoredTeacher
 from .compatibility import with_lengths
-from .compute_summary import describe_compute
+from .compute_summary import describe_compute, describe_trained
 from .distributed import read_whole
 
 if TYPE_CHECKING:
@@ -84,7 +84,8 @@ class TrainerDatasets:
         computes = ""
         if split is Split.TRAIN:
             student, optimizer = self.trainer.base_student, self.trainer.optimizer
-            computes = describe_compute(self.args, student, teacher=setup.teacher, optimizer=optimizer)
+            trained = describe_trained(self.trainer.model)
+            computes = describe_compute(self.args, student, trained=trained, teacher=setup.teacher, optimizer=optimizer)
         self.trainer.accelerator.print(preflight.text(computes=computes))
         if split is Split.TRAIN:
             check_teaches(setup.settings.teacher, setup.teacher, preflight)
