@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from trl_distill.prompts.listed_items import items_in
@@ -48,3 +50,21 @@ def test_nothing_is_read_from_nothing(text):
 def test_a_placeholder_is_no_item():
     text = "1. {input1}\n2. [insert input]\n3. - [Input #2]\n4. <your message>\n5. Fill in {input} for me\n6. [Billing]"
     assert items_in(text) == ["Fill in {input} for me", "[Billing]"]
+
+
+HALF = 200_000
+HOSTILE = {
+    "escaped quotes without end": '["' + '\\"' * HALF,
+    "blank lines": "\n" * HALF + "a word",
+    "one line with a gap": "1. red cat 2. blue dog" + " " * HALF + "x",
+    "a label without a colon": "1. input" + " " * HALF + "x",
+    "emphasis on emphasis": "1. " + "*" * HALF + "red cat" + "*" * HALF,
+    "lists in lists": "[" * HALF,
+}
+
+
+@pytest.mark.parametrize("form", HOSTILE)
+def test_an_answer_of_any_form_is_read_in_a_time_that_grows_with_its_length(form):
+    start = time.process_time()
+    assert len(items_in(HOSTILE[form])) <= 2
+    assert time.process_time() - start < 10  # a fraction of a second; reading it again from each place takes hours

@@ -98,6 +98,15 @@ def test_nothing_is_asked_twice_after_a_budget_and_for_other_counts(place):
     assert (place / "queries.jsonl").read_text() == rows
 
 
+def test_of_an_answer_with_too_many_items_the_first_are_read(place):
+    with serving("many") as (teacher, _):
+        done = command(teacher)
+    assert done.exit_code == 0, done.output
+    report = json.loads((place / "queries.report.json").read_text())
+    assert report["inputs"] == 24
+    assert report["inputs"] + report["beyond"] + sum(report["counts"].values()) <= 200 * report["answers"]
+
+
 def test_inputs_like_held_out_rows_are_removed(place):
     (place / "heldout.jsonl").write_text(json.dumps({"text": "where is my purple umbrella, today?"}) + "\n")
     with serving("leak") as (teacher, _):

@@ -62,6 +62,8 @@ class Scripted(BaseHTTPRequestHandler):
             for i in range(8)
         ]
         inputs += ["My parcel never came to the house", "Please send me the invoice again!"]
+        if self.mode == "many":
+            return "".join(f"{i}. {VERBS[i % 10]} {i * 7919 + n} {NOUNS[i // 10 % 10]}\n" for i in range(20_000))
         if self.mode == "leak":
             inputs[0] = "Where is my purple umbrella today"
         if n % 3 == 0:

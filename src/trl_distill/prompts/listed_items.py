@@ -12,11 +12,14 @@ from collections.abc import Iterable, Iterator, Mapping
 _FENCE = re.compile(r"^\s*```\w*\n(.*?)(?:\n```|$)", re.DOTALL)
 _NUMBERED = re.compile(r"^\s{0,3}(?:\*\*)?[(\[]?\d{1,4}[.):\]](?:\*\*)?\s+(\S.*)$")
 _BULLET = re.compile(r"^\s{0,3}[-*+•–]\s+(\S.*)$")
-_IN_ONE_LINE = re.compile(r"\s+\d{1,3}[.)]\s+")
-_STRING = re.compile(r'"(?:[^"\\]|\\.)*"')
+# each of these reads a text once, however it was made: a server may send megabytes on which another would try for hours
+_IN_ONE_LINE = re.compile(r"(?<!\s)\s+\d{1,3}[.)]\s+")
+_STRING = re.compile(r'"(?:[^"\\]|\\.)*+(?:"|\\?\Z)', re.DOTALL)  # the last may be cut
+_JSON = re.compile(r"^[^\S\n]*[\[{]", re.MULTILINE)
 # what models write before an item: "Input 3:", "**User**:"
 _LABEL = re.compile(
-    r"^\**(?:sample |example |user |customer )?(?:input|query|question|message|example|user|q)\s*\d{0,3}\**\s*:\**\s*",
+    r"^\**(?:sample |example |user |customer )?(?:input|query|question|message|example|user|q)"
+    r"\s*+\d{0,3}\**+\s*+:\**\s*",
     re.IGNORECASE,
 )
 # what models write instead of an item: "[insert input]", "{input7}", "1. - <message>"
@@ -51,7 +54,8 @@ def cleaned_item(item: str) -> str:
     """Return an item without the label, the emphasis and the quotes that a model puts around it."""
     item = _LABEL.sub("", item.strip(), count=1).strip()
     while len(item) > 1 and QUOTES.get(item[0]) == item[-1] and not _closes_early(item):
-        item = item[1:-1].strip()
+        emphasis = min(len(item) - len(item.lstrip("*")), len(item) - len(item.rstrip("*")))
+        item = item[max(emphasis, 1) : len(item) - max(emphasis, 1)].strip()
     return item
 
 
@@ -65,7 +69,7 @@ def _in_json(text: str) -> list[str] | None:
 
     Of a list that was cut, those that are complete.
     """
-    start = next((m for m in re.finditer(r"^\s*[\[{]", text, re.MULTILINE)), None)
+    start = _JSON.search(text)
     if start is None or any(map(_marked, text[: start.start()].splitlines())):
         return None
     rest = text[text.index(start[0].strip(), start.start()) :]

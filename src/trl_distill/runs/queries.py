@@ -97,7 +97,7 @@ def _write(
         rows_of(held_out, column=params.text_column, chats=settings.chats) if share else None,
         report,
     )
-    print("\n".join(lines_of(written, teacher)))
+    print(printable("\n".join(lines_of(written, teacher))))
     if share:
         print(printable(f"Held out: {len(held_out):,} of them, in {output.held_out}."))
     print(

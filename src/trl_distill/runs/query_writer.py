@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from ..data.input_collection import IN_WORDS, InputCollection, WrittenInput, evenly
 from ..data.near_duplicates import NearDuplicates, normalised
-from ..errors import DistillError, printable
+from ..errors import DistillError
 from ..models.generation import Completion, GenerationSettings
 from ..prompts.input_requests import (
     ANY_KIND,
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from ..prompts.messages import Prompt
 
 LENGTHS = 4  # that are asked for
+MOST = 20 * PER_REQUEST  # items that are read of an answer: a server may send a million
 TRIES = 3  # answers from which a list is read, if the first has too few items
 LEAST = 20  # new answers that a teacher may need for a few inputs
 TIMES = 4  # as many new answers as would do if each had ten usable inputs
@@ -138,7 +139,7 @@ class QueryWriter:
             requests = [_request(wanted.prompt, kinds, lengths, k) for k in range(asked)]
             answers = self._answers([text for _, text in requests])
             collection = InputCollection(examples=pieces, held_out=wanted.held_out)
-            read = [items_in(_text(answer), finished=answer.finished) for answer in answers]
+            read = [_items(answer) for answer in answers]
             for (kind, _), items in zip(requests, read, strict=True):
                 for item in items:
                     collection.offer(item, kind)
@@ -188,7 +189,7 @@ class QueryWriter:
         greedy = replace(self.generation, do_sample=False)
         for tries in range(1, TRIES + 1):  # the likeliest list first
             answers = self._answers([request], greedy) + self._answers([request] * (tries - 1))
-            texts = [item for one in answers for item in items_in(_text(one), finished=one.finished)]
+            texts = [item for one in answers for item in _items(one)]
             found = _distinct(" ".join(text.replace("**", "").split())[:LONGEST_KIND] for text in texts)
             if len(found) >= (count + 1) // 2:
                 break
@@ -250,6 +251,11 @@ def _text(answer: Completion) -> str:
     return "" if text.lstrip().startswith(OPENED) else text
 
 
+def _items(answer: Completion) -> list[str]:
+    """Return the items of an answer, at most `MOST` of them."""
+    return items_in(_text(answer), finished=answer.finished)[:MOST]
+
+
 def _continued(answer: Completion) -> Completion:
     """Return the answer of a model that continued a list, with the number that was begun for it."""
     return Completion((), answer.finished, f"1. {(answer.text or '').lstrip()}", unusable=answer.unusable)
@@ -278,7 +284,7 @@ def lines_of(written: WrittenInputs, teacher: TextTeacher) -> list[str]:
     used = usage_text(teacher)
     old = written.answers - written.new_answers
     lines.append(f"{written.answers:,} answers read, {old:,} of them kept from before{f'; {used}' if used else ''}.")
-    return [printable(line) for line in lines]
+    return lines
 
 
 def report_of(written: WrittenInputs, teacher: TextTeacher) -> dict[str, object]:
