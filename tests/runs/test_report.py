@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import sys
 
 import pytest
 from conftest import make_model_that_writes, make_tokenizer
@@ -184,6 +185,28 @@ def test_an_evaluation_leaves_the_page_of_run_and_evaluation(result, folder, tmp
         assert side.label in page.text
     assert "<script>alert('x')</script>" in re.sub(r"\s+", " ", page.text)
     assert "before training" in page.text  # token by token
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no limit on the size of a file")
+def test_a_disk_that_fills_leaves_page_and_data_of_one_evaluation(result, folder, tmp_path, capsys):
+    import resource
+
+    given = {"test_data": str(folder / "validation.jsonl"), "timed_queries": 0, "max_new_tokens": 2, "output": tmp_path}
+    evaluate_distillation(str(result.paths["project"]), **given)
+    names = ("report.json", "report.html")
+    before = [(tmp_path / name).read_bytes() for name in names]
+    sizes = sorted(map(len, before))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(
+        resource.RLIMIT_FSIZE, (sum(sizes) // 2, limits[1])
+    )  # the smaller file fits, the larger does not
+    try:
+        evaluate_distillation(str(result.paths["project"]), **given)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert "The page could not be made" in capsys.readouterr().out
+    assert [(tmp_path / name).read_bytes() for name in names] == before
+    assert not list(tmp_path.glob(".report*"))
 
 
 def test_plain_fine_tuning_has_a_page_of_its_curves(settings, tmp_path):

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ...data.atomic_file import write_text
+from ...data.atomic_file import flush, replacing
 from . import DATA, PAGE
 from .content import EVALUATE, FORMAT, Advice, Report, StageOfRun, Step, Training
 from .render import render
@@ -50,8 +51,12 @@ def write_report(
 
 def _written(report: Report, folder: Path) -> dict[str, Path]:
     folder.mkdir(parents=True, exist_ok=True)
-    data = write_text(folder / DATA, json.dumps(report.to_dict(), indent=1, default=str) + "\n")
-    return {"page": write_text(folder / PAGE, render(report)), "report": data}
+    with ExitStack() as both:  # a disk that fills leaves the earlier pair, not one of each
+        for name, text in ((DATA, json.dumps(report.to_dict(), indent=1, default=str) + "\n"), (PAGE, render(report))):
+            written = both.enter_context(replacing(folder / name))
+            written.write_bytes(text.encode())
+            flush(written)
+    return {"page": folder / PAGE, "report": folder / DATA}
 
 
 def add_stages(folder: Path, stages: Sequence[StageOfRun]) -> None:
