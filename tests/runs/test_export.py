@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 from click.testing import CliRunner
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from small_runs import no_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
@@ -127,6 +127,19 @@ def test_a_whole_model_is_copied_byte_for_byte(whole):
     for name in names:
         if (folder / name).is_file():
             assert (folder / name).read_bytes() == (whole / name).read_bytes(), name
+
+
+@pytest.mark.parametrize("form", ["merged", "vllm"])
+def test_weights_that_are_no_numbers_are_not_exported_from_a_run_without_checksums(form, whole, tmp_path):
+    project = copied(whole, tmp_path / "project", run={"crc32": {}})
+    weights = load_file(project / "model.safetensors")
+    name = min(weights)
+    weights[name].view(-1)[0] = float("nan")
+    save_file(weights, project / "model.safetensors", metadata={"format": "pt"})
+    done = command(project, "--to", form)
+    assert done.exit_code == 2, done.output
+    assert f"model.safetensors' has weights that are not finite numbers ({name})" in done.stderr
+    assert not (project / "exports" / form).exists()
 
 
 def test_a_precision_that_is_asked_for_is_written(whole, tmp_path):

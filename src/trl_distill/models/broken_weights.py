@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from torch.distributed.tensor import DTensor
@@ -37,9 +38,29 @@ def broken_weights(model: torch.nn.Module, *, trained_only: bool = False) -> lis
     for measured in extremes.values():
         names, is_bias, pairs = zip(*measured, strict=True)
         for name, bias, (low, high) in zip(names, is_bias, torch.stack(pairs).tolist(), strict=True):
-            if not (abs(high) < LARGEST and (abs(low) < LARGEST or (bias and low == -math.inf))):
+            if not _is_finite(low, high, bias=bias):
                 found.append(name)
     return found
+
+
+def broken_in_file(path: Path) -> list[str]:
+    """Return the names of the weights in a file of safetensors for which `broken_weights` would name them."""
+    from safetensors import safe_open
+
+    found = []
+    with safe_open(path, framework="pt") as file:
+        for name in file.keys():  # noqa: SIM118 - it is no mapping
+            weight = file.get_tensor(name)
+            if weight.is_floating_point() and weight.itemsize >= 2 and weight.numel():
+                low, high = torch.stack(weight.aminmax()).float().tolist()
+                if not _is_finite(low, high, bias=weight.dim() == 1):
+                    found.append(name)
+    return found
+
+
+def _is_finite(low: float, high: float, *, bias: bool) -> bool:
+    """Whether a model can compute with weights from `low` to `high`; a bias may be -inf."""
+    return abs(high) < LARGEST and (abs(low) < LARGEST or (bias and low == -math.inf))
 
 
 def check_finite(model: torch.nn.Module, role: str, path: str = "") -> None:

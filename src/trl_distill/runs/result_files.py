@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ..data.checksum import file_checksum
 from ..data.folder_names import is_inside
-from ..errors import ProjectError
+from ..errors import ProjectError, printable
 from .project_folder import CONFIG, CRC32, MANIFEST
 
 
@@ -34,7 +34,12 @@ def check_result(folder: Path, *, again: str = "train again with --overwrite") -
             f"{str(folder)!r} holds a finished run whose {name} {what} in {MANIFEST}; restore it, or {again}."
         )
     if CONFIG in sums and (folder / CONFIG).is_file() and not _is_intact(folder / CONFIG, sums[CONFIG]):
-        print(f"{folder / CONFIG} has changed since the run finished: it was edited, or it is damaged.")
+        print(printable(f"{folder / CONFIG} has changed since the run finished: it was edited, or it is damaged."))
+
+
+def has_checksum(folder: Path, name: str) -> bool:
+    """Whether the manifest of a run has a checksum of a file; those of earlier versions have none."""
+    return name in _checksums(folder)
 
 
 def _is_intact(path: Path, expected: object) -> bool:

@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING
 
 from ...data.atomic_file import make_readable
 from ...data.folder_names import file_in
-from ...errors import ModelError, ProjectError
+from ...errors import ModelError, ProjectError, printable
 from ...models.loading import ModelSource, resolve
 from ...prompts.chat_template import stops_of
 from ..evaluation_inputs import KnownRun
 from ..project_folder import MANIFEST, OURS
+from ..result_files import has_checksum
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedTokenizerBase
@@ -141,6 +142,22 @@ class TrainedStudent:
             )
         self.source.check_can_merge()
 
+    def check_finite(self) -> None:
+        """Refuse weights that are not finite numbers, in a project of an earlier version, which has no checksums.
+
+        Raises:
+            ModelError: Naming the file and the weights.
+        """
+        from ...models.broken_weights import broken_in_file, named
+
+        for path in sorted(self.folder.glob("*.safetensors")):
+            found = [] if has_checksum(self.folder, path.name) else broken_in_file(path)
+            if found:
+                raise ModelError(
+                    f"{str(path)!r} has weights that are not finite numbers ({named(found)}); restore it, or train "
+                    "again with --overwrite."
+                )
+
     def write_merged(self, folder: Path) -> None:
         """Write a whole model in its precision: an adapter merged into its base, or the model as it is.
 
@@ -155,7 +172,7 @@ class TrainedStudent:
             from ...models.generation_config import make_saveable
 
             model = self.source.load_model()
-            make_saveable(model, print)
+            make_saveable(model, lambda line: print(printable(line)))
             model.save_pretrained(folder)
             self.tokenizer.save_pretrained(folder)
         make_readable(folder)
