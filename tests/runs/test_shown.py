@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 
 import pytest
 from click.testing import CliRunner
@@ -66,3 +67,36 @@ def test_an_error_that_quotes_settings_shows_them_written_out(arguments, tmp_pat
     code, output, text = invoke(*arguments, f"--{ATTACK}")
     assert code == 2, output
     assert CONTROLS.findall(text) == []
+
+
+def test_names_that_the_user_gives_are_shown_written_out(arguments, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / f"rows{ATTACK}.jsonl").write_text("".join(json.dumps({"text": f"a {n}"}) + "\n" for n in range(8)))
+    project, rows = f"run{ATTACK}", f"rows{ATTACK}.jsonl"
+    given = ["--data-path", rows, "--project-name", project, "--holdout", "0.25"]
+    for words in (
+        [*arguments, *given],
+        [*arguments, *given, "--resume"],
+        ["evaluate", project, "--timed-queries", "0", "--max-new-tokens", "2"],
+        ["export", project, "--to", "merged"],
+    ):
+        code, output, text = invoke(*words)
+        assert code == 0, output
+        assert CONTROLS.findall(text) == [], words[0]
+        assert r"run\x1b]0;owned" in text
+
+
+def test_the_printed_commands_take_a_name_that_begins_with_a_dash(arguments, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps({"text": f"a {n}"}) + "\n" for n in range(8)))
+    code, output, _ = invoke(*arguments, "--project-name", "-run 'a\"", "--holdout", "0.25")
+    assert code == 0, output
+    for what, more in (("evaluate it", ["--timed-queries", "0", "--max-new-tokens", "2"]), ("serve it", [])):
+        (printed,) = re.findall(rf"{what}: +aitraining (.+)", output)
+        code, done, _ = invoke(*shlex.split(printed), *more)
+        assert code == 0, done
+    assert shlex.split(done.splitlines()[-1].strip()) == ["sh", "./-run 'a\"/exports/vllm/serve.sh"]
+    code, done, _ = invoke("export", "./-run 'a\"", "--to", "merged")
+    command = shlex.split(done.splitlines()[-1].strip())
+    assert json.dumps("-run 'a\"/exports/merged") in command[-1]
+    compile(command[-1], "command", "exec")

@@ -50,7 +50,7 @@ def _exit(sentence: str, code: int, *, debug: bool, says: bool = True) -> None:
         raise click.exceptions.Exit(code) from None
     if debug:
         click.echo(printable(without_secrets(traceback.format_exc())), err=True, nl=False)
-    click.echo(f"aitraining: error: {printable(without_secrets(_line(sentence)))}", err=True)
+    click.echo(printable(f"aitraining: error: {without_secrets(_line(sentence))}"), err=True)
     raise click.exceptions.Exit(code) from None
 
 

@@ -7,6 +7,7 @@ from dataclasses import Field, fields
 import click
 
 from ..config.training_params import ALIASES, LLMTrainingParams
+from ..errors import printable
 from .llm_command import COMMAND_OPTIONS, CONTEXT, LLMCommand, running
 from .options import Setting, options_of
 
@@ -89,7 +90,7 @@ def run_command(ctx: click.Context, **_: object) -> None:
 
         made = write(params, repair=ctx.params["repair"], verbose=ctx.params["debug"])
     shards = "shard" if made == 1 else "shards"
-    click.echo(f"Done: {made} {shards} written; targets are in {params.teacher_store}.")
+    click.echo(printable(f"Done: {made} {shards} written; targets are in {params.teacher_store}."))
 
 
 teach = LLMCommand(

@@ -7,6 +7,7 @@ Standard library only.
 from __future__ import annotations
 
 import os
+import shlex
 import stat
 from pathlib import Path
 
@@ -46,6 +47,12 @@ def user_path(given: str | os.PathLike[str], *, name: str, error: type[UsageErro
             f"{name} {quoted(text)} is too long for a path (a name has at most {LONGEST_NAME} bytes); give another."
         )
     return path
+
+
+def shell_path(path: str | os.PathLike[str]) -> str:
+    """Return a path as it is typed in a shell: quoted if need be, and never read as a flag."""
+    text = os.fspath(path)
+    return shlex.quote(f"./{text}" if text.startswith("-") else text)
 
 
 def is_same_file(before: object, now: object) -> bool:

@@ -20,7 +20,7 @@ from datetime import datetime
 from pathlib import Path
 
 from ..config.setting_names import name_settings
-from ..errors import ProjectError
+from ..errors import ProjectError, printable
 from .atomic_file import discard_unfinished
 
 try:
@@ -108,7 +108,9 @@ def _lock(file: Path, what: str, instead: str) -> Iterator[bool]:
         reason = "is a link" if file.is_symlink() else error.strerror
         raise ProjectError(f"{what} cannot be locked: {str(file)!r}: {reason}; give {instead}.") from error
     if why_not:
-        print(name_settings(f"Warning: {what} is not protected from a second run: {why_not}; start only one."))
+        print(
+            printable(name_settings(f"Warning: {what} is not protected from a second run: {why_not}; start only one."))
+        )
     try:
         yield _held[key].times == 1 and not why_not
     finally:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..config.setting_names import settings_named_as
 from ..config.training_params import LIBRARY, LLMTrainingParams
+from ..errors import printable
 from ..trainer.standard_streams import unbreakable_streams
 from .checks import CheckedRun, check_run, finished_project
 from .full_disk import RESUME, explaining_full_disk
@@ -85,7 +86,7 @@ def _run(params: LLMTrainingParams, callbacks: Sequence[TrainerCallback], *, ver
         return result_of_finished(project, params)
     prepared, result, seconds = run_unfinished(params, verbose=verbose, callbacks=callbacks)
     if not params.dry_run:
-        prepared.state.print(closing_of_run(prepared, result, seconds))
+        prepared.state.print(printable(closing_of_run(prepared, result, seconds)))
     return result
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from ..config.recipes import explaining_recipe
 from ..config.training_params import LLMTrainingParams, check_params
 from ..data.folder_lock import is_main_rank
-from ..errors import ParamsError, nearest
+from ..errors import ParamsError, nearest, printable
 from ..prompts.system_message import templates_of
 from ..prompts.template import Template
 from ..teachers.multi.entries import read_teachers
@@ -159,7 +159,7 @@ def finished_project(params: LLMTrainingParams) -> Project | None:
         return None
     project.check_finished_same(params)
     if is_main_rank():
-        print(f"The run in {project.folder} has finished; there is nothing left to resume.")
+        print(printable(f"The run in {project.folder} has finished; there is nothing left to resume."))
     return project
 
 

@@ -10,7 +10,7 @@ from accelerate import PartialState
 from ..config.sft_config import from_params
 from ..config.training_params import LLMTrainingParams
 from ..data.preparation import Recipe
-from ..errors import ParamsError
+from ..errors import ParamsError, printable
 from ..evaluation.models import EvaluatedModels, student_named, students_in_folder, students_in_memory
 from ..models.loading import ModelSource, resolve
 from ..prompts.system_message import templates_of
@@ -47,7 +47,7 @@ def find_models(params: LLMTrainingParams, *, student: Any, before: Any = None) 
     plan = plan_setup(params, _given(params, base), student=student, data=None, templates=templates_of(params))
     setup = build_setup(settings_of(args), found, plan)
     if setup.note:
-        state.print(setup.note)
+        state.print(printable(setup.note))
     assert isinstance(setup.recipe, Recipe)
     return EvaluatedModels(after, base, setup.teacher, setup.recipe)
 

@@ -79,7 +79,7 @@ def run_evaluation(
     questions = reader.questions(read_rows, references)
     if settings.use_vllm:
         _check_vllm(models)
-    print(f"Evaluating on {source}: {report.summary()}.")
+    print(printable(f"Evaluating on {source}: {report.summary()}."))
     folder = Path(params.project_name)
     stores = Stores(CompletionStore(folder / STORE), CompletionStore(folder / STUDENTS))
     sides = Sides(models, reader, questions, writing, stores=stores, progress=progress)
@@ -101,7 +101,7 @@ def run_evaluation(
         print("The teacher's times are the student's under the teacher's prompt, since a server is not timed.")
     advice = list(of_evaluation(evaluation))
     for entry in advice:
-        print(f"  warning       {name_settings(entry.text)}")
+        print(printable(f"  warning       {name_settings(entry.text)}"))
     _report(evaluation, advice, settings, run)
     print(printable(evaluation.verdict.sentence))
     return evaluation
@@ -127,7 +127,7 @@ def _report(
         name = (project or folder).resolve().name
         try:
             paths = write_report(folder, name=name, evaluation=evaluation, advice=advice, project=project)
-            print(f"The report page is {paths['page']}.\n")
+            print(printable(f"The report page is {paths['page']}.\n"))
         except Exception as error:  # what was found is worth more than its page
             print(printable(f"The page could not be made ({type(error).__name__}: {error}).\n"))
 

@@ -12,7 +12,7 @@ from accelerate.utils import broadcast_object_list
 from transformers import EarlyStoppingCallback
 
 from ..data.split import Split
-from ..errors import DistillError, RunInterrupted
+from ..errors import DistillError, RunInterrupted, printable
 from ..models.adapters import is_peft_model, lora_config
 from ..models.generation_config import make_saveable
 from ..models.out_of_memory import doing
@@ -107,7 +107,7 @@ def fit(prepared: PreparedRun, callbacks: Sequence[TrainerCallback] = ()) -> Tra
     best = trainer.state.best_global_step
     if prepared.args.load_best_model_at_end and best:
         figure = f"{trainer.args.metric_for_best_model} {trainer.state.best_metric:.4g}"
-        state.print(f"The best evaluation was at step {best} ({figure}); its weights are saved.")
+        state.print(printable(f"The best evaluation was at step {best} ({figure}); its weights are saved."))
     return Trained(prepared, trainer, tokenizer, outcome.metrics)
 
 
@@ -118,7 +118,7 @@ def _checkpoint_to_resume_from(prepared: PreparedRun) -> Path | None:
     broadcast_object_list(found)
     assert found[0] is not None
     if found[0].note:
-        state.print(found[0].note)
+        state.print(printable(found[0].note))
     return found[0].usable
 
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from ..config.training_params import LLMTrainingParams
-from ..errors import DistillError, ParamsError
+from ..errors import DistillError, ParamsError, printable
 from ..evaluation.page import DATA, PAGE
 from ..trainer.card_text import public_name
 
@@ -62,7 +62,7 @@ def push(folder: Path, params: LLMTrainingParams, *, files: Iterable[str], card:
             f"the result is complete in {folder} but could not be uploaded ({type(error).__name__}); upload it with "
             "`hf upload` when the Hub can be reached."
         ) from error
-    print(f"Uploaded to {repository}.")
+    print(printable(f"Uploaded to {repository}."))
     return repository
 
 

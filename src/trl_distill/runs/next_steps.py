@@ -7,6 +7,7 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..config.user_files import shell_path
 from ..data.split import Split
 from ..teachers.local.ema import EMA
 from ..teachers.local.weights import SELF
@@ -50,7 +51,7 @@ def steps_after(
     """
     params, preflight = prepared.checked.params, prepared.preflights.get(Split.TRAIN)
     on_card, place = place is not None, place or prepared.checked.project.folder
-    named, steps = shlex.quote(str(place)), {}
+    named, steps = shell_path(place), {}
     if preflight is None:
         chat = "messages" in prepared.datasets[Split.TRAIN].column_names
         steps[ASKS] = _ask(place, _message(HELLO) if chat else HELLO)
@@ -73,7 +74,7 @@ def _compared_with(params: LLMTrainingParams, *, public: bool) -> str:
     if params.teacher_config is not None:
         first = read_teachers(params.teacher_config).teachers[0].model
         named = isinstance(first, str) and (not public or public_name(first) == first)
-        return f" --teacher-model {shlex.quote(str(first)) if named else 'NAME'}{prompt}"
+        return f" --teacher-model {shell_path(str(first)) if named else 'NAME'}{prompt}"
     if params.teacher_prompt_mixture is not None:
         return prompt
     return f" --teacher-model {SELF}" if params.teacher_model == EMA else ""

@@ -18,6 +18,7 @@ from ..data.preparation import Recipe
 from ..data.rows import RowReport
 from ..data.sft_rows import check_marks, plain_rows
 from ..data.split import Split
+from ..errors import printable
 from ..evaluation.advice import few_steps, optimizer_steps
 from ..models.adapters import is_peft_model, lora_parameters
 from ..teachers.server_requirements import check_teaches
@@ -107,7 +108,7 @@ def prepare(checked: CheckedRun, *, writes_store: bool = False) -> PreparedRun:
     params, data = checked.params, checked.data
     args, state, student, outline = _outlined(checked)
     for line in (*recipe_lines(params), *([data.note] if data.note else [])):
-        state.print(line)
+        state.print(printable(line))
     if not writes_store and not params.dry_run:
         check_space(_planned(checked, outline, state), state.print)
     if params.distills:
@@ -198,7 +199,7 @@ def _for_plain_sft(
         prepared[split], report = plain_rows(rows, params, name=NAMES[split])
         report = data.counted(report, split)
         line = f"\n  {COMPUTES}{computes}" if split is Split.TRAIN else ""
-        state.print(f"Pre-flight ({NAMES[split]})\n  rows          {report.summary()}{line}")
+        state.print(printable(f"Pre-flight ({NAMES[split]})\n  rows          {report.summary()}{line}"))
         if split is Split.TRAIN:
             _check_rows(checked, prepared[split], fields=None)
             _warn_of_few_steps(len(prepared[split]), params, state)
@@ -220,7 +221,7 @@ def _for_teacher(
     setup = _setup_of(checked, args, student, writes_store=writes_store)
     name_objects(args, setup.teacher)
     if setup.note:
-        state.print(setup.note)
+        state.print(printable(setup.note))
     if params.queries_from_prompt is not None:
         with read_whole(args), state.main_process_first():  # the others find the answers in the store
             data = write_run_data(checked, setup, state.print)
@@ -242,7 +243,7 @@ def _for_teacher(
         shows_computing = split is Split.TRAIN and not writes_store
         said = [note for other, flight in preflights.items() if other is not split for note in flight.notes]
         shown = replace(preflights[split], notes=tuple(n for n in preflights[split].notes if n not in said))
-        state.print(shown.text(computes=computes if shows_computing else ""))
+        state.print(printable(shown.text(computes=computes if shows_computing else "")))
         if split is Split.TRAIN:
             check_teaches(settings.teacher, teacher, preflights[split])
             if not writes_store:
@@ -306,7 +307,7 @@ def _warn_of_few_steps(rows: int, params: LLMTrainingParams, state: PartialState
         return
     steps, warmup = optimizer_steps(rows, params, processes=state.num_processes)
     for entry in few_steps(rows, steps, warmup, params):
-        state.print(f"  warning       {entry.text}")
+        state.print(printable(f"  warning       {entry.text}"))
 
 
 def _advise(
@@ -318,7 +319,7 @@ def _advise(
         "" if params.packing else advise(params, teacher, parameters=outline.num_parameters(), rows=rows, steps=steps)
     )
     if text:
-        state.print(f"  advice        {text}")
+        state.print(printable(f"  advice        {text}"))
 
 
 def _check_rows(checked: CheckedRun, rows: Dataset, *, fields: Collection[str] | None) -> None:

@@ -88,7 +88,7 @@ def _prepare(
         output.write(plain_rows(data.select(kept)), held_out, content)
     flags = ", ".join(map(flag_of, WAYS[:-1])) + f" or {flag_of(WAYS[-1])}"
     print(printable(f"Categories by {by}:" if by is not None else f"All rows are one category, without {flags}:"))
-    print("\n".join(report.lines()))
+    print(printable("\n".join(report.lines())))
     left_out = columns_of_bytes(data)
     if left_out:
         print(printable(f"Columns of bytes are not written: {', '.join(left_out)}."))

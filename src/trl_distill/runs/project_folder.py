@@ -25,7 +25,6 @@ from __future__ import annotations
 
 import json
 import os
-import shlex
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -37,7 +36,7 @@ import yaml
 
 from ..config.setting_names import flag_of
 from ..config.training_params import FIELDS, LLMTrainingParams
-from ..config.user_files import is_same_file
+from ..config.user_files import is_same_file, shell_path
 from ..config.yaml_file import read_yaml
 from ..data.atomic_file import flush, flush_all, fresh_folder, make_readable, obstacle, remove, write_text
 from ..data.checksum import file_checksum
@@ -162,7 +161,7 @@ class Project:
             if before.get(key, given) != given:
                 raise ProjectError(
                     f"{name} holds a finished run with {flag_of(key)} {before[key]!r}, and this one has {given!r}; a "
-                    f"finished run is not continued: give --model {shlex.quote(str(self.folder))} and another "
+                    f"finished run is not continued: give --model {shell_path(self.folder)} and another "
                     "--project-name to train its student further, or --overwrite to start over."
                 )
 

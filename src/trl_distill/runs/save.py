@@ -96,7 +96,7 @@ def _write_page(trained: Trained, rows: TrainedRows | None, metrics: dict[str, A
         print(printable(f"The page could not be written: {type(error).__name__}: {error}"))
         return {}
     for entry in advice:
-        print(f"  warning       {entry.text}")
+        print(printable(f"  warning       {entry.text}"))
     return paths
 
 

@@ -155,7 +155,7 @@ def _run(plan: StagePlan, stage: PlannedStage, *, verbose: bool) -> RunResult:
         _add_to_page(plan)
         _, _, rest = closing_of_run(prepared, result, seconds).partition("\n")  # its first line is this one
     figures = ", ".join(f"{name} {result.metrics[name]:.4g}" for name in SHOWN if name in result.metrics)
-    prepared.state.print(f"Stage {stage.number} of {count} is done in {seconds:.0f} s: {figures}.\n{rest}")
+    prepared.state.print(printable(f"Stage {stage.number} of {count} is done in {seconds:.0f} s: {figures}.\n{rest}"))
     return result
 
 

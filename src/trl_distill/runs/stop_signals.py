@@ -16,6 +16,7 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 
 from ..data.folder_lock import is_main_rank, processes
+from ..errors import printable
 
 NAMES = ("SIGINT", "SIGTERM", "SIGHUP")  # Windows has no SIGHUP
 NUMBERS = tuple(int(getattr(signal, name)) for name in NAMES if hasattr(signal, name))
@@ -160,7 +161,7 @@ def say_stopping(number: int) -> None:
     again = "interrupt again (Ctrl-C)" if number == signal.SIGINT else "send the signal again"
     text = f"\nStopping after this step, with a checkpoint; {again} to stop at once."
     try:
-        print(text, file=sys.stderr, flush=True)
+        print(printable(text), file=sys.stderr, flush=True)
     except RuntimeError:  # the signal came while a line was written there, which no other may interrupt
         with suppress(OSError):
             os.write(2, f"{text}\n".encode())

@@ -17,7 +17,7 @@ from ..data.data_fingerprint import difference, fingerprint
 from ..data.folder_lock import LOCK, folder_lock
 from ..data.packing import PackedRows
 from ..data.streaming import is_stream
-from ..errors import DistillError, ParamsError
+from ..errors import DistillError, ParamsError, printable
 from ..teachers.local.ema import EmaCallback
 from .checkpoints import STATE, begin, fault_of, find_checkpoints, seal
 
@@ -91,7 +91,7 @@ class CheckpointKeeper:
         folder = str(self.trainer.args.output_dir)
         found = self._from_main(lambda: find_checkpoints(folder))
         if found.note:
-            self.trainer.accelerator.print(found.note)
+            self.trainer.accelerator.print(printable(found.note))
         if found.usable is not None:
             return str(found.usable)
         if found.damaged:

@@ -12,6 +12,7 @@ from ..config.validation import validate_combinations
 from ..data.collator import DistillationCollator, MultiTeacherCollator
 from ..data.memory import for_evaluation, for_trainer
 from ..data.streaming import check_streams
+from ..errors import printable
 from ..models.generation_config import make_saveable
 from ..models.loading import resolve
 from ..teachers.multi.teacher import MultiTeacher
@@ -103,7 +104,7 @@ class Construction:
             setup = build_setup(settings_of(args), student_of(trainer, self.loaded_from), self.plan)
             name_objects(args, setup.teacher)
             if setup.note:
-                trainer.accelerator.print(setup.note)
+                trainer.accelerator.print(printable(setup.note))
         trainer.setup = setup
         trainer.check_teacher()
         connect_teacher(trainer, setup.teacher, fresh_adapter=self.fresh_adapter)

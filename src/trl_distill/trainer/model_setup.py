@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from datasets import Dataset
 
 from ..data.streaming import completions_of
+from ..errors import printable
 from ..models.broken_weights import check_finite
 from ..models.completion_forward import add_completion_forward
 from ..models.generation import evaluating
@@ -69,7 +70,7 @@ def check_student(trainer: DistillingTrainer, model: torch.nn.Module) -> None:
         with evaluating(model):
             line = check_logits(trainer.base_student, model)
         if line:
-            trainer.accelerator.print(f"Student: {line}")
+            trainer.accelerator.print(printable(f"Student: {line}"))
         check_keeps_rows_apart(trainer.args, trainer.base_student, model, context_parallel=bool(split))
 
 
@@ -110,7 +111,7 @@ def connect_teacher(trainer: DistillingTrainer, teacher: Teacher, *, fresh_adapt
     check_sharding(trainer.accelerator, teacher)
     copied = attach_student(teacher, trainer.model, fresh=fresh_adapter)
     if copied:
-        trainer.accelerator.print(copied)
+        trainer.accelerator.print(printable(copied))
     if teacher.capabilities.moves:
         trainer.add_callback(EmaCallback(teacher))
 
@@ -136,7 +137,7 @@ def ready_teacher(trainer: DistillingTrainer, *, all_ends: bool) -> None:
         with trainer.accelerator.autocast():
             line = one.check_logits()
         if line:
-            trainer.accelerator.print(line)
+            trainer.accelerator.print(printable(line))
     if not isinstance(rows, Dataset):
         return
     if isinstance(teacher, LocalTeacher):

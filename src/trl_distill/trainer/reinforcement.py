@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from ..config.fields import CheckedSettings, option
 from ..config.setting_names import in_python, settings_named_as
 from ..data.folder_lock import LOCK, folder_lock
-from ..errors import DataError, ModelError, ParamsError, ProjectError
+from ..errors import DataError, ModelError, ParamsError, ProjectError, printable
 from ..prompts.template import Template, parse_template
 
 if TYPE_CHECKING:
@@ -164,7 +164,7 @@ class PPOTrainer:
         make_saveable(model, lines.append)
         self.trainer = trainer = self._make_trainer(model, tokenizer, rows, reward, reward_tokenizer)
         _check_reference(trainer)
-        trainer.accelerator.print("\n".join([*lines, self._describe(trainer, len(rows))]))
+        trainer.accelerator.print(printable("\n".join([*lines, self._describe(trainer, len(rows))])))
         with warnings.catch_warnings():  # TRL 1.16 calls gradient checkpointing by its older name
             warnings.filterwarnings("ignore", "`gradient_checkpointing_", FutureWarning)
             trainer.train()

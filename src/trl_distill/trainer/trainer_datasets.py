@@ -14,7 +14,7 @@ from ..data.pretokenized import IDS
 from ..data.rows import COMPLETIONS
 from ..data.split import Split
 from ..data.streaming import columns_of, is_stream, prepare_stream
-from ..errors import ParamsError
+from ..errors import ParamsError, printable
 from ..teachers.server_requirements import check_teaches
 from ..teachers.target_store.reader import StoredTeacher
 from .compatibility import with_lengths
@@ -86,7 +86,7 @@ class TrainerDatasets:
             student, optimizer = self.trainer.base_student, self.trainer.optimizer
             trained = describe_trained(self.trainer.model)
             computes = describe_compute(self.args, student, trained=trained, teacher=setup.teacher, optimizer=optimizer)
-        self.trainer.accelerator.print(preflight.text(computes=computes))
+        self.trainer.accelerator.print(printable(preflight.text(computes=computes)))
         if split is Split.TRAIN:
             check_teaches(setup.settings.teacher, setup.teacher, preflight)
             if preflight.serving is not None:
@@ -112,7 +112,7 @@ class TrainerDatasets:
         func, columns = self.formatting, [] if self.formatting is None else columns_of(dataset)
         if func is None or IDS in columns:
             if func is not None:
-                self.trainer.accelerator.print(f"formatting_func is not used: {name} has token ids already.")
+                self.trainer.accelerator.print(printable(f"formatting_func is not used: {name} has token ids already."))
             return dataset
         read_instead = sorted(set(columns) & {*CONVERSATIONS, *COMPLETIONS, "prompt"})
         text = self.args.dataset_text_field  # the function is pickled, and must not hold the trainer

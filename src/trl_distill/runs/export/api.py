@@ -133,6 +133,7 @@ def _checked(run: KnownRun, settings: ExportSettings, to: str, locks: ExitStack)
 def _export(student: TrainedStudent, folder: ExportFolder, settings: ExportSettings, to: str) -> Exported:
     form = _forms()[to](student, settings)
     notes = form.check()
+    student.check_finite()
     requests, source = _requests(student, settings)
     for note in notes:
         print(printable(note))
@@ -141,13 +142,13 @@ def _export(student: TrainedStudent, folder: ExportFolder, settings: ExportSetti
         with student.unchanged():
             form.write(temporary)
         folder.write_manifest({**content, "verification": None}, temporary)
-    print(f"The student is in {folder.path}.")
+    print(printable(f"The student is in {folder.path}."))
     verification = _verified(form, student, folder.path, requests, source) if requests else None
     if verification is not None:
         folder.write_manifest({**content, "verification": verification.to_dict()})
     form.finish(folder.path)
     command = form.next_command(folder.path)
-    print(f"Next:\n  {command}")
+    print(printable(f"Next:\n  {command}"))
     return Exported(folder.path, to, command, verification)
 
 
@@ -180,13 +181,13 @@ def _verified(
     if reason is not None:
         print(printable(f"Not verified: {reason}."))
         return None
-    print(f"Verifying {len(requests)} rows by {form.runtime} ...")
+    print(printable(f"Verifying {len(requests)} rows by {form.runtime} ..."))
     expected = expected_of(student, requests)
     running = form.running(folder, expected.length)
     found = verify(student, requests, running, expected=expected, source=source, dtype=form.dtype)
-    print(found.sentence)
+    print(printable(found.sentence))
     if found.first_difference is not None:
         first = found.first_difference
-        print(f"  first difference\n    asked    {first.asked!r}\n    student  {first.student!r}")
-        print(f"    exported {first.exported!r}")
+        print(printable(f"  first difference\n    asked    {first.asked!r}\n    student  {first.student!r}"))
+        print(printable(f"    exported {first.exported!r}"))
     return found

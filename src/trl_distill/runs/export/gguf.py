@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -12,6 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ...config.user_files import shell_path
 from ...errors import DistillError, ModelError
 from .form import Form
 from .llama_cpp import InProcess, llama_server
@@ -66,7 +66,7 @@ class GGUF(Form):
 
     def next_command(self, folder: Path) -> str:
         greedy = " --temp 0" if self.student.is_greedy else ""
-        return f"llama-server -m {shlex.quote(str(folder / self.file))} --jinja{greedy}"
+        return f"llama-server -m {shell_path(folder / self.file)} --jinja{greedy}"
 
     def why_not_run(self) -> str | None:
         """Why it cannot be verified here."""

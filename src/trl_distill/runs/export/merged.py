@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from .student import TrainedStudent
 
 ASK = (
-    'from transformers import pipeline; print(pipeline("text-generation", "{folder}")'
+    'from transformers import pipeline; print(pipeline("text-generation", {folder})'
     '([{{"role": "user", "content": "Hello"}}], return_full_text=False)[0]["generated_text"])'
 )
 
@@ -39,7 +40,7 @@ class Merged(Form):
         self.student.write_merged(folder)
 
     def next_command(self, folder: Path) -> str:
-        return f"python -c {shlex.quote(ASK.format(folder=folder))}"
+        return f"python -c {shlex.quote(ASK.format(folder=json.dumps(str(folder), ensure_ascii=False)))}"
 
     @contextmanager
     def running(self, folder: Path, length: int) -> Iterator[Runtime]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import shlex
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ...config.user_files import shell_path
 from ...errors import DistillError
 from .form import Form
 from .merged import notes_on_merging
@@ -45,7 +45,7 @@ class MLX(Form):
                 path.rename(folder / path.name)
 
     def next_command(self, folder: Path) -> str:
-        return f"mlx_lm.generate --model {shlex.quote(str(folder))} --prompt Hello"
+        return f"mlx_lm.generate --model {shell_path(folder)} --prompt Hello"
 
     @contextmanager
     def running(self, folder: Path, length: int) -> Iterator[Runtime]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import shlex
 import shutil
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from ...config.user_files import shell_path
 from ...errors import DistillError
 from .gguf import GGUF, MODELFILE, last_line
 from .server import Server, asking
@@ -32,7 +32,7 @@ class Ollama(GGUF):
         run = f"ollama run {self.student.name}"
         if shutil.which("ollama") is not None:
             return run
-        return f"cd {shlex.quote(str(folder))} && ollama create {self.student.name} -f {MODELFILE} && {run}"
+        return f"cd {shell_path(folder)} && ollama create {self.student.name} -f {MODELFILE} && {run}"
 
     def why_not_run(self) -> str | None:
         """Why it cannot be verified here."""

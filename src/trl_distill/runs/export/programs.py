@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import shlex
 import shutil
 import sys
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ...config.user_files import shell_path
 from ...errors import ParamsError
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ def check_programs(to: str, student: TrainedStudent, settings: ExportSettings) -
     if to in ("gguf", "ollama"):
         find_converter(settings.converter)
     elif to == "mlx" and find_spec("mlx_lm") is None:
-        folder = shlex.quote(str(student.folder))
+        folder = shell_path(student.folder)
         raise ParamsError(
             f"mlx_lm is not installed here (`pip install mlx-lm`); or export {folder} with --to merged, and on a "
             f"machine that has it run `mlx_lm.convert --hf-path FOLDER --mlx-path {student.name}-mlx`."

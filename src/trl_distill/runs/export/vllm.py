@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from ...config.user_files import shell_path
 from ...data.atomic_file import make_readable
 from ...errors import ModelError
 from ...teachers.completions.engines.vllm import CPU_CACHE, LORA_RANKS, why_not_applied
@@ -95,7 +96,7 @@ class VLLMServer(Form):
         (folder / SCRIPT).chmod((folder / SCRIPT).stat().st_mode | 0o111)
 
     def next_command(self, folder: Path) -> str:
-        return f"sh {shlex.quote(str(folder / SCRIPT))}"
+        return f"sh {shell_path(folder / SCRIPT)}"
 
     def why_not_run(self) -> str | None:
         """Why it cannot be verified here."""
@@ -176,7 +177,7 @@ class VLLMServer(Form):
         if self.adapter is None:
             lines.append(f"--served-model-name {name}")
         else:
-            model = shlex.quote(base.path)
+            model = shell_path(base.path)
             rank = self.student.adapter_settings["r"]
             assert isinstance(rank, int)
             room = next(r for r in LORA_RANKS if r >= rank)

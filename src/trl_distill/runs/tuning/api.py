@@ -13,7 +13,7 @@ from ...config.setting_names import in_python, name_settings, settings_named_as
 from ...config.training_params import FIELDS, LLMTrainingParams
 from ...config.tuning_settings import TUNING_FIELDS, TuningSettings
 from ...data.folder_lock import processes
-from ...errors import DistillError, ParamsError, RunInterrupted
+from ...errors import DistillError, ParamsError, RunInterrupted, printable
 from ...trainer.standard_streams import unbreakable_streams
 from ..full_disk import explaining_full_disk
 from ..library_output import quiet, without_library_bars
@@ -210,9 +210,9 @@ def _dry_run(plans: Sequence[Plan], what: str, *, verbose: bool) -> None:
     """Print the trials, and the pre-flight of the first one."""
     from ..api import run
 
-    print(f"{what}:")
+    print(printable(f"{what}:"))
     for plan in plans:
-        print(f"  {name_settings(typed(plan.settings))}")
+        print(printable(f"  {name_settings(typed(plan.settings))}"))
     own = copy.copy(plans[0].params)
     own.dry_run = True
     run(own, verbose=verbose)

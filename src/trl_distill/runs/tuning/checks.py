@@ -8,7 +8,7 @@ from ...config.evaluation_settings import EvaluationSettings
 from ...config.search_space import Space, check_space, typed
 from ...config.training_params import LLMTrainingParams
 from ...config.tuning_settings import TuningSettings
-from ...errors import DataError, ParamsError, UsageError
+from ...errors import DataError, ParamsError, UsageError, printable
 from ...prompts.system_message import templates_of
 from .plan import Plan, combinations, plan_of, variations
 from .search import check_optuna
@@ -146,4 +146,4 @@ def _check_trainable(params: LLMTrainingParams, changed: str | None, data: RunDa
     checked = CheckedRun(params, Project(params.project_name), trainer_class, templates_of(params), data)
     planned = rehearse(checked)
     if changed is None:  # the others write about as much
-        check_space(planned, print)
+        check_space(planned, lambda line: print(printable(line)))

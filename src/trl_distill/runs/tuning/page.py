@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ...config.search_space import shown
 from ...config.setting_names import flag_of, name_settings
+from ...config.user_files import shell_path
 from ...errors import printable
 from ...evaluation.metrics import metric_label
 from ...evaluation.page.content import Step
@@ -27,7 +28,7 @@ def write_page(folder: Path, result: TuningResult, sentences: Sequence[str]) -> 
         tuple(_on_page(trial, result.objective) for trial in result.trials),
         tuple(map(name_settings, sentences)),
     )
-    step = Step(AGAIN, f"aitraining llm --config {settings}")
+    step = Step(AGAIN, f"aitraining llm --config {shell_path(settings)}")
     try:
         return write_search(folder, search, name=folder.resolve().name, best=best.folder, next_steps=[step])
     except Exception as error:  # what was found is worth more than its page

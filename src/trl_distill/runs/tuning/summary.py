@@ -13,6 +13,7 @@ from ...config.recipes import recipe_named
 from ...config.search_space import shown, typed
 from ...config.setting_names import flag_of, name_settings
 from ...config.training_params import FIELDS
+from ...config.user_files import shell_path
 from ...data.atomic_file import write_text
 from ...errors import printable
 from ...evaluation.metrics import metric_label
@@ -65,7 +66,7 @@ def conclude(folder: TuningFolder, result: TuningResult, best: Plan, teacher: Sh
     if not result.best.with_references and TEACHERS & result.best.settings.keys():
         found.append(OWN_TEACHERS)
     result = replace(result, paths={**result.paths, **write_page(folder.path, result, found)})
-    print(f"\n{printable(name_settings(table(result)))}\n")
+    print(printable(f"\n{name_settings(table(result))}\n"))
     for line in (*found, *places(result)):
         print(printable(name_settings(line)))
     return result
@@ -101,7 +102,7 @@ def places(result: TuningResult) -> list[str]:
         *([f"Its model is in {folder}."] if has_model else []),
         *([f"The report page is {result.paths['page']}."] if "page" in result.paths else []),
         f"Its settings are in {settings}; train with them again, or with more data:",
-        f"  aitraining llm --config {settings}",
+        f"  aitraining llm --config {shell_path(settings)}",
     ]
 
 

@@ -18,7 +18,7 @@ from typing import Any, Generic, TypeVar
 from ...data.atomic_file import append, flush, write_bytes
 from ...data.checksum import checksum_of
 from ...data.folder_lock import file_lock
-from ...errors import TeacherError
+from ...errors import TeacherError, printable
 from ...models.generation import Completion
 
 Entry = TypeVar("Entry")
@@ -79,7 +79,7 @@ class JsonlStore(Generic[Entry]):
             return
         numbers = ", ".join(map(str, self._damaged[:SHOWN])) + (", ..." if len(self._damaged) > SHOWN else "")
         lines = f"line {numbers} is" if len(self._damaged) == 1 else f"lines {numbers} are"
-        print(f"{self.path}: {lines} damaged and ignored; what is missing is made again.")
+        print(printable(f"{self.path}: {lines} damaged and ignored; what is missing is made again."))
         self._damaged = []
 
     @contextmanager

@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 from ...data.atomic_file import flush_all, fresh_folder, remove
 from ...data.collator import DistillationCollator
 from ...data.row_report import numbered
-from ...errors import TeacherError
+from ...errors import TeacherError, printable
 from ...losses.signals import DenseSignal
 from ...models.out_of_memory import doing
 from ..base import Teacher
@@ -150,7 +150,7 @@ def _as_read(header: Manifest) -> Manifest:
 def _suits_vllm(teacher: Teacher, format_: TargetFormat, *, progress: bool) -> bool:
     why = why_unlike(teacher, format_)
     if why is not None and progress:
-        tqdm.write(f"Targets are computed by transformers, not by vLLM: {why}.", file=sys.stdout)
+        tqdm.write(printable(f"Targets are computed by transformers, not by vLLM: {why}."), file=sys.stdout)
     return why is None
 
 
@@ -163,7 +163,7 @@ def _check_logits(teacher: LocalTeacher, format_: TargetFormat, *, progress: boo
             f"{format_.name} are hidden states and that head; store the kind topk or sample."
         )
     if line and progress:
-        tqdm.write(line, file=sys.stdout)
+        tqdm.write(printable(line), file=sys.stdout)
 
 
 def _shard(number: int) -> str:
