@@ -7,6 +7,7 @@ import io
 import json
 import re
 import shlex
+import shutil
 from pathlib import Path
 
 import pytest
@@ -70,6 +71,18 @@ def test_each_stage_starts_from_the_model_of_the_one_before(staged, settings, tm
     train(own)
     assert are_equal(weights(tmp_path / "alone"), weights(folder / "stage-2"))
     assert not are_equal(weights(folder / "stage-1"), weights(folder / "stage-2"))
+
+
+def test_what_a_link_in_the_place_of_a_stage_leads_to_stays(staged, settings, tmp_path):
+    elsewhere, project = tmp_path / "elsewhere", tmp_path / "run"
+    shutil.copytree(staged[0], project)
+    (project / "stage-1").rename(elsewhere)
+    (project / "stage-1").symlink_to(elsewhere)
+    files = {path: path.read_bytes() for path in elsewhere.rglob("*") if path.is_file()}
+    train_stages(LLMTrainingParams(**settings, project_name=str(project), overwrite=True), STAGES[:2])
+    assert {path: path.read_bytes() for path in elsewhere.rglob("*") if path.is_file()} == files
+    assert not (project / "stage-1").is_symlink()
+    assert (project / "stage-1" / "model.safetensors").is_file()
 
 
 def test_a_later_stage_trains_the_adapter_of_the_one_before(settings, tmp_path):

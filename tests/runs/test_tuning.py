@@ -148,6 +148,17 @@ def test_the_best_settings_train_the_same_student_again(result):
     assert all(again[name].equal(best[name]) for name in best)
 
 
+def test_what_a_link_among_the_trials_leads_to_stays(result, copied, tmp_path):
+    trials, elsewhere = tmp_path / "search" / "trials", tmp_path / "elsewhere"
+    shutil.copytree(trials / result.best.folder.name, elsewhere)
+    (trials / "009").symlink_to(elsewhere)
+    files = {path: path.read_bytes() for path in elsewhere.rglob("*") if path.is_file()}
+    assert elsewhere / "model.safetensors" in files
+    found = tune(copied, {"teacher_prompt_template": PROMPTS[:1], "distill_temperature": [1, 2, 3]})
+    assert {trial.folder.name for trial in found.trials} == {"001", "002", "003", "004", "010"}
+    assert {path: path.read_bytes() for path in elsewhere.rglob("*") if path.is_file()} == files
+
+
 def test_a_finished_search_is_not_run_again(result, copied, monkeypatch):
     monkeypatch.setattr(ModelSource, "load_model", no_model)
     again = tune(copied, SPACE)

@@ -93,6 +93,8 @@ class StageFolders:
         """Write from which result a stage starts; earlier results of it and of later ones are out of date then."""
         begun = {n: start for n, start in self._begun().items() if n < number}
         self.project.folder.mkdir(parents=True, exist_ok=True)
+        if number < self.count and self.of(number).is_symlink() and not self.is_resumable(number):
+            self.of(number).unlink()  # what it leads to stays
         if number > 1 and not self.is_resumable(number):  # the first is replaced only once nothing can refuse it
             self._write({**begun, number: OUT_OF_DATE})  # a kill leaves nothing that looks finished
             Project(str(self.of(number))).discard()

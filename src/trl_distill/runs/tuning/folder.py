@@ -148,7 +148,8 @@ class TuningFolder:
         found = []
         for folder in sorted(self.trials.glob("[0-9]*"), key=lambda path: (len(path.name), path.name)):
             read = read_object(folder / RECORD)
-            if read is not None and isinstance(read.get("params"), dict) and folder.name.isdecimal():
+            is_ours = folder.name.isdecimal() and not folder.is_symlink()  # nothing is written through a link
+            if is_ours and read is not None and isinstance(read.get("params"), dict):
                 found.append((_trial(read, folder, names), completed(read["params"]), folder))
         return found
 
