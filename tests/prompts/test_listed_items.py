@@ -60,6 +60,7 @@ HOSTILE = {
     "a label without a colon": "1. input" + " " * HALF + "x",
     "emphasis on emphasis": "1. " + "*" * HALF + "red cat" + "*" * HALF,
     "lists in lists": "[" * HALF,
+    "a placeholder that does not end": "1. [input" + "]" * HALF + "x",
 }
 
 

@@ -26,6 +26,7 @@ _LABEL = re.compile(
 _PLACEHOLDER = re.compile(
     r"\W*[\[{<](?:insert |your |the |user )*(?:input|query|question|message|text)\W*\d*[\]}>]\W*", re.I
 )
+LONGEST_PLACEHOLDER = 100  # characters, so that no text takes long to compare
 _WORD = re.compile(r"[^\W\d_]|\d+\D+\d|\d{2}")
 QUOTES = {'"': '"', "'": "'", "“": "”", "‘": "’", "«": "»", "`": "`", "*": "*"}
 
@@ -47,7 +48,12 @@ def items_in(text: str, *, finished: bool = True) -> list[str]:
         found = _in_lines(text)
         found = found if finished else found[:-1]
     cleaned = (cleaned_item(item) for item in found)
-    return [item for item in cleaned if _WORD.search(item) and not _PLACEHOLDER.fullmatch(item)]
+    return [item for item in cleaned if _WORD.search(item) and not _is_placeholder(item)]
+
+
+def _is_placeholder(item: str) -> bool:
+    """Whether a model wrote where an input would be instead of one, such as "[insert input]"."""
+    return len(item) <= LONGEST_PLACEHOLDER and _PLACEHOLDER.fullmatch(item) is not None
 
 
 def cleaned_item(item: str) -> str:
