@@ -8,6 +8,7 @@ import shutil
 import signal
 from collections import Counter
 from contextlib import redirect_stdout
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -21,13 +22,14 @@ from trl_distill import LLMTrainingParams, evaluate_distillation, tune
 from trl_distill.cli import main
 from trl_distill.config.search_space import Range, shown
 from trl_distill.errors import DataError, ParamsError, ProjectError, RunInterrupted, UsageError
-from trl_distill.evaluation.result import AFTER
+from trl_distill.evaluation.result import AFTER, Interval
 from trl_distill.models.loading import ModelSource
 from trl_distill.runs.tuning import search
 from trl_distill.runs.tuning import trial as trials
 from trl_distill.runs.tuning.difference import difference_of
 from trl_distill.runs.tuning.output import TrialOutput
-from trl_distill.runs.tuning.result import Rows, Trial
+from trl_distill.runs.tuning.result import Rows, Trial, TuningResult
+from trl_distill.runs.tuning.summary import doubts
 from trl_distill.teachers.local.teacher import LocalTeacher
 
 pytest.importorskip("sacrebleu", reason="every evaluation has chrF")
@@ -337,6 +339,12 @@ def test_a_small_space_is_not_searched_twice(tmp_path):
 
 def of(scores, divergence=()):
     return Trial(1, {}, None, "finished", rows=Rows(tuple(scores), tuple(divergence), (3,) * len(divergence)))
+
+
+@pytest.mark.parametrize(("low", "said"), [(-0.1, ["No trial is shown to close the gap"]), (0.1, [])])
+def test_it_is_said_if_no_trial_is_shown_to_have_learned(low, said):
+    best = replace(of([50.0]), gap_closed=Interval(0.2, low, 0.5, 0.95))
+    assert [line.partition(":")[0] for line in doubts(TuningResult("gap closed", (best,)))] == said
 
 
 def test_whether_the_best_differs_is_asked_of_paired_rows():

@@ -38,6 +38,10 @@ OWN_TEACHERS = (
     "The trials have different teachers and the rows no references, so each trial is compared with its own teacher: "
     "the figures say how well it follows that one. To compare teachers, give --reference-column."
 )
+NOTHING_LEARNED = (
+    "No trial is shown to close the gap: the interval of the best one includes 0. Train longer (--epochs), with a "
+    "higher --lr or on more rows, or hold out more rows."
+)
 
 
 def outcome_line(trial: Trial, result: TuningResult) -> str:
@@ -63,8 +67,7 @@ def conclude(folder: TuningFolder, result: TuningResult, best: Plan, teacher: Sh
     found = [best_sentence(result)]
     if difference is not None:
         found.append(difference_sentence(difference, second=first_two[1], metric=first_two[0].metric))
-    if not result.best.with_references and TEACHERS & result.best.settings.keys():
-        found.append(OWN_TEACHERS)
+    found += doubts(result)
     result = replace(result, paths={**result.paths, **write_page(folder.path, result, found)})
     print(printable(f"\n{name_settings(table(result))}\n"))
     for line in (*found, *places(result)):
@@ -92,6 +95,17 @@ def best_sentence(result: TuningResult) -> str:
     """Return which trial is best, and by what."""
     best = result.best
     return f"Best by {_objective(result)}: trial {best.number} ({typed(best.settings)})."
+
+
+def doubts(result: TuningResult) -> list[str]:
+    """Return what the figures do not show."""
+    best, found = result.best, []
+    closed = best.gap_closed if result.objective == "gap closed" else None
+    if closed is not None and closed.low <= 0:
+        found.append(NOTHING_LEARNED)
+    if not best.with_references and TEACHERS & best.settings.keys():
+        found.append(OWN_TEACHERS)
+    return found
 
 
 def places(result: TuningResult) -> list[str]:
