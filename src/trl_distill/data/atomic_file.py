@@ -73,6 +73,12 @@ def write_bytes(path: Path, content: bytes | pa.Buffer) -> None:
         temporary.write_bytes(content)
 
 
+def copy_file(source: Path, target: Path) -> None:
+    """Copy a file's content so that the copy is complete or not there, even after a power cut."""
+    with replacing(target) as temporary:
+        shutil.copyfile(source, temporary)
+
+
 def append(path: Path, data: bytes, *, flushed: bool = True) -> None:
     """Append to a file, all of it or nothing.
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import os
-import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -15,7 +14,7 @@ from ..config.evaluation_settings import EVALUATION_FIELDS, ROWS, EvaluationSett
 from ..config.setting_names import in_python, settings_named_as
 from ..config.training_params import FIELDS, LLMTrainingParams
 from ..config.user_files import user_path
-from ..data.atomic_file import obstacle
+from ..data.atomic_file import copy_file, obstacle
 from ..data.folder_lock import folder_lock, processes
 from ..errors import ParamsError, ProjectError
 from ..trainer.standard_streams import unbreakable_streams
@@ -297,7 +296,7 @@ def copy_stores(project: Path, output: Path) -> None:
     for name in (STORE, LOGPROBS, STUDENTS, JUDGED):
         if (project / name).is_file() and not (output / name).exists():
             output.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(project / name, output / name)
+            copy_file(project / name, output / name)
 
 
 def _as_rows(data: Any, text_column: str) -> Any:

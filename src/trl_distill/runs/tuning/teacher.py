@@ -9,7 +9,6 @@ completions and a server's log-probabilities.
 from __future__ import annotations
 
 import copy
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING
 from ...config.endpoints import endpoint_of
 from ...config.search_space import Range, Space
 from ...config.training_params import LLMTrainingParams
+from ...data.atomic_file import copy_file
 from ...errors import ParamsError, TeacherError, printable
 from .plan import Plan, teacher_key
 
@@ -61,29 +61,24 @@ class SharedTeacher:
             if not self._has_store(params):
                 self._unstored.add(key)
             _copy(self.folder.teacher / key, project, _completions())
-        self._lend(project)
+        _lend(self.folder.teacher, project)
         return params
 
     def collect(self, project: Path) -> None:
         """Keep what a trial's run and evaluation had written, for the trials after it."""
         self.folder.teacher.mkdir(parents=True, exist_ok=True)
-        for name in _names():
+        for name in _kept_names():
             mine, kept = project / name, self.folder.teacher / name
             # a trial begins with all that is kept, and adds to it
             if mine.is_file() and (not kept.is_file() or kept.stat().st_size < mine.stat().st_size):
-                _copied(mine, kept)
+                copy_file(mine, kept)
 
     def give(self, project: Path) -> None:
         """Copy the teacher's completions into the project of a run that is to come."""
         written, stores = _completions(), sorted(self.folder.teacher.glob("*/manifest.json"))
         for source in (self.folder.teacher, *(manifest.parent for manifest in stores)):
             _copy(source, project, written)
-        self._lend(project)
-
-    def _lend(self, project: Path) -> None:
-        """Copy what is kept into a project that does not have it yet."""
-        for name in _names():
-            _copy(self.folder.teacher, project, {name: name})
+        _lend(self.folder.teacher, project)
 
     def _seed(self, store: Path) -> None:
         """Copy completions of a dry run, or of other trials, into a new store: those that it needs are found by key."""
@@ -158,7 +153,7 @@ def check_stored_divergences(plans: Sequence[Plan]) -> None:
             )
 
 
-def _names() -> tuple[str, ...]:
+def _kept_names() -> tuple[str, ...]:
     from ...teachers.server_requirements import LOGPROBS
     from ...trainer.recipe_setup import STORE
     from ..evaluation_run import STUDENTS
@@ -174,15 +169,15 @@ def _completions() -> dict[str, str]:
     return {COMPLETIONS: STORE, STORE: STORE}
 
 
+def _lend(kept: Path, project: Path) -> None:
+    """Copy what is kept into a project that does not have it yet."""
+    from ..evaluate import copy_stores
+
+    copy_stores(kept, project)
+
+
 def _copy(source: Path, target: Path, names: dict[str, str]) -> None:
     for name, wanted in names.items():
         if (source / name).is_file() and not (target / wanted).exists():
             target.mkdir(parents=True, exist_ok=True)
-            _copied(source / name, target / wanted)
-
-
-def _copied(source: Path, target: Path) -> None:
-    from ...data.atomic_file import replacing
-
-    with replacing(target) as temporary:
-        shutil.copyfile(source, temporary)
+            copy_file(source / name, target / wanted)
