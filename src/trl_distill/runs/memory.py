@@ -37,14 +37,19 @@ def memory_explained(sentence: Callable[[Exception], str]) -> Iterator[None]:
         if not is_out_of_memory(error):
             raise
         failed = error
-    from accelerate.utils.memory import clear_device_cache
-
     link: BaseException | None = failed
     while link is not None:  # their frames hold models and batches
         traceback.clear_frames(link.__traceback__)
         link = link.__cause__ or link.__context__
-    clear_device_cache(garbage_collection=True)
+    free_memory()
     raise OutOfMemory(sentence(failed)) from failed
+
+
+def free_memory() -> None:
+    """Free what nothing uses any more, on the accelerator too."""
+    from accelerate.utils.memory import clear_device_cache
+
+    clear_device_cache(garbage_collection=True)
 
 
 def sentence_of_run(error: Exception, params: LLMTrainingParams) -> str:

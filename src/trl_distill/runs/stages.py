@@ -21,7 +21,7 @@ from ..trainer.standard_streams import unbreakable_streams
 from .api import closing_of_run, quiet_libraries, run_unfinished
 from .checks import CheckedRun
 from .full_disk import RESUME
-from .memory import memory_explained, sentence_of_run
+from .memory import free_memory, memory_explained, sentence_of_run
 from .project_folder import Project
 from .result import RunResult
 from .stage_plan import PlannedStage, StagePlan, plan_stages
@@ -92,7 +92,7 @@ def run_stages(
                 continue
             if result is not None:
                 result = None
-                _free_memory()
+                free_memory()  # of the stage's model, which the next one reads from its folder
             with _explaining(stage.number):
                 result = _run(plan, stage, verbose=verbose)
         if result is not None:
@@ -168,13 +168,6 @@ def _wait_for_everyone(params: LLMTrainingParams) -> None:
     from ..config.sft_config import from_params
 
     PartialState(cpu=from_params(params).use_cpu).wait_for_everyone()
-
-
-def _free_memory() -> None:
-    """Free the memory of a stage's model, which the next stage reads from its folder."""
-    from accelerate.utils.memory import clear_device_cache
-
-    clear_device_cache(garbage_collection=True)
 
 
 def _copy_completions(plan: StagePlan, stage: PlannedStage) -> None:

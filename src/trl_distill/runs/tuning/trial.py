@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import gc
 import math
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from accelerate.utils.memory import clear_device_cache
 from transformers import TrainerCallback
 
 from ...config.training_params import LLMTrainingParams
@@ -17,6 +15,7 @@ from ...errors import DistillError, RunInterrupted, UsageError
 from ...evaluation.result import AFTER, Evaluation
 from ..api import run_with_callbacks
 from ..evaluate import evaluate_distillation
+from ..memory import free_memory
 from ..progress import clock
 from .folder import OUTPUT
 from .output import TrialOutput
@@ -101,7 +100,7 @@ def run_trial(
     try:
         with output.written_to(folder / OUTPUT):
             run_with_callbacks(params, [EvaluationWatch(falls_behind, output.say)], verbose=output.verbose)
-            _free_memory()  # of the trainer, before the evaluation loads its models
+            free_memory()  # of the trainer, before the evaluation loads its models
             figures = evaluate_distillation(str(folder), verbose=output.verbose, **evaluation)
     except Pruned as stop:
         return ended(state="pruned", reason=str(stop)), None
@@ -110,7 +109,7 @@ def run_trial(
     except DistillError as error:  # it diverged, or its memory ran out
         return ended(state="failed", reason=str(error)), None
     finally:
-        _free_memory()
+        free_memory()
     found = figures.evaluation
     after = found.side(AFTER)
     assert after is not None
@@ -125,9 +124,3 @@ def run_trial(
         rows=Rows(scores) if fidelity is None else Rows(scores, fidelity.divergence, fidelity.tokens),
     )
     return outcome, found
-
-
-def _free_memory() -> None:
-    """Free models that nothing uses, and leave what is in use now out of later collections, which then take no time."""
-    clear_device_cache(garbage_collection=True)
-    gc.freeze()
