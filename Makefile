@@ -53,9 +53,10 @@ docs: $(READY)
 clean:
 	rm -rf .venv build demo-run runs .pytest_cache .ruff_cache .mypy_cache .hypothesis .import_linter_cache
 
-# torch first and pinned: an unpinned one may bring gigabytes of CUDA to a machine without a GPU
+# torch first and pinned: an unpinned one may bring gigabytes of CUDA to a machine without a GPU; the environment is made
+# anew, so that nothing in it is there only because an earlier pyproject.toml asked for it
 $(READY): pyproject.toml constraints.txt
-	test -x $(BIN)/pip || $(PYTHON) -m venv .venv
+	$(PYTHON) -m venv --clear .venv
 	$(BIN)/pip install --quiet -c constraints.txt torch==2.13.0
-	$(BIN)/pip install --quiet -c constraints.txt -e ".[dev,openai]"
+	$(BIN)/pip install --quiet -c constraints.txt -e ".[dev]"
 	touch $@

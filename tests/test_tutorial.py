@@ -55,7 +55,7 @@ def test_the_tutorial_runs_as_written(followed):
 
 def test_the_tutorials_student_is_served(followed):
     """The last blocks: the server, on a free port, and the question, whose answer is that of the page."""
-    for package in ("fastapi", "uvicorn"):
+    for package in ("fastapi", "openai", "uvicorn"):  # all that the server needs and no other package brings
         pytest.importorskip(package, reason="transformers[serving] is not installed")
     if shutil.which("curl") is None:
         pytest.skip("there is no curl")
