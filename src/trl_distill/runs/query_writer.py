@@ -17,10 +17,11 @@ from ..errors import DistillError
 from ..models.generation import Completion, GenerationSettings
 from ..prompts.input_requests import (
     ANY_KIND,
-    CONTINUED,
     DEFAULT_LENGTHS,
     LONGEST_KIND,
     PER_REQUEST,
+    SHOWN,
+    Request,
     examples_in,
     request_for_inputs,
     request_for_list,
@@ -131,13 +132,13 @@ class QueryWriter:
         """
         kinds, lengths, listings = self._kinds_and_lengths()
         wanted = self.wanted
-        own = examples_in(request_for_inputs("", kinds[0], lengths[0]))  # some models repeat what they are asked
-        pieces = [wanted.prompt, *examples_in(wanted.prompt), *kinds, *lengths, *own]
+        own = examples_in(request_for_inputs("", kinds[0], lengths[0]).text)  # some models repeat what they are asked
+        pieces = [wanted.prompt, *examples_in(wanted.prompt), *kinds, *lengths, *own, *SHOWN["inputs"]]
         first = max(len(kinds), math.ceil(wanted.count / PER_REQUEST))
         asked, allowed, before = first, max(TIMES * first, LEAST), self.new_answers
         while True:
             requests = [_request(wanted.prompt, kinds, lengths, k) for k in range(asked)]
-            answers = self._answers([text for _, text in requests])
+            answers = self._answers([request for _, request in requests])
             collection = InputCollection(examples=pieces, held_out=wanted.held_out)
             read = [_items(answer) for answer in answers]
             for (kind, _), items in zip(requests, read, strict=True):
@@ -173,7 +174,7 @@ class QueryWriter:
             ordinary, tries = self._listed("kinds", wanted.most_kinds - edge_cases)
             unusual, others = self._listed("edge cases", edge_cases) if edge_cases else ([], 0)
             listings += tries + others
-            kinds = tuple(_distinct([*ordinary, *unusual]))
+            kinds = tuple(_distinct([*ordinary, *unusual], unlike=()))
             if not kinds:
                 self._notes.append("The teacher listed no kinds of inputs that can be read; give some by --kind.")
                 kinds = (ANY_KIND,)
@@ -190,12 +191,13 @@ class QueryWriter:
         for tries in range(1, TRIES + 1):  # the likeliest list first
             answers = self._answers([request], greedy) + self._answers([request] * (tries - 1))
             texts = [item for one in answers for item in _items(one)]
-            found = _distinct(" ".join(text.replace("**", "").split())[:LONGEST_KIND] for text in texts)
+            cleaned = [" ".join(text.replace("**", "").split())[:LONGEST_KIND] for text in texts]
+            found = _distinct(cleaned, unlike=SHOWN["kinds"])
             if len(found) >= (count + 1) // 2:
                 break
         return found[:count], tries
 
-    def _answers(self, requests: Sequence[str], generation: GenerationSettings | None = None) -> list[Completion]:
+    def _answers(self, requests: Sequence[Request], generation: GenerationSettings | None = None) -> list[Completion]:
         if not requests:
             return []
         before = len(self.store)
@@ -216,12 +218,12 @@ class QueryWriter:
             return teacher.settings.endpoint == "completions"
         return isinstance(teacher, LocalTextTeacher) and teacher.writer.tokenizer.chat_template is None
 
-    def _prompt(self, request: str) -> Prompt:
+    def _prompt(self, request: Request) -> Prompt:
         if self._continues:
-            return request + CONTINUED
-        if isinstance(self.teacher, (RemoteTeacher, EncoderDecoderTeacher)):
-            return request
-        return [{"role": "user", "content": request}]
+            return request.to_continue
+        if isinstance(self.teacher, EncoderDecoderTeacher):  # most of these read 512 tokens
+            return request.text
+        return request.messages
 
     def _too_few(self, collection: InputCollection, asked: int, unreadable: int) -> DistillError:
         found = len(collection.inputs)
@@ -237,8 +239,8 @@ class QueryWriter:
         )
 
 
-def _request(prompt: str, kinds: Sequence[str], lengths: Sequence[str], k: int) -> tuple[str, str]:
-    """Return the kind and the text of the request number `k`: each kind in turn, the lengths in turn under each."""
+def _request(prompt: str, kinds: Sequence[str], lengths: Sequence[str], k: int) -> tuple[str, Request]:
+    """Return the kind and the request number `k`: each kind in turn, the lengths in turn under each."""
     kind = kinds[k % len(kinds)]
     return kind, request_for_inputs(prompt, kind, lengths[(k + k // len(kinds)) % len(lengths)])
 
@@ -261,9 +263,9 @@ def _continued(answer: Completion) -> Completion:
     return Completion((), answer.finished, f"1. {(answer.text or '').lstrip()}", unusable=answer.unusable)
 
 
-def _distinct(texts: Iterable[str]) -> list[str]:
-    """Return the texts that are near-duplicates of none before them."""
-    index = NearDuplicates()
+def _distinct(texts: Iterable[str], *, unlike: Iterable[str]) -> list[str]:
+    """Return the texts that are near-duplicates of none before them and of none of `unlike`."""
+    index = NearDuplicates(map(normalised, unlike))
     return [text for text in texts if index.find_or_add(normalised(text)) is None]
 
 
