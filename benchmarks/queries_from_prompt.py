@@ -3,6 +3,7 @@
 For each seed two students are trained, on given inputs and on as many that a model wrote for its prompt. Both
 are evaluated on given inputs that neither was trained on. The difference is printed with its interval over the seeds.
 The embedded model has the prompt of examples/demo.py; another model, which needs a chat template, one of a pirate.
+`_small_model.py` writes a small real model.
 """
 
 from __future__ import annotations
@@ -85,9 +86,9 @@ def gap_closed(texts: list[str], job: Job, folder: str, *, seed: int, options: a
                 model=options.model, teacher_model=options.model, teacher_prompt_template=job.teacher,
                 student_prompt_template=job.student, data_path=[{"text": text} for text in texts],
                 project_name=folder, overwrite=True, seed=seed, peft=True, lora_r=8, lr=options.lr,
-                epochs=options.epochs, batch_size=4, gradient_accumulation=1, distill_temperature=1.0,
-                distill_alpha=1.0, distill_max_teacher_length=options.tokens, save_strategy="no", logging_steps=1000,
-                warmup_ratio=0.0,
+                epochs=options.epochs * options.rows / len(texts), batch_size=4, gradient_accumulation=1,
+                distill_temperature=1.0, distill_alpha=1.0, distill_max_teacher_length=options.tokens,
+                save_strategy="no", logging_steps=1000, warmup_ratio=0.0,
             )
         )  # fmt: skip
         found = evaluate_distillation(trained, test_data=job.held_out, metrics="chrf", timed_queries=0)
@@ -95,30 +96,14 @@ def gap_closed(texts: list[str], job: Job, folder: str, *, seed: int, options: a
     return float(found.evaluation.gap_closed.estimate)
 
 
-def from_gguf(file: Path, folder: str) -> str:
-    """Write a GGUF file's weights, dequantized, and its tokenizer as a model's folder; needs the package `gguf`."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    given = {"gguf_file": file.name}
-    model = AutoModelForCausalLM.from_pretrained(file.parent, dtype="float32", **given)
-    config = model.config
-    del config.quantization_config  # it is not quantized any more, and transformers would refuse to save it
-    plain = AutoModelForCausalLM.from_config(config)
-    plain.load_state_dict(model.state_dict())
-    plain.generation_config = model.generation_config
-    plain.save_pretrained(folder)
-    AutoTokenizer.from_pretrained(file.parent, **given).save_pretrained(folder)
-    return folder
-
-
 def measured(seed: int, job: Job, folder: str, options: argparse.Namespace) -> Result:
     """Return one seed's figures, or the error if the model writes too few inputs."""
     started = time.perf_counter()
     try:
         texts = queries_from_prompt(
-            options.writer or options.model, job.prompt, options.rows, holdout=0, most_kinds=options.kinds,
-            lengths=["one short sentence"], max_new_tokens=options.answer_tokens, seed=seed, progress=False,
-            temperature=options.temperature,
+            options.writer or options.model, job.prompt, options.written or options.rows, holdout=0,
+            most_kinds=options.kinds, lengths=["one short sentence"], max_new_tokens=options.answer_tokens, seed=seed,
+            progress=False, temperature=options.temperature,
         )  # fmt: skip
     except DistillError as error:
         return {"seed": seed, "error": str(error)}
@@ -148,27 +133,24 @@ def print_table(found: list[Result], *, json_too: bool) -> None:
 def main() -> None:
     """Measure each seed that is not in the log, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", default="embedded", help="embedded, a folder, a Hub name or a GGUF file")
+    parser.add_argument("--model", default="embedded", help="embedded, a folder or a Hub name")
     parser.add_argument("--writer", help="another model that writes the inputs, in the same forms")
     parser.add_argument("--seeds", type=int, nargs="+", default=list(range(5)))
     parser.add_argument("--rows", type=int, default=12, help="inputs to train on")
+    parser.add_argument("--written", type=int, help="inputs that are written (default: as many), for as many steps")
     parser.add_argument("--held-out", type=int, default=24)
-    parser.add_argument("--epochs", type=float, default=20)
+    parser.add_argument("--epochs", type=float, default=20, help="over the given inputs")
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--tokens", type=int, default=16, help="of a completion")
     parser.add_argument("--answer-tokens", type=int, default=100)
-    parser.add_argument("--kinds", type=int, default=6)
+    parser.add_argument("--kinds", type=int, default=12)
     parser.add_argument("--temperature", type=float, default=1.5, help="at which inputs are sampled")
     parser.add_argument("--log", type=Path, help="JSON lines of figures and inputs; seeds in it are not run again")
     parser.add_argument("--json", action="store_true", help="print the figures as one last line too")
     options = parser.parse_args()
     there = options.log is not None and options.log.exists()
     found: list[Result] = [json.loads(line) for line in options.log.read_text().splitlines()] if there else []
-    with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryDirectory() as converted:
-        for name in ("model", "writer"):
-            given = getattr(options, name) or ""
-            if given.endswith(".gguf"):
-                setattr(options, name, from_gguf(Path(given), f"{converted}/{name}"))
+    with tempfile.TemporaryDirectory() as folder:
         job = job_of(options.model, options.held_out)
         for seed in sorted(set(options.seeds) - {one["seed"] for one in found}):
             found.append(measured(seed, job, folder, options))

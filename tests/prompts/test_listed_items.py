@@ -20,6 +20,7 @@ FORMS = {
     "JSON of objects": '{"inputs": [{"input": "red cat"}, {"text": "blue dog"}, {"input": "tall tree"}]}',
     "an object a line": '{"input": "red cat"}\n{"input": "blue dog"}\n{"input": "tall tree"}',
     "quotes and labels": "1. Input 1: \"red cat\"\n2. User: “blue dog”\n3. **Query:** 'tall tree'",
+    "numbers twice": "1. 1. red cat\n2. 2) blue dog\n3. 3. tall tree",
     "lines": "Here they are:\nred cat\n\nblue dog\ntall tree\n",
     "one line": "1. red cat 2. blue dog 3. tall tree",
     "a list that goes on": "1. red cat\n2. blue dog\n3. tall tree\n4. ...",

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import errno
 import json
+import re
 from collections import Counter
+from unittest.mock import ANY
 
 import pytest
 from click.testing import CliRunner
-from teachers.list_writer import KINDS, VERBS, serving
+from teachers.list_writer import KINDS, NOUNS, VERBS, serving
+from teachers.writers import make_t5
 
 from trl_distill import DistillError, LLMTrainingParams, ParamsError, TeacherError, queries_from_prompt, run
 from trl_distill.cli import main
 from trl_distill.data.near_duplicates import NearDuplicates, normalised
 from trl_distill.teachers.remote import request_pool
+from trl_distill.teachers.text.local_text import LocalTextTeacher
 
 PROMPT = (
     "You route the mail of a shop. Example: my parcel never came to the house.\n"
@@ -70,6 +74,82 @@ def test_a_teacher_that_answers_well_writes_inputs_of_each_kind(place, caplog):
     assert "7 requests, 1,050 tokens, cost 0.0014" in done.stdout
     assert all(PROMPT in one for one in server.asked)
     assert "reasons before it answers" not in caplog.text
+
+
+def test_a_request_for_another_assistant_stands_before_each_with_its_answer(place):
+    with serving() as (teacher, server):
+        assert command(teacher).exit_code == 0
+    assert len(server.shown) == len(server.asked) == 7
+    for (request, answer), asked in zip(server.shown, server.asked, strict=True):
+        assert PROMPT not in request
+        assert request.splitlines()[0] == asked.splitlines()[0]
+        number = re.search(r"(?:List|Write) (\d+) ", request)[1]
+        assert re.match(rf"(?s)1\. .*\n{number}\. [^\n]*$", answer)
+
+
+def test_what_a_teacher_copies_from_the_example_is_not_taken(place):
+    with serving("copies") as (teacher, _):
+        listed = command(teacher)
+        given = command(teacher, "--kind", "praise")
+    for done in (listed, given):
+        assert done.exit_code == 1, done.output
+        assert "wrote 0 distinct inputs of 24" in sentence(done)
+        assert "like a piece of the prompt or of the request" in sentence(done)
+
+
+def test_items_of_lists_in_the_prompt_are_kinds(place):
+    """As many as there are other kinds, from the whole prompt."""
+    rules = "".join(f"- {noun}: Team {noun[0]}\n" for noun in NOUNS[:8])
+    (place / "prompt.txt").write_text(f"You route the mail of a shop.\n{rules}1) Answer with the team alone.")
+    with serving() as (teacher, server):
+        assert command(teacher, "--holdout", 0, "--chats").exit_code == 0
+    applied = [re.search(r"\nKind of input: .* applies: (.+)", asked) for asked in server.asked]
+    assert {found[1] for found in applied if found} == {f"{noun}: Team {noun[0]}" for noun in NOUNS[:8:2]}
+    of_prompt = [row["kind"] for row in read(place / "queries.jsonl") if "applies:" in row["kind"]]
+    assert len(of_prompt) == 12
+    assert len(set(of_prompt)) == 4
+
+
+def test_a_model_without_chats_continues_a_list(place):
+    with serving("continues") as (teacher, server):
+        done = command(teacher, "--teacher-endpoint", "completions", "--kind", "praise", "--length", "a word", count=9)
+    assert done.exit_code == 0, done.output
+    asked = server.asked[0]
+    shown, request = asked.split("\n\n\n")
+    assert PROMPT not in shown
+    assert re.search(r"\n10\. [^\n]*$", shown)
+    assert PROMPT in request
+    assert request.endswith("\n\n1.")
+    rows = [*read(place / "queries.jsonl"), *read(place / "queries.heldout.jsonl")]
+    assert rows == 9 * [{"text": ANY, "kind": "praise"}]
+    texts = {row["text"] for row in rows}
+    assert "returned the refund lost near praise 940" in texts  # the first item, whose number was given
+    assert not any("soup" in text for text in texts)  # of another assistant, for which the model went on to write
+
+
+@pytest.mark.parametrize("model", ["t5", "short", "embedded"])
+def test_a_model_that_reads_too_few_tokens_is_shown_no_example(model, place, chat_model_dir, monkeypatch):
+    read, write = [], LocalTextTeacher.write
+
+    def written(self, prompts, *args, **kwargs):
+        read.extend(prompts)
+        return write(self, prompts, *args, **kwargs)
+
+    monkeypatch.setattr(LocalTextTeacher, "write", written)
+    folder = {"t5": place / "t5", "short": chat_model_dir, "embedded": "embedded"}[model]
+    if model == "t5":
+        make_t5(folder)
+    command(folder, "--kind", "praise", "--length", "a word", "--max-new-tokens", 8, count=2)
+    assert all(PROMPT in str(prompt) or PROMPT in prompt[-1]["content"] for prompt in read)
+    assert {"town library" in str(prompt) for prompt in read} == {model == "embedded"}
+
+
+def test_no_more_kinds_are_asked_for_than_inputs(place):
+    with serving() as (teacher, server):
+        done = command(teacher, "--kinds", 12, "--holdout", 0, count=3)
+    assert done.exit_code == 0, done.output
+    assert len(server.asked) == 3 + 3
+    assert re.findall(r"^ +(\d+)  (.+)$", done.stdout, re.M) == [("1", kind) for kind in (*KINDS[:3],)]
 
 
 def like(one, other):

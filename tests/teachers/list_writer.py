@@ -18,6 +18,7 @@ class Scripted(BaseHTTPRequestHandler):
     """A server that answers requests for lists and for inputs well; `mode` changes what it says."""
 
     asked: list[str]
+    shown: list[list[str]]  # the messages before each
     mode = "good"
     lock = threading.Lock()
 
@@ -27,17 +28,26 @@ class Scripted(BaseHTTPRequestHandler):
     def do_POST(self):
         """Answer a request."""
         request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        asked = request["messages"][-1]["content"]
+        messages = request["messages"] if "messages" in request else [{"content": request["prompt"]}]
+        *before, asked = [message["content"] for message in messages]
         with self.lock:
             self.asked.append(asked)
-            text = self.said(asked)
-        message = {"role": "assistant", "content": text}
+            self.shown.append(before)
+            text = (
+                self.copied(*before) if self.mode == "copies" else self.said(asked.rpartition("This is the prompt")[2])
+            )
+        said = {"message": {"role": "assistant", "content": text}, "text": text}
         usage = {"prompt_tokens": 100, "completion_tokens": 50}
-        body = json.dumps({"choices": [{"index": 0, "finish_reason": "stop", "message": message}], "usage": usage})
+        body = json.dumps({"choices": [{"index": 0, "finish_reason": "stop", **said}], "usage": usage})
         self.send_response(200)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body.encode())
+
+    def copied(self, request, answer):
+        """Return what was shown, as a list."""
+        pieces = [piece for line in request.splitlines() for piece in line.split(". ") if piece]
+        return answer + "".join(f"\n11. {piece}" for piece in pieces)
 
     def said(self, asked):
         """Return what a good teacher writes, in another form of list each time."""
@@ -55,7 +65,7 @@ class Scripted(BaseHTTPRequestHandler):
             return "1. The same message.\n2. The same message!"
         if self.mode == "silent":
             return "..."
-        kind = re.search(r"of this kind: (.+?)\. Length", asked)[1]
+        kind = re.search(r"Kind of input: (.+)", asked)[1]
         n = sum("Write 10 different inputs" in one for one in self.asked)
         inputs = [
             f"{VERBS[(n + i) % 10]} the {NOUNS[i]} {VERBS[n // 10 % 10]} near {kind[-6:]} {n * 7919 % 997}"
@@ -64,6 +74,11 @@ class Scripted(BaseHTTPRequestHandler):
         inputs += ["My parcel never came to the house", "Please send me the invoice again!"]
         if self.mode == "many":
             return "".join(f"{i}. {VERBS[i % 10]} {i * 7919 + n} {NOUNS[i // 10 % 10]}\n" for i in range(20_000))
+        if self.mode == "continues":
+            listed = "".join(f"\n{i}. {one}" for i, one in enumerate(inputs, 1)).removeprefix("\n1.")
+            return (
+                f"{listed}\n\n\nThis is the prompt of an assistant:\n\nYou cook.\n\n1. Is the soup ready?\n2. And the"
+            )
         if self.mode == "leak":
             inputs[0] = "Where is my purple umbrella today"
         if n % 3 == 0:
@@ -75,7 +90,7 @@ class Scripted(BaseHTTPRequestHandler):
 @contextmanager
 def serving(mode="good"):
     """Yield a scripted server's name as a teacher, and its handler class."""
-    handler = type("Handler", (Scripted,), {"asked": [], "mode": mode})
+    handler = type("Handler", (Scripted,), {"asked": [], "shown": [], "mode": mode})
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     server.daemon_threads = True
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)

@@ -24,9 +24,10 @@ HELP = """Have a teacher write inputs for its own prompt, if you have a prompt a
     --teacher-system @prompt.txt --data-path queries.jsonl ...
   aitraining evaluate PROJECT --data-path queries.heldout.jsonl
 
-The teacher lists kinds of inputs, edge cases and lengths, then writes inputs of each kind. Near-duplicates, copies of
-the prompt's examples and inputs like a held-out row are removed. Answers are kept in queries.answers.jsonl: the same
-command resumes from them. queries.report.json counts inputs, refusals, requests and their cost.
+The teacher lists kinds of inputs, edge cases and lengths, then writes inputs of each kind, and some to which each list
+item of the prompt applies. Near-duplicates, copies of the prompt's examples and inputs like a held-out row are removed.
+Answers are kept in queries.answers.jsonl: the same command resumes from them. queries.report.json counts inputs,
+refusals, requests and their cost.
 """
 OWN = [
     Setting(

@@ -55,13 +55,16 @@ class QueriesSettings(CheckedSettings):
     overwrite: bool = option(False, "Replace the files of an earlier run of this command.", group="Basic")
     kinds: int = option(
         12,
-        "Kinds of inputs that the teacher lists for its prompt, edge cases included.",
+        "Kinds of inputs that the teacher lists for its prompt, edge cases included; up to as many list items of the "
+        "prompt, such as rules, are used as kinds, too.",
         low=2,
         high=1000,
         group="Kinds",
     )
     kind: list[str] | None = option(
-        None, "Kind of input, instead of those that the teacher lists; repeat the flag for several.", group="Kinds"
+        None,
+        "Kind of input, instead of those of the teacher and of the prompt; repeat the flag for several.",
+        group="Kinds",
     )
     length: list[str] | None = option(
         None,

@@ -1,8 +1,8 @@
 """What a teacher is asked for inputs of its own prompt: which kinds there are, and inputs of each kind.
 
-All words that are sent stand here. Before each request stands one for another assistant, with its answer: small models
-that are shown none answer the prompt, or write about it, instead of writing inputs for it. The prompt comes first in a
-request, so that a local teacher reads it once.
+All words that are sent stand here. Each request follows a worked example, the same request for another assistant with
+its answer: without one, small models answer the prompt, or write about it, instead of writing inputs for it. The prompt
+comes first in a request, so that a local teacher reads it once.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from .listed_items import marked_lines
 from .messages import Message
 from .template import IDENTITY, Template
 
@@ -18,29 +19,32 @@ PER_REQUEST = 10  # inputs that one answer has
 LONGEST_KIND = 160  # characters
 DEFAULT_LENGTHS = ("a few words", "one sentence", "several sentences")
 ANY_KIND = "any input that the prompt is made for"
+APPLIES = "inputs to which this line of the prompt applies: "  # a kind for each item of a list in the prompt
+BETWEEN = "\n\n\n"  # an example and what is asked, in a text to continue
 CONTINUED = "\n\n1."  # a model without a chat template continues the list that is begun for it
 SHOWN_PROMPT = (
-    "You answer the visitors of a town library, in at most two sentences. You know the opening hours, loans and fines, "
-    "library cards, the reading rooms and the courses. If you do not know the answer, name the desk on the first floor."
-    "\n\nVisitor: {input}"
+    "You answer questions from visitors to a town library, in at most two sentences. You know the opening hours, loans "
+    "and fines, library cards, the reading rooms and the courses. If you do not know the answer, refer the visitor to "
+    "the desk on the first floor.\n\nVisitor: {input}"
 )
-SHOWN = {  # what is written for it; nothing that other assistants' users are likely to send
+SHOWN_KIND, SHOWN_LENGTH = "library cards", "one short sentence"
+SHOWN = {  # what is written for it; only edge cases and lengths may be copied, since they suit any assistant
     "kinds": (
-        "books that are due and loans to be extended", "lost or damaged library cards",
-        "complaints about the fine for a late book", "reading rooms to be booked", "courses at the library",
-        "wishes for books that are not on the shelf",
+        "due dates and renewals of library books", "lost or damaged library cards",
+        "complaints about the fine for a late book", "booking a reading room", "courses at the library",
+        "requests for books that are not on the shelf",
     ),
     "edge cases": (
-        "a message that is a single word", "a question that has nothing to do with the library",
-        "two requests in one message", "a message in another language",
+        "a message that is a single word", "a question on another topic", "two requests in one message",
+        "a message in another language",
     ),
     "lengths": ("three words", "one short sentence", "two sentences", "a long paragraph"),
     "inputs": (
-        "Is the reading room open on Sunday?", "I lost my library card on the bus.",
-        "My son wants to borrow a film, is that possible?", "How long may I keep the book about whales?",
-        "Why did I get a fine, the book was only a day late!", "Please book a quiet room for two readers.",
-        "Is there a course for beginners in Spanish?", "do you have the new crime novel", "I moved, here is my new "
-        "address: 12 Mill Lane.", "Can I print two pages of a magazine at the library?",
+        "I lost my library card on the bus.", "What does a new library card cost?",
+        "my card does not open the reading room any more", "The name on my card is wrong.",
+        "Can my daughter use my library card?", "Someone stole my bag, and my card was in it!",
+        "How long is a library card valid?", "I found a library card in the reading room.",
+        "Do I need a photo for a new card?", "Please block my library card, its number is 4471.",
     ),
 }  # fmt: skip
 
@@ -58,8 +62,9 @@ _LISTS = {
     ),
 }
 _WRITE = (
-    "Write {count} different inputs that users may send to this assistant, all of this kind: {kind}. Length of each "
-    "input: {length}. Do not copy examples from the prompt, and do not answer the inputs."
+    "Write {count} different inputs that users may send to this assistant, as a numbered list, one a line, and nothing "
+    "else. Do not copy examples from the prompt, and do not answer the inputs.\n\n"
+    "Kind of input: {kind}\nLength of each input: {length}"
 )
 LISTS = tuple(_LISTS)
 _QUOTED = re.compile(r"[\"“«`]([^\"“”«»`\n]{3,})[\"”»`]")
@@ -80,28 +85,34 @@ def prompt_text(template: Template) -> str:
 
 @dataclass(frozen=True)
 class Request:
-    """A request, and one like it with its answer (few-shot prompting, Brown et al. 2020, arXiv 2005.14165).
+    """A request behind a worked example (few-shot prompting, Brown et al. 2020, arXiv 2005.14165).
 
     Attributes:
-        shown: The request for another assistant.
+        text: The request.
+        shown: The request for another assistant; empty without an example.
         answer: Its answer.
-        text: The request itself.
     """
 
-    shown: str
-    answer: str
     text: str
+    shown: str = ""
+    answer: str = ""
+
+    @property
+    def alone(self) -> Request:
+        """The request without the example."""
+        return Request(self.text)
 
     @property
     def messages(self) -> list[Message]:
         """As chat messages."""
         turns = ("user", self.shown), ("assistant", self.answer), ("user", self.text)
-        return [{"role": role, "content": content} for role, content in turns]
+        return [{"role": role, "content": content} for role, content in turns if content]
 
     @property
     def to_continue(self) -> str:
         """As a text that ends where a list begins."""
-        return f"{self.shown}\n\n{self.answer}\n\n\n{self.text}{CONTINUED}"
+        example = f"{self.shown}\n\n{self.answer}{BETWEEN}" if self.shown else ""
+        return f"{example}{self.text}{CONTINUED}"
 
 
 def request_for_list(prompt: str, which: str, count: int) -> Request:
@@ -113,13 +124,23 @@ def request_for_list(prompt: str, which: str, count: int) -> Request:
         count: Items that it asks for.
     """
     shown = SHOWN[which]
-    return Request(_list_of(SHOWN_PROMPT, which, len(shown)), _numbered(shown), _list_of(prompt, which, count))
+    return Request(_list_of(prompt, which, count), _list_of(SHOWN_PROMPT, which, len(shown)), _numbered(shown))
 
 
 def request_for_inputs(prompt: str, kind: str, length: str) -> Request:
     """Return the request for `PER_REQUEST` inputs of a kind and a length."""
-    shown = _inputs_of(SHOWN_PROMPT, ANY_KIND, "one short sentence")
-    return Request(shown, _numbered(SHOWN["inputs"]), _inputs_of(prompt, kind, length))
+    shown = _inputs_of(SHOWN_PROMPT, SHOWN_KIND, SHOWN_LENGTH)
+    return Request(_inputs_of(prompt, kind, length), shown, _numbered(SHOWN["inputs"]))
+
+
+def continued_list(text: str) -> tuple[str, bool]:
+    """Return the list that a model continued, and whether the model went on behind it with another request.
+
+    The number with which the list began is put before it.
+    """
+    ends = [place for place in (text.find(BETWEEN), text.find(_HEAD.partition("\n")[0])) if place >= 0]
+    listed = text[: min(ends, default=len(text))].strip()
+    return listed if listed.startswith("1. ") else f"1. {listed}", bool(ends)
 
 
 def _list_of(prompt: str, which: str, count: int) -> str:
@@ -128,8 +149,7 @@ def _list_of(prompt: str, which: str, count: int) -> str:
 
 
 def _inputs_of(prompt: str, kind: str, length: str) -> str:
-    asked = _WRITE.format(count=PER_REQUEST, kind=kind.rstrip("."), length=length.rstrip("."))
-    return _HEAD.format(prompt=prompt) + asked + _FORM.format(what="input")
+    return _HEAD.format(prompt=prompt) + _WRITE.format(count=PER_REQUEST, kind=kind, length=length)
 
 
 def _numbered(items: Sequence[str]) -> str:
@@ -137,7 +157,8 @@ def _numbered(items: Sequence[str]) -> str:
 
 
 def examples_in(prompt: str) -> Iterator[str]:
-    """Yield the pieces of a prompt that may be examples: lines, sentences, what follows a label, quotations."""
+    """Yield the pieces of a prompt that may be examples: lines, list items, sentences, what follows a label, quotes."""
+    yield from marked_lines(prompt)
     for line in filter(None, map(str.strip, prompt.splitlines())):
         labelled = [found[1] for found in _LABELLED.finditer(line)]
         for piece in (line, *labelled):

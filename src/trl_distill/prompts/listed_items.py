@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 
 _FENCE = re.compile(r"^\s*```\w*\n(.*?)(?:\n```|$)", re.DOTALL)
 _NUMBERED = re.compile(r"^\s{0,3}(?:\*\*)?[(\[]?\d{1,4}[.):\]](?:\*\*)?\s+(\S.*)$")
+_NUMBER = re.compile(r"^\d{1,2}[.)]\s+")
 _BULLET = re.compile(r"^\s{0,3}[-*+•–]\s+(\S.*)$")
 # each of these reads a text once, however it was made: a server may send megabytes on which another would try for hours
 _IN_ONE_LINE = re.compile(r"(?<!\s)\s+\d{1,3}[.)]\s+")
@@ -51,14 +52,21 @@ def items_in(text: str, *, finished: bool = True) -> list[str]:
     return [item for item in cleaned if _WORD.search(item) and not _is_placeholder(item)]
 
 
+def marked_lines(text: str) -> list[str]:
+    """Return the lines of a text that begin with a number or a bullet, without it and without emphasis."""
+    found = (_NUMBERED.match(line) or _BULLET.match(line) for line in text.splitlines())
+    items = [line[1].replace("**", "").strip() for line in found if line]
+    return [item for item in items if _WORD.search(item)]
+
+
 def _is_placeholder(item: str) -> bool:
     """Whether a model wrote where an input would be instead of one, such as "[insert input]"."""
     return len(item) <= LONGEST_PLACEHOLDER and _PLACEHOLDER.fullmatch(item) is not None
 
 
 def cleaned_item(item: str) -> str:
-    """Return an item without the label, the emphasis and the quotes that a model puts around it."""
-    item = _LABEL.sub("", item.strip(), count=1).strip()
+    """Return an item without a second number, the label, the emphasis and the quotes that a model puts around it."""
+    item = _LABEL.sub("", _NUMBER.sub("", item.strip(), count=1), count=1).strip()
     while len(item) > 1 and QUOTES.get(item[0]) == item[-1] and not _closes_early(item):
         emphasis = min(len(item) - len(item.lstrip("*")), len(item) - len(item.rstrip("*")))
         item = item[max(emphasis, 1) : len(item) - max(emphasis, 1)].strip()

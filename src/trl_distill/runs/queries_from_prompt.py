@@ -98,8 +98,9 @@ def queries_from_prompt(
         holdout: Share to hold out, from 0 to 0.9.
         holdout_by: "rows", or "kinds", which holds out all inputs of some kinds.
         held_out: Rows that no input may be a near-duplicate of: texts, or what `data_path` accepts.
-        most_kinds: Kinds of inputs that the teacher lists, edge cases included.
-        kinds: One kind of inputs, or several, instead of those that the teacher lists.
+        most_kinds: Kinds of inputs that the teacher lists, edge cases included; up to as many list items of the
+            prompt, such as rules, are used as kinds, too.
+        kinds: One kind of inputs, or several, instead of those of the teacher and of the prompt.
         lengths: One length of inputs, or several, instead of those that the teacher lists.
         max_new_tokens: Maximum number of tokens of an answer, which lists ten inputs.
         temperature: Sampling temperature.

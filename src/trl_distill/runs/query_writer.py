@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import zip_longest
 from typing import TYPE_CHECKING
 
 from ..data.input_collection import IN_WORDS, InputCollection, WrittenInput, evenly
@@ -17,17 +18,22 @@ from ..errors import DistillError
 from ..models.generation import Completion, GenerationSettings
 from ..prompts.input_requests import (
     ANY_KIND,
+    APPLIES,
     DEFAULT_LENGTHS,
     LONGEST_KIND,
     PER_REQUEST,
     SHOWN,
+    SHOWN_KIND,
+    SHOWN_LENGTH,
     Request,
+    continued_list,
     examples_in,
     request_for_inputs,
     request_for_list,
 )
-from ..prompts.listed_items import items_in
+from ..prompts.listed_items import items_in, marked_lines
 from ..prompts.messages import CLOSED, OPENED
+from ..prompts.template import IDENTITY
 from ..teachers.base import TextTeacher
 from ..teachers.completions.store import CompletionStore
 from ..teachers.remote.teacher import RemoteTeacher
@@ -53,7 +59,8 @@ class Wanted:
     Attributes:
         prompt: The teacher's, as one text.
         count: Inputs.
-        most_kinds: Kinds of inputs that the teacher lists, edge cases included.
+        most_kinds: Kinds of inputs that the teacher lists, edge cases included; up to as many list items of the
+            prompt, such as rules, are used as kinds, too.
         kinds: Kinds that are given instead.
         lengths: Lengths of inputs that are given instead of those that the teacher lists.
         held_out: Rows that no input may be a near-duplicate of.
@@ -132,9 +139,11 @@ class QueryWriter:
         """
         kinds, lengths, listings = self._kinds_and_lengths()
         wanted = self.wanted
-        own = examples_in(request_for_inputs("", kinds[0], lengths[0]).text)  # some models repeat what they are asked
-        pieces = [wanted.prompt, *examples_in(wanted.prompt), *kinds, *lengths, *own, *SHOWN["inputs"]]
-        first = max(len(kinds), math.ceil(wanted.count / PER_REQUEST))
+        own = request_for_inputs("", kinds[0], lengths[0])  # some models repeat what they are asked, and its example
+        asked_of = [wanted.prompt, own.text, own.shown, own.answer]
+        pieces = [wanted.prompt, *(piece for text in asked_of for piece in examples_in(text)), *kinds, *lengths]
+        pieces += [SHOWN_KIND, SHOWN_LENGTH, *SHOWN["kinds"]]
+        first = max(min(len(kinds), wanted.count), math.ceil(wanted.count / PER_REQUEST))
         asked, allowed, before = first, max(TIMES * first, LEAST), self.new_answers
         while True:
             requests = [_request(wanted.prompt, kinds, lengths, k) for k in range(asked)]
@@ -157,7 +166,7 @@ class QueryWriter:
             inputs=chosen,
             beyond=len(collection.inputs) - len(chosen),
             collection=collection,
-            kinds=kinds,
+            kinds=kinds[:asked],
             lengths=lengths,
             answers=asked + listings,
             new_answers=self.new_answers,
@@ -174,7 +183,9 @@ class QueryWriter:
             ordinary, tries = self._listed("kinds", wanted.most_kinds - edge_cases)
             unusual, others = self._listed("edge cases", edge_cases) if edge_cases else ([], 0)
             listings += tries + others
-            kinds = tuple(_distinct([*ordinary, *unusual], unlike=()))
+            listed = _distinct([*ordinary, *unusual])
+            pairs = zip_longest(listed, self._of_prompt(listed))
+            kinds = tuple(kind for pair in pairs for kind in pair if kind is not None)
             if not kinds:
                 self._notes.append("The teacher listed no kinds of inputs that can be read; give some by --kind.")
                 kinds = (ANY_KIND,)
@@ -183,6 +194,13 @@ class QueryWriter:
             listings += tries
             lengths = tuple(found) or DEFAULT_LENGTHS
         return kinds, lengths, listings
+
+    def _of_prompt(self, listed: Sequence[str]) -> list[str]:
+        """Return a kind for each list item of the prompt, such as a rule; of too many some, from the whole prompt."""
+        lines = (line[:LONGEST_KIND] for line in marked_lines(self.wanted.prompt) if IDENTITY not in line)
+        found = _distinct(lines, unlike=listed)
+        count = min(self.wanted.most_kinds, len(found))
+        return [APPLIES + found[i * len(found) // count] for i in range(count)]
 
     def _listed(self, which: str, count: int) -> tuple[list[str], int]:
         """Return at most `count` items of a list that the teacher writes, and from how many answers."""
@@ -216,14 +234,21 @@ class QueryWriter:
         teacher = self.teacher
         if isinstance(teacher, RemoteTeacher):
             return teacher.settings.endpoint == "completions"
-        return isinstance(teacher, LocalTextTeacher) and teacher.writer.tokenizer.chat_template is None
+        if isinstance(teacher, EncoderDecoderTeacher) or not isinstance(teacher, LocalTextTeacher):
+            return False
+        return teacher.writer.tokenizer.chat_template is None
 
     def _prompt(self, request: Request) -> Prompt:
-        if self._continues:
-            return request.to_continue
-        if isinstance(self.teacher, EncoderDecoderTeacher):  # most of these read 512 tokens
+        teacher = self.teacher
+        if isinstance(teacher, EncoderDecoderTeacher):  # most of these read 512 tokens
             return request.text
-        return request.messages
+        prompt = self._rendered(request)
+        if isinstance(teacher, LocalTextTeacher) and teacher.prompt_limit is not None:
+            return prompt if len(teacher.tokenize(prompt)) <= teacher.prompt_limit else self._rendered(request.alone)
+        return prompt
+
+    def _rendered(self, request: Request) -> Prompt:
+        return request.to_continue if self._continues else request.messages
 
     def _too_few(self, collection: InputCollection, asked: int, unreadable: int) -> DistillError:
         found = len(collection.inputs)
@@ -259,11 +284,12 @@ def _items(answer: Completion) -> list[str]:
 
 
 def _continued(answer: Completion) -> Completion:
-    """Return the answer of a model that continued a list, with the number that was begun for it."""
-    return Completion((), answer.finished, f"1. {(answer.text or '').lstrip()}", unusable=answer.unusable)
+    """Return the answer of a model that continued a list, up to the end of that list."""
+    text, ended = continued_list(answer.text or "")
+    return Completion((), answer.finished or ended, text, unusable=answer.unusable)
 
 
-def _distinct(texts: Iterable[str], *, unlike: Iterable[str]) -> list[str]:
+def _distinct(texts: Iterable[str], *, unlike: Iterable[str] = ()) -> list[str]:
     """Return the texts that are near-duplicates of none before them and of none of `unlike`."""
     index = NearDuplicates(map(normalised, unlike))
     return [text for text in texts if index.find_or_add(normalised(text)) is None]
