@@ -217,7 +217,8 @@ def test_whole_kinds_can_be_held_out(place):
         kinds = [{row["kind"] for row in read(place / name)} for name in ("queries.jsonl", "queries.heldout.jsonl")]
         assert [len(found) for found in kinds] == [3, 1]
         assert not kinds[0] & kinds[1]
-        one = command(teacher, "--holdout-by", "kinds", "--kind", "praise", "--output", "one.jsonl", count=8)
+    with serving("single") as (teacher, _):
+        one = command(teacher, "--holdout-by", "kinds", "--output", "one.jsonl", count=8)
     assert one.exit_code == 1, one.output
     assert "are of the same kind" in sentence(one)
 
@@ -235,8 +236,6 @@ def test_a_teacher_that_writes_too_few_distinct_inputs_ends_with_one_sentence(pl
             assert command(teacher, "--holdout", 0, count=1).exit_code == 0
             assert len(server.asked) == asked
             assert [row["text"] for row in read(place / "queries.jsonl")] == ["The same message."]
-            alone = command(teacher, "--overwrite", count=1)
-            assert "--holdout is 0.1, which leaves none of 1 inputs to train on" in sentence(alone)
 
 
 def test_the_embedded_model_writes_inputs_through_the_command_and_resumes(place):
@@ -325,6 +324,12 @@ REFUSED = {
     "queries --teacher embedded --teacher-system hi --output a.txt": "does not end in .jsonl",
     "queries --teacher embedded --teacher-system hi --output a.jsonl --count 0": "--count is 0; expected a whole",
     "queries --teacher embedded --teacher-system hi --output a.jsonl --holdout 2": "expected a share above 0",
+    "queries --teacher embedded --teacher-system hi --output a.jsonl --count 1": (
+        "--holdout is 0.1, which leaves none of 1 input to train on"
+    ),
+    "queries --teacher embedded --teacher-system hi --output a.jsonl --holdout-by kinds --kind odes": (
+        "--holdout-by is 'kinds', and 'odes' is the only kind"
+    ),
     "queries --teacher embedded --teacher-system hi --output a.jsonl --holdout no.jsonl": "no such file or folder",
     "queries --teacher embedded --teacher-prompt-template {input}:{x} --output a.jsonl": "has the field {x}",
     "queries --teacher embedded --teacher-system hi --output a.jsonl --text-column kind": "--text-column is 'kind'",

@@ -52,6 +52,8 @@ class Scripted(BaseHTTPRequestHandler):
     def said(self, asked):
         """Return what a good teacher writes, in another form of list each time."""
         listed = re.search(r"List (\d+) (different kinds|kinds of unusual)", asked)
+        if listed and self.mode == "single":
+            return "- praise"
         if listed and listed[2] == "different kinds":
             kinds = (*KINDS[:3], *MORE)[: int(listed[1])]
             return "Here are some kinds:\n\n" + "".join(f"{i}. **{kind}**\n" for i, kind in enumerate(kinds, 1))

@@ -73,14 +73,22 @@ def share_held_out(settings: QueriesSettings) -> float | None:
     """Return the share of inputs to hold out, 0 for none; None if the setting names rows.
 
     Raises:
-        ParamsError: A number that is no share.
+        ParamsError: A number that is no share, or one that leaves nothing to train on.
     """
     try:
         if settings.holdout is None or number_in(settings.holdout) == 0:
             return 0.0
     except ValueError:
         pass
-    return share_of(settings.holdout)
+    share = share_of(settings.holdout)
+    if share and settings.holdout_by == "kinds" and settings.kind is not None and len(set(settings.kind)) == 1:
+        raise ParamsError(
+            f"holdout_by is 'kinds', and {settings.kind[0]!r} is the only kind; give another --kind, --holdout-by "
+            "rows, or --holdout 0."
+        )
+    if share and settings.count == 1:
+        raise ParamsError(f"holdout is {share:g}, which leaves none of 1 input to train on; give --holdout 0.")
+    return share
 
 
 def held_out_inputs(rows: object, params: LLMTrainingParams) -> HeldOut | None:
