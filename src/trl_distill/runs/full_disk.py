@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 from ..config.setting_names import name_settings
@@ -24,8 +24,7 @@ RESUME = "run the same again and add --resume to continue"
 AGAIN = "run the same command again to continue"
 
 
-@contextmanager
-def explaining_full_disk(folder: Path, *, again: str = AGAIN) -> Iterator[None]:
+def explaining_full_disk(folder: Path, *, again: str = AGAIN) -> AbstractContextManager[None]:
     """Turn the error of a full disk into a sentence, and delete what was written in part.
 
     Args:
@@ -35,22 +34,18 @@ def explaining_full_disk(folder: Path, *, again: str = AGAIN) -> Iterator[None]:
     Raises:
         DistillError: It names the file, and what is kept.
     """
-    try:
-        yield
-    except Exception as error:
-        reason = why_not_written(error)
-        if reason is None:
-            raise
+
+    def found(error: Exception) -> tuple[Path, str]:
         file = file_not_written(error) or _newest(folder)
         if is_main_rank():
             _discard_partial(folder)
         kept = _kept(folder)
-        what = f"kept in {str(folder)!r}: {', '.join(kept)}" if kept else "nothing had to be kept"
-        raise _not_written(reason, file, f"{what}; make room, then {name_settings(again)}") from error
+        return file, f"kept in {str(folder)!r}: {', '.join(kept)}; " if kept else "nothing had to be kept; "
+
+    return _explaining(found, again)
 
 
-@contextmanager
-def explaining_full_disk_of(file: Path, *, again: str = AGAIN) -> Iterator[None]:
+def explaining_full_disk_of(file: Path, *, again: str = AGAIN) -> AbstractContextManager[None]:
     """Turn the error of a full disk into a sentence, for one file: it is replaced as a whole, or keeps its lines.
 
     Args:
@@ -60,18 +55,23 @@ def explaining_full_disk_of(file: Path, *, again: str = AGAIN) -> Iterator[None]
     Raises:
         DistillError: It names the file.
     """
+    return _explaining(lambda _: (file, ""), again)
+
+
+@contextmanager
+def _explaining(found: Callable[[Exception], tuple[Path, str]], again: str) -> Iterator[None]:
+    """Raise the sentence of a full disk; `found` returns the file, and what is said of others."""
     try:
         yield
     except Exception as error:
         reason = why_not_written(error)
         if reason is None:
             raise
-        raise _not_written(reason, file, f"make room, then {again}") from error
-
-
-def _not_written(reason: str, file: Path, rest: str) -> DistillError:
-    free = size_text(free_bytes(file))
-    return DistillError(f"{reason}: {str(file)!r} could not be written, with {free} free there now; {rest}.")
+        file, others = found(error)
+        raise DistillError(
+            f"{reason}: {str(file)!r} could not be written, with {size_text(free_bytes(file))} free there now; "
+            f"{others}make room, then {name_settings(again)}."
+        ) from error
 
 
 def _partial(folder: Path) -> list[Path]:
