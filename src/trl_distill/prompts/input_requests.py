@@ -143,6 +143,13 @@ def continued_list(text: str) -> tuple[str, bool]:
     return listed if listed.startswith("1. ") else f"1. {listed}", bool(ends)
 
 
+def pieces_of(request: Request) -> Iterator[str]:
+    """Yield the pieces of a request and of its example, which some models repeat; see `examples_in`."""
+    for text in (request.text, request.shown, request.answer):
+        yield from examples_in(text)
+    yield from SHOWN["kinds"]
+
+
 def _list_of(prompt: str, which: str, count: int) -> str:
     what = "length" if which == "lengths" else "kind"
     return _HEAD.format(prompt=prompt) + _LISTS[which].format(count=count) + _FORM.format(what=what)

@@ -23,11 +23,10 @@ from ..prompts.input_requests import (
     LONGEST_KIND,
     PER_REQUEST,
     SHOWN,
-    SHOWN_KIND,
-    SHOWN_LENGTH,
     Request,
     continued_list,
     examples_in,
+    pieces_of,
     request_for_inputs,
     request_for_list,
 )
@@ -139,10 +138,8 @@ class QueryWriter:
         """
         kinds, lengths, listings = self._kinds_and_lengths()
         wanted = self.wanted
-        own = request_for_inputs("", kinds[0], lengths[0])  # some models repeat what they are asked, and its example
-        asked_of = [wanted.prompt, own.text, own.shown, own.answer]
-        pieces = [wanted.prompt, *(piece for text in asked_of for piece in examples_in(text)), *kinds, *lengths]
-        pieces += [SHOWN_KIND, SHOWN_LENGTH, *SHOWN["kinds"]]
+        own = pieces_of(request_for_inputs("", kinds[0], lengths[0]))
+        pieces = [wanted.prompt, *examples_in(wanted.prompt), *own, *kinds, *lengths]
         first = max(min(len(kinds), wanted.count), math.ceil(wanted.count / PER_REQUEST))
         asked, allowed, before = first, max(TIMES * first, LEAST), self.new_answers
         while True:
