@@ -327,6 +327,9 @@ REFUSED = {
     "queries --teacher embedded --teacher-system hi --output a.jsonl --count 1": (
         "--holdout is 0.1, which leaves none of 1 input to train on"
     ),
+    "queries --teacher embedded --teacher-system hi --output a.jsonl --count 4 --holdout 0.9": (
+        "--holdout is 0.9, which leaves none of 4 inputs to train on"
+    ),
     "queries --teacher embedded --teacher-system hi --output a.jsonl --holdout-by kinds --kind odes": (
         "--holdout-by is 'kinds', and 'odes' is the only kind"
     ),

@@ -56,3 +56,8 @@ class DataSettings(CheckedSettings):
 
 
 DATA_FIELDS = {spec.name: spec for spec in fields(DataSettings)}
+
+
+def held_out_of(rows: int, share: float) -> int:
+    """Return how many of so many rows a share holds out: at least one."""
+    return max(1, round(share * rows))

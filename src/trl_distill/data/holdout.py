@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from ..config.data_settings import held_out_of
 from ..errors import DataError
 from .file_readers import PLACE
 from .loading import places_of
@@ -74,8 +75,7 @@ def hold_out(
 
 def sampled(texts: Mapping[int, str], share: float, *, seed: int) -> set[int]:
     """Return the indices of the rows to hold out: a share, at least one row."""
-    count = max(1, round(share * len(texts)))
-    return set(sorted(texts, key=lambda i: draw(seed, texts[i], i))[:count])
+    return set(sorted(texts, key=lambda i: draw(seed, texts[i], i))[: held_out_of(len(texts), share)])
 
 
 def draw(seed: object, text: str, place: int) -> tuple[str, int]:

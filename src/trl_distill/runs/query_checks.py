@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from ..config.data_settings import held_out_of
 from ..config.fields import number_in
 from ..config.queries_settings import QueriesSettings
 from ..config.training_params import OWN_TEACHERS, LLMTrainingParams
@@ -86,8 +87,10 @@ def share_held_out(settings: QueriesSettings) -> float | None:
             f"holdout_by is 'kinds', and {settings.kind[0]!r} is the only kind; give another --kind, --holdout-by "
             "rows, or --holdout 0."
         )
-    if share and settings.count == 1:
-        raise ParamsError(f"holdout is {share:g}, which leaves none of 1 input to train on; give --holdout 0.")
+    count = settings.count
+    if share and held_out_of(count, share) == count:
+        inputs = "1 input" if count == 1 else f"{count} inputs"
+        raise ParamsError(f"holdout is {share:g}, which leaves none of {inputs} to train on; lower it, or give 0.")
     return share
 
 
