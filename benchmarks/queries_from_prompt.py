@@ -41,7 +41,6 @@ ACTS = (
     "boil an egg", "learn the guitar", "paint a fence", "fix a bicycle", "write a poem", "sleep better",
     "catch a fish", "save money",
 )  # fmt: skip
-T_95 = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78, 6: 2.57, 8: 2.36, 10: 2.26}  # of Student's t, by the number of seeds
 Result = dict[str, Any]  # one seed's
 
 
@@ -123,8 +122,10 @@ def print_table(found: list[Result], *, json_too: bool) -> None:
     print(machine("torch", "transformers", "trl", "peft"))
     print(table(["seed", "gap closed, given inputs", "written inputs", "difference"], rows))
     if len(differences) > 1:
+        from scipy.stats import t as student_t
+
         mean, spread = statistics.mean(differences), statistics.stdev(differences)
-        half = T_95[len(differences)] * spread / len(differences) ** 0.5
+        half = float(student_t.ppf(0.975, len(differences) - 1)) * spread / len(differences) ** 0.5
         print(f"\ndifference {mean:+.2f}, 95 % interval {mean - half:+.2f} to {mean + half:+.2f}, {len(rows)} seeds")
         if json_too:
             print_json({"difference": mean, "low": mean - half, "high": mean + half})
