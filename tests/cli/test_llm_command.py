@@ -12,6 +12,7 @@ from guide import COMMANDS
 
 from trl_distill.cli.evaluate_command import evaluate
 from trl_distill.cli.llm_command import HELP, llm, params_from_command
+from trl_distill.cli.queries_command import queries
 from trl_distill.cli.teach_command import teach
 from trl_distill.config.setting_names import flag_of
 from trl_distill.config.training_params import ALIASES, FIELDS, LLMTrainingParams
@@ -199,13 +200,14 @@ def test_help_shows_the_twenty_flags_that_matter():
     assert len(everything) > 4 * len(shown)
 
 
-@pytest.mark.parametrize("command", [teach, evaluate], ids=lambda command: command.name)
+@pytest.mark.parametrize("command", [teach, evaluate, queries], ids=lambda command: command.name)
 def test_long_commands_have_a_short_help_too(command):
     shown, everything = (
         CliRunner().invoke(command, [flag], terminal_width=100).output for flag in ("-h", "--help-all")
     )
     flags = set(re.findall(r"^  (--[a-z\[\]-]+)", shown, re.MULTILINE))
-    assert {"--output", "--teacher-model", "--data-path", "--teacher-prompt-template", "--help-all"} <= flags
+    assert {"--output", "--teacher-prompt-template", "--text-column", "--help-all"} <= flags
+    assert flags >= ({"--teacher", "--count"} if command is queries else {"--teacher-model", "--data-path"})
     assert "--teacher-max-cost" not in flags
     assert all(flag in everything for flag in {*flags, "--teacher-max-cost", "--chat-template-kwargs"})
     assert len(everything) > 2 * len(shown)

@@ -97,6 +97,14 @@ def test_what_a_teacher_copies_from_the_example_is_not_taken(place):
         assert "like a piece of the prompt or of the request" in sentence(done)
 
 
+def test_refusals_among_lists_are_no_inputs(place):
+    with serving("refuses") as (teacher, _):
+        done = command(teacher, "--holdout", 0)
+    assert done.exit_code == 0, done.output
+    assert all(row["text"].split()[0] in VERBS for row in read(place / "queries.jsonl"))
+    assert json.loads((place / "queries.report.json").read_text())["unreadable_answers"] > 1
+
+
 def test_items_of_lists_in_the_prompt_are_kinds(place):
     """As many as there are other kinds, from the whole prompt."""
     rules = "".join(f"- {noun}: Team {noun[0]}\n" for noun in NOUNS[:8])

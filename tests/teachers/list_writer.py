@@ -63,6 +63,8 @@ class Scripted(BaseHTTPRequestHandler):
             return "<think>\n1. very long\n</think>\n" + json.dumps(["three words", "one sentence"])
         if "Write 10 different inputs" not in asked:
             return "Billing"
+        if self.mode == "refuses" and len(self.asked) % 2:
+            return f"I'm sorry, but I can't help with request {len(self.asked) * 7919}.\n\nAsk me anything else."
         if self.mode == "same":
             return "1. The same message.\n2. The same message!"
         if self.mode == "silent":

@@ -27,8 +27,13 @@ HELP = """Have a teacher write inputs for its own prompt, if you have a prompt a
 The teacher lists kinds of inputs, edge cases and lengths, then writes inputs of each kind, and some to which each list
 item of the prompt applies. Near-duplicates, copies of the prompt's examples and inputs like a held-out row are removed.
 Answers are kept in queries.answers.jsonl: the same command resumes from them. queries.report.json counts inputs,
-refusals, requests and their cost.
+refusals, requests and their cost. These are the flags that most prompts need; --help-all shows all.
 """
+# what `--help` shows
+SHORT = (
+    *("teacher_model", "teacher_system", "teacher_prompt_template", "output", "count", "holdout", "chats", "overwrite"),
+    *("kinds", "kind", "length", "max_new_tokens", "temperature", "text_column", "teacher_max_requests"),
+)
 OWN = [
     Setting(
         ["teacher_model", "--teacher", "--teacher-model"],
@@ -86,4 +91,5 @@ queries = LLMCommand(
     help=HELP,
     short_help="Have a teacher write inputs for its own prompt.",
     context_settings=CONTEXT,
+    short=SHORT,
 )

@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from .listed_items import marked_lines
+from .listed_items import list_items, without_mark
 from .messages import Message
 from .template import IDENTITY, Template
 
@@ -67,9 +67,11 @@ _WRITE = (
     "Kind of input: {kind}\nLength of each input: {length}"
 )
 LISTS = tuple(_LISTS)
-_QUOTED = re.compile(r"[\"“«`]([^\"“”«»`\n]{3,})[\"”»`]")
+_QUOTED = re.compile(r"[\"“«`„「『]([^\"“”«»`„「」『』\n]{3,})[\"”»`“」』]")
 _LABELLED = re.compile(r"\b(?:inputs?|query|question|message|example|user|customer|q)\b[^:\n]{0,20}:\s*(\S.*)", re.I)
-_SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
+_AFTER_COLON = re.compile(r"[^:：]{1,40}[:：]\s*(\S.*)")  # a label in any language
+_SENTENCE_END = re.compile(r"(?<=[.!?؟।])\s+|(?<=[。！？])")
+_PARAGRAPH_END = re.compile(r"\n\s*\n")
 
 
 def prompt_text(template: Template) -> str:
@@ -165,10 +167,13 @@ def _numbered(items: Sequence[str]) -> str:
 
 def examples_in(prompt: str) -> Iterator[str]:
     """Yield the pieces of a prompt that may be examples: lines, list items, sentences, what follows a label, quotes."""
-    yield from marked_lines(prompt)
+    yield from list_items(prompt)
+    for paragraph in _PARAGRAPH_END.split(prompt):  # whose sentences may be wrapped
+        yield from _SENTENCE_END.split(" ".join(paragraph.split()))
     for line in filter(None, map(str.strip, prompt.splitlines())):
-        labelled = [found[1] for found in _LABELLED.finditer(line)]
-        for piece in (line, *labelled):
+        item = without_mark(line) or line
+        labelled = [found[1] for found in (*_LABELLED.finditer(line), _AFTER_COLON.match(item)) if found]
+        for piece in (line, item, *labelled):
             yield piece
             yield from _SENTENCE_END.split(piece)
     yield from _QUOTED.findall(prompt)

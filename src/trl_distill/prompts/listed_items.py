@@ -1,4 +1,4 @@
-"""The items of a list that a language model wrote: numbered, with bullets, as JSON, or a line each.
+"""The items of lists: what a language model wrote (numbered, with bullets, as JSON, or a line each), and a prompt's.
 
 Standard library only.
 """
@@ -7,12 +7,21 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
-_FENCE = re.compile(r"^\s*```\w*\n(.*?)(?:\n```|$)", re.DOTALL)
-_NUMBERED = re.compile(r"^\s{0,3}(?:\*\*)?[(\[]?\d{1,4}[.):\]](?:\*\*)?\s+(\S.*)$")
-_NUMBER = re.compile(r"^\d{1,2}[.)]\s+")
-_BULLET = re.compile(r"^\s{0,3}[-*+•–]\s+(\S.*)$")
+_FENCE = re.compile(r"^[^\S\n]*(```|~~~)[^\n]*\n(.*?)(?:\n[^\S\n]*\1|\Z)", re.DOTALL | re.MULTILINE)
+# "1. ", "(1) ", "**1.** ", "**1. all in bold**", "### 1. ", "1- ", "1、", "1.text", "①"
+_NUMBERED = re.compile(
+    r"\s{0,3}(?:#{1,6}\s+)?(?P<bold>\*\*)?"
+    r"(?:[(\[（]?(?P<number>\d{1,4})(?:[.):\]-](?P<bold_ends>\*\*)?\s+|[．、）]\s*|[.)](?=[^\s\d]))|(?P<circled>[①-⑳])\s*)"
+    r"(?P<text>\S.*)"
+)
+_OUTLINE = re.compile(r"(?:\(?[a-zA-Z]\)|\d{1,3}(?:\.\d{1,3})+[.):]?)\s+(\S.*)")  # of a prompt: "a) ", "2.1 "
+_NUMBER = re.compile(r"(\d{1,2})[.)]\s+(?=\S)")
+_BULLET = re.compile(r"\s{0,3}(?:[-*+•–—‣◦▪●]\s+|[•‣◦▪●])(\S.*)")
+_RULE = re.compile(r"\s*([-*_])\1\1+\s*")
 # each of these reads a text once, however it was made: a server may send megabytes on which another would try for hours
 _IN_ONE_LINE = re.compile(r"(?<!\s)\s+\d{1,3}[.)]\s+")
 _STRING = re.compile(r'"(?:[^"\\]|\\.)*+(?:"|\\?\Z)', re.DOTALL)  # the last may be cut
@@ -20,7 +29,7 @@ _JSON = re.compile(r"^[^\S\n]*[\[{]", re.MULTILINE)
 # what models write before an item: "Input 3:", "**User**:"
 _LABEL = re.compile(
     r"^\**(?:sample |example |user |customer )?(?:input|query|question|message|example|user|q)"
-    r"\s*+\d{0,3}\**+\s*+:\**\s*",
+    r"\s*+#?\d{0,3}\**+\s*+:\**\s*",
     re.IGNORECASE,
 )
 # what models write instead of an item: "[insert input]", "{input7}", "1. - <message>"
@@ -29,34 +38,85 @@ _PLACEHOLDER = re.compile(
 )
 LONGEST_PLACEHOLDER = 100  # characters, so that no text takes long to compare
 _WORD = re.compile(r"[^\W\d_]|\d+\D+\d|\d{2}")
-QUOTES = {'"': '"', "'": "'", "“": "”", "‘": "’", "«": "»", "`": "`", "*": "*"}
+QUOTES = {**dict(zip("\"'`*", "\"'`*", strict=True)), **dict(zip("“‘«„「『", "”’»“」』", strict=True))}
+LEAST_LINES = 3  # of a list without marks: one or two are a refusal, or an answer to the prompt
+LONGEST_HEAD = 60  # characters of an item with which those below it are read
 
 
-def items_in(text: str, *, finished: bool = True) -> list[str]:
+def items_in(text: str, *, finished: bool = True, least_lines: int = LEAST_LINES) -> list[str]:
     """Return the items of the list in a text, in their order; text around the list is not part of it.
 
-    An item may have several lines: those that follow it without a blank line. If there are neither numbers nor bullets
-    nor JSON, each line is an item, except those that end with a colon.
+    An item may have several lines: those that follow it without a blank line, and paragraphs before the next number. If
+    there are neither numbers nor bullets nor JSON, each line is an item, except those that end with a colon.
 
     Args:
         text: What the model wrote.
         finished: Whether it ended by itself; if not, the last item may be cut, and is left out.
+        least_lines: Fewer lines without marks are no list.
     """
-    fenced = _FENCE.match(text)
-    text = fenced[1] if fenced else text
+    fenced = _FENCE.search(text)
+    text = textwrap.dedent(fenced[2] if fenced and not _has_marks(text[: fenced.start()]) else text)
     found = _in_json(text)
     if found is None:
-        found = _in_lines(text)
+        found = _in_lines(text, least_lines)
         found = found if finished else found[:-1]
-    cleaned = (cleaned_item(item) for item in found)
+    cleaned = (cleaned_item(item) for item in _without_second_numbers(found))
     return [item for item in cleaned if _WORD.search(item) and not _is_placeholder(item)]
 
 
-def marked_lines(text: str) -> list[str]:
-    """Return the lines of a text that begin with a number or a bullet, without it and without emphasis."""
-    found = (_NUMBERED.match(line) or _BULLET.match(line) for line in text.splitlines())
-    items = [line[1].replace("**", "").strip() for line in found if line]
-    return [item for item in items if _WORD.search(item)]
+@dataclass
+class _Item:
+    """An item of a prompt's list: `under` is the item that it is indented below."""
+
+    text: str
+    indent: int
+    under: _Item | None
+    is_head: bool = False
+
+    @property
+    def whole(self) -> str:
+        """The item with those that it is below, if these end with a colon."""
+        return f"{self.under.whole} {self.text}" if self.under is not None and self.under.is_head else self.text
+
+
+def list_items(prompt: str) -> list[str]:
+    """Return the items of the lists in a prompt, each as one line, without marks and emphasis.
+
+    An item goes on in the lines below it, up to a blank one, that are indented more than its mark or begin with a
+    lower-case letter. If it is short and ends with a colon, each item indented below it begins with it instead:
+    "Refunds: after 30 days". Nothing in a code fence or a table is an item.
+    """
+    found: list[_Item] = []
+    last, goes_on, fence = None, False, ""
+    for line in prompt.expandtabs(4).splitlines():
+        words, indent = line.strip(), len(line) - len(line.lstrip())
+        text = None if fence else without_mark(words)
+        if words.startswith(fence or ("```", "~~~")):
+            fence, goes_on = "" if fence else words[:3], False
+        elif text is not None:
+            while last is not None and last.indent >= indent:
+                last = last.under
+            if last is not None:
+                last.is_head = last.text.endswith((":", "：")) and len(last.text) <= LONGEST_HEAD
+            last, goes_on = _Item(text, indent, last), True
+            found.append(last)
+        elif not fence and words and last is not None:
+            goes_on = goes_on and (indent > last.indent or words[0].islower()) and words[0] not in "|#"
+            if goes_on:
+                last.text += f" {words.replace('**', '')}"
+            elif indent <= last.indent:
+                last = None
+        else:
+            goes_on = False
+    return [item.whole for item in found if not item.is_head]
+
+
+def without_mark(line: str) -> str | None:
+    """Return the text of a line that begins with a number, a letter or a bullet, without emphasis; None of another."""
+    found = _numbered(line)
+    bullet = _BULLET.match(line) or _OUTLINE.match(line)
+    text = found[1] if found else bullet[1] if bullet else ""
+    return text.replace("**", "").strip() if _WORD.search(text) else None
 
 
 def _is_placeholder(item: str) -> bool:
@@ -65,8 +125,8 @@ def _is_placeholder(item: str) -> bool:
 
 
 def cleaned_item(item: str) -> str:
-    """Return an item without a second number, the label, the emphasis and the quotes that a model puts around it."""
-    item = _LABEL.sub("", _NUMBER.sub("", item.strip(), count=1), count=1).strip()
+    """Return an item without the label, the emphasis and the quotes that a model puts around it."""
+    item = _LABEL.sub("", item.strip(), count=1).strip()
     while len(item) > 1 and QUOTES.get(item[0]) == item[-1] and not _closes_early(item):
         emphasis = min(len(item) - len(item.lstrip("*")), len(item) - len(item.rstrip("*")))
         item = item[max(emphasis, 1) : len(item) - max(emphasis, 1)].strip()
@@ -84,7 +144,7 @@ def _in_json(text: str) -> list[str] | None:
     Of a list that was cut, those that are complete.
     """
     start = _JSON.search(text)
-    if start is None or any(map(_marked, text[: start.start()].splitlines())):
+    if start is None or _has_marks(text[: start.start()]):
         return None
     rest = text[text.index(start[0].strip(), start.start()) :]
     try:
@@ -102,10 +162,11 @@ def _in_json(text: str) -> list[str] | None:
 
 
 def _texts(value: object) -> Iterator[str]:
-    """Yield the texts of a JSON value: a list's items, of each object the first text."""
+    """Yield the texts of a JSON value: a list's items, of each object the first text, of numbered keys all."""
     if isinstance(value, Mapping):
         lists = [inner for inner in value.values() if isinstance(inner, list)]
-        value = lists[0] if lists else [value]
+        numbered = len(value) > 1 and all(str(key)[-1:].isdigit() for key in value)
+        value = lists[0] if lists else list(value.values()) if numbered else [value]
     if not isinstance(value, list):
         return
     for item in value:
@@ -123,36 +184,86 @@ def _is_json(text: str) -> bool:
     return True
 
 
-def _marked(line: str) -> bool:
-    return bool(_NUMBERED.match(line) or _BULLET.match(line))
+def _has_marks(text: str) -> bool:
+    return any(_numbered(line) or _BULLET.match(line) for line in text.splitlines())
 
 
-def _in_lines(text: str) -> list[str]:
+def _in_lines(text: str, least: int) -> list[str]:
     lines = text.splitlines()
-    for mark in (_NUMBERED, _BULLET):
-        if any(map(mark.match, lines)):
-            items = list(_under(mark, lines))
-            return _IN_ONE_LINE.split(items[0]) if len(items) == 1 and re.search(r"\s2[.)]\s", items[0]) else items
-    plain = (_object_of(line.strip()) for line in lines)
-    return [line for line in plain if line and not line.endswith(":")]
+    items = list(_under_numbers(lines))
+    if items:
+        return _IN_ONE_LINE.split(items[0]) if len(items) == 1 and re.search(r"\s2[.)]\s", items[0]) else items
+    items = list(_under_bullets(lines))
+    plain = [_object_of(line.strip()) for line in lines] if not items else []
+    plain = [line for line in plain if line and not line.endswith((":", "："))]
+    return items or (plain if len(plain) >= least else [])
 
 
-def _under(mark: re.Pattern[str], lines: Iterable[str]) -> Iterator[str]:
-    """Yield the items that begin with a mark, each with the lines that follow it directly."""
+def _numbered(line: str) -> tuple[int, str] | None:
+    """Return the number with which a line begins, and its text without a bullet behind the number."""
+    found = _NUMBERED.match(line)
+    if found is None:
+        return None
+    text = found["text"].rstrip()
+    if found["bold"] and not found["bold_ends"]:  # the emphasis that begins before the number ends in the text
+        text = text.replace("**", "", 1)
+    bullet = _BULLET.match(text)
+    number = int(found["number"]) if found["number"] else ord(found["circled"]) - ord("①") + 1
+    return number, bullet[1] if bullet else text
+
+
+def _under_numbers(lines: Sequence[str]) -> Iterator[str]:
+    """Yield the numbered items: the lines that follow each directly, and paragraphs up to the next number.
+
+    Of items of several paragraphs the last is left out, since nothing says where it ends.
+    """
+    item, behind, number = list[str](), list[str](), 0  # behind: from the first blank line on
+    have_paragraphs = False
+    for line in lines:
+        begins = _numbered(line)
+        if begins:
+            if any(behind) and begins[0] == number + 1 and not _is_heading(behind):
+                item, have_paragraphs = item + behind, True
+            if item:
+                yield "\n".join(item).rstrip()
+            (number, text), behind = begins, []
+            item = [text]
+        elif item and (behind or not line.strip()):
+            if not _RULE.fullmatch(line):
+                behind.append(line.rstrip())
+        elif item:
+            item.append(line.rstrip())
+    if item and not (have_paragraphs and any(behind)):
+        yield "\n".join(item)
+
+
+def _is_heading(lines: Sequence[str]) -> bool:
+    """Whether the last of these lines is a heading of the list that follows."""
+    last = next((line.strip() for line in reversed(lines) if line.strip()), "")
+    return last.startswith(("#", "**")) or last.endswith((":", "："))
+
+
+def _under_bullets(lines: Sequence[str]) -> Iterator[str]:
+    """Yield the items that begin with a bullet, each with the lines that follow it directly."""
     item: list[str] = []
     for line in lines:
-        begins = mark.match(line)
-        if begins:
+        begins = _BULLET.match(line)
+        if begins or not line.strip():
             if item:
                 yield "\n".join(item)
-            item = [begins[1]]
-        elif item and not line.strip():
-            yield "\n".join(item)
-            item = []
+            item = [begins[1]] if begins else []
         elif item:
             item.append(line.rstrip())
     if item:
         yield "\n".join(item)
+
+
+def _without_second_numbers(items: list[str]) -> list[str]:
+    """Return items without numbers of their own if these count up: "5. May" is a date."""
+    found = [_NUMBER.match(item.lstrip()) for item in items]
+    if [int(number[1]) for number in found if number] != list(range(1, len(items) + 1)):
+        return items
+    return [_NUMBER.sub("", item.lstrip(), count=1) for item in items]
 
 
 def _object_of(line: str) -> str:

@@ -30,7 +30,7 @@ from ..prompts.input_requests import (
     request_for_inputs,
     request_for_list,
 )
-from ..prompts.listed_items import items_in, marked_lines
+from ..prompts.listed_items import items_in, list_items
 from ..prompts.messages import CLOSED, OPENED
 from ..prompts.template import IDENTITY
 from ..teachers.base import TextTeacher
@@ -139,14 +139,14 @@ class QueryWriter:
         kinds, lengths, listings = self._kinds_and_lengths()
         wanted = self.wanted
         own = pieces_of(request_for_inputs("", kinds[0], lengths[0]))
-        pieces = [wanted.prompt, *examples_in(wanted.prompt), *own, *kinds, *lengths]
+        pieces = dict.fromkeys([wanted.prompt, *examples_in(wanted.prompt), *own, *kinds, *lengths])
         first = max(min(len(kinds), wanted.count), math.ceil(wanted.count / PER_REQUEST))
         asked, allowed, before = first, max(TIMES * first, LEAST), self.new_answers
         while True:
             requests = [_request(wanted.prompt, kinds, lengths, k) for k in range(asked)]
             answers = self._answers([request for _, request in requests])
             collection = InputCollection(examples=pieces, held_out=wanted.held_out)
-            read = [_items(answer) for answer in answers]
+            read = _read(answers)
             for (kind, _), items in zip(requests, read, strict=True):
                 for item in items:
                     collection.offer(item, kind)
@@ -194,8 +194,8 @@ class QueryWriter:
 
     def _of_prompt(self, listed: Sequence[str]) -> list[str]:
         """Return a kind for each list item of the prompt, such as a rule; of too many some, from the whole prompt."""
-        lines = (line[:LONGEST_KIND] for line in marked_lines(self.wanted.prompt) if IDENTITY not in line)
-        found = _distinct(lines, unlike=listed)
+        items = (item[:LONGEST_KIND] for item in list_items(self.wanted.prompt) if IDENTITY not in item)
+        found = _distinct(items, unlike=listed)
         count = min(self.wanted.most_kinds, len(found))
         return [APPLIES + found[i * len(found) // count] for i in range(count)]
 
@@ -205,7 +205,7 @@ class QueryWriter:
         greedy = replace(self.generation, do_sample=False)
         for tries in range(1, TRIES + 1):  # the likeliest list first
             answers = self._answers([request], greedy) + self._answers([request] * (tries - 1))
-            texts = [item for one in answers for item in _items(one)]
+            texts = [item for items in _read(answers) for item in items]
             cleaned = [" ".join(text.replace("**", "").split())[:LONGEST_KIND] for text in texts]
             found = _distinct(cleaned, unlike=SHOWN["kinds"])
             if len(found) >= (count + 1) // 2:
@@ -275,9 +275,15 @@ def _text(answer: Completion) -> str:
     return "" if text.lstrip().startswith(OPENED) else text
 
 
-def _items(answer: Completion) -> list[str]:
-    """Return the items of an answer, at most `MOST` of them."""
-    return items_in(_text(answer), finished=answer.finished)[:MOST]
+def _read(answers: Sequence[Completion]) -> list[list[str]]:
+    """Return the items of each answer, at most `MOST` of them.
+
+    If a teacher writes lists, its answers of a line or two are refusals or answer the prompt, and have no items.
+    """
+    found = [items_in(_text(one), finished=one.finished)[:MOST] for one in answers]
+    if any(found):
+        return found
+    return [items_in(_text(one), finished=one.finished, least_lines=1) for one in answers]
 
 
 def _continued(answer: Completion) -> Completion:
