@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import shutil
 import signal
 from collections import Counter
 from contextlib import redirect_stdout
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -22,13 +24,14 @@ from trl_distill import LLMTrainingParams, evaluate_distillation, tune
 from trl_distill.cli import main
 from trl_distill.config.search_space import Range, shown
 from trl_distill.errors import DataError, ParamsError, ProjectError, RunInterrupted, UsageError
+from trl_distill.evaluation.page.search import SearchOnPage, TrialOnPage, charts_of_search
 from trl_distill.evaluation.result import AFTER, Interval
 from trl_distill.models.loading import ModelSource
 from trl_distill.runs.tuning import search
 from trl_distill.runs.tuning import trial as trials
 from trl_distill.runs.tuning.difference import difference_of
 from trl_distill.runs.tuning.output import TrialOutput
-from trl_distill.runs.tuning.result import Rows, Trial, TuningResult
+from trl_distill.runs.tuning.result import Rows, Trial, TuningResult, objective_among
 from trl_distill.runs.tuning.summary import doubts
 from trl_distill.teachers.local.teacher import LocalTeacher
 
@@ -122,6 +125,20 @@ def test_a_topk_store_has_the_listed_temperatures_and_is_another_search(settings
     tune(copied, {"distill_temperature": [1, 2]})
     (store,) = (json.loads(path.read_text()) for path in (tmp_path / "topk").glob("teacher/*/manifest.json"))
     assert (store["kind"], store["temperatures"]) == ("topk", [1.0, 2.0])
+
+
+def test_students_with_different_gaps_are_ranked_by_their_score(settings, tmp_path, capsys):
+    params = LLMTrainingParams(**{**settings, "max_steps": 1}, project_name=str(tmp_path / "prompts"))
+    found = tune(params, {"student_prompt_template": ["{input}", "e f {input}"]})
+    assert found.objective == "score"
+    assert all(trial.gap_closed is not None for trial in found.trials)
+    assert [trial.score for trial in found.trials] == sorted((trial.score for trial in found.trials), reverse=True)
+    assert "Best by chrF" in capsys.readouterr().out
+    table = found.paths["page"].read_text().partition("<th>trial</th>")[2].partition("</tr>")[0]
+    assert table.count("chrF") == 1
+    tuned = objective_among("gap closed", ["lr"], with_references=False)
+    teachers = {has: objective_among("gap closed", ["teacher_system"], with_references=has) for has in (False, True)}
+    assert (tuned, teachers) == ("gap closed", {False: "gap closed", True: "score"})
 
 
 def test_it_is_said_that_different_teachers_are_not_compared(tuned):
@@ -273,6 +290,19 @@ def test_the_page_shows_the_trials_and_the_best_one(result):
     assert f"aitraining llm --config {result.paths['settings']}" in page
 
 
+def test_the_values_under_a_plot_are_inside_it_and_do_not_touch():
+    names = ["sequence-kd", "sdft", "gkd", "opcd", "prompt-baking"]
+    for texts in (names, names[-2:]):
+        trials = [TrialOnPage(n, {"recipe": text}, "finished", value=n / 10) for n, text in enumerate(texts, 1)]
+        _, chart = charts_of_search(SearchOnPage("Gap closed", "chrF", tuple(trials)))[1]
+        found = re.findall(r'<text x="([\d.]+)" y="207" text-anchor="middle">([^<]*)<', chart)
+        assert [text[:3] for _, text in found] == [text[:3] for text in texts]
+        ends = [(float(x) - 3.8 * len(text), float(x) + 3.8 * len(text)) for x, text in found]
+        assert all(right <= left for (_, right), (left, _) in pairwise(ends))
+        assert ends[0][0] >= 0
+        assert ends[-1][1] <= 460
+
+
 def test_optuna_searches_ranges_stops_trials_and_goes_on(copied, monkeypatch):
     pytest.importorskip("optuna")
     asked: list[float] = []
@@ -343,8 +373,11 @@ def of(scores, divergence=()):
 
 @pytest.mark.parametrize(("low", "said"), [(-0.1, ["No trial is shown to close the gap"]), (0.1, [])])
 def test_it_is_said_if_no_trial_is_shown_to_have_learned(low, said):
-    best = replace(of([50.0]), gap_closed=Interval(0.2, low, 0.5, 0.95))
-    assert [line.partition(":")[0] for line in doubts(TuningResult("gap closed", (best,)))] == said
+    best = replace(of([50.0]), score=50.0, gap_closed=Interval(0.2, low, 0.5, 0.95))
+    for objective in ("gap closed", "score"):
+        assert [line.partition(":")[0] for line in doubts(TuningResult(objective, (best,)))] == said
+    other = replace(of([40.0]), score=40.0, gap_closed=Interval(0.3, 0.1, 0.5, 0.95))  # of another gap
+    assert doubts(TuningResult("score", (best, other))) == []
 
 
 def test_whether_the_best_differs_is_asked_of_paired_rows():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from itertools import pairwise
 from typing import Any
 
 from markupsafe import Markup
@@ -15,6 +16,7 @@ from .text import cut, plainly_visible
 
 MOST_RANKED, MOST_LISTED, MOST_SETTINGS = 16, 100, 6  # trials and settings that are shown
 ROW, LABEL = 36, 60  # height of a ranked trial, and characters of its label
+NARROW, TEXT, CHARACTER = 44, 14, 7.6  # least room of a value's label, its most characters, and their width
 
 
 @dataclass(frozen=True)
@@ -148,14 +150,15 @@ def _by_setting(trials: Sequence[TrialOnPage], name: str) -> Markup:
         ).format(LEFT, WIDTH - RIGHT, up(value), up(value), LEFT - 8, up(value) + 4, value)
         for value in values
     ]
-    last = -math.inf
+    labelled: list[tuple[str, float]] = []
     for text, x in sorted(places.items(), key=lambda place: place[1]):
-        if x - last < 44:  # no room for its label
-            continue
-        last = x
+        if not labelled or x - labelled[-1][1] >= NARROW:
+            labelled.append((text, x))
+    room = min((after[1] - before[1] for before, after in pairwise(labelled)), default=math.inf)
+    for text, x in labelled:
         parts.append(
             Markup('<text x="{:.1f}" y="{}" text-anchor="middle">{}</text>').format(
-                x, HEIGHT - BOTTOM + 17, plainly_visible(cut(text, 14)[0])
+                x, HEIGHT - BOTTOM + 17, plainly_visible(_shortened(text, min(TEXT, int(room / CHARACTER))))
             )
         )
     dot = Markup('<circle class="dot {}" cx="{:.1f}" cy="{:.1f}" r="4.5"><title>trial {}: {:.4g}</title></circle>')
@@ -173,7 +176,8 @@ def _by_setting(trials: Sequence[TrialOnPage], name: str) -> Markup:
 
 def _places(texts: Sequence[str]) -> dict[str, float]:
     """Return where each value is drawn: numbers to scale, others side by side in their order."""
-    start, end = LEFT + 24, WIDTH - RIGHT - 24
+    longest = min(TEXT, max(map(len, texts))) * CHARACTER
+    start, end = LEFT + 24, WIDTH - max(RIGHT + 24, longest / 2)  # inside which all labels are
     try:
         numbers = [float(text) for text in texts]
     except ValueError:
@@ -185,6 +189,10 @@ def _places(texts: Sequence[str]) -> dict[str, float]:
         numbers = [math.log(number) for number in numbers]
     across = scale(min(numbers), max(numbers), start, end)
     return {text: across(number) for text, number in zip(texts, numbers, strict=True)}
+
+
+def _shortened(text: str, characters: int) -> str:
+    return text if len(text) <= characters else cut(text, characters - 1)[0] + "…"
 
 
 def _svg(height: float, title: str, parts: Sequence[Markup]) -> Markup:

@@ -31,7 +31,7 @@ from ...errors import ProjectError, quoted
 from ...evaluation.result import Interval
 from ..project_folder import MANIFEST, WEIGHTS, Project
 from .plan import Plan, completed
-from .result import Objective, Rows, Trial
+from .result import Objective, Rows, Trial, objective_among
 
 STATE, RECORD, OUTPUT, BEST, JOURNAL = "tuning.json", "trial.json", "output.txt", "best.yaml", "optuna.journal"
 TRIALS, TEACHER, AGAIN = "trials", "teacher", "final"
@@ -133,11 +133,14 @@ class TuningFolder:
     def objective(self) -> Objective | None:
         """What trials are ranked by; None before the first is finished."""
         state = self.state()
-        return None if state is None else state["objective"]
+        if state is None or state["objective"] is None:
+            return None
+        with_references = bool(state.get("with_references", False))
+        return objective_among(state["objective"], state["names"], with_references=with_references)
 
-    def decide(self, objective: Objective) -> None:
-        """Write what trials are ranked by."""
-        self._write({**(self.state() or {}), "objective": objective})
+    def decide(self, measured: Objective, *, with_references: bool) -> None:
+        """Write by what the first trial can be ranked, and whether it was scored by references of the rows."""
+        self._write({**(self.state() or {}), "objective": measured, "with_references": with_references})
 
     def _write(self, state: Mapping[str, object]) -> None:
         write_text(self.path / STATE, json.dumps(state, indent=1) + "\n")

@@ -95,7 +95,7 @@ class SearchLoop:
         outcome = replace(outcome, settings=self.folder.settings_of(plan))
         self.teacher.collect(project)
         if evaluation is not None and self.folder.objective is None:
-            self.folder.decide(objective_of(evaluation))
+            self.folder.decide(objective_of(evaluation), with_references=evaluation.with_references)
         self.folder.keep(outcome, plan)
         self._trials[outcome.number] = outcome
         result = self.result()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -13,6 +13,15 @@ from ...evaluation.result import AFTER, Evaluation, Interval
 
 Objective = Literal["gap closed", "divergence", "score"]
 State = Literal["finished", "pruned", "failed"]
+# settings of which each value is another teacher
+TEACHERS = frozenset(
+    (
+        *("teacher_model", "teacher_revision", "teacher_dtype", "teacher_quantization"),
+        *("teacher_prompt_template", "teacher_system", "teacher_chat_template", "chat_template_kwargs"),
+    )
+)
+# settings of which each value is another student before training
+STUDENTS = frozenset(("model", "dtype", "quantization", "student_prompt_template", "student_system", "chat_template"))
 
 
 @dataclass(frozen=True)
@@ -101,7 +110,7 @@ class TuningResult:
 
     Attributes:
         objective: What decides: the "gap closed"; the "divergence" from the teacher if the gap cannot be measured; or
-            the "score" if the teacher gives no distribution either.
+            the "score" if the teacher gives no distribution either, or if each trial has a gap of its own.
         trials: All trials, the best first; those that are not finished last.
         difference: How much better the best trial is than the second; None if there is no second.
         paths: Written files by name: `project`, `settings` (the best, as YAML), `page`, `report`.
@@ -134,6 +143,22 @@ def objective_of(evaluation: Evaluation) -> Objective:
     if evaluation.gap_closed is not None and gain is not None and gain.low > 0:
         return "gap closed"
     return "score" if after is None or after.fidelity is None else "divergence"
+
+
+def objective_among(measured: Objective, names: Collection[str], *, with_references: bool) -> Objective:
+    """Return what trials are ranked by if some of their settings differ.
+
+    A gap closed compares students that have the same gap. With another student before training, or another teacher,
+    students that are scored by the same references are compared by that score.
+
+    Args:
+        measured: What `objective_of` returned.
+        names: The settings that are tuned.
+        with_references: Whether the references are those of the rows, not the completions of each trial's teacher.
+    """
+    has_own_references = bool(TEACHERS & set(names)) and not with_references
+    has_own_gap = bool((TEACHERS | STUDENTS) & set(names))
+    return "score" if measured == "gap closed" and has_own_gap and not has_own_references else measured
 
 
 def ranked(trials: Sequence[Trial], objective: Objective) -> tuple[Trial, ...]:

@@ -23,17 +23,10 @@ from .difference import difference_of
 from .folder import AGAIN, BEST, TuningFolder
 from .page import write_page
 from .plan import Plan
-from .result import Difference, Trial, TuningResult
+from .result import TEACHERS, Difference, Trial, TuningResult
 from .teacher import SharedTeacher
 
 GAP = 2  # spaces between columns
-# settings of which each value is another teacher
-TEACHERS = frozenset(
-    (
-        *("teacher_model", "teacher_revision", "teacher_dtype", "teacher_quantization"),
-        *("teacher_prompt_template", "teacher_system", "teacher_chat_template"),
-    )
-)
 OWN_TEACHERS = (
     "The trials have different teachers and the rows no references, so each trial is compared with its own teacher: "
     "the figures say how well it follows that one. To compare teachers, give --reference-column."
@@ -100,8 +93,8 @@ def best_sentence(result: TuningResult) -> str:
 def doubts(result: TuningResult) -> list[str]:
     """Return what the figures do not show."""
     best, found = result.best, []
-    closed = best.gap_closed if result.objective == "gap closed" else None
-    if closed is not None and closed.low <= 0:
+    closed = [trial.gap_closed for trial in result.finished if trial.gap_closed is not None]
+    if result.objective != "divergence" and best.gap_closed is not None and all(gap.low <= 0 for gap in closed):
         found.append(NOTHING_LEARNED)
     if not best.with_references and TEACHERS & best.settings.keys():
         found.append(OWN_TEACHERS)
