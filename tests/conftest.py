@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import gc
 import os
+import shutil
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -100,6 +102,17 @@ def make_model_that_writes(folder: Path, token: int, *, chat: bool = False) -> P
         model.lm_head.weight[token] = 1
     model.save_pretrained(folder)
     return folder
+
+
+def pytest_configure(config):
+    """Remove at the end the temporary files and cached data that the tests' processes and the libraries leave."""
+    if hasattr(config, "workerinput"):
+        return  # a worker has these places from the process that started it
+    os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", tempfile.gettempdir())  # pytest's own folders stay where they are
+    place = tempfile.mkdtemp(prefix="trl-distill-tests-")
+    os.environ["TMPDIR"], os.environ["HF_DATASETS_CACHE"] = place, str(Path(place, "datasets"))
+    tempfile.tempdir = None  # it remembers TMPDIR
+    config.add_cleanup(lambda: shutil.rmtree(place, ignore_errors=True))
 
 
 def pytest_collection_modifyitems(items):
