@@ -7,6 +7,8 @@ import random
 import sys
 from collections import Counter
 
+import numpy as np
+import pandas as pd
 import pytest
 from datasets import Dataset
 
@@ -76,6 +78,26 @@ def test_a_query_without_a_category_is_in_one_of_its_own():
     )
 
 
+def test_categories_may_be_numbers_and_dates_of_numpy_and_pandas():
+    days = pd.to_datetime(["2020-01-02", None, "2020-01-02 03:04"], format="mixed")
+    named = {
+        "numbers": (np.arange(3) % 2, {"0": 2, "1": 1}),
+        "numbers, one missing": (pd.array([1, None, 1], dtype="Int64"), {"1": 2, "(none)": 1}),
+        "short floats": (np.array([1.5, np.nan, 1.5], np.float32), {"1.5": 2, "(none)": 1}),
+        "dates": (days, {"2020-01-02 00:00:00": 1, "(none)": 1, "2020-01-02 03:04:00": 1}),
+    }
+    for made, names in named.values():
+        found = prepare_distillation_data(QUERIES[:3], lambda queries, made=made: made).report.categories
+        assert {one.name: one.rows for one in found} == names
+
+
+def test_words_that_differ_in_marks_alone_are_no_duplicates():
+    apart = ["वह जाता है", "वह जाती है", "ที่นี่ดี", "ที่นี่ดู"]
+    assert sorted(prepare_distillation_data([*apart, "वह जाता है?", "hi \u2764\ufe0f", "Hi!"])) == sorted(
+        [*apart, "hi \u2764\ufe0f"]
+    )
+
+
 @pytest.mark.parametrize(
     ("categorize", "error", "said"),
     [
@@ -88,6 +110,12 @@ def test_a_query_without_a_category_is_in_one_of_its_own():
         (lambda queries: 3, ParamsError, "returned a int for"),
         (lambda queries: {"all": "one"}, ParamsError, "returned a dict of a str, not of lists, for a list of 53"),
         (lambda queries: [[], []], ParamsError, "returned no query for a list of 53 queries"),
+        (
+            lambda queries: [(kind_of(one), "b") for one in queries],
+            ParamsError,
+            "returned a tuple for each query",
+        ),
+        (lambda queries: [[len(one)] for one in queries], ParamsError, "returned a list for each query"),
         ("topic", DataError, r"queries has no column 'topic'; there is 'text'"),
         (1, ParamsError, "categorize is 1; expected a whole number from 2 to 10000"),
         (0.5, ParamsError, r"categorize is 0\.5; expected the name of a column, a number of clusters"),
@@ -124,6 +152,24 @@ def test_of_rows_with_the_same_long_instruction_the_near_duplicate_is_found():
     data = prepare_distillation_data([*queries, f"{queries[200]}!", f"{queries[7]} s"])
     assert "near-duplicates]" not in data.report.lines()[-1]
     assert {"row 301", "row 302"} <= {one.row for one in data.report.removed}
+
+
+def likeness(one, other):
+    """Return the Jaccard similarity of the runs of five characters of two texts."""
+    one, other = ({text[i : i + 5] for i in range(len(text) - 4)} for text in (one, other))
+    return len(one & other) / len(one | other)
+
+
+def test_almost_all_near_duplicates_are_found_even_if_they_are_barely_near():
+    pytest.importorskip("datasketch")
+    draw = random.Random(0)
+    queries = ["".join(draw.choices("abcdefghijklmnopqrstuvwxyz", k=60)) for _ in range(300)]
+    others = [
+        f"{query[:k]}{query[k + 3 :]}" for query, k in zip(queries, draw.choices(range(8, 50), k=300), strict=True)
+    ]
+    assert all(0.8 <= likeness(*pair) < 0.9 for pair in zip(queries, others, strict=True))
+    found = prepare_distillation_data([*queries, *others]).report.counts["near_duplicate"]
+    assert found >= 0.95 * len(others)
 
 
 def test_without_datasketch_queries_that_differ_in_case_and_punctuation_are_duplicates(monkeypatch):

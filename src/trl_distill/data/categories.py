@@ -6,6 +6,8 @@ import json
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from ..errors import DataError, nearest, there_are
 from .clusters import clusters_of
 from .diversity import NO_CATEGORY, Categorize
@@ -17,6 +19,7 @@ from .rows import packed_columns
 if TYPE_CHECKING:
     from datasets import Dataset
 
+MISSING = ("NAType", "NaTType")  # pandas' types of a missing value
 ALL = "all"  # the only category, if there are no others
 
 
@@ -80,7 +83,13 @@ def by_clusters(inputs: RowInputs, count: int, *, seed: int) -> Categorize:
 
 
 def category_name(value: object) -> str:
-    """Return the name of a category: text as it is, nothing as "(none)", anything else as JSON."""
-    if value is None or (isinstance(value, float) and value != value) or (isinstance(value, str) and not value.strip()):
+    """Return the name of a category: text as it is, nothing as "(none)", anything else as JSON or by its own name."""
+    if isinstance(value, np.generic):
+        value = value.item()
+    if value is None or type(value).__name__ in MISSING or (isinstance(value, float) and value != value):
         return NO_CATEGORY
-    return value.strip() if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+    try:
+        name = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    except (TypeError, ValueError):  # such as a date
+        name = str(value)
+    return name.strip() or NO_CATEGORY

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 from ..config.data_settings import DATA_FIELDS
@@ -143,10 +144,18 @@ def _categorized(queries: list[Query], categorize: Any) -> tuple[list[Any], list
         pairs = [(query, name) for name, group in zip(names, found, strict=True) for query in group]
         if not pairs:
             raise ParamsError(_refusal("returned no query", len(queries)))
+        if groups is None and len(found) == len(queries) and not _has_query_of(queries, pairs):
+            raise ParamsError(_refusal(f"returned a {type(found[0]).__name__} for each query", len(queries)))
         return [query for query, _ in pairs], [name for _, name in pairs]
     if len(found) != len(queries):
         raise ParamsError(_refusal(f"returned {len(found):,} categories", len(queries)))
     return queries, [category_name(one) for one in found]
+
+
+def _has_query_of(queries: Sequence[Any], pairs: Sequence[tuple[Any, str]]) -> bool:
+    """Whether a function's lists have queries in them, and not the parts of a category for each query."""
+    texts = {query for query in queries if isinstance(query, str)}
+    return any(isinstance(one, Mapping) or (isinstance(one, str) and (one in texts or not texts)) for one, _ in pairs)
 
 
 def _refusal(what: str, count: int) -> str:
@@ -166,7 +175,7 @@ def _categories(data: Dataset, inputs: RowInputs, by: Any, seed: int) -> Categor
         return by_column(data, CATEGORY) if CATEGORY in data.column_names else one_category
     if isinstance(by, str):
         return by_column(data, by, source="queries")
-    if isinstance(by, int) and not isinstance(by, bool):
+    if isinstance(by, Integral) and not isinstance(by, bool):
         count = check_value("categorize", by, DATA_FIELDS["clusters"])
         return by_clusters(inputs, count, seed=seed)
     raise ParamsError(f"categorize is {by!r}; expected {FORMS}.")
