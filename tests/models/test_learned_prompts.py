@@ -118,6 +118,21 @@ def test_vllm_and_a_learned_prompt_are_refused(tiny_model_dir, tiny_teacher_dir,
         )  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("kind", "given", "said"),
+    [
+        ("prompt", {"padding_free": True}, "padding_free puts several rows .* kind PROMPT_TUNING has a learned prompt"),
+        ("p_tuning", {"packing": True}, "packing puts several rows .* kind P_TUNING has a learned prompt"),
+        ("prefix", {"gradient_checkpointing": True}, "gradient_checkpointing drops the keys .* kind PREFIX_TUNING"),
+    ],
+)
+def test_what_a_learned_prompt_cannot_be_used_with_is_refused(
+    kind, given, said, tiny_model_dir, tiny_teacher_dir, tmp_path
+):
+    with pytest.raises(ParamsError, match=said):
+        make(tiny_model_dir, tiny_teacher_dir, tmp_path, peft=copy.deepcopy(KINDS[kind]), **given)
+
+
 ROWS = [
     {"student_prompt": [70], "teacher_prompt": [70, 71, 72], "completion": [73, 74, 1]},
     {"student_prompt": [75], "teacher_prompt": [75, 76], "completion": [77, 1]},

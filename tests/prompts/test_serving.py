@@ -12,10 +12,10 @@ from datasets import Dataset
 from forms import MARKED, assistant, distilling, user
 from forms import settings as short
 from prompts.test_serving_template import with_tokens
-from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
+from transformers import AutoModelForCausalLM, AutoTokenizer, ProcessorMixin, pipeline
 from trl import SFTConfig, SFTTrainer
 
-from trl_distill import DistillationSFTTrainer, LLMTrainingParams, generate_with_teacher, run
+from trl_distill import DistillationSFTConfig, DistillationSFTTrainer, LLMTrainingParams, generate_with_teacher, run
 from trl_distill.errors import printable
 from trl_distill.models.loading import ModelSource
 from trl_distill.prompts.tokenization import tokenize_prompt
@@ -88,6 +88,29 @@ def test_the_trainer_saves_the_trained_prompt_with_each_checkpoint(tiny_model_di
         loaded = AutoTokenizer.from_pretrained(tmp_path / folder)
         assert ids_of(tmp_path / folder) == expected
         assert loaded.chat_template["original"] == trainer.tokenizer.chat_template == MARKED
+
+
+class TextProcessor(ProcessorMixin):
+    """The processor of a multimodal model, which saves a chat template of its own over its tokenizer's."""
+
+    def __init__(self, tokenizer, chat_template=None):
+        super().__init__(tokenizer, chat_template=chat_template)
+
+
+def test_a_processor_saves_the_trained_prompt(tiny_model_dir, tiny_teacher_dir, tmp_path):
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model_dir)
+    tokenizer.chat_template = MARKED
+    trainer = DistillationSFTTrainer(
+        str(tiny_model_dir),
+        DistillationSFTConfig(
+            **short(tmp_path, student_prompt_template="Q: {input}\nA:"), use_distillation=True,
+            teacher_model=str(tiny_teacher_dir),
+        ),
+        train_dataset=Dataset.from_list(ROWS), processing_class=TextProcessor(tokenizer, chat_template=MARKED),
+    )  # fmt: skip
+    trainer.save_model(str(tmp_path / "saved"))
+    assert ids_of(tmp_path / "saved") == read_in_training(trainer)
+    assert (tmp_path / "saved" / "additional_chat_templates" / "original.jinja").read_text(encoding="utf-8") == MARKED
 
 
 def test_a_conversations_system_message_is_served_if_it_is_the_same_in_all_rows(settings, chat_model_dir, capsys):

@@ -9,7 +9,16 @@ import pytest
 from datasets import Dataset, IterableDataset
 from forms import settings
 from safetensors.torch import load_file
-from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, BertConfig, BertModel, TrainerCallback
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BertConfig,
+    BertForMaskedLM,
+    T5Config,
+    T5ForConditionalGeneration,
+    TrainerCallback,
+)
 from trl import SFTConfig, SFTTrainer
 
 from trl_distill import DistillationSFTConfig, DistillationSFTTrainer, LLMTrainingParams, PromptDistillationTrainer, run
@@ -92,13 +101,36 @@ def test_values_outside_what_is_accepted_are_refused_also_if_they_were_set_later
 
 
 def test_a_student_that_is_no_language_model_is_refused_by_its_logits(tiny_model_dir, tiny_teacher_dir, tmp_path):
-    sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
-    BertModel(BertConfig(vocab_size=512, **sizes)).save_pretrained(tmp_path / "bert")
-    AutoTokenizer.from_pretrained(tiny_model_dir).save_pretrained(tmp_path / "bert")
-    model = AutoModel.from_pretrained(tmp_path / "bert")
+    model = AutoModel.from_pretrained(tiny_model_dir)
     args = config(tmp_path, str(tiny_teacher_dir))
-    with pytest.raises(ModelError, match="BertModel gives no logits of a sequence"):
-        DistillationSFTTrainer(model, args, train_dataset=DATA)
+    with pytest.raises(ModelError, match="LlamaModel gives no logits of a sequence"):
+        DistillationSFTTrainer(
+            model, args, train_dataset=DATA, processing_class=AutoTokenizer.from_pretrained(tiny_model_dir)
+        )
+
+
+SMALL_BERT = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+SMALL_T5 = {"d_model": 8, "d_kv": 4, "d_ff": 8, "num_layers": 1, "num_heads": 2}
+
+
+@pytest.mark.parametrize("loaded", [False, True])
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda: BertForMaskedLM(BertConfig(vocab_size=512, **SMALL_BERT)), r"\(bert\) is not .* but an encoder"),
+        (lambda: T5ForConditionalGeneration(T5Config(vocab_size=512, **SMALL_T5)), r"is an encoder-decoder \(t5\)"),
+    ],
+    ids=["bert", "t5"],
+)
+def test_a_student_that_is_no_decoder_is_named(make, said, loaded, tiny_model_dir, tiny_teacher_dir, tmp_path):
+    model, folder = make(), str(tmp_path / "model")
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(tiny_model_dir).save_pretrained(folder)
+    with pytest.raises(ModelError, match=f"^model '.*{said}"):
+        DistillationSFTTrainer(
+            model if loaded else folder, config(tmp_path, str(tiny_teacher_dir)), train_dataset=DATA,
+            processing_class=AutoTokenizer.from_pretrained(folder),
+        )  # fmt: skip
 
 
 def test_a_teacher_with_trls_own_configuration_is_refused(tiny_model_dir, tmp_path):

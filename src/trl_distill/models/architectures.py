@@ -19,6 +19,10 @@ ENCODERS = frozenset(
     )
 )
 
+NOT_CAUSAL = (
+    "{} {!r} ({}) is not a causal language model{} and has no next-token distribution; choose a decoder-only model."
+)
+
 
 def check_causal(name: str, config: PretrainedConfig, *, role: str) -> None:
     """Refuse a model that has no next-token distribution, naming it by the setting of `role` and the user's name.
@@ -28,17 +32,18 @@ def check_causal(name: str, config: PretrainedConfig, *, role: str) -> None:
     """
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+    check_decoder(name, config, role=role)
+    if not (config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or getattr(config, "auto_map", None)):
+        raise model_error(role)(NOT_CAUSAL.format(role, name, config.model_type, ""))
+
+
+def check_decoder(name: str, config: PretrainedConfig, *, role: str) -> None:
+    """Refuse an encoder-decoder and an encoder; a model of an unknown kind passes. See `check_causal`."""
     error = model_error(role)
     if config.is_encoder_decoder:
         raise error(f"{role} {name!r} is an encoder-decoder ({config.model_type}); choose a decoder-only model.")
-    bidirectional = config.model_type in ENCODERS and not getattr(config, "is_decoder", False)
-    known = config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or bool(getattr(config, "auto_map", None))
-    if bidirectional or not known:
-        what = " but an encoder," if bidirectional else ""
-        raise error(
-            f"{role} {name!r} ({config.model_type}) is not a causal language model{what} and has no next-token "
-            "distribution; choose a decoder-only model."
-        )
+    if config.model_type in ENCODERS and not getattr(config, "is_decoder", False):
+        raise error(NOT_CAUSAL.format(role, name, config.model_type, " but an encoder,"))
 
 
 def check_encoder_decoder(name: str, config: PretrainedConfig, *, role: str) -> None:

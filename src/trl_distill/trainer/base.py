@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from trl import SFTTrainer as _Base
 
     from ..config.sft_config import DistillationSFTConfig
+    from ..prompts.serving_template import Serving
     from ..teachers.base import Teacher
     from .on_policy import BatchRandom
     from .setup import DistillationSetup
@@ -46,6 +47,13 @@ class DistillingTrainer(_Base):
         """The tokenizer of `processing_class`, whose chat template renders the student's prompt."""
         processing: Any = self.processing_class
         return getattr(processing, "tokenizer", processing)
+
+    def put_chat_template(self, serving: Serving) -> None:
+        """Set the chat templates to save; the processor of a multimodal student saves its own over the tokenizer's."""
+        serving.put(self.saved_tokenizer)
+        if serving.source is not None:
+            processing: Any = self.processing_class
+            processing.chat_template = self.saved_tokenizer.chat_template
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:

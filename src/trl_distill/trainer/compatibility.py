@@ -21,7 +21,7 @@ from ..errors import ParamsError, first_line
 from ..losses.fused.gpu import INTERPRETED
 from ..models.adapters import is_peft_model
 from ..models.loading import ModelSource, resolve
-from .packing_checks import check_packing
+from .packing_checks import SETTINGS, check_packing
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -238,17 +238,33 @@ def _check_adapter(config: PeftConfig, model: Student, args: DistillationSFTConf
             f"ensure_weight_tying has the LM head share the adapter of {embedding!r}, and SFTTrainer does not train an "
             "adapter of the head; leave it out: the embedding is then trained alone."
         )
-    if args.use_vllm and getattr(config, "is_prompt_learning", False):
-        kind = getattr(config.peft_type, "value", config.peft_type)
-        raise ParamsError(
-            f"use_vllm sends vLLM the student's weights, but an adapter of the kind {kind} also has a learned "
-            f"prompt; drop use_vllm, or train a LoRA adapter."
-        )
+    if getattr(config, "is_prompt_learning", False):
+        _check_learned_prompt(config, args)
     int8_on_cpu = getattr(model, "is_loaded_in_8bit", False) and getattr(model, "device", None) == torch.device("cpu")
     if getattr(config, "use_dora", False) and int8_on_cpu:
         raise ParamsError(
             "use_dora cannot be trained on an int8 model on a CPU, where bitsandbytes drops scales that PEFT reads; "
             "load the model in int4, or use LoRA."
+        )
+
+
+def _check_learned_prompt(config: PeftConfig, args: DistillationSFTConfig) -> None:
+    kind = getattr(config.peft_type, "value", config.peft_type)
+    together = next((name for name in SETTINGS if getattr(args, name)), None)
+    if together is not None:
+        raise ParamsError(
+            f"{together} puts several rows into one sequence, but an adapter of the kind {kind} has a learned prompt, "
+            f"which would stand before the first row alone; set {together}=False, or train a LoRA adapter."
+        )
+    if args.gradient_checkpointing and kind in ("PREFIX_TUNING", "CARTRIDGE"):
+        raise ParamsError(
+            f"gradient_checkpointing drops the keys and values that an adapter of the kind {kind} learns; set "
+            "gradient_checkpointing=False."
+        )
+    if args.use_vllm:
+        raise ParamsError(
+            f"use_vllm sends vLLM the student's weights, but an adapter of the kind {kind} also has a learned "
+            f"prompt; drop use_vllm, or train a LoRA adapter."
         )
 
 

@@ -13,6 +13,7 @@ from ..data.collator import DistillationCollator, MultiTeacherCollator
 from ..data.memory import for_evaluation, for_trainer
 from ..data.streaming import check_streams
 from ..errors import printable
+from ..models.architectures import check_decoder
 from ..models.generation_config import make_saveable
 from ..models.loading import resolve
 from ..teachers.multi.teacher import MultiTeacher
@@ -93,7 +94,10 @@ class Construction:
         """Prepare the student, connect teacher and data, and return what prepares datasets and computes the loss."""
         args = self.args
         trainer.padding_free = self.flat
-        make_saveable(trainer.base_student, trainer.accelerator.print)
+        student = trainer.base_student
+        name = self.loaded_from or student.config._name_or_path or type(student).__name__
+        check_decoder(name, student.config, role="model")
+        make_saveable(student, trainer.accelerator.print)
         trainer.own_tokenizer = ready_student(trainer)
         if not is_sharded(trainer):
             check_student(trainer, trainer.model)

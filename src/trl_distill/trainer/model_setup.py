@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from copy import copy
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from datasets import Dataset
 
@@ -44,7 +44,9 @@ def ready_student(trainer: DistillingTrainer) -> PreTrainedTokenizerBase:
     if not is_sharded(trainer):
         check_finite(trainer.model, "model")
     saved = trainer.saved_tokenizer
-    saved.chat_template = own_template(saved.chat_template)
+    processing: Any = trainer.processing_class  # the tokenizer, or the processor of a multimodal model
+    for holder in (saved, processing):
+        holder.chat_template = own_template(holder.chat_template)
     if saved.pad_token_id is None:
         saved.pad_token = saved.eos_token
     keep_differentiable(trainer.model)

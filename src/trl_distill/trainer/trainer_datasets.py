@@ -90,7 +90,7 @@ class TrainerDatasets:
         if split is Split.TRAIN:
             check_teaches(setup.settings.teacher, setup.teacher, preflight)
             if preflight.serving is not None:
-                preflight.serving.put(self.trainer.saved_tokenizer)
+                self.trainer.put_chat_template(preflight.serving)
         return with_lengths(prepared, self.args)
 
     def prepare_for_evaluation(self, dataset: object) -> Any:
