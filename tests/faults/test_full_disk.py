@@ -9,11 +9,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from trl_distill.config.training_params import LLMTrainingParams
 from trl_distill.data.full_disk import size_text
-from trl_distill.errors import DistillError, ProjectError
+from trl_distill.data.loading import load_data
+from trl_distill.errors import DataError, DistillError, ProjectError
 from trl_distill.runs.disk_estimate import Planned, check_space, planned_of_teacher
 from trl_distill.runs.full_disk import explaining_full_disk
 from trl_distill.teachers.target_store.folder import TargetFolder
@@ -73,6 +76,48 @@ def test_a_folder_that_was_written_in_part_is_deleted_and_a_copy_is_named_by_its
     with pytest.raises(DistillError, match=named), explaining_full_disk(tmp_path):
         raise OSError(errno.ENOSPC, "No space left", str(tmp_path / "old"), None, str(tmp_path / "new"))
     assert not list(tmp_path.iterdir())
+
+
+def _write(rows, path, **how):
+    """Write rows as parquet, or as arrow in a compressed file."""
+    if path.suffix == ".parquet":
+        pq.write_table(rows, path, **how)
+    else:
+        with pa.ipc.new_file(path, rows.schema, options=pa.ipc.IpcWriteOptions(**how)) as file:
+            file.write_table(rows)
+
+
+TEXTS = pa.array(["x" * 10_000] * 2000)
+
+
+@pytest.mark.parametrize(
+    ("suffix", "values", "how"),
+    [
+        ("parquet", TEXTS, {"use_dictionary": False}),
+        ("parquet", TEXTS, {}),
+        ("parquet", pa.array([[{"role": "user", "content": text}] for text in TEXTS.to_pylist()]), {}),
+        ("parquet", TEXTS, {"use_dictionary": False, "column_encoding": "DELTA_BYTE_ARRAY"}),
+        ("parquet", pa.array([0] * 2_500_000), {}),
+        ("arrow", TEXTS, {"compression": "zstd"}),
+        ("arrow", TEXTS.dictionary_encode(), {}),
+    ],
+)
+def test_data_that_unpacks_to_more_than_the_cache_can_hold_is_refused(suffix, values, how, tmp_path, monkeypatch):
+    path = tmp_path / f"rows.{suffix}"
+    _write(pa.table({"text": values}), path, **how)
+    cache = tmp_path / "cache"
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(cache))
+    monkeypatch.setattr("trl_distill.data.loading.free_bytes", lambda folder: 15_000_000)
+    with pytest.raises(
+        DataError, match=r"rows\.\w+ unpacks to .* or more, and the disk of the cache .* has 15 MB free"
+    ):
+        load_data(path)
+    assert not list(cache.rglob("*.arrow"))
+    monkeypatch.setattr("trl_distill.data.loading.free_bytes", lambda folder: 25_000_000)
+    rows = load_data(path)[0]
+    assert len(rows) == len(values)
+    monkeypatch.setattr("trl_distill.data.loading.free_bytes", lambda folder: 0)
+    assert load_data(path)[0].cache_files == rows.cache_files  # nothing more is written
 
 
 def test_sizes_are_written_as_a_reader_has_them():

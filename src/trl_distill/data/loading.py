@@ -14,10 +14,12 @@ from ..config.user_files import check_ordinary, user_path
 from ..errors import DataError, first_line, nearest, quoted
 from .arrow_values import plain_values
 from .file_readers import PLACE, TEXTS, Part, cache_folder, read_placed, read_texts
+from .full_disk import free_bytes, size_text
 from .json_reader import Placed, json_splits
 from .memory import KNOWN_TYPES, as_dataset
 from .row_report import RowReport
 from .rows import read_rows
+from .unpacked_size import unpacked_bytes
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -291,18 +293,33 @@ def _as_they_are(datasets: list[Dataset]) -> Dataset:
 
 
 def _load_binary(kind: str, paths: list[Path]) -> Dataset:
-    from datasets import load_dataset
+    from datasets import load_dataset, load_dataset_builder
 
     files = ", ".join(map(str, paths[:3]))
-    cache_folder()
+    folder = cache_folder()
     try:
         columns = _readable_columns(paths[0]) if kind == "parquet" else {}
         local = [str(path) for path in paths]
+        if not os.path.exists(load_dataset_builder(kind, data_files=local, **columns).cache_dir):  # nosec B615
+            _check_space(files, paths, folder)
         return load_dataset(kind, data_files=local, split="train", **columns)  # nosec B615  # no download
+    except DataError:
+        raise
     except Exception as error:
         if "corresponds to no data" in str(error):  # how datasets says that there are no rows
             raise DataError(f"{files} has no rows; give a file with at least one.") from None
         raise DataError(f"{files} cannot be read as {kind} ({first_line(error.__cause__ or error)}).") from error
+
+
+def _check_space(files: str, paths: list[Path], folder: str) -> None:
+    """Refuse files that are larger, unpacked, than what the disk of the cache has free."""
+    free = free_bytes(Path(folder))
+    size = unpacked_bytes(paths, free)
+    if size > free:
+        raise DataError(
+            f"{files} unpacks to {size_text(size)} or more, and the disk of the cache of datasets, {folder!r}, has "
+            f"{size_text(free)} free; make room, set HF_HOME to a folder on another disk, or give fewer rows."
+        )
 
 
 def _readable_columns(path: Path) -> dict[str, Any]:
