@@ -99,6 +99,8 @@ def test_a_row_without_a_usable_reference_has_no_score():
     [
         ("exactmatch", "a", ParamsError, "Did you mean 'exact_match'"),
         ("regex:(", "a", ParamsError, "not a regular expression"),
+        ("regex:" + "(" * 9999, "a", ParamsError, "not a regular expression"),
+        ("regex", "a{99999999999}", DataError, "not a regular expression"),
         ("no_such_module:score", "a", ParamsError, "cannot be imported"),
         ("math:pi", "a", ParamsError, "not a function"),
         ("math:exp", "a", ParamsError, "not a function of a completion and a reference"),

@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 from click.testing import CliRunner
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
 
 from trl_distill.cli import main
 
@@ -94,6 +96,20 @@ def test_code_beside_a_model_is_not_executed(command, ran, tiny_model_dir, tmp_p
     (folder / "config.json").write_text(json.dumps({**config, "model_type": "theirs", "auto_map": mapped}))
     (folder / "code.py").write_text(f"open({str(ran)!r}, 'w')\n")
     assert refused(command(model=folder), ran)
+
+
+@pytest.mark.parametrize("role", ["model", "teacher_model"])
+def test_a_module_that_an_adapter_names_is_not_imported(role, command, ran, tiny_model_dir, tmp_path, monkeypatch):
+    adapter = get_peft_model(
+        AutoModelForCausalLM.from_pretrained(tiny_model_dir), LoraConfig(target_modules=["q_proj"])
+    )
+    adapter.save_pretrained(tmp_path / "hostile")
+    config = json.loads((tmp_path / "hostile" / "adapter_config.json").read_text())
+    named = {"megatron_config": {"a": 1}, "megatron_core": "module_that_an_adapter_names"}
+    (tmp_path / "hostile" / "adapter_config.json").write_text(json.dumps({**config, **named}))
+    (tmp_path / "module_that_an_adapter_names.py").write_text(f"open({str(ran)!r}, 'w')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert refused(command(**{role: tmp_path / "hostile"}), ran)
 
 
 def test_a_tag_in_settings_makes_no_object(ran, tmp_path):

@@ -13,6 +13,7 @@ from transformers import AutoTokenizer
 
 from trl_distill import LLMTrainingParams, run
 from trl_distill.errors import ModelError, TeacherError, UsageError
+from trl_distill.models import template_trial
 from trl_distill.models.loading import ModelSource, resolve
 from trl_distill.teachers.loading import load_teacher
 
@@ -209,6 +210,26 @@ def test_an_adapter_that_cannot_be_read_or_merged_is_one_sentence(adapter_dir, t
         (folder / "adapter_config.json").write_text(text)
         with pytest.raises(ModelError, match=r"no adapter_config\.json could be loaded"):
             ModelSource(str(folder)).load_model()
+
+
+ENDLESS = r"(([a-z._0-9])*)*@"
+
+
+@pytest.mark.parametrize(
+    "patterns",
+    [
+        {"target_modules": ENDLESS},
+        {"modules_to_save": [ENDLESS]},
+        {"rank_pattern": {ENDLESS: 4}},
+        {"layers_pattern": [ENDLESS], "layers_to_transform": [0]},
+    ],
+)
+def test_a_pattern_of_an_adapter_that_matches_without_end_is_refused(patterns, adapter_dir, tmp_path, monkeypatch):
+    monkeypatch.setattr(template_trial, "SECONDS", 1)
+    folder = shutil.copytree(adapter_dir, tmp_path / "endless")
+    edit(folder, **patterns)
+    with pytest.raises(ModelError, match=r"no adapter could be loaded \(a pattern in it takes more than . seconds"):
+        ModelSource(str(folder)).load_model()
 
 
 def everything_of(source):

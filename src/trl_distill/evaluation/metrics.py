@@ -16,7 +16,7 @@ from importlib.util import find_spec
 
 from ..config.user_function import function_named
 from ..data.words import WORD as ONE_WORD
-from ..errors import DataError, ParamsError, UsageError, nearest
+from ..errors import DataError, ParamsError, UsageError, nearest, quoted
 
 LABELS = {  # as a reader sees them
     "exact_match": "exact match",
@@ -264,8 +264,8 @@ def _valid_json(completion: str, _reference: str) -> float:
 def _compile(pattern: str) -> re.Pattern[str]:
     try:
         return re.compile(pattern, re.MULTILINE)
-    except re.error as error:
-        raise ValueError(f"{pattern!r} is not a regular expression ({error})") from None
+    except (re.error, OverflowError, RecursionError) as error:  # too large a number, or nested too deeply
+        raise ValueError(f"{quoted(pattern)} is not a regular expression ({error})") from None
 
 
 def _matches_reference(completion: str, reference: str) -> float:
@@ -282,7 +282,7 @@ def _pattern_metric(name: str) -> Metric:
     try:
         pattern = _compile(name.removeprefix("regex:"))
     except ValueError as error:
-        raise ParamsError(f"metric {name!r}: {error}; correct the pattern.") from None
+        raise ParamsError(f"metric {quoted(name)}: {error}; correct the pattern.") from None
 
     def extracted(text: str) -> str | None:
         found = [match[1] for match in pattern.finditer(text) if match[1] is not None]

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 import warnings
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from ..errors import TeacherError
+from .template_trial import SECONDS, is_endless, tried
 
 if TYPE_CHECKING:
     import torch
@@ -22,6 +26,8 @@ if TYPE_CHECKING:
 
 CONFIG = "adapter_config.json"
 LORA = {"lora_r": "r", "lora_alpha": "lora_alpha", "lora_dropout": "lora_dropout", "target_modules": "target_modules"}
+# how PEFT matches targets, ranks, what is trained as a whole, and layers; all at the beginning of a name
+PATTERN_FORMS = (r"(?:{})\Z", r"(.*\.)?({})$", r"(^|.*\.){}($|\..*)", r"(?:^|.*?\.){}\.(?P<idx>\d+)\.")
 TOKENIZER_FILES = ("tokenizer_config.json", "tokenizer.json", "tokenizer.model", "vocab.json")
 
 
@@ -133,16 +139,48 @@ def with_adapter(base: PreTrainedModel, folder: str, *, is_trainable: bool = Fal
     """Return a model in PEFT's wrapper with the adapter of a folder; see `PeftModel.from_pretrained`.
 
     Raises:
-        ValueError: Its files lack weights, which PEFT would leave as they are before training.
+        ValueError: Its configuration names code or has an endless pattern, or its files lack weights, which PEFT would
+            leave as they are before training.
     """
     from peft import PeftModel
 
+    _check_patterns(_written(Path(folder)), [name for name, _ in base.named_modules()])
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message=".*missing adapter keys", category=UserWarning)
         try:
             return PeftModel.from_pretrained(base, folder, is_trainable=is_trainable)
         except UserWarning:
             raise ValueError("its files lack some of its weights") from None
+
+
+def _check_patterns(written: Mapping[str, object], modules: Sequence[str]) -> None:
+    """Refuse a configuration that makes PEFT import a module or match names without end.
+
+    Patterns are first matched in a fork with a limit on time, in each of PEFT's forms.
+    """
+    if written.get("megatron_config") is not None:
+        raise ValueError("it is made for Megatron, whose module PEFT would import by the name that it gives")
+    patterns = [pattern for value in written.values() for pattern in _patterns_in(value)]
+    if not patterns:
+        return
+
+    def match() -> int:
+        for pattern in patterns:
+            for form in PATTERN_FORMS:
+                with suppress(Exception):  # which PEFT raises too
+                    compiled = re.compile(form.format(pattern))
+                    for module in modules:
+                        compiled.match(module)
+        return 0
+
+    if is_endless(tried(match)):
+        raise ValueError(f"a pattern in it takes more than {SECONDS} seconds for the names of the modules")
+
+
+def _patterns_in(value: object) -> list[str]:
+    """Return the texts in a setting of PEFT that may be regular expressions: those that are not plain names."""
+    parts = value if isinstance(value, (list, dict)) else [value]
+    return [part for part in parts if isinstance(part, str) and not re.fullmatch(r"[\w./:-]*", part)]
 
 
 def _written(folder: Path) -> dict[str, Any]:

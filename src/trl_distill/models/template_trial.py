@@ -14,11 +14,11 @@ import signal
 import threading
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 SECONDS = 5  # of the CPU, for a trial that takes some milliseconds
 MEMORY = 512 * 1024**2  # bytes, in addition to those of this process
@@ -37,34 +37,14 @@ CONVERSATIONS = [
 def fault_of(source: str) -> str | None:
     """Return what is wrong with a chat template that goes on or grows without bounds; None for any other.
 
-    What it raises is not wrong here: a template may take other conversations. If this process cannot fork, which takes
-    memory in some systems, there is no trial.
+    What it raises is not wrong here: a template may take other conversations. Without forks there is no trial.
     """
-    if not hasattr(os, "fork"):
-        return None
     from transformers.utils.chat_template_utils import render_jinja_template  # before the fork
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12's of threads, which the fork does not use
-        try:
-            child = os.fork()
-        except OSError:
-            return None
-    if not child:
-        _try(source, render_jinja_template)
-    end = time.monotonic() + GIVE_UP
-    while time.monotonic() < end:
-        found, status = os.waitpid(child, os.WNOHANG)
-        if found:
-            return _fault(os.waitstatus_to_exitcode(status))
-        time.sleep(0.001)
-    os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
-    return None
-
-
-def _fault(code: int) -> str | None:
-    if code in (-signal.SIGXCPU, -signal.SIGKILL):
+    code = tried(lambda: _render(source, render_jinja_template))
+    if code is None:
+        return None
+    if is_endless(code):
         return f"does not end within {SECONDS} seconds"
     if code == _LENGTH_CODE:
         return f"makes more than {LENGTH:,} characters of a few words"
@@ -73,8 +53,42 @@ def _fault(code: int) -> str | None:
     return None
 
 
-def _try(source: str, render: object) -> NoReturn:
-    """Render a template in a fork, and end it with a code that says how that went."""
+def tried(work: Callable[[], int]) -> int | None:
+    """Do something in a fork with limits and return its exit code, the negative number of a signal that ended it.
+
+    None is that of no trial: this process cannot fork, which takes memory in some systems, or the fork was given up.
+
+    Args:
+        work: Uses the CPU alone; returns the exit code.
+    """
+    if not hasattr(os, "fork"):
+        return None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12's of threads, which the fork does not use
+        try:
+            child = os.fork()
+        except OSError:
+            return None
+    if not child:
+        _do(work)
+    end = time.monotonic() + GIVE_UP
+    while time.monotonic() < end:
+        found, status = os.waitpid(child, os.WNOHANG)
+        if found:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.001)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    return None
+
+
+def is_endless(code: int | None) -> bool:
+    """Whether an exit code of `tried` is that of what takes more time than it may."""
+    return code in (-signal.SIGXCPU, -signal.SIGKILL)
+
+
+def _do(work: Callable[[], int]) -> NoReturn:
+    """Do something in a fork, and end it with the code that this returns."""
     import resource
 
     code = 0
@@ -85,18 +99,22 @@ def _try(source: str, render: object) -> NoReturn:
         used = int(resource.getrusage(resource.RUSAGE_SELF).ru_utime)
         resource.setrlimit(resource.RLIMIT_CPU, (used + SECONDS, used + SECONDS))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        for conversation in CONVERSATIONS:
-            with suppress(Exception):
-                try:
-                    texts, _ = render([conversation], chat_template=source, add_generation_prompt=True)  # type: ignore[operator]
-                except MemoryError:
-                    code = _MEMORY_CODE
-                else:
-                    code = _LENGTH_CODE if len(texts[0]) > LENGTH else code
-            if code:
-                break
+        code = work()
     finally:
         os._exit(code)
+
+
+def _render(source: str, render: Callable[..., Any]) -> int:
+    """Render a template, and return a code that says how that went."""
+    for conversation in CONVERSATIONS:
+        with suppress(Exception):
+            try:
+                texts, _ = render([conversation], chat_template=source, add_generation_prompt=True)
+            except MemoryError:
+                return _MEMORY_CODE
+            if len(texts[0]) > LENGTH:
+                return _LENGTH_CODE
+    return 0
 
 
 class TookTooLong(Exception):

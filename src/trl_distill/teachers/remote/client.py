@@ -224,7 +224,7 @@ class Server:
             raise RetryableError(f"{how}: {message}", after) from None
         keys = {401: self.keys.advice, 403: f"use a key that may use this model: {self.keys.advice}"}
         todo = (TODO | keys).get(code or 0, "change what is asked, or choose another model")
-        if "v1/completions" in message:  # OpenAI's words for a model that has no chats
+        if "v1/completions" in message and self.settings.role == "teacher":  # OpenAI's words for one without chats
             todo = "give --teacher-endpoint completions"
         sentence = f"{self.name} at {self.url} refuses the request with {how} ({message}); {todo}."
         raise RefusedError(sentence, code, message, filter_of(error)) from None

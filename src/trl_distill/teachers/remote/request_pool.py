@@ -26,7 +26,7 @@ class RemoteSettings:
     """Settings of requests: each field is the setting `teacher_...` of its name, see `DistillationArguments`.
 
     Attributes:
-        role: The model's role, which prefixes the names of its settings: "teacher" or "judge".
+        role: The model's role, "teacher" or "judge"; a judge has a `judge_key_env` of its own.
     """
 
     endpoint: str = "chat"
@@ -112,7 +112,7 @@ class Usage:
                 priced = f" at a cost of {used:,.4f}" if what == "cost" else ""
                 raise BudgetSpent(
                     f"{self.requests:,} requests and {self.tokens:,} tokens{priced} reach "
-                    f"--{settings.role}-max-{what} {limit:,}"
+                    f"--teacher-max-{what} {limit:,}"
                 )
 
 
@@ -261,6 +261,6 @@ class RequestPool(Generic[Job]):
         counted = answer.prompt_tokens + answer.completion_tokens > 0 or not answer.billed
         if self.settings.max_cost is not None and not counted:
             raise TeacherError(
-                f"the server does not report the tokens of its answers, so --{self.settings.role}-max-cost cannot be "
-                f"enforced; give --{self.settings.role}-max-requests instead."
+                "the server does not report the tokens of its answers, so --teacher-max-cost cannot be enforced; give "
+                "--teacher-max-requests instead."
             )

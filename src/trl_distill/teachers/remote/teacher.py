@@ -142,10 +142,10 @@ class RemoteTeacher(TextTeacher):
         with store.asking(by_key) as absent:
             missing = {key: own for key, own in by_key.items() if key in absent or self.logprobs.needs_logprobs(key)}
             if missing:
-                with self.server.reporting_kept(keys, store, "completions"):
-                    self.server.send_all(
-                        missing, send, keep, description="Teacher generates completions", progress=progress
-                    )
+                judges = self.settings.role == "judge"
+                what = "Judge compares completions" if judges else "Teacher generates completions"
+                with self.server.reporting_kept(keys, store, "answers" if judges else "completions"):
+                    self.server.send_all(missing, send, keep, description=what, progress=progress)
         self.logprobs.remember(prompts, keys)
         return self._learnable([store[key] for key in keys])
 
