@@ -181,6 +181,11 @@ def test_the_command_learns_from_the_embedded_model(small, tmp_path):
     assert refused.exit_code == 2
     assert "another tokenizer" in refused.output
     assert "--cross-tokenizer" in refused.output
+    assert "--distill-alpha 0" in refused.output
+    teach = ["teach", *arguments[1:7], "--output", str(tmp_path / "store"), "--distill-max-teacher-length", "12"]
+    refused = CliRunner().invoke(main, teach)
+    assert refused.exit_code == 2
+    assert "family, or train without a store, with --cross-tokenizer." in refused.output
     done = CliRunner().invoke(main, [*arguments, "--cross-tokenizer", "--project-name", str(tmp_path / "run")])
     assert done.exit_code == 0, done.output
     assert "tokens matched" in done.output

@@ -228,7 +228,7 @@ def test_a_system_message_of_the_students_template_stays_with_teacher_system():
     assert student.system.keep
 
 
-def test_teacher_system_applies_to_every_teacher_and_every_prompt(chat_model_dir, tiny_teacher_dir, tmp_path):
+def test_teacher_system_applies_to_every_teacher_and_every_prompt(chat_model_dir, tiny_teacher_dir, tmp_path, capsys):
     data = [{"messages": ROW}] * 4
     several = {"teacher_config": [{"model": str(tiny_teacher_dir), "template": f"{x} {{input}}"} for x in "ef"]}
     mixture = {"teacher_prompt_mixture": ["e {input}", "f {input}"]}
@@ -238,6 +238,7 @@ def test_teacher_system_applies_to_every_teacher_and_every_prompt(chat_model_dir
         prompts = {trainer.tokenizer.decode(p) for row in trainer.train_dataset["teacher_prompts"] for p in row}
         assert prompts == {turn("system", "g") + turn("user", f"{x} c") + OPEN for x in "ef"}
         assert {trainer.tokenizer.decode(p) for p in trainer.train_dataset["student_prompt"]} == {ASKED}
+        assert "4 rows have system messages of their own, which neither model reads" in capsys.readouterr().out
 
 
 def test_teacher_system_and_a_list_with_its_own_are_refused_together(chat_model_dir, tmp_path):
@@ -246,7 +247,7 @@ def test_teacher_system_and_a_list_with_its_own_are_refused_together(chat_model_
         listing(chat_model_dir, tmp_path, [{"messages": ROW}], teacher=None, teacher_config=listed, teacher_system="g")
 
 
-def test_retained_rows_keep_their_system_message(chat_model_dir, tiny_teacher_dir, tmp_path):
+def test_retained_rows_keep_their_system_message(chat_model_dir, tiny_teacher_dir, tmp_path, capsys):
     more = {"retain_data": Dataset.from_list([{"messages": ROW}]), "retain_fraction": 0.5}
     trainer = listing(
         chat_model_dir, tmp_path, [{"messages": ROW}], teacher=tiny_teacher_dir, teacher_system="g", **more
@@ -257,6 +258,7 @@ def test_retained_rows_keep_their_system_message(chat_model_dir, tiny_teacher_di
     ]
     own = turn("system", "a b") + ASKED
     assert sorted(both) == sorted([(ASKED, turn("system", "g") + ASKED), (own, own)])
+    assert "1 row has a system message of its own, which neither model reads" in capsys.readouterr().out
 
 
 def test_system_settings_are_refused_for_token_ids(chat_model_dir, tiny_teacher_dir, tmp_path):

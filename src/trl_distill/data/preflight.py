@@ -143,7 +143,7 @@ class Preflight:
             schedule=recipe.schedule,
             estimated=recipe.estimates,
             dropped=int(array_of(rows, "dropped").sum()),
-            notes=(*notes_of(recipe), *_unread_systems(int(array_of(rows, "own_system").sum()), recipe)),
+            notes=(*notes_of(recipe), *unread_systems(int(array_of(rows, "own_system").sum()), recipe)),
             warning=_warning(rows, recipe),
             unfinished=int((~finished & (sources == "teacher")).sum()),
             empty=int((finished & (sources == "teacher") & (lengths == 1)).sum()),
@@ -344,8 +344,8 @@ def _warning(rows: Dataset, recipe: RowRecipe) -> str:
     )
 
 
-def _unread_systems(count: int, recipe: RowRecipe) -> tuple[str, ...]:
-    """Return a note if `teacher_system` replaces system messages of the rows."""
+def unread_systems(count: int, recipe: RowRecipe) -> tuple[str, ...]:
+    """Return a note if `teacher_system` replaces the system messages that `count` rows have."""
     student, teacher = recipe.student.template.system, recipe.teacher.template.system
     if not count or teacher.keep:
         return ()

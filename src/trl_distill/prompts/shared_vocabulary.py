@@ -11,7 +11,9 @@ if TYPE_CHECKING:
 
 # a text that tokenizers with equal vocabularies but other merges or normalisation split differently
 PROBE = "The quick brown fox, 1234 + 5 = 1239!\n\tdéjà vu — naïve 東京 def f(x): return x  # ok"
-OTHERWISE = "add --cross-tokenizer, or learn from its completions alone with --distill-alpha 0"  # for other tokenizers
+# what else is there for a teacher with another tokenizer, and for one whose targets are stored
+OTHERWISE = "add --cross-tokenizer, or learn from its completions alone with --distill-alpha 0"
+OTHERWISE_STORED = "or train without a store, with --cross-tokenizer"
 
 
 def shared_vocabulary(
@@ -21,17 +23,19 @@ def shared_vocabulary(
     student_rows: int,
     teacher_rows: int,
     teacher_name: str = "the teacher",
+    stored: bool = False,
 ) -> int:
     """Check that two tokenizers agree and return how many vocabulary rows both models share.
 
     Models of one family pad their embeddings differently (Qwen2.5 has 151,936 rows and 152,064); the rows
     `[0, min(student_rows, teacher_rows))` mean the same token in both. Tokens that were added for the student alone
-    are not shared.
+    are not shared. The errors say what else there is for a teacher whose targets are to be `stored`, or are already.
 
     Raises:
         TeacherError: A token with two ids, or a text that the two split differently.
     """
     shared = min(student_rows, teacher_rows)
+    otherwise = OTHERWISE_STORED if stored else OTHERWISE
     mine, theirs = student.get_vocab(), teacher.get_vocab()
     by_id = {index: token for token, index in theirs.items() if index < shared}
     for token, index in mine.items():
@@ -40,7 +44,7 @@ def shared_vocabulary(
             raise TeacherError(
                 f"teacher_model {teacher_name!r} has another tokenizer than the student: token {token!r} is {index} "
                 f"for the student, and {index} is {by_id.get(index)!r} for the teacher; choose a teacher of the "
-                f"student's family, {OTHERWISE}."
+                f"student's family, {otherwise}."
             )
     known = max(theirs.values())
     shared = min([shared, *(index for index in mine.values() if index > known)])
@@ -50,6 +54,6 @@ def shared_vocabulary(
     if mine_split != their_split or max(mine_split) >= shared:
         raise TeacherError(
             f"teacher_model {teacher_name!r} has the student's tokens but splits text differently; choose a teacher "
-            f"with the student's tokenizer, {OTHERWISE}."
+            f"with the student's tokenizer, {otherwise}."
         )
     return shared

@@ -178,6 +178,7 @@ class TeacherMaker:
                 student_rows=self.student.rows,
                 teacher_rows=teacher.vocabulary_rows,
                 teacher_name=teacher.name,
+                stored=self.settings.store is not None,
             )
         )
 

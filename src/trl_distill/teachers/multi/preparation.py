@@ -12,7 +12,8 @@ from typing import Any
 
 from datasets import Dataset, Features, List, concatenate_datasets
 
-from ...data.preflight import Preflight, notes_of, text_of
+from ...data.arrow_values import array_of
+from ...data.preflight import Preflight, notes_of, text_of, unread_systems
 from ...data.preparation import ALIGNED, COLUMNS, IDS, Recipe, check_differs, mapped
 from ...data.pretokenized import check_tokenized, is_tokenized
 from ...data.retention import Retained, mixed_in
@@ -107,7 +108,8 @@ class MultiTeacherRecipe:
             reads_text=all(r.reads_text for r in of_data),
         )
         prepared, preflight = shown.finish(aligned, rows, report, name=name, columns=RETURNED, serves=required)
-        preflight = replace(preflight, notes=notes_of(*of_data))
+        systems = set(array_of(aligned, "row")[array_of(aligned, "own_system")])  # several teachers: a row counts once
+        preflight = replace(preflight, notes=(*notes_of(*of_data), *unread_systems(len(systems), of_data[0])))
         retained = self.teachers.teachers[-1].retained
         if len(of_data) > 1 or retained is None:
             preflight = replace(preflight, teachers=self._first_prompts(prepared))
