@@ -20,13 +20,14 @@ from holding import another_process
 from safetensors.torch import load_file
 from small_runs import no_model
 
-from trl_distill import LLMTrainingParams, evaluate_distillation, tune
+from trl_distill import LLMTrainingParams, evaluate_distillation, train, tune
 from trl_distill.cli import main
 from trl_distill.config.search_space import Range, shown
 from trl_distill.errors import DataError, ParamsError, ProjectError, RunInterrupted, UsageError
 from trl_distill.evaluation.page.search import SearchOnPage, TrialOnPage, charts_of_search
 from trl_distill.evaluation.result import AFTER, Interval
 from trl_distill.models.loading import ModelSource
+from trl_distill.runs import disk_estimate
 from trl_distill.runs.tuning import search
 from trl_distill.runs.tuning import trial as trials
 from trl_distill.runs.tuning.difference import difference_of
@@ -235,6 +236,32 @@ def test_a_stopped_search_goes_on_where_it_was(copied, monkeypatch, capsys):
     assert (Path(copied.project_name) / "trials" / "005" / "trial.json").read_text() == first
     assert len(result.finished) == 6
     assert "5 trials were run earlier." in capsys.readouterr().out
+
+
+def test_a_search_and_a_run_do_not_share_a_project(copied, settings, tmp_path):
+    page = (Path(copied.project_name) / "report.html").read_bytes()
+    for changed in ({}, {"overwrite": True}):
+        params = LLMTrainingParams(**settings, **changed, project_name=copied.project_name)
+        with pytest.raises(ProjectError, match="holds a search by aitraining tune; give another project_name"):
+            train(params)
+    assert (Path(copied.project_name) / "report.html").read_bytes() == page
+    for begun in (".unfinished", "stages.json", "run.json"):
+        (tmp_path / begun).mkdir()
+        (tmp_path / begun / begun).write_text("{}")
+        with pytest.raises(ProjectError, match=f"holds '{begun}', which is not from a search"):
+            tune(LLMTrainingParams(**settings, project_name=str(tmp_path / begun)), {"lr": [1e-2, 1e-3]})
+
+
+@pytest.mark.parametrize(("keep_all", "what"), [(False, "the best trial"), (True, "2 other trials")])
+def test_the_space_that_finished_trials_keep_is_compared_before_the_first(
+    keep_all, what, settings, tmp_path, monkeypatch
+):
+    size = (Path(settings["model"]) / "model.safetensors").stat().st_size
+    monkeypatch.setattr(disk_estimate, "free_bytes", lambda _: (5 + 6 * keep_all) * size)  # a trial writes four
+    monkeypatch.setattr(ModelSource, "load_model", no_model)
+    params = LLMTrainingParams(**settings, project_name=str(tmp_path / "search"))
+    with pytest.raises(ProjectError, match=rf"one checkpoint .*, what is kept of {what}"):
+        tune(params, {"lr": [1e-2, 1e-3, 1e-4]}, keep_all=keep_all)
 
 
 def test_a_project_has_one_search_at_a_time(copied):

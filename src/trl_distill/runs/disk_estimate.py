@@ -41,12 +41,14 @@ class Planned:
         count: Bytes.
         what: In words.
         is_certain: Whether it is at least as large; else it is at most as large.
+        left: Bytes of it that stay when the run is finished.
     """
 
     folder: Path
     count: float
     what: str
     is_certain: bool = True
+    left: float = 0.0
 
 
 def check_space(planned: Sequence[Planned], say: Callable[[str], object]) -> None:
@@ -97,10 +99,10 @@ def planned_of_run(
     checkpoint = trained * (1 + copies) + (weights if params.teacher_model == EMA else 0)
     kept = _checkpoints_at_once(params, optimizer_steps(rows, params, processes=processes)[0])
     there = sum(path.stat().st_size for path in (folder / "checkpoints").rglob("*") if path.is_file())
-    found = [Planned(folder, result, "the trained model")]
+    found = [Planned(folder, result, "the trained model", left=result)]
     if kept:
-        new = max(0, kept * checkpoint - there)
-        found.append(Planned(folder, new, "one checkpoint" if kept == 1 else f"{kept} checkpoints"))
+        new, left = max(0, kept * checkpoint - there), min(kept, params.save_total_limit) * checkpoint
+        found.append(Planned(folder, new, "one checkpoint" if kept == 1 else f"{kept} checkpoints", left=left))
     return found
 
 

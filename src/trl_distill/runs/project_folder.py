@@ -54,6 +54,7 @@ if TYPE_CHECKING:
     from accelerate import PartialState
 
 MANIFEST, MARKER = "run.json", ".unfinished"
+SEARCH = "tuning.json"  # of a search, whose runs are in folders of its own
 CRC32 = "crc32"  # in the manifest: the checksum of each file
 OPENING = "prompt_opening"  # in the figures: how the student's prompts differ from its own generation prompt
 HELD_OUT, SAMPLES = "held_out.jsonl", "eval_samples.jsonl"
@@ -166,7 +167,7 @@ class Project:
                 )
 
     def check_place(self, params: LLMTrainingParams) -> None:
-        """Refuse a path that cannot be a folder, and one that the run reads from.
+        """Refuse a path that cannot be a folder, the project of a search, and one that the run reads from.
 
         Raises:
             ProjectError: Naming it.
@@ -174,6 +175,8 @@ class Project:
         name = self._name
         if self.folder.exists() and not self.folder.is_dir():
             raise ProjectError(f"{name} is a file; give --project-name a folder.")
+        if (self.folder / SEARCH).is_file():
+            raise ProjectError(f"{name} holds a search by aitraining tune; give another --project-name.")
         places = [
             (setting, getattr(params, setting)) for setting in ("model", "teacher_model", "data_path", "retain_data")
         ]

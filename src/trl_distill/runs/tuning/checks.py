@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 from ...config.evaluation_settings import EvaluationSettings
-from ...config.search_space import Space, check_space, typed
+from ...config.search_space import Space, check_space, grid_size, typed
 from ...config.training_params import LLMTrainingParams
 from ...config.tuning_settings import TuningSettings
 from ...errors import DataError, ParamsError, UsageError, printable
 from ...prompts.system_message import templates_of
+from .folder import TuningFolder
 from .plan import Plan, combinations, plan_of, variations
 from .search import check_optuna
 from .teacher import check_stored_divergences
@@ -110,9 +112,17 @@ def check_named(params: LLMTrainingParams, space: Space, settings: TuningSetting
     assert data is not None
     assert data.held_out is not None
     _check_references(data.held_out, params, settings)
+    folder = TuningFolder(params.project_name)
+    kept = 0 if folder.outcomes() else _kept_at_once(space, settings)  # what is there already needs no more room
     for name, given in variations(space):
-        _check_trainable(plan_of(params, given).params, name, data)
+        _check_trainable(plan_of(params, given).params, name, data, kept=kept)
     return data
+
+
+def _kept_at_once(space: Space, settings: TuningSettings) -> int:
+    """Return how many finished trials keep their models while the last one runs."""
+    others = min(settings.trials or math.inf, grid_size(space)) - 1
+    return int(others if settings.keep_all else min(others, 1))
 
 
 def _check_references(rows: Dataset, params: LLMTrainingParams, settings: TuningSettings) -> None:
@@ -130,12 +140,12 @@ def _check_references(rows: Dataset, params: LLMTrainingParams, settings: Tuning
     metrics_for(settings.metric or (), references if any(references) else None)
 
 
-def _check_trainable(params: LLMTrainingParams, changed: str | None, data: RunData) -> None:
+def _check_trainable(params: LLMTrainingParams, changed: str | None, data: RunData, *, kept: int) -> None:
     """Refuse what only the libraries and the models' files know: optimizers, precisions, modules, vocabularies."""
     from ...config.training_params import FIELDS
     from ...trainer.registry import get_trainer
     from ..checks import CheckedRun
-    from ..disk_estimate import check_space
+    from ..disk_estimate import Planned, check_space
     from ..prepare import rehearse, trainer_config
     from ..project_folder import Project
 
@@ -146,4 +156,7 @@ def _check_trainable(params: LLMTrainingParams, changed: str | None, data: RunDa
     checked = CheckedRun(params, Project(params.project_name), trainer_class, templates_of(params), data)
     planned = rehearse(checked)
     if changed is None:  # the others write about as much
+        left = kept * sum(one.left for one in planned)
+        what = f"what is kept of {'the best trial' if kept == 1 else f'{kept:,} other trials'}"
+        planned += [Planned(checked.project.folder, left, what)] if kept else []
         check_space(planned, lambda line: print(printable(line)))

@@ -29,12 +29,14 @@ from ...data.folder_lock import folder_lock
 from ...data.json_object import read_object
 from ...errors import ProjectError, quoted
 from ...evaluation.result import Interval
-from ..project_folder import MANIFEST, WEIGHTS, Project
+from ..project_folder import MANIFEST, MARKER, SEARCH, WEIGHTS, Project
+from ..stage_folders import RECORD as STAGES
 from .plan import Plan, completed
 from .result import Objective, Rows, Trial, objective_among
 
-STATE, RECORD, OUTPUT, BEST, JOURNAL = "tuning.json", "trial.json", "output.txt", "best.yaml", "optuna.journal"
+STATE, RECORD, OUTPUT, BEST, JOURNAL = SEARCH, "trial.json", "output.txt", "best.yaml", "optuna.journal"
 TRIALS, TEACHER, AGAIN = "trials", "teacher", "final"
+OF_RUN = (MANIFEST, MARKER, STAGES)  # files that a run writes into its project
 DIGITS = 3  # of a trial's number in the name of its folder
 
 
@@ -68,7 +70,7 @@ class TuningFolder:
         above = obstacle(self.path)
         if above is not None:
             raise ProjectError(f"{self._name} cannot be created: {str(above)!r} is not a writable folder.")
-        found = next((p.name for pattern in (MANIFEST, *WEIGHTS) for p in sorted(self.path.glob(pattern))), None)
+        found = next((p.name for pattern in (*OF_RUN, *WEIGHTS) for p in sorted(self.path.glob(pattern))), None)
         if found is not None:
             raise ProjectError(
                 f"{self._name} holds {found!r}, which is not from a search; give another --project-name."
