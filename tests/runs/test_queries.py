@@ -105,6 +105,14 @@ def test_refusals_among_lists_are_no_inputs(place):
     assert json.loads((place / "queries.report.json").read_text())["unreadable_answers"] > 1
 
 
+def test_answers_that_are_cut_are_counted_and_the_limit_is_named(place):
+    with serving("reasons") as (teacher, _):
+        done = command(teacher, "--max-new-tokens", 2000, "--kind", "praise")
+    assert done.exit_code == 1, done.output
+    assert "(12 answers without a list, 12 of them cut at 2,000 tokens)" in sentence(done)
+    assert "give a --max-new-tokens above 2,000, a teacher that follows" in sentence(done)
+
+
 def test_items_of_lists_in_the_prompt_are_kinds(place):
     """As many as there are other kinds, from the whole prompt."""
     rules = "".join(f"- {noun}: Team {noun[0]}\n" for noun in NOUNS[:8])

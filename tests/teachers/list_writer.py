@@ -37,8 +37,9 @@ class Scripted(BaseHTTPRequestHandler):
                 self.copied(*before) if self.mode == "copies" else self.said(asked.rpartition("This is the prompt")[2])
             )
         said = {"message": {"role": "assistant", "content": text}, "text": text}
+        ended = "length" if self.mode == "reasons" else "stop"
         usage = {"prompt_tokens": 100, "completion_tokens": 50}
-        body = json.dumps({"choices": [{"index": 0, "finish_reason": "stop", **said}], "usage": usage})
+        body = json.dumps({"choices": [{"index": 0, "finish_reason": ended, **said}], "usage": usage})
         self.send_response(200)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
@@ -63,6 +64,8 @@ class Scripted(BaseHTTPRequestHandler):
             return "<think>\n1. very long\n</think>\n" + json.dumps(["three words", "one sentence"])
         if "Write 10 different inputs" not in asked:
             return "Billing"
+        if self.mode == "reasons":
+            return "<think>\n1. The users write\n2. Maybe they"
         if self.mode == "refuses" and len(self.asked) % 2:
             return f"I'm sorry, but I can't help with request {len(self.asked) * 7919}.\n\nAsk me anything else."
         if self.mode == "same":

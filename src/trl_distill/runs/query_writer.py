@@ -155,7 +155,8 @@ class QueryWriter:
             if missing <= 0:
                 break
             if asked_anew >= allowed or (asked_anew >= max(2 * first, LEAST // 2) and not collection.inputs):
-                raise self._too_few(collection, asked, unreadable)
+                cut = sum(not items and not one.finished for one, items in zip(answers, read, strict=True))
+                raise self._too_few(collection, asked, unreadable, cut)
             per_answer = max(len(collection.inputs) / asked, 0.1)
             asked += min(math.ceil(missing / per_answer), asked, max(allowed - asked_anew, 1))
         chosen = evenly(collection.inputs, wanted.count)
@@ -247,13 +248,16 @@ class QueryWriter:
     def _rendered(self, request: Request) -> Prompt:
         return request.to_continue if self._continues else request.messages
 
-    def _too_few(self, collection: InputCollection, asked: int, unreadable: int) -> DistillError:
-        found = len(collection.inputs)
+    def _too_few(self, collection: InputCollection, asked: int, unreadable: int, cut: int) -> DistillError:
+        found, most = len(collection.inputs), self.generation.max_new_tokens
         why = [f"{count:,} {IN_WORDS[reason]}" for reason, count in collection.counts().items()]
         why += [f"{unreadable:,} answers without a list"] if unreadable else []
+        why += [f"{cut:,} of them cut at {most:,} tokens"] if cut else []
         kept = "" if self.store.path is None else f" The answers are kept in {self.store.path}."
         use = f"{self.setting} {found} to use these, " if found else ""
-        sampling = "" if self.setting == "--queries-from-prompt" else "another --temperature, "
+        are_cut = cut > unreadable // 2  # as of a model that reasons first
+        sampling = f"a --max-new-tokens above {most:,}, " if are_cut else "another --temperature, "
+        sampling = sampling if self.setting != "--queries-from-prompt" else ""
         return DistillError(
             f"teacher_model {(self.name or self.teacher.name)!r} wrote {found:,} distinct inputs of "
             f"{self.wanted.count:,} in {asked:,} answers ({', '.join(why) or 'nothing else'}); give {use}{sampling}a "
