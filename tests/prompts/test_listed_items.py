@@ -148,6 +148,12 @@ HOSTILE = {
 }
 
 
+def test_a_prompt_of_many_levels_is_read():
+    deep = "\n".join(f"{' ' * level}- level {level}:" for level in range(2000))
+    (item,) = list_items(deep)
+    assert item.startswith("level 0: level 1: ")
+
+
 @pytest.mark.parametrize("form", HOSTILE)
 def test_an_answer_of_any_form_is_read_in_a_time_that_grows_with_its_length(form):
     start = time.process_time()

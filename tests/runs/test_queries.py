@@ -114,13 +114,15 @@ def test_answers_that_are_cut_are_counted_and_the_limit_is_named(place):
 
 
 def test_items_of_lists_in_the_prompt_are_kinds(place):
-    """As many as there are other kinds, from the whole prompt."""
+    """As many as there are other kinds, from the whole prompt; a long one up to a space."""
     rules = "".join(f"- {noun}: Team {noun[0]}\n" for noun in NOUNS[:8])
+    rules = rules.replace("Team r\n", "Team r\n" + "  in every case\n" * 15, 1)
     (place / "prompt.txt").write_text(f"You route the mail of a shop.\n{rules}1) Answer with the team alone.")
     with serving() as (teacher, server):
         assert command(teacher, "--holdout", 0, "--chats").exit_code == 0
     applied = [re.search(r"\nKind of input: .* applies: (.+)", asked) for asked in server.asked]
-    assert {found[1] for found in applied if found} == {f"{noun}: Team {noun[0]}" for noun in NOUNS[:8:2]}
+    first, *others = (f"{noun}: Team {noun[0]}" for noun in NOUNS[:8:2])
+    assert {found[1] for found in applied if found} == {f"{first}{' in every case' * 10} ...", *others}
     of_prompt = [row["kind"] for row in read(place / "queries.jsonl") if "applies:" in row["kind"]]
     assert len(of_prompt) == 12
     assert len(set(of_prompt)) == 4

@@ -76,7 +76,11 @@ class _Item:
     @property
     def whole(self) -> str:
         """The item with those that it is below, if these end with a colon."""
-        return f"{self.under.whole} {self.text}" if self.under is not None and self.under.is_head else self.text
+        parts, under = [self.text], self.under
+        while under is not None and under.is_head:
+            parts.append(under.text)
+            under = under.under
+        return " ".join(reversed(parts))
 
 
 def list_items(prompt: str) -> list[str]:

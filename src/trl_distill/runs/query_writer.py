@@ -195,7 +195,7 @@ class QueryWriter:
 
     def _of_prompt(self, listed: Sequence[str]) -> list[str]:
         """Return a kind for each list item of the prompt, such as a rule; of too many some, from the whole prompt."""
-        items = (item[:LONGEST_KIND] for item in list_items(self.wanted.prompt) if IDENTITY not in item)
+        items = (_shortened(item) for item in list_items(self.wanted.prompt) if IDENTITY not in item)
         found = _distinct(items, unlike=listed)
         count = min(self.wanted.most_kinds, len(found))
         return [APPLIES + found[i * len(found) // count] for i in range(count)]
@@ -207,7 +207,7 @@ class QueryWriter:
         for tries in range(1, TRIES + 1):  # the likeliest list first
             answers = self._answers([request], greedy) + self._answers([request] * (tries - 1))
             texts = [item for items in _read(answers) for item in items]
-            cleaned = [" ".join(text.replace("**", "").split())[:LONGEST_KIND] for text in texts]
+            cleaned = [_shortened(" ".join(text.replace("**", "").split())) for text in texts]
             found = _distinct(cleaned, unlike=SHOWN["kinds"])
             if len(found) >= (count + 1) // 2:
                 break
@@ -294,6 +294,14 @@ def _continued(answer: Completion) -> Completion:
     """Return the answer of a model that continued a list, up to the end of that list."""
     text, ended = continued_list(answer.text or "")
     return Completion((), answer.finished or ended, text, unusable=answer.unusable)
+
+
+def _shortened(kind: str) -> str:
+    """Return a kind with at most `LONGEST_KIND` characters, if possible up to a space."""
+    if len(kind) <= LONGEST_KIND:
+        return kind
+    start, end = kind[: LONGEST_KIND - 30], kind[LONGEST_KIND - 30 : LONGEST_KIND - 4]
+    return f"{start}{end.rpartition(' ')[0] or end} ..."
 
 
 def _distinct(texts: Iterable[str], *, unlike: Iterable[str] = ()) -> list[str]:
