@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from ..config.data_settings import DataSettings
@@ -167,8 +167,10 @@ def held_out_rows(data: object, columns: Columns, compared: Sequence[str]) -> He
         columns: The `Columns` of the rows that are compared with them.
         compared: Columns that are compared in addition.
     """
-    if isinstance(data, (list, tuple)) and all(isinstance(one, str) for one in data):
-        data = [{columns.text_column: one} for one in data] or None
+    if isinstance(data, Iterable) and not isinstance(data, (str, Mapping)) and not hasattr(data, "columns"):
+        listed = list(data) if not hasattr(data, "column_names") else [data]
+        if all(isinstance(one, str) for one in listed):  # also of a generator or a pandas Series
+            data = [{columns.text_column: one} for one in listed] or None
     if data is None:
         return None
     from ..data.diversity import HeldOut

@@ -100,6 +100,4 @@ def _write(
     print(printable("\n".join(lines_of(written, teacher))))
     if share:
         print(printable(f"Held out: {len(held_out):,} of them, in {output.held_out}."))
-    print(
-        printable(f"The {len(train):,} inputs to train on are in {output.rows}; {output.report.name} has the details.")
-    )
+    print(printable(f"To train on: {len(train):,}, in {output.rows}; {output.report.name} has the details."))
