@@ -235,6 +235,8 @@ def test_clusters_group_queries_of_similar_words():
     assert Counter("parcel" in query for query in data) == {True: 3, False: 3}
     assert [one.rows for one in data.report.categories] == [6, 4]
     assert "2: " in "".join(one.name for one in data.report.categories)
+    hindi = prepare_distillation_data([f"बिल्ली {i} घर" for i in range(4)] + [f"कुत्ता {i} नदी" for i in range(4)], 2)
+    assert all({"बिल्ली", "कुत्ता"} & set(one.name.replace(",", "").split()) for one in hindi.report.categories)
     again = prepare_distillation_data([*late, *money[:4]], 2, per_category=3, keep_duplicates=True)
     assert again == data
 
