@@ -54,7 +54,7 @@ def main(args: list[str] | None = None) -> CustomDistillationTrainer:
     trainer = CustomDistillationTrainer(
         source.load_model(),
         config,
-        train_dataset=Dataset.from_dict({"text": ["red green blue", "one two three", "sun moon star", "up down left"]}),
+        train_dataset=Dataset.from_dict({"text": ["red green blue", "lamp river stone", "sun moon star", "cat dog"]}),
         processing_class=source.load_tokenizer(),
     )
     trainer.train()
