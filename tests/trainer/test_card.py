@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import pytest
+import torch
+from datasets import Dataset
+from forms import settings
 from huggingface_hub import ModelCard
 from peft import LoraConfig
 from small_runs import TEMPLATES, make
 from transformers import AutoModelForCausalLM
 
+from trl_distill import DistillationSFTConfig, DistillationSFTTrainer
+from trl_distill.errors import ParamsError
 from trl_distill.trainer.card import base_model
+
+ROWS = Dataset.from_list([{"prompt": "a b", "completion": " c d"}] * 2)
 
 
 @pytest.mark.parametrize("adapter", [False, True])
@@ -44,6 +51,29 @@ def test_the_card_of_a_local_model_names_no_base(tiny_model_dir, tmp_path):
     assert card.data.datasets == "desk/messages"
     assert "None" not in card.text
     assert "the exponential moving average of" in card.text
+
+
+@pytest.mark.parametrize("loaded", [False, True])
+@pytest.mark.parametrize("place", ["constructor", "configuration"])
+def test_a_teacher_is_named_and_not_saved_wherever_it_was_given(
+    place, loaded, tiny_model_dir, tiny_teacher_dir, tmp_path
+):
+    teacher = AutoModelForCausalLM.from_pretrained(tiny_teacher_dir) if loaded else str(tiny_teacher_dir)
+    given = {"configuration": None, "constructor": None, place: teacher}
+    args = DistillationSFTConfig(**settings(tmp_path), use_distillation=True, teacher_model=given["configuration"])
+    trainer = DistillationSFTTrainer(
+        str(tiny_model_dir), args, train_dataset=ROWS, teacher_model=given["constructor"]
+    )  # fmt: skip
+    trainer.save_model()
+    assert f"Teacher: `{tiny_teacher_dir.name}`" in ModelCard.load(tmp_path / "README.md").text
+    saved = torch.load(tmp_path / "training_args.bin", weights_only=False)
+    assert saved.teacher_model == str(tiny_teacher_dir)
+
+
+def test_settings_are_checked_against_a_teacher_of_the_constructor(tiny_model_dir, tmp_path):
+    args = DistillationSFTConfig(**settings(tmp_path), use_distillation=True, cross_tokenizer=True)
+    with pytest.raises(ParamsError, match="cross_tokenizer cannot be used with teacher_model 'openai:gpt-4o', a serv"):
+        DistillationSFTTrainer(str(tiny_model_dir), args, train_dataset=ROWS, teacher_model="openai:gpt-4o")
 
 
 def test_the_base_model_is_that_of_an_earlier_stage(tmp_path):

@@ -158,8 +158,6 @@ def _make_trainer(
     if setup is not None:
         ours = issubclass(prepared.checked.trainer_class, DistillationMixin)
         more = {"setup": setup} if ours else {"teacher_model": setup.teacher}
-        if not isinstance(args.teacher_model, (str, type(None))):
-            args.teacher_model = setup.teacher.name  # checkpoints hold the configuration, which must not hold a model
     kind = prepared.checked.trainer_class
     trainer: Trainer = (with_global_batch(kind) if args.auto_find_batch_size else kind)(
         model,

@@ -60,10 +60,13 @@ class Construction:
         self.args, self.setup, self.plan = args, setup, None
         self.rows, self.eval_rows = for_trainer(train_dataset, name="train_dataset"), for_evaluation(eval_dataset)
         check_streams(args, self.rows, self.eval_rows)
+        given: Any = teacher_model
+        if given is not None:
+            args.teacher_model = given  # where checks and the card read it
         if setup is None:
             check_arguments(args)  # fields may have been set after the configuration was made
             validate_combinations(args)
-            self.plan = plan_setup(args, teacher_model, student=model, data=self.rows)
+            self.plan = plan_setup(args, student=model, data=self.rows)
         check_features(args, model=model, peft_config=kwargs.get("peft_config"))
         self.fresh_adapter = kwargs.get("peft_config") is not None
         self.formatting = kwargs.pop("formatting_func", None)

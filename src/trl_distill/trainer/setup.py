@@ -157,7 +157,9 @@ def _assembled(
 
 
 def name_objects(args: DistillationSFTConfig, teacher: Teacher) -> None:
-    """Replace a list of teachers and rows in memory in a configuration by names, so that it can be saved."""
+    """Replace models, a list of teachers and rows in memory in a configuration by names, so that it can be saved."""
+    if not isinstance(args.teacher_model, (str, type(None))):
+        args.teacher_model = teacher.name  # a model would be written with each checkpoint
     if isinstance(teacher, MultiTeacher) and not isinstance(args.teacher_config, (str, type(None))):
         args.teacher_config = teacher.listed.to_dict()
     if not isinstance(args.retain_data, (str, type(None))):
