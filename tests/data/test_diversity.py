@@ -78,6 +78,13 @@ def test_a_query_without_a_category_is_in_one_of_its_own():
     )
 
 
+def test_long_names_of_categories_differ_on_a_terminal():
+    names = [f"{LONG}: {number % 2}" for number in range(4)]
+    lines = prepare_distillation_data(QUERIES[:4], lambda queries: names).report.lines()
+    assert len({line.split("  ")[1] for line in lines[1:3]}) == 2
+    assert all(len(line) < 90 for line in lines[:3])
+
+
 def test_categories_may_be_numbers_and_dates_of_numpy_and_pandas():
     days = pd.to_datetime(["2020-01-02", None, "2020-01-02 03:04"], format="mixed")
     named = {

@@ -15,6 +15,7 @@ from .near_duplicates import HOW_WITHOUT_DATASKETCH, NearDuplicates, RowInputs
 
 SHOWN = 3  # rows of each reason that a line names
 MOST_CATEGORIES = 20  # that are listed on a terminal
+LONGEST_NAME = 60  # characters of a category there
 NO_CATEGORY = "(none)"  # of a row whose category is empty
 
 Categorize = Callable[[Sequence[int]], Sequence[str]]  # row indices to the category of each
@@ -103,7 +104,7 @@ class DiversityReport:
 
     def lines(self) -> list[str]:
         """Return the lines for a terminal: rows of each category, and how many others there are and why."""
-        names = [printable(one.name.replace("\n", " "))[:60] for one in self.categories[:MOST_CATEGORIES]]
+        names = [_short(printable(one.name.replace("\n", " "))) for one in self.categories[:MOST_CATEGORIES]]
         width = max(map(len, ("category", *names)))
         found = [f"  {'category':{width}}  {'rows':>9}  {'kept':>9}"]
         for name, one in zip(names, self.categories, strict=False):
@@ -221,6 +222,12 @@ def select_diverse(
     compared_by = None if keep_duplicates and not kept_apart.texts else NearDuplicates.how()
     removed = tuple(left.removed)
     return kept, DiversityReport(inputs.report.total, len(kept), per_category, categories, removed, compared_by)
+
+
+def _short(name: str) -> str:
+    """Return a name without its middle if it is long: long names often differ in their ends."""
+    half = LONGEST_NAME // 2
+    return name if len(name) <= LONGEST_NAME else f"{name[: half - 3]}...{name[-half:]}"
 
 
 def _leaks(texts: Mapping[int, str], held_out: HeldOut) -> dict[int, str | None]:
