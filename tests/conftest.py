@@ -8,6 +8,7 @@ from __future__ import annotations
 import gc
 import os
 import shutil
+import signal
 import tempfile
 from pathlib import Path
 
@@ -105,7 +106,9 @@ def make_model_that_writes(folder: Path, token: int, *, chat: bool = False) -> P
 
 
 def pytest_configure(config):
-    """Remove at the end the temporary files and cached data that the tests' processes and the libraries leave."""
+    """Have Ctrl-C end tests, and remove at the end the temporary files and cached data that tests' processes leave."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell has it in a job in the background; tests send it
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     if hasattr(config, "workerinput"):
         return  # a worker has these places from the process that started it
     os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", tempfile.gettempdir())  # pytest's own folders stay where they are
