@@ -37,6 +37,8 @@ FORMS = {
     "numbers in a fence": "Here you are:\n```\n1. red cat\n2. blue dog\n3. tall tree\n```\nDone.",
     "lines in a fence": "Here you are:\n~~~text\nred cat\nblue dog\ntall tree\n~~~\nDone.",
     "JSON with numbers for keys": '{"1": "red cat", "2": "blue dog", "input3": "tall tree"}',
+    "Python": '```python\ninputs = [\n    "red cat",\n    "blue dog",\n    "tall tree",\n]\n```',
+    "tags": "<inputs>\n<input>red cat</input>\n<input>blue dog</input>\n<input>tall tree</input>\n</inputs>",
     "other quotes": "1. „red cat“\n2. 「blue dog」\n3. « tall tree »",
 }
 

@@ -25,16 +25,17 @@ _RULE = re.compile(r"\s*([-*_])\1\1+\s*")
 # each of these reads a text once, however it was made: a server may send megabytes on which another would try for hours
 _IN_ONE_LINE = re.compile(r"(?<!\s)\s+\d{1,3}[.)]\s+")
 _STRING = re.compile(r'"(?:[^"\\]|\\.)*+(?:"|\\?\Z)', re.DOTALL)  # the last may be cut
-_JSON = re.compile(r"^[^\S\n]*[\[{]", re.MULTILINE)
+_JSON = re.compile(r"^[^\S\n]*(?:\w{1,40}[^\S\n]?=[^\S\n]?)?[\[{]", re.MULTILINE)  # or a list in Python
 # what models write before an item: "Input 3:", "**User**:"
 _LABEL = re.compile(
     r"^\**(?:sample |example |user |customer )?(?:input|query|question|message|example|user|q)"
     r"\s*+#?\d{0,3}\**+\s*+:\**\s*",
     re.IGNORECASE,
 )
-# what models write instead of an item: "[insert input]", "{input7}", "1. - <message>"
+_TAGGED = re.compile(r"<(input|query|question|message|example|user|item)>(.*)</\1>", re.DOTALL | re.IGNORECASE)
+# what models write instead of an item: "[insert input]", "{input7}", "1. - <message>", "</inputs>"
 _PLACEHOLDER = re.compile(
-    r"\W*[\[{<](?:insert |your |the |user )*(?:input|query|question|message|text)\W*\d*[\]}>]\W*", re.I
+    r"\W*[\[{<]/?(?:insert |your |the |user )*(?:inputs?|query|queries|questions?|messages?|text)\W*\d*[\]}>]\W*", re.I
 )
 LONGEST_PLACEHOLDER = 100  # characters, so that no text takes long to compare
 _WORD = re.compile(r"[^\W\d_]|\d+\D+\d|\d{2}")
@@ -129,8 +130,9 @@ def _is_placeholder(item: str) -> bool:
 
 
 def cleaned_item(item: str) -> str:
-    """Return an item without the label, the emphasis and the quotes that a model puts around it."""
-    item = _LABEL.sub("", item.strip(), count=1).strip()
+    """Return an item without the tag, the label, the emphasis and the quotes that a model puts around it."""
+    tagged = _TAGGED.fullmatch(item.strip())
+    item = _LABEL.sub("", (tagged[2] if tagged else item).strip(), count=1).strip()
     while len(item) > 1 and QUOTES.get(item[0]) == item[-1] and not _closes_early(item):
         emphasis = min(len(item) - len(item.lstrip("*")), len(item) - len(item.rstrip("*")))
         item = item[max(emphasis, 1) : len(item) - max(emphasis, 1)].strip()
@@ -150,7 +152,7 @@ def _in_json(text: str) -> list[str] | None:
     start = _JSON.search(text)
     if start is None or _has_marks(text[: start.start()]):
         return None
-    rest = text[text.index(start[0].strip(), start.start()) :]
+    rest = text[start.end() - 1 :]
     try:
         value, _ = json.JSONDecoder().raw_decode(rest)
     except (ValueError, RecursionError):
