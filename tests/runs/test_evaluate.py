@@ -470,6 +470,24 @@ def test_a_place_that_cannot_be_written_is_refused_before_a_model_loads(project,
     assert "cannot be written; give --output a folder" in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("run.json", "{}", "is the project of another run, whose report would be replaced"),
+        (".unfinished", "{}", "is the project of another run"),
+        ("tuning.json", "{}", "is the project of another run"),
+        ("report.html", "my own", "holds 'report.html', which is not from an evaluation"),
+        ("report.json", "[1]", "holds 'report.json', which is not from an evaluation"),
+    ],
+)
+def test_the_report_of_another_run_is_not_replaced(name, content, said, project, monkeypatch, tmp_path):
+    monkeypatch.setattr("trl_distill.models.loading.ModelSource.load_model", no_model)
+    (tmp_path / name).write_text(content)
+    done = command(project, "--output", tmp_path)
+    assert (done.exit_code, said in done.stderr) == (2, True), done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
 def test_the_output_takes_the_place_of_a_project_that_cannot_be_written(project, found, monkeypatch, tmp_path):
     evaluate_distillation(project, timed_queries=0)
     before = {path.name: path.read_bytes() for path in project.glob("*.json*")}

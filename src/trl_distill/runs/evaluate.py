@@ -16,7 +16,9 @@ from ..config.training_params import FIELDS, LLMTrainingParams
 from ..config.user_files import user_path
 from ..data.atomic_file import copy_file, obstacle
 from ..data.folder_lock import folder_lock, processes
+from ..data.json_object import read_object
 from ..errors import ParamsError, ProjectError
+from ..evaluation.page import DATA, PAGE
 from ..trainer.standard_streams import unbreakable_streams
 from .evaluation_inputs import (
     KnownRun,
@@ -29,7 +31,9 @@ from .evaluation_inputs import (
 from .full_disk import explaining_full_disk
 from .library_output import quiet, without_library_bars
 from .memory import memory_explained, sentence_of_run
+from .project_folder import MANIFEST, MARKER
 from .result_files import check_result
+from .tuning.folder import STATE
 
 if TYPE_CHECKING:
     from ..evaluation.result import Evaluation
@@ -255,9 +259,8 @@ def _folder(run: KnownRun | None, settings: EvaluationSettings) -> Iterator[Path
         ProjectError: The folder cannot be written, or is in use.
     """
     output = None if settings.output is None else Path(settings.output).expanduser()
-    above = None if output is None else obstacle(output)
-    if above is not None:
-        raise ProjectError(f"output {str(output)!r} cannot be written: {str(above)!r} is not a writable folder.")
+    if output is not None:
+        _check_output(output, run)
     with ExitStack() as locks:
         if output is not None:
             locks.enter_context(folder_lock(output, what=f"output {str(output)!r}", instead="another --output"))
@@ -269,6 +272,22 @@ def _folder(run: KnownRun | None, settings: EvaluationSettings) -> Iterator[Path
             yield output
         else:
             yield Path(locks.enter_context(tempfile.TemporaryDirectory(prefix="trl-distill-evaluation-")))
+
+
+def _check_output(output: Path, run: KnownRun | None) -> None:
+    """Refuse an output that cannot be written, or whose report would be lost: that of another run, or not ours."""
+    name = f"output {str(output)!r}"
+    above = obstacle(output)
+    if above is not None:
+        raise ProjectError(f"{name} cannot be written: {str(above)!r} is not a writable folder.")
+    if run is not None and output.resolve() == run.folder.resolve():
+        return
+    if any((output / file).exists() for file in (MANIFEST, MARKER, STATE)):
+        raise ProjectError(f"{name} is the project of another run, whose report would be replaced; give another one.")
+    there = [file for file in (PAGE, DATA) if (output / file).exists()]
+    is_ours = (output / DATA).is_file() and "format" in (read_object(output / DATA) or {})
+    if there and not is_ours:
+        raise ProjectError(f"{name} holds {there[0]!r}, which is not from an evaluation; give another one.")
 
 
 def _is_free(project: Path, locks: ExitStack, *, needed: bool) -> bool:
