@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import pickle
+import shutil
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ import yaml
 from datasets import Dataset
 from forms import MARKED
 from huggingface_hub import ModelCard
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from trl_distill import LLMTrainingParams, run, train
@@ -26,6 +28,8 @@ from trl_distill.errors import (
     TemplateError,
     UsageError,
 )
+from trl_distill.runs.project_folder import Project
+from trl_distill.runs.result_files import check_result
 
 pytestmark = pytest.mark.usefixtures("device")
 
@@ -345,6 +349,33 @@ def test_neither_result_nor_checkpoint_has_the_arguments_as_a_pickle(merged, set
     (folder / "run.json").unlink()
     again = run(LLMTrainingParams(**{**base, "max_steps": 3, "resume": True}))
     assert again.trainer.state.global_step == 3
+
+
+def test_weights_that_change_under_an_adapter_are_noticed(settings, tiny_model_dir, tmp_path, monkeypatch, capsys):
+    base = shutil.copytree(tiny_model_dir, tmp_path / "base")
+    whole = (base / "model.safetensors").read_bytes()
+    tensors = load_file(base / "model.safetensors")
+    changed = {name: tensor * 1.5 for name, tensor in tensors.items()}
+    how = {"model": str(base), "peft": True, "lora_r": 2, "save_strategy": "steps", "save_steps": 1, "max_steps": 2}
+    params = {**settings, **how}
+    with monkeypatch.context() as stopped:
+        stopped.setattr(Project, "finish", lambda self: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            run(LLMTrainingParams(**params))
+    save_file(changed, base / "model.safetensors", {"format": "pt"})
+    with pytest.raises(
+        ProjectError, match=r"the weights in model '.*base', which it trains an adapter on, have changed"
+    ):
+        run(LLMTrainingParams(**params, resume=True))
+    (base / "model.safetensors").write_bytes(whole)
+    run(LLMTrainingParams(**params, resume=True))
+    folder = tmp_path / "run_2.5-x"
+    capsys.readouterr()
+    check_result(folder)
+    assert capsys.readouterr().out == ""
+    save_file(changed, base / "model.safetensors", {"format": "pt"})
+    check_result(folder)
+    assert "base', the base of the adapter in" in capsys.readouterr().out
 
 
 BREAKING = {"lr": 1e20, "warmup_ratio": 0, "max_steps": 1}

@@ -31,9 +31,8 @@ from .evaluation_inputs import (
 from .full_disk import explaining_full_disk
 from .library_output import quiet, without_library_bars
 from .memory import memory_explained, sentence_of_run
-from .project_folder import MANIFEST, MARKER
+from .project_folder import MANIFEST, MARKER, SEARCH
 from .result_files import check_result
-from .tuning.folder import STATE
 
 if TYPE_CHECKING:
     from ..evaluation.result import Evaluation
@@ -282,7 +281,7 @@ def _check_output(output: Path, run: KnownRun | None) -> None:
         raise ProjectError(f"{name} cannot be written: {str(above)!r} is not a writable folder.")
     if run is not None and output.resolve() == run.folder.resolve():
         return
-    if any((output / file).exists() for file in (MANIFEST, MARKER, STATE)):
+    if any((output / file).exists() for file in (MANIFEST, MARKER, SEARCH)):
         raise ProjectError(f"{name} is the project of another run, whose report would be replaced; give another one.")
     there = [file for file in (PAGE, DATA) if (output / file).exists()]
     is_ours = (output / DATA).is_file() and "format" in (read_object(output / DATA) or {})

@@ -48,6 +48,7 @@ from ..errors import ParamsError, ProjectError
 from ..prompts.template import text_of_file
 from ..teachers.multi.entries import read_teachers
 from ..trainer.checkpoints import Checkpoints, find_checkpoints
+from .adapter_base import BASE, base_of_adapter, base_of_run, check_base
 from .trackers import TENSORBOARD
 
 if TYPE_CHECKING:
@@ -135,6 +136,7 @@ class Project:
             )
         if checkpoint is not None:
             self._check_same(name, params)
+            check_base(name, (self._read(MARKER) or {}).get(BASE), params)
         elif not begun:
             foreign = next((p.name for pattern in (*WEIGHTS, *OURS) for p in sorted(self.folder.glob(pattern))), None)
             if foreign is not None:
@@ -279,7 +281,10 @@ class Project:
             reason = f"project_name {str(self.folder)!r} cannot be created ({error.strerror})"
             raise ProjectError(f"{reason}; give another --project-name.") from error
         self._recipe = params.recipe
-        marked = {"replaces": sorted(self._replaced(params.overwrite)), "rows": self._rows}
+        marked: dict[str, object] = {"replaces": sorted(self._replaced(params.overwrite)), "rows": self._rows}
+        base = base_of_run(params)
+        if base is not None:
+            marked[BASE] = base
         write_text(self.folder / MARKER, json.dumps(marked) + "\n")
         if params.overwrite:
             self.discard()
@@ -365,12 +370,15 @@ class Project:
         named = [self.folder / name for name in self.result]
         written = [path for parent in named for path in (parent, *sorted(parent.glob("*")))]
         there = {p.relative_to(self.folder).as_posix(): p for p in written if p.is_file()}
-        content = {
+        content: dict[str, object] = {
             "trl_distill": version("trl-distill"),
             **({} if self._recipe is None else {"recipe": self._recipe}),
             "files": {name: p.stat().st_size for name, p in there.items()},
             CRC32: {name: file_checksum(p) for name, p in there.items()},
         }
+        base = base_of_adapter(self.folder)
+        if base is not None:
+            content[BASE] = base[1]
         text = json.dumps(content, indent=2)
         path = write_text(self.folder / MANIFEST, text + "\n")
         (self.folder / MARKER).unlink(missing_ok=True)

@@ -7,12 +7,14 @@ from pathlib import Path
 
 from ..data.checksum import file_checksum
 from ..data.folder_names import is_inside
+from ..data.json_object import read_object
 from ..errors import ProjectError, printable
+from .adapter_base import BASE, base_of_adapter
 from .project_folder import CONFIG, CRC32, MANIFEST
 
 
 def check_result(folder: Path, *, again: str = "train again with --overwrite") -> None:
-    """Refuse a finished run with damaged weights, and print if its settings have changed.
+    """Refuse a finished run with damaged weights, and print if its settings, or an adapter's base, have changed.
 
     Other files are meant to be edited: an adapter's configuration, for example, if its base has moved. Runs of earlier
     versions have no checksums.
@@ -35,6 +37,10 @@ def check_result(folder: Path, *, again: str = "train again with --overwrite") -
         )
     if CONFIG in sums and (folder / CONFIG).is_file() and not _is_intact(folder / CONFIG, sums[CONFIG]):
         print(printable(f"{folder / CONFIG} has changed since the run finished: it was edited, or it is damaged."))
+    trained_on, base = (read_object(folder / MANIFEST) or {}).get(BASE), base_of_adapter(folder)
+    if trained_on is not None and base is not None and trained_on != base[1]:
+        text = f"the weights in {base[0]!r}, the base of the adapter in {str(folder)!r}, have changed since the run"
+        print(printable(f"  warning       {text} finished: restore them, or {again}."))
 
 
 def has_checksum(folder: Path, name: str) -> bool:

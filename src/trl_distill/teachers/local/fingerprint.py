@@ -1,4 +1,4 @@
-"""Fingerprints of model weights: by the content of files, or by tensors.
+"""Fingerprints of model weights, by tensors; by the content of files, see `folder_fingerprint`.
 
 A folder that is copied or moved stays the same teacher; a model that is trained further does not.
 """
@@ -7,36 +7,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-from pathlib import Path
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch.distributed.tensor import DTensor
 
-WEIGHTS = ("*.safetensors", "*.bin")
-BLOCK, BLOCKS = 16 * 2**10, 1024  # a file up to 16 MiB is read whole; of 5 GB, a block in every 5 MB
+from .folder_fingerprint import of_folder
+
+__all__ = ["of_folder", "of_model", "without_adapters"]
+
 CHUNK = 2**22  # values that are summed at a time: the sum needs them as 64-bit integers
 SAMPLE = 256  # values of a tensor that are hashed in their places
-
-
-def of_folder(folder: str) -> list[list[object]] | None:
-    """Return name, size and hash of a saved model's weight files; None if there is no such folder.
-
-    Large files are hashed in blocks spread over them, so that a merged adapter or an edited layer shows. The base of an
-    adapter is part of it.
-    """
-    root = Path(folder)
-    if not root.is_dir():
-        return None
-    files = sorted(path for pattern in WEIGHTS for path in root.glob(pattern) if path.name != "training_args.bin")
-    found: list[list[object]] = [[path.name, path.stat().st_size, _hash_of_file(path)] for path in files]
-    adapter = root / "adapter_config.json"
-    if adapter.is_file():
-        text = adapter.read_text(encoding="utf-8")
-        base = str(json.loads(text).get("base_model_name_or_path"))
-        found.append([adapter.name, hashlib.sha256(text.encode()).hexdigest(), of_folder(base) or base])
-    return found
 
 
 def of_model(model: torch.nn.Module, *, adapters: bool = True) -> str:
@@ -70,17 +52,6 @@ def without_adapters(model: torch.nn.Module) -> dict[str, torch.Tensor]:
             own |= {f"{name}.{part}" for part in module.adapter_layer_names}
     kept = {name: t for name, t in model.state_dict().items() if not any(name.startswith(part) for part in own)}
     return {name.replace(".base_layer.", ".").replace(".original_module.", "."): t for name, t in kept.items()}
-
-
-def _hash_of_file(path: Path) -> str:
-    """Return a hash of a file's blocks, of a large file those that are spread evenly from its first to its last."""
-    size, digest = path.stat().st_size, hashlib.sha256()
-    spread = [(size - BLOCK) * k // (BLOCKS - 1) for k in range(BLOCKS)]
-    with path.open("rb") as file:
-        for start in range(0, size, BLOCK) if size <= BLOCK * BLOCKS else spread:
-            file.seek(start)
-            digest.update(file.read(BLOCK))
-    return digest.hexdigest()
 
 
 def _digest_of_tensor(tensor: torch.Tensor) -> bytes:
