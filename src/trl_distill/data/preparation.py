@@ -203,8 +203,8 @@ class Recipe(RowRecipe):
         lacking = [row.number for row in rows_of(rows) if source_of(row, self) == "teacher"]
         if lacking:
             raise DataError(
-                f"{name}: {len(lacking)} rows have no completion (row {', '.join(map(str, lacking[:10]))}) and "
-                "completions is 'data'; name the column with --completion-column, or let the teacher generate with "
+                f"{name}: {len(lacking)} rows have no completion (row {', '.join(map(str, lacking[:10]))}), which "
+                "--completions data needs; name the column with --completion-column, or let the teacher generate with "
                 "--completions teacher."
             )
 
