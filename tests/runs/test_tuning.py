@@ -32,6 +32,7 @@ from trl_distill.runs.tuning import search
 from trl_distill.runs.tuning import trial as trials
 from trl_distill.runs.tuning.difference import difference_of
 from trl_distill.runs.tuning.output import TrialOutput
+from trl_distill.runs.tuning.plan import plan_of, teacher_key
 from trl_distill.runs.tuning.result import Rows, Trial, TuningResult, objective_among
 from trl_distill.runs.tuning.summary import doubts
 from trl_distill.teachers.local.teacher import LocalTeacher
@@ -126,6 +127,13 @@ def test_a_topk_store_has_the_listed_temperatures_and_is_another_search(settings
     tune(copied, {"distill_temperature": [1, 2]})
     (store,) = (json.loads(path.read_text()) for path in (tmp_path / "topk").glob("teacher/*/manifest.json"))
     assert (store["kind"], store["temperatures"]) == ("topk", [1.0, 2.0])
+
+
+@pytest.mark.parametrize(("teacher", "stores"), [("embedded", 1), ("self", 2)])
+def test_an_adapter_or_all_weights_have_the_same_teacher(teacher, stores):
+    params = LLMTrainingParams(model="embedded", teacher_model=teacher)
+    plans = [plan_of(params, {"peft": peft, "lr": lr}) for peft in (False, True) for lr in (1e-4, 1e-3)]
+    assert len({teacher_key(plan.params, kind="hidden", temperatures=None) for plan in plans}) == stores
 
 
 def test_students_with_different_gaps_are_ranked_by_their_score(settings, tmp_path, capsys):

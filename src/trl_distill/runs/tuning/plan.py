@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from ...config.search_space import MOST_TRIALS, Range, Settings, Space, grid, grid_size
-from ...config.training_params import FIELDS, OF_ADAPTER, LLMTrainingParams
+from ...config.training_params import FIELDS, OF_ADAPTER, OWN_TEACHERS, LLMTrainingParams
 from ..project_folder import FREE_ON_RESUME, NOT_KEPT, params_to_keep
 
 # what may differ when a run is resumed, but decides what it learns
@@ -78,11 +78,13 @@ def teacher_key(params: LLMTrainingParams, *, kind: str, temperatures: str | Non
         temperatures: Those for which the targets are made; None for all.
     """
     groups = {name: spec.metadata["help"].group for name, spec in FIELDS.items()}
+    unread = {*OF_ADAPTER, "merge_adapter"} | OF_LOSS
+    if params.teacher_model not in OWN_TEACHERS:
+        unread.add("peft")
     given = {
         name: value
         for name, value in identity_of(params).items()
-        if name not in {*OF_ADAPTER, "merge_adapter"} | OF_LOSS
-        and (groups[name] not in ("Training", "Logging and saving") or name == "seed")
+        if name not in unread and (groups[name] not in ("Training", "Logging and saving") or name == "seed")
     }
     text = json.dumps({**given, "kind": kind, "temperatures": temperatures}, sort_keys=True)
     return digest(text)[:12]
