@@ -247,6 +247,7 @@ def test_a_run_takes_parameters_only(start, given):
         ({"quantization": "int4"}, "quantization 'int4' trains an adapter; add peft=True"),
         ({"lora_r": 32}, "lora_r is 32, and no adapter is trained; add peft=True, or drop lora_r"),
         ({"target_modules": "q_proj"}, "target_modules is 'q_proj', and no adapter is trained; add peft=True, or drop"),
+        ({"valid_split": "train"}, "valid_split is 'train', the split that is trained on; name another, give slices"),
         ({"merge_adapter": True}, "merge_adapter has no adapter to merge; add peft=True"),
         ({"merge_adapter": True, "peft": True, "quantization": "int8"}, "cannot merge into a quantized model"),
         ({"overwrite": True, "resume": True}, "overwrite and resume contradict each other"),

@@ -305,6 +305,11 @@ class LLMTrainingParams(RecipeSettings, DistillationArguments):
                     )
         if self.use_vllm and self.quantization == "int8":
             raise ParamsError("use_vllm cannot be used with --quantization int8, which vLLM does not load; use int4.")
+        if self.valid_split == self.train_split:
+            raise ParamsError(
+                f"valid_split is {self.valid_split!r}, the split that is trained on; name another, give slices such "
+                "as 'train[:90%]' and 'train[90%:]', or hold rows out with --holdout 0.1."
+            )
         if self.merge_adapter and not self.peft:
             raise ParamsError("merge_adapter has no adapter to merge; add --peft.")
         if self.merge_adapter and self.quantization is not None:
