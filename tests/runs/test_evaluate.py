@@ -397,6 +397,17 @@ def test_a_judge_compares_the_student_with_the_teacher_and_with_what_it_was(proj
     assert [(c["first"], c["second"]) for c in judged["comparisons"]] == pairs
 
 
+def test_a_judge_that_fails_takes_no_other_figure_with_it(project, server, found, tmp_path):
+    copied = shutil.copytree(project, tmp_path / "judged", ignore=shutil.ignore_patterns("judge_answers.jsonl"))
+    done = command(copied, "--timed-queries", "0", "--judge", server.teacher, "--teacher-max-requests", "1")
+    assert done.exit_code == 1, done.stderr
+    assert "the judge's budget is spent (1 requests" in done.stderr
+    evaluation = json.loads((copied / "report.json").read_text())["evaluation"]
+    assert evaluation["verdict"]["sentence"] in done.stdout
+    assert evaluation["judgement"] is None
+    assert len(evaluation["inputs"]) == len(found.inputs)
+
+
 def _first_two(found, one, other):
     return list(zip(found.side(one).completions, found.side(other).completions, strict=True))[:2]
 

@@ -13,7 +13,7 @@ from .result import AFTER, BEFORE, PROMPTED, TEACHER, Evaluation, Judgement, Sid
 from .sides import LABELS, Sides, Written
 from .verdict import decide
 
-Judge = Callable[[Sequence[tuple[Side, Side]], Sequence[str], Sequence[str] | None], Judgement]
+Judge = Callable[[Sequence[tuple[Side, Side]], Sequence[str], Sequence[str] | None], Judgement | None]
 TOKEN_ROWS = 6  # that are shown token by token
 
 
@@ -28,7 +28,7 @@ class Measures:
         teacher_prices: Prices of the teacher's tokens; None gives no money.
         student_prices: Prices of the student's tokens; None are the teacher's.
         run_cost: What training cost, in the same unit; None is not known.
-        judge: Judges pairs of sides: returns what it says of them. None asks no judge.
+        judge: Judges pairs of sides: returns what it says of them, None if it failed. None asks no judge.
         seed: Resampling seed of the intervals.
     """
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from ..config.evaluation_settings import ROWS, EvaluationSettings
 from ..config.setting_names import name_settings
 from ..config.training_params import LLMTrainingParams
-from ..errors import ParamsError, printable
+from ..errors import DistillError, ParamsError, printable
 from ..evaluation.advice import of_evaluation
 from ..evaluation.judge import judge_pairs, load_judge
 from ..evaluation.metrics import metrics_for
@@ -66,6 +66,7 @@ def run_evaluation(
 
     Raises:
         UsageError: Something that cannot be found or evaluated; raised before a model loads.
+        DistillError: The judge fails; raised when everything else is printed and written.
     """
     prices = prices_of(params, settings)
     models = find_models(params, student=student, before=before)
@@ -83,6 +84,7 @@ def run_evaluation(
     folder = Path(params.project_name)
     stores = Stores(CompletionStore(folder / STORE), CompletionStore(folder / STUDENTS))
     sides = Sides(models, reader, questions, writing, stores=stores, progress=progress)
+    failures: list[DistillError] = []
     measures = Measures(
         metrics,
         with_teacher_prompt=settings.with_teacher_prompt,
@@ -90,7 +92,7 @@ def run_evaluation(
         teacher_prices=prices["teacher"],
         student_prices=prices["student"],
         run_cost=settings.run_cost,
-        judge=_judge(params, settings, models, progress=progress),
+        judge=_judge(params, settings, models, failures, progress=progress),
         seed=params.seed,
     )
     evaluation = evaluate_sides(sides, measures, settings=_settings_of(params, source, writing), versions=versions())
@@ -104,6 +106,8 @@ def run_evaluation(
         print(printable(f"  warning       {name_settings(entry.text)}"))
     _report(evaluation, advice, settings, run)
     print(printable(evaluation.verdict.sentence))
+    if failures:
+        raise failures[0]
     return evaluation
 
 
@@ -133,9 +137,17 @@ def _report(
 
 
 def _judge(
-    params: LLMTrainingParams, settings: EvaluationSettings, models: EvaluatedModels, *, progress: bool
+    params: LLMTrainingParams,
+    settings: EvaluationSettings,
+    models: EvaluatedModels,
+    failures: list[DistillError],
+    *,
+    progress: bool,
 ) -> Judge | None:
-    """Return a function that asks a judge to compare sides and stores its answers; None without a judge."""
+    """Return a function that asks a judge to compare sides and stores its answers; None without a judge.
+
+    What fails there is added to `failures`: the other figures are worth more than the judge.
+    """
     if settings.judge is None:
         return None
     remote = RemoteSettings(
@@ -151,10 +163,14 @@ def _judge(
 
     def asked(
         pairs: Sequence[tuple[Side, Side]], requests: Sequence[str], references: Sequence[str] | None
-    ) -> Judgement:
-        return judge_pairs(
-            judge, pairs, requests=requests, references=references, store=store, progress=progress, seed=params.seed
-        )
+    ) -> Judgement | None:
+        try:
+            return judge_pairs(
+                judge, pairs, requests=requests, references=references, store=store, progress=progress, seed=params.seed
+            )
+        except DistillError as error:
+            failures.append(error)
+            return None
 
     return asked
 
