@@ -360,6 +360,26 @@ def test_optuna_searches_ranges_stops_trials_and_goes_on(copied, monkeypatch):
     assert asked == [0.5, 0.5]
 
 
+def test_a_trial_of_optuna_that_is_cut_short_comes_first_again(tmp_path):
+    pytest.importorskip("optuna")
+
+    def begun(earlier=()):
+        space = {"lr": Range(1e-4, 1e-2), "epochs": (1, 2)}
+        return search.OptunaSearch(space, tmp_path / "j", trials=3, earlier=earlier, objective="score", seed=0)
+
+    cut = begun().next()
+    for _ in range(2):  # killed twice
+        again = begun()
+        assert (again.next(), again.number) == (cut, 1)
+    done = Trial(1, cut, None, "finished", score=50.0)
+    resumed = begun([done])  # killed after its outcome was kept, and before optuna knew it
+    other = resumed.next()
+    assert (other != cut, resumed.number) == (True, 2)
+    resumed.tell(Trial(2, other, None, "finished", score=40.0), "score")
+    assert resumed.next() not in (cut, other)
+    assert sorted(trial.value for trial in resumed.study.trials if trial.value is not None) == [40.0, 50.0]
+
+
 def test_a_trial_below_the_median_falls_behind(tmp_path):
     pytest.importorskip("optuna")
     chosen = search.OptunaSearch(

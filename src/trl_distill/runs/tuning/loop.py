@@ -54,13 +54,11 @@ class SearchLoop:
         if self._trials:
             count = len(self._trials)
             print(f"{count} {'trial was' if count == 1 else 'trials were'} run earlier.")
-        done = 0
         while (settings := self.search.next()) is not None:
             plan = plan_of(params, settings)
             outcome, project = self.folder.claim(plan)
-            done += 1
             if outcome is None or not self.search.accepts(outcome):
-                line = f"Trial {done} of {self.search.total}: {name_settings(typed(settings))}"
+                line = f"Trial {self.search.number} of {self.search.total}: {name_settings(typed(settings))}"
                 print(printable(line), flush=True)
                 outcome = self._run(plan, project)
             self._trials[outcome.number] = outcome

@@ -27,6 +27,10 @@ class Search(Protocol):
 
     total: int
 
+    @property
+    def number(self) -> int:
+        """Which trial of them `next` returned, from 1."""
+
     def next(self) -> Settings | None:
         """Return the settings of the next trial; None if there are no more."""
 
@@ -50,9 +54,11 @@ class Grid:
 
     def __init__(self, space: Space) -> None:
         self.total = int(grid_size(space))
+        self.number = 0
         self._left = iter(grid(space))
 
     def next(self) -> Settings | None:
+        self.number += 1
         return next(self._left, None)
 
     def accepts(self, trial: Trial) -> bool:
@@ -115,14 +121,19 @@ class OptunaSearch:
             study_name=digest(json.dumps({name: str(values) for name, values in space.items()})),
             load_if_exists=True,
             direction="maximize",
-            sampler=optuna.samplers.TPESampler(seed=seed),
             pruner=optuna.pruners.MedianPruner(n_startup_trials=STARTUP),
         )
+        # a search that goes on does not draw the same trials again
+        self.study.sampler = optuna.samplers.TPESampler(seed=seed + len(self.study.get_trials(deepcopy=False)))
         self._asked: optuna.Trial | None = None
         self._seen: dict[str, None] = {}
         self._repeats = 0
         self._untried = _every(space)
         self._begin(list(earlier), objective)
+
+    @property
+    def number(self) -> int:
+        return len(self._seen) + 1
 
     def next(self) -> Settings | None:
         if len(self._seen) >= self.total:
@@ -162,21 +173,26 @@ class OptunaSearch:
         """Let the study know what the project has, and ask first for the trial that a kill has cut short."""
         from optuna.trial import TrialState, create_trial
 
-        known = set()
+        known, finished = set(), {_key(self._own(trial.settings)) for trial in earlier}
         for frozen in self.study.get_trials(deepcopy=False):
             if frozen.state is TrialState.RUNNING:
                 self.study.tell(frozen.number, state=TrialState.FAIL)
-                self.study.enqueue_trial(frozen.params, skip_if_exists=True)
+                if frozen.params.keys() == self.space.keys() and _key(frozen.params) not in finished:
+                    self.study.enqueue_trial(frozen.params)
             elif frozen.state.is_finished() and frozen.state is not TrialState.FAIL:
                 known.add(_key(frozen.params))
         for trial in earlier:
-            settings = {name: trial.settings.get(name) for name in self.space}
+            settings = self._own(trial.settings)
             if not all(_contains(values, settings[name]) for name, values in self.space.items()):
                 continue
             self._seen[_key(settings)] = None
             value = math.nan if objective is None else trial.value(objective)
             if _key(settings) not in known and not math.isnan(value):
                 self.study.add_trial(create_trial(params=settings, distributions=self.distributions, value=value))
+
+    def _own(self, settings: Settings) -> Settings:
+        """Return a trial's values of the settings that this search tunes."""
+        return {name: settings.get(name) for name in self.space}
 
 
 def _distribution(values: tuple[object, ...] | Range) -> optuna.distributions.BaseDistribution:
