@@ -11,7 +11,7 @@ import yaml
 from click.testing import CliRunner
 from peft import LoraConfig
 from small_runs import make
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3MoeConfig, Qwen3MoeForCausalLM
 
 from trl_distill import LLMTrainingParams, run
 from trl_distill.cli import main
@@ -93,6 +93,25 @@ def test_the_preflight_says_how_many_parameters_an_adapter_has(modules, settings
     line = f"adapter of {trained / 1000:.1f}K parameters (LoRA r=16), on cpu"
     assert f"  training      {line}" in capsys.readouterr().out
     assert f"| computed | {line}" in result.paths["card"].read_text()
+
+
+MIXTURE = {
+    "hidden_size": 16, "intermediate_size": 16, "moe_intermediate_size": 8, "num_hidden_layers": 1, "head_dim": 8,
+    "num_attention_heads": 2, "num_key_value_heads": 2, "num_experts": 2, "num_experts_per_tok": 1,
+}  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore:The following (rank|alpha)_pattern keys:RuntimeWarning")  # PEFT's own, of experts
+def test_an_adapter_of_experts_is_counted_and_refused_with_dropout(settings, tiny_model_dir, tmp_path, capsys):
+    settings["model"] = str(tmp_path / "mixture")
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model_dir)
+    tokenizer.save_pretrained(settings["model"])
+    Qwen3MoeForCausalLM(Qwen3MoeConfig(vocab_size=len(tokenizer), **MIXTURE)).save_pretrained(settings["model"])
+    with pytest.raises(ParamsError, match=r"lora_dropout is 0\.05, but PEFT adapts the experts of a qwen3_moe without"):
+        run(LLMTrainingParams(**settings, peft=True))
+    result = run(LLMTrainingParams(**settings, peft=True, lora_dropout=0.0))
+    trained, _ = result.trainer.model.get_nb_trainable_parameters()
+    assert f"  training      adapter of {trained / 1000:.1f}K parameters (LoRA r=16), on cpu" in capsys.readouterr().out
 
 
 def test_the_trainer_says_what_of_a_model_is_trained(tiny_model_dir, tiny_teacher_dir, tmp_path, capsys):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 import sys
@@ -12,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from ..errors import TeacherError
+from ..errors import ParamsError, TeacherError, first_line
 from .template_trial import SECONDS, is_endless, tried
 
 if TYPE_CHECKING:
@@ -227,22 +228,31 @@ def lora_config(params: LLMTrainingParams) -> LoraConfig:
 
 
 def lora_parameters(model: PreTrainedModel, params: LLMTrainingParams) -> int:
-    """Return the number of parameters of the adapter that a run puts on a model; its weights may be missing."""
-    from torch.nn import Linear
-    from transformers.pytorch_utils import Conv1D
+    """Return the number of parameters of the adapter that a run puts on a model, whose weights are not touched.
 
-    names = [name.strip() for name in params.target_modules.split(",")]
-    head, sides = model.get_output_embeddings(), 0
-    for path, module in model.named_modules():
-        if names == ["all-linear"]:
-            adapted = isinstance(module, (Linear, Conv1D)) and module is not head
-        else:
-            adapted = any(f".{path}".endswith(f".{name}") for name in names)
-        weight = getattr(module, "weight", None)
-        if not adapted or weight is None:
-            continue
-        sides += module.in_features + module.out_features if hasattr(module, "in_features") else sum(weight.shape)
-    return params.lora_r * sides
+    Raises:
+        ParamsError: PEFT puts no such adapter on it.
+    """
+    import torch
+    from peft import get_peft_model
+
+    with torch.device("meta"), warnings.catch_warnings(action="ignore"):  # the trainer warns
+        outline = type(model)(copy.deepcopy(model.config))
+        try:
+            adapted = get_peft_model(outline, lora_config(params), low_cpu_mem_usage=True)
+        except ValueError as error:
+            reason = first_line(error)
+            if "lora_dropout" in reason:  # of weights that are no layers, as those of a mixture's experts
+                raise ParamsError(
+                    f"lora_dropout is {params.lora_dropout:g}, but PEFT adapts the experts of a "
+                    f"{model.config.model_type} without dropout; give --lora-dropout 0, or the layers to adapt, such "
+                    "as --target-modules q_proj,v_proj."
+                ) from error
+            raise ParamsError(
+                f"target_modules is {params.target_modules!r}, which PEFT cannot adapt here ({reason.rstrip('.')}); "
+                "choose other modules."
+            ) from error
+    return sum(p.numel() for p in adapted.parameters() if p.requires_grad)
 
 
 def split_adapter_penalty(model: torch.nn.Module, output: CompletionOutput) -> torch.Tensor | None:

@@ -146,6 +146,8 @@ def _outlined(checked: CheckedRun) -> tuple[DistillationSFTConfig, PartialState,
         outline = model_without_weights(student, params)
     if params.peft:
         check_target_modules(params.target_modules, outline)
+        if not is_peft_model(outline):
+            lora_parameters(outline, params)  # what PEFT refuses, it refuses here
     return args, state, student, outline
 
 
