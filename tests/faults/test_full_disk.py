@@ -107,16 +107,16 @@ def test_data_that_unpacks_to_more_than_the_cache_can_hold_is_refused(suffix, va
     _write(pa.table({"text": values}), path, **how)
     cache = tmp_path / "cache"
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(cache))
-    monkeypatch.setattr("trl_distill.data.loading.free_bytes", lambda folder: 15_000_000)
+    monkeypatch.setattr("trl_distill.data.arrow_files.free_bytes", lambda folder: 15_000_000)
     with pytest.raises(
-        DataError, match=r"rows\.\w+ unpacks to .* or more, and the disk of the cache .* has 15 MB free"
+        DataError, match=r"rows\.\w+ unpacks to more than the 15 MB that are free on the disk of the cache"
     ):
         load_data(path)
     assert not list(cache.rglob("*.arrow"))
-    monkeypatch.setattr("trl_distill.data.loading.free_bytes", lambda folder: 25_000_000)
+    monkeypatch.setattr("trl_distill.data.arrow_files.free_bytes", lambda folder: 25_000_000)
     rows = load_data(path)[0]
     assert len(rows) == len(values)
-    monkeypatch.setattr("trl_distill.data.loading.free_bytes", lambda folder: 0)
+    monkeypatch.setattr("trl_distill.data.arrow_files.free_bytes", lambda folder: 0)
     assert load_data(path)[0].cache_files == rows.cache_files  # nothing more is written
 
 

@@ -5,21 +5,19 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..config.user_files import check_ordinary, user_path
 from ..errors import DataError, first_line, nearest, quoted
+from .arrow_files import load_arrow_files
 from .arrow_values import plain_values
-from .file_readers import PLACE, TEXTS, Part, cache_folder, read_placed, read_texts
-from .full_disk import free_bytes, size_text
+from .file_readers import PLACE, TEXTS, Part, read_placed, read_texts
 from .json_reader import Placed, json_splits
 from .memory import KNOWN_TYPES, as_dataset
 from .row_report import RowReport
 from .rows import read_rows
-from .unpacked_size import unpacked_bytes
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -262,7 +260,7 @@ def _load_files(parts: list[Part]) -> Dataset:
     for suffix in BINARIES:
         same = [part.path for part in parts if part.path.suffix.lower() == suffix]
         if same:
-            read.append(_load_binary(suffix[1:], same))
+            read.append(load_arrow_files(suffix[1:], same))
     return _joined(read)
 
 
@@ -290,49 +288,6 @@ def _as_they_are(datasets: list[Dataset]) -> Dataset:
     found = read_placed(rows)
     assert found is not None
     return found
-
-
-def _load_binary(kind: str, paths: list[Path]) -> Dataset:
-    from datasets import load_dataset, load_dataset_builder
-
-    files = ", ".join(map(str, paths[:3]))
-    folder = cache_folder()
-    try:
-        columns = _readable_columns(paths[0]) if kind == "parquet" else {}
-        local = [str(path) for path in paths]
-        if not os.path.exists(load_dataset_builder(kind, data_files=local, **columns).cache_dir):  # nosec B615
-            _check_space(files, paths, folder)
-        return load_dataset(kind, data_files=local, split="train", **columns)  # nosec B615  # no download
-    except DataError:
-        raise
-    except Exception as error:
-        if "corresponds to no data" in str(error):  # how datasets says that there are no rows
-            raise DataError(f"{files} has no rows; give a file with at least one.") from None
-        raise DataError(f"{files} cannot be read as {kind} ({first_line(error.__cause__ or error)}).") from error
-
-
-def _check_space(files: str, paths: list[Path], folder: str) -> None:
-    """Refuse files that are larger, unpacked, than what the disk of the cache has free."""
-    free = free_bytes(Path(folder))
-    size = unpacked_bytes(paths, free)
-    if size > free:
-        raise DataError(
-            f"{files} unpacks to {size_text(size)} or more, and the disk of the cache of datasets, {folder!r}, has "
-            f"{size_text(free)} free; make room, set HF_HOME to a folder on another disk, or give fewer rows."
-        )
-
-
-def _readable_columns(path: Path) -> dict[str, Any]:
-    """Return the columns of a parquet file to read, without types that `datasets` does not support."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-    from datasets import Features
-
-    features, schema = Features(), pq.read_schema(path)
-    for field in schema:
-        with suppress(ValueError, TypeError):
-            features |= Features.from_arrow_schema(pa.schema([field]))
-    return {} if len(features) == len(schema) else {"columns": list(features), "features": features}
 
 
 def _names(spec: str) -> list[str]:
