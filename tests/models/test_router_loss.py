@@ -130,6 +130,18 @@ def test_the_router_loss_is_the_same_without_padding(expert_dir, tiny_teacher_di
     assert values[0] == pytest.approx(values[1], rel=1e-5)
 
 
+@pytest.mark.parametrize("settings", [{"distill_on_policy_fraction": 1.0}, {"distill_online": True}])
+def test_a_mixture_with_router_loss_generates(settings, expert_dir, tmp_path):
+    models = [AutoModelForCausalLM.from_pretrained(expert_dir, output_router_logits=True) for _ in range(2)]
+    trainer = make(
+        expert_dir, "ignored", tmp_path, model=models[0], more={"teacher_model": models[1]}, max_steps=1,
+        distill_max_teacher_length=4, **settings,
+    )  # fmt: skip
+    trainer.train()
+    assert trainer.state.log_history[0]["aux_loss"] > 0  # it is added where the student learns
+    assert [model.config.output_router_logits for model in models] == [True, True]
+
+
 def test_routers_of_another_kind_are_refused():
     tokenizer = make_tokenizer()
     ends = {"vocab_size": len(tokenizer), "eos_token_id": tokenizer.eos_token_id, "pad_token_id": 0}

@@ -160,15 +160,23 @@ def continuations(
 
 @contextmanager
 def configured(model: PreTrainedModel | PeftModel, config: GenerationConfig) -> Iterator[None]:
-    """Make a model generate with only `config`: `generate` would fill missing values from the model's own."""
+    """Make a model generate with only `config`: `generate` would fill missing values from the model's own.
+
+    It gives no router logits, whose loss transformers would compute by the mask of the whole sequence, and fail.
+    """
     base = base_of(model)
+    configs = [c for c in (base.config, base.config.get_text_config()) if getattr(c, "output_router_logits", False)]
     backbone = getattr(base, "model", None) if is_peft_model(model) else None
     own = base.generation_config
     base.generation_config = config
+    for one in configs:
+        one.output_router_logits = False
     try:
         yield
     finally:
         base.generation_config = own
+        for one in configs:
+            one.output_router_logits = True
         if backbone is not None:
             vars(backbone).pop("generation_config", None)  # PEFT's generate leaves it there
 
