@@ -92,9 +92,7 @@ def test_a_trainer_does_not_go_on_from_a_checkpoint_of_other_rows(packing, tiny_
     distilling(*dirs, rows, **how).train()
     other = distilling(*dirs, [rows[0], {"prompt": "d", "completion": " e g"}], **{**how, "max_steps": 2})
     for given in (True, str(tmp_path / "checkpoint-1")):
-        with pytest.raises(
-            ParamsError, match="train_dataset has changed since: row 2 was different; give the same rows"
-        ):
+        with pytest.raises(ParamsError, match="was trained on other rows: row 2 was different; give the same rows"):
             other.train(resume_from_checkpoint=given)
     same = distilling(*dirs, rows, **{**how, "max_steps": 2})
     same.train(resume_from_checkpoint=True)

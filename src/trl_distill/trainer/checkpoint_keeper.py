@@ -117,8 +117,8 @@ class CheckpointKeeper:
         changed = difference(rows.read_text(encoding="utf-8"), *self.learned_from)
         if changed is not None:
             raise ParamsError(
-                f"resume_from_checkpoint is {checkpoint!r}, but train_dataset has changed since: {changed}; give "
-                "the same rows, or leave it out to start over."
+                f"checkpoint {checkpoint!r} was trained on other rows: {changed}; give the same rows, or start over "
+                "without this checkpoint."
             )
 
     @contextmanager
