@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from bisect import bisect_left
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from functools import cached_property
@@ -107,6 +108,7 @@ class NearDuplicates:
 
     def __init__(self, texts: Iterable[str] = ()) -> None:
         self._texts: list[str] = []
+        self._sizes: list[int] = []  # how many shingles each text has
         self._places: dict[str, int] = {}
         self._hashes = np.empty((64, PERMUTATIONS), np.uint8)  # of each text, the lowest byte, and room for more
         for text in texts:
@@ -134,7 +136,7 @@ class NearDuplicates:
         equal = np.count_nonzero(self._hashes[found] == _low_bytes(one.signature), axis=1)
         best = np.argsort(-equal, kind="stable")[:COMPARED]  # rows with the same long instruction are all found
         for number in found[best[equal[best] >= LEAST_EQUAL]].tolist():
-            if _jaccard(one.shingles, _shingles(self._texts[number])) >= ALIKE:
+            if _likeness(one, self._texts[number], self._sizes[number]) >= ALIKE:
                 return int(number)
         return None
 
@@ -142,6 +144,7 @@ class NearDuplicates:
         """Add a text and return its number, from 0 in the order in which texts are added."""
         number = len(self._texts)
         self._texts.append(one.text)
+        self._sizes.append(len(one.shingles))
         self._places.setdefault(one.text, number)
         if self._index is not None and one.signature is not None:
             self._index.insert(number, one.signature)
@@ -184,5 +187,13 @@ def _shingles(text: str) -> set[str]:
     return {text[i : i + SHINGLE] for i in range(max(1, len(text) - SHINGLE + 1))}
 
 
-def _jaccard(one: set[str], other: set[str]) -> float:
-    return len(one & other) / len(one | other)
+def _likeness(one: Sketch, text: str, size: int) -> float:
+    """Return the Jaccard similarity of one text and another, which has `size` shingles.
+
+    Only the shingles of the other that may be absent from the first are made: not those of a long beginning that both
+    have, such as an instruction.
+    """
+    equal = bisect_left(range(min(len(one.text), len(text))), True, key=lambda k: one.text[: k + 1] != text[: k + 1])
+    starts = range(max(0, equal - SHINGLE + 1), max(1, len(text) - SHINGLE + 1))
+    absent = {shingle for i in starts if (shingle := text[i : i + SHINGLE]) not in one.shingles}
+    return (size - len(absent)) / (len(one.shingles) + len(absent))
