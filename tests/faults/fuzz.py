@@ -44,7 +44,7 @@ from trl_distill.data import load_data
 from trl_distill.data.rows import read_rows, rows_of
 from trl_distill.embedded import embedded_path
 from trl_distill.errors import UsageError
-from trl_distill.models import template_trial
+from trl_distill.models import forked_trial
 from trl_distill.prompts.chat_template import ChatTemplate
 
 LONG, SHORT = 10_000, 150
@@ -401,7 +401,7 @@ def fuzz_doors() -> int:
     datasets.config.HF_DATASETS_CACHE = str(given.folder / "cache")
     datasets.disable_progress_bars()
     datasets.logging.set_verbosity(datasets.logging.CRITICAL)
-    template_trial.SECONDS = 1  # of the templates that never end
+    forked_trial.SECONDS = 1  # of the templates that never end
     total = given.inputs or (LONG if given.long else SHORT)
     for door in given.doors:
         print(f"{door}, seed {given.seed}", flush=True)

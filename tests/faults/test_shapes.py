@@ -18,7 +18,7 @@ from trl_distill.data import load_data
 from trl_distill.data.rows import read_rows, rows_of
 from trl_distill.embedded import embedded_path
 from trl_distill.errors import DataError, ParamsError, TemplateError
-from trl_distill.models import template_trial
+from trl_distill.models import forked_trial
 from trl_distill.prompts.chat_template import ChatTemplate
 
 MESSAGES = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
@@ -255,7 +255,7 @@ def test_values_are_quoted_in_part(rows):
     ],
 )
 def test_a_chat_template_has_limits_of_time_and_length(template, reason, monkeypatch):
-    monkeypatch.setattr(template_trial, "SECONDS", 1)
+    monkeypatch.setattr(forked_trial, "SECONDS", 1)
     tokenizer = make_tokenizer()
     tokenizer.chat_template = MESSAGES + template
     with pytest.raises(TemplateError, match=f"{reason}.*--chat-template"):

@@ -13,7 +13,7 @@ from transformers import AutoTokenizer
 
 from trl_distill import LLMTrainingParams, run
 from trl_distill.errors import ModelError, TeacherError, UsageError
-from trl_distill.models import template_trial
+from trl_distill.models import forked_trial
 from trl_distill.models.loading import ModelSource, resolve
 from trl_distill.teachers.loading import load_teacher
 
@@ -225,7 +225,7 @@ ENDLESS = r"(([a-z._0-9])*)*@"
     ],
 )
 def test_a_pattern_of_an_adapter_that_matches_without_end_is_refused(patterns, adapter_dir, tmp_path, monkeypatch):
-    monkeypatch.setattr(template_trial, "SECONDS", 1)
+    monkeypatch.setattr(forked_trial, "SECONDS", 1)
     folder = shutil.copytree(adapter_dir, tmp_path / "endless")
     edit(folder, **patterns)
     with pytest.raises(ModelError, match=r"no adapter could be loaded \(a pattern in it takes more than . seconds"):

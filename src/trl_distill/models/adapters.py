@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from ..errors import ParamsError, TeacherError, first_line
-from .template_trial import SECONDS, is_endless, tried
+from . import forked_trial
 
 if TYPE_CHECKING:
     import torch
@@ -174,8 +174,8 @@ def _check_patterns(written: Mapping[str, object], modules: Sequence[str]) -> No
                         compiled.match(module)
         return 0
 
-    if is_endless(tried(match)):
-        raise ValueError(f"a pattern in it takes more than {SECONDS} seconds for the names of the modules")
+    if forked_trial.is_endless(forked_trial.tried(match)):
+        raise ValueError(f"a pattern in it takes more than {forked_trial.SECONDS} seconds for the names of the modules")
 
 
 def _patterns_in(value: object) -> list[str]:
