@@ -193,7 +193,7 @@ def test_nothing_that_is_like_a_held_out_query_stays(tmp_path):
     held_out = ["RED cat?", f"{LONG}, sadly."]
     path = tmp_path / "heldout.jsonl"
     path.write_text("".join(json.dumps({"text": text}) + "\n" for text in held_out))
-    texts = (held_out, pd.Series(held_out, index=[7, 8]), iter(held_out))
+    texts = (held_out, pd.Series(held_out, index=[7, 8]), iter(held_out), ({"text": text} for text in held_out))
     for given, where in (*((one, "row") for one in texts), (path, "line"), (str(path), "line")):
         data = prepare_distillation_data(["red cat", "blue dog", f"{LONG}, again."], held_out=given)
         assert data == ["blue dog"]

@@ -167,10 +167,11 @@ def held_out_rows(data: object, columns: Columns, compared: Sequence[str]) -> He
         columns: The `Columns` of the rows that are compared with them.
         compared: Columns that are compared in addition.
     """
-    if isinstance(data, Iterable) and not isinstance(data, (str, Mapping)) and not hasattr(data, "columns"):
-        listed = list(data) if not hasattr(data, "column_names") else [data]
-        if all(isinstance(one, str) for one in listed):  # also of a generator or a pandas Series
-            data = [{columns.text_column: one} for one in listed] or None
+    is_table = isinstance(data, (str, Mapping)) or hasattr(data, "columns") or hasattr(data, "column_names")
+    if isinstance(data, Iterable) and not is_table:
+        data = list(data)  # of a generator too, which can be read once
+        if all(isinstance(one, str) for one in data):
+            data = [{columns.text_column: one} for one in data] or None
     if data is None:
         return None
     from ..data.diversity import HeldOut
