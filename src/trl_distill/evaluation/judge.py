@@ -11,7 +11,7 @@ import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import count
+from itertools import chain, count
 from typing import TYPE_CHECKING
 
 from ..config.endpoints import judge_endpoint
@@ -39,7 +39,8 @@ INSTRUCTIONS = (
     "answer A is better, [[B]] if answer B is better, [[C]] if they are equally good."
 )
 VERDICT = re.compile(r"\[\[\s*([ABC])\s*\]\]")
-ALONE = re.compile(r"[\s*_`>]*\[\[\s*([ABC])\s*\]\][\s*_`.]*")  # a line that is nothing else
+ALONE = re.compile(rf"[\s*_`>]*{VERDICT.pattern}[\s*_`.]*")  # a line that is nothing else
+AT_END = re.compile(rf"{VERDICT.pattern}[\s*_`.]*\Z")
 LETTER = re.compile(r"[\s*\"'\[(]*([ABC])[\s*\"'\]).]*")  # an answer that is nothing else
 
 
@@ -128,19 +129,17 @@ def judge_pairs(
 def preference_in(answer: str, *, finished: bool = True) -> float:
     """Parse a judge's answer: 1 for completion A, 0 for B, 0.5 for a tie, NaN without a verdict.
 
-    The verdict is what its last line ends in; else the last one on a line of its own, else the last of all: a judge may
+    The verdict is what it ends in; else the last one on a line of its own, else the last of all: a judge may
     quote what a completion says.
 
     Args:
         answer: What the judge said.
         finished: Whether it ended there; if it was cut, only a verdict on a line of its own counts.
     """
-    lines = [line for line in answer.splitlines() if line.strip()] or [""]
-    found = [letter[1] for letter in map(ALONE.fullmatch, lines) if letter]
+    found = [letter[1] for letter in map(ALONE.fullmatch, answer.splitlines()) if letter]
     if finished:
-        *_, last = None, *VERDICT.finditer(lines[-1])
-        is_end = last is not None and not lines[-1][last.end() :].strip(" *_`.")
-        found = [last[1]] if last is not None and is_end else found or VERDICT.findall(answer)
+        end = AT_END.search(answer)
+        found = [end[1]] if end else found or VERDICT.findall(answer)
     letter = LETTER.fullmatch(answer)
     verdict = found[-1] if found else letter[1] if letter else ""
     return {"A": 1.0, "B": 0.0, "C": 0.5}.get(verdict, math.nan)
@@ -167,15 +166,10 @@ def _messages(request: str, reference: str | None, a: str, b: str) -> list[Messa
         "answer_a": a,
         "answer_b": b,
     }
-    mark = next(mark for mark in _marks() if not any(_has_tag(part, mark) for part in parts.values()))
+    marks = chain([""], map("_{}".format, count(1)))
+    mark = next(mark for mark in marks if not any(_has_tag(part, mark) for part in parts.values()))
     text = "\n\n".join(f"<{name}{mark}>\n{part}\n</{name}{mark}>" for name, part in parts.items())
     return [{"role": "system", "content": INSTRUCTIONS}, {"role": "user", "content": text}]
-
-
-def _marks() -> Iterator[str]:
-    """Yield what may end the names of the tags: nothing, then numbers."""
-    yield ""
-    yield from (f"_{number}" for number in count(1))
 
 
 def _has_tag(text: str, mark: str) -> bool:

@@ -39,7 +39,7 @@ _PLACEHOLDER = re.compile(
 )
 LONGEST_PLACEHOLDER = 100  # characters, so that no text takes long to compare
 _WORD = re.compile(r"[^\W\d_]|\d+\D+\d|\d{2}")
-QUOTES = {**dict(zip("\"'`*", "\"'`*", strict=True)), **dict(zip("“‘«„「『", "”’»“」』", strict=True))}
+QUOTES = {'"': '"', "'": "'", "`": "`", "*": "*", "“": "”", "‘": "’", "«": "»", "„": "“", "「": "」", "『": "』"}
 LEAST_LINES = 3  # of a list without marks: one or two are a refusal, or an answer to the prompt
 LONGEST_HEAD = 60  # characters of an item with which those below it are read
 
@@ -197,12 +197,14 @@ def _has_marks(text: str) -> bool:
 def _in_lines(text: str, least: int) -> list[str]:
     lines = text.splitlines()
     items = list(_under_numbers(lines))
+    if len(items) == 1 and re.search(r"\s2[.)]\s", items[0]):
+        return _IN_ONE_LINE.split(items[0])
+    items = items or list(_under_bullets(lines))
     if items:
-        return _IN_ONE_LINE.split(items[0]) if len(items) == 1 and re.search(r"\s2[.)]\s", items[0]) else items
-    items = list(_under_bullets(lines))
-    plain = [_object_of(line.strip()) for line in lines] if not items else []
+        return items
+    plain = [_object_of(line.strip()) for line in lines]
     plain = [line for line in plain if line and not line.endswith((":", "："))]
-    return items or (plain if len(plain) >= least else [])
+    return plain if len(plain) >= least else []
 
 
 def _numbered(line: str) -> tuple[int, str] | None:
