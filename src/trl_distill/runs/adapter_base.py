@@ -38,8 +38,8 @@ def check_base(name: str, before: object, params: LLMTrainingParams) -> None:
     Raises:
         ProjectError: They have changed.
     """
-    now = base_of_run(params)
-    if before is not None and now is not None and before != now:
+    now = None if before is None else base_of_run(params)
+    if now is not None and before != now:
         raise ProjectError(
             f"{name} holds an unfinished run, and the weights in model {str(params.model)!r}, which it trains an "
             "adapter on, have changed since; restore them and add --resume, or add --overwrite to start over."

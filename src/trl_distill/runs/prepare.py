@@ -268,8 +268,7 @@ def _setup_of(
 ) -> DistillationSetup:
     """Return the teacher, and what goes with it."""
     params = checked.params
-    given = None if isinstance(params.teacher_model, str) else params.teacher_model
-    plan = plan_setup(params, given, student=params.model, data=checked.data.train, templates=checked.templates)
+    plan = plan_setup(params, student=params.model, data=checked.data.train, templates=checked.templates)
     # under "sft" a row of text alone is learned as SFT would, else it is the prompt of a completion
     settings = settings_of(args, plain_text=params.trainer == "sft")
     return build_setup(settings, student, plan, writing=writes_store)

@@ -281,10 +281,8 @@ class Project:
             reason = f"project_name {str(self.folder)!r} cannot be created ({error.strerror})"
             raise ProjectError(f"{reason}; give another --project-name.") from error
         self._recipe = params.recipe
-        marked: dict[str, object] = {"replaces": sorted(self._replaced(params.overwrite)), "rows": self._rows}
-        base = base_of_run(params)
-        if base is not None:
-            marked[BASE] = base
+        replaces = sorted(self._replaced(params.overwrite))
+        marked = {"replaces": replaces, "rows": self._rows, BASE: base_of_run(params)}
         write_text(self.folder / MARKER, json.dumps(marked) + "\n")
         if params.overwrite:
             self.discard()
@@ -370,15 +368,14 @@ class Project:
         named = [self.folder / name for name in self.result]
         written = [path for parent in named for path in (parent, *sorted(parent.glob("*")))]
         there = {p.relative_to(self.folder).as_posix(): p for p in written if p.is_file()}
-        content: dict[str, object] = {
+        base = base_of_adapter(self.folder)
+        content = {
             "trl_distill": version("trl-distill"),
             **({} if self._recipe is None else {"recipe": self._recipe}),
             "files": {name: p.stat().st_size for name, p in there.items()},
             CRC32: {name: file_checksum(p) for name, p in there.items()},
+            **({} if base is None else {BASE: base[1]}),
         }
-        base = base_of_adapter(self.folder)
-        if base is not None:
-            content[BASE] = base[1]
         text = json.dumps(content, indent=2)
         path = write_text(self.folder / MANIFEST, text + "\n")
         (self.folder / MARKER).unlink(missing_ok=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from ..data.checksum import file_checksum
@@ -54,8 +53,5 @@ def _is_intact(path: Path, expected: object) -> bool:
 
 def _checksums(folder: Path) -> dict[str, object]:
     """Return the checksums by file; none if the manifest has none or is damaged."""
-    try:
-        listed = json.loads((folder / MANIFEST).read_bytes())[CRC32]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return {}
+    listed = (read_object(folder / MANIFEST) or {}).get(CRC32)
     return listed if isinstance(listed, dict) else {}

@@ -264,7 +264,7 @@ def _check_learned_prompt(config: PeftConfig, args: DistillationSFTConfig) -> No
     if args.use_vllm:
         raise ParamsError(
             f"use_vllm sends vLLM the student's weights, but an adapter of the kind {kind} also has a learned "
-            f"prompt; drop use_vllm, or train a LoRA adapter."
+            "prompt; drop use_vllm, or train a LoRA adapter."
         )
 
 

@@ -12,7 +12,7 @@ from ..models.architectures import vocabulary_rows
 from ..prompts.system_message import templates_of
 from ..teachers.local.teacher import check_apart
 from ..teachers.local.weights import SELF
-from ..teachers.multi.entries import SETTING, TeacherList
+from ..teachers.multi.entries import TeacherList
 from ..teachers.multi.teachers_of_run import teachers_of_run
 
 if TYPE_CHECKING:
@@ -101,8 +101,6 @@ def plan_setup(
         TemplateError: A template that does not parse.
         TeacherError: The student is its own teacher; see `check_apart`.
     """
-    if settings.teacher_config is not None and given is not None:
-        raise ParamsError(f"teacher_model cannot be used with {SETTING}, which lists the teachers; drop it.")
     given = settings.teacher_model if given is None else given
     student_template, teacher_template = templates or templates_of(settings)
     listed = teachers_of_run(settings, given)
