@@ -145,7 +145,7 @@ def with_adapter(base: PreTrainedModel, folder: str, *, is_trainable: bool = Fal
     """
     from peft import PeftModel
 
-    _check_patterns(_written(Path(folder)), [name for name, _ in base.named_modules()])
+    _check_config(_written(Path(folder)), [name for name, _ in base.named_modules()])
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message=".*missing adapter keys", category=UserWarning)
         try:
@@ -154,7 +154,7 @@ def with_adapter(base: PreTrainedModel, folder: str, *, is_trainable: bool = Fal
             raise ValueError("its files lack some of its weights") from None
 
 
-def _check_patterns(written: Mapping[str, object], modules: Sequence[str]) -> None:
+def _check_config(written: Mapping[str, object], modules: Sequence[str]) -> None:
     """Refuse a configuration that makes PEFT import a module or match names without end.
 
     Patterns are first matched in a fork with a limit on time, in each of PEFT's forms.

@@ -21,7 +21,7 @@ from ..errors import ParamsError, first_line
 from ..losses.fused.gpu import INTERPRETED
 from ..models.adapters import is_peft_model
 from ..models.loading import ModelSource, resolve
-from .packing_checks import SETTINGS, check_packing
+from .packing_checks import SHARING, check_packing
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -96,8 +96,7 @@ def check_features(args: DistillationSFTConfig, *, model: Student, peft_config: 
     if args.n_gpu > 1:
         raise ParamsError(
             f"one process sees {args.n_gpu} GPUs and would split batches over them without the teacher's inputs; "
-            f"start a "
-            "process for each (accelerate launch), or show it one (CUDA_VISIBLE_DEVICES=0)."
+            "start a process for each (accelerate launch), or show it one (CUDA_VISIBLE_DEVICES=0)."
         )
     adapters = [] if peft_config is None else [peft_config]
     if not isinstance(model, str) and is_peft_model(model):
@@ -250,7 +249,7 @@ def _check_adapter(config: PeftConfig, model: Student, args: DistillationSFTConf
 
 def _check_learned_prompt(config: PeftConfig, args: DistillationSFTConfig) -> None:
     kind = getattr(config.peft_type, "value", config.peft_type)
-    together = next((name for name in SETTINGS if getattr(args, name)), None)
+    together = next((name for name in SHARING if getattr(args, name)), None)
     if together is not None:
         raise ParamsError(
             f"{together} puts several rows into one sequence, but an adapter of the kind {kind} has a learned prompt, "

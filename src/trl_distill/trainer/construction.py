@@ -21,7 +21,7 @@ from .compatibility import check_constructor, check_features, with_lengths
 from .distiller import Distiller
 from .model_setup import check_student, connect_teacher, is_sharded, ready_student, ready_teacher, student_of
 from .notebook import show_in_notebook
-from .packing_checks import SETTINGS
+from .packing_checks import SHARING
 from .plan import plan_setup
 from .settings import settings_of
 from .setup import DistillationSetup, build_setup, name_objects
@@ -83,7 +83,7 @@ class Construction:
         args.remove_unused_columns = False  # the collator reads columns that are no arguments of the model
         given: Any = args.dataset_kwargs or {}
         args.dataset_kwargs = {**given, "skip_prepare_dataset": True}
-        hidden = {name: getattr(args, name) for name in (*SETTINGS, "assistant_only_loss")}
+        hidden = {name: getattr(args, name) for name in (*SHARING, "assistant_only_loss")}
         for name in hidden:
             setattr(args, name, False)
         try:

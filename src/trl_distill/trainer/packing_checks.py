@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from ..config.sft_config import DistillationSFTConfig
 
-SETTINGS = ("packing", "padding_free", "eval_packing")
+SHARING = ("packing", "padding_free", "eval_packing")  # with which rows share a sequence
 
 
 def check_packing(args: DistillationSFTConfig) -> None:
@@ -49,7 +49,7 @@ def check_keeps_rows_apart(
         ModelError: It does not; found by trying.
         ParamsError: Context parallelism, which drops the mask that keeps them apart.
     """
-    asked = [name for name in SETTINGS if getattr(args, name)]
+    asked = [name for name in SHARING if getattr(args, name)]
     if not asked:
         return
     if context_parallel:
@@ -64,6 +64,5 @@ def check_keeps_rows_apart(
         raise ModelError(
             f"{asked[0]} puts several rows into one sequence, but model {config.model_type!r} with the attention "
             f"{config._attn_implementation!r} does not keep them apart, so that a row would attend to the one before "
-            f"it; "
-            f"set {asked[0]}=False, or choose another model or attn_implementation."
+            f"it; set {asked[0]}=False, or choose another model or attn_implementation."
         )
