@@ -267,6 +267,23 @@ def test_queries_are_timed_in_turn_after_a_warm_up(project, found, monkeypatch):
     assert len(set(names)) == 2
 
 
+def test_the_teacher_is_timed_until_its_stop_strings_as_it_writes(project, monkeypatch):
+    lengths, generate = {}, LocalTeacher.generate
+
+    def counting(self, prompts, settings):
+        written = generate(self, prompts, settings)
+        if settings.max_new_tokens > 1:
+            lengths.setdefault(self.name, []).extend(len(completion.ids) for completion in written)
+        return written
+
+    evaluate_distillation(project, teacher_stop=["]"], timed_queries=0)  # which keeps what all sides write
+    monkeypatch.setattr(LocalTeacher, "generate", counting)
+    found = evaluate_distillation(project, teacher_stop=["]"], timed_queries=3).evaluation
+    teacher = found.side(TEACHER)
+    timed = lengths[teacher.model]
+    assert sorted(timed[1:]) == sorted(teacher.tokens[:3])  # the first is the warm-up
+
+
 def test_by_hand_it_finds_the_same(project, found, tmp_path):
     rows = tmp_path / "rows.jsonl"
     shutil.copy(project / "held_out.jsonl", rows)
@@ -471,6 +488,26 @@ def test_the_test_split_is_evaluated_on_or_the_one_that_is_named(project, found,
         evaluate_distillation(project, test_data=tmp_path, split="dev2")
 
 
+def test_rows_that_a_run_was_trained_on_are_called_so(project, found, tmp_path, monkeypatch):
+    known = shutil.copytree(project, tmp_path / "project")
+    for name in ("train", "test"):
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps({"text": "The invoice is lost."}) + "\n")
+    (known / "config.yaml").write_text(
+        re.sub(
+            "^data_path:.*(\n[ -].*)*",
+            f"data_path: {tmp_path / 'train.jsonl'}",
+            (known / "config.yaml").read_text(),
+            flags=re.M,
+        )
+    )
+    monkeypatch.chdir(tmp_path)
+    said = "Evaluating on train.jsonl, which the student was trained on: 1 of 1 used."
+    assert said in command(known, "--data-path", "train.jsonl", "--timed-queries", "0").stdout
+    assert (
+        "Evaluating on test.jsonl: 1 of 1" in command(known, "--data-path", "test.jsonl", "--timed-queries", "0").stdout
+    )
+
+
 def test_a_place_that_cannot_be_written_is_refused_before_a_model_loads(project, monkeypatch, tmp_path):
     monkeypatch.setattr("trl_distill.models.loading.ModelSource.load_model", no_model)
     (tmp_path / "file").write_text("")
@@ -550,6 +587,11 @@ def test_several_processes_are_refused(project, monkeypatch):
         (["nowhere"], "'nowhere' holds no finished run (run.json is missing)"),
         ([], "give the folder of a run, or --student with a model"),
         (["--student", "embedded"], "--teacher-model is missing"),
+        (["--student", "./nowhere", "--teacher-model", "embedded", "--data-path", "x"], "--student './nowhere' is not"),
+        (
+            ["--student", "embedded", "--before", "./nowhere", "--teacher-model", "embedded"],
+            "--before './nowhere' is n",
+        ),
         (["--student", "embedded", "--teacher-model", "embedded"], "train with --holdout 0.1"),
     ],
 )

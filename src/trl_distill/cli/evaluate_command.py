@@ -54,7 +54,7 @@ OWN = [
         help="Rows to evaluate on, in the forms of aitraining llm (default: those that the run held out).",
     ),
 ]
-COMMAND = as_flags({**FIELDS, **EVALUATION_FIELDS})
+COMMAND = as_flags({**FIELDS, **EVALUATION_FIELDS, "before": FIELDS["model"]})
 
 
 def fields_of_run() -> list[Field]:

@@ -158,13 +158,13 @@ class Sides:
         return _local_model_of(self.models.teacher) is None
 
     def timings(self, queries: int) -> dict[str, Timing]:
-        """Time a teacher's query and a student's on the first rows, one prompt at a time.
+        """Time a teacher's query and a student's on the first rows, one prompt at a time, each ended as it writes.
 
         A teacher on a server is not timed, which would be the network's time and cost money: the student under the
         teacher's prompt stands in its place.
         """
         questions = self.questions[:queries]
-        after, settings = self.models.after, replace(self.settings, stop=())
+        after, settings = self.models.after, self.settings
         own = (after, [question.student.ids for question in questions], self._of_students)
         local = _local_model_of(self.models.teacher)
         if local is None:

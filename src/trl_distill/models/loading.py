@@ -54,7 +54,7 @@ def resolve(name: str, *, role: str) -> str:
             check_ordinary(file, name=f"{role} {name!r}: {file.name!r}", error=model_error(role))
         return str(path.absolute())  # an adapter names its base by this, wherever it is loaded from
     if name.startswith(("/", "./", "../", "~")) or name.count("/") > 1 or path.is_file():
-        there = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+        there = [p.name for p in path.parent.iterdir() if p.is_dir()] if path.parent.is_dir() else []
         raise model_error(role)(
             f"{role} {name!r} is not a folder.{nearest(path.name, there)} Give a folder, a Hub name or 'embedded'."
         )

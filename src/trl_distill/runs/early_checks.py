@@ -39,7 +39,7 @@ def check_named(params: LLMTrainingParams) -> None:
         DataError: See `check_there`.
         ParamsError: See `check_tracker_packages`.
     """
-    _check_student(params.model)
+    _check_student(params.model, "model")
     check_teachers(params)
     for name in ("chat_template", "teacher_chat_template"):
         check_template_found(getattr(params, name), role=name)
@@ -51,9 +51,9 @@ def check_named(params: LLMTrainingParams) -> None:
     check_tracker_packages(params)
 
 
-def _check_student(given: object) -> None:
+def _check_student(given: object, role: str) -> None:
     if isinstance(given, str):
-        check_found(given, role="model")
+        check_found(given, role=role)
 
 
 def check_teachers(params: LLMTrainingParams) -> None:
@@ -147,8 +147,8 @@ def check_evaluation(
         judge_endpoint(settings.judge)
     if settings.judge_key_env is not None:
         key_in(settings.judge_key_env, setting="judge_key_env")
-    for given in (student, before):
-        _check_student(given)
+    _check_student(student, "student")
+    _check_student(before, "before")
     check_teachers(params)
 
 

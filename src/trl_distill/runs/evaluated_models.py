@@ -22,6 +22,8 @@ from ..trainer.setup import build_setup
 from .student import find_student
 
 if TYPE_CHECKING:
+    import torch
+
     from ..teachers.base import Teacher
 
 
@@ -40,10 +42,12 @@ def find_models(params: LLMTrainingParams, *, student: Any, before: Any = None) 
     state = PartialState(cpu=args.use_cpu)
     own = copy.copy(params)
     own.model, own.quantization = student, None
-    found = find_student(own, device="cpu" if args.use_cpu else state.device, trainer_class=object)
+    device: torch.device | str = "cpu" if args.use_cpu else state.device
+    found = find_student(own, device=device, trainer_class=object, role="student")
     after, base = _students(found, student, params)
     if before is not None or base is None:
-        base = _before(params.model if before is None else before, found, params)
+        given, role = (params.model, "model") if before is None else (before, "before")
+        base = _before(given, found, params, role=role)
     plan = plan_setup(params, _given(params, base), student=student, data=None, templates=templates_of(params))
     setup = build_setup(settings_of(args), found, plan)
     if setup.note:
@@ -58,14 +62,15 @@ def _students(found: StudentModel, student: Any, params: LLMTrainingParams) -> t
     return students_in_folder(found.source, found.tokenizer, quantization=params.quantization)
 
 
-def _before(given: Any, found: StudentModel, params: LLMTrainingParams) -> LocalTeacher | None:
+def _before(given: Any, found: StudentModel, params: LLMTrainingParams, *, role: str) -> LocalTeacher | None:
     """Return the student before training; None if it was in memory alone."""
     if given is None:
         return None
     if not isinstance(given, str):
         return students_in_memory(given, found.tokenizer, device=found.device)[0]
     source = ModelSource(
-        resolve(given, role="model"),
+        resolve(given, role=role),
+        role,
         dtype=params.dtype,
         device=found.device,
         attn_implementation=params.attn_implementation,

@@ -40,6 +40,7 @@ OF_TRAINING = frozenset(
 IN_MEMORY = ("model", "teacher_model", "retain_data")
 SPLITS = ("test", "validation", "train")  # tried in this order
 KEPT = "the rows that the run held out"
+TRAINED = "which the student was trained on"
 NO_ROWS = (
     "there are no rows to evaluate on; give --data-path rows that the student was not trained on, or train with "
     "--holdout 0.1, which holds some out."
@@ -170,7 +171,8 @@ def rows_to_evaluate(
 
     if data is not None:
         name = str(data) if isinstance(data, (str, Path)) else f"a {type(data).__name__} in memory"
-        return _split_of(data, split, config_name), name
+        rows, chosen = _split_of(data, split, config_name)
+        return rows, f"{name}, {TRAINED}" if _is_training_data(run, data, chosen) else name
     if split is not None:
         raise DataError(f"split {split!r} is one of --data-path, which is not given; give both.")
     if run is not None and run.held_out is not None:
@@ -191,12 +193,22 @@ def rows_to_evaluate(
     return valid, f"the validation rows of {params.data_path}"
 
 
-def _split_of(data: Any, split: str | None, config_name: str | None) -> Dataset:
+def _is_training_data(run: KnownRun | None, data: object, split: str) -> bool:
+    """Return whether data are the file, folder or Hub dataset whose split a run trained on."""
+    if run is None or run.params.queries_from_prompt is not None:
+        return False
+    given = [data, run.params.data_path]
+    names = [str(Path(name).expanduser().resolve()) for name in given if isinstance(name, (str, Path))]
+    return len(names) == 2 and names[0] == names[1] and split == run.params.train_split
+
+
+def _split_of(data: Any, split: str | None, config_name: str | None) -> tuple[Dataset, str]:
+    """Return the rows of a split, and which it is."""
     from ..data.loading import NoSplit, load_data
 
     for name in SPLITS if split is None else (split,):
         try:
-            return load_data(data, train_split=name, config_name=config_name)[0]
+            return load_data(data, train_split=name, config_name=config_name)[0], name
         except NoSplit as error:
             if split is not None or name == SPLITS[-1]:
                 raise DataError(

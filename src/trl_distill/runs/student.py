@@ -23,13 +23,16 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-def find_student(params: LLMTrainingParams, *, device: torch.device | str, trainer_class: type) -> StudentModel:
+def find_student(
+    params: LLMTrainingParams, *, device: torch.device | str, trainer_class: type, role: str = "model"
+) -> StudentModel:
     """Return the student of a run's parameters, with the requested chat template.
 
     Args:
         params: The run's parameters.
         device: Where its weights go.
         trainer_class: What trains it.
+        role: The setting that named it, for messages.
 
     Raises:
         ModelError: A model that cannot be found or read, or one without a next-token distribution.
@@ -38,7 +41,8 @@ def find_student(params: LLMTrainingParams, *, device: torch.device | str, train
     model, trust = params.model, params.trust_remote_code
     if isinstance(model, str):
         source = ModelSource(
-            resolve(model, role="model"),
+            resolve(model, role=role),
+            role,
             dtype=params.dtype,
             quantization=params.quantization,
             device=device,
@@ -48,12 +52,12 @@ def find_student(params: LLMTrainingParams, *, device: torch.device | str, train
         )
         source.check_can_merge()
         source.check_adapter(params)
-        check_causal(model, source.config, role="model")
+        check_causal(model, source.config, role=role)
         weights = Student(cache(source.load_model), source, trainer_class)
         generation_config = source.load_generation_config()
         student = StudentModel(source.config, source.load_tokenizer(), generation_config, weights, device, source)
     else:
-        check_causal(model.config._name_or_path or type(model).__name__, model.config, role="model")
+        check_causal(model.config._name_or_path or type(model).__name__, model.config, role=role)
         tokenizer = copy(own_tokenizer(tokenizer_of(model, trust_remote_code=trust)))  # that one stays as it is
         weights = Student(lambda: trainable(model), None, trainer_class)
         student = StudentModel(model.config, tokenizer, model.generation_config, weights, device)
