@@ -51,3 +51,8 @@ def test_nearest_suggests_similar_names():
 def test_a_message_shows_the_control_characters_that_it_quotes():
     for kind in (errors.DataError, errors.ProjectError, errors.RunInterrupted):
         assert str(kind("line 3: \x1b[2Jgone\u202e")) == r"line 3: \x1b[2Jgone\u202e"
+
+
+@pytest.mark.parametrize(("number", "said"), [(0, "0 rows"), (1, "1 row"), (1234, "1,234 rows")])
+def test_one_row_is_counted_as_one(number, said):
+    assert errors.counted(number, "row") == said

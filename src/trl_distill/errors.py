@@ -164,6 +164,11 @@ def quoted(value: object) -> str:
     return _SHORT.repr(value)
 
 
+def counted(number: int, noun: str) -> str:
+    """Return "1 row" or "1,234 rows", of a noun whose plural ends in s."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 def there_are(names: Sequence[str]) -> str:
     """Return "there are 'a', 'b'", as an error lists the names that would work."""
     listed = ", ".join(map(quoted, names[:NAMES])) or "none"

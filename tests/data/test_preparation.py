@@ -70,7 +70,7 @@ def test_completions_auto_decides_row_by_row(data, settings, expected, tokenizer
 
 
 def test_completions_data_needs_a_completion_in_every_row(tokenizer):
-    said = r"2 rows have no completion \(row 1, 2\), which --completions data needs; .*--completion-column"
+    said = r"2 rows without a completion \(row 1, 2\), which --completions data needs; .*--completion-column"
     with pytest.raises(DataError, match=said):
         recipe(tokenizer, completions="data", teacher="e {input}").prepare(TEXT)
 

@@ -418,7 +418,7 @@ def test_a_judge_that_fails_takes_no_other_figure_with_it(project, server, found
     copied = shutil.copytree(project, tmp_path / "judged", ignore=shutil.ignore_patterns("judge_answers.jsonl"))
     done = command(copied, "--timed-queries", "0", "--judge", server.teacher, "--teacher-max-requests", "1")
     assert done.exit_code == 1, done.stderr
-    assert "the judge's budget is spent (1 requests" in done.stderr
+    assert "the judge's budget is spent (1 request and" in done.stderr
     evaluation = json.loads((copied / "report.json").read_text())["evaluation"]
     assert evaluation["verdict"]["sentence"] in done.stdout
     assert evaluation["judgement"] is None

@@ -235,7 +235,7 @@ def test_a_users_own_column_finished_is_ignored(tiny_model_dir, tiny_teacher_dir
         ([*ROWS, {"text": "c", "completion": "d", "teacher": None}], {}, "teacher_model is missing"),
         ([*ROWS, {"text": "c", "completion": "d", "teacher": " "}], {}, "teacher_model is missing"),
         (ROWS, {"completions": "teacher"}, "teacher_model is missing"),
-        ([*ROWS, {"text": "c", "completion": None, "teacher": "t"}], {}, "1 rows have no completion, and no teacher"),
+        ([*ROWS, {"text": "c", "completion": None, "teacher": "t"}], {}, "1 row without a completion, and no teacher"),
     ],
 )
 def test_rows_that_do_not_name_their_teacher_need_one(data, more, said, tiny_model_dir, tmp_path, monkeypatch):

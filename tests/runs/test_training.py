@@ -433,7 +433,7 @@ def test_plain_sft_learns_the_columns_that_were_named(rows, columns, kind, setti
     [
         ([{"text": "a"}, {"text": None}], {}, "1 bad row, more than"),
         ([{"txet": "a"}], {}, "has no column 'text'"),
-        ([{"text": "a", "completion": "b"}, {"text": "a", "completion": None}], {}, "1 rows have no completion"),
+        ([{"text": "a", "completion": "b"}, {"text": "a", "completion": None}], {}, "1 row without a completion"),
         ([{"text": "a"}], {"distill_alpha": 0.5}, "add use_distillation=True, or drop distill_alpha"),
         ([{"text": "a"}], {"teacher_prompt_template": "b {input}"}, "drop teacher_prompt_template"),
     ],

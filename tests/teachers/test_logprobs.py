@@ -171,6 +171,12 @@ def test_a_server_that_gives_up_half_way_loses_nothing(teacher_of, server, token
     assert torch.equal(score(again, rows).log_probs, score(again, rows).log_probs)
 
 
+def test_a_server_that_fails_when_it_is_tested_can_be_asked_for_text_alone(teacher_of, server, tokenizer):
+    server.fail(*[{"kind": "500"}] * request_pool.TRIES)
+    with pytest.raises(DistillError, match=r"\(6 tries\)\. Run .* to resume, or give --teacher-logprobs none to learn"):
+        teacher_of(tokenizer)
+
+
 def test_invalid_log_probabilities_end_the_run(teacher_of, server, tokenizer):
     server.give("prompt")
     teacher = teacher_of(tokenizer)

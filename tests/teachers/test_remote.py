@@ -16,12 +16,13 @@ from transformers import AutoTokenizer
 
 from trl_distill import DistillError, TeacherError, load_teacher
 from trl_distill.embedded import embedded_path
+from trl_distill.errors import ProjectError
 from trl_distill.models.generation import GenerationSettings
 from trl_distill.prompts.tokenization import tokenize_prompt
 from trl_distill.teachers.base import Teacher, TextTeacher
 from trl_distill.teachers.completions.store import CompletionStore
 from trl_distill.teachers.remote import request_pool
-from trl_distill.teachers.remote.request_pool import RemoteSettings
+from trl_distill.teachers.remote.request_pool import RemoteSettings, Usage
 
 HOW = GenerationSettings(max_new_tokens=12)
 ONE = RemoteSettings(concurrency=1, timeout=20)
@@ -125,6 +126,7 @@ def test_sampled_copies_of_a_prompt_have_their_own_seeds(ask, server):
         {"kind": "502"},
         {"kind": "503", "headers": {"Retry-After": "Wed, 21 Oct 2015 07:28:00 GMT"}},
         {"kind": "503", "headers": {"Retry-After": "nan"}},
+        {"kind": "503", "headers": {"Retry-After": "inf"}},
         {"kind": "503", "headers": {"Retry-After": "soon"}},
         {"kind": "cut"},
         {"kind": "malformed"},
@@ -141,6 +143,24 @@ def test_temporary_errors_are_retried(fault, ask, server):
     assert all(c.text for c in ask(PROMPTS[:3], remote))
     assert sorted(server.answered()) == sorted(PROMPTS[:3])
     assert len(server.requests()) == 5
+
+
+def test_a_folder_in_the_place_of_the_completions_is_named_before_anything_is_asked(ask, server, tmp_path):
+    (tmp_path / "store.jsonl").mkdir()
+    with pytest.raises(ProjectError, match=r"store\.jsonl' is a folder, and answers are to be kept in a file"):
+        ask()
+    assert server.requests() == []
+
+
+@pytest.mark.parametrize(
+    ("usage", "text"),
+    [
+        (Usage(1, 0, 1, 0), "1 request, 1 token, cost 1e-06"),
+        (Usage(1200, 1, 700, 300), "1,200 requests, 1 repeated, 1,000 tokens, cost 0.0010"),
+    ],
+)
+def test_what_was_used_is_counted_in_words_and_a_small_cost_is_not_0(usage, text):
+    assert usage.text(RemoteSettings(price_input=1.0, price_output=1.0)) == text
 
 
 def test_retry_after_delays_all_requests(ask, server):

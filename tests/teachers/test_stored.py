@@ -210,6 +210,22 @@ def test_damaged_files_are_named_and_repaired(name, damage, teacher, folder):
     assert contents(folder) == before
 
 
+@pytest.mark.parametrize("name", ["shard-00000.parquet", "tokenizer/tokenizer.json"])
+def test_a_folder_in_the_place_of_a_file_is_named_and_not_deleted(name, teacher, folder):
+    write(teacher, folder)
+    (folder.path / name).unlink()
+    (folder.path / name).mkdir()
+    (folder.path / name / "notes.txt").write_text("of somebody")
+    said = f"{name} is a folder in the place of a file; remove it, and"
+    with pytest.raises(TeacherError, match=said):
+        StoredTeacher(folder.path)
+    (folder.path / "shard-00001.parquet").write_bytes(b"damaged")
+    before = contents(folder)
+    with pytest.raises(TeacherError, match=said):
+        folder.discard_damaged()
+    assert contents(folder) == before
+
+
 @pytest.mark.parametrize("name", ["shard-00000.parquet", "manifest.json"])
 def test_a_pipe_in_the_place_of_a_file_is_not_read(name, teacher, folder):
     write(teacher, folder)
@@ -232,9 +248,9 @@ def test_every_flipped_bit_of_a_shard_is_found(teacher, folder):
 def test_a_store_is_resumed_with_the_same_settings_only(teacher, folder):
     write(teacher, folder)
     for change, sentence in (
-        ({"kind": "sample"}, "another kind: 'topk', and this run has 'sample'"),
-        ({"k": 9}, "another k: 12, and this run has 9"),
-        ({"temperatures": (1.0,)}, "another temperatures"),
+        ({"kind": "sample"}, "another teacher_store_kind: 'topk', and this run has 'sample'"),
+        ({"k": 9}, "another teacher_top_k: 12, and this run has 9"),
+        ({"temperatures": (1.0,)}, "another teacher_temperatures"),
         ({"made_with": {"teacher_prompt_template": "u"}}, "another teacher_prompt_template: 't', and this run has 'u'"),
         ({"made_with": {"generation": {"seed": 3}}}, "another seed: None, and this run has 3"),
     ):
@@ -245,6 +261,14 @@ def test_a_store_is_resumed_with_the_same_settings_only(teacher, folder):
     teacher.restrict_vocabulary(270)
     with pytest.raises(TeacherError, match="another teacher's rows"):
         write(teacher, folder)
+
+
+def test_long_settings_are_shown_from_where_they_differ(teacher, folder):
+    first, other = ({**vars(SETTINGS), "made_with": {"teacher_system": "x" * 200 + end}} for end in ("yes", "no"))
+    write(teacher, folder, settings=TargetSettings(**first))
+    said = r"another teacher_system: \.\.\.x{30}yes', and this run has \.\.\.x{30}no';"
+    with pytest.raises(TeacherError, match=said):
+        write(teacher, folder, settings=TargetSettings(**other))
 
 
 def test_a_folder_of_something_else_is_left_alone(teacher, folder):

@@ -123,7 +123,7 @@ def test_an_existing_store_is_checked_against_the_run(tiny_model_dir, tiny_teach
         ({"teacher_prompt_template": "f {input}"}, TeacherError, "another teacher_prompt_template"),
         ({"teacher_prompt_template": "{input}", "teacher_model": None}, TeacherError, "another teacher_prompt_templ"),
         ({"distill_temperature": 2.0}, TeacherError, "was written for the temperatures 3, and distill_temperature"),
-        ({"teacher_store_kind": "hidden"}, TeacherError, "another kind: 'topk', and this run has 'hidden'"),
+        ({"teacher_store_kind": "hidden"}, TeacherError, "another teacher_store_kind: 'topk', and this run has"),
         ({"distill_divergence": "jsd"}, TeacherError, "distill_divergence 'jsd' needs the teacher's probability"),
         ({"data": {"prompt": ["a b"], "completion": [" g"]}}, TeacherError, "no targets for train, row 1"),
     ):
@@ -219,8 +219,8 @@ def test_a_store_that_was_made_otherwise_is_left_as_it_is_and_no_completion_is_w
     other.write_text('{"text": "g g g"}\n')
     for more, sentence in (
         (["--distill-max-teacher-length", "5"], "another --distill-max-teacher-length: 6, and this run has 5"),
-        (["--teacher-prompt-template", "h {input}"], "another --teacher-prompt-template"),
-        (["--temperatures", "2"], "another temperatures"),
+        (["--teacher-prompt-template", "h {input}"], f"-template: '{TEMPLATE}', and this run has 'h {{input}}'; give"),
+        (["--temperatures", "2"], "another --teacher-temperatures: [3.0], and this run has [2.0]"),
         (["--data-path", str(other)], "is complete, without a completion for 1 of these prompts; give the rows"),
     ):
         done = command("teach", "--output", str(store), *more)

@@ -7,7 +7,7 @@ from dataclasses import Field, fields
 import click
 
 from ..config.training_params import ALIASES, LLMTrainingParams
-from ..errors import printable
+from ..errors import counted, printable
 from .llm_command import COMMAND_OPTIONS, CONTEXT, LLMCommand, running
 from .options import Setting, options_of
 
@@ -89,8 +89,7 @@ def run_command(ctx: click.Context, **_: object) -> None:
         from ..runs.api import teach as write
 
         made = write(params, repair=ctx.params["repair"], verbose=ctx.params["debug"])
-    shards = "shard" if made == 1 else "shards"
-    click.echo(printable(f"Done: {made} {shards} written; targets are in {params.teacher_store}."))
+    click.echo(printable(f"Done: {counted(made, 'shard')} written; targets are in {params.teacher_store}."))
 
 
 teach = LLMCommand(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..config.setting_names import name_settings
-from ..errors import printable
+from ..errors import counted, printable
 from ..prompts.fitting import Limit
 from .arrow_values import array_of, column_of, counts_of, lengths_of
 
@@ -207,7 +207,9 @@ class Preflight:
         lines += [f"  note          {note}" for note in self.notes]
         if self.serving is not None:
             lines.append(f"  chat template {self.serving.line}")
-        lines += [f"  teacher {n}     {who}: {rows:,} rows" for n, (who, rows, _) in enumerate(self.teachers, 1)]
+        lines += [
+            f"  teacher {n}     {who}: {counted(rows, 'row')}" for n, (who, rows, _) in enumerate(self.teachers, 1)
+        ]
         lines = [name_settings(line) for line in lines]
         for label, text in self._first_texts():
             lines += [f"  {label}:", *(f"    | {line}" for line in text.split("\n"))]

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from datasets import Features, List, Value
 
-from ..errors import DataError, ParamsError, TemplateError
+from ..errors import DataError, ParamsError, TemplateError, counted
 from ..models.generation import Completion
 from ..prompts import multi_turn as turns
 from ..prompts.chat_template import NOW
@@ -203,9 +203,9 @@ class Recipe(RowRecipe):
         lacking = [row.number for row in rows_of(rows) if source_of(row, self) == "teacher"]
         if lacking:
             raise DataError(
-                f"{name}: {len(lacking)} rows have no completion (row {', '.join(map(str, lacking[:10]))}), which "
-                "--completions data needs; name the column with --completion-column, or let the teacher generate with "
-                "--completions teacher."
+                f"{name}: {counted(len(lacking), 'row')} without a completion (row "
+                f"{', '.join(map(str, lacking[:10]))}), which --completions data needs; name the column with "
+                "--completion-column, or let the teacher generate with --completions teacher."
             )
 
     def _check_in_one_piece(self, tokens: Dataset, name: str) -> None:

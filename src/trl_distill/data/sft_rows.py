@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from ..config.training_params import LLMTrainingParams
 from ..config.validation import chat_template_options
-from ..errors import DataError, ParamsError
+from ..errors import DataError, ParamsError, counted
 from ..prompts.chat_template import ChatTemplate
 from ..prompts.messages import WEIGHT, is_learned
 from ..prompts.rendering import KWARGS, TOOLS
@@ -36,8 +36,8 @@ def plain_rows(dataset: Dataset, params: LLMTrainingParams, *, name: str) -> tup
         check_conversations(rows, name)
     if pairs and lacking and not chat:
         raise DataError(
-            f"{name}: {len(lacking)} rows have no completion (row {', '.join(map(str, lacking[:10]))}) but others "
-            f"have one; complete them, or remove them."
+            f"{name}: {counted(len(lacking), 'row')} without a completion (row "
+            f"{', '.join(map(str, lacking[:10]))}) where others have one; give each a completion, or remove it."
         )
     options = chat_template_options(params)
     apart = params.completion_column is not None or not {*CONVERSATIONS} & {*dataset.column_names}

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from ..config.setting_names import name_settings
 from ..data.preflight import SAME
+from ..errors import counted
 from .interval import mean_interval
 from .page.content import Advice, Logs, TrainedRow, curve
 from .result import AFTER, BEFORE, TEACHER, Evaluation
@@ -54,8 +55,8 @@ def few_steps(rows: int, steps: int, warmup: int, params: LLMTrainingParams) -> 
     """
     if steps >= FEW_STEPS:
         return
-    made = f"{rows:,} rows make {_count(steps, 'optimizer step')}"
-    made = f"--max-steps {params.max_steps} makes {_count(steps, 'optimizer step')}" if params.max_steps > 0 else made
+    made = f"{counted(rows, 'row')} make{'s' if rows == 1 else ''} {counted(steps, 'optimizer step')}"
+    made = f"--max-steps {params.max_steps} makes {counted(steps, 'optimizer step')}" if params.max_steps > 0 else made
     idle = ", the first at learning rate 0" if warmup else ""
     per_epoch = math.ceil(rows / params.batch_size)
     epochs = math.ceil(SOME_STEPS / per_epoch)
@@ -204,10 +205,6 @@ def _advice(code: str, text: str, *, of: str = "training") -> Advice:
 def _sentence(text: str) -> str:
     """Return a text that begins with a capital, unless that is a flag, and ends in a full stop."""
     return text[:1].upper() + text[1:].rstrip(".") + "."
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def _mean(values: Sequence[float]) -> float:

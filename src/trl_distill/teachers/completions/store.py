@@ -18,7 +18,7 @@ from typing import Any, Generic, TypeVar
 from ...data.atomic_file import append, flush, write_bytes
 from ...data.checksum import checksum_of
 from ...data.folder_lock import file_lock
-from ...errors import TeacherError, printable
+from ...errors import ProjectError, TeacherError, printable
 from ...models.generation import Completion
 
 Entry = TypeVar("Entry")
@@ -33,6 +33,9 @@ class JsonlStore(Generic[Entry]):
     Args:
         path: JSON-lines file, made when the first entry is added; None keeps nothing on disk.
         complete: What the file is a finished part of, as an error calls it; nothing is asked for then. None adds.
+
+    Raises:
+        ProjectError: The path is a folder's.
     """
 
     to_line: Callable[[Entry], JsonObject] = dict  # type: ignore[assignment]
@@ -56,7 +59,16 @@ class JsonlStore(Generic[Entry]):
         return self._entries[key]
 
     def refresh(self) -> None:
-        """Read what another process has added since."""
+        """Read what another process has added since.
+
+        Raises:
+            ProjectError: A folder is in the place of the file.
+        """
+        if self.path is not None and self.path.is_dir():
+            raise ProjectError(
+                f"{str(self.path)!r} is a folder, and answers are to be kept in a file of this name; remove it, or "
+                "give another place."
+            )
         if self.path is None or not self.path.is_file() or self.path.stat().st_size == self._size:
             return
         content = self.path.read_bytes()

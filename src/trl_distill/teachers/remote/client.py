@@ -236,8 +236,10 @@ class Server:
         return self.keys.hidden(text)[:LONGEST].rstrip(".")
 
     @contextmanager
-    def reporting_kept(self, keys: Sequence[str], store: JsonlStore[Entry], what: str) -> Iterator[None]:
-        """Add to an error or Ctrl-C how much of `what` is stored, and how to resume."""
+    def reporting_kept(
+        self, keys: Sequence[str], store: JsonlStore[Entry], what: str, *, instead: str = ""
+    ) -> Iterator[None]:
+        """Add to an error or Ctrl-C how much of `what` is stored, or what to do `instead`, and how to resume."""
         with report_kept_on_interrupt(store, keys, what=what):
             try:
                 yield
@@ -252,9 +254,10 @@ class Server:
                     ) from None
                 if isinstance(error, TeacherError):
                     raise TeacherError(f"{str(error).rstrip('.')}{f'; {said}' if kept else ''}.") from None
+                said = "" if instead else f"; {said}"
                 raise type(error)(
-                    f"{self.name} at {self.url} gives no usable answer: {error}; {said}. Run the same command again to "
-                    "resume."
+                    f"{self.name} at {self.url} gives no usable answer: {error}{said}. Run the same command again to "
+                    f"resume{f', or {instead}' if instead else ''}."
                 ) from None
 
 
@@ -272,7 +275,7 @@ def _retry_after(headers: Mapping[str, str]) -> float | None:
     if given is None:
         return None
     try:
-        return None if math.isnan(float(given)) else max(float(given), 0.0)
+        return max(float(given), 0.0) if math.isfinite(float(given)) else None
     except ValueError:
         pass
     try:

@@ -27,6 +27,8 @@ from .logprob_format import PROMPT, TOP, prompt_request, read_prompt, read_top, 
 from .request_pool import Answer, RetryableError
 from .scored_rows import Coverage, ScoredRow, batch_targets, pack, unknown
 
+WITHOUT = "give --teacher-logprobs none to learn from its text alone"
+
 
 class LogprobTargets:
     """A server's log-probabilities of completions.
@@ -73,7 +75,7 @@ class LogprobTargets:
             self.support = LogprobSupport(known, int(store[keys[known]]["k"]))
             return []
         for kind in kinds:
-            with self.server.reporting_kept([keys[kind]], JsonlStore(None), "answers about what it can do"):
+            with self.server.reporting_kept([keys[kind]], JsonlStore(None), "answers", instead=WITHOUT):
                 found = probe(self.server, kind, self.tokenizer, question)
             if isinstance(found, LogprobSupport):
                 self.support = found

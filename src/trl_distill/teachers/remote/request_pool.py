@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from typing import Generic, TypeVar
 
-from ...errors import DistillError, TeacherError
+from ...errors import DistillError, TeacherError, counted
 from ...models.generation import Completion
 from ..completions.store import JsonObject
 
@@ -97,8 +97,8 @@ class Usage:
         """Return a progress line, with the cost if prices are given."""
         retries = f", {self.retries:,} repeated" if self.retries else ""
         cost = self.cost(settings)
-        priced = "" if cost is None else f", cost {cost:,.4f}"
-        return f"{self.requests:,} requests{retries}, {self.tokens:,} tokens{priced}"
+        priced = "" if cost is None else f", cost {_shown(cost)}"
+        return f"{counted(self.requests, 'request')}{retries}, {counted(self.tokens, 'token')}{priced}"
 
     def check_budget(self, settings: RemoteSettings) -> None:
         """Raise BudgetSpent, naming the limit, once one is reached."""
@@ -109,11 +109,16 @@ class Usage:
         )
         for used, limit, what in limits:
             if limit is not None and used is not None and used >= limit:
-                priced = f" at a cost of {used:,.4f}" if what == "cost" else ""
+                priced = f" at a cost of {_shown(used)}" if what == "cost" else ""
                 raise BudgetSpent(
-                    f"{self.requests:,} requests and {self.tokens:,} tokens{priced} reach "
+                    f"{counted(self.requests, 'request')} and {counted(self.tokens, 'token')}{priced} reach "
                     f"--teacher-max-{what} {limit:,}"
                 )
+
+
+def _shown(cost: float) -> str:
+    """Return a cost with four decimals, or more where they are 0."""
+    return f"{cost:.2g}" if 0 < cost < 1e-4 else f"{cost:,.4f}"
 
 
 class RetryableError(Exception):

@@ -174,20 +174,31 @@ class TargetFolder:
         """Delete the files that are not what the manifest says, and return their names; of a link, the link.
 
         A damaged manifest goes too: which shards are whole is then not known any more.
+
+        Raises:
+            TeacherError: A folder is in the place of one; nothing is deleted then.
         """
         try:
             damaged = self.damaged(self.manifest()) if self.begun else []
         except TeacherError:
             damaged = [MANIFEST]
         for name in damaged:
+            self._check_is_no_folder(name)
+        for name in damaged:
             (link_to(self.path, name) or self.path / name).unlink(missing_ok=True)
         return damaged
 
     def check(self, manifest: Manifest) -> None:
         for name in self.damaged(manifest):
+            self._check_is_no_folder(name)
             what = "differs from its checksum" if (self.path / name).is_file() else "is missing"
             what = what if link_to(self.path, name) is None else "is a link, or in a linked folder"
             raise TeacherError(f"{self}: {name} is damaged: it {what}; {REPAIR}.")
+
+    def _check_is_no_folder(self, name: str) -> None:
+        """Raise TeacherError for a folder in the place of a file, which may hold what nobody wants deleted."""
+        if (self.path / name).is_dir() and link_to(self.path, name) is None:
+            raise TeacherError(f"{self}: {name} is a folder in the place of a file; remove it, and {REPAIR}.")
 
     def rows(self, manifest: Manifest) -> TargetTable:
         return TargetTable([str(self.path / shard["name"]) for shard in manifest["shards"]])

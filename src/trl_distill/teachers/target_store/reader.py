@@ -41,6 +41,8 @@ OF_GENERATION = {  # the settings of a run that `GenerationSettings` have other 
     "seed": "seed",
     "stop": "teacher_stop",
 }
+OF_RUN = {"kind": "teacher_store_kind", "k": "teacher_top_k", "temperatures": "teacher_temperatures"}
+SHOWN, BEFORE = 80, 30  # characters of a value that differs, and those of them before the first that does
 COMPARED = ("kind", "teacher", "tokenizer", "teacher_prompt_template", "teacher_system", "generation")
 
 
@@ -195,20 +197,39 @@ def check_same(folder: TargetFolder, manifest: Manifest, run: Mapping[str, Any],
                 f"{folder} was made from other rows ({theirs['count']:,} different sequences, and this run has "
                 f"{mine['count']:,}); give the same rows, or make another store."
             )
-        what, old, new = name, theirs, mine
+        what, old, new = OF_RUN.get(name, name), theirs, mine
         if isinstance(theirs, dict) and isinstance(mine, dict):
             key = next(key for key in sorted({*theirs, *mine}) if theirs.get(key) != mine.get(key))
             what = OF_GENERATION[key] if name == "generation" and key in OF_GENERATION else f"{name}'s {key}"
             old, new = theirs.get(key), mine.get(key)
+        if name == "teacher_prompt_template":
+            old, new = _written(str(theirs)), _written(str(mine))
+        one, other = _shown(old, new)
         raise TeacherError(
-            f"{folder} was made with another {what}: {_short(old)}, and this run has {_short(new)}; give the same, or "
-            "make another store."
+            f"{folder} was made with another {what}: {one}, and this run has {other}; give the same, or make another "
+            "store."
         )
 
 
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else text[:60] + "..." + text[-17:]
+def _written(content: str) -> str:
+    """Return the content of a template (`PromptTemplate.content`) as a user writes it; as it is if it is none."""
+    try:
+        messages = [(role, [*pieces]) for role, pieces in json.loads(content)]
+        texts = ["".join(f"{{{p}}}" if k % 2 else p for k, p in enumerate(pieces)) for _, pieces in messages]
+    except (ValueError, TypeError, RecursionError):
+        return content
+    return "\n".join(f"{role}: {text}" if role else text for (role, _), text in zip(messages, texts, strict=True))
+
+
+def _shown(old: object, new: object) -> tuple[str, str]:
+    """Return two values as a message shows them; long ones from a little before their first difference."""
+    texts = repr(old), repr(new)
+    first = next((place for place, (a, b) in enumerate(zip(*texts, strict=False)) if a != b), 0)
+    start = max(first - BEFORE, 0) if max(map(len, texts)) > SHOWN else 0
+    end = start + SHOWN
+    before = "..." if start else ""
+    one, other = (f"{before}{text[start:end]}{'...' if end < len(text) else ''}" for text in texts)
+    return one, other
 
 
 def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from ...errors import DataError
+from ...errors import DataError, counted
 from ...models.generation import Completion, GenerationSettings
 from ..base import Capabilities, TextTeacher
 
@@ -35,6 +35,6 @@ class RecordedTeacher(TextTeacher):
 
     def write(self, prompts: Sequence[Prompt], settings: GenerationSettings, **kept: object) -> list[Completion]:
         raise DataError(
-            f"{len(prompts):,} rows have no completion, and no teacher is given to generate them; add the "
+            f"{counted(len(prompts), 'row')} without a completion, and no teacher is given to generate one; add "
             "completions, or give --teacher-model."
         )
