@@ -240,11 +240,11 @@ def test_keywords_of_the_template_reach_both_sides_and_a_rows_own_take_their_pla
 def test_one_line_says_that_a_turn_does_not_begin_with_the_generation_prompt(tmp_path, capsys):
     trainer_on("nemotron_3_nano", [row_of("one turn")], tmp_path, teacher_prompt_template=SYSTEM)
     said = capsys.readouterr().out
-    assert "1 rows rendered with enable_thinking=false: their turns do not begin with" in said
+    assert "1 row rendered with enable_thinking=false: its turns do not begin with" in said
     assert """if the student is not to reason, give chat_template_kwargs='{"enable_thinking": false}', else""" in said
     trainer_on("deepseek_r1_distill", [row_of("one turn")], tmp_path, teacher_prompt_template=SYSTEM)
     said = capsys.readouterr().out
-    assert r"1 rows without '<think>\n' at the end of the prompt: their turns do" in said
+    assert r"1 row without '<think>\n' at the end of the prompt: its turns do" in said
     assert "give rows whose turns begin with it, or another chat_template_path; or leave out" in said
 
 

@@ -229,12 +229,13 @@ class Preflight:
         if 2 * self.unfinished > self.sources.get("teacher", 0):
             lines.append(
                 f"  warning       the teacher ends {self.sources['teacher'] - self.unfinished:,} of its "
-                f"{self.sources['teacher']:,} completions: the student does not learn to stop either"
+                f"{counted(self.sources['teacher'], 'completion')}: the student does not learn to stop either"
             )
         if self.empty:
             lines.append(
-                f"  warning       the teacher writes nothing in {self.empty:,} of its {self.sources['teacher']:,} "
-                "completions, and the student learns to; check the teacher's prompt, or give another --teacher-model"
+                f"  warning       the teacher writes nothing in {self.empty:,} of its "
+                f"{counted(self.sources['teacher'], 'completion')}, and the student learns to; check the teacher's "
+                "prompt, or give another --teacher-model"
             )
         return [name_settings(line) for line in lines]
 
@@ -254,8 +255,9 @@ class Preflight:
             left_out = opening.pop("left_out", None)
             how = ", ".join(f"{name}={json.dumps(value)}" for name, value in opening.items())
             what = f"rendered with {how}" if left_out is None else f"without {left_out!r} at the end of the prompt"
+            own = "its" if rows == 1 else "their"
             lines.append(
-                f"  template      {rows:,} rows {what}: their turns do not begin with the generation prompt; "
+                f"  template      {counted(rows, 'row')} {what}: {own} turns do not begin with the generation prompt; "
                 f"{_remedy(opening, left_out)}"
             )
         if self.foreign:
@@ -268,9 +270,9 @@ class Preflight:
     def _retained(self, count: int, source: str, own: Preflight) -> str:
         share = count / (count + sum(self.sources.values()))
         written = own.sources.get("teacher", 0)
-        by = f", {written:,} completions written by the initial student" if written else ""
+        by = f", {counted(written, 'completion')} written by the initial student" if written else ""
         again = f", {own.rows.used:,} different ones" if own.rows.used < count else ""
-        return f"{count:,} more rows ({share:.1%}) of {source}{again}{by}"
+        return f"{counted(count, 'more row')} ({share:.1%}) of {source}{again}{by}"
 
     def _first_texts(self) -> list[tuple[str, str]]:
         """Return the texts to show, with what they are: of several teachers each one's first prompt."""
