@@ -208,7 +208,8 @@ def test_retain_fraction_is_the_share_of_rows(tiny_model_dir, tiny_teacher_dir, 
         assert len(rows) == expected
         assert len(trainer.train_dataset) == 9 + expected
         share = expected / (9 + expected)
-        assert f"retained      {expected} more rows ({share:.1%}) of a Dataset in memory" in capsys.readouterr().out
+        count = "1 more row" if expected == 1 else f"{expected} more rows"
+        assert f"retained      {count} ({share:.1%}) of a Dataset in memory" in capsys.readouterr().out
         numbers = [row["row"] for row in rows]
         assert max(map(numbers.count, numbers)) - min(map(numbers.count, set(numbers))) <= 1  # repeated evenly
         for row in rows:
