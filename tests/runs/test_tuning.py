@@ -221,6 +221,18 @@ def test_another_search_in_the_same_project_is_refused(copied, changed, message,
         tune(copied, SPACE)
 
 
+def test_a_damaged_search_can_be_started_over(settings, tmp_path, monkeypatch):
+    (tmp_path / "tuning.json").write_text("{")
+    params = LLMTrainingParams(**settings, project_name=str(tmp_path))
+    with pytest.raises(ProjectError, match=r"tuning\.json is damaged.*overwrite=True to start over"):
+        tune(params, {"lr": [1e-3, 1e-4]})
+    monkeypatch.setattr(ModelSource, "load_model", no_model)
+    params.overwrite = True
+    with pytest.raises(AssertionError, match="a model was loaded"):  # the search has begun
+        tune(params, {"lr": [1e-3, 1e-4]})
+    assert json.loads((tmp_path / "tuning.json").read_text())["names"] == ["lr"]
+
+
 def test_a_stopped_search_goes_on_where_it_was(copied, monkeypatch, capsys):
     begun: list[int] = []
 

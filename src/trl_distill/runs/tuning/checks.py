@@ -113,7 +113,8 @@ def check_named(params: LLMTrainingParams, space: Space, settings: TuningSetting
     assert data.held_out is not None
     _check_references(data.held_out, params, settings)
     folder = TuningFolder(params.project_name)
-    kept = 0 if folder.outcomes() else _kept_at_once(space, settings)  # what is there already needs no more room
+    begun = folder.trials.is_dir() if params.overwrite else bool(folder.outcomes())
+    kept = 0 if begun else _kept_at_once(space, settings)  # what is there, or is replaced, needs no more room
     for name, given in variations(space):
         _check_trainable(plan_of(params, given).params, name, data, kept=kept)
     return data
