@@ -376,6 +376,12 @@ def test_weights_that_change_under_an_adapter_are_noticed(settings, tiny_model_d
     save_file(changed, base / "model.safetensors", {"format": "pt"})
     check_result(folder)
     assert "base', the base of the adapter in" in capsys.readouterr().out
+    (base / "adapter_config.json").write_text("[")
+    check_result(folder)
+    adapter = folder / "adapter_config.json"
+    adapter.write_text(adapter.read_text().replace(str(base), str(folder)))  # of itself
+    check_result(folder)
+    assert capsys.readouterr().out.count("have changed since the run") == 2
 
 
 BREAKING = {"lr": 1e20, "warmup_ratio": 0, "max_steps": 1}
