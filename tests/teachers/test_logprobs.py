@@ -177,6 +177,13 @@ def test_a_server_that_fails_when_it_is_tested_can_be_asked_for_text_alone(teach
         teacher_of(tokenizer)
 
 
+def test_a_budget_that_a_test_of_the_server_spends_is_said_to_be_too_small(teacher_of, tokenizer):
+    with pytest.raises(
+        DistillError, match=r"--teacher-max-requests 1\) before .*; give a larger one, or give --teacher-l"
+    ):
+        teacher_of(tokenizer, remote=replace(ONE, max_requests=1))
+
+
 def test_invalid_log_probabilities_end_the_run(teacher_of, server, tokenizer):
     server.give("prompt")
     teacher = teacher_of(tokenizer)

@@ -55,8 +55,9 @@ def few_steps(rows: int, steps: int, warmup: int, params: LLMTrainingParams) -> 
     """
     if steps >= FEW_STEPS:
         return
-    made = f"{counted(rows, 'row')} make{'s' if rows == 1 else ''} {counted(steps, 'optimizer step')}"
-    made = f"--max-steps {params.max_steps} makes {counted(steps, 'optimizer step')}" if params.max_steps > 0 else made
+    made = "1 row makes" if rows == 1 else f"{rows:,} rows make"
+    made = f"--max-steps {params.max_steps} makes" if params.max_steps > 0 else made
+    made = f"{made} {counted(steps, 'optimizer step')}"
     idle = ", the first at learning rate 0" if warmup else ""
     per_epoch = math.ceil(rows / params.batch_size)
     epochs = math.ceil(SOME_STEPS / per_epoch)

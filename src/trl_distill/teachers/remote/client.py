@@ -247,6 +247,11 @@ class Server:
                 kept = sum(key in store for key in keys)
                 place = "" if store.path is None else f" in {store.path}"
                 said = f"{kept:,} of {len(keys):,} {what} are kept{place}"
+                if isinstance(error, BudgetSpent) and instead:  # it would be spent on the same again
+                    raise BudgetSpent(
+                        f"the {self.settings.role}'s budget is spent ({error}) before it is known what the server "
+                        f"gives; give a larger one, or {instead}."
+                    ) from None
                 if isinstance(error, BudgetSpent):
                     raise BudgetSpent(
                         f"the {self.settings.role}'s budget is spent ({error}): {said}; the same command asks for the "
