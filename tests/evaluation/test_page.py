@@ -74,7 +74,7 @@ def evaluation(**changes) -> Evaluation:
         "metric": "exact_match",
         "gain": Interval(10.0, 5.0, 15.0),
         "teacher_gain": Interval(20.0, 15.0, 25.0),
-        "gap_closed": Interval(0.75, 0.5, float("inf")),
+        "gap_closed": Interval(0.75, 0.5, 1.0),
         "verdict": Verdict("works", "It works: three quarters of the gap are closed."),
         "cost": Cost(
             163.0,
@@ -110,8 +110,20 @@ def test_a_page_of_an_evaluation_begins_with_the_verdict_and_the_table():
     page = check_inert(render(report(training=training(), evaluation=evaluation())))
     places = [page.text.index(text) for text in ("It works: three", "label of before", "Divergence from", "Row 3")]
     assert places == sorted(places)
-    for figure in ("0.75", "0.50 to inf, 95% interval", "66.7", "90%", "500.0", "250.0", "80.00", "50% (40 to 60%)"):
+    for figure in ("0.75", "0.50 to 1.00, 95% interval", "66.7", "90%", "500.0", "250.0", "80.00", "50% (40 to 60%)"):
         assert figure in page.text, figure
+
+
+def test_a_gap_that_the_rows_do_not_bound_and_rows_without_a_score_are_called_so():
+    sides = tuple(
+        side(name, ["a", "b", "c"], [score, float("nan"), score])
+        for name, score in ((BEFORE, 0.0), (AFTER, 50.0), (TEACHER, 100.0))
+    )
+    unbounded = evaluation(gap_closed=Interval(0.5, float("-inf"), float("inf")), sides=sides)
+    page = check_inert(render(report(evaluation=unbounded)))
+    assert "these rows do not bound it" in page.text
+    assert "inf to inf" not in page.text
+    assert "mean over 2 rows" in page.text
 
 
 def test_an_evaluation_without_a_run_a_cost_or_a_gap_has_a_page():

@@ -11,6 +11,7 @@ from importlib.util import find_spec
 
 import pytest
 import torch
+import yaml
 from click.testing import CliRunner
 from holding import another_process
 from peft import PromptTuningConfig, get_peft_model
@@ -506,6 +507,22 @@ def test_rows_that_a_run_was_trained_on_are_called_so(project, found, tmp_path, 
     assert (
         "Evaluating on test.jsonl: 1 of 1" in command(known, "--data-path", "test.jsonl", "--timed-queries", "0").stdout
     )
+
+
+def test_a_teacher_of_a_list_is_named_alone_and_reads_its_own_prompt(project, found, tmp_path):
+    known = shutil.copytree(project, tmp_path / "project")
+    settings = yaml.safe_load((known / "config.yaml").read_text())
+    listed = [{"model": "embedded", "template": PROMPT}, {"model": "other", "template": "{input}"}]
+    settings |= {"teacher_model": None, "teacher_prompt_template": "{input}", "teacher_config": {"teachers": listed}}
+    (known / "config.yaml").write_text(yaml.safe_dump(settings))
+    evaluated = evaluate_distillation(known, "embedded", timed_queries=0).evaluation
+    assert evaluated.side(TEACHER).prompts == found.side(TEACHER).prompts
+    listed[1]["model"] = "embedded"
+    (known / "config.yaml").write_text(yaml.safe_dump(settings))
+    with pytest.raises(ParamsError, match="has the teacher 'embedded' with several prompts"):
+        evaluate_distillation(known, "embedded", timed_queries=0)
+    prompted = evaluate_distillation(known, "embedded", teacher_prompt="Say: {input}", timed_queries=0, max_rows=1)
+    assert prompted.evaluation.side(TEACHER).prompts[0].startswith("Say: ")
 
 
 def test_a_place_that_cannot_be_written_is_refused_before_a_model_loads(project, monkeypatch, tmp_path):

@@ -38,6 +38,11 @@ class Interval:
     high: float
     level: float = 0.95
 
+    @property
+    def is_bounded(self) -> bool:
+        """Whether both ends are finite."""
+        return math.isfinite(self.low) and math.isfinite(self.high)
+
 
 @dataclass(frozen=True)
 class Fidelity:

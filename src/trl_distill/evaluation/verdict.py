@@ -114,7 +114,7 @@ def rounded_rows(rows: float) -> int | None:
 
 
 def _percent(gap: Interval) -> str:
-    if math.isinf(gap.low) or math.isinf(gap.high):
+    if not gap.is_bounded:
         return f"{gap.estimate:.0%} (these rows do not bound it)"
     return f"{gap.estimate:.0%} ({gap.level:.0%} interval {gap.low:.0%} to {gap.high:.0%})"
 

@@ -26,6 +26,7 @@ from .evaluation_inputs import (
     read_project,
     rows_to_evaluate,
     run_of,
+    settings_of_teacher,
     teacher_from_store,
 )
 from .full_disk import explaining_full_disk
@@ -235,6 +236,8 @@ def _params(run: KnownRun | None, overrides: Mapping[str, Any]) -> LLMTrainingPa
     for name, value in overrides.items():
         params.set(name, value)
     if "teacher_model" in overrides:
+        for name, value in settings_of_teacher(params, overrides).items():
+            params.set(name, value)
         params.teacher_config = None
     if "teacher_prompt_template" in overrides:
         params.teacher_prompt_mixture = None

@@ -13,7 +13,7 @@ from ..config.fields import model_in_memory
 from ..config.training_params import FIELDS, LLMTrainingParams
 from ..config.user_files import read_small_text, user_path
 from ..config.yaml_file import read_yaml
-from ..errors import DataError, ProjectError, first_line, quoted
+from ..errors import DataError, ParamsError, ProjectError, first_line, quoted
 from .project_folder import HELD_OUT, MANIFEST, OPENING
 from .stage_folders import before_stages
 
@@ -151,6 +151,31 @@ def teacher_from_store(params: LLMTrainingParams) -> str | None:
     from ..teachers.target_store.folder import TargetFolder
 
     return str(TargetFolder(params.teacher_store).manifest()["name"])
+
+
+def settings_of_teacher(params: LLMTrainingParams, given: Mapping[str, object]) -> dict[str, object]:
+    """Return the prompt, revision and key of a teacher that a run's list has, without those that are given.
+
+    Raises:
+        ParamsError: The list has the teacher with several prompts, and none is given.
+    """
+    if params.teacher_config is None:
+        return {}
+    from ..teachers.multi.entries import read_teachers, template_source
+
+    listed = read_teachers(params.teacher_config).teachers
+    entries = [entry for entry in listed if entry.model == given["teacher_model"] and entry.retained is None]
+    if not entries:
+        return {}
+    own: dict[str, object] = {"teacher_revision": entries[0].revision, "teacher_key_env": entries[0].key_env}
+    if not {"teacher_prompt_template", "teacher_system"} & given.keys():
+        if any(entry.template != entries[0].template for entry in entries):
+            raise ParamsError(
+                f"teacher_config has the teacher {quoted(entries[0].name)} with several prompts, but an evaluation "
+                "compares with one; give it with --teacher-prompt-template."
+            )
+        own["teacher_prompt_template"] = template_source(entries[0].template)
+    return {name: value for name, value in own.items() if name not in given}
 
 
 def rows_to_evaluate(

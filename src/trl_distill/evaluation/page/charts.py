@@ -178,13 +178,15 @@ def interval(title: str, estimate: float, low: float, high: float) -> Markup:
     def inside(value: float) -> float:
         return across(min(max(value, start), end))
 
+    is_bounded = math.isfinite(low) and math.isfinite(high)
+    reach = f"from {low:.2f} to {high:.2f}" if is_bounded else "which these rows do not bound"
     ends = ((0.0, "0: as before"), (0.5, "0.5"), (1.0, "1: as the teacher"))
     parts = [axis_line(across(tick), 8, 58, text) for tick, text in ends]
     parts.append(
         Markup(
             '<line class="range" x1="{:.1f}" x2="{:.1f}" y1="33" y2="33"/><circle class="estimate" cx="{:.1f}" cy="33" '
-            'r="7"><title>{:.2f}, from {:.2f} to {:.2f}</title></circle>'
-        ).format(inside(low), inside(high), inside(estimate), estimate, low, high)
+            'r="7"><title>{:.2f}, {}</title></circle>'
+        ).format(inside(low), inside(high), inside(estimate), estimate, reach)
     )
     return Markup('<svg viewBox="0 0 {} 84" role="img" aria-label="{}">{}</svg>').format(
         WIDTH, title, Markup("").join(parts)

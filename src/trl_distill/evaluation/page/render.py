@@ -68,6 +68,7 @@ def _page(report: Report, limits: Limits) -> str:
         stage_charts=charts_of_stages(report.stages),
         data_rows=[] if training is None else _data_rows(training),
         scores=_scores(evaluation),
+        scored=_scored(evaluation),
         gap=_gap(evaluation),
         rows=rows if evaluation is None else evaluated_rows(evaluation, limits),
         worse=None if evaluation is None else got_worse(evaluation),
@@ -128,9 +129,8 @@ def _evaluated(evaluation: Evaluation | None) -> list[tuple[str, str, str]]:
     tiles = []
     gap = evaluation.gap_closed
     if gap is not None:
-        tiles.append(
-            ("Gap closed", f"{gap.estimate:.2f}", f"{gap.low:.2f} to {gap.high:.2f}, {gap.level:.0%} interval")
-        )
+        ends = f"{gap.low:.2f} to {gap.high:.2f}, {gap.level:.0%} interval"
+        tiles.append(("Gap closed", f"{gap.estimate:.2f}", ends if gap.is_bounded else "these rows do not bound it"))
     cost = evaluation.cost
     if cost is not None:
         saved = 1 - cost.student_tokens / cost.teacher_tokens if cost.teacher_tokens else 0.0
@@ -188,6 +188,14 @@ def _scores(evaluation: Evaluation | None) -> str:
     ]
     score = plainly_visible(metric_label(evaluation.metric)[:60])
     return bars(f"{score} of each side, 0 to 100", shown) if shown else ""
+
+
+def _scored(evaluation: Evaluation | None) -> int:
+    """Return how many rows have a score of the metric that decides."""
+    after = None if evaluation is None else evaluation.side(AFTER)
+    if evaluation is None or after is None:
+        return 0
+    return sum(not math.isnan(score) for score in after.scores.get(evaluation.metric, ()))
 
 
 def _gap(evaluation: Evaluation | None) -> str:
