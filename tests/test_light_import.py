@@ -21,6 +21,7 @@ FOUNDATION = (
     "config.endpoints",
     "config.evaluation_checks",
     "config.fields",
+    "config.other_names",
     "config.recipes",
     "config.server_keys",
     "config.training_params",

@@ -75,6 +75,11 @@ def test_a_model_that_was_an_object_must_be_named(written):
         ("distill_alpha:", "distill_alpha is empty; give a number from 0 to 1."),
         ("lr: 1e-4\nlearning-rate: 1e-4", "lr is given twice"),
         ("hub_token: hf_secret_secret", "set the environment variable HF_TOKEN"),
+        ("unsloth: true", r"unknown parameter 'unsloth'; drop it: models load with transformers; peft"),
+        (
+            "task: llm-sft\ndata: {path: d}\nparams: {lr: 1}",
+            r"AutoTrain's sections \(data, params\); give 'name: value'",
+        ),
         ("- model", "holds a list; give 'name: value' lines"),
         ("model: [", r"is not YAML: .* in line 1"),
         ("a: b: c", r"is not YAML: .* in line 1"),

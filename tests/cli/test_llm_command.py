@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import re
+import runpy
 import shlex
 
 import click
 import pytest
+from click.shell_completion import ShellComplete
 from click.testing import CliRunner
 from guide import COMMANDS
 
+from trl_distill.cli import main
 from trl_distill.cli.evaluate_command import evaluate
 from trl_distill.cli.llm_command import HELP, llm, params_from_command
 from trl_distill.cli.queries_command import queries
@@ -223,6 +226,58 @@ def test_only_flags_with_a_similar_name_are_suggested(flag, near):
     assert set(error.value.possibilities or ()) >= near
     assert bool(error.value.possibilities) == bool(near)
     assert ("Did you mean" in error.value.format_message()) == bool(near)
+
+
+@pytest.mark.parametrize(
+    ("flag", "said"),
+    [
+        ("--unsloth", "--unsloth is not a flag of this command; drop it: models load with transformers"),
+        ("--use_peft", "--use-peft is not a flag of this command; give --peft."),
+        ("--no-padding", "--no-padding is not a flag of this command; drop it"),
+        ("--output_dir=x", "--output-dir is not a flag of this command; give --project-name."),
+    ],
+)
+@pytest.mark.parametrize("command", ["llm", "tune"])
+def test_a_flag_of_autotrain_or_trl_is_refused_in_one_sentence_with_what_to_do_instead(command, flag, said):
+    result = CliRunner().invoke(main, [command, "--model", "m", flag])
+    assert result.exit_code == 2
+    assert result.stderr.startswith(f"aitraining: error: {said}")
+    assert result.stderr.count("\n") == 1
+
+
+def test_a_flag_of_a_run_before_the_command_says_where_it_belongs():
+    said = CliRunner().invoke(main, ["--config", "run.yaml"]).stderr
+    assert "No such option '--config'. It is one of a command: aitraining llm --config ..." in said
+    assert "aitraining llm" not in CliRunner().invoke(main, ["--foo"]).stderr
+
+
+def test_the_package_runs_as_a_module(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["trl_distill", "--version"])
+    with pytest.raises(SystemExit) as end:
+        runpy.run_module("trl_distill", run_name="__main__")
+    assert end.value.code == 0
+    assert capsys.readouterr().out.startswith("trl-distill ")
+
+
+@pytest.mark.parametrize(
+    ("typed", "completed"),
+    [
+        ("llm --mixed-precision b", {"bf16"}),
+        ("tune --quantization int", {"int4", "int8"}),
+        ("llm --teacher-prompt-t", {"--teacher-prompt-template"}),
+        ("llm --data-path ./q", "file"),
+        ("evaluate runs/f", "file"),
+        ("export runs/f", "file"),
+        ("data quer", "file"),
+    ],
+)
+def test_a_shell_completes_flags_choices_and_files(typed, completed):
+    *before, last = typed.split()
+    found = ShellComplete(main, {}, "aitraining", "_AITRAINING_COMPLETE").get_completions(before, last)
+    if completed == "file":
+        assert [(item.type, item.value) for item in found] == [("file", last)]
+    else:
+        assert {item.value for item in found} == completed
 
 
 @pytest.mark.parametrize("columns", [80, 100, 200])

@@ -63,6 +63,7 @@ def test_a_space_in_python_has_lists_single_values_and_texts():
     [
         ({"distil_temperature": [1]}, "Did you mean 'distill_temperature'"),
         ({"learning_rate": [1]}, "It is called 'lr' here"),
+        ({"use_int4": [True]}, "is no setting of a run; give quantization='int4'"),
         ({"data_path": ["a", "b"]}, "data_path cannot be tuned"),
         ({"lr": []}, "lr has no value"),
         ([("lr", 1)], "give the values of each setting"),

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
 from trl_distill import run, train
+from trl_distill.config.other_names import INSTEAD
 from trl_distill.config.training_params import ALIASES, FIELDS, LLMTrainingParams
 from trl_distill.errors import ParamsError, UsageError
 
@@ -280,3 +282,54 @@ def test_each_field_has_a_group_a_help_text_and_a_default_that_passes():
         assert str(spec.metadata["help"]).strip(), spec.name
         assert spec.metadata["help"].group, spec.name
         setattr(config, spec.name, getattr(config, spec.name))
+
+
+# the fields of AutoTrain 0.8.36's LLMTrainingParams and the flags of its command
+AUTOTRAIN = [
+    "model", "project_name", "data_path", "train_split", "valid_split", "add_eos_token", "block_size",
+    "model_max_length", "padding", "trainer", "use_flash_attention_2", "log", "disable_gradient_checkpointing",
+    "logging_steps", "eval_strategy", "save_total_limit", "auto_find_batch_size", "mixed_precision", "lr",
+    "epochs", "batch_size", "warmup_ratio", "gradient_accumulation", "optimizer", "scheduler", "weight_decay",
+    "max_grad_norm", "seed", "chat_template", "quantization", "target_modules", "merge_adapter", "peft",
+    "lora_r", "lora_alpha", "lora_dropout", "model_ref", "dpo_beta", "max_prompt_length",
+    "max_completion_length", "prompt_text_column", "text_column", "rejected_text_column", "push_to_hub",
+    "username", "token", "unsloth", "distributed_backend", "train", "deploy", "inference", "backend",
+]  # fmt: skip
+
+
+def test_each_setting_of_autotrain_works_or_says_what_to_do_instead():
+    for name in AUTOTRAIN:
+        if name not in FIELDS and name not in ALIASES:
+            with pytest.raises(ParamsError, match=r"; (give [a-z]|drop it|set the environment)"):
+                LLMTrainingParams(**{name: None})
+
+
+def test_what_to_do_instead_names_settings_that_there_are():
+    assert not set(INSTEAD) & {*FIELDS, *ALIASES}
+    for advice in INSTEAD.values():
+        for flag in re.findall(r"--([a-z-]+)", advice):
+            assert flag.replace("-", "_") in FIELDS, advice
+
+
+@pytest.mark.parametrize(
+    ("name", "instead"),
+    [
+        ("use_peft", "give peft=True."),
+        ("use_int4", "give quantization='int4'."),
+        ("use_flash_attention_2", "give attn_implementation='flash_attention_2'."),
+        ("max_completion_length", "give distill_max_teacher_length, for what the teacher generates."),
+    ],
+)
+def test_what_to_do_instead_is_in_the_words_of_python(name, instead):
+    with pytest.raises(ParamsError) as caught:
+        LLMTrainingParams(**{name: True})
+    assert str(caught.value) == f"unknown parameter {name!r}; {instead}"
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [("quantization", None), ("teacher_quantization", None), ("mixed_precision", "no"), ("eval_strategy", "no")],
+)
+def test_the_word_none_makes_no_choice(name, meant):
+    assert getattr(good(**{name: "none"}), name) == meant
+    assert good(teacher_logprobs="none").teacher_logprobs == "none"  # which is a choice there

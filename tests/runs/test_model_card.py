@@ -192,6 +192,7 @@ def test_the_card_of_the_hub_loads_the_model_from_there(project, capsys, monkeyp
 
     monkeypatch.setenv("HF_TOKEN", "hf_x")
     monkeypatch.setattr("huggingface_hub.HfApi", Hub)
+    monkeypatch.setattr("trl_distill.runs.hub.is_switched_off", lambda: False)
     card, out, _ = project(capsys, project_name="runs/a", push_to_hub=True, username="me")
     assert "Uploaded to me/a." in out
     assert "from_pretrained('me/a')" in uploaded["README.md"]

@@ -50,7 +50,9 @@ def test_a_project_is_named_in_the_environment_of_the_run_alone(tmp_path, monkey
 
 
 def test_each_tracker_must_be_known_and_installed():
-    with pytest.raises(ParamsError, match=r"log is 'tensorbord';.*Did you mean 'tensorboard'"):
+    with pytest.raises(
+        ParamsError, match=r"log is 'tensorbord'; expected one of none, .*\. Did you mean 'tensorboard'\?$"
+    ):
         check_trackers(LLMTrainingParams(log="none,tensorbord"))
     check_trackers(LLMTrainingParams(log="none"))
     check_trackers(LLMTrainingParams(log="all"))

@@ -209,6 +209,26 @@ def test_a_dry_run_trains_nothing(settings, tmp_path, capsys):
     assert "| e f a b" in shown
 
 
+def test_a_dry_run_without_a_teacher_shows_the_first_row_too(settings, tmp_path, capsys):
+    rows = [{"messages": [{"role": "user", "content": "a\nb"}, {"role": "assistant", "content": "c"}]}]
+    plain = {"trainer": "sft", "model": settings["model"], "project_name": str(tmp_path / "run"), "dry_run": True}
+    run(LLMTrainingParams(**plain, data_path=rows))
+    run(LLMTrainingParams(**plain, data_path=[{"prompt": "a", "completion": " b"}]))
+    shown = capsys.readouterr().out
+    assert "  first row:\n    | user: a\n    | b\n    | assistant: c\n" in shown
+    assert "  first row:\n    | prompt: a\n    | completion:  b\n" in shown
+    assert shown.endswith("Dry run: nothing was trained.\n")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(("input_", "column", "noted"), [("b", "say", True), ("", "say", False), ("b", "input", False)])
+def test_a_column_named_input_that_is_not_read_is_noted(input_, column, noted, settings, capsys):
+    rows = [{"say": "a", "input": input_, "output": "c"}]
+    run(LLMTrainingParams(**settings | {"data_path": rows, "text_column": column}, dry_run=True))
+    said = "{input} is the column 'say', and the column 'input' is not read; to use it in a template, rename it."
+    assert (said in capsys.readouterr().out) == noted
+
+
 def test_the_effective_configuration_is_written_without_secrets(settings, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
     run(LLMTrainingParams(**settings))

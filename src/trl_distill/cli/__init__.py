@@ -36,7 +36,13 @@ class Main(click.Group):
     def make_context(self, *args: Any, **more: Any) -> click.Context:
         """Parse the arguments; click would end a signal with a code of its own."""
         with exit_on_error(debug=False):
-            return super().make_context(*args, **more)
+            try:
+                return super().make_context(*args, **more)
+            except click.NoSuchOption as error:
+                if any(error.option_name in param.opts for param in llm.params):
+                    where = f"It is one of a command: aitraining llm {error.option_name} ..."
+                    raise click.UsageError(f"{error.format_message()} {where}", error.ctx) from None
+                raise
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command that was named."""

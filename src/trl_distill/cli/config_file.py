@@ -11,6 +11,8 @@ from ..config.training_params import ALIASES, LLMTrainingParams
 from ..config.yaml_file import read_yaml
 from ..errors import ParamsError
 
+SECTIONS = ("data", "params", "hub")  # of a file for `autotrain --config`
+
 
 def read_config(path: str) -> LLMTrainingParams:
     """Return the parameters that a YAML file sets.
@@ -38,6 +40,12 @@ def named_values(path: str) -> dict[str, object]:
     read = read_yaml(path, name=f"--config {path}")
     if not isinstance(read, (dict, type(None))):
         raise ParamsError(f"--config {path} holds a {type(read).__name__}; give 'name: value' lines.")
+    sections = [name for name in SECTIONS if isinstance((read or {}).get(name), dict)]
+    if sections:
+        raise ParamsError(
+            f"--config {path} has AutoTrain's sections ({', '.join(sections)}); give 'name: value' lines without "
+            "sections and with the names of flags, such as model for base_model and data_path for data.path."
+        )
     with naming_file(path):
         return by_field(read or {}, ALIASES)
 

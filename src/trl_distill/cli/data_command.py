@@ -13,7 +13,7 @@ from ..config.training_params import FIELDS, LLMTrainingParams
 from ..runs.library_output import quiet
 from .error_messages import exit_on_error
 from .llm_command import COMMAND_OPTIONS, CONTEXT, LLMCommand, set_typed
-from .options import options_of
+from .options import complete_files, options_of
 
 HELP = """Write diverse rows of data: at most so many of each category, without near-duplicates.
 
@@ -52,7 +52,7 @@ data = LLMCommand(
     "data",
     callback=run_command,
     params=[
-        click.Argument(["sources"], nargs=-1, required=True),
+        click.Argument(["sources"], nargs=-1, required=True, shell_complete=complete_files),
         *options_of(fields(DataSettings), {}),
         *options_of([spec for name, spec in FIELDS.items() if name in OF_RUNS], {}),
         *[option for option in COMMAND_OPTIONS if option.name != "config"],

@@ -14,7 +14,7 @@ from ..runs.evaluation_inputs import evaluated_fields
 from ..runs.library_output import quiet
 from .error_messages import exit_on_error
 from .llm_command import COMMAND_OPTIONS, CONTEXT, LLMCommand, set_typed
-from .options import Setting, options_of
+from .options import Setting, complete_files, options_of
 
 HELP = """Compare a student before and after training with its teacher, on rows that it was not trained on.
 
@@ -82,7 +82,7 @@ evaluate = LLMCommand(
     "evaluate",
     callback=run_command,
     params=[
-        click.Argument(["project"], required=False),
+        click.Argument(["project"], required=False, shell_complete=complete_files),
         *OWN,
         *options_of(fields(EvaluationSettings), {}),
         *options_of(fields_of_run(), ALIASES),

@@ -12,7 +12,7 @@ from ..config.setting_names import as_flags, settings_named_as
 from ..runs.library_output import quiet
 from .error_messages import exit_on_error
 from .llm_command import COMMAND_OPTIONS, CONTEXT, LLMCommand, set_typed
-from .options import options_of
+from .options import complete_files, options_of
 
 HELP = """Write a trained student in the form in which it is served.
 
@@ -51,7 +51,7 @@ export = LLMCommand(
     "export",
     callback=run_command,
     params=[
-        click.Argument(["project"]),
+        click.Argument(["project"], shell_complete=complete_files),
         *options_of(fields(ExportSettings), {}),
         *[option for option in COMMAND_OPTIONS if option.name != "config"],
     ],

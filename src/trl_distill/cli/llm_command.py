@@ -11,6 +11,7 @@ import click
 from click.core import ParameterSource
 
 from ..config.fields import CheckedSettings
+from ..config.other_names import INSTEAD
 from ..config.setting_names import as_flags, settings_named_as
 from ..config.stages import read_stages
 from ..config.training_params import ALIASES, FIELDS, LLMTrainingParams
@@ -56,6 +57,14 @@ def refuse_token(ctx: click.Context, param: click.Parameter, value: str | None) 
             raise ParamsError(
                 f"{flag} is not accepted, so that the token is written nowhere; set the environment variable HF_TOKEN."
             )
+
+
+def refuse_other_name(command: click.Command, flag: str) -> None:
+    """Refuse a flag of AutoTrain, TRL or transformers that a run does not have, with what to do instead."""
+    name = flag.lstrip("-").removeprefix("no-").replace("-", "_")
+    if name in INSTEAD and any(param.name == "trainer" for param in command.params):
+        with exit_on_error(debug=False):
+            raise ParamsError(f"{flag} is not a flag of this command; {INSTEAD[name]}.")
 
 
 COMMAND = as_flags(FIELDS)  # how the command names settings, in errors of what it runs
@@ -104,7 +113,9 @@ class LLMCommand(GroupedCommand):
         ctx.meta["typed"] = list(args)
         try:
             rest = super().parse_args(ctx, args)
-        except click.NoSuchOption as error:  # click counts the dashes of two flags as a likeness
+        except click.NoSuchOption as error:
+            refuse_other_name(self, error.option_name)
+            # click counts the dashes of two flags as a likeness
             words = {flag.lstrip("-"): flag for flag in error.possibilities or ()}
             near = [words[word] for word in near_names(error.option_name.lstrip("-"), words)]
             raise click.NoSuchOption(error.option_name, possibilities=near, ctx=error.ctx) from None

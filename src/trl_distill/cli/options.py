@@ -13,6 +13,7 @@ from dataclasses import Field
 from typing import Any
 
 import click
+from click.shell_completion import CompletionItem
 
 from ..config.setting_names import flag_of
 from ..prompts.template import is_file_name, messages_in
@@ -30,16 +31,25 @@ class Setting(click.Option):
         decls: The flags, the one that `--help` shows first.
         heading: Heading in `--help`.
         shown: The flag with its value, as `--help` shows it.
+        choices: Values that a shell completes; the field checks the value.
         **more: See `click.Option`.
     """
 
-    def __init__(self, decls: Sequence[str], *, heading: str, shown: str, **more: Any) -> None:
+    def __init__(
+        self, decls: Sequence[str], *, heading: str, shown: str, choices: Sequence[str] = (), **more: Any
+    ) -> None:
         super().__init__(decls, **more)
-        self.heading, self.shown = heading, shown
+        self.heading, self.shown, self.choices = heading, shown, choices
 
     def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
         """Return the two columns of the help line."""
         return None if self.hidden else (self.shown, self.help or "")
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """Return the choices that begin with what was typed; without choices the shell completes files."""
+        if not self.choices:
+            return complete_files(ctx, self, incomplete)
+        return [CompletionItem(choice) for choice in self.choices if choice.startswith(incomplete)]
 
 
 class GroupedCommand(click.Command):
@@ -69,6 +79,11 @@ class GroupedCommand(click.Command):
             with formatter.section(heading):
                 for shown, text in records:
                     _write_option(formatter, shown, text)
+
+
+def complete_files(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Have the shell complete the name of a file or folder."""
+    return [CompletionItem(incomplete, type="file")]
 
 
 def _help_all() -> Setting:
@@ -136,7 +151,10 @@ def _option(spec: Field[Any], others: Sequence[str]) -> Setting:
     if "bool" not in str(spec.type):
         shown = f"{flags[0]} {_metavar(spec)}"
         several = "list" in str(spec.type)
-        return Setting([spec.name, *flags], type=str, multiple=several, help=help, heading=heading, shown=shown)
+        choices = spec.metadata.get("choices") or ()
+        return Setting(
+            [spec.name, *flags], type=str, multiple=several, help=help, heading=heading, shown=shown, choices=choices
+        )
     shown = flags[0]
     if not spec.default:  # no flag turns off a switch that is on by default
         shown = f"--[no-]{flags[0][2:]}"

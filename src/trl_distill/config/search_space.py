@@ -11,8 +11,9 @@ from typing import TypeAlias
 
 from ..errors import ParamsError, nearest, quoted
 from .fields import check_value, number_in
+from .other_names import INSTEAD
 from .setting_names import flag_of
-from .training_params import ALIASES, FIELDS
+from .training_params import ALIASES, FIELDS, LIBRARY
 
 MOST_TRIALS = 1000  # of a grid, beyond which nobody waits for all combinations
 DECADE = 10.0  # a range whose ends differ by this factor is searched on a logarithmic scale
@@ -99,7 +100,8 @@ def read_space(given: Mapping[str, object]) -> Space:
     for name, values in given.items():
         if name not in FIELDS:
             hint = f" It is called {ALIASES[name]!r} here." if name in ALIASES else nearest(str(name), FIELDS)
-            raise ParamsError(f"space names {name!r}, which is no setting of a run.{hint}")
+            instead = f"; {LIBRARY(INSTEAD[name])}." if name in INSTEAD else f".{hint}"
+            raise ParamsError(f"space names {name!r}, which is no setting of a run{instead}")
         if name in SHARED:
             raise ParamsError(f"{name} cannot be tuned: {SHARED[name]}; set it in params.")
         if isinstance(values, str):

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import Field
 
-from ..errors import DistillError, ParamsError
+from ..errors import DistillError, ParamsError, quoted
 
 Spelling = Callable[[str], str]
 
@@ -68,12 +68,13 @@ def by_field(values: Mapping[str, object], aliases: Mapping[str, str]) -> dict[s
         ParamsError: A setting is given twice.
     """
     found: dict[str, object] = {}
+    given: dict[str, object] = {}
     for key, value in values.items():
         name = str(key).replace("-", "_")
         name = aliases.get(name, name)
         if name in found:
-            raise ParamsError(f"{name} is given twice.")
-        found[name] = value
+            raise ParamsError(f"{name} is given twice, as {quoted(given[name])} and as {quoted(key)}; give it once.")
+        found[name], given[name] = value, key
     return found
 
 

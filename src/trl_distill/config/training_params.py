@@ -17,6 +17,7 @@ from .distillation_arguments import DistillationArguments
 from .endpoints import parse_endpoint
 from .evaluation_checks import check_evaluations, needs_evaluations
 from .fields import is_model, option, plain
+from .other_names import INSTEAD
 from .recipes import NAMES, RecipeSettings, explaining_recipe
 from .setting_names import flag_of, in_python, settings_named_as
 from .validation import check_queries, refuse_unused, validate_combinations
@@ -250,6 +251,8 @@ class LLMTrainingParams(RecipeSettings, DistillationArguments):
             )
         if name in ALIASES:
             return f"unknown parameter {name!r}; it is called {ALIASES[name]!r} here."
+        if name in INSTEAD:
+            return f"unknown parameter {name!r}; {LIBRARY(INSTEAD[name])}."
         hint = nearest(name, FIELDS) or nearest(name, ALIASES)
         return f"unknown parameter {name!r}.{hint} `aitraining llm --help-all` lists all."
 

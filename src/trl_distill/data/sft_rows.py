@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from ..config.training_params import LLMTrainingParams
 from ..config.validation import chat_template_options
-from ..errors import DataError, ParamsError, counted
+from ..errors import DataError, ParamsError, counted, shortened
 from ..prompts.chat_template import ChatTemplate
 from ..prompts.messages import WEIGHT, is_learned
 from ..prompts.rendering import KWARGS, TOOLS
@@ -61,6 +61,18 @@ def plain_rows(dataset: Dataset, params: LLMTrainingParams, *, name: str) -> tup
         return {"prompt": row.input, "completion": said} if pairs else {text_column: row.input}
 
     return rows.map(shaped, remove_columns=rows.column_names, load_from_cache_file=False), report
+
+
+def first_row_lines(row: Cells) -> list[str]:
+    """Return the lines that show a row of `plain_rows`: its text, its prompt and completion, or its messages."""
+    lines = ["  first row:"]
+    for name, value in sorted(row.items(), key=lambda item: item[0] == "completion"):
+        if name in (TOOLS, KWARGS):
+            continue
+        turns = value if isinstance(value, list) else [{"role": name, "content": value}]
+        for turn in turns:
+            lines += [f"    | {line}" for line in f"{turn['role']}: {shortened(str(turn['content']))}".split("\n")]
+    return lines
 
 
 def check_marks(tokenizer: PreTrainedTokenizerBase) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from ..config.training_params import LLMTrainingParams
-from ..errors import DistillError, ParamsError, printable
+from ..errors import DistillError, ParamsError, printable, quoted
 from ..evaluation.page import DATA, PAGE
 from ..trainer.card_text import public_name
 
@@ -26,10 +26,37 @@ def check_token(params: LLMTrainingParams) -> None:
     """Refuse to start a run that could not upload its result.
 
     Raises:
-        ParamsError: `push_to_hub` without HF_TOKEN in the environment.
+        ParamsError: `push_to_hub` without HF_TOKEN in the environment, with the Hub switched off, or with a project
+            folder or an account whose name no repository can have.
     """
-    if params.push_to_hub and not os.environ.get("HF_TOKEN"):
+    if not params.push_to_hub:
+        return
+    if not os.environ.get("HF_TOKEN"):
         raise ParamsError("push_to_hub needs a token; set the environment variable HF_TOKEN, or drop --push-to-hub.")
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    if is_switched_off():
+        raise ParamsError(
+            "push_to_hub needs the Hub, which the environment variable HF_HUB_OFFLINE switches off; unset it, or drop "
+            "--push-to-hub."
+        )
+    name = Path(params.project_name).expanduser().resolve().name
+    repository = f"{params.username or 'account'}/{name}"
+    try:
+        validate_repo_id(repository)
+    except HFValidationError:
+        raise ParamsError(
+            f"push_to_hub uploads to {quoted(repository)}, a name that no repository can have; give --project-name "
+            "and --username letters, digits, '-', '_' and '.' alone."
+        ) from None
+
+
+def is_switched_off() -> bool:
+    """Whether the environment keeps huggingface_hub from reaching the Hub."""
+    from huggingface_hub import constants
+
+    return constants.HF_HUB_OFFLINE
 
 
 def push(folder: Path, params: LLMTrainingParams, *, files: Iterable[str], card: Callable[[str], str]) -> str:

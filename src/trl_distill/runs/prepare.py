@@ -16,7 +16,7 @@ from ..data.data_fingerprint import fingerprint
 from ..data.preflight import COMPUTES, Preflight
 from ..data.preparation import Recipe
 from ..data.rows import RowReport
-from ..data.sft_rows import check_marks, plain_rows
+from ..data.sft_rows import check_marks, first_row_lines, plain_rows
 from ..data.split import Split
 from ..errors import printable
 from ..evaluation.advice import few_steps, optimizer_steps
@@ -33,7 +33,7 @@ from .checks import CheckedRun, check_target_modules
 from .disk_estimate import Planned, check_space, planned_of_run, planned_of_teacher
 from .project_folder import OPENING
 from .result import RunResult
-from .run_data import RunData
+from .run_data import RunData, unread_input
 from .run_queries import DRY_RUN_ROWS, write_run_data
 from .settings_advice import advise
 from .student import find_student, model_without_weights
@@ -107,7 +107,7 @@ def prepare(checked: CheckedRun, *, writes_store: bool = False) -> PreparedRun:
     """
     params, data = checked.params, checked.data
     args, state, student, outline = _outlined(checked)
-    for line in (*recipe_lines(params), *([data.note] if data.note else [])):
+    for line in (*recipe_lines(params), *([data.note] if data.note else []), *unread_input(params, data.train)):
         state.print(printable(line))
     if not writes_store and not params.dry_run:
         check_space(_planned(checked, outline, state), state.print)
@@ -203,8 +203,11 @@ def _for_plain_sft(
         line = f"\n  {COMPUTES}{computes}" if split is Split.TRAIN else ""
         state.print(printable(f"Pre-flight ({NAMES[split]})\n  rows          {report.summary()}{line}"))
         if split is Split.TRAIN:
+            state.print(printable("\n".join(first_row_lines(prepared[split][0]))))
             _check_rows(checked, prepared[split], fields=None)
             _warn_of_few_steps(len(prepared[split]), params, state)
+    if params.dry_run:
+        state.print("Dry run: nothing was trained.")
     return PreparedRun(checked, args, state, student, prepared, computes, data=data)
 
 

@@ -15,8 +15,10 @@ from ..data.loading import load_data
 from ..data.row_report import RowReport
 from ..data.rows import Columns
 from ..data.split import Split
-from ..errors import ParamsError
+from ..errors import ParamsError, quoted
 from .project_folder import HELD_OUT
+
+SEEN_ROWS = 1000  # in which a column may have nothing
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -119,3 +121,21 @@ def _rows_to_be_written(params: LLMTrainingParams) -> list[dict[str, str]]:
 def input_column(params: LLMTrainingParams) -> str:
     """Return the column that a run reads inputs from."""
     return params.prompt_text_column or params.text_column
+
+
+def unread_input(params: LLMTrainingParams, data: Dataset) -> list[str]:
+    """Return a line if the rows have a column "input" that nothing reads, as rows of instructions with inputs do."""
+    column = params.text_column
+    if (
+        not params.distills
+        or column == "input"
+        or not {column, "input"} <= {*data.column_names}
+        or not any(data[:SEEN_ROWS]["input"])
+    ):
+        return []
+    return [
+        name_settings(
+            f"Note: {{input}} is the column {quoted(column)}, and the column 'input' is not read; to use it in a "
+            "template, rename it."
+        )
+    ]

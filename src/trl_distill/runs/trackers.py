@@ -55,7 +55,7 @@ def check_trackers(params: LLMTrainingParams) -> None:
         except ValueError as error:
             known = str(error).partition("only ")[2].partition(" are supported")[0]
             raise ParamsError(
-                f"log is {name!r};{nearest(name, known.split(', '))} expected one of none, {known}."
+                f"log is {name!r}; expected one of none, {known}.{nearest(name, known.split(', '))}"
             ) from None
         if name not in available():
             raise _not_installed(name)
