@@ -68,3 +68,17 @@ def test_nothing_is_wider_than_a_narrow_window(page):
     image = images.open(picture).convert("RGB")
     ground = image.getpixel((2, 2))
     assert {image.getpixel((x, y)) for x in (497, 498) for y in range(0, image.height, 3)} == {ground}
+
+
+def test_a_chart_alone_is_as_wide_as_one_of_two(tmp_path):
+    images = pytest.importorskip("PIL.Image")
+    path = tmp_path / "report.html"
+    path.write_text(render(report(evaluation=evaluation(gap_closed=None, cost=None, judgement=None))), "utf-8")
+    _, picture = opened(path)
+    image = images.open(picture).convert("RGB").crop((0, 0, 1100, 900))
+    vivid = [x for x in range(image.width) for y in range(image.height) if _is_vivid(image.getpixel((x, y)))]
+    assert 300 < max(vivid) < 550  # the end of the longest bar
+
+
+def _is_vivid(pixel):
+    return max(pixel) - min(pixel) > 80
