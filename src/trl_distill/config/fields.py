@@ -81,8 +81,8 @@ def check_value(name: str, value: object, spec: Field) -> Any:
 
     Numbers given as text are converted (a YAML file writes `5e-5` as text), see `number_in`; an int becomes a float, a
     path becomes text (for a template or a system message one that names a file), and so does a list if commas separate
-    it. YAML reads the word `no` as false: if "no" is a choice, false means it. AutoTrain's
-    word `none` means "no" too, or that an optional choice is not made.
+    it. YAML reads the word `no` as false: if "no" is a choice, false means it. AutoTrain's word `none` means "no" too,
+    or that an optional choice is not made.
 
     Raises:
         ParamsError: Wrong type, not among the choices, not finite, or outside the range.
@@ -93,10 +93,11 @@ def check_value(name: str, value: object, spec: Field) -> Any:
         if "None" in kind or spec.default is None:
             return value
         raise ParamsError(f"{name} is empty; give {_accepted(spec)}.")
-    if (value is False or value == "none") and "no" in (choices or ()):
-        value = "no"
-    if value == "none" and choices and ("None" in kind or spec.default is None):
-        return None
+    if choices and (value is False or (isinstance(value, str) and value == "none")):
+        if "no" in choices:
+            value = "no"
+        elif value and ("None" in kind or spec.default is None):
+            return None
     if isinstance(value, os.PathLike):
         value = ("@" if name.endswith(("_prompt_template", "_system")) else "") + os.fspath(value)
     if text.listed and isinstance(value, (list, tuple)) and value and all(isinstance(v, str) for v in value):
