@@ -16,7 +16,7 @@ from ..data.atomic_file import existing
 from ..data.full_disk import free_bytes, size_text
 from ..errors import ProjectError
 from ..evaluation.advice import optimizer_steps
-from ..models.adapters import is_peft_model, lora_parameters
+from ..models.adapters import is_peft_model
 from ..teachers.local.ema import EMA
 from ..teachers.target_store.folder import TargetFolder
 
@@ -80,7 +80,13 @@ def check_space(planned: Sequence[Planned], say: Callable[[str], object]) -> Non
 
 
 def planned_of_run(
-    folder: Path, params: LLMTrainingParams, model: PreTrainedModel, *, rows: int, processes: int
+    folder: Path,
+    params: LLMTrainingParams,
+    model: PreTrainedModel,
+    *,
+    adapter: int | None,
+    rows: int,
+    processes: int,
 ) -> list[Planned]:
     """Return what training writes into a project: checkpoints, and the result beside the last of them.
 
@@ -88,12 +94,16 @@ def planned_of_run(
         folder: The project.
         params: The run's parameters.
         model: The student, on the meta device if its weights are not loaded.
+        adapter: Parameters of the LoRA adapter that the run puts on it; None if it makes none.
         rows: Rows that it trains on.
         processes: Number of training processes.
     """
     weights = _bytes_of(model.parameters())
-    adapts = params.peft or is_peft_model(model)
-    trained = _adapter_bytes(model, params) if adapts else weights
+    adapts = adapter is not None or is_peft_model(model)
+    if adapter is not None:
+        trained = adapter * LORA_BYTES
+    else:
+        trained = _bytes_of(p for p in model.parameters() if p.requires_grad) if adapts else weights
     result = weights if params.merge_adapter or not adapts else trained
     copies = next((n for name, n in COPIES.items() if params.optimizer.startswith(name)), 0)
     checkpoint = trained * (1 + copies) + (weights if params.teacher_model == EMA else 0)
@@ -148,13 +158,6 @@ def _listed(planned: Iterable[Planned]) -> str:
 
 def _bytes_of(parameters: Iterable[torch.nn.Parameter]) -> int:
     return sum(p.numel() * p.element_size() for p in parameters)
-
-
-def _adapter_bytes(model: PreTrainedModel, params: LLMTrainingParams) -> int:
-    """Return the size of a loaded model's adapter, or of the LoRA adapter that a run makes."""
-    if is_peft_model(model):
-        return _bytes_of(p for p in model.parameters() if p.requires_grad)
-    return lora_parameters(model, params) * LORA_BYTES
 
 
 def _checkpoints_at_once(params: LLMTrainingParams, steps: int) -> int:

@@ -106,14 +106,14 @@ def prepare(checked: CheckedRun, *, writes_store: bool = False) -> PreparedRun:
         UsageError: A request that cannot be fulfilled; raised before a model loads.
     """
     params, data = checked.params, checked.data
-    args, state, student, outline = _outlined(checked)
+    start = _started(checked)
     for line in (*recipe_lines(params), *([data.note] if data.note else []), *unread_input(params, data.train)):
-        state.print(printable(line))
+        start.state.print(printable(line))
     if not writes_store and not params.dry_run:
-        check_space(_planned(checked, outline, state), state.print)
+        check_space(_planned(checked, start), start.state.print)
     if params.distills:
-        return _for_teacher(checked, args, state, student, outline, data, writes_store=writes_store)
-    return _for_plain_sft(checked, args, state, student, outline, data)
+        return _for_teacher(checked, start, data, writes_store=writes_store)
+    return _for_plain_sft(checked, start, data)
 
 
 def rehearse(checked: CheckedRun) -> list[Planned]:
@@ -125,14 +125,32 @@ def rehearse(checked: CheckedRun) -> list[Planned]:
     Raises:
         UsageError: A request that cannot be fulfilled.
     """
-    args, state, student, outline = _outlined(checked)
+    start = _started(checked)
     if checked.params.distills:
-        _setup_of(checked, args, student, writes_store=False)
-    return _planned(checked, outline, state)
+        _setup_of(checked, start.args, start.student, writes_store=False)
+    return _planned(checked, start)
 
 
-def _outlined(checked: CheckedRun) -> tuple[DistillationSFTConfig, PartialState, StudentModel, PreTrainedModel]:
-    """Return the trainer's configuration, the processes, the student, and the same without weights."""
+@dataclass(frozen=True)
+class _Start:
+    """What a run has before it reads weights and rows.
+
+    Attributes:
+        args: The trainer's configuration.
+        state: The other processes.
+        student: Its weights are loaded when they are first needed.
+        outline: The student without weights.
+        adapter: Parameters of the LoRA adapter that the run puts on the student; None if it makes none.
+    """
+
+    args: DistillationSFTConfig
+    state: PartialState
+    student: StudentModel
+    outline: PreTrainedModel
+    adapter: int | None
+
+
+def _started(checked: CheckedRun) -> _Start:
     params = checked.params
     args = trainer_config(params)
     if checked.data.held_out is None:
@@ -146,14 +164,19 @@ def _outlined(checked: CheckedRun) -> tuple[DistillationSFTConfig, PartialState,
         outline = model_without_weights(student, params)
     if params.peft:
         check_target_modules(params.target_modules, outline)
-        if not is_peft_model(outline):
-            lora_parameters(outline, params)  # what PEFT refuses, it refuses here
-    return args, state, student, outline
+    adapter = lora_parameters(outline, params) if params.peft and not is_peft_model(outline) else None
+    return _Start(args, state, student, outline, adapter)
 
 
-def _planned(checked: CheckedRun, outline: PreTrainedModel, state: PartialState) -> list[Planned]:
-    rows, processes = len(checked.data.train), state.num_processes
-    return planned_of_run(checked.project.folder, checked.params, outline, rows=rows, processes=processes)
+def _planned(checked: CheckedRun, start: _Start) -> list[Planned]:
+    return planned_of_run(
+        checked.project.folder,
+        checked.params,
+        start.outline,
+        adapter=start.adapter,
+        rows=len(checked.data.train),
+        processes=start.state.num_processes,
+    )
 
 
 def trainer_config(params: LLMTrainingParams) -> DistillationSFTConfig:
@@ -169,31 +192,20 @@ def trainer_config(params: LLMTrainingParams) -> DistillationSFTConfig:
     return args
 
 
-def _computes(
-    params: LLMTrainingParams,
-    args: DistillationSFTConfig,
-    outline: PreTrainedModel,
-    *,
-    teacher: Teacher | None = None,
-) -> str:
-    if params.peft and not is_peft_model(outline):
-        trained = describe_adapter(lora_parameters(outline, params), rank=params.lora_r)
+def _computes(params: LLMTrainingParams, start: _Start, *, teacher: Teacher | None = None) -> str:
+    if start.adapter is None:
+        trained = describe_trained(start.outline)
     else:
-        trained = describe_trained(outline)
-    return describe_compute(args, outline, trained=trained, teacher=teacher, quantization=params.quantization)
+        trained = describe_adapter(start.adapter, rank=params.lora_r)
+    return describe_compute(
+        start.args, start.outline, trained=trained, teacher=teacher, quantization=params.quantization
+    )
 
 
-def _for_plain_sft(
-    checked: CheckedRun,
-    args: DistillationSFTConfig,
-    state: PartialState,
-    student: StudentModel,
-    outline: PreTrainedModel,
-    data: RunData,
-) -> PreparedRun:
+def _for_plain_sft(checked: CheckedRun, start: _Start, data: RunData) -> PreparedRun:
     """Return the run with rows in SFTTrainer's forms."""
-    params = checked.params
-    computes = _computes(params, args, outline)
+    params, args, state, student = checked.params, start.args, start.state, start.student
+    computes = _computes(params, start)
     if params.assistant_only_loss:
         check_marks(student.tokenizer)
     prepared = {}
@@ -211,18 +223,9 @@ def _for_plain_sft(
     return PreparedRun(checked, args, state, student, prepared, computes, data=data)
 
 
-def _for_teacher(
-    checked: CheckedRun,
-    args: DistillationSFTConfig,
-    state: PartialState,
-    student: StudentModel,
-    outline: PreTrainedModel,
-    data: RunData,
-    *,
-    writes_store: bool,
-) -> PreparedRun:
+def _for_teacher(checked: CheckedRun, start: _Start, data: RunData, *, writes_store: bool) -> PreparedRun:
     """Return the run with rows for a teacher; all are read before the teacher generates."""
-    params = checked.params
+    params, args, state, student = checked.params, start.args, start.state, start.student
     setup = _setup_of(checked, args, student, writes_store=writes_store)
     name_objects(args, setup.teacher)
     if setup.note:
@@ -232,7 +235,7 @@ def _for_teacher(
             data = write_run_data(checked, setup, state.print)
         checked = replace(checked, data=data)
     settings, recipe, teacher = setup.settings, setup.recipe, setup.teacher
-    computes = _computes(params, args, outline, teacher=teacher)
+    computes = _computes(params, start, teacher=teacher)
     sample = DRY_RUN_ROWS if params.dry_run and not writes_store else None
     rows_read = {split: recipe.read(rows, name=NAMES[split]) for split, rows in data.datasets.items()}
     rows_read = {split: (rows, data.counted(report, split)) for split, (rows, report) in rows_read.items()}
@@ -253,7 +256,7 @@ def _for_teacher(
             check_teaches(settings.teacher, teacher, preflights[split])
             if not writes_store:
                 _warn_of_few_steps(len(rows_read[split][0]), params, state)
-                _advise(len(rows_read[split][0]), params, state, teacher, outline)
+                _advise(len(rows_read[split][0]), params, state, teacher, start.outline)
     run = PreparedRun(checked, args, state, student, prepared, computes, preflights, setup, data)
     if params.eval_samples and not writes_store:
         with read_whole(args), state.main_process_first():
