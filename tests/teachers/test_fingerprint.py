@@ -10,7 +10,8 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
-from trl_distill.teachers.local.fingerprint import of_folder, of_model
+from trl_distill.teachers.local.fingerprint import of_model
+from trl_distill.teachers.local.folder_fingerprint import of_folder
 
 
 @pytest.fixture

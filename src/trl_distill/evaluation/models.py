@@ -12,7 +12,7 @@ from ..models.adapters import base_of, is_peft_model, with_adapter
 from ..models.broken_weights import check_finite
 from ..models.generation import has_learned_prompt
 from ..models.loading import ModelSource
-from ..teachers.local import fingerprint
+from ..teachers.local.folder_fingerprint import of_folder
 from ..teachers.local.teacher import LocalTeacher
 from ..teachers.local.weights import AdapterOff, CallersModel, FrozenModel, WeightSource
 
@@ -73,7 +73,7 @@ class LoadedAdapter:
 
     def content(self) -> list[object]:
         """An identity of the weights that is known without reading them."""
-        return [fingerprint.of_folder(self.source.path), self.base.dtype, self.base.quantization]
+        return [of_folder(self.source.path), self.base.dtype, self.base.quantization]
 
 
 class AdapterOn(WeightSource):

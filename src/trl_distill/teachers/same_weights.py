@@ -14,6 +14,7 @@ from ..models.adapters import base_of, is_peft_model
 from ..models.loading import ModelSource, resolve
 from .base import Teacher
 from .local import fingerprint
+from .local.folder_fingerprint import of_folder
 from .local.teacher import LocalTeacher
 from .target_store.reader import StoredTeacher
 
@@ -79,7 +80,7 @@ def _was_loaded_alike(theirs: Any, student: Student) -> bool:
     source = student.source
     if source is None or not isinstance(theirs, list) or theirs[-1] != source.quantization:
         return False
-    files = fingerprint.of_folder(source.path)
+    files = of_folder(source.path)
     if files is not None:
         return bool(files) and theirs[0] == files
     name, *version = theirs[0]

@@ -13,10 +13,6 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch.distributed.tensor import DTensor
 
-from .folder_fingerprint import of_folder
-
-__all__ = ["of_folder", "of_model", "without_adapters"]
-
 CHUNK = 2**22  # values that are summed at a time: the sum needs them as 64-bit integers
 SAMPLE = 256  # values of a tensor that are hashed in their places
 

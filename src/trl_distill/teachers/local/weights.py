@@ -20,7 +20,7 @@ from ...models.generation import generating_model, has_learned_prompt
 from ...models.lm_head import lm_head_of
 from ...models.loading import ModelSource
 from ...models.out_of_memory import doing
-from . import fingerprint
+from .folder_fingerprint import of_folder
 
 SELF = "self"
 CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")  # LoRA's ways to begin that change the weights under it
@@ -97,7 +97,7 @@ class FrozenModel(WeightSource):
         """The hash of its files, its precision and its quantization."""
         source = self.source
         hub = [source.path, source.revision, getattr(source.config, "_commit_hash", None)]
-        return [fingerprint.of_folder(source.path) or hub, source.dtype, source.quantization]
+        return [of_folder(source.path) or hub, source.dtype, source.quantization]
 
 
 class CallersModel(WeightSource):
