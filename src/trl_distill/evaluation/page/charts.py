@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
+from ..result import Interval
+
 WIDTH, HEIGHT = 460, 230  # units of a chart's own coordinates, which scale with the page
 LEFT, RIGHT, TOP, BOTTOM = 66, 14, 14, 40  # room around the area of the lines
 Place = Callable[[float], float]  # where a value is drawn
@@ -168,8 +170,9 @@ def bars(title: str, entries: Sequence[Bar]) -> Markup:
     )
 
 
-def interval(title: str, estimate: float, low: float, high: float) -> Markup:
+def interval(title: str, shown: Interval) -> Markup:
     """Return an estimate with its interval on an axis that shows 0, a half and 1; infinite ends leave the axis."""
+    estimate, low, high = shown.estimate, shown.low, shown.high
     known = [value for value in (estimate, low, high) if math.isfinite(value)]
     start, end = min(-0.1, *known) - 0.05, max(1.1, *known) + 0.05
     start, end = max(start, -2.0), min(end, 3.0)
@@ -178,8 +181,7 @@ def interval(title: str, estimate: float, low: float, high: float) -> Markup:
     def inside(value: float) -> float:
         return across(min(max(value, start), end))
 
-    is_bounded = math.isfinite(low) and math.isfinite(high)
-    reach = f"from {low:.2f} to {high:.2f}" if is_bounded else "which these rows do not bound"
+    reach = f"from {low:.2f} to {high:.2f}" if shown.is_bounded else "which these rows do not bound"
     ends = ((0.0, "0: as before"), (0.5, "0.5"), (1.0, "1: as the teacher"))
     parts = [axis_line(across(tick), 8, 58, text) for tick, text in ends]
     parts.append(

@@ -203,4 +203,4 @@ def _gap(evaluation: Evaluation | None) -> str:
     if evaluation is None or evaluation.gap_closed is None:
         return ""
     gap = evaluation.gap_closed
-    return interval(f"gap closed, {gap.estimate:.2f}", gap.estimate, gap.low, gap.high)
+    return interval(f"gap closed, {gap.estimate:.2f}", gap)
