@@ -11,7 +11,7 @@ from ..config.setting_names import name_settings
 from ..data.atomic_file import discard_unfinished
 from ..data.folder_lock import is_main_rank
 from ..data.full_disk import file_not_written, free_bytes, size_text, why_not_written
-from ..errors import DistillError
+from ..errors import DistillError, counted
 
 KEPT = {
     "teacher_completions.jsonl": "completions",
@@ -60,7 +60,7 @@ def explaining_full_disk_of(file: Path, *, again: str = AGAIN) -> AbstractContex
 
 @contextmanager
 def _explaining(found: Callable[[Exception], tuple[Path, str]], again: str) -> Iterator[None]:
-    """Raise the sentence of a full disk; `found` returns the file, and what is said of others."""
+    """Raise an error that explains a full disk; `found` returns the file, and a clause on the files that are kept."""
     try:
         yield
     except Exception as error:
@@ -105,4 +105,4 @@ def _kept(folder: Path) -> list[str]:
         if lines:
             kept.append(f"{lines:,} {what}")
     shards = len(list(folder.glob("shard-*.parquet")))
-    return [*kept, f"{shards:,} {'shard' if shards == 1 else 'shards'}"] if shards else kept
+    return [*kept, counted(shards, "shard")] if shards else kept

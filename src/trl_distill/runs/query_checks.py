@@ -9,7 +9,7 @@ from ..config.fields import number_in
 from ..config.queries_settings import QueriesSettings
 from ..config.training_params import OWN_TEACHERS, LLMTrainingParams
 from ..config.validation import validate_combinations
-from ..errors import ParamsError, TeacherError, TemplateError
+from ..errors import ParamsError, TeacherError, TemplateError, counted
 from ..prompts.input_requests import prompt_text
 from ..prompts.system_message import templates_of
 from .prepare_data import held_out_rows, share_of
@@ -89,8 +89,9 @@ def share_held_out(settings: QueriesSettings) -> float | None:
         )
     count = settings.count
     if share and held_out_of(count, share) == count:
-        inputs = "1 input" if count == 1 else f"{count} inputs"
-        raise ParamsError(f"holdout is {share:g}, which leaves none of {inputs} to train on; lower it, or give 0.")
+        raise ParamsError(
+            f"holdout is {share:g}, which leaves none of {counted(count, 'input')} to train on; lower it, or give 0."
+        )
     return share
 
 
